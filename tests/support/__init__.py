@@ -1,0 +1,1 @@
+"""What the tiers share. Nothing in here is a test."""

@@ -1,0 +1,223 @@
+"""Runs the tiers for script/test, times them, and checks that the machine is left as it was found.
+
+`lint` and `unit` touch nothing and run side by side, as the owner of the checkout. `host` runs as root in
+mount, network and process namespaces of its own: what it starts ends with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import pwd
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support import machine
+
+ROOT = Path(__file__).resolve().parents[2]
+TIERS = ("lint", "unit", "host")
+PR_SET_CHILD_SUBREAPER = 36
+
+# Where the host tier finds the machine's own network namespace: downloads must pass through it.
+OUTER_NETWORK = "HUTCH_TEST_OUTER_NETNS"
+
+# $1 is a file to hold that namespace; the rest is the command. A shell stays process 1 of the new process
+# namespace, because process 1 must reap what its grandchildren leave, and pytest does not.
+HOST_ENTRY = """
+set -e
+mount --bind /proc/self/ns/net "$1"
+shift
+exec unshare --net --pid --fork --kill-child --mount-proc -- sh -c '"$@"; exit $?' sh "$@"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a tier ended."""
+
+    tier: str
+    passed: bool
+    seconds: float
+
+
+def main() -> int:
+    tiers, pytest = _options()
+    is_root = os.geteuid() == 0
+    if "host" in tiers and not is_root:
+        print("the host tier needs root: `sudo script/test`, or without it `script/test lint unit`", file=sys.stderr)
+        return 2
+    os.chdir(ROOT)
+    _handle_signals()
+    _adopt_orphans()
+    before = machine.snapshot() if is_root else None
+    # Short, because paths of sockets are; open, because accounts other than root log in to workspaces.
+    work = Path(tempfile.mkdtemp(prefix="hutch-test-", dir="/tmp"))
+    work.chmod(0o755)
+    outcomes: list[Outcome] = []
+    try:
+        with ThreadPoolExecutor() as pool:
+            lint = pool.submit(_timed, "lint", lambda: _lint(work / "lint.txt")) if "lint" in tiers else None
+            if "unit" in tiers:
+                outcomes.append(_timed("unit", lambda: _unit(pytest)))
+            if lint:
+                outcomes.append(lint.result())
+                print((work / "lint.txt").read_text(), end="", flush=True)
+        if "host" in tiers:
+            outcomes.append(_timed("host", lambda: _host(pytest, work)))
+    finally:
+        left = _end_children()
+        changed = machine.settled_difference(before) if before else ""
+        status = _report(outcomes, left, changed)
+        if any(outcome.tier == "host" and not outcome.passed for outcome in outcomes):
+            print(f"what the host tests left to look at: {work}", flush=True)
+        else:
+            shutil.rmtree(work)
+    return status
+
+
+def _options() -> tuple[list[str], list[str]]:
+    """The tiers to run, in their order, and the options for pytest."""
+    argv = sys.argv[1:]
+    split = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(
+        prog="script/test",
+        usage="script/test [--all] [TIER…] [-- PYTEST OPTION…]",
+        description="Run the tests: every tier, or the named ones.",
+        epilog="example: sudo script/test host -- -x -k ssh",
+    )
+    parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"one of {', '.join(TIERS)}")
+    parser.add_argument("--all", action="store_true", help="every tier; also what happens when none is named")
+    options = parser.parse_args(argv[:split])
+    for tier in options.tiers:
+        if tier not in TIERS:
+            parser.error(f"there is no tier {tier!r}; there are {', '.join(TIERS)}")
+    wanted = TIERS if options.all or not options.tiers else options.tiers
+    return [tier for tier in TIERS if tier in wanted], argv[split + 1 :]
+
+
+def _timed(tier: str, run: Callable[[], bool]) -> Outcome:
+    start = time.monotonic()
+    passed = run()
+    return Outcome(tier, passed, time.monotonic() - start)
+
+
+def _lint(output: Path) -> bool:
+    """Every linter, whether or not another one complains; what they say goes to `output`."""
+    tools = Path(sys.executable).parent
+    scripts = [str(path) for path in sorted(ROOT.glob("script/*")) if path.is_file()]
+    commands = [
+        [f"{tools}/ruff", "check", "--output-format=concise"],
+        [f"{tools}/ruff", "format", "--check"],
+        [f"{tools}/mypy"],
+        *(["bash", "-n", script] for script in [".ci/run", *scripts]),
+    ]
+    passed = True
+    with output.open("w") as file:
+        for command in commands:
+            result = subprocess.run(
+                _as_owner(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            if result.returncode != 0:
+                passed = False
+                file.write(f"$ {shlex.join(command)}\n{result.stdout}")
+    return passed
+
+
+def _unit(pytest: Sequence[str]) -> bool:
+    command = [sys.executable, "-m", "pytest", "tests/unit", *pytest]
+    return subprocess.run(_as_owner(command), stdin=subprocess.DEVNULL).returncode == 0
+
+
+def _host(pytest: Sequence[str], work: Path) -> bool:
+    outer = work / "outer-netns"
+    outer.touch()
+    command = [sys.executable, "-m", "pytest", "tests/host", "-p", "no:cacheprovider", f"--basetemp={work}/t", *pytest]
+    entry = ["unshare", "--mount", "sh", "-c", HOST_ENTRY, "sh", str(outer), *command]
+    environment = {**os.environ, OUTER_NETWORK: str(outer)}
+    if ROOT.stat().st_uid != 0:
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"  # root's files would be in the owner's way
+    return subprocess.run(entry, stdin=subprocess.DEVNULL, env=environment).returncode == 0
+
+
+def _as_owner(command: Sequence[str]) -> list[str]:
+    """`command`, run as the owner of the checkout where root got here by sudo."""
+    owner = ROOT.stat().st_uid
+    if os.geteuid() != 0 or owner == 0:
+        return list(command)
+    account = pwd.getpwuid(owner)
+    return ["runuser", "-u", account.pw_name, "--", "env", f"HOME={account.pw_dir}", *command]
+
+
+def _handle_signals() -> None:
+    """Ctrl-C reaches the tests as well: wait for them to clean up. SIGTERM ends them, and still reports."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _adopt_orphans() -> None:
+    """What the tests start and abandon becomes a child of this process, so that none can get away."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def _end_children(grace: float = 3.0) -> list[str]:
+    """Reap every child; kill those that are still there after `grace` seconds, and return their command lines."""
+    deadline = time.monotonic() + grace
+    left: list[str] = []
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return left
+        if pid == 0 and time.monotonic() > deadline:
+            for child in _children():
+                left.append(f"{child}: {_command_line(child)}")
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(-1, 0)
+        elif pid == 0:
+            time.sleep(0.05)
+
+
+def _children() -> list[int]:
+    return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return "(gone)"
+
+
+def _report(outcomes: Sequence[Outcome], left: Sequence[str], changed: str) -> int:
+    """Say how it went; 0 if all is well."""
+    if left:
+        print("the tests left processes, which were killed:", *left, sep="\n  ")
+    if changed:
+        print(f"the machine is not as it was before the tests:\n{changed}")
+    for outcome in outcomes:
+        print(f"{outcome.tier:<6}{'passed' if outcome.passed else 'FAILED'} in {outcome.seconds:.1f} s")
+    sys.stdout.flush()
+    return 0 if outcomes and all(outcome.passed for outcome in outcomes) and not left and not changed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
