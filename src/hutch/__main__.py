@@ -1,0 +1,5 @@
+"""`python -m hutch`."""
+
+from hutch.cli import main
+
+main()

@@ -1,0 +1,65 @@
+"""What goes wrong, as values: a brief, details, and what to do about it.
+
+Every failure that a user can cause is a HutchError. One handler, in the command line, prints it and
+chooses the exit code; nothing below that layer prints or exits. Bugs are left to be tracebacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class HutchError(Exception):
+    """A failure with an explanation. `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+    def __init__(self, brief: str, *, details: str = "", resolution: str = "") -> None:
+        super().__init__(brief)
+        self.brief = brief
+        self.details = details
+        self.resolution = resolution
+
+
+class UsageError(HutchError):
+    """The command line asks for something that cannot be; nothing was touched."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a hutch.toml.
+
+    `key` is dotted as in the file ("workspaces.web.ip"); `line` counts from 1, 0 when unknown;
+    `value` is the offending value as the user wrote it, shortened; `hint` says what would be right.
+    """
+
+    message: str
+    key: str = ""
+    value: str = ""
+    hint: str = ""
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
+        what = f"{self.key} = {self.value}: " if self.key and self.value else f"{self.key}: " if self.key else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{where}{what}{self.message}{hint}"
+
+
+class ConfigError(HutchError):
+    """A hutch.toml that cannot be used, with all of its problems."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        file = self.problems[0].file if self.problems else ""
+        super().__init__(
+            f"{file or 'hutch.toml'}: {count} problem{'s' if count != 1 else ''}; nothing was changed",
+            details="\n".join(str(problem) for problem in self.problems),
+        )

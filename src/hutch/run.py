@@ -1,0 +1,122 @@
+"""The only importer of subprocess: every command that hutch runs passes here.
+
+Commands are argument lists, never shell text. The environment is built, not inherited; standard input
+is closed unless given; every call has a deadline; a failure carries a line that a person can replay.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import IO, NoReturn
+
+from hutch.errors import HutchError
+
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin"
+BASE_ENVIRONMENT = {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
+
+Popen = subprocess.Popen  # for annotations elsewhere; only this module creates one
+
+
+class CommandFailed(HutchError):
+    """A command ended with a non-zero code, by a signal, or past its deadline."""
+
+    def __init__(self, argv: Sequence[str], reason: str, stderr: str, returncode: int | None) -> None:
+        self.argv = tuple(argv)
+        self.returncode = returncode
+        self.stderr = stderr
+        tail = "\n".join(stderr.strip().splitlines()[-15:])
+        super().__init__(f"{argv[0]} {reason}", details=tail, resolution=f"to replay it: {shlex.join(argv)}")
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a child: fixed, plus `extra`."""
+    return {**BASE_ENVIRONMENT, **(extra or {})}
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    stdin: str | None = None,
+    timeout: float = 30.0,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.CompletedProcess[str]:
+    """Run `argv` to its end and return its output as text.
+
+    `timeout` is in seconds. Raises CommandFailed when the program is missing, overruns, or (with `check`)
+    returns non-zero.
+    """
+    try:
+        result = subprocess.run(
+            argv,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            timeout=timeout,
+            env=environment(env),
+            cwd=cwd,
+            encoding="utf-8",
+            errors="replace",
+            pass_fds=pass_fds,
+        )
+    except FileNotFoundError as error:
+        raise CommandFailed(argv, "is not installed", str(error), None) from error
+    except subprocess.TimeoutExpired as error:
+        raise CommandFailed(argv, f"did not end within {timeout:g} s", "", None) from error
+    if check and result.returncode != 0:
+        raise CommandFailed(argv, describe(result.returncode), result.stderr or result.stdout, result.returncode)
+    return result
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    stdin: int | IO[bytes] | None = None,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    pass_fds: Sequence[int] = (),
+    new_session: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start `argv` and return at once. Streams that are not given are /dev/null."""
+    null = subprocess.DEVNULL
+    try:
+        return subprocess.Popen(
+            argv,
+            stdin=null if stdin is None else stdin,
+            stdout=null if stdout is None else stdout,
+            stderr=null if stderr is None else stderr,
+            env=environment(env),
+            cwd=cwd,
+            pass_fds=pass_fds,
+            start_new_session=new_session,
+        )
+    except FileNotFoundError as error:
+        raise CommandFailed(argv, "is not installed", str(error), None) from error
+
+
+PIPE = subprocess.PIPE
+STDOUT = subprocess.STDOUT
+
+
+def replace(argv: Sequence[str]) -> NoReturn:
+    """Become `argv`, with the caller's own environment and streams: for ssh, scp and sudo."""
+    try:
+        os.execvp(argv[0], list(argv))
+    except FileNotFoundError as error:
+        raise CommandFailed(argv, "is not installed", str(error), None) from error
+
+
+def describe(returncode: int) -> str:
+    """ "failed with code 3" or "was killed by SIGKILL"."""
+    if returncode >= 0:
+        return f"failed with code {returncode}"
+    import signal
+
+    return f"was killed by {signal.Signals(-returncode).name}"

@@ -1,0 +1,200 @@
+"""Checks between keys and between workspaces, on whatever part of the file is valid by itself.
+
+Pure but for `real`, which resolves symbolic links: two paths may lead to one directory.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from hutch.spec import names
+from hutch.spec.finding import Finding, Path
+from hutch.spec.model import Network, Workspace
+
+UPLINKS = ipaddress.IPv4Network("192.168.84.0/24")  # where an uplink is looked for when none is given
+KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
+SYSTEM_DIRECTORIES = ("/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot", "/run")
+
+Real = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is valid of one workspace, and where in the file its keys were said.
+
+    `own` are the keys of its own table, `inherited` those that [defaults] gave it. `kept` maps the entries
+    of its lists to their indexes in the file. `whole` is false where so much is wrong (the name or the type)
+    that a backend cannot judge it.
+    """
+
+    name: str
+    workspace: Workspace
+    own: frozenset[str]
+    inherited: frozenset[str]
+    kept: Mapping[str, Sequence[int]]
+    whole: bool = True
+
+    def path(self, key: str, *inside: str | int) -> Path:
+        """Where in the file the value of `key` was said; the workspace's own table when nobody said it."""
+        if inside and isinstance(inside[0], int) and inside[0] < len(self.kept.get(key, ())):
+            inside = (self.kept[key][inside[0]], *inside[1:])
+        table: Path = ("defaults",) if key in self.inherited else ("workspaces", self.name)
+        return (*table, key, *inside)
+
+    def says(self, key: str) -> bool:
+        return key in self.own or key in self.inherited
+
+
+def check_network(network: Network) -> Iterator[Finding]:
+    """The two networks must not overlap."""
+    subnet = ipaddress.IPv4Network(network.subnet)
+    if network.uplink:
+        if subnet.overlaps(ipaddress.IPv4Network(network.uplink)):
+            yield Finding(("network", "uplink"), f"overlaps the subnet {subnet}", "a /30 outside of it")
+    elif UPLINKS.subnet_of(subnet):
+        hint = 'a smaller subnet, or an uplink outside of it, such as "10.84.0.0/30"'
+        yield Finding(("network", "subnet"), f"leaves no room for an uplink in {UPLINKS}", hint)
+
+
+def check_workspaces(
+    drafts: Sequence[Draft], subnet: str | None, *, state_dir: str, file: str, real: Real
+) -> Iterator[Finding]:
+    """Everything that concerns more than one key. `subnet` is None when the file's own is wrong."""
+    if subnet is not None:
+        yield from check_addresses(drafts, subnet)
+    yield from check_identifiers(drafts)
+    yield from check_ports(drafts)
+    for draft in drafts:
+        yield from check_targets(draft)
+        yield from check_sources(draft, state_dir=state_dir, file=file, real=real)
+    yield from check_homes(drafts, real)
+
+
+def check_addresses(drafts: Sequence[Draft], network: str) -> Iterator[Finding]:
+    """Static addresses lie in the subnet and are not hutch's own."""
+    subnet = ipaddress.IPv4Network(network)
+    taken = {
+        str(subnet.network_address): "the network itself",
+        str(subnet.broadcast_address): "the broadcast address",
+        names.gateway(network): "the gateway",
+        names.builder_address(network): "kept for image builds",
+    }
+    first, last = subnet.network_address + 2, subnet.broadcast_address - 2
+    for draft in drafts:
+        ip = draft.workspace.ip
+        if ip is None:
+            continue
+        if ipaddress.IPv4Address(ip) not in subnet:
+            yield Finding(draft.path("ip"), f"is outside the subnet {subnet}", f"{first} to {last}")
+        elif ip in taken:
+            yield Finding(draft.path("ip"), f"is {taken[ip]}", f"{first} to {last}")
+
+
+def check_identifiers(drafts: Sequence[Draft]) -> Iterator[Finding]:
+    """No two workspaces have one address, MAC or context id, be it given or derived."""
+    values: Mapping[str, Callable[[Draft], object]] = {
+        "ip": lambda draft: draft.workspace.ip,
+        "mac": lambda draft: draft.workspace.mac or names.mac(draft.name),
+        "cid": lambda draft: draft.workspace.cid or names.cid(draft.name),
+    }
+    for key, value_of in values.items():
+        seen: dict[object, Draft] = {}
+        for draft in drafts:
+            value = value_of(draft)
+            other = seen.setdefault(value, draft)
+            if value is None or other is draft:
+                continue
+            # The one to change is the one that was given; of two given ones the later.
+            wrong, right = (draft, other) if draft.says(key) or not other.says(key) else (other, draft)
+            derived = "" if right.says(key) else ", which derives it from its name"
+            hint = "another one, or leave it out" if wrong.says(key) else f"set {key} in one of them"
+            message = f"{value} is also the {key} of workspace {right.name}{derived}"
+            yield Finding(wrong.path(key), message, hint)
+
+
+def check_ports(drafts: Sequence[Draft]) -> Iterator[Finding]:
+    """A port of the host leads to one place."""
+    seen: dict[tuple[int, str], list[tuple[str, str]]] = {}
+    for draft in drafts:
+        for index, publish in enumerate(draft.workspace.publish):
+            others = seen.setdefault((publish.host_port, publish.protocol), [])
+            for ip, name in others:
+                if not ip or not publish.host_ip or ip == publish.host_ip:
+                    where = "twice" if name == draft.name else f"by workspace {name} too"
+                    message = f"host port {publish.host_port}/{publish.protocol} is published {where}"
+                    yield Finding(draft.path("publish", index), message, "another host port, or another host_ip")
+                    break
+            others.append((publish.host_ip, draft.name))
+
+
+def check_targets(draft: Draft) -> Iterator[Finding]:
+    """Mounts have places of their own, and leave the home where it is."""
+    home = f"/home/{draft.workspace.user}"
+    seen: set[str] = set()
+    for index, mount in enumerate(draft.workspace.mounts):
+        path = draft.path("mounts", index, "target")
+        if is_inside(home, mount.target):
+            yield Finding(path, f"would hide the home {home}", 'a directory in it, or another place, such as "/src"')
+        if mount.target in seen:
+            yield Finding(path, "is the target of another mount too", "a target for each")
+        seen.add(mount.target)
+
+
+def check_sources(draft: Draft, *, state_dir: str, file: str, real: Real) -> Iterator[Finding]:
+    """No share shows the whole host, hutch's own state, or lets a guest rewrite the file that declares it."""
+    workspace = draft.workspace
+    shares: list[tuple[Path, str, bool]] = [
+        (draft.path("mounts", index, "source"), mount.source, not mount.readonly)
+        for index, mount in enumerate(workspace.mounts)
+    ]
+    if workspace.home is not None:
+        shares.append((draft.path("home"), workspace.home, True))
+    scheme, _, tree = workspace.image.partition(":")
+    if scheme in ("rootfs", "nix"):
+        shares.append((draft.path("image"), tree, False))
+    for path, directory, writable in shares:
+        aliases = {directory, real(directory)}
+        message, hint = "", "another directory"
+        if "/" in aliases:
+            message = "is the whole host"
+        elif any(is_inside(alias, kernel) for alias in aliases for kernel in KERNEL_DIRECTORIES):
+            message = "is a file system of the host's kernel"
+        elif any(is_inside(alias, state) for alias in aliases for state in (state_dir, real(state_dir))):
+            message = f"is in hutch's own state {state_dir}"
+        elif any(is_inside(state, alias) for alias in aliases for state in (state_dir, real(state_dir))):
+            message = f"holds hutch's own state {state_dir}"
+        elif path[-1] == "home" and any(is_inside(alias, own) for alias in aliases for own in SYSTEM_DIRECTORIES):
+            message = "is in the host's own system"
+        elif writable and any(is_inside(file, alias) for alias in aliases):
+            message = f"would let the workspace rewrite {file}"
+            hint = "a directory that does not hold this file, or readonly = true"
+        if message:
+            yield Finding(path, message, hint)
+
+
+def check_homes(drafts: Sequence[Draft], real: Real) -> Iterator[Finding]:
+    """Each workspace has a home of its own: not the same directory, nor one inside another."""
+    seen: list[tuple[str, str]] = []
+    for draft in drafts:
+        if draft.workspace.home is None:
+            continue
+        home = real(draft.workspace.home)
+        for other, name in seen:
+            if is_inside(home, other) or is_inside(other, home):
+                how = "is also" if home == other else "overlaps"
+                yield Finding(draft.path("home"), f"{how} the home of workspace {name}", "a directory for each")
+                break
+        seen.append((home, draft.name))
+
+
+def is_inside(path: str, tree: str) -> bool:
+    """Whether `path` is `tree` or in it, by name."""
+    return posixpath.normpath(path) == tree or path.startswith(tree.rstrip("/") + "/")
+
+
+def once(findings: Iterable[Finding]) -> list[Finding]:
+    """Without repetitions: what [defaults] says is found again in every workspace."""
+    return list(dict.fromkeys(findings))

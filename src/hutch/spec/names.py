@@ -1,0 +1,214 @@
+"""Every derived name: paths, interfaces, addresses, identifiers. One home for each, with the kernel's limit beside it.
+
+Nothing else in hutch joins a path under the state or runtime directory, or makes up an interface name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch.errors import UsageError
+
+DEFAULT_STATE_DIR = "/var/lib/hutch"
+DEFAULT_RUN_DIR = "/run/hutch"
+IFNAMSIZ = 15  # bytes of an interface name, without the closing NUL
+SUN_PATH = 107  # bytes of a socket path, without the closing NUL
+
+UID_FIRST = 0x7000_0000  # above what systemd-nspawn picks from, below the sign bit
+UID_COUNT = 0x1_0000
+UID_RANGES = 4095
+GUEST_UIDS = range(1000, 60001)  # what adduser gives to people, on every distribution
+
+
+def hostname(name: str) -> str:
+    """The name of a workspace for ssh and /etc/hosts."""
+    return f"workspace-{name}"
+
+
+def mac(name: str) -> str:
+    """The default MAC address: locally administered, the first five bytes of SHA-256(name)."""
+    return ":".join(["02", *(f"{byte:02x}" for byte in hashlib.sha256(name.encode()).digest()[:5])])
+
+
+def cid(name: str) -> int:
+    """The default vsock context id: 100 + the first six hexadecimal digits of SHA-256(name)."""
+    return 100 + int(hashlib.sha256(name.encode()).hexdigest()[:6], 16)
+
+
+def interface(prefix: str, name: str) -> str:
+    """`prefix`-`name` within 15 bytes; a long name is cut and told apart by a hash of the whole."""
+    full = f"{prefix}-{name}"
+    if len(name) <= IFNAMSIZ - len(prefix) - 1:
+        return full
+    digest = hashlib.sha256(name.encode()).hexdigest()[:4]
+    return f"{prefix}-{name[: IFNAMSIZ - len(prefix) - 1 - len(digest)]}{digest}"
+
+
+def port(name: str, type: str) -> str:
+    """The workspace's port on the bridge, in the router namespace."""
+    return interface("vm" if type == "vm" else "ve", name)
+
+
+def gateway(subnet: str) -> str:
+    """The first address of the subnet: gateway and DNS server of the workspaces."""
+    return str(next(ipaddress.IPv4Network(subnet).hosts()))
+
+
+def builder_address(subnet: str) -> str:
+    """The last address of the subnet, kept for image builds."""
+    return str(ipaddress.IPv4Network(subnet).broadcast_address - 1)
+
+
+BUILDER = "_build"  # no workspace can be called that
+"""The name under which image builds take part in the network."""
+
+
+def uplink_addresses(uplink: str) -> tuple[str, str]:
+    """(the host's end, the router's end) of the /30 that joins them."""
+    host, router = ipaddress.IPv4Network(uplink).hosts()
+    return str(host), str(router)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where one hutch on this host keeps its things. A second one has other directories, hence other names."""
+
+    state: Path
+    run: Path
+
+    @classmethod
+    def from_environment(cls) -> Places:
+        """By $HUTCH_STATE_DIR and $HUTCH_RUN_DIR. They end in mount options and in ssh's configuration."""
+        found = {}
+        for variable, default in (("HUTCH_STATE_DIR", DEFAULT_STATE_DIR), ("HUTCH_RUN_DIR", DEFAULT_RUN_DIR)):
+            path = found[variable] = os.path.abspath(os.environ.get(variable) or default)
+            if not re.fullmatch(r"(/[A-Za-z0-9_.+-]+)+", path, re.ASCII):
+                raise UsageError(f"{variable}={path!r} cannot be used", resolution="letters, digits and _.+-/ only")
+        return cls(state=Path(found["HUTCH_STATE_DIR"]), run=Path(found["HUTCH_RUN_DIR"]))
+
+    # What carries this hutch's name on the host.
+
+    @property
+    def instance(self) -> str:
+        """ "hutch", or "hutch-" and six digits for a second one: at most 12 bytes."""
+        if str(self.state) == DEFAULT_STATE_DIR:
+            return "hutch"
+        return "hutch-" + hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
+
+    @property
+    def namespace(self) -> str:
+        """The router's network namespace, as `ip netns` knows it."""
+        return self.instance
+
+    @property
+    def namespace_path(self) -> Path:
+        return Path("/run/netns") / self.namespace
+
+    @property
+    def uplink_host(self) -> str:
+        """The host's end of the uplink: an interface of the host."""
+        return f"{self.instance}-up"
+
+    @property
+    def uplink_router(self) -> str:
+        """The router's end of the uplink: an interface in the router namespace."""
+        return "up0"
+
+    @property
+    def table(self) -> str:
+        """The name of the nftables tables, on the host and in the router namespace."""
+        return self.instance
+
+    @property
+    def ssh_config(self) -> Path:
+        return Path("/etc/ssh/ssh_config.d") / f"50-{self.instance}.conf"
+
+    # State: survives a reboot.
+
+    @property
+    def images(self) -> Path:
+        return self.state / "images"
+
+    @property
+    def workspaces(self) -> Path:
+        return self.state / "workspaces"
+
+    @property
+    def lock(self) -> Path:
+        return self.state / "lock"
+
+    @property
+    def journal(self) -> Path:
+        return self.state / "journal.json"
+
+    @property
+    def network_record(self) -> Path:
+        return self.state / "network.json"
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.state / "known_hosts"
+
+    def key(self, uid: int) -> Path:
+        """The private key that hutch made for a host user: root's opens every workspace."""
+        return self.state / "keys" / str(uid) / "id_ed25519"
+
+    def workspace(self, name: str) -> Path:
+        """Root's own directory for a workspace; nothing in it but `home` and `root` is written by guests."""
+        return self.workspaces / name
+
+    def record(self, name: str) -> Path:
+        return self.workspace(name) / "workspace.json"
+
+    def home(self, name: str) -> Path:
+        return self.workspace(name) / "home"
+
+    def root(self, name: str) -> Path:
+        """The kept root (`persist = "all"`)."""
+        return self.workspace(name) / "root"
+
+    def host_key(self, name: str) -> Path:
+        return self.workspace(name) / "ssh" / "ssh_host_ed25519_key"
+
+    # Runtime: gone after a reboot.
+
+    def runtime(self, name: str) -> Path:
+        return self.run / "workspaces" / name
+
+    def launch(self, name: str) -> Path:
+        return self.runtime(name) / "launch.json"
+
+    def status(self, name: str) -> Path:
+        """What the supervisor says of itself."""
+        return self.runtime(name) / "status.json"
+
+    def log(self, name: str) -> Path:
+        return self.runtime(name) / "machine.log"
+
+    def console(self, name: str) -> Path:
+        """The console's socket."""
+        return self.runtime(name) / "console"
+
+    def cgroup(self, name: str) -> str:
+        """The workspace's cgroup, relative to the root of the cgroup2 hierarchy."""
+        return f"{self.instance}/{name}"
+
+    @property
+    def shares(self) -> Path:
+        """Which bind mounts of the host's are ours."""
+        return self.run / "shares.json"
+
+    @property
+    def dns_cgroup(self) -> str:
+        """The resolvers' cgroup; no workspace can be called that."""
+        return f"{self.instance}/_dns"
+
+    @property
+    def dns(self) -> Path:
+        """Runtime files of the two resolvers."""
+        return self.run / "dns"

@@ -1,0 +1,144 @@
+"""From a table of the file to one of the model's dataclasses, by pydantic, with findings in plain words.
+
+A wrong key never hides another one: what fails is reported and left out, and the rest is validated again,
+so that the checks between keys see all that is right. Values are handed to pydantic as JSON, where it is
+strict about types and still takes a list for a tuple.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from hutch.spec.finding import Finding, Path
+from hutch.spec.model import Idle, Mount
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
+T = TypeVar("T")
+Table = dict[str, Any]
+Kept = dict[str, list[int]]
+"""For each list of a table, the indexes in the file of the entries that are still in it."""
+
+STAND_IN = 0.5  # for what JSON cannot say or no key nests so deep: no key takes a fraction
+DEEPEST = 6
+INSIDE: Mapping[str, type] = {"mounts": Mount, "idle": Idle}
+EXPLANATIONS = {
+    "bool_type": ("must be true or false", "without quotes"),
+    "tuple_type": ("must be a list", 'in brackets, such as ["one", "two"]'),
+    "dict_type": ("must be a table", 'such as { KEY = "value" }'),
+    "dataclass_type": ("must be a table", 'such as { key = "value" }'),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Validated(Generic[T]):
+    """What of a table is valid: as a dataclass, and as the table that is left; and what is wrong with the rest."""
+
+    value: T
+    table: Table
+    kept: Kept
+    findings: list[Finding]
+
+
+def validate(cls: type[T], table: Table, at: Path, stand_ins: Table | None = None) -> Validated[T]:
+    """`table` as `cls`, as far as it is valid. `stand_ins` are for required keys that turn out wrong."""
+    from pydantic import ValidationError
+
+    model: Any = cls
+    rest: Table = json_ready(table)
+    kept: Kept = {key: list(range(len(value))) for key, value in rest.items() if isinstance(value, list)}
+    findings: list[Finding] | None = None
+    while True:
+        try:
+            value = adapter(model).validate_json(json.dumps(rest))
+        except ValidationError as error:
+            errors = error.errors(include_url=False)
+        else:
+            return Validated(value, rest, kept, findings or [])
+        if findings is None:  # later rounds only see what the first one left behind
+            findings = [explain(cls, details, at) for details in errors]
+        leave_out(rest, kept, errors)
+        rest = {**(stand_ins or {}), **rest}
+
+
+@functools.cache
+def adapter(cls: Any) -> TypeAdapter[Any]:
+    """Pydantic's validator of a dataclass; making one takes longer than a hundred validations."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+def json_ready(value: Any, depth: int = 0) -> Any:
+    """A copy of a TOML value in JSON's types, of bounded depth."""
+    if depth < DEEPEST and isinstance(value, dict):
+        return {key: json_ready(entry, depth + 1) for key, entry in value.items()}
+    if depth < DEEPEST and isinstance(value, list):
+        return [json_ready(entry, depth + 1) for entry in value]
+    if isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 2**63):
+        return value
+    return STAND_IN
+
+
+def leave_out(table: Table, kept: Kept, errors: Iterable[ErrorDetails]) -> None:
+    """Removes from `table` the values that `errors` are about; of a missing value, what should hold it."""
+    places: set[Path] = set()
+    for error in errors:
+        place = location(error)
+        places.add(place[:-1] if error["type"] == "missing" else place)
+    for place in sorted(places, key=lambda path: [(str(type(part)), part) for part in path], reverse=True):
+        holder: Any = table
+        for part in place[:-1]:
+            holder = holder[part]
+        if place:
+            del holder[place[-1]]
+        if len(place) == 2 and isinstance(place[1], int):
+            del kept[str(place[0])][place[1]]
+
+
+def location(error: ErrorDetails) -> Path:
+    return tuple(part for part in error["loc"] if part != "[key]")
+
+
+def explain(cls: type, error: ErrorDetails, at: Path) -> Finding:
+    """One of pydantic's errors in the words of a user of hutch.toml."""
+    place = location(error)
+    owner = INSIDE.get(str(place[0]), cls) if len(place) > 1 else cls
+    key = str(place[-1])
+    kind = error["type"]
+    message, hint = EXPLANATIONS.get(kind, (error["msg"], ""))
+    if kind == "value_error":
+        reason = error["ctx"]["error"]
+        message, hint = getattr(reason, "message", str(reason)), getattr(reason, "hint", "")
+    elif kind == "literal_error":
+        message, hint = "is not one of the known values", choices(owner, key)
+    elif kind == "unexpected_keyword_argument":
+        message, hint = "unknown key", nearest(key, owner.__dataclass_fields__)  # type: ignore[attr-defined]
+    elif kind == "missing":
+        message, hint = "is missing", choices(owner, key) or meaning(owner, key)
+    return Finding((*at, *place), message, hint)
+
+
+def choices(cls: type, key: str) -> str:
+    """The values of a key that takes one of a few words: `"container" or "vm"`."""
+    return " or ".join(f'"{choice}"' for choice in typing.get_args(typing.get_type_hints(cls)[key]))
+
+
+def meaning(cls: type, key: str) -> str:
+    fields: Mapping[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    return str(fields[key].metadata["meaning"])
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Which key was meant, or which there are."""
+    names = list(known)
+    close = difflib.get_close_matches(key.lower().replace("-", "_"), names, n=1)
+    return f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(names)}"

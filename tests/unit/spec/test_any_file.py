@@ -1,0 +1,68 @@
+"""Whatever a file says, loading ends with a Config or with problems that have a place in it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hutch.spec import loading
+from hutch.spec.finding import Finding
+from hutch.spec.model import WORKSPACE_KEYS, Network
+from hutch.spec.validation import Table
+from tests.unit.spec.conftest import STATE
+
+words = st.sampled_from(
+    ["", "container", "vm", "none", "80:80", "1.2.3.4", "192.168.83.9", "10.0.0.0/24", "4GiB", "\n", "é"]
+)
+paths = st.sampled_from(["~", "~/x", "/", "/srv", "/var/lib", ".", "*.pub", "~/.ssh/*.pub", "rootfs:/", "rootfs:~"])
+people = st.sampled_from(["alice", "homeless", "root", "a.org"])
+leaves = (
+    words
+    | paths
+    | people
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
+keys = st.sampled_from(["source", "target", "readonly", "after", "then", "A", "a b", "\n"])
+values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4))
+tables = st.dictionaries(st.sampled_from([*WORKSPACE_KEYS, "unknown", "a.b"]), values, max_size=6)
+names = st.sampled_from(["a", "b", "web", "Web", "a.b", "\n", "-"])
+files = st.fixed_dictionaries(
+    {},
+    optional={
+        "network": st.dictionaries(st.sampled_from([*Network.__dataclass_fields__, "x"]), values) | values,
+        "defaults": tables | values,
+        "workspaces": st.dictionaries(names, tables | values, max_size=4) | values,
+        "engines": st.dictionaries(st.sampled_from(["incus", "x"]), values) | values,
+        "web": values,
+    },
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=files)
+def test_any_file_gives_a_config_or_problems(data: Table, home: object) -> None:
+    text = "\n".join(f"{key} = {render(value)}" for key, value in data.items())
+    assert tomllib.loads(text) == data
+    findings: list[Finding] = []
+    config = loading.read_config("/nowhere/hutch.toml", data, findings, STATE, loading.no_check)
+    problems = loading.locate("/nowhere/hutch.toml", text, findings)
+    assert config.file == "/nowhere/hutch.toml"
+    for problem in problems:
+        assert problem.line > 0
+        assert problem.message
+        assert "\n" not in str(problem)
+
+
+def render(value: Any) -> str:
+    """A value as inline TOML."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {render(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",\n".join(map(render, value)) + "]"
+    return json.dumps(value)

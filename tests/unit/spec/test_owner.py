@@ -1,0 +1,103 @@
+"""Owners and keys: whose home it is, and that reading keys as root shows nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hutch.spec.marker import Invalid
+from hutch.spec.owner import Owner, default_owner, expand, expand_keys, find_owner, owner_keys, unique
+from tests.unit.spec.conftest import key_line
+
+
+@pytest.mark.parametrize(
+    ("environ", "uid", "expected"),
+    [
+        ({}, 1234, 1234),
+        ({}, 65534, 1000),
+        ({"SUDO_UID": "1001"}, 1234, 1234),
+        ({"SUDO_UID": "1001", "DOAS_USER": "alice"}, 0, 1001),
+        ({"SUDO_UID": "0", "DOAS_USER": "bob"}, 0, 1001),
+        ({"DOAS_USER": "carol", "PKEXEC_UID": "1002"}, 0, 1002),
+        ({"SUDO_UID": "65534"}, 0, 1000),
+        ({"SUDO_UID": "x", "DOAS_USER": "root", "PKEXEC_UID": "-1"}, 0, 1000),
+        ({"SUDO_UID": "9" * 30}, 0, 1000),
+        ({}, 0, 1000),
+    ],
+)
+def test_who_is_behind_it(home: Path, environ: dict[str, str], uid: int, expected: int) -> None:
+    assert default_owner(environ, uid) == expected
+
+
+def test_owners(home: Path) -> None:
+    alice = Owner(uid=1000, gid=100, home=home, name="alice")
+    assert find_owner("alice") == find_owner(1000) == alice
+    assert find_owner(4321) == Owner(uid=4321, gid=4321, home=None, name="4321")
+    assert find_owner("homeless").home is None
+    for wrong in ("carol", "root", "nobody", 0, 65534):
+        with pytest.raises(Invalid):
+            find_owner(wrong)
+
+
+def test_paths(home: Path, tmp_path: Path) -> None:
+    alice = find_owner("alice")
+    assert expand("~", alice, tmp_path) == str(home)
+    assert expand("~/a/../b", alice, tmp_path) == str(home / "b")
+    assert expand("../c", alice, tmp_path / "x") == str(tmp_path / "c")
+    assert expand("/d", alice, tmp_path) == "/d"
+    with pytest.raises(Invalid, match="needs a home"):
+        expand("~", find_owner("homeless"), tmp_path)
+
+
+def test_keys_by_default(home: Path) -> None:
+    ssh = home / ".ssh"
+    assert owner_keys(find_owner("alice")) == ()
+    (ssh / "b.pub").write_text(f"# mine\n\n{key_line(2, 'two')}\n{key_line(1, 'one again')}\n")
+    (ssh / "a.pub").write_bytes(key_line(1, "one").encode() + b"\r\n")
+    (ssh / "notes.pub").write_text("nothing here\n")
+    (ssh / "large.pub").write_text(key_line(4) + "\n" * 70_000)
+    (ssh / "binary.pub").write_bytes(b"\xff\xfe")
+    (ssh / "directory.pub").mkdir()
+    (ssh / "link.pub").symlink_to(home / "elsewhere")
+    (home / "elsewhere").write_text(key_line(5))
+    os.mkfifo(ssh / "fifo.pub")
+    assert owner_keys(find_owner("alice")) == (key_line(1, "one"), key_line(2, "two"))
+    assert owner_keys(find_owner("homeless")) == ()
+
+
+def test_keys_that_were_said(home: Path, tmp_path: Path) -> None:
+    alice = find_owner("alice")
+    (home / ".ssh" / "id.pub").write_text(key_line(1, "one"))
+    (tmp_path / "team").mkdir()
+    for seed in (3, 2):
+        (tmp_path / "team" / f"{seed}.pub").write_text(key_line(seed))
+    said = [key_line(9), "~/.ssh/id.pub", "team/*.pub", key_line(1)]
+    lines = unique(line for entry in said for line in expand_keys(entry, alice, tmp_path))
+    assert lines == (key_line(9), key_line(1, "one"), key_line(2), key_line(3))
+    (tmp_path / "[odd].pub").write_text(key_line(6))
+    assert expand_keys("[odd].pub", alice, tmp_path) == (key_line(6),)
+
+
+def test_no_secret_is_shown(home: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "shadow"
+    secret.write_text(f"{key_line(1)}\nroot:$6$secret:19000::::::\n")
+    (tmp_path / "id.pub").symlink_to(secret)
+    with pytest.raises(Invalid, match="line 2 is not a public key") as caught:
+        expand_keys("id.pub", find_owner("alice"), tmp_path)
+    assert "$6$" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["missing", "fifo", "directory", "large", "empty", "binary"])
+def test_files_without_keys(home: Path, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "id.pub"
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "directory":
+        file.mkdir()
+    elif kind != "missing":
+        file.write_bytes({"large": b"#" * 70_000, "empty": b"", "binary": b"\xff"}[kind])
+    with pytest.raises(Invalid) as caught:
+        expand_keys("id.pub", find_owner("alice"), tmp_path)
+    assert caught.value.hint

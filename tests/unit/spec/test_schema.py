@@ -1,0 +1,58 @@
+"""The JSON Schema knows every key, says what each means, and agrees with loading."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from hutch.spec.model import WORKSPACE_KEYS, Idle, Incus, Mount, Network, Workspace
+from hutch.spec.schema import render_schema
+
+CONTRACT = (
+    "type engine hypervisor image packages setup user shell authorized_keys owner ip mac cid vcpus memory disk"
+    " autostart restart_if_changed home persist mounts egress publish env nix_store gpu nesting learn idle"
+)
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return render_schema()
+
+
+def test_every_key_is_described(schema: dict[str, Any]) -> None:
+    assert list(schema["properties"]) == ["network", "defaults", "workspaces", "engines"]
+    for model in (Workspace, Mount, Idle, Network, Incus):
+        table = schema["$defs"][model.__name__]
+        assert set(table["properties"]) == set(model.__dataclass_fields__)
+        assert table["additionalProperties"] is False
+        assert all(key["description"] for key in table["properties"].values())
+
+
+def test_the_contract_is_complete() -> None:
+    assert tuple(CONTRACT.split()) == WORKSPACE_KEYS
+
+
+def test_defaults_are_those_of_the_model(schema: dict[str, Any]) -> None:
+    keys = schema["$defs"]["Workspace"]["properties"]
+    assert keys["image"]["default"] == "debian:trixie"
+    assert keys["packages"]["default"][0] == "git"
+    assert keys["autostart"]["default"] is False
+    assert "default" not in keys["ip"]
+    assert schema["$defs"]["Network"]["properties"]["subnet"]["default"] == "192.168.83.0/24"
+
+
+def test_it_is_plain_json_and_every_pattern_compiles(schema: dict[str, Any]) -> None:
+    text = json.dumps(schema)
+    assert "null" not in text
+    patterns = re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', text)
+    assert len(patterns) > 15
+    for pattern in patterns:
+        assert re.compile(json.loads(pattern)).pattern.startswith("^")
+
+
+def test_every_reference_leads_somewhere(schema: dict[str, Any]) -> None:
+    references = set(re.findall(r'"#/\$defs/([^"]+)"', json.dumps(schema)))
+    assert references == {"Workspace", "Mount", "Idle", "Network", "Incus"} == set(schema["$defs"])
