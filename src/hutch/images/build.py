@@ -1,0 +1,286 @@
+"""Makes the tree of one image. The caller (cache) holds the image's lock, clears up and publishes.
+
+Only signed packages of a distribution run with the host's root, in mmdebstrap. Everything else (a setup
+script, a foreign tree, hutch's own adaptation of it) runs in systemd-nspawn as root of a user namespace, and
+the host never follows a path inside the tree.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch.backends.launch import Step
+from hutch.errors import HutchError
+from hutch.images import source
+from hutch.images.contain import run_contained
+from hutch.images.progress import MARK, Meter
+from hutch.images.recipe import ADAPTATION, BASE_PACKAGES, DISTRIBUTIONS, Recipe
+from hutch.run import CommandFailed, run
+from hutch.spec.names import UID_COUNT, UID_FIRST, UID_RANGES
+
+BUILDER_UID = UID_FIRST + UID_RANGES * UID_COUNT
+"""The first of the uids that builds run as: the range after all those of workspaces."""
+GUEST_INTERFACE = "host0"
+SCRIPTS = Path(__file__).parent
+PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
+SHOWN_LINES = 20
+UNKNOWN_PACKAGE = re.compile(r"E: (?:Unable to locate package |Package ')([a-z0-9+.-]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class BuilderNetwork:
+    """A place in the workspaces' network, lent to one build at a time.
+
+    `before` and `after` run inside the namespace; `before` ends with the interface `interface` in it, which
+    nspawn takes. `address` has a prefix length ("192.168.83.254/24"); `gateway` also answers DNS.
+    """
+
+    namespace_path: str
+    interface: str
+    before: tuple[Step, ...]
+    after: tuple[Step, ...]
+    address: str
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Where one build works: a scratch directory of root's, a cgroup, and who listens."""
+
+    scratch: Path
+    group: str
+    meter: Meter
+
+    @property
+    def tree(self) -> Path:
+        return self.scratch / "root"
+
+    @property
+    def scripts(self) -> Path:
+        """What is shown to the tree at /run/hutch."""
+        return self.scratch / "scripts"
+
+
+def make_tree(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None) -> None:
+    """Fill `shop.tree` from the recipe. On failure the tree is in an undefined state."""
+    if recipe.rootfs is not None:
+        unpack(recipe, shop)
+    else:
+        bootstrap(recipe, shop)
+    finish(recipe, shop, network if recipe.wants_network else None)
+    run(["sync", "--file-system", str(shop.tree)], timeout=600)
+
+
+def check_host(recipe: Recipe) -> None:
+    """Raise HutchError when the host lacks what the recipe needs, saying what to install."""
+    proofs = {"systemd-nspawn", "unshare"}
+    if recipe.rootfs is None:
+        proofs |= {"mmdebstrap", f"/usr/share/keyrings/{DISTRIBUTIONS[recipe.image].keyring}.*"}
+    from hutch.host.packages import REQUIREMENTS, Manager
+
+    lacking = [item for item in REQUIREMENTS if proofs.intersection(item.proof) and not item.is_present()]
+    if not lacking:
+        return
+    managers: dict[Manager, str] = {"apt": "apt-get install", "dnf": "dnf install", "pacman": "pacman -S"}
+    found: Manager = next((name for name in managers if shutil.which(managers[name].split()[0])), "apt")
+    packages = [name for item in lacking for name in item.names(found)]
+    raise HutchError(
+        f"{recipe.image} cannot be built on this host yet",
+        details="\n".join(f"missing: {', '.join(item.proof)}, which {item.purpose}" for item in lacking),
+        resolution=f"`{managers[found]} {' '.join(packages)}`" if packages else "install what is missing",
+    )
+
+
+# Distributions: mmdebstrap.
+
+
+def bootstrap(recipe: Recipe, shop: Workshop) -> None:
+    """Install a distribution with all packages into the tree."""
+    # The scratch directory is shown at /tmp: apt's unprivileged downloader cannot reach below images/, and
+    # whatever is killed leaves its temporary files where the build is cleared up.
+    mount = 'mount --bind "$1" /tmp; shift; "$@"'
+    command = ["sh", "-euc", mount, "sh", str(shop.scratch), *mmdebstrap_command(recipe, os.uname().machine)]
+    names = [*PROXIES, *(name.upper() for name in PROXIES)]
+    proxies = {name: os.environ[name] for name in names if name in os.environ}
+    try:
+        run_contained(command, group=shop.group, on_line=shop.meter.feed, env=proxies)
+    except CommandFailed as error:
+        raise explain_bootstrap(recipe, error) from error
+
+
+def mmdebstrap_command(recipe: Recipe, machine: str) -> list[str]:
+    distribution = DISTRIBUTIONS[recipe.image]
+    packages = dict.fromkeys((*BASE_PACKAGES, *recipe.packages))
+    keyring = [f"--keyring={path}" for path in find_keyring(distribution.keyring)] if distribution.pockets else []
+    return [
+        *("mmdebstrap", "--verbose", "--mode=root", "--variant=minbase", "--format=directory"),
+        *keyring,
+        f"--include={','.join(packages)}",
+        distribution.suite,
+        "/tmp/root",
+        *distribution.sources(machine),
+    ]
+
+
+def find_keyring(name: str) -> list[str]:
+    """The host's keyring of a distribution, whose suffix differs between hosts."""
+    return [str(path) for path in sorted(Path("/usr/share/keyrings").glob(f"{name}.*"))[:1]]
+
+
+def explain_bootstrap(recipe: Recipe, error: CommandFailed) -> HutchError:
+    """What went wrong in mmdebstrap, as far as its output tells."""
+    errors = [line for line in error.stderr.splitlines() if line.startswith(("E: ", "Err:"))]
+    unknown = [match[1] for line in errors if (match := UNKNOWN_PACKAGE.match(line))]
+    if unknown:
+        return HutchError(
+            f"{recipe.image} has no package {', '.join(unknown)}",
+            resolution="correct `packages`; https://packages.debian.org and https://packages.ubuntu.com know the names",
+        )
+    unreachable = ("Could not resolve", "Temporary failure resolving", "Could not connect", "Failed to fetch")
+    if any(text in error.stderr for text in unreachable):
+        return HutchError(
+            f"{recipe.image} could not be built: a mirror did not answer",
+            details=last_lines("\n".join(errors)),
+            resolution="check the host's network; a proxy is taken from http_proxy",
+        )
+    return HutchError(
+        f"{recipe.image} could not be built: mmdebstrap {describe_code(error)}",
+        details=last_lines(error.stderr),
+        resolution=error.resolution,
+    )
+
+
+# Foreign trees: tar, without the host's root.
+
+
+def unpack(recipe: Recipe, shop: Workshop) -> None:
+    """Copy or extract the source of a rootfs image into the tree."""
+    assert recipe.rootfs is not None
+    shop.tree.mkdir(mode=0o755)
+    tools, copy, origin = shop.scratch / "tools", shop.scratch / "source", os.path.realpath(recipe.rootfs)
+    for directory in (copy, tools, *(tools / name for name in ("usr", "etc", "target"))):
+        directory.mkdir(mode=0o755)
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        if os.path.islink(f"/{name}"):
+            (tools / name).symlink_to(os.readlink(f"/{name}"))
+    shown = ["--bind-ro=/usr", f"--bind={shop.tree}:/target"]
+    is_directory = os.path.isdir(origin)
+    if is_directory:
+        shown.append(f"--bind-ro={copy}:/source")
+    option = source.compression(origin) or ""
+    command = ["/bin/sh", "/run/hutch/unpack.sh", *([option] if option and not is_directory else [])]
+    write_scripts(shop, {"unpack.sh": (SCRIPTS / "unpack.sh").read_text()})
+    nspawn = [*nspawn_command(shop, tools, None), *shown, *command]
+    try:
+        contain(shop, nspawn, origin if is_directory else "", None, "/dev/null" if is_directory else origin)
+    except CommandFailed as error:
+        raise HutchError(
+            f"{recipe.image} could not be unpacked", details=last_lines(error.stderr), resolution=error.resolution
+        ) from error
+
+
+# What runs inside the tree.
+
+
+def finish(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None) -> None:
+    """Packages of a foreign tree, the setup script, and the adaptation."""
+    scripts = {"inside.sh": (SCRIPTS / "inside.sh").read_text(), "adapt.sh": ADAPTATION.read_text()}
+    if recipe.setup:
+        scripts["setup"] = recipe.setup if recipe.setup.endswith("\n") else recipe.setup + "\n"
+    write_scripts(shop, scripts)
+    packages = (*BASE_PACKAGES, *recipe.packages) if recipe.rootfs and recipe.packages else ()
+    address = (network.address, network.gateway) if network else ("", "")
+    command = [*nspawn_command(shop, shop.tree, network), "/bin/sh", "/run/hutch/inside.sh", *address, *packages]
+    try:
+        with lent(network):
+            contain(shop, command, "", network, "/dev/null")
+    except CommandFailed as error:
+        raise explain_finish(recipe, shop.meter.stage, error) from error
+
+
+def explain_finish(recipe: Recipe, stage: str, error: CommandFailed) -> HutchError:
+    """What went wrong inside the tree, by the stage it was in."""
+    missing = [line for line in error.stderr.splitlines() if line.startswith("hutch: missing:")]
+    if stage == "adapting" and missing:
+        return HutchError(
+            f"{recipe.image} cannot be a workspace's system: it lacks{missing[0].removeprefix('hutch: missing:')}",
+            resolution="install them in the tree, or in `setup`",
+        )
+    what = {"running setup": "its setup script", "installing packages": "installing its packages"}.get(
+        stage, "building it"
+    )
+    return HutchError(
+        f"{recipe.image}: {what} {describe_code(error)}",
+        details=last_lines(error.stderr),
+        resolution="nothing was kept; correct it and try again",
+    )
+
+
+@contextmanager
+def lent(network: BuilderNetwork | None) -> Iterator[None]:
+    """The builder's place in the network, for as long as the context lasts."""
+    if network is None:
+        yield
+        return
+    with ExitStack() as undo:
+        for step in reversed(network.after):
+            undo.callback(in_namespace(network, step))
+        for step in network.before:
+            in_namespace(network, step)()
+        yield
+
+
+def in_namespace(network: BuilderNetwork, step: Step) -> Callable[[], None]:
+    def call() -> None:
+        run(["nsenter", f"--net={network.namespace_path}", *step.argv], check=not step.may_fail)
+
+    return call
+
+
+def nspawn_command(shop: Workshop, directory: Path, network: BuilderNetwork | None) -> list[str]:
+    """systemd-nspawn for one command that is not trusted, without the command."""
+    net = f"--network-interface={network.interface}:{GUEST_INTERFACE}" if network else "--private-network"
+    return [
+        *("systemd-nspawn", "--quiet", "--settings=no", "--register=no", "--keep-unit", "--as-pid2"),
+        *("--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--machine=build"),
+        *(f"--private-users={BUILDER_UID}:{UID_COUNT}", "--private-users-ownership=off", net),
+        *("--setenv=DEBIAN_FRONTEND=noninteractive", "--setenv=LC_ALL=C.UTF-8"),
+        *(f"--directory={directory}", f"--bind-ro={shop.scripts}:/run/hutch"),
+    ]
+
+
+def contain(shop: Workshop, nspawn: list[str], origin: str, network: BuilderNetwork | None, stdin: str) -> None:
+    """Run nspawn on the tree, owned by its root; `origin` is a directory to show read-only beside it."""
+    mounts = [str(BUILDER_UID), str(shop.tree), origin, str(shop.scratch / "source")]
+    run_contained(
+        ["sh", str(SCRIPTS / "container.sh"), *mounts, *nspawn],
+        group=shop.group,
+        on_line=shop.meter.feed,
+        namespace=network.namespace_path if network else "",
+        stdin=stdin,
+    )
+
+
+def write_scripts(shop: Workshop, scripts: dict[str, str]) -> None:
+    """Put scripts where root of the user namespace can read them, whatever the umask and the installation."""
+    shop.scripts.mkdir(exist_ok=True)
+    shop.scripts.chmod(0o755)
+    for name, text in scripts.items():
+        path = shop.scripts / name
+        path.write_text(text)
+        path.chmod(0o644)
+
+
+def describe_code(error: CommandFailed) -> str:
+    return f"failed with code {error.returncode}" if error.returncode is not None else "did not end in time"
+
+
+def last_lines(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if not line.startswith(MARK)]
+    return "\n".join(lines[-SHOWN_LINES:])

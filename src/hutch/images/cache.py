@@ -1,0 +1,246 @@
+"""The images of one hutch: images/<id>/{root,image.json}, built once, then never written again.
+
+images/ is root's alone, since the trees hold setuid programs that no user of the host may reach. Each image
+has a lock, images/<id>.lock; whoever holds it may make or remove images/<id> and its scratch directory
+images/.build-<id>. An image appears and disappears by one rename.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.files import read_or_none, sync_directory, write_atomic
+from hutch.images import progress as stages
+from hutch.images.build import BuilderNetwork, Workshop, check_host, make_tree
+from hutch.images.contain import end_contained
+from hutch.images.progress import Meter, Progress, no_progress
+from hutch.images.recipe import Recipe, is_id
+from hutch.run import run
+from hutch.spec.names import Places
+from hutch.state import make_directory
+
+SCRATCH = ".build-"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image in the cache. `size` is bytes on disk; `created` is ISO 8601, in UTC."""
+
+    id: str
+    image: str
+    packages: tuple[str, ...]
+    setup: str
+    created: str
+    size: int
+    root: Path
+
+
+def observe_images(places: Places) -> tuple[Image, ...]:
+    """All images in the cache, by id."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(places.images))
+    except FileNotFoundError:
+        return ()
+    found = (observe_image(places, name) for name in names if is_id(name))
+    return tuple(image for image in found if image is not None)
+
+
+def observe_image(places: Places, id: str) -> Image | None:
+    """One image; None when it is not in the cache. Raises HutchError when its record cannot be read."""
+    path = places.images / id / "image.json"
+    text = read_or_none(path)
+    if text is None:
+        return None
+    try:
+        return parse_image(id, places.images / id / "root", text)
+    except (ValueError, KeyError, TypeError) as error:
+        raise HutchError(
+            f"{path} is damaged",
+            details=str(error),
+            resolution=f"`hutch image rm {id}` removes the image; `hutch up` builds it again",
+        ) from error
+
+
+def render_image(recipe: Recipe, created: str, size: int) -> bytes:
+    """The content of image.json."""
+    record = {"format": FORMAT, "recipe": recipe.as_json(), "created": created, "size": size}
+    return json.dumps(record, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def parse_image(id: str, root: Path, text: bytes) -> Image:
+    record = json.loads(text)
+    if record["format"] != FORMAT:
+        raise ValueError(f"its format is {record['format']}, not {FORMAT}")
+    recipe = record["recipe"]
+    packages = tuple(str(name) for name in recipe["packages"])
+    setup, created, size = str(recipe["setup"]), str(record["created"]), int(record["size"])
+    return Image(id, str(recipe["image"]), packages, setup, created, size, root)
+
+
+def ensure_image(
+    recipe: Recipe,
+    places: Places,
+    *,
+    progress: Progress = no_progress,
+    builder: BuilderNetwork | None = None,
+) -> Image:
+    """The image of a recipe, built unless it is there. While somebody else builds it, waits for theirs.
+
+    `builder` lends a network to what runs in the tree; without it, setup scripts have none.
+    """
+    found = observe_image(places, recipe.id)
+    if found is not None:
+        return found
+    check_host(recipe)
+    prepare_directory(places)
+    meter = Meter(progress)
+    with locked(places, recipe.id, waiting=lambda: meter.advance("waiting for another build", 0.0)) as lock:
+        found = observe_image(places, recipe.id)
+        if found is not None:
+            return found
+        try:
+            return build(recipe, places, meter, builder)
+        except BaseException:
+            lock.unlink(missing_ok=True)
+            raise
+
+
+def build(recipe: Recipe, places: Places, meter: Meter, builder: BuilderNetwork | None) -> Image:
+    """Build an image and publish it. The caller holds its lock. Whatever fails, nothing of it is left."""
+    scratch = places.images / f"{SCRATCH}{recipe.id}"
+    remove_scratch(places, recipe.id)  # a killed build's
+    try:
+        scratch.mkdir(mode=0o755)
+        scratch.chmod(0o755)
+        shop = Workshop(scratch, build_group(places, recipe.id), meter)
+        if builder is not None and recipe.wants_network:
+            with locked(places, "network"):  # there is one builder's place in the network
+                make_tree(recipe, shop, builder)
+        else:
+            make_tree(recipe, shop, None)
+        meter.advance(stages.PUBLISHING, 0.96)
+        for entry in list(scratch.iterdir()):
+            if entry != shop.tree:
+                remove_tree(entry)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        write_atomic(scratch / "image.json", render_image(recipe, created, observe_size(shop.tree)), mode=0o600)
+        os.rename(scratch, places.images / recipe.id)
+        sync_directory(places.images)
+    except BaseException:
+        remove_scratch(places, recipe.id)
+        raise
+    meter.advance(stages.PUBLISHING, 1.0)
+    image = observe_image(places, recipe.id)
+    assert image is not None  # it has just been published, under its lock
+    return image
+
+
+def remove_image(id: str, places: Places) -> None:
+    """Remove an image. May be called again. The caller knows that no workspace uses it."""
+    if not is_id(id):
+        raise HutchError(f"{id!r} is not the id of an image", resolution="`hutch image ls` lists them")
+    if not places.images.is_dir():
+        return
+    with locked(places, id) as lock:
+        remove_scratch(places, id)
+        if (places.images / id).exists():
+            os.rename(places.images / id, places.images / f"{SCRATCH}{id}")
+            sync_directory(places.images)
+            remove_scratch(places, id)
+        lock.unlink()
+
+
+def collect_leftovers(places: Places) -> tuple[str, ...]:
+    """Remove what killed builds and removals have left; returns the ids. Running builds are not touched."""
+    if not places.images.is_dir():
+        return ()
+    removed = []
+    for entry in sorted(places.images.iterdir()):
+        id = entry.name.removeprefix(SCRATCH)
+        if id == entry.name or not is_id(id):
+            continue
+        try:
+            with locked(places, id, wait=False) as lock:
+                remove_scratch(places, id)
+                if not (places.images / id).exists():
+                    lock.unlink()
+        except BlockingIOError:
+            continue
+        removed.append(id)
+    return tuple(removed)
+
+
+def prepare_directory(places: Places) -> None:
+    make_directory(places.state)
+    make_directory(places.images, 0o700)
+    places.images.chmod(0o700)
+
+
+def build_group(places: Places, id: str) -> str:
+    """The cgroup of a build; no workspace's name holds a dot."""
+    return f"{places.instance}/build.{id}"
+
+
+def remove_scratch(places: Places, id: str) -> None:
+    """End and remove what is left of a build. The caller holds the image's lock."""
+    scratch = places.images / f"{SCRATCH}{id}"
+    if scratch.exists():
+        end_contained(build_group(places, id))
+        remove_tree(scratch)
+
+
+def remove_tree(path: Path) -> None:
+    """rm follows no symbolic link and leaves mounts alone."""
+    run(["rm", "-rf", "--one-file-system", "--", str(path)], timeout=600)
+
+
+def observe_size(tree: Path) -> int:
+    """Bytes that a tree takes on disk."""
+    return int(
+        run(["du", "--summarize", "--one-file-system", "--block-size=1", str(tree)], timeout=600).stdout.split()[0]
+    )
+
+
+@contextmanager
+def locked(
+    places: Places, name: str, *, wait: bool = True, waiting: Callable[[], None] | None = None
+) -> Iterator[Path]:
+    """Hold images/<name>.lock; yields its path, which its holder may unlink. Children do not inherit it.
+
+    Without `wait`, raises BlockingIOError where another holds it; `waiting` is called before a wait.
+    """
+    path = places.images / f"{name}.lock"
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    raise
+                if waiting is not None:
+                    waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not is_still(path, descriptor):  # its last holder unlinked it
+                continue
+            yield path
+            return
+        finally:
+            os.close(descriptor)
+
+
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether `path` names the open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,116 @@
+"""Runs a long command whose processes and mounts all end with it, line by line.
+
+Whatever happens to hutch, nothing is left running: the command lives in a cgroup that is killed at the end,
+and in a PID namespace that the kernel kills when hutch itself is killed. Its mounts are in a namespace of
+their own. It is in a session of its own, so that a terminal's Ctrl-C reaches hutch alone, which then ends it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import select
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+
+from hutch.host.cgroup import Cgroup, open_root
+from hutch.run import PIPE, STDOUT, CommandFailed, Popen, describe, start
+
+# Joins the cgroup whose directory is standard input, before anything else.
+JOIN = 'echo 0 >/proc/self/fd/0/cgroup.procs; exec <"$1"; shift; exec "$@"'
+KEPT_LINES = 400
+
+
+def run_contained(
+    argv: Sequence[str],
+    *,
+    group: str,
+    on_line: Callable[[str], None],
+    namespace: str = "",
+    stdin: str = "/dev/null",
+    env: Mapping[str, str] | None = None,
+    timeout: float = 3600.0,
+) -> None:
+    """Run `argv` to its end, giving every line of its output to `on_line`.
+
+    `group` is the path of a cgroup that nothing else uses; `namespace` is a network namespace to run in;
+    `stdin` is a file that it reads. Raises CommandFailed, with the last lines of the output.
+    """
+    enter = [f"--net={namespace}"] if namespace else []
+    isolate = ["unshare", "--kill-child", "--fork", "--pid", "--mount", "--propagation", "slave", "--mount-proc"]
+    whole = [*(["nsenter", *enter] if enter else []), *isolate, *argv]
+    lines: deque[str] = deque(maxlen=KEPT_LINES)
+    with _started(["setpriv", "--pdeathsig", "KILL", *whole], group, stdin, env) as process:
+        for line in _lines(process, time.monotonic() + timeout, argv, lines):
+            lines.append(line)
+            on_line(line)
+        code = process.wait(60)
+    if code != 0:
+        raise CommandFailed(whole, describe(code), "\n".join(lines), code)
+
+
+@contextmanager
+def _started(argv: list[str], group: str, stdin: str, env: Mapping[str, str] | None) -> Iterator[Popen[bytes]]:
+    with closing(Cgroup(group)) as cgroup:
+        cgroup.make()
+        try:
+            directory = _open_group(group)
+            try:
+                joining = ["sh", "-euc", JOIN, "sh", stdin, *argv]
+                process = start(
+                    joining, stdin=directory, stdout=PIPE, stderr=STDOUT, env=env, cwd="/", new_session=True
+                )
+            finally:
+                os.close(directory)
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                cgroup.kill()
+                process.wait(60)
+                if process.stdout is not None:
+                    process.stdout.close()
+        finally:
+            cgroup.remove()
+
+
+def _open_group(group: str) -> int:
+    root = open_root()
+    try:
+        return os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+    finally:
+        os.close(root)
+
+
+def end_contained(group: str) -> None:
+    """End what a killed hutch may have left in `group`, and remove it. May be called again."""
+    with closing(Cgroup(group)) as cgroup:
+        cgroup.kill()
+        cgroup.remove()
+
+
+def _lines(process: Popen[bytes], deadline: float, argv: Sequence[str], seen: deque[str]) -> Iterator[str]:
+    """The output, line by line, until its end; CommandFailed after the deadline."""
+    assert process.stdout is not None
+    descriptor, rest = process.stdout.fileno(), ""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while True:
+        if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+            raise CommandFailed(argv, "did not end in time", "\n".join(seen), None)
+        chunk = os.read(descriptor, 65536)
+        rest += decoder.decode(chunk, final=not chunk)
+        *lines, rest = re.split(r"\r\n|\n|\r", rest)
+        yield from lines
+        if not chunk:
+            if rest:
+                yield rest
+            return
+        if len(rest) > 1 << 16:  # no line of a person's
+            yield rest
+            rest = ""

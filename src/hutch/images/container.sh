@@ -1,0 +1,16 @@
+#!/bin/sh
+# Runs nspawn with private mounts: container.sh BASE TREE SOURCE COPY NSPAWN...
+# TREE is mounted over itself so that root inside (uid BASE) owns what uid 0 owns in it, and what it makes belongs to
+# uid 0; SOURCE, unless "", is shown in the same way, read-only, at COPY. Runs in a mount namespace of its own.
+set -eu
+base=$1 tree=$2 source=$3 copy=$4
+shift 4
+# nspawn looks interfaces up in /sys, which must be of this network namespace; it waits for udev unless it is read-only.
+mount -t sysfs -o ro,nosuid,nodev,noexec sysfs /sys
+mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /sys/fs/cgroup
+# nspawn's own files (locks by machine name, mount points) end with this namespace too.
+mkdir -p /run/systemd/nspawn
+mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run/systemd/nspawn
+mount --bind -o "X-mount.idmap=b:0:$base:65536" "$tree" "$tree"
+[ -z "$source" ] || mount --bind -o "ro,X-mount.idmap=b:0:$base:65536" "$source" "$copy"
+"$@" || exit $? # not exec: nspawn as PID 1 of its namespace would log to the kernel

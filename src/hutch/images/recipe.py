@@ -1,0 +1,113 @@
+"""What an image is made from, and the name that follows from it. Pure: reads nothing but the package's own script."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+BASE_VERSION = 1
+"""Raised when images must be made anew although no package, setup or script of theirs has changed."""
+
+BASE_PACKAGES = (
+    *("systemd", "systemd-sysv", "systemd-resolved", "libnss-resolve", "dbus", "udev", "kmod"),
+    *("iproute2", "iputils-ping", "openssh-server", "opendoas", "ca-certificates", "less", "procps"),
+)
+ADAPTATION = Path(__file__).with_name("adapt.sh")
+"""Makes any tree a guest of hutch's; its text is part of every recipe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How a distribution is bootstrapped. Without `mirror`, mmdebstrap knows suites, mirrors and keys by itself."""
+
+    suite: str
+    keyring: str
+    mirror: str = ""
+    ports_mirror: str = ""  # for every architecture but amd64
+    pockets: tuple[str, ...] = ()
+    components: str = "main"
+
+    def sources(self, machine: str) -> tuple[str, ...]:
+        """apt source lines for a host with this `uname -m`."""
+        mirror = self.mirror if machine == "x86_64" else self.ports_mirror
+        return tuple(f"deb {mirror} {self.suite}{pocket} {self.components}" for pocket in self.pockets)
+
+
+DISTRIBUTIONS = {
+    "debian:trixie": Distribution("trixie", "debian-archive-keyring"),
+    "debian:bookworm": Distribution("bookworm", "debian-archive-keyring"),
+    "ubuntu:noble": Distribution(
+        "noble",
+        "ubuntu-archive-keyring",
+        mirror="http://archive.ubuntu.com/ubuntu",
+        ports_mirror="http://ports.ubuntu.com/ubuntu-ports",
+        pockets=("", "-updates", "-security"),
+        components="main universe",  # opendoas is in universe
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what is in an image. Equal recipes have equal ids; `make_recipe` makes them."""
+
+    image: str
+    packages: tuple[str, ...]
+    setup: str
+    fingerprint: str
+    """What was seen of the source of a rootfs image (see source.observe_fingerprint); "" for a distribution."""
+    base: str
+
+    @property
+    def rootfs(self) -> str | None:
+        """The directory or tarball that the image is made from, if any."""
+        scheme, _, path = self.image.partition(":")
+        return path if scheme == "rootfs" else None
+
+    @property
+    def wants_network(self) -> bool:
+        """Whether anything that runs in the tree may want to download: mmdebstrap downloads from outside it."""
+        return bool(self.setup or (self.rootfs and self.packages))
+
+    @property
+    def digest(self) -> str:
+        text = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def id(self) -> str:
+        """A name for people and paths: "debian-trixie-0123456789ab"."""
+        name = f"rootfs-{Path(self.rootfs).name}" if self.rootfs else self.image
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].rstrip("-")
+        return f"{slug}-{self.digest[:12]}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "image": self.image,
+            "packages": list(self.packages),
+            "setup": self.setup,
+            "fingerprint": self.fingerprint,
+            "base": self.base,
+        }
+
+
+def make_recipe(image: str, packages: tuple[str, ...] = (), setup: str = "", *, fingerprint: str = "") -> Recipe:
+    """The recipe of an image that a hutch.toml asks for. Order and repetition of packages do not matter."""
+    return Recipe(image, tuple(sorted(set(packages))), setup, fingerprint, base_digest())
+
+
+@cache
+def base_digest() -> str:
+    """Stands for what hutch itself puts into every image."""
+    base = [BASE_VERSION, BASE_PACKAGES, ADAPTATION.read_text()]
+    return hashlib.sha256(json.dumps(base).encode()).hexdigest()
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` could be the id of an image; it becomes part of paths, so everything asks first."""
+    return re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,62})-[0-9a-f]{12}", text, re.ASCII) is not None
