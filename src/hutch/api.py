@@ -1,0 +1,345 @@
+"""The library that the command line uses: load, plan, up, and single workspaces.
+
+Heavy parts are imported by the calls that need them, so that `hutch ls` stays fast. Nothing here prints;
+what happens is told to a listener.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hutch.errors import HutchError, UsageError
+from hutch.spec.names import Places
+from hutch.state import Record, lock, read_network, read_record, read_records
+from hutch.supervise.observe import Observation, observe
+
+if TYPE_CHECKING:
+    from hutch.backends.launch import Launch
+    from hutch.images.cache import Image
+    from hutch.plan.actions import Plan
+    from hutch.spec.model import Config
+    from hutch.spec.model import Workspace as Spec
+
+Listener = Callable[[str, str, str], None]
+"""Told (workspace or image, event, text); events: "image", "ready", "failed", "warning", "stopped"."""
+Progress = Callable[[str, str, float], None]
+"""Told (image, stage, fraction from 0 to 1) while an image is built."""
+
+
+def silent(name: str, event: str, text: str) -> None:
+    """A listener that does not care."""
+
+
+def no_progress(image: str, stage: str, fraction: float) -> None:
+    """For callers that draw no bar."""
+
+
+class Hutch:
+    """One hutch on this host: the workspaces under one state directory.
+
+    Every method that changes the host takes the lock for as long as it needs it and may be called again.
+    """
+
+    def __init__(
+        self, places: Places | None = None, *, listen: Listener = silent, progress: Progress = no_progress
+    ) -> None:
+        self.places = places or Places.from_environment()
+        self.listen = listen
+        self.progress = progress
+
+    # Declarations.
+
+    def load(self, path: Path | None = None) -> Config:
+        """Read and validate a hutch.toml. Raises ConfigError with all of its problems."""
+        from hutch.backends import check
+        from hutch.spec.loading import find_file, load
+
+        return load(find_file(path), state_dir=self.places.state, check=check)
+
+    def plan(self, config: Config, names: Sequence[str] = (), *, start: bool = True, prune: bool = False) -> Plan:
+        """What `up` would do, and why. Changes nothing."""
+        from hutch.apply.planning import make_plan
+
+        return make_plan(self.places, config, names, start=start, prune=prune)
+
+    def up(self, config: Config, names: Sequence[str] = (), *, start: bool = True, prune: bool = False) -> Plan:
+        """Plan and apply; returns when every workspace is ready for ssh."""
+        from hutch.apply.execute import apply_plan, recover
+
+        plan = self.plan(config, names, start=start, prune=prune)
+        self._ensure_images([wanted.workspace for wanted in plan.wanted.values()], config)
+        with lock(self.places):
+            recover(self.places)
+            plan = self.plan(config, names, start=start, prune=prune)
+            apply_plan(self.places, plan, self.listen)
+        return plan
+
+    # Images.
+
+    def _ensure_images(self, workspaces: Iterable[Spec], config: Config) -> None:
+        from hutch.apply.building import ensure_images, recipe_of
+
+        recipes = {recipe.id: recipe for recipe in (recipe_of(self.places, w) for w in workspaces)}
+        ensure_images(self.places, recipes.values(), config.network, config.file, self.progress)
+
+    def build_images(self, config: Config, names: Sequence[str] = ()) -> list[str]:
+        """Build the images of the named workspaces, or of all; returns their ids."""
+        from hutch.apply.building import recipe_of
+
+        chosen = [config.workspaces[name] for name in select(names, config.workspaces)]
+        self._ensure_images(chosen, config)
+        return sorted({recipe_of(self.places, workspace).id for workspace in chosen})
+
+    # Workspaces that are there.
+
+    def records(self) -> dict[str, Record]:
+        """The records of all existing workspaces by name."""
+        return {name: record for name, record in read_records(self.places).items() if not record.removed}
+
+    def record(self, name: str) -> Record:
+        """One record; UsageError when there is no such workspace."""
+        if not is_name(name):
+            raise UsageError(f"{name!r} is not the name of a workspace")
+        record = read_record(self.places, name)
+        if record is None or record.removed:
+            raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them; `hutch up` makes them")
+        return record
+
+    def observe(self, name: str) -> Observation:
+        return observe(self.places, name)
+
+    def workspace(self, name: str) -> Workspace:
+        self.record(name)
+        return Workspace(self, name)
+
+    def start(self, names: Sequence[str]) -> None:
+        """Start workspaces; returns when they are ready."""
+        from hutch.apply.execute import recover, settle, start
+
+        with lock(self.places):
+            recover(self.places)
+            starting = [name for name in dict.fromkeys(names) if self._can_start(self.record(name))]
+            records, network = read_records(self.places), read_network(self.places)
+            if starting and network is not None:
+                settle(self.places, network.network, network.file, records)
+                start(self.places, records, starting, self.listen)
+
+    def _can_start(self, record: Record) -> bool:
+        if observe(self.places, record.name).state == "running":
+            return False
+        if pending_of(record) == "recreate":
+            raise HutchError(
+                f"{record.name}: its root must be made anew for what has changed since it was started",
+                resolution=f"`hutch up {record.name}` does that",
+            )
+        if not (self.places.images / record.image / "root").is_dir():
+            raise HutchError(
+                f"{record.name}: its image {record.image} is not in the cache", resolution="`hutch up` builds it again"
+            )
+        return True
+
+    def stop(self, names: Sequence[str]) -> None:
+        """Stop workspaces; their state stays."""
+        from hutch.supervise.control import stop_all
+
+        with lock(self.places):
+            chosen = [self.record(name).name for name in dict.fromkeys(names)]
+            stop_all(self.places, chosen)
+        for name in chosen:
+            self.listen(name, "stopped", "")
+
+    def restart(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._can_be_started_again(self.record(name))
+        self.stop(names)
+        self.start(names)
+
+    def _can_be_started_again(self, record: Record) -> None:
+        """Refuse to stop what could not be started again."""
+        if pending_of(record) == "recreate":
+            raise HutchError(
+                f"{record.name}: its root must be made anew for what has changed, so it was not stopped",
+                resolution=f"`hutch stop {record.name}`, then `hutch up {record.name}`",
+            )
+        if not (self.places.images / record.image / "root").is_dir():
+            raise HutchError(
+                f"{record.name}: its image {record.image} is not in the cache, so it was not stopped",
+                resolution="`hutch up` builds it again",
+            )
+
+    def remove(self, name: str, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
+        """Stop and remove. Without `force`, refuses while unsaved git work or a live session is in the way."""
+        from hutch.apply.execute import remove
+        from hutch.apply.unsaved import obstacles
+
+        record = read_record(self.places, name) if is_name(name) else None
+        if record is None or (record.removed and not purge):
+            raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them")
+        if not force:
+            found = obstacles(self.places, record)
+            if found:
+                raise HutchError(
+                    f"{name} was not removed", details="\n".join(found), resolution="--force removes it all the same"
+                )
+        with lock(self.places):
+            return remove(self.places, name, purge=purge)
+
+    def launch(self, name: str) -> Launch:
+        """The Launch that the next start of the workspace would run."""
+        from hutch.apply.execute import make_launch
+
+        network = read_network(self.places)
+        assert network is not None  # a record is written after the network's
+        return make_launch(self.places, self.record(name), network.network)
+
+    def status(self, name: str) -> dict[str, Any]:
+        """One entry of `hutch status --json`."""
+        return describe(self.record(name), observe(self.places, name))
+
+    def remove_images(self, ids: Sequence[str]) -> None:
+        """Remove images; HutchError, before anything is removed, when a workspace uses one."""
+        from hutch.images.cache import remove_image
+
+        with lock(self.places):
+            used = {image.id: users for image, users in self.images().items() if users}
+            known = {image.id for image in self.images()}
+            wrong = [f"{id} is used by {', '.join(used[id])}" for id in ids if id in used]
+            wrong += [f"there is no image {id}" for id in ids if id not in known]
+            if wrong:
+                raise HutchError("no image was removed", details="\n".join(wrong))
+            for id in dict.fromkeys(ids):
+                remove_image(id, self.places)
+
+    def prune_images(self) -> list[str]:
+        """Remove every image that no workspace uses; returns their ids."""
+        unused = [image.id for image, users in self.images().items() if not users]
+        self.remove_images(unused)
+        return unused
+
+    def images(self) -> Mapping[Image, tuple[str, ...]]:
+        """The images in the cache, each with the workspaces that use it."""
+        from hutch.images.cache import observe_images
+
+        records = self.records()
+        return {
+            image: tuple(name for name, record in records.items() if uses(record, image.id))
+            for image in observe_images(self.places)
+        }
+
+
+def uses(record: Record, image: str) -> bool:
+    """Whether a workspace was booted from an image or will be."""
+    return record.image == image or (record.booted is not None and record.booted.image == image)
+
+
+class Workspace:
+    """One existing workspace."""
+
+    def __init__(self, hutch: Hutch, name: str) -> None:
+        self.hutch = hutch
+        self.name = name
+
+    def start(self) -> None:
+        self.hutch.start([self.name])
+
+    def stop(self) -> None:
+        self.hutch.stop([self.name])
+
+    def status(self) -> dict[str, Any]:
+        return self.hutch.status(self.name)
+
+    def execute(self, argv: Sequence[str], *, root: bool = False, capture: int | None = None) -> int:
+        """Run a command with the caller's own streams; returns its exit code, 128 + n when signal n ended it.
+
+        `capture` is a descriptor that takes its output instead.
+        """
+        from hutch.supervise.enter import Login, enter
+
+        record, now = self.hutch.record(self.name), self.hutch.observe(self.name)
+        if now.state != "running" or now.leader is None:
+            raise HutchError(f"{self.name} is {now.state}", resolution=f"`hutch start {self.name}`")
+        booted = record.booted.workspace if record.booted else record.wanted
+        from hutch.backends.nspawn import guest_uid
+
+        assert isinstance(booted.owner, int)
+        login = (
+            Login("root", 0, "/root", "/bin/bash", booted.env)
+            if root
+            else Login(booted.user, guest_uid(booted.owner), f"/home/{booted.user}", booted.shell, booted.env)
+        )
+        return enter(self.hutch.places.cgroup(self.name), now.leader, login, list(argv), capture=capture)
+
+
+def describe(record: Record, now: Observation) -> dict[str, Any]:
+    """A workspace as `hutch status --json` shows it (docs: interface, machine-readable state)."""
+    return {
+        "name": record.name,
+        "type": record.wanted.type,
+        "engine": record.wanted.engine,
+        "state": now.state,
+        "ip": record.wanted.ip,
+        "mac": record.wanted.mac,
+        "cid": record.wanted.cid if record.wanted.type == "vm" else None,
+        "image": record.wanted.image,
+        "image_id": record.image,
+        "home": record.wanted.home,
+        "user": record.wanted.user,
+        "hypervisor": None,
+        "accelerator": None,
+        "pid": now.pid,
+        "since": now.since,
+        "ready_seconds": now.ready_seconds,
+        "start_kind": "cold",
+        "autostart": record.wanted.autostart,
+        "pending": pending_of(record) if now.state == "running" else "none",
+        "reason": now.reason,
+        "warnings": list(now.warnings),
+        "file": record.file,
+    }
+
+
+def pending_of(record: Record) -> str:
+    from hutch.plan.actions import Wanted
+    from hutch.plan.planner import pending
+
+    if record.booted is None or (record.booted.workspace == record.wanted and record.booted.image == record.image):
+        return "none"
+    return pending(Wanted(record.booted.workspace, record.booted.image), Wanted(record.wanted, record.image))
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` could be the name of a workspace; it becomes part of paths, so everything asks first."""
+    import re
+
+    return re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", text, re.ASCII) is not None
+
+
+def select(names: Sequence[str], known: Mapping[str, Any]) -> list[str]:
+    """`names`, or all of `known`; UsageError for one that is not known."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(
+            f"the file declares no workspace {', '.join(unknown)}", resolution=f"it declares: {', '.join(known)}"
+        )
+    return list(dict.fromkeys(names)) or list(known)
+
+
+# What `import hutch` offers beside the class.
+
+
+def load(path: str | os.PathLike[str] | None = None) -> Config:
+    """Read and validate a hutch.toml; without a path, the one that the command line would take."""
+    return Hutch().load(Path(path) if path is not None else None)
+
+
+def plan(config: Config, names: Sequence[str] = ()) -> Plan:
+    """What `up` would do, and why."""
+    return Hutch().plan(config, names)
+
+
+def up(config: Config, names: Sequence[str] = (), *, listen: Listener = silent) -> Plan:
+    """Plan and apply; returns when every workspace is ready for ssh."""
+    return Hutch(listen=listen).up(config, names)

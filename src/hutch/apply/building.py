@@ -1,0 +1,87 @@
+"""Makes sure that images are in the cache, and lends builds that need one a guarded place on the network."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from hutch.apply.converge import converge_network, dismantle, present, settle_network
+from hutch.backends.port import Port
+from hutch.files import write_atomic
+from hutch.images.build import BuilderNetwork
+from hutch.images.cache import collect_leftovers, ensure_image, observe_image
+from hutch.images.progress import Stage
+from hutch.images.recipe import Recipe, make_recipe
+from hutch.images.source import observe_fingerprint
+from hutch.spec import names
+from hutch.spec.model import Network, Workspace
+from hutch.spec.names import Places
+from hutch.state import lock, make_directory, read_network, read_records
+
+
+def recipe_of(places: Places, workspace: Workspace) -> Recipe:
+    """What the workspace's image is made from. For a rootfs it looks at the source, to see whether it changed."""
+    scheme, _, path = workspace.image.partition(":")
+    fingerprint = observe_fingerprint(path, places) if scheme == "rootfs" else ""
+    return make_recipe(workspace.image, workspace.packages, workspace.setup, fingerprint=fingerprint)
+
+
+def ensure_images(
+    places: Places,
+    recipes: Iterable[Recipe],
+    network: Network,
+    file: str,
+    progress: Callable[[str, str, float], None],
+) -> None:
+    """Build the images that are not in the cache. The host's lock is not held while one is built."""
+    missing = [recipe for recipe in recipes if observe_image(places, recipe.id) is None]
+    if not missing:
+        return
+    collect_leftovers(places)
+    for recipe in missing:
+
+        def report(stage: Stage, id: str = recipe.id) -> None:
+            progress(id, stage.name, stage.fraction)
+
+        if recipe.wants_network:
+            with builder_network(places, network, file) as builder:
+                ensure_image(recipe, places, progress=report, builder=builder)
+        else:
+            ensure_image(recipe, places, progress=report)
+
+
+@contextmanager
+def builder_network(places: Places, network: Network, file: str) -> Iterator[BuilderNetwork]:
+    """The network, up, with the place in it that is kept for builds; taken away again if nothing else needs it."""
+    with lock(places):
+        record = read_network(places)
+        network = record.network if record else settle_network(places, network)
+        converge_network(places, network, file, read_records(places))
+        address = names.builder_address(network.subnet)
+        port = Port(
+            outer=names.port(names.BUILDER, "container"),
+            inner=names.interface("vi", names.BUILDER),
+            mac=names.mac(names.BUILDER),
+            ip=address,
+            bridge=network.bridge,
+            table=places.table,
+        )
+        batch = places.run / "builder-port"
+        make_directory(places.run)
+        write_atomic(batch, port.render_batch().encode(), mode=0o600)
+    prefix = ipaddress.IPv4Network(network.subnet).prefixlen
+    try:
+        yield BuilderNetwork(
+            namespace_path=str(places.namespace_path),
+            interface=port.inner,
+            before=(*port.cleanup(), *port.prepare(str(batch))),
+            after=port.cleanup(),
+            address=f"{address}/{prefix}",
+            gateway=names.gateway(network.subnet),
+        )
+    finally:
+        with lock(places):
+            batch.unlink(missing_ok=True)
+            if not present(read_records(places)):
+                dismantle(places)

@@ -1,0 +1,132 @@
+"""The host as the records want it: network, names, keys, shares. Every call writes only what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hutch.host import hosts_file, router, shares, ssh
+from hutch.host.dns import ensure_resolvers, remove_resolvers
+from hutch.host.firewall import Member
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+from hutch.state import (
+    NetworkRecord,
+    Record,
+    read_network,
+    remove_network,
+    write_network,
+)
+from hutch.supervise.observe import observe
+
+IDENTITY = ("type", "ip", "mac", "user", "owner", "home")
+
+
+def present(records: Mapping[str, Record]) -> dict[str, Record]:
+    """Records of workspaces that exist, not those of which only home and key are kept."""
+    return {name: record for name, record in records.items() if not record.removed}
+
+
+def in_force(places: Places, records: Mapping[str, Record]) -> dict[str, Record]:
+    """The records as the host must serve them: a workspace that is up keeps its identity until it is restarted, and
+    what it can write stays guarded."""
+    found = {}
+    for name, record in present(records).items():
+        wanted, booted = record.wanted, record.booted.workspace if record.booted else record.wanted
+        if booted != wanted and observe(places, name).is_up:
+            identity = {key: getattr(booted, key) for key in IDENTITY}
+            mounts = tuple(dict.fromkeys((*booted.mounts, *wanted.mounts)))
+            record = replace(record, wanted=replace(wanted, **identity, mounts=mounts))
+        found[name] = record
+    return found
+
+
+def members_of(records: Mapping[str, Record], network: Network) -> tuple[Member, ...]:
+    """The workspaces as the firewall sees them, and the place that is kept for image builds."""
+    port = names.port(names.BUILDER, "container")
+    members = [Member(names.BUILDER, port, names.mac(names.BUILDER), names.builder_address(network.subnet))]
+    for name, record in present(records).items():
+        workspace = record.wanted
+        assert workspace.ip is not None and workspace.mac is not None
+        port = names.port(name, workspace.type)
+        members.append(Member(name, port, workspace.mac, workspace.ip, workspace.publish))
+    return tuple(members)
+
+
+def settle_network(places: Places, network: Network) -> Network:
+    """The network with its uplink chosen: the one it had, or the first free one."""
+    if network.uplink:
+        return network
+    record = read_network(places)
+    if record is not None and record.network.uplink:
+        return replace(network, uplink=record.network.uplink)
+    return replace(network, uplink=router.choose_uplink(network, router.observe_host()))
+
+
+def converge_network(places: Places, network: Network, file: str, records: Mapping[str, Record]) -> None:
+    """Router, filters, resolvers and kernel settings."""
+    members = members_of(in_force(places, records), network)
+    before = read_network(places)
+    if before is not None and before.network != network:
+        remove_resolvers(places)
+        router.remove_router(places)
+    # The record comes first: after a crash it is what tells the next run what is ours.
+    kept = before.sysctls if before is not None else {}
+    write_network(places, NetworkRecord(network, file, kept))
+    router.ensure_router(places, network, members)
+    changed = router.ensure_sysctls(router.wanted_sysctls(places, members))
+    if changed:
+        write_network(places, NetworkRecord(network, file, {**changed, **kept}))
+    ensure_resolvers(places, network)
+
+
+def converge_trust(places: Places, records: Mapping[str, Record]) -> None:
+    """Names in /etc/hosts, host keys, known hosts, the ssh drop-in, and the options on what guests can write."""
+    peers, keys = [], {}
+    for name, record in in_force(places, records).items():
+        workspace = record.wanted
+        assert workspace.ip is not None and isinstance(workspace.owner, int)
+        host_key = ssh.ensure_key(places.host_key(name), names.hostname(name))
+        peers.append(ssh.Peer(name, workspace.ip, workspace.user, host_key))
+        for uid in key_holders(workspace.authorized_keys, workspace.owner):
+            keys[uid] = str(places.key(uid))
+    for uid in keys:
+        gid, who = ssh.owner_of(uid)
+        ssh.ensure_key(places.key(uid), f"hutch key of {who}", uid=uid, gid=gid)
+    hosts_file.ensure_hosts(places, {peer.name: peer.ip for peer in peers})
+    ssh.ensure_trust(places, tuple(peers), keys)
+
+
+def key_holders(authorized_keys: tuple[str, ...] | None, owner: int) -> tuple[int, ...]:
+    """Whose keys hutch makes for a workspace: root's always, the owner's when the owner has none."""
+    return (0,) if authorized_keys is not None else (0, owner)
+
+
+def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
+    """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write."""
+    paths: list[str] = []
+    for record in in_force(places, records).values():
+        workspace = record.wanted
+        assert isinstance(workspace.owner, int) and workspace.home is not None
+        gid, _ = ssh.owner_of(workspace.owner)
+        shares.ensure_home(Path(workspace.home), workspace.owner, gid)
+        for mount in workspace.mounts:
+            if mount.create:
+                shares.ensure_home(Path(mount.source), workspace.owner, gid)
+        paths += shares.writable_paths(workspace)
+    shares.ensure_shares(places, paths)
+
+
+def dismantle(places: Places) -> None:
+    """The last workspace is gone: take away everything on the host that is not a home, a key or an image."""
+    record = read_network(places)
+    hosts_file.ensure_hosts(places, {})
+    ssh.remove_trust(places)
+    shares.ensure_shares(places, ())
+    remove_resolvers(places)
+    router.remove_router(places)
+    if record is not None:
+        router.restore_sysctls(record.sysctls)
+    remove_network(places)

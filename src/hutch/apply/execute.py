@@ -1,0 +1,196 @@
+"""One plan, from records to running workspaces."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hutch.apply import converge
+from hutch.backends import launch
+from hutch.backends.launch import Launch, Surroundings
+from hutch.errors import HutchError
+from hutch.host import ssh
+from hutch.plan.actions import Action, Plan
+from hutch.plan.resolve import allocate_uids
+from hutch.run import run
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+from hutch.state import Record, journaled, read_network, read_records, unfinished, write_record
+from hutch.supervise import control
+from hutch.supervise.control import Listener
+from hutch.supervise.observe import observe
+
+PACKAGE = str(Path(__file__).resolve().parent.parent)
+
+
+class StartsFailed(HutchError):
+    """Some workspaces did not come up; `failures` says why for each."""
+
+    def __init__(self, failures: Mapping[str, str]) -> None:
+        self.failures = dict(failures)
+        super().__init__(
+            f"{', '.join(failures)} did not start",
+            details="\n".join(f"{name}: {why}" for name, why in failures.items()),
+            resolution=f"see `hutch logs {next(iter(failures))}`; the next `hutch up` tries again",
+        )
+
+
+def recover(places: Places) -> None:
+    """Undo what a killed run left half done: stop and clean the workspaces that it was changing."""
+    for name in unfinished(places):
+        if observe(places, name).state != "running":
+            control.stop_all(places, [name])
+    places.journal.unlink(missing_ok=True)
+
+
+def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
+    """Do what the plan says. The caller holds the lock; images are there already."""
+    records = read_records(places)
+    changing = tuple(action.workspace for action in plan.actions if action.action != "no change")
+    if changing:
+        with journaled(places, "up", changing):
+            _apply(places, plan, records, listen)
+    else:
+        _apply(places, plan, records, listen)
+
+
+def _apply(places: Places, plan: Plan, records: dict[str, Record], listen: Listener) -> None:
+    down = [a for a in plan.actions if a.action in ("restart", "recreate", "remove")]
+    if down:
+        control.stop_all(places, [action.workspace for action in down])
+    for action in plan.actions:
+        if action.action == "recreate":
+            remove_root(places, action.workspace)
+        if action.action == "remove":
+            _mark_removed(places, records, action.workspace)
+        elif action.action != "no change":
+            _note(places, plan, records, action)
+    starting = [a.workspace for a in plan.actions if a.starts and plan.start]
+    settle(places, plan.network, plan.file, records)
+    start(places, records, starting, listen)
+
+
+def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action) -> None:
+    """Write down what is wanted, before anything on the host is made for it."""
+    assert action.wanted is not None
+    before = records.get(action.workspace)
+    if before is None:
+        record = Record(
+            name=action.workspace,
+            file=plan.file,
+            wanted=action.wanted.workspace,
+            image=action.wanted.image,
+            uid_base=allocate_uids({r.uid_base for r in records.values()}),
+            machine_id=uuid.uuid4().hex,
+        )
+    else:
+        record = replace(
+            before,
+            file=plan.file,
+            wanted=action.wanted.workspace,
+            image=action.wanted.image,
+            booted=None if action.action == "recreate" else before.booted,  # its root is gone: nothing is left of it
+            removed=False,
+        )
+    write_record(places, record)
+    records[action.workspace] = record
+
+
+def _mark_removed(places: Places, records: dict[str, Record], name: str) -> None:
+    """Home, key, address and uid range stay; everything else of the workspace goes."""
+    records[name] = replace(records[name], removed=True, booted=None)
+    write_record(places, records[name])
+    remove_root(places, name)
+    control.forget(places, name)
+
+
+def settle(places: Places, network: Network, file: str, records: Mapping[str, Record]) -> None:
+    """The host as the records want it, or bare again when there is no workspace left."""
+    if converge.present(records):
+        converge.converge_network(places, network, file, records)
+        converge.converge_homes(places, records)
+        converge.converge_trust(places, records)
+    else:
+        converge.dismantle(places)
+
+
+def start(places: Places, records: dict[str, Record], starting: Iterable[str], listen: Listener) -> None:
+    """Start workspaces side by side; the network is in place. Raises StartsFailed when any did not come up."""
+    network = read_network(places)
+    starting = list(starting)
+    if not starting or network is None:
+        return
+    launches = {name: make_launch(places, records[name], network.network) for name in starting}
+    for name in starting:
+        records[name] = records[name].with_booted()
+        write_record(places, records[name])
+    failures = control.start_all(places, launches, listen)
+    if failures:
+        raise StartsFailed(failures)
+
+
+def make_launch(places: Places, record: Record, network: Network) -> Launch:
+    """The Launch of a workspace as recorded."""
+    return launch(record.name, record.wanted, surroundings_of(places, record, network))
+
+
+def surroundings_of(places: Places, record: Record, network: Network) -> Surroundings:
+    """What a backend must know beside the workspace itself."""
+    workspace = record.wanted
+    assert isinstance(workspace.owner, int)
+    gid, _ = ssh.owner_of(workspace.owner)
+    holders = converge.key_holders(workspace.authorized_keys, workspace.owner)
+    public = [places.key(uid).with_name("id_ed25519.pub") for uid in holders]
+    return Surroundings(
+        places=places,
+        network=network,
+        image_root=str(places.images / record.image / "root"),
+        uid_base=record.uid_base,
+        owner_gid=gid,
+        machine_id=record.machine_id,
+        keys=tuple(path.read_text(encoding="ascii").strip() for path in public if path.exists()),
+        python=sys.executable,
+        package=PACKAGE,
+    )
+
+
+def remove_root(places: Places, name: str) -> None:
+    """Delete the kept root. The guest wrote in it, so rm(1) walks it by descriptors, on one file system."""
+    if places.root(name).exists():
+        run(["rm", "-rf", "--one-file-system", "--", str(places.root(name))], timeout=600)
+
+
+def remove(places: Places, name: str, *, purge: bool) -> tuple[str, ...]:
+    """Remove a workspace; with `purge` its home, key and address too. Returns notes for the user."""
+    records = read_records(places)
+    record, network = records[name], read_network(places)
+    notes = []
+    with journaled(places, "remove", (name,)):
+        control.stop_all(places, [name])
+        _mark_removed(places, records, name)
+        if converge.present(records) and network is not None:
+            settle(places, network.network, network.file, records)
+        else:
+            converge.dismantle(places)
+        if purge:
+            if record.wanted.home != str(places.home(name)):
+                notes.append(f"{record.wanted.home} is a directory of your own and was left alone")
+            run(["rm", "-rf", "--one-file-system", "--", str(places.workspace(name))], timeout=600)
+        else:
+            notes.append(f"home is kept in {record.wanted.home}")
+    if purge and not read_records(places):
+        _remove_last_traces(places)
+    return tuple(notes)
+
+
+def _remove_last_traces(places: Places) -> None:
+    """Nothing is declared or kept any more: hutch's own keys and empty directories go; images stay cached."""
+    run(["rm", "-rf", "--one-file-system", "--", str(places.state / "keys")])
+    for directory in (places.workspaces, places.run / "workspaces", places.run):
+        try:
+            directory.rmdir()
+        except OSError:
+            pass

@@ -1,0 +1,120 @@
+"""Gathers what planning needs: the records, the states, the images; then plans. Reads the host, changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from hutch.apply.building import recipe_of
+from hutch.apply.converge import settle_network
+from hutch.errors import HutchError, UsageError
+from hutch.plan.actions import Change, Plan, Wanted
+from hutch.plan.planner import Standing, network_changes, plan
+from hutch.plan.resolve import collisions, resolve
+from hutch.spec.model import Config, Workspace
+from hutch.spec.names import SUN_PATH, Places
+from hutch.spec.owner import default_owner, find_owner, owner_keys
+from hutch.state import Record, read_network, read_records
+from hutch.supervise.observe import observe
+
+
+def make_plan(places: Places, config: Config, names: Sequence[str], *, start: bool, prune: bool) -> Plan:
+    """The plan for the named workspaces of a file, or for all of them."""
+    unknown = [name for name in names if name not in config.workspaces]
+    if unknown:
+        known = ", ".join(config.workspaces) or "none"
+        raise UsageError(
+            f"{config.file} declares no workspace {', '.join(unknown)}", resolution=f"it declares: {known}"
+        )
+    check_sockets(places, config)
+    records = read_records(places)
+    check_ownership(config, records)
+    network = settle_network(places, config.network)
+    owner = default_owner(os.environ, os.getuid())
+    kept = {name: record.wanted for name, record in records.items()}
+    resolved = resolve(config.workspaces, kept, network, places, owner)
+    resolved = {name: _with_keys(workspace) for name, workspace in resolved.items()}
+    chosen = list(dict.fromkeys(names)) or list(resolved)
+    orphans = [n for n, r in records.items() if r.file == config.file and n not in config.workspaces and not r.removed]
+    remove = tuple(orphans) if prune else ()
+    applied = read_network(places)
+    # Whoever has no part in this plan stays as recorded.
+    others = {n: r.wanted for n, r in records.items() if not r.removed and n not in chosen and n not in remove}
+    if applied is not None:
+        check_bystanders(others, network_changes(applied.network, network))
+    clashes = collisions({**others, **{name: resolved[name] for name in chosen}})
+    if clashes:
+        raise HutchError(
+            "two workspaces of this host would collide",
+            details="\n".join(clashes),
+            resolution="set that key explicitly, or choose another name; of one file, `hutch up` both together",
+        )
+    wanted = {name: Wanted(resolved[name], recipe_of(places, resolved[name]).id) for name in chosen}
+    standing = {name: _standing(places, record) for name, record in records.items() if name in wanted}
+    return plan(
+        config.file,
+        network,
+        applied.network if applied else None,
+        wanted,
+        standing,
+        remove=remove,
+        start=start,
+    )
+
+
+def check_sockets(places: Places, config: Config) -> None:
+    """The kernel limits the path of a socket."""
+    excess = max((len(str(places.console(name))) - SUN_PATH for name in config.workspaces), default=0)
+    if excess > 0:
+        raise UsageError(
+            f"the runtime directory {places.run} is {excess} bytes too long for the console of each workspace",
+            resolution="set HUTCH_RUN_DIR to a shorter path",
+        )
+
+
+def check_bystanders(others: Collection[str], changes: Sequence[Change]) -> None:
+    """The network is everybody's: it changes for all of its workspaces in one go, or not at all."""
+    if changes and others:
+        raise HutchError(
+            f"a change of [network] would cut off {', '.join(others)}, which this plan leaves out",
+            details="\n".join(f"{change.key}: {change.old} -> {change.new}" for change in changes),
+            resolution="one [network] for all files; `hutch up` without names, and `hutch rm` what no file declares",
+        )
+
+
+def check_ownership(config: Config, records: Mapping[str, Record]) -> None:
+    """A workspace belongs to the file that declared it, as long as that file is there."""
+    taken = [
+        f"{name} belongs to {record.file}"
+        for name, record in records.items()
+        if name in config.workspaces
+        and not record.removed
+        and record.file != config.file
+        and os.path.exists(record.file)
+    ]
+    if taken:
+        raise HutchError(
+            "another file declares a workspace of the same name",
+            details="\n".join(taken),
+            resolution="rename it in one of the two files, or `hutch rm` it first",
+        )
+
+
+def _with_keys(workspace: Workspace) -> Workspace:
+    """Keys that the file does not say are the owner's."""
+    if workspace.authorized_keys is not None:
+        return workspace
+    assert isinstance(workspace.owner, int)
+    return replace(workspace, authorized_keys=owner_keys(find_owner(workspace.owner)) or None)
+
+
+def _standing(places: Places, record: Record) -> Standing:
+    booted = record.booted
+    return Standing(
+        file=record.file,
+        wanted=Wanted(record.wanted, record.image),
+        booted=Wanted(booted.workspace, booted.image) if booted else None,
+        state=observe(places, record.name).state,
+        removed=record.removed,
+    )

@@ -1,0 +1,61 @@
+"""Pure: workspace -> Launch. One file for each engine; what a backend cannot do it says in `check`.
+
+The registry: adding a backend touches its own file and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from hutch.backends import nspawn
+from hutch.backends.launch import Launch, Surroundings
+from hutch.errors import Problem
+from hutch.spec.model import Network, Workspace
+
+
+class Backend(Protocol):
+    """What a backend's module offers."""
+
+    def check(self, prefix: str, workspace: Workspace) -> Iterable[Problem]:
+        """What it cannot do for a workspace whose table is called `prefix`, before anything is touched."""
+
+    def launch(self, name: str, workspace: Workspace, host: Surroundings) -> Launch:
+        """What makes the workspace run."""
+
+
+BACKENDS: dict[tuple[str, str], Backend] = {("local", "container"): nspawn}
+UNSUPPORTED = "not supported yet"
+
+
+def check(name: str, workspace: Workspace, network: Network) -> Iterable[Problem]:
+    """What this hutch cannot do for the workspace; keys are dotted as in the file."""
+    prefix = f"workspaces.{name}"
+    backend = BACKENDS.get((workspace.engine, workspace.type))
+    if backend is None:
+        if workspace.type != "container":
+            yield Problem(UNSUPPORTED, f"{prefix}.type", hint='use "container"')
+        if workspace.engine != "local":
+            yield Problem(UNSUPPORTED, f"{prefix}.engine", hint='use "local"')
+    yield from _check_common(prefix, workspace)
+    if backend is not None:
+        yield from backend.check(prefix, workspace)
+
+
+def _check_common(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+    """Features that no backend has yet."""
+    if workspace.image.startswith(("oci:", "nix:")):
+        hint = "use a distribution, or rootfs:PATH"
+        yield Problem(f"{workspace.image.split(':')[0]}: images are {UNSUPPORTED}", f"{prefix}.image", hint=hint)
+    if workspace.egress != "internet":
+        yield Problem(UNSUPPORTED, f"{prefix}.egress", hint='use "internet" or leave it out')
+    for key in ("nix_store", "gpu", "nesting", "learn"):
+        if getattr(workspace, key):
+            yield Problem(UNSUPPORTED, f"{prefix}.{key}", hint="use false or leave it out")
+    if workspace.idle is not None:
+        yield Problem(UNSUPPORTED, f"{prefix}.idle", hint="leave it out")
+
+
+def launch(name: str, workspace: Workspace, surroundings: Surroundings) -> Launch:
+    """What makes the workspace run."""
+    return BACKENDS[workspace.engine, workspace.type].launch(name, workspace, surroundings)

@@ -1,0 +1,85 @@
+"""A Launch: everything that makes one workspace run, as plain data.
+
+A backend makes it, purely; the embedded supervisor runs it; systemd units can be rendered from it; and
+`hutch explain` prints it. It holds no objects of ours, so it travels as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a backend must know of the host and of what was allocated, beside the workspace itself.
+
+    `owner_gid` is the owner's primary group on the host; `image_root` the image's tree; `keys`
+    the public keys of hutch's own that open it; `python` and
+    `package` the interpreter and the directory of hutch's own code, for steps that are programs of ours.
+    """
+
+    places: Places
+    network: Network
+    image_root: str
+    uid_base: int
+    owner_gid: int
+    machine_id: str
+    keys: tuple[str, ...]
+    python: str
+    package: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command around the main process. `why` is shown to people; a step that `may_fail` is only logged."""
+
+    argv: tuple[str, ...]
+    why: str
+    may_fail: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A small file that must exist before the first step: a credential, say. Root's own, mode 0600."""
+
+    path: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the workspace's cgroup may use; None is no limit. `cpus` counts processors, `memory` bytes."""
+
+    cpus: int | None = None
+    memory: int | None = None
+    tasks: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The processes, devices, files and limits of one start of one workspace.
+
+    `prepare`, `argv` and `cleanup` run in a mount namespace of their own (a slave of the host's) and in
+    the network namespace at `network_namespace`; so mounts vanish with the last process. `argv` tells
+    that it is ready by sd_notify. `restart_codes` are exit codes of `argv` that mean "the guest asked for
+    a reboot": everything is cleaned up, prepared and started again.
+    """
+
+    workspace: str
+    backend: str
+    network_namespace: str
+    cgroup: str
+    directories: tuple[str, ...]
+    files: tuple[File, ...]
+    prepare: tuple[Step, ...]
+    argv: tuple[str, ...]
+    cleanup: tuple[Step, ...]
+    limits: Limits
+    runtime: str
+    restart_codes: tuple[int, ...] = ()
+    start_seconds: float = 60.0
+    stop_seconds: float = 15.0
+    log_bytes: int = 1 << 20

@@ -1,0 +1,219 @@
+"""Containers: systemd-nspawn in a user namespace, on an idmapped image under an overlay.
+
+nspawn cannot idmap an overlay itself (overlayfs is not idmappable, and it would copy the tree to chown it),
+so the lower layer is an idmapped bind mount of the image and the overlay goes on top. All mounts are made
+in the Launch's own mount namespace and end with it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import shlex
+from collections.abc import Iterable
+from dataclasses import replace
+
+from hutch.backends.launch import File, Launch, Limits, Step, Surroundings
+from hutch.backends.port import Port
+from hutch.errors import Problem
+from hutch.guest.credentials import HOST_KEY, Identity, render_credentials
+from hutch.spec import names
+from hutch.spec.model import Mount, Workspace
+
+GUEST_INTERFACE = "host0"
+REBOOT = 133  # nspawn's exit code, with --keep-unit, when the guest rebooted
+SCRATCH = 2 << 30  # bytes that an ephemeral root may grow by when `disk` does not say
+TASKS = 16384
+
+
+def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+    """What a container cannot do."""
+    if workspace.owner in (0, "root"):
+        yield Problem("root cannot own a workspace's home", f"{prefix}.owner", hint="name an ordinary user")
+    if workspace.disk is not None and workspace.persist == "all":
+        yield Problem("cannot limit a root that is kept", f"{prefix}.disk", hint='leave it out, or persist = "home"')
+
+
+def guest_uid(owner: int) -> int:
+    """The login user's uid inside: the owner's own, where it is a person's; 1000 for the rest, mapped to the owner."""
+    return owner if owner in names.GUEST_UIDS else 1000
+
+
+def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
+    """Everything that makes the container run."""
+    places, runtime = host.places, str(host.places.runtime(name))
+    identity = identify(name, workspace, host)
+    credentials = {key: f"{runtime}/credentials/{key}" for key in render_credentials(identity)}
+    files = [File(credentials[key], text) for key, text in render_credentials(identity).items()]
+    assert workspace.mac is not None and workspace.ip is not None
+    port = Port(
+        outer=names.port(name, workspace.type),
+        inner=names.interface("vi", name),
+        mac=workspace.mac,
+        ip=workspace.ip,
+        bridge=host.network.bridge,
+        table=places.table,
+    )
+    files.append(File(f"{runtime}/port", port.render_batch()))
+    shares = [f"{runtime}/shares/{index}" for index in range(len(workspace.mounts) + 1)]
+    return Launch(
+        workspace=name,
+        backend="nspawn",
+        network_namespace=str(places.namespace_path),
+        cgroup=places.cgroup(name),
+        directories=(
+            f"{runtime}/credentials",
+            *(f"{runtime}/{layer}" for layer in ("lower", "scratch", "root")),
+            *shares,
+        ),
+        files=tuple(files),
+        prepare=(
+            *port.prepare(f"{runtime}/port"),
+            *kernel_file_systems(),
+            *root_mounts(name, workspace, host, runtime),
+            *share_mounts(workspace, host, shares),
+        ),
+        argv=nspawn_argv(name, workspace, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
+        cleanup=port.cleanup(),
+        limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
+        runtime=runtime,
+        restart_codes=(REBOOT,),
+    )
+
+
+def identify(name: str, workspace: Workspace, host: Surroundings) -> Identity:
+    assert workspace.ip is not None and isinstance(workspace.owner, int)
+    return Identity(
+        hostname=name,
+        user=workspace.user,
+        uid=guest_uid(workspace.owner),
+        shell=workspace.shell,
+        address=workspace.ip,
+        prefix=ipaddress.IPv4Network(host.network.subnet).prefixlen,
+        gateway=names.gateway(host.network.subnet),
+        authorized_keys=(*(workspace.authorized_keys or ()), *host.keys),
+        env=workspace.env,
+        match=f"Name={GUEST_INTERFACE}",
+    )
+
+
+def kernel_file_systems() -> tuple[Step, ...]:
+    """A /sys that shows the router namespace's interfaces, read-only so that nspawn does not wait for udev;
+    in it the cgroup2 hierarchy, on every kind of host."""
+    return (
+        Step(("mount", "-t", "sysfs", "-o", "ro,nosuid,nodev,noexec", "sysfs", "/sys"), "mount /sys"),
+        Step(("mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"), "mount cgroup2"),
+    )
+
+
+def root_mounts(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Step, ...]:
+    """The image, mapped to the workspace's uids, under a layer that is thrown away or kept."""
+    base, lower = host.uid_base, f"{runtime}/lower"
+    mapped = f"ro,X-mount.idmap=b:0:{base}:{names.UID_COUNT}"
+    steps = [Step(("mount", "--bind", "-o", mapped, host.image_root, lower), "map the image")]
+    if workspace.persist == "all":
+        scratch = str(host.places.root(name))
+    else:
+        scratch = f"{runtime}/scratch"
+        size = f"mode=755,nosuid,nodev,size={workspace.disk or SCRATCH}"
+        steps.append(Step(("mount", "-t", "tmpfs", "-o", size, "tmpfs", scratch), "mount the ephemeral layer"))
+    layers = f"lowerdir={lower},upperdir={scratch}/upper,workdir={scratch}/work"
+    owned = ("install", "-d", "-m", "755", "-o", str(base), "-g", str(base))
+    steps += [
+        Step((*owned, f"{scratch}/upper", f"{scratch}/work"), "make the upper layer"),
+        Step(("mount", "-t", "overlay", "overlay", "-o", layers, f"{runtime}/root"), "put the layers together"),
+    ]
+    return tuple(steps)
+
+
+def share_mounts(workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
+    """Home and mounts, in the order of `shares`."""
+    assert isinstance(workspace.owner, int) and workspace.home is not None
+    sources = [(workspace.home, False), *((mount.source, mount.readonly) for mount in workspace.mounts)]
+    return tuple(
+        share_step(source, target, readonly, workspace.owner, host)
+        for (source, readonly), target in zip(sources, shares, strict=True)
+    )
+
+
+def share_step(source: str, target: str, readonly: bool, owner: int, host: Surroundings) -> Step:
+    """A host directory for the guest: the owner's files are the login user's inside; whatever else the guest makes
+    belongs to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's."""
+    mapping = render_owner_map(owner, host.owner_gid, host.uid_base)
+    bind = (host.python, "-I", "-S", f"{host.package}/host/bind.py")
+    options = f"{'ro,' if readonly else ''}nosuid,nodev,X-mount.idmap={mapping}"
+    return Step((*bind, source, target, options), f"share {source}")
+
+
+def render_owner_map(uid: int, gid: int, base: int) -> str:
+    """The idmap of a share, as mount(8) reads it: "type:on disk:mapped:count …".
+
+    The owner's uid and gid become the login user's; the workspace's own range stays as it is.
+    """
+    inside = guest_uid(uid)
+    extents = []
+    for kind, outside in (("u", uid), ("g", gid)):
+        extents += [
+            f"{kind}:{outside}:{base + inside}:1",
+            f"{kind}:{base}:{base}:{inside}",
+            f"{kind}:{base + inside + 1}:{base + inside + 1}:{names.UID_COUNT - inside - 1}",
+        ]
+    return " ".join(extents)
+
+
+def inspection(name: str, workspace: Workspace, host: Surroundings, command: tuple[str, ...]) -> list[str]:
+    """A command line that runs `command` as the login user in a throw-away container of the workspace's image: its
+    home read-only, no network. It is to be run in a mount namespace of its own; /mnt serves it as a place to work.
+    """
+    assert isinstance(workspace.owner, int) and workspace.home is not None
+    work, uid = "/mnt", str(guest_uid(workspace.owner))
+    home = Mount(source=workspace.home, target=f"/home/{workspace.user}", readonly=True)
+    throw_away = replace(workspace, persist="home", disk=None)
+    share = share_step(home.source, f"{work}/home", True, workspace.owner, host)
+    steps = (
+        *kernel_file_systems(),
+        Step(("mount", "-t", "tmpfs", "tmpfs", work), "make room"),
+        Step(("mkdir", *(f"{work}/{layer}" for layer in ("lower", "scratch", "root", "home"))), "make mount points"),
+        *root_mounts(name, throw_away, host, work),
+        share,
+    )
+    nspawn = (
+        *("systemd-nspawn", "--settings=no", "--register=no", "--keep-unit", "--quiet", "--as-pid2"),
+        *("--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--private-network"),
+        *(f"--directory={work}/root", f"--machine={name}-look", f"--bind-ro={work}/home:{home.target}"),
+        *(f"--private-users={host.uid_base}:{names.UID_COUNT}", "--private-users-ownership=off"),
+        *(f"--chdir={home.target}", f"--setenv=HOME={home.target}"),
+        *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--", *command),
+    )
+    script = "\n".join([*(shlex.join(step.argv) for step in steps), f"exec {shlex.join(nspawn)}"])
+    return ["sh", "-euc", script]
+
+
+def nspawn_argv(
+    name: str, workspace: Workspace, host: Surroundings, credentials: dict[str, str], shares: list[str]
+) -> tuple[str, ...]:
+    targets = [(f"/home/{workspace.user}", False), *((mount.target, mount.readonly) for mount in workspace.mounts)]
+    return (
+        "systemd-nspawn",
+        "--settings=no",  # an image may carry a .nspawn file
+        "--register=no",
+        "--keep-unit",
+        "--quiet",
+        f"--directory={host.places.runtime(name)}/root",
+        f"--machine={name}",
+        f"--hostname={name}",
+        f"--uuid={host.machine_id}",
+        f"--private-users={host.uid_base}:{names.UID_COUNT}",
+        "--private-users-ownership=off",
+        f"--network-interface={names.interface('vi', name)}:{GUEST_INTERFACE}",
+        "--notify-ready=yes",
+        "--console=interactive",
+        "--link-journal=no",
+        "--resolv-conf=off",
+        "--timezone=off",
+        *(f"--load-credential={key}:{path}" for key, path in credentials.items()),
+        *(
+            f"--bind{'-ro' if readonly else ''}={share}:{target}"
+            for share, (target, readonly) in zip(shares, targets, strict=True)
+        ),
+        "--boot",
+    )

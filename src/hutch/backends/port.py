@@ -1,0 +1,42 @@
+"""A port on the bridge: a veth pair made down in the router namespace, raised only when its filter is seen there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hutch.backends.launch import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """`outer` is the bridge's end, `inner` the one that the guest gets."""
+
+    outer: str
+    inner: str
+    mac: str
+    ip: str
+    bridge: str
+    table: str
+
+    def render_batch(self) -> str:
+        """Input for `ip -batch`. Learning and flooding are off: who lives on this bridge is known."""
+        lines = [
+            f"link add {self.outer} type veth peer name {self.inner} address {self.mac}",
+            f"link set {self.outer} master {self.bridge}",
+            f"link set {self.outer} type bridge_slave isolated on learning off flood off mcast_flood off",
+            f"neigh replace {self.ip} lladdr {self.mac} dev {self.bridge} nud permanent",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def prepare(self, batch: str) -> tuple[Step, ...]:
+        """Steps inside the router namespace; `batch` is the path of the rendered batch."""
+        bound = f"{{ {self.outer} . {self.mac} . {self.ip} }}"
+        return (
+            Step(("ip", "-batch", batch), "make the port on the bridge"),
+            Step(("bridge", "fdb", "replace", self.mac, "dev", self.outer, "master", "static"), "pin the port's MAC"),
+            Step(("nft", "get", "element", "bridge", self.table, "bound", bound), "see the port's filter in place"),
+            Step(("ip", "link", "set", self.outer, "up"), "raise the port"),
+        )
+
+    def cleanup(self) -> tuple[Step, ...]:
+        return (Step(("ip", "link", "delete", self.outer), "remove the port", may_fail=True),)

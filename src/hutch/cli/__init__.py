@@ -1,0 +1,101 @@
+"""The command line. This file is small on purpose: a command's own module is imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from hutch.cli.common import Options, print_error
+from hutch.errors import HutchError
+
+# command -> (module of this package, function, one line of help): help lists all without importing any.
+COMMANDS = {
+    "init": ("declare", "init", "Write a commented starter hutch.toml in the current directory."),
+    "plan": ("declare", "plan", "Show what `up` would do, and why."),
+    "up": ("declare", "up", "Make the host as the file says: plan, apply, start."),
+    "down": ("lifecycle", "down", "Stop the workspaces of the file; their state stays."),
+    "start": ("lifecycle", "start", "Start workspaces; returns when they are ready."),
+    "stop": ("lifecycle", "stop", "Stop workspaces."),
+    "restart": ("lifecycle", "restart", "Stop and start workspaces."),
+    "ls": ("show", "ls", "List workspaces."),
+    "status": ("show", "status", "Show workspaces in detail."),
+    "ssh": ("reach", "ssh", "OpenSSH to a workspace."),
+    "exec": ("reach", "execute", "Run a command inside, without a shell in between."),
+    "cp": ("reach", "cp", "Copy files; NAME:path is the workspace side."),
+    "logs": ("logs", "logs", "Show the machine log and the guest's journal."),
+    "console": ("logs", "console", "Attach to the console; ^] detaches."),
+    "rm": ("lifecycle", "rm", "Stop and remove a workspace; home is kept unless --purge."),
+    "explain": ("explain", "explain", "Print the commands, rules and files behind a workspace."),
+    "image": ("image", "image", "The image cache."),
+    "schema": ("declare", "schema", "Print the JSON Schema of hutch.toml."),
+    "completion": ("declare", "completion", "Print a completion script for bash, zsh or fish."),
+}
+
+
+class LazyGroup(click.Group):
+    """Looks commands up in COMMANDS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"hutch.cli.{module}"), function)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"hutch {version('hutch')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-f", "--file", type=click.Path(), help="The hutch.toml to use.")
+@click.option("-q", "--quiet", is_flag=True, help="Only results and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="More detail.")
+@click.option("--version", is_flag=True, callback=show_version, expose_value=False, is_eager=True, help="The version.")
+@click.pass_context
+def cli(ctx: click.Context, file: str | None, quiet: bool, verbose: bool) -> None:
+    """A machine of its own for every project, checkout or coding agent: a VM or a container, from one file."""
+    ctx.obj = Options(file, quiet, verbose)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry of the `hutch` command."""
+    try:
+        result = cli.main(args=None if argv is None else list(argv), prog_name="hutch", standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except HutchError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("hutch: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,122 @@
+"""What several commands share: options, errors, tables, the need for root."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from hutch.errors import ConfigError, HutchError
+from hutch.spec.names import Places
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+KEPT_VARIABLES = "HUTCH_STATE_DIR,HUTCH_RUN_DIR,HUTCH_FILE"
+
+
+@dataclass
+class Options:
+    """The global options, given before or after the command's name."""
+
+    file: str | None = None
+    quiet: bool = False
+    verbose: bool = False
+
+    @property
+    def path(self) -> Path | None:
+        return Path(self.file) if self.file else None
+
+    def say(self, text: str) -> None:
+        """Progress and remarks: to stderr, unless -q."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def listen(self, name: str, event: str, text: str) -> None:
+        """Tell people what the engine tells."""
+        if event == "warning":
+            click.echo(f"hutch: warning: {name}: {text}", err=True)
+        elif event != "failed":  # failures are told once, at the end, with their reasons
+            self.say(f"{name}: {event}{f' {text}' if text else ''}")
+
+
+def global_options(function: F) -> F:
+    """Accept -f, -q and -v after the command's name too."""
+
+    @click.option("-f", "--file", type=click.Path(), help="The hutch.toml to use.")
+    @click.option("-q", "--quiet", is_flag=True, help="Only results and errors.")
+    @click.option("-v", "--verbose", is_flag=True, help="More detail.")
+    @functools.wraps(function)
+    def wrapper(file: str | None, quiet: bool, verbose: bool, **values: Any) -> Any:
+        before = click.get_current_context().find_object(Options) or Options()
+        return function(Options(file or before.file, quiet or before.quiet, verbose or before.verbose), **values)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def needs_root(function: F) -> F:
+    """Run the command again through sudo or doas on a terminal; say so otherwise."""
+
+    @functools.wraps(function)
+    def wrapper(*arguments: Any, **values: Any) -> Any:
+        if os.geteuid() != 0:
+            become_root()
+        return function(*arguments, **values)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def become_root() -> None:
+    elevate = next((name for name in ("sudo", "doas") if shutil.which(name)), None)
+    if elevate is None or not sys.stdin.isatty():
+        raise HutchError("this needs root: run it with sudo or doas")
+    from hutch import run
+
+    click.echo(f"hutch: this needs root, asking {elevate}", err=True)
+    kept = [f"--preserve-env={KEPT_VARIABLES}"] if elevate == "sudo" else []
+    run.replace([elevate, *kept, "--", os.path.abspath(sys.argv[0]), *sys.argv[1:]])
+
+
+def print_error(error: HutchError) -> None:
+    """The one place where a failure is shown: brief, details, what to do."""
+    click.echo(f"hutch: {error.brief}", err=True)
+    if error.details:
+        indent = "" if isinstance(error, ConfigError) else "  "
+        for line in error.details.splitlines():
+            click.echo(indent + printable(line), err=True)
+    if error.resolution:
+        click.echo(f"  → {error.resolution}", err=True)
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would take as a command: it may come from a guest."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Left-aligned columns, two spaces apart."""
+    cells = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_json(value: Any) -> None:
+    import json
+
+    click.echo(json.dumps(value, indent=2))
+
+
+def workspace_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Completion of a workspace's name. The directory's names are no secret; what is in them is."""
+    try:
+        found = os.listdir(Places.from_environment().workspaces)
+    except (OSError, HutchError):
+        return []
+    return sorted(name for name in found if name.startswith(incomplete))

@@ -1,0 +1,144 @@
+"""Commands around the file: init, plan, up, schema, completion."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hutch.api import Hutch
+from hutch.cli.common import Options, global_options, needs_root, print_json, printable, workspace_names
+from hutch.errors import HutchError
+
+if TYPE_CHECKING:
+    from hutch.plan.actions import Action, Plan
+
+NAMES = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=workspace_names)
+
+
+@click.command()
+@click.argument("name", required=False, default="dev")
+@global_options
+def init(options: Options, name: str) -> None:
+    """Write a commented starter hutch.toml in the current directory, with a workspace called NAME."""
+    from hutch.api import is_name
+    from hutch.errors import UsageError
+    from hutch.spec.starter import render_starter
+
+    if not is_name(name):
+        raise UsageError(f"{name!r} is not a name for a workspace", resolution="use a-z, 0-9 and inner hyphens")
+    path = options.path or Path("hutch.toml")
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(render_starter(name))
+    except FileExistsError:
+        raise HutchError(f"{path} is there already; it was left as it is") from None
+    except OSError as error:
+        raise HutchError(f"{path} cannot be written: {error.strerror}") from error
+    path.chmod(0o644)
+    options.say(f"wrote {path}; next: sudo hutch up")
+
+
+@click.command()
+@NAMES
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--check", is_flag=True, help="Exit with 3 when anything would change.")
+@click.option("--no-start", is_flag=True, help="As for `up --no-start`.")
+@click.option("--prune", is_flag=True, help="Also remove workspaces that this file no longer declares.")
+@global_options
+@needs_root
+def plan(options: Options, names: tuple[str, ...], as_json: bool, check: bool, no_start: bool, prune: bool) -> int:
+    """Show what `up` would do and why. Nothing is changed."""
+    hutch = Hutch()
+    result = hutch.plan(hutch.load(options.path), names, start=not no_start, prune=prune)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_plan(result)
+    return 3 if check and result.changes else 0
+
+
+@click.command()
+@NAMES
+@click.option("--no-start", is_flag=True, help="Create and update, but start nothing.")
+@click.option("--prune", is_flag=True, help="Also remove workspaces that this file no longer declares.")
+@click.option("--json", "as_json", is_flag=True, help="Print the executed plan as JSON.")
+@global_options
+@needs_root
+def up(options: Options, names: tuple[str, ...], no_start: bool, prune: bool, as_json: bool) -> None:
+    """Make the host as the file says; returns when every workspace is ready for ssh."""
+    from hutch.cli.progress import Bar
+
+    begun = time.monotonic()
+    with Bar(options) as bar:
+        hutch = Hutch(listen=options.listen, progress=bar.show)
+        result = hutch.up(hutch.load(options.path), names, start=not no_start, prune=prune)
+    if as_json:
+        print_json(result.to_json())
+    elif result.changes and not options.quiet:
+        print_plan(result, err=True)
+        _warn_about_ssh(options)
+        options.say(f"done in {time.monotonic() - begun:.2f} s")
+    else:
+        options.say("nothing to do")
+
+
+def _warn_about_ssh(options: Options) -> None:
+    from hutch.host.ssh import check_include
+
+    warning = check_include()
+    if warning:
+        click.echo(f"hutch: warning: {warning}", err=True)
+
+
+def print_plan(plan: Plan, *, err: bool = False) -> None:
+    """One line for each workspace, one more for each reason and note."""
+    width = max((len(action.workspace) for action in plan.actions), default=0)
+    for action in plan.actions:
+        click.echo(f"{action.workspace.ljust(width)}  {action.action}", err=err)
+        for line in explain_action(action):
+            click.echo(f"{' ' * width}    {line}", err=err)
+    if not plan.actions:
+        click.echo("the file declares no workspace", err=err)
+
+
+def explain_action(action: Action) -> list[str]:
+    weighted = action.action in ("live", "restart", "recreate", "no change")
+    lines = [
+        f"{change.key}: {shown(change.old)} → {shown(change.new)}{f' ({change.weight})' if weighted else ''}"
+        for change in action.reasons
+    ]
+    return [*lines, *(f"note: {note}" for note in action.notes)]
+
+
+def shown(value: Any) -> str:
+    """A value on one line, shortened."""
+    text = "unset" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = printable(text.replace("\n", "⏎"))
+    return text if len(text) <= 70 else text[:67] + "…"
+
+
+@click.command()
+@global_options
+def schema(options: Options) -> None:
+    """Print the JSON Schema of hutch.toml, for editors."""
+    from hutch.spec.schema import render_schema
+
+    print_json(render_schema())
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@global_options
+def completion(options: Options, shell: str) -> None:
+    """Print a completion script: `hutch completion bash > /etc/bash_completion.d/hutch`."""
+    from click.shell_completion import get_completion_class
+
+    from hutch.cli import cli
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(cli, {}, "hutch", "_HUTCH_COMPLETE").source())

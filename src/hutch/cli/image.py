@@ -1,0 +1,75 @@
+"""image ls, build, rm, prune: the cache that all workspaces share."""
+
+from __future__ import annotations
+
+import click
+
+from hutch.api import Hutch
+from hutch.cli.common import Options, global_options, needs_root, print_json, print_table
+
+
+@click.group()
+def image() -> None:
+    """The image cache: each image is built once and shared read-only."""
+
+
+@image.command(name="ls")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@global_options
+@needs_root
+def list_images(options: Options, as_json: bool) -> None:
+    """List the images and who uses them."""
+    images = Hutch().images()
+    if as_json:
+        print_json(
+            [
+                {
+                    "id": image.id,
+                    "image": image.image,
+                    "packages": list(image.packages),
+                    "created": image.created,
+                    "size": image.size,
+                    "workspaces": list(users),
+                }
+                for image, users in images.items()
+            ]
+        )
+        return
+    rows = [
+        (image.id, image.image, f"{image.size / 2**20:.0f} MiB", ", ".join(users) or "-")
+        for image, users in images.items()
+    ]
+    print_table(("ID", "IMAGE", "SIZE", "USED BY"), rows)
+
+
+@image.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@global_options
+@needs_root
+def build(options: Options, names: tuple[str, ...]) -> None:
+    """Build the images of the named workspaces of the file, or of all, unless they are there."""
+    from hutch.cli.progress import Bar
+
+    with Bar(options) as bar:
+        hutch = Hutch(listen=options.listen, progress=bar.show)
+        built = hutch.build_images(hutch.load(options.path), names)
+    for found in built:
+        click.echo(found)
+
+
+@image.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@global_options
+@needs_root
+def rm(options: Options, ids: tuple[str, ...]) -> None:
+    """Remove images that no workspace uses."""
+    Hutch(listen=options.listen).remove_images(ids)
+
+
+@image.command()
+@global_options
+@needs_root
+def prune(options: Options) -> None:
+    """Remove every image that no workspace uses."""
+    for found in Hutch(listen=options.listen).prune_images():
+        click.echo(found)

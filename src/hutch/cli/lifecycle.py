@@ -1,0 +1,70 @@
+"""down, start, stop, restart, rm."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from hutch.api import Hutch
+from hutch.cli.common import Options, global_options, needs_root, workspace_names
+from hutch.errors import UsageError
+
+NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=workspace_names)
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=workspace_names)
+@global_options
+@needs_root
+def down(options: Options, names: tuple[str, ...]) -> None:
+    """Stop the named workspaces, or all that the file has brought up."""
+    hutch = Hutch(listen=options.listen)
+    if not names:
+        from hutch.spec.loading import find_file
+
+        file = os.path.realpath(find_file(options.path))
+        names = tuple(name for name, record in hutch.records().items() if record.file == file)
+    hutch.stop(names)
+
+
+@click.command()
+@NAMES
+@global_options
+@needs_root
+def start(options: Options, names: tuple[str, ...]) -> None:
+    """Start workspaces; returns when they are ready."""
+    Hutch(listen=options.listen).start(names)
+
+
+@click.command()
+@NAMES
+@global_options
+@needs_root
+def stop(options: Options, names: tuple[str, ...]) -> None:
+    """Stop workspaces: in order first, by force after a deadline."""
+    Hutch(listen=options.listen).stop(names)
+
+
+@click.command()
+@NAMES
+@global_options
+@needs_root
+def restart(options: Options, names: tuple[str, ...]) -> None:
+    """Stop and start workspaces; what was pending takes effect."""
+    Hutch(listen=options.listen).restart(names)
+
+
+@click.command()
+@click.argument("name", shell_complete=workspace_names)
+@click.option("--purge", is_flag=True, help="Delete the home, the host key and the address too.")
+@click.option("--force", is_flag=True, help="Even with unsaved git work or a live session.")
+@global_options
+@needs_root
+def rm(options: Options, name: str, purge: bool, force: bool) -> None:
+    """Stop and remove a workspace. Its home is kept unless --purge."""
+    if not name:
+        raise UsageError("which workspace?")
+    for note in Hutch(listen=options.listen).remove(name, purge=purge, force=force):
+        options.say(f"{name}: {note}")
+    options.say(f"{name}: removed")

@@ -1,0 +1,56 @@
+"""A bar for image builds, on a terminal; one line for each stage elsewhere. rich is imported when a bar is drawn."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from hutch.cli.common import Options
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class Bar:
+    """A context manager whose `show` takes (image, stage, fraction)."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.progress: Any = None
+        self.tasks: dict[str, Any] = {}
+        self.stages: dict[str, str] = {}
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def show(self, image: str, stage: str, fraction: float) -> None:
+        if self.options.quiet:
+            return
+        if sys.stderr.isatty():
+            self._draw(image, stage, fraction)
+        elif self.stages.get(image) != stage:
+            self.options.say(f"{image}: {stage}")
+        self.stages[image] = stage
+
+    def _draw(self, image: str, stage: str, fraction: float) -> None:
+        if self.progress is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+            )
+            self.progress = Progress(*columns, console=Console(stderr=True))
+            self.progress.start()
+        if image not in self.tasks:
+            self.tasks[image] = self.progress.add_task(image, total=1.0)
+        self.progress.update(self.tasks[image], completed=fraction, description=f"{image}: {stage}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.progress is not None:
+            self.progress.stop()

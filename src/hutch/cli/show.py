@@ -1,0 +1,105 @@
+"""ls and status: what is there. They read the records and the supervisors' words, and start in a blink."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from hutch.api import Hutch, describe, is_name
+from hutch.cli.common import Options, global_options, needs_root, print_json, print_table, printable, workspace_names
+from hutch.errors import UsageError
+
+
+def gather(options: Options, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The named workspaces, or all: those on the host, then those that the file declares and nobody made yet."""
+    hutch = Hutch()
+    records = hutch.records()
+    found = {name: describe(record, hutch.observe(name)) for name, record in records.items()}
+    file, declared = declared_names(options)
+    for name, kind in declared.items():
+        if name not in found:
+            found[name] = absent(name, kind, file)
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise UsageError(f"there is no workspace {', '.join(unknown)}", resolution="`hutch ls` lists them")
+    return [found[name] for name in names or found]
+
+
+def declared_names(options: Options) -> tuple[str, dict[str, str]]:
+    """Names and types in the hutch.toml at hand, read without validating: a broken file must not hide what runs."""
+    import os
+
+    candidate = options.file or os.environ.get("HUTCH_FILE") or "hutch.toml"
+    if not os.path.isfile(candidate):
+        return "", {}
+    import tomllib
+
+    try:
+        with open(candidate, "rb") as file:
+            tables = tomllib.load(file).get("workspaces", {})
+        # Nobody has validated this file, and what is in it goes to a terminal.
+        declared = {name: printable(str(table.get("type"))) for name, table in tables.items() if is_name(name)}
+    except (OSError, ValueError, AttributeError):
+        return "", {}
+    return os.path.realpath(candidate), declared
+
+
+def absent(name: str, kind: str, file: str) -> dict[str, Any]:
+    """The entry of a workspace that is declared and not there."""
+    keys = ("engine", "ip", "mac", "cid", "image", "home", "hypervisor", "accelerator", "pid", "ready_seconds")
+    nothing = dict.fromkeys((*keys, "image_id", "user", "since", "start_kind"))
+    return {
+        "name": name,
+        "type": kind,
+        "state": "absent",
+        **nothing,
+        "autostart": False,
+        "pending": "none",
+        "reason": "",
+        "warnings": [],
+        "file": file,
+    }
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@global_options
+@needs_root
+def ls(options: Options, as_json: bool) -> None:
+    """List the workspaces of this host."""
+    entries = gather(options, ())
+    if as_json:
+        print_json(entries)
+        return
+    rows = [
+        (
+            entry["name"],
+            entry["type"],
+            entry["state"] + ("" if entry["pending"] == "none" else f" (pending {entry['pending']})"),
+            entry["ip"] or "-",
+            entry["image"] or "-",
+            f"{entry['ready_seconds']:.2f} s" if entry["ready_seconds"] else "-",
+        )
+        for entry in entries
+    ]
+    print_table(("NAME", "TYPE", "STATE", "ADDRESS", "IMAGE", "READY IN"), rows)
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=workspace_names)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@global_options
+@needs_root
+def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
+    """Show workspaces in detail."""
+    entries = gather(options, names)
+    if as_json:
+        print_json(entries)
+        return
+    for number, entry in enumerate(entries):
+        if number:
+            click.echo()
+        for key, value in entry.items():
+            if value not in (None, "", []):
+                click.echo(f"{key:>14}  {'; '.join(value) if isinstance(value, list) else value}")

@@ -1,0 +1,81 @@
+"""A workspace's identity as systemd credentials: systemd inside applies them, so no agent of ours runs there.
+
+The same set serves a container (nspawn's --load-credential) and a VM (fw_cfg). See systemd.system-credentials(7).
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+HOST_KEY = "hutch.ssh-host-key"  # named by the image's sshd configuration
+KEYS_DIRECTORY = "/etc/ssh/authorized_keys.d"
+SSHD_ENVIRONMENT = "/etc/ssh/sshd_config.d/20-hutch-environment.conf"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a guest is. `match` is the line of a .network file that finds its interface."""
+
+    hostname: str
+    user: str
+    uid: int
+    shell: str
+    address: str
+    prefix: int
+    gateway: str
+    authorized_keys: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    match: str
+
+
+def render_credentials(identity: Identity) -> dict[str, str]:
+    """Credential name -> text. The host key is not among them: it travels as a file."""
+    user = identity.user
+    return {
+        "system.hostname": identity.hostname,
+        "network.network.50-hutch": render_network(identity),
+        "sysusers.extra": f'u {user} {identity.uid} "{user}" /home/{user} {identity.shell}\n',
+        "tmpfiles.extra": render_tmpfiles(identity),
+    }
+
+
+def render_network(identity: Identity) -> str:
+    """The guest's interface: static, IPv4 only; the gateway is its resolver."""
+    return (
+        f"[Match]\n{identity.match}\n"
+        "[Link]\nRequiredForOnline=no\n"
+        "[Network]\n"
+        f"Address={identity.address}/{identity.prefix}\nGateway={identity.gateway}\nDNS={identity.gateway}\n"
+        "LinkLocalAddressing=no\nIPv6AcceptRA=no\nLLMNR=no\nMulticastDNS=no\n"
+    )
+
+
+def render_tmpfiles(identity: Identity) -> str:
+    """Files that systemd-tmpfiles makes at every boot; contents travel in base64, so no value can add a line."""
+    user = identity.user
+    lines = [
+        _file("/etc/doas.conf", "0400", f"permit nopass {user}\n"),
+        f"d {KEYS_DIRECTORY} 0755 root root - -",
+        _file(f"{KEYS_DIRECTORY}/{user}", "0644", "".join(f"{key}\n" for key in identity.authorized_keys)),
+        _file("/etc/environment", "0644", render_environment(identity.env)),
+        _file(SSHD_ENVIRONMENT, "0644", render_sshd_environment(identity.env)),
+        f"C /home/{user} - {user} {user} - /etc/skel",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def render_environment(env: tuple[tuple[str, str], ...]) -> str:
+    """/etc/environment as pam_env reads it. There a "#" begins a comment even between quotes, and nothing escapes
+    it; hence sshd is told too."""
+    return "".join(f'{name}="{value}"\n' for name, value in env)
+
+
+def render_sshd_environment(env: tuple[tuple[str, str], ...]) -> str:
+    """The same as one SetEnv line (sshd takes no second one), every word in quotes."""
+    words = [f"{name}={value}".replace("\\", "\\\\").replace('"', '\\"') for name, value in env]
+    return "SetEnv " + " ".join(f'"{word}"' for word in words) + "\n" if words else ""
+
+
+def _file(path: str, mode: str, content: str) -> str:
+    return f"f+~ {path} {mode} root root - {base64.b64encode(content.encode()).decode()}"

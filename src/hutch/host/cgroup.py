@@ -1,0 +1,207 @@
+"""The cgroups that hutch makes: <instance>/<workspace>/{supervisor,machine,exec}, on cgroup v2.
+
+Hosts differ in where cgroup2 is mounted, if at all: a hybrid host has it beside the v1 controllers, a new
+network namespace made by `ip netns exec` hides it. So the hierarchy is reached through a descriptor: of
+the mount where there is one, of a detached mount otherwise. Imports stay few: the supervisor uses this.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+
+MOUNTINFO = "/proc/self/mountinfo"
+FSMOUNT_CLOEXEC = 1
+FSCONFIG_CMD_CREATE = 6
+SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every architecture
+
+
+def find_mount(mountinfo: str) -> str | None:
+    """The first writable cgroup2 mount in the text of /proc/self/mountinfo."""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        words = before.split()
+        if after.startswith("cgroup2 ") and words[3] == "/" and "rw" in words[5].split(","):
+            return words[4].encode().decode("unicode_escape")
+    return None
+
+
+def open_root() -> int:
+    """A directory descriptor of the root of the cgroup2 hierarchy."""
+    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape") as file:
+        path = find_mount(file.read())
+    if path is not None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # another mount lies over it
+            return _detached_mount()
+        if _has(descriptor, "cgroup.procs"):
+            return descriptor
+        os.close(descriptor)
+    return _detached_mount()
+
+
+def _has(directory: int, name: str) -> bool:
+    return os.access(name, os.F_OK, dir_fd=directory)
+
+
+def _detached_mount() -> int:
+    """cgroup2 mounted nowhere: fsopen(2), fsconfig(2), fsmount(2)."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(number: int, *arguments: object) -> int:
+        result = libc.syscall(number, *arguments)
+        if result < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"cgroup2 cannot be mounted: {os.strerror(code)}")
+        return int(result)
+
+    context = call(SYS_FSOPEN, b"cgroup2", 1)
+    try:
+        call(SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
+        return call(SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
+    finally:
+        os.close(context)
+
+
+def controllers() -> frozenset[str]:
+    """The controllers that this host lets cgroup2 use: empty on hybrid hosts."""
+    root = open_root()
+    try:
+        return frozenset(_read(root, "cgroup.controllers").split())
+    finally:
+        os.close(root)
+
+
+class Cgroup:
+    """A cgroup by its path below the root. Every method may be called again; absence is not an error."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._root = open_root()
+
+    def close(self) -> None:
+        os.close(self._root)
+
+    def _at(self, *parts: str) -> str:
+        return "/".join((self.path, *parts))
+
+    def make(self, *groups: str) -> None:
+        """Create the cgroup, its parents, and the named groups in it."""
+        for path in (*_prefixes(self.path), *(self._at(group) for group in groups)):
+            try:
+                os.mkdir(path, 0o755, dir_fd=self._root)
+            except FileExistsError:
+                pass
+
+    def limit(self, limits: dict[str, str]) -> list[str]:
+        """Write control files ({"memory.max": "1073741824"}); returns the names that this host does not have."""
+        missing = []
+        for controller in {name.partition(".")[0] for name in limits}:
+            for parent in ("", *_prefixes(self.path)[:-1]):
+                try:
+                    _write(self._root, f"{parent}/cgroup.subtree_control".lstrip("/"), f"+{controller}")
+                except OSError:
+                    break  # the control file below will be missing, and is reported
+        for name, value in limits.items():
+            try:
+                _write(self._root, self._at(name), value)
+            except OSError:
+                missing.append(name)
+        return missing
+
+    def join(self, group: str, pid: int = 0) -> None:
+        """Move a process (0: the caller) into a group of this cgroup."""
+        _write(self._root, self._at(group, "cgroup.procs"), str(pid))
+
+    def pids(self, *parts: str) -> list[int]:
+        """Processes directly in a group."""
+        try:
+            return [int(word) for word in _read(self._root, self._at(*parts, "cgroup.procs")).split()]
+        except OSError:
+            return []
+
+    def is_populated(self, *parts: str) -> bool:
+        """Whether any process lives in the group or below."""
+        try:
+            return "populated 1" in _read(self._root, self._at(*parts, "cgroup.events"))
+        except OSError:
+            return False
+
+    def kill(self, *parts: str, patience: float = 10.0) -> None:
+        """SIGKILL everything in the group and below, and wait until it is empty."""
+        try:
+            _write(self._root, self._at(*parts, "cgroup.kill"), "1")
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV):
+                return
+            raise
+        events = os.open(self._at(*parts, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
+        try:
+            poll = select.poll()
+            poll.register(events, select.POLLPRI)
+            deadline = time.monotonic() + patience
+            while b"populated 1" in os.pread(events, 256, 0) and time.monotonic() < deadline:
+                poll.poll(200)
+        finally:
+            os.close(events)
+
+    def remove(self, *parts: str) -> None:
+        """Remove the empty group and all empty groups below; then parents that hutch made and nobody uses."""
+        self._remove_tree(self._at(*parts))
+        if not parts:
+            for parent in reversed(_prefixes(self.path)[:-1]):
+                try:
+                    os.rmdir(parent, dir_fd=self._root)
+                except OSError:
+                    break
+
+    def _remove_tree(self, path: str) -> None:
+        pending, found = [path], []
+        while pending:
+            current = pending.pop()
+            found.append(current)
+            try:
+                directory = os.open(current, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)
+            except FileNotFoundError:
+                continue
+            with os.scandir(directory) as entries:
+                pending += [f"{current}/{entry.name}" for entry in entries if entry.is_dir(follow_symlinks=False)]
+            os.close(directory)
+        for current in reversed(found):
+            try:
+                os.rmdir(current, dir_fd=self._root)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if error.errno != errno.EBUSY:  # still populated: the caller decides what that means
+                    raise
+
+
+def _prefixes(path: str) -> list[str]:
+    """ "a/b/c" -> ["a", "a/b", "a/b/c"]."""
+    parts = path.split("/")
+    return ["/".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def _read(directory: int, name: str) -> str:
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        chunks = []
+        while chunk := os.read(descriptor, 65536):
+            chunks.append(chunk)
+        return b"".join(chunks).decode()
+    finally:
+        os.close(descriptor)
+
+
+def _write(directory: int, name: str, value: str) -> None:
+    descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,48 @@
+"""Processes by identity: a pid counts only together with its start time, and is signalled through a pidfd."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+
+def start_time(pid: int) -> int | None:
+    """When `pid` started, in clock ticks since boot; None when there is no such process or it is a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            after_name = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if after_name[0] == b"Z" else int(after_name[19])
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Whether the process that had `pid` and began at `started` still runs."""
+    return start_time(pid) == started
+
+
+def open_process(pid: int, started: int) -> int | None:
+    """A pidfd for exactly that process, or None. The start time is read after opening, so a reused pid is found out."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    if start_time(pid) != started:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def terminate(pid: int, started: int, *, patience: float) -> bool:
+    """Ask the process to end and wait up to `patience` seconds. True when it is gone."""
+    descriptor = open_process(pid, started)
+    if descriptor is None:
+        return True
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        return bool(select.select([descriptor], [], [], patience)[0])
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(descriptor)

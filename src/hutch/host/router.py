@@ -1,0 +1,325 @@
+"""The router namespace: bridge, filters and address translation, joined to the host by a veth and a /30.
+
+What the host's other tools do to the host's firewall does not reach in here. Nothing gets carrier before the
+rules are loaded and read back. Interfaces carry an alias that says whose they are; one without it is
+somebody else's and is refused, never taken over.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hutch.errors import HutchError
+from hutch.host import ruleset
+from hutch.host.firewall import Member, host_tables, router_tables
+from hutch.run import CommandFailed, run
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+
+UPLINKS = ipaddress.IPv4Network("192.168.84.0/24")
+
+Links = Mapping[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class HostNetwork:
+    """What the host's own namespace looks like. `routes` are destinations of its IPv4 routing table."""
+
+    links: Links
+    routes: tuple[str, ...]
+
+    def addresses(self, *, without: str = "") -> tuple[str, ...]:
+        """The host's IPv4 addresses, those of the interface `without` and of loopback aside."""
+        return tuple(
+            sorted(
+                {
+                    info["local"]
+                    for name, link in self.links.items()
+                    if name not in (without, "lo")
+                    for info in link["addr_info"]
+                    if info["family"] == "inet"
+                }
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RouterFacts:
+    """The router as it is: interfaces by name (None without the namespace), and both rulesets' shapes."""
+
+    links: Links | None = None
+    neighbours: tuple[tuple[str, str], ...] = ()
+    rules: ruleset.Shape = field(default_factory=dict)
+    host_rules: ruleset.Shape = field(default_factory=dict)
+
+
+def tag(places: Places) -> str:
+    """The alias of our interfaces."""
+    return f"hutch {places.state}"
+
+
+def inside(places: Places, argv: Iterable[str]) -> list[str]:
+    """`argv`, run in the router namespace."""
+    return ["nsenter", f"--net={places.namespace_path}", "--", *argv]
+
+
+# Observing.
+
+
+def observe_host() -> HostNetwork:
+    links = {link["ifname"]: link for link in json.loads(run(["ip", "-j", "addr"]).stdout)}
+    routes = json.loads(run(["ip", "-j", "-4", "route"]).stdout or "[]")
+    return HostNetwork(links, tuple(r["dst"] for r in routes if r["dst"] != "default"))
+
+
+def has_namespace(places: Places) -> bool:
+    """Whether the namespace's file is a mounted namespace: a plain file there is what a crash left."""
+    try:
+        return os.stat(places.namespace_path).st_dev != os.stat(places.namespace_path.parent).st_dev
+    except FileNotFoundError:
+        return False
+
+
+def observe_router(places: Places, network: Network) -> RouterFacts:
+    host_rules = ruleset.observed_shape(run(["nft", "-j", "list", "ruleset"]).stdout, places.table)
+    if not has_namespace(places):
+        return RouterFacts(host_rules=host_rules)
+    links = json.loads(run(["ip", "-n", places.namespace, "-j", "addr"]).stdout)
+    listing = run(inside(places, ["nft", "-j", "list", "ruleset"])).stdout
+    neighbours = []
+    if any(link["ifname"] == network.bridge for link in links):
+        command = ["ip", "-n", places.namespace, "-j", "neigh", "show", "dev", network.bridge, "nud", "permanent"]
+        neighbours = json.loads(run(command).stdout or "[]")
+    return RouterFacts(
+        links={link["ifname"]: link for link in links},
+        neighbours=tuple((entry["dst"], entry.get("lladdr", "")) for entry in neighbours),
+        rules=ruleset.observed_shape(listing, places.table),
+        host_rules=host_rules,
+    )
+
+
+# Choosing and checking, purely.
+
+
+def networks_of(host: HostNetwork) -> dict[str, ipaddress.IPv4Network]:
+    """The networks that the host reaches, by their routes. Wider than /8 is the default route in pieces, as VPNs
+    write it ("0.0.0.0/1"): everything would overlap it."""
+    found = {route: ipaddress.IPv4Network(route, strict=False) for route in host.routes}
+    return {route: network for route, network in found.items() if network.prefixlen >= 8}
+
+
+def choose_uplink(network: Network, host: HostNetwork) -> str:
+    """The first /30 that nothing on the host uses."""
+    taken = [*networks_of(host).values(), ipaddress.IPv4Network(network.subnet)]
+    for candidate in UPLINKS.subnets(new_prefix=30):
+        if not any(candidate.overlaps(used) for used in taken):
+            return str(candidate)
+    raise HutchError(f"no free /30 is left in {UPLINKS}", resolution='set "uplink" in [network]')
+
+
+def check_overlap(places: Places, network: Network, host: HostNetwork) -> None:
+    """Refuse a network that would shadow one that the host already reaches."""
+    own = {network.subnet, network.uplink} if places.uplink_host in host.links else set()
+    for key, prefix in (("subnet", network.subnet), ("uplink", network.uplink)):
+        wanted = ipaddress.IPv4Network(prefix)
+        for route, used in networks_of(host).items():
+            if route not in own and wanted.overlaps(used):
+                raise HutchError(
+                    f"[network] {key} {prefix} overlaps {route}, which this host already uses",
+                    resolution=f"choose another {key} in [network]",
+                )
+
+
+def is_settled(
+    places: Places, network: Network, members: tuple[Member, ...], host: HostNetwork, facts: RouterFacts
+) -> bool:
+    """Whether nothing is to be done."""
+    prefix = network.subnet.partition("/")[2]
+    host_end, router_end = names.uplink_addresses(network.uplink)
+    inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
+    outer = host_tables(places, network, members)
+    return (
+        facts.links is not None
+        and not ruleset.differences(ruleset.shape_of(inner), facts.rules)
+        and not ruleset.differences(ruleset.shape_of(outer), facts.host_rules)
+        and is_up(host.links, places.uplink_host, f"{host_end}/30")
+        and is_up(facts.links, places.uplink_router, f"{router_end}/30")
+        and is_up(facts.links, network.bridge, f"{names.gateway(network.subnet)}/{prefix}")
+        and network.subnet in host.routes
+        and {(m.ip, m.mac) for m in members} == set(facts.neighbours)
+    )
+
+
+def is_up(links: Links, name: str, address: str) -> bool:
+    """Whether an interface is there, up, and has the address."""
+    link = links.get(name)
+    if link is None or "UP" not in link["flags"]:
+        return False
+    return any(f"{info['local']}/{info['prefixlen']}" == address for info in link["addr_info"])
+
+
+# Making it so.
+
+
+def ensure_router(places: Places, network: Network, members: tuple[Member, ...]) -> None:
+    """Bring the router to what is wanted, writing only what differs."""
+    host, facts = observe_host(), observe_router(places, network)
+    if is_settled(places, network, members, host, facts):
+        return
+    check_overlap(places, network, host)
+    if places.uplink_host in host.links:
+        _check_ours(places, ["ip"], places.uplink_host, f"the host has an interface {places.uplink_host}")
+    if facts.links is None:
+        _make_namespace(places)
+        facts = observe_router(places, network)
+    _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
+    _ensure_rules(places, facts, network, members, host)
+    _ensure_links(places, facts.links or {}, network, host)
+    _ensure_neighbours(places, facts, network, members)
+
+
+def _make_namespace(places: Places) -> None:
+    places.namespace_path.unlink(missing_ok=True)
+    run(["ip", "netns", "add", places.namespace])
+    run(["ip", "-n", places.namespace, "link", "set", "lo", "alias", tag(places), "up"])
+    settings = ("net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1", "net.ipv4.ip_forward=1")
+    for setting in settings:
+        run(inside(places, ["sysctl", "-q", "-e", "-w", setting]))
+
+
+def _check_ours(places: Places, ip: list[str], interface: str, what: str) -> None:
+    """Before anything is changed: it must carry our tag."""
+    (link,) = json.loads(run([*ip, "-j", "link", "show", "dev", interface]).stdout)
+    if link.get("ifalias") != tag(places):
+        raise HutchError(
+            f"{what} that is not this hutch's",
+            resolution=f"rename or remove it; ours carry the alias {tag(places)!r}",
+        )
+
+
+def _ensure_rules(
+    places: Places, facts: RouterFacts, network: Network, members: tuple[Member, ...], host: HostNetwork
+) -> None:
+    inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
+    outer = host_tables(places, network, members)
+    if ruleset.differences(ruleset.shape_of(inner), facts.rules):
+        _load(inside(places, ["nft"]), inner, places.table)
+    if ruleset.differences(ruleset.shape_of(outer), facts.host_rules):
+        _load(["nft"], outer, places.table)
+
+
+def _load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str) -> None:
+    """Load in one transaction, then read back. What does not come back as wanted must not carry traffic."""
+    try:
+        run([*nft, "-f", "-"], stdin=ruleset.render_tables(tables))
+    except CommandFailed as error:
+        raise HutchError(
+            "the kernel does not take the firewall rules, so nothing was started",
+            details=error.details,
+            resolution="`hutch explain NAME` prints them; the kernel needs nf_tables with fib and bridge support",
+        ) from error
+    found = ruleset.observed_shape(run([*nft, "-j", "list", "ruleset"]).stdout, name)
+    wrong = ruleset.differences(ruleset.shape_of(tables), found)
+    if wrong:
+        raise HutchError("the firewall rules did not load as written, so nothing was started", details="\n".join(wrong))
+
+
+def _ensure_links(places: Places, links: Links, network: Network, host: HostNetwork) -> None:
+    """Interfaces, addresses and routes, after the rules. Each `ip -batch` is one process."""
+    gateway = names.gateway(network.subnet)
+    prefix = network.subnet.partition("/")[2]
+    host_end, router_end = names.uplink_addresses(network.uplink)
+    outer, inner = places.uplink_host, places.uplink_router
+    if not is_up(links, inner, f"{router_end}/30") or not is_up(host.links, outer, f"{host_end}/30"):
+        if outer in host.links:
+            run(["ip", "link", "delete", outer])
+        batch = [
+            f"link add {outer} type veth peer name {inner} netns {places.namespace}",
+            f'link set {outer} alias "{tag(places)}"',
+            f"addr add {host_end}/30 dev {outer}",
+            f"link set {outer} up",
+        ]
+        run(["ip", "-batch", "-"], stdin="\n".join(batch) + "\n")
+        batch = [f"addr add {router_end}/30 dev {inner}", f"link set {inner} up", f"route add default via {host_end}"]
+        run(["ip", "-n", places.namespace, "-batch", "-"], stdin="\n".join(batch) + "\n")
+    if not is_up(links, network.bridge, f"{gateway}/{prefix}"):
+        batch = [] if network.bridge in links else [f"link add {network.bridge} type bridge mcast_snooping 0"]
+        batch += [
+            f"addr flush dev {network.bridge}",
+            f"addr add {gateway}/{prefix} dev {network.bridge}",
+            f"link set {network.bridge} up",
+        ]
+        run(["ip", "-n", places.namespace, "-batch", "-"], stdin="\n".join(batch) + "\n")
+    if network.subnet not in host.routes:
+        run(["ip", "route", "replace", network.subnet, "via", router_end, "dev", outer])
+
+
+def _ensure_neighbours(places: Places, facts: RouterFacts, network: Network, members: tuple[Member, ...]) -> None:
+    """Permanent entries: no spoofing by ARP, and no one-second retry when a workspace starts."""
+    wanted = {m.ip for m in members}
+    batch = [
+        f"neigh replace {m.ip} lladdr {m.mac} dev {network.bridge} nud permanent"
+        for m in members
+        if (m.ip, m.mac) not in facts.neighbours
+    ]
+    batch += [f"neigh del {ip} dev {network.bridge}" for ip, _ in facts.neighbours if ip not in wanted]
+    if batch:
+        run(["ip", "-n", places.namespace, "-batch", "-"], stdin="\n".join(batch) + "\n")
+
+
+def remove_router(places: Places) -> None:
+    """Take everything away again; what is not there, or not ours, is left alone."""
+    run(["nft", "-f", "-"], stdin=ruleset.render_removal([("inet", places.table)]))
+    if places.uplink_host in observe_host().links:
+        _check_ours(places, ["ip"], places.uplink_host, f"the host has an interface {places.uplink_host}")
+        run(["ip", "link", "delete", places.uplink_host])
+    if has_namespace(places):
+        _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
+        run(["ip", "netns", "delete", places.namespace])
+
+
+# Kernel settings of the host.
+
+
+def wanted_sysctls(places: Places, members: Iterable[Member]) -> dict[str, str]:
+    """Settings that the host must have, by their path below /proc/sys.
+
+    `route_localnet`, on our own interface only, lets a published port answer on 127.0.0.1 too.
+    """
+    settings = {"net/ipv4/ip_forward": "1"}
+    if any(member.publish for member in members):
+        settings[f"net/ipv4/conf/{places.uplink_host}/route_localnet"] = "1"
+    return settings
+
+
+def ensure_sysctls(settings: Mapping[str, str]) -> dict[str, str]:
+    """Set what differs; returns the values that were there before, for those that were changed."""
+    before = {}
+    for name, value in settings.items():
+        path = Path("/proc/sys") / name
+        found = path.read_text(encoding="ascii").strip()
+        if found != value:
+            path.write_text(value, encoding="ascii")
+            before[name] = found
+    return before
+
+
+def restore_sysctls(before: Mapping[str, str]) -> None:
+    """Put back what was there, unless something else on the host has come to forward packets meanwhile."""
+    for name, value in before.items():
+        path = Path("/proc/sys") / name
+        if path.exists() and not _others_forward():
+            path.write_text(value, encoding="ascii")
+
+
+def _others_forward() -> bool:
+    links = json.loads(run(["ip", "-j", "-d", "link"]).stdout)
+    kinds = {link.get("linkinfo", {}).get("info_kind") for link in links}
+    return bool(kinds & {"bridge", "veth", "tun", "wireguard"})

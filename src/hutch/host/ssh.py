@@ -1,0 +1,126 @@
+"""SSH trust: host keys made once, a known-hosts file of hutch's own, and the drop-in that wires both up."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.files import read_or_none, write_atomic
+from hutch.run import run
+from hutch.spec.names import Places, hostname
+from hutch.state import make_directory
+
+SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
+# An IdentityFile in a configuration replaces OpenSSH's own defaults, so they are named again after ours.
+DEFAULT_IDENTITIES = ("id_ed25519", "id_ed25519_sk", "id_ecdsa", "id_ecdsa_sk", "id_rsa")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A workspace as the ssh client sees it."""
+
+    name: str
+    ip: str
+    user: str
+    host_key: str
+
+
+def ensure_key(path: Path, comment: str, *, uid: int = 0, gid: int = 0) -> str:
+    """Make an Ed25519 key pair unless there is one; returns the public key's line. The private key is `uid`'s alone."""
+    public = path.with_name(path.name + ".pub")
+    if not path.exists() or not public.exists():
+        make_directory(path.parent, 0o700 if uid == 0 else 0o755)
+        temporary = path.with_name(f".{path.name}.new")
+        for leftover in (temporary, temporary.with_name(temporary.name + ".pub")):
+            leftover.unlink(missing_ok=True)
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(temporary)])
+        os.chown(temporary, uid, gid)
+        os.rename(temporary.with_name(temporary.name + ".pub"), public)
+        os.rename(temporary, path)
+    return public.read_text(encoding="ascii").strip()
+
+
+def owner_of(uid: int) -> tuple[int, str]:
+    """(primary group, name) of a host user; a uid without an account has a group of the same number."""
+    try:
+        entry = pwd.getpwuid(uid)
+        return entry.pw_gid, entry.pw_name
+    except KeyError:
+        return uid, str(uid)
+
+
+def render_known_hosts(peers: tuple[Peer, ...]) -> bytes:
+    lines = [f"{hostname(peer.name)},{peer.ip} {' '.join(peer.host_key.split()[:2])}\n" for peer in peers]
+    return "".join(lines).encode()
+
+
+def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> bytes:
+    """The drop-in. `keys` are private keys by the uid that may read them; each is offered only to who can read it."""
+    lines = ["# Written by hutch, do not edit."]
+    for peer in peers:
+        lines += [
+            f"Host {hostname(peer.name)}",
+            f"    HostName {peer.ip}",
+            f"    HostKeyAlias {hostname(peer.name)}",
+            f"    User {peer.user}",
+        ]
+    if peers:
+        hosts = ",".join(hostname(peer.name) for peer in peers)
+        lines += [
+            f"Match originalhost {hosts}",
+            f'    UserKnownHostsFile "{places.known_hosts}"',
+            "    GlobalKnownHostsFile /dev/null",
+            "    StrictHostKeyChecking yes",
+            "    UpdateHostKeys no",
+            "    CheckHostIP no",
+            "    ForwardAgent no",
+            "    ForwardX11 no",
+        ]
+        for path in keys.values():
+            lines += [f"Match originalhost {hosts} exec \"test -r '{path}'\"", f'    IdentityFile "{path}"']
+        lines.append(f"Match originalhost {hosts}")
+        lines += [f"    IdentityFile ~/.ssh/{name}" for name in DEFAULT_IDENTITIES]
+    lines += ["Match all", ""]
+    return "\n".join(lines).encode()
+
+
+def ensure_trust(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> None:
+    """Known hosts and drop-in as wanted; without peers, neither."""
+    if not peers:
+        remove_trust(places)
+        return
+    for path, content in (
+        (places.known_hosts, render_known_hosts(peers)),
+        (places.ssh_config, render_config(places, peers, keys)),
+    ):
+        if read_or_none(path) != content:
+            try:
+                make_directory(path.parent)
+                write_atomic(path, content)
+            except OSError as error:
+                raise HutchError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def remove_trust(places: Places) -> None:
+    places.known_hosts.unlink(missing_ok=True)
+    places.ssh_config.unlink(missing_ok=True)
+
+
+def check_include() -> str:
+    """A warning when the system's ssh configuration does not read drop-ins; "" when it does."""
+    text = (read_or_none(SYSTEM_CONFIG) or b"").decode("utf-8", "replace")
+    reads = any(
+        line.lower().split()[:1] == ["include"]
+        and any(word.strip('"').startswith(("/etc/ssh/ssh_config.d/", "ssh_config.d/")) for word in line.split()[1:])
+        for line in text.splitlines()
+    )
+    if reads:
+        return ""
+    return (
+        f"{SYSTEM_CONFIG} does not include /etc/ssh/ssh_config.d/*.conf, so plain `ssh workspace-NAME` does not know "
+        'the workspaces: put "Include /etc/ssh/ssh_config.d/*.conf" at its top'
+    )

@@ -1,0 +1,69 @@
+"""What a plan consists of. The very object that `hutch plan` prints is what `hutch up` executes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hutch.spec.model import Network, Weight, Workspace
+
+Kind = Literal["no change", "create", "start", "live", "restart", "recreate", "remove"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key whose value differs, and what applying it takes."""
+
+    key: str
+    old: Any
+    new: Any
+    weight: Weight = "restart"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A workspace with nothing left open, and the id of its image. `image_name` is for people."""
+
+    workspace: Workspace
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What is to be done to one workspace, and why. `notes` tell what a person should know beside it."""
+
+    workspace: str
+    action: Kind
+    reasons: tuple[Change, ...] = ()
+    notes: tuple[str, ...] = ()
+    wanted: Wanted | None = None
+
+    @property
+    def starts(self) -> bool:
+        return self.action in ("create", "start", "restart", "recreate")
+
+    def to_json(self) -> dict[str, Any]:
+        reasons = [{"key": change.key, "old": change.old, "new": change.new} for change in self.reasons]
+        return {"workspace": self.workspace, "action": self.action, "reasons": reasons, "notes": list(self.notes)}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All actions of one `up`, in the order of the file; `network` is what they run on, `start` whether they start."""
+
+    file: str
+    network: Network
+    actions: tuple[Action, ...]
+    start: bool = True
+
+    @property
+    def changes(self) -> bool:
+        return any(action.action != "no change" for action in self.actions)
+
+    @property
+    def wanted(self) -> Mapping[str, Wanted]:
+        return {a.workspace: a.wanted for a in self.actions if a.wanted is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        return {"actions": [action.to_json() for action in self.actions]}

@@ -1,0 +1,155 @@
+"""Planning: compares each wanted workspace with its record and its state, and picks one action for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+from hutch.plan.actions import Action, Change, Plan, Wanted
+from hutch.spec import names
+from hutch.spec.model import WORKSPACE_KEYS, Network, Weight, Workspace, weight_of
+
+HEAVIER: dict[Weight, int] = {"live": 0, "restart": 1, "recreate": 2}
+IMAGE_KEYS = ("image", "packages", "setup")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a workspace stands: what was wanted last, what it was booted from, and its state now."""
+
+    file: str
+    wanted: Wanted
+    booted: Wanted | None
+    state: str
+    removed: bool = False
+
+    @property
+    def is_up(self) -> bool:
+        return self.state in ("starting", "running")
+
+
+def plan(
+    file: str,
+    network: Network,
+    applied_network: Network | None,
+    wanted: Mapping[str, Wanted],
+    standing: Mapping[str, Standing],
+    *,
+    remove: tuple[str, ...] = (),
+    start: bool = True,
+) -> Plan:
+    """The actions that lead from `standing` to `wanted`; `remove` names workspaces that are to go."""
+    moved = tuple(network_changes(applied_network, network))
+    actions = [plan_one(name, target, standing.get(name), moved, start=start) for name, target in wanted.items()]
+    for name in remove:
+        reason = Change("workspace", "declared", None, "recreate")
+        actions.append(Action(name, "remove", (reason,), ("its home is kept",)))
+    return Plan(file, network, tuple(actions), start)
+
+
+def plan_one(
+    name: str, target: Wanted, now: Standing | None, moved: tuple[Change, ...] = (), *, start: bool = True
+) -> Action:
+    """The one action for a workspace."""
+    notes = tuple(without_effect(name, target.workspace))
+    if now is None or now.removed:
+        return Action(name, "create", (Change("workspace", None, "declared", "recreate"),), notes, target)
+    since_booted = (*differences(now.booted or now.wanted, target), *moved)
+    since_record = differences(now.wanted, target)
+    if not now.is_up:
+        unrecorded = (*since_record, *moved)
+        return _plan_stopped(name, target, now.state, since_booted, unrecorded, notes, start=start)
+    heaviest = max((HEAVIER[change.weight] for change in since_booted), default=-1)
+    if heaviest < 0:
+        recorded = tuple(since_record)
+        return Action(name, "live" if recorded else "no change", recorded, notes, target)
+    if heaviest > 0 and not target.workspace.restart_if_changed and not moved:  # nobody stays on a network that is gone
+        keys = ", ".join(change.key for change in since_booted if change.weight != "live")
+        notes += (f"restart_if_changed is false: it takes effect at the next restart ({keys})",)
+        return Action(name, "live" if since_record else "no change", tuple(since_booted), notes, target)
+    if heaviest == 0 and not since_record:
+        return Action(name, "no change", (), notes, target)
+    kind = ("live", "restart", "recreate")[heaviest]
+    return Action(name, kind, tuple(since_booted), notes, target)  # type: ignore[arg-type]
+
+
+def _plan_stopped(
+    name: str,
+    target: Wanted,
+    state: str,
+    since_booted: tuple[Change, ...],
+    unrecorded: tuple[Change, ...],
+    notes: tuple[str, ...],
+    *,
+    start: bool,
+) -> Action:
+    """What `restart_if_changed = false` put off while it ran is recorded by now, and still weighs at the next start."""
+    recreate = any(change.weight == "recreate" for change in since_booted)
+    if start:
+        reasons = (*since_booted, Change("state", state, "running", "restart"))
+        return Action(name, "recreate" if recreate else "start", reasons, notes, target)
+    if recreate:
+        return Action(name, "recreate", since_booted, notes, target)
+    return Action(name, "live" if unrecorded else "no change", unrecorded, notes, target)
+
+
+def differences(old: Wanted, new: Wanted) -> tuple[Change, ...]:
+    """The keys that differ, each with what it takes to apply it."""
+    changes = []
+    for key in WORKSPACE_KEYS:
+        before, after = getattr(old.workspace, key), getattr(new.workspace, key)
+        if before != after:
+            changes.append(Change(key, _plain(before), _plain(after), effective_weight(key, new.workspace)))
+    if old.image != new.image and not any(change.key in IMAGE_KEYS for change in changes):
+        changes.append(Change("image", old.image, new.image, effective_weight("image", new.workspace)))
+    return tuple(changes)
+
+
+def effective_weight(key: str, workspace: Workspace) -> Weight:
+    """A key's weight here: a kept root cannot move onto another image; a key without effect is free."""
+    only = Workspace.__dataclass_fields__[key].metadata["only"]
+    if only and only != workspace.type:
+        return "live"
+    if key in IMAGE_KEYS and workspace.persist == "all":
+        return "recreate"
+    return weight_of(key)
+
+
+def pending(booted: Wanted | None, wanted: Wanted) -> str:
+    """What a running workspace waits for: "none", "live", "restart" or "recreate"."""
+    if booted is None:
+        return "none"
+    weights = [change.weight for change in differences(booted, wanted)]
+    return max(weights, key=HEAVIER.__getitem__, default="none") if any(w != "live" for w in weights) else "none"
+
+
+def network_changes(old: Network | None, new: Network) -> list[Change]:
+    """Changed keys of [network]: every running workspace must be restarted on the new one."""
+    if old is None:
+        return []
+    return [
+        Change(f"network.{key}", getattr(old, key), getattr(new, key), "restart")
+        for key in ("bridge", "subnet", "uplink")
+        if getattr(old, key) != getattr(new, key)
+    ]
+
+
+def without_effect(name: str, workspace: Workspace) -> list[str]:
+    """Notes on keys that are for the other type only. A context id is always there: derived, unless given."""
+    notes = []
+    for key, field in Workspace.__dataclass_fields__.items():
+        only, value = field.metadata["only"], getattr(workspace, key)
+        unsaid = (field.default, names.cid(name)) if key == "cid" else (field.default,)
+        if only and only != workspace.type and value not in unsaid:
+            notes.append(f"{key} has no effect on a {workspace.type}")
+    return notes
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON shows it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,255 @@
+"""What was wanted and what is booted: one small JSON record per workspace, one for the network, one lock.
+
+A record is a schema version, a checksum and a body. A damaged record is refused with its path; it is
+never read as "no such workspace". Records hold everything that the commands which do not read a
+hutch.toml need, so those start fast.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from hutch.errors import HutchError
+from hutch.files import read_or_none, sync_directory, write_atomic
+from hutch.spec.model import Idle, Mount, Network, Publish, Workspace
+from hutch.spec.names import Places
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """What the last start was made from; the difference to what is wanted is what is pending."""
+
+    workspace: Workspace
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A workspace as hutch remembers it. `image` is the id of the wanted image in the cache.
+
+    `removed` marks a workspace of which only home, key, address and uid range are kept.
+    """
+
+    name: str
+    file: str
+    wanted: Workspace
+    image: str
+    uid_base: int
+    machine_id: str
+    booted: Booted | None = None
+    removed: bool = False
+
+    def with_booted(self) -> Record:
+        return replace(self, booted=Booted(self.wanted, self.image))
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRecord:
+    """The network as it was last set up, and what the host had before.
+
+    `sysctls` maps each kernel setting that hutch changed to the value it had.
+    """
+
+    network: Network
+    file: str
+    sysctls: dict[str, str] = field(default_factory=dict)
+
+
+# Reading and writing one record.
+
+
+def encode(body: dict[str, Any]) -> bytes:
+    text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f'{{"schema": {SCHEMA}, "sha256": "{digest}", "body":\n{text}\n}}\n'.encode()
+
+
+def decode(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+        schema, digest, body = document["schema"], document["sha256"], document["body"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, "it is not a record of hutch") from error
+    if schema != SCHEMA:
+        raise HutchError(
+            f"{path} has schema {schema}, this hutch knows {SCHEMA}",
+            resolution="it was written by another version of hutch; use that version",
+        )
+    text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True)
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise _damaged(path, "its checksum does not match")
+    return dict(body)
+
+
+def _damaged(path: Path, why: str) -> HutchError:
+    return HutchError(
+        f"{path} is damaged: {why}",
+        details="Nothing was changed. Home directories and keys are not in this file and are untouched.",
+        resolution=f"restore it from a backup, or move it away and run `hutch up` again: mv {path} {path}.damaged",
+    )
+
+
+def workspace_from(body: dict[str, Any]) -> Workspace:
+    """The inverse of `dataclasses.asdict` for a Workspace."""
+    values = {name: body[name] for name in Workspace.__dataclass_fields__ if name in body}
+    values["packages"] = tuple(values["packages"])
+    if values["authorized_keys"] is not None:
+        values["authorized_keys"] = tuple(values["authorized_keys"])
+    values["mounts"] = tuple(Mount(**mount) for mount in values["mounts"])
+    values["publish"] = tuple(Publish(**publish) for publish in values["publish"])
+    values["env"] = tuple((name, value) for name, value in values["env"])
+    if isinstance(values["egress"], list):
+        values["egress"] = tuple(values["egress"])
+    if values["idle"] is not None:
+        values["idle"] = Idle(**values["idle"])
+    return Workspace(**values)
+
+
+def _record_from(path: Path, body: dict[str, Any]) -> Record:
+    try:
+        booted = body["booted"]
+        return Record(
+            **{
+                **{f.name: body[f.name] for f in fields(Record)},
+                "wanted": workspace_from(body["wanted"]),
+                "booted": booted and Booted(workspace_from(booted["workspace"]), booted["image"]),
+            }
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"a field is missing or wrong ({error})") from error
+
+
+def read_record(places: Places, name: str) -> Record | None:
+    """The record of a workspace, None when there is none."""
+    path = places.record(name)
+    data = read_or_none(path)
+    if data is None:
+        return None
+    record = _record_from(path, decode(path, data))
+    if record.name != name:  # a copied or renamed directory: its address and uids belong to somebody else
+        raise _damaged(path, f"it is the record of {record.name}")
+    return record
+
+
+def read_records(places: Places) -> dict[str, Record]:
+    """Every record, removed ones too, by name."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(places.workspaces) if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return {}
+    except PermissionError as error:
+        raise needs_root() from error
+    records = {}
+    for name in names:
+        record = read_record(places, name)
+        if record is not None:
+            records[name] = record
+    return records
+
+
+def needs_root() -> HutchError:
+    return HutchError("this needs root: run it with sudo or doas")
+
+
+def write_record(places: Places, record: Record) -> None:
+    """Write a record if it differs from what is there."""
+    _write_if_changed(places.record(record.name), encode(asdict(record)))
+
+
+def read_network(places: Places) -> NetworkRecord | None:
+    path = places.network_record
+    data = read_or_none(path)
+    if data is None:
+        return None
+    body = decode(path, data)
+    try:
+        return NetworkRecord(Network(**body["network"]), body["file"], dict(body["sysctls"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"a field is missing or wrong ({error})") from error
+
+
+def write_network(places: Places, record: NetworkRecord) -> None:
+    _write_if_changed(places.network_record, encode(asdict(record)))
+
+
+def remove_network(places: Places) -> None:
+    places.network_record.unlink(missing_ok=True)
+
+
+def _write_if_changed(path: Path, content: bytes) -> None:
+    if read_or_none(path) != content:
+        make_directory(path.parent)
+        write_atomic(path, content, mode=0o600)
+
+
+def make_directory(path: Path, mode: int = 0o755) -> None:
+    """Create a directory of root's, and its parents; an existing one is left as it is."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    try:
+        path.mkdir(mode=mode)
+    except FileExistsError:
+        return
+    path.chmod(mode)
+    sync_directory(path.parent)
+
+
+# The lock, and the journal beneath it.
+
+
+@contextmanager
+def lock(places: Places, *, patience: float = 600.0) -> Iterator[None]:
+    """Hold the one lock under which this hutch changes the host. Children do not inherit it.
+
+    Waits at most `patience` seconds for another hutch.
+    """
+    import time
+
+    make_directory(places.state)
+    descriptor = os.open(places.lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise HutchError(
+                        f"another hutch has been changing this host for more than {patience:g} s",
+                        resolution=f"see who holds it: fuser {places.lock}",
+                    ) from None
+                time.sleep(0.02)  # flock has no deadline of its own, and a signal handler would need a main thread
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def journaled(places: Places, action: str, names: tuple[str, ...]) -> Iterator[None]:
+    """Note what is about to be done, so that a run after a crash knows what was left half done."""
+    write_atomic(places.journal, encode({"action": action, "workspaces": list(names)}), mode=0o600)
+    yield
+    places.journal.unlink(missing_ok=True)
+
+
+def unfinished(places: Places) -> tuple[str, ...]:
+    """The workspaces of an action that was begun and never ended."""
+    data = read_or_none(places.journal)
+    if data is None:
+        return ()
+    try:
+        return tuple(decode(places.journal, data)["workspaces"])
+    except HutchError:  # a journal torn by a power cut says only that something was going on: look at everything
+        return tuple(read_records(places))

@@ -1,0 +1,1 @@
+"""Runs a Launch: `control` is the command's side, `embedded` the one small process that each workspace has."""

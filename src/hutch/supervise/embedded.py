@@ -1,0 +1,274 @@
+"""The embedded supervisor: one small process that runs one Launch, for hosts without systemd.
+
+It is started in the mount and network namespaces that the Launch needs, by supervise/control, and ends
+with its workspace. It keeps nothing in memory that matters: what others must know stands in the status
+file; if it is killed, the kernel kills what it started (the parent-death signal) and drops its mounts.
+
+Imports stay few, since every workspace pays for them in start-up time and memory; hence no subprocess.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any, NoReturn
+
+from hutch.host.cgroup import Cgroup
+from hutch.host.process import start_time
+from hutch.supervise.console import Console, Log
+from hutch.supervise.status import Status, write_status
+
+ENVIRONMENT = {"PATH": os.defpath + ":/usr/sbin:/sbin:/run/current-system/sw/bin", "LC_ALL": "C.UTF-8"}
+MAIN_ENVIRONMENT = {"TERM": "vt220", "SYSTEMD_LOG_COLOR": "0"}
+CPU_PERIOD = 100_000  # microseconds, for cpu.max
+
+
+class StartFailed(Exception):
+    """The workspace did not come up; the text is for people."""
+
+
+class Supervisor:
+    """Runs one Launch to its end."""
+
+    def __init__(self, launch: dict[str, Any], report: int) -> None:
+        self.launch = launch
+        self.runtime: str = launch["runtime"]
+        self.report = report
+        self.log = Log(f"{self.runtime}/machine.log", launch["log_bytes"])
+        self.cgroup = Cgroup(launch["cgroup"])
+        self.stop_requests = 0
+        self.overran = False
+        self.status: Status = {
+            "state": "starting",
+            "pid": os.getpid(),
+            "started": start_time(os.getpid()),
+            "ready_seconds": None,
+            "leader": None,
+            "reason": "",
+            "warnings": [],
+        }
+
+    # What others see.
+
+    def enter(self, state: str, reason: str = "") -> None:
+        self.status |= {"state": state, "reason": reason, "since": time.time()}
+        write_status(f"{self.runtime}/status.json", self.status)
+
+    def tell(self, event: str, text: str = "") -> None:
+        """One line to the command that started us, if it still listens."""
+        if self.report < 0:
+            return
+        try:
+            os.write(self.report, (json.dumps({"event": event, "text": text}) + "\n").encode())
+        except OSError:
+            pass
+        if event in ("ready", "failed"):
+            os.close(self.report)
+            self.report = -1
+
+    # The whole life.
+
+    def run(self) -> int:
+        wake, self.wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self.wakeup, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self.wake = wake
+        reason, code = "", 0
+        try:
+            self.enter("starting")
+            self._make_cgroup()
+            again = True
+            while again:
+                again = self._run_once()
+        except (StartFailed, OSError) as error:
+            reason, code = str(error), 1
+        self.cgroup.remove("machine")
+        self.enter("failed" if reason else "stopped", reason)
+        self.log.close()
+        if reason:
+            self.tell("failed", reason)
+        return code
+
+    def _on_stop(self, number: int, frame: object) -> None:
+        self.stop_requests += 1
+
+    def _make_cgroup(self) -> None:
+        self.cgroup.make("supervisor", "exec")
+        self.cgroup.join("supervisor")
+        wanted = self.launch["limits"]
+        files = {}
+        if wanted["cpus"]:
+            files["cpu.max"] = f"{wanted['cpus'] * CPU_PERIOD} {CPU_PERIOD}"
+        if wanted["memory"]:
+            files["memory.max"] = str(wanted["memory"])
+        if wanted["tasks"]:
+            files["pids.max"] = str(wanted["tasks"])
+        missing = self.cgroup.limit(files)
+        keys = {"cpu.max": "vcpus", "memory.max": "memory"}
+        unenforced = [keys[name] for name in missing if name in keys]
+        if unenforced:
+            text = f"this host's cgroups cannot limit {' and '.join(unenforced)}: the workspace may use all of it"
+            self.status["warnings"].append(text)
+            self.tell("warning", text)
+
+    def _run_once(self) -> bool:
+        """Prepare, run, clean up. True when the guest asked for a reboot."""
+        begun = time.monotonic()
+        console = None
+        try:
+            for path in self.launch["directories"]:
+                os.makedirs(path, exist_ok=True)
+            for file in self.launch["files"]:
+                with open(file["path"], "w", encoding="utf-8", opener=_private) as target:
+                    target.write(file["content"])
+            for step in self.launch["prepare"]:
+                self._step(step)
+            console = Console(f"{self.runtime}/console", self.log)
+            self.cgroup.make("machine")
+            returncode = self._run_main(console, begun)
+        finally:
+            if console is not None:
+                console.close()
+            self.cgroup.kill("machine")
+            self.cgroup.kill("exec")
+            self.cgroup.remove("machine")
+            for step in self.launch["cleanup"]:
+                self._step(step)
+        if self.overran:
+            raise StartFailed(f"not ready after {self.launch['start_seconds']:g} s{self._last_words()}")
+        if returncode in self.launch["restart_codes"] and not self.stop_requests:
+            self.log.note("the guest asked for a reboot")
+            self.enter("starting", "rebooting")
+            return True
+        if returncode and not self.stop_requests:
+            how = f"ended with code {returncode}" if returncode > 0 else f"was killed by {_signal_name(-returncode)}"
+            raise StartFailed(f"{os.path.basename(self.launch['argv'][0])} {how}{self._last_words()}")
+        if self.status["state"] == "starting":
+            raise StartFailed(f"the guest ended before it was ready{self._last_words()}")
+        return False
+
+    def _last_words(self) -> str:
+        tail = self.log.tail(12)
+        return f"; the end of its log:\n{tail}" if tail else ""
+
+    def _step(self, step: dict[str, Any]) -> None:
+        argv = step["argv"]
+        out = self.log.fileno()
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, out, 1),
+            (os.POSIX_SPAWN_DUP2, out, 2),
+        ]
+        before = self.log.size()
+        try:
+            pid = os.posix_spawnp(argv[0], argv, ENVIRONMENT, file_actions=actions)
+        except FileNotFoundError as error:
+            raise StartFailed(f"{argv[0]} is not installed") from error
+        returncode = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if returncode and not step["may_fail"]:
+            said = self.log.since(before).strip()
+            raise StartFailed(f"cannot {step['why']}: {said or f'code {returncode}'}\n  replay: {' '.join(argv)}")
+        self.log.cut(before)  # what a step says when all is well is of no use to anyone
+
+    def _run_main(self, console: Console, begun: float) -> int:
+        """Start the main process, serve it until it ends, and return its exit code (negative: a signal)."""
+        path = f"{self.runtime}/notify"
+        if os.path.lexists(path):
+            os.unlink(path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            notify.bind(path)
+            notify.setblocking(False)
+            pid = self._spawn_main(console, path)
+            child = os.pidfd_open(pid)
+            try:
+                self._serve(pid, child, notify, console, begun)
+            finally:
+                os.close(child)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def _spawn_main(self, console: Console, notify_path: str) -> int:
+        pid = os.fork()
+        if pid:
+            console.release_guest_end()
+            return pid
+        try:  # the child: nothing here may return
+            self.cgroup.join("machine")
+            os.setsid()
+            for descriptor in (0, 1, 2):
+                os.dup2(console.guest_end, descriptor)
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_DFL)
+            argv = ["setpriv", "--pdeathsig", "TERM", "--", *self.launch["argv"]]
+            os.execvpe(argv[0], argv, {**ENVIRONMENT, "NOTIFY_SOCKET": notify_path, **MAIN_ENVIRONMENT})
+        except BaseException as error:  # noqa: BLE001 - a forked child must not run its parent's code
+            os.write(2, f"{self.launch['argv'][0]} cannot be started: {error}\n".encode())
+            os._exit(127)
+
+    def _serve(self, pid: int, child: int, notify: socket.socket, console: Console, begun: float) -> None:
+        """Wait for whatever comes first, until the main process has ended."""
+        poll = select.poll()
+        for descriptor in (child, notify.fileno(), self.wake):
+            poll.register(descriptor, select.POLLIN)
+        console.register(poll)
+        deadline: float | None = begun + self.launch["start_seconds"]
+        asked = 0
+        while True:
+            timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            for descriptor, _ in poll.poll(timeout):
+                if descriptor == child:
+                    console.drain()
+                    return
+                if descriptor == notify.fileno():
+                    if self._hear(notify, begun):
+                        deadline = None
+                elif descriptor == self.wake:
+                    os.read(self.wake, 64)
+                else:
+                    console.handle(descriptor, poll)
+            if self.stop_requests > asked:
+                asked = self.stop_requests
+                self.enter("stopping")
+                os.kill(pid, signal.SIGTERM)  # orderly; nspawn takes a second one as "at once"
+                deadline = time.monotonic() + self.launch["stop_seconds"]
+            elif deadline is not None and time.monotonic() >= deadline:
+                self.overran = not asked
+                self.cgroup.kill("machine")
+                deadline = None
+
+    def _hear(self, notify: socket.socket, begun: float) -> bool:
+        """Take one notification. True when it says that the workspace is ready."""
+        for line in notify.recv(4096).decode("utf-8", "replace").splitlines():
+            key, _, value = line.partition("=")
+            if key == "X_NSPAWN_LEADER_PID" and value.isascii() and value.isdigit():
+                leader = int(value)
+                self.status["leader"] = [leader, start_time(leader)]
+            elif line == "READY=1" and self.status["state"] == "starting":
+                self.status["ready_seconds"] = round(time.monotonic() - begun, 3)
+                self.enter("running")
+                self.tell("ready")
+                return True
+        return False
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name
+
+
+def main(launch_path: str, report: str) -> NoReturn:
+    """Entry: the path of a launch.json and the number of an inherited descriptor to report to."""
+    with open(launch_path, encoding="utf-8") as file:
+        launch = json.load(file)
+    os.set_inheritable(int(report), False)
+    sys.exit(Supervisor(launch, int(report)).run())

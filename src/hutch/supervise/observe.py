@@ -1,0 +1,46 @@
+"""How a workspace stands, read from what its supervisor last said. Cheap: `hutch ls` reads nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hutch.host.process import is_alive
+from hutch.spec.names import Places
+from hutch.supervise.status import read_status
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """How a workspace stands. `leader` is (pid, start time) of its PID 1 as the host sees it."""
+
+    state: str = "stopped"
+    pid: int | None = None
+    since: float | None = None
+    ready_seconds: float | None = None
+    leader: tuple[int, int] | None = None
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_up(self) -> bool:
+        return self.state in ("starting", "running", "stopping")
+
+
+def observe(places: Places, name: str) -> Observation:
+    """What the workspace's supervisor last said, believed only while that very process lives."""
+    status = read_status(str(places.status(name)))
+    if status is None:
+        return Observation()
+    state, reason, pid = status["state"], status["reason"], status["pid"]
+    if state in ("starting", "running", "stopping") and not is_alive(pid, status["started"]):
+        state, reason = "failed", "its supervisor was killed"
+    alive = state in ("starting", "running", "stopping")
+    return Observation(
+        state=state,
+        pid=pid if alive else None,
+        since=status["since"],
+        ready_seconds=status["ready_seconds"],
+        leader=tuple(status["leader"]) if alive and status["leader"] else None,
+        reason=reason,
+        warnings=tuple(status["warnings"]),
+    )

@@ -1,0 +1,30 @@
+"""What a supervisor says of itself, in one small JSON file that others read. Imports stay few."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+Status = dict[str, Any]
+"""Keys: state, pid, started (clock ticks), since (Unix time), ready_seconds, leader, reason, warnings."""
+
+
+def write_status(path: str, status: Status) -> None:
+    """Replace the file at once; it lives in the runtime directory, so it need not survive a power cut."""
+    temporary = f"{path}.new"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(status, file)
+    os.rename(temporary, path)
+
+
+def read_status(path: str) -> Status | None:
+    """The last words of a supervisor, None when there are none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            status: Status = json.load(file)
+            return status
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:  # torn by a crash of the host: as good as no word at all
+        return None
