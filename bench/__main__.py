@@ -1,0 +1,130 @@
+"""The command: builds the image, makes the stand, measures in it, prints and writes.
+
+It runs twice: once outside, where the network is, and once inside the stand, where everything is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import pickle
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from bench import machine, ours, report, rows, stand
+from bench.measure import BenchError, Samples, run, say
+
+ROOT = Path(__file__).resolve().parent.parent
+SYSTEM_PYTHON = "/usr/bin/python3"
+TOOLS = {
+    "incus": "incus-client",
+    "/usr/libexec/incus/incusd": "incus-base",
+    "mksquashfs": "squashfs-tools",
+    "systemd-nspawn": "systemd-container",
+    "ssh": "openssh-client",
+    "newuidmap": "uidmap",
+    SYSTEM_PYTHON: "python3",
+}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench/run", description="Measure hutch against what one would use instead. Needs root."
+    )
+    parser.add_argument("--quick", action="store_true", help="three rounds instead of seven; nothing is written")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", default=[], choices=rows.names_of_rows(), help="these rows only"
+    )
+    parser.add_argument("--output", type=Path, help="where to write (default: docs/, after a full run)")
+    parser.add_argument("--hutch", type=shlex.split, help="how to call hutch (default: .venv/bin/hutch)")
+    parser.add_argument("--images", type=Path, help="an images directory of a hutch to use instead of building one")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was begun is taken down on either
+    try:
+        if options.inside:
+            return inside(options)
+        return outside(options, arguments)
+    except BenchError as error:
+        say(f"bench: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def outside(options: argparse.Namespace, arguments: list[str]) -> int:
+    check_tools()
+    command = options.hutch or ours.find(ROOT)
+    work = Path(tempfile.mkdtemp(prefix="hutch-bench-", dir="/var/tmp"))
+    work.chmod(0o711)  # containers' users pass through
+    try:
+        provide_image(command, work, options.images)
+        before = stand.observe_machine()
+        python = [sys.executable, "-m", "bench"]
+        code = stand.enter([*python, *arguments, "--inside", str(work)], work)
+        if code:
+            return code
+        differences = stand.check_machine(before, stand.observe_machine())
+        measured: list[rows.Row] = pickle.loads((work / "rows").read_bytes())
+    finally:
+        shutil.rmtree(work)
+    for line in differences:
+        say(line)
+    left = "what the run changed on the machine (interfaces, mounts, namespaces, cgroups, /etc, /run, rules)"
+    measured.append(rows.Row("left", left, "", Samples((float(len(differences)),)), bound=0))
+    publish(options, command, measured)
+    return 0 if all(row.passed for row in measured) else 1
+
+
+def check_tools() -> None:
+    if os.geteuid() != 0:
+        raise BenchError("containers need root: run it with sudo")
+    missing = sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)})
+    if missing:
+        raise BenchError(f"missing programs; on Debian: apt-get install {' '.join(missing)}")
+
+
+def provide_image(command: list[str], work: Path, images: Path | None) -> None:
+    """The image, built (or copied by hard links) before anything is measured: it needs the network."""
+    hutch = ours.Hutch(command, work)
+    hutch.declare("first")
+    if images:
+        run(["cp", "-al", str(images), str(hutch.state / "images")])
+        return
+    say("building the image (not measured) …")
+    hutch("image", "build", timeout=1800)
+
+
+def inside(options: argparse.Namespace) -> int:
+    work: Path = options.inside
+    command = options.hutch or ours.find(ROOT)
+    stand.furnish(work)
+    hutch = ours.Hutch(command, work)
+    rounds = 3 if options.quick else 7
+    setting = rows.Setting(hutch, hutch.tree(), work, ours.interpreter_of(command), SYSTEM_PYTHON, rounds)
+    rows.warm(setting)
+    measured = rows.measure(setting, frozenset(options.only))
+    (work / "rows").write_bytes(pickle.dumps(measured))
+    return 0
+
+
+def publish(options: argparse.Namespace, command: list[str], measured: list[rows.Row]) -> None:
+    date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    facts = machine.describe(ours.interpreter_of(command), SYSTEM_PYTHON)
+    print(report.render_table(measured))
+    folder = options.output or (None if options.quick or options.only else ROOT / "docs")
+    if folder:
+        report.write(folder, measured, facts, date)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

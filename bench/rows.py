@@ -1,0 +1,262 @@
+"""What is measured and what is promised: one function per scenario, each yielding the rows it fills."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.bare import Bare
+from bench.incus import Incus
+from bench.measure import BenchError, Samples, blocks_below, interleave, run, say, seconds
+from bench.ours import Hutch
+
+MANY = 20
+START_UP = "import argparse, json"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. With a `reference` the bound is on the ratio of medians, without on the median."""
+
+    name: str
+    what: str
+    unit: str  # "s", "bytes" or ""
+    ours: Samples
+    reference: Samples | None = None
+    reference_name: str = ""
+    bound: float | None = None
+    note: str = ""
+
+    @property
+    def value(self) -> float:
+        return self.ours.median / self.reference.median if self.reference else self.ours.median
+
+    @property
+    def passed(self) -> bool:
+        return self.bound is None or self.value <= self.bound
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the scenarios share."""
+
+    hutch: Hutch
+    tree: Path
+    work: Path
+    python: str  # the interpreter that runs hutch
+    system_python: str
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A function, and the names of the rows that it yields."""
+
+    rows: tuple[str, ...]
+    run: Callable[[Setting], Iterator[Row]]
+
+
+def new_workspace(setting: Setting) -> Iterator[Row]:
+    """From a declaration to a first ssh, for a workspace and an Incus container that were never there before."""
+    hutch = setting.hutch
+    incus = Incus(setting.tree, setting.work)
+    hutch.declare("first")
+    hutch("up")  # both sides have their network, as on any day but the first
+    grown: list[float] = []
+
+    def ours(number: int) -> float:
+        name = f"new-{number}"
+        hutch.declare("first", name)
+        before = blocks_below(str(hutch.state))
+        took = seconds(hutch.argv("up", name)) + seconds(["ssh", f"workspace-{name}", "true"])
+        os.sync()
+        grown.append(float(blocks_below(str(hutch.state)) - before))
+        hutch.remove(name)
+        return took
+
+    samples, reference = interleave(setting.rounds, ours, incus.new_to_ssh)
+    hutch.remove("first")
+    incus.stop()
+    yield Row(
+        "new",
+        "a workspace never seen before: `hutch up` and `ssh workspace-NAME true`",
+        "s",
+        samples,
+        reference,
+        "`incus init`, `incus start` and the same ssh, same root tree",
+        0.35,
+    )
+    yield Row(
+        "disk",
+        "disk taken by one more workspace of an image in use",
+        "bytes",
+        Samples(tuple(grown)),
+        bound=2**20,
+        note="allocated blocks below the state directory, while it runs",
+    )
+
+
+def start(setting: Setting) -> Iterator[Row]:
+    """`hutch start` against systemd-nspawn by hand."""
+    hutch = setting.hutch
+    bare = Bare(setting.tree, setting.work)
+    hutch.declare("web")
+    hutch("up")
+    hutch("stop", "web")
+
+    def ours(_number: int) -> float:
+        took = seconds(hutch.argv("start", "web"))
+        hutch("stop", "web")
+        return took
+
+    samples, reference = interleave(setting.rounds, ours, bare.start_to_ready)
+    hutch.remove("web")
+    yield Row(
+        "start",
+        "`hutch start` of an existing workspace, to ready",
+        "s",
+        samples,
+        reference,
+        "`systemd-nspawn` by hand, from its start to sshd's banner, same root tree",
+        1.3,
+    )
+
+
+def many(setting: Setting) -> Iterator[Row]:
+    """Twenty at once, and everyday commands with twenty there."""
+    hutch = setting.hutch
+    names = [f"n{number:02}" for number in range(MANY)]
+    hutch.declare("one", *names)
+    hutch("up", "--no-start")
+
+    def together(*chosen: str) -> float:
+        took = seconds(hutch.argv("up", *chosen))
+        hutch.must_run(*chosen)
+        hutch("down", *chosen)
+        return took
+
+    all_at_once, one = interleave(setting.rounds, lambda _: together(*names), lambda _: together("one"))
+    yield Row(
+        "twenty",
+        f"`hutch up` of {MANY} stopped workspaces, to all ready, none failed",
+        "s",
+        all_at_once,
+        one,
+        "`hutch up` of one",
+        10,
+    )
+    hutch.remove("one")
+    hutch.declare(*names)
+    hutch("up")
+    hutch.must_run(*names)
+    yield _memory(hutch, names)
+    yield from _commands(setting)
+    yield from _nothing_to_do(hutch)
+    hutch("down")
+    hutch.remove(*names)
+
+
+def _memory(hutch: Hutch, names: list[str]) -> Row:
+    time.sleep(5)  # let start-up work end
+    sizes = [float(sum(_proportional_size(pid) for pid in hutch.pids(name))) for name in names]
+    if not all(sizes):
+        raise BenchError("a running workspace without a process in its cgroup")
+    return Row(
+        "memory",
+        f"memory of an idle workspace (proportional set size, {MANY} running)",
+        "bytes",
+        Samples(tuple(sizes)),
+        note="every process of its cgroup, supervisor included",
+    )
+
+
+def _proportional_size(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def _commands(setting: Setting) -> Iterator[Row]:
+    hutch = setting.hutch
+    rounds = setting.rounds * 4  # they are short, so more of them cost nothing
+    labels = {"ls": ("ls",), "status": ("status", "--json"), "again": ("up",)}
+    contenders = [lambda _, words=words: seconds(hutch.argv(*words)) for words in labels.values()]
+    pythons = [setting.python, setting.system_python]
+    contenders += [lambda _, python=python: seconds([python, "-c", START_UP]) for python in pythons]
+    ls, status, again, own, system = interleave(rounds, *contenders)
+    reference = f"`python3 -c '{START_UP}'`"
+    note = f"with the system's python3: {system.median * 1000:.0f} ms"
+    yield Row("ls", f"`hutch ls`, {MANY} workspaces running", "s", ls, own, reference, 6, note)
+    yield Row("status", f"`hutch status --json`, {MANY} workspaces running", "s", status, own, reference, 6, note)
+    what = f"`hutch up` with nothing to do, {MANY} workspaces running"
+    yield Row("again", what, "s", again, own, reference, 25, note)
+
+
+def _nothing_to_do(hutch: Hutch) -> Iterator[Row]:
+    """That an `up` without work is one: no file's change time moves, no workspace's process is another."""
+    folders = [str(hutch.state), str(hutch.runtime), "/etc"]
+    files, processes = _change_times(folders), _machines(hutch)
+    hutch("up")
+    written = sorted(path for path, stamp in _change_times(folders) ^ files)
+    started = _machines(hutch) - processes
+    note = ", ".join(sorted({os.path.basename(path) for path in written})) or "by the change times of every file"
+    yield Row("written", "files written by it (state, runtime, /etc)", "", _one(len(written)), bound=0, note=note)
+    yield Row("started", "workspace processes started by it", "", _one(len(started)), bound=0)
+
+
+def _one(count: int) -> Samples:
+    return Samples((float(count),))
+
+
+def _change_times(folders: list[str]) -> frozenset[tuple[str, int]]:
+    found = set()
+    for path, names, files in itertools.chain.from_iterable(map(os.walk, folders)):
+        for name in [*names, *files]:
+            entry = os.path.join(path, name)
+            try:
+                found.add((entry, os.lstat(entry).st_ctime_ns))
+            except FileNotFoundError:
+                continue
+    return frozenset(found)
+
+
+def _machines(hutch: Hutch) -> frozenset[tuple[str, int, str]]:
+    """The workspaces' processes that hutch itself starts, with their start times."""
+    found = set()
+    for row in hutch.status():
+        stat = Path(f"/proc/{row['pid']}/stat").read_text().rsplit(")", 1)[1].split()
+        found.add((row["name"], row["pid"], stat[19]))
+    return frozenset(found)
+
+
+SCENARIOS = (
+    Scenario(("new", "disk"), new_workspace),
+    Scenario(("start",), start),
+    Scenario(("twenty", "memory", "ls", "status", "again", "written", "started"), many),
+)
+
+
+def names_of_rows() -> list[str]:
+    return [name for scenario in SCENARIOS for name in scenario.rows]
+
+
+def measure(setting: Setting, only: frozenset[str]) -> list[Row]:
+    """Every wanted row, each said aloud as it comes."""
+    rows = []
+    for scenario in SCENARIOS:
+        if only and not only.intersection(scenario.rows):
+            continue
+        say(f"measuring {', '.join(scenario.rows)} …")
+        rows += [row for row in scenario.run(setting) if not only or row.name in only]
+    return rows
+
+
+def warm(setting: Setting) -> None:
+    """Read the tree once, so that no contender pays for the first look at the disk."""
+    run(["tar", "-C", str(setting.tree), "--one-file-system", "-cf", "/dev/null", "."], timeout=300)

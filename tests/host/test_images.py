@@ -1,0 +1,101 @@
+"""The image cache: listed, pruned and removed without harm to workspaces; builds that are stopped leave nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.conftest import MakeInstance
+from tests.host.instance import Instance
+
+
+@pytest.fixture
+def cached(make_instance: MakeInstance, images: Path) -> Iterator[Instance]:
+    """A hutch whose image directory shows the common one and keeps changes to itself."""
+    instance = make_instance(with_images=False)
+    layers = {name: Path(f"/run/test-images/{name}") for name in ("upper", "work")}
+    for layer in layers.values():
+        layer.mkdir(parents=True)
+    target = instance.state / "images"
+    target.mkdir()
+    options = f"lowerdir={images},upperdir={layers['upper']},workdir={layers['work']},redirect_dir=on"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", target], check=True, timeout=10)
+    yield instance
+    instance.remove_all()
+    subprocess.run(["umount", target], check=True, timeout=10)
+    subprocess.run(["rm", "-rf", "/run/test-images"], check=True, timeout=60)
+
+
+def listed(instance: Instance) -> list[dict[str, Any]]:
+    found = json.loads(instance.hutch("image", "ls", "--json").stdout)
+    assert isinstance(found, list)
+    return found
+
+
+def test_an_image_in_use_stays(cached: Instance) -> None:
+    cached.declare("container", one="")
+    cached.hutch("up", "--no-start")
+    used = cached.status("one")["image_id"]
+    assert used in json.dumps(listed(cached))
+    cached.hutch("image", "prune")
+    assert used in json.dumps(listed(cached))
+    refused = cached.hutch("image", "rm", used, check=False)
+    assert refused.returncode == 1
+    assert "one" in refused.stderr
+    cached.hutch("rm", "--purge", "one")
+    cached.hutch("image", "rm", used)
+    assert used not in json.dumps(listed(cached))
+
+
+def test_prune_removes_what_nobody_uses(cached: Instance) -> None:
+    assert listed(cached)
+    cached.hutch("image", "prune")
+    assert listed(cached) == []
+
+
+def test_an_unknown_image_is_an_error(cached: Instance) -> None:
+    result = cached.hutch("image", "rm", "no-such-image", check=False)
+    assert result.returncode in (1, 2)
+    assert "no-such-image" in result.stderr
+
+
+def test_a_second_build_does_nothing(shared: Instance) -> None:
+    shared.declare("container", one="")
+    before = sorted((path.name, path.stat().st_ino) for path in (shared.state / "images").iterdir())
+    shared.hutch("image", "build", timeout=20)
+    assert sorted((path.name, path.stat().st_ino) for path in (shared.state / "images").iterdir()) == before
+
+
+def test_a_build_that_is_interrupted_leaves_nothing(make_instance: MakeInstance) -> None:
+    instance = make_instance(with_images=False)
+    instance.declare("container", one="")
+    build = instance.spawn("image", "build", "-v", stderr=subprocess.PIPE, text=True)
+    assert build.stderr is not None
+    with build.stderr:
+        images = instance.state / "images"
+        while build.poll() is None and not (images.is_dir() and any(images.iterdir())):
+            time.sleep(0.01)
+        build.send_signal(signal.SIGINT)
+        said = build.stderr.read()
+        assert build.wait(30) != 0
+    assert "Traceback" not in said
+    assert listed(instance) == []
+    left = [path for path in images.rglob("*") if path.is_dir() and path.name in ("usr", "var")]
+    assert left == []
+
+
+def test_a_tree_that_is_not_there_is_said(make_instance: MakeInstance) -> None:
+    instance = make_instance(with_images=False)
+    instance.defaults = 'image = "rootfs:/nonexistent"'
+    instance.declare("container", one="")
+    result = instance.hutch("image", "build", check=False)
+    assert result.returncode in (1, 2)
+    assert "/nonexistent" in result.stderr
+    assert listed(instance) == []
