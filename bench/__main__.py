@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import machine, ours, report, rows, stand
+from bench import bare, incus, machine, ours, report, rows, stand
 from bench.measure import BenchError, Samples, run, say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,13 +67,14 @@ def outside(options: argparse.Namespace, arguments: list[str]) -> int:
     work = Path(tempfile.mkdtemp(prefix="hutch-bench-", dir="/var/tmp"))
     work.chmod(0o711)  # containers' users pass through
     try:
-        provide_image(command, work, options.images)
         before = stand.observe_machine()
+        hutch = ours.Hutch(command, work)
+        provide_image(hutch, options.images)
         python = [sys.executable, "-m", "bench"]
         code = stand.enter([*python, *arguments, "--inside", str(work)], work)
         if code:
             return code
-        differences = stand.check_machine(before, stand.observe_machine())
+        differences = stand.check_machine(before, stand.observe_machine(), (*hutch.marks(), *incus.MARKS, *bare.MARKS))
         measured: list[rows.Row] = pickle.loads((work / "rows").read_bytes())
     finally:
         shutil.rmtree(work)
@@ -93,9 +94,8 @@ def check_tools() -> None:
         raise BenchError(f"missing programs; on Debian: apt-get install {' '.join(missing)}")
 
 
-def provide_image(command: list[str], work: Path, images: Path | None) -> None:
+def provide_image(hutch: ours.Hutch, images: Path | None) -> None:
     """The image, built (or copied by hard links) before anything is measured: it needs the network."""
-    hutch = ours.Hutch(command, work)
     hutch.declare("first")
     if images:
         run(["cp", "-al", str(images), str(hutch.state / "images")])

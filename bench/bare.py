@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.measure import BenchError, run, spawn, try_run, wait_for_banner
 
 SCRIPT = str(Path(__file__).with_name("bare.sh"))
+MARKS = ("bare-up", "ve-bare", "vi-bare")
 NAMESPACE, GATEWAY, ADDRESS = "bare", "192.168.93.1", "192.168.93.50"
 
 

@@ -13,6 +13,7 @@ from bench.measure import BenchError, run, spawn, try_run, wait_for_banner
 
 SERVER = "/usr/libexec/incus/incusd"
 BRIDGE, GATEWAY, ADDRESS = "bench-incus", "10.99.0.1", "10.99.0.50"
+MARKS = (BRIDGE, "lxc.payload", "lxc.monitor")
 MAC = "02:11:22:33:44:66"
 PRESEED = f"""
 config: {{}}

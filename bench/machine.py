@@ -16,7 +16,7 @@ def describe(python: str, system_python: str) -> dict[str, str]:
         "memory": f"{kibibytes / 2**20:.0f} GiB",
         "kernel": os.uname().release,
         "distribution": _field("/etc/os-release", r'PRETTY_NAME="?([^"\n]+)'),
-        "init": "systemd" if os.path.isdir("/run/systemd/system") else "none of systemd's",
+        "init": "systemd" if os.path.isdir("/run/systemd/system") else "not systemd",
         "python": _version([python, "--version"]),
         "system python": _version([system_python, "--version"]),
         "systemd-nspawn": _version(["systemd-nspawn", "--version"]),

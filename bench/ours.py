@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -25,6 +26,11 @@ class Hutch:
         os.environ["HUTCH_STATE_DIR"] = str(self.state)
         os.environ["HUTCH_RUN_DIR"] = str(self.runtime)
         os.environ["HUTCH_FILE"] = str(self.file)
+
+    def marks(self) -> tuple[str, ...]:
+        """What the names of all that this hutch makes on a host contain."""
+        digest = hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
+        return self.state.parent.name, self.runtime.name, f"hutch-{digest}", "hutchbench"
 
     def argv(self, *arguments: str) -> list[str]:
         return [*self.command, *arguments]

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.measure import run
+from bench.measure import run, say
 
 OUTSIDE_ADDRESS, OUTSIDE_GATEWAY = "203.0.113.2/24", "203.0.113.1"  # a default route that leads nowhere
 
@@ -30,13 +30,27 @@ def observe_machine() -> dict[str, frozenset[str]]:
     }
 
 
-def check_machine(before: dict[str, frozenset[str]], after: dict[str, frozenset[str]]) -> list[str]:
-    """Every difference, as a line."""
-    lines = []
+def check_machine(
+    before: dict[str, frozenset[str]], after: dict[str, frozenset[str]], marks: Sequence[str]
+) -> list[str]:
+    """Every trace of ours, as a line. What carries none of our `marks` is others' doing meanwhile, and only said."""
+    traces = []
     for kind, old in before.items():
-        lines += [f"{kind} appeared: {name}" for name in sorted(after[kind] - old)]
-        lines += [f"{kind} vanished: {name}" for name in sorted(old - after[kind])]
-    return lines
+        changes = [f"{kind} appeared: {name}" for name in sorted(after[kind] - old)]
+        changes += [f"{kind} vanished: {name}" for name in sorted(old - after[kind])]
+        ours = [change for change in changes if any(mark in change + _content(change) for mark in marks)]
+        traces += ours
+        if len(changes) > len(ours):
+            say(f"{len(changes) - len(ours)} changes by others meanwhile: {kind}s")
+    return traces
+
+
+def _content(change: str) -> str:
+    """The text of a file of /etc that a change names: a line of ours may stand in it."""
+    path = change.partition(": ")[2].partition(" (")[0]
+    if not path.startswith("/etc/") or not os.path.isfile(path):
+        return ""
+    return Path(path).read_text(errors="replace")
 
 
 def _mounted() -> list[str]:

@@ -6,12 +6,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 __all__ = ["Hutch", "HutchError", "Workspace", "load", "plan", "up"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "HutchError":
         from hutch.errors import HutchError
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hutch.errors import HutchError, UsageError
 from hutch.spec.names import Places
-from hutch.state import Record, lock, read_network, read_record, read_records
+from hutch.state import NetworkRecord, Record, lock, read_network, read_record, read_records
 from hutch.supervise.observe import Observation, observe
 
 if TYPE_CHECKING:
@@ -117,15 +117,14 @@ class Hutch:
 
     def start(self, names: Sequence[str]) -> None:
         """Start workspaces; returns when they are ready."""
-        from hutch.apply.execute import recover, settle, start
+        from hutch.apply.execute import recover, settle_and_start
 
         with lock(self.places):
             recover(self.places)
             starting = [name for name in dict.fromkeys(names) if self._can_start(self.record(name))]
-            records, network = read_records(self.places), read_network(self.places)
-            if starting and network is not None:
-                settle(self.places, network.network, network.file, records)
-                start(self.places, records, starting, self.listen)
+            if starting:
+                network, records = self._network(), read_records(self.places)
+                settle_and_start(self.places, network.network, network.file, records, starting, self.listen)
 
     def _can_start(self, record: Record) -> bool:
         if observe(self.places, record.name).state == "running":
@@ -191,9 +190,15 @@ class Hutch:
         """The Launch that the next start of the workspace would run."""
         from hutch.apply.execute import make_launch
 
+        record = self.record(name)
+        return make_launch(self.places, record, self._network().network)
+
+    def _network(self) -> NetworkRecord:
+        """The network as set up. An `up` that was cut short may have left a workspace without one."""
         network = read_network(self.places)
-        assert network is not None  # a record is written after the network's
-        return make_launch(self.places, self.record(name), network.network)
+        if network is None:
+            raise HutchError("the network is not set up", resolution="`hutch up` does that")
+        return network
 
     def status(self, name: str) -> dict[str, Any]:
         """One entry of `hutch status --json`."""

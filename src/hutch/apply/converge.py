@@ -82,19 +82,30 @@ def converge_network(places: Places, network: Network, file: str, records: Mappi
     ensure_resolvers(places, network)
 
 
-def converge_trust(places: Places, records: Mapping[str, Record]) -> None:
-    """Names in /etc/hosts, host keys, known hosts, the ssh drop-in, and the options on what guests can write."""
-    peers, keys = [], {}
+def converge_keys(places: Places, records: Mapping[str, Record]) -> dict[int, str]:
+    """Host keys of workspaces, and the keys that hutch makes for users; returns those by uid."""
+    keys: dict[int, str] = {}
     for name, record in in_force(places, records).items():
         workspace = record.wanted
-        assert workspace.ip is not None and isinstance(workspace.owner, int)
-        host_key = ssh.ensure_key(places.host_key(name), names.hostname(name))
-        peers.append(ssh.Peer(name, workspace.ip, workspace.user, host_key))
+        assert isinstance(workspace.owner, int)
+        ssh.ensure_key(places.host_key(name), names.hostname(name))
         for uid in key_holders(workspace.authorized_keys, workspace.owner):
             keys[uid] = str(places.key(uid))
     for uid in keys:
         gid, who = ssh.owner_of(uid)
         ssh.ensure_key(places.key(uid), f"hutch key of {who}", uid=uid, gid=gid)
+    return keys
+
+
+def converge_trust(places: Places, records: Mapping[str, Record]) -> None:
+    """Keys, names in /etc/hosts, known hosts and the ssh drop-in."""
+    keys = converge_keys(places, records)
+    peers = []
+    for name, record in in_force(places, records).items():
+        workspace = record.wanted
+        assert workspace.ip is not None
+        host_key = ssh.ensure_key(places.host_key(name), names.hostname(name))
+        peers.append(ssh.Peer(name, workspace.ip, workspace.user, host_key))
     hosts_file.ensure_hosts(places, {peer.name: peer.ip for peer in peers})
     ssh.ensure_trust(places, tuple(peers), keys)
 

@@ -13,6 +13,7 @@ from hutch.backends import launch
 from hutch.backends.launch import Launch, Surroundings
 from hutch.errors import HutchError
 from hutch.host import ssh
+from hutch.host.router import has_namespace
 from hutch.plan.actions import Action, Plan
 from hutch.plan.resolve import allocate_uids
 from hutch.run import run
@@ -69,8 +70,10 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], listen: Liste
         elif action.action != "no change":
             _note(places, plan, records, action)
     starting = [a.workspace for a in plan.actions if a.starts and plan.start]
-    settle(places, plan.network, plan.file, records)
-    start(places, records, starting, listen)
+    if starting:
+        settle_and_start(places, plan.network, plan.file, records, starting, listen)
+    else:
+        settle(places, plan.network, plan.file, records)
 
 
 def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action) -> None:
@@ -110,24 +113,31 @@ def _mark_removed(places: Places, records: dict[str, Record], name: str) -> None
 def settle(places: Places, network: Network, file: str, records: Mapping[str, Record]) -> None:
     """The host as the records want it, or bare again when there is no workspace left."""
     if converge.present(records):
-        converge.converge_network(places, network, file, records)
         converge.converge_homes(places, records)
+        converge.converge_network(places, network, file, records)
         converge.converge_trust(places, records)
     else:
         converge.dismantle(places)
 
 
-def start(places: Places, records: dict[str, Record], starting: Iterable[str], listen: Listener) -> None:
-    """Start workspaces side by side; the network is in place. Raises StartsFailed when any did not come up."""
-    network = read_network(places)
-    starting = list(starting)
-    if not starting or network is None:
-        return
-    launches = {name: make_launch(places, records[name], network.network) for name in starting}
-    for name in starting:
+def settle_and_start(
+    places: Places, network: Network, file: str, records: dict[str, Record], names: Iterable[str], listen: Listener
+) -> None:
+    """Settle, and start workspaces side by side. Raises StartsFailed when any did not come up.
+
+    On a host that is set up already, settling takes as long as the workspaces' mounts do; so both are done at once.
+    """
+    before = read_network(places)
+    if before is None or before.network != network or not has_namespace(places):
+        settle(places, network, file, records)
+    else:
+        converge.converge_homes(places, records)
+        converge.converge_keys(places, records)
+    launches = {name: make_launch(places, records[name], network) for name in names}
+    for name in launches:
         records[name] = records[name].with_booted()
         write_record(places, records[name])
-    failures = control.start_all(places, launches, listen)
+    failures = control.start_all(places, launches, listen, lambda: settle(places, network, file, records))
     if failures:
         raise StartsFailed(failures)
 

@@ -62,10 +62,11 @@ class Limits:
 class Launch:
     """The processes, devices, files and limits of one start of one workspace.
 
-    `prepare`, `argv` and `cleanup` run in a mount namespace of their own (a slave of the host's) and in
-    the network namespace at `network_namespace`; so mounts vanish with the last process. `argv` tells
-    that it is ready by sd_notify. `restart_codes` are exit codes of `argv` that mean "the guest asked for
-    a reboot": everything is cleaned up, prepared and started again.
+    `mounts`, `connect`, `argv` and `cleanup` run in a mount namespace of their own (a slave of the host's) and in
+    the network namespace at `network_namespace`; so mounts vanish with the last process. `mounts` touch nothing
+    but that namespace and may run while the host's network is still being set up; `connect` joins the network,
+    so it waits. `argv` tells that it is ready by sd_notify. `restart_codes` are exit codes of `argv` that mean
+    "the guest asked for a reboot": everything is cleaned up, mounted, connected and started again.
     """
 
     workspace: str
@@ -74,7 +75,8 @@ class Launch:
     cgroup: str
     directories: tuple[str, ...]
     files: tuple[File, ...]
-    prepare: tuple[Step, ...]
+    mounts: tuple[Step, ...]
+    connect: tuple[Step, ...]
     argv: tuple[str, ...]
     cleanup: tuple[Step, ...]
     limits: Limits

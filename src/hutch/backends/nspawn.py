@@ -66,12 +66,12 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             *shares,
         ),
         files=tuple(files),
-        prepare=(
-            *port.prepare(f"{runtime}/port"),
+        mounts=(
             *kernel_file_systems(),
             *root_mounts(name, workspace, host, runtime),
             *share_mounts(workspace, host, shares),
         ),
+        connect=port.prepare(f"{runtime}/port"),
         argv=nspawn_argv(name, workspace, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
         cleanup=port.cleanup(),
         limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
@@ -216,4 +216,5 @@ def nspawn_argv(
             for share, (target, readonly) in zip(shares, targets, strict=True)
         ),
         "--boot",
+        "systemd.show_status=auto",  # silent until something fails or takes long
     )

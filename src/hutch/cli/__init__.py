@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -84,6 +85,7 @@ def cli(ctx: click.Context, file: str | None, quiet: bool, verbose: bool) -> Non
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of the `hutch` command."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is undone
     try:
         result = cli.main(args=None if argv is None else list(argv), prog_name="hutch", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)

@@ -68,7 +68,7 @@ def explain(options: Options, name: str) -> None:
         f"mkdir -p {shlex.join(launch.directories)}"
     )
     section("start: in namespaces of its own", environment)
-    section("", "\n".join(f"{shlex.join(step.argv)}  # {step.why}" for step in launch.prepare))
+    section("", "\n".join(f"{shlex.join(step.argv)}  # {step.why}" for step in (*launch.mounts, *launch.connect)))
     section(f"then, in the cgroup {launch.cgroup}", shlex.join(launch.argv))
     section("after it ended", "\n".join(f"{shlex.join(step.argv)}  # {step.why}" for step in launch.cleanup))
 

@@ -44,7 +44,6 @@ def render_network(identity: Identity) -> str:
     """The guest's interface: static, IPv4 only; the gateway is its resolver."""
     return (
         f"[Match]\n{identity.match}\n"
-        "[Link]\nRequiredForOnline=no\n"
         "[Network]\n"
         f"Address={identity.address}/{identity.prefix}\nGateway={identity.gateway}\nDNS={identity.gateway}\n"
         "LinkLocalAddressing=no\nIPv6AcceptRA=no\nLLMNR=no\nMulticastDNS=no\n"

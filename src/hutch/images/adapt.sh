@@ -94,7 +94,7 @@ ln -sfn ../systemd-networkd-wait-online.service "$units/multi-user.target.wants/
 drop_in console-getty.service <<'EOF'
 [Service]
 ExecStart=
-ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud - 115200,38400,9600 $TERM
+ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud - 115200,38400,9600 vt220
 EOF
 
 # The journal lives and dies with the root.

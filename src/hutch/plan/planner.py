@@ -26,7 +26,8 @@ class Standing:
 
     @property
     def is_up(self) -> bool:
-        return self.state in ("starting", "running")
+        """One that is starting while nobody waits for it, since whoever did was killed, is started again."""
+        return self.state == "running"
 
 
 def plan(

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hutch import run
@@ -21,7 +21,7 @@ from hutch.supervise.status import read_status, write_status
 
 PACKAGE = Path(__file__).resolve().parent.parent
 BOOTSTRAP = (
-    "import sys; sys.path.insert(0, sys.argv[3]); from hutch.supervise.embedded import main; main(*sys.argv[1:3])"
+    "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.embedded import main; main(*sys.argv[2:])"
 )
 GRACE = 5.0  # seconds beyond its own deadlines that a supervisor is given
 
@@ -29,76 +29,104 @@ Listener = Callable[[str, str, str], None]
 """Called with (workspace, event, text); events are "warning", "ready" and "failed"."""
 
 
-def start_all(places: Places, launches: Mapping[str, Launch], listen: Listener) -> dict[str, str]:
+def start_all(
+    places: Places, launches: Mapping[str, Launch], listen: Listener, meanwhile: Callable[[], None]
+) -> dict[str, str]:
     """Start workspaces side by side and wait until each is ready or has failed; returns name -> why for the failed.
 
-    When interrupted, those that are not ready yet are stopped.
+    `meanwhile` puts the network in place while the supervisors make their mounts; none of them joins the
+    network before it has returned. When interrupted, those that are not ready yet are stopped.
     """
-    reports: dict[int, str] = {}
-    failures: dict[str, str] = {}
-    pending = dict(launches)
+    starting: list[Starting] = []
     try:
         for name, launch in launches.items():
-            reports[_spawn(places, name, launch)] = name
-        buffers = dict.fromkeys(reports, b"")
-        poll = select.poll()
-        for descriptor in reports:
-            poll.register(descriptor, select.POLLIN)
-        while buffers:
-            for descriptor, _ in poll.poll():
-                data = os.read(descriptor, 65536)
-                name = reports[descriptor]
-                *lines, buffers[descriptor] = (buffers[descriptor] + data).split(b"\n")
-                for line in lines:
-                    message = json.loads(line)
-                    listen(name, message["event"], message["text"])
-                    if message["event"] == "failed":
-                        failures[name] = message["text"]
-                    if message["event"] in ("ready", "failed"):
-                        pending.pop(name, None)
-                if not data:
-                    poll.unregister(descriptor)
-                    del buffers[descriptor]
-                    if pending.pop(name, None) is not None:
-                        failures[name] = f"its supervisor ended unexpectedly; see {places.log(name)}"
-                        listen(name, "failed", failures[name])
+            starting.append(spawn(places, name, launch))
+        meanwhile()
+        for start in starting:
+            start.go()
+        return _await_all(starting, listen)
     except BaseException:
-        stop_all(places, pending)
+        stop_all(places, [start.name for start in starting if not start.is_ready])
         raise
     finally:
-        for descriptor in reports:
-            os.close(descriptor)
+        for start in starting:
+            start.close()
+
+
+@dataclass(slots=True)
+class Starting:
+    """A supervisor on its way. `report` is where it tells how it goes, `gate` where it waits for the network."""
+
+    name: str
+    report: int
+    gate: int
+    is_ready: bool = False
+    rest: bytes = b""
+
+    def go(self) -> None:
+        try:
+            os.write(self.gate, b"1")
+        except BrokenPipeError:
+            pass  # it has failed already, and says so on the other descriptor
+
+    def close(self) -> None:
+        os.close(self.report)
+        os.close(self.gate)
+
+
+def _await_all(starting: list[Starting], listen: Listener) -> dict[str, str]:
+    failures: dict[str, str] = {}
+    waiting = {start.report: start for start in starting}
+    poll = select.poll()
+    for descriptor in waiting:
+        poll.register(descriptor, select.POLLIN)
+    while waiting:
+        for descriptor, _ in poll.poll():
+            start = waiting[descriptor]
+            data = os.read(descriptor, 65536)
+            *lines, start.rest = (start.rest + data).split(b"\n")
+            for message in map(json.loads, lines):
+                start.is_ready |= message["event"] == "ready"
+                if message["event"] == "failed":
+                    failures[start.name] = message["text"]
+                listen(start.name, message["event"], message["text"])
+            if start.is_ready or not data:
+                poll.unregister(descriptor)
+                del waiting[descriptor]
+            if not data and not start.is_ready and start.name not in failures:
+                failures[start.name] = "its supervisor ended unexpectedly"
     return failures
 
 
-def _spawn(places: Places, name: str, launch: Launch) -> int:
-    """Start the supervisor of one workspace; returns the descriptor that it reports on."""
+def spawn(places: Places, name: str, launch: Launch) -> Starting:
+    """Start the supervisor of one workspace."""
     runtime = places.runtime(name)
     if read_status(str(places.status(name))) is not None:
         clean_up(places, name)
     runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
     places.launch(name).write_text(json.dumps(asdict(launch)), encoding="utf-8")
     places.launch(name).chmod(0o600)
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+    report, their_report = os.pipe2(os.O_CLOEXEC)
+    their_gate, gate = os.pipe2(os.O_CLOEXEC)
     log = os.open(places.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         run.start(
             [
                 *("unshare", "--mount", "--propagation", "slave", "--"),
                 *("nsenter", f"--net={launch.network_namespace}", "--"),
-                *(sys.executable, "-I", "-S", "-c", BOOTSTRAP),
-                *(str(places.launch(name)), str(writing), str(PACKAGE.parent)),
+                *(sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(PACKAGE.parent)),
+                *(str(places.launch(name)), str(their_report), str(their_gate)),
             ],
             stdout=log,
             stderr=log,
             cwd="/",
-            pass_fds=(writing,),
+            pass_fds=(their_report, their_gate),
             new_session=True,
         )
     finally:
-        os.close(writing)
-        os.close(log)
-    return reading
+        for descriptor in (their_report, their_gate, log):
+            os.close(descriptor)
+    return Starting(name, report, gate)
 
 
 def stop_all(places: Places, names: Iterable[str], *, patience: float = 20.0) -> None:

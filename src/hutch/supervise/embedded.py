@@ -16,15 +16,21 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, NoReturn
 
 from hutch.host.cgroup import Cgroup
 from hutch.host.process import start_time
 from hutch.supervise.console import Console, Log
-from hutch.supervise.status import Status, write_status
+from hutch.supervise.status import write_status
+
+TYPE_CHECKING = False  # see supervise/status
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from hutch.supervise.status import Status
 
 ENVIRONMENT = {"PATH": os.defpath + ":/usr/sbin:/sbin:/run/current-system/sw/bin", "LC_ALL": "C.UTF-8"}
-MAIN_ENVIRONMENT = {"TERM": "vt220", "SYSTEMD_LOG_COLOR": "0"}
+# A terminal that can be asked things is asked for its colours by nspawn and systemd, and they wait for the answer.
+MAIN_ENVIRONMENT = {"TERM": "dumb", "SYSTEMD_LOG_COLOR": "0"}
 CPU_PERIOD = 100_000  # microseconds, for cpu.max
 
 
@@ -35,8 +41,9 @@ class StartFailed(Exception):
 class Supervisor:
     """Runs one Launch to its end."""
 
-    def __init__(self, launch: dict[str, Any], report: int) -> None:
+    def __init__(self, launch: dict[str, Any], report: int, gate: int) -> None:
         self.launch = launch
+        self.gate = gate
         self.runtime: str = launch["runtime"]
         self.report = report
         self.log = Log(f"{self.runtime}/machine.log", launch["log_bytes"])
@@ -128,7 +135,10 @@ class Supervisor:
             for file in self.launch["files"]:
                 with open(file["path"], "w", encoding="utf-8", opener=_private) as target:
                     target.write(file["content"])
-            for step in self.launch["prepare"]:
+            for step in self.launch["mounts"]:
+                self._step(step)
+            self._await_network()
+            for step in self.launch["connect"]:
                 self._step(step)
             console = Console(f"{self.runtime}/console", self.log)
             self.cgroup.make("machine")
@@ -153,6 +163,20 @@ class Supervisor:
         if self.status["state"] == "starting":
             raise StartFailed(f"the guest ended before it was ready{self._last_words()}")
         return False
+
+    def _await_network(self) -> None:
+        """Wait until the command that started us says that the network is in place; once is enough."""
+        if self.gate < 0:
+            return
+        poll = select.poll()
+        poll.register(self.gate, select.POLLIN)
+        poll.register(self.wake, select.POLLIN)
+        poll.poll()
+        is_open = not self.stop_requests and os.read(self.gate, 1) != b""
+        os.close(self.gate)
+        self.gate = -1
+        if not is_open:
+            raise StartFailed("the start was called off before the network was in place")
 
     def _last_words(self) -> str:
         tail = self.log.tail(12)
@@ -266,9 +290,10 @@ def _signal_name(number: int) -> str:
     return signal.Signals(number).name
 
 
-def main(launch_path: str, report: str) -> NoReturn:
-    """Entry: the path of a launch.json and the number of an inherited descriptor to report to."""
+def main(launch_path: str, report: str, gate: str) -> NoReturn:
+    """Entry: the path of a launch.json, and two inherited descriptors: one to report to, one that says "go on"."""
     with open(launch_path, encoding="utf-8") as file:
         launch = json.load(file)
-    os.set_inheritable(int(report), False)
-    sys.exit(Supervisor(launch, int(report)).run())
+    for descriptor in (report, gate):
+        os.set_inheritable(int(descriptor), False)
+    sys.exit(Supervisor(launch, int(report), int(gate)).run())

@@ -1,0 +1,133 @@
+"""What is looked at before a plan is made, and what the host must serve meanwhile."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.api import Hutch
+from hutch.apply.converge import in_force, key_holders, members_of
+from hutch.apply.planning import check_bystanders, check_ownership, check_sockets
+from hutch.errors import HutchError, UsageError
+from hutch.host.process import start_time
+from hutch.plan.planner import network_changes
+from hutch.spec.entries import Publish
+from hutch.spec.model import Config, Mount, Workspace
+from hutch.spec.names import Places
+from hutch.state import Booted, Record, write_record
+from hutch.supervise.status import write_status
+from tests.unit.facts import NETWORK, workspace
+
+CHANGED = network_changes(NETWORK, replace(NETWORK, bridge="other0"))
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path / "state", tmp_path / "run")
+
+
+def record(name: str = "web", file: str = "/f", booted: Workspace | None = None, **keys: Any) -> Record:
+    found = Record(name, file, workspace(**keys), "image-1", 0x7000_0000, "0" * 32)
+    return replace(found, booted=Booted(booted, "image-1")) if booted else found
+
+
+def declaring(*names: str) -> Config:
+    return Config("/f", NETWORK, {name: workspace(name) for name in names})
+
+
+def test_nobody_is_cut_off_by_a_change_of_the_network() -> None:
+    check_bystanders({}, CHANGED)
+    check_bystanders({"lab": workspace()}, [])
+    with pytest.raises(HutchError, match="would cut off lab, web") as caught:
+        check_bystanders({"lab": workspace(), "web": workspace()}, CHANGED)
+    assert caught.value.details == "network.bridge: hutch0 -> other0"
+
+
+def test_sockets_have_short_paths() -> None:
+    fits = Places(Path("/s"), Path("/" + "r" * 54))
+    check_sockets(fits, declaring("a" * 32))
+    check_sockets(fits, declaring())
+    with pytest.raises(UsageError, match="is 3 bytes too long"):
+        check_sockets(Places(Path("/s"), Path("/" + "r" * 57)), declaring("a" * 32, "b"))
+
+
+def test_a_workspace_belongs_to_its_file(tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    records = {"web": record(file=str(other))}
+    check_ownership(declaring("web"), records)  # that file is gone
+    other.touch()
+    check_ownership(declaring("lab"), records)
+    check_ownership(declaring("web"), {"web": replace(records["web"], removed=True)})
+    with pytest.raises(HutchError) as caught:
+        check_ownership(declaring("web"), records)
+    assert caught.value.details == f"web belongs to {other}"
+
+
+def test_whose_keys_are_made() -> None:
+    assert key_holders(("ssh-ed25519 A",), 1000) == (0,)
+    assert key_holders(None, 1000) == (0, 1000)
+
+
+# Who runs on while a restart is put off keeps its identity.
+
+BOOTED = workspace(mounts=(Mount("/a", "/a"),))
+CHANGES: dict[str, Any] = {
+    "ip": "192.168.83.9",
+    "user": "me",
+    "mounts": (Mount("/b", "/b"),),
+    "publish": (Publish("", 80, 80, "tcp"),),
+}
+
+
+def up(places: Places, name: str, state: str = "running") -> None:
+    places.runtime(name).mkdir(parents=True)
+    words = {"state": state, "pid": os.getpid(), "started": start_time(os.getpid()), "since": 5.0}
+    write_status(
+        str(places.status(name)), {**words, "ready_seconds": 0.4, "leader": None, "reason": "", "warnings": []}
+    )
+
+
+def test_a_running_workspace_is_served_as_booted(places: Places) -> None:
+    up(places, "web")
+    found = in_force(places, {"web": record(booted=BOOTED, **CHANGES)})["web"].wanted
+    assert (found.ip, found.user) == (BOOTED.ip, BOOTED.user)
+    assert found.mounts == (Mount("/a", "/a"), Mount("/b", "/b"))
+    assert found.publish == CHANGES["publish"]
+    (_, member) = members_of(in_force(places, {"web": record(booted=BOOTED, **CHANGES)}), NETWORK)
+    assert (member.ip, member.publish) == (BOOTED.ip, CHANGES["publish"])
+
+
+def test_a_stopped_workspace_is_served_as_wanted(places: Places) -> None:
+    records = {"web": record(booted=BOOTED, **CHANGES)}
+    assert in_force(places, records) == records
+    up(places, "web", "stopped")
+    assert in_force(places, records) == records
+
+
+def test_what_is_removed_is_not_served(places: Places) -> None:
+    records = {"web": record(), "gone": replace(record("gone"), removed=True)}
+    assert in_force(places, records).keys() == {"web"}
+    assert [member.name for member in members_of(records, NETWORK)] == ["_build", "web"]
+
+
+# A root that must be made anew is not booted as it is.
+
+
+def test_a_kept_root_does_not_start_on_another_image(places: Places) -> None:
+    write_record(places, replace(record(booted=workspace(persist="all"), persist="all"), image="image-2"))
+    hutch = Hutch(places)
+    with pytest.raises(HutchError, match="web: its root must be made anew") as caught:
+        hutch.start(["web"])
+    assert caught.value.resolution == "`hutch up web` does that"
+    with pytest.raises(HutchError, match="so it was not stopped"):
+        hutch.restart(["web"])
+
+
+def test_an_image_that_is_gone(places: Places) -> None:
+    write_record(places, record())
+    with pytest.raises(HutchError, match="web: its image image-1 is not in the cache, so it was not stopped"):
+        Hutch(places).restart(["web"])

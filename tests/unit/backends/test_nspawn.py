@@ -1,0 +1,194 @@
+"""A workspace in, a Launch out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from hutch.backends import check, launch
+from hutch.backends.launch import Launch
+from hutch.backends.nspawn import check as check_container
+from hutch.backends.nspawn import guest_uid, inspection, render_owner_map
+from hutch.spec import names
+from hutch.spec.model import Idle, Mount, Workspace
+from tests.unit.facts import NETWORK, check_golden, surroundings, workspace
+
+BASE = names.UID_FIRST
+LAST = names.UID_FIRST + (names.UID_RANGES - 1) * names.UID_COUNT
+
+EVERYTHING = workspace(  # noqa: S604 - no shell is run
+    "a-name-with-all-of-its-32-letters",
+    ip="192.168.83.3",
+    user="me",
+    shell="/bin/zsh",
+    owner=70000,
+    home="/srv/my home",
+    persist="all",
+    vcpus=2,
+    memory=4 << 30,
+    mounts=(Mount("/srv/a", "/src"), Mount("/srv/b c", "/home/me/b c", readonly=True)),
+    env=(("EDITOR", "vim"),),
+    authorized_keys=None,
+)
+LAUNCHES = {
+    "minimal": ("web", workspace()),
+    "disk": ("web", workspace(disk=8 << 30)),
+    "everything": ("a-name-with-all-of-its-32-letters", EVERYTHING),
+}
+
+
+@pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in LAUNCHES.items()], ids=LAUNCHES)
+def test_launch(case: str, name: str, declared: Workspace) -> None:
+    found = asdict(launch(name, declared, surroundings()))
+    check_golden(f"nspawn/{case}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def bindings(found: Launch) -> list[str]:
+    return [word for word in found.argv if word.startswith("--bind")]
+
+
+def test_each_share_is_bound_at_its_target() -> None:
+    found = launch("web", replace(EVERYTHING, home="/srv/home"), surroundings())
+    shared = [step.argv for step in found.mounts if step.why.startswith("share ")]
+    assert [argv[-3:-1] for argv in shared] == [
+        ("/srv/home", "/run/hutch/workspaces/web/shares/0"),
+        ("/srv/a", "/run/hutch/workspaces/web/shares/1"),
+        ("/srv/b c", "/run/hutch/workspaces/web/shares/2"),
+    ]
+    assert [argv[-1].partition(",X-mount")[0] for argv in shared] == ["nosuid,nodev", "nosuid,nodev", "ro,nosuid,nodev"]
+    assert bindings(found) == [
+        "--bind=/run/hutch/workspaces/web/shares/0:/home/me",
+        "--bind=/run/hutch/workspaces/web/shares/1:/src",
+        "--bind-ro=/run/hutch/workspaces/web/shares/2:/home/me/b c",
+    ]
+
+
+def test_the_filter_is_seen_before_the_port_is_raised() -> None:
+    reasons = [step.why for step in launch("web", workspace(), surroundings()).connect]
+    assert reasons.index("see the port's filter in place") < reasons.index("raise the port")
+
+
+def test_files_hold_no_private_key() -> None:
+    found = launch("web", workspace(), surroundings())
+    assert not any("PRIVATE" in file.content for file in found.files)
+    assert "--load-credential=hutch.ssh-host-key:/var/lib/hutch/workspaces/web/ssh/ssh_host_ed25519_key" in found.argv
+
+
+def test_own_keys_open_it_beside_the_declared_ones() -> None:
+    from hutch.backends.nspawn import identify
+
+    keys = identify("web", workspace(authorized_keys=("ssh-ed25519 A a",)), surroundings(keys=("ssh-ed25519 B b",)))
+    assert keys.authorized_keys == ("ssh-ed25519 A a", "ssh-ed25519 B b")
+    assert identify("web", workspace(authorized_keys=None), surroundings()).authorized_keys == surroundings().keys
+
+
+# The owner map.
+
+
+@pytest.mark.parametrize(
+    ("owner", "inside"),
+    [(1000, 1000), (1001, 1001), (60000, 60000), (60001, 1000), (999, 1000), (1, 1000), (2**30, 1000)],
+)
+def test_guest_uid(owner: int, inside: int) -> None:
+    assert guest_uid(owner) == inside
+
+
+def test_owner_map() -> None:
+    assert render_owner_map(1000, 100, BASE).split() == [
+        f"u:1000:{BASE + 1000}:1",
+        f"u:{BASE}:{BASE}:1000",
+        f"u:{BASE + 1001}:{BASE + 1001}:64535",
+        f"g:100:{BASE + 1000}:1",
+        f"g:{BASE}:{BASE}:1000",
+        f"g:{BASE + 1001}:{BASE + 1001}:64535",
+    ]
+
+
+def disjoint(extents: list[range]) -> bool:
+    ordered = sorted(extents, key=lambda extent: extent.start)
+    return all(a.stop <= b.start for a, b in itertools.pairwise(ordered))
+
+
+host_ids = st.integers(1, names.UID_FIRST - 1)
+
+
+@given(
+    uid=host_ids | st.integers(900, 61000),
+    gid=host_ids | st.integers(0, 61000),
+    base=st.integers(0, names.UID_RANGES - 1).map(lambda index: names.UID_FIRST + index * names.UID_COUNT),
+)
+@example(uid=1, gid=0, base=BASE)
+@example(uid=60000, gid=60000, base=LAST)
+@example(uid=names.UID_FIRST - 1, gid=names.UID_FIRST - 1, base=BASE)
+def test_owner_map_is_a_map(uid: int, gid: int, base: int) -> None:
+    own = range(base, base + names.UID_COUNT)
+    rows = [entry.split(":") for entry in render_owner_map(uid, gid, base).split()]
+    for kind, outside in (("u", uid), ("g", gid)):
+        extents = [(int(a), int(b), int(count)) for k, a, b, count in rows if k == kind]
+        on_disk = [range(a, a + count) for a, _, count in extents]
+        mapped = [range(b, b + count) for _, b, count in extents]
+        assert all(len(extent) > 0 for extent in on_disk)
+        assert disjoint(on_disk)
+        assert disjoint(mapped)
+        assert all(own.start <= extent.start and extent.stop <= own.stop for extent in mapped)
+        assert sum(map(len, mapped)) == names.UID_COUNT
+        # What the guest makes is the owner's or its own, so never root's.
+        assert all(extent == range(outside, outside + 1) or extent.start >= own.start for extent in on_disk)
+
+
+# Looking for unsaved work.
+
+
+def test_inspection_sees_the_home_read_only_and_no_network() -> None:
+    *shell, script = inspection("web", EVERYTHING, surroundings(), ("find", ".", "-name", "it's"))
+    assert shell == ["sh", "-euc"]
+    *steps, last = [shlex.split(line) for line in script.splitlines()]
+    assert last[:2] == ["exec", "systemd-nspawn"]
+    assert last[-4:] == ["find", ".", "-name", "it's"]
+    assert {"--private-network", "--bind-ro=/mnt/home:/home/me", "--chdir=/home/me", "--reuid=1000"} <= set(last)
+    (share,) = [step for step in steps if "/srv/my home" in step]
+    assert share[-1].startswith("ro,nosuid,nodev,")
+    assert not any("/var/lib/hutch/workspaces" in word for step in steps for word in step)  # not the kept root
+
+
+# What no backend can do yet, it says.
+
+REFUSED: dict[str, tuple[Workspace, list[str]]] = {
+    "a plain container": (workspace(), []),
+    "vm": (workspace(type="vm"), ["type"]),
+    "incus": (workspace(engine="incus"), ["engine"]),
+    "a vm of incus": (workspace(type="vm", engine="incus"), ["type", "engine"]),
+    "oci": (workspace(image="oci:debian"), ["image"]),
+    "nix": (workspace(image="nix:/srv"), ["image"]),
+    "rootfs": (workspace(image="rootfs:/srv"), []),
+    "egress": (workspace(egress="none"), ["egress"]),
+    "an egress list": (workspace(egress=("a.example",)), ["egress"]),
+    "switches": (
+        workspace(nix_store=True, gpu=True, nesting=True, learn=True),
+        ["nix_store", "gpu", "nesting", "learn"],
+    ),
+    "idle": (workspace(idle=Idle("30min", "stop")), ["idle"]),
+    "root as owner": (workspace(owner=0), ["owner"]),
+    "root as owner, by name": (workspace(owner="root"), ["owner"]),
+    "disk of a kept root": (workspace(persist="all", disk=1 << 30), ["disk"]),
+    "disk of an ephemeral root": (workspace(disk=1 << 30), []),
+    "all at once": (workspace(type="vm", idle=Idle("1h", "stop"), gpu=True), ["type", "gpu", "idle"]),
+}
+
+
+@pytest.mark.parametrize(("declared", "keys"), REFUSED.values(), ids=REFUSED.keys())
+def test_check(declared: Workspace, keys: list[str]) -> None:
+    problems = list(check("web", declared, NETWORK))
+    assert [problem.key for problem in problems] == [f"workspaces.web.{key}" for key in keys]
+    assert all(problem.message and problem.hint for problem in problems)
+
+
+def test_a_backend_names_the_table_that_it_was_told() -> None:
+    (problem,) = check_container("defaults", workspace(owner=0))
+    assert problem.key == "defaults.owner"

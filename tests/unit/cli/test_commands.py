@@ -1,0 +1,312 @@
+"""Which commands there are, how they are found, and what they say when they cannot go on."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import pytest
+from click.shell_completion import BashComplete, ShellComplete
+from click.testing import CliRunner
+
+from hutch.cli import COMMANDS, cli, main
+from hutch.cli.common import Options, workspace_names
+from hutch.errors import ConfigError, HutchError, Problem
+from hutch.spec.names import Places
+from tests.unit.cli.conftest import Run
+
+WITHOUT_ROOT = {"init", "ssh", "cp", "schema", "completion", "image"}
+ARGUMENTS = {
+    "start": ["web"],
+    "stop": ["web"],
+    "restart": ["web"],
+    "exec": ["web", "--", "true"],
+    "logs": ["web"],
+    "console": ["web"],
+    "rm": ["web"],
+    "explain": ["web"],
+}
+
+
+def test_help_lists_every_command_without_importing_one() -> None:
+    result = CliRunner().invoke(cli, ["--help"])
+    assert result.exit_code == 0
+    listed = [line.split()[0] for line in result.output.partition("Commands:")[2].splitlines() if line.startswith("  ")]
+    assert [word for word in listed if word in COMMANDS] == list(COMMANDS)
+    for _, _, text in COMMANDS.values():
+        assert " ".join(text.split()[:3]) in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_there(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.name == name
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"Usage: cli {name}")
+    assert command.help
+
+
+@pytest.mark.parametrize("name", ["ls", "build", "rm", "prune"])
+def test_image_commands(name: str) -> None:
+    assert CliRunner().invoke(cli, ["image", name, "--help"]).exit_code == 0
+
+
+def test_version(hutch: Run) -> None:
+    result = hutch("--version")
+    assert (result.code, result.out) == (0, f"hutch {version('hutch')}\n")
+
+
+def test_an_unknown_command_suggests_a_known_one(hutch: Run) -> None:
+    result = hutch("stauts")
+    assert (result.code, result.out) == (2, "")
+    assert "No such command 'stauts'. Did you mean 'status'?" in result.err
+    assert "Did you mean" not in hutch("xyzzy").err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--nonsense"], ["ls", "--nonsense"], ["start"], ["exec", "web"], ["completion"]]
+)
+def test_a_wrong_command_line(arguments: list[str], hutch: Run) -> None:
+    result = hutch(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "Error: " in result.err
+    assert "Traceback" not in result.err
+
+
+# Root.
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT_ROOT])
+def test_what_needs_root_says_so_in_one_line(name: str, hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    result = hutch(name, *ARGUMENTS.get(name, []))
+    assert (result.code, result.out, result.err) == (1, "", "hutch: this needs root: run it with sudo or doas\n")
+
+
+@pytest.mark.parametrize(
+    ("tool", "prefix"),
+    [("sudo", ["sudo", "--preserve-env=HUTCH_STATE_DIR,HUTCH_RUN_DIR,HUTCH_FILE", "--"]), ("doas", ["doas", "--"])],
+)
+def test_on_a_terminal_it_asks(
+    tool: str, prefix: list[str], hutch: Run, replaced: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == tool else None)
+    monkeypatch.setattr("sys.argv", ["/usr/local/bin/hutch", "ls", "--json"])
+    assert hutch("ls", "--json").err == f"hutch: this needs root, asking {tool}\n"
+    assert replaced == [[*prefix, "/usr/local/bin/hutch", "ls", "--json"]]
+
+
+# init, schema, completion
+
+
+def test_init(hutch: Run) -> None:
+    result = hutch("init", "web")
+    assert (result.code, result.out, result.err) == (0, "", "wrote hutch.toml; next: sudo hutch up\n")
+    file = Path("hutch.toml")
+    assert "[workspaces.web]" in file.read_text()
+    assert file.stat().st_mode & 0o7777 == 0o644
+    again = hutch("init", "other")
+    assert (again.code, again.err) == (1, "hutch: hutch.toml is there already; it was left as it is\n")
+    assert "[workspaces.web]" in file.read_text()
+
+
+def test_init_elsewhere_and_quietly(hutch: Run) -> None:
+    assert hutch("-q", "-f", "a.toml", "init").err == ""
+    assert hutch("init", "-q", "-f", "b.toml").err == ""
+    assert Path("a.toml").read_text() == Path("b.toml").read_text()
+    nowhere = hutch("init", "-f", "no/where.toml")
+    assert (nowhere.code, nowhere.err) == (1, "hutch: no/where.toml cannot be written: No such file or directory\n")
+
+
+@pytest.mark.parametrize("name", ["Web", "a.b", "-", "a" * 33, "a\nb"])
+def test_init_with_a_wrong_name(name: str, hutch: Run) -> None:
+    assert hutch("init", "--", name).code == 2
+    assert os.listdir() == []
+
+
+def test_schema(hutch: Run) -> None:
+    result = hutch("schema")
+    assert result.code == 0
+    assert "workspaces" in json.loads(result.out)["properties"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BashComplete, "_check_version", lambda *_: None)  # it would run bash
+    result = hutch("completion", shell)
+    assert result.code == 0
+    assert "_HUTCH_COMPLETE" in result.out
+
+
+def completions(*words: str) -> list[str]:
+    *before, last = words
+    return [item.value for item in ShellComplete(cli, {}, "hutch", "_HUTCH_COMPLETE").get_completions(before, last)]
+
+
+def test_words_are_completed(places: Places) -> None:
+    for name in ("web", "lab"):
+        places.workspace(name).mkdir(parents=True)
+    assert completions("sta") == ["start", "status"]
+    assert completions("start", "") == ["lab", "web"]
+    assert completions("ssh", "w") == ["web"]
+    assert completions("completion", "z") == ["zsh"]
+
+
+@pytest.mark.parametrize("state", ["/nonexistent", "/srv/a b"])
+def test_completion_never_fails(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUTCH_STATE_DIR", state)
+    context = click.Context(cli)
+    assert workspace_names(context, click.Argument(["name"]), "") == []
+
+
+# Failures.
+
+
+def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object) -> None:
+        raise error
+
+    monkeypatch.setattr("hutch.api.Hutch.records", fail)
+
+
+def test_a_failure_is_told_whole(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(HutchError("it broke", details="line 1\nline\x1b[2J 2", resolution="mend it"), monkeypatch)
+    result = hutch("ls")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "hutch: it broke\n  line 1\n  line\N{REPLACEMENT CHARACTER}[2J 2\n  → mend it\n"
+
+
+def test_a_failure_without_more(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(HutchError("it broke"), monkeypatch)
+    assert hutch("ls").err == "hutch: it broke\n"
+
+
+def test_problems_of_a_file_can_be_clicked(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(ConfigError([Problem("is wrong", key="a", file="/f", line=3)]), monkeypatch)
+    result = hutch("ls")
+    assert (result.code, result.err) == (2, "hutch: /f: 1 problem; nothing was changed\n/f:3: a: is wrong\n")
+
+
+def test_interrupted(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(KeyboardInterrupt(), monkeypatch)
+    result = hutch("ls")
+    assert (result.code, result.err) == (130, "\nhutch: interrupted\n")
+
+
+def test_a_bug_is_a_traceback(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(ZeroDivisionError(), monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        main(["ls"])
+
+
+def test_a_wrong_file_is_told_before_anything_is_done(hutch: Run, places: Places) -> None:
+    Path("hutch.toml").write_text('[workspaces.web]\ntype = "vm"\nimgae = "x"\n[workspaces.lab]\n')
+    for command in ("plan", "up"):
+        result = hutch(command)
+        assert (result.code, result.out) == (2, "")
+        first, *problems = result.err.splitlines()
+        assert first.endswith("hutch.toml: 3 problems; nothing was changed")
+        assert [line.split(":")[1] for line in problems] == ["2", "3", "4"]
+    assert not places.state.exists()
+    assert not places.run.exists()
+
+
+def test_no_file(hutch: Run) -> None:
+    result = hutch("plan")
+    assert result.code == 2
+    assert "hutch.toml" in result.err
+
+
+@pytest.mark.parametrize("command", [["start"], ["stop"], ["restart"], ["explain"], ["logs"], ["console"]])
+def test_an_unknown_workspace(command: list[str], hutch: Run) -> None:
+    result = hutch(*command, "web")
+    assert result.code == 2
+    assert "there is no workspace web" in result.err
+    assert hutch(*command, "../web").code == 2
+
+
+def test_the_code_of_a_command_is_passed_on(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[str], bool]] = []
+
+    class Fake:
+        def execute(self, argv: tuple[str, ...], *, root: bool) -> int:
+            seen.append((list(argv), root))
+            return 77
+
+    monkeypatch.setattr("hutch.api.Hutch.workspace", lambda self, name: Fake())
+    assert hutch("exec", "web", "--", "sh", "-c", "a\nb", "--root", "--", "-f", "").code == 77
+    assert hutch("exec", "--root", "web", "--", "id").code == 77
+    assert seen == [(["sh", "-c", "a\nb", "--root", "--", "-f", ""], False), (["id"], True)]
+
+
+# ssh, cp
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argv"),
+    [
+        (["web"], ["ssh", "workspace-web"]),
+        (["web", "--", "ls", "-l", "--"], ["ssh", "workspace-web", "--", "ls", "-l", "--"]),
+    ],
+)
+def test_ssh(arguments: list[str], argv: list[str], hutch: Run, replaced: list[list[str]]) -> None:
+    hutch("ssh", *arguments)
+    assert replaced == [argv]
+
+
+def test_ssh_takes_names_only(hutch: Run, replaced: list[list[str]]) -> None:
+    for name in ("-oProxyCommand=x", "a b", "web.example", "Web"):
+        assert hutch("ssh", "--", name).code == 2
+    assert replaced == []
+
+
+@pytest.mark.parametrize(
+    ("ends", "paths"),
+    [
+        (["a", "web:b"], ["./a", "workspace-web:b"]),
+        (["web:", "."], ["workspace-web:.", "./."]),
+        (["/a", "b", "web:/c d"], ["/a", "./b", "workspace-web:/c d"]),
+        (["./a:b", "web:c"], ["././a:b", "workspace-web:c"]),
+        (["web:a:b", "c"], ["workspace-web:a:b", "./c"]),
+        (["web:a", "lab:b"], ["workspace-web:a", "workspace-lab:b"]),
+    ],
+)
+def test_cp(ends: list[str], paths: list[str], hutch: Run, replaced: list[list[str]]) -> None:
+    hutch("cp", *ends)
+    assert replaced == [["scp", "-q", "-r", "-p", *paths]]
+
+
+def test_cp_of_names_that_look_like_options(hutch: Run, replaced: list[list[str]]) -> None:
+    hutch("cp", "--", "-x", "web:y")
+    assert replaced == [["scp", "-q", "-r", "-p", "./-x", "workspace-web:y"]]
+
+
+@pytest.mark.parametrize(
+    "ends", [["a", "b"], ["", "web:"], ["web:a", ""], ["Web:a", "b"], ["[::1]:a", "b"], [":a", "b"]]
+)
+def test_cp_refuses(ends: list[str], hutch: Run, replaced: list[list[str]]) -> None:
+    assert hutch("cp", *ends).code == 2
+    assert replaced == []
+
+
+# Options.
+
+
+def test_what_is_told_while_things_happen(capsys: pytest.CaptureFixture[str]) -> None:
+    loud, quiet = Options(), Options(quiet=True)
+    for options in (loud, quiet):
+        options.listen("web", "ready", "in 0.4 s")
+        options.listen("web", "stopped", "")
+        options.listen("web", "warning", "beware")
+        options.listen("web", "failed", "told later")
+    out, err = capsys.readouterr()
+    assert out == ""
+    warning = "hutch: warning: web: beware\n"
+    assert err == f"web: ready in 0.4 s\nweb: stopped\n{warning}{warning}"

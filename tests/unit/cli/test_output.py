@@ -1,0 +1,208 @@
+"""What is printed: tables, plans, lists; and that nothing of a guest's or a stranger's drives the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hutch.api import describe
+from hutch.cli.common import print_table, printable
+from hutch.cli.declare import explain_action, print_plan, shown
+from hutch.cli.show import absent
+from hutch.host.process import start_time
+from hutch.plan.actions import Action, Change, Kind, Plan
+from hutch.spec.names import Places
+from hutch.state import Booted, Record, write_record
+from hutch.supervise.observe import Observation
+from hutch.supervise.status import write_status
+from tests.unit.cli.conftest import Run
+from tests.unit.facts import NETWORK, workspace
+
+CONTRACT = (
+    "name type engine state ip mac cid image home hypervisor accelerator pid ready_seconds start_kind pending file"
+).split()
+RECORD = Record("web", "/srv/hutch.toml", workspace(), "image-1", 0x7000_0000, "0" * 32)
+
+
+# Text.
+
+
+def test_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("NAME", "X"), [("a", "1"), ("longer", ""), ("b", "3")])
+    assert capsys.readouterr().out == "NAME    X\na       1\nlonger\nb       3\n"
+
+
+def test_a_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("NAME", "X"), [])
+    assert capsys.readouterr().out == "NAME  X\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shows"),
+    [
+        ("plain é漢\n\ttab", "plain é漢\n\ttab"),
+        ("\x1b[31m\a\r\x7f", "�[31m���"),
+        ("\x9b2J\u202e\udcff", "�2J��"),
+    ],
+)
+def test_printable(text: str, shows: str) -> None:
+    assert printable(text) == shows
+
+
+@given(st.text())
+def test_nothing_drives_the_terminal(text: str) -> None:
+    for safe in (printable(text), shown(text)):
+        assert all(character.isprintable() or character in "\n\t" for character in safe)
+    assert "\n" not in shown(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "unset"),
+        ("text", "text"),
+        ("two\nlines", "two⏎lines"),
+        (2, "2"),
+        (False, "false"),
+        (["a", "é"], '["a", "é"]'),
+        ({"host_port": 80}, '{"host_port": 80}'),
+        ("x" * 70, "x" * 70),
+        ("x" * 71, "x" * 67 + "…"),
+    ],
+)
+def test_shown(value: Any, text: str) -> None:
+    assert shown(value) == text
+
+
+# Plans.
+
+MEMORY = Change("memory", None, 1 << 30, "restart")
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("restart", "memory: unset → 1073741824 (restart)"),
+        ("live", "memory: unset → 1073741824 (restart)"),
+        ("start", "memory: unset → 1073741824"),
+        ("create", "memory: unset → 1073741824"),
+    ],
+)
+def test_explain_action(kind: Kind, line: str) -> None:
+    assert explain_action(Action("web", kind, (MEMORY,))) == [line]
+    assert explain_action(Action("web", kind, (), ("mind",))) == ["note: mind"]
+
+
+def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    actions = (Action("web", "restart", (MEMORY,), ("mind",)), Action("longer", "no change"))
+    print_plan(Plan("/f", NETWORK, actions))
+    assert capsys.readouterr().out == (
+        "web     restart\n          memory: unset → 1073741824 (restart)\n          note: mind\nlonger  no change\n"
+    )
+    print_plan(Plan("/f", NETWORK, ()), err=True)
+    assert capsys.readouterr().err == "the file declares no workspace\n"
+
+
+# ls and status.
+
+
+def test_status_has_what_the_contract_names() -> None:
+    entry = describe(RECORD, Observation("running", 7, 5.0, 0.4))
+    assert list(entry) == list(dict.fromkeys([*CONTRACT[:8], *entry]))
+    assert set(CONTRACT) <= entry.keys() == absent("web", "vm", "").keys()
+    assert (entry["cid"], entry["pending"], entry["state"]) == (None, "none", "running")
+
+
+def test_pending_is_of_what_runs() -> None:
+    changed = Record(**{**vars_of(RECORD), "booted": Booted(workspace(vcpus=2), "image-1")})
+    assert describe(changed, Observation("running"))["pending"] == "restart"
+    assert describe(changed, Observation("stopped"))["pending"] == "none"
+
+
+def vars_of(record: Record) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in Record.__dataclass_fields__}
+
+
+@pytest.fixture
+def running(places: Places) -> Places:
+    write_record(places, RECORD.with_booted())
+    write_record(places, Record("gone", "/f", workspace("gone"), "image-1", 0, "0", removed=True))
+    places.runtime("web").mkdir(parents=True)
+    words: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": start_time(os.getpid()), "since": 5.0}
+    words |= {"ready_seconds": 0.417, "leader": None, "reason": "", "warnings": ["one", "two"]}
+    write_status(str(places.status("web")), words)
+    return places
+
+
+def test_ls(running: Places, hutch: Run) -> None:
+    Path("hutch.toml").write_text('[workspaces.web]\ntype = "container"\n[workspaces.new]\ntype = "vm"\n')
+    result = hutch("ls")
+    assert result.code == 0
+    assert [line.split("  ") for line in map(squeezed, result.out.splitlines())] == [
+        ["NAME", "TYPE", "STATE", "ADDRESS", "IMAGE", "READY IN"],
+        ["web", "container", "running", "192.168.83.2", "debian:trixie", "0.42 s"],
+        ["new", "vm", "absent", "-", "-", "-"],
+    ]
+    assert [entry["name"] for entry in json.loads(hutch("ls", "--json").out)] == ["web", "new"]
+
+
+def squeezed(line: str) -> str:
+    while "   " in line:
+        line = line.replace("   ", "  ")
+    return line
+
+
+def test_status(running: Places, hutch: Run) -> None:
+    (entry,) = json.loads(hutch("status", "web", "--json").out)
+    assert entry["pid"] == os.getpid()
+    text = hutch("status").out
+    assert "          name  web\n" in text
+    assert "      warnings  one; two\n" in text
+    assert "None" not in text
+    assert hutch("status", "gone").code == 2
+
+
+def test_nothing_is_there(hutch: Run) -> None:
+    assert hutch("ls").out == "NAME  TYPE  STATE  ADDRESS  IMAGE  READY IN\n"
+    assert json.loads(hutch("status", "--json").out) == []
+    assert hutch("status").out == ""
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[", b"\xff", b"workspaces = 1", b"workspaces = [1]", b"[workspaces]\nweb = 1", b"[[workspaces]]"]
+)
+def test_a_broken_file_does_not_hide_what_runs(content: bytes, running: Places, hutch: Run) -> None:
+    Path("hutch.toml").write_bytes(content)
+    result = hutch("ls")
+    assert (result.code, result.err) == (0, "")
+    assert "web  " in result.out
+
+
+def test_a_strangers_file_does_not_drive_the_terminal(hutch: Run) -> None:
+    Path("hutch.toml").write_text('[workspaces."\\u001b[2J"]\ntype = "vm"\n[workspaces.x]\ntype = "\\u001b[31m"\n')
+    for command in ("ls", "status"):
+        result = hutch(command)
+        assert result.code == 0
+        assert "\x1b" not in result.out
+        assert "x" in result.out
+
+
+def test_a_damaged_record_is_told(running: Places, hutch: Run) -> None:
+    running.record("web").write_bytes(b"{")
+    for command in (["ls"], ["status"], ["start", "web"], ["stop", "web"], ["rm", "web"]):
+        result = hutch(*command)
+        assert (result.code, result.out) == (1, ""), command
+        assert "is damaged" in result.err
+        assert "Traceback" not in result.err
+
+
+def test_no_images(hutch: Run) -> None:
+    assert hutch("image", "ls").out == "ID  IMAGE  SIZE  USED BY\n"
+    assert json.loads(hutch("image", "ls", "--json").out) == []
+    assert hutch("image", "rm", "debian-trixie-0123456789ab").code == 1

@@ -1,0 +1,72 @@
+"""Made-up facts that tests start from, and the golden texts that they compare with.
+
+A golden file holds what a renderer is expected to write. `HUTCH_UPDATE_GOLDEN=1` writes them anew; read the
+difference before it is committed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hutch.backends.launch import Surroundings
+from hutch.host.firewall import Member
+from hutch.spec import names
+from hutch.spec.entries import Publish
+from hutch.spec.model import Network, Workspace
+from hutch.spec.names import Places
+
+GOLDEN = Path(__file__).with_name("golden")
+PLACES = Places(Path("/var/lib/hutch"), Path("/run/hutch"))
+SECOND = Places(Path("/srv/second"), Path("/run/second"))  # another hutch on the same host
+NETWORK = Network(uplink="192.168.84.0/30")
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB"
+
+
+def workspace(name: str = "web", **keys: Any) -> Workspace:
+    """A workspace as resolved."""
+    resolved: dict[str, Any] = {
+        "type": "container",
+        "ip": "192.168.83.2",
+        "mac": names.mac(name),
+        "cid": names.cid(name),
+        "owner": 1000,
+        "home": str(PLACES.home(name)),
+        "authorized_keys": (f"{KEY} alice@host",),
+    }
+    return Workspace(**{**resolved, **keys})
+
+
+def surroundings(**keys: Any) -> Surroundings:
+    known: dict[str, Any] = {
+        "places": PLACES,
+        "network": NETWORK,
+        "image_root": "/var/lib/hutch/images/debian-trixie-0123456789ab/root",
+        "uid_base": 0x7000_0000,
+        "owner_gid": 100,
+        "machine_id": "0123456789abcdef0123456789abcdef",
+        "keys": (f"{KEY} hutch key of root",),
+        "python": "/usr/bin/python3",
+        "package": "/usr/lib/hutch",
+    }
+    return Surroundings(**{**known, **keys})
+
+
+def member(name: str, ip: str, *publish: Publish) -> Member:
+    return Member(name, names.port(name, "container"), names.mac(name), ip, publish)
+
+
+MEMBERS = (
+    member("web", "192.168.83.2", Publish("", 8080, 80, "tcp"), Publish("127.0.0.1", 5353, 53, "udp")),
+    member("a-name-with-all-of-its-32-letters", "192.168.83.3"),
+)
+
+
+def check_golden(name: str, text: str) -> None:
+    """Compare with the file `name` below golden/."""
+    path = GOLDEN / name
+    if os.environ.get("HUTCH_UPDATE_GOLDEN") == "1":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8"), f"differs from {path}"

@@ -1,0 +1,211 @@
+"""The rules as text, and what reading them back makes of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from hutch.host import ruleset
+from hutch.host.firewall import DENIED, host_tables, router_tables
+from hutch.host.ruleset import Chain, ElementSet, Rule, Table, differences, observed_shape, render_tables, shape_of
+from hutch.spec.entries import Publish
+from tests.unit.facts import GOLDEN, MEMBERS, NETWORK, PLACES, SECOND, check_golden, member
+
+HOST_ADDRESSES = ("10.0.0.5", "203.0.113.7")
+ROUTER = router_tables(PLACES, NETWORK, MEMBERS, HOST_ADDRESSES)
+HOST = host_tables(PLACES, NETWORK, MEMBERS)
+LONGEST_COMMENT = 128  # bytes, in the kernel
+
+
+def test_router_tables() -> None:
+    check_golden("nft/router.nft", render_tables(ROUTER))
+
+
+def test_host_table() -> None:
+    check_golden("nft/host.nft", render_tables(HOST))
+
+
+def test_nobody_is_there_yet() -> None:
+    check_golden("nft/router-empty.nft", render_tables(router_tables(PLACES, NETWORK, (), ())))
+
+
+def test_a_second_hutch_has_tables_of_its_own() -> None:
+    assert {table.name for table in (*router_tables(SECOND, NETWORK, (), ()), *host_tables(SECOND, NETWORK, ()))} == {
+        SECOND.table
+    }
+    assert SECOND.table != PLACES.table
+
+
+def chain(tables: tuple[Table, ...], family: str, name: str) -> Chain:
+    (found,) = [c for table in tables if table.family == family for c in table.chains if c.name == name]
+    return found
+
+
+def names_of(found: Chain) -> list[str]:
+    return [rule.name for rule in found.rules]
+
+
+def test_what_is_not_allowed_is_dropped() -> None:
+    assert chain(ROUTER, "bridge", "prerouting").policy == "drop"
+    assert chain(ROUTER, "bridge", "forward").policy == "drop"
+    assert chain(ROUTER, "inet", "input").policy == "drop"
+    assert chain(ROUTER, "inet", "forward").policy == "drop"
+
+
+def test_the_deny_set_comes_before_the_way_out() -> None:
+    order = names_of(chain(ROUTER, "inet", "forward"))
+    assert order.index("between-workspaces") < order.index("denied") < order.index("host") < order.index("internet")
+
+
+def test_private_networks_are_denied() -> None:
+    assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16"} <= set(DENIED)
+
+
+@pytest.mark.parametrize(
+    ("publish", "text"),
+    [
+        (
+            Publish("", 80, 8080, "tcp"),
+            "meta nfproto ipv4 fib daddr type local tcp dport 80 dnat ip to 192.168.83.2:8080",
+        ),
+        (
+            Publish("0.0.0.0", 80, 8080, "tcp"),
+            "meta nfproto ipv4 fib daddr type local tcp dport 80 dnat ip to 192.168.83.2:8080",
+        ),
+        (
+            Publish("127.0.0.1", 53, 5353, "udp"),
+            "meta nfproto ipv4 ip daddr 127.0.0.1 udp dport 53 dnat ip to 192.168.83.2:5353",
+        ),
+    ],
+)
+def test_published_ports(publish: Publish, text: str) -> None:
+    (rule,) = chain(host_tables(PLACES, NETWORK, (member("web", "192.168.83.2", publish),)), "inet", "publish").rules
+    assert rule == Rule(f"publish web {publish}", text)
+
+
+def test_names_of_rules_fit_in_a_comment() -> None:
+    longest = Publish("255.255.255.255", 65535, 65535, "udp")
+    tables = (*ROUTER, *host_tables(PLACES, NETWORK, (member("a" * 32, "192.168.83.2", longest),)))
+    rules = [rule for table in tables for c in table.chains for rule in c.rules]
+    assert all(len(rule.name) < LONGEST_COMMENT and '"' not in rule.name for rule in rules)
+
+
+def test_names_of_rules_are_told_apart() -> None:
+    for table in (*ROUTER, *HOST):
+        for found in table.chains:
+            assert len(set(names_of(found))) == len(found.rules), found.name
+
+
+# Reading back: router.json and host.json are what `nft -j list ruleset` of nft 1.1.3 said after it loaded the .nft
+# files beside them in a network namespace of its own.
+
+
+@pytest.fixture(params=["router", "host"])
+def listing(request: pytest.FixtureRequest) -> tuple[str, tuple[Table, ...]]:
+    text = (GOLDEN / "nft" / f"{request.param}.json").read_text()
+    return text, ROUTER if request.param == "router" else HOST
+
+
+def test_what_nft_says_is_what_was_wanted(listing: tuple[str, tuple[Table, ...]]) -> None:
+    text, tables = listing
+    assert observed_shape(text, PLACES.table) == shape_of(tables)
+    assert differences(shape_of(tables), observed_shape(text, PLACES.table)) == []
+
+
+def test_tables_of_others_are_not_looked_at(listing: tuple[str, tuple[Table, ...]]) -> None:
+    text, _ = listing
+    document = json.loads(text)
+    foreign = [{"table": {"family": "inet", "name": "theirs", "handle": 9}}]
+    foreign += [{"chain": {"family": "inet", "table": "theirs", "name": "forward", "handle": 1}}]
+    foreign += [{"rule": {"family": "inet", "table": "theirs", "chain": "forward", "handle": 2, "expr": []}}]
+    document["nftables"] += foreign
+    assert observed_shape(json.dumps(document), PLACES.table) == observed_shape(text, PLACES.table)
+    assert observed_shape(text, "theirs") == {}
+
+
+def entries(document: Any, kind: str) -> list[dict[str, Any]]:
+    return [entry[kind] for entry in document["nftables"] if kind in entry]
+
+
+def drop_a_rule(document: Any) -> None:
+    document["nftables"] = [e for e in document["nftables"] if e.get("rule", {}).get("comment") != "denied"]
+
+
+def add_a_rule(document: Any) -> None:
+    (rule,) = [rule for rule in entries(document, "rule") if rule.get("comment") == "denied"]
+    document["nftables"].append({"rule": {**rule, "comment": "mine"}})
+
+
+def add_an_unnamed_rule(document: Any) -> None:
+    (rule,) = [rule for rule in entries(document, "rule") if rule.get("comment") == "denied"]
+    document["nftables"].append({"rule": {key: value for key, value in rule.items() if key != "comment"}})
+
+
+def open_a_policy(document: Any) -> None:
+    for found in entries(document, "chain"):
+        if found["name"] == "forward" and found["family"] == "inet":
+            found["policy"] = "accept"
+
+
+def swap_rules(document: Any) -> None:
+    rules = [rule for rule in entries(document, "rule") if rule["chain"] == "forward" and rule["family"] == "inet"]
+    rules[0]["comment"], rules[1]["comment"] = rules[1]["comment"], rules[0]["comment"]
+
+
+def shrink_the_deny_set(document: Any) -> None:
+    (found,) = [item for item in entries(document, "set") if item["name"] == "denied"]
+    found["elem"] = found["elem"][1:]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "where"),
+    [
+        (drop_a_rule, "inet hutch/forward"),
+        (add_a_rule, "inet hutch/forward"),
+        (add_an_unnamed_rule, "inet hutch/forward"),
+        (open_a_policy, "inet hutch/forward"),
+        (swap_rules, "inet hutch/forward"),
+        (shrink_the_deny_set, "inet hutch/@denied"),
+    ],
+)
+def test_tampering_is_seen(tamper: Any, where: str) -> None:
+    document = json.loads((GOLDEN / "nft" / "router.json").read_text())
+    changed = copy.deepcopy(document)
+    tamper(changed)
+    assert changed != document
+    assert differences(shape_of(ROUTER), observed_shape(json.dumps(changed), "hutch")) == [f"{where}: changed"]
+
+
+def test_differences_in_words() -> None:
+    assert differences({"a": [1], "b": [2]}, {"b": [3], "c": [4]}) == ["a: missing", "b: changed", "c: unexpected"]
+
+
+def test_an_empty_host_has_no_shape() -> None:
+    assert observed_shape('{"nftables": [{"metainfo": {}}]}', "hutch") == {}
+    assert differences(shape_of(ROUTER), {}) == [f"{where}: missing" for where in sorted(shape_of(ROUTER))]
+
+
+def test_elements_of_all_forms() -> None:
+    elements = [
+        "10.0.0.1",
+        {"prefix": {"addr": "10.0.0.0", "len": 8}},
+        {"elem": {"val": "10.0.0.2", "timeout": 3}},
+        {"concat": ["192.168.83.2", "tcp", 80]},
+        {"elem": {"val": {"concat": ["ve-a", "02:00:00:00:00:01"]}}},
+    ]
+    body = {"family": "inet", "table": "t", "name": "s", "elem": elements}
+    assert observed_shape(json.dumps({"nftables": [{"set": body}]}), "t") == {
+        "inet t/@s": sorted(
+            ["10.0.0.1", "10.0.0.0/8", "10.0.0.2", "192.168.83.2 . tcp . 80", "ve-a . 02:00:00:00:00:01"]
+        )
+    }
+
+
+def test_loading_replaces_the_whole_table() -> None:
+    text = render_tables([Table("inet", "t", (ElementSet("s", "type ipv4_addr", ()),), ())])
+    assert text == "table inet t {}\ndelete table inet t\ntable inet t {\n  set s {\n    type ipv4_addr\n  }\n}\n"
+    assert ruleset.render_removal([("inet", "t")]) == "table inet t {}\ndelete table inet t\n"
+    assert ruleset.render_removal([]) == ""

@@ -1,0 +1,165 @@
+"""Choosing a network that the host has room for, and seeing whether the router is as wanted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hutch.errors import HutchError
+from hutch.host.firewall import host_tables, router_tables
+from hutch.host.router import (
+    HostNetwork,
+    RouterFacts,
+    check_overlap,
+    choose_uplink,
+    inside,
+    is_settled,
+    tag,
+    wanted_sysctls,
+)
+from hutch.host.ruleset import shape_of
+from hutch.spec.model import Network
+from tests.unit.facts import MEMBERS, NETWORK, PLACES, SECOND, member
+
+OPEN = Network()
+
+
+def link(*addresses: str, up: bool = True, family: str = "inet") -> dict[str, Any]:
+    info = [
+        {"family": family, "local": address.split("/")[0], "prefixlen": int(address.split("/")[1])}
+        for address in addresses
+    ]
+    return {"flags": ["BROADCAST", *(["UP"] if up else [])], "addr_info": info}
+
+
+def host(*routes: str, **links: dict[str, Any]) -> HostNetwork:
+    return HostNetwork(links, routes)
+
+
+def test_addresses_of_the_host() -> None:
+    found = host(
+        lo=link("127.0.0.1/8"),
+        eth0=link("203.0.113.7/24", "10.0.0.5/8"),
+        wlan0=link("10.0.0.5/8"),
+        six=link("fe80::1/64", family="inet6"),
+        **{"hutch-up": link("192.168.84.1/30")},
+    )
+    assert found.addresses(without="hutch-up") == ("10.0.0.5", "203.0.113.7")
+    assert found.addresses() == ("10.0.0.5", "192.168.84.1", "203.0.113.7")
+
+
+@pytest.mark.parametrize(
+    ("routes", "uplink"),
+    [
+        ((), "192.168.84.0/30"),
+        (("192.168.84.0/30",), "192.168.84.4/30"),
+        (("192.168.84.1",), "192.168.84.4/30"),
+        (("192.168.84.0/25",), "192.168.84.128/30"),
+        (("10.0.0.0/8", "192.168.1.0/24"), "192.168.84.0/30"),
+        (("0.0.0.0/1", "128.0.0.0/1"), "192.168.84.0/30"),  # how a VPN takes the default route
+    ],
+)
+def test_choose_uplink(routes: tuple[str, ...], uplink: str) -> None:
+    assert choose_uplink(OPEN, host(*routes)) == uplink
+
+
+def test_the_uplink_is_outside_the_subnet() -> None:
+    assert choose_uplink(Network(subnet="192.168.84.0/25"), host()) == "192.168.84.128/30"
+
+
+def test_no_uplink_is_left() -> None:
+    with pytest.raises(HutchError, match=r"no free /30 is left in 192\.168\.84\.0/24") as caught:
+        choose_uplink(OPEN, host("192.168.0.0/16"))
+    assert "uplink" in caught.value.resolution
+
+
+@pytest.mark.parametrize(
+    ("routes", "key"),
+    [
+        (("192.168.83.0/24",), "subnet"),
+        (("192.168.83.77",), "subnet"),
+        (("192.168.0.0/16",), "subnet"),
+        (("192.168.84.0/28",), "uplink"),
+    ],
+)
+def test_an_overlap_is_refused(routes: tuple[str, ...], key: str) -> None:
+    with pytest.raises(HutchError, match=rf"\[network\] {key} .* overlaps {routes[0]}"):
+        check_overlap(PLACES, NETWORK, host(*routes))
+
+
+def test_own_routes_are_no_overlap() -> None:
+    ours = {"hutch-up": link("192.168.84.1/30")}
+    check_overlap(PLACES, NETWORK, host("192.168.83.0/24", "192.168.84.0/30", "10.0.0.0/8", **ours))
+    with pytest.raises(HutchError):
+        check_overlap(PLACES, NETWORK, host("192.168.83.128/25", **ours))
+
+
+def test_a_vpn_that_takes_the_default_route_is_no_overlap() -> None:
+    check_overlap(PLACES, NETWORK, host("0.0.0.0/1", "128.0.0.0/1"))
+
+
+# Settled or not.
+
+HOST = host(
+    "10.0.0.0/24",
+    "192.168.83.0/24",
+    "192.168.84.0/30",
+    **{"eth0": link("10.0.0.5/24"), "hutch-up": link("192.168.84.1/30")},
+)
+ROUTER = RouterFacts(
+    links={"lo": link(), "up0": link("192.168.84.2/30"), "hutch0": link("192.168.83.1/24")},
+    neighbours=tuple((m.ip, m.mac) for m in MEMBERS),
+    rules=shape_of(router_tables(PLACES, NETWORK, MEMBERS, ("10.0.0.5",))),
+    host_rules=shape_of(host_tables(PLACES, NETWORK, MEMBERS)),
+)
+
+
+def test_settled() -> None:
+    assert is_settled(PLACES, NETWORK, MEMBERS, HOST, ROUTER)
+
+
+def without(rules: dict[str, Any], key: str) -> dict[str, Any]:
+    assert key in rules
+    return {name: value for name, value in rules.items() if name != key}
+
+
+LINKS = ROUTER.links or {}
+UNSETTLED: dict[str, tuple[HostNetwork, RouterFacts]] = {
+    "no namespace": (HOST, RouterFacts(host_rules=ROUTER.host_rules)),
+    "a set is gone": (HOST, replace(ROUTER, rules=without(ROUTER.rules, "inet hutch/@denied"))),
+    "the host's rules are gone": (HOST, replace(ROUTER, host_rules={})),
+    "the host got another address": (
+        replace(HOST, links={**HOST.links, "eth1": link("172.16.0.2/16")}),
+        ROUTER,
+    ),
+    "the bridge is down": (HOST, replace(ROUTER, links={**LINKS, "hutch0": link("192.168.83.1/24", up=False)})),
+    "the bridge was renamed": (HOST, replace(ROUTER, links={"up0": LINKS["up0"], "br": LINKS["hutch0"]})),
+    "the bridge has another address": (HOST, replace(ROUTER, links={**LINKS, "hutch0": link("192.168.83.1/25")})),
+    "the router's end is gone": (HOST, replace(ROUTER, links={"hutch0": LINKS["hutch0"]})),
+    "the host's end is gone": (replace(HOST, links={"eth0": HOST.links["eth0"]}), ROUTER),
+    "the route is gone": (replace(HOST, routes=("10.0.0.0/24", "192.168.84.0/30")), ROUTER),
+    "a neighbour is missing": (HOST, replace(ROUTER, neighbours=ROUTER.neighbours[1:])),
+    "a neighbour too many": (HOST, replace(ROUTER, neighbours=(*ROUTER.neighbours, ("192.168.83.9", "02::")))),
+}
+
+
+@pytest.mark.parametrize(("found", "facts"), UNSETTLED.values(), ids=UNSETTLED.keys())
+def test_unsettled(found: HostNetwork, facts: RouterFacts) -> None:
+    assert not is_settled(PLACES, NETWORK, MEMBERS, found, facts)
+
+
+def test_sysctls() -> None:
+    quiet = (member("web", "192.168.83.2"),)
+    assert wanted_sysctls(PLACES, quiet) == {"net/ipv4/ip_forward": "1"}
+    assert wanted_sysctls(SECOND, MEMBERS) == {
+        "net/ipv4/ip_forward": "1",
+        f"net/ipv4/conf/{SECOND.uplink_host}/route_localnet": "1",
+    }
+
+
+def test_interfaces_say_whose_they_are() -> None:
+    assert tag(PLACES) == "hutch /var/lib/hutch"
+    assert tag(SECOND) == "hutch /srv/second"
+    assert inside(PLACES, ["nft"]) == ["nsenter", "--net=/run/netns/hutch", "--", "nft"]

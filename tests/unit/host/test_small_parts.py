@@ -1,0 +1,147 @@
+"""dns, shares, cgroup, bind and process: what of them can be tried without a command."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from hutch.errors import HutchError
+from hutch.host import cgroup, shares
+from hutch.host.bind import open_strictly
+from hutch.host.dns import Resolver, observe_resolver, wanted_resolvers
+from hutch.host.process import is_alive, open_process, start_time
+from hutch.spec.model import Mount
+from tests.unit.facts import NETWORK, PLACES, check_golden, workspace
+
+# dns
+
+
+def test_resolvers() -> None:
+    found = [asdict(resolver) for resolver in wanted_resolvers(PLACES, NETWORK, "dnsmasq")]
+    check_golden("dns/resolvers.json", json.dumps(found, indent=1) + "\n")
+
+
+def own_arguments() -> tuple[str, ...]:
+    return tuple(Path("/proc/self/cmdline").read_bytes().decode().split("\0")[:-1])
+
+
+def test_a_resolver_is_known_by_its_arguments(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    ours = Resolver(str(pid_file), "", own_arguments())
+    assert observe_resolver(ours) is None
+    pid_file.write_text(f"{os.getpid()}\n")
+    assert observe_resolver(ours) == os.getpid()
+    assert observe_resolver(Resolver(str(pid_file), "", ("dnsmasq",))) is None
+
+
+@pytest.mark.parametrize("text", ["", "x", "\xff", "99999999999", "-1"])
+def test_a_pid_file_with_nonsense(text: str, tmp_path: Path) -> None:
+    (tmp_path / "pid").write_bytes(text.encode("latin-1"))
+    assert observe_resolver(Resolver(str(tmp_path / "pid"), "", own_arguments())) is None
+
+
+# shares
+
+
+def test_writable_paths() -> None:
+    declared = workspace(home="/srv/home", mounts=(Mount("/a", "/a"), Mount("/b", "/b", readonly=True)))
+    assert shares.writable_paths(declared) == ("/srv/home", "/a")
+
+
+MOUNTINFO = r"""
+22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
+30 22 254:1 /srv /srv rw,nosuid,nodev,relatime - ext4 /dev/vda1 rw
+31 22 254:1 /h /srv/my\040home rw,relatime - ext4 /dev/vda1 rw
+32 31 254:1 /h /srv/my\040home rw,nosuid,nodev - ext4 /dev/vda1 rw
+33 22 254:1 /u /srv/Übung/漢字\134x rw,nosuid - ext4 /dev/vda1 rw
+34 22 254:1 /n /srv/no\011tab ro - ext4 /dev/vda1 rw
+""".lstrip()
+
+
+def test_find_mounts() -> None:
+    assert shares.find_mounts(MOUNTINFO) == {
+        "/": {"rw", "relatime"},
+        "/srv": {"rw", "nosuid", "nodev", "relatime"},
+        "/srv/my home": {"rw", "nosuid", "nodev"},  # the topmost
+        "/srv/Übung/漢字\\x": {"rw", "nosuid"},
+        "/srv/no\ttab": {"ro"},
+    }
+
+
+def test_find_mounts_of_this_host() -> None:
+    assert "/proc" in shares.observe_mounts()
+
+
+def test_a_home_is_made_for_its_owner(tmp_path: Path) -> None:
+    home = tmp_path / "deep" / "home"
+    for _ in range(2):
+        shares.ensure_home(home, os.getuid(), os.getgid())
+        assert home.stat().st_mode & 0o7777 == 0o700
+        assert home.stat().st_uid == os.getuid()
+
+
+def test_somebody_elses_directory_is_no_home(tmp_path: Path) -> None:
+    with pytest.raises(HutchError, match="belongs to uid") as caught:
+        shares.ensure_home(tmp_path, os.getuid() + 1, 7)
+    assert f"chown -R {os.getuid() + 1}:7 {tmp_path}" in caught.value.resolution
+
+
+# bind
+
+
+def test_no_link_on_the_way(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("a")
+    descriptor = open_strictly(str(tmp_path / "a" / "b"))
+    assert os.path.samestat(os.fstat(descriptor), os.stat(tmp_path / "a" / "b"))
+    os.close(descriptor)
+    for path in ("link", "link/b", "file", "absent"):
+        with pytest.raises(OSError):
+            open_strictly(str(tmp_path / path))
+
+
+# cgroup
+
+HYBRID = """
+35 24 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
+36 24 0:30 / /sys/fs/cgroup/unified rw shared:1 master:2 - cgroup2 cgroup rw
+""".lstrip()
+
+
+@pytest.mark.parametrize(
+    ("mountinfo", "path"),
+    [
+        ("", None),
+        ("35 24 0:30 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate", "/sys/fs/cgroup"),
+        ("35 24 0:30 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup2 rw", None),
+        ("35 24 0:30 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw", None),
+        (HYBRID, "/sys/fs/cgroup/unified"),
+        (r"35 24 0:30 / /mnt/my\040cgroup rw - cgroup2 none rw", "/mnt/my cgroup"),
+    ],
+)
+def test_find_the_cgroup2_mount(mountinfo: str, path: str | None) -> None:
+    assert cgroup.find_mount(mountinfo) == path
+
+
+# process
+
+
+def test_a_process_is_its_pid_and_its_start() -> None:
+    started = start_time(os.getpid())
+    assert started is not None
+    assert is_alive(os.getpid(), started)
+    assert not is_alive(os.getpid(), started + 1)
+    assert open_process(os.getpid(), started + 1) is None
+    descriptor = open_process(os.getpid(), started)
+    assert descriptor is not None
+    os.close(descriptor)
+
+
+def test_no_such_process() -> None:
+    assert start_time(2**22 + 1) is None
+    assert open_process(2**22 + 1, 1) is None

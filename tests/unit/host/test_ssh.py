@@ -1,0 +1,82 @@
+"""Known hosts and the drop-in for the ssh client."""
+
+from __future__ import annotations
+
+import pwd
+from pathlib import Path
+
+import pytest
+
+from hutch.host import ssh
+from hutch.host.ssh import Peer, check_include, ensure_trust, owner_of, render_config, render_known_hosts
+from hutch.spec.names import Places
+from tests.unit.facts import KEY, PLACES, check_golden
+
+PEERS = (
+    Peer("web", "192.168.83.2", "dev", f"{KEY} workspace-web"),
+    Peer("lab", "192.168.83.3", "me", KEY),
+)
+KEYS = {0: str(PLACES.key(0)), 1000: str(PLACES.key(1000))}
+
+
+def test_drop_in() -> None:
+    check_golden("ssh/50-hutch.conf", render_config(PLACES, PEERS, KEYS).decode())
+
+
+def test_known_hosts() -> None:
+    text = render_known_hosts(PEERS).decode()
+    check_golden("ssh/known_hosts", text)
+    assert "@" not in text  # no comment of a key
+
+
+def test_what_follows_the_drop_in_is_for_all_hosts_again() -> None:
+    assert render_config(PLACES, PEERS, KEYS).endswith(b"\nMatch all\n")
+
+
+def test_ensure_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = Places(tmp_path / "state", tmp_path / "run")
+    monkeypatch.setattr(Places, "ssh_config", property(lambda self: tmp_path / "ssh_config.d" / "50-hutch.conf"))
+    ensure_trust(places, PEERS, KEYS)
+    assert places.known_hosts.read_bytes() == render_known_hosts(PEERS)
+    assert places.ssh_config.read_bytes() == render_config(places, PEERS, KEYS)
+    assert places.known_hosts.stat().st_mode & 0o7777 == 0o644
+    before = places.known_hosts.stat().st_ino, places.ssh_config.stat().st_ino
+    ensure_trust(places, PEERS, KEYS)
+    assert (places.known_hosts.stat().st_ino, places.ssh_config.stat().st_ino) == before
+    for _ in range(2):
+        ensure_trust(places, (), KEYS)
+        assert not places.known_hosts.exists()
+        assert not places.ssh_config.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reads"),
+    [
+        ("Include /etc/ssh/ssh_config.d/*.conf\n", True),
+        ("  include /etc/ssh/ssh_config.d/*.conf\n", True),
+        ('Include "/etc/ssh/ssh_config.d/*.conf"\n', True),
+        ("Include /etc/mine /etc/ssh/ssh_config.d/*.conf\n", True),
+        ("Include ssh_config.d/*.conf\n", True),
+        ("# Include /etc/ssh/ssh_config.d/*.conf\n", False),
+        ("Include /home/x/etc/ssh/ssh_config.d/*.conf\n", False),
+        ("Host *\n", False),
+        ("", False),
+    ],
+)
+def test_check_include(text: str, reads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "ssh_config"
+    config.write_text(text)
+    monkeypatch.setattr(ssh, "SYSTEM_CONFIG", config)
+    assert (check_include() == "") is reads
+
+
+def test_no_ssh_configuration_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "SYSTEM_CONFIG", tmp_path / "absent")
+    assert "does not include" in check_include()
+
+
+def test_owner_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    people = {1000: pwd.struct_passwd(("alice", "x", 1000, 100, "", "/home/alice", "/bin/sh"))}
+    monkeypatch.setattr(pwd, "getpwuid", people.__getitem__)
+    assert owner_of(1000) == (100, "alice")
+    assert owner_of(1234) == (1234, "1234")

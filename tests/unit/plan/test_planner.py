@@ -1,0 +1,330 @@
+"""Facts in, actions out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hutch.plan.actions import Action, Change, Plan, Wanted
+from hutch.plan.planner import Standing, differences, network_changes, pending, plan, plan_one, without_effect
+from hutch.spec.entries import Publish
+from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, Workspace
+from tests.unit.facts import NETWORK, workspace
+
+FILE = "/srv/hutch.toml"
+MOVED = replace(NETWORK, bridge="other0")
+DECLARED = Change("workspace", None, "declared", "recreate")
+
+
+def wanted(image: str = "image-1", **keys: Any) -> Wanted:
+    return Wanted(workspace(**keys), image)
+
+
+def standing(state: str = "running", *, recorded: Wanted | None = None, booted: Wanted | None = None) -> Standing:
+    """Booted from what is recorded, unless something else is said."""
+    recorded = recorded or wanted()
+    return Standing(FILE, recorded, booted or recorded, state)
+
+
+def moved(old: Network = NETWORK, new: Network = MOVED) -> tuple[Change, ...]:
+    return tuple(network_changes(old, new))
+
+
+def keys_of(action: Action) -> list[str]:
+    return [change.key for change in action.reasons]
+
+
+# (state, what is recorded, what it was booted from, what is wanted, action, keys that cause it)
+RECORDED = wanted()
+CASES: dict[str, tuple[str, Wanted, Wanted, Wanted, str, list[str]]] = {
+    "nothing changed": ("running", RECORDED, RECORDED, wanted(), "no change", []),
+    "a live key": ("running", RECORDED, RECORDED, wanted(autostart=True), "live", ["autostart"]),
+    "a live key, applied": ("running", wanted(autostart=True), RECORDED, wanted(autostart=True), "no change", []),
+    "a live key, taken back": ("running", wanted(autostart=True), RECORDED, RECORDED, "live", ["autostart"]),
+    "a key that needs a restart": ("running", RECORDED, RECORDED, wanted(memory=2**30), "restart", ["memory"]),
+    "recorded, not restarted": ("running", wanted(vcpus=2), RECORDED, wanted(vcpus=2), "restart", ["vcpus"]),
+    "recorded, then taken back": ("running", wanted(vcpus=2), RECORDED, RECORDED, "live", ["vcpus"]),
+    "live and restart": (
+        "running",
+        RECORDED,
+        RECORDED,
+        wanted(user="me", autostart=True),
+        "restart",
+        ["user", "autostart"],
+    ),
+    "another boundary": ("running", RECORDED, RECORDED, wanted(type="vm"), "recreate", ["type"]),
+    "another root": ("running", RECORDED, RECORDED, wanted(persist="all"), "recreate", ["persist"]),
+    "another image": ("running", RECORDED, RECORDED, wanted("2", packages=("git",)), "restart", ["packages"]),
+    "an image that was rebuilt": ("running", RECORDED, RECORDED, wanted("2"), "restart", ["image"]),
+    "another image under a kept root": (
+        "running",
+        wanted(persist="all"),
+        wanted(persist="all"),
+        wanted("2", persist="all"),
+        "recreate",
+        ["image"],
+    ),
+    "a key without effect here": ("running", RECORDED, RECORDED, wanted(cid=7), "live", ["cid"]),
+    "stopped": ("stopped", RECORDED, RECORDED, RECORDED, "start", ["state"]),
+    "failed": ("failed", RECORDED, RECORDED, RECORDED, "start", ["state"]),
+    "starting, and nobody waits": ("starting", RECORDED, RECORDED, RECORDED, "start", ["state"]),
+    "stopping": ("stopping", RECORDED, RECORDED, RECORDED, "start", ["state"]),
+    "stopped and changed": ("stopped", RECORDED, RECORDED, wanted(vcpus=2), "start", ["vcpus", "state"]),
+    "stopped, another root": ("stopped", RECORDED, RECORDED, wanted(persist="all"), "recreate", ["persist", "state"]),
+    "stopped, a put off root": (
+        "stopped",
+        wanted("2", persist="all"),
+        wanted(persist="all"),
+        wanted("2", persist="all"),
+        "recreate",
+        ["image", "state"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_one_action(case: tuple[str, Wanted, Wanted, Wanted, str, list[str]]) -> None:
+    state, recorded, booted, target, action, keys = case
+    found = plan_one("web", target, standing(state, recorded=recorded, booted=booted))
+    assert (found.action, keys_of(found)) == (action, keys)
+
+
+STOPPED_CASES: dict[str, tuple[Wanted, str, list[str]]] = {
+    "nothing changed": (wanted(), "no change", []),
+    "a live key": (wanted(autostart=True), "live", ["autostart"]),
+    "a key that would need a restart": (wanted(vcpus=2), "live", ["vcpus"]),
+    "another root": (wanted(persist="all"), "recreate", ["persist"]),
+}
+
+
+@pytest.mark.parametrize("case", STOPPED_CASES.values(), ids=STOPPED_CASES.keys())
+def test_stopped_and_not_to_be_started(case: tuple[Wanted, str, list[str]]) -> None:
+    target, action, keys = case
+    found = plan_one("web", target, standing("stopped"), start=False)
+    assert (found.action, keys_of(found)) == (action, keys)
+
+
+def test_no_start_still_restarts_what_runs() -> None:
+    assert plan_one("web", wanted(vcpus=2), standing(), start=False).action == "restart"
+
+
+def test_a_new_workspace() -> None:
+    assert plan_one("web", wanted(), None) == Action("web", "create", (DECLARED,), (), wanted())
+
+
+def test_a_removed_workspace_comes_back() -> None:
+    gone = replace(standing("stopped"), removed=True, booted=None)
+    assert plan_one("web", wanted(), gone).action == "create"
+
+
+def test_never_started_is_compared_with_what_was_wanted() -> None:
+    created = Standing(FILE, wanted(), None, "stopped")
+    assert keys_of(plan_one("web", wanted(vcpus=2), created)) == ["vcpus", "state"]
+    assert plan_one("web", wanted(vcpus=2), created, start=False).action == "live"
+
+
+# Where `restart_if_changed` is false.
+
+
+def test_a_restart_is_put_off() -> None:
+    before, after = wanted(restart_if_changed=False), wanted(restart_if_changed=False, vcpus=2)
+    found = plan_one("web", after, standing(recorded=before))
+    assert (found.action, keys_of(found)) == ("live", ["vcpus"])
+    assert found.notes == ("restart_if_changed is false: it takes effect at the next restart (vcpus)",)
+    again = plan_one("web", after, standing(recorded=after, booted=before))
+    assert again.action == "no change"
+    assert again.notes == found.notes
+
+
+def test_a_recreation_is_put_off_too() -> None:
+    before, after = wanted(restart_if_changed=False), wanted(restart_if_changed=False, persist="all")
+    assert plan_one("web", after, standing(recorded=before)).action == "live"
+    stopped = plan_one("web", after, standing("stopped", recorded=after, booted=before))
+    assert (stopped.action, keys_of(stopped)) == ("recreate", ["persist", "state"])
+
+
+def test_what_was_put_off_happens_once_it_may() -> None:
+    before, after = wanted(restart_if_changed=False), wanted(vcpus=2)
+    now = standing(recorded=wanted(restart_if_changed=False, vcpus=2), booted=before)
+    assert plan_one("web", after, now).action == "restart"
+
+
+def test_forbidding_restarts_is_itself_live() -> None:
+    assert plan_one("web", wanted(restart_if_changed=False), standing()).action == "live"
+
+
+# The network is everybody's.
+
+
+def test_a_network_change_restarts_what_runs() -> None:
+    found = plan_one("web", wanted(), standing(), moved())
+    assert (found.action, keys_of(found)) == ("restart", ["network.bridge"])
+
+
+def test_a_network_change_cannot_be_put_off() -> None:
+    kept = wanted(restart_if_changed=False)
+    found = plan_one("web", kept, standing(recorded=kept), moved())
+    assert (found.action, found.notes) == ("restart", ())
+
+
+def test_a_network_change_is_a_reason_for_the_stopped_too() -> None:
+    assert keys_of(plan_one("web", wanted(), standing("stopped"), moved())) == ["network.bridge", "state"]
+    assert plan_one("web", wanted(), standing("stopped"), moved(), start=False).action == "live"
+
+
+def test_network_changes() -> None:
+    assert network_changes(None, NETWORK) == []
+    assert network_changes(NETWORK, NETWORK) == []
+    other = Network(bridge="b", subnet="10.0.0.0/24", uplink="10.1.0.0/30")
+    assert [(c.key, c.old, c.new) for c in network_changes(NETWORK, other)] == [
+        ("network.bridge", "hutch0", "b"),
+        ("network.subnet", "192.168.83.0/24", "10.0.0.0/24"),
+        ("network.uplink", "192.168.84.0/30", "10.1.0.0/30"),
+    ]
+
+
+# Reasons and notes.
+
+
+def test_a_key_for_the_other_type_is_noted() -> None:
+    assert without_effect("web", workspace()) == []
+    assert without_effect("web", workspace(type="vm", gpu=True, nesting=True)) == [
+        "gpu has no effect on a vm",
+        "nesting has no effect on a vm",
+    ]
+    assert without_effect("web", workspace(hypervisor="qemu")) == ["hypervisor has no effect on a container"]
+    assert without_effect("web", workspace(cid=7)) == ["cid has no effect on a container"]
+    assert plan_one("web", wanted(cid=7), None).notes == ("cid has no effect on a container",)
+
+
+def test_reasons_are_plain_data() -> None:
+    target = wanted(
+        mounts=(Mount("/srv", "/srv", readonly=True),),
+        publish=(Publish("", 80, 80, "tcp"),),
+        env=(("A", "b"),),
+        egress=("a.example",),
+        idle=Idle("30min", "stop"),
+    )
+    found = plan_one("web", target, standing()).to_json()
+    assert json.loads(json.dumps(found)) == found
+    assert {reason["key"]: reason["new"] for reason in found["reasons"]} == {
+        "mounts": [{"source": "/srv", "target": "/srv", "readonly": True, "create": False}],
+        "publish": [{"host_ip": "", "host_port": 80, "guest_port": 80, "protocol": "tcp"}],
+        "env": [["A", "b"]],
+        "egress": ["a.example"],
+        "idle": {"after": "30min", "then": "stop"},
+    }
+
+
+def test_the_image_is_not_told_twice() -> None:
+    assert [c.key for c in differences(wanted("1"), wanted("2", setup="true"))] == ["setup"]
+    assert [c.key for c in differences(wanted("1"), wanted("2"))] == ["image"]
+
+
+def test_pending() -> None:
+    assert pending(None, wanted()) == "none"
+    assert pending(wanted(), wanted()) == "none"
+    assert pending(wanted(), wanted(autostart=True)) == "none"  # it is in force already
+    assert pending(wanted(), wanted(vcpus=1, autostart=True)) == "restart"
+    assert pending(wanted(), wanted(vcpus=1, persist="all")) == "recreate"
+
+
+# A whole plan.
+
+
+def test_a_whole_plan() -> None:
+    targets = {"b": wanted(), "a": wanted(vcpus=2), "new": wanted()}
+    found = plan(FILE, NETWORK, NETWORK, targets, {"a": standing(), "b": standing()}, remove=("old",))
+    assert [(action.workspace, action.action) for action in found.actions] == [
+        ("b", "no change"),
+        ("a", "restart"),
+        ("new", "create"),
+        ("old", "remove"),
+    ]
+    assert found.changes
+    assert found.wanted == targets
+    assert found.to_json()["actions"][3] == {
+        "workspace": "old",
+        "action": "remove",
+        "reasons": [{"key": "workspace", "old": "declared", "new": None}],
+        "notes": ["its home is kept"],
+    }
+    assert [action.starts for action in found.actions] == [False, True, True, False]
+
+
+def test_a_plan_without_changes() -> None:
+    assert not plan(FILE, NETWORK, NETWORK, {"a": wanted()}, {"a": standing()}).changes
+    assert not Plan(FILE, NETWORK, ()).changes
+
+
+# Planning is stable: what a plan did is not planned again.
+
+VALUES: dict[str, list[Any]] = {
+    "type": ["container", "vm"],
+    "hypervisor": ["auto", "qemu"],
+    "packages": [("git",), ("git", "vim")],
+    "setup": ["", "true"],
+    "vcpus": [None, 2],
+    "cid": [7, 8],
+    "autostart": [False, True],
+    "restart_if_changed": [False, True],
+    "persist": ["home", "all"],
+    "publish": [(), (Publish("", 80, 80, "tcp"),)],
+    "gpu": [False, True],
+}
+targets = st.builds(
+    lambda image, keys: Wanted(workspace(**keys), image),
+    st.sampled_from(["image-1", "image-2"]),
+    st.fixed_dictionaries({}, optional={key: st.sampled_from(values) for key, values in VALUES.items()}),
+)
+states = st.sampled_from(["stopped", "failed", "starting", "running", "stopping"])
+standings = st.none() | st.builds(Standing, st.just(FILE), targets, st.none() | targets, states, st.booleans()).filter(
+    lambda now: not now.removed or (now.state == "stopped" and now.booted is None)
+)
+
+
+def applied(now: Standing | None, action: Action, *, start: bool) -> Standing:
+    """What apply makes of a workspace, in short."""
+    assert action.wanted is not None
+    up = action.starts and start
+    if action.action == "no change":
+        assert now is not None
+        return now
+    if up:
+        return Standing(FILE, action.wanted, action.wanted, "running")
+    stopped = action.action in ("create", "start", "restart", "recreate")
+    state = "stopped" if now is None or stopped else now.state
+    booted = None if now is None or action.action == "recreate" else now.booted
+    return Standing(FILE, action.wanted, booted, state)
+
+
+@given(now=standings, target=targets, start=st.booleans(), network=st.sampled_from([NETWORK, MOVED]))
+def test_a_plan_that_was_applied_plans_nothing(
+    now: Standing | None, target: Wanted, start: bool, network: Network
+) -> None:
+    first = plan(FILE, network, NETWORK, {"web": target}, {"web": now} if now else {}, start=start)
+    then = applied(now, first.actions[0], start=start)
+    second = plan(FILE, network, network, {"web": target}, {"web": then}, start=start)
+    assert [action.action for action in second.actions] == ["no change"]
+    assert then.wanted == target
+    if start:
+        assert then.is_up
+
+
+@given(now=standings, target=targets, start=st.booleans())
+def test_every_change_has_a_reason(now: Standing | None, target: Wanted, start: bool) -> None:
+    action = plan_one("web", target, now, start=start)
+    assert action.action == "no change" or action.reasons
+    assert {change.key for change in action.reasons} <= {*WORKSPACE_KEYS, "workspace", "state"}
+
+
+def test_what_is_resolved_is_whole() -> None:
+    """That the facts of these tests are of the kind that planning gets."""
+    left_open = {key for key in WORKSPACE_KEYS if getattr(workspace(), key) is None}
+    assert left_open == {"vcpus", "memory", "disk", "idle"}
+    assert isinstance(workspace(), Workspace)

@@ -1,0 +1,169 @@
+"""What a declaration leaves open is filled in once, and kept."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hutch.errors import HutchError
+from hutch.plan.resolve import allocate, allocate_uids, collisions, resolve
+from hutch.spec import names
+from hutch.spec.model import Workspace
+from tests.unit.facts import NETWORK, PLACES, workspace
+
+OPEN = Workspace(type="container")
+SUBNET = ipaddress.IPv4Network("192.168.83.0/24")
+TINY = ipaddress.IPv4Network("192.168.83.0/29")  # .1 is the gateway, .6 is kept for builds: four are left
+
+
+def at(ip: str | None) -> Workspace:
+    return replace(OPEN, ip=ip)
+
+
+def test_everything_is_filled_in() -> None:
+    assert resolve({"web": OPEN}, {}, NETWORK, PLACES, 1000)["web"] == replace(
+        OPEN,
+        ip="192.168.83.2",
+        mac="02:4b:5e:57:f6:eb",
+        cid=4939451,
+        owner=1000,
+        home="/var/lib/hutch/workspaces/web/home",
+    )
+
+
+def test_what_is_declared_stays() -> None:
+    said = replace(OPEN, ip="192.168.83.9", mac="02:00:00:00:00:01", cid=9, owner=7, home="/srv/home")
+    assert resolve({"web": said}, {"web": workspace()}, NETWORK, PLACES, 1000) == {"web": said}
+
+
+def test_the_owner_is_kept_whoever_calls() -> None:
+    kept = {"web": workspace(owner=1234)}
+    assert resolve({"web": OPEN, "new": OPEN}, kept, NETWORK, PLACES, 1000)["web"].owner == 1234
+
+
+def test_an_unsaid_home_is_the_default_again() -> None:
+    kept = {"web": workspace(home="/srv/home")}
+    assert resolve({"web": OPEN}, kept, NETWORK, PLACES, 1000)["web"].home == str(PLACES.home("web"))
+
+
+ADDRESSES: dict[str, tuple[dict[str, str | None], dict[str, str], dict[str, str]]] = {
+    "in order": ({"a": None, "b": None}, {}, {"a": "192.168.83.2", "b": "192.168.83.3"}),
+    "around a given one": ({"a": None, "b": "192.168.83.2"}, {}, {"a": "192.168.83.3", "b": "192.168.83.2"}),
+    "kept": ({"a": None}, {"a": "192.168.83.7"}, {"a": "192.168.83.7"}),
+    "kept beside a new one": (
+        {"b": None, "a": None},
+        {"a": "192.168.83.2"},
+        {"b": "192.168.83.3", "a": "192.168.83.2"},
+    ),
+    "of a workspace elsewhere": ({"a": None}, {"other": "192.168.83.2"}, {"a": "192.168.83.3"}),
+    "given away by the file": (
+        {"a": None, "b": "192.168.83.2"},
+        {"a": "192.168.83.2"},
+        {"a": "192.168.83.3", "b": "192.168.83.2"},
+    ),
+    "swapped by the file": (
+        {"a": "192.168.83.3", "b": "192.168.83.2"},
+        {"a": "192.168.83.2", "b": "192.168.83.3"},
+        {"a": "192.168.83.3", "b": "192.168.83.2"},
+    ),
+    "one that is being given up": (
+        {"a": "192.168.83.9", "new": None},
+        {"a": "192.168.83.2"},
+        {"a": "192.168.83.9", "new": "192.168.83.3"},
+    ),
+    "of another subnet": ({"a": None}, {"a": "10.0.0.7"}, {"a": "192.168.83.2"}),
+    "kept, but now the gateway's": ({"a": None}, {"a": "192.168.83.1"}, {"a": "192.168.83.2"}),
+    "kept, but now the builder's": ({"a": None}, {"a": "192.168.83.254"}, {"a": "192.168.83.2"}),
+    "kept, but now the network": ({"a": None}, {"a": "192.168.83.0"}, {"a": "192.168.83.2"}),
+    "kept, but now the broadcast": ({"a": None}, {"a": "192.168.83.255"}, {"a": "192.168.83.2"}),
+}
+
+
+@pytest.mark.parametrize("case", ADDRESSES.values(), ids=ADDRESSES.keys())
+def test_addresses(case: tuple[dict[str, str | None], dict[str, str], dict[str, str]]) -> None:
+    declared, kept, expected = case
+    found = allocate({n: at(ip) for n, ip in declared.items()}, {n: at(ip) for n, ip in kept.items()}, SUBNET)
+    assert found == expected
+
+
+def test_an_address_of_a_workspace_elsewhere_is_refused() -> None:
+    with pytest.raises(HutchError, match=r"a: the address 192\.168\.83\.2 belongs to workspace other") as caught:
+        allocate({"a": at("192.168.83.2")}, {"other": at("192.168.83.2")}, SUBNET)
+    assert "hutch rm --purge other" in caught.value.resolution
+
+
+def test_a_full_subnet() -> None:
+    four = dict.fromkeys("abcd", OPEN)
+    assert sorted(allocate(four, {}, TINY).values()) == [f"192.168.83.{last}" for last in (2, 3, 4, 5)]
+    with pytest.raises(HutchError, match=r"no address is left in 192\.168\.83\.0/29 for e"):
+        allocate({**four, "e": OPEN}, {}, TINY)
+
+
+some_names = st.sampled_from("abcdefgh")
+addresses = st.sampled_from([str(address) for address in ipaddress.IPv4Network("192.168.83.0/28").hosts()])
+usable = addresses.filter(lambda ip: ip not in ("192.168.83.1", "192.168.83.14"))
+
+
+def distinct(table: dict[str, str | None]) -> bool:
+    given_ones = [ip for ip in table.values() if ip is not None]
+    return len(given_ones) == len(set(given_ones))
+
+
+@given(
+    declared=st.dictionaries(some_names, st.none() | usable).filter(distinct),
+    kept=st.dictionaries(some_names, addresses).filter(lambda table: distinct({**table})),
+)
+def test_no_address_is_given_twice(declared: dict[str, str | None], kept: dict[str, str]) -> None:
+    subnet = ipaddress.IPv4Network("192.168.83.0/28")
+    elsewhere = {ip for name, ip in kept.items() if name not in declared}
+    try:
+        found = allocate({n: at(ip) for n, ip in declared.items()}, {n: at(ip) for n, ip in kept.items()}, subnet)
+    except HutchError as error:
+        assert "belongs to" in error.brief or "no address is left" in error.brief  # noqa: PT017 - both ways are fine
+        return
+    assert found.keys() == declared.keys()
+    assert len(set(found.values())) == len(found)
+    assert elsewhere.isdisjoint(found.values())
+    assert not {"192.168.83.1", "192.168.83.14"} & set(found.values())
+    for name, ip in declared.items():
+        before = kept.get(name)
+        if ip is not None:
+            assert found[name] == ip
+        elif before not in (None, "192.168.83.1", "192.168.83.14") and before not in declared.values():
+            assert found[name] == before
+    assert allocate({n: at(ip) for n, ip in declared.items()}, {n: at(ip) for n, ip in found.items()}, subnet) == found
+
+
+def test_collisions() -> None:
+    assert collisions({"a": workspace("a"), "b": workspace("b", ip="192.168.83.3")}) == []
+    twins = {"a": workspace("a"), "b": workspace("a")}
+    assert collisions(twins) == [
+        "a and b have the same ip 192.168.83.2",
+        f"a and b have the same mac {names.mac('a')}",
+        f"a and b have the same cid {names.cid('a')}",
+    ]
+
+
+def test_interfaces_of_long_names_can_collide() -> None:
+    some = [f"a-long-prefix-{number}" for number in range(2000)]
+    seen: dict[str, str] = {}
+    pairs = [(seen.setdefault(names.port(name, "container"), name), name) for name in some]
+    other, name = next((other, name) for other, name in pairs if other != name)
+    pair = {other: workspace(other), name: workspace(name, ip="192.168.83.3")}
+    (found,) = collisions(pair)
+    assert found.startswith(f"{other} and {name} have the same interface ve-a-long-p")
+
+
+def test_uid_ranges() -> None:
+    first = allocate_uids(set())
+    assert first == names.UID_FIRST
+    assert allocate_uids({first}) == first + names.UID_COUNT
+    assert allocate_uids({first + names.UID_COUNT}) == first
+    full = {names.UID_FIRST + index * names.UID_COUNT for index in range(names.UID_RANGES)}
+    assert max(full) + names.UID_COUNT <= 1 << 31
+    with pytest.raises(HutchError, match="no range of user ids is left"):
+        allocate_uids(full)
