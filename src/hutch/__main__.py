@@ -1,5 +1,5 @@
 """`python -m hutch`."""
 
-from hutch.cli import main
+from hutch.cli import entry
 
-main()
+entry()

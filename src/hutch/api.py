@@ -67,7 +67,8 @@ class Hutch:
 
     def up(self, config: Config, names: Sequence[str] = (), *, start: bool = True, prune: bool = False) -> Plan:
         """Plan and apply; returns when every workspace is ready for ssh."""
-        from hutch.apply.execute import apply_plan, recover
+        from hutch.apply.execute import apply_plan
+        from hutch.apply.recovery import recover
 
         plan = self.plan(config, names, start=start, prune=prune)
         self._ensure_images([wanted.workspace for wanted in plan.wanted.values()], config)
@@ -117,14 +118,15 @@ class Hutch:
 
     def start(self, names: Sequence[str]) -> None:
         """Start workspaces; returns when they are ready."""
-        from hutch.apply.execute import recover, settle_and_start
+        from hutch.apply.recovery import recover
+        from hutch.apply.starting import start
 
         with lock(self.places):
             recover(self.places)
             starting = [name for name in dict.fromkeys(names) if self._can_start(self.record(name))]
             if starting:
                 network, records = self._network(), read_records(self.places)
-                settle_and_start(self.places, network.network, network.file, records, starting, self.listen)
+                start(self.places, network.network, network.file, records, starting, self.listen)
 
     def _can_start(self, record: Record) -> bool:
         if observe(self.places, record.name).state == "running":
@@ -188,7 +190,7 @@ class Hutch:
 
     def launch(self, name: str) -> Launch:
         """The Launch that the next start of the workspace would run."""
-        from hutch.apply.execute import make_launch
+        from hutch.apply.starting import make_launch
 
         record = self.record(name)
         return make_launch(self.places, record, self._network().network)

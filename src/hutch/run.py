@@ -18,6 +18,8 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run
 BASE_ENVIRONMENT = {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
 
 Popen = subprocess.Popen  # for annotations elsewhere; only this module creates one
+PIPE = subprocess.PIPE
+STDOUT = subprocess.STDOUT
 
 
 class CommandFailed(HutchError):
@@ -73,6 +75,27 @@ def run(
     return result
 
 
+def gather(commands: Sequence[Sequence[str]], *, timeout: float = 30.0) -> list[str]:
+    """Run several short commands side by side, each to its end; returns what each wrote to its standard output."""
+    running = [start(argv, stdout=PIPE, stderr=PIPE) for argv in commands]
+    outputs = []
+    try:
+        for argv, process in zip(commands, running, strict=True):
+            output, errors = process.communicate(timeout=timeout)
+            if process.returncode != 0:
+                reason = describe(process.returncode)
+                raise CommandFailed(argv, reason, errors.decode("utf-8", "replace"), process.returncode)
+            outputs.append(output.decode("utf-8", "replace"))
+    except subprocess.TimeoutExpired as error:
+        raise CommandFailed(error.cmd, f"did not end within {timeout:g} s", "", None) from error
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+    return outputs
+
+
 def start(
     argv: Sequence[str],
     *,
@@ -99,10 +122,6 @@ def start(
         )
     except FileNotFoundError as error:
         raise CommandFailed(argv, "is not installed", str(error), None) from error
-
-
-PIPE = subprocess.PIPE
-STDOUT = subprocess.STDOUT
 
 
 def replace(argv: Sequence[str]) -> NoReturn:

@@ -29,10 +29,15 @@ MOMENTS = 7
 def reference(world: World, images: Path, workspace_type: str) -> Iterator[tuple[Instance, list[str]]]:
     """A running hutch, and what a running one looks like on the host."""
     with open_instance(world, images) as instance:
-        instance.declare(workspace_type, web=KEYS)
-        instance.up()
-        instance.ssh("web", "echo precious > ~/precious")
-        yield instance, shape(instance)
+        yield instance, make_golden(instance, workspace_type)
+
+
+def make_golden(instance: Instance, workspace_type: str) -> list[str]:
+    """Start `web`, with something in its home, and return the shape of the host with it."""
+    instance.declare(workspace_type, web=KEYS)
+    instance.up()
+    instance.ssh("web", "echo precious > ~/precious")
+    return shape(instance)
 
 
 @pytest.fixture
@@ -108,10 +113,10 @@ RENAMES = "rename,renameat,renameat2"
 @pytest.mark.parametrize("calls", [SPAWNS, RENAMES], ids=["spawn", "rename"])
 @pytest.mark.parametrize("command", ["up", "restart", "rm"])
 def test_the_command_line_is_killed_at_every_effect(
-    golden: tuple[Instance, list[str]], command: str, calls: str
+    instance: Instance, workspace_type: str, command: str, calls: str
 ) -> None:
     """SIGKILL just before every third start of a command or replacement of a file, from the first on."""
-    instance, expected = golden
+    expected = make_golden(instance, workspace_type)
     for count in range(1, 200, 3):
         if command == "up":
             instance.hutch("rm", "web")

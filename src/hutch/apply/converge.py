@@ -89,7 +89,7 @@ def converge_keys(places: Places, records: Mapping[str, Record]) -> dict[int, st
         workspace = record.wanted
         assert isinstance(workspace.owner, int)
         ssh.ensure_key(places.host_key(name), names.hostname(name))
-        for uid in key_holders(workspace.authorized_keys, workspace.owner):
+        for uid in ssh.key_holders(workspace.authorized_keys, workspace.owner):
             keys[uid] = str(places.key(uid))
     for uid in keys:
         gid, who = ssh.owner_of(uid)
@@ -110,11 +110,6 @@ def converge_trust(places: Places, records: Mapping[str, Record]) -> None:
     ssh.ensure_trust(places, tuple(peers), keys)
 
 
-def key_holders(authorized_keys: tuple[str, ...] | None, owner: int) -> tuple[int, ...]:
-    """Whose keys hutch makes for a workspace: root's always, the owner's when the owner has none."""
-    return (0,) if authorized_keys is not None else (0, owner)
-
-
 def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
     """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write."""
     paths: list[str] = []
@@ -128,6 +123,16 @@ def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
                 shares.ensure_home(Path(mount.source), workspace.owner, gid)
         paths += shares.writable_paths(workspace)
     shares.ensure_shares(places, paths)
+
+
+def settle(places: Places, network: Network, file: str, records: Mapping[str, Record]) -> None:
+    """The host as the records want it, or bare again when there is no workspace left."""
+    if present(records):
+        converge_homes(places, records)
+        converge_network(places, network, file, records)
+        converge_trust(places, records)
+    else:
+        dismantle(places)
 
 
 def dismantle(places: Places) -> None:

@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-import uuid
-from collections.abc import Iterable, Mapping
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from hutch.apply import converge
-from hutch.backends import launch
-from hutch.backends.launch import Launch, Surroundings
-from hutch.errors import HutchError
-from hutch.host import ssh
-from hutch.host.router import has_namespace
+from hutch.apply.starting import start
 from hutch.plan.actions import Action, Plan
 from hutch.plan.resolve import allocate_uids
 from hutch.run import run
-from hutch.spec.model import Network
 from hutch.spec.names import Places
-from hutch.state import Record, journaled, read_network, read_records, unfinished, write_record
+from hutch.state import Record, journaled, read_network, read_records, write_record
 from hutch.supervise import control
 from hutch.supervise.control import Listener
-from hutch.supervise.observe import observe
 
 PACKAGE = str(Path(__file__).resolve().parent.parent)
-
-
-class StartsFailed(HutchError):
-    """Some workspaces did not come up; `failures` says why for each."""
-
-    def __init__(self, failures: Mapping[str, str]) -> None:
-        self.failures = dict(failures)
-        super().__init__(
-            f"{', '.join(failures)} did not start",
-            details="\n".join(f"{name}: {why}" for name, why in failures.items()),
-            resolution=f"see `hutch logs {next(iter(failures))}`; the next `hutch up` tries again",
-        )
-
-
-def recover(places: Places) -> None:
-    """Undo what a killed run left half done: stop and clean the workspaces that it was changing."""
-    for name in unfinished(places):
-        if observe(places, name).state != "running":
-            control.stop_all(places, [name])
-    places.journal.unlink(missing_ok=True)
 
 
 def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
@@ -71,9 +43,9 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], listen: Liste
             _note(places, plan, records, action)
     starting = [a.workspace for a in plan.actions if a.starts and plan.start]
     if starting:
-        settle_and_start(places, plan.network, plan.file, records, starting, listen)
+        start(places, plan.network, plan.file, records, starting, listen)
     else:
-        settle(places, plan.network, plan.file, records)
+        converge.settle(places, plan.network, plan.file, records)
 
 
 def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action) -> None:
@@ -87,7 +59,7 @@ def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action
             wanted=action.wanted.workspace,
             image=action.wanted.image,
             uid_base=allocate_uids({r.uid_base for r in records.values()}),
-            machine_id=uuid.uuid4().hex,
+            machine_id=os.urandom(16).hex(),
         )
     else:
         record = replace(
@@ -110,63 +82,6 @@ def _mark_removed(places: Places, records: dict[str, Record], name: str) -> None
     control.forget(places, name)
 
 
-def settle(places: Places, network: Network, file: str, records: Mapping[str, Record]) -> None:
-    """The host as the records want it, or bare again when there is no workspace left."""
-    if converge.present(records):
-        converge.converge_homes(places, records)
-        converge.converge_network(places, network, file, records)
-        converge.converge_trust(places, records)
-    else:
-        converge.dismantle(places)
-
-
-def settle_and_start(
-    places: Places, network: Network, file: str, records: dict[str, Record], names: Iterable[str], listen: Listener
-) -> None:
-    """Settle, and start workspaces side by side. Raises StartsFailed when any did not come up.
-
-    On a host that is set up already, settling takes as long as the workspaces' mounts do; so both are done at once.
-    """
-    before = read_network(places)
-    if before is None or before.network != network or not has_namespace(places):
-        settle(places, network, file, records)
-    else:
-        converge.converge_homes(places, records)
-        converge.converge_keys(places, records)
-    launches = {name: make_launch(places, records[name], network) for name in names}
-    for name in launches:
-        records[name] = records[name].with_booted()
-        write_record(places, records[name])
-    failures = control.start_all(places, launches, listen, lambda: settle(places, network, file, records))
-    if failures:
-        raise StartsFailed(failures)
-
-
-def make_launch(places: Places, record: Record, network: Network) -> Launch:
-    """The Launch of a workspace as recorded."""
-    return launch(record.name, record.wanted, surroundings_of(places, record, network))
-
-
-def surroundings_of(places: Places, record: Record, network: Network) -> Surroundings:
-    """What a backend must know beside the workspace itself."""
-    workspace = record.wanted
-    assert isinstance(workspace.owner, int)
-    gid, _ = ssh.owner_of(workspace.owner)
-    holders = converge.key_holders(workspace.authorized_keys, workspace.owner)
-    public = [places.key(uid).with_name("id_ed25519.pub") for uid in holders]
-    return Surroundings(
-        places=places,
-        network=network,
-        image_root=str(places.images / record.image / "root"),
-        uid_base=record.uid_base,
-        owner_gid=gid,
-        machine_id=record.machine_id,
-        keys=tuple(path.read_text(encoding="ascii").strip() for path in public if path.exists()),
-        python=sys.executable,
-        package=PACKAGE,
-    )
-
-
 def remove_root(places: Places, name: str) -> None:
     """Delete the kept root. The guest wrote in it, so rm(1) walks it by descriptors, on one file system."""
     if places.root(name).exists():
@@ -182,7 +97,7 @@ def remove(places: Places, name: str, *, purge: bool) -> tuple[str, ...]:
         control.stop_all(places, [name])
         _mark_removed(places, records, name)
         if converge.present(records) and network is not None:
-            settle(places, network.network, network.file, records)
+            converge.settle(places, network.network, network.file, records)
         else:
             converge.dismantle(places)
         if purge:

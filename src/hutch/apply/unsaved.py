@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from hutch.apply.execute import surroundings_of
+from hutch.apply.starting import surroundings_of
 from hutch.backends.nspawn import inspection
 from hutch.errors import HutchError
 from hutch.host.cgroup import Cgroup

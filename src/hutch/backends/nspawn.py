@@ -67,9 +67,9 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         ),
         files=tuple(files),
         mounts=(
-            *kernel_file_systems(),
-            *root_mounts(name, workspace, host, runtime),
-            *share_mounts(workspace, host, shares),
+            *((step,) for step in share_mounts(workspace, host, shares)),
+            root_mounts(name, workspace, host, runtime),
+            kernel_file_systems(),
         ),
         connect=port.prepare(f"{runtime}/port"),
         argv=nspawn_argv(name, workspace, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),

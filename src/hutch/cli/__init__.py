@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
@@ -83,7 +85,21 @@ def cli(ctx: click.Context, file: str | None, quiet: bool, verbose: bool) -> Non
     ctx.obj = Options(file, quiet, verbose)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def entry() -> NoReturn:
+    """What the `hutch` script calls. Python's own clean-up at the end takes longer than some commands, and there is
+    nothing for it to do: whatever must be undone has been when main returns."""
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry of the `hutch` command."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is undone
     try:

@@ -68,13 +68,18 @@ def explain(options: Options, name: str) -> None:
         f"mkdir -p {shlex.join(launch.directories)}"
     )
     section("start: in namespaces of its own", environment)
-    section("", "\n".join(f"{shlex.join(step.argv)}  # {step.why}" for step in (*launch.mounts, *launch.connect)))
+    section(
+        "",
+        "\n".join(
+            f"{shlex.join(step.argv)}  # {step.why}" for chain in (*launch.mounts, launch.connect) for step in chain
+        ),
+    )
     section(f"then, in the cgroup {launch.cgroup}", shlex.join(launch.argv))
     section("after it ended", "\n".join(f"{shlex.join(step.argv)}  # {step.why}" for step in launch.cleanup))
 
 
 def key_files(hutch: Hutch, name: str) -> list[Path]:
-    from hutch.apply.converge import key_holders
+    from hutch.host.ssh import key_holders
 
     wanted = hutch.record(name).wanted
     assert isinstance(wanted.owner, int)

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hutch.errors import HutchError
 from hutch.host import ruleset
 from hutch.host.firewall import Member, host_tables, router_tables
-from hutch.run import CommandFailed, run
+from hutch.host.namespace import has_namespace
+from hutch.run import CommandFailed, gather, run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
@@ -55,7 +55,6 @@ class RouterFacts:
     """The router as it is: interfaces by name (None without the namespace), and both rulesets' shapes."""
 
     links: Links | None = None
-    neighbours: tuple[tuple[str, str], ...] = ()
     rules: ruleset.Shape = field(default_factory=dict)
     host_rules: ruleset.Shape = field(default_factory=dict)
 
@@ -73,36 +72,33 @@ def inside(places: Places, argv: Iterable[str]) -> list[str]:
 # Observing.
 
 
+HOST_COMMANDS = (["ip", "-j", "addr"], ["ip", "-j", "-4", "route"])
+
+
 def observe_host() -> HostNetwork:
-    links = {link["ifname"]: link for link in json.loads(run(["ip", "-j", "addr"]).stdout)}
-    routes = json.loads(run(["ip", "-j", "-4", "route"]).stdout or "[]")
-    return HostNetwork(links, tuple(r["dst"] for r in routes if r["dst"] != "default"))
+    return _host_network(*gather(HOST_COMMANDS))
 
 
-def has_namespace(places: Places) -> bool:
-    """Whether the namespace's file is a mounted namespace: a plain file there is what a crash left."""
-    try:
-        return os.stat(places.namespace_path).st_dev != os.stat(places.namespace_path.parent).st_dev
-    except FileNotFoundError:
-        return False
+def _host_network(links: str, routes: str) -> HostNetwork:
+    destinations = (route["dst"] for route in json.loads(routes or "[]"))
+    return HostNetwork(_by_name(links), tuple(route for route in destinations if route != "default"))
 
 
-def observe_router(places: Places, network: Network) -> RouterFacts:
-    host_rules = ruleset.observed_shape(run(["nft", "-j", "list", "ruleset"]).stdout, places.table)
-    if not has_namespace(places):
-        return RouterFacts(host_rules=host_rules)
-    links = json.loads(run(["ip", "-n", places.namespace, "-j", "addr"]).stdout)
-    listing = run(inside(places, ["nft", "-j", "list", "ruleset"])).stdout
-    neighbours = []
-    if any(link["ifname"] == network.bridge for link in links):
-        command = ["ip", "-n", places.namespace, "-j", "neigh", "show", "dev", network.bridge, "nud", "permanent"]
-        neighbours = json.loads(run(command).stdout or "[]")
-    return RouterFacts(
-        links={link["ifname"]: link for link in links},
-        neighbours=tuple((entry["dst"], entry.get("lladdr", "")) for entry in neighbours),
-        rules=ruleset.observed_shape(listing, places.table),
-        host_rules=host_rules,
-    )
+def _by_name(links: str) -> Links:
+    return {link["ifname"]: link for link in json.loads(links)}
+
+
+def observe_all(places: Places) -> tuple[HostNetwork, RouterFacts]:
+    """The host's network and the router, looked at side by side: every start waits for this."""
+    commands = [*HOST_COMMANDS, ["nft", "-j", "list", "ruleset"]]
+    if has_namespace(places):
+        commands.append(["ip", "-n", places.namespace, "-j", "addr"])
+        commands.append(inside(places, ["nft", "-j", "list", "ruleset"]))
+    links, routes, host_rules, *router = gather(commands)
+    facts = RouterFacts(host_rules=ruleset.observed_shape(host_rules, places.table))
+    if router:
+        facts = replace(facts, links=_by_name(router[0]), rules=ruleset.observed_shape(router[1], places.table))
+    return _host_network(links, routes), facts
 
 
 # Choosing and checking, purely.
@@ -153,7 +149,6 @@ def is_settled(
         and is_up(facts.links, places.uplink_router, f"{router_end}/30")
         and is_up(facts.links, network.bridge, f"{names.gateway(network.subnet)}/{prefix}")
         and network.subnet in host.routes
-        and {(m.ip, m.mac) for m in members} == set(facts.neighbours)
     )
 
 
@@ -170,7 +165,7 @@ def is_up(links: Links, name: str, address: str) -> bool:
 
 def ensure_router(places: Places, network: Network, members: tuple[Member, ...]) -> None:
     """Bring the router to what is wanted, writing only what differs."""
-    host, facts = observe_host(), observe_router(places, network)
+    host, facts = observe_all(places)
     if is_settled(places, network, members, host, facts):
         return
     check_overlap(places, network, host)
@@ -178,11 +173,10 @@ def ensure_router(places: Places, network: Network, members: tuple[Member, ...])
         _check_ours(places, ["ip"], places.uplink_host, f"the host has an interface {places.uplink_host}")
     if facts.links is None:
         _make_namespace(places)
-        facts = observe_router(places, network)
+        host, facts = observe_all(places)
     _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
     _ensure_rules(places, facts, network, members, host)
     _ensure_links(places, facts.links or {}, network, host)
-    _ensure_neighbours(places, facts, network, members)
 
 
 def _make_namespace(places: Places) -> None:
@@ -259,19 +253,6 @@ def _ensure_links(places: Places, links: Links, network: Network, host: HostNetw
         run(["ip", "-n", places.namespace, "-batch", "-"], stdin="\n".join(batch) + "\n")
     if network.subnet not in host.routes:
         run(["ip", "route", "replace", network.subnet, "via", router_end, "dev", outer])
-
-
-def _ensure_neighbours(places: Places, facts: RouterFacts, network: Network, members: tuple[Member, ...]) -> None:
-    """Permanent entries: no spoofing by ARP, and no one-second retry when a workspace starts."""
-    wanted = {m.ip for m in members}
-    batch = [
-        f"neigh replace {m.ip} lladdr {m.mac} dev {network.bridge} nud permanent"
-        for m in members
-        if (m.ip, m.mac) not in facts.neighbours
-    ]
-    batch += [f"neigh del {ip} dev {network.bridge}" for ip, _ in facts.neighbours if ip not in wanted]
-    if batch:
-        run(["ip", "-n", places.namespace, "-batch", "-"], stdin="\n".join(batch) + "\n")
 
 
 def remove_router(places: Places) -> None:

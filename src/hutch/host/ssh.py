@@ -53,6 +53,11 @@ def owner_of(uid: int) -> tuple[int, str]:
         return uid, str(uid)
 
 
+def key_holders(authorized_keys: tuple[str, ...] | None, owner: int) -> tuple[int, ...]:
+    """Whose keys hutch makes for a workspace: root's always, the owner's when the owner has none."""
+    return (0,) if authorized_keys is not None else (0, owner)
+
+
 def render_known_hosts(peers: tuple[Peer, ...]) -> bytes:
     lines = [f"{hostname(peer.name)},{peer.ip} {' '.join(peer.host_key.split()[:2])}\n" for peer in peers]
     return "".join(lines).encode()

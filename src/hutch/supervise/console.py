@@ -40,9 +40,6 @@ class Log:
     def since(self, offset: int) -> str:
         return os.pread(self._file, 8192, offset).decode("utf-8", "replace")
 
-    def cut(self, size: int) -> None:
-        os.ftruncate(self._file, size)
-
     def tail(self, lines: int) -> str:
         text = self.since(max(0, self.size() - 4096))
         kept = [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]

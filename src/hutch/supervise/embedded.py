@@ -24,6 +24,7 @@ from hutch.supervise.status import write_status
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
     from typing import Any, NoReturn
 
     from hutch.supervise.status import Status
@@ -96,7 +97,8 @@ class Supervisor:
                 again = self._run_once()
         except (StartFailed, OSError) as error:
             reason, code = str(error), 1
-        self.cgroup.remove("machine")
+        self.cgroup.leave()
+        self.cgroup.remove()
         self.enter("failed" if reason else "stopped", reason)
         self.log.close()
         if reason:
@@ -107,8 +109,7 @@ class Supervisor:
         self.stop_requests += 1
 
     def _make_cgroup(self) -> None:
-        self.cgroup.make("supervisor", "exec")
-        self.cgroup.join("supervisor")
+        self.cgroup.make("supervisor", "exec", "machine")
         wanted = self.launch["limits"]
         files = {}
         if wanted["cpus"]:
@@ -126,31 +127,35 @@ class Supervisor:
             self.tell("warning", text)
 
     def _run_once(self) -> bool:
-        """Prepare, run, clean up. True when the guest asked for a reboot."""
+        """Mount, connect, run, clean up. True when the guest asked for a reboot."""
         begun = time.monotonic()
-        console = None
+        main = None
         try:
+            self.cgroup.make("machine")
+            main = Main(self)
             for path in self.launch["directories"]:
                 os.makedirs(path, exist_ok=True)
             for file in self.launch["files"]:
                 with open(file["path"], "w", encoding="utf-8", opener=_private) as target:
                     target.write(file["content"])
-            for step in self.launch["mounts"]:
-                self._step(step)
+            run_side_by_side(self.launch["mounts"])
             self._await_network()
-            for step in self.launch["connect"]:
-                self._step(step)
-            console = Console(f"{self.runtime}/console", self.log)
-            self.cgroup.make("machine")
-            returncode = self._run_main(console, begun)
+            run_side_by_side([self.launch["connect"]])
+            main.go()
+            self.cgroup.join("supervisor")
+            self._serve(main, begun)
+            returncode = main.wait()
         finally:
-            if console is not None:
-                console.close()
             self.cgroup.kill("machine")
+            if main is not None:
+                main.close()
             self.cgroup.kill("exec")
             self.cgroup.remove("machine")
-            for step in self.launch["cleanup"]:
-                self._step(step)
+            run_side_by_side([self.launch["cleanup"]])
+        return self._judge(returncode)
+
+    def _judge(self, returncode: int) -> bool:
+        """What the end of the main process means. True for a reboot; StartFailed for what nobody asked for."""
         if self.overran:
             raise StartFailed(f"not ready after {self.launch['start_seconds']:g} s{self._last_words()}")
         if returncode in self.launch["restart_codes"] and not self.stop_requests:
@@ -182,64 +187,11 @@ class Supervisor:
         tail = self.log.tail(12)
         return f"; the end of its log:\n{tail}" if tail else ""
 
-    def _step(self, step: dict[str, Any]) -> None:
-        argv = step["argv"]
-        out = self.log.fileno()
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, out, 1),
-            (os.POSIX_SPAWN_DUP2, out, 2),
-        ]
-        before = self.log.size()
-        try:
-            pid = os.posix_spawnp(argv[0], argv, ENVIRONMENT, file_actions=actions)
-        except FileNotFoundError as error:
-            raise StartFailed(f"{argv[0]} is not installed") from error
-        returncode = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if returncode and not step["may_fail"]:
-            said = self.log.since(before).strip()
-            raise StartFailed(f"cannot {step['why']}: {said or f'code {returncode}'}\n  replay: {' '.join(argv)}")
-        self.log.cut(before)  # what a step says when all is well is of no use to anyone
-
-    def _run_main(self, console: Console, begun: float) -> int:
-        """Start the main process, serve it until it ends, and return its exit code (negative: a signal)."""
-        path = f"{self.runtime}/notify"
-        if os.path.lexists(path):
-            os.unlink(path)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-            notify.bind(path)
-            notify.setblocking(False)
-            pid = self._spawn_main(console, path)
-            child = os.pidfd_open(pid)
-            try:
-                self._serve(pid, child, notify, console, begun)
-            finally:
-                os.close(child)
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-    def _spawn_main(self, console: Console, notify_path: str) -> int:
-        pid = os.fork()
-        if pid:
-            console.release_guest_end()
-            return pid
-        try:  # the child: nothing here may return
-            self.cgroup.join("machine")
-            os.setsid()
-            for descriptor in (0, 1, 2):
-                os.dup2(console.guest_end, descriptor)
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-                signal.signal(number, signal.SIG_DFL)
-            argv = ["setpriv", "--pdeathsig", "TERM", "--", *self.launch["argv"]]
-            os.execvpe(argv[0], argv, {**ENVIRONMENT, "NOTIFY_SOCKET": notify_path, **MAIN_ENVIRONMENT})
-        except BaseException as error:  # noqa: BLE001 - a forked child must not run its parent's code
-            os.write(2, f"{self.launch['argv'][0]} cannot be started: {error}\n".encode())
-            os._exit(127)
-
-    def _serve(self, pid: int, child: int, notify: socket.socket, console: Console, begun: float) -> None:
+    def _serve(self, main: Main, begun: float) -> None:
         """Wait for whatever comes first, until the main process has ended."""
+        console, notify = main.console, main.notify
         poll = select.poll()
-        for descriptor in (child, notify.fileno(), self.wake):
+        for descriptor in (main.pidfd, notify.fileno(), self.wake):
             poll.register(descriptor, select.POLLIN)
         console.register(poll)
         deadline: float | None = begun + self.launch["start_seconds"]
@@ -247,7 +199,7 @@ class Supervisor:
         while True:
             timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
             for descriptor, _ in poll.poll(timeout):
-                if descriptor == child:
+                if descriptor == main.pidfd:
                     console.drain()
                     return
                 if descriptor == notify.fileno():
@@ -260,7 +212,7 @@ class Supervisor:
             if self.stop_requests > asked:
                 asked = self.stop_requests
                 self.enter("stopping")
-                os.kill(pid, signal.SIGTERM)  # orderly; nspawn takes a second one as "at once"
+                os.kill(main.pid, signal.SIGTERM)  # orderly; nspawn takes a second one as "at once"
                 deadline = time.monotonic() + self.launch["stop_seconds"]
             elif deadline is not None and time.monotonic() >= deadline:
                 self.overran = not asked
@@ -280,6 +232,111 @@ class Supervisor:
                 self.tell("ready")
                 return True
         return False
+
+
+class Main:
+    """The main process, with what it talks through. It is forked at once and waits for `go`: joining a cgroup takes
+    the kernel some milliseconds, which pass while the mounts are made.
+    """
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        runtime, cgroup, argv = supervisor.runtime, supervisor.cgroup, supervisor.launch["argv"]
+        path = f"{runtime}/notify"
+        if os.path.lexists(path):
+            os.unlink(path)
+        self.console = Console(f"{runtime}/console", supervisor.log)
+        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self.notify.bind(path)
+        self.notify.setblocking(False)
+        gate, self.gate = os.pipe2(os.O_CLOEXEC)
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.gate)
+            self._become(cgroup, gate, argv, {**ENVIRONMENT, "NOTIFY_SOCKET": path, **MAIN_ENVIRONMENT})
+        os.close(gate)
+        self.console.release_guest_end()
+        self.pidfd = os.pidfd_open(self.pid)
+        self.is_waited_for = False
+
+    def _become(self, cgroup: Cgroup, gate: int, argv: list[str], environment: dict[str, str]) -> NoReturn:
+        """The child; it never returns into its parent's code."""
+        try:
+            cgroup.join("machine")
+            os.setsid()
+            for descriptor in (0, 1, 2):
+                os.dup2(self.console.guest_end, descriptor)
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_DFL)
+            if os.read(gate, 1):
+                os.execvpe("setpriv", ["setpriv", "--pdeathsig", "TERM", "--", *argv], environment)
+        except BaseException as error:  # noqa: BLE001 - a forked child must not run its parent's code
+            os.write(2, f"{argv[0]} cannot be started: {error}\n".encode())
+        os._exit(127)
+
+    def go(self) -> None:
+        os.write(self.gate, b"1")
+
+    def wait(self) -> int:
+        """The exit code, negative for a signal."""
+        self.is_waited_for = True
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def close(self) -> None:
+        """The process has been killed, or has ended by itself."""
+        os.close(self.gate)
+        os.close(self.pidfd)
+        if not self.is_waited_for:
+            self.wait()
+        self.notify.close()
+        self.console.close()
+
+
+def run_side_by_side(chains: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """Run each chain of steps in its order, the chains beside each other. Raises StartFailed for a step that fails,
+    after all that had begun have ended; steps that may fail are let be."""
+    left = [list(chain) for chain in chains]
+    running: dict[int, tuple[int, list[dict[str, Any]], dict[str, Any]]] = {}
+    failure = ""
+    while True:
+        for chain in left:
+            if chain and not failure:
+                step = chain.pop(0)
+                output = os.memfd_create("output")
+                running[_spawn_step(step["argv"], output)] = (output, chain, step)
+        if not running:
+            break
+        pid, status = _wait_for_any(running)
+        output, chain, step = running.pop(pid)
+        if status and not step["may_fail"]:
+            said = os.pread(output, 8192, 0).decode("utf-8", "replace").strip()
+            code = os.waitstatus_to_exitcode(status)
+            failure = f"cannot {step['why']}: {said or f'code {code}'}\n  replay: {' '.join(step['argv'])}"
+        os.close(output)
+        left = [chain]
+    if failure:
+        raise StartFailed(failure)
+
+
+def _wait_for_any(running: Container[int]) -> tuple[int, int]:
+    """The next of these children to end; the main process waits for its turn and is not one of them."""
+    while True:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        if ended is not None and ended.si_pid in running:
+            return os.waitpid(ended.si_pid, 0)
+        raise StartFailed("the main process ended before it was started")
+
+
+def _spawn_step(argv: list[str], output: int) -> int:
+    streams = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, output, 1),
+        (os.POSIX_SPAWN_DUP2, output, 2),
+    ]
+    try:
+        return os.posix_spawnp(argv[0], argv, ENVIRONMENT, file_actions=streams)
+    except FileNotFoundError as error:
+        raise StartFailed(f"{argv[0]} is not installed") from error
 
 
 def _private(path: str, flags: int) -> int:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from hutch.api import Hutch
-from hutch.apply.converge import in_force, key_holders, members_of
+from hutch.apply.converge import in_force, members_of
 from hutch.apply.planning import check_bystanders, check_ownership, check_sockets
 from hutch.errors import HutchError, UsageError
 from hutch.host.process import start_time
+from hutch.host.ssh import key_holders
 from hutch.plan.planner import network_changes
 from hutch.spec.entries import Publish
 from hutch.spec.model import Config, Mount, Workspace

@@ -110,7 +110,6 @@ HOST = host(
 )
 ROUTER = RouterFacts(
     links={"lo": link(), "up0": link("192.168.84.2/30"), "hutch0": link("192.168.83.1/24")},
-    neighbours=tuple((m.ip, m.mac) for m in MEMBERS),
     rules=shape_of(router_tables(PLACES, NETWORK, MEMBERS, ("10.0.0.5",))),
     host_rules=shape_of(host_tables(PLACES, NETWORK, MEMBERS)),
 )
@@ -140,8 +139,6 @@ UNSETTLED: dict[str, tuple[HostNetwork, RouterFacts]] = {
     "the router's end is gone": (HOST, replace(ROUTER, links={"hutch0": LINKS["hutch0"]})),
     "the host's end is gone": (replace(HOST, links={"eth0": HOST.links["eth0"]}), ROUTER),
     "the route is gone": (replace(HOST, routes=("10.0.0.0/24", "192.168.84.0/30")), ROUTER),
-    "a neighbour is missing": (HOST, replace(ROUTER, neighbours=ROUTER.neighbours[1:])),
-    "a neighbour too many": (HOST, replace(ROUTER, neighbours=(*ROUTER.neighbours, ("192.168.83.9", "02::")))),
 }
 
 

@@ -133,14 +133,3 @@ def test_the_log_is_no_link(tmp_path: Path) -> None:
 def test_the_tail_is_printable_and_not_empty(log: Log) -> None:
     log.write(b"first\r\n\r\n  \r\n\x1b[31mred\x07 \xff\xc3\xa9\r\n")
     assert log.tail(10) == "first\n[31mred \N{REPLACEMENT CHARACTER}é"
-    log.cut(0)
-    assert log.tail(10) == ""
-
-
-def test_what_a_step_said(log: Log) -> None:
-    log.write(b"before\n")
-    size = log.size()
-    log.write(b"said\n")
-    assert log.since(size) == "said\n"
-    log.cut(size)
-    assert kept(log) == b"before\n"

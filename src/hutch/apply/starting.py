@@ -1,0 +1,100 @@
+"""Starting workspaces: the path that people wait for, so it imports what settles the host only when it gets there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from hutch.backends import launch
+from hutch.backends.launch import Launch, Surroundings
+from hutch.errors import HutchError
+from hutch.host.namespace import has_namespace
+from hutch.host.ssh import key_holders, owner_of
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+from hutch.state import Record, read_network, write_record
+from hutch.supervise import control
+from hutch.supervise.control import Listener
+
+PACKAGE = str(Path(__file__).resolve().parent.parent)
+
+
+class StartsFailed(HutchError):
+    """Some workspaces did not come up; `failures` says why for each."""
+
+    def __init__(self, failures: Mapping[str, str]) -> None:
+        self.failures = dict(failures)
+        super().__init__(
+            f"{', '.join(failures)} did not start",
+            details="\n".join(f"{name}: {why}" for name, why in failures.items()),
+            resolution=f"see `hutch logs {next(iter(failures))}`; the next `hutch up` tries again",
+        )
+
+
+def start(
+    places: Places, network: Network, file: str, records: dict[str, Record], names: Iterable[str], listen: Listener
+) -> None:
+    """Settle the host, and start workspaces side by side. Raises StartsFailed when any did not come up.
+
+    On a host that is set up already, settling takes as long as the workspaces' own mounts do; so both are done at
+    once, and no workspace joins the network before it is settled.
+    """
+
+    def settle() -> None:
+        from hutch.apply.converge import settle
+
+        settle(places, network, file, records)
+
+    starting = [records[name] for name in names]
+    if not is_prepared(places, network, starting):
+        settle()
+    launches = {record.name: make_launch(places, record, network) for record in starting}
+    for record in starting:
+        records[record.name] = record.with_booted()
+        write_record(places, records[record.name])
+    failures = control.start_all(places, launches, listen, settle)
+    if failures:
+        raise StartsFailed(failures)
+
+
+def is_prepared(places: Places, network: Network, starting: Iterable[Record]) -> bool:
+    """Whether everything is there that a workspace needs before it joins the network."""
+    before = read_network(places)
+    return (
+        before is not None
+        and before.network == network
+        and has_namespace(places)
+        and all(_has_home_and_key(places, record) for record in starting)
+    )
+
+
+def _has_home_and_key(places: Places, record: Record) -> bool:
+    home, key = str(record.wanted.home), places.host_key(record.name)
+    return record.booted is not None and os.path.isdir(home) and key.exists()
+
+
+def make_launch(places: Places, record: Record, network: Network) -> Launch:
+    """The Launch of a workspace as recorded."""
+    return launch(record.name, record.wanted, surroundings_of(places, record, network))
+
+
+def surroundings_of(places: Places, record: Record, network: Network) -> Surroundings:
+    """What a backend must know beside the workspace itself."""
+    workspace = record.wanted
+    assert isinstance(workspace.owner, int)
+    gid, _ = owner_of(workspace.owner)
+    holders = key_holders(workspace.authorized_keys, workspace.owner)
+    public = [places.key(uid).with_name("id_ed25519.pub") for uid in holders]
+    return Surroundings(
+        places=places,
+        network=network,
+        image_root=str(places.images / record.image / "root"),
+        uid_base=record.uid_base,
+        owner_gid=gid,
+        machine_id=record.machine_id,
+        keys=tuple(path.read_text(encoding="ascii").strip() for path in public if path.exists()),
+        python=sys.executable,
+        package=PACKAGE,
+    )
