@@ -57,7 +57,7 @@ class Hutch:
         from hutch.backends import check
         from hutch.spec.loading import find_file, load
 
-        return load(find_file(path), state_dir=self.places.state, check=check)
+        return load(find_file(path), places=self.places, check=check)
 
     def plan(self, config: Config, names: Sequence[str] = (), *, start: bool = True, prune: bool = False) -> Plan:
         """What `up` would do, and why. Changes nothing."""
@@ -67,12 +67,13 @@ class Hutch:
 
     def up(self, config: Config, names: Sequence[str] = (), *, start: bool = True, prune: bool = False) -> Plan:
         """Plan and apply; returns when every workspace is ready for ssh."""
+        from hutch.apply.converge import first_network
         from hutch.apply.execute import apply_plan
         from hutch.apply.recovery import recover
 
         plan = self.plan(config, names, start=start, prune=prune)
         self._ensure_images([wanted.workspace for wanted in plan.wanted.values()], config)
-        with lock(self.places):
+        with lock(self.places), first_network(self.places):
             recover(self.places)
             plan = self.plan(config, names, start=start, prune=prune)
             apply_plan(self.places, plan, self.listen)
@@ -118,6 +119,7 @@ class Hutch:
 
     def start(self, names: Sequence[str]) -> None:
         """Start workspaces; returns when they are ready."""
+        from hutch.apply.converge import check_shares
         from hutch.apply.recovery import recover
         from hutch.apply.starting import start
 
@@ -126,6 +128,7 @@ class Hutch:
             starting = [name for name in dict.fromkeys(names) if self._can_start(self.record(name))]
             if starting:
                 network, records = self._network(), read_records(self.places)
+                check_shares((records[name].file, name, records[name].wanted) for name in starting)
                 start(self.places, network.network, network.file, records, starting, self.listen)
 
     def _can_start(self, record: Record) -> bool:
@@ -160,6 +163,8 @@ class Hutch:
 
     def _can_be_started_again(self, record: Record) -> None:
         """Refuse to stop what could not be started again."""
+        from hutch.apply.converge import check_shares
+
         if pending_of(record) == "recreate":
             raise HutchError(
                 f"{record.name}: its root must be made anew for what has changed, so it was not stopped",
@@ -170,6 +175,7 @@ class Hutch:
                 f"{record.name}: its image {record.image} is not in the cache, so it was not stopped",
                 resolution="`hutch up` builds it again",
             )
+        check_shares([(record.file, record.name, record.wanted)])
 
     def remove(self, name: str, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
         """Stop and remove. Without `force`, refuses while unsaved git work or a live session is in the way."""

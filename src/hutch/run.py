@@ -138,4 +138,7 @@ def describe(returncode: int) -> str:
         return f"failed with code {returncode}"
     import signal
 
-    return f"was killed by {signal.Signals(-returncode).name}"
+    try:
+        return f"was killed by {signal.Signals(-returncode).name}"
+    except ValueError:  # a real-time signal: all but the first and the last have no name
+        return f"was killed by signal {-returncode}"

@@ -8,9 +8,9 @@ hutch.toml need, so those start fast.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -23,6 +23,7 @@ from hutch.spec.model import Idle, Mount, Network, Publish, Workspace
 from hutch.spec.names import Places
 
 SCHEMA = 1
+HOST_LOCK = "/root"  # is there on every host, and nobody else can open it: a lock on /run could be held by anyone
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +71,13 @@ class NetworkRecord:
 
 def encode(body: dict[str, Any]) -> bytes:
     text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return f'{{"schema": {SCHEMA}, "sha256": "{digest}", "body":\n{text}\n}}\n'.encode()
+    return f'{{"schema": {SCHEMA}, "crc32": {zlib.crc32(text.encode())}, "body":\n{text}\n}}\n'.encode()
 
 
 def decode(path: Path, data: bytes) -> dict[str, Any]:
     try:
         document = json.loads(data)
-        schema, digest, body = document["schema"], document["sha256"], document["body"]
+        schema, checksum, body = document["schema"], document["crc32"], document["body"]
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, "it is not a record of hutch") from error
     if schema != SCHEMA:
@@ -86,7 +86,7 @@ def decode(path: Path, data: bytes) -> dict[str, Any]:
             resolution="it was written by another version of hutch; use that version",
         )
     text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True)
-    if hashlib.sha256(text.encode()).hexdigest() != digest:
+    if zlib.crc32(text.encode()) != checksum:
         raise _damaged(path, "its checksum does not match")
     return dict(body)
 
@@ -214,10 +214,24 @@ def lock(places: Places, *, patience: float = 600.0) -> Iterator[None]:
 
     Waits at most `patience` seconds for another hutch.
     """
-    import time
-
     make_directory(places.state)
     descriptor = os.open(places.lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with _held(descriptor, str(places.lock), patience):
+        yield
+
+
+@contextmanager
+def host_lock(*, patience: float = 600.0) -> Iterator[None]:
+    """Hold the one lock of all hutches of this host. Whoever holds another one takes this one last."""
+    with _held(os.open(HOST_LOCK, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), HOST_LOCK, patience):
+        yield
+
+
+@contextmanager
+def _held(descriptor: int, path: str, patience: float) -> Iterator[None]:
+    """Lock the file, and close it in the end."""
+    import time
+
     try:
         deadline = time.monotonic() + patience
         while True:
@@ -228,7 +242,7 @@ def lock(places: Places, *, patience: float = 600.0) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise HutchError(
                         f"another hutch has been changing this host for more than {patience:g} s",
-                        resolution=f"see who holds it: fuser {places.lock}",
+                        resolution=f"see who holds it: fuser {path}",
                     ) from None
                 time.sleep(0.02)  # flock has no deadline of its own, and a signal handler would need a main thread
         yield

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from hutch.apply.converge import converge_network, dismantle, present, settle_network
+from hutch.apply.converge import converge_network, dismantle, first_network, present, settle_network
 from hutch.backends.port import Port
 from hutch.files import write_atomic
 from hutch.images.build import BuilderNetwork
@@ -54,7 +54,7 @@ def ensure_images(
 @contextmanager
 def builder_network(places: Places, network: Network, file: str) -> Iterator[BuilderNetwork]:
     """The network, up, with the place in it that is kept for builds; taken away again if nothing else needs it."""
-    with lock(places):
+    with lock(places), first_network(places):
         record = read_network(places)
         network = record.network if record else settle_network(places, network)
         converge_network(places, network, file, read_records(places))
@@ -75,7 +75,7 @@ def builder_network(places: Places, network: Network, file: str) -> Iterator[Bui
         yield BuilderNetwork(
             namespace_path=str(places.namespace_path),
             interface=port.inner,
-            before=(*port.cleanup(), *port.prepare(str(batch))),
+            before=(*port.cleanup(), *(step for stage in port.connect(str(batch)) for step in stage)),
             after=port.cleanup(),
             address=f"{address}/{prefix}",
             gateway=names.gateway(network.subnet),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from hutch.errors import ConfigError, HutchError
 from hutch.host import hosts_file, router, shares, ssh
 from hutch.host.dns import ensure_resolvers, remove_resolvers
 from hutch.host.firewall import Member
 from hutch.spec import names
-from hutch.spec.model import Network
+from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
 from hutch.state import (
     NetworkRecord,
     Record,
+    host_lock,
     read_network,
     remove_network,
     write_network,
@@ -65,6 +69,17 @@ def settle_network(places: Places, network: Network) -> Network:
     return replace(network, uplink=router.choose_uplink(network, router.observe_host()))
 
 
+@contextmanager
+def first_network(places: Places) -> Iterator[None]:
+    """Hold the host's lock where there is no network yet: a free uplink is chosen, and nobody else may choose the
+    same one before it is set up."""
+    if read_network(places) is None:
+        with host_lock():
+            yield
+    else:
+        yield
+
+
 def converge_network(places: Places, network: Network, file: str, records: Mapping[str, Record]) -> None:
     """Router, filters, resolvers and kernel settings."""
     members = members_of(in_force(places, records), network)
@@ -110,6 +125,17 @@ def converge_trust(places: Places, records: Mapping[str, Record]) -> None:
     ssh.ensure_trust(places, tuple(peers), keys)
 
 
+def check_shares(starting: Iterable[tuple[str, str, Workspace]]) -> None:
+    """Refuse to start workspaces, given as (file, name, workspace), whose directories are not as they must be."""
+    problems = [
+        replace(problem, file=file)
+        for file, name, workspace in starting
+        for problem in shares.check_shares(f"workspaces.{name}", workspace)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
 def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
     """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write."""
     paths: list[str] = []
@@ -117,10 +143,12 @@ def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
         workspace = record.wanted
         assert isinstance(workspace.owner, int) and workspace.home is not None
         gid, _ = ssh.owner_of(workspace.owner)
-        shares.ensure_home(Path(workspace.home), workspace.owner, gid)
-        for mount in workspace.mounts:
-            if mount.create:
-                shares.ensure_home(Path(mount.source), workspace.owner, gid)
+        # One that cannot be does not hold up the others: whoever starts it has been told by check_shares.
+        with suppress(HutchError, NotADirectoryError):
+            shares.ensure_home(Path(workspace.home), workspace.owner, gid)
+            for mount in workspace.mounts:
+                if mount.create and not os.path.lexists(mount.source):
+                    shares.ensure_home(Path(mount.source), workspace.owner, gid)
         paths += shares.writable_paths(workspace)
     shares.ensure_shares(places, paths)
 

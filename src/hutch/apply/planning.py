@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from hutch.apply.building import recipe_of
-from hutch.apply.converge import settle_network
-from hutch.errors import HutchError, UsageError
+from hutch.apply.converge import check_shares, settle_network
+from hutch.errors import ConfigError, HutchError, Problem, UsageError
 from hutch.plan.actions import Change, Plan, Wanted
 from hutch.plan.planner import Standing, network_changes, plan
 from hutch.plan.resolve import collisions, resolve
+from hutch.spec.marker import Invalid
 from hutch.spec.model import Config, Workspace
 from hutch.spec.names import SUN_PATH, Places
 from hutch.spec.owner import default_owner, find_owner, owner_keys
@@ -34,6 +35,7 @@ def make_plan(places: Places, config: Config, names: Sequence[str], *, start: bo
     owner = default_owner(os.environ, os.getuid())
     kept = {name: record.wanted for name, record in records.items()}
     resolved = resolve(config.workspaces, kept, network, places, owner)
+    check_owners(config.file, resolved)
     resolved = {name: _with_keys(workspace) for name, workspace in resolved.items()}
     chosen = list(dict.fromkeys(names)) or list(resolved)
     orphans = [n for n, r in records.items() if r.file == config.file and n not in config.workspaces and not r.removed]
@@ -43,16 +45,16 @@ def make_plan(places: Places, config: Config, names: Sequence[str], *, start: bo
     others = {n: r.wanted for n, r in records.items() if not r.removed and n not in chosen and n not in remove}
     if applied is not None:
         check_bystanders(others, network_changes(applied.network, network))
-    clashes = collisions({**others, **{name: resolved[name] for name in chosen}})
+    clashes = collisions({**others, **{name: resolved[name] for name in chosen}}, os.path.realpath)
     if clashes:
         raise HutchError(
             "two workspaces of this host would collide",
             details="\n".join(clashes),
-            resolution="set that key explicitly, or choose another name; of one file, `hutch up` both together",
+            resolution="set that key to something else, or choose another name; of one file, `hutch up` both together",
         )
     wanted = {name: Wanted(resolved[name], recipe_of(places, resolved[name]).id) for name in chosen}
     standing = {name: _standing(places, record) for name, record in records.items() if name in wanted}
-    return plan(
+    found = plan(
         config.file,
         network,
         applied.network if applied else None,
@@ -61,6 +63,8 @@ def make_plan(places: Places, config: Config, names: Sequence[str], *, start: bo
         remove=remove,
         start=start,
     )
+    check_shares((config.file, a.workspace, a.wanted.workspace) for a in found.actions if a.starts and a.wanted)
+    return found
 
 
 def check_sockets(places: Places, config: Config) -> None:
@@ -99,6 +103,21 @@ def check_ownership(config: Config, records: Mapping[str, Record]) -> None:
             details="\n".join(taken),
             resolution="rename it in one of the two files, or `hutch rm` it first",
         )
+
+
+def check_owners(file: str, resolved: Mapping[str, Workspace]) -> None:
+    """An account may have changed since the file or a record named it."""
+    problems = []
+    for name, workspace in resolved.items():
+        assert isinstance(workspace.owner, int)
+        try:
+            find_owner(workspace.owner)
+        except Invalid as error:
+            problems.append(
+                Problem(error.message, f"workspaces.{name}.owner", str(workspace.owner), error.hint, file=file)
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _with_keys(workspace: Workspace) -> Workspace:

@@ -65,8 +65,8 @@ class Launch:
     `mounts`, `connect`, `argv` and `cleanup` run in a mount namespace of their own (a slave of the host's) and in
     the network namespace at `network_namespace`; so mounts vanish with the last process. `mounts` are chains of
     steps that do not depend on each other: the chains may run side by side, and while the host's network is still
-    being set up; `connect` joins the network,
-    so it waits. `argv` tells that it is ready by sd_notify. `restart_codes` are exit codes of `argv` that mean
+    being set up; `connect` joins the network, so it waits: its stages follow one another, the steps of a stage may
+    run side by side. `argv` tells that it is ready by sd_notify. `restart_codes` are exit codes of `argv` that mean
     "the guest asked for a reboot": everything is cleaned up, mounted, connected and started again.
     """
 
@@ -77,7 +77,7 @@ class Launch:
     directories: tuple[str, ...]
     files: tuple[File, ...]
     mounts: tuple[tuple[Step, ...], ...]
-    connect: tuple[Step, ...]
+    connect: tuple[tuple[Step, ...], ...]
     argv: tuple[str, ...]
     cleanup: tuple[Step, ...]
     limits: Limits

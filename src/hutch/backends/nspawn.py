@@ -67,11 +67,11 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         ),
         files=tuple(files),
         mounts=(
-            *((step,) for step in share_mounts(workspace, host, shares)),
+            *((step,) for step in share_mounts(name, workspace, host, shares)),
             root_mounts(name, workspace, host, runtime),
             kernel_file_systems(),
         ),
-        connect=port.prepare(f"{runtime}/port"),
+        connect=port.connect(f"{runtime}/port"),
         argv=nspawn_argv(name, workspace, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
         cleanup=port.cleanup(),
         limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
@@ -125,22 +125,24 @@ def root_mounts(name: str, workspace: Workspace, host: Surroundings, runtime: st
     return tuple(steps)
 
 
-def share_mounts(workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
+def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
     """Home and mounts, in the order of `shares`."""
     assert isinstance(workspace.owner, int) and workspace.home is not None
     sources = [(workspace.home, False), *((mount.source, mount.readonly) for mount in workspace.mounts)]
     return tuple(
-        share_step(source, target, readonly, workspace.owner, host)
+        share_step(name, source, target, readonly, workspace.owner, host)
         for (source, readonly), target in zip(sources, shares, strict=True)
     )
 
 
-def share_step(source: str, target: str, readonly: bool, owner: int, host: Surroundings) -> Step:
+def share_step(name: str, source: str, target: str, readonly: bool, owner: int, host: Surroundings) -> Step:
     """A host directory for the guest: the owner's files are the login user's inside; whatever else the guest makes
     belongs to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's."""
     mapping = render_owner_map(owner, host.owner_gid, host.uid_base)
-    bind = (host.python, "-I", "-S", f"{host.package}/host/bind.py")
     options = f"{'ro,' if readonly else ''}nosuid,nodev,X-mount.idmap={mapping}"
+    if source == str(host.places.home(name)):  # root's own directories all the way: there can be no link on it
+        return Step(("mount", "--bind", "-o", options, source, target), f"share {source}")
+    bind = (host.python, "-I", "-S", f"{host.package}/host/bind.py")
     return Step((*bind, source, target, options), f"share {source}")
 
 
@@ -168,7 +170,7 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
     work, uid = "/mnt", str(guest_uid(workspace.owner))
     home = Mount(source=workspace.home, target=f"/home/{workspace.user}", readonly=True)
     throw_away = replace(workspace, persist="home", disk=None)
-    share = share_step(home.source, f"{work}/home", True, workspace.owner, host)
+    share = share_step(name, home.source, f"{work}/home", True, workspace.owner, host)
     steps = (
         *kernel_file_systems(),
         Step(("mount", "-t", "tmpfs", "tmpfs", work), "make room"),

@@ -28,14 +28,16 @@ class Port:
         ]
         return "\n".join(lines) + "\n"
 
-    def prepare(self, batch: str) -> tuple[Step, ...]:
-        """Steps inside the router namespace; `batch` is the path of the rendered batch."""
+    def connect(self, batch: str) -> tuple[tuple[Step, ...], ...]:
+        """Stages inside the router namespace, one after the other; `batch` is the path of the rendered batch."""
         bound = f"{{ {self.outer} . {self.mac} . {self.ip} }}"
         return (
-            Step(("ip", "-batch", batch), "make the port on the bridge"),
-            Step(("bridge", "fdb", "replace", self.mac, "dev", self.outer, "master", "static"), "pin the port's MAC"),
-            Step(("nft", "get", "element", "bridge", self.table, "bound", bound), "see the port's filter in place"),
-            Step(("ip", "link", "set", self.outer, "up"), "raise the port"),
+            (Step(("ip", "-batch", batch), "make the port on the bridge"),),
+            (
+                Step(("nft", "get", "element", "bridge", self.table, "bound", bound), "see the port's filter in place"),
+                Step(("bridge", "fdb", "replace", self.mac, "dev", self.outer, "master", "static"), "pin its MAC"),
+            ),
+            (Step(("ip", "link", "set", self.outer, "up"), "raise the port"),),
         )
 
     def cleanup(self) -> tuple[Step, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,6 +72,8 @@ def needs_root(function: F) -> F:
 
 
 def become_root() -> None:
+    import shutil
+
     elevate = next((name for name in ("sudo", "doas") if shutil.which(name)), None)
     if elevate is None or not sys.stdin.isatty():
         raise HutchError("this needs root: run it with sudo or doas")

@@ -71,7 +71,7 @@ def explain(options: Options, name: str) -> None:
     section(
         "",
         "\n".join(
-            f"{shlex.join(step.argv)}  # {step.why}" for chain in (*launch.mounts, launch.connect) for step in chain
+            f"{shlex.join(step.argv)}  # {step.why}" for chain in (*launch.mounts, *launch.connect) for step in chain
         ),
     )
     section(f"then, in the cgroup {launch.cgroup}", shlex.join(launch.argv))

@@ -24,6 +24,11 @@ from hutch.spec.model import Network
 from hutch.spec.names import Places
 
 UPLINKS = ipaddress.IPv4Network("192.168.84.0/24")
+NAMESPACE = """
+ip link set dev lo alias "$1" up
+sysctl -q -e -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 net.ipv4.ip_forward=1
+ip netns attach "$2" $$
+"""
 
 Links = Mapping[str, dict[str, Any]]
 
@@ -180,18 +185,21 @@ def ensure_router(places: Places, network: Network, members: tuple[Member, ...])
 
 
 def _make_namespace(places: Places) -> None:
+    """It gets its name last, so that one with our name is whole and carries our tag, wherever a crash comes."""
     places.namespace_path.unlink(missing_ok=True)
-    run(["ip", "netns", "add", places.namespace])
-    run(["ip", "-n", places.namespace, "link", "set", "lo", "alias", tag(places), "up"])
-    settings = ("net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1", "net.ipv4.ip_forward=1")
-    for setting in settings:
-        run(inside(places, ["sysctl", "-q", "-e", "-w", setting]))
+    run(["unshare", "--net", "--", "sh", "-euc", NAMESPACE, "sh", tag(places), places.namespace])
+
+
+def is_ours(places: Places, link: Mapping[str, Any]) -> bool:
+    """Whether an interface is this hutch's: by its tag, or untagged by an address that it was made with in one go."""
+    alias = link.get("ifalias")
+    return alias == tag(places) or (alias is None and link.get("address") == places.uplink_mac)
 
 
 def _check_ours(places: Places, ip: list[str], interface: str, what: str) -> None:
-    """Before anything is changed: it must carry our tag."""
+    """Before anything is changed."""
     (link,) = json.loads(run([*ip, "-j", "link", "show", "dev", interface]).stdout)
-    if link.get("ifalias") != tag(places):
+    if not is_ours(places, link):
         raise HutchError(
             f"{what} that is not this hutch's",
             resolution=f"rename or remove it; ours carry the alias {tag(places)!r}",
@@ -235,7 +243,7 @@ def _ensure_links(places: Places, links: Links, network: Network, host: HostNetw
         if outer in host.links:
             run(["ip", "link", "delete", outer])
         batch = [
-            f"link add {outer} type veth peer name {inner} netns {places.namespace}",
+            f"link add {outer} address {places.uplink_mac} type veth peer name {inner} netns {places.namespace}",
             f'link set {outer} alias "{tag(places)}"',
             f"addr add {host_end}/30 dev {outer}",
             f"link set {outer} up",

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hutch.errors import HutchError
+from hutch.errors import HutchError, Problem
 from hutch.files import read_or_none, write_atomic
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Workspace
@@ -28,6 +29,40 @@ def writable_paths(workspace: Workspace) -> tuple[str, ...]:
     """Host directories that the workspace can write."""
     assert workspace.home is not None
     return (workspace.home, *(mount.source for mount in workspace.mounts if not mount.readonly))
+
+
+def check_shares(prefix: str, workspace: Workspace) -> Iterator[Problem]:
+    """What is wrong with the directories of a workspace that is about to start. `prefix` is its key in the file."""
+    assert workspace.home is not None
+    key, home = f"{prefix}.home", workspace.home
+    wrong = check_directory(home, may_be_absent=True)
+    if wrong:
+        yield Problem(wrong, key, home, "a directory of the owner's; hutch makes it when it is absent")
+    elif os.path.lexists(home) and os.lstat(home).st_uid != workspace.owner:
+        hint = f"if that is meant: chown -R {workspace.owner} {home} (while the workspace is stopped)"
+        yield Problem(f"belongs to uid {os.lstat(home).st_uid}, not to the owner {workspace.owner}", key, home, hint)
+    for index, mount in enumerate(workspace.mounts):
+        wrong = check_directory(mount.source, may_be_absent=mount.create)
+        if wrong:
+            hint = "a directory of the host" if mount.create else "a directory of the host, or create = true"
+            yield Problem(wrong, f"{prefix}.mounts[{index}].source", mount.source, hint)
+
+
+def check_directory(path: str, *, may_be_absent: bool) -> str:
+    """Why a directory cannot be shared, in words; "" when it can. The same way as bind.py takes: no symbolic links."""
+    for part in [*reversed(Path(path).parents), Path(path)]:
+        what = "" if part == Path(path) else f"leads through {part}, which "
+        try:
+            mode = os.lstat(part).st_mode
+        except FileNotFoundError:
+            return "" if may_be_absent else f"{what}does not exist"
+        except OSError as error:
+            return f"{what}cannot be looked at: {error.strerror}"
+        if stat.S_ISLNK(mode):
+            return f"{what}is a symbolic link; what it leads to is {os.path.realpath(path)}"
+        if not stat.S_ISDIR(mode):
+            return f"{what}is not a directory"
+    return ""
 
 
 def find_mounts(mountinfo: str) -> dict[str, set[str]]:
@@ -58,7 +93,7 @@ def ensure_shares(places: Places, paths: Iterable[str]) -> None:
         run(["umount", "--lazy", "--no-canonicalize", path])
         kept.remove(path)
     for path in wanted:
-        if not mounts.get(path, set()) >= OPTIONS:
+        if not mounts.get(path, set()) >= OPTIONS and os.path.isdir(path):  # what is not there needs no guard
             kept.append(path)
             _note(places, kept)  # before the mount, so that a crash in between leaves none that nobody knows
             _mount(path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import PurePosixPath
 
 from hutch.errors import HutchError
 from hutch.spec import names
@@ -72,9 +73,9 @@ def allocate(
     return chosen
 
 
-def collisions(workspaces: Mapping[str, Workspace]) -> list[str]:
+def collisions(workspaces: Mapping[str, Workspace], real: Callable[[str], str] = str) -> list[str]:
     """What two workspaces of this host have in common and must not, in words; an interface's name has room for 15
-    bytes only."""
+    bytes only. `real` resolves symbolic links: two paths may lead to one home."""
     found = []
     values: dict[str, Callable[[str, Workspace], object]] = {
         "ip": lambda name, workspace: workspace.ip,
@@ -89,7 +90,34 @@ def collisions(workspaces: Mapping[str, Workspace]) -> list[str]:
             if value in seen:
                 found.append(f"{seen[value]} and {name} have the same {key} {value}")
             seen.setdefault(value, name)
-    return found
+    return [*found, *shared_ports(workspaces), *shared_homes(workspaces, real)]
+
+
+def shared_ports(workspaces: Mapping[str, Workspace]) -> Iterator[str]:
+    """A port of the host leads to one workspace, on each of its addresses."""
+    seen: dict[tuple[int, str], list[tuple[str, str]]] = {}
+    for name, workspace in workspaces.items():
+        for port in workspace.publish:
+            others = seen.setdefault((port.host_port, port.protocol), [])
+            for ip, other in others:
+                if other != name and (not ip or not port.host_ip or ip == port.host_ip):
+                    yield f"{other} and {name} both publish host port {port.host_port}/{port.protocol}"
+                    break
+            others.append((port.host_ip, name))
+
+
+def shared_homes(workspaces: Mapping[str, Workspace], real: Callable[[str], str]) -> Iterator[str]:
+    """A home is one workspace's: not another's too, nor inside another's."""
+    homes = {name: real(workspace.home) for name, workspace in workspaces.items() if workspace.home is not None}
+    owners: dict[str, str] = {}
+    for name, home in homes.items():
+        other = owners.setdefault(home, name)
+        if other != name:
+            yield f"{other} and {name} have the same home {home}"
+    for name, home in homes.items():
+        for parent in PurePosixPath(home).parents:
+            if str(parent) in owners:
+                yield f"the home of {name}, {home}, is inside that of {owners[str(parent)]}, {parent}"
 
 
 def allocate_uids(taken: set[int]) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hutch.spec import names
 from hutch.spec.finding import Finding, Path
 from hutch.spec.model import Network, Workspace
+from hutch.spec.names import Places
 
 UPLINKS = ipaddress.IPv4Network("192.168.84.0/24")  # where an uplink is looked for when none is given
 KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
@@ -60,7 +61,7 @@ def check_network(network: Network) -> Iterator[Finding]:
 
 
 def check_workspaces(
-    drafts: Sequence[Draft], subnet: str | None, *, state_dir: str, file: str, real: Real
+    drafts: Sequence[Draft], subnet: str | None, *, places: Places, file: str, real: Real
 ) -> Iterator[Finding]:
     """Everything that concerns more than one key. `subnet` is None when the file's own is wrong."""
     if subnet is not None:
@@ -69,7 +70,7 @@ def check_workspaces(
     yield from check_ports(drafts)
     for draft in drafts:
         yield from check_targets(draft)
-        yield from check_sources(draft, state_dir=state_dir, file=file, real=real)
+        yield from check_sources(draft, places=places, file=file, real=real)
     yield from check_homes(drafts, real)
 
 
@@ -143,9 +144,13 @@ def check_targets(draft: Draft) -> Iterator[Finding]:
         seen.add(mount.target)
 
 
-def check_sources(draft: Draft, *, state_dir: str, file: str, real: Real) -> Iterator[Finding]:
-    """No share shows the whole host, hutch's own state, or lets a guest rewrite the file that declares it."""
+def check_sources(draft: Draft, *, places: Places, file: str, real: Real) -> Iterator[Finding]:
+    """No share shows the whole host, hutch's own directories, or lets a guest rewrite the file that declares it."""
     workspace = draft.workspace
+    own = {
+        f"hutch's own {what} {path}": {str(path), real(str(path))}
+        for what, path in (("state", places.state), ("runtime directory", places.run))
+    }
     shares: list[tuple[Path, str, bool]] = [
         (draft.path("mounts", index, "source"), mount.source, not mount.readonly)
         for index, mount in enumerate(workspace.mounts)
@@ -160,13 +165,13 @@ def check_sources(draft: Draft, *, state_dir: str, file: str, real: Real) -> Ite
         message, hint = "", "another directory"
         if "/" in aliases:
             message = "is the whole host"
-        elif any(is_inside(alias, kernel) for alias in aliases for kernel in KERNEL_DIRECTORIES):
+        elif any_inside(aliases, KERNEL_DIRECTORIES):
             message = "is a file system of the host's kernel"
-        elif any(is_inside(alias, state) for alias in aliases for state in (state_dir, real(state_dir))):
-            message = f"is in hutch's own state {state_dir}"
-        elif any(is_inside(state, alias) for alias in aliases for state in (state_dir, real(state_dir))):
-            message = f"holds hutch's own state {state_dir}"
-        elif path[-1] == "home" and any(is_inside(alias, own) for alias in aliases for own in SYSTEM_DIRECTORIES):
+        elif around := [what for what, paths in own.items() if any_inside(aliases, paths)]:
+            message = f"is in {around[0]}"
+        elif within := [what for what, paths in own.items() if any_inside(paths, aliases)]:
+            message = f"holds {within[0]}"
+        elif path[-1] == "home" and any_inside(aliases, SYSTEM_DIRECTORIES):
             message = "is in the host's own system"
         elif writable and any(is_inside(file, alias) for alias in aliases):
             message = f"would let the workspace rewrite {file}"
@@ -193,6 +198,11 @@ def check_homes(drafts: Sequence[Draft], real: Real) -> Iterator[Finding]:
 def is_inside(path: str, tree: str) -> bool:
     """Whether `path` is `tree` or in it, by name."""
     return posixpath.normpath(path) == tree or path.startswith(tree.rstrip("/") + "/")
+
+
+def any_inside(paths: Iterable[str], trees: Iterable[str]) -> bool:
+    """Whether any of `paths` is in any of `trees`."""
+    return any(is_inside(path, tree) for tree in trees for path in paths)
 
 
 def once(findings: Iterable[Finding]) -> list[Finding]:

@@ -23,6 +23,7 @@ from hutch.spec.finding import Finding, dotted, shorten, undotted
 from hutch.spec.finding import Path as KeyPath
 from hutch.spec.marker import Invalid
 from hutch.spec.model import Config, Incus, Network, Workspace
+from hutch.spec.names import Places
 from hutch.spec.owner import Owner, default_owner, expand, expand_keys, find_owner, unique
 from hutch.spec.validation import Table, choices, nearest, validate
 from hutch.spec.values import NAME, NAME_HINT, HostPath
@@ -56,7 +57,7 @@ def find_file(explicit: Path | None) -> Path:
     )
 
 
-def load(path: Path, *, state_dir: Path, check: Check = no_check) -> Config:
+def load(path: Path, *, places: Places, check: Check = no_check) -> Config:
     """The configuration in `path`, with paths, owners and keys resolved. Raises ConfigError with every problem.
 
     `check` says what else is wrong with a workspace; its problems need no more than a key, a message and a hint.
@@ -65,7 +66,7 @@ def load(path: Path, *, state_dir: Path, check: Check = no_check) -> Config:
     text = read_file(file)
     data = parse_toml(file, text)
     findings: list[Finding] = []
-    config = read_config(file, data, findings, os.path.abspath(state_dir), check)
+    config = read_config(file, data, findings, places, check)
     if findings:
         raise ConfigError(locate(file, text, findings))
     return config
@@ -145,7 +146,7 @@ def locate(file: str, text: str, findings: Iterable[Finding]) -> list[Problem]:
 # The tables.
 
 
-def read_config(file: str, data: Table, findings: list[Finding], state_dir: str, check: Check) -> Config:
+def read_config(file: str, data: Table, findings: list[Finding], places: Places, check: Check) -> Config:
     """The whole of it; what is wrong is added to `findings` and left out."""
     for key, value in data.items():
         if key not in SECTIONS:
@@ -161,7 +162,7 @@ def read_config(file: str, data: Table, findings: list[Finding], state_dir: str,
     subnet_is_wrong = any(finding.path[:2] == ("network", "subnet") for finding in checked.findings)
     subnet = None if subnet_is_wrong else network.subnet
     findings += crosscheck.check_workspaces(
-        drafts, subnet, state_dir=state_dir, file=file, real=functools.cache(os.path.realpath)
+        drafts, subnet, places=places, file=file, real=functools.cache(os.path.realpath)
     )
     for draft in drafts:
         findings += backend_findings(draft, network, check)
@@ -290,7 +291,14 @@ class Resolver:
                 return self.find_owner(said)
             except Invalid as error:
                 self.findings.append(Finding(draft.path("owner"), error.message, error.hint))
-        return self.find_owner(default_owner(os.environ, os.getuid()))
+        default = default_owner(os.environ, os.getuid())
+        try:
+            return self.find_owner(default)
+        except Invalid as error:
+            if said is None:
+                message = f"is not said, and the default, uid {default}, {error.message}"
+                self.findings.append(Finding(draft.path("owner"), message, error.hint))
+            return Owner(uid=default, gid=default, home=None, name=str(default))
 
     def path(self, path: str, owner: Owner, at: KeyPath) -> str | None:
         """`path` made absolute and checked once more: homes and the file's directory are now part of it."""

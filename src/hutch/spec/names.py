@@ -5,10 +5,10 @@ Nothing else in hutch joins a path under the state or runtime directory, or make
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import os
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,13 @@ UID_RANGES = 4095
 GUEST_UIDS = range(1000, 60001)  # what adduser gives to people, on every distribution
 
 
+def _sha256(name: str) -> bytes:
+    """The digest of a name. Imported here, since it brings OpenSSL with it, which most commands have no use for."""
+    import hashlib
+
+    return hashlib.sha256(name.encode()).digest()
+
+
 def hostname(name: str) -> str:
     """The name of a workspace for ssh and /etc/hosts."""
     return f"workspace-{name}"
@@ -32,12 +39,12 @@ def hostname(name: str) -> str:
 
 def mac(name: str) -> str:
     """The default MAC address: locally administered, the first five bytes of SHA-256(name)."""
-    return ":".join(["02", *(f"{byte:02x}" for byte in hashlib.sha256(name.encode()).digest()[:5])])
+    return ":".join(["02", *(f"{byte:02x}" for byte in _sha256(name)[:5])])
 
 
 def cid(name: str) -> int:
     """The default vsock context id: 100 + the first six hexadecimal digits of SHA-256(name)."""
-    return 100 + int(hashlib.sha256(name.encode()).hexdigest()[:6], 16)
+    return 100 + int(_sha256(name).hex()[:6], 16)
 
 
 def interface(prefix: str, name: str) -> str:
@@ -45,7 +52,7 @@ def interface(prefix: str, name: str) -> str:
     full = f"{prefix}-{name}"
     if len(name) <= IFNAMSIZ - len(prefix) - 1:
         return full
-    digest = hashlib.sha256(name.encode()).hexdigest()[:4]
+    digest = _sha256(name).hex()[:4]
     return f"{prefix}-{name[: IFNAMSIZ - len(prefix) - 1 - len(digest)]}{digest}"
 
 
@@ -98,7 +105,7 @@ class Places:
         """ "hutch", or "hutch-" and six digits for a second one: at most 12 bytes."""
         if str(self.state) == DEFAULT_STATE_DIR:
             return "hutch"
-        return "hutch-" + hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
+        return f"hutch-{zlib.crc32(str(self.state).encode()) & 0xFFFFFF:06x}"
 
     @property
     def namespace(self) -> str:
@@ -113,6 +120,11 @@ class Places:
     def uplink_host(self) -> str:
         """The host's end of the uplink: an interface of the host."""
         return f"{self.instance}-up"
+
+    @property
+    def uplink_mac(self) -> str:
+        """The address of the host's end: no other interface has it, so it says whose it is from its first moment."""
+        return mac(f"uplink of {self.state}")
 
     @property
     def uplink_router(self) -> str:

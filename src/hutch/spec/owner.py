@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hutch.spec.entries import KEY_TYPES, parse_key_line
 from hutch.spec.marker import Invalid
+from hutch.spec.names import UID_FIRST
 from hutch.spec.values import NOBODY
 
 FIRST_USER = 1000
@@ -47,23 +48,36 @@ def default_owner(environ: Mapping[str, str], uid: int) -> int:
             found = pwd.getpwnam(value).pw_uid if variable == "DOAS_USER" else int(value)
         except (KeyError, ValueError):
             continue
-        if 0 < found < NOBODY or NOBODY < found < 2**31:
+        if 0 < found < 2**32 - 1 and found != NOBODY:
             return found
     return FIRST_USER
 
 
 def find_owner(said: int | str) -> Owner:
-    """The owner that a uid or a user name means. Raises Invalid for an unknown name, root and nobody."""
+    """The owner that a uid or a user name means.
+
+    Raises Invalid for an unknown name, for root and nobody, and for ids that are hutch's own or beyond.
+    """
     try:
         entry = pwd.getpwnam(said) if isinstance(said, str) else pwd.getpwuid(said)
     except (KeyError, OverflowError, ValueError):
         if isinstance(said, str):
             raise Invalid("is not a user of this host", "a user name that `getent passwd` lists, or a uid") from None
+        check_ids(said, said)
         return Owner(uid=said, gid=said, home=None, name=str(said))
     if entry.pw_uid in (0, NOBODY):
         raise Invalid(f"is uid {entry.pw_uid}", "a workspace's home belongs to an ordinary user")
+    check_ids(entry.pw_uid, entry.pw_gid)
     home = Path(entry.pw_dir) if entry.pw_dir.startswith("/") and entry.pw_dir != "/" else None
     return Owner(uid=entry.pw_uid, gid=entry.pw_gid, home=home, name=entry.pw_name)
+
+
+def check_ids(uid: int, gid: int) -> None:
+    """From UID_FIRST on, ids belong to workspaces; beyond the sign bit, not every tool takes them."""
+    for kind, number in (("uid", uid), ("group", gid)):
+        if number >= UID_FIRST:
+            why = "which hutch keeps for workspaces" if number < 2**31 else "which is too large"
+            raise Invalid(f"has {kind} {number}, {why}", f"an account whose uid and group are below {UID_FIRST}")
 
 
 def expand(path: str, owner: Owner, directory: Path) -> str:

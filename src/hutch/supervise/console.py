@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 import time
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Log:
@@ -14,11 +18,11 @@ class Log:
     def __init__(self, path: str, limit: int) -> None:
         self.path = path
         self.limit = limit
-        self._open()
+        self._file = self._open(path)
 
-    def _open(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._file = os.open(self.path, flags, 0o600)
+    @staticmethod
+    def _open(path: str, more: int = 0) -> int:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | more, 0o600)
 
     def fileno(self) -> int:
         return self._file
@@ -27,11 +31,23 @@ class Log:
         return os.fstat(self._file).st_size
 
     def write(self, data: bytes) -> None:
-        if self.size() + len(data) > self.limit // 2:
-            os.close(self._file)
-            os.replace(self.path, f"{self.path}.1")
-            self._open()
-        os.write(self._file, data)
+        """On a full file system output is dropped: the workspace runs on."""
+        try:
+            if self.size() + len(data) > self.limit // 2:
+                self._turn()
+            os.write(self._file, data)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+
+    def _turn(self) -> None:
+        """Begin a new file. It is opened first, so that nothing has changed when there is no room for one."""
+        new = f"{self.path}.new"
+        turned = self._open(new, os.O_TRUNC)
+        os.replace(self.path, f"{self.path}.1")
+        os.replace(new, self.path)
+        os.close(self._file)
+        self._file = turned
 
     def note(self, text: str) -> None:
         """A line of our own, told apart from the guest's by its prefix."""

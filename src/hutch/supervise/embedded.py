@@ -140,7 +140,8 @@ class Supervisor:
                     target.write(file["content"])
             run_side_by_side(self.launch["mounts"])
             self._await_network()
-            run_side_by_side([self.launch["connect"]])
+            for stage in self.launch["connect"]:
+                run_side_by_side([[step] for step in stage])
             main.go()
             self.cgroup.join("supervisor")
             self._serve(main, begun)
@@ -344,7 +345,10 @@ def _private(path: str, flags: int) -> int:
 
 
 def _signal_name(number: int) -> str:
-    return signal.Signals(number).name
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal: all but the first and the last have no name
+        return f"signal {number}"
 
 
 def main(launch_path: str, report: str, gate: str) -> NoReturn:

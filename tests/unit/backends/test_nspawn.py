@@ -70,7 +70,7 @@ def test_each_share_is_bound_at_its_target() -> None:
 
 
 def test_the_filter_is_seen_before_the_port_is_raised() -> None:
-    reasons = [step.why for step in launch("web", workspace(), surroundings()).connect]
+    reasons = [step.why for stage in launch("web", workspace(), surroundings()).connect for step in stage]
     assert reasons.index("see the port's filter in place") < reasons.index("raise the port")
 
 

@@ -18,14 +18,15 @@ def test_the_port_is_made_down_and_isolated() -> None:
 
 
 def test_steps() -> None:
-    assert [step.argv for step in PORT.prepare("/run/port")] == [
-        ("ip", "-batch", "/run/port"),
-        ("bridge", "fdb", "replace", "02:4b:5e:57:f6:eb", "dev", "ve-web", "master", "static"),
-        (
-            *("nft", "get", "element", "bridge", "hutch", "bound"),
-            "{ ve-web . 02:4b:5e:57:f6:eb . 192.168.83.2 }",
-        ),
-        ("ip", "link", "set", "ve-web", "up"),
+    stages = PORT.connect("/run/port")
+    bound = "{ ve-web . 02:4b:5e:57:f6:eb . 192.168.83.2 }"
+    assert [[step.argv for step in stage] for stage in stages] == [
+        [("ip", "-batch", "/run/port")],
+        [
+            ("nft", "get", "element", "bridge", "hutch", "bound", bound),
+            ("bridge", "fdb", "replace", "02:4b:5e:57:f6:eb", "dev", "ve-web", "master", "static"),
+        ],
+        [("ip", "link", "set", "ve-web", "up")],
     ]
-    assert not any(step.may_fail for step in PORT.prepare("/run/port"))
+    assert not any(step.may_fail for stage in stages for step in stage)
     assert [(step.argv, step.may_fail) for step in PORT.cleanup()] == [(("ip", "link", "delete", "ve-web"), True)]

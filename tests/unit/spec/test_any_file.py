@@ -13,7 +13,7 @@ from hutch.spec import loading
 from hutch.spec.finding import Finding
 from hutch.spec.model import WORKSPACE_KEYS, Network
 from hutch.spec.validation import Table
-from tests.unit.spec.conftest import STATE
+from tests.unit.facts import PLACES
 
 words = st.sampled_from(
     ["", "container", "vm", "none", "80:80", "1.2.3.4", "192.168.83.9", "10.0.0.0/24", "4GiB", "\n", "é"]
@@ -50,7 +50,7 @@ def test_any_file_gives_a_config_or_problems(data: Table, home: object) -> None:
     text = "\n".join(f"{key} = {render(value)}" for key, value in data.items())
     assert tomllib.loads(text) == data
     findings: list[Finding] = []
-    config = loading.read_config("/nowhere/hutch.toml", data, findings, STATE, loading.no_check)
+    config = loading.read_config("/nowhere/hutch.toml", data, findings, PLACES, loading.no_check)
     problems = loading.locate("/nowhere/hutch.toml", text, findings)
     assert config.file == "/nowhere/hutch.toml"
     for problem in problems:

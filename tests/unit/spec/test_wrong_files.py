@@ -115,6 +115,13 @@ WRONG: dict[str, tuple[str, tuple[Expected, ...]]] = {
     "mount of /": one('mounts = [{ source = "/", target = "/s" }]', "mounts[0].source", "is the whole host"),
     "mount of state": one('mounts = [{ source = "/var/lib/hutch/x", target = "/s" }]', "mounts[0].source", "own state"),
     "mount around state": one('mounts = [{ source = "/var/lib", target = "/s" }]', "mounts[0].source", "holds hutch's"),
+    "mount of runtime": one(
+        'mounts = [{ source = "/run/hutch/dns", target = "/s" }]',
+        "mounts[0].source",
+        "own runtime directory /run/hutch",
+    ),
+    "mount around runtime": one('mounts = [{ source = "/run", target = "/s" }]', "mounts[0].source", "holds hutch's"),
+    "tree in runtime": one('image = "rootfs:/run/hutch/x"', "image", "is in hutch's own runtime directory"),
     "mount of /proc": one('mounts = [{ source = "/proc/1", target = "/s" }]', "mounts[0].source", "kernel"),
     "mount of this file": one('mounts = [{ source = ".", target = "/s" }]', "mounts[0].source", "rewrite"),
     "mount with a colon": one('mounts = [{ source = "/a:b", target = "/s" }]', "mounts[0].source", "holds :"),
