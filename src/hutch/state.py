@@ -223,7 +223,11 @@ def lock(places: Places, *, patience: float = 600.0) -> Iterator[None]:
 @contextmanager
 def host_lock(*, patience: float = 600.0) -> Iterator[None]:
     """Hold the one lock of all hutches of this host. Whoever holds another one takes this one last."""
-    with _held(os.open(HOST_LOCK, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), HOST_LOCK, patience):
+    try:
+        descriptor = os.open(HOST_LOCK, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise needs_root() from error
+    with _held(descriptor, HOST_LOCK, patience):
         yield
 
 

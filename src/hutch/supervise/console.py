@@ -8,7 +8,6 @@ import select
 import socket
 import time
 
-
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -24,7 +24,7 @@ from hutch.supervise.status import write_status
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Sequence
     from typing import Any, NoReturn
 
     from hutch.supervise.status import Status
@@ -91,7 +91,6 @@ class Supervisor:
         reason, code = "", 0
         try:
             self.enter("starting")
-            self._make_cgroup()
             again = True
             while again:
                 again = self._run_once()
@@ -123,7 +122,7 @@ class Supervisor:
         unenforced = [keys[name] for name in missing if name in keys]
         if unenforced:
             text = f"this host's cgroups cannot limit {' and '.join(unenforced)}: the workspace may use all of it"
-            self.status["warnings"].append(text)
+            self.status["warnings"] = [text]
             self.tell("warning", text)
 
     def _run_once(self) -> bool:
@@ -131,17 +130,20 @@ class Supervisor:
         begun = time.monotonic()
         main = None
         try:
-            self.cgroup.make("machine")
-            main = Main(self)
             for path in self.launch["directories"]:
                 os.makedirs(path, exist_ok=True)
             for file in self.launch["files"]:
                 with open(file["path"], "w", encoding="utf-8", opener=_private) as target:
                     target.write(file["content"])
-            run_side_by_side(self.launch["mounts"])
+            mounts = SideBySide(self.launch["mounts"])
+            try:
+                self._make_cgroup()
+                main = Main(self)
+            finally:
+                mounts.finish()
             self._await_network()
             for stage in self.launch["connect"]:
-                run_side_by_side([[step] for step in stage])
+                SideBySide([[step] for step in stage]).finish()
             main.go()
             self.cgroup.join("supervisor")
             self._serve(main, begun)
@@ -152,7 +154,7 @@ class Supervisor:
                 main.close()
             self.cgroup.kill("exec")
             self.cgroup.remove("machine")
-            run_side_by_side([self.launch["cleanup"]])
+            SideBySide([self.launch["cleanup"]]).finish()
         return self._judge(returncode)
 
     def _judge(self, returncode: int) -> bool:
@@ -293,39 +295,42 @@ class Main:
         self.console.close()
 
 
-def run_side_by_side(chains: Sequence[Sequence[dict[str, Any]]]) -> None:
-    """Run each chain of steps in its order, the chains beside each other. Raises StartFailed for a step that fails,
-    after all that had begun have ended; steps that may fail are let be."""
-    left = [list(chain) for chain in chains]
-    running: dict[int, tuple[int, list[dict[str, Any]], dict[str, Any]]] = {}
-    failure = ""
-    while True:
-        for chain in left:
-            if chain and not failure:
-                step = chain.pop(0)
-                output = os.memfd_create("output")
-                running[_spawn_step(step["argv"], output)] = (output, chain, step)
-        if not running:
-            break
-        pid, status = _wait_for_any(running)
-        output, chain, step = running.pop(pid)
-        if status and not step["may_fail"]:
-            said = os.pread(output, 8192, 0).decode("utf-8", "replace").strip()
-            code = os.waitstatus_to_exitcode(status)
-            failure = f"cannot {step['why']}: {said or f'code {code}'}\n  replay: {' '.join(step['argv'])}"
-        os.close(output)
-        left = [chain]
-    if failure:
-        raise StartFailed(failure)
+class SideBySide:
+    """Chains of steps: each chain in its order, the chains beside each other. The first of each begin at once."""
 
+    def __init__(self, chains: Sequence[Sequence[dict[str, Any]]]) -> None:
+        self.running: dict[int, tuple[int, list[dict[str, Any]]]] = {}
+        self.failure = ""
+        for chain in chains:
+            self._begin(list(chain))
 
-def _wait_for_any(running: Container[int]) -> tuple[int, int]:
-    """The next of these children to end; the main process waits for its turn and is not one of them."""
-    while True:
-        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-        if ended is not None and ended.si_pid in running:
-            return os.waitpid(ended.si_pid, 0)
-        raise StartFailed("the main process ended before it was started")
+    def _begin(self, chain: list[dict[str, Any]]) -> None:
+        """Start the first step of what is left of a chain."""
+        if chain and not self.failure:
+            output = os.memfd_create("output")
+            try:
+                self.running[_spawn_step(chain[0]["argv"], output)] = (output, chain)
+            except FileNotFoundError:
+                self.failure = f"{chain[0]['argv'][0]} is not installed"
+
+    def finish(self) -> None:
+        """Wait for all. Raises StartFailed for a step that fails, after all that had begun have ended; no more are
+        begun then. Steps that may fail are let be."""
+        while self.running:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            if ended is None or ended.si_pid not in self.running:
+                raise StartFailed("the main process ended before it was started")
+            status = os.waitpid(ended.si_pid, 0)[1]
+            output, (step, *rest) = self.running.pop(ended.si_pid)
+            if status and not step["may_fail"]:
+                said = os.pread(output, 8192, 0).decode("utf-8", "replace").strip()
+                code = os.waitstatus_to_exitcode(status)
+                replay = " ".join(step["argv"])
+                self.failure = f"cannot {step['why']}: {said or f'code {code}'}\n  replay: {replay}"
+            os.close(output)
+            self._begin(rest)
+        if self.failure:
+            raise StartFailed(self.failure)
 
 
 def _spawn_step(argv: list[str], output: int) -> int:
@@ -334,10 +339,7 @@ def _spawn_step(argv: list[str], output: int) -> int:
         (os.POSIX_SPAWN_DUP2, output, 1),
         (os.POSIX_SPAWN_DUP2, output, 2),
     ]
-    try:
-        return os.posix_spawnp(argv[0], argv, ENVIRONMENT, file_actions=streams)
-    except FileNotFoundError as error:
-        raise StartFailed(f"{argv[0]} is not installed") from error
+    return os.posix_spawnp(argv[0], argv, ENVIRONMENT, file_actions=streams)
 
 
 def _private(path: str, flags: int) -> int:

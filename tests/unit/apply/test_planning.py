@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +13,18 @@ from typing import Any
 import pytest
 
 from hutch.api import Hutch
-from hutch.apply.converge import in_force, members_of
-from hutch.apply.planning import check_bystanders, check_ownership, check_sockets
-from hutch.errors import HutchError, UsageError
+from hutch.apply import converge
+from hutch.apply.converge import check_shares, converge_homes, first_network, in_force, members_of
+from hutch.apply.planning import check_bystanders, check_owners, check_ownership, check_sockets
+from hutch.errors import ConfigError, HutchError, UsageError
+from hutch.host import shares
 from hutch.host.process import start_time
 from hutch.host.ssh import key_holders
 from hutch.plan.planner import network_changes
 from hutch.spec.entries import Publish
 from hutch.spec.model import Config, Mount, Workspace
 from hutch.spec.names import Places
-from hutch.state import Booted, Record, write_record
+from hutch.state import Booted, NetworkRecord, Record, write_network, write_record
 from hutch.supervise.status import write_status
 from tests.unit.facts import NETWORK, workspace
 
@@ -66,6 +71,62 @@ def test_a_workspace_belongs_to_its_file(tmp_path: Path) -> None:
     with pytest.raises(HutchError) as caught:
         check_ownership(declaring("web"), records)
     assert caught.value.details == f"web belongs to {other}"
+
+
+def test_an_account_may_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record knows the owner by number; what the number means may change."""
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd(("a", "x", uid, uid * 2**20, "", "/", "")))
+    check_owners("/f", {"web": workspace(owner=1)})
+    with pytest.raises(ConfigError) as caught:
+        check_owners("/f", {"web": workspace(owner=1), "lab": workspace(owner=5000), "dev": workspace(owner=4000)})
+    assert [(p.file, p.key, p.value) for p in caught.value.problems] == [
+        ("/f", "workspaces.lab.owner", "5000"),
+        ("/f", "workspaces.dev.owner", "4000"),
+    ]
+
+
+def test_who_cannot_start_is_named_with_key_and_file(tmp_path: Path) -> None:
+    gone = f"{tmp_path}/gone"
+    good = workspace(owner=os.getuid(), home=f"{tmp_path}/home")
+    bad = replace(good, mounts=(Mount(gone, "/srv/x"),))
+    check_shares([("/f", "good", good)])
+    with pytest.raises(ConfigError) as caught:
+        check_shares([("/f", "good", good), ("/g", "bad", bad)])
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(f"/g: workspaces.bad.mounts[0].source = {gone}: does not exist")
+    assert not os.listdir(tmp_path)
+
+
+def test_one_that_cannot_be_does_not_hold_up_the_others(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[str] = []
+    monkeypatch.setattr(shares, "ensure_shares", lambda places, paths: shared.extend(paths))
+    uid = os.getuid()
+    monkeypatch.setattr(os, "chown", lambda *arguments: None)
+    foreign, new = places.state.parent / "foreign", places.state.parent / "new"
+    foreign.mkdir()
+    records = {
+        "bad": record("bad", owner=uid + 1, home=str(foreign)),
+        "good": record("good", owner=uid, home=str(new), mounts=(Mount(str(foreign), "/x", create=True),)),
+    }
+    converge_homes(places, records)
+    assert new.is_dir()
+    assert shared == [str(foreign), str(new), str(foreign)]
+
+
+def test_a_free_uplink_is_chosen_by_one_at_a_time(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    @contextmanager
+    def host_lock() -> Iterator[None]:
+        taken.append("lock")
+        yield
+
+    monkeypatch.setattr(converge, "host_lock", host_lock)
+    with first_network(places):
+        assert taken == ["lock"]
+    write_network(places, NetworkRecord(NETWORK, "/f", {}))
+    with first_network(places):  # its uplink is chosen
+        assert taken == ["lock"]
 
 
 def test_whose_keys_are_made() -> None:

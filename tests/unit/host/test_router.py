@@ -15,6 +15,7 @@ from hutch.host.router import (
     check_overlap,
     choose_uplink,
     inside,
+    is_ours,
     is_settled,
     tag,
     wanted_sysctls,
@@ -154,6 +155,18 @@ def test_sysctls() -> None:
         "net/ipv4/ip_forward": "1",
         f"net/ipv4/conf/{SECOND.uplink_host}/route_localnet": "1",
     }
+
+
+def test_what_a_crash_left_untagged_is_known_by_its_address() -> None:
+    made = {"ifname": "hutch-up", "address": PLACES.uplink_mac}
+    assert is_ours(PLACES, made)
+    assert is_ours(PLACES, {"ifname": "hutch-up", "address": "02:00:00:00:00:01", "ifalias": "hutch /var/lib/hutch"})
+    assert not is_ours(SECOND, made)
+    assert not is_ours(PLACES, {**made, "ifalias": "somebody else's"})
+    assert not is_ours(PLACES, {"ifname": "hutch-up", "address": "02:00:00:00:00:01"})
+    assert not is_ours(PLACES, {"ifname": "lo", "address": "00:00:00:00:00:00"})
+    assert not is_ours(PLACES, {"ifname": "lo"})
+    assert PLACES.uplink_mac != SECOND.uplink_mac
 
 
 def test_interfaces_say_whose_they_are() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from hutch.host.bind import open_strictly
 from hutch.host.dns import Resolver, observe_resolver, wanted_resolvers
 from hutch.host.process import is_alive, open_process, start_time
 from hutch.spec.model import Mount
+from hutch.spec.names import Places
 from tests.unit.facts import NETWORK, PLACES, check_golden, workspace
 
 # dns
@@ -88,6 +89,46 @@ def test_somebody_elses_directory_is_no_home(tmp_path: Path) -> None:
     with pytest.raises(HutchError, match="belongs to uid") as caught:
         shares.ensure_home(tmp_path, os.getuid() + 1, 7)
     assert f"chown -R {os.getuid() + 1}:7 {tmp_path}" in caught.value.resolution
+
+
+def test_directories_are_looked_at_before_anything_starts(tmp_path: Path) -> None:
+    uid = os.getuid()
+    (tmp_path / "file").touch()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    mounts = (
+        Mount(f"{tmp_path}/there", "/a"),
+        Mount(f"{tmp_path}/gone", "/b"),
+        Mount(f"{tmp_path}/gone", "/c", create=True),
+        Mount(f"{tmp_path}/file", "/d", create=True),
+        Mount(f"{tmp_path}/link/x", "/e"),
+        Mount(f"{tmp_path}/gone/x", "/f"),
+    )
+    fine = workspace(owner=uid, home=f"{tmp_path}/there", mounts=mounts[:1])
+    assert list(shares.check_shares("workspaces.web", fine)) == []
+    assert list(shares.check_shares("workspaces.web", replace(fine, home=f"{tmp_path}/new/home"))) == []
+    found = list(shares.check_shares("workspaces.web", replace(fine, mounts=mounts)))
+    assert [(problem.key.removeprefix("workspaces.web."), problem.message) for problem in found] == [
+        ("mounts[1].source", "does not exist"),
+        ("mounts[3].source", "is not a directory"),
+        ("mounts[4].source", f"leads through {tmp_path}/link, which is a symbolic link; "
+         f"what it leads to is {tmp_path}/there/x"),
+        ("mounts[5].source", f"leads through {tmp_path}/gone, which does not exist"),
+    ]  # fmt: skip
+    assert "create = true" in found[0].hint
+    (foreign,) = shares.check_shares("workspaces.web", replace(fine, owner=uid + 1))
+    assert (foreign.key, foreign.message) == (
+        "workspaces.web.home",
+        f"belongs to uid {uid}, not to the owner {uid + 1}",
+    )
+    (no_directory,) = shares.check_shares("workspaces.web", replace(fine, home=f"{tmp_path}/file/home"))
+    assert no_directory.message == f"leads through {tmp_path}/file, which is not a directory"
+
+
+def test_what_is_not_there_needs_no_guard(tmp_path: Path) -> None:
+    places = Places(tmp_path / "state", tmp_path / "run")
+    shares.ensure_shares(places, [f"{tmp_path}/gone"])
+    assert os.listdir(tmp_path) == []
 
 
 # bind

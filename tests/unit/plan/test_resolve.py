@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hutch.errors import HutchError
 from hutch.plan.resolve import allocate, allocate_uids, collisions, resolve
 from hutch.spec import names
-from hutch.spec.model import Workspace
+from hutch.spec.model import Publish, Workspace
 from tests.unit.facts import NETWORK, PLACES, workspace
 
 OPEN = Workspace(type="container")
@@ -140,7 +141,7 @@ def test_no_address_is_given_twice(declared: dict[str, str | None], kept: dict[s
 
 def test_collisions() -> None:
     assert collisions({"a": workspace("a"), "b": workspace("b", ip="192.168.83.3")}) == []
-    twins = {"a": workspace("a"), "b": workspace("a")}
+    twins = {"a": workspace("a"), "b": workspace("a", home="/srv/b")}
     assert collisions(twins) == [
         "a and b have the same ip 192.168.83.2",
         f"a and b have the same mac {names.mac('a')}",
@@ -148,13 +149,57 @@ def test_collisions() -> None:
     ]
 
 
+def pair(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Workspace]:
+    homes = {"a": str(PLACES.home("a")), "b": str(PLACES.home("b"))}
+    return {
+        "a": workspace("a", **{"home": homes["a"], **first}),
+        "b": workspace("b", **{"ip": "192.168.83.3", "home": homes["b"], **second}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "port"),
+    [
+        ((("", 80, 80, "tcp"),), (("", 80, 81, "tcp"),), "80/tcp"),
+        ((("", 53, 53, "udp"),), (("127.0.0.1", 53, 53, "udp"),), "53/udp"),
+        ((("127.0.0.1", 80, 80, "tcp"),), (("", 80, 80, "tcp"),), "80/tcp"),
+        ((("10.0.0.1", 80, 80, "tcp"),), (("10.0.0.2", 80, 80, "tcp"),), None),
+        ((("", 80, 80, "tcp"),), (("", 80, 80, "udp"), ("", 81, 80, "tcp")), None),
+        ((("", 80, 80, "tcp"), ("127.0.0.1", 80, 81, "tcp")), (), None),  # within one file that is refused earlier
+    ],
+)
+def test_host_ports_of_two_files(first: tuple[Any, ...], second: tuple[Any, ...], port: str | None) -> None:
+    found = collisions(
+        pair({"publish": tuple(Publish(*p) for p in first)}, {"publish": tuple(Publish(*p) for p in second)})
+    )
+    assert found == ([f"a and b both publish host port {port}"] if port else [])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("/srv/x", "/srv/x", "a and b have the same home /srv/x"),
+        ("/srv/x", "/srv/x/deep/y", "the home of b, /srv/x/deep/y, is inside that of a, /srv/x"),
+        ("/srv/x/y", "/srv/x", "the home of a, /srv/x/y, is inside that of b, /srv/x"),
+        ("/link", "/srv/x", "a and b have the same home /srv/x"),
+        ("/srv/x", "/srv/xy", None),
+    ],
+)
+def test_homes_of_two_files(first: str, second: str, words: str | None) -> None:
+    found = collisions(pair({"home": first}, {"home": second}), lambda path: {"/link": "/srv/x"}.get(path, path))
+    assert found == ([words] if words else [])
+
+
 def test_interfaces_of_long_names_can_collide() -> None:
     some = [f"a-long-prefix-{number}" for number in range(2000)]
     seen: dict[str, str] = {}
     pairs = [(seen.setdefault(names.port(name, "container"), name), name) for name in some]
     other, name = next((other, name) for other, name in pairs if other != name)
-    pair = {other: workspace(other), name: workspace(name, ip="192.168.83.3")}
-    (found,) = collisions(pair)
+    both = {
+        other: workspace(other, home=str(PLACES.home(other))),
+        name: workspace(name, ip="192.168.83.3", home=str(PLACES.home(name))),
+    }
+    (found,) = collisions(both)
     assert found.startswith(f"{other} and {name} have the same interface ve-a-long-p")
 
 

@@ -234,6 +234,20 @@ type = "vm"
     assert found[0].value == '"none"'
 
 
+@pytest.mark.parametrize("uid", [names.UID_FIRST, 3_000_000_000])
+def test_a_default_owner_that_cannot_be(problems: Problems, monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
+    monkeypatch.setenv("SUDO_UID", str(uid))
+    (problem,) = problems("[workspaces.a]\ntype = 'container'\n[workspaces.b]\ntype = 'container'\nowner = 'bob'\n")
+    assert (problem.line, problem.key) == (1, "workspaces.a.owner")
+    assert problem.message.startswith(f"is not said, and the default, uid {uid}, has uid {uid}, which")
+
+
+def test_links_to_the_runtime_directory_are_seen(problems: Problems, tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to("/run/hutch")
+    (problem,) = problems(f"[workspaces.a]\ntype = 'vm'\nmounts = [{{source='{tmp_path}/run/dns', target='/a'}}]")
+    assert problem.message == "is in hutch's own runtime directory /run/hutch"
+
+
 def test_links_to_the_state_and_to_the_root_are_seen(problems: Problems, tmp_path: Path) -> None:
     (tmp_path / "state").symlink_to("/var/lib/hutch/images")
     (tmp_path / "root").symlink_to("/")

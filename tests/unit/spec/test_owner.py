@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
 
 from hutch.spec.marker import Invalid
+from hutch.spec.names import UID_FIRST
 from hutch.spec.owner import Owner, default_owner, expand, expand_keys, find_owner, owner_keys, unique
 from tests.unit.spec.conftest import key_line
 
@@ -24,6 +26,9 @@ from tests.unit.spec.conftest import key_line
         ({"SUDO_UID": "65534"}, 0, 1000),
         ({"SUDO_UID": "x", "DOAS_USER": "root", "PKEXEC_UID": "-1"}, 0, 1000),
         ({"SUDO_UID": "9" * 30}, 0, 1000),
+        ({"SUDO_UID": "4294967295"}, 0, 1000),  # no uid at all
+        ({"SUDO_UID": "3000000000"}, 0, 3000000000),  # one that is refused, not taken for somebody else
+        ({"SUDO_UID": str(UID_FIRST)}, 0, UID_FIRST),
         ({}, 0, 1000),
     ],
 )
@@ -39,6 +44,31 @@ def test_owners(home: Path) -> None:
     for wrong in ("carol", "root", "nobody", 0, 65534):
         with pytest.raises(Invalid):
             find_owner(wrong)
+
+
+@pytest.mark.parametrize(
+    ("uid", "gid", "words"),
+    [
+        (UID_FIRST, 100, f"has uid {UID_FIRST}, which hutch keeps for workspaces"),
+        (2**31, 100, "has uid 2147483648, which is too large"),
+        (1003, UID_FIRST + 5, f"has group {UID_FIRST + 5}, which hutch keeps for workspaces"),
+        (1003, 2**31, "has group 2147483648, which is too large"),
+    ],
+)
+def test_ids_that_are_hutchs_own(home: Path, monkeypatch: pytest.MonkeyPatch, uid: int, gid: int, words: str) -> None:
+    dave = pwd.struct_passwd(("dave", "x", uid, gid, "", "/home/dave", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwnam", {"dave": dave}.__getitem__)
+    monkeypatch.setattr(pwd, "getpwuid", {uid: dave}.__getitem__)
+    for said in ("dave", uid):
+        with pytest.raises(Invalid, match=words) as caught:
+            find_owner(said)
+        assert caught.value.hint == f"an account whose uid and group are below {UID_FIRST}"
+
+
+def test_a_uid_without_an_account_may_be_hutchs_own_too(home: Path) -> None:
+    with pytest.raises(Invalid, match="which hutch keeps"):
+        find_owner(UID_FIRST + 7)
+    assert find_owner(UID_FIRST - 1).uid == UID_FIRST - 1
 
 
 def test_paths(home: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hutch import state
 from hutch.errors import HutchError
 from hutch.spec.entries import Publish
 from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, Workspace
@@ -24,6 +25,7 @@ from hutch.state import (
     Record,
     decode,
     encode,
+    host_lock,
     journaled,
     lock,
     make_directory,
@@ -290,6 +292,17 @@ def test_the_lock_is_given_back_after_a_failure(places: Places) -> None:
     descriptor = os.open(places.lock, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(descriptor)
+
+
+def test_all_hutches_of_a_host_share_a_lock(places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "HOST_LOCK", str(tmp_path))
+    with lock(places), host_lock(patience=0.0):
+        with pytest.raises(HutchError, match="another hutch") as caught, host_lock(patience=0.05):
+            pass
+        assert caught.value.resolution == f"see who holds it: fuser {tmp_path}"
+    with host_lock(patience=0.0):
+        pass
+    assert os.listdir(tmp_path) == ["state"]
 
 
 def test_the_lock_is_no_link(places: Places) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,31 @@ def test_the_log_is_bounded_and_keeps_the_end(log: Log) -> None:
         assert everything.endswith(kept(log))
         assert len(kept(log)) >= min(len(everything), log.limit // 2 - len(line))
     log.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["write", "open"])
+def test_a_full_disk_costs_output_only(log: Log, monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
+    def full(*arguments: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    log.write(b"a" * 400)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, full)
+        log.write(b"b" * 400)  # would begin a new file
+    assert kept(log) == b"a" * 400
+    log.write(b"c" * 400)
+    assert kept(log) == b"a" * 400 + b"c" * 400
+    log.close()
+
+
+def test_another_failure_of_the_log_is_one(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> int:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="broken"):
+        patched.setattr(os, "write", broken)
+        log.write(b"x")
 
 
 def test_the_log_goes_on_where_it_was(log: Log) -> None:
