@@ -58,12 +58,14 @@ class Record:
 class NetworkRecord:
     """The network as it was last set up, and what the host had before.
 
-    `sysctls` maps each kernel setting that hutch changed to the value it had.
+    `sysctls` maps each kernel setting that hutch changed to the value it had; `forwarders` are the interfaces
+    for which the host might forward packets that were there then.
     """
 
     network: Network
     file: str
     sysctls: dict[str, str] = field(default_factory=dict)
+    forwarders: tuple[str, ...] = ()
 
 
 # Reading and writing one record.
@@ -173,7 +175,7 @@ def read_network(places: Places) -> NetworkRecord | None:
         return None
     body = decode(path, data)
     try:
-        return NetworkRecord(Network(**body["network"]), body["file"], dict(body["sysctls"]))
+        return NetworkRecord(Network(**body["network"]), body["file"], dict(body["sysctls"]), tuple(body["forwarders"]))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"a field is missing or wrong ({error})") from error
 

@@ -6,22 +6,19 @@ import os
 import random
 import signal
 import subprocess
-import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hutch.spec.names import Places
-from tests.host.instance import HUTCH, Instance
+from tests.host.golden import assert_as_declared, make_golden
+from tests.host.instance import Instance
 from tests.host.opening import open_instance
-from tests.host.processes import Process, ended, host_processes, nspawn_of, supervisor_of
-from tests.host.residue import cgroups_of, observe
-from tests.support import machine
-from tests.support.world import PUBLIC, World
+from tests.host.processes import Process, ended, nspawn_of, supervisor_of
+from tests.host.residue import cgroups_of
+from tests.support.world import World
 
-KEYS = 'publish = ["18090:80"]\nenv = { A = "b" }\n'
 MOMENTS = 7
 
 
@@ -32,54 +29,11 @@ def reference(world: World, images: Path, workspace_type: str) -> Iterator[tuple
         yield instance, make_golden(instance, workspace_type)
 
 
-def make_golden(instance: Instance, workspace_type: str) -> list[str]:
-    """Start `web`, with something in its home, and return the shape of the host with it."""
-    instance.declare(workspace_type, web=KEYS)
-    instance.up()
-    instance.ssh("web", "echo precious > ~/precious")
-    return shape(instance)
-
-
 @pytest.fixture
 def golden(reference: tuple[Instance, list[str]]) -> tuple[Instance, list[str]]:
     """The same, running again whatever the test before did."""
     reference[0].up()
     return reference
-
-
-def shape(instance: Instance) -> list[str]:
-    """The host while workspaces run, without numbers that differ from start to start."""
-    seen = observe()
-    lines = [
-        f"{section}: {line}"
-        for section in ("routes", "routing rules", "firewall", "mounts", "etc")
-        for line in seen[section]
-    ]
-    lines += [f"{section}: {line}" for section in ("run", "namespaces", "kernel settings") for line in seen[section]]
-    lines += [f"interface: {line.split()[0]}" for line in seen["interfaces"]]
-    lines += [f"processes: {count} of {name}" for name, count in sorted(Counter(host_processes()).items())]
-    lines += [f"cgroup: {path}" for path in cgroups_of(instance)]
-    return sorted(lines)
-
-
-def assert_as_declared(instance: Instance, golden: list[str]) -> None:
-    """Running, reachable, as a clean start would have left it; and one more `up` changes nothing."""
-    state = instance.status("web")["state"]
-    assert state == "running", state
-    said = instance.ssh("web", f"cat ~/precious; curl --silent --max-time 10 http://{PUBLIC}/").stdout
-    assert said.startswith("precious\ninternet "), said
-    changed = machine.difference({"shape": tuple(golden)}, {"shape": tuple(settle(instance, golden))})
-    assert not changed, changed
-    action = instance.plan()["web"]["action"]
-    assert action == "no change", action
-
-
-def settle(instance: Instance, golden: list[str]) -> list[str]:
-    """The shape, once ended processes are reaped."""
-    deadline = time.monotonic() + 5
-    while (now := shape(instance)) != golden and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return now
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))
@@ -104,44 +58,6 @@ def test_the_command_line_is_killed_while_it_restarts(golden: tuple[Instance, li
     kill_after(instance, 0.35, "restart", "web")
     instance.up()
     assert_as_declared(instance, expected)
-
-
-SPAWNS = "vfork,fork,clone,clone3"
-RENAMES = "rename,renameat,renameat2"
-
-
-@pytest.mark.parametrize("calls", [SPAWNS, RENAMES], ids=["spawn", "rename"])
-@pytest.mark.parametrize("command", ["up", "restart", "rm"])
-def test_the_command_line_is_killed_at_every_effect(
-    instance: Instance, workspace_type: str, command: str, calls: str
-) -> None:
-    """SIGKILL just before every third start of a command or replacement of a file, from the first on."""
-    expected = make_golden(instance, workspace_type)
-    for count in range(1, 200, 3):
-        if command == "up":
-            instance.hutch("rm", "web")
-        arguments = ["up"] if command == "up" else [command, "web"]
-        killed = kill_before(instance, f"{calls}:signal=SIGKILL:when={count}", calls, *arguments)
-        instance.up()
-        assert_as_declared(instance, expected)
-        if not killed:
-            break
-    assert count > 1
-
-
-def kill_before(instance: Instance, injection: str, calls: str, *arguments: str) -> bool:
-    """Run a command that dies by the injection; False when it came to its end before that."""
-    strace = ["strace", "--quiet=all", "--output=/dev/null", "-e", f"trace={calls}", "-e", f"inject={injection}"]
-    result = subprocess.run(
-        [*strace, *HUTCH, *arguments],
-        cwd=instance.directory,
-        env=instance.environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        timeout=60,
-    )
-    return result.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 def kill_after(instance: Instance, seconds: float, *arguments: str) -> None:

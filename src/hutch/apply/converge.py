@@ -87,14 +87,35 @@ def converge_network(places: Places, network: Network, file: str, records: Mappi
     if before is not None and before.network != network:
         remove_resolvers(places)
         router.remove_router(places)
-    # The record comes first: after a crash it is what tells the next run what is ours.
-    kept = before.sysctls if before is not None else {}
-    write_network(places, NetworkRecord(network, file, kept))
+    # The record comes first: after a crash it is what tells the next run what is ours, and what was there.
+    record = new_record(places, network, file) if before is None else replace(before, network=network, file=file)
+    write_network(places, record)
     router.ensure_router(places, network, members)
-    changed = router.ensure_sysctls(router.wanted_sysctls(places, members))
-    if changed:
-        write_network(places, NetworkRecord(network, file, {**changed, **kept}))
+    settings = router.wanted_sysctls(places, members)
+    different = router.observe_sysctls(settings)
+    if different:
+        write_network(places, replace(record, sysctls={**different, **record.sysctls}))
+        router.write_sysctls({name: settings[name] for name in different})
     ensure_resolvers(places, network)
+
+
+def new_record(places: Places, network: Network, file: str) -> NetworkRecord:
+    """What is noted before anything is made. Where another hutch has the host forward packets already, what it found
+    before that is noted here too: whichever of them leaves last puts it back."""
+    found = router.observe_forwarders()
+    others = {name: state for name, alias in found.items() if (state := router.tagged_state(alias))}
+    values = {}
+    for state in others.values():
+        with suppress(HutchError):  # a record of theirs that is damaged is theirs to mend
+            record = read_network(Places(state, places.run))
+            values.update(record.sysctls if record is not None else {})
+    sysctls = {name: value for name, value in values.items() if name == router.FORWARDING}
+    return NetworkRecord(network, file, sysctls, tuple(name for name in found if name not in others))
+
+
+def restorable(record: NetworkRecord, forwarders: Iterable[str]) -> dict[str, str]:
+    """The settings to put back as they were; none once something else has come for which the host forwards packets."""
+    return record.sysctls if set(forwarders) <= set(record.forwarders) else {}
 
 
 def converge_keys(places: Places, records: Mapping[str, Record]) -> dict[int, str]:
@@ -170,7 +191,10 @@ def dismantle(places: Places) -> None:
     ssh.remove_trust(places)
     shares.ensure_shares(places, ())
     remove_resolvers(places)
-    router.remove_router(places)
-    if record is not None:
-        router.restore_sysctls(record.sysctls)
-    remove_network(places)
+    if record is None:
+        router.remove_router(places)
+        return
+    with host_lock():  # another hutch that comes now must find forwarding either as it was or in use
+        router.remove_router(places)
+        router.write_sysctls(restorable(record, router.observe_forwarders()))
+        remove_network(places)

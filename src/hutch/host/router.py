@@ -23,6 +23,7 @@ from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 
+FORWARDING = "net/ipv4/ip_forward"
 UPLINKS = ipaddress.IPv4Network("192.168.84.0/24")
 NAMESPACE = """
 ip link set dev lo alias "$1" up
@@ -282,33 +283,36 @@ def wanted_sysctls(places: Places, members: Iterable[Member]) -> dict[str, str]:
 
     `route_localnet`, on our own interface only, lets a published port answer on 127.0.0.1 too.
     """
-    settings = {"net/ipv4/ip_forward": "1"}
+    settings = {FORWARDING: "1"}
     if any(member.publish for member in members):
         settings[f"net/ipv4/conf/{places.uplink_host}/route_localnet"] = "1"
     return settings
 
 
-def ensure_sysctls(settings: Mapping[str, str]) -> dict[str, str]:
-    """Set what differs; returns the values that were there before, for those that were changed."""
-    before = {}
+def observe_sysctls(settings: Mapping[str, str]) -> dict[str, str]:
+    """The values that are there, for the settings that differ."""
+    found = {name: (Path("/proc/sys") / name).read_text(encoding="ascii").strip() for name in settings}
+    return {name: value for name, value in found.items() if value != settings[name]}
+
+
+def write_sysctls(settings: Mapping[str, str]) -> None:
+    """Those of an interface that is gone are gone with it."""
     for name, value in settings.items():
         path = Path("/proc/sys") / name
-        found = path.read_text(encoding="ascii").strip()
-        if found != value:
-            path.write_text(value, encoding="ascii")
-            before[name] = found
-    return before
-
-
-def restore_sysctls(before: Mapping[str, str]) -> None:
-    """Put back what was there, unless something else on the host has come to forward packets meanwhile."""
-    for name, value in before.items():
-        path = Path("/proc/sys") / name
-        if path.exists() and not _others_forward():
+        if path.exists():
             path.write_text(value, encoding="ascii")
 
 
-def _others_forward() -> bool:
+def observe_forwarders() -> dict[str, str]:
+    """Interfaces of the host for which it might forward packets, with their aliases."""
     links = json.loads(run(["ip", "-j", "-d", "link"]).stdout)
-    kinds = {link.get("linkinfo", {}).get("info_kind") for link in links}
-    return bool(kinds & {"bridge", "veth", "tun", "wireguard"})
+    kinds = ("bridge", "veth", "tun", "wireguard")
+    return {
+        link["ifname"]: link.get("ifalias", "") for link in links if link.get("linkinfo", {}).get("info_kind") in kinds
+    }
+
+
+def tagged_state(alias: str) -> Path | None:
+    """The state directory of the hutch whose interface carries this alias; None for everybody else's."""
+    word, _, path = alias.partition(" ")
+    return Path(path) if word == "hutch" and path.startswith("/") else None

@@ -14,10 +14,18 @@ import pytest
 
 from hutch.api import Hutch
 from hutch.apply import converge
-from hutch.apply.converge import check_shares, converge_homes, first_network, in_force, members_of
+from hutch.apply.converge import (
+    check_shares,
+    converge_homes,
+    first_network,
+    in_force,
+    members_of,
+    new_record,
+    restorable,
+)
 from hutch.apply.planning import check_bystanders, check_owners, check_ownership, check_sockets
 from hutch.errors import ConfigError, HutchError, UsageError
-from hutch.host import shares
+from hutch.host import router, shares
 from hutch.host.process import start_time
 from hutch.host.ssh import key_holders
 from hutch.plan.planner import network_changes
@@ -127,6 +135,21 @@ def test_a_free_uplink_is_chosen_by_one_at_a_time(places: Places, monkeypatch: p
     write_network(places, NetworkRecord(NETWORK, "/f", {}))
     with first_network(places):  # its uplink is chosen
         assert taken == ["lock"]
+
+
+def test_forwarding_is_put_back_by_whoever_leaves_last(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second hutch finds it on; what the first found is what it must be in the end."""
+    other, damaged = Places(places.state / "a", places.run), Places(places.state / "b", places.run)
+    write_network(other, NetworkRecord(NETWORK, "/g", {"net/ipv4/ip_forward": "0", "net/of/its/own": "0"}))
+    damaged.network_record.parent.mkdir()
+    damaged.network_record.write_text("{")
+    found = {"eth0": "", "up-a": f"hutch {other.state}", "up-b": f"hutch {damaged.state}", "tun0": "hutch of gold"}
+    monkeypatch.setattr(router, "observe_forwarders", lambda: found)
+    made = new_record(places, NETWORK, "/f")
+    assert made == NetworkRecord(NETWORK, "/f", {"net/ipv4/ip_forward": "0"}, ("eth0", "tun0"))
+    assert restorable(made, found) == {}
+    assert restorable(made, ["eth0", "docker0"]) == {}
+    assert restorable(made, ["eth0"]) == {"net/ipv4/ip_forward": "0"}
 
 
 def test_whose_keys_are_made() -> None:

@@ -234,7 +234,9 @@ def test_reading_without_the_right_to(places: Places, monkeypatch: pytest.Monkey
 
 def test_the_network_survives_the_disk(places: Places) -> None:
     assert read_network(places) is None
-    record = NetworkRecord(Network(uplink="192.168.84.0/30"), "/srv/hutch.toml", {"net/ipv4/ip_forward": "0"})
+    record = NetworkRecord(
+        Network(uplink="192.168.84.0/30"), "/srv/hutch.toml", {"net/ipv4/ip_forward": "0"}, ("eth0",)
+    )
     write_network(places, record)
     assert read_network(places) == record
     for _ in range(2):
