@@ -179,9 +179,12 @@ class Hutch:
 
     def remove(self, name: str, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
         """Stop and remove. Without `force`, refuses while unsaved git work or a live session is in the way."""
-        from hutch.apply.execute import remove
+        from hutch.apply.recovery import recover
+        from hutch.apply.removal import remove
         from hutch.apply.unsaved import obstacles
 
+        with lock(self.places):
+            recover(self.places)
         record = read_record(self.places, name) if is_name(name) else None
         if record is None or (record.removed and not purge):
             raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them")
@@ -192,7 +195,7 @@ class Hutch:
                     f"{name} was not removed", details="\n".join(found), resolution="--force removes it all the same"
                 )
         with lock(self.places):
-            return remove(self.places, name, purge=purge)
+            return remove(self.places, record, purge=purge)
 
     def launch(self, name: str) -> Launch:
         """The Launch that the next start of the workspace would run."""

@@ -256,6 +256,10 @@ def _held(descriptor: int, path: str, patience: float) -> Iterator[None]:
         os.close(descriptor)
 
 
+PURGE = "purge"
+"""The journal's name for the one action that is finished rather than undone: what it deletes cannot be had back."""
+
+
 @contextmanager
 def journaled(places: Places, action: str, names: tuple[str, ...]) -> Iterator[None]:
     """Note what is about to be done, so that a run after a crash knows what was left half done."""
@@ -264,12 +268,13 @@ def journaled(places: Places, action: str, names: tuple[str, ...]) -> Iterator[N
     places.journal.unlink(missing_ok=True)
 
 
-def unfinished(places: Places) -> tuple[str, ...]:
-    """The workspaces of an action that was begun and never ended."""
+def unfinished(places: Places) -> tuple[str, tuple[str, ...]] | None:
+    """The action that was begun and never ended, with its workspaces; None when all is well."""
     data = read_or_none(places.journal)
     if data is None:
-        return ()
+        return None
     try:
-        return tuple(decode(places.journal, data)["workspaces"])
-    except HutchError:  # a journal torn by a power cut says only that something was going on: look at everything
-        return tuple(read_records(places))
+        body = decode(places.journal, data)
+        return str(body["action"]), tuple(body["workspaces"])
+    except (HutchError, KeyError):  # a journal torn by a power cut says only that something was going on: look at everything
+        return "unknown", tuple(read_records(places))

@@ -1,16 +1,32 @@
-"""What a killed run left half done is undone before the next one begins."""
+"""What a killed run left half done is undone, or finished, before the next one begins."""
 
 from __future__ import annotations
 
 from hutch.spec.names import Places
-from hutch.state import unfinished
+from hutch.state import PURGE, read_network, read_records, unfinished
 from hutch.supervise import control
 from hutch.supervise.observe import observe
 
 
 def recover(places: Places) -> None:
-    """Undo what a killed run left half done: stop and clean the workspaces that it was changing."""
-    for name in unfinished(places):
-        if observe(places, name).state != "running":
+    """Bring the host back to what the records say. The caller holds the lock; costs one look when all is well."""
+    found = unfinished(places)
+    if found is None:
+        return
+    from hutch.apply import converge
+    from hutch.apply.removal import delete_workspace
+
+    action, names = found
+    for name in names:
+        if observe(places, name).state != "running" or action == PURGE:
             control.stop_all(places, [name])
+    network = read_network(places)
+    records = {name: r for name, r in read_records(places).items() if not (action == PURGE and name in names)}
+    if network is not None and converge.present(records):
+        converge.settle(places, network.network, network.file, records)
+    else:
+        converge.dismantle(places)
+    if action == PURGE:
+        for name in names:
+            delete_workspace(places, name)
     places.journal.unlink(missing_ok=True)

@@ -257,20 +257,20 @@ def test_a_damaged_network_is_refused(body: object, places: Places) -> None:
 
 def test_the_journal_tells_what_was_left_half_done(places: Places) -> None:
     make_directory(places.state)
-    assert unfinished(places) == ()
+    assert unfinished(places) is None
     with journaled(places, "up", ("web", "lab")):
-        assert unfinished(places) == ("web", "lab")
-    assert unfinished(places) == ()
+        assert unfinished(places) == ("up", ("web", "lab"))
+    assert unfinished(places) is None
     with pytest.raises(KeyboardInterrupt), journaled(places, "up", ("web",)):
         raise KeyboardInterrupt
-    assert unfinished(places) == ("web",)
+    assert unfinished(places) == ("up", ("web",))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", encode({"workspaces": ["web"]})[:-9], b"[]"])
 def test_a_torn_journal_means_everybody(content: bytes, places: Places) -> None:
     write_record(places, RECORD)
     places.journal.write_bytes(content)
-    assert unfinished(places) == ("web",)
+    assert unfinished(places) == ("unknown", ("web",))
 
 
 # The lock.

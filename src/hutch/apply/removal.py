@@ -1,0 +1,59 @@
+"""Taking workspaces away: what stays of a removed one, and what a purge deletes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hutch.apply import converge
+from hutch.run import run
+from hutch.spec.names import Places
+from hutch.state import PURGE, Record, journaled, read_network, read_records, write_record
+from hutch.supervise import control
+
+
+def mark_removed(places: Places, records: dict[str, Record], name: str) -> None:
+    """Home, key, address and uid range stay; everything else of the workspace goes."""
+    records[name] = replace(records[name], removed=True, booted=None)
+    write_record(places, records[name])
+    remove_root(places, name)
+    control.forget(places, name)
+
+
+def remove_root(places: Places, name: str) -> None:
+    """Delete the kept root. The guest wrote in it, so rm(1) walks it by descriptors, on one file system."""
+    if places.root(name).exists():
+        run(["rm", "-rf", "--one-file-system", "--", str(places.root(name))], timeout=600)
+
+
+def remove(places: Places, record: Record, *, purge: bool) -> tuple[str, ...]:
+    """Remove a workspace; with `purge` its home, key and address too. Returns notes for the user."""
+    name, home = record.name, record.wanted.home
+    records, network = read_records(places), read_network(places)
+    with journaled(places, PURGE if purge else "remove", (name,)):
+        control.stop_all(places, [name])
+        mark_removed(places, records, name)
+        if converge.present(records) and network is not None:
+            converge.settle(places, network.network, network.file, records)
+        else:
+            converge.dismantle(places)
+        if purge:
+            delete_workspace(places, name)
+    if not purge:
+        return (f"home is kept in {home}",)
+    return () if home == str(places.home(name)) else (f"{home} is a directory of your own and was left alone",)
+
+
+def delete_workspace(places: Places, name: str) -> None:
+    """Delete all that is kept of a workspace; with the last one, hutch's own keys and empty directories. Images stay.
+
+    The record goes last but for its directory: until then, what is being deleted has a name.
+    """
+    run(["rm", "-rf", "--one-file-system", "--", str(places.home(name))], timeout=600)
+    run(["rm", "-rf", "--one-file-system", "--", str(places.workspace(name))], timeout=600)
+    if not read_records(places):
+        run(["rm", "-rf", "--one-file-system", "--", str(places.state / "keys")])
+        for directory in (places.workspaces, places.run / "workspaces", places.run):
+            try:
+                directory.rmdir()
+            except OSError:
+                pass
