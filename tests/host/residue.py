@@ -42,7 +42,8 @@ def differences(before: machine.Snapshot, *, patience: float = 5.0) -> str:
 def cgroups_of(instance: Instance) -> list[str]:
     """Control groups that carry the name of this hutch, in every hierarchy."""
     name = Places(instance.state, instance.run).instance
-    return sorted(str(path) for path in Path("/sys/fs/cgroup").rglob(name) if path.is_dir())
+    places = (*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}"))
+    return sorted(str(path) for path in places if path.is_dir())
 
 
 def _tree(top: Path) -> Iterator[str]:
