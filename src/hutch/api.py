@@ -7,24 +7,23 @@ what happens is told to a listener.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hutch.errors import HutchError, UsageError
-from hutch.spec.names import Places
+from hutch.spec.names import Places, is_name
 from hutch.state import NetworkRecord, Record, lock, read_network, read_record, read_records
 from hutch.supervise.observe import Observation, observe
 
 if TYPE_CHECKING:
-    from hutch.backends.launch import Launch
+    from hutch.apply.explaining import Section
     from hutch.images.cache import Image
     from hutch.plan.actions import Plan
     from hutch.spec.model import Config
     from hutch.spec.model import Workspace as Spec
+    from hutch.supervise.control import Listener
 
-Listener = Callable[[str, str, str], None]
-"""Told (workspace or image, event, text); events: "image", "ready", "failed", "warning", "stopped"."""
 Progress = Callable[[str, str, float], None]
 """Told (image, stage, fraction from 0 to 1) while an image is built."""
 
@@ -55,7 +54,8 @@ class Hutch:
     def load(self, path: Path | None = None) -> Config:
         """Read and validate a hutch.toml. Raises ConfigError with all of its problems."""
         from hutch.backends import check
-        from hutch.spec.loading import find_file, load
+        from hutch.spec.loading import load
+        from hutch.spec.lookup import find_file
 
         return load(find_file(path), places=self.places, check=check)
 
@@ -70,30 +70,57 @@ class Hutch:
         from hutch.apply.converge import first_network
         from hutch.apply.execute import apply_plan
         from hutch.apply.recovery import recover
+        from hutch.images.cache import observe_image
 
-        plan = self.plan(config, names, start=start, prune=prune)
-        self._ensure_images([wanted.workspace for wanted in plan.wanted.values()], config)
-        with lock(self.places), first_network(self.places):
-            recover(self.places)
+        for _ in range(5):
             plan = self.plan(config, names, start=start, prune=prune)
-            apply_plan(self.places, plan, self.listen)
-        return plan
+            self._ensure_images({name: wanted.workspace for name, wanted in plan.wanted.items()}, config)
+            with lock(self.places), first_network(self.places):
+                recover(self.places, self.listen)
+                plan = self.plan(config, names, start=start, prune=prune)
+                # Until the lock was taken, an image may have been removed, or the tree that it is made from changed.
+                if all(observe_image(self.places, wanted.image) for wanted in plan.wanted.values()):
+                    apply_plan(self.places, plan, self.listen)
+                    return plan
+        raise HutchError(
+            f"{config.file}: the images of its workspaces went or changed as soon as they were built",
+            resolution="try again when nothing removes images or writes in the trees that they are made from",
+        )
+
+    def ssh_problem(self) -> str:
+        """Why plain `ssh workspace-NAME` does not work on this host, "" when it does."""
+        from hutch.host.ssh import check_include
+
+        return check_include()
+
+    def declared(self, path: Path | None = None) -> tuple[str, dict[str, Any]]:
+        """The file that `load` would take, "" for none, and the names and types in it as they stand, unvalidated."""
+        from hutch.spec.lookup import glance, look_for_file
+
+        found = look_for_file(path)
+        return (os.path.realpath(found), glance(found)) if found else ("", {})
+
+    def brought_up(self, path: Path | None = None) -> list[str]:
+        """The existing workspaces that the file which `load` would take has brought up."""
+        from hutch.spec.lookup import find_file
+
+        file = os.path.realpath(find_file(path))
+        return [name for name, record in self.records().items() if record.file == file]
 
     # Images.
 
-    def _ensure_images(self, workspaces: Iterable[Spec], config: Config) -> None:
-        from hutch.apply.building import ensure_images, recipe_of
+    def _ensure_images(self, workspaces: Mapping[str, Spec], config: Config) -> None:
+        from hutch.apply.building import ensure_images
 
-        recipes = {recipe.id: recipe for recipe in (recipe_of(self.places, w) for w in workspaces)}
-        ensure_images(self.places, recipes.values(), config.network, config.file, self.progress)
+        ensure_images(self.places, workspaces, config.network, config.file, self.progress)
 
     def build_images(self, config: Config, names: Sequence[str] = ()) -> list[str]:
         """Build the images of the named workspaces, or of all; returns their ids."""
         from hutch.apply.building import recipe_of
 
-        chosen = [config.workspaces[name] for name in select(names, config.workspaces)]
+        chosen = {name: config.workspaces[name] for name in config.select(names)}
         self._ensure_images(chosen, config)
-        return sorted({recipe_of(self.places, workspace).id for workspace in chosen})
+        return sorted({recipe_of(self.places, workspace).id for workspace in chosen.values()})
 
     # Workspaces that are there.
 
@@ -119,63 +146,63 @@ class Hutch:
 
     def start(self, names: Sequence[str]) -> None:
         """Start workspaces; returns when they are ready."""
-        from hutch.apply.converge import check_shares
         from hutch.apply.recovery import recover
-        from hutch.apply.starting import start
 
         with lock(self.places):
-            recover(self.places)
-            starting = [name for name in dict.fromkeys(names) if self._can_start(self.record(name))]
-            if starting:
-                network, records = self._network(), read_records(self.places)
-                check_shares((records[name].file, name, records[name].wanted) for name in starting)
-                start(self.places, network.network, network.file, records, starting, self.listen)
+            recover(self.places, self.listen)
+            records = [self.record(name) for name in dict.fromkeys(names)]
+            self._start([r for r in records if observe(self.places, r.name).state != "running"])
 
-    def _can_start(self, record: Record) -> bool:
-        if observe(self.places, record.name).state == "running":
-            return False
-        if pending_of(record) == "recreate":
-            raise HutchError(
-                f"{record.name}: its root must be made anew for what has changed since it was started",
-                resolution=f"`hutch up {record.name}` does that",
-            )
-        if not (self.places.images / record.image / "root").is_dir():
-            raise HutchError(
-                f"{record.name}: its image {record.image} is not in the cache", resolution="`hutch up` builds it again"
-            )
-        return True
+    def _start(self, starting: Sequence[Record]) -> None:
+        """Start what does not run. The caller holds the lock."""
+        from hutch.apply.starting import start
+
+        if starting:
+            self._check_startable(starting)
+            network, records = self._network(), read_records(self.places)
+            names = [record.name for record in starting]
+            start(self.places, network.network, network.file, records, names, self.listen)
+
+    def _check_startable(self, starting: Sequence[Record], consequence: str = "") -> None:
+        """Refuse, before anything is stopped or started, what could not be started as it is."""
+        from hutch.apply.converge import check_shares
+
+        for record in starting:
+            if pending_of(record) == "recreate":
+                raise HutchError(
+                    f"{record.name}: its root must be made anew for what has changed since it was started{consequence}",
+                    resolution=f"`hutch stop {record.name}`, then `hutch up {record.name}`",
+                )
+            if not self.places.image_root(record.image).is_dir():
+                raise HutchError(
+                    f"{record.name}: its image {record.image} is not in the cache{consequence}",
+                    resolution="`hutch up` builds it again",
+                )
+        check_shares((record.file, record.name, record.wanted) for record in starting)
 
     def stop(self, names: Sequence[str]) -> None:
         """Stop workspaces; their state stays."""
+        with lock(self.places):
+            self._stop([self.record(name) for name in dict.fromkeys(names)])
+
+    def _stop(self, records: Sequence[Record]) -> None:
+        """The caller holds the lock."""
         from hutch.supervise.control import stop_all
 
-        with lock(self.places):
-            chosen = [self.record(name).name for name in dict.fromkeys(names)]
-            stop_all(self.places, chosen)
-        for name in chosen:
-            self.listen(name, "stopped", "")
+        stop_all(self.places, [record.name for record in records])
+        for record in records:
+            self.listen(record.name, "stopped", "")
 
     def restart(self, names: Sequence[str]) -> None:
-        for name in names:
-            self._can_be_started_again(self.record(name))
-        self.stop(names)
-        self.start(names)
+        """Stop and start workspaces. What could not be started again is not stopped."""
+        from hutch.apply.recovery import recover
 
-    def _can_be_started_again(self, record: Record) -> None:
-        """Refuse to stop what could not be started again."""
-        from hutch.apply.converge import check_shares
-
-        if pending_of(record) == "recreate":
-            raise HutchError(
-                f"{record.name}: its root must be made anew for what has changed, so it was not stopped",
-                resolution=f"`hutch stop {record.name}`, then `hutch up {record.name}`",
-            )
-        if not (self.places.images / record.image / "root").is_dir():
-            raise HutchError(
-                f"{record.name}: its image {record.image} is not in the cache, so it was not stopped",
-                resolution="`hutch up` builds it again",
-            )
-        check_shares([(record.file, record.name, record.wanted)])
+        with lock(self.places):
+            recover(self.places, self.listen)
+            records = [self.record(name) for name in dict.fromkeys(names)]
+            self._check_startable(records, ", so it was not stopped")
+            self._stop(records)
+            self._start(records)
 
     def remove(self, name: str, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
         """Stop and remove. Without `force`, refuses while unsaved git work or a live session is in the way."""
@@ -184,7 +211,7 @@ class Hutch:
         from hutch.apply.unsaved import obstacles
 
         with lock(self.places):
-            recover(self.places)
+            recover(self.places, self.listen)
         record = read_record(self.places, name) if is_name(name) else None
         if record is None or (record.removed and not purge):
             raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them")
@@ -197,12 +224,12 @@ class Hutch:
         with lock(self.places):
             return remove(self.places, record, purge=purge)
 
-    def launch(self, name: str) -> Launch:
-        """The Launch that the next start of the workspace would run."""
-        from hutch.apply.starting import make_launch
+    def explain(self, name: str) -> tuple[Section, ...]:
+        """The commands, rules and files behind a workspace, as its next start would make them."""
+        from hutch.apply.explaining import explain
 
         record = self.record(name)
-        return make_launch(self.places, record, self._network().network)
+        return explain(self.places, self._network().network, read_records(self.places), record)
 
     def _network(self) -> NetworkRecord:
         """The network as set up. An `up` that was cut short may have left a workspace without one."""
@@ -267,7 +294,7 @@ class Workspace:
     def status(self) -> dict[str, Any]:
         return self.hutch.status(self.name)
 
-    def execute(self, argv: Sequence[str], *, root: bool = False, capture: int | None = None) -> int:
+    def run(self, argv: Sequence[str], *, root: bool = False, capture: int | None = None) -> int:
         """Run a command with the caller's own streams; returns its exit code, 128 + n when signal n ended it.
 
         `capture` is a descriptor that takes its output instead.
@@ -308,7 +335,7 @@ def describe(record: Record, now: Observation) -> dict[str, Any]:
         "pid": now.pid,
         "since": now.since,
         "ready_seconds": now.ready_seconds,
-        "start_kind": "cold",
+        "start_kind": "cold" if now.ready_seconds is not None else None,
         "autostart": record.wanted.autostart,
         "pending": pending_of(record) if now.state == "running" else "none",
         "reason": now.reason,
@@ -324,23 +351,6 @@ def pending_of(record: Record) -> str:
     if record.booted is None or (record.booted.workspace == record.wanted and record.booted.image == record.image):
         return "none"
     return pending(Wanted(record.booted.workspace, record.booted.image), Wanted(record.wanted, record.image))
-
-
-def is_name(text: str) -> bool:
-    """Whether `text` could be the name of a workspace; it becomes part of paths, so everything asks first."""
-    import re
-
-    return re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", text, re.ASCII) is not None
-
-
-def select(names: Sequence[str], known: Mapping[str, Any]) -> list[str]:
-    """`names`, or all of `known`; UsageError for one that is not known."""
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UsageError(
-            f"the file declares no workspace {', '.join(unknown)}", resolution=f"it declares: {', '.join(known)}"
-        )
-    return list(dict.fromkeys(names)) or list(known)
 
 
 # What `import hutch` offers beside the class.

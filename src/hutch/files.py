@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+LABEL = "security.selinux"
+
 
 def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Replace `path` with `content`: temporary file beside it, fsync, rename, fsync of the directory.
 
-    Owner and mode of an existing file are kept; a new one is root's with `mode`.
+    Owner, mode and SELinux label of an existing file are kept; a new one is root's with `mode`.
     """
     temporary = path.with_name(f".{path.name}.hutch-new")
     temporary.unlink(missing_ok=True)  # a killed run's; writers of one file hold a lock
@@ -23,6 +25,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
             file.write(content)
             if before is not None:
                 os.fchown(file.fileno(), before.st_uid, before.st_gid)
+                keep_label(path, file.fileno())
             os.fchmod(file.fileno(), before.st_mode & 0o7777 if before is not None else mode)
             file.flush()
             os.fsync(file.fileno())
@@ -31,6 +34,14 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def keep_label(path: Path, descriptor: int) -> None:
+    """Give a new file the label of the one it replaces: /etc/hosts with another one is no use to confined services."""
+    try:
+        os.setxattr(descriptor, LABEL, os.getxattr(path, LABEL))
+    except OSError:
+        pass  # no SELinux here, or none for this file system
 
 
 def sync_directory(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, NoReturn
 
 from hutch.errors import HutchError
@@ -20,6 +20,15 @@ BASE_ENVIRONMENT = {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
 Popen = subprocess.Popen  # for annotations elsewhere; only this module creates one
 PIPE = subprocess.PIPE
 STDOUT = subprocess.STDOUT
+TimeoutExpired = subprocess.TimeoutExpired
+
+
+def nobody(argv: Sequence[str]) -> None:
+    """A listener that does not care."""
+
+
+listener: Callable[[Sequence[str]], None] = nobody
+"""Told each command before it runs; the command line's -v sets it."""
 
 
 class CommandFailed(HutchError):
@@ -44,15 +53,13 @@ def run(
     stdin: str | None = None,
     timeout: float = 30.0,
     check: bool = True,
-    env: Mapping[str, str] | None = None,
-    cwd: str | None = None,
-    pass_fds: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run `argv` to its end and return its output as text.
 
     `timeout` is in seconds. Raises CommandFailed when the program is missing, overruns, or (with `check`)
     returns non-zero.
     """
+    listener(argv)
     try:
         result = subprocess.run(
             argv,
@@ -60,11 +67,9 @@ def run(
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
             timeout=timeout,
-            env=environment(env),
-            cwd=cwd,
+            env=environment(),
             encoding="utf-8",
             errors="replace",
-            pass_fds=pass_fds,
         )
     except FileNotFoundError as error:
         raise CommandFailed(argv, "is not installed", str(error), None) from error
@@ -77,9 +82,11 @@ def run(
 
 def gather(commands: Sequence[Sequence[str]], *, timeout: float = 30.0) -> list[str]:
     """Run several short commands side by side, each to its end; returns what each wrote to its standard output."""
-    running = [start(argv, stdout=PIPE, stderr=PIPE) for argv in commands]
+    running: list[subprocess.Popen[bytes]] = []
     outputs = []
     try:
+        for argv in commands:  # one that is missing leaves none of those before it behind
+            running.append(start(argv, stdout=PIPE, stderr=PIPE))  # noqa: PERF401 - each is noted at once
         for argv, process in zip(commands, running, strict=True):
             output, errors = process.communicate(timeout=timeout)
             if process.returncode != 0:
@@ -108,6 +115,7 @@ def start(
     new_session: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start `argv` and return at once. Streams that are not given are /dev/null."""
+    listener(argv)
     null = subprocess.DEVNULL
     try:
         return subprocess.Popen(
@@ -126,6 +134,7 @@ def start(
 
 def replace(argv: Sequence[str]) -> NoReturn:
     """Become `argv`, with the caller's own environment and streams: for ssh, scp and sudo."""
+    listener(argv)
     try:
         os.execvp(argv[0], list(argv))
     except FileNotFoundError as error:

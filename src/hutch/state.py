@@ -209,6 +209,8 @@ def make_directory(path: Path, mode: int = 0o755) -> None:
 
 # The lock, and the journal beneath it.
 
+_held_here: set[str] = set()
+
 
 @contextmanager
 def lock(places: Places, *, patience: float = 600.0) -> Iterator[None]:
@@ -224,13 +226,21 @@ def lock(places: Places, *, patience: float = 600.0) -> Iterator[None]:
 
 @contextmanager
 def host_lock(*, patience: float = 600.0) -> Iterator[None]:
-    """Hold the one lock of all hutches of this host. Whoever holds another one takes this one last."""
+    """Hold the one lock of all hutches of this host. Whoever holds another one takes this one last; whoever holds it
+    already may take it again."""
+    if HOST_LOCK in _held_here:
+        yield
+        return
     try:
         descriptor = os.open(HOST_LOCK, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError as error:
         raise needs_root() from error
     with _held(descriptor, HOST_LOCK, patience):
-        yield
+        _held_here.add(HOST_LOCK)
+        try:
+            yield
+        finally:
+            _held_here.discard(HOST_LOCK)
 
 
 @contextmanager
@@ -262,9 +272,17 @@ PURGE = "purge"
 
 @contextmanager
 def journaled(places: Places, action: str, names: tuple[str, ...]) -> Iterator[None]:
-    """Note what is about to be done, so that a run after a crash knows what was left half done."""
+    """Note what is about to be done, so that a run after a crash knows what was left half done.
+
+    A purge that fails or is interrupted is not noted any more: somebody is there to decide whether to go on.
+    """
     write_atomic(places.journal, encode({"action": action, "workspaces": list(names)}), mode=0o600)
-    yield
+    try:
+        yield
+    except BaseException:
+        if action == PURGE:
+            places.journal.unlink(missing_ok=True)
+        raise
     places.journal.unlink(missing_ok=True)
 
 
@@ -276,5 +294,5 @@ def unfinished(places: Places) -> tuple[str, tuple[str, ...]] | None:
     try:
         body = decode(places.journal, data)
         return str(body["action"]), tuple(body["workspaces"])
-    except (HutchError, KeyError):  # a journal torn by a power cut says only that something was going on: look at everything
+    except (HutchError, KeyError):  # torn by a power cut, it says only that something was going on: look at everything
         return "unknown", tuple(read_records(places))

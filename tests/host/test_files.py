@@ -122,6 +122,17 @@ def test_the_root_is_ephemeral_unless_all_persists(files: Instance) -> None:
     assert files.ssh("keep", "doas id -un").stdout == "root\n"
 
 
+def test_a_kept_root_is_out_of_reach_for_other_users(files: Instance) -> None:
+    """Its setuid programs are real ones on the host."""
+    files.inside("keep", "install", "-m", "4755", "/bin/true", "/usr/local/bin/bait", root=True)
+    bait = files.state / "workspaces" / "keep" / "root" / "upper" / "usr" / "local" / "bin" / "bait"
+    assert bait.stat().st_mode & 0o7777 == 0o4755
+    as_bob = files.world.accounts["bob"].command("sh", "-c", '"$0"', str(bait))
+    result = subprocess.run(as_bob, capture_output=True, text=True, timeout=10, cwd="/")
+    assert result.returncode == 126
+    assert "Permission denied" in result.stderr
+
+
 def test_workspaces_of_one_image_take_no_room_of_their_own(files: Instance) -> None:
     used = subprocess.run(
         ["du", "--summarize", "--block-size=1K", "--one-file-system", files.state / "workspaces" / "moved"],

@@ -60,6 +60,19 @@ def test_prune_removes_what_nobody_uses(cached: Instance) -> None:
     assert listed(cached) == []
 
 
+@pytest.mark.parametrize("text", ["", "{"])
+def test_a_damaged_image_can_be_removed(cached: Instance, text: str) -> None:
+    cached.declare("container", one="")
+    image = cached.hutch("image", "build").stdout.strip()
+    (cached.state / "images" / image / "image.json").write_text(text)
+    refused = cached.hutch("image", "build", check=False)
+    assert refused.returncode == 1
+    assert f"hutch image rm {image}" in refused.stderr
+    assert "damaged" in cached.hutch("image", "ls").stdout
+    cached.hutch("image", "rm", image)
+    assert image not in json.dumps(listed(cached))
+
+
 def test_an_unknown_image_is_an_error(cached: Instance) -> None:
     result = cached.hutch("image", "rm", "no-such-image", check=False)
     assert result.returncode in (1, 2)
@@ -89,6 +102,40 @@ def test_a_build_that_is_interrupted_leaves_nothing(make_instance: MakeInstance)
     assert listed(instance) == []
     left = [path for path in images.rglob("*") if path.is_dir() and path.name in ("usr", "var")]
     assert left == []
+
+
+def test_two_first_builds_share_the_network(make_instance: MakeInstance, images: Path) -> None:
+    """Each needs the network, which is there for neither before; the one that is done leaves it to the other."""
+    instance = make_instance(with_images=False)
+    tree = next(images.glob("*/root"))
+    fetch = "for n in 1 2 3 4; do curl --fail --silent --max-time 10 http://public.example/ >/dev/null; sleep 0.3; done"
+    tables = [
+        f'[workspaces.{name}]\ntype = "container"\nimage = "rootfs:{tree}"\nsetup = "set -eu; : {name}; {fetch}"\n'
+        for name in ("one", "two")
+    ]
+    instance.defaults = ""
+    instance.write("".join(tables))
+    builds = [instance.spawn("image", "build", name, stderr=subprocess.PIPE, text=True) for name in ("one", "two")]
+    told = [build.communicate(timeout=300)[1] for build in builds]
+    assert [build.returncode for build in builds] == [0, 0], told
+    assert len(listed(instance)) == 2
+
+
+def test_a_setup_script_installs_packages(make_instance: MakeInstance, images: Path) -> None:
+    """Though neither a tree nor an image comes with apt's lists. What fails is told with who wanted it."""
+    instance = make_instance(with_images=False)
+    tree = next(images.glob("*/root"))
+    instance.defaults = f'image = "rootfs:{tree}"\npackages = []'
+    instance.declare("container", one='setup = "apt-get install --yes --no-install-recommends hello"')
+    instance.hutch("image", "build")
+    (built,) = (instance.state / "images").glob("*/root")
+    assert (built / "usr/bin/hello").exists()
+    assert list((built / "var/lib/apt/lists").iterdir()) == []
+    instance.declare("container", one='setup = "exit 3"', two='setup = "exit 3"')
+    refused = instance.hutch("image", "build", check=False)
+    assert refused.returncode == 1
+    assert "hutch: one, two: " in refused.stderr
+    assert "its setup script failed with code 3" in refused.stderr
 
 
 def test_a_tree_that_is_not_there_is_said(make_instance: MakeInstance) -> None:

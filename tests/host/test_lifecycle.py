@@ -45,6 +45,19 @@ def test_no_start(shared: Instance, name: str, workspace_type: str) -> None:
     shared.ssh(name)
 
 
+def test_no_start_stops_nothing(shared: Instance, name: str, workspace_type: str) -> None:
+    shared.declare(workspace_type, **{name: ""})
+    shared.up()
+    before = shared.status(name)["pid"]
+    shared.declare(workspace_type, **{name: "vcpus = 1"})
+    told = shared.hutch("up", "--no-start")
+    assert "--no-start" in told.stdout + told.stderr
+    found = shared.status(name)
+    assert (found["state"], found["pid"], found["pending"]) == ("running", before, "restart")
+    shared.up()
+    assert shared.status(name)["pending"] == "none"
+
+
 def test_start_stop_restart_may_be_repeated(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: ""})
     shared.up()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,22 @@ def test_ssh_asks_nothing(web: Instance, account: str) -> None:
     result = web.ssh("web", "id -un", as_user=account)
     assert result.stdout == "dev\n"
     assert result.stderr == ""
+
+
+def test_an_owner_who_lost_the_keys_gets_one_of_hutchs(world: World, images: Path, workspace_type: str) -> None:
+    alice = world.accounts["alice"]
+    kept = alice.home / ".ssh-kept"
+    with open_instance(world, images) as instance:
+        instance.declare(workspace_type, web='owner = "alice"')
+        instance.up()
+        (alice.home / ".ssh").rename(kept)
+        try:
+            instance.up()
+            instance.ssh("web", as_user="alice")
+        finally:
+            if (alice.home / ".ssh").exists():
+                shutil.rmtree(alice.home / ".ssh")
+            kept.rename(alice.home / ".ssh")
 
 
 def test_a_key_that_is_not_authorised_is_refused(web: Instance, tmp_path: Path) -> None:

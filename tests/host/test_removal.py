@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
+import time
 
 from tests.host.instance import Instance
 
@@ -63,6 +67,52 @@ def test_rm_refuses_while_git_work_would_be_lost(shared: Instance, name: str, wo
     shared.ssh(name, "cd ~/project && git checkout -q file")
     shared.hutch("rm", name)
     assert shared.names() == []
+
+
+def test_rm_sees_what_only_a_detached_head_holds(shared: Instance, name: str, workspace_type: str) -> None:
+    shared.declare(workspace_type, **{name: ""})
+    shared.up()
+    commit(shared, name)
+    push = "cd ~/project && git remote add origin ~/remote.git && git push -q -u origin HEAD"
+    shared.ssh(name, f"git init -q --bare ~/remote.git && {push} && git init -q ~/empty")
+    shared.ssh(name, "cd ~/project && git checkout -q --detach && git commit -q --allow-empty -m two")
+    refused = shared.hutch("rm", name, check=False)
+    assert refused.returncode == 1
+    assert "project: commits that were not pushed" in refused.stderr
+    assert "empty" not in refused.stderr  # a repository without commits has nothing to lose
+    shared.ssh(name, f"cd ~/project && git checkout -q - && echo {'1' * 40} > ~/empty/.git/refs/heads/lost")
+    refused = shared.hutch("rm", name, check=False)
+    assert refused.returncode == 1
+    assert "empty: " in refused.stderr  # what git complains of is not taken for nothing
+    shared.ssh(name, "rm ~/empty/.git/refs/heads/lost")
+    shared.hutch("rm", name)
+
+
+def test_an_interrupted_purge_is_not_finished_by_another_command(
+    shared: Instance, name: str, workspace_type: str
+) -> None:
+    shared.declare(workspace_type, **{name: "", f"{name}-b": ""})
+    shared.hutch("up", "--no-start")
+    home = shared.state / "workspaces" / name / "home"
+    script = f"import sys; from pathlib import Path; home = Path({str(home)!r})\n"
+    script += "for number in range(60000): (home / f'file-{number}').touch()"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    (home.parent / "ssh" / "kept").touch()
+    purge = shared.spawn("rm", "--purge", "--force", name, start_new_session=True)
+    deadline = time.monotonic() + 30
+    while (left := len(os.listdir(home))) == 60000 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.killpg(purge.pid, signal.SIGINT)  # as a terminal does
+    assert purge.wait(30) != 0
+    assert 0 < left < 60000
+    time.sleep(0.5)
+    left = len(os.listdir(home))
+    assert left > 0
+    shared.hutch("start", f"{name}-b")
+    assert len(os.listdir(home)) == left
+    shared.hutch("rm", "--purge", "--force", name)
+    assert not home.parent.exists()
+    shared.hutch("rm", "--purge", "--force", f"{name}-b")
 
 
 def test_rm_runs_nothing_that_a_repository_names(shared: Instance, name: str, workspace_type: str) -> None:

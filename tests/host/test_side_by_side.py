@@ -57,6 +57,8 @@ def test_two_hutches_know_nothing_of_each_other(make_instance: MakeInstance, wor
     assert (first.names(), second.names()) == (["left"], ["right"])
     assert first.ssh("left", "hostname").stdout == "left\n"
     assert second.ssh("right", "hostname").stdout == "right\n"
+    ranges = [i.inside(name, "cat", "/proc/self/uid_map").stdout for i, name in ((first, "left"), (second, "right"))]
+    assert len({int(line.split()[1]) // 65536 for line in ranges}) == 2
     targets = [
         Target("internet", PUBLIC, 80),
         Target("other", second.status("right")["ip"], 22),

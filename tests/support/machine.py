@@ -48,9 +48,8 @@ SETTINGS = (
     "/proc/sys/net/ipv6/conf/all/forwarding",
 )
 
-# Mounts and cgroups that a host with systemd makes and removes on its own.
+# Mounts that a host with systemd makes and removes on its own.
 SYSTEMD_MOUNTS = re.compile(r"/run/(user|credentials)/|/proc/sys/fs/binfmt_misc")
-SYSTEMD_CGROUPS = re.compile(r"/(system|user|machine)\.slice/|/init\.scope")
 
 
 def snapshot() -> Snapshot:
@@ -115,13 +114,14 @@ def _mounts() -> tuple[str, ...]:
 
 
 def _cgroups() -> tuple[str, ...]:
-    """Every cgroup of every hierarchy that is mounted."""
-    found = []
+    """Every cgroup of hutch's in every hierarchy that is mounted; a host makes and removes others as it likes."""
+    found: list[str] = []
     for line in _read("/proc/self/mountinfo").splitlines():
         fields = line.split()
         if fields[fields.index("-") + 1] in ("cgroup", "cgroup2"):
-            found += [directory for directory, _, _ in os.walk(fields[4])]
-    return _lines(path for path in found if not SYSTEMD_CGROUPS.search(f"{path}/"))
+            for top in glob.glob(f"{glob.escape(fields[4])}/hutch*"):
+                found += [directory for directory, _, _ in os.walk(top)]
+    return _lines(found)
 
 
 def _files() -> tuple[str, ...]:

@@ -101,8 +101,25 @@ def _options() -> tuple[list[str], list[str]]:
     for tier in options.tiers:
         if tier not in TIERS:
             parser.error(f"there is no tier {tier!r}; there are {', '.join(TIERS)}")
-    wanted = TIERS if options.all or not options.tiers else options.tiers
-    return [tier for tier in TIERS if tier in wanted], argv[split + 1 :]
+    pytest = argv[split + 1 :]
+    named = [tier for tier in TIERS if _tests_of(tier, pytest)]
+    wanted = TIERS if options.all else options.tiers or named or TIERS
+    if named and set(wanted) != set(named):
+        parser.error(f"those tests are of {' and '.join(named)}; name no other tier with them")
+    return [tier for tier in TIERS if tier in wanted], pytest
+
+
+def _tests_of(tier: str, pytest: Sequence[str]) -> list[str]:
+    """The files and directories of a tier among the options for pytest."""
+    top = ROOT / "tests" / tier
+    paths = [(option, (ROOT / option.partition("::")[0]).resolve()) for option in pytest if not option.startswith("-")]
+    return [option for option, path in paths if path.is_relative_to(top) and path.exists()]
+
+
+def _selection(tier: str, pytest: Sequence[str]) -> list[str]:
+    """What pytest is to run: all tests of the tier, unless its options name some."""
+    named = _tests_of(tier, pytest)
+    return [*(named or [f"tests/{tier}"]), *(option for option in pytest if option not in named)]
 
 
 def _timed(tier: str, run: Callable[[], bool]) -> Outcome:
@@ -138,14 +155,15 @@ def _lint(output: Path) -> bool:
 
 
 def _unit(pytest: Sequence[str]) -> bool:
-    command = [sys.executable, "-m", "pytest", "tests/unit", *pytest]
+    command = [sys.executable, "-m", "pytest", *_selection("unit", pytest)]
     return subprocess.run(_as_owner(command), stdin=subprocess.DEVNULL).returncode == 0
 
 
 def _host(pytest: Sequence[str], work: Path) -> bool:
     outer = work / "outer-netns"
     outer.touch()
-    command = [sys.executable, "-m", "pytest", "tests/host", "-p", "no:cacheprovider", f"--basetemp={work}/t", *pytest]
+    selection = _selection("host", pytest)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={work}/t", *selection]
     entry = ["unshare", "--mount", "sh", "-c", HOST_ENTRY, "sh", str(outer), *command]
     environment = {**os.environ, OUTER_NETWORK: str(outer)}
     if ROOT.stat().st_uid != 0:

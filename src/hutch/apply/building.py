@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from hutch.apply.converge import converge_network, dismantle, first_network, present, settle_network
 from hutch.backends.port import Port
+from hutch.errors import HutchError
 from hutch.files import write_atomic
 from hutch.images.build import BuilderNetwork
-from hutch.images.cache import collect_leftovers, ensure_image, observe_image
+from hutch.images.cache import WAITING, collect_leftovers, ensure_image, locked, observe_image, prepare_directory
 from hutch.images.progress import Stage
 from hutch.images.recipe import Recipe, make_recipe
 from hutch.images.source import observe_fingerprint
@@ -29,13 +31,16 @@ def recipe_of(places: Places, workspace: Workspace) -> Recipe:
 
 def ensure_images(
     places: Places,
-    recipes: Iterable[Recipe],
+    workspaces: Mapping[str, Workspace],
     network: Network,
     file: str,
     progress: Callable[[str, str, float], None],
 ) -> None:
-    """Build the images that are not in the cache. The host's lock is not held while one is built."""
-    missing = [recipe for recipe in recipes if observe_image(places, recipe.id) is None]
+    """Build the images of workspaces, by name, that are not in the cache. The host's lock is not held meanwhile."""
+    users: dict[Recipe, list[str]] = {}
+    for name, workspace in workspaces.items():
+        users.setdefault(recipe_of(places, workspace), []).append(name)
+    missing = [recipe for recipe in users if observe_image(places, recipe.id) is None]
     if not missing:
         return
     collect_leftovers(places)
@@ -44,16 +49,34 @@ def ensure_images(
         def report(stage: Stage, id: str = recipe.id) -> None:
             progress(id, stage.name, stage.fraction)
 
-        if recipe.wants_network:
-            with builder_network(places, network, file) as builder:
-                ensure_image(recipe, places, progress=report, builder=builder)
-        else:
-            ensure_image(recipe, places, progress=report)
+        with named(users[recipe]):
+            if not recipe.wants_network:
+                ensure_image(recipe, places, progress=report)
+                continue
+            prepare_directory(places)
+            # There is one builder's place in the network, and whoever leaves it may take the network away.
+            with locked(places, "network", waiting=partial(progress, recipe.id, WAITING, 0.0)):
+                if observe_image(places, recipe.id) is None:
+                    with builder_network(places, network, file) as builder:
+                        ensure_image(recipe, places, progress=report, builder=builder)
+
+
+@contextmanager
+def named(users: list[str]) -> Iterator[None]:
+    """Say in an error of a build which workspaces wanted the image."""
+    try:
+        yield
+    except HutchError as error:
+        brief = f"{', '.join(users)}: {error.brief}"
+        raise HutchError(brief, details=error.details, resolution=error.resolution) from error
 
 
 @contextmanager
 def builder_network(places: Places, network: Network, file: str) -> Iterator[BuilderNetwork]:
-    """The network, up, with the place in it that is kept for builds; taken away again if nothing else needs it."""
+    """The network, up, with the place in it that is kept for builds; taken away again if nothing else needs it.
+
+    The caller holds the images' lock "network".
+    """
     with lock(places), first_network(places):
         record = read_network(places)
         network = record.network if record else settle_network(places, network)

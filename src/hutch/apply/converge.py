@@ -124,13 +124,18 @@ def converge_keys(places: Places, records: Mapping[str, Record]) -> dict[int, st
     for name, record in in_force(places, records).items():
         workspace = record.wanted
         assert isinstance(workspace.owner, int)
-        ssh.ensure_key(places.host_key(name), names.hostname(name))
+        ensure_host_key(places, name)
         for uid in ssh.key_holders(workspace.authorized_keys, workspace.owner):
             keys[uid] = str(places.key(uid))
     for uid in keys:
         gid, who = ssh.owner_of(uid)
         ssh.ensure_key(places.key(uid), f"hutch key of {who}", uid=uid, gid=gid)
     return keys
+
+
+def ensure_host_key(places: Places, name: str) -> str:
+    """The host key of a workspace, made once; returns its public line."""
+    return ssh.ensure_key(places.host_key(name), names.hostname(name), published=ssh.is_published(places, name))
 
 
 def converge_trust(places: Places, records: Mapping[str, Record]) -> None:
@@ -140,7 +145,7 @@ def converge_trust(places: Places, records: Mapping[str, Record]) -> None:
     for name, record in in_force(places, records).items():
         workspace = record.wanted
         assert workspace.ip is not None
-        host_key = ssh.ensure_key(places.host_key(name), names.hostname(name))
+        host_key = ensure_host_key(places, name)
         peers.append(ssh.Peer(name, workspace.ip, workspace.user, host_key))
     hosts_file.ensure_hosts(places, {peer.name: peer.ip for peer in peers})
     ssh.ensure_trust(places, tuple(peers), keys)
@@ -160,16 +165,18 @@ def check_shares(starting: Iterable[tuple[str, str, Workspace]]) -> None:
 def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
     """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write."""
     paths: list[str] = []
-    for record in in_force(places, records).values():
+    for name, record in in_force(places, records).items():
         workspace = record.wanted
         assert isinstance(workspace.owner, int) and workspace.home is not None
         gid, _ = ssh.owner_of(workspace.owner)
         # One that cannot be does not hold up the others: whoever starts it has been told by check_shares.
         with suppress(HutchError, NotADirectoryError):
             shares.ensure_home(Path(workspace.home), workspace.owner, gid)
+            shares.ensure_closed(places.workspace(name), gid)
             for mount in workspace.mounts:
                 if mount.create and not os.path.lexists(mount.source):
                     shares.ensure_home(Path(mount.source), workspace.owner, gid)
+            shares.ensure_mount_points(name, workspace, gid)
         paths += shares.writable_paths(workspace)
     shares.ensure_shares(places, paths)
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 from hutch.apply import converge
 from hutch.apply.removal import mark_removed, remove_root
 from hutch.apply.starting import start
 from hutch.plan.actions import Action, Plan
+from hutch.plan.planner import effective_weight
 from hutch.plan.resolve import allocate_uids
+from hutch.spec.model import WORKSPACE_KEYS, Workspace
 from hutch.spec.names import Places
-from hutch.state import Record, journaled, read_records, write_record
+from hutch.state import Booted, Record, journaled, read_records, write_record
 from hutch.supervise import control
 from hutch.supervise.control import Listener
-
-PACKAGE = str(Path(__file__).resolve().parent.parent)
 
 
 def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
@@ -58,7 +57,7 @@ def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action
             file=plan.file,
             wanted=action.wanted.workspace,
             image=action.wanted.image,
-            uid_base=allocate_uids({r.uid_base for r in records.values()}),
+            uid_base=allocate_uids({r.uid_base for r in records.values()}, places.uid_index),
             machine_id=os.urandom(16).hex(),
         )
     else:
@@ -67,8 +66,17 @@ def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action
             file=plan.file,
             wanted=action.wanted.workspace,
             image=action.wanted.image,
-            booted=None if action.action == "recreate" else before.booted,  # its root is gone: nothing is left of it
+            booted=None if action.action == "recreate" else _still_booted(before.booted, action.wanted.workspace),
             removed=False,
         )
     write_record(places, record)
     records[action.workspace] = record
+
+
+def _still_booted(booted: Booted | None, wanted: Workspace) -> Booted | None:
+    """What it was booted from, with the keys that need no restart as they are from now on. After a recreate there is
+    none: its root is gone, and nothing is left of it."""
+    if booted is None:
+        return None
+    live = {key: getattr(wanted, key) for key in WORKSPACE_KEYS if effective_weight(key, booted.workspace) == "live"}
+    return replace(booted, workspace=replace(booted.workspace, **live))

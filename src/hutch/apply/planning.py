@@ -9,6 +9,7 @@ from dataclasses import replace
 from hutch.apply.building import recipe_of
 from hutch.apply.converge import check_shares, settle_network
 from hutch.errors import ConfigError, HutchError, Problem, UsageError
+from hutch.host.listening import check_ports
 from hutch.plan.actions import Change, Plan, Wanted
 from hutch.plan.planner import Standing, network_changes, plan
 from hutch.plan.resolve import collisions, resolve
@@ -22,12 +23,7 @@ from hutch.supervise.observe import observe
 
 def make_plan(places: Places, config: Config, names: Sequence[str], *, start: bool, prune: bool) -> Plan:
     """The plan for the named workspaces of a file, or for all of them."""
-    unknown = [name for name in names if name not in config.workspaces]
-    if unknown:
-        known = ", ".join(config.workspaces) or "none"
-        raise UsageError(
-            f"{config.file} declares no workspace {', '.join(unknown)}", resolution=f"it declares: {known}"
-        )
+    chosen = config.select(names)
     check_sockets(places, config)
     records = read_records(places)
     check_ownership(config, records)
@@ -37,7 +33,6 @@ def make_plan(places: Places, config: Config, names: Sequence[str], *, start: bo
     resolved = resolve(config.workspaces, kept, network, places, owner)
     check_owners(config.file, resolved)
     resolved = {name: _with_keys(workspace) for name, workspace in resolved.items()}
-    chosen = list(dict.fromkeys(names)) or list(resolved)
     orphans = [n for n, r in records.items() if r.file == config.file and n not in config.workspaces and not r.removed]
     remove = tuple(orphans) if prune else ()
     applied = read_network(places)
@@ -54,13 +49,18 @@ def make_plan(places: Places, config: Config, names: Sequence[str], *, start: bo
         )
     wanted = {name: Wanted(resolved[name], recipe_of(places, resolved[name]).id) for name in chosen}
     standing = {name: _standing(places, record) for name, record in records.items() if name in wanted}
+    if applied is not None and not start:
+        check_stopped(standing, network_changes(applied.network, network))
+    check_ports(config.file, {name: resolved[name] for name in chosen}, records)
+    leaving = {name: _standing(places, records[name]) for name in remove}
     found = plan(
         config.file,
         network,
         applied.network if applied else None,
         wanted,
-        standing,
+        {**standing, **leaving},
         remove=remove,
+        undeclared=() if prune else orphans,
         start=start,
     )
     check_shares((config.file, a.workspace, a.wanted.workspace) for a in found.actions if a.starts and a.wanted)
@@ -84,6 +84,17 @@ def check_bystanders(others: Collection[str], changes: Sequence[Change]) -> None
             f"a change of [network] would cut off {', '.join(others)}, which this plan leaves out",
             details="\n".join(f"{change.key}: {change.old} -> {change.new}" for change in changes),
             resolution="one [network] for all files; `hutch up` without names, and `hutch rm` what no file declares",
+        )
+
+
+def check_stopped(standing: Mapping[str, Standing], changes: Sequence[Change]) -> None:
+    """A workspace cannot run on while its network is made anew, and without a start it would be left stopped."""
+    running = [name for name, now in standing.items() if now.is_up]
+    if changes and running:
+        raise HutchError(
+            f"a change of [network] restarts {', '.join(running)}, which --no-start forbids",
+            details="\n".join(f"{change.key}: {change.old} -> {change.new}" for change in changes),
+            resolution=f"`hutch up` without --no-start, or `hutch stop {' '.join(running)}` first",
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from hutch.spec.names import Places
-from hutch.state import PURGE, read_network, read_records, unfinished
+from hutch.state import PURGE, journaled, read_network, read_records, unfinished
 from hutch.supervise import control
+from hutch.supervise.control import Listener
 from hutch.supervise.observe import observe
 
 
-def recover(places: Places) -> None:
+def recover(places: Places, listen: Listener) -> None:
     """Bring the host back to what the records say. The caller holds the lock; costs one look when all is well."""
     found = unfinished(places)
     if found is None:
@@ -27,6 +28,8 @@ def recover(places: Places) -> None:
     else:
         converge.dismantle(places)
     if action == PURGE:
-        for name in names:
-            delete_workspace(places, name)
+        with journaled(places, PURGE, names):
+            for name in names:
+                listen(name, "warning", "`hutch rm --purge` was killed while it deleted; deleting the rest")
+                delete_workspace(places, name)
     places.journal.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hutch.apply import converge
+from hutch.errors import HutchError
 from hutch.run import run
 from hutch.spec.names import Places
 from hutch.state import PURGE, Record, journaled, read_network, read_records, write_record
@@ -29,18 +30,22 @@ def remove(places: Places, record: Record, *, purge: bool) -> tuple[str, ...]:
     """Remove a workspace; with `purge` its home, key and address too. Returns notes for the user."""
     name, home = record.name, record.wanted.home
     records, network = read_records(places), read_network(places)
-    with journaled(places, PURGE if purge else "remove", (name,)):
+    root = record.booted.workspace if record.booted else record.wanted
+    lost = ("everything outside its home is deleted",) if root.persist == "all" and not record.removed else ()
+    if name not in records:
+        raise HutchError(f"{name} has just been removed by somebody else")
+    with journaled(places, "remove", (name,)):
         control.stop_all(places, [name])
         mark_removed(places, records, name)
         if converge.present(records) and network is not None:
             converge.settle(places, network.network, network.file, records)
         else:
             converge.dismantle(places)
-        if purge:
-            delete_workspace(places, name)
     if not purge:
-        return (f"home is kept in {home}",)
-    return () if home == str(places.home(name)) else (f"{home} is a directory of your own and was left alone",)
+        return (f"home is kept in {home}", *lost)
+    with journaled(places, PURGE, (name,)):
+        delete_workspace(places, name)
+    return lost if home == str(places.home(name)) else (f"{home} is a directory of your own and was left alone", *lost)
 
 
 def delete_workspace(places: Places, name: str) -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 from hutch.backends import launch
 from hutch.backends.launch import Launch, Surroundings
 from hutch.errors import HutchError
+from hutch.files import read_or_none
 from hutch.host.namespace import has_namespace
+from hutch.host.shares import has_mount_points
 from hutch.host.ssh import key_holders, owner_of
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import PACKAGE, Places
 from hutch.state import Record, read_network, write_record
 from hutch.supervise import control
 from hutch.supervise.control import Listener
-
-PACKAGE = str(Path(__file__).resolve().parent.parent)
 
 
 class StartsFailed(HutchError):
@@ -66,35 +66,51 @@ def is_prepared(places: Places, network: Network, starting: Iterable[Record]) ->
         before is not None
         and before.network == network
         and has_namespace(places)
-        and all(_has_home_and_key(places, record) for record in starting)
+        and all(_has_home_and_keys(places, record) for record in starting)
     )
 
 
-def _has_home_and_key(places: Places, record: Record) -> bool:
-    home, key = str(record.wanted.home), places.host_key(record.name)
-    return record.booted is not None and os.path.isdir(home) and key.exists()
+def _has_home_and_keys(places: Places, record: Record) -> bool:
+    keys = (places.host_key(record.name), *public_keys(places, record))
+    return (
+        record.booted is not None
+        and os.path.isdir(str(record.wanted.home))
+        and has_mount_points(record.wanted)
+        and all(key.exists() for key in keys)
+    )
+
+
+def public_keys(places: Places, record: Record) -> list[Path]:
+    """The files of hutch's own keys that open the workspace."""
+    assert isinstance(record.wanted.owner, int)
+    holders = key_holders(record.wanted.authorized_keys, record.wanted.owner)
+    return [places.key(uid).with_name("id_ed25519.pub") for uid in holders]
 
 
 def make_launch(places: Places, record: Record, network: Network) -> Launch:
     """The Launch of a workspace as recorded."""
-    return launch(record.name, record.wanted, surroundings_of(places, record, network))
+    keys = []
+    for path in public_keys(places, record):
+        text = read_or_none(path)
+        if text is None:  # without it, somebody could not log in
+            raise HutchError(f"{path} is not there", resolution=f"`hutch up {record.name}` makes it")
+        keys.append(text.decode("ascii", "replace").strip())
+    return launch(record.name, record.wanted, surroundings_of(places, record, network, tuple(keys)))
 
 
-def surroundings_of(places: Places, record: Record, network: Network) -> Surroundings:
-    """What a backend must know beside the workspace itself."""
+def surroundings_of(places: Places, record: Record, network: Network, keys: tuple[str, ...]) -> Surroundings:
+    """What a backend must know beside the workspace itself; `keys` are hutch's own that open it."""
     workspace = record.wanted
     assert isinstance(workspace.owner, int)
     gid, _ = owner_of(workspace.owner)
-    holders = key_holders(workspace.authorized_keys, workspace.owner)
-    public = [places.key(uid).with_name("id_ed25519.pub") for uid in holders]
     return Surroundings(
         places=places,
         network=network,
-        image_root=str(places.images / record.image / "root"),
+        image_root=str(places.image_root(record.image)),
         uid_base=record.uid_base,
         owner_gid=gid,
         machine_id=record.machine_id,
-        keys=tuple(path.read_text(encoding="ascii").strip() for path in public if path.exists()),
+        keys=keys,
         python=sys.executable,
-        package=PACKAGE,
+        package=str(PACKAGE),
     )

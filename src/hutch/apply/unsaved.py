@@ -14,8 +14,9 @@ from hutch.errors import HutchError
 from hutch.host.cgroup import Cgroup
 from hutch.images.contain import run_contained
 from hutch.run import CommandFailed, run
+from hutch.spec.model import Network
 from hutch.spec.names import Places
-from hutch.state import Record, read_network
+from hutch.state import Record
 from hutch.supervise.observe import observe
 
 PATIENCE = 60.0  # seconds that looking for repositories may take
@@ -25,10 +26,15 @@ repo=${1%/.git}
 say() { echo "hutch-unsaved $repo: $1"; }
 command -v git >/dev/null || { say "there is no git in the image to look into it"; exit; }
 git() { command git -c core.fsmonitor=false -c core.hooksPath=/dev/null -c safe.directory="*" -C "$repo" "$@"; }
-changed=$(git status --porcelain 2>&1) || { say "git cannot read it"; exit; }
+fail() { say "git cannot read it"; exit; }
+changed=$(git status --porcelain 2>&1) || fail
 [ -z "$changed" ] || say "uncommitted changes"
-[ -z "$(git stash list 2>/dev/null)" ] || say "stashed changes"
-[ -z "$(git log --oneline --max-count=1 --branches --not --remotes 2>/dev/null)" ] || say "commits that were not pushed"
+stashed=$(git stash list 2>&1) || fail
+[ -z "$stashed" ] || say "stashed changes"
+head=HEAD  # which may be detached, or a branch that has no commit yet
+git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || head=
+local=$(git log --oneline --max-count=1 $head --branches --tags --not --remotes 2>&1) || fail
+[ -z "$local" ] || say "commits that were not pushed"
 """
 FIND = ("find", ".", "-xdev", "-name", ".git", "-prune", "-exec", "sh", "-c", LOOK, "sh", "{}", ";")
 
@@ -54,11 +60,10 @@ def live_sessions(places: Places, record: Record) -> list[str]:
 
 def unsaved_git_work(places: Places, record: Record) -> list[str]:
     """Repositories in the home with changes that are committed or pushed nowhere."""
-    network = read_network(places)
-    home_is_there = record.wanted.home is not None and any(_entries(record.wanted.home))
-    if network is None or not home_is_there:
+    if record.wanted.home is None or not _entries(record.wanted.home):
         return []
-    look = inspection(record.name, record.wanted, surroundings_of(places, record, network.network), FIND)
+    # It needs no network, so it does not matter whether there is one.
+    look = inspection(record.name, record.wanted, surroundings_of(places, record, Network(), ()), FIND)
     found: list[str] = []
 
     def take(line: str) -> None:
@@ -66,7 +71,7 @@ def unsaved_git_work(places: Places, record: Record) -> list[str]:
             found.append("".join(c for c in line.removeprefix(FOUND) if c.isprintable())[:200])
 
     try:
-        run_contained(look, group=f"{places.instance}/look.{record.name}", on_line=take, timeout=PATIENCE)
+        run_contained(look, group=places.inspection_cgroup(record.name), on_line=take, timeout=PATIENCE)
     except CommandFailed as error:
         raise HutchError(
             f"{record.name}: cannot tell whether its home holds unsaved git work",

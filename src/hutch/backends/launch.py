@@ -34,7 +34,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command around the main process. `why` is shown to people; a step that `may_fail` is only logged."""
+    """One command around the main process. `why` is shown to people; a step that `may_fail` may do so unnoticed."""
 
     argv: tuple[str, ...]
     why: str

@@ -19,7 +19,6 @@ from hutch.guest.credentials import HOST_KEY, Identity, render_credentials
 from hutch.spec import names
 from hutch.spec.model import Mount, Workspace
 
-GUEST_INTERFACE = "host0"
 REBOOT = 133  # nspawn's exit code, with --keep-unit, when the guest rebooted
 SCRATCH = 2 << 30  # bytes that an ephemeral root may grow by when `disk` does not say
 TASKS = 16384
@@ -92,7 +91,7 @@ def identify(name: str, workspace: Workspace, host: Surroundings) -> Identity:
         gateway=names.gateway(host.network.subnet),
         authorized_keys=(*(workspace.authorized_keys or ()), *host.keys),
         env=workspace.env,
-        match=f"Name={GUEST_INTERFACE}",
+        match=f"Name={names.GUEST_INTERFACE}",
     )
 
 
@@ -112,6 +111,8 @@ def root_mounts(name: str, workspace: Workspace, host: Surroundings, runtime: st
     steps = [Step(("mount", "--bind", "-o", mapped, host.image_root, lower), "map the image")]
     if workspace.persist == "all":
         scratch = str(host.places.root(name))
+        # Its setuid programs count on the host too, so nobody but root may get there.
+        steps.append(Step(("install", "-d", "-m", "700", scratch), "make the kept layer, root's alone"))
     else:
         scratch = f"{runtime}/scratch"
         size = f"mode=755,nosuid,nodev,size={workspace.disk or SCRATCH}"
@@ -206,7 +207,7 @@ def nspawn_argv(
         f"--uuid={host.machine_id}",
         f"--private-users={host.uid_base}:{names.UID_COUNT}",
         "--private-users-ownership=off",
-        f"--network-interface={names.interface('vi', name)}:{GUEST_INTERFACE}",
+        f"--network-interface={names.interface('vi', name)}:{names.GUEST_INTERFACE}",
         "--notify-ready=yes",
         "--console=interactive",
         "--link-journal=no",

@@ -41,4 +41,7 @@ class Port:
         )
 
     def cleanup(self) -> tuple[Step, ...]:
-        return (Step(("ip", "link", "delete", self.outer), "remove the port", may_fail=True),)
+        return (
+            Step(("ip", "link", "delete", self.outer), "remove the port", may_fail=True),
+            Step(("ip", "neigh", "delete", self.ip, "dev", self.bridge), "forget its address", may_fail=True),
+        )

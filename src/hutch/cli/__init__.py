@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-gc.disable()  # a command ends before collecting garbage could pay: a seventh of the start-up of `hutch start`
+import click
 
-import click  # noqa: E402
-
-from hutch.cli.common import Options, print_error  # noqa: E402
-from hutch.errors import HutchError  # noqa: E402
+from hutch.cli.common import Options, print_error, show_commands
+from hutch.errors import HutchError
 
 # command -> (module of this package, function, one line of help): help lists all without importing any.
 COMMANDS = {
@@ -39,6 +35,8 @@ COMMANDS = {
     "schema": ("declare", "schema", "Print the JSON Schema of hutch.toml."),
     "completion": ("declare", "completion", "Print a completion script for bash, zsh or fish."),
 }
+
+WITH_COMMANDS = ("exec", "ssh")  # these take a command line of somebody else's
 
 
 class LazyGroup(click.Group):
@@ -80,26 +78,14 @@ def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> Non
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-f", "--file", type=click.Path(), help="The hutch.toml to use.")
 @click.option("-q", "--quiet", is_flag=True, help="Only results and errors.")
-@click.option("-v", "--verbose", is_flag=True, help="More detail.")
+@click.option("-v", "--verbose", is_flag=True, help="Show each command that hutch runs.")
 @click.option("--version", is_flag=True, callback=show_version, expose_value=False, is_eager=True, help="The version.")
 @click.pass_context
 def cli(ctx: click.Context, file: str | None, quiet: bool, verbose: bool) -> None:
     """A machine of its own for every project, checkout or coding agent: a VM or a container, from one file."""
     ctx.obj = Options(file, quiet, verbose)
-
-
-def entry() -> NoReturn:
-    """What the `hutch` script calls. Python's own clean-up at the end takes longer than some commands, and there is
-    nothing for it to do: whatever must be undone has been when main returns."""
-    try:
-        main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+    if verbose:
+        show_commands()
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -108,6 +94,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         result = cli.main(args=None if argv is None else list(argv), prog_name="hutch", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
+    except click.NoSuchOption as error:
+        if error.ctx is not None and error.ctx.command.name in WITH_COMMANDS:
+            hint = f"{error.message} If it is the command's, put -- before the command."
+            error = click.NoSuchOption(error.option_name, hint, ctx=error.ctx)
+        error.show()
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

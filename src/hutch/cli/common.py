@@ -17,7 +17,7 @@ from hutch.spec.names import Places
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-KEPT_VARIABLES = "HUTCH_STATE_DIR,HUTCH_RUN_DIR,HUTCH_FILE"
+KEPT_VARIABLES = ("HUTCH_STATE_DIR", "HUTCH_RUN_DIR", "HUTCH_FILE")
 
 
 @dataclass
@@ -50,13 +50,25 @@ def global_options(function: F) -> F:
 
     @click.option("-f", "--file", type=click.Path(), help="The hutch.toml to use.")
     @click.option("-q", "--quiet", is_flag=True, help="Only results and errors.")
-    @click.option("-v", "--verbose", is_flag=True, help="More detail.")
+    @click.option("-v", "--verbose", is_flag=True, help="Show each command that hutch runs.")
     @functools.wraps(function)
     def wrapper(file: str | None, quiet: bool, verbose: bool, **values: Any) -> Any:
         before = click.get_current_context().find_object(Options) or Options()
-        return function(Options(file or before.file, quiet or before.quiet, verbose or before.verbose), **values)
+        options = Options(file or before.file, quiet or before.quiet, verbose or before.verbose)
+        if options.verbose:
+            show_commands()
+        return function(options, **values)
 
     return wrapper  # type: ignore[return-value]
+
+
+def show_commands() -> None:
+    """Print every command that is run from now on, as one could type it."""
+    import shlex
+
+    from hutch import run
+
+    run.listener = lambda argv: click.echo(printable(f"+ {shlex.join(argv)}"), err=True)
 
 
 def needs_root(function: F) -> F:
@@ -80,8 +92,10 @@ def become_root() -> None:
     from hutch import run
 
     click.echo(f"hutch: this needs root, asking {elevate}", err=True)
-    kept = [f"--preserve-env={KEPT_VARIABLES}"] if elevate == "sudo" else []
-    run.replace([elevate, *kept, "--", os.path.abspath(sys.argv[0]), *sys.argv[1:]])
+    # Both clear the environment, and doas has no option to keep a part of it; env sets it again.
+    kept = [f"{name}={os.environ[name]}" for name in KEPT_VARIABLES if name in os.environ]
+    env = ["env", *kept] if kept else []
+    run.replace([elevate, "--", *env, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
 
 
 def print_error(error: HutchError) -> None:

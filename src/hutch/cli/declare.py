@@ -24,8 +24,8 @@ NAMES = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=wo
 @global_options
 def init(options: Options, name: str) -> None:
     """Write a commented starter hutch.toml in the current directory, with a workspace called NAME."""
-    from hutch.api import is_name
     from hutch.errors import UsageError
+    from hutch.spec.names import is_name
     from hutch.spec.starter import render_starter
 
     if not is_name(name):
@@ -80,18 +80,11 @@ def up(options: Options, names: tuple[str, ...], no_start: bool, prune: bool, as
         print_json(result.to_json())
     elif result.changes and not options.quiet:
         print_plan(result, err=True)
-        _warn_about_ssh(options)
+        if problem := hutch.ssh_problem():
+            options.listen("ssh", "warning", problem)
         options.say(f"done in {time.monotonic() - begun:.2f} s")
     else:
-        options.say("nothing to do")
-
-
-def _warn_about_ssh(options: Options) -> None:
-    from hutch.host.ssh import check_include
-
-    warning = check_include()
-    if warning:
-        click.echo(f"hutch: warning: {warning}", err=True)
+        options.say("\n".join([*plan_notes(result), "nothing to do"]))
 
 
 def print_plan(plan: Plan, *, err: bool = False) -> None:
@@ -103,6 +96,12 @@ def print_plan(plan: Plan, *, err: bool = False) -> None:
             click.echo(f"{' ' * width}    {line}", err=err)
     if not plan.actions:
         click.echo("the file declares no workspace", err=err)
+    for note in plan_notes(plan):
+        click.echo(note, err=err)
+
+
+def plan_notes(plan: Plan) -> list[str]:
+    return [f"note: {note}" for note in plan.notes]
 
 
 def explain_action(action: Action) -> list[str]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from hutch.api import Hutch
 from hutch.cli.common import Options, global_options, needs_root, workspace_names
-from hutch.errors import UsageError
 
 NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=workspace_names)
 
@@ -20,12 +17,7 @@ NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...", shel
 def down(options: Options, names: tuple[str, ...]) -> None:
     """Stop the named workspaces, or all that the file has brought up."""
     hutch = Hutch(listen=options.listen)
-    if not names:
-        from hutch.spec.loading import find_file
-
-        file = os.path.realpath(find_file(options.path))
-        names = tuple(name for name, record in hutch.records().items() if record.file == file)
-    hutch.stop(names)
+    hutch.stop(names or hutch.brought_up(options.path))
 
 
 @click.command()
@@ -63,8 +55,6 @@ def restart(options: Options, names: tuple[str, ...]) -> None:
 @needs_root
 def rm(options: Options, name: str, purge: bool, force: bool) -> None:
     """Stop and remove a workspace. Its home is kept unless --purge."""
-    if not name:
-        raise UsageError("which workspace?")
     for note in Hutch(listen=options.listen).remove(name, purge=purge, force=force):
         options.say(f"{name}: {note}")
     options.say(f"{name}: removed")

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import codecs
 import os
-import select
+import signal
 import socket
 import sys
-import termios
-import tty
+from contextlib import nullcontext
+from typing import NoReturn
 
 import click
 
 from hutch.api import Hutch
 from hutch.cli.common import Options, global_options, needs_root, printable, workspace_names
 from hutch.errors import HutchError
+from hutch.supervise.relay import Channel, open_unblocked, raw, relay
 
 NAME = click.argument("name", shell_complete=workspace_names)
 DETACH = b"\x1d"  # ^]
 LINES = 1000
+CHUNK = 65536
 
 
 @click.command()
 @NAME
 @click.option("-f", "--follow", is_flag=True, help="Go on as new lines come.")
-@click.option("-n", "--lines", default=LINES, show_default=True, help="How many lines of the journal.")
+@click.option("-n", "--lines", type=click.IntRange(0), default=LINES, show_default=True, help="The last lines of each.")
 @click.pass_context
 @needs_root
 def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:
@@ -31,31 +34,44 @@ def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:
     hutch = Hutch()
     hutch.record(name)
     log = hutch.places.log(name)
-    for path in (log.with_name(log.name + ".1"), log):
-        if path.exists():
-            click.echo(printable(path.read_text(encoding="utf-8", errors="replace").replace("\r", "")), nl=False)
+    older = log.with_name(log.name + ".1")
+    said = "".join(path.read_text(encoding="utf-8", errors="replace") for path in (older, log) if path.exists())
+    click.echo("".join(f"{line}\n" for line in last_lines(printable(said.replace("\r", "")), lines)), nl=False)
     if hutch.observe(name).state != "running":
         return 0
     command = ["journalctl", "--no-pager", f"--lines={lines}", *(["--follow"] if follow else [])]
     reading, writing = os.pipe()
     sys.stdout.flush()
-    relay = os.fork()
-    if relay == 0:
+    printer = os.fork()
+    if printer == 0:
         os.close(writing)
-        with open(reading, encoding="utf-8", errors="replace") as journal:
-            try:
-                for line in journal:
-                    sys.stdout.write(printable(line))
-                    sys.stdout.flush()
-            except (BrokenPipeError, KeyboardInterrupt):
-                pass
-        os._exit(0)
+        _print_all(reading)
     os.close(reading)
     try:
-        return hutch.workspace(name).execute(command, root=True, capture=writing)
+        return hutch.workspace(name).run(command, root=True, capture=writing)
     finally:
         os.close(writing)
-        os.waitpid(relay, 0)
+        os.waitpid(printer, 0)
+
+
+def last_lines(text: str, count: int) -> list[str]:
+    """The last lines of a text, the very last whether or not it is complete."""
+    found = text.removesuffix("\n").split("\n") if text else []
+    return found[max(len(found) - count, 0) :]
+
+
+def _print_all(source: int) -> NoReturn:
+    """A process of its own: print what the guest says as it comes, in pieces of a bounded size, to the end."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    try:
+        while data := os.read(source, CHUNK):
+            sys.stdout.write(printable(decoder.decode(data)))
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.kill(os.getppid(), signal.SIGTERM)  # nobody reads on: whatever the guest runs, let it end
+    except KeyboardInterrupt:
+        pass
+    os._exit(0)
 
 
 @click.command()
@@ -69,10 +85,13 @@ def console(options: Options, name: str) -> None:
     if not hutch.observe(name).is_up:
         raise HutchError(f"{name} is not running", resolution=f"`hutch start {name}`")
     with socket.socket(socket.AF_UNIX) as link:
-        link.connect(str(hutch.places.console(name)))
+        try:
+            link.connect(str(hutch.places.console(name)))
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            raise HutchError(f"{name} has just ended", resolution=f"`hutch start {name}`") from error
         if hutch.observe(name).state == "running":
             null = os.open("/dev/null", os.O_WRONLY)
-            workspace.execute(["systemctl", "start", "--no-block", "console-getty.service"], root=True, capture=null)
+            workspace.run(["systemctl", "start", "--no-block", "console-getty.service"], root=True, capture=null)
             os.close(null)
         options.say(f"attached to {name}; ^] detaches")
         attach(link)
@@ -80,26 +99,15 @@ def console(options: Options, name: str) -> None:
 
 def attach(link: socket.socket) -> None:
     """Join the terminal and the console until ^], the end of input, or the end of the machine."""
+
+    def until_detached(data: bytes) -> tuple[bytes, bool]:
+        before, escape, _ = data.partition(DETACH)
+        return before, bool(escape)
+
+    link.setblocking(False)
+    sink = open_unblocked(1)
     terminal = sys.stdin.isatty()
-    saved = termios.tcgetattr(0) if terminal else None
-    try:
-        if terminal:
-            tty.setraw(0)
-        sources: list[int | socket.socket] = [0, link]
-        while True:
-            for source in select.select(sources, [], [])[0]:
-                if source is link:
-                    data = link.recv(65536)
-                    if not data:
-                        return
-                    os.write(1, data)
-                else:
-                    data = os.read(0, 4096)
-                    before, escape, _ = data.partition(DETACH)
-                    link.sendall(before)
-                    if escape or not data:
-                        return
-    finally:
-        if saved is not None:
-            termios.tcsetattr(0, termios.TCSADRAIN, saved)
-            click.echo("\r", err=True)
+    with raw(0) if terminal else nullcontext():
+        relay([Channel(0, link.fileno(), take=until_detached), Channel(link.fileno(), sink, owned=[sink])])
+    if terminal:
+        click.echo("\r", err=True)

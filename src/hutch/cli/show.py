@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hutch.api import Hutch, describe, is_name
+from hutch.api import Hutch, describe
 from hutch.cli.common import Options, global_options, needs_root, print_json, print_table, printable, workspace_names
 from hutch.errors import UsageError
 
@@ -16,36 +16,18 @@ def gather(options: Options, names: tuple[str, ...]) -> list[dict[str, Any]]:
     hutch = Hutch()
     records = hutch.records()
     found = {name: describe(record, hutch.observe(name)) for name, record in records.items()}
-    file, declared = declared_names(options)
-    for name, kind in declared.items():
+    file, declared = hutch.declared(options.path)
+    for name, type in declared.items():
         if name not in found:
-            found[name] = absent(name, kind, file)
+            # Nobody has validated this file, and what is in it goes to a terminal.
+            found[name] = absent(name, None if type is None else printable(str(type)), file)
     unknown = [name for name in names if name not in found]
     if unknown:
         raise UsageError(f"there is no workspace {', '.join(unknown)}", resolution="`hutch ls` lists them")
     return [found[name] for name in names or found]
 
 
-def declared_names(options: Options) -> tuple[str, dict[str, str]]:
-    """Names and types in the hutch.toml at hand, read without validating: a broken file must not hide what runs."""
-    import os
-
-    candidate = options.file or os.environ.get("HUTCH_FILE") or "hutch.toml"
-    if not os.path.isfile(candidate):
-        return "", {}
-    import tomllib
-
-    try:
-        with open(candidate, "rb") as file:
-            tables = tomllib.load(file).get("workspaces", {})
-        # Nobody has validated this file, and what is in it goes to a terminal.
-        declared = {name: printable(str(table.get("type"))) for name, table in tables.items() if is_name(name)}
-    except (OSError, ValueError, AttributeError):
-        return "", {}
-    return os.path.realpath(candidate), declared
-
-
-def absent(name: str, kind: str, file: str) -> dict[str, Any]:
+def absent(name: str, kind: str | None, file: str) -> dict[str, Any]:
     """The entry of a workspace that is declared and not there."""
     keys = ("engine", "ip", "mac", "cid", "image", "home", "hypervisor", "accelerator", "pid", "ready_seconds")
     nothing = dict.fromkeys((*keys, "image_id", "user", "since", "start_kind"))
@@ -75,7 +57,7 @@ def ls(options: Options, as_json: bool) -> None:
     rows = [
         (
             entry["name"],
-            entry["type"],
+            entry["type"] or "-",
             entry["state"] + ("" if entry["pending"] == "none" else f" (pending {entry['pending']})"),
             entry["ip"] or "-",
             entry["image"] or "-",

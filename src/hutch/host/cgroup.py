@@ -12,29 +12,28 @@ import os
 import select
 import time
 
-MOUNTINFO = "/proc/self/mountinfo"
+from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
+
 FSMOUNT_CLOEXEC = 1
 FSCONFIG_CMD_CREATE = 6
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every architecture
 
 
 def find_mount(mountinfo: str) -> str | None:
     """The first writable cgroup2 mount in the text of /proc/self/mountinfo."""
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        words = before.split()
-        if after.startswith("cgroup2 ") and words[3] == "/" and "rw" in words[5].split(","):
-            return words[4].encode().decode("unicode_escape")
+    for root, point, options, type in parse_mountinfo(mountinfo):
+        if type == "cgroup2" and root == "/" and "rw" in options:
+            return point
     return None
 
 
 def open_root() -> int:
     """A directory descriptor of the root of the cgroup2 hierarchy."""
-    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape") as file:
-        path = find_mount(file.read())
+    path = find_mount(observe_mountinfo())
     if path is not None:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = os.open(path, DIRECTORY)
         except FileNotFoundError:  # another mount lies over it
             return _detached_mount()
         if _has(descriptor, "cgroup.procs"):
@@ -66,15 +65,6 @@ def _detached_mount() -> int:
         return call(SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
     finally:
         os.close(context)
-
-
-def controllers() -> frozenset[str]:
-    """The controllers that this host lets cgroup2 use: empty on hybrid hosts."""
-    root = open_root()
-    try:
-        return frozenset(_read(root, "cgroup.controllers").split())
-    finally:
-        os.close(root)
 
 
 class Cgroup:
@@ -114,6 +104,11 @@ class Cgroup:
                 missing.append(name)
         return missing
 
+    def bound(self, group: str, *, depth: int, descendants: int) -> None:
+        """Limit the cgroups that may be made below a group: whoever it is handed to could make them without end."""
+        _write(self._root, self._at(group, "cgroup.max.depth"), str(depth))
+        _write(self._root, self._at(group, "cgroup.max.descendants"), str(descendants))
+
     def join(self, group: str, pid: int = 0) -> None:
         """Move a process (0: the caller) into a group of this cgroup."""
         _write(self._root, self._at(group, "cgroup.procs"), str(pid))
@@ -132,23 +127,29 @@ class Cgroup:
         except OSError:
             return False
 
-    def kill(self, *parts: str, patience: float = 10.0) -> None:
-        """SIGKILL everything in the group and below, and wait until it is empty."""
+    def kill(self, *parts: str, patience: float = 10.0) -> bool:
+        """SIGKILL everything in the group and below, and wait until it is empty; False when it is not by then."""
         try:
             _write(self._root, self._at(*parts, "cgroup.kill"), "1")
+            events = os.open(self._at(*parts, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENODEV):
-                return
+                return True
             raise
-        events = os.open(self._at(*parts, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
         try:
             poll = select.poll()
             poll.register(events, select.POLLPRI)
             deadline = time.monotonic() + patience
-            while b"populated 1" in os.pread(events, 256, 0) and time.monotonic() < deadline:
+            while b"populated 1" in os.pread(events, 256, 0):
+                if time.monotonic() >= deadline:
+                    return False
                 poll.poll(200)
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # removed meanwhile, so it is empty
+                raise
         finally:
             os.close(events)
+        return True
 
     def remove(self, *parts: str) -> None:
         """Remove the empty group and all empty groups below; then parents that hutch made and nobody uses."""
@@ -161,25 +162,52 @@ class Cgroup:
                     break
 
     def _remove_tree(self, path: str) -> None:
-        pending, found = [path], []
-        while pending:
-            current = pending.pop()
-            found.append(current)
-            try:
-                directory = os.open(current, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)
-            except FileNotFoundError:
-                continue
-            with os.scandir(directory) as entries:
-                pending += [f"{current}/{entry.name}" for entry in entries if entry.is_dir(follow_symlinks=False)]
-            os.close(directory)
-        for current in reversed(found):
-            try:
-                os.rmdir(current, dir_fd=self._root)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                if error.errno != errno.EBUSY:  # still populated: the caller decides what that means
-                    raise
+        """From the deepest up, and from one to the next: the path of a deep one is longer than a path may be."""
+        try:
+            current = os.open(path, DIRECTORY, dir_fd=self._root)
+        except FileNotFoundError:
+            return
+        try:
+            above: list[str] = []
+            pending = [_groups(current)]
+            while pending:
+                if pending[-1]:
+                    name = pending[-1].pop()
+                    current = _go(current, name)
+                    above.append(name)
+                    pending.append(_groups(current))
+                else:
+                    pending.pop()
+                    if above:
+                        current = _go(current, "..")
+                        _rmdir(above.pop(), current)
+        except FileNotFoundError:
+            pass  # somebody else removes it too
+        finally:
+            os.close(current)
+        _rmdir(path, self._root)
+
+
+def _groups(directory: int) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _go(directory: int, name: str) -> int:
+    """Exchange one directory's descriptor for another's."""
+    there = os.open(name, DIRECTORY, dir_fd=directory)
+    os.close(directory)
+    return there
+
+
+def _rmdir(name: str, directory: int) -> None:
+    try:
+        os.rmdir(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # still populated: the caller decides what that means
+            raise
 
 
 def _prefixes(path: str) -> list[str]:

@@ -7,9 +7,11 @@ the loopback address work. Neither answers from /etc/hosts: the host's names are
 from __future__ import annotations
 
 import pwd
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from hutch.errors import HutchError
 from hutch.host.cgroup import Cgroup
 from hutch.host.process import start_time, terminate
 from hutch.run import run
@@ -94,8 +96,12 @@ def ensure_resolvers(places: Places, network: Network) -> None:
             enter = ("nsenter", f"--net={resolver.namespace}", "--") if resolver.namespace else ()
             run([*enter, *resolver.argv])  # it goes into the background once it listens
             pid = observe_resolver(resolver)
-            if pid is not None:
-                _move(places, pid)
+            if pid is None:
+                raise HutchError(
+                    "a resolver of the workspaces does not run although it was started",
+                    resolution=f"to replay it: {shlex.join((*enter, *resolver.argv, '--no-daemon'))}",
+                )
+            _move(places, pid)
 
 
 def _move(places: Places, pid: int) -> None:

@@ -1,9 +1,9 @@
 """The rules: what a workspace may send, and what may reach it. Pure; host/router loads and reads back.
 
-Two barriers, each enough alone. In the router namespace: every frame is bound to its port's MAC and
-address; then a deny set, then the way out. The address translation lives in that same table, so a router
-whose rules are gone is a router without a way out. On the host, at its end of the uplink: only translated
-packets, never to an address of the host's own (DNS aside).
+In the router namespace: every frame is bound to its port's MAC and address; then a deny set, then the way
+out. The address translation lives in that same table, so a router whose rules are gone is a router without
+a way out. On the host, at its end of the uplink, a second barrier for the host itself: only translated
+packets, never to an address of the host's own (DNS aside). Other networks are the first one's to refuse.
 """
 
 from __future__ import annotations
@@ -176,6 +176,13 @@ def host_tables(places: Places, network: Network, members: tuple[Member, ...]) -
                     -150,  # after connection tracking, before the host's own address translation
                     "accept",
                     (
+                        # Ports published on 127.0.0.1 and our resolver are for this host alone: what claims to be
+                        # for them and comes from a network is dropped before it can be translated or delivered.
+                        Rule("loopback-from-afar", 'iifname != "lo" ip daddr 127.0.0.0/8 counter drop'),
+                        Rule(
+                            "resolver-from-afar",
+                            f'iifname != {{ "lo", "{uplink}" }} ip daddr {host_end} counter drop',
+                        ),
                         Rule("no-ipv6", f'iifname "{uplink}" meta nfproto ipv6 counter drop'),
                         Rule("answers", f'iifname "{uplink}" ct state established,related accept'),
                         Rule("untranslated", f'iifname "{uplink}" ip saddr != {router_end} counter drop'),
@@ -219,7 +226,7 @@ def host_tables(places: Places, network: Network, members: tuple[Member, ...]) -
 def _published(member: Member) -> list[Rule]:
     rules = []
     for item in member.publish:
-        address = f"ip daddr {item.host_ip}" if item.host_ip not in ("", "0.0.0.0") else "fib daddr type local"
+        address = f"ip daddr {item.host_ip}" if item.host_ip else "fib daddr type local"
         rules.append(
             Rule(
                 f"publish {member.name} {item}",

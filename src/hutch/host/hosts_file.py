@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from hutch.errors import HutchError
 from hutch.files import read_or_none, write_atomic
 from hutch.spec.names import Places, hostname
+from hutch.state import host_lock
 
 HOSTS = Path("/etc/hosts")
 OURS = re.compile(rb"[0-9.]+ workspace-[a-z0-9-]+\r?\n?")
@@ -63,15 +63,19 @@ def _without_block(content: bytes, instance: str) -> tuple[bytes, bytes]:
 def ensure_hosts(places: Places, addresses: Mapping[str, str], path: Path = HOSTS) -> None:
     """Write the block if it differs from what is there."""
     target = Path(os.path.realpath(path))
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)  # another hutch on this host writes its own block
-        content = read_or_none(target) or b""
-        wanted = render_hosts(content, places.instance, addresses)
-        if wanted != content:
+    if _as_wanted(places, addresses, target) is None:
+        return
+    with host_lock():  # another hutch on this host writes its own block
+        wanted = _as_wanted(places, addresses, target)
+        if wanted is not None:
             _replace(target, wanted)
-    finally:
-        os.close(directory)
+
+
+def _as_wanted(places: Places, addresses: Mapping[str, str], target: Path) -> bytes | None:
+    """What the file is to hold, None when it does."""
+    content = read_or_none(target) or b""
+    wanted = render_hosts(content, places.instance, addresses)
+    return wanted if wanted != content else None
 
 
 def _replace(target: Path, content: bytes) -> None:

@@ -1,7 +1,7 @@
 """The one list of what hutch needs from the host's distribution, under each package manager's names.
 
-`hutch doctor` imports it; `script/setup` runs it before anything of hutch is installed, so it uses the
-standard library only and imports nothing of hutch:
+`script/setup` runs it before anything of hutch is installed, so it uses the standard library only and imports
+nothing of hutch:
 
     python3 packages.py MANAGER [--set NAME]... [--missing] [--optional]
 
@@ -15,7 +15,6 @@ import glob
 import importlib.util
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -172,11 +171,6 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         set="bench",
     ),
 )
-
-
-def check_host(sets: Sequence[Set] = ("runtime",)) -> list[Requirement]:
-    """What this host lacks of `sets`."""
-    return [item for item in REQUIREMENTS if item.set in sets and not item.is_present()]
 
 
 def _is_there(proof: str) -> bool:

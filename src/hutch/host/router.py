@@ -24,7 +24,6 @@ from hutch.spec.model import Network
 from hutch.spec.names import Places
 
 FORWARDING = "net/ipv4/ip_forward"
-UPLINKS = ipaddress.IPv4Network("192.168.84.0/24")
 NAMESPACE = """
 ip link set dev lo alias "$1" up
 sysctl -q -e -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 net.ipv4.ip_forward=1
@@ -120,10 +119,10 @@ def networks_of(host: HostNetwork) -> dict[str, ipaddress.IPv4Network]:
 def choose_uplink(network: Network, host: HostNetwork) -> str:
     """The first /30 that nothing on the host uses."""
     taken = [*networks_of(host).values(), ipaddress.IPv4Network(network.subnet)]
-    for candidate in UPLINKS.subnets(new_prefix=30):
+    for candidate in names.UPLINKS.subnets(new_prefix=30):
         if not any(candidate.overlaps(used) for used in taken):
             return str(candidate)
-    raise HutchError(f"no free /30 is left in {UPLINKS}", resolution='set "uplink" in [network]')
+    raise HutchError(f"no free /30 is left in {names.UPLINKS}", resolution='set "uplink" in [network]')
 
 
 def check_overlap(places: Places, network: Network, host: HostNetwork) -> None:
@@ -143,7 +142,6 @@ def is_settled(
     places: Places, network: Network, members: tuple[Member, ...], host: HostNetwork, facts: RouterFacts
 ) -> bool:
     """Whether nothing is to be done."""
-    prefix = network.subnet.partition("/")[2]
     host_end, router_end = names.uplink_addresses(network.uplink)
     inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
     outer = host_tables(places, network, members)
@@ -153,9 +151,14 @@ def is_settled(
         and not ruleset.differences(ruleset.shape_of(outer), facts.host_rules)
         and is_up(host.links, places.uplink_host, f"{host_end}/30")
         and is_up(facts.links, places.uplink_router, f"{router_end}/30")
-        and is_up(facts.links, network.bridge, f"{names.gateway(network.subnet)}/{prefix}")
+        and is_up(facts.links, network.bridge, bridge_address(network))
         and network.subnet in host.routes
     )
+
+
+def bridge_address(network: Network) -> str:
+    """The gateway, with the length of the subnet's prefix."""
+    return f"{names.gateway(network.subnet)}/{network.subnet.partition('/')[2]}"
 
 
 def is_up(links: Links, name: str, address: str) -> bool:
@@ -188,7 +191,12 @@ def ensure_router(places: Places, network: Network, members: tuple[Member, ...])
 def _make_namespace(places: Places) -> None:
     """It gets its name last, so that one with our name is whole and carries our tag, wherever a crash comes."""
     places.namespace_path.unlink(missing_ok=True)
-    run(["unshare", "--net", "--", "sh", "-euc", NAMESPACE, "sh", tag(places), places.namespace])
+    run(render_namespace(places))
+
+
+def render_namespace(places: Places) -> list[str]:
+    """The command that makes the router namespace."""
+    return ["unshare", "--net", "--", "sh", "-euc", NAMESPACE, "sh", tag(places), places.namespace]
 
 
 def is_ours(places: Places, link: Mapping[str, Any]) -> bool:
@@ -236,32 +244,51 @@ def _load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str) -> None:
 
 def _ensure_links(places: Places, links: Links, network: Network, host: HostNetwork) -> None:
     """Interfaces, addresses and routes, after the rules. Each `ip -batch` is one process."""
-    gateway = names.gateway(network.subnet)
-    prefix = network.subnet.partition("/")[2]
     host_end, router_end = names.uplink_addresses(network.uplink)
     outer, inner = places.uplink_host, places.uplink_router
+    in_router = ["ip", "-n", places.namespace, "-batch", "-"]
     if not is_up(links, inner, f"{router_end}/30") or not is_up(host.links, outer, f"{host_end}/30"):
         if outer in host.links:
             run(["ip", "link", "delete", outer])
-        batch = [
-            f"link add {outer} address {places.uplink_mac} type veth peer name {inner} netns {places.namespace}",
-            f'link set {outer} alias "{tag(places)}"',
-            f"addr add {host_end}/30 dev {outer}",
-            f"link set {outer} up",
-        ]
-        run(["ip", "-batch", "-"], stdin="\n".join(batch) + "\n")
-        batch = [f"addr add {router_end}/30 dev {inner}", f"link set {inner} up", f"route add default via {host_end}"]
-        run(["ip", "-n", places.namespace, "-batch", "-"], stdin="\n".join(batch) + "\n")
-    if not is_up(links, network.bridge, f"{gateway}/{prefix}"):
-        batch = [] if network.bridge in links else [f"link add {network.bridge} type bridge mcast_snooping 0"]
-        batch += [
-            f"addr flush dev {network.bridge}",
-            f"addr add {gateway}/{prefix} dev {network.bridge}",
-            f"link set {network.bridge} up",
-        ]
-        run(["ip", "-n", places.namespace, "-batch", "-"], stdin="\n".join(batch) + "\n")
+        run(["ip", "-batch", "-"], stdin=render_uplink(places, network))
+        run(in_router, stdin=render_router_end(places, network))
+    if not is_up(links, network.bridge, bridge_address(network)):
+        run(in_router, stdin=render_bridge(network, is_there=network.bridge in links))
     if network.subnet not in host.routes:
-        run(["ip", "route", "replace", network.subnet, "via", router_end, "dev", outer])
+        run(render_route(places, network))
+
+
+def render_uplink(places: Places, network: Network) -> str:
+    """The host's end of the uplink, for `ip -batch`."""
+    host_end, _ = names.uplink_addresses(network.uplink)
+    outer, inner = places.uplink_host, places.uplink_router
+    return (
+        f"link add {outer} address {places.uplink_mac} type veth peer name {inner} netns {places.namespace}\n"
+        f'link set {outer} alias "{tag(places)}"\n'
+        f"addr add {host_end}/30 dev {outer}\n"
+        f"link set {outer} up\n"
+    )
+
+
+def render_router_end(places: Places, network: Network) -> str:
+    """The router's end of the uplink, for `ip -batch` in its namespace."""
+    host_end, router_end = names.uplink_addresses(network.uplink)
+    inner = places.uplink_router
+    return f"addr add {router_end}/30 dev {inner}\nlink set {inner} up\nroute add default via {host_end}\n"
+
+
+def render_bridge(network: Network, *, is_there: bool = False) -> str:
+    """The bridge, for `ip -batch` in the router namespace."""
+    bridge = network.bridge
+    add = "" if is_there else f"link add {bridge} type bridge mcast_snooping 0\n"
+    address = f"addr flush dev {bridge}\naddr add {bridge_address(network)} dev {bridge}\n"
+    return f"{add}{address}link set {bridge} up\n"
+
+
+def render_route(places: Places, network: Network) -> list[str]:
+    """The command that gives the host its way to the workspaces."""
+    _, router_end = names.uplink_addresses(network.uplink)
+    return ["ip", "route", "replace", network.subnet, "via", router_end, "dev", places.uplink_host]
 
 
 def remove_router(places: Places) -> None:

@@ -6,9 +6,9 @@ bind-mounted over itself with these options for as long as the workspace is decl
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,12 +16,14 @@ from pathlib import Path
 
 from hutch.errors import HutchError, Problem
 from hutch.files import read_or_none, write_atomic
+from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Workspace
 from hutch.spec.names import Places
 from hutch.state import make_directory
 
 OPTIONS = {"nosuid", "nodev"}
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 BIND = str(Path(__file__).with_name("bind.py"))
 
 
@@ -46,6 +48,10 @@ def check_shares(prefix: str, workspace: Workspace) -> Iterator[Problem]:
         if wrong:
             hint = "a directory of the host" if mount.create else "a directory of the host, or create = true"
             yield Problem(wrong, f"{prefix}.mounts[{index}].source", mount.source, hint)
+        point = mount_points(workspace).get(mount.target)
+        if point is not None and (wrong := check_directory(str(point), may_be_absent=True)):
+            hint = "remove what is in the way; hutch makes the directories when they are absent"
+            yield Problem(f"{point} {wrong}", f"{prefix}.mounts[{index}].target", mount.target, hint)
 
 
 def check_directory(path: str, *, may_be_absent: bool) -> str:
@@ -65,20 +71,45 @@ def check_directory(path: str, *, may_be_absent: bool) -> str:
     return ""
 
 
+def mount_points(workspace: Workspace) -> dict[str, Path]:
+    """Target -> the directory of the host's that it covers, for mounts inside the home. What is inside another mount
+    is not in the home."""
+    assert workspace.home is not None
+    inside = Path("/home", workspace.user)
+    targets = [Path(mount.target) for mount in workspace.mounts]
+    return {
+        str(target): Path(workspace.home, target.relative_to(inside))
+        for target in targets
+        if inside in target.parents and not any(other in target.parents for other in targets)
+    }
+
+
+def has_mount_points(workspace: Workspace) -> bool:
+    """Whether every mount inside the home has a directory to be mounted on."""
+    return not any(check_directory(str(point), may_be_absent=False) for point in mount_points(workspace).values())
+
+
+def ensure_mount_points(name: str, workspace: Workspace, gid: int) -> None:
+    """Directories of the owner's for the mounts inside the home. A container's own root cannot make them: in a home
+    that is mapped to the owner's uid, it has none."""
+    assert isinstance(workspace.owner, int) and workspace.home is not None
+    for target, point in mount_points(workspace).items():
+        try:
+            _make_inside(Path(workspace.home), point.relative_to(workspace.home).parts, workspace.owner, gid)
+        except OSError as error:
+            raise HutchError(
+                f"{name}: there can be no mount on {target}: {point} cannot be made: {error.strerror}",
+                resolution="each part of it must be a directory, not a file or a symbolic link, or be absent",
+            ) from error
+
+
 def find_mounts(mountinfo: str) -> dict[str, set[str]]:
     """Mount point -> options of the topmost mount there, from the text of /proc/self/mountinfo."""
-    mounts = {}
-    for line in mountinfo.split("\n"):
-        words = line.split(" ")
-        if len(words) > 5:
-            # The kernel writes blanks and backslashes as "\040"; all else in a path is as it is.
-            path = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), words[4])
-            mounts[path] = set(words[5].split(","))
-    return mounts
+    return {point: options for _, point, options, _ in parse_mountinfo(mountinfo)}
 
 
 def observe_mounts() -> dict[str, set[str]]:
-    return find_mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+    return find_mounts(observe_mountinfo())
 
 
 def ensure_shares(places: Places, paths: Iterable[str]) -> None:
@@ -89,11 +120,12 @@ def ensure_shares(places: Places, paths: Iterable[str]) -> None:
     wanted, mounts = list(dict.fromkeys(paths)), observe_mounts()  # two workspaces may share one directory
     ours: list[str] = json.loads(read_or_none(places.shares) or b"[]")
     kept = [path for path in ours if path in mounts]
-    for path in [path for path in kept if path not in wanted]:
+    for path in sorted((path for path in kept if path not in wanted), key=len, reverse=True):  # the inner ones first
         run(["umount", "--lazy", "--no-canonicalize", path])
         kept.remove(path)
     for path in wanted:
-        if not mounts.get(path, set()) >= OPTIONS and os.path.isdir(path):  # what is not there needs no guard
+        is_guarded = mounts.get(path, set()) >= OPTIONS
+        if not is_guarded and not check_directory(path, may_be_absent=False):  # what cannot be shared needs no guard
             kept.append(path)
             _note(places, kept)  # before the mount, so that a crash in between leaves none that nobody knows
             _mount(path)
@@ -109,9 +141,14 @@ def _note(places: Places, kept: list[str]) -> None:
         places.shares.unlink(missing_ok=True)
 
 
+def render_guard(path: str) -> list[str]:
+    """The command that puts the options on a directory, by mounting it over itself."""
+    return [sys.executable, "-I", "-S", BIND, path, "=", ",".join(sorted(OPTIONS, reverse=True))]
+
+
 def _mount(path: str) -> None:
     try:
-        run([sys.executable, "-I", "-S", BIND, path, "=", "nosuid,nodev"])
+        run(render_guard(path))
     except CommandFailed as error:
         raise HutchError(
             f"{path} cannot be shared",
@@ -120,14 +157,86 @@ def _mount(path: str) -> None:
         ) from error
 
 
+def _make_home(path: Path, uid: int, gid: int) -> None:
+    """Make the directory, and root's own ones above it. A guest may write in one of those that are there, so each step
+    goes by descriptor, and through no symbolic link."""
+    *parents, name = path.parts[1:]
+    current = os.open("/", FOLDER)
+    try:
+        for part in parents:
+            try:
+                following = os.open(part, FOLDER, dir_fd=current)
+            except FileNotFoundError:
+                following = _make_below(current, part, 0o755)
+            os.close(current)
+            current = following
+        made = _make_below(current, name, 0o700)
+        try:
+            os.fchown(made, uid, gid)
+        finally:
+            os.close(made)
+        os.fsync(current)
+    except OSError as error:
+        raise HutchError(f"{path} cannot be made: {error.strerror}") from error
+    finally:
+        os.close(current)
+
+
+def _make_inside(home: Path, parts: tuple[str, ...], uid: int, gid: int) -> None:
+    """Make directories below the home, as far as they are absent. The guest may write there at this very moment, so
+    each step goes by descriptor and through no symbolic link, and only what was made here changes hands."""
+    current = os.open("/", FOLDER)
+    try:
+        for part in home.parts[1:]:
+            following = os.open(part, FOLDER, dir_fd=current)
+            os.close(current)
+            current = following
+        for part in parts:
+            try:
+                following = os.open(part, FOLDER, dir_fd=current)
+            except FileNotFoundError:
+                following = _make_below(current, part, 0o755)
+                try:
+                    os.fchown(following, uid, gid)
+                except BaseException:
+                    os.close(following)
+                    raise
+            os.close(current)
+            current = following
+    finally:
+        os.close(current)
+
+
+def _make_below(parent: int, name: str, mode: int) -> int:
+    """Make a directory of root's; returns its descriptor. Whoever can write in `parent` may have put another there."""
+    os.mkdir(name, mode, dir_fd=parent)
+    descriptor = os.open(name, FOLDER, dir_fd=parent)
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        os.fchmod(descriptor, mode)  # whatever the umask
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def ensure_closed(directory: Path, gid: int) -> None:
+    """Let nobody but root and the owner's group pass into a workspace's own directory: the home in it keeps what a
+    guest made setuid, also when no mount guards it, after a removal or a reboot."""
+    make_directory(directory, 0o750)
+    found = os.stat(directory)
+    if (found.st_gid, stat.S_IMODE(found.st_mode)) != (gid, 0o750):
+        os.chown(directory, 0, gid)
+        directory.chmod(0o750)
+
+
 def ensure_home(path: Path, uid: int, gid: int) -> None:
     """A home of the owner's. An existing one must be the owner's already: root does not chown what guests write."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
-        make_directory(path.parent)
-        path.mkdir(mode=0o700)
-        os.chown(path, uid, gid)
+        _make_home(path, uid, gid)
         return
     if found.st_uid != uid:
         raise HutchError(

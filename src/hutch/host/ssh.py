@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import pwd
 from collections.abc import Mapping
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hutch.errors import HutchError
-from hutch.files import read_or_none, write_atomic
+from hutch.files import read_or_none, sync_directory, write_atomic
 from hutch.run import run
 from hutch.spec.names import Places, hostname
 from hutch.state import make_directory
 
+BEGIN, END = (b"-----%s OPENSSH PRIVATE KEY-----" % word for word in (b"BEGIN", b"END"))
+BLOB = 51  # bytes of an Ed25519 public key with its name
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 # An IdentityFile in a configuration replaces OpenSSH's own defaults, so they are named again after ours.
 DEFAULT_IDENTITIES = ("id_ed25519", "id_ed25519_sk", "id_ecdsa", "id_ecdsa_sk", "id_rsa")
@@ -29,19 +32,58 @@ class Peer:
     host_key: str
 
 
-def ensure_key(path: Path, comment: str, *, uid: int = 0, gid: int = 0) -> str:
-    """Make an Ed25519 key pair unless there is one; returns the public key's line. The private key is `uid`'s alone."""
+def ensure_key(path: Path, comment: str, *, uid: int = 0, gid: int = 0, published: bool = False) -> str:
+    """Make an Ed25519 key pair unless there is one; returns the public key's line. The private key is `uid`'s alone.
+
+    A damaged pair is made anew, unless it is `published`: who trusts it would refuse another one.
+    """
     public = path.with_name(path.name + ".pub")
-    if not path.exists() or not public.exists():
-        make_directory(path.parent, 0o700 if uid == 0 else 0o755)
-        temporary = path.with_name(f".{path.name}.new")
-        for leftover in (temporary, temporary.with_name(temporary.name + ".pub")):
-            leftover.unlink(missing_ok=True)
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(temporary)])
-        os.chown(temporary, uid, gid)
-        os.rename(temporary.with_name(temporary.name + ".pub"), public)
-        os.rename(temporary, path)
+    pair = read_or_none(path), read_or_none(public)
+    if not is_pair(*pair):
+        if published:
+            raise HutchError(
+                f"{path} is not the key that the workspace is known by: it is damaged or gone",
+                resolution=f"restore it and {public.name} from a backup; or, for a new identity, stop the workspace, "
+                f"remove both files and its line in known_hosts, and run `hutch up`",
+            )
+        _make_pair(path, public, comment, uid, gid)
     return public.read_text(encoding="ascii").strip()
+
+
+def is_pair(private: bytes | None, public: bytes | None) -> bool:
+    """Whether these are the files of one Ed25519 key. An OpenSSH private key holds the public one, not encrypted."""
+    words = (public or b"").split()
+    lines = (private or b"").strip().splitlines()
+    if words[:1] != [b"ssh-ed25519"] or len(words) < 2 or lines[:1] != [BEGIN] or lines[-1:] != [END]:
+        return False
+    try:
+        blob = base64.b64decode(words[1], validate=True)
+        return len(blob) == BLOB and blob in base64.b64decode(b"".join(lines[1:-1]), validate=True)
+    except ValueError:
+        return False
+
+
+def _make_pair(path: Path, public: Path, comment: str, uid: int, gid: int) -> None:
+    """Make a pair, which appears whole or not at all, even if the power fails."""
+    make_directory(path.parent, 0o700 if uid == 0 else 0o755)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary_public = temporary.with_name(temporary.name + ".pub")
+    for leftover in (temporary, temporary_public):
+        leftover.unlink(missing_ok=True)
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(temporary)])
+    os.chown(temporary, uid, gid)
+    for made in (temporary, temporary_public):
+        with open(made, "rb") as file:
+            os.fsync(file.fileno())
+    os.rename(temporary_public, public)
+    os.rename(temporary, path)
+    sync_directory(path.parent)
+
+
+def is_published(places: Places, name: str) -> bool:
+    """Whether the known hosts tell of a workspace's host key."""
+    known = (read_or_none(places.known_hosts) or b"").splitlines()
+    return any(line.startswith(f"{hostname(name)},".encode()) for line in known)
 
 
 def owner_of(uid: int) -> tuple[int, str]:
@@ -84,6 +126,7 @@ def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, st
             "    CheckHostIP no",
             "    ForwardAgent no",
             "    ForwardX11 no",
+            "    ConnectTimeout 10",
         ]
         for path in keys.values():
             lines += [f"Match originalhost {hosts} exec \"test -r '{path}'\"", f'    IdentityFile "{path}"']

@@ -22,11 +22,8 @@ from hutch.images.contain import run_contained
 from hutch.images.progress import MARK, Meter
 from hutch.images.recipe import ADAPTATION, BASE_PACKAGES, DISTRIBUTIONS, Recipe
 from hutch.run import CommandFailed, run
-from hutch.spec.names import UID_COUNT, UID_FIRST, UID_RANGES
+from hutch.spec.names import GUEST_INTERFACE, UID_COUNT
 
-BUILDER_UID = UID_FIRST + UID_RANGES * UID_COUNT
-"""The first of the uids that builds run as: the range after all those of workspaces."""
-GUEST_INTERFACE = "host0"
 SCRIPTS = Path(__file__).parent
 PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
 SHOWN_LINES = 20
@@ -51,10 +48,11 @@ class BuilderNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """Where one build works: a scratch directory of root's, a cgroup, and who listens."""
+    """Where one build works: a scratch directory of root's, a cgroup, the first of its uids, and who listens."""
 
     scratch: Path
     group: str
+    uid_base: int
     meter: Meter
 
     @property
@@ -249,7 +247,7 @@ def nspawn_command(shop: Workshop, directory: Path, network: BuilderNetwork | No
     return [
         *("systemd-nspawn", "--quiet", "--settings=no", "--register=no", "--keep-unit", "--as-pid2"),
         *("--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--machine=build"),
-        *(f"--private-users={BUILDER_UID}:{UID_COUNT}", "--private-users-ownership=off", net),
+        *(f"--private-users={shop.uid_base}:{UID_COUNT}", "--private-users-ownership=off", net),
         *("--setenv=DEBIAN_FRONTEND=noninteractive", "--setenv=LC_ALL=C.UTF-8"),
         *(f"--directory={directory}", f"--bind-ro={shop.scripts}:/run/hutch"),
     ]
@@ -257,7 +255,7 @@ def nspawn_command(shop: Workshop, directory: Path, network: BuilderNetwork | No
 
 def contain(shop: Workshop, nspawn: list[str], origin: str, network: BuilderNetwork | None, stdin: str) -> None:
     """Run nspawn on the tree, owned by its root; `origin` is a directory to show read-only beside it."""
-    mounts = [str(BUILDER_UID), str(shop.tree), origin, str(shop.scratch / "source")]
+    mounts = [str(shop.uid_base), str(shop.tree), origin, str(shop.scratch / "source")]
     run_contained(
         ["sh", str(SCRIPTS / "container.sh"), *mounts, *nspawn],
         group=shop.group,

@@ -28,6 +28,8 @@ from hutch.spec.names import Places
 from hutch.state import make_directory
 
 SCRATCH = ".build-"
+DAMAGED = "damaged"
+WAITING = "waiting for another build"
 FORMAT = 1
 
 
@@ -45,26 +47,33 @@ class Image:
 
 
 def observe_images(places: Places) -> tuple[Image, ...]:
-    """All images in the cache, by id."""
+    """All images in the cache, by id; one whose record cannot be read is called "damaged"."""
     try:
         names = sorted(entry.name for entry in os.scandir(places.images))
     except FileNotFoundError:
         return ()
-    found = (observe_image(places, name) for name in names if is_id(name))
-    return tuple(image for image in found if image is not None)
+    found = []
+    for name in names:
+        if is_id(name):
+            try:
+                image = observe_image(places, name)
+            except HutchError:  # it can still be removed
+                image = Image(name, DAMAGED, (), "", "", 0, places.image_root(name))
+            found += [image] if image is not None else []
+    return tuple(found)
 
 
 def observe_image(places: Places, id: str) -> Image | None:
     """One image; None when it is not in the cache. Raises HutchError when its record cannot be read."""
-    path = places.images / id / "image.json"
-    text = read_or_none(path)
-    if text is None:
+    directory = places.images / id
+    text = read_or_none(directory / "image.json")
+    if text is None and not directory.is_dir():
         return None
     try:
-        return parse_image(id, places.images / id / "root", text)
+        return parse_image(id, places.image_root(id), text or b"")
     except (ValueError, KeyError, TypeError) as error:
         raise HutchError(
-            f"{path} is damaged",
+            f"{directory / 'image.json'} is damaged",
             details=str(error),
             resolution=f"`hutch image rm {id}` removes the image; `hutch up` builds it again",
         ) from error
@@ -95,7 +104,8 @@ def ensure_image(
 ) -> Image:
     """The image of a recipe, built unless it is there. While somebody else builds it, waits for theirs.
 
-    `builder` lends a network to what runs in the tree; without it, setup scripts have none.
+    `builder` lends a network to what runs in the tree; without it, setup scripts have none. Whoever passes one holds
+    the lock "network": there is one builder's place in it. That lock comes before an image's.
     """
     found = observe_image(places, recipe.id)
     if found is not None:
@@ -103,7 +113,7 @@ def ensure_image(
     check_host(recipe)
     prepare_directory(places)
     meter = Meter(progress)
-    with locked(places, recipe.id, waiting=lambda: meter.advance("waiting for another build", 0.0)) as lock:
+    with locked(places, recipe.id, waiting=lambda: meter.advance(WAITING, 0.0)) as lock:
         found = observe_image(places, recipe.id)
         if found is not None:
             return found
@@ -121,12 +131,8 @@ def build(recipe: Recipe, places: Places, meter: Meter, builder: BuilderNetwork 
     try:
         scratch.mkdir(mode=0o755)
         scratch.chmod(0o755)
-        shop = Workshop(scratch, build_group(places, recipe.id), meter)
-        if builder is not None and recipe.wants_network:
-            with locked(places, "network"):  # there is one builder's place in the network
-                make_tree(recipe, shop, builder)
-        else:
-            make_tree(recipe, shop, None)
+        shop = Workshop(scratch, places.build_cgroup(recipe.id), places.builder_uid, meter)
+        make_tree(recipe, shop, builder if recipe.wants_network else None)
         meter.advance(stages.PUBLISHING, 0.96)
         for entry in list(scratch.iterdir()):
             if entry != shop.tree:
@@ -185,16 +191,11 @@ def prepare_directory(places: Places) -> None:
     places.images.chmod(0o700)
 
 
-def build_group(places: Places, id: str) -> str:
-    """The cgroup of a build; no workspace's name holds a dot."""
-    return f"{places.instance}/build.{id}"
-
-
 def remove_scratch(places: Places, id: str) -> None:
     """End and remove what is left of a build. The caller holds the image's lock."""
     scratch = places.images / f"{SCRATCH}{id}"
     if scratch.exists():
-        end_contained(build_group(places, id))
+        end_contained(places.build_cgroup(id))
         remove_tree(scratch)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
 from hutch.host.cgroup import Cgroup, open_root
-from hutch.run import PIPE, STDOUT, CommandFailed, Popen, describe, start
+from hutch.run import PIPE, STDOUT, CommandFailed, Popen, TimeoutExpired, describe, start
 
 # Joins the cgroup whose directory is standard input, before anything else.
 JOIN = 'echo 0 >/proc/self/fd/0/cgroup.procs; exec <"$1"; shift; exec "$@"'
@@ -47,7 +47,7 @@ def run_contained(
         for line in _lines(process, time.monotonic() + timeout, argv, lines):
             lines.append(line)
             on_line(line)
-        code = process.wait(60)
+        code = _wait(process, argv)
     if code != 0:
         raise CommandFailed(whole, describe(code), "\n".join(lines), code)
 
@@ -71,11 +71,19 @@ def _started(argv: list[str], group: str, stdin: str, env: Mapping[str, str] | N
                 if process.poll() is None:
                     process.kill()
                 cgroup.kill()
-                process.wait(60)
                 if process.stdout is not None:
                     process.stdout.close()
+                _wait(process, argv)
         finally:
             cgroup.remove()
+
+
+def _wait(process: Popen[bytes], argv: Sequence[str]) -> int:
+    """The exit code of what has closed its output or was killed; the kernel may still be busy with it."""
+    try:
+        return process.wait(60)
+    except TimeoutExpired as error:
+        raise CommandFailed(argv, "did not end in time", "", None) from error
 
 
 def _open_group(group: str) -> int:

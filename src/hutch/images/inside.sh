@@ -17,6 +17,7 @@ if [ -n "$address" ]; then
   echo "nameserver $gateway" >/etc/resolv.conf
 fi
 
+updated=""
 if [ $# -gt 0 ]; then
   stage packages
   command -v apt-get >/dev/null || { echo "the tree has no apt-get, so hutch cannot install packages in it"; exit 4; }
@@ -27,6 +28,7 @@ if [ $# -gt 0 ]; then
   done
   if [ -n "$absent" ]; then
     apt-get update
+    updated=1
     # shellcheck disable=SC2086 # package names hold no blanks
     apt-get install --yes --no-install-recommends -- $absent
     apt-get clean
@@ -35,6 +37,10 @@ fi
 
 if [ -e /run/hutch/setup ]; then
   stage setup
+  # The tree comes without apt's lists, and scripts begin with `apt-get install`. One that needs none goes on without.
+  if [ -z "$updated" ] && [ -n "$address" ] && command -v apt-get >/dev/null; then
+    apt-get --quiet --quiet update || echo "apt-get update failed"
+  fi
   cp /run/hutch/setup /tmp/hutch-setup # the mount is noexec where the host's file system is
   chmod 0700 /tmp/hutch-setup
   interpreter="/bin/sh -e"

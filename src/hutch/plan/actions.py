@@ -23,7 +23,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A workspace with nothing left open, and the id of its image. `image_name` is for people."""
+    """A workspace with nothing left open, and the id of its image."""
 
     workspace: Workspace
     image: str
@@ -50,12 +50,16 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All actions of one `up`, in the order of the file; `network` is what they run on, `start` whether they start."""
+    """All actions of one `up`, in the order of the file; `network` is what they run on, `start` whether they start.
+
+    `notes` are about none of its workspaces.
+    """
 
     file: str
     network: Network
     actions: tuple[Action, ...]
     start: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def changes(self) -> bool:
@@ -66,4 +70,4 @@ class Plan:
         return {a.workspace: a.wanted for a in self.actions if a.wanted is not None}
 
     def to_json(self) -> dict[str, Any]:
-        return {"actions": [action.to_json() for action in self.actions]}
+        return {"actions": [action.to_json() for action in self.actions], "notes": list(self.notes)}

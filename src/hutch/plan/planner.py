@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
@@ -38,15 +38,29 @@ def plan(
     standing: Mapping[str, Standing],
     *,
     remove: tuple[str, ...] = (),
+    undeclared: Iterable[str] = (),
     start: bool = True,
 ) -> Plan:
-    """The actions that lead from `standing` to `wanted`; `remove` names workspaces that are to go."""
+    """The actions that lead from `standing` to `wanted`; `remove` names workspaces that are to go, and
+    `undeclared` such as would go with --prune."""
     moved = tuple(network_changes(applied_network, network))
     actions = [plan_one(name, target, standing.get(name), moved, start=start) for name, target in wanted.items()]
     for name in remove:
         reason = Change("workspace", "declared", None, "recreate")
-        actions.append(Action(name, "remove", (reason,), ("its home is kept",)))
-    return Plan(file, network, tuple(actions), start)
+        notes = ("its home is kept", *(deleted_root(standing[name]) if name in standing else ()))
+        actions.append(Action(name, "remove", (reason,), notes))
+    return Plan(file, network, tuple(actions), start, tuple(map(orphaned, undeclared)))
+
+
+def orphaned(name: str) -> str:
+    """The note on a workspace that the file brought up and declares no more."""
+    return f"{name} is no longer declared here: `hutch up --prune` removes it, its home is kept"
+
+
+def deleted_root(now: Standing) -> tuple[str, ...]:
+    """The note that what a workspace was to keep goes with its root."""
+    root = (now.booted or now.wanted).workspace
+    return ("deletes everything outside its home",) if root.persist == "all" else ()
 
 
 def plan_one(
@@ -54,31 +68,36 @@ def plan_one(
 ) -> Action:
     """The one action for a workspace."""
     notes = tuple(without_effect(name, target.workspace))
+    if target.workspace.autostart:
+        notes += ("autostart is recorded; nothing starts it at boot yet",)
     if now is None or now.removed:
         return Action(name, "create", (Change("workspace", None, "declared", "recreate"),), notes, target)
     since_booted = (*differences(now.booted or now.wanted, target), *moved)
     since_record = differences(now.wanted, target)
     if not now.is_up:
         unrecorded = (*since_record, *moved)
-        return _plan_stopped(name, target, now.state, since_booted, unrecorded, notes, start=start)
+        return _plan_stopped(name, target, now, since_booted, unrecorded, notes, start=start)
     heaviest = max((HEAVIER[change.weight] for change in since_booted), default=-1)
     if heaviest < 0:
         recorded = tuple(since_record)
         return Action(name, "live" if recorded else "no change", recorded, notes, target)
-    if heaviest > 0 and not target.workspace.restart_if_changed and not moved:  # nobody stays on a network that is gone
+    why = "--no-start" if not start else "" if target.workspace.restart_if_changed else "restart_if_changed is false"
+    if heaviest > 0 and why and not moved:  # nobody stays on a network that is gone
         keys = ", ".join(change.key for change in since_booted if change.weight != "live")
-        notes += (f"restart_if_changed is false: it takes effect at the next restart ({keys})",)
+        notes += (f"{why}: it takes effect at the next restart ({keys})",)
         return Action(name, "live" if since_record else "no change", tuple(since_booted), notes, target)
     if heaviest == 0 and not since_record:
         return Action(name, "no change", (), notes, target)
     kind = ("live", "restart", "recreate")[heaviest]
+    if kind == "recreate":
+        notes += deleted_root(now)
     return Action(name, kind, tuple(since_booted), notes, target)  # type: ignore[arg-type]
 
 
 def _plan_stopped(
     name: str,
     target: Wanted,
-    state: str,
+    now: Standing,
     since_booted: tuple[Change, ...],
     unrecorded: tuple[Change, ...],
     notes: tuple[str, ...],
@@ -87,8 +106,10 @@ def _plan_stopped(
 ) -> Action:
     """What `restart_if_changed = false` put off while it ran is recorded by now, and still weighs at the next start."""
     recreate = any(change.weight == "recreate" for change in since_booted)
+    if recreate:
+        notes += deleted_root(now)
     if start:
-        reasons = (*since_booted, Change("state", state, "running", "restart"))
+        reasons = (*since_booted, Change("state", now.state, "running", "restart"))
         return Action(name, "recreate" if recreate else "start", reasons, notes, target)
     if recreate:
         return Action(name, "recreate", since_booted, notes, target)
@@ -118,7 +139,7 @@ def effective_weight(key: str, workspace: Workspace) -> Weight:
 
 
 def pending(booted: Wanted | None, wanted: Wanted) -> str:
-    """What a running workspace waits for: "none", "live", "restart" or "recreate"."""
+    """What a running workspace waits for: "none", "restart" or "recreate"; live changes are in force already."""
     if booted is None:
         return "none"
     weights = [change.weight for change in differences(booted, wanted)]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 from hutch.errors import HutchError
 from hutch.spec import names
+from hutch.spec.clashes import IDENTIFIERS, Real, is_inside, same_homes, same_identifiers, same_ports
 from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
 
@@ -73,57 +73,33 @@ def allocate(
     return chosen
 
 
-def collisions(workspaces: Mapping[str, Workspace], real: Callable[[str], str] = str) -> list[str]:
-    """What two workspaces of this host have in common and must not, in words; an interface's name has room for 15
-    bytes only. `real` resolves symbolic links: two paths may lead to one home."""
-    found = []
-    values: dict[str, Callable[[str, Workspace], object]] = {
-        "ip": lambda name, workspace: workspace.ip,
-        "mac": lambda name, workspace: workspace.mac,
-        "cid": lambda name, workspace: workspace.cid,
-        "interface": lambda name, workspace: names.port(name, workspace.type),
-    }
-    for key, value_of in values.items():
-        seen: dict[object, str] = {}
-        for name, workspace in workspaces.items():
-            value = value_of(name, workspace)
-            if value in seen:
-                found.append(f"{seen[value]} and {name} have the same {key} {value}")
-            seen.setdefault(value, name)
-    return [*found, *shared_ports(workspaces), *shared_homes(workspaces, real)]
+def collisions(workspaces: Mapping[str, Workspace], real: Real = str) -> list[str]:
+    """What two workspaces of this host have in common and must not, in words."""
+    found = [
+        f"{clash.other} and {clash.name} have the same {key} {clash.value}"
+        for key in IDENTIFIERS
+        for clash in same_identifiers(workspaces, key)
+    ]
+    found += [
+        f"{clash.other} and {clash.name} both publish host port {clash.value}"
+        for clash in same_ports(workspaces)
+        if clash.other != clash.name
+    ]
+    for clash in same_homes(workspaces, real):
+        (other, theirs), (name, home) = zip((clash.other, clash.name), clash.homes, strict=True)
+        if home == theirs:
+            found.append(f"{other} and {name} have the same home {home}")
+        elif is_inside(home, theirs):
+            found.append(f"the home of {name}, {home}, is inside that of {other}, {theirs}")
+        else:
+            found.append(f"the home of {other}, {theirs}, is inside that of {name}, {home}")
+    return found
 
 
-def shared_ports(workspaces: Mapping[str, Workspace]) -> Iterator[str]:
-    """A port of the host leads to one workspace, on each of its addresses."""
-    seen: dict[tuple[int, str], list[tuple[str, str]]] = {}
-    for name, workspace in workspaces.items():
-        for port in workspace.publish:
-            others = seen.setdefault((port.host_port, port.protocol), [])
-            for ip, other in others:
-                if other != name and (not ip or not port.host_ip or ip == port.host_ip):
-                    yield f"{other} and {name} both publish host port {port.host_port}/{port.protocol}"
-                    break
-            others.append((port.host_ip, name))
-
-
-def shared_homes(workspaces: Mapping[str, Workspace], real: Callable[[str], str]) -> Iterator[str]:
-    """A home is one workspace's: not another's too, nor inside another's."""
-    homes = {name: real(workspace.home) for name, workspace in workspaces.items() if workspace.home is not None}
-    owners: dict[str, str] = {}
-    for name, home in homes.items():
-        other = owners.setdefault(home, name)
-        if other != name:
-            yield f"{other} and {name} have the same home {home}"
-    for name, home in homes.items():
-        for parent in PurePosixPath(home).parents:
-            if str(parent) in owners:
-                yield f"the home of {name}, {home}, is inside that of {owners[str(parent)]}, {parent}"
-
-
-def allocate_uids(taken: set[int]) -> int:
-    """The base of the first free range of 65,536 uids."""
+def allocate_uids(taken: set[int], first: int = 0) -> int:
+    """The base of the first free range of 65,536 uids; the search begins at the range with the index `first`."""
     for index in range(names.UID_RANGES):
-        base = names.UID_FIRST + index * names.UID_COUNT
+        base = names.UID_FIRST + (first + index) % names.UID_RANGES * names.UID_COUNT
         if base not in taken:
             return base
     raise HutchError("no range of user ids is left", resolution="remove workspaces that are no longer needed")

@@ -6,20 +6,17 @@ Pure but for `real`, which resolves symbolic links: two paths may lead to one di
 from __future__ import annotations
 
 import ipaddress
-import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hutch.spec import names
+from hutch.spec.clashes import Real, is_inside, same_homes, same_identifiers, same_ports
 from hutch.spec.finding import Finding, Path
 from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
 
-UPLINKS = ipaddress.IPv4Network("192.168.84.0/24")  # where an uplink is looked for when none is given
 KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
 SYSTEM_DIRECTORIES = ("/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot", "/run")
-
-Real = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +52,9 @@ def check_network(network: Network) -> Iterator[Finding]:
     if network.uplink:
         if subnet.overlaps(ipaddress.IPv4Network(network.uplink)):
             yield Finding(("network", "uplink"), f"overlaps the subnet {subnet}", "a /30 outside of it")
-    elif UPLINKS.subnet_of(subnet):
+    elif names.UPLINKS.subnet_of(subnet):
         hint = 'a smaller subnet, or an uplink outside of it, such as "10.84.0.0/30"'
-        yield Finding(("network", "subnet"), f"leaves no room for an uplink in {UPLINKS}", hint)
+        yield Finding(("network", "subnet"), f"leaves no room for an uplink in {names.UPLINKS}", hint)
 
 
 def check_workspaces(
@@ -96,39 +93,30 @@ def check_addresses(drafts: Sequence[Draft], network: str) -> Iterator[Finding]:
 
 def check_identifiers(drafts: Sequence[Draft]) -> Iterator[Finding]:
     """No two workspaces have one address, MAC or context id, be it given or derived."""
-    values: Mapping[str, Callable[[Draft], object]] = {
-        "ip": lambda draft: draft.workspace.ip,
-        "mac": lambda draft: draft.workspace.mac or names.mac(draft.name),
-        "cid": lambda draft: draft.workspace.cid or names.cid(draft.name),
-    }
-    for key, value_of in values.items():
-        seen: dict[object, Draft] = {}
-        for draft in drafts:
-            value = value_of(draft)
-            other = seen.setdefault(value, draft)
-            if value is None or other is draft:
-                continue
+    by_name = {draft.name: draft for draft in drafts}
+    for key in ("ip", "mac", "cid"):
+        for clash in same_identifiers(workspaces_of(drafts), key):
+            draft, other = by_name[clash.name], by_name[clash.other]
             # The one to change is the one that was given; of two given ones the later.
             wrong, right = (draft, other) if draft.says(key) or not other.says(key) else (other, draft)
             derived = "" if right.says(key) else ", which derives it from its name"
             hint = "another one, or leave it out" if wrong.says(key) else f"set {key} in one of them"
-            message = f"{value} is also the {key} of workspace {right.name}{derived}"
+            message = f"{clash.value} is also the {key} of workspace {right.name}{derived}"
             yield Finding(wrong.path(key), message, hint)
 
 
 def check_ports(drafts: Sequence[Draft]) -> Iterator[Finding]:
     """A port of the host leads to one place."""
-    seen: dict[tuple[int, str], list[tuple[str, str]]] = {}
-    for draft in drafts:
-        for index, publish in enumerate(draft.workspace.publish):
-            others = seen.setdefault((publish.host_port, publish.protocol), [])
-            for ip, name in others:
-                if not ip or not publish.host_ip or ip == publish.host_ip:
-                    where = "twice" if name == draft.name else f"by workspace {name} too"
-                    message = f"host port {publish.host_port}/{publish.protocol} is published {where}"
-                    yield Finding(draft.path("publish", index), message, "another host port, or another host_ip")
-                    break
-            others.append((publish.host_ip, draft.name))
+    by_name = {draft.name: draft for draft in drafts}
+    for clash in same_ports(workspaces_of(drafts)):
+        where = "twice" if clash.name == clash.other else f"by workspace {clash.other} too"
+        message = f"host port {clash.value} is published {where}"
+        path = by_name[clash.name].path("publish", clash.index)
+        yield Finding(path, message, "another host port, or another host_ip")
+
+
+def workspaces_of(drafts: Iterable[Draft]) -> dict[str, Workspace]:
+    return {draft.name: draft.workspace for draft in drafts}
 
 
 def check_targets(draft: Draft) -> Iterator[Finding]:
@@ -182,22 +170,12 @@ def check_sources(draft: Draft, *, places: Places, file: str, real: Real) -> Ite
 
 def check_homes(drafts: Sequence[Draft], real: Real) -> Iterator[Finding]:
     """Each workspace has a home of its own: not the same directory, nor one inside another."""
-    seen: list[tuple[str, str]] = []
-    for draft in drafts:
-        if draft.workspace.home is None:
-            continue
-        home = real(draft.workspace.home)
-        for other, name in seen:
-            if is_inside(home, other) or is_inside(other, home):
-                how = "is also" if home == other else "overlaps"
-                yield Finding(draft.path("home"), f"{how} the home of workspace {name}", "a directory for each")
-                break
-        seen.append((home, draft.name))
-
-
-def is_inside(path: str, tree: str) -> bool:
-    """Whether `path` is `tree` or in it, by name."""
-    return posixpath.normpath(path) == tree or path.startswith(tree.rstrip("/") + "/")
+    by_name = {draft.name: draft for draft in drafts}
+    for clash in same_homes(workspaces_of(drafts), real):
+        others, home = clash.homes
+        how = "is also" if home == others else "overlaps"
+        path = by_name[clash.name].path("home")
+        yield Finding(path, f"{how} the home of workspace {clash.other}", "a directory for each")
 
 
 def any_inside(paths: Iterable[str], trees: Iterable[str]) -> bool:

@@ -16,20 +16,19 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from hutch.errors import ConfigError, Problem, UsageError
+from hutch.errors import ConfigError, Problem
 from hutch.spec import crosscheck
 from hutch.spec.crosscheck import Draft
 from hutch.spec.finding import Finding, dotted, shorten, undotted
 from hutch.spec.finding import Path as KeyPath
+from hutch.spec.lookup import LARGEST_FILE, LONGEST_LINE, is_unwieldy
 from hutch.spec.marker import Invalid
 from hutch.spec.model import Config, Incus, Network, Workspace
-from hutch.spec.names import Places
+from hutch.spec.names import Places, is_name
 from hutch.spec.owner import Owner, default_owner, expand, expand_keys, find_owner, unique
 from hutch.spec.validation import Table, choices, nearest, validate
-from hutch.spec.values import NAME, NAME_HINT, HostPath
+from hutch.spec.values import NAME_HINT, HostPath
 
-LARGEST_FILE = 2**20
-SYSTEM_FILE = Path("/etc/hutch/hutch.toml")
 SECTIONS = ("network", "defaults", "workspaces", "engines")
 STAND_INS: Table = {"type": "container"}  # so that the rest of a workspace without a type can be checked
 
@@ -39,22 +38,6 @@ Check = Callable[[str, Workspace, Network], Iterable[Problem]]
 def no_check(name: str, workspace: Workspace, network: Network) -> Iterable[Problem]:
     """The check of a caller who has none."""
     return ()
-
-
-def find_file(explicit: Path | None) -> Path:
-    """The hutch.toml to use: `explicit`, $HUTCH_FILE, ./hutch.toml or /etc/hutch/hutch.toml."""
-    for said, source in ((explicit, "--file"), (os.environ.get("HUTCH_FILE") or None, "$HUTCH_FILE")):
-        if said is not None:
-            if not os.path.exists(said):
-                raise UsageError(f"{said}: there is no such file", resolution=f"{source} must name a hutch.toml")
-            return Path(said)
-    for candidate in (Path("hutch.toml"), SYSTEM_FILE):
-        if os.path.lexists(candidate):
-            return candidate
-    raise UsageError(
-        f"there is no hutch.toml here, and no {SYSTEM_FILE}",
-        resolution="write one with `hutch init`, or name one with --file or $HUTCH_FILE",
-    )
 
 
 def load(path: Path, *, places: Places, check: Check = no_check) -> Config:
@@ -100,10 +83,13 @@ def read_file(file: str) -> str:
     if len(content) > LARGEST_FILE:
         raise refuse("is larger than 1 MiB")
     try:
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ConfigError([Problem("is not UTF-8 text", file=file, line=line)]) from None
+    if line := is_unwieldy(text):
+        raise ConfigError([Problem(f"the line is longer than {LONGEST_LINE} characters", file=file, line=line)])
+    return text
 
 
 def parse_toml(file: str, text: str) -> Table:
@@ -206,7 +192,7 @@ def read_workspaces(data: Table, findings: list[Finding]) -> list[Draft]:
     workspaces = table_at(data, ("workspaces",), findings)
     for name in workspaces:
         at = ("workspaces", name)
-        named = bool(re.fullmatch(NAME, name, re.ASCII))
+        named = is_name(name)
         if not named:
             findings.append(Finding(at, "cannot name a workspace", NAME_HINT))
         own = table_at(workspaces, at, findings)

@@ -7,10 +7,11 @@ start fast. The markers in spec/values and spec/entries tell pydantic how to par
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal
 
+from hutch.errors import UsageError
 from hutch.spec.entries import Egress, EnvironmentTable, PublicKey, Publish, Published
 from hutch.spec.values import (
     Address,
@@ -180,6 +181,16 @@ class Config:
     network: Network
     workspaces: Mapping[str, Workspace]
     incus: Incus | None = None
+
+    def select(self, names: Sequence[str]) -> list[str]:
+        """`names`, or all that the file declares; UsageError for one that it does not."""
+        unknown = [name for name in names if name not in self.workspaces]
+        if unknown:
+            known = ", ".join(self.workspaces) or "none"
+            raise UsageError(
+                f"{self.file} declares no workspace {', '.join(unknown)}", resolution=f"it declares: {known}"
+            )
+        return list(dict.fromkeys(names)) or list(self.workspaces)
 
 
 WORKSPACE_KEYS: tuple[str, ...] = tuple(Workspace.__dataclass_fields__)

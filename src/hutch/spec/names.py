@@ -1,6 +1,7 @@
 """Every derived name: paths, interfaces, addresses, identifiers. One home for each, with the kernel's limit beside it.
 
-Nothing else in hutch joins a path under the state or runtime directory, or makes up an interface name.
+Paths under the state and runtime directories and names of interfaces begin here; an image's own directory is laid
+out by images/cache.
 """
 
 from __future__ import annotations
@@ -16,12 +17,21 @@ from hutch.errors import UsageError
 
 DEFAULT_STATE_DIR = "/var/lib/hutch"
 DEFAULT_RUN_DIR = "/run/hutch"
+PACKAGE = Path(__file__).resolve().parent.parent
+"""The directory of hutch's own code, for programs of ours that run by path."""
+NAME = r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
+"""The grammar of a workspace's name."""
+UPLINKS = ipaddress.IPv4Network("192.168.84.0/24")
+"""Where an uplink is looked for when none is given."""
+GUEST_INTERFACE = "host0"
+"""What a guest calls its end."""
 IFNAMSIZ = 15  # bytes of an interface name, without the closing NUL
 SUN_PATH = 107  # bytes of a socket path, without the closing NUL
 
 UID_FIRST = 0x7000_0000  # above what systemd-nspawn picks from, below the sign bit
 UID_COUNT = 0x1_0000
-UID_RANGES = 4095
+UID_RANGES = 3840  # for workspaces; those that follow are for builds
+BUILDER_RANGES = 256
 GUEST_UIDS = range(1000, 60001)  # what adduser gives to people, on every distribution
 
 
@@ -30,6 +40,11 @@ def _sha256(name: str) -> bytes:
     import hashlib
 
     return hashlib.sha256(name.encode()).digest()
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` could be the name of a workspace; it becomes part of paths, so everything asks first."""
+    return re.fullmatch(NAME, text, re.ASCII) is not None
 
 
 def hostname(name: str) -> str:
@@ -105,7 +120,25 @@ class Places:
         """ "hutch", or "hutch-" and six digits for a second one: at most 12 bytes."""
         if str(self.state) == DEFAULT_STATE_DIR:
             return "hutch"
-        return f"hutch-{zlib.crc32(str(self.state).encode()) & 0xFFFFFF:06x}"
+        return f"hutch-{self._checksum & 0xFFFFFF:06x}"
+
+    @property
+    def uid_index(self) -> int:
+        """The range at which the search for a workspace's uids begins. Hutches do not know each other's workspaces, so
+        a second one begins at a place of its own, out of the way of the first."""
+        if self.instance == "hutch":
+            return 0
+        return BUILDER_RANGES + self._checksum % (UID_RANGES - BUILDER_RANGES)
+
+    @property
+    def builder_uid(self) -> int:
+        """The first of the uids that builds run as: a range after all those of workspaces."""
+        index = 0 if self.instance == "hutch" else 1 + self._checksum % (BUILDER_RANGES - 1)
+        return UID_FIRST + (UID_RANGES + index) * UID_COUNT
+
+    @property
+    def _checksum(self) -> int:
+        return zlib.crc32(str(self.state).encode())
 
     @property
     def namespace(self) -> str:
@@ -145,6 +178,10 @@ class Places:
     @property
     def images(self) -> Path:
         return self.state / "images"
+
+    def image_root(self, id: str) -> Path:
+        """An image's tree."""
+        return self.images / id / "root"
 
     @property
     def workspaces(self) -> Path:
@@ -199,6 +236,10 @@ class Places:
         """What the supervisor says of itself."""
         return self.runtime(name) / "status.json"
 
+    def supervisor_lock(self, name: str) -> Path:
+        """Held by the workspace's supervisor for as long as it lives."""
+        return self.runtime(name) / "supervisor.lock"
+
     def log(self, name: str) -> Path:
         return self.runtime(name) / "machine.log"
 
@@ -209,6 +250,14 @@ class Places:
     def cgroup(self, name: str) -> str:
         """The workspace's cgroup, relative to the root of the cgroup2 hierarchy."""
         return f"{self.instance}/{name}"
+
+    def build_cgroup(self, image: str) -> str:
+        """The cgroup of an image's build; a workspace's name has no dot."""
+        return f"{self.instance}/build.{image}"
+
+    def inspection_cgroup(self, name: str) -> str:
+        """The cgroup of what looks into the home of a workspace that is to be removed."""
+        return f"{self.instance}/look.{name}"
 
     @property
     def shares(self) -> Path:

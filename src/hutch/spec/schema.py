@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from hutch.spec.model import Idle, Incus, Mount, Network, Workspace
-from hutch.spec.values import NAME
+from hutch.spec.names import NAME
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MODELS = (Workspace, Mount, Idle, Network, Incus)

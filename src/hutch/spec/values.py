@@ -69,7 +69,6 @@ SYSTEM_USERS = frozenset(
         "pollinate",
     )
 )
-NAME = r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
 NAME_HINT = "1 to 32 lower-case letters, digits and inner hyphens"
 
 

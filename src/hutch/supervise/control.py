@@ -1,7 +1,12 @@
-"""The command's side of supervision: start, observe, stop, and clean up after a supervisor that was killed."""
+"""The command's side of supervision: start, observe, stop, and clean up after a supervisor that was killed.
+
+Each supervisor holds its workspace's lock from before it is started until it has ended. A command that was killed
+may leave one behind that has not said a word yet: the next command waits for that lock before it does anything.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -9,24 +14,27 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hutch import run
 from hutch.backends.launch import Launch
+from hutch.errors import HutchError
 from hutch.host.cgroup import Cgroup
 from hutch.host.process import open_process
-from hutch.spec.names import Places
+from hutch.spec import names as derived
+from hutch.spec.names import PACKAGE, Places
 from hutch.supervise.status import read_status, write_status
 
-PACKAGE = Path(__file__).resolve().parent.parent
 BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.embedded import main; main(*sys.argv[2:])"
 )
+LOCK_SECONDS = 15.0  # that an earlier supervisor has to clean up and end
 GRACE = 5.0  # seconds beyond its own deadlines that a supervisor is given
 
 Listener = Callable[[str, str, str], None]
-"""Called with (workspace, event, text); events are "warning", "ready" and "failed"."""
+"""Told (workspace, event, text); events: "ready", "failed", "warning", "stopped"."""
 
 
 def start_all(
@@ -44,8 +52,13 @@ def start_all(
         meanwhile()
         for start in starting:
             start.go()
-        return _await_all(starting, listen)
+        seconds = max((launch.start_seconds for launch in launches.values()), default=0.0)
+        failures = _await_all(starting, listen, seconds + GRACE)
+        stop_all(places, [start.name for start in starting if start.is_overdue], patience=0.0)
+        return failures
     except BaseException:
+        for start in starting:
+            start.close()  # those that wait for the network give up
         stop_all(places, [start.name for start in starting if not start.is_ready])
         raise
     finally:
@@ -61,6 +74,7 @@ class Starting:
     report: int
     gate: int
     is_ready: bool = False
+    is_overdue: bool = False
     rest: bytes = b""
 
     def go(self) -> None:
@@ -70,18 +84,28 @@ class Starting:
             pass  # it has failed already, and says so on the other descriptor
 
     def close(self) -> None:
-        os.close(self.report)
-        os.close(self.gate)
+        """May be called again."""
+        for descriptor in (self.report, self.gate):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.report = self.gate = -1
 
 
-def _await_all(starting: list[Starting], listen: Listener) -> dict[str, str]:
+def _await_all(starting: list[Starting], listen: Listener, seconds: float) -> dict[str, str]:
     failures: dict[str, str] = {}
     waiting = {start.report: start for start in starting}
     poll = select.poll()
     for descriptor in waiting:
         poll.register(descriptor, select.POLLIN)
+    deadline = time.monotonic() + seconds
     while waiting:
-        for descriptor, _ in poll.poll():
+        left = deadline - time.monotonic()
+        if left <= 0:
+            for start in waiting.values():
+                start.is_overdue = True
+                failures.setdefault(start.name, f"its supervisor did not answer within {seconds:g} s")
+            break
+        for descriptor, _ in poll.poll(left * 1000):
             start = waiting[descriptor]
             data = os.read(descriptor, 65536)
             *lines, start.rest = (start.rest + data).split(b"\n")
@@ -100,78 +124,173 @@ def _await_all(starting: list[Starting], listen: Listener) -> dict[str, str]:
 
 def spawn(places: Places, name: str, launch: Launch) -> Starting:
     """Start the supervisor of one workspace."""
-    runtime = places.runtime(name)
-    if read_status(str(places.status(name))) is not None:
-        clean_up(places, name)
-    runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-    places.launch(name).write_text(json.dumps(asdict(launch)), encoding="utf-8")
-    places.launch(name).chmod(0o600)
-    report, their_report = os.pipe2(os.O_CLOEXEC)
-    their_gate, gate = os.pipe2(os.O_CLOEXEC)
-    log = os.open(places.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    places.runtime(name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    with closing(_Descriptors()) as ours:
+        lock = ours.add(_take_lock(places, name))
+        if read_status(str(places.status(name))) is not None:
+            clean_up(places, name)
+        _write_launch(places.launch(name), launch)
+        log = ours.add(os.open(places.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+        report, their_report = os.pipe2(os.O_CLOEXEC)
+        their_gate, gate = os.pipe2(os.O_CLOEXEC)
+        handed = (ours.add(their_report), ours.add(their_gate), lock)
+        start = Starting(name, report, gate)
+        _run_supervisor(places, launch, handed, log, start)
+    return start
+
+
+def _run_supervisor(places: Places, launch: Launch, handed: tuple[int, ...], log: int, start: Starting) -> None:
     try:
         run.start(
             [
                 *("unshare", "--mount", "--propagation", "slave", "--"),
                 *("nsenter", f"--net={launch.network_namespace}", "--"),
                 *(sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(PACKAGE.parent)),
-                *(str(places.launch(name)), str(their_report), str(their_gate)),
+                *(str(places.launch(start.name)), *map(str, handed)),
             ],
             stdout=log,
             stderr=log,
             cwd="/",
-            pass_fds=(their_report, their_gate),
+            pass_fds=handed,
             new_session=True,
         )
-    finally:
-        for descriptor in (their_report, their_gate, log):
+    except BaseException:
+        start.close()
+        raise
+
+
+class _Descriptors:
+    """Descriptors to close together."""
+
+    def __init__(self) -> None:
+        self._open: list[int] = []
+
+    def add(self, descriptor: int) -> int:
+        self._open.append(descriptor)
+        return descriptor
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.pop())
+
+
+def _write_launch(path: Path, launch: Launch) -> None:
+    """Whole or not at all. It lives in the runtime directory, so it need not survive a power cut."""
+    temporary = path.with_name(f"{path.name}.new")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+        json.dump(asdict(launch), file)
+    os.replace(temporary, path)
+
+
+def _take_lock(places: Places, name: str) -> int:
+    """Hold the lock of a workspace's supervisor, after the end of an earlier one that is still on its way out."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(places.supervisor_lock(name), flags, 0o600)
+    deadline = time.monotonic() + LOCK_SECONDS
+    sent = None
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            pass
+        left = deadline - time.monotonic()
+        if left <= 0:
             os.close(descriptor)
-    return Starting(name, report, gate)
+            path = places.supervisor_lock(name)
+            raise HutchError(
+                f"{name}: the supervisor of an earlier start has not ended",
+                details=f"it did not let go of {path} within {LOCK_SECONDS:g} s",
+                resolution=f"`fuser -v {path}` shows it",
+            )
+        wanted = signal.SIGTERM if left > GRACE else signal.SIGKILL
+        if sent != wanted and (holder := _open_supervisor(places, name)) is not None:
+            _signal_all([holder], wanted)
+            os.close(holder)
+            sent = wanted
+        time.sleep(0.01)
+
+
+def _open_supervisor(places: Places, name: str) -> int | None:
+    """A pidfd of the supervisor, if it has said already who it is."""
+    status = read_status(str(places.status(name)))
+    return None if status is None else open_process(status["pid"], status["started"])
 
 
 def stop_all(places: Places, names: Iterable[str], *, patience: float = 20.0) -> None:
     """Stop workspaces side by side: in order first, by force at the deadline (seconds); then leave nothing behind."""
-    waiting: dict[int, str] = {}
     names = list(names)
+    waiting: dict[int, str] = {}
+    try:
+        for name in names:
+            descriptor = _open_supervisor(places, name)
+            if descriptor is not None:
+                waiting[descriptor] = name
+        _signal_all(waiting, signal.SIGTERM)
+        _await_ends(waiting, patience + GRACE)
+        _signal_all(waiting, signal.SIGKILL)
+        _await_ends(waiting, GRACE)
+    finally:
+        for descriptor in waiting:
+            os.close(descriptor)
     for name in names:
-        status = read_status(str(places.status(name)))
-        descriptor = None if status is None else open_process(status["pid"], status["started"])
-        if descriptor is not None:
-            waiting[descriptor] = name
-            signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        if places.runtime(name).is_dir():
+            os.close(_take_lock(places, name))
+        clean_up(places, name)
+
+
+def _signal_all(descriptors: Iterable[int], number: signal.Signals) -> None:
+    for descriptor in descriptors:
+        try:
+            signal.pidfd_send_signal(descriptor, number)
+        except ProcessLookupError:
+            pass  # it has ended meanwhile
+
+
+def _await_ends(waiting: dict[int, str], patience: float) -> None:
+    """Wait for processes by their pidfds; those that end are closed and taken out."""
     poll = select.poll()
     for descriptor in waiting:
         poll.register(descriptor, select.POLLIN)
-    deadline = time.monotonic() + patience + GRACE
-    while waiting and time.monotonic() < deadline:
-        for descriptor, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+    deadline = time.monotonic() + patience
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for descriptor, _ in poll.poll(left * 1000):
             poll.unregister(descriptor)
             del waiting[descriptor]
             os.close(descriptor)
-    for descriptor in waiting:
-        os.close(descriptor)
-    for name in names:
-        clean_up(places, name)
 
 
 def clean_up(places: Places, name: str) -> None:
     """Make sure that nothing of a workspace runs or lies about, by what was booted; harmless when all is well."""
-    cgroup = Cgroup(places.cgroup(name))
-    try:
-        cgroup.kill()
+    with closing(Cgroup(places.cgroup(name))) as cgroup:
+        if not cgroup.kill():
+            raise HutchError(
+                f"{name}: some of its processes cannot be ended",
+                details=f"SIGKILL did not end them; they are in the cgroup {places.cgroup(name)}",
+                resolution="they hang in the kernel, on storage perhaps; try again when that answers",
+            )
         cgroup.remove()
-    finally:
-        cgroup.close()
     status = read_status(str(places.status(name)))
     if status is None or status["state"] == "stopped":
         return
-    launch = json.loads(places.launch(name).read_bytes())
-    if os.path.exists(launch["network_namespace"]):
-        for step in launch["cleanup"]:
-            run.run(["nsenter", f"--net={launch['network_namespace']}", "--", *step["argv"]], check=False)
+    namespace, cleanup = _cleanup_of(places, name)
+    if os.path.exists(namespace):
+        for argv in cleanup:
+            run.run(["nsenter", f"--net={namespace}", "--", *argv], check=False)
     if status["state"] != "failed":
         status |= {"state": "stopped", "reason": "", "since": time.time(), "leader": None}
         write_status(str(places.status(name)), status)
+
+
+def _cleanup_of(places: Places, name: str) -> tuple[str, list[list[str]]]:
+    """The network namespace that was booted into and the commands to clean up there: by the launch, or by the names
+    that everything has when that cannot be read."""
+    try:
+        launch = json.loads(places.launch(name).read_bytes())
+        return launch["network_namespace"], [step["argv"] for step in launch["cleanup"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        ports = {derived.port(name, kind) for kind in ("container", "vm")}
+        return str(places.namespace_path), [["ip", "link", "delete", port] for port in sorted(ports)]
 
 
 def forget(places: Places, name: str) -> None:

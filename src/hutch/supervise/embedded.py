@@ -2,7 +2,8 @@
 
 It is started in the mount and network namespaces that the Launch needs, by supervise/control, and ends
 with its workspace. It keeps nothing in memory that matters: what others must know stands in the status
-file; if it is killed, the kernel kills what it started (the parent-death signal) and drops its mounts.
+file; if it is killed, the kernel asks the main process to stop (SIGTERM, as the parent-death signal), and the
+mounts go with the last process in their namespace. As long as it lives, it holds a lock: see supervise/control.
 
 Imports stay few, since every workspace pays for them in start-up time and memory; hence no subprocess.
 """
@@ -19,24 +20,22 @@ import time
 
 from hutch.host.cgroup import Cgroup
 from hutch.host.process import start_time
-from hutch.supervise.console import Console, Log
+from hutch.supervise.console import Log
+from hutch.supervise.limits import control_files
+from hutch.supervise.main_process import Main
 from hutch.supervise.status import write_status
+from hutch.supervise.steps import CalledOff, SideBySide, StartFailed
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Any, NoReturn
 
     from hutch.supervise.status import Status
 
-ENVIRONMENT = {"PATH": os.defpath + ":/usr/sbin:/sbin:/run/current-system/sw/bin", "LC_ALL": "C.UTF-8"}
-# A terminal that can be asked things is asked for its colours by nspawn and systemd, and they wait for the answer.
-MAIN_ENVIRONMENT = {"TERM": "dumb", "SYSTEMD_LOG_COLOR": "0"}
-CPU_PERIOD = 100_000  # microseconds, for cpu.max
-
-
-class StartFailed(Exception):
-    """The workspace did not come up; the text is for people."""
+DEPTH, DESCENDANTS = 15, 2000  # cgroups that a guest may make
+CLEANUP_SECONDS = 10.0
+REBOOT_SECONDS = 5.0  # from one boot to the next, at least
+RETRY_SECONDS = 2.0  # until a status that could not be written is tried again
 
 
 class Supervisor:
@@ -51,6 +50,7 @@ class Supervisor:
         self.cgroup = Cgroup(launch["cgroup"])
         self.stop_requests = 0
         self.overran = False
+        self.is_unsaid = False
         self.status: Status = {
             "state": "starting",
             "pid": os.getpid(),
@@ -65,7 +65,16 @@ class Supervisor:
 
     def enter(self, state: str, reason: str = "") -> None:
         self.status |= {"state": state, "reason": reason, "since": time.time()}
-        write_status(f"{self.runtime}/status.json", self.status)
+        self._say()
+
+    def _say(self) -> None:
+        """Write the status. That it cannot be written does not decide over a guest that runs; it is tried again."""
+        try:
+            write_status(f"{self.runtime}/status.json", self.status)
+            self.is_unsaid = False
+        except OSError as error:
+            self.is_unsaid = True
+            self.log.note(f"the status cannot be written: {error}")
 
     def tell(self, event: str, text: str = "") -> None:
         """One line to the command that started us, if it still listens."""
@@ -88,36 +97,50 @@ class Supervisor:
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self.wake = wake
-        reason, code = "", 0
+        reason, state = "", "stopped"
         try:
+            self.system = _count_system_mounts()
             self.enter("starting")
-            again = True
-            while again:
-                again = self._run_once()
+            if self.is_unsaid:  # nobody could tell afterwards what to clean up
+                raise StartFailed("its status cannot be written")
+            while self._run_once():
+                self._unmount()
+        except CalledOff as error:
+            reason = str(error)
         except (StartFailed, OSError) as error:
-            reason, code = str(error), 1
+            reason, state = str(error), "failed"
         self.cgroup.leave()
         self.cgroup.remove()
-        self.enter("failed" if reason else "stopped", reason)
+        if any(self.cgroup.is_populated(group) for group in ("machine", "exec")):
+            reason, state = f"some of its processes cannot be ended; {reason}".rstrip("; "), "failed"
+        self.enter(state, reason if state == "failed" else "")
         self.log.close()
         if reason:
             self.tell("failed", reason)
-        return code
+        return 1 if state == "failed" else 0
+
+    def _unmount(self) -> None:
+        """Before the next boot: what was mounted for the last one, or each reboot would keep a root's worth of memory.
+        After the last boot the mounts end with this process."""
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            points = [line.split()[4] for line in file]
+        ours = [point for point in points if point.startswith(f"{self.runtime}/")]
+        system = [
+            point for point in ("/sys/fs/cgroup", "/sys") for _ in range(points.count(point) - self.system[point])
+        ]
+        steps = [
+            {"argv": ["umount", "--lazy", point], "why": f"unmount {point}", "may_fail": False}
+            for point in (*reversed(ours), *system)
+        ]
+        SideBySide([steps]).finish(time.monotonic(), CLEANUP_SECONDS)
 
     def _on_stop(self, number: int, frame: object) -> None:
         self.stop_requests += 1
 
     def _make_cgroup(self) -> None:
         self.cgroup.make("supervisor", "exec", "machine")
-        wanted = self.launch["limits"]
-        files = {}
-        if wanted["cpus"]:
-            files["cpu.max"] = f"{wanted['cpus'] * CPU_PERIOD} {CPU_PERIOD}"
-        if wanted["memory"]:
-            files["memory.max"] = str(wanted["memory"])
-        if wanted["tasks"]:
-            files["pids.max"] = str(wanted["tasks"])
-        missing = self.cgroup.limit(files)
+        self.cgroup.bound("machine", depth=DEPTH, descendants=DESCENDANTS)
+        missing = self.cgroup.limit(control_files(self.launch["limits"]))
         keys = {"cpu.max": "vcpus", "memory.max": "memory"}
         unenforced = [keys[name] for name in missing if name in keys]
         if unenforced:
@@ -138,12 +161,12 @@ class Supervisor:
             mounts = SideBySide(self.launch["mounts"])
             try:
                 self._make_cgroup()
-                main = Main(self)
+                main = Main(self.runtime, self.cgroup, self.launch["argv"], self.log)
             finally:
-                mounts.finish()
-            self._await_network()
+                self._finish(mounts, begun)
+            self._await_network(begun)
             for stage in self.launch["connect"]:
-                SideBySide([[step] for step in stage]).finish()
+                self._finish(SideBySide([[step] for step in stage]), begun)
             main.go()
             self.cgroup.join("supervisor")
             self._serve(main, begun)
@@ -154,37 +177,56 @@ class Supervisor:
                 main.close()
             self.cgroup.kill("exec")
             self.cgroup.remove("machine")
-            SideBySide([self.launch["cleanup"]]).finish()
-        return self._judge(returncode)
+            try:
+                SideBySide([self.launch["cleanup"]]).finish(time.monotonic(), CLEANUP_SECONDS)
+            except StartFailed as error:
+                self.log.note(str(error))
+        return self._judge(returncode) and self._pause(begun)
+
+    def _finish(self, steps: SideBySide, begun: float) -> None:
+        steps.finish(begun, self.launch["start_seconds"], self.wake, lambda: self.stop_requests)
+
+    def _pause(self, begun: float) -> bool:
+        """Before the next boot: a guest that reboots without end is not to keep the host busy. False when it is
+        stopped meanwhile."""
+        poll = select.poll()
+        poll.register(self.wake, select.POLLIN)
+        while not self.stop_requests and (left := begun + REBOOT_SECONDS - time.monotonic()) > 0:
+            poll.poll(left * 1000)
+        return not self.stop_requests
 
     def _judge(self, returncode: int) -> bool:
         """What the end of the main process means. True for a reboot; StartFailed for what nobody asked for."""
         if self.overran:
             raise StartFailed(f"not ready after {self.launch['start_seconds']:g} s{self._last_words()}")
         if returncode in self.launch["restart_codes"] and not self.stop_requests:
+            if self.status["state"] == "starting":
+                raise StartFailed(f"the guest rebooted before it was ready{self._last_words()}")
             self.log.note("the guest asked for a reboot")
             self.enter("starting", "rebooting")
             return True
         if returncode and not self.stop_requests:
             how = f"ended with code {returncode}" if returncode > 0 else f"was killed by {_signal_name(-returncode)}"
             raise StartFailed(f"{os.path.basename(self.launch['argv'][0])} {how}{self._last_words()}")
-        if self.status["state"] == "starting":
+        if self.status["state"] == "starting" and not self.stop_requests:
             raise StartFailed(f"the guest ended before it was ready{self._last_words()}")
         return False
 
-    def _await_network(self) -> None:
+    def _await_network(self, begun: float) -> None:
         """Wait until the command that started us says that the network is in place; once is enough."""
         if self.gate < 0:
             return
         poll = select.poll()
         poll.register(self.gate, select.POLLIN)
         poll.register(self.wake, select.POLLIN)
-        poll.poll()
+        left = begun + self.launch["start_seconds"] - time.monotonic()
+        if not poll.poll(max(0.0, left) * 1000):
+            raise StartFailed(f"the network was not in place after {self.launch['start_seconds']:g} s")
         is_open = not self.stop_requests and os.read(self.gate, 1) != b""
         os.close(self.gate)
         self.gate = -1
         if not is_open:
-            raise StartFailed("the start was called off before the network was in place")
+            raise CalledOff
 
     def _last_words(self) -> str:
         tail = self.log.tail(12)
@@ -201,6 +243,8 @@ class Supervisor:
         asked = 0
         while True:
             timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            if self.is_unsaid:
+                timeout = RETRY_SECONDS * 1000 if timeout is None else min(timeout, RETRY_SECONDS * 1000)
             for descriptor, _ in poll.poll(timeout):
                 if descriptor == main.pidfd:
                     console.drain()
@@ -212,6 +256,8 @@ class Supervisor:
                     os.read(self.wake, 64)
                 else:
                     console.handle(descriptor, poll)
+            if self.is_unsaid:
+                self._say()
             if self.stop_requests > asked:
                 asked = self.stop_requests
                 self.enter("stopping")
@@ -224,9 +270,13 @@ class Supervisor:
 
     def _hear(self, notify: socket.socket, begun: float) -> bool:
         """Take one notification. True when it says that the workspace is ready."""
-        for line in notify.recv(4096).decode("utf-8", "replace").splitlines():
+        try:
+            said = notify.recv(4096).decode("utf-8", "replace")
+        except OSError:
+            return False
+        for line in said.splitlines():
             key, _, value = line.partition("=")
-            if key == "X_NSPAWN_LEADER_PID" and value.isascii() and value.isdigit():
+            if key == "X_NSPAWN_LEADER_PID" and value.isascii() and value.isdigit() and len(value) < 10:
                 leader = int(value)
                 self.status["leader"] = [leader, start_time(leader)]
             elif line == "READY=1" and self.status["state"] == "starting":
@@ -237,109 +287,11 @@ class Supervisor:
         return False
 
 
-class Main:
-    """The main process, with what it talks through. It is forked at once and waits for `go`: joining a cgroup takes
-    the kernel some milliseconds, which pass while the mounts are made.
-    """
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        runtime, cgroup, argv = supervisor.runtime, supervisor.cgroup, supervisor.launch["argv"]
-        path = f"{runtime}/notify"
-        if os.path.lexists(path):
-            os.unlink(path)
-        self.console = Console(f"{runtime}/console", supervisor.log)
-        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self.notify.bind(path)
-        self.notify.setblocking(False)
-        gate, self.gate = os.pipe2(os.O_CLOEXEC)
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(self.gate)
-            self._become(cgroup, gate, argv, {**ENVIRONMENT, "NOTIFY_SOCKET": path, **MAIN_ENVIRONMENT})
-        os.close(gate)
-        self.console.release_guest_end()
-        self.pidfd = os.pidfd_open(self.pid)
-        self.is_waited_for = False
-
-    def _become(self, cgroup: Cgroup, gate: int, argv: list[str], environment: dict[str, str]) -> NoReturn:
-        """The child; it never returns into its parent's code."""
-        try:
-            cgroup.join("machine")
-            os.setsid()
-            for descriptor in (0, 1, 2):
-                os.dup2(self.console.guest_end, descriptor)
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-                signal.signal(number, signal.SIG_DFL)
-            if os.read(gate, 1):
-                os.execvpe("setpriv", ["setpriv", "--pdeathsig", "TERM", "--", *argv], environment)
-        except BaseException as error:  # noqa: BLE001 - a forked child must not run its parent's code
-            os.write(2, f"{argv[0]} cannot be started: {error}\n".encode())
-        os._exit(127)
-
-    def go(self) -> None:
-        os.write(self.gate, b"1")
-
-    def wait(self) -> int:
-        """The exit code, negative for a signal."""
-        self.is_waited_for = True
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def close(self) -> None:
-        """The process has been killed, or has ended by itself."""
-        os.close(self.gate)
-        os.close(self.pidfd)
-        if not self.is_waited_for:
-            self.wait()
-        self.notify.close()
-        self.console.close()
-
-
-class SideBySide:
-    """Chains of steps: each chain in its order, the chains beside each other. The first of each begin at once."""
-
-    def __init__(self, chains: Sequence[Sequence[dict[str, Any]]]) -> None:
-        self.running: dict[int, tuple[int, list[dict[str, Any]]]] = {}
-        self.failure = ""
-        for chain in chains:
-            self._begin(list(chain))
-
-    def _begin(self, chain: list[dict[str, Any]]) -> None:
-        """Start the first step of what is left of a chain."""
-        if chain and not self.failure:
-            output = os.memfd_create("output")
-            try:
-                self.running[_spawn_step(chain[0]["argv"], output)] = (output, chain)
-            except FileNotFoundError:
-                self.failure = f"{chain[0]['argv'][0]} is not installed"
-
-    def finish(self) -> None:
-        """Wait for all. Raises StartFailed for a step that fails, after all that had begun have ended; no more are
-        begun then. Steps that may fail are let be."""
-        while self.running:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-            if ended is None or ended.si_pid not in self.running:
-                raise StartFailed("the main process ended before it was started")
-            status = os.waitpid(ended.si_pid, 0)[1]
-            output, (step, *rest) = self.running.pop(ended.si_pid)
-            if status and not step["may_fail"]:
-                said = os.pread(output, 8192, 0).decode("utf-8", "replace").strip()
-                code = os.waitstatus_to_exitcode(status)
-                replay = " ".join(step["argv"])
-                self.failure = f"cannot {step['why']}: {said or f'code {code}'}\n  replay: {replay}"
-            os.close(output)
-            self._begin(rest)
-        if self.failure:
-            raise StartFailed(self.failure)
-
-
-def _spawn_step(argv: list[str], output: int) -> int:
-    streams = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_DUP2, output, 1),
-        (os.POSIX_SPAWN_DUP2, output, 2),
-    ]
-    return os.posix_spawnp(argv[0], argv, ENVIRONMENT, file_actions=streams)
+def _count_system_mounts() -> dict[str, int]:
+    """How many mounts lie on /sys and on the cgroups in it: the host's own, before ours."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        points = [line.split()[4] for line in file]
+    return {point: points.count(point) for point in ("/sys", "/sys/fs/cgroup")}
 
 
 def _private(path: str, flags: int) -> int:
@@ -353,10 +305,11 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def main(launch_path: str, report: str, gate: str) -> NoReturn:
-    """Entry: the path of a launch.json, and two inherited descriptors: one to report to, one that says "go on"."""
+def main(launch_path: str, report: str, gate: str, lock: str) -> NoReturn:
+    """Entry: the path of a launch.json, and three inherited descriptors: one to report to, one that says "go on", and
+    one that holds the workspace's lock for as long as it is open: in this process, and in no other one."""
+    for descriptor in (report, gate, lock):
+        os.set_inheritable(int(descriptor), False)
     with open(launch_path, encoding="utf-8") as file:
         launch = json.load(file)
-    for descriptor in (report, gate):
-        os.set_inheritable(int(descriptor), False)
     sys.exit(Supervisor(launch, int(report), int(gate)).run())

@@ -8,21 +8,20 @@ guest's root cannot look into it; after it entered nothing is imported, since th
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
-import select
 import signal
 import stat
 import struct
 import sys
-import termios
-import tty
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NoReturn
 
 from hutch.errors import HutchError
 from hutch.host.cgroup import Cgroup
 from hutch.host.process import open_process, start_time
+from hutch.supervise.confine import install_filters, leave_keyring, read_filters
+from hutch.supervise.streams import Streams, captured, own_streams
 
 PR_SET_DUMPABLE, PR_CAPBSET_DROP = 4, 24
 NAMESPACES = 0x1000_0000 | 0x0002_0000 | 0x0400_0000 | 0x0800_0000 | 0x2000_0000 | 0x4000_0000 | 0x0200_0000
@@ -54,55 +53,88 @@ class Login:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the guest's PID 1 may not do, and so the command may not either: see capabilities(7) and seccomp(2)."""
+
+    bounding: int
+    filters: list[bytes]
+
+
 def enter(
     cgroup_path: str, leader: tuple[int, int], login: Login, argv: list[str], *, capture: int | None = None
 ) -> int:
     """Run `argv` inside and return its exit code, 128 + n when signal n ended it.
 
     On a terminal the command gets a pseudo-terminal of its own. `capture` is a descriptor that takes the
-    command's output instead of the caller's own streams.
+    command's output instead of the caller's own streams; what interrupts us then ends the command at once.
     """
     pidfd = open_process(*leader)
     if pidfd is None or not _is_in(leader[0], cgroup_path):
         raise HutchError("the workspace has just ended")
-    bounding = _bounding_set(leader[0])
+    limits = Limits(_bounding_set(leader[0]), read_filters(leader[0]))
     cgroup = Cgroup(cgroup_path)
-    terminal = capture is None and os.isatty(0) and os.isatty(1)
-    pty_ends = os.openpty() if terminal else None
+    streams = captured(capture) if capture is not None else own_streams()
     reading, writing = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
-    go_between = os.fork()
-    if go_between == 0:
-        try:
-            os.close(reading)
-            cgroup.join("exec")
-            _enter_namespaces(pidfd)
-            command = os.fork()
-            if command == 0:
-                _become(login, argv, bounding, pty_ends[1] if pty_ends else None, capture)
-            os.write(writing, struct.pack("i", command))
-            os.close(writing)
-            for number in FORWARDED:
-                signal.signal(number, signal.SIG_IGN)
-            if pty_ends:
-                os.close(pty_ends[0])
-                os.close(pty_ends[1])
-            os._exit(_exit_code(os.waitpid(command, 0)[1]))
-        except BaseException as error:  # noqa: BLE001 - a forked child must not run its parent's code
-            os.write(2, f"hutch: cannot enter the workspace: {error}\n".encode())
-            os._exit(NOT_EXECUTABLE)
+    # No signal may come between the start of the command and the moment from which on it is passed on.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    handlers = {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGWINCH)}
+    seen: list[int] = []
+    try:
+        go_between = os.fork()
+        if go_between == 0:
+            try:
+                cgroup.join("exec")
+                leave_keyring()
+                _enter_namespaces(pidfd)
+                _go_between(login, argv, limits, streams, writing)
+            except BaseException as error:  # noqa: BLE001 - a forked child must not run its parent's code
+                os.write(2, f"hutch: cannot enter the workspace: {error}\n".encode())
+                os._exit(NOT_EXECUTABLE)
+        for descriptor in (writing, pidfd):
+            os.close(descriptor)
+        cgroup.close()
+        streams.release()
+        data = os.read(reading, 4)
+        os.read(reading, 1)  # nothing but the end, which says that the command leads a process group of its own
+        os.close(reading)
+        if len(data) == 4:
+            _forward_signals(struct.unpack("i", data)[0], seen, by_force=capture is not None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with closing(_Ending(go_between)) as ending:
+            streams.relay(ending.pidfd)
+        code = _exit_code(os.waitpid(go_between, 0)[1])
+        return 128 + seen[0] if seen and capture is not None else code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Ending:
+    """A pidfd of a child."""
+
+    def __init__(self, pid: int) -> None:
+        self.pidfd = os.pidfd_open(pid)
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+
+
+def _go_between(login: Login, argv: list[str], limits: Limits, streams: Streams, writing: int) -> NoReturn:
+    """The child in the namespaces of the guest, but for that of the processes: only its own child is in that."""
+    command = os.fork()
+    if command == 0:
+        _become(login, argv, limits, streams, writing)
+    os.write(writing, struct.pack("i", command))
     os.close(writing)
-    os.close(pidfd)
-    cgroup.close()
-    data = os.read(reading, 4)
-    os.close(reading)
-    if len(data) == 4:
-        _forward_signals(struct.unpack("i", data)[0])
-    if pty_ends:
-        os.close(pty_ends[1])
-        _relay(pty_ends[0])
-    return _exit_code(os.waitpid(go_between, 0)[1])
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+    streams.forget()
+    os._exit(_exit_code(os.waitpid(command, 0)[1]))
 
 
 def _is_in(pid: int, cgroup_path: str) -> bool:
@@ -134,31 +166,26 @@ def _enter_namespaces(pidfd: int) -> None:
     _call("setns", pidfd, NAMESPACES)
 
 
-def _become(login: Login, argv: list[str], bounding: int, terminal: int | None, capture: int | None) -> NoReturn:
+def _become(login: Login, argv: list[str], limits: Limits, streams: Streams, writing: int) -> NoReturn:
     """The child inside: drop privileges, arrange the streams, become the command."""
     code = NOT_EXECUTABLE
     try:
         os.setsid()  # also without a terminal of its own: the caller's must not be the guest's to type on
-        if terminal is not None:
-            fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-            for descriptor in (0, 1, 2):
-                os.dup2(terminal, descriptor)
-        if capture is not None:
-            null = os.open("/dev/null", os.O_RDONLY)
-            os.dup2(null, 0)
-            os.dup2(capture, 1)
-            os.dup2(capture, 2)
+        streams.arrange()
+        os.closerange(3, 1 << 20)  # whatever the caller happened to have open
         for capability in range(64):
-            if not bounding >> capability & 1:
+            if not limits.bounding >> capability & 1:
                 try:
                     _call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
                 except OSError:
                     break  # past the last capability that this kernel knows
+        install_filters(limits.filters)
         os.setgroups(_groups(login.user))
         os.setresgid(login.uid, login.uid, login.uid)
         os.setresuid(login.uid, login.uid, login.uid)
         for number in (*FORWARDED, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
         try:
             os.chdir(login.home)
         except OSError:
@@ -194,47 +221,20 @@ def _exit_code(status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _forward_signals(command: int) -> None:
-    """Pass what ends or interrupts us on to the command's process group, as a terminal would."""
+def _forward_signals(command: int, seen: list[int], *, by_force: bool) -> None:
+    """Pass what ends or interrupts us on to the command's process group, as a terminal would; or kill that.
+
+    The signals that came are noted in `seen`.
+    """
     started = start_time(command)
 
     def forward(number: int, frame: object) -> None:
+        seen.append(number)
         if started is not None and start_time(command) == started:
-            os.killpg(command, number)
+            try:
+                os.killpg(command, signal.SIGKILL if by_force else number)
+            except ProcessLookupError:
+                pass  # it has just ended
 
     for number in FORWARDED:
         signal.signal(number, forward)
-
-
-def _relay(terminal: int) -> None:
-    """Join our terminal and the command's until the command's side closes."""
-    saved = termios.tcgetattr(0)
-
-    def resize(number: int, frame: object) -> None:
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8))
-
-    resize(0, None)
-    signal.signal(signal.SIGWINCH, resize)
-    try:
-        tty.setraw(0)
-        sources = [0, terminal]
-        while True:
-            for descriptor in select.select(sources, [], [])[0]:
-                try:
-                    data = os.read(descriptor, 65536)
-                except OSError:  # Linux's way of saying that the other side of a pseudo-terminal has closed
-                    data = b""
-                if data:
-                    _write_all(1 if descriptor == terminal else terminal, data)
-                elif descriptor == terminal:
-                    return
-                else:
-                    sources.remove(0)
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, saved)
-        os.close(terminal)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import pwd
 from collections.abc import Iterator
@@ -23,12 +24,14 @@ from hutch.apply.converge import (
     new_record,
     restorable,
 )
-from hutch.apply.planning import check_bystanders, check_owners, check_ownership, check_sockets
+from hutch.apply.planning import check_bystanders, check_owners, check_ownership, check_sockets, check_stopped
+from hutch.apply.starting import make_launch, public_keys
 from hutch.errors import ConfigError, HutchError, UsageError
 from hutch.host import router, shares
 from hutch.host.process import start_time
 from hutch.host.ssh import key_holders
-from hutch.plan.planner import network_changes
+from hutch.plan.actions import Wanted
+from hutch.plan.planner import Standing, network_changes
 from hutch.spec.entries import Publish
 from hutch.spec.model import Config, Mount, Workspace
 from hutch.spec.names import Places
@@ -59,6 +62,28 @@ def test_nobody_is_cut_off_by_a_change_of_the_network() -> None:
     with pytest.raises(HutchError, match="would cut off lab, web") as caught:
         check_bystanders({"lab": workspace(), "web": workspace()}, CHANGED)
     assert caught.value.details == "network.bridge: hutch0 -> other0"
+
+
+def test_no_start_and_another_network() -> None:
+    wanted = Wanted(workspace(), "image-1")
+    running, stopped = (Standing("/f", wanted, wanted, state) for state in ("running", "stopped"))
+    check_stopped({"web": stopped}, CHANGED)
+    check_stopped({"web": running}, [])
+    with pytest.raises(HutchError, match="restarts web, which --no-start forbids"):
+        check_stopped({"web": running, "lab": stopped}, CHANGED)
+
+
+def test_a_missing_key_is_not_left_out(places: Places) -> None:
+    """An owner without keys logs in with hutch's; where that is not there yet, the host is not prepared."""
+    found = record(booted=workspace(), authorized_keys=None)
+    assert public_keys(places, found) == [places.key(uid).with_name("id_ed25519.pub") for uid in (0, 1000)]
+    with pytest.raises(HutchError, match=r"keys/0/id_ed25519\.pub is not there"):
+        make_launch(places, found, NETWORK)
+    for path in public_keys(places, found):
+        path.parent.mkdir(parents=True)
+        path.write_text(f"key of {path.parent.name}\n")
+    content = "".join(file.content for file in make_launch(places, found, NETWORK).files)
+    assert base64.b64encode(b"key of 0\nkey of 1000\n").decode() in content
 
 
 def test_sockets_have_short_paths() -> None:
@@ -207,7 +232,7 @@ def test_a_kept_root_does_not_start_on_another_image(places: Places) -> None:
     hutch = Hutch(places)
     with pytest.raises(HutchError, match="web: its root must be made anew") as caught:
         hutch.start(["web"])
-    assert caught.value.resolution == "`hutch up web` does that"
+    assert caught.value.resolution == "`hutch stop web`, then `hutch up web`"
     with pytest.raises(HutchError, match="so it was not stopped"):
         hutch.restart(["web"])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hutch.cli import main
+from hutch.run import nobody
 from hutch.spec.names import Places
 
 
@@ -35,10 +36,11 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
 
 
 @pytest.fixture
-def hutch(places: Places, capsys: pytest.CaptureFixture[str]) -> Run:
+def hutch(places: Places, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs `hutch` with these arguments."""
 
     def run(*arguments: str) -> Result:
+        monkeypatch.setattr("hutch.run.listener", nobody)  # a process of its own begins without one
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         out, err = capsys.readouterr()
@@ -46,6 +48,12 @@ def hutch(places: Places, capsys: pytest.CaptureFixture[str]) -> Run:
         return Result(ended.value.code, out, err)
 
     return run
+
+
+@pytest.fixture
+def not_root(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands that need no root do not look how a workspace stands."""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ from hutch.cli import COMMANDS, cli, main
 from hutch.cli.common import Options, workspace_names
 from hutch.errors import ConfigError, HutchError, Problem
 from hutch.spec.names import Places
+from hutch.state import Record, write_record
 from tests.unit.cli.conftest import Run
+from tests.unit.facts import workspace
 
 WITHOUT_ROOT = {"init", "ssh", "cp", "schema", "completion", "image"}
 ARGUMENTS = {
@@ -88,19 +90,21 @@ def test_what_needs_root_says_so_in_one_line(name: str, hutch: Run, monkeypatch:
     assert (result.code, result.out, result.err) == (1, "", "hutch: this needs root: run it with sudo or doas\n")
 
 
-@pytest.mark.parametrize(
-    ("tool", "prefix"),
-    [("sudo", ["sudo", "--preserve-env=HUTCH_STATE_DIR,HUTCH_RUN_DIR,HUTCH_FILE", "--"]), ("doas", ["doas", "--"])],
-)
+@pytest.mark.parametrize("tool", ["sudo", "doas"])
 def test_on_a_terminal_it_asks(
-    tool: str, prefix: list[str], hutch: Run, replaced: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    tool: str, hutch: Run, places: Places, replaced: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == tool else None)
     monkeypatch.setattr("sys.argv", ["/usr/local/bin/hutch", "ls", "--json"])
     assert hutch("ls", "--json").err == f"hutch: this needs root, asking {tool}\n"
-    assert replaced == [[*prefix, "/usr/local/bin/hutch", "ls", "--json"]]
+    kept = ["env", f"HUTCH_STATE_DIR={places.state}", f"HUTCH_RUN_DIR={places.run}"]
+    assert replaced == [[tool, "--", *kept, "/usr/local/bin/hutch", "ls", "--json"]]
+    for variable in ("HUTCH_STATE_DIR", "HUTCH_RUN_DIR"):
+        monkeypatch.delenv(variable)
+    hutch("ls", "--json")
+    assert replaced[1] == [tool, "--", "/usr/local/bin/hutch", "ls", "--json"]
 
 
 # init, schema, completion
@@ -236,7 +240,7 @@ def test_the_code_of_a_command_is_passed_on(hutch: Run, monkeypatch: pytest.Monk
     seen: list[tuple[list[str], bool]] = []
 
     class Fake:
-        def execute(self, argv: tuple[str, ...], *, root: bool) -> int:
+        def run(self, argv: tuple[str, ...], *, root: bool) -> int:
             seen.append((list(argv), root))
             return 77
 
@@ -256,9 +260,30 @@ def test_the_code_of_a_command_is_passed_on(hutch: Run, monkeypatch: pytest.Monk
         (["web", "--", "ls", "-l", "--"], ["ssh", "workspace-web", "--", "ls", "-l", "--"]),
     ],
 )
-def test_ssh(arguments: list[str], argv: list[str], hutch: Run, replaced: list[list[str]]) -> None:
+def test_ssh(arguments: list[str], argv: list[str], hutch: Run, replaced: list[list[str]], not_root: None) -> None:
     hutch("ssh", *arguments)
     assert replaced == [argv]
+
+
+@pytest.mark.parametrize("arguments", [["ssh", "web"], ["cp", "a", "web:b"], ["cp", "web:a", "b"]])
+def test_root_is_told_at_once_that_nobody_answers(
+    arguments: list[str], hutch: Run, places: Places, replaced: list[list[str]]
+) -> None:
+    result = hutch(*arguments)
+    assert (result.code, replaced) == (2, [])
+    assert "there is no workspace web" in result.err
+    write_record(places, Record("web", "/f", workspace(), "image-1", 0x7000_0000, "0" * 32))
+    result = hutch(*arguments)
+    assert (result.code, replaced) == (1, [])
+    assert result.err == "hutch: web is stopped\n  → `hutch start web`\n"
+
+
+@pytest.mark.parametrize("name", ["ssh", "exec"])
+def test_options_of_a_command_inside(name: str, hutch: Run) -> None:
+    result = hutch(name, "web", "ls", "-la")
+    assert result.code == 2
+    assert "put -- before the command" in result.err
+    assert "put -- before" not in hutch("ls", "-x").err
 
 
 def test_ssh_takes_names_only(hutch: Run, replaced: list[list[str]]) -> None:
@@ -278,12 +303,12 @@ def test_ssh_takes_names_only(hutch: Run, replaced: list[list[str]]) -> None:
         (["web:a", "lab:b"], ["workspace-web:a", "workspace-lab:b"]),
     ],
 )
-def test_cp(ends: list[str], paths: list[str], hutch: Run, replaced: list[list[str]]) -> None:
+def test_cp(ends: list[str], paths: list[str], hutch: Run, replaced: list[list[str]], not_root: None) -> None:
     hutch("cp", *ends)
     assert replaced == [["scp", "-q", "-r", "-p", *paths]]
 
 
-def test_cp_of_names_that_look_like_options(hutch: Run, replaced: list[list[str]]) -> None:
+def test_cp_of_names_that_look_like_options(hutch: Run, replaced: list[list[str]], not_root: None) -> None:
     hutch("cp", "--", "-x", "web:y")
     assert replaced == [["scp", "-q", "-r", "-p", "./-x", "workspace-web:y"]]
 
@@ -296,7 +321,32 @@ def test_cp_refuses(ends: list[str], hutch: Run, replaced: list[list[str]]) -> N
     assert replaced == []
 
 
+@pytest.mark.parametrize(("arguments", "shown"), [([], "a\nb\nc\nd\n"), (["-n", "3"], "b\nc\nd\n"), (["-n", "0"], "")])
+def test_the_machine_log_is_shown_from_its_end(arguments: list[str], shown: str, hutch: Run, places: Places) -> None:
+    write_record(places, Record("web", "/f", workspace(), "image-1", 0x7000_0000, "0" * 32))
+    assert hutch("logs", "web").out == ""
+    log = places.log("web")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.with_name(log.name + ".1").write_text("a\r\nb\n")
+    log.write_text("c\nd")
+    assert hutch("logs", "web", *arguments).out == shown
+
+
 # Options.
+
+
+@pytest.mark.parametrize("arguments", [["-v", "ssh", "web"], ["ssh", "-v", "web"]])
+def test_verbose_shows_commands(
+    arguments: list[str], hutch: Run, monkeypatch: pytest.MonkeyPatch, not_root: None
+) -> None:
+    def become(file: str, argv: list[str]) -> None:
+        raise FileNotFoundError(2, "no such file", file)
+
+    monkeypatch.setattr("os.execvp", become)
+    result = hutch(*arguments)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("+ ssh workspace-web\nhutch: ssh is not installed\n")
+    assert "+ " not in hutch("ssh", "web").err
 
 
 def test_what_is_told_while_things_happen(capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,6 +152,31 @@ def test_ls(running: Places, hutch: Run) -> None:
     assert [entry["name"] for entry in json.loads(hutch("ls", "--json").out)] == ["web", "new"]
 
 
+def test_ls_takes_the_file_that_up_would_take(hutch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {name: tmp_path / f"{name}.toml" for name in ("system", "variable", "option")}
+    for name, file in files.items():
+        file.write_text(f'[defaults]\ntype = "vm"\n[workspaces.{name}]\n[workspaces.b]\ntype = "container"\n')
+    monkeypatch.setattr("hutch.spec.lookup.SYSTEM_FILE", files["system"])
+    assert [(e["name"], e["type"]) for e in json.loads(hutch("ls", "--json").out)] == [
+        ("system", "vm"),
+        ("b", "container"),
+    ]
+    Path("hutch.toml").write_text("[workspaces.here]\n")
+    (entry,) = json.loads(hutch("ls", "--json").out)
+    assert (entry["name"], entry["type"], entry["file"]) == ("here", None, os.path.realpath("hutch.toml"))
+    assert "None" not in hutch("ls").out + hutch("status").out
+    monkeypatch.setenv("HUTCH_FILE", str(files["variable"]))
+    assert "variable" in hutch("ls").out
+    assert "option" in hutch("ls", "-f", str(files["option"])).out
+
+
+@pytest.mark.parametrize("command", ["ls", "status"])
+def test_a_named_file_must_be_there(command: str, hutch: Run) -> None:
+    result = hutch(command, "-f", "nosuch.toml")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("hutch: nosuch.toml: there is no such file\n")
+
+
 def squeezed(line: str) -> str:
     while "   " in line:
         line = line.replace("   ", "  ")

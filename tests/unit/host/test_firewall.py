@@ -72,10 +72,6 @@ def test_private_networks_are_denied() -> None:
             "meta nfproto ipv4 fib daddr type local tcp dport 80 dnat ip to 192.168.83.2:8080",
         ),
         (
-            Publish("0.0.0.0", 80, 8080, "tcp"),
-            "meta nfproto ipv4 fib daddr type local tcp dport 80 dnat ip to 192.168.83.2:8080",
-        ),
-        (
             Publish("127.0.0.1", 53, 5353, "udp"),
             "meta nfproto ipv4 ip daddr 127.0.0.1 udp dport 53 dnat ip to 192.168.83.2:5353",
         ),

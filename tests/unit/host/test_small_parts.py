@@ -14,7 +14,7 @@ from hutch.host import cgroup, shares
 from hutch.host.bind import open_strictly
 from hutch.host.dns import Resolver, observe_resolver, wanted_resolvers
 from hutch.host.process import is_alive, open_process, start_time
-from hutch.spec.model import Mount
+from hutch.spec.model import Mount, Workspace
 from hutch.spec.names import Places
 from tests.unit.facts import NETWORK, PLACES, check_golden, workspace
 
@@ -85,6 +85,16 @@ def test_a_home_is_made_for_its_owner(tmp_path: Path) -> None:
         assert home.stat().st_uid == os.getuid()
 
 
+def test_a_home_is_not_made_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    with pytest.raises(HutchError, match="cannot be made"):
+        shares.ensure_home(tmp_path / "link" / "home", os.getuid(), os.getgid())
+    with pytest.raises(HutchError, match="cannot be made"):
+        shares.ensure_home(tmp_path / "link" / "deep" / "home", os.getuid(), os.getgid())
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
 def test_somebody_elses_directory_is_no_home(tmp_path: Path) -> None:
     with pytest.raises(HutchError, match="belongs to uid") as caught:
         shares.ensure_home(tmp_path, os.getuid() + 1, 7)
@@ -125,6 +135,46 @@ def test_directories_are_looked_at_before_anything_starts(tmp_path: Path) -> Non
     assert no_directory.message == f"leads through {tmp_path}/file, which is not a directory"
 
 
+def with_points(home: Path, *targets: str) -> Workspace:
+    return workspace(owner=os.getuid(), home=str(home), mounts=tuple(Mount(str(home.parent), t) for t in targets))
+
+
+def test_mount_points_inside_the_home() -> None:
+    found = with_points(Path("/h"), "/src", "/home/dev/a/b", "/home/dev/a/b/c", "/home/other/x", "/home/dev2/x")
+    assert shares.mount_points(found) == {"/home/dev/a/b": Path("/h/a/b")}
+
+
+def test_mount_points_are_made_for_the_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "fchown", lambda made, uid, gid: given.append((os.fstat(made).st_ino, uid, gid)))
+    home = tmp_path / "home"
+    (home / ".config").mkdir(parents=True)
+    declared = with_points(home, "/home/dev/.config/deep/agent", "/home/dev/.cache")
+    assert not shares.has_mount_points(declared)
+    for _ in range(2):
+        shares.ensure_mount_points("web", declared, 7)
+        assert shares.has_mount_points(declared)
+    made = [home / ".config/deep", home / ".config/deep/agent", home / ".cache"]  # and not what was there
+    assert given == [(path.stat().st_ino, os.getuid(), 7) for path in made]
+    assert {path.stat().st_mode & 0o7777 for path in made} == {0o755}
+
+
+@pytest.mark.parametrize("target", ["/home/dev/link/x", "/home/dev/link", "/home/dev/file/x", "/home/dev/file"])
+def test_mount_points_with_something_in_the_way(target: str, tmp_path: Path) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    home.mkdir()
+    (home / "link").symlink_to(elsewhere)
+    (home / "file").touch()
+    declared = with_points(home, target)
+    with pytest.raises(HutchError, match=f"web: there can be no mount on {target}: ") as caught:
+        shares.ensure_mount_points("web", declared, os.getgid())
+    assert "symbolic link" in caught.value.resolution
+    (problem,) = shares.check_shares("workspaces.web", declared)
+    assert (problem.key, problem.value) == ("workspaces.web.mounts[0].target", target)
+    assert os.listdir(elsewhere) == []
+
+
 def test_what_is_not_there_needs_no_guard(tmp_path: Path) -> None:
     places = Places(tmp_path / "state", tmp_path / "run")
     shares.ensure_shares(places, [f"{tmp_path}/gone"])
@@ -163,6 +213,7 @@ HYBRID = """
         ("35 24 0:30 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw", None),
         (HYBRID, "/sys/fs/cgroup/unified"),
         (r"35 24 0:30 / /mnt/my\040cgroup rw - cgroup2 none rw", "/mnt/my cgroup"),
+        ("35 24 0:30 / /mnt/Übung rw - cgroup2 none rw", "/mnt/Übung"),
     ],
 )
 def test_find_the_cgroup2_mount(mountinfo: str, path: str | None) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import pwd
 from pathlib import Path
 
 import pytest
 
+from hutch.errors import HutchError
 from hutch.host import ssh
 from hutch.host.ssh import Peer, check_include, ensure_trust, owner_of, render_config, render_known_hosts
 from hutch.spec.names import Places
@@ -27,6 +29,38 @@ def test_known_hosts() -> None:
     text = render_known_hosts(PEERS).decode()
     check_golden("ssh/known_hosts", text)
     assert "@" not in text  # no comment of a key
+
+
+def key_pair(blob: bytes = b"\x07" * 51) -> tuple[bytes, bytes]:
+    body = base64.b64encode(b"openssh-key-v1\0" + blob + b"secret")
+    private = b"%s\n%s\n%s\n%s\n" % (ssh.BEGIN, body[:40], body[40:], ssh.END)
+    return private, b"ssh-ed25519 " + base64.b64encode(blob) + b" comment\n"
+
+
+def test_a_key_pair_is_believed_only_when_it_is_whole() -> None:
+    private, public = key_pair()
+    assert ssh.is_pair(private, public)
+    for broken in (None, b"", private[:-20], private.replace(b"Bw", b"Bx"), b"\0" * len(private)):
+        assert not ssh.is_pair(broken, public)
+    for broken in (None, b"", public[:20], b"\0" * 80, key_pair(b"\x08" * 51)[1]):
+        assert not ssh.is_pair(private, broken)
+
+
+def test_a_damaged_host_key_that_others_trust_is_not_replaced(tmp_path: Path) -> None:
+    places = Places(tmp_path / "state", tmp_path / "run")
+    assert not ssh.is_published(places, "web")
+    places.state.mkdir()
+    places.known_hosts.write_bytes(render_known_hosts(PEERS))
+    assert ssh.is_published(places, "web")
+    assert not ssh.is_published(places, "we")
+    path = tmp_path / "key"
+    path.touch()
+    with pytest.raises(HutchError, match="damaged"):
+        ssh.ensure_key(path, "workspace-web", published=ssh.is_published(places, "web"))
+    private, public = key_pair()
+    path.write_bytes(private)
+    path.with_name("key.pub").write_bytes(public)
+    assert ssh.ensure_key(path, "workspace-web", published=True) == public.decode().strip()
 
 
 def test_what_follows_the_drop_in_is_for_all_hosts_again() -> None:

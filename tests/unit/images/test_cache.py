@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import HutchError
-from hutch.images.cache import collect_leftovers, locked, observe_images, parse_image, remove_image, render_image
+from hutch.images.cache import (
+    collect_leftovers,
+    locked,
+    observe_image,
+    observe_images,
+    parse_image,
+    remove_image,
+    render_image,
+)
 from hutch.images.recipe import make_recipe
 from hutch.spec.names import Places
 
@@ -52,8 +60,17 @@ def test_locks_and_unfinished_builds_are_no_images(places: Places) -> None:
 def test_a_damaged_record_is_not_taken_for_no_image(places: Places, text: str) -> None:
     (publish(places) / "image.json").write_text(text)
     with pytest.raises(HutchError, match="damaged") as caught:
-        observe_images(places)
+        observe_image(places, RECIPE.id)
     assert RECIPE.id in caught.value.resolution
+    (image,) = observe_images(places)  # so that it can be seen and removed
+    assert (image.id, image.image) == (RECIPE.id, "damaged")
+
+
+def test_an_image_without_a_record_is_damaged_too(places: Places) -> None:
+    (publish(places) / "image.json").unlink()
+    with pytest.raises(HutchError, match="damaged"):
+        observe_image(places, RECIPE.id)
+    assert [image.image for image in observe_images(places)] == ["damaged"]
 
 
 def test_a_record_of_a_later_format_is_refused() -> None:

@@ -109,8 +109,21 @@ def test_stopped_and_not_to_be_started(case: tuple[Wanted, str, list[str]]) -> N
     assert (found.action, keys_of(found)) == (action, keys)
 
 
-def test_no_start_still_restarts_what_runs() -> None:
-    assert plan_one("web", wanted(vcpus=2), standing(), start=False).action == "restart"
+@pytest.mark.parametrize("keys", [{"vcpus": 2}, {"vcpus": 2, "persist": "all"}])
+def test_no_start_leaves_what_runs_alone(keys: dict[str, Any]) -> None:
+    found = plan_one("web", wanted(**keys), standing(), start=False)
+    assert (found.action, found.starts) == ("live", False)
+    assert found.notes == (
+        f"--no-start: it takes effect at the next restart ({', '.join(sorted(keys, reverse=True))})",
+    )
+    recorded = replace(standing(), wanted=wanted(**keys))
+    assert plan_one("web", wanted(**keys), recorded, start=False).action == "no change"
+
+
+def test_autostart_is_not_promised() -> None:
+    assert plan_one("web", wanted(autostart=True), None).notes == (
+        "autostart is recorded; nothing starts it at boot yet",
+    )
 
 
 def test_a_new_workspace() -> None:
@@ -255,6 +268,24 @@ def test_a_whole_plan() -> None:
         "notes": ["its home is kept"],
     }
     assert [action.starts for action in found.actions] == [False, True, True, False]
+
+
+def test_what_the_file_no_longer_declares() -> None:
+    found = plan(FILE, NETWORK, NETWORK, {"a": wanted()}, {"a": standing()}, undeclared=("two",))
+    note = "two is no longer declared here: `hutch up --prune` removes it, its home is kept"
+    assert found.to_json()["notes"] == [note]
+    assert not found.changes
+
+
+def test_a_kept_root_is_not_deleted_without_a_word() -> None:
+    note = "deletes everything outside its home"
+    kept = wanted(persist="all")
+    for state in ("running", "stopped"):
+        assert note in plan_one("web", wanted(), standing(state, recorded=kept)).notes
+        assert note not in plan_one("web", kept, standing(state)).notes
+        assert note not in plan_one("web", kept, standing(state, recorded=kept)).notes
+    (action,) = plan(FILE, NETWORK, NETWORK, {}, {"old": standing(recorded=kept)}, remove=("old",)).actions
+    assert action.notes == ("its home is kept", note)
 
 
 def test_a_plan_without_changes() -> None:

@@ -14,7 +14,7 @@ from hutch.errors import HutchError
 from hutch.plan.resolve import allocate, allocate_uids, collisions, resolve
 from hutch.spec import names
 from hutch.spec.model import Publish, Workspace
-from tests.unit.facts import NETWORK, PLACES, workspace
+from tests.unit.facts import NETWORK, PLACES, SECOND, workspace
 
 OPEN = Workspace(type="container")
 SUBNET = ipaddress.IPv4Network("192.168.83.0/24")
@@ -203,11 +203,19 @@ def test_interfaces_of_long_names_can_collide() -> None:
     assert found.startswith(f"{other} and {name} have the same interface ve-a-long-p")
 
 
+def test_two_hutches_give_out_different_uids() -> None:
+    assert PLACES.uid_index == 0
+    assert names.BUILDER_RANGES <= SECOND.uid_index < names.UID_RANGES
+
+
 def test_uid_ranges() -> None:
     first = allocate_uids(set())
     assert first == names.UID_FIRST
     assert allocate_uids({first}) == first + names.UID_COUNT
     assert allocate_uids({first + names.UID_COUNT}) == first
+    last = (names.UID_RANGES - 1) * names.UID_COUNT + first
+    assert allocate_uids(set(), names.UID_RANGES - 1) == last
+    assert allocate_uids({last}, names.UID_RANGES - 1) == first  # it goes round
     full = {names.UID_FIRST + index * names.UID_COUNT for index in range(names.UID_RANGES)}
     assert max(full) + names.UID_COUNT <= 1 << 31
     with pytest.raises(HutchError, match="no range of user ids is left"):

@@ -20,6 +20,7 @@ from hutch.spec.entries import Publish
 from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, Workspace
 from hutch.spec.names import Places
 from hutch.state import (
+    PURGE,
     Booted,
     NetworkRecord,
     Record,
@@ -266,6 +267,13 @@ def test_the_journal_tells_what_was_left_half_done(places: Places) -> None:
     assert unfinished(places) == ("up", ("web",))
 
 
+def test_an_interrupted_purge_is_not_finished_by_the_next_command(places: Places) -> None:
+    make_directory(places.state)
+    with pytest.raises(KeyboardInterrupt), journaled(places, PURGE, ("web",)):
+        raise KeyboardInterrupt
+    assert unfinished(places) is None
+
+
 @pytest.mark.parametrize("content", [b"", b"{", encode({"workspaces": ["web"]})[:-9], b"[]"])
 def test_a_torn_journal_means_everybody(content: bytes, places: Places) -> None:
     write_record(places, RECORD)
@@ -298,12 +306,17 @@ def test_the_lock_is_given_back_after_a_failure(places: Places) -> None:
 
 def test_all_hutches_of_a_host_share_a_lock(places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "HOST_LOCK", str(tmp_path))
-    with lock(places), host_lock(patience=0.0):
-        with pytest.raises(HutchError, match="another hutch") as caught, host_lock(patience=0.05):
-            pass
-        assert caught.value.resolution == f"see who holds it: fuser {tmp_path}"
-    with host_lock(patience=0.0):
+    with lock(places), host_lock(patience=0.0), host_lock(patience=0.0):  # whoever holds it may take it again
         pass
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with pytest.raises(HutchError, match="another hutch") as caught, host_lock(patience=0.05):
+        pass
+    assert caught.value.resolution == f"see who holds it: fuser {tmp_path}"
+    os.close(other)
+    for _ in range(2):
+        with host_lock(patience=0.0):
+            pass
     assert os.listdir(tmp_path) == ["state"]
 
 

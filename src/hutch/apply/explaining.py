@@ -1,0 +1,148 @@
+"""What is behind a workspace, as text that a sysadmin can read and replay. Reads the host, changes nothing.
+
+All of it comes from the very functions that make these things; what is put together here is titles and their order.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from hutch.apply.converge import in_force, members_of
+from hutch.apply.starting import make_launch
+from hutch.backends.launch import Launch, Step
+from hutch.host import dns, firewall, hosts_file, router, ruleset, shares, ssh
+from hutch.host.firewall import Member
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+from hutch.state import Record
+from hutch.supervise.limits import control_files
+from hutch.supervise.observe import observe
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    title: str
+    text: str
+
+
+def explain(places: Places, network: Network, records: Mapping[str, Record], record: Record) -> tuple[Section, ...]:
+    """Everything that the next start of a workspace makes, and what stands on the host for it."""
+    serving = in_force(places, records)
+    members = members_of(serving, network)
+    return (
+        Section("workspace", describe(places, record)),
+        Section(f"router namespace {places.namespace}", shlex.join(router.render_namespace(places))),
+        *explain_firewall(places, network, members),  # before the links: nothing gets carrier without rules
+        *explain_network(places, network, members),
+        *explain_names(places, serving[record.name]),
+        Section("directories that the guest can write, nosuid and nodev on the host", guards(serving[record.name])),
+        *explain_start(make_launch(places, record, network)),
+    )
+
+
+def describe(places: Places, record: Record) -> str:
+    """What it is, and which start the rest is about."""
+    lines = [f"{record.name}: {record.wanted.type}, {record.wanted.ip}, {record.wanted.mac}, from {record.file}"]
+    if observe(places, record.name).is_up:
+        same = record == record.with_booted()
+        lines.append(
+            "it runs, started as shown below"
+            if same
+            else "it runs, and was started from other settings; what follows is its next start"
+        )
+    else:
+        lines.append("it does not run; what follows is its next start")
+    return "\n".join(lines)
+
+
+def explain_network(places: Places, network: Network, members: Sequence[Member]) -> Iterable[Section]:
+    """Uplink, bridge, kernel settings and resolvers."""
+    in_router = ["ip", "-n", places.namespace, "-batch", "-"]
+    yield Section(
+        f"network: bridge {network.bridge} ({network.subnet}), "
+        f"uplink {places.uplink_host} to {places.uplink_router} ({network.uplink})",
+        "\n".join(
+            (
+                fed(["ip", "-batch", "-"], router.render_uplink(places, network)),
+                fed(in_router, router.render_router_end(places, network)),
+                fed(in_router, router.render_bridge(network)),
+                shlex.join(router.render_route(places, network)),
+            )
+        ),
+    )
+    settings = router.wanted_sysctls(places, members)
+    yield Section("kernel settings", "\n".join(f"echo {value} >/proc/sys/{name}" for name, value in settings.items()))
+    resolvers = dns.wanted_resolvers(places, network, dns.service_user())
+    yield Section("resolvers", "\n".join(in_namespace(resolver) for resolver in resolvers))
+
+
+def explain_firewall(places: Places, network: Network, members: tuple[Member, ...]) -> Iterable[Section]:
+    """Both rulesets."""
+    addresses = router.observe_host().addresses(without=places.uplink_host)
+    yield Section(
+        f"firewall of the router namespace (see it live: ip netns exec {places.namespace} nft list ruleset)",
+        ruleset.render_tables(firewall.router_tables(places, network, members, addresses)).rstrip(),
+    )
+    yield Section(
+        f"firewall of the host (see it live: nft list table inet {places.table})",
+        ruleset.render_tables(firewall.host_tables(places, network, members)).rstrip(),
+    )
+
+
+def explain_names(places: Places, record: Record) -> Iterable[Section]:
+    """How ssh finds and trusts it, and who may log in."""
+    wanted = record.wanted
+    assert isinstance(wanted.owner, int)
+    holders = ssh.key_holders(wanted.authorized_keys, wanted.owner)
+    lines = (
+        f"{hosts_file.HOSTS}: {wanted.ip} {names.hostname(record.name)}",
+        f"host key (root's only): {places.host_key(record.name)}",
+        f"known hosts: {places.known_hosts}",
+        f"ssh drop-in: {places.ssh_config}",
+        *(f"authorised: {key}" for key in wanted.authorized_keys or ()),
+        *(f"authorised, of hutch's own: {places.key(uid)}" for uid in holders),
+    )
+    yield Section("names and keys", "\n".join(lines))
+
+
+def guards(record: Record) -> str:
+    """The mounts that keep what a guest makes from counting on the host."""
+    return "\n".join(shlex.join(shares.render_guard(path)) for path in shares.writable_paths(record.wanted))
+
+
+def explain_start(launch: Launch) -> Iterable[Section]:
+    """The Launch, in the order in which it is run."""
+    files = "\n".join(f"{file.path}\n{indented(file.content)}" for file in launch.files)
+    yield Section("files, root's only, before each start", files)
+    limits = control_files(asdict(launch.limits))
+    yield Section(
+        f"limits, in the cgroup {launch.cgroup}", "\n".join(f"echo {value} >{name}" for name, value in limits.items())
+    )
+    chains = "\n".join(commands(chain) for chain in (*launch.mounts, *launch.connect))
+    yield Section(
+        "start: in namespaces of its own",
+        f"unshare --mount --propagation slave -- nsenter --net={launch.network_namespace} -- bash\n"
+        f"mkdir -p {shlex.join(launch.directories)}\n{chains}",
+    )
+    yield Section(f"then, in the cgroup {launch.cgroup}/machine", shlex.join(launch.argv))
+    yield Section("after it ended", commands(launch.cleanup))
+
+
+def commands(steps: Iterable[Step]) -> str:
+    return "\n".join(f"{shlex.join(step.argv)}  # {step.why}" for step in steps)
+
+
+def fed(argv: Sequence[str], text: str) -> str:
+    """A command with its standard input, for a shell."""
+    return f"{shlex.join(argv)} <<'END'\n{text}END"
+
+
+def in_namespace(resolver: dns.Resolver) -> str:
+    return (f"nsenter --net={resolver.namespace} -- " if resolver.namespace else "") + shlex.join(resolver.argv)
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

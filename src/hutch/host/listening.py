@@ -1,0 +1,74 @@
+"""Who listens on the host's ports. A published port takes them over without a word, so it is looked at before."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from hutch.errors import ConfigError, Problem
+from hutch.run import run
+from hutch.spec.entries import Publish
+from hutch.spec.model import Workspace
+from hutch.state import Record
+
+EVERYWHERE = ("0.0.0.0", "*", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A socket of a program on the host. `ip` is "" for every address; `program` is "" when nobody knows."""
+
+    protocol: str
+    ip: str
+    port: int
+    program: str = ""
+
+
+def parse_listeners(text: str) -> Iterator[Listener]:
+    """The IPv4 sockets in the output of `ss -Hlntup`; "*" is IPv6 and IPv4 in one."""
+    for line in text.splitlines():
+        fields = line.split(maxsplit=6)
+        if len(fields) < 5:
+            continue
+        ip, _, port = fields[4].rpartition(":")
+        ip = ip.partition("%")[0].removeprefix("[::ffff:").rstrip("]")  # "127.0.0.53%lo"
+        if not port.isdigit() or (ip not in EVERYWHERE and not re.fullmatch(r"[0-9.]+", ip)):
+            continue
+        program = re.search(r'\(\("([^"]*)",pid=([0-9]+)', fields[6]) if len(fields) > 6 else None
+        words = f"{program[1]}, pid {program[2]}" if program else ""
+        yield Listener(fields[0], "" if ip in EVERYWHERE else ip, int(port), words)
+
+
+def observe_listeners() -> tuple[Listener, ...]:
+    return tuple(parse_listeners(run(["ss", "-Hlntup"]).stdout))
+
+
+def taken_by(entry: Publish, listeners: tuple[Listener, ...]) -> Listener | None:
+    """The program that would lose its port to the entry."""
+    for listener in listeners:
+        same_port = (listener.protocol, listener.port) == (entry.protocol, entry.host_port)
+        if same_port and (not entry.host_ip or not listener.ip or listener.ip == entry.host_ip):
+            return listener
+    return None
+
+
+def check_ports(file: str, workspaces: Mapping[str, Workspace], records: Mapping[str, Record]) -> None:
+    """Refuse entries of `publish` that would take a port from a program of the host. Those that are recorded are in
+    force already."""
+    new = []
+    for name, workspace in workspaces.items():
+        record = records.get(name)
+        before = record.wanted.publish if record is not None and not record.removed else ()
+        new += [(name, index, entry) for index, entry in enumerate(workspace.publish) if entry not in before]
+    listeners = observe_listeners() if new else ()
+    problems = []
+    for name, index, entry in new:
+        owner = taken_by(entry, listeners)
+        if owner is not None:
+            what = f"{entry.protocol} port {entry.host_port} of the host is taken"
+            message = f"{what}: {owner.program or 'a program'} listens on {owner.ip or '*'}:{owner.port}"
+            key = f"workspaces.{name}.publish[{index}]"
+            problems.append(Problem(message, key, str(entry), "another host_port, or stop that program", file=file))
+    if problems:
+        raise ConfigError(problems)

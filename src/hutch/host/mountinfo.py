@@ -1,0 +1,27 @@
+"""The text of /proc/self/mountinfo as data. Its imports stay few: the supervisor uses it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+
+def observe_mountinfo() -> str:
+    """The text as it is now; bytes that are not UTF-8 are kept as surrogates, as in all paths."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
+
+
+def parse_mountinfo(text: str) -> Iterator[tuple[str, str, set[str], str]]:
+    """(directory of the file system, mount point, options of the mount, type) of each mount, in their order: of two at
+    one place, the later one lies on top."""
+    for line in text.split("\n"):
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        if len(fields) > 5:
+            yield plain(fields[3]), plain(fields[4]), set(fields[5].split(",")), after.partition(" ")[0]
+
+
+def plain(path: str) -> str:
+    """The kernel writes blanks and backslashes as "\\040"; all else in a path is as it is."""
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), path)

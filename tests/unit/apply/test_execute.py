@@ -1,0 +1,35 @@
+"""What is written down about a workspace before anything is made for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hutch.apply.execute import _note
+from hutch.plan.actions import Action, Kind, Plan, Wanted
+from hutch.spec.entries import Publish
+from hutch.spec.names import Places
+from hutch.state import Booted, Record, read_record
+from tests.unit.facts import NETWORK, workspace
+
+
+def noted(tmp_path: Path, kind: Kind) -> Record:
+    places = Places(tmp_path / "state", tmp_path / "run")
+    before = Record(
+        "web", "/f", workspace(), "image-1", 0x7000_0000, "0" * 32, booted=Booted(workspace(vcpus=1), "image-0")
+    )
+    target = workspace(publish=(Publish("", 80, 80, "tcp"),), vcpus=2, autostart=True)
+    action = Action("web", kind, wanted=Wanted(target, "image-1"))
+    _note(places, Plan("/f", NETWORK, (action,)), {"web": before}, action)
+    found = read_record(places, "web")
+    assert found is not None and found.wanted == target
+    return found
+
+
+def test_what_is_live_is_in_force(tmp_path: Path) -> None:
+    booted = noted(tmp_path, "live").booted
+    publish = (Publish("", 80, 80, "tcp"),)
+    assert booted == Booted(workspace(publish=publish, vcpus=1, autostart=True), "image-0")
+
+
+def test_nothing_is_left_of_a_root_that_is_made_anew(tmp_path: Path) -> None:
+    assert noted(tmp_path, "recreate").booted is None

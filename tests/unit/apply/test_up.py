@@ -1,0 +1,51 @@
+"""`up` builds images before it takes the lock, so it looks again once it has it."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.api import Hutch
+from hutch.errors import HutchError
+from hutch.plan.actions import Action, Plan, Wanted
+from hutch.spec.model import Config
+from hutch.spec.names import Places
+from tests.unit.facts import NETWORK, workspace
+
+CONFIG = Config(file="/f", network=NETWORK, workspaces={"web": workspace()})
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done, in words; every effect is replaced by a word."""
+    words: list[str] = []
+    plan = Plan("/f", NETWORK, (Action("web", "create", wanted=Wanted(workspace(), "image-1")),))
+    monkeypatch.setattr(Hutch, "plan", lambda *arguments, **keys: plan)
+    monkeypatch.setattr(Hutch, "_ensure_images", lambda *arguments: words.append("build"))
+    monkeypatch.setattr("hutch.apply.converge.first_network", lambda places: nullcontext())
+    monkeypatch.setattr("hutch.apply.recovery.recover", lambda places, listen: words.append("recover"))
+    monkeypatch.setattr("hutch.apply.execute.apply_plan", lambda *arguments: words.append("apply"))
+    return words
+
+
+def in_cache(monkeypatch: pytest.MonkeyPatch, *answers: bool) -> None:
+    found: list[Any] = list(answers)
+    monkeypatch.setattr("hutch.images.cache.observe_image", lambda places, id: found.pop(0) or None)
+
+
+def test_an_image_that_went_meanwhile_is_built_again(
+    done: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_cache(monkeypatch, False, True)
+    Hutch(Places(tmp_path / "state", tmp_path / "run")).up(CONFIG)
+    assert done == ["build", "recover", "build", "recover", "apply"]
+
+
+def test_one_that_goes_every_time_is_given_up(done: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    in_cache(monkeypatch, *[False] * 20)
+    with pytest.raises(HutchError, match="went or changed"):
+        Hutch(Places(tmp_path / "state", tmp_path / "run")).up(CONFIG)
+    assert "apply" not in done

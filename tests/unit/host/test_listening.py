@@ -1,0 +1,75 @@
+"""Which programs of the host would lose a port to a published one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hutch.errors import ConfigError
+from hutch.host import listening
+from hutch.host.listening import Listener, check_ports, parse_listeners, taken_by
+from hutch.spec.entries import Publish
+from hutch.state import Record
+from tests.unit.facts import workspace
+
+SS = """\
+udp   UNCONN 0      0      127.0.0.53%lo:53        0.0.0.0:*    users:(("systemd-resolve",pid=41,fd=13))
+tcp   LISTEN 0      128          0.0.0.0:22        0.0.0.0:*    users:(("sshd",pid=700,fd=3))
+tcp   LISTEN 0      128             [::]:2222         [::]:*    users:(("six only",pid=7,fd=4))
+tcp   LISTEN 0      511                *:8080            *:*    users:(("a b",pid=9,fd=6),("a b",pid=10,fd=6))
+tcp   LISTEN 0      128 [::ffff:10.1.2.3]:81            *:*
+"""
+
+
+def entry(port: int, ip: str = "", protocol: str = "tcp") -> Publish:
+    return Publish(ip, port, 80, "udp" if protocol == "udp" else "tcp")
+
+
+def test_parse() -> None:
+    assert tuple(parse_listeners(SS)) == (
+        Listener("udp", "127.0.0.53", 53, "systemd-resolve, pid 41"),
+        Listener("tcp", "", 22, "sshd, pid 700"),
+        Listener("tcp", "", 8080, "a b, pid 9"),
+        Listener("tcp", "10.1.2.3", 81),
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "taken"),
+    [
+        (entry(22), True),
+        (entry(22, "127.0.0.1"), True),
+        (entry(22, protocol="udp"), False),
+        (entry(2222), False),
+        (entry(53, protocol="udp"), True),
+        (entry(53, "127.0.0.1", "udp"), False),
+        (entry(81, "10.1.2.3"), True),
+        (entry(9), False),
+    ],
+)
+def test_taken(wanted: Publish, taken: bool) -> None:
+    assert (taken_by(wanted, tuple(parse_listeners(SS))) is not None) == taken
+
+
+def test_only_new_entries_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def observe() -> tuple[Listener, ...]:
+        looked.append("")
+        return tuple(parse_listeners(SS))
+
+    monkeypatch.setattr(listening, "observe_listeners", observe)
+    web = workspace(publish=(entry(9), entry(22)))
+    record = Record("web", "/f", web, "image-1", 0x7000_0000, "0" * 32)
+    check_ports("/f", {"web": workspace()}, {})
+    check_ports("/f", {"web": web}, {"web": record})
+    assert looked == []
+    for records in ({}, {"web": replace(record, removed=True)}):
+        with pytest.raises(ConfigError) as caught:
+            check_ports("/f", {"web": web}, records)
+        (problem,) = caught.value.problems
+        assert str(problem) == (
+            "/f: workspaces.web.publish[1] = 22:80: tcp port 22 of the host is taken: "
+            "sshd, pid 700 listens on *:22 (another host_port, or stop that program)"
+        )
