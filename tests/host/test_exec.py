@@ -200,3 +200,43 @@ def test_a_terminal_inside_is_a_terminal(web: Instance) -> None:
         assert terminal.process.wait(10) == 5
     finally:
         terminal.close()
+
+
+def test_nothing_of_the_callers_comes_along(web: Instance, tmp_path: Path) -> None:
+    """Descriptors that the caller happens to have open stay outside, whatever they are."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    descriptor = os.open(secret, os.O_RDONLY)
+    shown = web.spawn(
+        *("exec", "web", "--", "sh", "-c", f"ls /proc/self/fd; cat <&{descriptor}"),
+        pass_fds=(descriptor,),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+    )
+    os.close(descriptor)
+    output = shown.communicate(timeout=30)[0].decode()
+    assert output.splitlines()[:3] == ["0", "1", "2"]
+    assert str(descriptor) not in output.splitlines()
+    assert "secret" not in output
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_the_guests_own_limits_bind_a_command(web: Instance, root: bool) -> None:
+    wanted = ("Seccomp:", "Seccomp_filters:", "CapBnd:")
+    shown = [
+        sorted(line for line in web.inside("web", "cat", f"/proc/{who}/status", root=root).stdout.splitlines())
+        for who in ("1", "self")
+    ]
+    first, own = ([line for line in lines if line.startswith(wanted)] for lines in shown)
+    assert len(first) == len(wanted)
+    assert own == first
+    # keyctl(2): nspawn's filter refuses it with EPERM, so that no keyring of the host's can be asked.
+    keyctl = "import ctypes, os; print(ctypes.CDLL(None, use_errno=True).syscall(250 if os.uname().machine == 'x86_64'"
+    keyctl += " else 219, 0, -3, 0), ctypes.get_errno())"
+    assert web.inside("web", "python3", "-c", keyctl, root=root).stdout.split() == ["-1", "1"]
+
+
+def test_many_enter_at_once(web: Instance) -> None:
+    commands = [web.spawn("exec", "web", "--", "sh", "-c", f"exit {code}") for code in range(8)]
+    assert [command.wait(60) for command in commands] == list(range(8))

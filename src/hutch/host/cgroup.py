@@ -113,6 +113,10 @@ class Cgroup:
         """Move a process (0: the caller) into a group of this cgroup."""
         _write(self._root, self._at(group, "cgroup.procs"), str(pid))
 
+    def open(self, group: str) -> int:
+        """A descriptor of a group's own directory."""
+        return os.open(self._at(group), DIRECTORY, dir_fd=self._root)
+
     def leave(self) -> None:
         """Move the caller to the root of the hierarchy, so that its own cgroup can go."""
         try:

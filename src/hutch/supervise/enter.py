@@ -8,6 +8,7 @@ guest's root cannot look into it; after it entered nothing is imported, since th
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import stat
@@ -72,8 +73,8 @@ def enter(
     pidfd = open_process(*leader)
     if pidfd is None or not _is_in(leader[0], cgroup_path):
         raise HutchError("the workspace has just ended")
-    limits = Limits(_bounding_set(leader[0]), read_filters(leader[0]))
     cgroup = Cgroup(cgroup_path)
+    limits = _read_limits(leader[0], cgroup)
     streams = captured(capture) if capture is not None else own_streams()
     reading, writing = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
@@ -144,6 +145,16 @@ def _is_in(pid: int, cgroup_path: str) -> bool:
             return any(f"/{cgroup_path}/machine" in line for line in file if line.startswith("0:"))
     except OSError:
         return False
+
+
+def _read_limits(leader: int, cgroup: Cgroup) -> Limits:
+    """A process can be traced by one at a time, so the commands that enter take turns; no guest can hold this lock."""
+    turn = cgroup.open("exec")
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        return Limits(_bounding_set(leader), read_filters(leader))
+    finally:
+        os.close(turn)
 
 
 def _bounding_set(pid: int) -> int:
