@@ -81,11 +81,9 @@ def _binding(places: Places, members: tuple[Member, ...]) -> Table:
 
 
 def _routing(places: Places, network: Network, members: tuple[Member, ...], host_addresses: tuple[str, ...]) -> Table:
-    inside, outside = f'iifname "{network.bridge}"', f'iifname "{places.uplink_router}"'
-    to_inside, to_outside = f'oifname "{network.bridge}"', f'oifname "{places.uplink_router}"'
-    gateway = names.gateway(network.subnet)
-    host_end, router_end = names.uplink_addresses(network.uplink)
+    _, router_end = names.uplink_addresses(network.uplink)
     published = sorted({f"{m.ip} . {p.protocol} . {p.guest_port}" for m in members for p in m.publish})
+    way_out = Rule("way-out", f'oifname "{places.uplink_router}" ip saddr {network.subnet} snat ip to {router_end}')
     return Table(
         "inet",
         places.table,
@@ -95,131 +93,95 @@ def _routing(places: Places, network: Network, members: tuple[Member, ...], host
             ElementSet("published", "type ipv4_addr . inet_proto . inet_service", tuple(published)),
         ),
         (
-            Chain(
-                "prerouting",
-                "filter",
-                "prerouting",
-                -300,
-                "accept",
-                (
-                    Rule("no-ipv6", f"{inside} meta nfproto ipv6 counter drop"),
-                    Rule("foreign-source", f"{inside} ip saddr != {network.subnet} counter drop"),
-                    Rule("spoofed-inside", f"{outside} ip saddr {network.subnet} counter drop"),
-                ),
-            ),
-            Chain(
-                "input",
-                "filter",
-                "input",
-                0,
-                "drop",
-                (
-                    Rule("loopback", 'iifname "lo" accept'),
-                    Rule("answers", f"{outside} ct state established,related accept"),
-                    Rule("host-ping", f"{outside} ip saddr {host_end} icmp type echo-request accept"),
-                    Rule("dns", f"{inside} ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept"),
-                    Rule(
-                        "ping",
-                        f"{inside} ip daddr {gateway} icmp type echo-request limit rate 10/second accept",
-                    ),
-                    Rule("input-denied", "counter drop"),
-                ),
-            ),
-            Chain(
-                "forward",
-                "filter",
-                "forward",
-                0,
-                "drop",
-                (
-                    Rule("between-workspaces", f"{inside} {to_inside} counter drop"),
-                    # Answers to the host come before the deny set: the host's end of the uplink is private.
-                    Rule("answers-out", f"{inside} ct state established,related ct direction reply accept"),
-                    Rule("denied", f"{inside} ip daddr @denied counter drop"),
-                    Rule("host", f"{inside} ip daddr @host counter drop"),
-                    Rule("invalid", "ct state invalid counter drop"),
-                    Rule("internet", f"{inside} {to_outside} accept"),
-                    Rule("answers-in", f"{outside} {to_inside} ct state established,related accept"),
-                    Rule("host-ssh", f"{outside} {to_inside} ip saddr {host_end} tcp dport 22 accept"),
-                    Rule("host-ping", f"{outside} {to_inside} ip saddr {host_end} icmp type echo-request accept"),
-                    Rule("published", f"{outside} {to_inside} ip daddr . meta l4proto . th dport @published accept"),
-                    Rule("forward-denied", "counter drop"),
-                ),
-            ),
-            Chain(
-                "way-out",
-                "nat",
-                "postrouting",
-                100,
-                "accept",
-                (Rule("way-out", f"{to_outside} ip saddr {network.subnet} snat ip to {router_end}"),),
-            ),
+            Chain("prerouting", "filter", "prerouting", -300, "accept", _at_the_door(places, network)),
+            Chain("input", "filter", "input", 0, "drop", _to_the_router(places, network)),
+            Chain("forward", "filter", "forward", 0, "drop", _through_the_router(places, network)),
+            Chain("way-out", "nat", "postrouting", 100, "accept", (way_out,)),
         ),
+    )
+
+
+def _at_the_door(places: Places, network: Network) -> tuple[Rule, ...]:
+    inside, outside = f'iifname "{network.bridge}"', f'iifname "{places.uplink_router}"'
+    return (
+        Rule("no-ipv6", f"{inside} meta nfproto ipv6 counter drop"),
+        Rule("foreign-source", f"{inside} ip saddr != {network.subnet} counter drop"),
+        Rule("spoofed-inside", f"{outside} ip saddr {network.subnet} counter drop"),
+    )
+
+
+def _to_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
+    inside, outside = f'iifname "{network.bridge}"', f'iifname "{places.uplink_router}"'
+    gateway = names.gateway(network.subnet)
+    host_end, _ = names.uplink_addresses(network.uplink)
+    return (
+        Rule("loopback", 'iifname "lo" accept'),
+        Rule("answers", f"{outside} ct state established,related accept"),
+        Rule("host-ping", f"{outside} ip saddr {host_end} icmp type echo-request accept"),
+        Rule("dns", f"{inside} ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept"),
+        Rule("ping", f"{inside} ip daddr {gateway} icmp type echo-request limit rate 10/second accept"),
+        Rule("input-denied", "counter drop"),
+    )
+
+
+def _through_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
+    inside, to_inside = f'iifname "{network.bridge}"', f'oifname "{network.bridge}"'
+    outside, to_outside = f'iifname "{places.uplink_router}"', f'oifname "{places.uplink_router}"'
+    host_end, _ = names.uplink_addresses(network.uplink)
+    return (
+        Rule("between-workspaces", f"{inside} {to_inside} counter drop"),
+        # Answers to the host come before the deny set: the host's end of the uplink is private.
+        Rule("answers-out", f"{inside} ct state established,related ct direction reply accept"),
+        Rule("denied", f"{inside} ip daddr @denied counter drop"),
+        Rule("host", f"{inside} ip daddr @host counter drop"),
+        Rule("invalid", "ct state invalid counter drop"),
+        Rule("internet", f"{inside} {to_outside} accept"),
+        Rule("answers-in", f"{outside} {to_inside} ct state established,related accept"),
+        Rule("host-ssh", f"{outside} {to_inside} ip saddr {host_end} tcp dport 22 accept"),
+        Rule("host-ping", f"{outside} {to_inside} ip saddr {host_end} icmp type echo-request accept"),
+        Rule("published", f"{outside} {to_inside} ip daddr . meta l4proto . th dport @published accept"),
+        Rule("forward-denied", "counter drop"),
     )
 
 
 def host_tables(places: Places, network: Network, members: tuple[Member, ...]) -> tuple[Table, ...]:
     """The one table in the host's own namespace."""
-    uplink = places.uplink_host
+    to_uplink = f'oifname "{places.uplink_host}"'
+    _, router_end = names.uplink_addresses(network.uplink)
+    published = tuple(rule for member in members for rule in _published(member))
+    to_router = (
+        Rule("answers", f"{to_uplink} ct state established,related accept"),
+        Rule("published", f"{to_uplink} ct status dnat accept"),
+        Rule("forward-denied", f"{to_uplink} counter drop"),
+    )
+    way_out = (
+        Rule("way-out", f'ip saddr {router_end} oifname != "{places.uplink_host}" masquerade'),
+        Rule("from-loopback", f"{to_uplink} ip saddr 127.0.0.0/8 masquerade"),
+    )
+    chains = (
+        # After connection tracking, before the host's own address translation.
+        Chain("from-router", "filter", "prerouting", -150, "accept", _from_the_router(places, network)),
+        Chain("to-router", "filter", "forward", 0, "accept", to_router),
+        Chain("publish", "nat", "prerouting", -100, "accept", published),
+        Chain("publish-local", "nat", "output", -100, "accept", published),
+        Chain("way-out", "nat", "postrouting", 100, "accept", way_out),
+    )
+    return (Table("inet", places.table, (), chains),)
+
+
+def _from_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
+    uplink = f'iifname "{places.uplink_host}"'
     host_end, router_end = names.uplink_addresses(network.uplink)
-    published = [rule for member in members for rule in _published(member)]
     return (
-        Table(
-            "inet",
-            places.table,
-            (),
-            (
-                Chain(
-                    "from-router",
-                    "filter",
-                    "prerouting",
-                    -150,  # after connection tracking, before the host's own address translation
-                    "accept",
-                    (
-                        # Ports published on 127.0.0.1 and our resolver are for this host alone: what claims to be
-                        # for them and comes from a network is dropped before it can be translated or delivered.
-                        Rule("loopback-from-afar", 'iifname != "lo" ip daddr 127.0.0.0/8 counter drop'),
-                        Rule(
-                            "resolver-from-afar",
-                            f'iifname != {{ "lo", "{uplink}" }} ip daddr {host_end} counter drop',
-                        ),
-                        Rule("no-ipv6", f'iifname "{uplink}" meta nfproto ipv6 counter drop'),
-                        Rule("answers", f'iifname "{uplink}" ct state established,related accept'),
-                        Rule("untranslated", f'iifname "{uplink}" ip saddr != {router_end} counter drop'),
-                        Rule(
-                            "dns",
-                            f'iifname "{uplink}" ip daddr {host_end} meta l4proto {{ tcp, udp }} th dport 53 accept',
-                        ),
-                        Rule("host", f'iifname "{uplink}" fib daddr type != unicast counter drop'),
-                    ),
-                ),
-                Chain(
-                    "to-router",
-                    "filter",
-                    "forward",
-                    0,
-                    "accept",
-                    (
-                        Rule("answers", f'oifname "{uplink}" ct state established,related accept'),
-                        Rule("published", f'oifname "{uplink}" ct status dnat accept'),
-                        Rule("forward-denied", f'oifname "{uplink}" counter drop'),
-                    ),
-                ),
-                Chain("publish", "nat", "prerouting", -100, "accept", tuple(published)),
-                Chain("publish-local", "nat", "output", -100, "accept", tuple(published)),
-                Chain(
-                    "way-out",
-                    "nat",
-                    "postrouting",
-                    100,
-                    "accept",
-                    (
-                        Rule("way-out", f'ip saddr {router_end} oifname != "{uplink}" masquerade'),
-                        Rule("from-loopback", f'oifname "{uplink}" ip saddr 127.0.0.0/8 masquerade'),
-                    ),
-                ),
-            ),
-        ),
+        # Ports published on 127.0.0.1 and our resolver are for this host alone: what claims to be for them and comes
+        # from a network is dropped before it can be translated or delivered.
+        Rule("loopback-from-afar", 'iifname != "lo" ip daddr 127.0.0.0/8 counter drop'),
+        Rule("resolver-from-afar", f'iifname != {{ "lo", "{places.uplink_host}" }} ip daddr {host_end} counter drop'),
+        Rule("no-ipv6", f"{uplink} meta nfproto ipv6 counter drop"),
+        Rule("answers", f"{uplink} ct state established,related accept"),
+        Rule("untranslated", f"{uplink} ip saddr != {router_end} counter drop"),
+        Rule("dns", f"{uplink} ip daddr {host_end} meta l4proto {{ tcp, udp }} th dport 53 accept"),
+        Rule("host", f"{uplink} fib daddr type != unicast counter drop"),
     )
 
 
