@@ -165,7 +165,7 @@ class Hutch:
 
     def _check_startable(self, starting: Sequence[Record], consequence: str = "") -> None:
         """Refuse, before anything is stopped or started, what could not be started as it is."""
-        from hutch.apply.converge import check_shares
+        from hutch.apply.starting import check_shares
 
         for record in starting:
             if pending_of(record) == "recreate":

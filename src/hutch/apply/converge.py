@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hutch.errors import ConfigError, HutchError
+from hutch.errors import HutchError
 from hutch.host import hosts_file, router, shares, ssh
 from hutch.host.dns import ensure_resolvers, remove_resolvers
 from hutch.host.firewall import Member
 from hutch.spec import names
-from hutch.spec.model import Network, Workspace
+from hutch.spec.model import Network
 from hutch.spec.names import Places
 from hutch.state import (
     NetworkRecord,
@@ -149,17 +149,6 @@ def converge_trust(places: Places, records: Mapping[str, Record]) -> None:
         peers.append(ssh.Peer(name, workspace.ip, workspace.user, host_key))
     hosts_file.ensure_hosts(places, {peer.name: peer.ip for peer in peers})
     ssh.ensure_trust(places, tuple(peers), keys)
-
-
-def check_shares(starting: Iterable[tuple[str, str, Workspace]]) -> None:
-    """Refuse to start workspaces, given as (file, name, workspace), whose directories are not as they must be."""
-    problems = [
-        replace(problem, file=file)
-        for file, name, workspace in starting
-        for problem in shares.check_shares(f"workspaces.{name}", workspace)
-    ]
-    if problems:
-        raise ConfigError(problems)
 
 
 def converge_homes(places: Places, records: Mapping[str, Record]) -> None:

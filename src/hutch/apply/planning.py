@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from hutch.apply.building import recipe_of
-from hutch.apply.converge import check_shares, settle_network
+from hutch.apply.converge import settle_network
+from hutch.apply.starting import check_shares
 from hutch.errors import ConfigError, HutchError, Problem, UsageError
 from hutch.host.listening import check_ports
 from hutch.plan.actions import Change, Plan, Wanted

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from hutch.backends import launch
 from hutch.backends.launch import Launch, Surroundings
-from hutch.errors import HutchError
+from hutch.errors import ConfigError, HutchError
 from hutch.files import read_or_none
 from hutch.host.namespace import has_namespace
+from hutch.host.shares import check_shares as check_directories
 from hutch.host.shares import has_mount_points
 from hutch.host.ssh import key_holders, owner_of
-from hutch.spec.model import Network
+from hutch.spec.model import Network, Workspace
 from hutch.spec.names import PACKAGE, Places
 from hutch.state import Record, read_network, write_record
 from hutch.supervise import control
@@ -57,6 +59,17 @@ def start(
     failures = control.start_all(places, launches, listen, settle)
     if failures:
         raise StartsFailed(failures)
+
+
+def check_shares(starting: Iterable[tuple[str, str, Workspace]]) -> None:
+    """Refuse to start workspaces, given as (file, name, workspace), whose directories are not as they must be."""
+    problems = [
+        replace(problem, file=file)
+        for file, name, workspace in starting
+        for problem in check_directories(f"workspaces.{name}", workspace)
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def is_prepared(places: Places, network: Network, starting: Iterable[Record]) -> bool:

@@ -16,7 +16,6 @@ import pytest
 from hutch.api import Hutch
 from hutch.apply import converge
 from hutch.apply.converge import (
-    check_shares,
     converge_homes,
     first_network,
     in_force,
@@ -25,7 +24,7 @@ from hutch.apply.converge import (
     restorable,
 )
 from hutch.apply.planning import check_bystanders, check_owners, check_ownership, check_sockets, check_stopped
-from hutch.apply.starting import make_launch, public_keys
+from hutch.apply.starting import check_shares, make_launch, public_keys
 from hutch.errors import ConfigError, HutchError, UsageError
 from hutch.host import router, shares
 from hutch.host.process import start_time
