@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import IO, NoReturn
 
 from hutch.errors import HutchError
@@ -80,27 +81,44 @@ def run(
     return result
 
 
-def gather(commands: Sequence[Sequence[str]], *, timeout: float = 30.0) -> list[str]:
-    """Run several short commands side by side, each to its end; returns what each wrote to its standard output."""
-    running: list[subprocess.Popen[bytes]] = []
-    outputs = []
-    try:
-        for argv in commands:  # one that is missing leaves none of those before it behind
-            running.append(start(argv, stdout=PIPE, stderr=PIPE))  # noqa: PERF401 - each is noted at once
-        for argv, process in zip(commands, running, strict=True):
-            output, errors = process.communicate(timeout=timeout)
+class Gathering:
+    """Several short commands that run side by side, from now on. To be closed; `outputs` waits for them."""
+
+    def __init__(self, commands: Sequence[Sequence[str]]) -> None:
+        self.commands = commands
+        self.running: list[subprocess.Popen[bytes]] = []
+        try:
+            for argv in commands:  # one that is missing leaves none of those before it behind
+                self.running.append(start(argv, stdout=PIPE, stderr=PIPE))
+        except BaseException:
+            self.close()
+            raise
+
+    def outputs(self, timeout: float = 30.0) -> list[str]:
+        """What each wrote to its standard output. Raises CommandFailed for one that fails or overruns."""
+        outputs = []
+        for argv, process in zip(self.commands, self.running, strict=True):
+            try:
+                output, errors = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired as error:
+                raise CommandFailed(argv, f"did not end within {timeout:g} s", "", None) from error
             if process.returncode != 0:
                 reason = describe(process.returncode)
                 raise CommandFailed(argv, reason, errors.decode("utf-8", "replace"), process.returncode)
             outputs.append(output.decode("utf-8", "replace"))
-    except subprocess.TimeoutExpired as error:
-        raise CommandFailed(error.cmd, f"did not end within {timeout:g} s", "", None) from error
-    finally:
-        for process in running:
+        return outputs
+
+    def close(self) -> None:
+        for process in self.running:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-    return outputs
+
+
+def gather(commands: Sequence[Sequence[str]], *, timeout: float = 30.0) -> list[str]:
+    """Run several short commands side by side, each to its end; returns what each wrote to its standard output."""
+    with closing(Gathering(commands)) as gathering:
+        return gathering.outputs(timeout)
 
 
 def start(

@@ -165,12 +165,12 @@ def start_changed(instance: Instance, **changes: object) -> tuple[dict[str, str]
     instance.hutch("stop", "web")
     stored |= changes
     program = (
-        "import json, sys; from types import SimpleNamespace as S; from dataclasses import make_dataclass;"
+        "import json, sys; from contextlib import nullcontext;"
         "from hutch.supervise import control; from hutch.spec.names import Places; from pathlib import Path;"
         "from hutch.backends.launch import Launch; stored = json.load(sys.stdin);"
         "launch = Launch(**stored);"
-        "print(json.dumps(control.start_all(Places(Path(sys.argv[1]), Path(sys.argv[2])), {'web': launch},"
-        "lambda *_: None, lambda: None)))"
+        "print(json.dumps(control.start_all(Places(Path(sys.argv[1]), Path(sys.argv[2])), ['web'],"
+        "lambda name: launch, lambda *_: None, lambda: nullcontext(lambda go: go()))))"
     )
     begun = time.monotonic()
     result = subprocess.run(
@@ -210,7 +210,7 @@ def test_later_reboots_are_throttled(running: Instance) -> None:
     counted = running.directory / "boots"
     ready = "import os, socket; socket.socket(1, 2).sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])"
     argv = ["sh", "-c", f'echo >> {counted}; {HUTCH[0]} -c "{ready}"; sleep 0.5; exit 133']
-    failures, _ = start_changed(running, argv=argv, restart_codes=[133], mounts=[], connect=[])
+    failures, _ = start_changed(running, argv=argv, restart_codes=[133], prepare=[], connect=[])
     assert not failures
     time.sleep(7)
     assert len(counted.read_text()) == 2

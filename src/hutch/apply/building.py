@@ -98,7 +98,7 @@ def builder_network(places: Places, network: Network, file: str) -> Iterator[Bui
         yield BuilderNetwork(
             namespace_path=str(places.namespace_path),
             interface=port.inner,
-            before=(*port.cleanup(), *(step for stage in port.connect(str(batch)) for step in stage)),
+            before=(*port.cleanup(), port.make(), *(step for stage in port.connect(str(batch)) for step in stage)),
             after=port.cleanup(),
             address=f"{address}/{prefix}",
             gateway=names.gateway(network.subnet),

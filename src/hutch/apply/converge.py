@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from hutch.errors import HutchError
 from hutch.host import hosts_file, router, shares, ssh
 from hutch.host.dns import ensure_resolvers, remove_resolvers
 from hutch.host.firewall import Member
+from hutch.run import Gathering
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
@@ -80,17 +81,20 @@ def first_network(places: Places) -> Iterator[None]:
         yield
 
 
-def converge_network(places: Places, network: Network, file: str, records: Mapping[str, Record]) -> None:
+def converge_network(
+    places: Places, network: Network, file: str, records: Mapping[str, Record], looking: Gathering | None = None
+) -> None:
     """Router, filters, resolvers and kernel settings."""
     members = members_of(in_force(places, records), network)
     before = read_network(places)
     if before is not None and before.network != network:
         remove_resolvers(places)
         router.remove_router(places)
+        looking = None  # what was seen is gone
     # The record comes first: after a crash it is what tells the next run what is ours, and what was there.
     record = new_record(places, network, file) if before is None else replace(before, network=network, file=file)
     write_network(places, record)
-    router.ensure_router(places, network, members)
+    router.ensure_router(places, network, members, looking)
     settings = router.wanted_sysctls(places, members)
     different = router.observe_sysctls(settings)
     if different:
@@ -170,11 +174,22 @@ def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
     shares.ensure_shares(places, paths)
 
 
-def settle(places: Places, network: Network, file: str, records: Mapping[str, Record]) -> None:
-    """The host as the records want it, or bare again when there is no workspace left."""
+def settle(
+    places: Places,
+    network: Network,
+    file: str,
+    records: Mapping[str, Record],
+    looking: Gathering | None = None,
+    connect: Callable[[], None] = lambda: None,
+) -> None:
+    """The host as the records want it, or bare again when there is no workspace left.
+
+    `connect` is called once the network is in place: what waits to join it need not wait for names and keys.
+    """
     if present(records):
         converge_homes(places, records)
-        converge_network(places, network, file, records)
+        converge_network(places, network, file, records, looking)
+        connect()
         converge_trust(places, records)
     else:
         dismantle(places)

@@ -121,7 +121,7 @@ def explain_start(launch: Launch) -> Iterable[Section]:
     yield Section(
         f"limits, in the cgroup {launch.cgroup}", "\n".join(f"echo {value} >{name}" for name, value in limits.items())
     )
-    chains = "\n".join(commands(chain) for chain in (*launch.mounts, *launch.connect))
+    chains = "\n".join(commands(chain) for chain in (*launch.prepare, *launch.connect))
     yield Section(
         "start: in namespaces of its own",
         f"unshare --mount --propagation slave -- nsenter --net={launch.network_namespace} -- bash\n"

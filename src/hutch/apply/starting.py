@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hutch.backends import launch
-from hutch.backends.launch import Launch, Surroundings
 from hutch.errors import ConfigError, HutchError
 from hutch.files import read_or_none
-from hutch.host.namespace import has_namespace
+from hutch.host.namespace import has_namespace, look
 from hutch.host.shares import check_shares as check_directories
 from hutch.host.shares import has_mount_points
 from hutch.host.ssh import key_holders, owner_of
@@ -20,7 +20,10 @@ from hutch.spec.model import Network, Workspace
 from hutch.spec.names import PACKAGE, Places
 from hutch.state import Record, read_network, write_record
 from hutch.supervise import control
-from hutch.supervise.control import Listener
+from hutch.supervise.control import Listener, Settle
+
+if TYPE_CHECKING:
+    from hutch.backends.launch import Launch, Surroundings
 
 
 class StartsFailed(HutchError):
@@ -44,19 +47,30 @@ def start(
     once, and no workspace joins the network before it is settled.
     """
 
-    def settle() -> None:
+    starting = [records[name] for name in names]
+    if not is_prepared(places, network, starting):
         from hutch.apply.converge import settle
 
         settle(places, network, file, records)
 
-    starting = [records[name] for name in names]
-    if not is_prepared(places, network, starting):
-        settle()
-    launches = {record.name: make_launch(places, record, network) for record in starting}
-    for record in starting:
-        records[record.name] = record.with_booted()
-        write_record(places, records[record.name])
-    failures = control.start_all(places, launches, listen, settle)
+    @contextmanager
+    def settling() -> Iterator[Settle]:
+        with closing(look(places)) as looking:  # it goes on while the rest is imported and the Launches are made
+
+            def settle(connect: Callable[[], None]) -> None:
+                from hutch.apply.converge import settle
+
+                settle(places, network, file, records, looking, connect)
+
+            yield settle
+
+    def make(name: str) -> Launch:
+        launch = make_launch(places, records[name], network)
+        records[name] = records[name].with_booted()
+        write_record(places, records[name])
+        return launch
+
+    failures = control.start_all(places, [record.name for record in starting], make, listen, settling)
     if failures:
         raise StartsFailed(failures)
 
@@ -101,7 +115,9 @@ def public_keys(places: Places, record: Record) -> list[Path]:
 
 
 def make_launch(places: Places, record: Record, network: Network) -> Launch:
-    """The Launch of a workspace as recorded."""
+    """The Launch of a workspace as recorded. The backends are imported while its supervisor starts up."""
+    from hutch.backends import launch
+
     keys = []
     for path in public_keys(places, record):
         text = read_or_none(path)
@@ -113,6 +129,8 @@ def make_launch(places: Places, record: Record, network: Network) -> Launch:
 
 def surroundings_of(places: Places, record: Record, network: Network, keys: tuple[str, ...]) -> Surroundings:
     """What a backend must know beside the workspace itself; `keys` are hutch's own that open it."""
+    from hutch.backends.launch import Surroundings
+
     workspace = record.wanted
     assert isinstance(workspace.owner, int)
     gid, _ = owner_of(workspace.owner)

@@ -62,12 +62,12 @@ class Limits:
 class Launch:
     """The processes, devices, files and limits of one start of one workspace.
 
-    `mounts`, `connect`, `argv` and `cleanup` run in a mount namespace of their own (a slave of the host's) and in
-    the network namespace at `network_namespace`; so mounts vanish with the last process. `mounts` are chains of
+    `prepare`, `connect`, `argv` and `cleanup` run in a mount namespace of their own (a slave of the host's) and in
+    the network namespace at `network_namespace`; so mounts vanish with the last process. `prepare` are chains of
     steps that do not depend on each other: the chains may run side by side, and while the host's network is still
     being set up; `connect` joins the network, so it waits: its stages follow one another, the steps of a stage may
     run side by side. `argv` tells that it is ready by sd_notify. `restart_codes` are exit codes of `argv` that mean
-    "the guest asked for a reboot": everything is cleaned up, mounted, connected and started again.
+    "the guest asked for a reboot": everything is cleaned up, prepared, connected and started again.
     """
 
     workspace: str
@@ -76,7 +76,7 @@ class Launch:
     cgroup: str
     directories: tuple[str, ...]
     files: tuple[File, ...]
-    mounts: tuple[tuple[Step, ...], ...]
+    prepare: tuple[tuple[Step, ...], ...]
     connect: tuple[tuple[Step, ...], ...]
     argv: tuple[str, ...]
     cleanup: tuple[Step, ...]

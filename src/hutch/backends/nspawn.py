@@ -65,7 +65,8 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             *shares,
         ),
         files=tuple(files),
-        mounts=(
+        prepare=(
+            (port.make(),),
             *((step,) for step in share_mounts(name, workspace, host, shares)),
             root_mounts(name, workspace, host, runtime),
             kernel_file_systems(),

@@ -18,10 +18,14 @@ class Port:
     bridge: str
     table: str
 
+    def make(self) -> Step:
+        """The pair itself: down, and on no bridge yet, so it may be made before the network is settled."""
+        pair = (self.outer, "type", "veth", "peer", "name", self.inner, "address", self.mac)
+        return Step(("ip", "link", "add", *pair), "make the port")
+
     def render_batch(self) -> str:
         """Input for `ip -batch`. Learning and flooding are off: who lives on this bridge is known."""
         lines = [
-            f"link add {self.outer} type veth peer name {self.inner} address {self.mac}",
             f"link set {self.outer} master {self.bridge}",
             f"link set {self.outer} type bridge_slave isolated on learning off flood off mcast_flood off",
             f"neigh replace {self.ip} lladdr {self.mac} dev {self.bridge} nud permanent",
@@ -29,15 +33,18 @@ class Port:
         return "\n".join(lines) + "\n"
 
     def connect(self, batch: str) -> tuple[tuple[Step, ...], ...]:
-        """Stages inside the router namespace, one after the other; `batch` is the path of the rendered batch."""
+        """Stages inside the router namespace, one after the other; `batch` is the path of the rendered batch. The port
+        is raised only when its filter has been seen."""
         bound = f"{{ {self.outer} . {self.mac} . {self.ip} }}"
         return (
-            (Step(("ip", "-batch", batch), "make the port on the bridge"),),
             (
                 Step(("nft", "get", "element", "bridge", self.table, "bound", bound), "see the port's filter in place"),
+                Step(("ip", "-batch", batch), "put the port on the bridge"),
+            ),
+            (
+                Step(("ip", "link", "set", self.outer, "up"), "raise the port"),
                 Step(("bridge", "fdb", "replace", self.mac, "dev", self.outer, "master", "static"), "pin its MAC"),
             ),
-            (Step(("ip", "link", "set", self.outer, "up"), "raise the port"),),
         )
 
     def cleanup(self) -> tuple[Step, ...]:

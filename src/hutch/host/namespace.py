@@ -1,10 +1,18 @@
-"""The router's network namespace as a file: is it there?"""
+"""The router's network namespace seen from outside: is it there, how to enter it, and the first look at it.
+
+Its imports stay few: a start looks while it still imports what it does about what it sees.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
+from hutch.run import Gathering
 from hutch.spec.names import Places
+
+HOST_COMMANDS = (["ip", "-j", "addr"], ["ip", "-j", "-4", "route"])
+RULES = ["nft", "-j", "list", "ruleset"]
 
 
 def has_namespace(places: Places) -> bool:
@@ -13,3 +21,16 @@ def has_namespace(places: Places) -> bool:
         return os.stat(places.namespace_path).st_dev != os.stat(places.namespace_path.parent).st_dev
     except FileNotFoundError:
         return False
+
+
+def inside(places: Places, argv: Iterable[str]) -> list[str]:
+    """`argv`, run in the router namespace."""
+    return ["nsenter", f"--net={places.namespace_path}", "--", *argv]
+
+
+def look(places: Places) -> Gathering:
+    """Begin to look at the host's network and the router; router.observe_all takes it from there."""
+    commands = [*HOST_COMMANDS, RULES]
+    if has_namespace(places):
+        commands += [["ip", "-n", places.namespace, "-j", "addr"], inside(places, RULES)]
+    return Gathering(commands)

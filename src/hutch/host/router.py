@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from typing import Any
 from hutch.errors import HutchError
 from hutch.host import ruleset
 from hutch.host.firewall import Member, host_tables, router_tables
-from hutch.host.namespace import has_namespace
-from hutch.run import CommandFailed, gather, run
+from hutch.host.namespace import HOST_COMMANDS, has_namespace, inside, look
+from hutch.run import CommandFailed, Gathering, gather, run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
@@ -69,15 +70,7 @@ def tag(places: Places) -> str:
     return f"hutch {places.state}"
 
 
-def inside(places: Places, argv: Iterable[str]) -> list[str]:
-    """`argv`, run in the router namespace."""
-    return ["nsenter", f"--net={places.namespace_path}", "--", *argv]
-
-
 # Observing.
-
-
-HOST_COMMANDS = (["ip", "-j", "addr"], ["ip", "-j", "-4", "route"])
 
 
 def observe_host() -> HostNetwork:
@@ -93,13 +86,12 @@ def _by_name(links: str) -> Links:
     return {link["ifname"]: link for link in json.loads(links)}
 
 
-def observe_all(places: Places) -> tuple[HostNetwork, RouterFacts]:
-    """The host's network and the router, looked at side by side: every start waits for this."""
-    commands = [*HOST_COMMANDS, ["nft", "-j", "list", "ruleset"]]
-    if has_namespace(places):
-        commands.append(["ip", "-n", places.namespace, "-j", "addr"])
-        commands.append(inside(places, ["nft", "-j", "list", "ruleset"]))
-    links, routes, host_rules, *router = gather(commands)
+def observe_all(places: Places, looking: Gathering | None = None) -> tuple[HostNetwork, RouterFacts]:
+    """The host's network and the router, from a look that has been begun or from a new one."""
+    if looking is None:
+        with closing(look(places)) as new:
+            return observe_all(places, new)
+    links, routes, host_rules, *router = looking.outputs()
     facts = RouterFacts(host_rules=ruleset.observed_shape(host_rules, places.table))
     if router:
         facts = replace(facts, links=_by_name(router[0]), rules=ruleset.observed_shape(router[1], places.table))
@@ -172,9 +164,11 @@ def is_up(links: Links, name: str, address: str) -> bool:
 # Making it so.
 
 
-def ensure_router(places: Places, network: Network, members: tuple[Member, ...]) -> None:
-    """Bring the router to what is wanted, writing only what differs."""
-    host, facts = observe_all(places)
+def ensure_router(
+    places: Places, network: Network, members: tuple[Member, ...], looking: Gathering | None = None
+) -> None:
+    """Bring the router to what is wanted, writing only what differs. `looking` is a look that was begun before."""
+    host, facts = observe_all(places, looking)
     if is_settled(places, network, members, host, facts):
         return
     check_overlap(places, network, host)

@@ -13,13 +13,13 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hutch import run
-from hutch.backends.launch import Launch
 from hutch.errors import HutchError
 from hutch.host.cgroup import Cgroup
 from hutch.host.process import open_process
@@ -27,32 +27,50 @@ from hutch.spec import names as derived
 from hutch.spec.names import PACKAGE, Places
 from hutch.supervise.status import read_status, write_status
 
+if TYPE_CHECKING:
+    from hutch.backends.launch import Launch
+
 BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.embedded import main; main(*sys.argv[2:])"
 )
 LOCK_SECONDS = 15.0  # that an earlier supervisor has to clean up and end
 GRACE = 5.0  # seconds beyond its own deadlines that a supervisor is given
 
+Settle = Callable[[Callable[[], None]], None]
 Listener = Callable[[str, str, str], None]
 """Told (workspace, event, text); events: "ready", "failed", "warning", "stopped"."""
 
 
 def start_all(
-    places: Places, launches: Mapping[str, Launch], listen: Listener, meanwhile: Callable[[], None]
+    places: Places,
+    names: Iterable[str],
+    make: Callable[[str], Launch],
+    listen: Listener,
+    settling: Callable[[], AbstractContextManager[Settle]],
 ) -> dict[str, str]:
     """Start workspaces side by side and wait until each is ready or has failed; returns name -> why for the failed.
 
-    `meanwhile` puts the network in place while the supervisors make their mounts; none of them joins the
-    network before it has returned. When interrupted, those that are not ready yet are stopped.
+    `make` makes a workspace's Launch, while its supervisor starts up. `settling` begins to look at the host, and yields
+    what settles it while the supervisors make their mounts; none of them joins the network before that says so, by
+    calling what it is given. When interrupted, those that are not ready yet are stopped.
     """
     starting: list[Starting] = []
-    try:
-        for name, launch in launches.items():
-            starting.append(spawn(places, name, launch))
-        meanwhile()
+    seconds = 0.0
+
+    def go() -> None:
         for start in starting:
             start.go()
-        seconds = max((launch.start_seconds for launch in launches.values()), default=0.0)
+
+    try:
+        for name in names:
+            starting.append(spawn(places, name))  # noqa: PERF401 - each is noted at once
+        with settling() as settle:
+            for start in starting:
+                launch = make(start.name)
+                _write_launch(places.launch(start.name), launch)
+                start.go()
+                seconds = max(seconds, launch.start_seconds)
+            settle(go)
         failures = _await_all(starting, listen, seconds + GRACE)
         stop_all(places, [start.name for start in starting if start.is_overdue], patience=0.0)
         return failures
@@ -68,7 +86,8 @@ def start_all(
 
 @dataclass(slots=True)
 class Starting:
-    """A supervisor on its way. `report` is where it tells how it goes, `gate` where it waits for the network."""
+    """A supervisor on its way. `report` is where it tells how it goes; at `gate` it waits twice: for its Launch, and
+    for the network."""
 
     name: str
     report: int
@@ -122,29 +141,28 @@ def _await_all(starting: list[Starting], listen: Listener, seconds: float) -> di
     return failures
 
 
-def spawn(places: Places, name: str, launch: Launch) -> Starting:
-    """Start the supervisor of one workspace."""
+def spawn(places: Places, name: str) -> Starting:
+    """Start the supervisor of one workspace, which then waits for its Launch."""
     places.runtime(name).mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(_Descriptors()) as ours:
         lock = ours.add(_take_lock(places, name))
         if read_status(str(places.status(name))) is not None:
             clean_up(places, name)
-        _write_launch(places.launch(name), launch)
         log = ours.add(os.open(places.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
         report, their_report = os.pipe2(os.O_CLOEXEC)
         their_gate, gate = os.pipe2(os.O_CLOEXEC)
         handed = (ours.add(their_report), ours.add(their_gate), lock)
         start = Starting(name, report, gate)
-        _run_supervisor(places, launch, handed, log, start)
+        _run_supervisor(places, handed, log, start)
     return start
 
 
-def _run_supervisor(places: Places, launch: Launch, handed: tuple[int, ...], log: int, start: Starting) -> None:
+def _run_supervisor(places: Places, handed: tuple[int, ...], log: int, start: Starting) -> None:
     try:
         run.start(
             [
                 *("unshare", "--mount", "--propagation", "slave", "--"),
-                *("nsenter", f"--net={launch.network_namespace}", "--"),
+                *("nsenter", f"--net={places.namespace_path}", "--"),
                 *(sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(PACKAGE.parent)),
                 *(str(places.launch(start.name)), *map(str, handed)),
             ],

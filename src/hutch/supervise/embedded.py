@@ -158,7 +158,7 @@ class Supervisor:
             for file in self.launch["files"]:
                 with open(file["path"], "w", encoding="utf-8", opener=_private) as target:
                     target.write(file["content"])
-            mounts = SideBySide(self.launch["mounts"])
+            mounts = SideBySide(self.launch["prepare"])
             try:
                 self._make_cgroup()
                 main = Main(self.runtime, self.cgroup, self.launch["argv"], self.log)
@@ -310,6 +310,8 @@ def main(launch_path: str, report: str, gate: str, lock: str) -> NoReturn:
     one that holds the workspace's lock for as long as it is open: in this process, and in no other one."""
     for descriptor in (report, gate, lock):
         os.set_inheritable(int(descriptor), False)
+    if os.read(int(gate), 1) == b"":  # the command gave up before there was anything to run
+        sys.exit(0)
     with open(launch_path, encoding="utf-8") as file:
         launch = json.load(file)
     sys.exit(Supervisor(launch, int(report), int(gate)).run())

@@ -55,7 +55,7 @@ def bindings(found: Launch) -> list[str]:
 
 def test_each_share_is_bound_at_its_target() -> None:
     found = launch("web", replace(EVERYTHING, home="/srv/home"), surroundings())
-    shared = [step.argv for chain in found.mounts for step in chain if step.why.startswith("share ")]
+    shared = [step.argv for chain in found.prepare for step in chain if step.why.startswith("share ")]
     assert [argv[-3:-1] for argv in shared] == [
         ("/srv/home", "/run/hutch/workspaces/web/shares/0"),
         ("/srv/a", "/run/hutch/workspaces/web/shares/1"),

@@ -9,12 +9,12 @@ import pytest
 
 from hutch.errors import HutchError
 from hutch.host.firewall import host_tables, router_tables
+from hutch.host.namespace import inside
 from hutch.host.router import (
     HostNetwork,
     RouterFacts,
     check_overlap,
     choose_uplink,
-    inside,
     is_ours,
     is_settled,
     tag,
