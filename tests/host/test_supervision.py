@@ -191,7 +191,7 @@ def step(*argv: str) -> dict[str, object]:
 
 def test_a_step_that_hangs_ends_at_the_deadline(running: Instance) -> None:
     mounts = [[step("sh", "-c", "sleep 4321; true")]]
-    failures, seconds = start_changed(running, mounts=mounts, start_seconds=2.0)
+    failures, seconds = start_changed(running, prepare=mounts, start_seconds=2.0)
     assert "cannot wait for the far end" in failures["web"]
     assert "2 s" in failures["web"]
     assert seconds < 6
