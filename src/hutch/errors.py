@@ -28,7 +28,7 @@ class UsageError(HutchError):
     exit_code = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with a hutch.toml.
 

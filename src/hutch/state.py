@@ -26,7 +26,7 @@ SCHEMA = 1
 HOST_LOCK = "/root"  # is there on every host, and nobody else can open it: a lock on /run could be held by anyone
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Booted:
     """What the last start was made from; the difference to what is wanted is what is pending."""
 
@@ -34,7 +34,7 @@ class Booted:
     image: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Record:
     """A workspace as hutch remembers it. `image` is the id of the wanted image in the cache.
 
@@ -54,7 +54,7 @@ class Record:
         return replace(self, booted=Booted(self.wanted, self.image))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NetworkRecord:
     """The network as it was last set up, and what the host had before.
 

@@ -22,7 +22,7 @@ from hutch.supervise.limits import control_files
 from hutch.supervise.observe import observe
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Section:
     title: str
     text: str

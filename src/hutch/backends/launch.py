@@ -12,7 +12,7 @@ from hutch.spec.model import Network
 from hutch.spec.names import Places
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Surroundings:
     """What a backend must know of the host and of what was allocated, beside the workspace itself.
 
@@ -32,7 +32,7 @@ class Surroundings:
     package: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Step:
     """One command around the main process. `why` is shown to people; a step that `may_fail` may do so unnoticed."""
 
@@ -41,7 +41,7 @@ class Step:
     may_fail: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class File:
     """A small file that must exist before the first step: a credential, say. Root's own, mode 0600."""
 
@@ -49,7 +49,7 @@ class File:
     content: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Limits:
     """What the workspace's cgroup may use; None is no limit. `cpus` counts processors, `memory` bytes."""
 
@@ -58,7 +58,7 @@ class Limits:
     tasks: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Launch:
     """The processes, devices, files and limits of one start of one workspace.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hutch.backends.launch import Step
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Port:
     """`outer` is the bridge's end, `inner` the one that the guest gets."""
 

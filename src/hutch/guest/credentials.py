@@ -13,7 +13,7 @@ KEYS_DIRECTORY = "/etc/ssh/authorized_keys.d"
 SSHD_ENVIRONMENT = "/etc/ssh/sshd_config.d/20-hutch-environment.conf"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Identity:
     """Who a guest is. `match` is the line of a .network file that finds its interface."""
 

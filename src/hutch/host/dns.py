@@ -21,7 +21,7 @@ from hutch.spec.names import Places
 from hutch.state import make_directory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Resolver:
     """One dnsmasq: its pid file names it, `namespace` is where it runs ("" for the host's own)."""
 

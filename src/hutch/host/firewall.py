@@ -33,7 +33,7 @@ DENIED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Member:
     """A workspace as the firewall sees it."""
 

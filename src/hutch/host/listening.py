@@ -15,7 +15,7 @@ from hutch.state import Record
 EVERYWHERE = ("0.0.0.0", "*", "")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Listener:
     """A socket of a program on the host. `ip` is "" for every address; `program` is "" when nobody knows."""
 

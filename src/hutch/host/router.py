@@ -34,7 +34,7 @@ ip netns attach "$2" $$
 Links = Mapping[str, dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HostNetwork:
     """What the host's own namespace looks like. `routes` are destinations of its IPv4 routing table."""
 
@@ -56,7 +56,7 @@ class HostNetwork:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RouterFacts:
     """The router as it is: interfaces by name (None without the namespace), and both rulesets' shapes."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rule:
     """`text` in nft's grammar, without the comment."""
 
@@ -21,7 +21,7 @@ class Rule:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chain:
     """A base chain; `hook` as in "type filter hook forward priority 0", the policy apart."""
 
@@ -33,7 +33,7 @@ class Chain:
     rules: tuple[Rule, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ElementSet:
     """A named set; `type` is its type or typeof clause, with flags."""
 
@@ -42,7 +42,7 @@ class ElementSet:
     elements: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
     """A whole table of one family."""
 

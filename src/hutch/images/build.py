@@ -30,7 +30,7 @@ SHOWN_LINES = 20
 UNKNOWN_PACKAGE = re.compile(r"E: (?:Unable to locate package |Package ')([a-z0-9+.-]+)")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BuilderNetwork:
     """A place in the workspaces' network, lent to one build at a time.
 
@@ -46,7 +46,7 @@ class BuilderNetwork:
     gateway: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Workshop:
     """Where one build works: a scratch directory of root's, a cgroup, the first of its uids, and who listens."""
 

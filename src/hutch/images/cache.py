@@ -33,7 +33,7 @@ WAITING = "waiting for another build"
 FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Image:
     """An image in the cache. `size` is bytes on disk; `created` is ISO 8601, in UTC."""
 

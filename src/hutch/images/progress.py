@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stage:
     """What a build is doing, and how much of the whole is done, from 0 to 1; the fraction never falls."""
 
@@ -26,7 +26,7 @@ def no_progress(stage: Stage) -> None:
     """For callers that draw no bar."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Phase:
     """A line that starts a phase, the phase's name and end; and how many lines a package makes in it."""
 

@@ -21,7 +21,7 @@ ADAPTATION = Path(__file__).with_name("adapt.sh")
 """Makes any tree a guest of hutch's; its text is part of every recipe."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Distribution:
     """How a distribution is bootstrapped. Without `mirror`, mmdebstrap knows suites, mirrors and keys by itself."""
 
@@ -52,7 +52,7 @@ DISTRIBUTIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides what is in an image. Equal recipes have equal ids; `make_recipe` makes them."""
 

@@ -11,7 +11,7 @@ from hutch.spec.model import Network, Weight, Workspace
 Kind = Literal["no change", "create", "start", "live", "restart", "recreate", "remove"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Change:
     """One key whose value differs, and what applying it takes."""
 
@@ -21,7 +21,7 @@ class Change:
     weight: Weight = "restart"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Wanted:
     """A workspace with nothing left open, and the id of its image."""
 
@@ -29,7 +29,7 @@ class Wanted:
     image: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Action:
     """What is to be done to one workspace, and why. `notes` tell what a person should know beside it."""
 
@@ -48,7 +48,7 @@ class Action:
         return {"workspace": self.workspace, "action": self.action, "reasons": reasons, "notes": list(self.notes)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """All actions of one `up`, in the order of the file; `network` is what they run on, `start` whether they start.
 

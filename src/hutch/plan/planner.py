@@ -14,7 +14,7 @@ HEAVIER: dict[Weight, int] = {"live": 0, "restart": 1, "recreate": 2}
 IMAGE_KEYS = ("image", "packages", "setup")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Standing:
     """How a workspace stands: what was wanted last, what it was booted from, and its state now."""
 

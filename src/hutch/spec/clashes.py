@@ -23,7 +23,7 @@ IDENTIFIERS: Mapping[str, Callable[[str, Workspace], object]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Clash:
     """What `name` has in common with `other`, which comes before it.
 

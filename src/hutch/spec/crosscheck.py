@@ -19,7 +19,7 @@ KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
 SYSTEM_DIRECTORIES = ("/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot", "/run")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Draft:
     """What is valid of one workspace, and where in the file its keys were said.
 

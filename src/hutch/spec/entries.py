@@ -34,7 +34,7 @@ KEY_TYPES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Publish:
     """A port of the host that leads to a port of a workspace. `host_ip` is "" for every address."""
 

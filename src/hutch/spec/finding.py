@@ -10,7 +10,7 @@ Path = tuple[str | int, ...]
 """Where a value is: keys, and indexes of arrays from 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Finding:
     path: Path
     message: str

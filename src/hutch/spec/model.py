@@ -64,7 +64,7 @@ STRICT = {"extra": "forbid", "strict": True}
 DEFAULT_PACKAGES = ("git", "vim", "htop", "wget", "curl", "tmux", "dnsutils")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Mount:
     """An extra host directory inside a workspace."""
 
@@ -76,7 +76,7 @@ class Mount:
     create: bool = key("make the directory when it is absent", default=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Idle:
     """What happens to a workspace that nobody uses.
 
@@ -89,7 +89,7 @@ class Idle:
     then: Literal["suspend", "stop"] = key("what happens then", default=MISSING)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Network:
     """The `[network]` table.
 
@@ -107,7 +107,7 @@ class Network:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Workspace:
     """One workspace.
 
@@ -162,7 +162,7 @@ class Workspace:
     idle: Idle | None = key("what happens when nobody uses it")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Incus:
     """The `[engines.incus]` table."""
 
@@ -173,7 +173,7 @@ class Incus:
     target: Annotated[str, Target()] = key('"auto", a cluster member, or "@" and a group', default="auto")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Config:
     """A whole hutch.toml, valid and with nothing left to look up. `file` is its real path."""
 

@@ -96,7 +96,7 @@ def uplink_addresses(uplink: str) -> tuple[str, str]:
     return str(host), str(router)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Places:
     """Where one hutch on this host keeps its things. A second one has other directories, hence other names."""
 

@@ -25,7 +25,7 @@ LARGEST_KEY_FILE = 64 * 1024
 MOST_KEY_FILES = 100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Owner:
     """A user of the host. One that the user database does not know has no home and its number for a name."""
 

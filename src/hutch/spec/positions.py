@@ -21,7 +21,7 @@ KEYS = ("bare_key", "quoted_key")
 DEEPEST = 8  # keys further down belong to no table of ours, and to note them all would take quadratic time
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Place:
     """The line of a value, from 1, and the value as it is written; "" for a table."""
 

@@ -38,7 +38,7 @@ EXPLANATIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Validated(Generic[T]):
     """What of a table is valid: as a dataclass, and as the table that is left; and what is wrong with the rest."""
 

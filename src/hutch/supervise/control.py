@@ -84,7 +84,7 @@ def start_all(
             start.close()
 
 
-@dataclass(slots=True)
+@dataclass
 class Starting:
     """A supervisor on its way. `report` is where it tells how it goes; at `gate` it waits twice: for its Launch, and
     for the network."""

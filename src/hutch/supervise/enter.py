@@ -31,7 +31,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signa
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Login:
     """As whom the command runs."""
 
@@ -54,7 +54,7 @@ class Login:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Limits:
     """What the guest's PID 1 may not do, and so the command may not either: see capabilities(7) and seccomp(2)."""
 

@@ -9,7 +9,7 @@ from hutch.spec.names import Places
 from hutch.supervise.status import read_status
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Observation:
     """How a workspace stands. `leader` is (pid, start time) of its PID 1 as the host sees it."""
 
