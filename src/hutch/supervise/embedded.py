@@ -19,6 +19,7 @@ import sys
 import time
 
 from hutch.host.cgroup import Cgroup
+from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.host.process import start_time
 from hutch.supervise.console import Log
 from hutch.supervise.limits import control_files
@@ -122,8 +123,7 @@ class Supervisor:
     def _unmount(self) -> None:
         """Before the next boot: what was mounted for the last one, or each reboot would keep a root's worth of memory.
         After the last boot the mounts end with this process."""
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            points = [line.split()[4] for line in file]
+        points = _mount_points()
         ours = [point for point in points if point.startswith(f"{self.runtime}/")]
         system = [
             point for point in ("/sys/fs/cgroup", "/sys") for _ in range(points.count(point) - self.system[point])
@@ -287,10 +287,13 @@ class Supervisor:
         return False
 
 
+def _mount_points() -> list[str]:
+    return [point for _, point, _, _ in parse_mountinfo(observe_mountinfo())]
+
+
 def _count_system_mounts() -> dict[str, int]:
     """How many mounts lie on /sys and on the cgroups in it: the host's own, before ours."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        points = [line.split()[4] for line in file]
+    points = _mount_points()
     return {point: points.count(point) for point in ("/sys", "/sys/fs/cgroup")}
 
 
