@@ -172,6 +172,10 @@ class Instance:
 
     def ssh(self, name: str, command: str = "true", *, as_user: str = "root", check: bool = True) -> Completed:
         """Plain ssh, as any account would use it; the environment holds nothing of hutch's."""
+        # Which of two hutches ssh finds first is chance; a test that depends on it must not pass by luck.
+        drop_ins = Path("/etc/ssh/ssh_config.d").glob("*hutch*")
+        homonyms = [path for path in drop_ins if f"Host workspace-{name}\n" in path.read_text()]
+        assert len(homonyms) < 2, f"two hutches of this host have a workspace {name}"
         account = self.world.accounts[as_user]
         result = subprocess.run(
             account.command("ssh", *SSH_OPTIONS, f"workspace-{name}", command),

@@ -37,12 +37,12 @@ def test_an_owner_who_lost_the_keys_gets_one_of_hutchs(world: World, images: Pat
     alice = world.accounts["alice"]
     kept = alice.home / ".ssh-kept"
     with open_instance(world, images) as instance:
-        instance.declare(workspace_type, web='owner = "alice"')
+        instance.declare(workspace_type, keyless='owner = "alice"')
         instance.up()
         (alice.home / ".ssh").rename(kept)
         try:
             instance.up()
-            instance.ssh("web", as_user="alice")
+            instance.ssh("keyless", as_user="alice")
         finally:
             if (alice.home / ".ssh").exists():
                 shutil.rmtree(alice.home / ".ssh")
