@@ -7,7 +7,8 @@ chooses the exit code; nothing below that layer prints or exits. Bugs are left t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from hutch.frozen import dataclass
 
 
 class HutchError(Exception):

@@ -13,12 +13,13 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from hutch.errors import HutchError
 from hutch.files import read_or_none, sync_directory, write_atomic
+from hutch.frozen import dataclass
 from hutch.spec.model import Idle, Mount, Network, Publish, Workspace
 from hutch.spec.names import Places
 

@@ -27,6 +27,7 @@ LAYERS = (
     ("spec",),
     ("run", "files"),
     ("errors",),
+    ("frozen",),
 )
 RANK = {layer: len(LAYERS) - row for row, layers in enumerate(LAYERS) for layer in layers}
 

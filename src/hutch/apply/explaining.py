@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from hutch.apply.converge import in_force, members_of
 from hutch.apply.starting import make_launch
 from hutch.backends.launch import Launch, Step
+from hutch.frozen import dataclass
 from hutch.host import dns, firewall, hosts_file, router, ruleset, shares, ssh
 from hutch.host.firewall import Member
 from hutch.spec import names

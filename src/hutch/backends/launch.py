@@ -6,8 +6,7 @@ A backend makes it, purely; the embedded supervisor runs it; systemd units can b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from hutch.frozen import dataclass
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 
@@ -85,4 +84,3 @@ class Launch:
     restart_codes: tuple[int, ...] = ()
     start_seconds: float = 60.0
     stop_seconds: float = 15.0
-    log_bytes: int = 1 << 20

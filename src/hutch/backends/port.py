@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hutch.backends.launch import Step
+from hutch.frozen import dataclass
 
 
 @dataclass(frozen=True)

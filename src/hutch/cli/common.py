@@ -6,13 +6,13 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from hutch.errors import ConfigError, HutchError
+from hutch.frozen import dataclass
 from hutch.spec.names import Places
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 KEPT_VARIABLES = ("HUTCH_STATE_DIR", "HUTCH_RUN_DIR", "HUTCH_FILE")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Options:
     """The global options, given before or after the command's name."""
 

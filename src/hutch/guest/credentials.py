@@ -6,7 +6,8 @@ The same set serves a container (nspawn's --load-credential) and a VM (fw_cfg). 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+
+from hutch.frozen import dataclass
 
 HOST_KEY = "hutch.ssh-host-key"  # named by the image's sshd configuration
 KEYS_DIRECTORY = "/etc/ssh/authorized_keys.d"

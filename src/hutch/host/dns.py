@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pwd
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 from hutch.errors import HutchError
+from hutch.frozen import dataclass
 from hutch.host.cgroup import Cgroup
 from hutch.host.process import start_time, terminate
 from hutch.run import run

@@ -8,8 +8,7 @@ packets, never to an address of the host's own (DNS aside). Other networks are t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from hutch.frozen import dataclass
 from hutch.host.ruleset import Chain, ElementSet, Rule, Table
 from hutch.spec import names
 from hutch.spec.model import Network, Publish

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from hutch.errors import ConfigError, Problem
+from hutch.frozen import dataclass
 from hutch.run import run
 from hutch.spec.entries import Publish
 from hutch.spec.model import Workspace

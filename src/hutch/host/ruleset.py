@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from hutch.frozen import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import base64
 import os
 import pwd
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.files import read_or_none, sync_directory, write_atomic
+from hutch.frozen import dataclass
 from hutch.run import run
 from hutch.spec.names import Places, hostname
 from hutch.state import make_directory

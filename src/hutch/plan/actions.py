@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from hutch.frozen import dataclass
 from hutch.spec.model import Network, Weight, Workspace
 
 Kind = Literal["no change", "create", "start", "live", "restart", "recreate", "remove"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from hutch.frozen import dataclass
 from hutch.plan.actions import Action, Change, Plan, Wanted
 from hutch.spec import names
 from hutch.spec.model import WORKSPACE_KEYS, Network, Weight, Workspace, weight_of

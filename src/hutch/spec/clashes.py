@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
+from hutch.frozen import dataclass
 from hutch.spec import names
 from hutch.spec.model import Workspace
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
+from hutch.frozen import dataclass
 from hutch.spec import names
 from hutch.spec.clashes import Real, is_inside, same_homes, same_identifiers, same_ports
 from hutch.spec.finding import Finding, Path

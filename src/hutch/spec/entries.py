@@ -6,9 +6,9 @@ These have a grammar of their own; the single words are in spec/values. A list r
 from __future__ import annotations
 
 import binascii
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from hutch.frozen import dataclass
 from hutch.spec.marker import (
     Invalid,
     JsonSchema,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+
+from hutch.frozen import dataclass
 
 Path = tuple[str | int, ...]
 """Where a value is: keys, and indexes of arrays from 0."""

@@ -8,10 +8,11 @@ start fast. The markers in spec/values and spec/entries tell pydantic how to par
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, field
 from typing import Annotated, Any, Literal
 
 from hutch.errors import UsageError
+from hutch.frozen import dataclass
 from hutch.spec.entries import Egress, EnvironmentTable, PublicKey, Publish, Published
 from hutch.spec.values import (
     Address,

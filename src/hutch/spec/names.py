@@ -10,10 +10,10 @@ import ipaddress
 import os
 import re
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 from hutch.errors import UsageError
+from hutch.frozen import dataclass
 
 DEFAULT_STATE_DIR = "/var/lib/hutch"
 DEFAULT_RUN_DIR = "/run/hutch"

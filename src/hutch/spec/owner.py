@@ -12,9 +12,9 @@ import os
 import pwd
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from hutch.frozen import dataclass
 from hutch.spec.entries import KEY_TYPES, parse_key_line
 from hutch.spec.marker import Invalid
 from hutch.spec.names import UID_FIRST

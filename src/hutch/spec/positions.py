@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hutch.frozen import dataclass
 from hutch.spec.finding import Path
 
 if TYPE_CHECKING:

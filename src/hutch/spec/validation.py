@@ -12,9 +12,9 @@ import functools
 import json
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from hutch.frozen import dataclass
 from hutch.spec.finding import Finding, Path
 from hutch.spec.model import Idle, Mount
 

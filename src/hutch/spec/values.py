@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 import posixpath
-from dataclasses import dataclass
 from typing import ClassVar
 
+from hutch.frozen import dataclass
 from hutch.spec.marker import (
     Invalid,
     JsonSchema,
