@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -55,14 +55,10 @@ def start(
 
     @contextmanager
     def settling() -> Iterator[Settle]:
-        with closing(look(places)) as looking:  # it goes on while the rest is imported and the Launches are made
+        with closing(look(places)) as looking:  # it goes on while the rest is imported
+            from hutch.apply.converge import settle
 
-            def settle(connect: Callable[[], None]) -> None:
-                from hutch.apply.converge import settle
-
-                settle(places, network, file, records, looking, connect)
-
-            yield settle
+            yield lambda connect: settle(places, network, file, records, looking, connect)
 
     def make(name: str) -> Launch:
         launch = make_launch(places, records[name], network)

@@ -22,6 +22,7 @@ from hutch.spec.model import Mount, Workspace
 REBOOT = 133  # nspawn's exit code, with --keep-unit, when the guest rebooted
 SCRATCH = 2 << 30  # bytes that an ephemeral root may grow by when `disk` does not say
 TASKS = 16384
+LAYERS = ("lower", "scratch", "root", "cgroup")  # mount points below the runtime directory
 
 
 def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
@@ -54,6 +55,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     )
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = [f"{runtime}/shares/{index}" for index in range(len(workspace.mounts) + 1)]
+    joining, *raising = port.connect(f"{runtime}/port")
     return Launch(
         workspace=name,
         backend="nspawn",
@@ -61,17 +63,18 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         cgroup=places.cgroup(name),
         directories=(
             f"{runtime}/credentials",
-            *(f"{runtime}/{layer}" for layer in ("lower", "scratch", "root")),
+            *(f"{runtime}/{layer}" for layer in LAYERS),
             *shares,
         ),
         files=tuple(files),
         prepare=(
             (port.make(),),
             *((step,) for step in share_mounts(name, workspace, host, shares)),
-            root_mounts(name, workspace, host, runtime),
-            kernel_file_systems(),
+            *root_layers(name, workspace, host, runtime),
+            *kernel_file_systems(runtime),
         ),
-        connect=port.connect(f"{runtime}/port"),
+        # What is put together of what has been prepared does not depend on the network either.
+        connect=((root_step(name, workspace, host, runtime), cgroup_step(runtime), *joining), *raising),
         argv=nspawn_argv(name, workspace, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
         cleanup=port.cleanup(),
         limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
@@ -96,35 +99,47 @@ def identify(name: str, workspace: Workspace, host: Surroundings) -> Identity:
     )
 
 
-def kernel_file_systems() -> tuple[Step, ...]:
-    """A /sys that shows the router namespace's interfaces, read-only so that nspawn does not wait for udev;
-    in it the cgroup2 hierarchy, on every kind of host."""
+def kernel_file_systems(runtime: str) -> tuple[tuple[Step, ...], ...]:
+    """Chains for a /sys that shows the router namespace's interfaces, read-only so that nspawn does not wait for udev;
+    and for the cgroup2 hierarchy, which is in it on every kind of host. That one waits in the kernel for whoever else
+    changes cgroups, so it does not wait for /sys as well."""
     return (
-        Step(("mount", "-t", "sysfs", "-o", "ro,nosuid,nodev,noexec", "sysfs", "/sys"), "mount /sys"),
-        Step(("mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"), "mount cgroup2"),
+        (Step(("mount", "-t", "sysfs", "-o", "ro,nosuid,nodev,noexec", "sysfs", "/sys"), "mount /sys"),),
+        (Step(("mount", "-t", "cgroup2", "cgroup2", f"{runtime}/cgroup"), "mount cgroup2"),),
     )
 
 
-def root_mounts(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Step, ...]:
-    """The image, mapped to the workspace's uids, under a layer that is thrown away or kept."""
-    base, lower = host.uid_base, f"{runtime}/lower"
-    mapped = f"ro,X-mount.idmap=b:0:{base}:{names.UID_COUNT}"
-    steps = [Step(("mount", "--bind", "-o", mapped, host.image_root, lower), "map the image")]
+def cgroup_step(runtime: str) -> Step:
+    """The hierarchy at its place, once there is a /sys."""
+    return Step(("mount", "--bind", f"{runtime}/cgroup", "/sys/fs/cgroup"), "show the cgroups")
+
+
+def root_layers(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[tuple[Step, ...], ...]:
+    """Chains for what a root is made of: the image, mapped to the workspace's uids; a layer that is thrown away or
+    kept."""
+    mapped = f"ro,X-mount.idmap=b:0:{host.uid_base}:{names.UID_COUNT}"
+    image = Step(("mount", "--bind", "-o", mapped, host.image_root, f"{runtime}/lower"), "map the image")
+    scratch = upper_place(name, workspace, host, runtime)
     if workspace.persist == "all":
-        scratch = str(host.places.root(name))
         # Its setuid programs count on the host too, so nobody but root may get there.
-        steps.append(Step(("install", "-d", "-m", "700", scratch), "make the kept layer, root's alone"))
+        place = Step(("install", "-d", "-m", "700", scratch), "make the kept layer, root's alone")
     else:
-        scratch = f"{runtime}/scratch"
         size = f"mode=755,nosuid,nodev,size={workspace.disk or SCRATCH}"
-        steps.append(Step(("mount", "-t", "tmpfs", "-o", size, "tmpfs", scratch), "mount the ephemeral layer"))
-    layers = f"lowerdir={lower},upperdir={scratch}/upper,workdir={scratch}/work"
-    owned = ("install", "-d", "-m", "755", "-o", str(base), "-g", str(base))
-    steps += [
-        Step((*owned, f"{scratch}/upper", f"{scratch}/work"), "make the upper layer"),
-        Step(("mount", "-t", "overlay", "overlay", "-o", layers, f"{runtime}/root"), "put the layers together"),
-    ]
-    return tuple(steps)
+        place = Step(("mount", "-t", "tmpfs", "-o", size, "tmpfs", scratch), "mount the ephemeral layer")
+    owned = ("install", "-d", "-m", "755", "-o", str(host.uid_base), "-g", str(host.uid_base))
+    return (image,), (place, Step((*owned, f"{scratch}/upper", f"{scratch}/work"), "make the upper layer"))
+
+
+def root_step(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> Step:
+    """The root, once its layers are there."""
+    scratch = upper_place(name, workspace, host, runtime)
+    layers = f"lowerdir={runtime}/lower,upperdir={scratch}/upper,workdir={scratch}/work"
+    return Step(("mount", "-t", "overlay", "overlay", "-o", layers, f"{runtime}/root"), "put the layers together")
+
+
+def upper_place(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> str:
+    """Where the layer lies that the guest writes."""
+    return str(host.places.root(name)) if workspace.persist == "all" else f"{runtime}/scratch"
 
 
 def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
@@ -174,10 +189,12 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
     throw_away = replace(workspace, persist="home", disk=None)
     share = share_step(name, home.source, f"{work}/home", True, workspace.owner, host)
     steps = (
-        *kernel_file_systems(),
         Step(("mount", "-t", "tmpfs", "tmpfs", work), "make room"),
-        Step(("mkdir", *(f"{work}/{layer}" for layer in ("lower", "scratch", "root", "home"))), "make mount points"),
-        *root_mounts(name, throw_away, host, work),
+        Step(("mkdir", *(f"{work}/{layer}" for layer in (*LAYERS, "home"))), "make mount points"),
+        *(step for chain in kernel_file_systems(work) for step in chain),
+        cgroup_step(work),
+        *(step for chain in root_layers(name, throw_away, host, work) for step in chain),
+        root_step(name, throw_away, host, work),
         share,
     )
     nspawn = (

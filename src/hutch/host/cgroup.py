@@ -16,6 +16,7 @@ from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 
 FSMOUNT_CLOEXEC = 1
 FSCONFIG_CMD_CREATE = 6
+DEPTH, DESCENDANTS = 15, 2000  # cgroups that a guest may make
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every architecture
 
@@ -88,6 +89,15 @@ class Cgroup:
             except FileExistsError:
                 pass
 
+    def enter_guest(self, pid: int) -> None:
+        """Make what a workspace needs, and move a process to where its guest is to run. The kernel takes ten
+        milliseconds or more for a move."""
+        self.make("supervisor", "exec", "machine")
+        # Whoever a group is handed to could make others below without end.
+        _write(self._root, self._at("machine", "cgroup.max.depth"), str(DEPTH))
+        _write(self._root, self._at("machine", "cgroup.max.descendants"), str(DESCENDANTS))
+        self.join("machine", pid)
+
     def limit(self, limits: dict[str, str]) -> list[str]:
         """Write control files ({"memory.max": "1073741824"}); returns the names that this host does not have."""
         missing = []
@@ -103,11 +113,6 @@ class Cgroup:
             except OSError:
                 missing.append(name)
         return missing
-
-    def bound(self, group: str, *, depth: int, descendants: int) -> None:
-        """Limit the cgroups that may be made below a group: whoever it is handed to could make them without end."""
-        _write(self._root, self._at(group, "cgroup.max.depth"), str(depth))
-        _write(self._root, self._at(group, "cgroup.max.descendants"), str(descendants))
 
     def join(self, group: str, pid: int = 0) -> None:
         """Move a process (0: the caller) into a group of this cgroup."""

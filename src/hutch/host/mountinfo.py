@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+TYPE_CHECKING = False  # see supervise/status
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def observe_mountinfo() -> str:
@@ -23,5 +24,6 @@ def parse_mountinfo(text: str) -> Iterator[tuple[str, str, set[str], str]]:
 
 
 def plain(path: str) -> str:
-    """The kernel writes blanks and backslashes as "\\040"; all else in a path is as it is."""
-    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), path)
+    """The kernel writes blanks and backslashes as "\\040", always three digits; all else in a path is as it is."""
+    first, *coded = path.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in coded)

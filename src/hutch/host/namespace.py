@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from hutch.run import Gathering
 from hutch.spec.names import Places
 
-HOST_COMMANDS = (["ip", "-j", "addr"], ["ip", "-j", "-4", "route"])
+HOST_ADDRESSES = ["ip", "-j", "addr"]
+ROUTES = "/proc/net/route"
 RULES = ["nft", "-j", "list", "ruleset"]
 
 
@@ -30,7 +31,7 @@ def inside(places: Places, argv: Iterable[str]) -> list[str]:
 
 def look(places: Places) -> Gathering:
     """Begin to look at the host's network and the router; router.observe_all takes it from there."""
-    commands = [*HOST_COMMANDS, RULES]
+    commands = [HOST_ADDRESSES, RULES]
     if has_namespace(places):
         commands += [["ip", "-n", places.namespace, "-j", "addr"], inside(places, RULES)]
     return Gathering(commands)

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from hutch.errors import HutchError
+from hutch.frozen import dataclass
 from hutch.host import ruleset
 from hutch.host.firewall import Member, host_tables, router_tables
-from hutch.host.namespace import HOST_COMMANDS, has_namespace, inside, look
-from hutch.run import CommandFailed, Gathering, gather, run
+from hutch.host.namespace import HOST_ADDRESSES, ROUTES, has_namespace, inside, look
+from hutch.run import CommandFailed, Gathering, run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
@@ -74,12 +76,24 @@ def tag(places: Places) -> str:
 
 
 def observe_host() -> HostNetwork:
-    return _host_network(*gather(HOST_COMMANDS))
+    return _host_network(run(HOST_ADDRESSES).stdout)
 
 
-def _host_network(links: str, routes: str) -> HostNetwork:
-    destinations = (route["dst"] for route in json.loads(routes or "[]"))
-    return HostNetwork(_by_name(links), tuple(route for route in destinations if route != "default"))
+def _host_network(links: str) -> HostNetwork:
+    return HostNetwork(_by_name(links), parse_routes(Path(ROUTES).read_text(encoding="ascii", errors="replace")))
+
+
+def parse_routes(text: str) -> tuple[str, ...]:
+    """The destinations of an IPv4 routing table as the kernel prints it: addresses and masks as hexadecimal numbers in
+    the host's byte order. The default route is not among them."""
+    found = []
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        numbers = (int(field, 16).to_bytes(4, sys.byteorder) for field in (fields[1], fields[7]))
+        address, mask = map(ipaddress.IPv4Address, numbers)
+        if int(mask):
+            found.append(str(ipaddress.IPv4Network(f"{address}/{mask}")))
+    return tuple(found)
 
 
 def _by_name(links: str) -> Links:
@@ -91,11 +105,11 @@ def observe_all(places: Places, looking: Gathering | None = None) -> tuple[HostN
     if looking is None:
         with closing(look(places)) as new:
             return observe_all(places, new)
-    links, routes, host_rules, *router = looking.outputs()
+    links, host_rules, *router = looking.outputs()
     facts = RouterFacts(host_rules=ruleset.observed_shape(host_rules, places.table))
     if router:
         facts = replace(facts, links=_by_name(router[0]), rules=ruleset.observed_shape(router[1], places.table))
-    return _host_network(links, routes), facts
+    return _host_network(links), facts
 
 
 # Choosing and checking, purely.

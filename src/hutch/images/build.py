@@ -12,11 +12,11 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from hutch.backends.launch import Step
 from hutch.errors import HutchError
+from hutch.frozen import dataclass
 from hutch.images import source
 from hutch.images.contain import run_contained
 from hutch.images.progress import MARK, Meter

@@ -12,12 +12,12 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.files import read_or_none, sync_directory, write_atomic
+from hutch.frozen import dataclass
 from hutch.images import progress as stages
 from hutch.images.build import BuilderNetwork, Workshop, check_host, make_tree
 from hutch.images.contain import end_contained

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from hutch.frozen import dataclass
 
 BASE_VERSION = 1
 """Raised when images must be made anew although no package, setup or script of theirs has changed."""

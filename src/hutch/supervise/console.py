@@ -68,9 +68,9 @@ class Log:
 class Console:
     """The host's side of the console. Only root can reach the socket: its directory is root's."""
 
-    def __init__(self, path: str, log: Log) -> None:
+    def __init__(self, path: str, log: Log, machine_end: int) -> None:
         self.log = log
-        self.machine_end, self.guest_end = os.openpty()
+        self.machine_end = machine_end
         os.set_blocking(self.machine_end, False)
         self.clients: dict[int, socket.socket] = {}
         if os.path.lexists(path):
@@ -80,10 +80,6 @@ class Console:
         self.listener.bind(path)
         self.listener.listen(4)
         self.listener.setblocking(False)
-
-    def release_guest_end(self) -> None:
-        os.close(self.guest_end)
-        self.guest_end = -1
 
     def register(self, poll: select.poll) -> None:
         poll.register(self.machine_end, select.POLLIN)
@@ -155,9 +151,6 @@ class Console:
 
     def close(self) -> None:
         self.drain()
-        os.close(self.machine_end)
-        if self.guest_end >= 0:
-            os.close(self.guest_end)
         for client in self.clients.values():
             client.close()
         self.listener.close()

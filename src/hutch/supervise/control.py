@@ -14,8 +14,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, closing
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, closing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,14 +25,15 @@ from hutch.host.cgroup import Cgroup
 from hutch.host.process import open_process
 from hutch.spec import names as derived
 from hutch.spec.names import PACKAGE, Places
-from hutch.supervise.status import read_status, write_status
+from hutch.supervise.gate import GO, encode_launch
+from hutch.supervise.status import first_words, read_status, write_status
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from hutch.backends.launch import Launch
 
-BOOTSTRAP = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.embedded import main; main(*sys.argv[2:])"
-)
+BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.entry import main; main(*sys.argv[2:])"
 LOCK_SECONDS = 15.0  # that an earlier supervisor has to clean up and end
 GRACE = 5.0  # seconds beyond its own deadlines that a supervisor is given
 
@@ -64,12 +65,15 @@ def start_all(
     try:
         for name in names:
             starting.append(spawn(places, name))  # noqa: PERF401 - each is noted at once
+        for start in starting:
+            launch = make(start.name)
+            content = asdict(launch)
+            _write_launch(places.launch(start.name), content)
+            start.hand(content)
+            seconds = max(seconds, launch.start_seconds)
         with settling() as settle:
             for start in starting:
-                launch = make(start.name)
-                _write_launch(places.launch(start.name), launch)
-                start.go()
-                seconds = max(seconds, launch.start_seconds)
+                start.enter_guest(places)
             settle(go)
         failures = _await_all(starting, listen, seconds + GRACE)
         stop_all(places, [start.name for start in starting if start.is_overdue], patience=0.0)
@@ -84,21 +88,32 @@ def start_all(
             start.close()
 
 
-@dataclass
 class Starting:
     """A supervisor on its way. `report` is where it tells how it goes; at `gate` it waits twice: for its Launch, and
     for the network."""
 
-    name: str
-    report: int
-    gate: int
-    is_ready: bool = False
-    is_overdue: bool = False
-    rest: bytes = b""
+    def __init__(self, name: str, pid: int, report: int, gate: int) -> None:
+        self.name, self.pid, self.report, self.gate = name, pid, report, gate
+        self.is_ready = self.is_overdue = False
+        self.rest = b""
+
+    def hand(self, launch: dict[str, Any]) -> None:
+        """Give it its Launch; it begins at once."""
+        self._write(encode_launch(launch))
+
+    def enter_guest(self, places: Places) -> None:
+        """Have it where its guest is to run, before it starts that: the kernel lets a process wait that changes its
+        cgroup, and here there is time."""
+        with closing(Cgroup(places.cgroup(self.name))) as cgroup, suppress(ProcessLookupError):
+            cgroup.enter_guest(self.pid)  # one that has ended says so itself
 
     def go(self) -> None:
+        """Let it join the network."""
+        self._write(GO)
+
+    def _write(self, data: bytes) -> None:
         try:
-            os.write(self.gate, b"1")
+            os.write(self.gate, data)
         except BrokenPipeError:
             pass  # it has failed already, and says so on the other descriptor
 
@@ -152,29 +167,34 @@ def spawn(places: Places, name: str) -> Starting:
         report, their_report = os.pipe2(os.O_CLOEXEC)
         their_gate, gate = os.pipe2(os.O_CLOEXEC)
         handed = (ours.add(their_report), ours.add(their_gate), lock)
-        start = Starting(name, report, gate)
-        _run_supervisor(places, handed, log, start)
-    return start
+        try:
+            pid = _run_supervisor(places, name, handed, log)
+            # It waits for its Launch. What it does then can be cleaned up after, since it is known that it was there.
+            write_status(str(places.status(name)), first_words(pid))
+        except BaseException as error:
+            os.close(report)
+            os.close(gate)
+            if isinstance(error, OSError):
+                raise HutchError(f"{name}: its supervisor cannot be started: {error}") from error
+            raise
+    return Starting(name, pid, report, gate)
 
 
-def _run_supervisor(places: Places, handed: tuple[int, ...], log: int, start: Starting) -> None:
-    try:
-        run.start(
-            [
-                *("unshare", "--mount", "--propagation", "slave", "--"),
-                *("nsenter", f"--net={places.namespace_path}", "--"),
-                *(sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(PACKAGE.parent)),
-                *(str(places.launch(start.name)), *map(str, handed)),
-            ],
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            pass_fds=handed,
-            new_session=True,
-        )
-    except BaseException:
-        start.close()
-        raise
+def _run_supervisor(places: Places, name: str, handed: tuple[int, ...], log: int) -> int:
+    process = run.start(
+        [
+            *("unshare", "--mount", "--propagation", "slave", "--"),
+            *("nsenter", f"--net={places.namespace_path}", "--"),
+            *(sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(PACKAGE.parent)),
+            *(str(places.runtime(name)), places.cgroup(name), *map(str, handed)),
+        ],
+        stdout=log,
+        stderr=log,
+        cwd="/",
+        pass_fds=handed,
+        new_session=True,
+    )
+    return process.pid
 
 
 class _Descriptors:
@@ -192,11 +212,11 @@ class _Descriptors:
             os.close(self._open.pop())
 
 
-def _write_launch(path: Path, launch: Launch) -> None:
+def _write_launch(path: Path, launch: dict[str, Any]) -> None:
     """Whole or not at all. It lives in the runtime directory, so it need not survive a power cut."""
     temporary = path.with_name(f"{path.name}.new")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-        json.dump(asdict(launch), file)
+        json.dump(launch, file)
     os.replace(temporary, path)
 
 

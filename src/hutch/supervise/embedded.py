@@ -14,26 +14,26 @@ import json
 import os
 import select
 import signal
-import socket
-import sys
 import time
 
-from hutch.host.cgroup import Cgroup
 from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.host.process import start_time
 from hutch.supervise.console import Log
-from hutch.supervise.limits import control_files
-from hutch.supervise.main_process import Main
-from hutch.supervise.status import write_status
+from hutch.supervise.entry import Boot
+from hutch.supervise.status import first_words, write_status
 from hutch.supervise.steps import CalledOff, SideBySide, StartFailed
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from _socket import socket
+    from typing import Any
 
-    from hutch.supervise.status import Status
+    from hutch.host.cgroup import Cgroup
+    from hutch.supervise.console import Console
+    from hutch.supervise.main_process import Main
 
-DEPTH, DESCENDANTS = 15, 2000  # cgroups that a guest may make
+
+LOG_BYTES = 1 << 20
 CLEANUP_SECONDS = 10.0
 REBOOT_SECONDS = 5.0  # from one boot to the next, at least
 RETRY_SECONDS = 2.0  # until a status that could not be written is tried again
@@ -42,25 +42,16 @@ RETRY_SECONDS = 2.0  # until a status that could not be written is tried again
 class Supervisor:
     """Runs one Launch to its end."""
 
-    def __init__(self, launch: dict[str, Any], report: int, gate: int) -> None:
-        self.launch = launch
-        self.gate = gate
-        self.runtime: str = launch["runtime"]
+    def __init__(self, runtime: str, cgroup: Cgroup, report: int) -> None:
+        self.launch: dict[str, Any] = {}
+        self.runtime = runtime
         self.report = report
-        self.log = Log(f"{self.runtime}/machine.log", launch["log_bytes"])
-        self.cgroup = Cgroup(launch["cgroup"])
+        self.log = Log(f"{runtime}/machine.log", LOG_BYTES)
+        self.cgroup = cgroup
         self.stop_requests = 0
         self.overran = False
         self.is_unsaid = False
-        self.status: Status = {
-            "state": "starting",
-            "pid": os.getpid(),
-            "started": start_time(os.getpid()),
-            "ready_seconds": None,
-            "leader": None,
-            "reason": "",
-            "warnings": [],
-        }
+        self.status = first_words(os.getpid())
 
     # What others see.
 
@@ -91,7 +82,8 @@ class Supervisor:
 
     # The whole life.
 
-    def run(self) -> int:
+    def run(self, boot: Boot) -> int:
+        """From a first boot that has begun to the end of the last."""
         wake, self.wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self.wakeup, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,12 +92,9 @@ class Supervisor:
         self.wake = wake
         reason, state = "", "stopped"
         try:
-            self.system = _count_system_mounts()
-            self.enter("starting")
-            if self.is_unsaid:  # nobody could tell afterwards what to clean up
-                raise StartFailed("its status cannot be written")
-            while self._run_once():
+            while self._run_once(boot):
                 self._unmount()
+                boot = Boot(self.runtime, self.cgroup, self.launch, wake=self.wake, is_off=lambda: self.stop_requests)
         except CalledOff as error:
             reason = str(error)
         except (StartFailed, OSError) as error:
@@ -123,68 +112,53 @@ class Supervisor:
     def _unmount(self) -> None:
         """Before the next boot: what was mounted for the last one, or each reboot would keep a root's worth of memory.
         After the last boot the mounts end with this process."""
-        points = _mount_points()
-        ours = [point for point in points if point.startswith(f"{self.runtime}/")]
-        system = [
-            point for point in ("/sys/fs/cgroup", "/sys") for _ in range(points.count(point) - self.system[point])
-        ]
+        private = f"{self.runtime}/"
+        ours = [point for _, point, _, _ in parse_mountinfo(observe_mountinfo()) if point.startswith(private)]
+        chains = (*self.launch["prepare"], *self.launch["connect"])
+        mounted = [step["argv"][-1] for chain in chains for step in chain if step["argv"][0] == "mount"]
+        system = [point for point in mounted if not point.startswith(private)]  # over the host's: one of ours on each
         steps = [
             {"argv": ["umount", "--lazy", point], "why": f"unmount {point}", "may_fail": False}
-            for point in (*reversed(ours), *system)
+            for point in (*reversed(ours), *reversed(system))
         ]
         SideBySide([steps]).finish(time.monotonic(), CLEANUP_SECONDS)
 
     def _on_stop(self, number: int, frame: object) -> None:
         self.stop_requests += 1
 
-    def _make_cgroup(self) -> None:
-        self.cgroup.make("supervisor", "exec", "machine")
-        self.cgroup.bound("machine", depth=DEPTH, descendants=DESCENDANTS)
-        missing = self.cgroup.limit(control_files(self.launch["limits"]))
-        keys = {"cpu.max": "vcpus", "memory.max": "memory"}
-        unenforced = [keys[name] for name in missing if name in keys]
-        if unenforced:
-            text = f"this host's cgroups cannot limit {' and '.join(unenforced)}: the workspace may use all of it"
-            self.status["warnings"] = [text]
-            self.tell("warning", text)
-
-    def _run_once(self) -> bool:
-        """Mount, connect, run, clean up. True when the guest asked for a reboot."""
-        begun = time.monotonic()
-        main = None
+    def _run_once(self, boot: Boot) -> bool:
+        """See a boot to its end, and clean up. True when the guest asked for a reboot."""
+        main, self.launch = boot.main, boot.launch
         try:
-            for path in self.launch["directories"]:
-                os.makedirs(path, exist_ok=True)
-            for file in self.launch["files"]:
-                with open(file["path"], "w", encoding="utf-8", opener=_private) as target:
-                    target.write(file["content"])
-            mounts = SideBySide(self.launch["prepare"])
-            try:
-                self._make_cgroup()
-                main = Main(self.runtime, self.cgroup, self.launch["argv"], self.log)
-            finally:
-                self._finish(mounts, begun)
-            self._await_network(begun)
-            for stage in self.launch["connect"]:
-                self._finish(SideBySide([[step] for step in stage]), begun)
-            main.go()
+            if boot.failure is not None or main is None:
+                raise boot.failure or CalledOff
+            console = main.open_console(self.log)
+            self._warn(boot.missing)
             self.cgroup.join("supervisor")
-            self._serve(main, begun)
+            self._serve(main, console, boot.begun)
             returncode = main.wait()
         finally:
+            self.cgroup.make("supervisor")
+            self.cgroup.join("supervisor")
             self.cgroup.kill("machine")
             if main is not None:
                 main.close()
             self.cgroup.kill("exec")
             self.cgroup.remove("machine")
             try:
-                SideBySide([self.launch["cleanup"]]).finish(time.monotonic(), CLEANUP_SECONDS)
+                SideBySide([self.launch.get("cleanup", ())]).finish(time.monotonic(), CLEANUP_SECONDS)
             except StartFailed as error:
                 self.log.note(str(error))
-        return self._judge(returncode) and self._pause(begun)
+        return self._judge(returncode) and self._pause(boot.begun)
 
-    def _finish(self, steps: SideBySide, begun: float) -> None:
-        steps.finish(begun, self.launch["start_seconds"], self.wake, lambda: self.stop_requests)
+    def _warn(self, missing: list[str]) -> None:
+        """Say which limits are not in force."""
+        keys = {"cpu.max": "vcpus", "memory.max": "memory"}
+        unenforced = [keys[name] for name in missing if name in keys]
+        if unenforced:
+            text = f"this host's cgroups cannot limit {' and '.join(unenforced)}: the workspace may use all of it"
+            self.status["warnings"] = [text]
+            self.tell("warning", text)
 
     def _pause(self, begun: float) -> bool:
         """Before the next boot: a guest that reboots without end is not to keep the host busy. False when it is
@@ -212,30 +186,13 @@ class Supervisor:
             raise StartFailed(f"the guest ended before it was ready{self._last_words()}")
         return False
 
-    def _await_network(self, begun: float) -> None:
-        """Wait until the command that started us says that the network is in place; once is enough."""
-        if self.gate < 0:
-            return
-        poll = select.poll()
-        poll.register(self.gate, select.POLLIN)
-        poll.register(self.wake, select.POLLIN)
-        left = begun + self.launch["start_seconds"] - time.monotonic()
-        if not poll.poll(max(0.0, left) * 1000):
-            raise StartFailed(f"the network was not in place after {self.launch['start_seconds']:g} s")
-        is_open = not self.stop_requests and os.read(self.gate, 1) != b""
-        os.close(self.gate)
-        self.gate = -1
-        if not is_open:
-            raise CalledOff
-
     def _last_words(self) -> str:
         tail = self.log.tail(12)
         return f"; the end of its log:\n{tail}" if tail else ""
 
-    def _serve(self, main: Main, begun: float) -> None:
+    def _serve(self, main: Main, console: Console, begun: float) -> None:
         """Wait for whatever comes first, until the main process has ended."""
-        console, notify = main.console, main.notify
-        poll = select.poll()
+        poll, notify = select.poll(), main.notify
         for descriptor in (main.pidfd, notify.fileno(), self.wake):
             poll.register(descriptor, select.POLLIN)
         console.register(poll)
@@ -268,7 +225,7 @@ class Supervisor:
                 self.cgroup.kill("machine")
                 deadline = None
 
-    def _hear(self, notify: socket.socket, begun: float) -> bool:
+    def _hear(self, notify: socket, begun: float) -> bool:
         """Take one notification. True when it says that the workspace is ready."""
         try:
             said = notify.recv(4096).decode("utf-8", "replace")
@@ -287,34 +244,8 @@ class Supervisor:
         return False
 
 
-def _mount_points() -> list[str]:
-    return [point for _, point, _, _ in parse_mountinfo(observe_mountinfo())]
-
-
-def _count_system_mounts() -> dict[str, int]:
-    """How many mounts lie on /sys and on the cgroups in it: the host's own, before ours."""
-    points = _mount_points()
-    return {point: points.count(point) for point in ("/sys", "/sys/fs/cgroup")}
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-
-
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal: all but the first and the last have no name
         return f"signal {number}"
-
-
-def main(launch_path: str, report: str, gate: str, lock: str) -> NoReturn:
-    """Entry: the path of a launch.json, and three inherited descriptors: one to report to, one that says "go on", and
-    one that holds the workspace's lock for as long as it is open: in this process, and in no other one."""
-    for descriptor in (report, gate, lock):
-        os.set_inheritable(int(descriptor), False)
-    if os.read(int(gate), 1) == b"":  # the command gave up before there was anything to run
-        sys.exit(0)
-    with open(launch_path, encoding="utf-8") as file:
-        launch = json.load(file)
-    sys.exit(Supervisor(launch, int(report), int(gate)).run())

@@ -15,10 +15,10 @@ import stat
 import struct
 import sys
 from contextlib import closing
-from dataclasses import dataclass
 from typing import NoReturn
 
 from hutch.errors import HutchError
+from hutch.frozen import dataclass
 from hutch.host.cgroup import Cgroup
 from hutch.host.process import open_process, start_time
 from hutch.supervise.confine import install_filters, leave_keyring, read_filters

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+TYPE_CHECKING = False  # see supervise/status
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 CPU_PERIOD = 100_000  # microseconds, for cpu.max
 

@@ -4,67 +4,50 @@ from __future__ import annotations
 
 import os
 import select
-import signal
-import socket
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket  # socket itself brings enum and more: five milliseconds
 
-from hutch.supervise.console import Console, Log
 from hutch.supervise.steps import ENVIRONMENT
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from collections.abc import Sequence
 
-    from hutch.host.cgroup import Cgroup
+    from hutch.supervise.console import Console, Log
 
 # A terminal that can be asked things is asked for its colours by nspawn and systemd, and they wait for the answer.
 MAIN_ENVIRONMENT = {"TERM": "dumb", "SYSTEMD_LOG_COLOR": "0"}
+# HUP, INT, PIPE, TERM and XFSZ: what Python or the supervisor changed. The names would have to be imported.
+SIGNALS = (1, 2, 13, 15, 25)
 REAPED_WITHIN = 10_000  # milliseconds, after it was killed
 
 
 class Main:
-    """The main process, with what it talks through. It is forked at once and waits for `go`: joining a cgroup takes
-    the kernel some milliseconds, which pass while the mounts are made.
-    """
+    """The main process, with what it talks through. It begins when this is made, in the cgroup of its parent."""
 
-    def __init__(self, runtime: str, cgroup: Cgroup, argv: list[str], log: Log) -> None:
-        path = f"{runtime}/notify"
-        if os.path.lexists(path):
-            os.unlink(path)
-        self.console = Console(f"{runtime}/console", log)
-        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self.notify.bind(path)
-        self.notify.setblocking(False)
-        gate, self.gate = os.pipe2(os.O_CLOEXEC)
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(self.gate)
-            self._become(cgroup, gate, argv, {**ENVIRONMENT, "NOTIFY_SOCKET": path, **MAIN_ENVIRONMENT})
-        os.close(gate)
-        self.console.release_guest_end()
+    def __init__(self, runtime: str, argv: Sequence[str]) -> None:
+        self.runtime = runtime
+        self.console: Console | None = None
+        self.notify = _listen(f"{runtime}/notify")
+        self.machine_end, guest_end = os.openpty()
+        self.pid = os.posix_spawnp(
+            "setpriv",
+            ["setpriv", "--pdeathsig", "TERM", "--", *argv],
+            {**ENVIRONMENT, "NOTIFY_SOCKET": f"{runtime}/notify", **MAIN_ENVIRONMENT},
+            file_actions=[(os.POSIX_SPAWN_DUP2, guest_end, descriptor) for descriptor in (0, 1, 2)],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=SIGNALS,
+        )
+        os.close(guest_end)
         self.pidfd = os.pidfd_open(self.pid)
         self.is_waited_for = False
 
-    def _become(self, cgroup: Cgroup, gate: int, argv: list[str], environment: dict[str, str]) -> NoReturn:
-        """The child; it never returns into its parent's code."""
-        try:
-            cgroup.join("machine")
-            os.setsid()
-            for descriptor in (0, 1, 2):
-                os.dup2(self.console.guest_end, descriptor)
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-                signal.signal(number, signal.SIG_DFL)
-            if os.read(gate, 1):
-                os.execvpe("setpriv", ["setpriv", "--pdeathsig", "TERM", "--", *argv], environment)
-        except BaseException as error:  # noqa: BLE001 - a forked child must not run its parent's code
-            os.write(2, f"{argv[0]} cannot be started: {error}\n".encode())
-        os._exit(127)
+    def open_console(self, log: Log) -> Console:
+        """From now on what it says is heard; until then the kernel keeps it."""
+        from hutch.supervise.console import Console
 
-    def go(self) -> None:
-        try:
-            os.write(self.gate, b"1")
-        except BrokenPipeError:
-            pass  # it has ended already: the pidfd says so, and its last words are on the console
+        self.console = Console(f"{self.runtime}/console", log, self.machine_end)
+        return self.console
 
     def wait(self) -> int:
         """The exit code, negative for a signal."""
@@ -73,7 +56,6 @@ class Main:
 
     def close(self) -> None:
         """The process has been killed, or has ended by itself."""
-        os.close(self.gate)
         if not self.is_waited_for:
             poll = select.poll()
             poll.register(self.pidfd, select.POLLIN)
@@ -81,4 +63,16 @@ class Main:
                 self.wait()
         os.close(self.pidfd)
         self.notify.close()
-        self.console.close()
+        if self.console is not None:
+            self.console.close()
+        os.close(self.machine_end)
+
+
+def _listen(path: str) -> socket:
+    """A socket for notifications."""
+    if os.path.lexists(path):
+        os.unlink(path)
+    listener = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
+    listener.bind(path)
+    listener.setblocking(False)
+    return listener

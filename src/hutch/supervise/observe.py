@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from hutch.frozen import dataclass
 from hutch.host.process import is_alive
 from hutch.spec.names import Places
 from hutch.supervise.status import read_status

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
+import time
+
+from hutch.host.process import start_time
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing, a third of a supervisor's start-up
 if TYPE_CHECKING:
@@ -13,8 +15,24 @@ if TYPE_CHECKING:
     """Keys: state, pid, started (clock ticks), since (Unix time), ready_seconds, leader, reason, warnings."""
 
 
+def first_words(pid: int) -> Status:
+    """What is said of a supervisor that has just been started."""
+    return {
+        "state": "starting",
+        "pid": pid,
+        "started": start_time(pid),
+        "since": time.time(),
+        "ready_seconds": None,
+        "leader": None,
+        "reason": "",
+        "warnings": [],
+    }
+
+
 def write_status(path: str, status: Status) -> None:
     """Replace the file at once; it lives in the runtime directory, so it need not survive a power cut."""
+    import json  # see the supervisor: it has time for this later
+
     temporary = f"{path}.new"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(status, file)
@@ -23,6 +41,8 @@ def write_status(path: str, status: Status) -> None:
 
 def read_status(path: str) -> Status | None:
     """The last words of a supervisor, None when there are none."""
+    import json
+
     try:
         with open(path, encoding="utf-8") as file:
             status: Status = json.load(file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 
 TYPE_CHECKING = False  # see supervise/status
@@ -54,13 +53,30 @@ class Running:
         os.close(self.output)
 
 
+def prepare(launch: dict[str, Any]) -> SideBySide:
+    """Begin what comes before the main process: directories, small files, the chains of steps."""
+    try:
+        for path in launch["directories"]:
+            os.makedirs(path, exist_ok=True)
+        for file in launch["files"]:
+            with open(file["path"], "w", encoding="utf-8", opener=_private) as target:
+                target.write(file["content"])
+    except OSError as error:
+        return SideBySide((), str(error))
+    return SideBySide(launch["prepare"])
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
 class SideBySide:
     """Chains of steps: each chain in its order, the chains beside each other. The first of each begin at once."""
 
-    def __init__(self, chains: Sequence[Sequence[dict[str, Any]]]) -> None:
+    def __init__(self, chains: Sequence[Sequence[dict[str, Any]]], failure: str = "") -> None:
         self.running: dict[int, Running] = {}
         self.poll = select.poll()
-        self.failure = ""
+        self.failure = failure
         for chain in chains:
             self._begin(list(chain))
 
@@ -114,6 +130,8 @@ class SideBySide:
 
     def _kill(self) -> None:
         """End what runs, with all that it started; what the kernel holds on to is left behind."""
+        import signal  # it brings enum with it, and steps are killed rarely
+
         for running in self.running.values():
             os.killpg(running.pid, signal.SIGKILL)  # it is not reaped yet, so the number is still its own
         self.failure = self.failure or "killed"  # so that nothing follows

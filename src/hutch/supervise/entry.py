@@ -1,0 +1,101 @@
+"""The first moments of a supervisor: a boot, up to the point where the guest begins. Whatever is to be imported for
+what comes after is imported while the guest boots. Whoever starts a workspace waits for this file's imports: each needs
+a reason.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+
+from hutch.host.cgroup import Cgroup
+from hutch.supervise.gate import GO, receive_launch
+from hutch.supervise.limits import control_files
+from hutch.supervise.main_process import Main
+from hutch.supervise.steps import CalledOff, SideBySide, StartFailed, prepare
+
+TYPE_CHECKING = False  # see supervise/status
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+
+class Boot:
+    """One boot. It is begun when made; `failure` says why it went no further. `missing` are the limits that this host
+    cannot enforce.
+
+    The first boot has its Launch from the `gate`, where it also waits for the network, and then finds itself in the
+    guest's cgroup. A later one gives up when `wake` can be read and `is_off` says that nobody wants it any more.
+    """
+
+    def __init__(
+        self,
+        runtime: str,
+        cgroup: Cgroup,
+        launch: dict[str, Any] | None = None,
+        *,
+        gate: int = -1,
+        wake: int = -1,
+        is_off: Callable[[], object] = lambda: False,
+    ) -> None:
+        self.cgroup, self.gate, self.wake, self.is_off = cgroup, gate, wake, is_off
+        self.main: Main | None = None
+        self.missing: list[str] = []
+        self.failure: StartFailed | OSError | None = None
+        self.launch = launch or {}
+        try:
+            if launch is None:
+                self.launch = self._receive()
+            else:
+                cgroup.enter_guest(os.getpid())
+            self.begun = time.monotonic()
+            self._start(runtime)
+        except (StartFailed, OSError) as error:
+            self.failure = error
+
+    def _receive(self) -> dict[str, Any]:
+        launch = receive_launch(self.gate)
+        if launch is None:
+            raise CalledOff
+        return launch
+
+    def _start(self, runtime: str) -> None:
+        """Mount, limit, connect, and start the main process."""
+        launch = self.launch
+        try:
+            self._finish(prepare(launch))
+        finally:
+            if self.gate >= 0:  # even after a failure: until then the command may still move this process
+                self._await_network()
+        self.missing = self.cgroup.limit(control_files(launch["limits"]))
+        for stage in launch["connect"]:
+            self._finish(SideBySide([[step] for step in stage]))
+        self.main = Main(runtime, launch["argv"])
+
+    def _finish(self, steps: SideBySide) -> None:
+        steps.finish(self.begun, self.launch["start_seconds"], self.wake, self.is_off)
+
+    def _await_network(self) -> None:
+        """Wait until the command that started us says that the network is in place."""
+        poll = select.poll()
+        poll.register(self.gate, select.POLLIN)
+        left = self.begun + self.launch["start_seconds"] - time.monotonic()
+        if not poll.poll(max(0.0, left) * 1000):
+            raise StartFailed(f"the network was not in place after {self.launch['start_seconds']:g} s")
+        if os.read(self.gate, 1) != GO:
+            raise CalledOff
+
+
+def main(runtime: str, cgroup_path: str, report: str, gate: str, lock: str) -> NoReturn:
+    """Entry: a workspace's runtime directory and cgroup, and three inherited descriptors: one to report to; the gate;
+    and one that holds the workspace's lock for as long as it is open: in this process, and in no other one."""
+    for descriptor in (report, gate, lock):
+        os.set_inheritable(int(descriptor), False)
+    cgroup = Cgroup(cgroup_path)
+    boot = Boot(runtime, cgroup, gate=int(gate))
+    os.close(int(gate))
+    from hutch.supervise.embedded import Supervisor
+
+    sys.exit(Supervisor(runtime, cgroup, int(report)).run(boot))
