@@ -7,11 +7,11 @@ what happens is told to a listener.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hutch.errors import HutchError, UsageError
+from hutch.errors import HutchError, Problem, UsageError
 from hutch.spec.names import Places, is_name
 from hutch.state import NetworkRecord, Record, lock, read_network, read_record, read_records
 from hutch.supervise.observe import Observation, observe
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from hutch.apply.explaining import Section
     from hutch.images.cache import Image
     from hutch.plan.actions import Plan
-    from hutch.spec.model import Config
+    from hutch.spec.model import Config, Network
     from hutch.spec.model import Workspace as Spec
     from hutch.supervise.control import Listener
+    from hutch.supervise.enter import Login
 
 Progress = Callable[[str, str, float], None]
 """Told (image, stage, fraction from 0 to 1) while an image is built."""
@@ -54,10 +55,17 @@ class Hutch:
     def load(self, path: Path | None = None) -> Config:
         """Read and validate a hutch.toml. Raises ConfigError with all of its problems."""
         from hutch.backends import check
+        from hutch.host.capacity import check_host, observe_capacity
         from hutch.spec.loading import load
         from hutch.spec.lookup import find_file
 
-        return load(find_file(path), places=self.places, check=check)
+        host = observe_capacity()
+
+        def check_here(name: str, workspace: Spec, network: Network) -> Iterable[Problem]:
+            yield from check(name, workspace, network)
+            yield from check_host({name: workspace}, host.memory, host.cpus)
+
+        return load(find_file(path), places=self.places, check=check_here)
 
     def plan(self, config: Config, names: Sequence[str] = (), *, start: bool = True, prune: bool = False) -> Plan:
         """What `up` would do, and why. Changes nothing."""
@@ -67,10 +75,10 @@ class Hutch:
 
     def up(self, config: Config, names: Sequence[str] = (), *, start: bool = True, prune: bool = False) -> Plan:
         """Plan and apply; returns when every workspace is ready for ssh."""
+        from hutch.apply.building import is_built
         from hutch.apply.converge import first_network
         from hutch.apply.execute import apply_plan
         from hutch.apply.recovery import recover
-        from hutch.images.cache import observe_image
 
         for _ in range(5):
             plan = self.plan(config, names, start=start, prune=prune)
@@ -79,7 +87,7 @@ class Hutch:
                 recover(self.places, self.listen)
                 plan = self.plan(config, names, start=start, prune=prune)
                 # Until the lock was taken, an image may have been removed, or the tree that it is made from changed.
-                if all(observe_image(self.places, wanted.image) for wanted in plan.wanted.values()):
+                if all(is_built(self.places, wanted) for wanted in plan.wanted.values()):
                     apply_plan(self.places, plan, self.listen)
                     return plan
         raise HutchError(
@@ -165,8 +173,10 @@ class Hutch:
 
     def _check_startable(self, starting: Sequence[Record], consequence: str = "") -> None:
         """Refuse, before anything is stopped or started, what could not be started as it is."""
+        from hutch.apply.machines import check_machines
         from hutch.apply.starting import check_shares
 
+        check_machines((record.file, record.name, record.wanted) for record in starting)
         for record in starting:
             if pending_of(record) == "recreate":
                 raise HutchError(
@@ -178,6 +188,10 @@ class Hutch:
                     f"{record.name}: its image {record.image} is not in the cache{consequence}",
                     resolution="`hutch up` builds it again",
                 )
+            if record.wanted.type == "vm":
+                from hutch.apply.hardware import machine_of
+
+                machine_of(self.places, record.image)
         check_shares((record.file, record.name, record.wanted) for record in starting)
 
     def stop(self, names: Sequence[str]) -> None:
@@ -240,7 +254,20 @@ class Hutch:
 
     def status(self, name: str) -> dict[str, Any]:
         """One entry of `hutch status --json`."""
-        return describe(self.record(name), observe(self.places, name))
+        return self.describe(self.record(name))
+
+    def describe(self, record: Record) -> dict[str, Any]:
+        """The same, for whoever has the record."""
+        now = observe(self.places, record.name)
+        return describe(record, now, self._facts(record, now))
+
+    def _facts(self, record: Record, now: Observation) -> Mapping[str, str]:
+        """What is told of the machine that runs."""
+        if not now.is_up or record.booted is None or record.booted.workspace.type != "vm":
+            return {}
+        from hutch.supervise.facts import observe_facts
+
+        return observe_facts(self.places, record.name)
 
     def remove_images(self, ids: Sequence[str]) -> None:
         """Remove images; HutchError, before anything is removed, when a workspace uses one."""
@@ -258,8 +285,12 @@ class Hutch:
 
     def prune_images(self) -> list[str]:
         """Remove every image that no workspace uses; returns their ids."""
-        unused = [image.id for image, users in self.images().items() if not users]
+        from hutch.images.machine import prune_machines
+
+        found = self.images()
+        unused = [image.id for image, users in found.items() if not users]
         self.remove_images(unused)
+        prune_machines(self.places, keep=[image.id for image, users in found.items() if users])
         return unused
 
     def images(self) -> Mapping[Image, tuple[str, ...]]:
@@ -299,25 +330,49 @@ class Workspace:
 
         `capture` is a descriptor that takes its output instead.
         """
-        from hutch.supervise.enter import Login, enter
+        from hutch.backends.identity import guest_uid
+        from hutch.supervise.enter import Login
 
         record, now = self.hutch.record(self.name), self.hutch.observe(self.name)
-        if now.state != "running" or now.leader is None:
-            raise HutchError(f"{self.name} is {now.state}", resolution=f"`hutch start {self.name}`")
         booted = record.booted.workspace if record.booted else record.wanted
-        from hutch.backends.nspawn import guest_uid
-
+        if now.state != "running":
+            raise HutchError(f"{self.name} is {now.state}", resolution=f"`hutch start {self.name}`")
         assert isinstance(booted.owner, int)
         login = (
             Login("root", 0, "/root", "/bin/bash", booted.env)
             if root
             else Login(booted.user, guest_uid(booted.owner), f"/home/{booted.user}", booted.shell, booted.env)
         )
-        return enter(self.hutch.places.cgroup(self.name), now.leader, login, list(argv), capture=capture)
+        way = self._reach if booted.type == "vm" else self._enter
+        return way(booted, now, login, list(argv), capture)
+
+    def _enter(self, booted: Spec, now: Observation, login: Login, argv: list[str], capture: int | None) -> int:
+        """Into a container by its namespaces."""
+        from hutch.supervise.enter import enter
+
+        if now.leader is None:
+            raise HutchError(f"{self.name} has just ended", resolution=f"`hutch start {self.name}`")
+        return enter(self.hutch.places.cgroup(self.name), now.leader, login, argv, capture=capture)
+
+    def _reach(self, booted: Spec, now: Observation, login: Login, argv: list[str], capture: int | None) -> int:
+        """Into a virtual machine, which has none to enter, by ssh."""
+        from hutch.host import ssh, vsock
+        from hutch.supervise.facts import observe_facts
+        from hutch.supervise.remote import Target, run_remotely
+        from hutch.supervise.remote_script import Command
+
+        assert booted.ip is not None
+        places, hypervisor = self.hutch.places, observe_facts(self.hutch.places, self.name).get("hypervisor", "")
+        proxy = ssh.proxy_of(booted, hypervisor, has_vsock=vsock.can_open(vsock.DEVICE))
+        target = Target(places, ssh.Peer(self.name, booted.ip, booted.user, proxy=proxy), now.leader)
+        command = Command(login.home, login.environment(), argv)
+        return run_remotely(target, command, root=login.uid == 0, capture=capture)
 
 
-def describe(record: Record, now: Observation) -> dict[str, Any]:
-    """A workspace as `hutch status --json` shows it (docs: interface, machine-readable state)."""
+def describe(record: Record, now: Observation, facts: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A workspace as `hutch status --json` shows it (docs: interface, machine-readable state). `facts` are those of a
+    machine that runs."""
+    facts = facts or {}
     return {
         "name": record.name,
         "type": record.wanted.type,
@@ -330,8 +385,8 @@ def describe(record: Record, now: Observation) -> dict[str, Any]:
         "image_id": record.image,
         "home": record.wanted.home,
         "user": record.wanted.user,
-        "hypervisor": None,
-        "accelerator": None,
+        "hypervisor": facts.get("hypervisor"),
+        "accelerator": facts.get("accelerator"),
         "pid": now.pid,
         "since": now.since,
         "ready_seconds": now.ready_seconds,

@@ -30,21 +30,42 @@ def world() -> Iterator[World]:
         world.close()
 
 
-@pytest.fixture(scope="session", params=["container"])
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each tier takes its own: `host` what is about containers or no boundary at all; `vm` the same tests with
+    machines, as far as they are marked `vm` (each boot takes seconds there), and those in the folder of that name."""
+    wanted = config.getoption("--boundary")
+    dropped = [item for item in items if boundary_of(item) != wanted]
+    items[:] = [item for item in items if boundary_of(item) == wanted]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+
+
+def boundary_of(item: pytest.Item) -> str:
+    """ "container", "vm", or "" for what is not to run at all."""
+    callspec = getattr(item, "callspec", None)
+    asked = callspec.params.get("workspace_type", "") if callspec else ""
+    if item.path.parent.name == "vm":
+        return "vm"
+    if asked == "vm":
+        return "vm" if item.get_closest_marker("vm") and not item.get_closest_marker("container") else ""
+    return "container"
+
+
+@pytest.fixture(scope="session", params=["container", "vm"])
 def workspace_type(request: pytest.FixtureRequest) -> str:
-    """The boundary under test: every test that asks for it runs once for each."""
+    """The boundary under test: a test that asks for it runs with each, in the tier of that boundary."""
     assert isinstance(request.param, str)
     return request.param
 
 
 @pytest.fixture(scope="session")
-def images(world: World) -> Path:
+def images(world: World, request: pytest.FixtureRequest) -> Path:
     """The directory of built images. It outlives the run: an image is built anew only when its inputs change."""
     cache = Path(os.environ.get("HUTCH_TEST_CACHE") or CHECKOUT / ".cache" / "hutch-test") / "images"
     cache.mkdir(parents=True, exist_ok=True)
     with open_instance(world, cache) as builder:
-        builder.declare("container", builder="")
-        builder.hutch("image", "build", timeout=600)
+        builder.declare(request.config.getoption("--boundary"), builder="")
+        builder.hutch("image", "build", timeout=900)
     return cache
 
 

@@ -190,10 +190,15 @@ class Instance:
             assert result.returncode == 0, explain(("ssh", f"workspace-{name}", command), result)
         return result
 
-    def probe(self, name: str, targets: Iterable[Target], *, patience: float = 1.5) -> dict[str, str]:
-        """Try every target from inside, as root, at once; what each answered, "" for one that was not reached."""
+    def probe(
+        self, name: str, targets: Iterable[Target], *, patience: float = 1.5, around: tuple[str, str] = (":", ":")
+    ) -> dict[str, str]:
+        """Try every target from inside, as root, at once; what each answered, "" for one that was not reached. `around`
+        are shell commands to run there before and after."""
         wanted = json.dumps([target.as_json() for target in targets])
-        result = self.inside(name, "python3", "-c", PROBE.read_text(), wanted, str(patience), root=True)
+        before, after = around
+        script = f'{before}; python3 -c "$@" >/run/answers; {after}; cat /run/answers'
+        result = self.inside(name, "sh", "-c", script, "sh", PROBE.read_text(), wanted, str(patience), root=True)
         answers = json.loads(result.stdout)
         assert isinstance(answers, dict)
         return answers

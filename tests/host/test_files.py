@@ -13,6 +13,8 @@ from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
 
+pytestmark = pytest.mark.vm
+
 
 @pytest.fixture(scope="module")
 def files(world: World, images: Path, workspace_type: str) -> Iterator[Instance]:
@@ -89,7 +91,9 @@ def test_the_home_is_nosuid_and_nodev_on_the_host(files: Instance) -> None:
 
 
 @pytest.mark.parametrize("place", ["/home/dev", "/root", "/srv/with space"])
-def test_no_device_can_be_made(files: Instance, place: str) -> None:
+def test_no_device_can_be_made(files: Instance, place: str, workspace_type: str) -> None:
+    if workspace_type == "vm" and place == "/root":
+        pytest.skip("a machine's own root is its own kernel's affair")
     result = files.inside("web", "mknod", f"{place}/disk", "b", "8", "0", root=True, check=False)
     assert result.returncode != 0
     assert files.inside("web", "test", "-e", f"{place}/disk", root=True, check=False).returncode != 0
@@ -122,6 +126,7 @@ def test_the_root_is_ephemeral_unless_all_persists(files: Instance) -> None:
     assert files.ssh("keep", "doas id -un").stdout == "root\n"
 
 
+@pytest.mark.container
 def test_a_kept_root_is_out_of_reach_for_other_users(files: Instance) -> None:
     """Its setuid programs are real ones on the host."""
     files.inside("keep", "install", "-m", "4755", "/bin/true", "/usr/local/bin/bait", root=True)
@@ -141,6 +146,7 @@ def test_workspaces_of_one_image_take_no_room_of_their_own(files: Instance) -> N
     assert int(used.split()[0]) <= 1024
 
 
+@pytest.mark.container
 def test_a_guest_range_is_disjoint_from_every_other(files: Instance) -> None:
     bases = set()
     for name in ("web", "keep", "moved"):

@@ -14,6 +14,8 @@ from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.world import PUBLIC, PUBLIC_NAME, World
 
+pytestmark = pytest.mark.vm
+
 
 @pytest.fixture(scope="module")
 def web(world: World, images: Path, workspace_type: str) -> Iterator[Instance]:
@@ -175,10 +177,11 @@ def test_tables_are_for_people(web: Instance) -> None:
         assert "\x1b" not in table  # no colours where nobody looks
 
 
-def test_explain_lets_a_sysadmin_replay(web: Instance) -> None:
+def test_explain_lets_a_sysadmin_replay(web: Instance, workspace_type: str) -> None:
     text = web.hutch("explain", "web").stdout
     status = web.status("web")
-    for fact in (status["ip"], status["mac"], "systemd-nspawn", "table", "50-hutch", "/etc/hosts", str(web.state)):
+    program = "systemd-nspawn" if workspace_type == "container" else "qemu-system-"
+    for fact in (status["ip"], status["mac"], program, "table", "50-hutch", "/etc/hosts", str(web.state)):
         assert fact in text, fact
     assert "PRIVATE KEY" not in text
 

@@ -1,7 +1,7 @@
 """Runs the tiers for script/test, times them, and checks that the machine is left as it was found.
 
-`lint` and `unit` touch nothing and run side by side, as the owner of the checkout. `host` runs as root in
-mount, network and process namespaces of its own: what it starts ends with it.
+`lint` and `unit` touch nothing and run side by side, as the owner of the checkout. `host` and `vm` run as root in
+mount, network and process namespaces of their own: what they start ends with them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from tests.support import machine
 
 ROOT = Path(__file__).resolve().parents[2]
-TIERS = ("lint", "unit", "host")
+TIERS = ("lint", "unit", "host", "vm")
 PR_SET_CHILD_SUBREAPER = 36
 
 # Where the host tier finds the machine's own network namespace: downloads must pass through it.
@@ -53,8 +53,8 @@ class Outcome:
 def main() -> int:
     tiers, pytest = _options()
     is_root = os.geteuid() == 0
-    if "host" in tiers and not is_root:
-        print("the host tier needs root: `sudo script/test`, or without it `script/test lint unit`", file=sys.stderr)
+    if {"host", "vm"} & set(tiers) and not is_root:
+        print("that tier needs root: `sudo script/test`, or without it `script/test lint unit`", file=sys.stderr)
         return 2
     os.chdir(ROOT)
     _handle_signals()
@@ -73,13 +73,15 @@ def main() -> int:
                 outcomes.append(lint.result())
                 print((work / "lint.txt").read_text(), end="", flush=True)
         if "host" in tiers:
-            outcomes.append(_timed("host", lambda: _host(pytest, work)))
+            outcomes.append(_timed("host", lambda: _host(pytest, work, "container")))
+        if "vm" in tiers:
+            outcomes.append(_timed("vm", lambda: _host(pytest, work, "vm")))
     finally:
         left = _end_children()
         changed = machine.settled_difference(before) if before else ""
         status = _report(outcomes, left, changed)
-        if any(outcome.tier == "host" and not outcome.passed for outcome in outcomes):
-            print(f"what the host tests left to look at: {work}", flush=True)
+        if any(outcome.tier in ("host", "vm") and not outcome.passed for outcome in outcomes):
+            print(f"what the tests left to look at: {work}", flush=True)
         else:
             shutil.rmtree(work)
     return status
@@ -102,9 +104,9 @@ def _options() -> tuple[list[str], list[str]]:
         if tier not in TIERS:
             parser.error(f"there is no tier {tier!r}; there are {', '.join(TIERS)}")
     pytest = argv[split + 1 :]
-    named = [tier for tier in TIERS if _tests_of(tier, pytest)]
+    named = [tier for tier in TIERS if tier != "vm" and _tests_of(tier, pytest)]
     wanted = TIERS if options.all else options.tiers or named or TIERS
-    if named and set(wanted) != set(named):
+    if named and {"host" if tier == "vm" else tier for tier in wanted} != set(named):
         parser.error(f"those tests are of {' and '.join(named)}; name no other tier with them")
     return [tier for tier in TIERS if tier in wanted], pytest
 
@@ -116,10 +118,10 @@ def _tests_of(tier: str, pytest: Sequence[str]) -> list[str]:
     return [option for option, path in paths if path.is_relative_to(top) and path.exists()]
 
 
-def _selection(tier: str, pytest: Sequence[str]) -> list[str]:
-    """What pytest is to run: all tests of the tier, unless its options name some."""
-    named = _tests_of(tier, pytest)
-    return [*(named or [f"tests/{tier}"]), *(option for option in pytest if option not in named)]
+def _selection(folder: str, pytest: Sequence[str]) -> list[str]:
+    """What pytest is to run: all tests of a folder, unless its options name some."""
+    named = _tests_of(folder, pytest)
+    return [*(named or [f"tests/{folder}"]), *(option for option in pytest if option not in named)]
 
 
 def _timed(tier: str, run: Callable[[], bool]) -> Outcome:
@@ -159,11 +161,12 @@ def _unit(pytest: Sequence[str]) -> bool:
     return subprocess.run(_as_owner(command), stdin=subprocess.DEVNULL).returncode == 0
 
 
-def _host(pytest: Sequence[str], work: Path) -> bool:
+def _host(pytest: Sequence[str], work: Path, boundary: str) -> bool:
     outer = work / "outer-netns"
     outer.touch()
     selection = _selection("host", pytest)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={work}/t", *selection]
+    options = ["-p", "no:cacheprovider", f"--basetemp={work}/{boundary}", f"--boundary={boundary}"]
+    command = [sys.executable, "-m", "pytest", *options, *selection]
     entry = ["unshare", "--mount", "sh", "-c", HOST_ENTRY, "sh", str(outer), *command]
     environment = {**os.environ, OUTER_NETWORK: str(outer)}
     if ROOT.stat().st_uid != 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,6 +16,7 @@ from hutch.images.cache import WAITING, collect_leftovers, ensure_image, locked,
 from hutch.images.progress import Stage
 from hutch.images.recipe import Recipe, make_recipe
 from hutch.images.source import observe_fingerprint
+from hutch.plan.actions import Wanted
 from hutch.spec import names
 from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
@@ -38,17 +39,50 @@ def ensure_images(
 ) -> None:
     """Build the images of workspaces, by name, that are not in the cache. The host's lock is not held meanwhile."""
     users: dict[Recipe, list[str]] = {}
+    machines: set[Recipe] = set()
     for name, workspace in workspaces.items():
-        users.setdefault(recipe_of(places, workspace), []).append(name)
+        recipe = recipe_of(places, workspace)
+        users.setdefault(recipe, []).append(name)
+        if workspace.type == "vm":
+            machines.add(recipe)
     missing = [recipe for recipe in users if observe_image(places, recipe.id) is None]
+    _ensure_trees(places, missing, users, network, file, progress)
+    for recipe in machines:
+        from hutch.images.machine import ensure_machine
+
+        with named(users[recipe]):
+            ensure_machine(recipe, places, progress=partial(_report, progress, recipe.id))
+
+
+def is_built(places: Places, wanted: Wanted) -> bool:
+    """Whether everything is in the cache that a workspace's start takes from there."""
+    if observe_image(places, wanted.image) is None:
+        return False
+    if wanted.workspace.type != "vm":
+        return True
+    from hutch.images.machine import observe_machine
+
+    return observe_machine(places, wanted.image) is not None
+
+
+def _report(progress: Callable[[str, str, float], None], id: str, stage: Stage) -> None:
+    progress(id, stage.name, stage.fraction)
+
+
+def _ensure_trees(
+    places: Places,
+    missing: Sequence[Recipe],
+    users: Mapping[Recipe, list[str]],
+    network: Network,
+    file: str,
+    progress: Callable[[str, str, float], None],
+) -> None:
+    """Build the images that are not there."""
     if not missing:
         return
     collect_leftovers(places)
     for recipe in missing:
-
-        def report(stage: Stage, id: str = recipe.id) -> None:
-            progress(id, stage.name, stage.fraction)
-
+        report = partial(_report, progress, recipe.id)
         with named(users[recipe]):
             if not recipe.wants_network:
                 ensure_image(recipe, places, progress=report)

@@ -12,6 +12,7 @@ from hutch.errors import HutchError
 from hutch.host import hosts_file, router, shares, ssh
 from hutch.host.dns import ensure_resolvers, remove_resolvers
 from hutch.host.firewall import Member
+from hutch.host.vsock import has_vsock
 from hutch.run import Gathering
 from hutch.spec import names
 from hutch.spec.model import Network
@@ -26,7 +27,7 @@ from hutch.state import (
 )
 from hutch.supervise.observe import observe
 
-IDENTITY = ("type", "ip", "mac", "user", "owner", "home")
+IDENTITY = ("type", "hypervisor", "ip", "mac", "cid", "user", "owner", "home")
 
 
 def present(records: Mapping[str, Record]) -> dict[str, Record]:
@@ -150,7 +151,9 @@ def converge_trust(places: Places, records: Mapping[str, Record]) -> None:
         workspace = record.wanted
         assert workspace.ip is not None
         host_key = ensure_host_key(places, name)
-        peers.append(ssh.Peer(name, workspace.ip, workspace.user, host_key))
+        is_machine = workspace.type == "vm"
+        proxy = ssh.proxy_of(workspace, ssh.likely_hypervisor(workspace), has_vsock=is_machine and has_vsock())
+        peers.append(ssh.Peer(name, workspace.ip, workspace.user, host_key, proxy))
     hosts_file.ensure_hosts(places, {peer.name: peer.ip for peer in peers})
     ssh.ensure_trust(places, tuple(peers), keys)
 

@@ -14,6 +14,7 @@ from hutch.apply.starting import make_launch
 from hutch.backends.launch import Launch, Step
 from hutch.frozen import dataclass
 from hutch.host import dns, firewall, hosts_file, router, ruleset, shares, ssh
+from hutch.host.accelerator import Accelerator, recall_accelerator
 from hutch.host.firewall import Member
 from hutch.spec import names
 from hutch.spec.model import Network
@@ -40,8 +41,15 @@ def explain(places: Places, network: Network, records: Mapping[str, Record], rec
         *explain_network(places, network, members),
         *explain_names(places, serving[record.name]),
         Section("directories that the guest can write, nosuid and nodev on the host", guards(serving[record.name])),
-        *explain_start(make_launch(places, record, network)),
+        *explain_start(make_launch(places, record, network, known_accelerator(places, record))),
     )
+
+
+def known_accelerator(places: Places, record: Record) -> Accelerator | None:
+    """What a machine runs under, as far as it has been tried already: here nothing is started."""
+    if record.wanted.type != "vm":
+        return None
+    return recall_accelerator(places) or Accelerator("tcg", None, None, "no guest has been tried yet")
 
 
 def describe(places: Places, record: Record) -> str:
@@ -128,6 +136,9 @@ def explain_start(launch: Launch) -> Iterable[Section]:
         f"unshare --mount --propagation slave -- nsenter --net={launch.network_namespace} -- bash\n"
         f"mkdir -p {shlex.join(launch.directories)}\n{chains}",
     )
+    if launch.helpers:
+        beside = (f"{shlex.join(item.argv)} 3<(listening at {item.socket})  # {item.why}" for item in launch.helpers)
+        yield Section("beside it, each with its socket as descriptor 3", "\n".join(beside))
     yield Section(f"then, in the cgroup {launch.cgroup}/machine", shlex.join(launch.argv))
     yield Section("after it ended", commands(launch.cleanup))
 

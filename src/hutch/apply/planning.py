@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from hutch.apply.building import recipe_of
 from hutch.apply.converge import settle_network
+from hutch.apply.machines import check_machines
 from hutch.apply.starting import check_shares
 from hutch.errors import ConfigError, HutchError, Problem, UsageError
 from hutch.host.listening import check_ports
@@ -64,7 +65,9 @@ def make_plan(places: Places, config: Config, names: Sequence[str], *, start: bo
         undeclared=() if prune else orphans,
         start=start,
     )
-    check_shares((config.file, a.workspace, a.wanted.workspace) for a in found.actions if a.starts and a.wanted)
+    starting = [(config.file, a.workspace, a.wanted.workspace) for a in found.actions if a.starts and a.wanted]
+    check_machines(starting)
+    check_shares(starting)
     return found
 
 

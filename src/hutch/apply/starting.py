@@ -24,6 +24,7 @@ from hutch.supervise.control import Listener, Settle
 
 if TYPE_CHECKING:
     from hutch.backends.launch import Launch, Surroundings
+    from hutch.host.accelerator import Accelerator
 
 
 class StartsFailed(HutchError):
@@ -48,6 +49,11 @@ def start(
     """
 
     starting = [records[name] for name in names]
+    accelerator = None
+    if any(record.wanted.type == "vm" for record in starting):
+        from hutch.apply.machines import prepare_machines
+
+        accelerator = prepare_machines(places, starting, listen)
     if not is_prepared(places, network, starting):
         from hutch.apply.converge import settle
 
@@ -61,7 +67,7 @@ def start(
             yield lambda connect: settle(places, network, file, records, looking, connect)
 
     def make(name: str) -> Launch:
-        launch = make_launch(places, records[name], network)
+        launch = make_launch(places, records[name], network, accelerator)
         records[name] = records[name].with_booted()
         write_record(places, records[name])
         return launch
@@ -110,8 +116,9 @@ def public_keys(places: Places, record: Record) -> list[Path]:
     return [places.key(uid).with_name("id_ed25519.pub") for uid in holders]
 
 
-def make_launch(places: Places, record: Record, network: Network) -> Launch:
-    """The Launch of a workspace as recorded. The backends are imported while its supervisor starts up."""
+def make_launch(places: Places, record: Record, network: Network, accelerator: Accelerator | None = None) -> Launch:
+    """The Launch of a workspace as recorded; a machine needs to know what it runs under. The backends are imported
+    while its supervisor starts up."""
     from hutch.backends import launch
 
     keys = []
@@ -120,16 +127,27 @@ def make_launch(places: Places, record: Record, network: Network) -> Launch:
         if text is None:  # without it, somebody could not log in
             raise HutchError(f"{path} is not there", resolution=f"`hutch up {record.name}` makes it")
         keys.append(text.decode("ascii", "replace").strip())
-    return launch(record.name, record.wanted, surroundings_of(places, record, network, tuple(keys)))
+    return launch(record.name, record.wanted, surroundings_of(places, record, network, tuple(keys), accelerator))
 
 
-def surroundings_of(places: Places, record: Record, network: Network, keys: tuple[str, ...]) -> Surroundings:
+def surroundings_of(
+    places: Places,
+    record: Record,
+    network: Network,
+    keys: tuple[str, ...],
+    accelerator: Accelerator | None = None,
+) -> Surroundings:
     """What a backend must know beside the workspace itself; `keys` are hutch's own that open it."""
     from hutch.backends.launch import Surroundings
 
     workspace = record.wanted
     assert isinstance(workspace.owner, int)
     gid, _ = owner_of(workspace.owner)
+    hardware = None
+    if accelerator is not None and workspace.type == "vm":
+        from hutch.apply.hardware import hardware_of
+
+        hardware = hardware_of(places, record.image, accelerator)
     return Surroundings(
         places=places,
         network=network,
@@ -140,4 +158,5 @@ def surroundings_of(places: Places, record: Record, network: Network, keys: tupl
         keys=keys,
         python=sys.executable,
         package=str(PACKAGE),
+        hardware=hardware,
     )

@@ -11,6 +11,7 @@ import os
 from hutch.apply.starting import surroundings_of
 from hutch.backends.nspawn import inspection
 from hutch.errors import HutchError
+from hutch.host import vsock
 from hutch.host.cgroup import Cgroup
 from hutch.images.contain import run_contained
 from hutch.run import CommandFailed, run
@@ -50,12 +51,28 @@ def obstacles(places: Places, record: Record) -> list[str]:
 def live_sessions(places: Places, record: Record) -> list[str]:
     """Open ssh connections from this host, and commands that `hutch exec` runs."""
     listing = run(["ss", "--no-header", "--tcp", "--numeric", "state", "established", "dst", f"{record.wanted.ip}:22"])
-    found = [f"{len(listing.stdout.splitlines())} open ssh connections"] if listing.stdout.strip() else []
+    count = len(listing.stdout.splitlines()) + vsock_connections(record)
+    found = [f"{count} open ssh connections"] if count else []
     cgroup = Cgroup(places.cgroup(record.name))
     if cgroup.is_populated("exec"):
         found.append("a command started by `hutch exec` is running")
     cgroup.close()
     return found
+
+
+def vsock_connections(record: Record) -> int:
+    """Those that do not use the network."""
+    booted = record.booted.workspace if record.booted else record.wanted
+    if booted.type != "vm" or booted.cid is None or not vsock.can_open(vsock.DEVICE):
+        return 0
+    listing = run(["ss", "--no-header", "--vsock", "--numeric"])
+    return count_vsock(listing.stdout, booted.cid)
+
+
+def count_vsock(listing: str, cid: int) -> int:
+    """The established connections to the sshd of a machine, as ss lists them: kind, state, two queues, two ends."""
+    rows = (line.split() for line in listing.splitlines())
+    return sum(row[1:2] == ["ESTAB"] and row[5:6] == [f"{cid}:22"] for row in rows)
 
 
 def unsaved_git_work(places: Places, record: Record) -> list[str]:

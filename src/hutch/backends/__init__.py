@@ -6,9 +6,9 @@ The registry: adding a backend touches its own file and one line here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from importlib import import_module
+from typing import Protocol, cast
 
-from hutch.backends import nspawn
 from hutch.backends.launch import Launch, Surroundings
 from hutch.errors import Problem
 from hutch.spec.model import Network, Workspace
@@ -24,19 +24,22 @@ class Backend(Protocol):
         """What makes the workspace run."""
 
 
-BACKENDS: dict[tuple[str, str], Backend] = {("local", "container"): nspawn}
+BACKENDS = {("local", "container"): "nspawn", ("local", "vm"): "hypervisor"}
+"""(engine, type) -> the module of its backend, which is imported only for workspaces of that kind."""
 UNSUPPORTED = "not supported yet"
+
+
+def backend_of(workspace: Workspace) -> Backend | None:
+    module = BACKENDS.get((workspace.engine, workspace.type))
+    return cast(Backend, import_module(f"hutch.backends.{module}")) if module else None
 
 
 def check(name: str, workspace: Workspace, network: Network) -> Iterable[Problem]:
     """What this hutch cannot do for the workspace; keys are dotted as in the file."""
     prefix = f"workspaces.{name}"
-    backend = BACKENDS.get((workspace.engine, workspace.type))
+    backend = backend_of(workspace)
     if backend is None:
-        if workspace.type != "container":
-            yield Problem(UNSUPPORTED, f"{prefix}.type", hint='use "container"')
-        if workspace.engine != "local":
-            yield Problem(UNSUPPORTED, f"{prefix}.engine", hint='use "local"')
+        yield Problem(UNSUPPORTED, f"{prefix}.engine", hint='use "local"')
     yield from _check_common(prefix, workspace)
     if backend is not None:
         yield from backend.check(prefix, workspace)
@@ -50,7 +53,8 @@ def _check_common(prefix: str, workspace: Workspace) -> Iterable[Problem]:
     if workspace.egress != "internet":
         yield Problem(UNSUPPORTED, f"{prefix}.egress", hint='use "internet" or leave it out')
     for key in ("nix_store", "gpu", "nesting", "learn"):
-        if getattr(workspace, key):
+        only = Workspace.__dataclass_fields__[key].metadata["only"]
+        if getattr(workspace, key) and only in ("", workspace.type):  # elsewhere it has no effect, as plan says
             yield Problem(UNSUPPORTED, f"{prefix}.{key}", hint="use false or leave it out")
     if workspace.idle is not None:
         yield Problem(UNSUPPORTED, f"{prefix}.idle", hint="leave it out")
@@ -58,4 +62,6 @@ def _check_common(prefix: str, workspace: Workspace) -> Iterable[Problem]:
 
 def launch(name: str, workspace: Workspace, surroundings: Surroundings) -> Launch:
     """What makes the workspace run."""
-    return BACKENDS[workspace.engine, workspace.type].launch(name, workspace, surroundings)
+    backend = backend_of(workspace)
+    assert backend is not None  # or `check` would have refused it
+    return backend.launch(name, workspace, surroundings)

@@ -6,9 +6,31 @@ A backend makes it, purely; the embedded supervisor runs it; systemd units can b
 
 from __future__ import annotations
 
+from dataclasses import field
+
 from hutch.frozen import dataclass
 from hutch.spec.model import Network
 from hutch.spec.names import Places
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What virtual machines are made of on this host. `kernel`, `initrd`, `root` and `firmware` are files of the image
+    cache and of the host; `accelerator` is "kvm" or "tcg", `tsc_khz` the rate of the host's time stamp counter for the
+    latter, `kvm_gid` the group that may use the former; `virtiofsd` and `library` (where qemu.qmp lies) are paths, and
+    so is `cloud_hypervisor`, if a version that can be used is installed: see backends/hypervisor."""
+
+    kernel: str
+    initrd: str
+    root: str
+    firmware: str | None
+    accelerator: str
+    tsc_khz: int | None
+    kvm_gid: int | None
+    virtiofsd: str
+    library: str
+    has_vsock: bool
+    cloud_hypervisor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -16,7 +38,7 @@ class Surroundings:
     """What a backend must know of the host and of what was allocated, beside the workspace itself.
 
     `owner_gid` is the owner's primary group on the host; `image_root` the image's tree; `keys`
-    the public keys of hutch's own that open it; `python` and
+    the public keys of hutch's own that open it; `hardware` is there for virtual machines; `python` and
     `package` the interpreter and the directory of hutch's own code, for steps that are programs of ours.
     """
 
@@ -29,6 +51,7 @@ class Surroundings:
     keys: tuple[str, ...]
     python: str
     package: str
+    hardware: Hardware | None = None
 
 
 @dataclass(frozen=True)
@@ -42,10 +65,22 @@ class Step:
 
 @dataclass(frozen=True)
 class File:
-    """A small file that must exist before the first step: a credential, say. Root's own, mode 0600."""
+    """A small file that must exist before the first step: a credential, say. Nobody but `uid` can read it."""
 
     path: str
     content: str
+    uid: int = 0
+
+
+@dataclass(frozen=True)
+class Helper:
+    """A process beside the main one, which talks to it over a socket. It is started before it and inherits, as
+    descriptor 3, the listening socket at `socket`, which belongs to `uid`. `why` is shown to people."""
+
+    argv: tuple[str, ...]
+    why: str
+    socket: str
+    uid: int
 
 
 @dataclass(frozen=True)
@@ -65,8 +100,11 @@ class Launch:
     the network namespace at `network_namespace`; so mounts vanish with the last process. `prepare` are chains of
     steps that do not depend on each other: the chains may run side by side, and while the host's network is still
     being set up; `connect` joins the network, so it waits: its stages follow one another, the steps of a stage may
-    run side by side. `argv` tells that it is ready by sd_notify. `restart_codes` are exit codes of `argv` that mean
-    "the guest asked for a reboot": everything is cleaned up, prepared, connected and started again.
+    run side by side. `helpers` are there before `argv` is; when one ends, so does the workspace. `argv` tells that it
+    is ready by sd_notify or, being a virtual machine, by its port: `links` names the sockets that it inherits as
+    descriptors 3, 4, …, see supervise/sources. `restart_codes` are exit codes of `argv` that mean "the guest asked for
+    a reboot", as a machine's monitor may say too: everything is cleaned up, prepared, connected and started again.
+    `library` is where the supervisor finds what it needs of other people's for that; `facts` are told to people.
     """
 
     workspace: str
@@ -81,6 +119,10 @@ class Launch:
     cleanup: tuple[Step, ...]
     limits: Limits
     runtime: str
+    helpers: tuple[Helper, ...] = ()
+    links: tuple[str, ...] = ()
+    library: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
     restart_codes: tuple[int, ...] = ()
     start_seconds: float = 60.0
     stop_seconds: float = 15.0

@@ -7,17 +7,18 @@ in the Launch's own mount namespace and end with it.
 
 from __future__ import annotations
 
-import ipaddress
 import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 
+from hutch.backends.identity import guest_uid, identify
 from hutch.backends.launch import File, Launch, Limits, Step, Surroundings
 from hutch.backends.port import Port
+from hutch.backends.share import bind_step, sources
 from hutch.errors import Problem
-from hutch.guest.credentials import HOST_KEY, Identity, render_credentials
+from hutch.guest.credentials import HOST_KEY, render_credentials
 from hutch.spec import names
-from hutch.spec.model import Mount, Workspace
+from hutch.spec.model import Workspace
 
 REBOOT = 133  # nspawn's exit code, with --keep-unit, when the guest rebooted
 SCRATCH = 2 << 30  # bytes that an ephemeral root may grow by when `disk` does not say
@@ -33,15 +34,10 @@ def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
         yield Problem("cannot limit a root that is kept", f"{prefix}.disk", hint='leave it out, or persist = "home"')
 
 
-def guest_uid(owner: int) -> int:
-    """The login user's uid inside: the owner's own, where it is a person's; 1000 for the rest, mapped to the owner."""
-    return owner if owner in names.GUEST_UIDS else 1000
-
-
 def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     """Everything that makes the container run."""
     places, runtime = host.places, str(host.places.runtime(name))
-    identity = identify(name, workspace, host)
+    identity = identify(name, workspace, host, f"Name={names.GUEST_INTERFACE}")
     credentials = {key: f"{runtime}/credentials/{key}" for key in render_credentials(identity)}
     files = [File(credentials[key], text) for key, text in render_credentials(identity).items()]
     assert workspace.mac is not None and workspace.ip is not None
@@ -80,22 +76,6 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
         runtime=runtime,
         restart_codes=(REBOOT,),
-    )
-
-
-def identify(name: str, workspace: Workspace, host: Surroundings) -> Identity:
-    assert workspace.ip is not None and isinstance(workspace.owner, int)
-    return Identity(
-        hostname=name,
-        user=workspace.user,
-        uid=guest_uid(workspace.owner),
-        shell=workspace.shell,
-        address=workspace.ip,
-        prefix=ipaddress.IPv4Network(host.network.subnet).prefixlen,
-        gateway=names.gateway(host.network.subnet),
-        authorized_keys=(*(workspace.authorized_keys or ()), *host.keys),
-        env=workspace.env,
-        match=f"Name={names.GUEST_INTERFACE}",
     )
 
 
@@ -143,24 +123,14 @@ def upper_place(name: str, workspace: Workspace, host: Surroundings, runtime: st
 
 
 def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
-    """Home and mounts, in the order of `shares`."""
-    assert isinstance(workspace.owner, int) and workspace.home is not None
-    sources = [(workspace.home, False), *((mount.source, mount.readonly) for mount in workspace.mounts)]
+    """Home and mounts, in the order of `shares`: the owner's files are the login user's inside; whatever else the guest
+    makes belongs to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's."""
+    assert isinstance(workspace.owner, int)
+    mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
     return tuple(
-        share_step(name, source, target, readonly, workspace.owner, host)
-        for (source, readonly), target in zip(sources, shares, strict=True)
+        bind_step(name, source, place, readonly, mapping, host)
+        for (source, _, readonly), place in zip(sources(workspace), shares, strict=True)
     )
-
-
-def share_step(name: str, source: str, target: str, readonly: bool, owner: int, host: Surroundings) -> Step:
-    """A host directory for the guest: the owner's files are the login user's inside; whatever else the guest makes
-    belongs to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's."""
-    mapping = render_owner_map(owner, host.owner_gid, host.uid_base)
-    options = f"{'ro,' if readonly else ''}nosuid,nodev,X-mount.idmap={mapping}"
-    if source == str(host.places.home(name)):  # root's own directories all the way: there can be no link on it
-        return Step(("mount", "--bind", "-o", options, source, target), f"share {source}")
-    bind = (host.python, "-I", "-S", f"{host.package}/host/bind.py")
-    return Step((*bind, source, target, options), f"share {source}")
 
 
 def render_owner_map(uid: int, gid: int, base: int) -> str:
@@ -185,9 +155,10 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
     """
     assert isinstance(workspace.owner, int) and workspace.home is not None
     work, uid = "/mnt", str(guest_uid(workspace.owner))
-    home = Mount(source=workspace.home, target=f"/home/{workspace.user}", readonly=True)
+    home, target, _ = sources(workspace)[0]
     throw_away = replace(workspace, persist="home", disk=None)
-    share = share_step(name, home.source, f"{work}/home", True, workspace.owner, host)
+    mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
+    share = bind_step(name, home, f"{work}/home", True, mapping, host)
     steps = (
         Step(("mount", "-t", "tmpfs", "tmpfs", work), "make room"),
         Step(("mkdir", *(f"{work}/{layer}" for layer in (*LAYERS, "home"))), "make mount points"),
@@ -200,9 +171,9 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
     nspawn = (
         *("systemd-nspawn", "--settings=no", "--register=no", "--keep-unit", "--quiet", "--as-pid2"),
         *("--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--private-network"),
-        *(f"--directory={work}/root", f"--machine={name}-look", f"--bind-ro={work}/home:{home.target}"),
+        *(f"--directory={work}/root", f"--machine={name}-look", f"--bind-ro={work}/home:{target}"),
         *(f"--private-users={host.uid_base}:{names.UID_COUNT}", "--private-users-ownership=off"),
-        *(f"--chdir={home.target}", f"--setenv=HOME={home.target}"),
+        *(f"--chdir={target}", f"--setenv=HOME={target}"),
         *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--", *command),
     )
     script = "\n".join([*(shlex.join(step.argv) for step in steps), f"exec {shlex.join(nspawn)}"])
@@ -212,7 +183,6 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
 def nspawn_argv(
     name: str, workspace: Workspace, host: Surroundings, credentials: dict[str, str], shares: list[str]
 ) -> tuple[str, ...]:
-    targets = [(f"/home/{workspace.user}", False), *((mount.target, mount.readonly) for mount in workspace.mounts)]
     return (
         "systemd-nspawn",
         "--settings=no",  # an image may carry a .nspawn file
@@ -234,7 +204,7 @@ def nspawn_argv(
         *(f"--load-credential={key}:{path}" for key, path in credentials.items()),
         *(
             f"--bind{'-ro' if readonly else ''}={share}:{target}"
-            for share, (target, readonly) in zip(shares, targets, strict=True)
+            for share, (_, target, readonly) in zip(shares, sources(workspace), strict=True)
         ),
         "--boot",
         "systemd.show_status=auto",  # silent until something fails or takes long

@@ -1,4 +1,5 @@
-"""A port on the bridge: a veth pair made down in the router namespace, raised only when its filter is seen there."""
+"""A port on the bridge: a veth pair or a TAP device, made down in the router namespace, raised only when its filter is
+seen there."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from hutch.frozen import dataclass
 
 @dataclass(frozen=True)
 class Port:
-    """`outer` is the bridge's end, `inner` the one that the guest gets."""
+    """`outer` is the bridge's end, `inner` the one that a container gets; a virtual machine gets a descriptor of the
+    outer one, and there is no other."""
 
     outer: str
     inner: str
@@ -18,7 +20,9 @@ class Port:
     table: str
 
     def make(self) -> Step:
-        """The pair itself: down, and on no bridge yet, so it may be made before the network is settled."""
+        """The devices: down, and on no bridge yet, so they may be made before the network is settled."""
+        if not self.inner:
+            return Step(("ip", "tuntap", "add", "dev", self.outer, "mode", "tap"), "make the port")
         pair = (self.outer, "type", "veth", "peer", "name", self.inner, "address", self.mac)
         return Step(("ip", "link", "add", *pair), "make the port")
 

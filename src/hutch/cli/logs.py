@@ -7,18 +7,20 @@ import os
 import signal
 import socket
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NoReturn
 
 import click
 
-from hutch.api import Hutch
+from hutch.api import Hutch, Workspace
 from hutch.cli.common import Options, global_options, needs_root, printable, workspace_names
 from hutch.errors import HutchError
 from hutch.supervise.relay import Channel, open_unblocked, raw, relay
 
 NAME = click.argument("name", shell_complete=workspace_names)
 DETACH = b"\x1d"  # ^]
+GETTY = {"container": "console-getty.service", "vm": "serial-getty@ttyS0.service"}
 LINES = 1000
 CHUNK = 65536
 
@@ -89,12 +91,37 @@ def console(options: Options, name: str) -> None:
             link.connect(str(hutch.places.console(name)))
         except (ConnectionRefusedError, FileNotFoundError) as error:
             raise HutchError(f"{name} has just ended", resolution=f"`hutch start {name}`") from error
-        if hutch.observe(name).state == "running":
-            null = os.open("/dev/null", os.O_WRONLY)
-            workspace.run(["systemctl", "start", "--no-block", "console-getty.service"], root=True, capture=null)
-            os.close(null)
         options.say(f"attached to {name}; ^] detaches")
-        attach(link)
+        with meanwhile(lambda: ask_for_shell(workspace)):
+            attach(link)
+
+
+def ask_for_shell(workspace: Workspace) -> None:
+    """Have the guest put its shell on the console."""
+    hutch, record = workspace.hutch, workspace.hutch.record(workspace.name)
+    if hutch.observe(workspace.name).state == "running":
+        booted = record.booted.workspace if record.booted else record.wanted
+        null = os.open("/dev/null", os.O_WRONLY)
+        workspace.run(["systemctl", "start", "--no-block", GETTY[booted.type]], root=True, capture=null)
+
+
+@contextmanager
+def meanwhile(work: Callable[[], None]) -> Iterator[None]:
+    """Do `work` in a process of its own, so that nobody waits for a guest that cannot be reached: one that fails says
+    nothing, since the terminal is the console's. What is not done in the end is called off."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except HutchError:
+            pass
+        finally:
+            os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
 
 
 def attach(link: socket.socket) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hutch.api import Hutch, describe
+from hutch.api import Hutch
 from hutch.cli.common import Options, global_options, needs_root, print_json, print_table, printable, workspace_names
 from hutch.errors import UsageError
 
@@ -15,7 +15,7 @@ def gather(options: Options, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """The named workspaces, or all: those on the host, then those that the file declares and nobody made yet."""
     hutch = Hutch()
     records = hutch.records()
-    found = {name: describe(record, hutch.observe(name)) for name, record in records.items()}
+    found = {name: hutch.describe(record) for name, record in records.items()}
     file, declared = hutch.declared(options.path)
     for name, type in declared.items():
         if name not in found:
@@ -44,6 +44,12 @@ def absent(name: str, kind: str | None, file: str) -> dict[str, Any]:
     }
 
 
+def show_type(entry: dict[str, Any]) -> str:
+    """A machine that is emulated is slow, so it is told apart."""
+    emulated = " (tcg)" if entry["accelerator"] == "tcg" else ""
+    return f"{entry['type'] or '-'}{emulated}"
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @global_options
@@ -57,7 +63,7 @@ def ls(options: Options, as_json: bool) -> None:
     rows = [
         (
             entry["name"],
-            entry["type"] or "-",
+            show_type(entry),
             entry["state"] + ("" if entry["pending"] == "none" else f" (pending {entry['pending']})"),
             entry["ip"] or "-",
             entry["image"] or "-",

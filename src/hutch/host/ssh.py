@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.files import read_or_none, sync_directory, write_atomic
 from hutch.frozen import dataclass
+from hutch.host.tools import find_program
 from hutch.run import run
+from hutch.spec.model import Workspace
 from hutch.spec.names import Places, hostname
 from hutch.state import make_directory
 
@@ -20,16 +22,20 @@ BLOB = 51  # bytes of an Ed25519 public key with its name
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 # An IdentityFile in a configuration replaces OpenSSH's own defaults, so they are named again after ours.
 DEFAULT_IDENTITIES = ("id_ed25519", "id_ed25519_sk", "id_ecdsa", "id_ecdsa_sk", "id_rsa")
+CONNECT_SECONDS = 10
+SILENCE = (15, 8)  # ask a peer that says nothing after so many seconds, and give up after so many questions
+VSOCK_PROXY = "/usr/lib/systemd/systemd-ssh-proxy"  # from version 256 on
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A workspace as the ssh client sees it."""
+    """A workspace as the ssh client sees it. `proxy` is the command that connects to it, "" to connect by TCP."""
 
     name: str
     ip: str
     user: str
-    host_key: str
+    host_key: str = ""
+    proxy: str = ""
 
 
 def ensure_key(path: Path, comment: str, *, uid: int = 0, gid: int = 0, published: bool = False) -> str:
@@ -114,6 +120,7 @@ def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, st
             f"    HostName {peer.ip}",
             f"    HostKeyAlias {hostname(peer.name)}",
             f"    User {peer.user}",
+            *(f"    {key} {value}" for key, value in proxy_options(peer.proxy).items()),
         ]
     if peers:
         hosts = ",".join(hostname(peer.name) for peer in peers)
@@ -126,7 +133,7 @@ def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, st
             "    CheckHostIP no",
             "    ForwardAgent no",
             "    ForwardX11 no",
-            "    ConnectTimeout 10",
+            f"    ConnectTimeout {CONNECT_SECONDS}",
         ]
         for path in keys.values():
             lines += [f"Match originalhost {hosts} exec \"test -r '{path}'\"", f'    IdentityFile "{path}"']
@@ -134,6 +141,79 @@ def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, st
         lines += [f"    IdentityFile ~/.ssh/{name}" for name in DEFAULT_IDENTITIES]
     lines += ["Match all", ""]
     return "\n".join(lines).encode()
+
+
+def choose_proxy(cid: int | None, programs: Collection[str]) -> str:
+    """The command that connects to a machine's sshd by vsock, which does not need the machine's network. `cid` is None
+    for what has no vsock, and `programs` are the paths and names of what this host has; "" to connect by TCP."""
+    if cid is None:
+        return ""
+    if VSOCK_PROXY in programs:
+        return f"{VSOCK_PROXY} vsock/{cid} 22"
+    return f"socat - VSOCK-CONNECT:{cid}:22" if "socat" in programs else ""
+
+
+def proxy_of(workspace: Workspace, hypervisor: str, *, has_vsock: bool) -> str:
+    """The same for a workspace of this host. cloud-hypervisor keeps its vsock to itself."""
+    reachable = workspace.type == "vm" and workspace.engine == "local" and hypervisor != "cloud-hypervisor"
+    if not (reachable and has_vsock):
+        return ""
+    return choose_proxy(workspace.cid, [name for name in (VSOCK_PROXY, "socat") if find_program(name) is not None])
+
+
+def likely_hypervisor(workspace: Workspace) -> str:
+    """What the next start will use, as far as it can be told without trying KVM."""
+    if workspace.hypervisor != "auto":
+        return workspace.hypervisor
+    return "cloud-hypervisor" if find_program("cloud-hypervisor") is not None else "qemu"
+
+
+def proxy_options(proxy: str) -> dict[str, str]:
+    """systemd's program hands the connected socket over and is gone; the other one carries the bytes."""
+    if not proxy:
+        return {}
+    return {"ProxyCommand": proxy, "ProxyUseFdpass": "yes" if proxy.startswith(VSOCK_PROXY) else "no"}
+
+
+def render_argv(places: Places, peer: Peer, command: str, *, terminal: bool, control: str, is_first: bool) -> list[str]:
+    """An ssh of hutch's own, with hutch's own key: nobody's configuration, and nothing of the caller's goes along.
+
+    `control` is the socket by which a second session shares the connection of the first, "" for one of its own.
+    """
+    interval, questions = SILENCE
+    options = {
+        "BatchMode": "yes",
+        "HostName": peer.ip,
+        "HostKeyAlias": hostname(peer.name),
+        "User": peer.user,
+        **proxy_options(peer.proxy),
+        "IdentityFile": str(places.key(0)),
+        "IdentitiesOnly": "yes",
+        "IdentityAgent": "none",
+        "PreferredAuthentications": "publickey",
+        "UserKnownHostsFile": str(places.known_hosts),
+        "GlobalKnownHostsFile": "none",
+        "StrictHostKeyChecking": "yes",
+        "UpdateHostKeys": "no",
+        "VerifyHostKeyDNS": "no",
+        "CheckHostIP": "no",
+        "ForwardAgent": "no",
+        "ForwardX11": "no",
+        "ClearAllForwardings": "yes",
+        "PermitLocalCommand": "no",
+        "Tunnel": "no",
+        "EscapeChar": "none",
+        "LogLevel": "ERROR",
+        "ConnectTimeout": str(CONNECT_SECONDS),
+        "ServerAliveInterval": str(interval),
+        "ServerAliveCountMax": str(questions),
+        "ControlMaster": "yes" if control and is_first else "no",
+        "ControlPath": control or "none",
+        "ControlPersist": "no",
+        "RequestTTY": "force" if terminal else "no",
+    }
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    return ["ssh", "-F", "none", *words, "--", hostname(peer.name), command]
 
 
 def ensure_trust(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> None:

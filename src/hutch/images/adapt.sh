@@ -97,6 +97,40 @@ ExecStart=
 ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud - 115200,38400,9600 vt220
 EOF
 
+# A virtual machine tells its host when sshd answers, and is told to power off, by a port that containers do not have;
+# the first number in its name counts the devices before it.
+cat >"$units/hutch-port.service" <<'EOF'
+[Unit]
+Description=Link to the Host
+ConditionPathExistsGlob=/dev/vport*p1
+DefaultDependencies=no
+After=ssh.service sshd.service systemd-networkd-wait-online.service systemd-resolved.service
+Conflicts=shutdown.target
+Before=shutdown.target
+
+[Service]
+ExecStart=/bin/sh -c 'exec 3<>$$(echo /dev/vport*p1); echo READY=1 >&3; while read -r line <&3; do [ "$$line" != poweroff ] || systemctl --no-block poweroff; done'
+EOF
+ln -sfn ../hutch-port.service "$units/multi-user.target.wants/hutch-port.service"
+
+# Its root may lie on a disk, which is enlarged while it is off.
+cat >"$units/hutch-grow.service" <<EOF
+[Unit]
+Description=Let the Root Grow with Its Disk
+ConditionPathIsMountPoint=/run/hutch/disk
+DefaultDependencies=no
+After=hutch-port.service
+Conflicts=shutdown.target
+Before=shutdown.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStartPre=-udevadm wait --timeout=30 /dev/vdb
+ExecStart=$(first /usr/lib/systemd/systemd-growfs /lib/systemd/systemd-growfs) /run/hutch/disk
+EOF
+ln -sfn ../hutch-grow.service "$units/multi-user.target.wants/hutch-grow.service"
+
 # The journal lives and dies with the root.
 mkdir -p /etc/systemd/journald.conf.d
 printf '[Journal]\nStorage=volatile\nRuntimeMaxUse=16M\n' >/etc/systemd/journald.conf.d/50-hutch.conf

@@ -15,27 +15,32 @@ import os
 import select
 import signal
 import time
+from functools import partial
 
 from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.host.process import start_time
 from hutch.supervise.console import Log
 from hutch.supervise.entry import Boot
+from hutch.supervise.sources import open_sources
 from hutch.supervise.status import first_words, write_status
 from hutch.supervise.steps import CalledOff, SideBySide, StartFailed
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
-    from _socket import socket
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from hutch.host.cgroup import Cgroup
     from hutch.supervise.console import Console
-    from hutch.supervise.main_process import Main
+    from hutch.supervise.main_process import Helper, Main
+    from hutch.supervise.sources import Said, Source
 
 
 LOG_BYTES = 1 << 20
 CLEANUP_SECONDS = 10.0
 REBOOT_SECONDS = 5.0  # from one boot to the next, at least
+HELPER_GRACE = 1.0  # seconds between the end of a helper and that of the machine which it belonged to
+RESET, PANIC = "guest-reset", "guest-panic"  # QMP's words
 RETRY_SECONDS = 2.0  # until a status that could not be written is tried again
 
 
@@ -129,20 +134,30 @@ class Supervisor:
     def _run_once(self, boot: Boot) -> bool:
         """See a boot to its end, and clean up. True when the guest asked for a reboot."""
         main, self.launch = boot.main, boot.launch
+        self.outcome = self.broken = ""
+        self.was_killed = False
+        sources: list[Source] = []
         try:
             if boot.failure is not None or main is None:
                 raise boot.failure or CalledOff
             console = main.open_console(self.log)
             self._warn(boot.missing)
             self.cgroup.join("supervisor")
-            self._serve(main, console, boot.begun)
+            sources = open_sources(main, self.launch["library"])
+            self._serve(main, boot, console, sources)
             returncode = main.wait()
+            for source in sources:
+                self._hear(source.last_words(), boot.begun)
         finally:
             self.cgroup.make("supervisor")
             self.cgroup.join("supervisor")
             self.cgroup.kill("machine")
+            for source in sources:
+                source.close()
             if main is not None:
                 main.close()
+            for helper in boot.helpers:
+                helper.close()
             self.cgroup.kill("exec")
             self.cgroup.remove("machine")
             try:
@@ -173,7 +188,12 @@ class Supervisor:
         """What the end of the main process means. True for a reboot; StartFailed for what nobody asked for."""
         if self.overran:
             raise StartFailed(f"not ready after {self.launch['start_seconds']:g} s{self._last_words()}")
-        if returncode in self.launch["restart_codes"] and not self.stop_requests:
+        if self.broken and self.was_killed:
+            raise StartFailed(f"{self.broken}{self._last_words()}")
+        if self.outcome == PANIC:
+            raise StartFailed(f"the guest's kernel panicked{self._last_words()}")
+        is_reboot = returncode in self.launch["restart_codes"] or self.outcome == RESET
+        if is_reboot and not self.stop_requests:
             if self.status["state"] == "starting":
                 raise StartFailed(f"the guest rebooted before it was ready{self._last_words()}")
             self.log.note("the guest asked for a reboot")
@@ -181,7 +201,7 @@ class Supervisor:
             return True
         if returncode and not self.stop_requests:
             how = f"ended with code {returncode}" if returncode > 0 else f"was killed by {_signal_name(-returncode)}"
-            raise StartFailed(f"{os.path.basename(self.launch['argv'][0])} {how}{self._last_words()}")
+            raise StartFailed(f"{self.launch['backend']} {how}{self._last_words()}")
         if self.status["state"] == "starting" and not self.stop_requests:
             raise StartFailed(f"the guest ended before it was ready{self._last_words()}")
         return False
@@ -190,27 +210,38 @@ class Supervisor:
         tail = self.log.tail(12)
         return f"; the end of its log:\n{tail}" if tail else ""
 
-    def _serve(self, main: Main, console: Console, begun: float) -> None:
+    def _serve(self, main: Main, boot: Boot, console: Console, sources: list[Source]) -> None:
         """Wait for whatever comes first, until the main process has ended."""
-        poll, notify = select.poll(), main.notify
-        for descriptor in (main.pidfd, notify.fileno(), self.wake):
+        poll = select.poll()
+        self.deadline: float | None = boot.begun + self.launch["start_seconds"]
+
+        def hear(source: Source) -> None:
+            self._hear(source.hear(), boot.begun)
+            if source.is_spent:
+                poll.unregister(source.fileno())
+
+        def lose(helper: Helper) -> None:
+            poll.unregister(helper.pidfd)
+            if not self.broken:  # unless it ends since the machine does, which then ends in a moment
+                self.broken = f"the process beside it ended: {helper.why}"
+                self.deadline = time.monotonic() + HELPER_GRACE
+
+        handlers: dict[int, Callable[[], object]] = {
+            self.wake: lambda: os.read(self.wake, 64),
+            **{source.fileno(): partial(hear, source) for source in sources},
+            **{helper.pidfd: partial(lose, helper) for helper in boot.helpers},
+        }
+        for descriptor in (main.pidfd, *handlers):
             poll.register(descriptor, select.POLLIN)
         console.register(poll)
-        deadline: float | None = begun + self.launch["start_seconds"]
         asked = 0
         while True:
-            timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            if self.is_unsaid:
-                timeout = RETRY_SECONDS * 1000 if timeout is None else min(timeout, RETRY_SECONDS * 1000)
-            for descriptor, _ in poll.poll(timeout):
+            for descriptor, _ in poll.poll(self._patience()):
                 if descriptor == main.pidfd:
                     console.drain()
                     return
-                if descriptor == notify.fileno():
-                    if self._hear(notify, begun):
-                        deadline = None
-                elif descriptor == self.wake:
-                    os.read(self.wake, 64)
+                if descriptor in handlers:
+                    handlers[descriptor]()
                 else:
                     console.handle(descriptor, poll)
             if self.is_unsaid:
@@ -218,30 +249,40 @@ class Supervisor:
             if self.stop_requests > asked:
                 asked = self.stop_requests
                 self.enter("stopping")
-                os.kill(main.pid, signal.SIGTERM)  # orderly; nspawn takes a second one as "at once"
-                deadline = time.monotonic() + self.launch["stop_seconds"]
-            elif deadline is not None and time.monotonic() >= deadline:
-                self.overran = not asked
-                self.cgroup.kill("machine")
-                deadline = None
+                sources[0].power_off()
+                self.deadline = time.monotonic() + self.launch["stop_seconds"]
+            else:
+                self._mind_deadline()
 
-    def _hear(self, notify: socket, begun: float) -> bool:
-        """Take one notification. True when it says that the workspace is ready."""
-        try:
-            said = notify.recv(4096).decode("utf-8", "replace")
-        except OSError:
-            return False
-        for line in said.splitlines():
-            key, _, value = line.partition("=")
-            if key == "X_NSPAWN_LEADER_PID" and value.isascii() and value.isdigit() and len(value) < 10:
-                leader = int(value)
-                self.status["leader"] = [leader, start_time(leader)]
-            elif line == "READY=1" and self.status["state"] == "starting":
+    def _mind_deadline(self) -> None:
+        """By force, when its time is over."""
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            self.overran = not self.stop_requests and not self.broken
+            self.was_killed = True
+            self.cgroup.kill("machine")
+            self.deadline = None
+
+    def _patience(self) -> float | None:
+        """Milliseconds to wait for something to happen."""
+        left = [] if self.deadline is None else [max(0.0, self.deadline - time.monotonic())]
+        if self.is_unsaid:
+            left.append(RETRY_SECONDS)
+        return min(left) * 1000 if left else None
+
+    def _hear(self, said: Iterable[Said], begun: float) -> None:
+        """Take what a guest says."""
+        for what, text in said:
+            if what == "leader":
+                self.status["leader"] = [int(text), start_time(int(text))]
+            elif what == "outcome":
+                self.outcome = text
+            elif what == "note":
+                self.log.note(text)
+            elif what == "ready" and self.status["state"] == "starting":
                 self.status["ready_seconds"] = round(time.monotonic() - begun, 3)
                 self.enter("running")
                 self.tell("ready")
-                return True
-        return False
+                self.deadline = None
 
 
 def _signal_name(number: int) -> str:

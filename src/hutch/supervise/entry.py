@@ -13,7 +13,7 @@ import time
 from hutch.host.cgroup import Cgroup
 from hutch.supervise.gate import GO, receive_launch
 from hutch.supervise.limits import control_files
-from hutch.supervise.main_process import Main
+from hutch.supervise.main_process import Helper, Main
 from hutch.supervise.steps import CalledOff, SideBySide, StartFailed, prepare
 
 TYPE_CHECKING = False  # see supervise/status
@@ -42,6 +42,7 @@ class Boot:
     ) -> None:
         self.cgroup, self.gate, self.wake, self.is_off = cgroup, gate, wake, is_off
         self.main: Main | None = None
+        self.helpers: list[Helper] = []
         self.missing: list[str] = []
         self.failure: StartFailed | OSError | None = None
         self.launch = launch or {}
@@ -72,7 +73,9 @@ class Boot:
         self.missing = self.cgroup.limit(control_files(launch["limits"]))
         for stage in launch["connect"]:
             self._finish(SideBySide([[step] for step in stage]))
-        self.main = Main(runtime, launch["argv"])
+        for helper in launch["helpers"]:
+            self.helpers.append(Helper(helper))
+        self.main = Main(runtime, launch["argv"], launch["links"])
 
     def _finish(self, steps: SideBySide) -> None:
         steps.finish(self.begun, self.launch["start_seconds"], self.wake, self.is_off)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket  # socket itself brings enum and more: five milliseconds
+
+# Not socket itself, which brings enum and more with it: five milliseconds.
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_STREAM, socket, socketpair
 
 from hutch.supervise.steps import ENVIRONMENT
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from hutch.supervise.console import Console, Log
 
@@ -18,27 +22,29 @@ if TYPE_CHECKING:
 MAIN_ENVIRONMENT = {"TERM": "dumb", "SYSTEMD_LOG_COLOR": "0"}
 # HUP, INT, PIPE, TERM and XFSZ: what Python or the supervisor changed. The names would have to be imported.
 SIGNALS = (1, 2, 13, 15, 25)
+FIRST_SAFE = 100  # a descriptor that no process is told to have
 REAPED_WITHIN = 10_000  # milliseconds, after it was killed
 
 
 class Main:
-    """The main process, with what it talks through. It begins when this is made, in the cgroup of its parent."""
+    """The main process, with what it talks through: a terminal, a socket for notifications, and one end each of the
+    sockets called `links`. It begins when this is made, in the cgroup of its parent."""
 
-    def __init__(self, runtime: str, argv: Sequence[str]) -> None:
+    def __init__(self, runtime: str, argv: Sequence[str], links: Sequence[str]) -> None:
         self.runtime = runtime
         self.console: Console | None = None
-        self.notify = _listen(f"{runtime}/notify")
+        self.notify = _listen(f"{runtime}/notify", SOCK_DGRAM)
+        self.notify.setblocking(False)
         self.machine_end, guest_end = os.openpty()
-        self.pid = os.posix_spawnp(
-            "setpriv",
-            ["setpriv", "--pdeathsig", "TERM", "--", *argv],
-            {**ENVIRONMENT, "NOTIFY_SOCKET": f"{runtime}/notify", **MAIN_ENVIRONMENT},
-            file_actions=[(os.POSIX_SPAWN_DUP2, guest_end, descriptor) for descriptor in (0, 1, 2)],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=SIGNALS,
-        )
+        self.links, theirs = {}, []
+        for name in links:
+            self.links[name], other = _pair()
+            theirs.append(other)
+        inherited = [guest_end, guest_end, guest_end, *(other.fileno() for other in theirs)]
+        self.pid = _spawn(argv, inherited, {"NOTIFY_SOCKET": f"{runtime}/notify", **MAIN_ENVIRONMENT}, setsid=True)
         os.close(guest_end)
+        for other in theirs:
+            other.close()
         self.pidfd = os.pidfd_open(self.pid)
         self.is_waited_for = False
 
@@ -56,23 +62,75 @@ class Main:
 
     def close(self) -> None:
         """The process has been killed, or has ended by itself."""
-        if not self.is_waited_for:
-            poll = select.poll()
-            poll.register(self.pidfd, select.POLLIN)
-            if poll.poll(REAPED_WITHIN):
-                self.wait()
+        if not self.is_waited_for and _has_ended(self.pidfd):
+            self.wait()
         os.close(self.pidfd)
         self.notify.close()
+        for link in self.links.values():
+            link.close()
         if self.console is not None:
             self.console.close()
         os.close(self.machine_end)
 
 
-def _listen(path: str) -> socket:
-    """A socket for notifications."""
+class Helper:
+    """A process that the main one talks to. What it says goes to the workspace's log."""
+
+    def __init__(self, helper: dict[str, Any]) -> None:
+        self.why: str = helper["why"]
+        listener = _listen(helper["socket"], SOCK_STREAM)
+        listener.listen(1)
+        os.chown(helper["socket"], helper["uid"], helper["uid"])
+        self.pid = _spawn(helper["argv"], [-1, 1, 2, listener.fileno()], {})
+        listener.close()
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def close(self) -> str:
+        """It has been killed, or has ended by itself: how, in words."""
+        status = os.waitpid(self.pid, 0)[1] if _has_ended(self.pidfd) else 0
+        os.close(self.pidfd)
+        code = os.waitstatus_to_exitcode(status)
+        return f"ended with code {code}" if code >= 0 else f"was killed by signal {-code}"
+
+
+def _spawn(argv: Sequence[str], descriptors: Sequence[int], environment: dict[str, str], setsid: bool = False) -> int:
+    """Start a process that gets SIGTERM when this one is killed, with these descriptors as 0, 1, 2, …; -1 is /dev/null.
+
+    They are moved out of the way first: one of them may have the number that another is to get.
+    """
+    moved = [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) if number < 0 else os.dup(number) for number in descriptors]
+    safe = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, FIRST_SAFE) for number in moved]
+    try:
+        return os.posix_spawnp(
+            "setpriv",
+            ["setpriv", "--pdeathsig", "TERM", "--", *argv],
+            {**ENVIRONMENT, **environment},
+            file_actions=[(os.POSIX_SPAWN_DUP2, number, index) for index, number in enumerate(safe)],
+            setsid=setsid,
+            setsigmask=(),
+            setsigdef=SIGNALS,
+        )
+    finally:
+        for number in (*moved, *safe):
+            os.close(number)
+
+
+def _has_ended(pidfd: int) -> bool:
+    """Whether a process that has been killed has gone, after some patience."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(REAPED_WITHIN))
+
+
+def _pair() -> tuple[socket, socket]:
+    ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    return ours, theirs
+
+
+def _listen(path: str, kind: int) -> socket:
+    """A socket at a path of root's own."""
     if os.path.lexists(path):
         os.unlink(path)
-    listener = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
+    listener = socket(AF_UNIX, kind | SOCK_CLOEXEC)
     listener.bind(path)
-    listener.setblocking(False)
     return listener

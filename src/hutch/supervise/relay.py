@@ -164,7 +164,7 @@ def raw(terminal: int) -> Iterator[None]:
     """A terminal that passes every key on, as it was before afterwards."""
     saved = termios.tcgetattr(terminal)
     try:
-        tty.setraw(terminal)
+        tty.setraw(terminal, termios.TCSADRAIN)  # what was typed ahead stays
         yield
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, saved)

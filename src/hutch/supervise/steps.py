@@ -61,6 +61,8 @@ def prepare(launch: dict[str, Any]) -> SideBySide:
         for file in launch["files"]:
             with open(file["path"], "w", encoding="utf-8", opener=_private) as target:
                 target.write(file["content"])
+                if file["uid"]:
+                    os.fchown(target.fileno(), file["uid"], file["uid"])
     except OSError as error:
         return SideBySide((), str(error))
     return SideBySide(launch["prepare"])

@@ -12,9 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hutch.backends import check, launch
+from hutch.backends.identity import guest_uid
 from hutch.backends.launch import Launch
 from hutch.backends.nspawn import check as check_container
-from hutch.backends.nspawn import guest_uid, inspection, render_owner_map
+from hutch.backends.nspawn import inspection, render_owner_map
 from hutch.spec import names
 from hutch.spec.model import Idle, Mount, Workspace
 from tests.unit.facts import NETWORK, check_golden, surroundings, workspace
@@ -81,11 +82,16 @@ def test_files_hold_no_private_key() -> None:
 
 
 def test_own_keys_open_it_beside_the_declared_ones() -> None:
-    from hutch.backends.nspawn import identify
+    from hutch.backends.identity import identify
 
-    keys = identify("web", workspace(authorized_keys=("ssh-ed25519 A a",)), surroundings(keys=("ssh-ed25519 B b",)))
+    keys = identify(
+        "web", workspace(authorized_keys=("ssh-ed25519 A a",)), surroundings(keys=("ssh-ed25519 B b",)), "Name=host0"
+    )
     assert keys.authorized_keys == ("ssh-ed25519 A a", "ssh-ed25519 B b")
-    assert identify("web", workspace(authorized_keys=None), surroundings()).authorized_keys == surroundings().keys
+    assert (
+        identify("web", workspace(authorized_keys=None), surroundings(), "Name=host0").authorized_keys
+        == surroundings().keys
+    )
 
 
 # The owner map.
@@ -161,9 +167,9 @@ def test_inspection_sees_the_home_read_only_and_no_network() -> None:
 
 REFUSED: dict[str, tuple[Workspace, list[str]]] = {
     "a plain container": (workspace(), []),
-    "vm": (workspace(type="vm"), ["type"]),
+    "vm": (workspace(type="vm"), []),
     "incus": (workspace(engine="incus"), ["engine"]),
-    "a vm of incus": (workspace(type="vm", engine="incus"), ["type", "engine"]),
+    "a vm of incus": (workspace(type="vm", engine="incus"), ["engine"]),
     "oci": (workspace(image="oci:debian"), ["image"]),
     "nix": (workspace(image="nix:/srv"), ["image"]),
     "rootfs": (workspace(image="rootfs:/srv"), []),
@@ -178,7 +184,8 @@ REFUSED: dict[str, tuple[Workspace, list[str]]] = {
     "root as owner, by name": (workspace(owner="root"), ["owner"]),
     "disk of a kept root": (workspace(persist="all", disk=1 << 30), ["disk"]),
     "disk of an ephemeral root": (workspace(disk=1 << 30), []),
-    "all at once": (workspace(type="vm", idle=Idle("1h", "stop"), gpu=True), ["type", "gpu", "idle"]),
+    "all at once": (workspace(engine="incus", idle=Idle("1h", "stop"), gpu=True), ["engine", "gpu", "idle"]),
+    "what is for containers only": (workspace(type="vm", gpu=True, nesting=True), []),
 }
 
 

@@ -211,7 +211,7 @@ def test_a_bug_is_a_traceback(places: Places, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_wrong_file_is_told_before_anything_is_done(hutch: Run, places: Places) -> None:
-    Path("hutch.toml").write_text('[workspaces.web]\ntype = "vm"\nimgae = "x"\n[workspaces.lab]\n')
+    Path("hutch.toml").write_text('[workspaces.web]\ntype = "qemu"\nimgae = "x"\n[workspaces.lab]\n')
     for command in ("plan", "up"):
         result = hutch(command)
         assert (result.code, result.out) == (2, "")

@@ -1,0 +1,66 @@
+"""What virtual machines are made of on this host: files, programs, and what runs them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from hutch.backends.hypervisor import OLDEST, parse_version
+from hutch.backends.launch import Hardware
+from hutch.errors import HutchError
+from hutch.host.accelerator import Accelerator, observe_accelerator
+from hutch.host.tools import VIRTIOFSD, find_program
+from hutch.host.vsock import has_vsock
+from hutch.images.machine import Machine, observe_machine
+from hutch.run import run
+from hutch.spec.names import Places
+
+
+def machine_of(places: Places, image: str) -> Machine:
+    """What machines of an image boot from; it is in the cache beside the image."""
+    machine = observe_machine(places, image)
+    if machine is None:
+        raise HutchError(
+            f"the image {image} has no kernel in the cache, so no machine can boot from it",
+            resolution="`hutch up` gets it",
+        )
+    return machine
+
+
+def accelerator_of(places: Places, image: str) -> Accelerator:
+    """What runs machines of an image here. The caller holds the lock: the first time, a guest has to prove it."""
+    return observe_accelerator(places, machine_of(places, image))
+
+
+def hardware_of(places: Places, image: str, accelerator: Accelerator) -> Hardware:
+    """The hardware for machines of an image."""
+    machine = machine_of(places, image)
+    return Hardware(
+        kernel=str(machine.kernel),
+        initrd=str(machine.initrd),
+        root=str(machine.root),
+        firmware=str(machine.firmware),
+        accelerator=accelerator.name,
+        tsc_khz=accelerator.tsc_khz,
+        kvm_gid=accelerator.gid,
+        virtiofsd=find_program(VIRTIOFSD) or "virtiofsd",
+        library=library(),
+        has_vsock=has_vsock(),
+        cloud_hypervisor=cloud_hypervisor(),
+    )
+
+
+def cloud_hypervisor() -> str | None:
+    """The program, where one that is new enough is installed."""
+    program = find_program("cloud-hypervisor")
+    if program is None:
+        return None
+    said = parse_version(run([program, "--version"], check=False).stdout)
+    return program if said is not None and said >= OLDEST else None
+
+
+def library() -> str:
+    """The directory that qemu.qmp is imported from."""
+    spec = importlib.util.find_spec("qemu.qmp")
+    assert spec is not None and spec.origin is not None  # hutch depends on it
+    return str(Path(spec.origin).parents[2])

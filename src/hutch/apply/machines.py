@@ -1,0 +1,119 @@
+"""What this host must have, and be able to do, before a virtual machine starts. Looks, and changes nothing.
+
+Workspaces are given as (file, name, workspace); those that are no machines of this host have nothing to fear here, and
+cost nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from hutch.errors import ConfigError, HutchError, Problem
+from hutch.spec.model import Workspace
+
+if TYPE_CHECKING:
+    from hutch.host.accelerator import Accelerator
+    from hutch.spec.names import Places
+    from hutch.state import Record
+    from hutch.supervise.control import Listener
+
+Starting = tuple[str, str, Workspace]
+
+
+def machines_of(starting: Iterable[Starting]) -> list[Starting]:
+    return [item for item in starting if item[2].type == "vm" and item[2].engine == "local"]
+
+
+def prepare_machines(places: Places, records: Iterable[Record], listen: Listener) -> Accelerator:
+    """What the machines among `records` run under, once nothing speaks against starting them. None of them runs. The
+    caller holds the lock."""
+    from hutch.apply.hardware import accelerator_of
+    from hutch.host.accelerator import describe_accelerator
+
+    machines = [record for record in records if record.wanted.type == "vm"]
+    starting = [(record.file, record.name, record.wanted) for record in machines]
+    check_context_ids(starting)
+    accelerator = accelerator_of(places, machines[0].image)
+    check_hypervisors(starting, accelerator)
+    if text := describe_accelerator(accelerator):
+        listen(", ".join(record.name for record in machines), "warning", text)
+    return accelerator
+
+
+def check_machines(starting: Iterable[Starting]) -> None:
+    """Refuse machines that this host is too small for, has not the programs for, or is of the wrong kind for. Needs no
+    image, so it comes before one is built, and before anything is stopped."""
+    machines = machines_of(starting)
+    if not machines:
+        return
+    from hutch.host.accelerator import ARCHITECTURES
+    from hutch.host.capacity import check_host, observe_capacity
+    from hutch.host.tools import MACHINE_TOOLS, check_tools
+
+    names, architecture = ", ".join(name for _, name, _ in machines), os.uname().machine
+    if architecture not in ARCHITECTURES:
+        only = " or ".join(ARCHITECTURES)
+        raise HutchError(
+            f"{names}: virtual machines run on {only} only so far, and this host is {architecture}",
+            resolution='type = "container" runs here',
+        )
+    capacity = observe_capacity()
+    refuse_files(
+        (file, problem)
+        for file, name, workspace in machines
+        for problem in check_host({name: workspace}, capacity.memory, capacity.cpus)
+    )
+    check_tools(MACHINE_TOOLS, f"{names}: this host cannot run virtual machines yet")
+
+
+def check_hypervisors(starting: Iterable[Starting], accelerator: Accelerator) -> None:
+    """Refuse a hypervisor that cannot do without KVM where there is none. Comes once the accelerator is known."""
+    if accelerator.name == "kvm":
+        return
+    refuse_files(
+        (
+            file,
+            Problem(
+                f"does not run without KVM, and this host has none that works: {accelerator.why}",
+                f"workspaces.{name}.hypervisor",
+                workspace.hypervisor,
+                '"auto" or "qemu" run without it',
+            ),
+        )
+        for file, name, workspace in machines_of(starting)
+        if workspace.hypervisor == "cloud-hypervisor"
+    )
+
+
+def check_context_ids(starting: Iterable[Starting]) -> None:
+    """Refuse a context id that a machine of somebody else's has. Those of one hutch are compared when planning; comes
+    when none of `starting` runs, or each would find its own taken."""
+    machines = machines_of(starting)
+    if not machines:
+        return
+    from hutch.host import vsock
+
+    refuse_files(
+        (
+            file,
+            Problem(
+                "is in use by a machine that this hutch did not start",
+                f"workspaces.{name}.cid",
+                str(workspace.cid),
+                "another one, from 3 to 4294967294",
+            ),
+        )
+        for file, name, workspace in machines
+        if workspace.cid is not None and not vsock.is_free(workspace.cid)
+    )
+
+
+def refuse_files(found: Iterable[tuple[str, Problem]]) -> None:
+    """Raise all problems as one ConfigError, if there is any."""
+    from dataclasses import replace
+
+    problems = [replace(problem, file=file) for file, problem in found]
+    if problems:
+        raise ConfigError(problems)

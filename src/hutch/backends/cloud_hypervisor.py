@@ -1,0 +1,143 @@
+"""Virtual machines: cloud-hypervisor, which needs KVM. Everything around it is as for QEMU: see backends/qemu.
+
+It has no fw_cfg in the builds that people install, and the words of its command line can be read by everybody on the
+host. So what the guest is told travels as a second read-only disk, which is a tar archive: `shares`, and
+`credentials/NAME` for each credential, the host key among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hutch.backends import machine_check
+from hutch.backends.identity import identify
+from hutch.backends.jail import jailed
+from hutch.backends.launch import File, Hardware, Launch, Limits, Step, Surroundings
+from hutch.backends.port import Port
+from hutch.backends.qemu import CPUS, MEMORY, TASKS, disk_path, disk_steps, render_shares, share_mounts, share_server
+from hutch.errors import Problem
+from hutch.guest.boot import kernel_arguments
+from hutch.guest.credentials import HOST_KEY, render_credentials
+from hutch.spec import names
+from hutch.spec.model import Workspace
+
+LINKS = ("events",)
+EVENTS, TAP = 3, 4  # descriptors: the link, and the device after it
+NOTIFY = "vsock-stream:2:901"  # the host's port at which supervise/cloud_hypervisor listens
+QUIET = ("debian:bookworm",)
+"""Images whose systemd (before 254) cannot tell over a stream of vsock that it is up."""
+
+
+def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+    """What a machine under cloud-hypervisor cannot do."""
+    yield from machine_check.check(prefix, workspace)
+    if workspace.image in QUIET:
+        yield Problem(
+            f"{workspace.image} cannot tell cloud-hypervisor that it is ready",
+            f"{prefix}.hypervisor",
+            hint='use "qemu" or "auto", or a newer image',
+        )
+
+
+def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
+    """Everything that makes the machine run."""
+    hardware = host.hardware
+    assert hardware is not None and workspace.mac is not None and workspace.ip is not None
+    places, runtime = host.places, str(host.places.runtime(name))
+    credentials = render_credentials(identify(name, workspace, host, "Type=ether")) | {"vmm.notify_socket": NOTIFY}
+    files = [File(f"{runtime}/archive/credentials/{key}", text) for key, text in credentials.items()]
+    files.append(File(f"{runtime}/archive/shares", render_shares(workspace)))
+    port = Port(
+        outer=names.port(name, "vm"),
+        inner="",
+        mac=workspace.mac,
+        ip=workspace.ip,
+        bridge=host.network.bridge,
+        table=places.table,
+    )
+    files.append(File(f"{runtime}/port", port.render_batch()))
+    shares = [f"{runtime}/shares/{index}" for index in range(len(workspace.mounts) + 1)]
+    return Launch(
+        workspace=name,
+        backend="cloud-hypervisor",
+        network_namespace=str(places.namespace_path),
+        cgroup=places.cgroup(name),
+        directories=(f"{runtime}/vm", f"{runtime}/archive/credentials", f"{runtime}/sockets", *shares),
+        files=tuple(files),
+        prepare=(
+            (port.make(),),
+            archive_steps(name, host),
+            (sockets_step(f"{runtime}/sockets", host.uid_base),),
+            *((step,) for step in share_mounts(name, workspace, host, shares)),
+            *disk_steps(name, workspace, host),
+        ),
+        connect=port.connect(f"{runtime}/port"),
+        helpers=tuple(
+            share_server(share, workspace, host, hardware.virtiofsd, f"{runtime}/vm/share{index}")
+            for index, share in enumerate(shares)
+        ),
+        argv=machine_argv(name, workspace, host, hardware),
+        links=LINKS,
+        cleanup=port.cleanup(),
+        limits=Limits(tasks=TASKS),
+        runtime=runtime,
+        facts={"hypervisor": "cloud-hypervisor", "accelerator": hardware.accelerator},
+    )
+
+
+def archive_steps(name: str, host: Surroundings) -> tuple[Step, ...]:
+    """What the guest is told, as a disk that its machine can read and nobody else."""
+    runtime, uid = str(host.places.runtime(name)), str(host.uid_base)
+    place, archive = f"{runtime}/archive", f"{runtime}/archive.tar"
+    key = ("install", "-m", "400", str(host.places.host_key(name)), f"{place}/credentials/{HOST_KEY}")
+    pack = ("tar", "--create", "--format=ustar", f"--file={archive}", f"--directory={place}", "shares", "credentials")
+    owned = ("install", "-m", "400", "-o", uid, "-g", uid, archive, f"{runtime}/vm/archive")
+    return (Step(key, "hand in the host key"), Step(pack, "pack what the guest is told"), Step(owned, "hand it in"))
+
+
+def sockets_step(place: str, uid: int) -> Step:
+    """A fresh directory for the sockets that the machine makes: small, and nobody else's."""
+    options = f"mode=700,uid={uid},gid={uid},size=64k,nr_inodes=16,nosuid,nodev,noexec"
+    return Step(("mount", "-t", "tmpfs", "-o", options, "tmpfs", place), "make room for the machine's sockets")
+
+
+def machine_argv(name: str, workspace: Workspace, host: Surroundings, hardware: Hardware) -> tuple[str, ...]:
+    """The main process: the machine in its jail, with the one network device that was opened for it."""
+    assert hardware.cloud_hypervisor is not None
+    runtime = str(host.places.runtime(name))
+    disk = disk_path(name, workspace, host)
+    files = ["--ro-bind", hardware.cloud_hypervisor, "/cloud-hypervisor", "--proc", "/proc"]
+    files += ["--ro-bind", hardware.kernel, "/kernel", "--ro-bind", hardware.initrd, "/initrd"]
+    files += ["--ro-bind", hardware.root, "/root.erofs", "--ro-bind", f"{runtime}/vm", "/vm"]
+    files += ["--bind", f"{runtime}/sockets", "/sockets", "--dev-bind", "/dev/kvm", "/dev/kvm"]
+    if disk:
+        files += ["--bind", disk, "/disk"]
+    groups = str(hardware.kvm_gid) if hardware.kvm_gid is not None else ""
+    jail = jailed(tuple(files), host.uid_base, machine_command(workspace, hardware, disk is not None), groups)
+    tap = (host.python, "-I", "-S", f"{host.package}/host/tap.py", names.port(name, "vm"), str(TAP))
+    return (*tap, *jail)
+
+
+def machine_command(workspace: Workspace, hardware: Hardware, has_disk: bool) -> tuple[str, ...]:
+    """The command line. Every disk's format is given: one that is guessed from a disk's contents is the guest's to
+    choose. See docs/ of cloud-hypervisor, and `cloud-hypervisor --help`."""
+    archive = "/dev/vdc" if has_disk else "/dev/vdb"
+    arguments = (*kernel_arguments(tsc_khz=hardware.tsc_khz, has_disk=has_disk), f"hutch.archive={archive}")
+    disks = ["path=/root.erofs,readonly=on,image_type=raw"]
+    if has_disk:
+        disks.append("path=/disk,image_type=raw")
+    disks.append("path=/vm/archive,readonly=on,image_type=raw")
+    shares = [f"tag=share{index},socket=/vm/share{index}" for index in range(len(workspace.mounts) + 1)]
+    return (
+        "/cloud-hypervisor",
+        *("--seccomp", "true", "--event-monitor", f"fd={EVENTS}", "--api-socket", "path=/sockets/api"),
+        *("--kernel", "/kernel", "--initramfs", "/initrd", "--cmdline", " ".join(arguments)),
+        *("--cpus", f"boot={workspace.vcpus or CPUS}"),
+        *("--memory", f"size={(workspace.memory or MEMORY) >> 20}M,shared=on"),
+        *("--balloon", "size=0,free_page_reporting=on"),
+        *("--disk", *disks),
+        *("--net", f"fd=[{TAP}],mac={workspace.mac}"),
+        *("--fs", *shares),
+        *("--vsock", f"cid={workspace.cid},socket=/sockets/vm"),
+        *("--serial", "tty", "--console", "off", "--pvpanic"),
+    )

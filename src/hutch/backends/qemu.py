@@ -1,0 +1,213 @@
+"""Virtual machines: QEMU's microvm, with KVM or without, and one virtiofsd for each share.
+
+QEMU and every virtiofsd run as the workspace's own uid in a mount namespace with nothing but their own files, without
+capabilities and without a network: the one device that QEMU has was opened for it. A share is an idmapped bind mount on
+which the owner's files belong to that uid, so nothing that a guest makes is anybody's but the owner's.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+
+from hutch.backends import machine_check
+from hutch.backends.identity import guest_uid, identify
+from hutch.backends.jail import jailed
+from hutch.backends.launch import File, Hardware, Helper, Launch, Limits, Step, Surroundings
+from hutch.backends.port import Port
+from hutch.backends.share import bind_step, sources
+from hutch.errors import Problem
+from hutch.guest.boot import kernel_arguments
+from hutch.guest.credentials import HOST_KEY, render_credentials
+from hutch.spec import names
+from hutch.spec.model import Workspace
+
+CPUS, MEMORY = 2, 1 << 30  # of a machine, where the file does not say
+TASKS = 4096
+TAP = 5  # the descriptor after those of the links
+EMULATED = "qemu64,+rdrand,+rdtscp,-svm"
+"""The processor that is emulated the fastest: every feature more is looked for, and used where it costs."""
+LINKS = ("port", "monitor")
+
+
+def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+    """What a machine cannot do."""
+    yield from machine_check.check(prefix, workspace)
+
+
+def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
+    """Everything that makes the machine run."""
+    hardware = host.hardware
+    assert hardware is not None and workspace.mac is not None and workspace.ip is not None
+    places, runtime = host.places, str(host.places.runtime(name))
+    credentials = render_credentials(identify(name, workspace, host, "Type=ether"))
+    files = [File(f"{runtime}/vm/{key}", text, host.uid_base) for key, text in credentials.items()]
+    files.append(File(f"{runtime}/vm/shares", render_shares(workspace), host.uid_base))
+    port = Port(
+        outer=names.port(name, "vm"),
+        inner="",
+        mac=workspace.mac,
+        ip=workspace.ip,
+        bridge=host.network.bridge,
+        table=places.table,
+    )
+    files.append(File(f"{runtime}/port", port.render_batch()))
+    shares = [f"{runtime}/shares/{index}" for index in range(len(workspace.mounts) + 1)]
+    key = f"{runtime}/vm/{HOST_KEY}"
+    owned = ("install", "-m", "400", "-o", str(host.uid_base), "-g", str(host.uid_base))
+    return Launch(
+        workspace=name,
+        backend="qemu",
+        network_namespace=str(places.namespace_path),
+        cgroup=places.cgroup(name),
+        directories=(f"{runtime}/vm", *shares),
+        files=tuple(files),
+        prepare=(
+            (port.make(),),
+            (Step((*owned, str(places.host_key(name)), key), "hand in the host key"),),
+            *((step,) for step in share_mounts(name, workspace, host, shares)),
+            *disk_steps(name, workspace, host),
+        ),
+        connect=port.connect(f"{runtime}/port"),
+        helpers=tuple(
+            share_server(share, workspace, host, hardware.virtiofsd, f"{runtime}/vm/share{index}")
+            for index, share in enumerate(shares)
+        ),
+        argv=qemu_argv(name, workspace, host, hardware, (*credentials, HOST_KEY)),
+        links=LINKS,
+        library=hardware.library,
+        cleanup=port.cleanup(),
+        limits=Limits(tasks=TASKS),
+        runtime=runtime,
+        facts={"hypervisor": "qemu", "accelerator": hardware.accelerator},
+        start_seconds=60.0 if hardware.accelerator == "kvm" else 180.0,
+        stop_seconds=15.0 if hardware.accelerator == "kvm" else 30.0,
+    )
+
+
+# The guest's files.
+
+
+def render_shares(workspace: Workspace) -> str:
+    """What the guest's init mounts: a line for each share, home first. No target holds a newline."""
+    lines = [
+        f"share{index} {'ro' if readonly else 'rw'} {target}\n"
+        for index, (_, target, readonly) in enumerate(sources(workspace))
+    ]
+    return "".join(lines)
+
+
+def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
+    """Home and mounts, in the order of `shares`, as the workspace's own uid sees them."""
+    mapping = f"u:{workspace.owner}:{host.uid_base}:1 g:{host.owner_gid}:{host.uid_base}:1"
+    return tuple(
+        bind_step(name, source, place, readonly, mapping, host)
+        for (source, _, readonly), place in zip(sources(workspace), shares, strict=True)
+    )
+
+
+def share_server(share: str, workspace: Workspace, host: Surroundings, virtiofsd: str, socket: str) -> Helper:
+    """One virtiofsd. Every uid of the guest's is the workspace's own on the host, which the guest in turn sees as its
+    login user's."""
+    assert isinstance(workspace.owner, int)
+    outside, inside = host.uid_base, guest_uid(workspace.owner)
+    command = [virtiofsd, "--fd=3", "--shared-dir=/share", "--sandbox=none", "--seccomp=kill", "--log-level=error"]
+    for kind in ("uid", "gid"):
+        command.append(f"--translate-{kind}=squash-guest:0:{outside}:4294967295")
+        command.append(f"--translate-{kind}=host:{outside}:{inside}:1")
+    jail = jailed(("--proc", "/proc", "--bind", share, "/share"), outside, tuple(command))
+    return Helper(jail, f"share {share}", socket, outside)
+
+
+def disk_steps(name: str, workspace: Workspace, host: Surroundings) -> tuple[tuple[Step, ...], ...]:
+    """Chains for the disk that the guest's root is kept on, if there is one: sparse, made when it is new, and grown.
+    What is on it is the guest's, so nothing of the host's ever reads it."""
+    disk = disk_path(name, workspace, host)
+    if disk is None:
+        return ()
+    program = (host.python, "-I", "-S", f"{host.package}/host/disk.py")
+    fresh = ("--fresh",) if workspace.persist != "all" else ()
+    size = workspace.disk or DISK
+    return ((Step((*program, *fresh, disk, str(size), str(host.uid_base)), "provide the disk"),),)
+
+
+DISK = 8 << 30  # bytes of a kept root that the file says nothing of; it is sparse
+
+
+def disk_path(name: str, workspace: Workspace, host: Surroundings) -> str | None:
+    """Where the disk is that the root's changes are written to; None for memory."""
+    if workspace.persist == "all":
+        return f"{host.places.root(name)}/disk"
+    return f"{host.places.runtime(name)}/disk" if workspace.disk else None
+
+
+# The processes.
+
+
+def qemu_argv(
+    name: str, workspace: Workspace, host: Surroundings, hardware: Hardware, credentials: tuple[str, ...]
+) -> tuple[str, ...]:
+    runtime = str(host.places.runtime(name))
+    disk = disk_path(name, workspace, host)
+    files = ["--ro-bind", hardware.kernel, "/kernel", "--ro-bind", hardware.initrd, "/initrd"]
+    files += ["--ro-bind", hardware.root, "/root.erofs", "--ro-bind", f"{runtime}/vm", "/vm"]
+    if disk:
+        files += ["--bind", disk, "/disk"]
+    if hardware.accelerator == "kvm":
+        files += ["--dev-bind", "/dev/kvm", "/dev/kvm"]
+    groups = str(hardware.kvm_gid) if hardware.accelerator == "kvm" and hardware.kvm_gid is not None else ""
+    command = (
+        f"qemu-system-{platform.machine()}",
+        *machine_options(workspace, hardware),
+        *device_options(workspace, len(workspace.mounts) + 1, disk is not None),
+        *(word for key in credentials for word in ("-fw_cfg", f"name=opt/io.systemd.credentials/{key},file=/vm/{key}")),
+        *("-fw_cfg", "name=opt/hutch/shares,file=/vm/shares"),
+        *("-append", " ".join(kernel_arguments(tsc_khz=hardware.tsc_khz, has_disk=disk is not None))),
+    )
+    jail = jailed(tuple(files), host.uid_base, command, groups)
+    tap = (host.python, "-I", "-S", f"{host.package}/host/tap.py", names.port(name, "vm"), str(TAP))
+    return (*tap, *jail)
+
+
+def machine_options(workspace: Workspace, hardware: Hardware) -> tuple[str, ...]:
+    """The machine itself: no device that is not asked for, no file of the user's, and no way out of its sandbox."""
+    memory = (workspace.memory or MEMORY) >> 20
+    accelerator = hardware.accelerator
+    return (
+        *("-M", f"microvm,accel={accelerator},pcie=on,rtc=on,memory-backend=memory"),
+        *("-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on"),
+        *(
+            "-m",
+            f"{memory}M",
+            "-smp",
+            str(workspace.vcpus or CPUS),
+            "-cpu",
+            "host" if accelerator == "kvm" else EMULATED,
+        ),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-action", "reboot=shutdown"),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *(("-bios", hardware.firmware) if hardware.firmware else ()),
+        *("-kernel", "/kernel", "-initrd", "/initrd"),
+    )
+
+
+def device_options(workspace: Workspace, shares: int, has_disk: bool) -> tuple[str, ...]:
+    """Disks, network, shares, console, and the two links."""
+    devices = [
+        *("-drive", "if=none,id=root,file=/root.erofs,format=raw,readonly=on"),
+        *("-device", "virtio-blk-pci,drive=root"),
+    ]
+    if has_disk:
+        devices += ["-drive", "if=none,id=disk,file=/disk,format=raw,discard=unmap,detect-zeroes=unmap"]
+        devices += ["-device", "virtio-blk-pci,drive=disk"]
+    devices += ["-netdev", f"tap,id=net,fd={TAP},vhost=off"]
+    devices += ["-device", f"virtio-net-pci,netdev=net,mac={workspace.mac}"]
+    for index in range(shares):
+        devices += ["-chardev", f"socket,id=share{index},path=/vm/share{index}"]
+        devices += ["-device", f"vhost-user-fs-pci,chardev=share{index},tag=share{index}"]
+    devices += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
+    devices += ["-chardev", "socket,id=port,fd=3", "-device", "virtio-serial-pci,max_ports=2"]
+    devices += ["-device", "virtserialport,chardev=port,nr=1,name=hutch.port"]
+    devices += ["-chardev", "socket,id=monitor,fd=4", "-mon", "chardev=monitor,mode=control"]
+    devices += ["-device", "virtio-balloon-pci,free-page-reporting=on", "-device", "pvpanic-pci"]
+    return tuple(devices)

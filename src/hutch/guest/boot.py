@@ -1,0 +1,44 @@
+"""What a virtual machine's kernel, and systemd in it, are told at boot.
+
+Each argument is here because the machine would not work without it, or because it starts measurably sooner: without
+KVM, every instruction counts that is not run. What they switch off, a workspace has no use for.
+"""
+
+from __future__ import annotations
+
+
+def kernel_arguments(*, tsc_khz: int | None, has_disk: bool) -> tuple[str, ...]:
+    """The command line. `tsc_khz` is the rate of the host's time stamp counter where there is no KVM, None with KVM;
+    `has_disk` says that the root is kept on /dev/vdb and not in memory."""
+    return (
+        *ALWAYS,
+        *((f"tsc_early_khz={tsc_khz}", f"lpj={tsc_khz * 1000 // TICKS}", *EMULATED) if tsc_khz is not None else ()),
+        *(("hutch.disk",) if has_disk else ()),  # for our init
+    )
+
+
+ALWAYS = (
+    "console=ttyS0",
+    "quiet",  # every character on a serial line is a trip to the host; errors still come, and `dmesg` has all
+    "panic=-1",  # ends at once; what comes next is for the host to decide
+    "random.trust_cpu=on",  # nothing else in a machine so young is random, and sshd would wait
+    "net.ifnames=0",  # one interface, one name: eth0
+    # Not the distribution's list: systemd loads a program into "bpf" at every start, a third of a second without KVM,
+    # and nothing in an image has rules for the others.
+    "lsm=landlock,yama",
+    "systemd.show_status=auto",  # silent until something fails or takes long
+)
+TICKS = 250
+"""A second's ticks, at least, of the kernels that are booted. With fewer than a kernel has, it waits too long where it
+waits by counting; that is harmless."""
+EMULATED = (
+    # Without KVM the guest reads the host's counter. It finds out the rate by itself unless the host is busy; then it
+    # gives the counter up, and waits for ever for another clock's tick. So it is told the rate, and not to doubt it;
+    # "lpj", which follows from the rate, spares every further processor a tenth of a second of the same search.
+    "tsc=reliable",
+    # Self-tests and tables that the kernel spends most of its own start on, and that the hosts of these kernels have no
+    # use for: the ciphers', the jitter generator's (random.trust_cpu), the keys that modules are signed with, and
+    # keyctl's "encrypted" keys.
+    "cryptomgr.notests",
+    "initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted",
+)

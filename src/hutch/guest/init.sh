@@ -1,0 +1,94 @@
+#!/bin/busybox sh
+# The first program of a virtual machine: puts its root together from the read-only image and a layer to write to, mounts
+# the shares below it, and hands over to the image's own init. Runs from hutch's initrd, which holds nothing but this,
+# busybox and the kernel modules that it takes. A machine that would come up without one of its parts does not come up.
+b=/bin/busybox
+new=/new
+listed=/sys/firmware/qemu_fw_cfg/by_name/opt/hutch/shares/raw
+
+fail() {
+  echo "hutch: $*" >/dev/console
+  $b poweroff -f
+  exit 1 # where the machine cannot be switched off, the kernel panics
+}
+
+$b mount -t devtmpfs -o mode=755,nosuid devtmpfs /dev || exit 1
+$b mount -t proc -o nosuid,nodev,noexec proc /proc || fail "cannot mount /proc"
+read -r arguments </proc/cmdline
+is_given() { case " $arguments " in *" $1 "*) ;; *) return 1 ;; esac; }
+
+# Asked by the host to learn whether its processor really runs guests.
+if is_given hutch.probe; then
+  echo "hutch-probe: ok" >/dev/console
+  $b poweroff -f
+  exit 1
+fi
+
+# Modules: those that every machine needs, and drivers of the devices that this one has.
+$b mount -t sysfs -o nosuid,nodev,noexec sysfs /sys || fail "cannot mount /sys"
+devices=""
+while read -r module pattern; do
+  if [ "$pattern" != "*" ]; then
+    if [ -z "$devices" ]; then
+      for file in /sys/bus/pci/devices/*/modalias /sys/bus/virtio/devices/*/modalias; do
+        [ -e "$file" ] && read -r alias <"$file" && devices="$devices $alias "
+      done
+    fi
+    # shellcheck disable=SC2254 # it is a pattern
+    case $devices in *" "$pattern" "*) ;; *) continue ;; esac
+  fi
+  [ -d "/sys/module/$module" ] || $b insmod "/lib/$module.ko" || fail "cannot load the kernel module $module"
+done </lib/modules
+
+# The root: what is written goes to the disk, if the machine has one, and to memory otherwise.
+$b mount -t erofs -o ro /dev/vda /image || fail "cannot mount the image"
+if is_given hutch.disk; then
+  $b mount -t ext4 -o nosuid,nodev /dev/vdb /layer || fail "cannot mount the disk"
+else
+  $b mount -t tmpfs -o mode=700,nosuid,nodev tmpfs /layer || fail "cannot mount memory for the root"
+fi
+[ -d /layer/upper ] || $b mkdir -m 755 /layer/upper || fail "cannot write to the root's layer"
+[ -d /layer/work ] || $b mkdir -m 700 /layer/work || fail "cannot write to the root's layer"
+$b mount -t overlay -o lowerdir=/image,upperdir=/layer/upper,workdir=/layer/work overlay $new ||
+  fail "cannot put the root together"
+
+# The disk stays in sight, for the image's systemd to let its file system grow with it (hutch-grow.service).
+$b mount -t tmpfs -o mode=755,nosuid,nodev,size=20%,nr_inodes=800k tmpfs $new/run || fail "cannot mount /run"
+$b cp -a /run/. $new/run/ || fail "cannot write to /run" # units of a virtual machine's own
+if is_given hutch.disk; then
+  { $b mkdir -p -m 700 $new/run/hutch/disk && $b mount --move /layer $new/run/hutch/disk; } || fail "cannot show the disk"
+fi
+
+# Where the machine has no other way to be told, what it is told is an archive on a disk of its own.
+case " $arguments" in *" hutch.archive="*)
+  archive=${arguments#*hutch.archive=} archive=${archive%% *}
+  { $b mkdir -p -m 700 $new/run/hutch && $b mkdir -p -m 755 $new/run/credentials &&
+    $b tar -x -f "$archive" -C $new/run/hutch; } || fail "cannot read what the host tells"
+  listed=$new/run/hutch/shares
+  export CREDENTIALS_DIRECTORY=/run/hutch/credentials ;;
+esac
+
+# The shares. Each line: tag, "ro" or "rw", and the place, which may hold blanks. The image's symbolic links mean what
+# they mean inside it.
+[ -r $listed ] || fail "the list of shares is missing"
+while IFS= read -r line; do
+  tag=${line%% *} rest=${line#* }
+  mode=${rest%% *} place=${rest#* }
+  along="" linked=""
+  IFS=/
+  for name in ${place#/}; do
+    along="$along/$name"
+    [ ! -L "$new$along" ] || linked=yes
+  done
+  unset IFS
+  [ -z "$linked" ] || place=$($b chroot $new /usr/bin/readlink -m -- "$place") || fail "cannot find $place in the image"
+  [ -d "$new$place" ] || $b mkdir -p "$new$place" || fail "cannot make $place"
+  $b mount -t virtiofs -o "$mode,nosuid,nodev" "$tag" "$new$place" || fail "cannot mount the share at $place"
+done <$listed
+
+$b cp -a /nodes/. /dev/ || fail "cannot make device nodes"
+for directory in dev proc sys; do
+  $b mount --move /$directory $new/$directory || fail "cannot hand over /$directory"
+done
+exec $b switch_root $new /sbin/init
+fail "cannot start the image's init"

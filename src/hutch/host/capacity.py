@@ -1,0 +1,60 @@
+"""How large a virtual machine can be on this host. `observe_capacity` reads it; `check_host` compares, purely."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from hutch.errors import Problem
+from hutch.frozen import dataclass
+from hutch.spec.model import Workspace
+
+CPUS_FOR_EACH = 4
+"""Virtual processors for each of the host's. More than the host has make nothing faster; a file that is shared between
+a large machine and a small one should work on both all the same. Far beyond that, a guest's processors wait for locks
+whose holder is not running, and it looks as if it hung."""
+MOST_CPUS = 255  # see backends/machine_check
+UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the host has: bytes of memory, and processors."""
+
+    memory: int
+    cpus: int
+
+
+def observe_capacity() -> Capacity:
+    with open("/proc/meminfo", encoding="ascii") as file:
+        total = next(line for line in file if line.startswith("MemTotal:"))
+    return Capacity(int(total.split()[1]) << 10, os.cpu_count() or 1)
+
+
+def check_host(workspaces: Mapping[str, Workspace], memory_total: int, cpus: int) -> list[Problem]:
+    """Virtual machines that are larger than the host. For a container these numbers are limits, which may be any."""
+    problems = []
+    most = min(CPUS_FOR_EACH * cpus, MOST_CPUS)
+    for name, workspace in workspaces.items():
+        if workspace.type != "vm" or workspace.engine != "local":
+            continue
+        prefix, memory, vcpus = f"workspaces.{name}", workspace.memory, workspace.vcpus
+        if memory is not None and memory > memory_total:
+            message = f"is more than all of the host's memory, {show_size(memory_total, rounded=True)}"
+            hint = f"less than {show_size(memory_total, rounded=True)}, so that the host has some too"
+            problems.append(Problem(message, f"{prefix}.memory", show_size(memory), hint))
+        if vcpus is not None and most < vcpus <= MOST_CPUS:  # beyond that, machine_check refuses it on every host
+            message = f"is more than {CPUS_FOR_EACH} for each processor of the host, which has {cpus}"
+            hint = f"1 to {most}; more than {cpus} make nothing faster"
+            problems.append(Problem(message, f"{prefix}.vcpus", str(vcpus), hint))
+    return problems
+
+
+def show_size(size: int, *, rounded: bool = False) -> str:
+    """As one writes it in the file: "4GiB". `rounded` is for what was measured."""
+    for unit, factor in UNITS:
+        if rounded and size >= factor:
+            return f"{size / factor:.1f}{unit}"
+        if size % factor == 0 and size:
+            return f"{size // factor}{unit}"
+    return f"{size} bytes"

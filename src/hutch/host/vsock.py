@@ -1,0 +1,61 @@
+"""Sockets between this host and its virtual machines: are there any, and is a machine's number still free?
+
+The numbers (context ids) are the whole host's, foreign machines included, and nobody keeps a list of them: one learns
+that a number is taken by asking for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import os
+import struct
+
+DEVICE = "/dev/vhost-vsock"
+MODULE = "vhost_vsock"
+SET_GUEST_CID = 0x4008AF60  # VHOST_VSOCK_SET_GUEST_CID, _IOW(0xAF, 0x60, __u64): see linux/vhost.h
+
+
+def has_vsock() -> bool:
+    """Whether the host has them; its kernel's module is loaded if it is there."""
+    if can_open(DEVICE):
+        return True
+    return load_module() and can_open(DEVICE)
+
+
+def can_open(device: str) -> bool:
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+@functools.cache
+def load_module() -> bool:
+    """Once for each command: a module that is not there does not come by asking twice."""
+    from hutch.run import CommandFailed, run
+
+    try:
+        return run(["modprobe", "--quiet", MODULE], check=False).returncode == 0
+    except CommandFailed:
+        return False
+
+
+def is_free(cid: int) -> bool:
+    """Whether no machine of this host has the context id: it is taken, and given back at once. Without vsock, none is
+    in use."""
+    try:
+        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.ioctl(device, SET_GUEST_CID, struct.pack("=Q", cid))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        raise
+    finally:
+        os.close(device)
+    return True

@@ -1,0 +1,240 @@
+"""Kernels for virtual machines: images/kernels/<id>/{vmlinux,busybox,tree/}, one for each distribution.
+
+A kernel is the distribution's own for virtual machines, fetched by apt, which verifies the signatures; none of the
+packages' programs runs here. Like an image it is named after what it is made from, guarded by images/<id>.lock, made in
+images/.build-<id> and published by one rename. Machines (see machine) link its files, so it may go when they are made.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import shlex
+import struct
+import zlib
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.files import sync_directory
+from hutch.frozen import dataclass
+from hutch.images.build import PROXIES, SCRIPTS, find_keyring, last_lines
+from hutch.images.cache import SCRATCH, WAITING, locked, prepare_directory, remove_scratch, remove_tree
+from hutch.images.contain import run_contained
+from hutch.images.progress import Meter
+from hutch.images.recipe import DISTRIBUTIONS
+from hutch.run import CommandFailed, run
+from hutch.spec.names import Places
+
+KERNEL_VERSION = 1
+"""Raised when kernels must be fetched anew although their packages have the same names."""
+
+PACKAGES = {
+    "debian:trixie": "linux-image-cloud-amd64",
+    "debian:bookworm": "linux-image-cloud-amd64",
+    "ubuntu:noble": "linux-image-virtual",
+}
+FOREIGN = "debian:trixie"
+"""Whose kernel boots the trees that hutch did not bootstrap."""
+
+TOOLS = "busybox-static"
+DIRECTORY = "kernels"
+FETCHING = "fetching the kernel"
+FETCH_SECONDS = 900.0
+BATCH = 200  # files for one command
+ZSTD, XZ, GZIP = b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"\x1f\x8b"
+SIZE_BYTES = 4
+HEADER_END = 0x250
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel in the cache. `tree` holds nothing but usr/lib/modules/<release>, all modules uncompressed: erofs
+    compresses them again, and a guest without KVM is spared the slower of two decompressions."""
+
+    id: str
+    vmlinux: Path
+    busybox: Path
+    tree: Path
+
+    @property
+    def modules(self) -> Path:
+        """The directory of the one release."""
+        (release,) = (self.tree / "usr/lib/modules").iterdir()
+        return release
+
+
+def kernel_id(image: str) -> str:
+    """The id of the kernel for an image as hutch.toml names it: "linux-debian-trixie-0123456789ab"."""
+    source = image if image in PACKAGES else FOREIGN
+    made_from = [KERNEL_VERSION, PACKAGES[source], TOOLS, source, DISTRIBUTIONS[source].sources("x86_64")]
+    digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+    return f"linux-{source.replace(':', '-')}-{digest[:12]}"
+
+
+def observe_kernel(places: Places, image: str) -> Kernel | None:
+    """The kernel for an image; None when it is not in the cache."""
+    id = kernel_id(image)
+    directory = places.images / DIRECTORY / id
+    if not directory.is_dir():
+        return None
+    return Kernel(id, directory / "vmlinux", directory / "busybox", directory / "tree")
+
+
+def ensure_kernel(image: str, places: Places, meter: Meter) -> Kernel:
+    """The kernel for an image, fetched unless it is there. While somebody else fetches it, waits for theirs."""
+    found = observe_kernel(places, image)
+    if found is not None:
+        return found
+    prepare_directory(places)
+    id = kernel_id(image)
+    with locked(places, id, waiting=lambda: meter.advance(WAITING, 0.0)) as lock:
+        found = observe_kernel(places, image)
+        if found is not None:
+            return found
+        meter.advance(FETCHING, 0.05)
+        remove_scratch(places, id)  # a killed run's
+        scratch = places.images / f"{SCRATCH}{id}"
+        try:
+            scratch.mkdir(mode=0o755)
+            scratch.chmod(0o755)
+            fetch(image, scratch, places.build_cgroup(id), meter)
+            publish(scratch, places.images / DIRECTORY / id)
+        except BaseException:
+            remove_scratch(places, id)
+            lock.unlink(missing_ok=True)
+            raise
+        remove_scratch(places, id)
+    found = observe_kernel(places, image)
+    assert found is not None
+    return found
+
+
+def publish(scratch: Path, target: Path) -> None:
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    run(["sync", "--file-system", str(scratch)], timeout=600)
+    os.rename(scratch / "kernel", target)
+    sync_directory(target.parent)
+
+
+def remove_unused_kernels(places: Places) -> tuple[str, ...]:
+    """Remove the kernels that no machine of an image in the cache boots; returns their ids. May be called again."""
+    removed = []
+    directory = places.images / DIRECTORY
+    for entry in sorted(directory.iterdir()) if directory.is_dir() else ():
+        try:
+            with locked(places, entry.name, wait=False) as lock:
+                vmlinux = entry / "vmlinux"
+                if vmlinux.exists() and vmlinux.stat().st_nlink > 1:  # the others are the machines'
+                    continue
+                remove_tree(entry)
+                lock.unlink()
+        except BlockingIOError:
+            continue
+        removed.append(entry.name)
+    return tuple(removed)
+
+
+# Fetching.
+
+
+def fetch(image: str, scratch: Path, group: str, meter: Meter) -> None:
+    """Fill scratch/kernel."""
+    source = image if image in PACKAGES else FOREIGN
+    mount = 'mount --bind "$1" /tmp; shift; "$@"'  # see build.bootstrap
+    command = ["sh", "-euc", mount, "sh", str(scratch), *fetch_command(source)]
+    names = [*PROXIES, *(name.upper() for name in PROXIES)]
+    proxies = {name: os.environ[name] for name in names if name in os.environ}
+    try:
+        run_contained(command, group=group, on_line=meter.feed, env=proxies, timeout=FETCH_SECONDS)
+    except CommandFailed as error:
+        raise HutchError(
+            f"the kernel of {source} could not be fetched",
+            details=last_lines(error.stderr),
+            resolution="check the host's network; a proxy is taken from http_proxy",
+        ) from error
+    unpacked = scratch / "unpacked"
+    for package in sorted((scratch / "packages").glob("*.deb")):
+        run(["dpkg-deb", "--extract", str(package), str(unpacked)], timeout=300)
+    arrange(unpacked, scratch / "kernel")
+
+
+def arrange(unpacked: Path, kernel: Path) -> None:
+    """Make a kernel's directory out of its unpacked packages. Not all distributions have moved all to /usr."""
+    modules = first(unpacked / "usr/lib/modules", unpacked / "lib/modules")
+    (release,) = modules.iterdir()
+    libraries = kernel / "tree/usr/lib"
+    libraries.mkdir(parents=True)
+    for path in (kernel, kernel / "tree", kernel / "tree/usr", libraries):
+        path.chmod(0o755)
+    extract_vmlinux(unpacked / f"boot/vmlinuz-{release.name}", kernel / "vmlinux")
+    os.rename(first(unpacked / "usr/bin/busybox", unpacked / "bin/busybox"), kernel / "busybox")
+    decompress_modules(release)
+    os.rename(modules, libraries / "modules")
+    (kernel / "tree/lib").symlink_to("usr/lib")  # where depmod looks
+    run(["depmod", "--basedir", str(kernel / "tree"), release.name], timeout=300)
+    (kernel / "tree/lib").unlink()
+
+
+def first(*paths: Path) -> Path:
+    """The first of some paths that exists."""
+    return next(path for path in paths if path.exists())
+
+
+def fetch_command(source: str) -> list[str]:
+    """mmdebstrap, which sets apt up for a distribution whatever the host's is, with a script to run in place of a
+    bootstrap."""
+    distribution = DISTRIBUTIONS[source]
+    keyring = [f"--keyring={path}" for path in find_keyring(distribution.keyring)] if distribution.pockets else []
+    hook = shlex.join(["sh", str(SCRIPTS / "kernel.sh"), "/tmp/packages", PACKAGES[source], TOOLS])
+    return [
+        *("mmdebstrap", "--verbose", "--mode=root", "--variant=custom", "--format=null", "--architectures=amd64"),
+        *keyring,
+        f"--customize-hook={hook}",
+        distribution.suite,
+        "/dev/null",
+        *distribution.sources("x86_64"),
+    ]
+
+
+def decompress_modules(release: Path) -> None:
+    """Replace every compressed module below a directory by what is in it."""
+    zstd = sorted(str(path) for path in release.rglob("*.ko.zst"))
+    for first in range(0, len(zstd), BATCH):
+        run(["zstd", "--quiet", "--decompress", "--rm", "--", *zstd[first : first + BATCH]], timeout=300)
+    for suffix, open_file in (("xz", lzma.open), ("gz", gzip.open)):
+        for path in sorted(release.rglob(f"*.ko.{suffix}")):
+            with open_file(path, "rb") as file:
+                content = file.read()
+            plain = path.with_suffix("")
+            plain.write_bytes(content)
+            plain.chmod(0o644)
+            path.unlink()
+
+
+def extract_vmlinux(image: Path, target: Path) -> None:
+    """Write the uncompressed kernel in a bzImage, which a firmware can enter at once."""
+    payload = find_payload(image.read_bytes())
+    if payload.startswith(ZSTD):
+        packed = target.with_suffix(".zst")
+        packed.write_bytes(payload[:-SIZE_BYTES])
+        run(["zstd", "--quiet", "--decompress", "--rm", "-o", str(target), "--", str(packed)], timeout=300)
+    elif payload.startswith(XZ):
+        target.write_bytes(lzma.LZMADecompressor().decompress(payload))
+    elif payload.startswith(GZIP):
+        target.write_bytes(zlib.decompressobj(wbits=31).decompress(payload))
+    else:
+        raise HutchError("the distribution's kernel is compressed in an unknown way", details=payload[:8].hex(" "))
+    target.chmod(0o644)
+
+
+def find_payload(image: bytes) -> bytes:
+    """The compressed kernel in a bzImage, followed by its size unless gzip made it.
+    https://docs.kernel.org/arch/x86/boot.html"""
+    if len(image) < HEADER_END or image[0x202:0x206] != b"HdrS":
+        raise HutchError("the distribution's kernel is not in the format of x86 kernels")
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    start = ((image[0x1F1] or 4) + 1) * 512 + offset
+    return image[start : start + length]

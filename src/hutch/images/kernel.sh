@@ -1,0 +1,13 @@
+#!/bin/sh
+# Downloads a kernel from a hook of mmdebstrap, with the apt that it has set up: kernel.sh DIRECTORY META PACKAGE...
+# META is what depends on the newest kernel; its packages and the given ones land in DIRECTORY. Nothing is installed.
+set -eu
+directory=$1 meta=$2
+shift 2
+export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+kernel=$(apt-cache depends --recurse --important "$meta" | grep -E '^linux-(image|modules)-[0-9]' | sort -u)
+[ -n "$kernel" ] || { echo "E: $meta depends on no kernel"; exit 4; }
+mkdir -p "$directory"
+cd "$directory"
+# shellcheck disable=SC2086 # names of packages hold no blanks
+apt-get --quiet download $kernel "$@"

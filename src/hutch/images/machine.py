@@ -1,0 +1,190 @@
+"""What virtual machines boot from: images/<id>/machine-<version>/{vmlinux,initrd,root.erofs}, beside an image's tree.
+
+Made once for an image and a kernel, published by one rename under the image's lock, and removed with the image. The
+files are readable for everybody, but the directory above is root's alone: whoever starts a machine hands them in.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.files import sync_directory
+from hutch.frozen import dataclass
+from hutch.guest.initrd import INIT, MODULES, UNITS, choose_modules, choose_nodes, render_initrd
+from hutch.images import kernel as kernels
+from hutch.images.build import SCRIPTS, Workshop, contain, last_lines, nspawn_command, write_scripts
+from hutch.images.cache import SCRATCH, WAITING, locked, observe_image, observe_images, remove_scratch, remove_tree
+from hutch.images.kernel import Kernel, ensure_kernel
+from hutch.images.progress import PUBLISHING, Meter, Progress, no_progress
+from hutch.images.recipe import Recipe
+from hutch.run import CommandFailed, run
+from hutch.spec.names import Places
+
+MACHINE_VERSION = 1
+"""Raised when machines must be made anew although neither their init nor their modules have changed."""
+
+PREFIX = "machine-"
+PACKING = "packing the image"
+FIRMWARES = ("/usr/share/qemu*/qboot.rom", "/usr/share/*/qboot.rom")
+"""The smallest firmware there is; it enters an uncompressed kernel directly."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The files that a machine boots from. All but `firmware`, which is the host's, are in the image cache."""
+
+    kernel: Path
+    initrd: Path
+    root: Path
+    firmware: Path
+
+
+@cache
+def version() -> str:
+    """Stands for what hutch itself puts into every machine."""
+    parts = [
+        MACHINE_VERSION,
+        kernels.KERNEL_VERSION,
+        MODULES,
+        UNITS,
+        INIT.read_text(),
+        (SCRIPTS / "pack.sh").read_text(),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def machine_directory(places: Places, image_id: str) -> Path:
+    return places.images / image_id / f"{PREFIX}{version()}"
+
+
+def observe_machine(places: Places, image_id: str) -> Machine | None:
+    """What machines of an image boot from; None when it has not been made."""
+    directory = machine_directory(places, image_id)
+    if not directory.is_dir():
+        return None
+    return Machine(directory / "vmlinux", directory / "initrd", directory / "root.erofs", find_firmware())
+
+
+def ensure_machine(recipe: Recipe, places: Places, *, progress: Progress = no_progress) -> Machine:
+    """What machines of an image boot from, made unless it is there. The image itself is in the cache already."""
+    found = observe_machine(places, recipe.id)
+    if found is not None:
+        return found
+    check_host()
+    meter = Meter(progress)
+    kernel = ensure_kernel(recipe.image, places, meter)
+    with locked(places, recipe.id, waiting=lambda: meter.advance(WAITING, 0.0)):
+        found = observe_machine(places, recipe.id)
+        if found is not None:
+            return found
+        if observe_image(places, recipe.id) is None:
+            raise HutchError(f"the image {recipe.id} has been removed meanwhile", resolution="`hutch up` builds it")
+        try:
+            make(recipe, kernel, places, meter)
+        finally:
+            remove_scratch(places, recipe.id)
+    found = observe_machine(places, recipe.id)
+    assert found is not None
+    return found
+
+
+def find_firmware() -> Path:
+    """The host's qboot.rom. Raises HutchError where there is none."""
+    found = [path for pattern in FIRMWARES for path in sorted(glob.glob(pattern))]
+    if not found:
+        raise HutchError(
+            "this host has no firmware for virtual machines: qboot.rom",
+            resolution="it comes with QEMU: on Debian and Ubuntu in qemu-system-data, on Fedora in "
+            "qemu-system-x86-core, on Arch in qemu-system-x86-firmware",
+        )
+    return Path(found[0])
+
+
+def check_host() -> None:
+    """Raise HutchError when the host lacks what making a machine needs."""
+    from hutch.host.tools import check_tools
+
+    find_firmware()
+    check_tools(
+        ("mmdebstrap", "mkfs.erofs", "systemd-nspawn", "dpkg-deb", "depmod", "zstd"),
+        "this host cannot prepare virtual machines yet",
+    )
+
+
+def make(recipe: Recipe, kernel: Kernel, places: Places, meter: Meter) -> None:
+    """Make a machine and publish it. The caller holds the image's lock and removes the scratch directory."""
+    remove_scratch(places, recipe.id)  # a killed run's
+    scratch = places.images / f"{SCRATCH}{recipe.id}"
+    scratch.mkdir(mode=0o755)
+    scratch.chmod(0o755)
+    shop = Workshop(scratch, places.build_cgroup(recipe.id), places.builder_uid, meter)
+    made = scratch / "machine"
+    made.mkdir(mode=0o755)
+    made.chmod(0o755)
+    meter.advance(PACKING, 0.5)
+    pack(recipe, kernel, shop, places.image_root(recipe.id))
+    os.rename(shop.tree / "root.erofs", made / "root.erofs")
+    os.link(kernel.vmlinux, made / "vmlinux")  # the link also says that the kernel is in use
+    (made / "initrd").write_bytes(make_initrd(kernel))
+    (made / "initrd").chmod(0o644)
+    meter.advance(PUBLISHING, 0.98)
+    run(["sync", "--file-system", str(made)], timeout=600)
+    target = machine_directory(places, recipe.id)
+    os.rename(made, target)
+    sync_directory(target.parent)
+    meter.advance(PUBLISHING, 1.0)
+
+
+def make_initrd(kernel: Kernel) -> bytes:
+    release = kernel.modules
+    modules = choose_modules((release / "modules.dep").read_text())
+    contents = {module.path: (release / module.path).read_bytes() for module in modules}
+    nodes = choose_nodes((release / "modules.devname").read_text())
+    return render_initrd(INIT.read_bytes(), kernel.busybox.read_bytes(), modules, contents, nodes)
+
+
+def pack(recipe: Recipe, kernel: Kernel, shop: Workshop, root: Path) -> None:
+    """Make shop.tree/root.erofs from an image's tree and a kernel's modules. The tree is not trusted, so what reads it
+    sees nothing else and has no rights on the host (see build.unpack)."""
+    tools = shop.scratch / "tools"
+    for directory in (shop.tree, shop.scratch / "source", tools, *(tools / name for name in ("usr", "etc"))):
+        directory.mkdir(mode=0o755)
+    for name in ("source", "target"):
+        (tools / name).mkdir(mode=0o755)
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        if os.path.islink(f"/{name}"):
+            (tools / name).symlink_to(os.readlink(f"/{name}"))
+    run(["cp", "--archive", "--link", "--", str(kernel.tree), str(shop.tree / "kernel")], timeout=300)
+    write_scripts(shop, {"pack.sh": (SCRIPTS / "pack.sh").read_text()})
+    shown = ["--bind-ro=/usr", f"--bind={shop.tree}:/target", f"--bind-ro={shop.scratch / 'source'}:/source"]
+    identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{recipe.id} {kernel.id} {version()}"))
+    command = ["/bin/sh", "/run/hutch/pack.sh", identity]
+    try:
+        contain(shop, [*nspawn_command(shop, tools, None), *shown, *command], str(root), None, "/dev/null")
+    except CommandFailed as error:
+        raise HutchError(
+            f"{recipe.image} could not be packed for virtual machines",
+            details=last_lines(error.stderr),
+            resolution=error.resolution,
+        ) from error
+
+
+def prune_machines(places: Places, keep: Collection[str] = ()) -> None:
+    """Remove the machines of earlier versions of hutch, unless the image's id is in `keep`, and kernels that no machine
+    boots any more. May be called again."""
+    for image in observe_images(places):
+        if image.id in keep:
+            continue
+        with locked(places, image.id):
+            for entry in (places.images / image.id).glob(f"{PREFIX}*"):
+                if entry != machine_directory(places, image.id):
+                    remove_tree(entry)
+    kernels.remove_unused_kernels(places)

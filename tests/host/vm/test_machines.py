@@ -1,0 +1,190 @@
+"""What is particular to virtual machines: whom they run as, how they end, that a word turns one into a container."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.host.instance import Instance
+from tests.host.opening import open_instance
+from tests.host.processes import processes
+from tests.support.world import World
+
+UNPRIVILEGED = {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}
+
+
+@pytest.fixture(scope="module")
+def lab(world: World, images: Path) -> Iterator[Instance]:
+    """A machine that runs, and may be ended."""
+    with open_instance(world, images) as instance:
+        instance.declare("vm", lab="")
+        instance.up()
+        yield instance
+
+
+@pytest.fixture
+def running(lab: Instance) -> Instance:
+    """The same, brought up again if the test before has ended it."""
+    if lab.status("lab")["state"] != "running":
+        lab.up()
+    return lab
+
+
+def pids(instance: Instance, program: str) -> list[int]:
+    """The processes of the machine's that run a program; its own processes are not the host's."""
+    group = f"/{instance_group(instance)}/lab/machine"
+    found = []
+    for process in processes():
+        text = Path(f"/proc/{process.pid}/cgroup").read_text()
+        if group in text and os.path.basename(process.command[0]).startswith(program):
+            found.append(process.pid)
+    return found
+
+
+def instance_group(instance: Instance) -> str:
+    launch = json.loads((instance.run / "workspaces" / "lab" / "launch.json").read_text())
+    group = launch["cgroup"]
+    assert isinstance(group, str)
+    return group.partition("/")[0]
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def awaited(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for something that happens by itself, and that only `hutch status` tells."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_status_names_what_runs_it(running: Instance) -> None:
+    status = running.status("lab")
+    assert (status["type"], status["hypervisor"]) == ("vm", "qemu")
+    assert status["accelerator"] in ("kvm", "tcg")
+    assert status["ready_seconds"] > 0
+
+
+@pytest.mark.parametrize("program", ["qemu-system-", "virtiofsd"])
+def test_posture(running: Instance, program: str) -> None:
+    """A uid of its own, no capability, no way to any, a filter of system calls, and namespaces with its own files."""
+    ours = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("mnt", "net", "pid", "ipc", "uts")}
+    (pid,) = pids(running, program)
+    status = status_of(pid)
+    uids = {int(uid) for uid in status["Uid"].split()}
+    assert len(uids) == 1
+    assert uids.pop() >= 0x7000_0000
+    assert {int(status[kind], 16) for kind in UNPRIVILEGED} == {0}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert status["Groups"] == ""
+    for kind, inode in ours.items():
+        assert os.stat(f"/proc/{pid}/ns/{kind}").st_ino != inode, kind
+    mounts = [line.split()[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    expected = {"/", "/usr", "/dev/null", "/dev/urandom"}
+    machine = {"/kernel", "/initrd", "/root.erofs", "/vm", "/dev/kvm"}
+    expected |= machine if program.startswith("qemu") else {"/share", "/proc"}
+    assert {point for point in mounts if not point.startswith("/proc/")} <= expected
+    assert not Path(f"/proc/{pid}/root/etc").exists()
+    assert not Path(f"/proc/{pid}/root/var").exists()
+    interfaces = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+    assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+
+
+def test_one_tap_and_nothing_else_of_the_network(running: Instance) -> None:
+    (pid,) = pids(running, "qemu-system-")
+    opened = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    assert opened.count("/dev/net/tun") == 1
+    assert not [path for path in opened if path.startswith(str(running.state))]
+
+
+def test_what_root_inside_makes_in_home_is_the_owners(running: Instance) -> None:
+    running.inside("lab", "sh", "-c", "cp /bin/true ~dev/suid && chmod 4755 ~dev/suid", root=True)
+    made = (running.state / "workspaces" / "lab" / "home" / "suid").stat()
+    assert made.st_uid == running.world.accounts["alice"].uid
+    assert running.inside("lab", "mknod", "/home/dev/disk", "b", "8", "0", root=True, check=False).returncode != 0
+
+
+def test_reboot_inside_restarts_it(running: Instance) -> None:
+    running.inside("lab", "touch", "/root/gone", root=True)
+    before = running.status("lab")["since"]
+    running.inside("lab", "systemctl", "reboot", root=True, check=False)
+    awaited(lambda: running.status("lab")["since"] != before)
+    awaited(lambda: running.status("lab")["state"] == "running", 90)
+    assert running.inside("lab", "ls", "/root", root=True).stdout == ""
+
+
+def test_power_off_inside_stops_it(running: Instance) -> None:
+    running.inside("lab", "systemctl", "poweroff", root=True, check=False)
+    awaited(lambda: running.status("lab")["state"] == "stopped")
+
+
+def test_a_panic_is_told(running: Instance) -> None:
+    running.ssh("lab", "(sleep 0.2; echo c | doas tee /proc/sysrq-trigger) >/dev/null 2>&1 & exit")
+    awaited(lambda: running.status("lab")["state"] == "failed")
+    assert "panicked" in running.status("lab")["reason"]
+
+
+@pytest.mark.parametrize("victim", ["qemu-system-", "virtiofsd", "supervisor"])
+def test_killed(running: Instance, victim: str) -> None:
+    found = [running.status("lab")["pid"]] if victim == "supervisor" else pids(running, victim)
+    running.ssh("lab", "echo precious >~/precious; sync")
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    awaited(lambda: running.status("lab")["state"] == "failed")
+    assert running.status("lab")["reason"]
+    running.up()
+    assert running.ssh("lab", "cat ~/precious").stdout == "precious\n"
+    assert running.plan()["lab"]["action"] == "no change"
+
+
+def test_a_word_turns_it_into_a_container_and_back(running: Instance) -> None:
+    """Home, key, address, hardware address and name stay; ssh has nothing to say."""
+    kept = ("ip", "mac", "name", "home")
+    before = {key: running.status("lab")[key] for key in kept}
+    running.ssh("lab", "echo mine >~/mine")
+    for kind in ("container", "vm"):
+        running.declare(kind, lab="")
+        assert running.plan()["lab"]["action"] == "recreate"
+        running.up()
+        assert running.status("lab")["type"] == kind
+        assert {key: running.status("lab")[key] for key in kept} == before
+        said = running.ssh("lab", "cat ~/mine; stat -c %U ~/mine; doas id -un", as_user="alice")
+        assert (said.stdout, said.stderr) == ("mine\ndev\nroot\n", "")
+
+
+def test_a_kept_root_lies_on_a_disk_that_grows(running: Instance) -> None:
+    running.declare("vm", lab='persist = "all"\ndisk = "1GiB"')
+    running.up()
+    running.inside("lab", "sh", "-c", "echo kept >/root/kept; sync", root=True)
+    disk = running.state / "workspaces" / "lab" / "root" / "disk"
+    assert disk.stat().st_size == 1 << 30
+    assert disk.stat().st_blocks * 512 < 200 << 20  # sparse
+    assert disk.stat().st_mode & 0o077 == 0
+    running.declare("vm", lab='persist = "all"\ndisk = "2GiB"')
+    assert running.plan()["lab"]["action"] == "restart"
+    running.up()
+    assert running.inside("lab", "cat", "/root/kept", root=True).stdout == "kept\n"
+    awaited(lambda: int(running.inside("lab", "df", "--output=size", "-k", "/", root=True).stdout.split()[1]) > 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [('memory = "64TiB"', "memory"), ("vcpus = 0", "vcpus"), ("cid = 2", "cid"), ('memory = "64MiB"', "memory")],
+)
+def test_bad_input_is_told_before_anything_starts(running: Instance, keys: str, key: str) -> None:
+    before = running.status("lab")
+    running.declare("vm", lab="", other=keys)
+    told = running.hutch("up", check=False)
+    assert told.returncode == 2
+    assert f"workspaces.other.{key}" in told.stderr
+    assert running.status("lab") == before
+    running.declare("vm", lab="")

@@ -1,0 +1,216 @@
+"""A workspace in, a Launch of cloud-hypervisor out; and which workspaces it is for.
+
+The options are checked by the facts of the published description, see tests/support/fake_cloud_hypervisor.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hutch.backends.cloud_hypervisor import EVENTS, LINKS, NOTIFY, TAP, check, launch
+from hutch.backends.hypervisor import OLDEST, check_hypervisor, choose_hypervisor, parse_version
+from hutch.backends.launch import Hardware, Launch
+from hutch.guest.credentials import HOST_KEY
+from hutch.spec.model import Mount, Workspace
+from tests.support.fake_cloud_hypervisor import Refused, parse_config, parse_options
+from tests.unit.facts import check_golden, surroundings, workspace
+
+HARDWARE = Hardware(
+    kernel="/var/lib/hutch/images/machine/vmlinux",
+    initrd="/var/lib/hutch/images/machine/initrd",
+    root="/var/lib/hutch/images/machine/root.erofs",
+    firmware="qboot.rom",
+    accelerator="kvm",
+    tsc_khz=None,
+    kvm_gid=104,
+    virtiofsd="/usr/libexec/virtiofsd",
+    library="/usr/lib/python3/dist-packages",
+    has_vsock=False,
+    cloud_hypervisor="/usr/local/bin/cloud-hypervisor",
+)
+HOST = surroundings(hardware=HARDWARE)
+
+EVERYTHING = workspace(  # noqa: S604 - no shell is run
+    "a-name-with-all-of-its-32-letters",
+    type="vm",
+    ip="192.168.83.3",
+    user="me",
+    shell="/bin/zsh",
+    owner=70000,
+    home="/srv/my home",
+    persist="all",
+    vcpus=8,
+    memory=4 << 30,
+    mounts=(Mount("/srv/a", "/src"), Mount("/srv/b c", "/home/me/b c", readonly=True)),
+    env=(("TOKEN", "secret, in a way"),),
+    authorized_keys=None,
+)
+LAUNCHES = {
+    "minimal": ("web", workspace(type="vm")),
+    "disk": ("web", workspace(type="vm", disk=8 << 30)),
+    "everything": ("a-name-with-all-of-its-32-letters", EVERYTHING),
+}
+
+
+@pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in LAUNCHES.items()], ids=LAUNCHES)
+def test_launch(case: str, name: str, declared: Workspace) -> None:
+    found = asdict(launch(name, declared, HOST))
+    check_golden(f"cloud_hypervisor/{case}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def options_of(found: Launch) -> dict[str, list[str]]:
+    program = found.argv.index("/cloud-hypervisor", found.argv.index("setpriv"))  # bwrap has the path too
+    return parse_options(found.argv[program + 1 :])
+
+
+@pytest.mark.parametrize(("name", "declared"), LAUNCHES.values(), ids=LAUNCHES)
+def test_the_options_are_those_of_the_published_description(name: str, declared: Workspace) -> None:
+    found = launch(name, declared, HOST)
+    options = options_of(found)
+    disks = [parse_config("disk", text) for text in options["disk"]]
+    assert all(disk["image_type"] == "raw" for disk in disks)  # what is in a disk never says what it is
+    kept = [disk["path"] for disk in disks if not disk.get("readonly")]
+    assert kept == (["/disk"] if declared.disk or declared.persist == "all" else [])
+    assert parse_config("memory", options["memory"][0]) == {"size": declared.memory or 1 << 30, "shared": True}
+    assert parse_config("cpus", options["cpus"][0]) == {"boot_vcpus": declared.vcpus or 2}
+    assert parse_config("vsock", options["vsock"][0])["cid"] == declared.cid
+    assert [parse_config("fs", text)["tag"] for text in options["fs"]] == [
+        f"share{index}" for index in range(1 + len(declared.mounts))
+    ]
+    assert options["seccomp"] == ["true"]
+
+
+def test_the_checker_refuses_what_is_not_described() -> None:
+    for wrong in (["--landloch"], ["--disk"], ["--disk", "path=/a,image_type=iso"], ["--fs", "tag=a"], ["x"]):
+        with pytest.raises(Refused):
+            parse_options(wrong)
+    for wrong in (["--memory", "size=1Q"], ["--memory", "shared=yes"], ["--serial", "tty", "--serial", "off"]):
+        with pytest.raises(Refused):
+            parse_options(wrong)
+
+
+def test_descriptors_follow_the_links() -> None:
+    found = launch("web", workspace(type="vm"), HOST)
+    assert found.links == LINKS
+    options = options_of(found)
+    assert options["event-monitor"] == [f"fd={3 + found.links.index('events')}"] == [f"fd={EVENTS}"]
+    assert 3 + len(found.links) == TAP
+    assert options["net"][0].startswith(f"fd=[{TAP}],")
+    assert found.argv[found.argv.index("/usr/lib/hutch/host/tap.py") + 2] == str(TAP)
+
+
+def test_the_archive_is_the_last_disk() -> None:
+    for declared, device in ((workspace(type="vm"), "/dev/vdb"), (workspace(type="vm", disk=1 << 30), "/dev/vdc")):
+        options = options_of(launch("web", declared, HOST))
+        assert f"hutch.archive={device}" in options["cmdline"][0].split()
+        disks = [parse_config("disk", text) for text in options["disk"]]
+        assert disks["abc".index(device[-1])]["path"] == "/vm/archive"
+        assert disks[-1]["readonly"]
+
+
+def test_a_command_line_holds_no_secret() -> None:
+    found = launch("a-name-with-all-of-its-32-letters", EVERYTHING, HOST)
+    commands = [found.argv, *(step.argv for chain in found.prepare for step in chain)]
+    assert not any("secret" in word for argv in commands for word in argv)
+    assert not any("PRIVATE" in file.content for file in found.files)
+    place = "/run/hutch/workspaces/a-name-with-all-of-its-32-letters/archive/credentials"
+    told = {file.path.removeprefix(f"{place}/"): file for file in found.files if file.path.startswith(place)}
+    assert told.keys() == {
+        *("system.hostname", "network.network.50-hutch", "sysusers.extra", "tmpfiles.extra", "vmm.notify_socket")
+    }
+    assert all(file.uid == 0 for file in told.values())
+    (key,) = [step for chain in found.prepare for step in chain if step.why == "hand in the host key"]
+    assert key.argv[-1] == f"{place}/{HOST_KEY}"
+
+
+def test_the_guest_calls_the_port_that_is_listened_at() -> None:
+    from hutch.supervise.cloud_hypervisor import READY_PORT
+
+    assert f"vsock-stream:2:{READY_PORT}" == NOTIFY  # 2 is the host
+
+
+def test_it_may_use_kvm_by_its_group() -> None:
+    assert "--groups=104" in launch("web", workspace(type="vm"), HOST).argv
+    open_to_all = surroundings(hardware=replace(HARDWARE, kvm_gid=None))
+    assert "--clear-groups" in launch("web", workspace(type="vm"), open_to_all).argv
+
+
+# Which machines are for it.
+
+
+def wants(hypervisor: str, **keys: Any) -> Workspace:
+    return workspace(type="vm", hypervisor=hypervisor, **keys)
+
+
+CHOICES: dict[str, tuple[Workspace, Hardware, str]] = {
+    "installed, with KVM": (wants("auto"), HARDWARE, "cloud-hypervisor"),
+    "not installed": (wants("auto"), replace(HARDWARE, cloud_hypervisor=None), "qemu"),
+    "without KVM": (wants("auto"), replace(HARDWARE, accelerator="tcg", tsc_khz=2_000_000), "qemu"),
+    "an image that cannot tell": (wants("auto", image="debian:bookworm"), HARDWARE, "qemu"),
+    "QEMU by name": (wants("qemu"), HARDWARE, "qemu"),
+    "by name": (wants("cloud-hypervisor"), HARDWARE, "cloud-hypervisor"),
+    "by name, though it is not there": (
+        wants("cloud-hypervisor"),
+        replace(HARDWARE, cloud_hypervisor=None),
+        "cloud-hypervisor",
+    ),
+}
+
+
+@pytest.mark.parametrize(("declared", "hardware", "chosen"), CHOICES.values(), ids=CHOICES)
+def test_choice(declared: Workspace, hardware: Hardware, chosen: str) -> None:
+    assert choose_hypervisor(declared, hardware) == chosen
+
+
+def test_what_is_named_and_cannot_run_is_refused() -> None:
+    poor = replace(HARDWARE, cloud_hypervisor=None, accelerator="tcg")
+    problems = list(check_hypervisor("workspaces.web", wants("cloud-hypervisor"), poor))
+    assert [problem.key for problem in problems] == ["workspaces.web.hypervisor"] * 2
+    assert all(problem.hint for problem in problems)
+    assert str(OLDEST) in problems[0].message
+    assert "KVM" in problems[1].message
+    assert not list(check_hypervisor("workspaces.web", wants("auto"), poor))
+    assert not list(check_hypervisor("workspaces.web", wants("qemu"), poor))
+    assert not list(check_hypervisor("workspaces.web", wants("cloud-hypervisor"), HARDWARE))
+
+
+@pytest.mark.parametrize(
+    ("declared", "keys"),
+    [
+        (wants("cloud-hypervisor"), []),
+        (wants("cloud-hypervisor", image="rootfs:/srv"), []),
+        (wants("cloud-hypervisor", image="debian:bookworm"), ["hypervisor"]),
+        (wants("cloud-hypervisor", owner=0, memory=64 << 20), ["owner", "memory"]),
+    ],
+)
+def test_check(declared: Workspace, keys: list[str]) -> None:
+    problems = list(check("workspaces.web", declared))
+    assert [problem.key for problem in problems] == [f"workspaces.web.{key}" for key in keys]
+    assert all(problem.message and problem.hint for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("cloud-hypervisor v53.0\nMigration Protocol Versions: 1\n", 53),
+        ("cloud-hypervisor v52.0-45-gabcdef-dirty\n", 52),
+        ("cloud-hypervisor 54.0.0", 54),
+        ("cloud-hypervisor", None),
+        ("", None),
+        ("QEMU emulator version 10.0.0", None),
+    ],
+)
+def test_version(text: str, version: int | None) -> None:
+    assert parse_version(text) == version
+
+
+@given(st.text(max_size=80))
+def test_any_text_as_a_version(text: str) -> None:
+    found = parse_version(text)
+    assert found is None or 0 <= found < 1_000_000

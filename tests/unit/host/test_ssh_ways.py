@@ -1,0 +1,67 @@
+"""How ssh gets to a workspace: by TCP or vsock, with the caller's configuration or with none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hutch.host import ssh
+from hutch.host.ssh import VSOCK_PROXY, Peer, choose_proxy, proxy_of, render_argv, render_config
+from tests.unit.facts import PLACES, check_golden, workspace
+
+SYSTEMD, SOCAT = f"{VSOCK_PROXY} vsock/77 22", "socat - VSOCK-CONNECT:77:22"
+
+
+@pytest.mark.parametrize(
+    ("cid", "programs", "proxy"),
+    [
+        (77, {VSOCK_PROXY, "socat"}, SYSTEMD),
+        (77, {"socat"}, SOCAT),
+        (77, set(), ""),
+        (None, {VSOCK_PROXY, "socat"}, ""),
+    ],
+)
+def test_choose_proxy(cid: int | None, programs: set[str], proxy: str) -> None:
+    assert choose_proxy(cid, programs) == proxy
+
+
+@pytest.mark.parametrize(
+    ("keys", "hypervisor", "has_vsock", "proxy"),
+    [
+        ({"type": "vm"}, "qemu", True, SYSTEMD),
+        ({"type": "vm"}, "qemu", False, ""),
+        ({"type": "vm"}, "cloud-hypervisor", True, ""),
+        ({"type": "vm", "engine": "incus"}, "qemu", True, ""),
+        ({"type": "container"}, "", True, ""),
+    ],
+)
+def test_who_is_reached_by_vsock(
+    keys: dict[str, Any], hypervisor: str, has_vsock: bool, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "find_program", lambda name: name)
+    assert proxy_of(workspace(cid=77, **keys), hypervisor, has_vsock=has_vsock) == proxy
+
+
+def test_the_drop_in_says_how_to_connect() -> None:
+    peers = tuple(Peer(name, "192.168.83.2", "dev", "", proxy) for name, proxy in [("a", SYSTEMD), ("b", SOCAT)])
+    lines = render_config(PLACES, peers, {}).decode().splitlines()
+    assert f"    ProxyCommand {SYSTEMD}" in lines and f"    ProxyCommand {SOCAT}" in lines
+    assert [line.split()[1] for line in lines if "ProxyUseFdpass" in line] == ["yes", "no"]
+
+
+@pytest.mark.parametrize("way", ["tcp", "vsock"])
+def test_arguments_of_our_own_ssh(way: str) -> None:
+    peer = Peer("web", "192.168.83.2", "dev", proxy=SYSTEMD if way == "vsock" else "")
+    terminal = way == "vsock"
+    argv = render_argv(PLACES, peer, "exec x", terminal=terminal, control="/run/hutch/c", is_first=not terminal)
+    check_golden(f"ssh/argv-{way}", "".join(f"{word}\n" for word in argv))
+
+
+def test_nothing_of_the_callers_goes_along() -> None:
+    argv = render_argv(PLACES, Peer("web", "192.168.83.2", "dev"), "x", terminal=False, control="", is_first=True)
+    assert argv[:3] == ["ssh", "-F", "none"]
+    for option in ("ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes", "PermitLocalCommand=no"):
+        assert option in argv
+    assert {"IdentityAgent=none", "ControlMaster=no", "ControlPath=none", "StrictHostKeyChecking=yes"} <= set(argv)
+    assert argv[-3:] == ["--", "workspace-web", "x"]

@@ -1,0 +1,135 @@
+"""What machines boot from: names, places, and the formats that kernels come in."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import struct
+from pathlib import Path
+
+import pytest
+
+from hutch.errors import HutchError
+from hutch.images import machine
+from hutch.images.cache import collect_leftovers, observe_images, render_image
+from hutch.images.kernel import (
+    PACKAGES,
+    extract_vmlinux,
+    fetch_command,
+    find_payload,
+    kernel_id,
+    observe_kernel,
+    remove_unused_kernels,
+)
+from hutch.images.recipe import DISTRIBUTIONS, is_id, make_recipe
+from hutch.spec.names import Places
+
+VMLINUX = b"\x7fELF" + bytes(range(256)) * 8
+RECIPE = make_recipe("debian:trixie")
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    places = Places(tmp_path / "state", tmp_path / "run")
+    (places.images / RECIPE.id).mkdir(parents=True)
+    (places.images / RECIPE.id / "image.json").write_bytes(render_image(RECIPE, "2025-01-01T00:00:00+00:00", 4096))
+    return places
+
+
+def bzimage(payload: bytes, sectors: int = 4) -> bytes:
+    """A kernel image with nothing in it but what is read of it."""
+    image = bytearray((sectors + 1) * 512 + 100)
+    image[0x1F1] = sectors
+    image[0x202:0x206] = b"HdrS"
+    struct.pack_into("<II", image, 0x248, 100, len(payload))
+    return bytes(image) + payload + b"what follows"
+
+
+def test_every_distribution_has_a_kernel_of_its_own() -> None:
+    assert set(PACKAGES) == set(DISTRIBUTIONS)
+    ids = {kernel_id(image) for image in PACKAGES}
+    assert len(ids) == len(PACKAGES)
+    assert all(is_id(id) for id in ids)
+
+
+def test_foreign_trees_boot_a_kernel_of_debians() -> None:
+    assert kernel_id("rootfs:/srv/tree") == kernel_id("debian:trixie")
+
+
+def test_a_kernel_is_fetched_with_the_distributions_sources() -> None:
+    command = fetch_command("ubuntu:noble")
+    assert command[-5:-3] == ["noble", "/dev/null"]
+    assert all(line.startswith("deb http://archive.ubuntu.com/ubuntu noble") for line in command[-3:])
+    (hook,) = [word for word in command if word.startswith("--customize-hook=")]
+    assert hook.endswith("/kernel.sh /tmp/packages linux-image-virtual busybox-static")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: lzma.compress(data) + len(data).to_bytes(4, "little")])
+@pytest.mark.parametrize("sectors", [0, 4, 27])
+def test_the_kernel_is_taken_out_of_its_image(tmp_path: Path, pack: object, sectors: int) -> None:
+    assert callable(pack)
+    image = bytearray(bzimage(pack(VMLINUX), sectors or 4))
+    image[0x1F1] = sectors  # 0 stands for 4
+    (tmp_path / "vmlinuz").write_bytes(image)
+    extract_vmlinux(tmp_path / "vmlinuz", tmp_path / "vmlinux")
+    assert (tmp_path / "vmlinux").read_bytes() == VMLINUX
+    assert (tmp_path / "vmlinux").stat().st_mode & 0o777 == 0o644
+
+
+def test_an_unknown_compression_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "vmlinuz").write_bytes(bzimage(b"BZh9 and more"))
+    with pytest.raises(HutchError, match="compressed in an unknown way"):
+        extract_vmlinux(tmp_path / "vmlinuz", tmp_path / "vmlinux")
+
+
+@pytest.mark.parametrize("image", [b"", b"MZ" + bytes(4096), bytes(0x202) + b"HdrS"])
+def test_what_is_no_kernel_is_an_error(image: bytes) -> None:
+    with pytest.raises(HutchError, match="not in the format"):
+        find_payload(image)
+
+
+def test_kernels_are_no_images_and_no_leftovers(places: Places) -> None:
+    kernel = places.images / "kernels" / kernel_id("debian:trixie")
+    kernel.mkdir(parents=True)
+    assert [image.id for image in observe_images(places)] == [RECIPE.id]
+    assert collect_leftovers(places) == ()
+    found = observe_kernel(places, "debian:trixie")
+    assert found is not None and found.vmlinux == kernel / "vmlinux"
+    assert observe_kernel(places, "debian:bookworm") is None
+
+
+def test_a_kernel_that_a_machine_boots_is_kept(places: Places) -> None:
+    kernel = places.images / "kernels" / kernel_id("debian:trixie")
+    kernel.mkdir(parents=True)
+    (kernel / "vmlinux").write_bytes(VMLINUX)
+    (places.images / RECIPE.id / "vmlinux").hardlink_to(kernel / "vmlinux")
+    assert remove_unused_kernels(places) == ()
+    assert (kernel / "vmlinux").exists()
+
+
+def test_a_machine_is_beside_its_image(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "FIRMWARES", (str(places.state / "*.rom"),))
+    (places.state / "qboot.rom").touch()
+    assert machine.observe_machine(places, RECIPE.id) is None
+    directory = machine.machine_directory(places, RECIPE.id)
+    directory.mkdir()
+    assert machine.observe_machine(places, RECIPE.id) == machine.Machine(
+        directory / "vmlinux", directory / "initrd", directory / "root.erofs", places.state / "qboot.rom"
+    )
+    assert machine.observe_machine(places, "debian-trixie-000000000000") is None
+
+
+def test_a_host_without_the_firmware_is_told_where_it_is(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "FIRMWARES", (str(places.state / "*.rom"),))
+    with pytest.raises(HutchError, match=r"qboot\.rom"):
+        machine.find_firmware()
+
+
+def test_another_init_makes_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = machine.version()
+    machine.version.cache_clear()
+    monkeypatch.setattr(machine, "MACHINE_VERSION", machine.MACHINE_VERSION + 1)
+    try:
+        assert machine.version() != before
+    finally:
+        machine.version.cache_clear()
