@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import bare, incus, machine, ours, report, rows, stand
+from bench import bare, barevm, byhand, incus, machine, ours, report, rows, stand, stock, table, vms
 from bench.measure import BenchError, Samples, run, say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,19 +30,35 @@ TOOLS = {
     "newuidmap": "uidmap",
     SYSTEM_PYTHON: "python3",
 }
+TOOLS_FOR_VMS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    machine.VIRTIOFSD: "virtiofsd",
+    "mkfs.erofs": "erofs-utils",
+    "mkfs.ext4": "e2fsprogs",
+    "busybox": "busybox-static",
+    "cpio": "cpio",
+    "zstd": "zstd",
+    "xz": "xz-utils",
+    "depmod": "kmod",
+    "setpriv": "util-linux",
+    "mmdebstrap": "mmdebstrap",
+}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench/run", description="Measure hutch against what one would use instead. Needs root."
     )
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of seven; nothing is written")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds; nothing is written")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", default=[], choices=rows.names_of_rows(), help="these rows only"
     )
     parser.add_argument("--output", type=Path, help="where to write (default: docs/, after a full run)")
     parser.add_argument("--hutch", type=shlex.split, help="how to call hutch (default: .venv/bin/hutch)")
     parser.add_argument("--images", type=Path, help="an images directory of a hutch to use instead of building one")
+    parser.add_argument(
+        "--stock", type=Path, metavar="DIR", help="where to keep a stock guest that later runs use again"
+    )
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -62,46 +78,71 @@ def main(arguments: list[str]) -> int:
 
 
 def outside(options: argparse.Namespace, arguments: list[str]) -> int:
-    check_tools()
+    wants_vms = wants(options, *vms.names_of_rows())
+    check_tools(TOOLS | TOOLS_FOR_VMS if wants_vms else TOOLS)
     command = options.hutch or ours.find(ROOT)
     work = Path(tempfile.mkdtemp(prefix="hutch-bench-", dir="/var/tmp"))
     work.chmod(0o711)  # containers' users pass through
     try:
         before = stand.observe_machine()
         hutch = ours.Hutch(command, work)
-        provide_image(hutch, options.images)
+        provide_image(hutch, options.images, ("vm",) if wants_vms else ())
+        provide_others(options, work)
         python = [sys.executable, "-m", "bench"]
         code = stand.enter([*python, *arguments, "--inside", str(work)], work)
         if code:
             return code
-        differences = stand.check_machine(before, stand.observe_machine(), (*hutch.marks(), *incus.MARKS, *bare.MARKS))
-        measured: list[rows.Row] = pickle.loads((work / "rows").read_bytes())
+        marks = (*hutch.marks(), *incus.MARKS, *bare.MARKS, *byhand.MARKS)
+        differences = stand.check_machine(before, stand.observe_machine(), marks)
+        measured: list[table.Row] = pickle.loads((work / "rows").read_bytes())
     finally:
         shutil.rmtree(work)
     for line in differences:
         say(line)
     left = "what the run changed on the machine (interfaces, mounts, namespaces, cgroups, /etc, /run, rules)"
-    measured.append(rows.Row("left", left, "", Samples((float(len(differences)),)), bound=0))
+    measured.append(table.Row("left", left, "", Samples((float(len(differences)),)), bound=0))
     publish(options, command, measured)
     return 0 if all(row.passed for row in measured) else 1
 
 
-def check_tools() -> None:
+def wants(options: argparse.Namespace, *names: str) -> bool:
+    """Whether one of these rows was asked for."""
+    return not options.only or bool(set(names) & set(options.only))
+
+
+def check_tools(tools: dict[str, str]) -> None:
     if os.geteuid() != 0:
         raise BenchError("containers need root: run it with sudo")
-    missing = sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)})
+    missing = sorted({package for tool, package in tools.items() if not shutil.which(tool)})
     if missing:
         raise BenchError(f"missing programs; on Debian: apt-get install {' '.join(missing)}")
 
 
-def provide_image(hutch: ours.Hutch, images: Path | None) -> None:
+def provide_image(hutch: ours.Hutch, images: Path | None, machines: tuple[str, ...]) -> None:
     """The image, built (or copied by hard links) before anything is measured: it needs the network."""
-    hutch.declare("first")
+    hutch.declare("first", vms=machines)
     if images:
         run(["cp", "-al", str(images), str(hutch.state / "images")])
-        return
+        if not machines:
+            return
     say("building the image (not measured) …")
     hutch("image", "build", timeout=1800)
+
+
+def provide_others(options: argparse.Namespace, work: Path) -> None:
+    """What the virtual machines by hand are made from: it needs the network, too."""
+    if wants(options, "vm-start"):
+        stock.build(stock_folder(options, work))
+    if wants(options, "vm-lab", "vm-read", "vm-write"):
+        barevm.fetch_kernel(kernel_folder(work))
+
+
+def stock_folder(options: argparse.Namespace, work: Path) -> Path:
+    return options.stock or work / "stock"
+
+
+def kernel_folder(work: Path) -> Path:
+    return work / "kernel"
 
 
 def inside(options: argparse.Namespace) -> int:
@@ -109,15 +150,25 @@ def inside(options: argparse.Namespace) -> int:
     command = options.hutch or ours.find(ROOT)
     stand.furnish(work)
     hutch = ours.Hutch(command, work)
-    rounds = 3 if options.quick else 7
-    setting = rows.Setting(hutch, hutch.tree(), work, ours.interpreter_of(command), SYSTEM_PYTHON, rounds)
+    setting = table.Setting(
+        hutch,
+        hutch.tree(),
+        work,
+        ours.interpreter_of(command),
+        SYSTEM_PYTHON,
+        rounds=3 if options.quick else 7,
+        rounds_of_vms=3 if options.quick else 5,
+        quick=options.quick,
+        stock=stock_folder(options, work),
+        kernel=kernel_folder(work),
+        only=frozenset(options.only),
+    )
     rows.warm(setting)
-    measured = rows.measure(setting, frozenset(options.only))
-    (work / "rows").write_bytes(pickle.dumps(measured))
+    (work / "rows").write_bytes(pickle.dumps(rows.measure(setting)))
     return 0
 
 
-def publish(options: argparse.Namespace, command: list[str], measured: list[rows.Row]) -> None:
+def publish(options: argparse.Namespace, command: list[str], measured: list[table.Row]) -> None:
     date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     facts = machine.describe(ours.interpreter_of(command), SYSTEM_PYTHON)
     print(report.render_table(measured))

@@ -10,7 +10,7 @@ from bench.measure import BenchError, run, spawn, try_run, wait_for_banner
 
 SCRIPT = str(Path(__file__).with_name("bare.sh"))
 MARKS = ("bare-up", "ve-bare", "vi-bare")
-NAMESPACE, GATEWAY, ADDRESS = "bare", "192.168.93.1", "192.168.93.50"
+NAMESPACE, GATEWAY, ADDRESS, UPLINK = "bare", "192.168.93.1", "192.168.93.50", "192.168.94"
 
 
 class Bare:
@@ -24,7 +24,7 @@ class Bare:
         self.host_key = self.work / "host-key"
         for key in (self.key, self.host_key):
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f", str(key)])
-        run([SCRIPT, "up", NAMESPACE, f"{GATEWAY}/24"])
+        run([SCRIPT, "up", NAMESPACE, f"{GATEWAY}/24", UPLINK])
 
     def start_to_ready(self, number: int) -> float:
         """Seconds from systemd-nspawn's start to sshd's banner. The mounts before are not counted."""

@@ -3,7 +3,9 @@
 # unprivileged, with a root of its own that costs no copy. The clock starts in the file $DIR/started, right
 # before systemd-nspawn itself.
 #
-#   bare.sh up NAMESPACE BRIDGE-ADDRESS/LENGTH     once: a network namespace with a bridge, joined to the host
+#   bare.sh up NAMESPACE BRIDGE-ADDRESS/LENGTH UPLINK    once: a network namespace with a bridge, joined to the host
+#                                                        by the addresses UPLINK.1 and UPLINK.2
+#   bare.sh credentials DIR MATCH ADDRESS GATEWAY PUBLIC-KEY HOST-KEY    a guest's whole identity
 #   bare.sh run TREE DIR NAMESPACE ADDRESS GATEWAY PUBLIC-KEY HOST-KEY     becomes the container
 set -eu
 
@@ -11,27 +13,27 @@ BASE=1879048192          # the first of 65536 user ids that nobody else has
 MAC=02:11:22:33:44:55
 
 up() {
-    namespace=$1 address=$2
+    namespace=$1 address=$2 uplink=$3
     ip netns add "$namespace"
     ip link add "$namespace-up" type veth peer name up0 netns "$namespace"
-    ip address add 192.168.94.1/30 dev "$namespace-up"
+    ip address add "$uplink.1/30" dev "$namespace-up"
     ip link set "$namespace-up" up
-    ip -n "$namespace" address add 192.168.94.2/30 dev up0
+    ip -n "$namespace" address add "$uplink.2/30" dev up0
     ip -n "$namespace" link set up0 up
     ip -n "$namespace" link set lo up
-    ip -n "$namespace" route add default via 192.168.94.1
+    ip -n "$namespace" route add default via "$uplink.1"
     ip -n "$namespace" link add br0 type bridge
     ip -n "$namespace" address add "$address" dev br0
     ip -n "$namespace" link set br0 up
-    ip route add "${address%.*}.0/24" via 192.168.94.2
+    ip route add "${address%.*}.0/24" via "$uplink.2"
     ip netns exec "$namespace" sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.disable_ipv6=1
 }
 
 credentials() (
-    dir=$1 address=$2 gateway=$3 public=$4 host=$5
+    dir=$1 match=$2 address=$3 gateway=$4 public=$5 host=$6
     mkdir -p "$dir"
-    printf '[Match]\nName=host0\n[Network]\nAddress=%s/24\nGateway=%s\nDNS=%s\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n' \
-        "$address" "$gateway" "$gateway" > "$dir/network.network.50-bare"
+    printf '[Match]\n%s\n[Network]\nAddress=%s/24\nGateway=%s\nDNS=%s\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n' \
+        "$match" "$address" "$gateway" "$gateway" > "$dir/network.network.50-bare"
     printf bare > "$dir/system.hostname"
     cp "$host" "$dir/hutch.ssh-host-key" # where the image's sshd looks for it
     printf 'u dev 1000 "Dev" /home/dev /bin/bash\nm dev sudo\n' > "$dir/sysusers.extra"
@@ -47,7 +49,7 @@ run() {
     tree=$1 dir=$2 namespace=$3 address=$4 gateway=$5 public=$6 host=$7
     mount --make-rprivate /
     mkdir -p "$dir/lower" "$dir/layer" "$dir/root"
-    credentials "$dir/credentials" "$address" "$gateway" "$public" "$host"
+    credentials "$dir/credentials" Name=host0 "$address" "$gateway" "$public" "$host"
     # systemd-nspawn waits for udev to say that an interface is initialised, unless /sys is read-only.
     mount --bind /sys /sys
     mount -o remount,bind,ro /sys

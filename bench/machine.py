@@ -7,6 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
+VIRTIOFSD = "/usr/libexec/virtiofsd"
+
 
 def describe(python: str, system_python: str) -> dict[str, str]:
     kibibytes = int(_field("/proc/meminfo", r"MemTotal:\s*(\d+)") or 0)
@@ -21,6 +23,8 @@ def describe(python: str, system_python: str) -> dict[str, str]:
         "system python": _version([system_python, "--version"]),
         "systemd-nspawn": _version(["systemd-nspawn", "--version"]),
         "incus": _version(["incus", "--version"]),
+        "QEMU": _version(["qemu-system-x86_64", "--version"]).removeprefix("QEMU emulator version "),
+        "virtiofsd": _version([VIRTIOFSD, "--version"]).removeprefix("virtiofsd "),
     }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from bench.measure import BenchError, run, try_run
 
 NETWORK = '[network]\nbridge = "hutchbench0"\nsubnet = "192.168.83.0/24"\n'
+HARDWARE = 'vcpus = 2\nmemory = "1GiB"\n'  # what the machines by hand have
 
 
 class Hutch:
@@ -29,7 +30,7 @@ class Hutch:
 
     def marks(self) -> tuple[str, ...]:
         """What the names of all that this hutch makes on a host contain."""
-        digest = hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
+        digest = f"{zlib.crc32(str(self.state).encode()) & 0xFFFFFF:06x}"
         return self.state.parent.name, self.runtime.name, f"hutch-{digest}", "hutchbench"
 
     def argv(self, *arguments: str) -> list[str]:
@@ -38,9 +39,10 @@ class Hutch:
     def __call__(self, *arguments: str, timeout: float = 300.0) -> str:
         return run(self.argv(*arguments), timeout=timeout)
 
-    def declare(self, *names: str) -> None:
-        """Make hutch.toml say exactly these workspaces, with nothing but defaults."""
+    def declare(self, *names: str, vms: Sequence[str] = ()) -> None:
+        """Make hutch.toml say exactly these containers, with nothing but defaults, and virtual machines."""
         tables = [f'[workspaces.{name}]\ntype = "container"\n' for name in names]
+        tables += [f'[workspaces.{name}]\ntype = "vm"\n{HARDWARE}' for name in vms]
         self.file.write_text("\n".join([NETWORK, *tables]))
         self.file.chmod(0o644)
 
@@ -60,6 +62,11 @@ class Hutch:
                 raise BenchError(f"{name} is {states.get(name, 'unknown')} after `hutch up`")
             if not try_run(["ssh", f"workspace-{name}", "true"]):
                 raise BenchError(f"{name} does not answer to ssh after `hutch up`")
+
+    def runs(self, name: str) -> bool:
+        """Whether it is running and answers to ssh."""
+        states = {row["name"]: row["state"] for row in self.status()}
+        return states.get(name) == "running" and try_run(["ssh", f"workspace-{name}", "true"])
 
     def tree(self) -> Path:
         """The root tree of the image that the workspaces share."""

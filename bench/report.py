@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import BenchError
-from bench.rows import Row
+from bench.table import Row
 
 BEGIN, END = "<!-- results: written by bench/run -->", "<!-- end of results -->"
 INK, FAINT, OURS, OTHERS = "#1f2328", "#656d76", "#0a7d4f", "#b8c0c8"
@@ -21,6 +21,8 @@ def quantity(value: float, unit: str) -> str:
         return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
     if unit == "bytes":
         return f"{value / 2**20:.1f} MiB" if abs(value) >= 2**20 else f"{value / 2**10:.0f} KiB"
+    if unit == "bytes/s":
+        return f"{value / 2**20:.0f} MiB/s"
     return f"{value:g}"
 
 
@@ -29,7 +31,8 @@ def _cells(row: Row) -> tuple[str, str, str, str, str, str]:
     ratio = f"{row.value:.2f}" if row.reference else ""
     bound = ""
     if row.bound is not None:
-        bound = f"≤ {row.bound:g} times" if row.reference else f"≤ {quantity(row.bound, row.unit)}"
+        sign = "≥" if row.at_least else "≤"
+        bound = f"{sign} {row.bound:g} times" if row.reference else f"{sign} {quantity(row.bound, row.unit)}"
     verdict = "" if row.bound is None else "met" if row.passed else "**missed**"
     return row.what, quantity(row.ours.median, row.unit), reference, ratio, bound, verdict
 

@@ -1,63 +1,24 @@
-"""What is measured and what is promised: one function per scenario, each yielding the rows it fills."""
+"""What is measured of containers and commands, and what is promised: one function per scenario, each yielding the
+rows it fills. Those of virtual machines are in vms.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
+from bench import vms
 from bench.bare import Bare
 from bench.incus import Incus
 from bench.measure import BenchError, Samples, blocks_below, interleave, run, say, seconds
 from bench.ours import Hutch
+from bench.table import Row, Scenario, Setting
 
 MANY = 20
 START_UP = "import argparse, json"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table. With a `reference` the bound is on the ratio of medians, without on the median."""
-
-    name: str
-    what: str
-    unit: str  # "s", "bytes" or ""
-    ours: Samples
-    reference: Samples | None = None
-    reference_name: str = ""
-    bound: float | None = None
-    note: str = ""
-
-    @property
-    def value(self) -> float:
-        return self.ours.median / self.reference.median if self.reference else self.ours.median
-
-    @property
-    def passed(self) -> bool:
-        return self.bound is None or self.value <= self.bound
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What the scenarios share."""
-
-    hutch: Hutch
-    tree: Path
-    work: Path
-    python: str  # the interpreter that runs hutch
-    system_python: str
-    rounds: int
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """A function, and the names of the rows that it yields."""
-
-    rows: tuple[str, ...]
-    run: Callable[[Setting], Iterator[Row]]
 
 
 def new_workspace(setting: Setting) -> Iterator[Row]:
@@ -239,6 +200,7 @@ SCENARIOS = (
     Scenario(("new", "disk"), new_workspace),
     Scenario(("start",), start),
     Scenario(("twenty", "memory", "ls", "status", "again", "written", "started"), many),
+    *vms.SCENARIOS,
 )
 
 
@@ -246,14 +208,15 @@ def names_of_rows() -> list[str]:
     return [name for scenario in SCENARIOS for name in scenario.rows]
 
 
-def measure(setting: Setting, only: frozenset[str]) -> list[Row]:
+def measure(setting: Setting) -> list[Row]:
     """Every wanted row, each said aloud as it comes."""
     rows = []
     for scenario in SCENARIOS:
-        if only and not only.intersection(scenario.rows):
+        wanted = [name for name in scenario.rows if setting.wants(name)]
+        if not wanted:
             continue
-        say(f"measuring {', '.join(scenario.rows)} …")
-        rows += [row for row in scenario.run(setting) if not only or row.name in only]
+        say(f"measuring {', '.join(wanted)} …")
+        rows += [row for row in scenario.run(setting) if setting.wants(row.name)]
     return rows
 
 

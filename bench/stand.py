@@ -2,7 +2,7 @@
 
 Owns how they are made and entered, and the check that the machine is afterwards as it was before. Inside,
 /run, /tmp's sockets of others and the host's network are out of reach, /etc is an overlay, and /sys and
-cgroup2 are fresh: all three contenders run in the same surroundings, and none sees the host's.
+cgroup2 are fresh, and KVM is out of order: all contenders run in the same surroundings, and none sees the host's.
 """
 
 from __future__ import annotations
@@ -127,6 +127,10 @@ def furnish(work: Path) -> None:
     run(["mount", "-t", "sysfs", "sysfs", "/sys"])
     run(["mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"])
     run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])
+    if os.path.exists("/dev/kvm"):
+        run(
+            ["mount", "--bind", "/dev/null", "/dev/kvm"]
+        )  # all virtual machines are emulated, or none could be compared
     layers = f"lowerdir=/etc,upperdir={private}/etc-upper,workdir={private}/etc-work"
     run(["mount", "-t", "overlay", "-o", layers, "overlay", "/etc"])
     run(["ip", "link", "set", "lo", "up"])
