@@ -71,8 +71,10 @@ WRONG = {
     "unknown owner": one('owner = "nobody-here"', "workspaces.web.owner nobody-here"),
     "unknown table": Wrong('[worskpaces.web]\ntype = "container"\n', ((0, "worskpaces workspaces"),)),
     "no toml": Wrong("[workspaces.web\n", ((0, "TOML"),)),
-    "not supported yet": one("nix_store = true", "workspaces.web.nix_store not supported yet"),
-    "a vm": Wrong('[workspaces.web]\ntype = "vm"\n', ((1, "workspaces.web.type not supported yet"),)),
+    "not supported yet": one("gpu = true", "workspaces.web.gpu not supported yet"),
+    "another engine": Wrong(
+        '[workspaces.web]\ntype = "vm"\nengine = "incus"\n', ((2, "workspaces.web.engine not supported yet"),)
+    ),
     "all at once": Wrong(
         '[workspaces.web]\nip = "10.0.0.5"\nmemory = "big"\nvcpus = "two"\nuser = "root"\nshel = "/bin/sh"\n'
         'type = "container"\n[workspaces.BAD]\n[defaults]\nautostart = 1\n',

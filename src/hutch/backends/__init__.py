@@ -11,6 +11,7 @@ from typing import Protocol, cast
 
 from hutch.backends.launch import Launch, Surroundings
 from hutch.errors import Problem
+from hutch.spec import names
 from hutch.spec.model import Network, Workspace
 
 
@@ -52,10 +53,15 @@ def _check_common(prefix: str, workspace: Workspace) -> Iterable[Problem]:
         yield Problem(f"{workspace.image.split(':')[0]}: images are {UNSUPPORTED}", f"{prefix}.image", hint=hint)
     if workspace.egress != "internet":
         yield Problem(UNSUPPORTED, f"{prefix}.egress", hint='use "internet" or leave it out')
-    for key in ("nix_store", "gpu", "nesting", "learn"):
+    for key in ("gpu", "nesting", "learn"):
         only = Workspace.__dataclass_fields__[key].metadata["only"]
         if getattr(workspace, key) and only in ("", workspace.type):  # elsewhere it has no effect, as plan says
             yield Problem(UNSUPPORTED, f"{prefix}.{key}", hint="use false or leave it out")
+    if workspace.nix_store:
+        for index, mount in enumerate(workspace.mounts):
+            if f"{mount.target}/".startswith(f"{names.NIX_STORE}/") or mount.target == "/nix":
+                message = f"{mount.target} is in the way of {names.NIX_STORE}, which nix_store shares"
+                yield Problem(message, f"{prefix}.mounts[{index}].target", hint="another target, or nix_store = false")
     if workspace.idle is not None:
         yield Problem(UNSUPPORTED, f"{prefix}.idle", hint="leave it out")
 

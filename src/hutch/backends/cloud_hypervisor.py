@@ -15,6 +15,7 @@ from hutch.backends.jail import jailed
 from hutch.backends.launch import File, Hardware, Launch, Limits, Step, Surroundings
 from hutch.backends.port import Port
 from hutch.backends.qemu import CPUS, MEMORY, TASKS, disk_path, disk_steps, render_shares, share_mounts, share_server
+from hutch.backends.share import STORE, share_places, share_tags
 from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
 from hutch.guest.credentials import HOST_KEY, render_credentials
@@ -56,7 +57,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         table=places.table,
     )
     files.append(File(f"{runtime}/port", port.render_batch()))
-    shares = [f"{runtime}/shares/{index}" for index in range(len(workspace.mounts) + 1)]
+    shares = share_places(workspace, runtime)
     return Launch(
         workspace=name,
         backend="cloud-hypervisor",
@@ -73,8 +74,8 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         ),
         connect=port.connect(f"{runtime}/port"),
         helpers=tuple(
-            share_server(share, workspace, host, hardware.virtiofsd, f"{runtime}/vm/share{index}")
-            for index, share in enumerate(shares)
+            share_server(share, workspace, host, hardware.virtiofsd, f"{runtime}/vm/{tag}", is_store=tag == STORE)
+            for tag, share in zip(share_tags(workspace), shares, strict=True)
         ),
         argv=machine_argv(name, workspace, host, hardware),
         links=LINKS,
@@ -115,7 +116,7 @@ def machine_argv(name: str, workspace: Workspace, host: Surroundings, hardware: 
     groups = str(hardware.kvm_gid) if hardware.kvm_gid is not None else ""
     jail = jailed(tuple(files), host.uid_base, machine_command(workspace, hardware, disk is not None), groups)
     tap = (host.python, "-I", "-S", f"{host.package}/host/tap.py", names.port(name, "vm"), str(TAP))
-    return (*tap, *jail)
+    return (*tap, "--", *jail)
 
 
 def machine_command(workspace: Workspace, hardware: Hardware, has_disk: bool) -> tuple[str, ...]:
@@ -127,7 +128,7 @@ def machine_command(workspace: Workspace, hardware: Hardware, has_disk: bool) ->
     if has_disk:
         disks.append("path=/disk,image_type=raw")
     disks.append("path=/vm/archive,readonly=on,image_type=raw")
-    shares = [f"tag=share{index},socket=/vm/share{index}" for index in range(len(workspace.mounts) + 1)]
+    shares = [f"tag={tag},socket=/vm/{tag}" for tag in share_tags(workspace)]
     return (
         "/cloud-hypervisor",
         *("--seccomp", "true", "--event-monitor", f"fd={EVENTS}", "--api-socket", "path=/sockets/api"),

@@ -14,7 +14,7 @@ from dataclasses import replace
 from hutch.backends.identity import guest_uid, identify
 from hutch.backends.launch import File, Launch, Limits, Step, Surroundings
 from hutch.backends.port import Port
-from hutch.backends.share import bind_step, sources
+from hutch.backends.share import OVERLAY, STORE, bind_step, share_places, sources, store_step
 from hutch.errors import Problem
 from hutch.guest.credentials import HOST_KEY, render_credentials
 from hutch.spec import names
@@ -50,7 +50,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         table=places.table,
     )
     files.append(File(f"{runtime}/port", port.render_batch()))
-    shares = [f"{runtime}/shares/{index}" for index in range(len(workspace.mounts) + 1)]
+    shares = share_places(workspace, runtime)
     joining, *raising = port.connect(f"{runtime}/port")
     return Launch(
         workspace=name,
@@ -61,6 +61,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             f"{runtime}/credentials",
             *(f"{runtime}/{layer}" for layer in LAYERS),
             *shares,
+            *((f"{runtime}/{STORE}",) if workspace.nix_store else ()),
         ),
         files=tuple(files),
         prepare=(
@@ -70,7 +71,10 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             *kernel_file_systems(runtime),
         ),
         # What is put together of what has been prepared does not depend on the network either.
-        connect=((root_step(name, workspace, host, runtime), cgroup_step(runtime), *joining), *raising),
+        connect=(
+            (*overlay_steps(name, workspace, host, runtime), cgroup_step(runtime), *joining),
+            *raising,
+        ),
         argv=nspawn_argv(name, workspace, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
         cleanup=port.cleanup(),
         limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
@@ -107,14 +111,23 @@ def root_layers(name: str, workspace: Workspace, host: Surroundings, runtime: st
         size = f"mode=755,nosuid,nodev,size={workspace.disk or SCRATCH}"
         place = Step(("mount", "-t", "tmpfs", "-o", size, "tmpfs", scratch), "mount the ephemeral layer")
     owned = ("install", "-d", "-m", "755", "-o", str(host.uid_base), "-g", str(host.uid_base))
-    return (image,), (place, Step((*owned, f"{scratch}/upper", f"{scratch}/work"), "make the upper layer"))
+    upper = [f"{scratch}/upper", f"{scratch}/work"]
+    if workspace.nix_store:
+        upper += [f"{scratch}/{STORE}-upper", f"{scratch}/{STORE}-work"]
+    return (image,), (place, Step((*owned, *upper), "make the upper layer"))
 
 
-def root_step(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> Step:
-    """The root, once its layers are there."""
+def overlay_steps(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Step, ...]:
+    """The root, once its layers are there; and beside it the store, as the guest sees it."""
     scratch = upper_place(name, workspace, host, runtime)
     layers = f"lowerdir={runtime}/lower,upperdir={scratch}/upper,workdir={scratch}/work"
-    return Step(("mount", "-t", "overlay", "overlay", "-o", layers, f"{runtime}/root"), "put the layers together")
+    mount = ("mount", "-t", "overlay", "overlay", "-o")
+    root = Step((*mount, layers, f"{runtime}/root"), "put the layers together")
+    if not workspace.nix_store:
+        return (root,)
+    layers = f"lowerdir={runtime}/shares/{STORE},upperdir={scratch}/{STORE}-upper,workdir={scratch}/{STORE}-work"
+    store = Step((*mount, f"nosuid,nodev,{layers},{OVERLAY}", f"{runtime}/{STORE}"), "lay what is written on the store")
+    return root, store
 
 
 def upper_place(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> str:
@@ -124,13 +137,17 @@ def upper_place(name: str, workspace: Workspace, host: Surroundings, runtime: st
 
 def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
     """Home and mounts, in the order of `shares`: the owner's files are the login user's inside; whatever else the guest
-    makes belongs to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's."""
+    makes belongs to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's.
+    The Nix store is mapped like an image, so that root's files are root's."""
     assert isinstance(workspace.owner, int)
     mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
-    return tuple(
+    steps = [
         bind_step(name, source, place, readonly, mapping, host)
-        for (source, _, readonly), place in zip(sources(workspace), shares, strict=True)
-    )
+        for (source, _, readonly), place in zip(sources(workspace), shares, strict=False)  # the store comes after them
+    ]
+    if workspace.nix_store:
+        steps.append(store_step(shares[-1], host, f"b:0:{host.uid_base}:{names.UID_COUNT}"))
+    return tuple(steps)
 
 
 def render_owner_map(uid: int, gid: int, base: int) -> str:
@@ -156,7 +173,7 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
     assert isinstance(workspace.owner, int) and workspace.home is not None
     work, uid = "/mnt", str(guest_uid(workspace.owner))
     home, target, _ = sources(workspace)[0]
-    throw_away = replace(workspace, persist="home", disk=None)
+    throw_away = replace(workspace, persist="home", disk=None, nix_store=False)
     mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
     share = bind_step(name, home, f"{work}/home", True, mapping, host)
     steps = (
@@ -165,7 +182,7 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
         *(step for chain in kernel_file_systems(work) for step in chain),
         cgroup_step(work),
         *(step for chain in root_layers(name, throw_away, host, work) for step in chain),
-        root_step(name, throw_away, host, work),
+        *overlay_steps(name, throw_away, host, work),
         share,
     )
     nspawn = (
@@ -204,8 +221,9 @@ def nspawn_argv(
         *(f"--load-credential={key}:{path}" for key, path in credentials.items()),
         *(
             f"--bind{'-ro' if readonly else ''}={share}:{target}"
-            for share, (_, target, readonly) in zip(shares, sources(workspace), strict=True)
+            for share, (_, target, readonly) in zip(shares, sources(workspace), strict=False)
         ),
+        *((f"--bind={host.places.runtime(name)}/{STORE}:{names.NIX_STORE}",) if workspace.nix_store else ()),
         "--boot",
         "systemd.show_status=auto",  # silent until something fails or takes long
     )

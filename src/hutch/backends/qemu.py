@@ -15,7 +15,7 @@ from hutch.backends.identity import guest_uid, identify
 from hutch.backends.jail import jailed
 from hutch.backends.launch import File, Hardware, Helper, Launch, Limits, Step, Surroundings
 from hutch.backends.port import Port
-from hutch.backends.share import bind_step, sources
+from hutch.backends.share import STORE, bind_step, share_places, share_tags, sources, store_step
 from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
 from hutch.guest.credentials import HOST_KEY, render_credentials
@@ -24,7 +24,7 @@ from hutch.spec.model import Workspace
 
 CPUS, MEMORY = 2, 1 << 30  # of a machine, where the file does not say
 TASKS = 4096
-TAP = 5  # the descriptor after those of the links
+TAP, VSOCK = 5, 6  # the descriptors after those of the links
 EMULATED = "qemu64,+rdrand,+rdtscp,-svm"
 """The processor that is emulated the fastest: every feature more is looked for, and used where it costs."""
 LINKS = ("port", "monitor")
@@ -52,7 +52,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         table=places.table,
     )
     files.append(File(f"{runtime}/port", port.render_batch()))
-    shares = [f"{runtime}/shares/{index}" for index in range(len(workspace.mounts) + 1)]
+    shares = share_places(workspace, runtime)
     key = f"{runtime}/vm/{HOST_KEY}"
     owned = ("install", "-m", "400", "-o", str(host.uid_base), "-g", str(host.uid_base))
     return Launch(
@@ -70,8 +70,8 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         ),
         connect=port.connect(f"{runtime}/port"),
         helpers=tuple(
-            share_server(share, workspace, host, hardware.virtiofsd, f"{runtime}/vm/share{index}")
-            for index, share in enumerate(shares)
+            share_server(share, workspace, host, hardware.virtiofsd, f"{runtime}/vm/{tag}", is_store=tag == STORE)
+            for tag, share in zip(share_tags(workspace), shares, strict=True)
         ),
         argv=qemu_argv(name, workspace, host, hardware, (*credentials, HOST_KEY)),
         links=LINKS,
@@ -89,33 +89,44 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
 
 
 def render_shares(workspace: Workspace) -> str:
-    """What the guest's init mounts: a line for each share, home first. No target holds a newline."""
+    """What the guest's init mounts: a line for each share, home first. No target holds a newline. "overlay" is a share
+    that cannot be written, under a layer that can."""
     lines = [
         f"share{index} {'ro' if readonly else 'rw'} {target}\n"
         for index, (_, target, readonly) in enumerate(sources(workspace))
     ]
+    if workspace.nix_store:
+        lines.append(f"{STORE} overlay {names.NIX_STORE}\n")
     return "".join(lines)
 
 
 def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
-    """Home and mounts, in the order of `shares`, as the workspace's own uid sees them."""
+    """Home and mounts, in the order of `shares`, as the workspace's own uid sees them; and the Nix store as it is."""
     mapping = f"u:{workspace.owner}:{host.uid_base}:1 g:{host.owner_gid}:{host.uid_base}:1"
-    return tuple(
+    steps = [
         bind_step(name, source, place, readonly, mapping, host)
-        for (source, _, readonly), place in zip(sources(workspace), shares, strict=True)
-    )
+        for (source, _, readonly), place in zip(sources(workspace), shares, strict=False)  # the store comes after them
+    ]
+    if workspace.nix_store:
+        steps.append(store_step(shares[-1], host))
+    return tuple(steps)
 
 
-def share_server(share: str, workspace: Workspace, host: Surroundings, virtiofsd: str, socket: str) -> Helper:
+def share_server(
+    share: str, workspace: Workspace, host: Surroundings, virtiofsd: str, socket: str, *, is_store: bool
+) -> Helper:
     """One virtiofsd. Every uid of the guest's is the workspace's own on the host, which the guest in turn sees as its
-    login user's."""
+    login user's. The Nix store is nobody's to write, and root's files there are root's inside."""
     assert isinstance(workspace.owner, int)
     outside, inside = host.uid_base, guest_uid(workspace.owner)
     command = [virtiofsd, "--fd=3", "--shared-dir=/share", "--sandbox=none", "--seccomp=kill", "--log-level=error"]
     for kind in ("uid", "gid"):
         command.append(f"--translate-{kind}=squash-guest:0:{outside}:4294967295")
         command.append(f"--translate-{kind}=host:{outside}:{inside}:1")
-    jail = jailed(("--proc", "/proc", "--bind", share, "/share"), outside, tuple(command))
+    if is_store:
+        command.append("--readonly")
+    bind = "--ro-bind" if is_store else "--bind"
+    jail = jailed(("--proc", "/proc", bind, share, "/share"), outside, tuple(command))
     return Helper(jail, f"share {share}", socket, outside)
 
 
@@ -159,14 +170,15 @@ def qemu_argv(
     command = (
         f"qemu-system-{platform.machine()}",
         *machine_options(workspace, hardware),
-        *device_options(workspace, len(workspace.mounts) + 1, disk is not None),
+        *device_options(workspace, disk is not None, hardware.has_vsock),
         *(word for key in credentials for word in ("-fw_cfg", f"name=opt/io.systemd.credentials/{key},file=/vm/{key}")),
         *("-fw_cfg", "name=opt/hutch/shares,file=/vm/shares"),
         *("-append", " ".join(kernel_arguments(tsc_khz=hardware.tsc_khz, has_disk=disk is not None))),
     )
     jail = jailed(tuple(files), host.uid_base, command, groups)
     tap = (host.python, "-I", "-S", f"{host.package}/host/tap.py", names.port(name, "vm"), str(TAP))
-    return (*tap, *jail)
+    vsock = ("--open", "/dev/vhost-vsock", str(VSOCK)) if hardware.has_vsock else ()
+    return (*tap, *vsock, "--", *jail)
 
 
 def machine_options(workspace: Workspace, hardware: Hardware) -> tuple[str, ...]:
@@ -191,7 +203,7 @@ def machine_options(workspace: Workspace, hardware: Hardware) -> tuple[str, ...]
     )
 
 
-def device_options(workspace: Workspace, shares: int, has_disk: bool) -> tuple[str, ...]:
+def device_options(workspace: Workspace, has_disk: bool, has_vsock: bool) -> tuple[str, ...]:
     """Disks, network, shares, console, and the two links."""
     devices = [
         *("-drive", "if=none,id=root,file=/root.erofs,format=raw,readonly=on"),
@@ -202,12 +214,14 @@ def device_options(workspace: Workspace, shares: int, has_disk: bool) -> tuple[s
         devices += ["-device", "virtio-blk-pci,drive=disk"]
     devices += ["-netdev", f"tap,id=net,fd={TAP},vhost=off"]
     devices += ["-device", f"virtio-net-pci,netdev=net,mac={workspace.mac}"]
-    for index in range(shares):
-        devices += ["-chardev", f"socket,id=share{index},path=/vm/share{index}"]
-        devices += ["-device", f"vhost-user-fs-pci,chardev=share{index},tag=share{index}"]
+    for tag in share_tags(workspace):
+        devices += ["-chardev", f"socket,id={tag},path=/vm/{tag}"]
+        devices += ["-device", f"vhost-user-fs-pci,chardev={tag},tag={tag}"]
     devices += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
     devices += ["-chardev", "socket,id=port,fd=3", "-device", "virtio-serial-pci,max_ports=2"]
     devices += ["-device", "virtserialport,chardev=port,nr=1,name=hutch.port"]
     devices += ["-chardev", "socket,id=monitor,fd=4", "-mon", "chardev=monitor,mode=control"]
     devices += ["-device", "virtio-balloon-pci,free-page-reporting=on", "-device", "pvpanic-pci"]
+    if has_vsock:  # ssh reaches the machine by it, whatever becomes of its network
+        devices += ["-device", f"vhost-vsock-pci,guest-cid={workspace.cid},vhostfd={VSOCK}"]
     return tuple(devices)

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from hutch.backends.launch import Step, Surroundings
+from hutch.spec import names
 from hutch.spec.model import Workspace
+
+STORE = "nix"
+"""What the host's Nix store is called among the shares."""
+OVERLAY = "index=off,metacopy=off,redirect_dir=off,xino=off"
+"""How an overlay lies on the store: what the guest wrote stays valid when the store has changed between two starts. See
+"Changes to underlying filesystems" in the kernel's filesystems/overlayfs."""
 
 
 def sources(workspace: Workspace) -> list[tuple[str, str, bool]]:
@@ -11,6 +18,26 @@ def sources(workspace: Workspace) -> list[tuple[str, str, bool]]:
     assert workspace.home is not None
     mounts = [(mount.source, mount.target, mount.readonly) for mount in workspace.mounts]
     return [(workspace.home, f"/home/{workspace.user}", False), *mounts]
+
+
+def share_places(workspace: Workspace, runtime: str) -> list[str]:
+    """Where each share is shown on the host, in the order of `sources`; the store, if it is shared, comes last."""
+    places = [f"{runtime}/shares/{index}" for index in range(len(workspace.mounts) + 1)]
+    return [*places, f"{runtime}/shares/{STORE}"] if workspace.nix_store else places
+
+
+def share_tags(workspace: Workspace) -> list[str]:
+    """What a machine calls each share, in the order of `share_places`."""
+    tags = [f"share{index}" for index in range(len(workspace.mounts) + 1)]
+    return [*tags, STORE] if workspace.nix_store else tags
+
+
+def store_step(target: str, host: Surroundings, mapping: str = "") -> Step:
+    """Show the host's Nix store at `target`, read-only. Without a mapping its files keep their owners: everybody may
+    read them."""
+    options = f"ro,nosuid,nodev{',X-mount.idmap=' if mapping else ''}{mapping}"
+    bind = (host.python, "-I", "-S", f"{host.package}/host/bind.py")
+    return Step((*bind, names.NIX_STORE, target, options), f"share {names.NIX_STORE}")
 
 
 def bind_step(name: str, source: str, target: str, readonly: bool, mapping: str, host: Surroundings) -> Step:

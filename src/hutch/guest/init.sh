@@ -4,6 +4,7 @@
 # busybox and the kernel modules that it takes. A machine that would come up without one of its parts does not come up.
 b=/bin/busybox
 new=/new
+layer=/layer
 listed=/sys/firmware/qemu_fw_cfg/by_name/opt/hutch/shares/raw
 
 fail() {
@@ -56,7 +57,8 @@ $b mount -t overlay -o lowerdir=/image,upperdir=/layer/upper,workdir=/layer/work
 $b mount -t tmpfs -o mode=755,nosuid,nodev,size=20%,nr_inodes=800k tmpfs $new/run || fail "cannot mount /run"
 $b cp -a /run/. $new/run/ || fail "cannot write to /run" # units of a virtual machine's own
 if is_given hutch.disk; then
-  { $b mkdir -p -m 700 $new/run/hutch/disk && $b mount --move /layer $new/run/hutch/disk; } || fail "cannot show the disk"
+  layer=$new/run/hutch/disk
+  { $b mkdir -p -m 700 $layer && $b mount --move /layer $layer; } || fail "cannot show the disk"
 fi
 
 # Where the machine has no other way to be told, what it is told is an archive on a disk of its own.
@@ -68,8 +70,19 @@ case " $arguments" in *" hutch.archive="*)
   export CREDENTIALS_DIRECTORY=/run/hutch/credentials ;;
 esac
 
-# The shares. Each line: tag, "ro" or "rw", and the place, which may hold blanks. The image's symbolic links mean what
-# they mean inside it.
+# A share that cannot be written ($1), and on it, at $2, a layer that can; it lies beside the root's own. What was written
+# stays valid when the share has changed between two starts, hence the options.
+overlay() {
+  lower=/shares/$1 upper=$layer/$1-upper work=$layer/$1-work
+  $b mkdir -p "$lower" && $b mount -t virtiofs -o ro,nosuid,nodev "$1" "$lower" || return
+  [ -d "$upper" ] || $b mkdir -m 755 "$upper" || return
+  [ -d "$work" ] || $b mkdir -m 700 "$work" || return
+  options=nosuid,nodev,lowerdir=$lower,upperdir=$upper,workdir=$work
+  $b mount -t overlay -o "$options,index=off,metacopy=off,redirect_dir=off,xino=off" overlay "$2"
+}
+
+# The shares. Each line: tag; "ro", "rw", or "overlay"; and the place, which may hold blanks. The image's symbolic links
+# mean what they mean inside it.
 [ -r $listed ] || fail "the list of shares is missing"
 while IFS= read -r line; do
   tag=${line%% *} rest=${line#* }
@@ -83,7 +96,11 @@ while IFS= read -r line; do
   unset IFS
   [ -z "$linked" ] || place=$($b chroot $new /usr/bin/readlink -m -- "$place") || fail "cannot find $place in the image"
   [ -d "$new$place" ] || $b mkdir -p "$new$place" || fail "cannot make $place"
-  $b mount -t virtiofs -o "$mode,nosuid,nodev" "$tag" "$new$place" || fail "cannot mount the share at $place"
+  if [ "$mode" = overlay ]; then
+    overlay "$tag" "$new$place"
+  else
+    $b mount -t virtiofs -o "$mode,nosuid,nodev" "$tag" "$new$place"
+  fi || fail "cannot mount the share at $place"
 done <$listed
 
 $b cp -a /nodes/. /dev/ || fail "cannot make device nodes"

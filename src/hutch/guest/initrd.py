@@ -59,6 +59,30 @@ ExecStart=-systemd-tmpfiles --prefix=/dev --create --boot
 ExecStart=-udevadm trigger --type=all --action=add
 """,
     "multi-user.target.wants/hutch-devices.service": "../hutch-devices.service",
+    # Where the host can call its machines, ssh goes that way: see hutch.host.ssh.
+    "hutch-ssh.socket": """\
+[Unit]
+Description=ssh from the Host
+ConditionPathExists=/dev/vsock
+DefaultDependencies=no
+Before=sockets.target
+
+[Socket]
+ListenStream=vsock::22
+Accept=yes
+""",
+    "hutch-ssh@.service": """\
+[Unit]
+Description=ssh from the Host
+After=sysinit.target
+
+[Service]
+ExecStart=-sshd -i
+StandardInput=socket
+RuntimeDirectory=sshd
+RuntimeDirectoryPreserve=yes
+""",
+    "sockets.target.wants/hutch-ssh.socket": "../hutch-ssh.socket",
     # Under cloud-hypervisor, which has no port, a call from the host powers the machine off.
     "hutch-poweroff.socket": """\
 [Unit]

@@ -189,6 +189,15 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         set="develop",
     ),
     Requirement(
+        "makes a Nix store for workspaces to share",
+        proof=("nix-store",),
+        apt=("nix-bin",),
+        dnf=("nix",),
+        pacman=("nix",),
+        set="develop",
+        optional=True,
+    ),
+    Requirement(
         "what hutch is measured against",
         proof=("incus", "/usr/lib*/incus/incusd"),
         apt=("incus-base", "incus-client"),

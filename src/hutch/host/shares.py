@@ -19,7 +19,7 @@ from hutch.files import read_or_none, write_atomic
 from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Workspace
-from hutch.spec.names import Places
+from hutch.spec.names import NIX_STORE, Places
 from hutch.state import make_directory
 
 OPTIONS = {"nosuid", "nodev"}
@@ -43,6 +43,9 @@ def check_shares(prefix: str, workspace: Workspace) -> Iterator[Problem]:
     elif os.path.lexists(home) and os.lstat(home).st_uid != workspace.owner:
         hint = f"if that is meant: chown -R {workspace.owner} {home} (while the workspace is stopped)"
         yield Problem(f"belongs to uid {os.lstat(home).st_uid}, not to the owner {workspace.owner}", key, home, hint)
+    if workspace.nix_store and (wrong := check_directory(NIX_STORE, may_be_absent=False)):
+        hint = f"install Nix on this host, whose store must be a directory {NIX_STORE}; or leave nix_store out"
+        yield Problem(f"{NIX_STORE} {wrong}", f"{prefix}.nix_store", "true", hint)
     for index, mount in enumerate(workspace.mounts):
         wrong = check_directory(mount.source, may_be_absent=mount.create)
         if wrong:

@@ -1,9 +1,10 @@
 """A program of its own: open a TAP device, then become a command that has it as a descriptor.
 
-    python tap.py INTERFACE DESCRIPTOR COMMAND...
+    python tap.py INTERFACE DESCRIPTOR [--open DEVICE DESCRIPTOR]... -- COMMAND...
 
 Opening one takes root and /dev/net/tun; what it becomes (a virtual machine monitor, without either) has nothing but
-this one device. It imports next to nothing. See Documentation/networking/tuntap.rst of the kernel.
+this one device, and the other ones that are named. It imports next to nothing. See
+Documentation/networking/tuntap.rst of the kernel.
 """
 
 import fcntl
@@ -15,15 +16,24 @@ IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, TUNSETIFF = 0x0002, 0x1000, 0x4000, 0x400454CA
 
 
 def main() -> None:
-    interface, number, *command = sys.argv[1:]
-    request = struct.pack("16sH22x", interface.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+    border = sys.argv.index("--")
+    interface, number, *others = sys.argv[1:border]
     try:
         device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-        fcntl.ioctl(device, TUNSETIFF, request)
+        fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH22x", interface.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
     except OSError as error:
         sys.exit(f"the TAP device {interface} cannot be opened: {error.strerror}")
-    os.set_inheritable(os.dup2(device, int(number)), True)
-    os.execvp(command[0], command)
+    opened = {int(number): device}
+    for _, path, wanted in zip(*[iter(others)] * 3, strict=True):
+        try:
+            opened[int(wanted)] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            sys.exit(f"{path} cannot be opened: {error.strerror}")
+    # Out of the way first: one may have the number that another is to get.
+    moved = {target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 100) for target, source in opened.items()}
+    for target, source in moved.items():
+        os.dup2(source, target)
+    os.execvp(sys.argv[border + 1], sys.argv[border + 1 :])
 
 
 if __name__ == "__main__":

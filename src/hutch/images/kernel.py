@@ -13,6 +13,7 @@ import json
 import lzma
 import os
 import shlex
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -42,6 +43,7 @@ FOREIGN = "debian:trixie"
 TOOLS = "busybox-static"
 DIRECTORY = "kernels"
 FETCHING = "fetching the kernel"
+HOOK = SCRIPTS / "kernel.sh"
 FETCH_SECONDS = 900.0
 BATCH = 200  # files for one command
 ZSTD, XZ, GZIP = b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"\x1f\x8b"
@@ -144,6 +146,7 @@ def fetch(image: str, scratch: Path, group: str, meter: Meter) -> None:
     """Fill scratch/kernel."""
     source = image if image in PACKAGES else FOREIGN
     mount = 'mount --bind "$1" /tmp; shift; "$@"'  # see build.bootstrap
+    shutil.copy(HOOK, scratch)  # where it is will be out of sight, if it is below /tmp
     command = ["sh", "-euc", mount, "sh", str(scratch), *fetch_command(source)]
     names = [*PROXIES, *(name.upper() for name in PROXIES)]
     proxies = {name: os.environ[name] for name in names if name in os.environ}
@@ -188,7 +191,7 @@ def fetch_command(source: str) -> list[str]:
     bootstrap."""
     distribution = DISTRIBUTIONS[source]
     keyring = [f"--keyring={path}" for path in find_keyring(distribution.keyring)] if distribution.pockets else []
-    hook = shlex.join(["sh", str(SCRIPTS / "kernel.sh"), "/tmp/packages", PACKAGES[source], TOOLS])
+    hook = shlex.join(["sh", f"/tmp/{HOOK.name}", "/tmp/packages", PACKAGES[source], TOOLS])
     return [
         *("mmdebstrap", "--verbose", "--mode=root", "--variant=custom", "--format=null", "--architectures=amd64"),
         *keyring,

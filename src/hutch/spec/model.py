@@ -156,7 +156,10 @@ class Workspace:
     egress: Annotated[str | tuple[str, ...], Egress()] = key("what it may reach", default="internet")
     publish: tuple[Annotated[Publish, Published()], ...] = key("ports on the host", weight="live", default=())
     env: Annotated[tuple[tuple[str, str], ...], EnvironmentTable()] = key("environment of login sessions", default=())
-    nix_store: bool = key("share the host's /nix/store read-only with a writable overlay", default=False)
+    nix_store: bool = key(
+        "share the host's /nix/store read-only with a writable overlay, whose fate is the root's; not /nix/var",
+        default=False,
+    )
     gpu: bool = key("pass the host's GPU render nodes through", only="container", default=False)
     nesting: bool = key("allow user namespaces inside", only="container", default=False)
     learn: bool = key("record what an egress list would refuse, and let it pass", default=False)

@@ -23,6 +23,8 @@ NAME = r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
 """The grammar of a workspace's name."""
 UPLINKS = ipaddress.IPv4Network("192.168.84.0/24")
 """Where an uplink is looked for when none is given."""
+NIX_STORE = "/nix/store"
+"""Where Nix keeps what it builds, on the host and inside: paths to it are part of the programs."""
 GUEST_INTERFACE = "host0"
 """What a guest calls its end."""
 IFNAMSIZ = 15  # bytes of an interface name, without the closing NUL

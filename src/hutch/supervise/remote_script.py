@@ -83,7 +83,8 @@ stop() {{
   while read -r key value; do
     case $key$value in SigIgn:*[89a-f]????|SigCgt:*[89a-f]????) return ;; esac
   done <"/proc/$pid/status"
-  send STOP && printf '%s:stopped;' {nonce}
+  send STOP
+  look && printf '%s:stopped;' {nonce}
 }}
 await() {{
   while look && [ "$started" = "$first" ]; do sleep 0.1 || sleep 1; done
@@ -194,12 +195,17 @@ class Ear:
             self.early += data
             before, found, data = self.early.partition(b"%s:start;" % self.mark)
             if not found:
+                self.code = self._code_in(self.early)  # of one that did not get as far, when a signal came first
                 self.early = self.early[-KEPT:]
                 return b""
             self.early, self.has_started = before[-KEPT:], True
         if not self.end or self.code is not None:
             return b"" if self.code is not None else data
         return self._until_end(self.held + data, is_last=not data)
+
+    def _code_in(self, data: bytes) -> int | None:
+        found = re.search(rb"%s([0-9]{1,3});" % re.escape(self.end), data) if self.end else None
+        return int(found[1]) if found and int(found[1]) < 256 else None
 
     def _until_end(self, data: bytes, *, is_last: bool) -> bytes:
         at = 0

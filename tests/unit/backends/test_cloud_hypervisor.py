@@ -86,6 +86,15 @@ def test_the_options_are_those_of_the_published_description(name: str, declared:
     assert options["seccomp"] == ["true"]
 
 
+def test_the_store_is_one_more_share() -> None:
+    found = launch("web", workspace(type="vm", nix_store=True), HOST)
+    shares = [parse_config("fs", text) for text in options_of(found)["fs"]]
+    assert [(share["tag"], share["socket"]) for share in shares] == [("share0", "/vm/share0"), ("nix", "/vm/nix")]
+    assert [helper.socket.rpartition("/")[2] for helper in found.helpers] == ["share0", "nix"]
+    (listed,) = [file.content for file in found.files if file.path.endswith("/archive/shares")]
+    assert listed.splitlines()[-1] == "nix overlay /nix/store"
+
+
 def test_the_checker_refuses_what_is_not_described() -> None:
     for wrong in (["--landloch"], ["--disk"], ["--disk", "path=/a,image_type=iso"], ["--fs", "tag=a"], ["x"]):
         with pytest.raises(Refused):

@@ -41,6 +41,7 @@ LAUNCHES = {
     "minimal": ("web", workspace()),
     "disk": ("web", workspace(disk=8 << 30)),
     "everything": ("a-name-with-all-of-its-32-letters", EVERYTHING),
+    "nix-store": ("web", workspace(nix_store=True)),
 }
 
 
@@ -92,6 +93,32 @@ def test_own_keys_open_it_beside_the_declared_ones() -> None:
         identify("web", workspace(authorized_keys=None), surroundings(), "Name=host0").authorized_keys
         == surroundings().keys
     )
+
+
+# The Nix store.
+
+
+@pytest.mark.parametrize(
+    ("keys", "beside"),
+    [({}, "/run/hutch/workspaces/web/scratch"), ({"persist": "all"}, "/var/lib/hutch/workspaces/web/root")],
+)
+def test_what_is_written_to_the_store_shares_the_roots_fate(keys: dict[str, str], beside: str) -> None:
+    found = launch("web", workspace(nix_store=True, **keys), surroundings())
+    (shown,) = [step.argv for chain in found.prepare for step in chain if step.why == "share /nix/store"]
+    assert shown[-3:] == (
+        "/nix/store",
+        "/run/hutch/workspaces/web/shares/nix",
+        f"ro,nosuid,nodev,X-mount.idmap=b:0:{BASE}:{names.UID_COUNT}",
+    )
+    root, store = [step.argv for step in found.connect[0] if "overlay" in step.argv]
+    assert f"upperdir={beside}/upper" in root[-2]
+    assert {"nosuid", "nodev", f"lowerdir={shown[-2]}", f"upperdir={beside}/nix-upper"} <= set(store[-2].split(","))
+    assert f"--bind={store[-1]}:/nix/store" in found.argv
+    assert {shown[-2], store[-1]} <= set(found.directories)
+
+
+def test_inspection_has_no_use_for_the_store() -> None:
+    assert "/nix" not in inspection("web", workspace(nix_store=True), surroundings(), ("true",))[-1]
 
 
 # The owner map.
@@ -176,9 +203,16 @@ REFUSED: dict[str, tuple[Workspace, list[str]]] = {
     "egress": (workspace(egress="none"), ["egress"]),
     "an egress list": (workspace(egress=("a.example",)), ["egress"]),
     "switches": (
-        workspace(nix_store=True, gpu=True, nesting=True, learn=True),
-        ["nix_store", "gpu", "nesting", "learn"],
+        workspace(gpu=True, nesting=True, learn=True),
+        ["gpu", "nesting", "learn"],
     ),
+    "a store": (workspace(nix_store=True, mounts=(Mount("/srv/a", "/nix/var"), Mount("/srv/b", "/nix/store2"))), []),
+    "a vm with a store": (workspace(type="vm", nix_store=True), []),
+    "mounts around a store": (
+        workspace(nix_store=True, mounts=tuple(Mount("/srv/a", at) for at in ("/nix", "/nix/store", "/nix/store/x"))),
+        ["mounts[0].target", "mounts[1].target", "mounts[2].target"],
+    ),
+    "mounts in place of a store": (workspace(mounts=(Mount("/srv/a", "/nix/store"),)), []),
     "idle": (workspace(idle=Idle("30min", "stop")), ["idle"]),
     "root as owner": (workspace(owner=0), ["owner"]),
     "root as owner, by name": (workspace(owner="root"), ["owner"]),

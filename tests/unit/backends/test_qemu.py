@@ -46,6 +46,7 @@ LAUNCHES: dict[str, tuple[str, Workspace, dict[str, Any]]] = {
     "kept": ("web", workspace(type="vm", persist="all"), {}),
     "kvm": ("web", workspace(type="vm"), {"accelerator": "kvm", "kvm_gid": 104, "tsc_khz": None}),
     "everything": ("a-name-with-all-of-its-32-letters", EVERYTHING, {}),
+    "nix-store": ("web", workspace(type="vm", nix_store=True, mounts=(Mount("/srv/a", "/src"),)), {}),
 }
 
 
@@ -108,6 +109,22 @@ def test_the_list_of_shares() -> None:
     found = machine(mounts=(Mount("/srv/a", "/with space", readonly=True),))
     (listed,) = [file.content for file in found.files if file.path.endswith("/vm/shares")]
     assert listed == "share0 rw /home/dev\nshare1 ro /with space\n"
+
+
+def test_the_store_is_read_only_on_the_hosts_side() -> None:
+    found = machine(nix_store=True, mounts=(Mount("/srv/a", "/a"),))
+    (listed,) = [file.content for file in found.files if file.path.endswith("/vm/shares")]
+    assert listed == "share0 rw /home/dev\nshare1 rw /a\nnix overlay /nix/store\n"
+    place = "/run/hutch/workspaces/web/shares/nix"
+    (shown,) = [step.argv for chain in found.prepare for step in chain if step.why == "share /nix/store"]
+    assert shown[-3:] == ("/nix/store", place, "ro,nosuid,nodev")
+    *others, store = found.helpers
+    assert store.socket == "/run/hutch/workspaces/web/vm/nix"
+    at = store.argv.index(place)
+    assert store.argv[at - 1 : at + 2] == ("--ro-bind", place, "/share")
+    assert "--readonly" in store.argv
+    assert not any("--readonly" in helper.argv for helper in others)
+    assert "vhost-user-fs-pci,chardev=nix,tag=nix" in found.argv
 
 
 def test_the_filter_is_seen_before_the_port_is_raised() -> None:

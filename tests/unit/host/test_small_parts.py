@@ -135,6 +135,24 @@ def test_directories_are_looked_at_before_anything_starts(tmp_path: Path) -> Non
     assert no_directory.message == f"leads through {tmp_path}/file, which is not a directory"
 
 
+def test_a_store_must_be_there_to_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "nix" / "store"
+    monkeypatch.setattr(shares, "NIX_STORE", str(store))
+    sharing = workspace(owner=os.getuid(), home=f"{tmp_path}/home", nix_store=True)
+    assert list(shares.check_shares("workspaces.web", replace(sharing, nix_store=False))) == []
+    (problem,) = shares.check_shares("workspaces.web", sharing)
+    assert (problem.key, problem.value) == ("workspaces.web.nix_store", "true")
+    assert problem.message == f"{store} leads through {store.parent}, which does not exist"
+    assert "install Nix" in problem.hint
+    store.parent.mkdir()
+    store.symlink_to(tmp_path)
+    (problem,) = shares.check_shares("workspaces.web", sharing)
+    assert "is a symbolic link" in problem.message
+    store.unlink()
+    store.mkdir()
+    assert list(shares.check_shares("workspaces.web", sharing)) == []
+
+
 def with_points(home: Path, *targets: str) -> Workspace:
     return workspace(owner=os.getuid(), home=str(home), mounts=tuple(Mount(str(home.parent), t) for t in targets))
 

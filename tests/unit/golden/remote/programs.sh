@@ -52,7 +52,8 @@ stop() {
   while read -r key value; do
     case $key$value in SigIgn:*[89a-f]????|SigCgt:*[89a-f]????) return ;; esac
   done <"/proc/$pid/status"
-  send STOP && printf '%s:stopped;' 0123456789abcdef
+  send STOP
+  look && printf '%s:stopped;' 0123456789abcdef
 }
 await() {
   while look && [ "$started" = "$first" ]; do sleep 0.1 || sleep 1; done
@@ -91,7 +92,8 @@ stop() {
   while read -r key value; do
     case $key$value in SigIgn:*[89a-f]????|SigCgt:*[89a-f]????) return ;; esac
   done <"/proc/$pid/status"
-  send STOP && printf '%s:stopped;' 0123456789abcdef
+  send STOP
+  look && printf '%s:stopped;' 0123456789abcdef
 }
 await() {
   while look && [ "$started" = "$first" ]; do sleep 0.1 || sleep 1; done
