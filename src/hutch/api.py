@@ -364,6 +364,8 @@ class Workspace:
         assert booted.ip is not None
         places, hypervisor = self.hutch.places, observe_facts(self.hutch.places, self.name).get("hypervisor", "")
         proxy = ssh.proxy_of(booted, hypervisor, has_vsock=vsock.can_open(vsock.DEVICE))
+        if proxy and ssh.answers(booted.ip):
+            proxy = ""
         target = Target(places, ssh.Peer(self.name, booted.ip, booted.user, proxy=proxy), now.leader)
         command = Command(login.home, login.environment(), argv)
         return run_remotely(target, command, root=login.uid == 0, capture=capture)

@@ -44,6 +44,7 @@ def make_launch(directory: Path, program: str) -> dict[str, Any]:
         accelerator="kvm",
         tsc_khz=None,
         kvm_gid=4242,
+        qemu="/usr/bin/qemu-system-x86_64",
         virtiofsd="",
         library="",
         has_vsock=False,

@@ -40,11 +40,21 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], listen: Liste
             mark_removed(places, records, action.workspace)
         elif action.action != "no change":
             _note(places, plan, records, action)
+    for action in plan.actions:
+        if action.action == "recreate" and _becomes_machine(action):
+            from hutch.apply.handover import hand_over
+
+            hand_over(places, records[action.workspace])
     starting = [a.workspace for a in plan.actions if a.starts and plan.start]
     if starting:
         start(places, plan.network, plan.file, records, starting, listen)
     else:
         converge.settle(places, plan.network, plan.file, records)
+
+
+def _becomes_machine(action: Action) -> bool:
+    """Whether it was a container, and is one no more."""
+    return any(reason.key == "type" and reason.new == "vm" for reason in action.reasons)
 
 
 def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action) -> None:

@@ -9,7 +9,7 @@ from hutch.backends.hypervisor import OLDEST, parse_version
 from hutch.backends.launch import Hardware
 from hutch.errors import HutchError
 from hutch.host.accelerator import Accelerator, observe_accelerator
-from hutch.host.tools import VIRTIOFSD, find_program
+from hutch.host.tools import QEMU, VIRTIOFSD, find_program
 from hutch.host.vsock import has_vsock
 from hutch.images.machine import Machine, observe_machine
 from hutch.run import run
@@ -43,6 +43,7 @@ def hardware_of(places: Places, image: str, accelerator: Accelerator) -> Hardwar
         accelerator=accelerator.name,
         tsc_khz=accelerator.tsc_khz,
         kvm_gid=accelerator.gid,
+        qemu=find_program(QEMU) or QEMU,
         virtiofsd=find_program(VIRTIOFSD) or "virtiofsd",
         library=library(),
         has_vsock=has_vsock(),

@@ -14,7 +14,18 @@ from hutch.backends.identity import identify
 from hutch.backends.jail import jailed
 from hutch.backends.launch import File, Hardware, Launch, Limits, Step, Surroundings
 from hutch.backends.port import Port
-from hutch.backends.qemu import CPUS, MEMORY, TASKS, disk_path, disk_steps, render_shares, share_mounts, share_server
+from hutch.backends.qemu import (
+    CPUS,
+    MEMORY,
+    TASKS,
+    disk_cleanup,
+    disk_path,
+    disk_steps,
+    memory_limit,
+    render_shares,
+    share_mounts,
+    share_server,
+)
 from hutch.backends.share import STORE, share_places, share_tags
 from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
@@ -79,8 +90,8 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         ),
         argv=machine_argv(name, workspace, host, hardware),
         links=LINKS,
-        cleanup=port.cleanup(),
-        limits=Limits(tasks=TASKS),
+        cleanup=(*port.cleanup(), *disk_cleanup(name, workspace, host)),
+        limits=Limits(memory=memory_limit(workspace, hardware), tasks=TASKS),
         runtime=runtime,
         facts={"hypervisor": "cloud-hypervisor", "accelerator": hardware.accelerator},
     )

@@ -17,8 +17,8 @@ from hutch.spec.names import Places
 class Hardware:
     """What virtual machines are made of on this host. `kernel`, `initrd`, `root` and `firmware` are files of the image
     cache and of the host; `accelerator` is "kvm" or "tcg", `tsc_khz` the rate of the host's time stamp counter for the
-    latter, `kvm_gid` the group that may use the former; `virtiofsd` and `library` (where qemu.qmp lies) are paths, and
-    so is `cloud_hypervisor`, if a version that can be used is installed: see backends/hypervisor."""
+    latter, `kvm_gid` the group that may use the former; `qemu`, `virtiofsd` and `library` (where qemu.qmp lies) are
+    paths, and so is `cloud_hypervisor`, if a version that can be used is installed: see backends/hypervisor."""
 
     kernel: str
     initrd: str
@@ -27,6 +27,7 @@ class Hardware:
     accelerator: str
     tsc_khz: int | None
     kvm_gid: int | None
+    qemu: str
     virtiofsd: str
     library: str
     has_vsock: bool

@@ -7,7 +7,6 @@ which the owner's files belong to that uid, so nothing that a guest makes is any
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable
 
 from hutch.backends import machine_check
@@ -27,6 +26,8 @@ TASKS = 4096
 TAP, VSOCK = 5, 6  # the descriptors after those of the links
 EMULATED = "qemu64,+rdrand,+rdtscp,-svm"
 """The processor that is emulated the fastest: every feature more is looked for, and used where it costs."""
+DISK_OPTIONS = "discard=unmap,detect-zeroes=unmap,werror=report,rerror=report"
+"""A full disk of the host's is the guest's to hear of: otherwise QEMU would stop it, and nobody would know why."""
 LINKS = ("port", "monitor")
 
 
@@ -76,8 +77,8 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         argv=qemu_argv(name, workspace, host, hardware, (*credentials, HOST_KEY)),
         links=LINKS,
         library=hardware.library,
-        cleanup=port.cleanup(),
-        limits=Limits(tasks=TASKS),
+        cleanup=(*port.cleanup(), *disk_cleanup(name, workspace, host)),
+        limits=Limits(memory=memory_limit(workspace, hardware), tasks=TASKS),
         runtime=runtime,
         facts={"hypervisor": "qemu", "accelerator": hardware.accelerator},
         start_seconds=60.0 if hardware.accelerator == "kvm" else 180.0,
@@ -149,7 +150,15 @@ def disk_path(name: str, workspace: Workspace, host: Surroundings) -> str | None
     """Where the disk is that the root's changes are written to; None for memory."""
     if workspace.persist == "all":
         return f"{host.places.root(name)}/disk"
-    return f"{host.places.runtime(name)}/disk" if workspace.disk else None
+    return f"{host.places.workspace(name)}/disk" if workspace.disk else None
+
+
+def disk_cleanup(name: str, workspace: Workspace, host: Surroundings) -> tuple[Step, ...]:
+    """A disk that is made anew at every start goes with the machine."""
+    disk = disk_path(name, workspace, host)
+    if disk is None or workspace.persist == "all":
+        return ()
+    return (Step(("rm", "-f", "--", disk), "remove the disk", may_fail=True),)
 
 
 # The processes.
@@ -168,7 +177,7 @@ def qemu_argv(
         files += ["--dev-bind", "/dev/kvm", "/dev/kvm"]
     groups = str(hardware.kvm_gid) if hardware.accelerator == "kvm" and hardware.kvm_gid is not None else ""
     command = (
-        f"qemu-system-{platform.machine()}",
+        hardware.qemu,
         *machine_options(workspace, hardware),
         *device_options(workspace, disk is not None, hardware.has_vsock),
         *(word for key in credentials for word in ("-fw_cfg", f"name=opt/io.systemd.credentials/{key},file=/vm/{key}")),
@@ -203,6 +212,13 @@ def machine_options(workspace: Workspace, hardware: Hardware) -> tuple[str, ...]
     )
 
 
+def memory_limit(workspace: Workspace, hardware: Hardware) -> int:
+    """Bytes for the machine and what runs it: its own, QEMU's (emulation translates a gigabyte of code at most), and as
+    much as a virtiofsd needs to remember what a guest has looked at."""
+    emulation = 0 if hardware.accelerator == "kvm" else 1 << 30
+    return (workspace.memory or MEMORY) + emulation + (512 << 20) + (256 << 20) * (len(workspace.mounts) + 1)
+
+
 def device_options(workspace: Workspace, has_disk: bool, has_vsock: bool) -> tuple[str, ...]:
     """Disks, network, shares, console, and the two links."""
     devices = [
@@ -210,7 +226,7 @@ def device_options(workspace: Workspace, has_disk: bool, has_vsock: bool) -> tup
         *("-device", "virtio-blk-pci,drive=root"),
     ]
     if has_disk:
-        devices += ["-drive", "if=none,id=disk,file=/disk,format=raw,discard=unmap,detect-zeroes=unmap"]
+        devices += ["-drive", f"if=none,id=disk,file=/disk,format=raw,{DISK_OPTIONS}"]
         devices += ["-device", "virtio-blk-pci,drive=disk"]
     devices += ["-netdev", f"tap,id=net,fd={TAP},vhost=off"]
     devices += ["-device", f"virtio-net-pci,netdev=net,mac={workspace.mac}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -90,6 +91,7 @@ def cli(ctx: click.Context, file: str | None, quiet: bool, verbose: bool) -> Non
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry of the `hutch` command."""
+    os.umask(0o022)  # what hutch makes is read by others, whoever runs it; what is secret says so itself
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is undone
     try:
         result = cli.main(args=None if argv is None else list(argv), prog_name="hutch", standalone_mode=False)

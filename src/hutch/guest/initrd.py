@@ -70,15 +70,18 @@ Before=sockets.target
 [Socket]
 ListenStream=vsock::22
 Accept=yes
+MaxConnections=100
+TriggerLimitIntervalSec=0
 """,
     "hutch-ssh@.service": """\
 [Unit]
 Description=ssh from the Host
-After=sysinit.target
+CollectMode=inactive-or-failed
 
 [Service]
 ExecStart=-sshd -i
 StandardInput=socket
+KillMode=process
 RuntimeDirectory=sshd
 RuntimeDirectoryPreserve=yes
 """,

@@ -21,10 +21,15 @@ Point = tuple[float, int]
 """A time in nanoseconds and the counter at that time."""
 
 
+def read_boot() -> str:
+    """What tells this boot of the host from all others."""
+    with open(BOOT, encoding="ascii") as file:
+        return file.read().strip()
+
+
 def observe_rate(memory: dict[str, Any]) -> int | None:
     """The rate in kHz; None when it cannot be measured. `memory` holds it for the rest of this boot, and is updated."""
-    with open(BOOT, encoding="ascii") as file:
-        boot = file.read().strip()
+    boot = read_boot()
     known = memory.get("khz")
     if memory.get("boot") == boot and isinstance(known, int) and known in PLAUSIBLE:
         return known

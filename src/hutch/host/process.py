@@ -17,18 +17,18 @@ def start_time(pid: int) -> int | None:
     return None if after_name[0] == b"Z" else int(after_name[19])
 
 
-def is_alive(pid: int, started: int) -> bool:
+def is_alive(pid: int, started: int | None) -> bool:
     """Whether the process that had `pid` and began at `started` still runs."""
-    return start_time(pid) == started
+    return started is not None and start_time(pid) == started
 
 
-def open_process(pid: int, started: int) -> int | None:
+def open_process(pid: int, started: int | None) -> int | None:
     """A pidfd for exactly that process, or None. The start time is read after opening, so a reused pid is found out."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
-    if start_time(pid) != started:
+    if started is None or start_time(pid) != started:
         os.close(descriptor)
         return None
     return descriptor

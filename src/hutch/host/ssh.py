@@ -24,6 +24,7 @@ SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 DEFAULT_IDENTITIES = ("id_ed25519", "id_ed25519_sk", "id_ecdsa", "id_ecdsa_sk", "id_rsa")
 CONNECT_SECONDS = 10
 SILENCE = (15, 8)  # ask a peer that says nothing after so many seconds, and give up after so many questions
+TEST_SECONDS = 2
 VSOCK_PROXY = "/usr/lib/systemd/systemd-ssh-proxy"  # from version 256 on
 
 
@@ -120,8 +121,10 @@ def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, st
             f"    HostName {peer.ip}",
             f"    HostKeyAlias {hostname(peer.name)}",
             f"    User {peer.user}",
-            *(f"    {key} {value}" for key, value in proxy_options(peer.proxy).items()),
         ]
+        if peer.proxy:  # only where its network is broken: who has no bash has the network alone
+            lines.append(f'Match originalhost {hostname(peer.name)} exec "{render_test(peer.ip)}"')
+            lines += [f"    {key} {value}" for key, value in proxy_options(peer.proxy).items()]
     if peers:
         hosts = ",".join(hostname(peer.name) for peer in peers)
         lines += [
@@ -141,6 +144,22 @@ def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, st
         lines += [f"    IdentityFile ~/.ssh/{name}" for name in DEFAULT_IDENTITIES]
     lines += ["Match all", ""]
     return "\n".join(lines).encode()
+
+
+def render_test(ip: str) -> str:
+    """A command that ends well when sshd does not answer at an address."""
+    return f"! timeout {TEST_SECONDS} bash -c '</dev/tcp/{ip}/22'"
+
+
+def answers(ip: str) -> bool:
+    """Whether sshd does."""
+    import socket
+
+    try:
+        socket.create_connection((ip, 22), TEST_SECONDS).close()
+        return True
+    except OSError:
+        return False
 
 
 def choose_proxy(cid: int | None, programs: Collection[str]) -> str:

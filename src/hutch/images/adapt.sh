@@ -90,12 +90,14 @@ EOF
 mkdir -p "$units/multi-user.target.wants"
 ln -sfn ../systemd-networkd-wait-online.service "$units/multi-user.target.wants/systemd-networkd-wait-online.service"
 
-# A console on demand: nothing starts it at boot; `hutch console` does.
-drop_in console-getty.service <<'EOF'
+# A console on demand: nothing starts it at boot; `hutch console` does. The second is a machine's.
+for getty in console-getty.service serial-getty@.service; do
+  drop_in "$getty" <<'EOF'
 [Service]
 ExecStart=
 ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud - 115200,38400,9600 vt220
 EOF
+done
 
 # A virtual machine tells its host when sshd answers, and is told to power off, by a port that containers do not have;
 # the first number in its name counts the devices before it.

@@ -162,7 +162,8 @@ def pack(recipe: Recipe, kernel: Kernel, shop: Workshop, root: Path) -> None:
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
         if os.path.islink(f"/{name}"):
             (tools / name).symlink_to(os.readlink(f"/{name}"))
-    run(["cp", "--archive", "--link", "--", str(kernel.tree), str(shop.tree / "kernel")], timeout=300)
+    # A copy, not links: root of the user namespace that packs it could write to the cache through them.
+    run(["cp", "--archive", "--reflink=auto", "--", str(kernel.tree), str(shop.tree / "kernel")], timeout=300)
     write_scripts(shop, {"pack.sh": (SCRIPTS / "pack.sh").read_text()})
     shown = ["--bind-ro=/usr", f"--bind={shop.tree}:/target", f"--bind-ro={shop.scratch / 'source'}:/source"]
     identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{recipe.id} {kernel.id} {version()}"))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.entry import main; main(*sys.argv[2:])"
 LOCK_SECONDS = 15.0  # that an earlier supervisor has to clean up and end
+STOP, CLEANUP = 15.0, 10.0  # seconds that a guest has where its Launch cannot be read; and a supervisor after that
 GRACE = 5.0  # seconds beyond its own deadlines that a supervisor is given
 
 Settle = Callable[[Callable[[], None]], None]
@@ -255,9 +256,12 @@ def _open_supervisor(places: Places, name: str) -> int | None:
     return None if status is None else open_process(status["pid"], status["started"])
 
 
-def stop_all(places: Places, names: Iterable[str], *, patience: float = 20.0) -> None:
-    """Stop workspaces side by side: in order first, by force at the deadline (seconds); then leave nothing behind."""
+def stop_all(places: Places, names: Iterable[str], *, patience: float | None = None) -> None:
+    """Stop workspaces side by side: in order first, by force at the deadline (seconds, by default their own); then
+    leave nothing behind."""
     names = list(names)
+    if patience is None:
+        patience = max((_stop_seconds(places, name) for name in names), default=0.0) + CLEANUP
     waiting: dict[int, str] = {}
     try:
         for name in names:
@@ -275,6 +279,14 @@ def stop_all(places: Places, names: Iterable[str], *, patience: float = 20.0) ->
         if places.runtime(name).is_dir():
             os.close(_take_lock(places, name))
         clean_up(places, name)
+
+
+def _stop_seconds(places: Places, name: str) -> float:
+    """How long a workspace may take to stop, by its Launch."""
+    try:
+        return float(json.loads(places.launch(name).read_bytes())["stop_seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return STOP
 
 
 def _signal_all(descriptors: Iterable[int], number: signal.Signals) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 LOG_BYTES = 1 << 20
 CLEANUP_SECONDS = 10.0
 REBOOT_SECONDS = 5.0  # from one boot to the next, at least
-HELPER_GRACE = 1.0  # seconds between the end of a helper and that of the machine which it belonged to
+HELPER_GRACE = 5.0  # seconds between the end of a helper and that of the machine which it belonged to
 RESET, PANIC = "guest-reset", "guest-panic"  # QMP's words
 RETRY_SECONDS = 2.0  # until a status that could not be written is tried again
 
@@ -168,6 +168,8 @@ class Supervisor:
 
     def _warn(self, missing: list[str]) -> None:
         """Say which limits are not in force."""
+        if self.launch["links"]:  # a machine's hardware holds without
+            return
         keys = {"cpu.max": "vcpus", "memory.max": "memory"}
         unenforced = [keys[name] for name in missing if name in keys]
         if unenforced:
@@ -188,8 +190,6 @@ class Supervisor:
         """What the end of the main process means. True for a reboot; StartFailed for what nobody asked for."""
         if self.overran:
             raise StartFailed(f"not ready after {self.launch['start_seconds']:g} s{self._last_words()}")
-        if self.broken and self.was_killed:
-            raise StartFailed(f"{self.broken}{self._last_words()}")
         if self.outcome == PANIC:
             raise StartFailed(f"the guest's kernel panicked{self._last_words()}")
         is_reboot = returncode in self.launch["restart_codes"] or self.outcome == RESET
@@ -199,6 +199,8 @@ class Supervisor:
             self.log.note("the guest asked for a reboot")
             self.enter("starting", "rebooting")
             return True
+        if self.broken and self.was_killed:
+            raise StartFailed(f"{self.broken}{self._last_words()}")
         if returncode and not self.stop_requests:
             how = f"ended with code {returncode}" if returncode > 0 else f"was killed by {_signal_name(-returncode)}"
             raise StartFailed(f"{self.launch['backend']} {how}{self._last_words()}")
@@ -222,8 +224,9 @@ class Supervisor:
 
         def lose(helper: Helper) -> None:
             poll.unregister(helper.pidfd)
-            if not self.broken:  # unless it ends since the machine does, which then ends in a moment
-                self.broken = f"the process beside it ended: {helper.why}"
+            if not self.broken and not self.outcome and not self.stop_requests:
+                # Unless it ends since the machine does, which then ends in a moment.
+                self.broken = f"the process beside it {helper.close()}: {helper.why}"
                 self.deadline = time.monotonic() + HELPER_GRACE
 
         handlers: dict[int, Callable[[], object]] = {

@@ -94,6 +94,7 @@ class Boot:
 def main(runtime: str, cgroup_path: str, report: str, gate: str, lock: str) -> NoReturn:
     """Entry: a workspace's runtime directory and cgroup, and three inherited descriptors: one to report to; the gate;
     and one that holds the workspace's lock for as long as it is open: in this process, and in no other one."""
+    os.umask(0o022)  # others than root enter what is made here: machines' own users
     for descriptor in (report, gate, lock):
         os.set_inheritable(int(descriptor), False)
     cgroup = Cgroup(cgroup_path)

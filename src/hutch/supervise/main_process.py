@@ -84,13 +84,17 @@ class Helper:
         self.pid = _spawn(helper["argv"], [-1, 1, 2, listener.fileno()], {})
         listener.close()
         self.pidfd = os.pidfd_open(self.pid)
+        self.end = "does not end"
 
     def close(self) -> str:
-        """It has been killed, or has ended by itself: how, in words."""
-        status = os.waitpid(self.pid, 0)[1] if _has_ended(self.pidfd) else 0
-        os.close(self.pidfd)
-        code = os.waitstatus_to_exitcode(status)
-        return f"ended with code {code}" if code >= 0 else f"was killed by signal {-code}"
+        """It has been killed, or has ended by itself: how, in words. May be called again."""
+        if self.pidfd >= 0:
+            if _has_ended(self.pidfd):
+                code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+                self.end = f"ended with code {code}" if code >= 0 else f"was killed by signal {-code}"
+            os.close(self.pidfd)
+            self.pidfd = -1
+        return self.end
 
 
 def _spawn(argv: Sequence[str], descriptors: Sequence[int], environment: dict[str, str], setsid: bool = False) -> int:

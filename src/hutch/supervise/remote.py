@@ -21,8 +21,9 @@ from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.host.process import open_process
 from hutch.host.ssh import Peer, render_argv
+from hutch.run import TimeoutExpired
 from hutch.spec.names import SUN_PATH, Places
-from hutch.supervise.relay import Channel
+from hutch.supervise.relay import CHUNK, Channel
 from hutch.supervise.remote_script import (
     DONE,
     GO,
@@ -76,7 +77,7 @@ def run_remotely(target: Target, command: Command, *, root: bool = False, captur
                 return 128 + caught.seen[0]
             remote.let_go()
             caught.forward = remote.forward
-        remote.carry()
+        remote.carry(caught.wake)
         return 128 + caught.seen[0] if caught.seen and capture is not None else remote.result()
 
 
@@ -93,7 +94,8 @@ def _fill_gaps() -> None:
 
 
 class _Caught:
-    """Signals are noted, which can be read at `wake`, and passed on to `forward` once that is set."""
+    """Signals are noted, and passed on to `forward` once that is set. `wake` can be read when one has come: Python
+    calls handlers between its own steps only, and a system call is not ended by a signal that came just before it."""
 
     def __init__(self, wake: int) -> None:
         self.wake = wake
@@ -103,7 +105,6 @@ class _Caught:
     def handle(self, number: int, frame: object) -> None:
         if number not in JOB_CONTROL:
             self.seen.append(number)
-            os.eventfd_write(self.wake, 1)
         if self.forward is not None:
             self.forward(number)
         elif number == signal.SIGTSTP:
@@ -112,7 +113,9 @@ class _Caught:
 
 @contextmanager
 def _catching() -> Iterator[_Caught]:
-    caught = _Caught(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    wake, waking = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    caught = _Caught(wake)
+    woken = signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
     before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGWINCH, signal.SIGALRM)}
     try:
         for number in SIGNALS:
@@ -122,7 +125,9 @@ def _catching() -> Iterator[_Caught]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(caught.wake)
+        signal.set_wakeup_fd(woken)
+        os.close(wake)
+        os.close(waking)
 
 
 @contextmanager
@@ -198,7 +203,8 @@ class _Remote:
         left = deadline - time.monotonic()
         if left <= 0:
             raise HutchError(f"{self.name} did not answer by ssh within {PATIENCE:g} s", details=self._explain())
-        poll.poll(1000 * (LOOKS if self.watch is None and self.socket else left))
+        if wake in dict(poll.poll(1000 * (LOOKS if self.watch is None and self.socket else left))):
+            os.read(wake, CHUNK)
 
     def let_go(self) -> None:
         os.write(self.first.input, GO)
@@ -222,12 +228,15 @@ class _Remote:
         except OSError:
             return False
 
-    def carry(self) -> None:
+    def carry(self, wake: int) -> None:
         """Carry the streams until the command has ended, or the connection has."""
         assert self.watch is not None
         watching = next(iter(self.watch.give_away()))
         null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
-        channels = [Channel(watching, null, owned=(watching, null), take=self._hear_watch)]
+        channels = [
+            Channel(watching, null, owned=(watching, null), take=self._hear_watch),
+            Channel(wake, null, take=lambda data: (b"", False)),
+        ]
         sinks = (1, 2) if self.capture is None else (self.capture, self.capture)
         input, streams = self.first.input, self.first.give_away()
         self.first.input = -1
@@ -292,7 +301,11 @@ class _Remote:
             raise self._failure()
         self._tell_watch(DONE)
         self.watch.end(GRACE)
-        return self.first.process.wait(GRACE)
+        try:
+            code = self.first.process.wait(GRACE)
+        except TimeoutExpired:  # it says that it is over, and holds on to the connection
+            raise self._failure() from None
+        return code if code >= 0 else 128 - code
 
     def _failure(self) -> HutchError:
         if self.leader is not None and is_ready(self.leader):

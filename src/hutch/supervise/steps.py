@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-ENVIRONMENT = {"PATH": os.defpath + ":/usr/sbin:/sbin:/run/current-system/sw/bin", "LC_ALL": "C.UTF-8"}
+ENVIRONMENT = {  # as in hutch.run, which imports more
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin",
+    "LC_ALL": "C.UTF-8",
+}
 REAPED_WITHIN = 2.0  # seconds; a killed step that the kernel does not let go of is not waited for any longer
 
 

@@ -151,6 +151,7 @@ def test_a_word_turns_it_into_a_container_and_back(running: Instance) -> None:
     kept = ("ip", "mac", "name", "home")
     before = {key: running.status("lab")[key] for key in kept}
     running.ssh("lab", "echo mine >~/mine")
+    roots = "test -e ~/roots || doas sh -c 'umask 077; echo roots >~dev/roots'; doas cat ~/roots"
     for kind in ("container", "vm"):
         running.declare(kind, lab="")
         assert running.plan()["lab"]["action"] == "recreate"
@@ -159,6 +160,7 @@ def test_a_word_turns_it_into_a_container_and_back(running: Instance) -> None:
         assert {key: running.status("lab")[key] for key in kept} == before
         said = running.ssh("lab", "cat ~/mine; stat -c %U ~/mine; doas id -un", as_user="alice")
         assert (said.stdout, said.stderr) == ("mine\ndev\nroot\n", "")
+        assert running.ssh("lab", roots).stdout == "roots\n"  # made by root of the container, read in the machine
 
 
 def test_a_kept_root_lies_on_a_disk_that_grows(running: Instance) -> None:

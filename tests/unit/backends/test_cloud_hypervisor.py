@@ -29,6 +29,7 @@ HARDWARE = Hardware(
     accelerator="kvm",
     tsc_khz=None,
     kvm_gid=104,
+    qemu="/usr/bin/qemu-system-x86_64",
     virtiofsd="/usr/libexec/virtiofsd",
     library="/usr/lib/python3/dist-packages",
     has_vsock=False,

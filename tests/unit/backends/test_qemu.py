@@ -22,6 +22,7 @@ HARDWARE = Hardware(
     accelerator="tcg",
     tsc_khz=2_600_000,
     kvm_gid=None,
+    qemu="/usr/bin/qemu-system-x86_64",
     virtiofsd="/usr/libexec/virtiofsd",
     library="/usr/lib/python3/dist-packages",
     has_vsock=False,

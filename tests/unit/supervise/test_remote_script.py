@@ -127,6 +127,15 @@ def test_an_end_that_is_none(word: bytes) -> None:
     assert ear.code is None
 
 
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_a_command_may_end_before_it_has_started(size: int) -> None:
+    """A signal came first."""
+    ear = Ear(NONCE, has_end=True)
+    data = NONCE.encode() + b":ready:7;" + END + b"130;"
+    assert not any(ear.take(data[at : at + size]) for at in range(0, len(data), size))
+    assert (ear.code, ear.has_started) == (130, False)
+
+
 def test_nothing_is_waited_for_but_behind_a_zero_byte() -> None:
     ear = Ear(NONCE, has_end=True)
     assert ear.take(START + b"0") == b"0"
