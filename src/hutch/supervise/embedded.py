@@ -135,7 +135,7 @@ class Supervisor:
         """See a boot to its end, and clean up. True when the guest asked for a reboot."""
         main, self.launch = boot.main, boot.launch
         self.outcome = self.broken = ""
-        self.was_killed = False
+        self.was_killed = has_left = False
         sources: list[Source] = []
         try:
             if boot.failure is not None or main is None:
@@ -143,14 +143,19 @@ class Supervisor:
             console = main.open_console(self.log)
             self._warn(boot.missing)
             self.cgroup.join("supervisor")
+            has_left = True
             sources = open_sources(main, self.launch["library"])
             self._serve(main, boot, console, sources)
+            was_ready = self.status["state"] != "starting"
+            if not self.stop_requests:
+                self.enter("stopping")  # nobody is to take it for running while its end is seen to
             returncode = main.wait()
             for source in sources:
                 self._hear(source.last_words(), boot.begun)
         finally:
-            self.cgroup.make("supervisor")
-            self.cgroup.join("supervisor")
+            if not has_left:
+                self.cgroup.make("supervisor")
+                self.cgroup.join("supervisor")
             self.cgroup.kill("machine")
             for source in sources:
                 source.close()
@@ -164,7 +169,7 @@ class Supervisor:
                 SideBySide([self.launch.get("cleanup", ())]).finish(time.monotonic(), CLEANUP_SECONDS)
             except StartFailed as error:
                 self.log.note(str(error))
-        return self._judge(returncode) and self._pause(boot.begun)
+        return self._judge(returncode, was_ready) and self._pause(boot.begun)
 
     def _warn(self, missing: list[str]) -> None:
         """Say which limits are not in force."""
@@ -186,7 +191,7 @@ class Supervisor:
             poll.poll(left * 1000)
         return not self.stop_requests
 
-    def _judge(self, returncode: int) -> bool:
+    def _judge(self, returncode: int, was_ready: bool) -> bool:
         """What the end of the main process means. True for a reboot; StartFailed for what nobody asked for."""
         if self.overran:
             raise StartFailed(f"not ready after {self.launch['start_seconds']:g} s{self._last_words()}")
@@ -194,7 +199,7 @@ class Supervisor:
             raise StartFailed(f"the guest's kernel panicked{self._last_words()}")
         is_reboot = returncode in self.launch["restart_codes"] or self.outcome == RESET
         if is_reboot and not self.stop_requests:
-            if self.status["state"] == "starting":
+            if not was_ready:
                 raise StartFailed(f"the guest rebooted before it was ready{self._last_words()}")
             self.log.note("the guest asked for a reboot")
             self.enter("starting", "rebooting")
@@ -204,7 +209,7 @@ class Supervisor:
         if returncode and not self.stop_requests:
             how = f"ended with code {returncode}" if returncode > 0 else f"was killed by {_signal_name(-returncode)}"
             raise StartFailed(f"{self.launch['backend']} {how}{self._last_words()}")
-        if self.status["state"] == "starting" and not self.stop_requests:
+        if not was_ready and not self.stop_requests:
             raise StartFailed(f"the guest ended before it was ready{self._last_words()}")
         return False
 
