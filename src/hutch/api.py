@@ -173,10 +173,12 @@ class Hutch:
 
     def _check_startable(self, starting: Sequence[Record], consequence: str = "") -> None:
         """Refuse, before anything is stopped or started, what could not be started as it is."""
-        from hutch.apply.machines import check_machines
         from hutch.apply.starting import check_shares
 
-        check_machines((record.file, record.name, record.wanted) for record in starting)
+        if any(record.wanted.type == "vm" for record in starting):
+            from hutch.apply.machines import check_machines
+
+            check_machines((record.file, record.name, record.wanted) for record in starting)
         for record in starting:
             if pending_of(record) == "recreate":
                 raise HutchError(
