@@ -38,7 +38,7 @@ class Main:
         self.machine_end, guest_end = os.openpty()
         self.links, theirs = {}, []
         for name in links:
-            self.links[name], other = _pair()
+            self.links[name], other = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
             theirs.append(other)
         inherited = [guest_end, guest_end, guest_end, *(other.fileno() for other in theirs)]
         self.pid = _spawn(argv, inherited, {"NOTIFY_SOCKET": f"{runtime}/notify", **MAIN_ENVIRONMENT}, setsid=True)
@@ -81,7 +81,7 @@ class Helper:
         listener = _listen(helper["socket"], SOCK_STREAM)
         listener.listen(1)
         os.chown(helper["socket"], helper["uid"], helper["uid"])
-        self.pid = _spawn(helper["argv"], [-1, 1, 2, listener.fileno()], {})
+        self.pid = _spawn(helper["argv"], [0, 1, 2, listener.fileno()], {})
         listener.close()
         self.pidfd = os.pidfd_open(self.pid)
         self.end = "does not end"
@@ -98,12 +98,11 @@ class Helper:
 
 
 def _spawn(argv: Sequence[str], descriptors: Sequence[int], environment: dict[str, str], setsid: bool = False) -> int:
-    """Start a process that gets SIGTERM when this one is killed, with these descriptors as 0, 1, 2, …; -1 is /dev/null.
+    """Start a process that gets SIGTERM when this one is killed, with these descriptors as 0, 1, 2, ….
 
     They are moved out of the way first: one of them may have the number that another is to get.
     """
-    moved = [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) if number < 0 else os.dup(number) for number in descriptors]
-    safe = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, FIRST_SAFE) for number in moved]
+    safe = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, FIRST_SAFE) for number in descriptors]
     try:
         return os.posix_spawnp(
             "setpriv",
@@ -115,7 +114,7 @@ def _spawn(argv: Sequence[str], descriptors: Sequence[int], environment: dict[st
             setsigdef=SIGNALS,
         )
     finally:
-        for number in (*moved, *safe):
+        for number in safe:
             os.close(number)
 
 
@@ -124,11 +123,6 @@ def _has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(REAPED_WITHIN))
-
-
-def _pair() -> tuple[socket, socket]:
-    ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-    return ours, theirs
 
 
 def _listen(path: str, kind: int) -> socket:

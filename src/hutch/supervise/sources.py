@@ -1,7 +1,7 @@
 """Where a guest tells how it fares, and where it is told to end. Everything that comes in here is the attacker's.
 
 A container's guest is heard by sd_notify, passed on by systemd-nspawn. A virtual machine's is heard through a
-virtio-serial port, and its monitor (QMP) says why it ended. Each source has a descriptor to poll; `hear` takes what has
+virtio-serial port, and its monitor says why it ended. Each source has a descriptor to poll; `hear` takes what has
 come.
 """
 
@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import threading
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
     from _socket import socket
     from collections.abc import Callable, Iterator
-    from socket import socket as plain_socket
 
     from hutch.supervise.main_process import Main
 
@@ -24,14 +21,15 @@ if TYPE_CHECKING:
     """("ready", ""); ("leader", a pid); ("outcome", why the machine ended, in QMP's words); ("note", for the log)."""
 
 MOST_BYTES = 1 << 16  # of a port, until it has said that it is ready
-MONITOR_PATIENCE = 2.0  # seconds, once the machine has ended
 
 
 class Source:
     """Something that a guest is heard through."""
 
-    is_spent = False
-    """Whether nothing more of it is wanted."""
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing more of it is wanted."""
+        return False
 
     def fileno(self) -> int:
         raise NotImplementedError
@@ -48,7 +46,7 @@ class Source:
         """Ask the guest to end in order. Only the first of a guest's sources is asked."""
 
     def close(self) -> None:
-        raise NotImplementedError
+        """Let go of what is its own; Main closes the links."""
 
 
 def open_sources(main: Main, library: str) -> list[Source]:
@@ -84,9 +82,6 @@ class Notifications(Source):
         # nspawn takes a second one as "at once".
         os.kill(self._pid, signal.SIGTERM)
 
-    def close(self) -> None:
-        """Main closes it."""
-
 
 class Port(Source):
     """A virtual machine's port: it says READY=1, and hears "poweroff". See hutch-port.service in images/adapt.sh."""
@@ -101,7 +96,7 @@ class Port(Source):
         return self._connection.fileno()
 
     @property
-    def is_spent(self) -> bool:  # type: ignore[override]
+    def is_spent(self) -> bool:
         """Its buffer fills up then, which is the guest's own affair."""
         return self._left <= 0
 
@@ -125,71 +120,11 @@ class Port(Source):
         except OSError:
             pass  # its buffer is full or it is gone: the deadline decides
 
-    def close(self) -> None:
-        """Main closes it."""
 
+def _open_monitor(main: Main, library: str) -> Source:
+    from hutch.supervise.monitor import Monitor
 
-class Monitor(Source):
-    """A machine's QMP events, by the QEMU project's own library: it wants an event loop, so it has a thread."""
-
-    def __init__(self, connection: socket, library: str) -> None:
-        self._trouble = ""
-        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._thread = threading.Thread(target=self._run, args=(connection.detach(), library), daemon=True)
-        self._thread.start()
-
-    def fileno(self) -> int:
-        return self._read
-
-    def hear(self) -> Iterator[Said]:
-        try:
-            data = os.read(self._read, 4096)
-        except BlockingIOError:
-            return
-        for word in data.decode("utf-8", "replace").split():
-            yield "outcome", word
-
-    def last_words(self) -> Iterator[Said]:
-        self._thread.join(MONITOR_PATIENCE)
-        yield from self.hear()
-        if self._trouble:
-            yield "note", self._trouble
-
-    def close(self) -> None:
-        if not self._thread.is_alive():  # or it would write into another file of the same number
-            os.close(self._write)
-        os.close(self._read)
-
-    def _run(self, descriptor: int, library: str) -> None:
-        import asyncio
-        import logging
-        import socket
-
-        logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())  # what matters is told below
-        if library not in sys.path:
-            sys.path.append(library)
-        with socket.socket(fileno=descriptor) as connection:
-            try:
-                asyncio.run(self._listen(connection))
-            except Exception as error:  # noqa: BLE001 - whatever a machine sends, the supervisor goes on without it
-                self._trouble = f"the machine's monitor cannot be heard: {error}"
-
-    async def _listen(self, connection: plain_socket) -> None:
-        import asyncio
-
-        from qemu.qmp import EventListener, QMPClient
-
-        client = QMPClient("hutch")
-        events = EventListener(names={"SHUTDOWN"})
-        client.register_listener(events)
-        await client.connect(connection)
-        said, gone = asyncio.ensure_future(events.get()), asyncio.ensure_future(client.runstate_changed())
-        await asyncio.wait({said, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if said.done():
-            data = said.result().get("data")
-            reason = data.get("reason") if isinstance(data, dict) else None
-            if isinstance(reason, str) and len(reason) < 64 and reason.replace("-", "").isalnum():
-                os.write(self._write, f"{reason}\n".encode())
+    return Monitor(main.links["monitor"], library)
 
 
 def _open_cloud_hypervisor(main: Main, library: str) -> Source:
@@ -200,7 +135,7 @@ def _open_cloud_hypervisor(main: Main, library: str) -> Source:
 
 SOURCES: dict[str, Callable[[Main, str], Source]] = {
     "port": lambda main, _: Port(main.links["port"]),
-    "monitor": lambda main, library: Monitor(main.links["monitor"], library),
+    "monitor": _open_monitor,
     "events": _open_cloud_hypervisor,
 }
 """What each of a Launch's links is heard by, in the order in which the sources are asked to end the guest."""

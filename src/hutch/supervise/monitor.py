@@ -1,0 +1,78 @@
+"""A machine's monitor (QMP), heard by the QEMU project's own library. Only the supervisors of machines import this."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+from hutch.supervise.sources import Source
+
+TYPE_CHECKING = False  # see supervise/status
+if TYPE_CHECKING:
+    import _socket
+
+    from hutch.supervise.sources import Said
+
+PATIENCE = 2.0  # seconds, once the machine has ended
+
+
+class Monitor(Source):
+    """A machine's events: the library wants an event loop, so it has a thread."""
+
+    def __init__(self, connection: _socket.socket, library: str) -> None:
+        self._trouble = ""
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._thread = threading.Thread(target=self._run, args=(connection.detach(), library), daemon=True)
+        self._thread.start()
+
+    def fileno(self) -> int:
+        return self._read
+
+    def hear(self) -> Iterator[Said]:
+        try:
+            data = os.read(self._read, 4096)
+        except BlockingIOError:
+            return
+        for word in data.decode("utf-8", "replace").split():
+            yield "outcome", word
+
+    def last_words(self) -> Iterator[Said]:
+        self._thread.join(PATIENCE)
+        yield from self.hear()
+        if self._trouble:
+            yield "note", self._trouble
+
+    def close(self) -> None:
+        if not self._thread.is_alive():  # or it would write into another file of the same number
+            os.close(self._write)
+        os.close(self._read)
+
+    def _run(self, descriptor: int, library: str) -> None:
+        logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())  # what matters is told below
+        if library not in sys.path:
+            sys.path.append(library)
+        with socket.socket(fileno=descriptor) as connection:
+            try:
+                asyncio.run(self._listen(connection))
+            except Exception as error:  # noqa: BLE001 - whatever a machine sends, the supervisor goes on without it
+                self._trouble = f"the machine's monitor cannot be heard: {error}"
+
+    async def _listen(self, connection: socket.socket) -> None:
+        from qemu.qmp import EventListener, QMPClient
+
+        client = QMPClient("hutch")
+        events = EventListener(names={"SHUTDOWN"})
+        client.register_listener(events)
+        await client.connect(connection)
+        said, gone = asyncio.ensure_future(events.get()), asyncio.ensure_future(client.runstate_changed())
+        await asyncio.wait({said, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if said.done():
+            data = said.result().get("data")
+            reason = data.get("reason") if isinstance(data, dict) else None
+            if isinstance(reason, str) and len(reason) < 64 and reason.replace("-", "").isalnum():
+                os.write(self._write, f"{reason}\n".encode())
