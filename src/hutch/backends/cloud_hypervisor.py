@@ -1,4 +1,4 @@
-"""Virtual machines: cloud-hypervisor, which needs KVM. Everything around it is as for QEMU: see backends/qemu.
+"""Virtual machines: cloud-hypervisor, which needs KVM. Everything around it is as for QEMU: see backends/machine.
 
 It has no fw_cfg in the builds that people install, and the words of its command line can be read by everybody on the
 host. So what the guest is told travels as a second read-only disk, which is a tar archive: `shares`, and
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hutch.backends import machine_check
+from hutch.backends import machine
 from hutch.backends.identity import identify
 from hutch.backends.jail import jailed
 from hutch.backends.launch import File, Hardware, Launch, Limits, Step, Surroundings
-from hutch.backends.port import Port
-from hutch.backends.qemu import (
+from hutch.backends.machine import (
     CPUS,
     MEMORY,
     TASKS,
@@ -24,9 +23,10 @@ from hutch.backends.qemu import (
     memory_limit,
     render_shares,
     share_mounts,
-    share_server,
+    share_servers,
 )
-from hutch.backends.share import STORE, share_places, share_tags
+from hutch.backends.port import port_of
+from hutch.backends.share import share_places, share_tags
 from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
 from hutch.guest.credentials import HOST_KEY, render_credentials
@@ -42,7 +42,7 @@ QUIET = ("debian:bookworm",)
 
 def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
     """What a machine under cloud-hypervisor cannot do."""
-    yield from machine_check.check(prefix, workspace)
+    yield from machine.check(prefix, workspace)
     if workspace.image in QUIET:
         yield Problem(
             f"{workspace.image} cannot tell cloud-hypervisor that it is ready",
@@ -54,19 +54,12 @@ def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
 def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     """Everything that makes the machine run."""
     hardware = host.hardware
-    assert hardware is not None and workspace.mac is not None and workspace.ip is not None
+    assert hardware is not None
     places, runtime = host.places, str(host.places.runtime(name))
     credentials = render_credentials(identify(name, workspace, host, "Type=ether")) | {"vmm.notify_socket": NOTIFY}
     files = [File(f"{runtime}/archive/credentials/{key}", text) for key, text in credentials.items()]
     files.append(File(f"{runtime}/archive/shares", render_shares(workspace)))
-    port = Port(
-        outer=names.port(name, "vm"),
-        inner="",
-        mac=workspace.mac,
-        ip=workspace.ip,
-        bridge=host.network.bridge,
-        table=places.table,
-    )
+    port = port_of(name, workspace, host)
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
     return Launch(
@@ -84,10 +77,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             *disk_steps(name, workspace, host),
         ),
         connect=port.connect(f"{runtime}/port"),
-        helpers=tuple(
-            share_server(share, workspace, host, hardware.virtiofsd, f"{runtime}/vm/{tag}", is_store=tag == STORE)
-            for tag, share in zip(share_tags(workspace), shares, strict=True)
-        ),
+        helpers=share_servers(workspace, host, hardware.virtiofsd, runtime),
         argv=machine_argv(name, workspace, host, hardware),
         links=LINKS,
         cleanup=(*port.cleanup(), *disk_cleanup(name, workspace, host)),

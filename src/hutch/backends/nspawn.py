@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from hutch.backends.identity import guest_uid, identify
 from hutch.backends.launch import File, Launch, Limits, Step, Surroundings
-from hutch.backends.port import Port
+from hutch.backends.port import port_of
 from hutch.backends.share import OVERLAY, STORE, bind_step, share_places, sources, store_step
 from hutch.errors import Problem
 from hutch.guest.credentials import HOST_KEY, render_credentials
@@ -40,15 +40,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     identity = identify(name, workspace, host, f"Name={names.GUEST_INTERFACE}")
     credentials = {key: f"{runtime}/credentials/{key}" for key in render_credentials(identity)}
     files = [File(credentials[key], text) for key, text in render_credentials(identity).items()]
-    assert workspace.mac is not None and workspace.ip is not None
-    port = Port(
-        outer=names.port(name, workspace.type),
-        inner=names.interface("vi", name),
-        mac=workspace.mac,
-        ip=workspace.ip,
-        bridge=host.network.bridge,
-        table=places.table,
-    )
+    port = port_of(name, workspace, host)
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
     joining, *raising = port.connect(f"{runtime}/port")

@@ -3,8 +3,10 @@ seen there."""
 
 from __future__ import annotations
 
-from hutch.backends.launch import Step
+from hutch.backends.launch import Step, Surroundings
 from hutch.frozen import dataclass
+from hutch.spec import names
+from hutch.spec.model import Workspace
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,16 @@ class Port:
             Step(("ip", "link", "delete", self.outer), "remove the port", may_fail=True),
             Step(("ip", "neigh", "delete", self.ip, "dev", self.bridge), "forget its address", may_fail=True),
         )
+
+
+def port_of(name: str, workspace: Workspace, host: Surroundings) -> Port:
+    """The port of a workspace."""
+    assert workspace.mac is not None and workspace.ip is not None
+    return Port(
+        outer=names.port(name, workspace.type),
+        inner="" if workspace.type == "vm" else names.interface("vi", name),
+        mac=workspace.mac,
+        ip=workspace.ip,
+        bridge=host.network.bridge,
+        table=host.places.table,
+    )

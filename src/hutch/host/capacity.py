@@ -13,7 +13,7 @@ CPUS_FOR_EACH = 4
 """Virtual processors for each of the host's. More than the host has make nothing faster; a file that is shared between
 a large machine and a small one should work on both all the same. Far beyond that, a guest's processors wait for locks
 whose holder is not running, and it looks as if it hung."""
-MOST_CPUS = 255  # see backends/machine_check
+MOST_CPUS = 255  # see backends/machine
 UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
@@ -43,7 +43,7 @@ def check_host(workspaces: Mapping[str, Workspace], memory_total: int, cpus: int
             message = f"is more than all of the host's memory, {show_size(memory_total, rounded=True)}"
             hint = f"less than {show_size(memory_total, rounded=True)}, so that the host has some too"
             problems.append(Problem(message, f"{prefix}.memory", show_size(memory), hint))
-        if vcpus is not None and most < vcpus <= MOST_CPUS:  # beyond that, machine_check refuses it on every host
+        if vcpus is not None and most < vcpus <= MOST_CPUS:  # beyond that, backends/machine refuses it on every host
             message = f"is more than {CPUS_FOR_EACH} for each processor of the host, which has {cpus}"
             hint = f"1 to {most}; more than {cpus} make nothing faster"
             problems.append(Problem(message, f"{prefix}.vcpus", str(vcpus), hint))

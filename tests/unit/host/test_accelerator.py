@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.backends import machine_check
+from hutch.backends import machine
 from hutch.errors import HutchError
 from hutch.host import accelerator, capacity, clock, tools, vsock
 from hutch.host.accelerator import Accelerator, Access, Verdict, await_answer, describe_accelerator, last_line
@@ -359,7 +359,7 @@ def test_the_hint_is_right() -> None:
     (problem,) = capacity.check_host({"web": workspace(type="vm", vcpus=9)}, GIB, 2)
     assert problem.hint.startswith("1 to 8;")
     assert capacity.check_host({"web": workspace(type="vm", vcpus=255)}, GIB, 64) == []
-    assert capacity.MOST_CPUS == machine_check.MOST_CPUS
+    assert capacity.MOST_CPUS == machine.MOST_CPUS
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_this_host() -> None:
     ],
 )
 def test_what_no_machine_can_be(keys: dict[str, Any], found: list[str]) -> None:
-    problems = list(machine_check.check("defaults", workspace(type="vm", **keys)))
+    problems = list(machine.check("defaults", workspace(type="vm", **keys)))
     assert [problem.key for problem in problems] == [f"defaults.{key}" for key in found]
     assert all(problem.message and problem.hint for problem in problems)
 

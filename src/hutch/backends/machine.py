@@ -1,0 +1,120 @@
+"""What every virtual machine has, whichever monitor runs it: its size, its shares, its disk, and what it cannot do.
+
+A share is an idmapped bind mount on which the owner's files belong to the workspace's own uid; a virtiofsd serves it as
+that uid. What the host has for machines is host/capacity's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hutch.backends.identity import guest_uid
+from hutch.backends.jail import jailed
+from hutch.backends.launch import Hardware, Helper, Step, Surroundings
+from hutch.backends.share import STORE, bind_step, share_places, share_tags, sources, store_step
+from hutch.errors import Problem
+from hutch.spec import names
+from hutch.spec.model import Workspace
+
+CPUS, MEMORY = 2, 1 << 30  # where the file does not say
+DISK = 8 << 30  # bytes of a kept root that the file says nothing of; it is sparse
+TASKS = 4096
+LEAST_MEMORY = 256 << 20  # with less, a guest's systemd and sshd do not come up
+MOST_CPUS = 255  # what a processor's number has room for, without hardware that microvm does not have
+
+
+def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+    """The problems of a workspace whose table is called `prefix`."""
+    if workspace.owner in (0, "root"):
+        yield Problem("root cannot own a workspace's home", f"{prefix}.owner", hint="name an ordinary user")
+    if workspace.memory is not None and workspace.memory < LEAST_MEMORY:
+        yield Problem("is too little for a VM", f"{prefix}.memory", hint=f"at least {LEAST_MEMORY >> 20}MiB")
+    if workspace.vcpus is not None and workspace.vcpus > MOST_CPUS:
+        yield Problem("is more than a VM can have", f"{prefix}.vcpus", hint=f"1 to {MOST_CPUS}")
+
+
+def memory_limit(workspace: Workspace, hardware: Hardware) -> int:
+    """Bytes for the machine and what runs it: its own, QEMU's (emulation translates a gigabyte of code at most), and as
+    much as a virtiofsd needs to remember what a guest has looked at."""
+    emulation = 0 if hardware.accelerator == "kvm" else 1 << 30
+    return (workspace.memory or MEMORY) + emulation + (512 << 20) + (256 << 20) * (len(workspace.mounts) + 1)
+
+
+# The guest's files.
+
+
+def render_shares(workspace: Workspace) -> str:
+    """What the guest's init mounts: a line for each share, home first. No target holds a newline. "overlay" is a share
+    that cannot be written, under a layer that can."""
+    lines = [
+        f"share{index} {'ro' if readonly else 'rw'} {target}\n"
+        for index, (_, target, readonly) in enumerate(sources(workspace))
+    ]
+    if workspace.nix_store:
+        lines.append(f"{STORE} overlay {names.NIX_STORE}\n")
+    return "".join(lines)
+
+
+def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
+    """Home and mounts, in the order of `shares`, as the workspace's own uid sees them; and the Nix store as it is."""
+    mapping = f"u:{workspace.owner}:{host.uid_base}:1 g:{host.owner_gid}:{host.uid_base}:1"
+    steps = [
+        bind_step(name, source, place, readonly, mapping, host)
+        for (source, _, readonly), place in zip(sources(workspace), shares, strict=False)  # the store comes after them
+    ]
+    if workspace.nix_store:
+        steps.append(store_step(shares[-1], host))
+    return tuple(steps)
+
+
+def share_server(
+    share: str, workspace: Workspace, host: Surroundings, virtiofsd: str, socket: str, *, is_store: bool
+) -> Helper:
+    """One virtiofsd. Every uid of the guest's is the workspace's own on the host, which the guest in turn sees as its
+    login user's. The Nix store is nobody's to write, and root's files there are root's inside."""
+    assert isinstance(workspace.owner, int)
+    outside, inside = host.uid_base, guest_uid(workspace.owner)
+    command = [virtiofsd, "--fd=3", "--shared-dir=/share", "--sandbox=none", "--seccomp=kill", "--log-level=error"]
+    for kind in ("uid", "gid"):
+        command.append(f"--translate-{kind}=squash-guest:0:{outside}:4294967295")
+        command.append(f"--translate-{kind}=host:{outside}:{inside}:1")
+    if is_store:
+        command.append("--readonly")
+    bind = "--ro-bind" if is_store else "--bind"
+    jail = jailed(("--proc", "/proc", bind, share, "/share"), outside, tuple(command))
+    return Helper(jail, f"share {share}", socket, outside)
+
+
+def share_servers(workspace: Workspace, host: Surroundings, virtiofsd: str, runtime: str) -> tuple[Helper, ...]:
+    """A virtiofsd for each share, listening where the machine looks for it: below `runtime`/vm, by its tag."""
+    return tuple(
+        share_server(share, workspace, host, virtiofsd, f"{runtime}/vm/{tag}", is_store=tag == STORE)
+        for tag, share in zip(share_tags(workspace), share_places(workspace, runtime), strict=True)
+    )
+
+
+def disk_steps(name: str, workspace: Workspace, host: Surroundings) -> tuple[tuple[Step, ...], ...]:
+    """Chains for the disk that the guest's root is kept on, if there is one: sparse, made when it is new, and grown.
+    What is on it is the guest's, so nothing of the host's ever reads it."""
+    disk = disk_path(name, workspace, host)
+    if disk is None:
+        return ()
+    program = (host.python, "-I", "-S", f"{host.package}/host/disk.py")
+    fresh = ("--fresh",) if workspace.persist != "all" else ()
+    size = workspace.disk or DISK
+    return ((Step((*program, *fresh, disk, str(size), str(host.uid_base)), "provide the disk"),),)
+
+
+def disk_path(name: str, workspace: Workspace, host: Surroundings) -> str | None:
+    """Where the disk is that the root's changes are written to; None for memory."""
+    if workspace.persist == "all":
+        return f"{host.places.root(name)}/disk"
+    return f"{host.places.workspace(name)}/disk" if workspace.disk else None
+
+
+def disk_cleanup(name: str, workspace: Workspace, host: Surroundings) -> tuple[Step, ...]:
+    """A disk that is made anew at every start goes with the machine."""
+    disk = disk_path(name, workspace, host)
+    if disk is None or workspace.persist == "all":
+        return ()
+    return (Step(("rm", "-f", "--", disk), "remove the disk", may_fail=True),)
