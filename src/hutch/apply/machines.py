@@ -29,7 +29,8 @@ def machines_of(starting: Iterable[Starting]) -> list[Starting]:
 def prepare_machines(places: Places, records: Iterable[Record], listen: Listener) -> Accelerator:
     """What the machines among `records` run under, once nothing speaks against starting them. None of them runs. The
     caller holds the lock."""
-    from hutch.apply.hardware import accelerator_of
+    from hutch.apply.hardware import accelerator_of, hardware_of
+    from hutch.backends.hypervisor import check_hypervisor
     from hutch.host.accelerator import describe_accelerator
 
     machines = [record for record in records if record.wanted.type == "vm"]
@@ -37,6 +38,14 @@ def prepare_machines(places: Places, records: Iterable[Record], listen: Listener
     check_context_ids(starting)
     accelerator = accelerator_of(places, machines[0].image)
     check_hypervisors(starting, accelerator)
+    named = [record for record in machines if record.wanted.hypervisor == "cloud-hypervisor"]
+    refuse_files(
+        (record.file, problem)
+        for record in named
+        for problem in check_hypervisor(
+            f"workspaces.{record.name}", record.wanted, hardware_of(places, record.image, accelerator)
+        )
+    )
     if text := describe_accelerator(accelerator):
         listen(", ".join(record.name for record in machines), "warning", text)
     return accelerator
