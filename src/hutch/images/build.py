@@ -20,7 +20,7 @@ from hutch.frozen import dataclass
 from hutch.images import source
 from hutch.images.contain import run_contained
 from hutch.images.progress import MARK, Meter
-from hutch.images.recipe import ADAPTATION, BASE_PACKAGES, DISTRIBUTIONS, Recipe
+from hutch.images.recipe import ADAPTATION, BASE_PACKAGES, DISTRIBUTIONS, Distribution, Recipe
 from hutch.run import CommandFailed, run
 from hutch.spec.names import GUEST_INTERFACE, UID_COUNT
 
@@ -100,30 +100,38 @@ def check_host(recipe: Recipe) -> None:
 
 def bootstrap(recipe: Recipe, shop: Workshop) -> None:
     """Install a distribution with all packages into the tree."""
-    # The scratch directory is shown at /tmp: apt's unprivileged downloader cannot reach below images/, and
-    # whatever is killed leaves its temporary files where the build is cleared up.
-    mount = 'mount --bind "$1" /tmp; shift; "$@"'
-    command = ["sh", "-euc", mount, "sh", str(shop.scratch), *mmdebstrap_command(recipe, os.uname().machine)]
-    names = [*PROXIES, *(name.upper() for name in PROXIES)]
-    proxies = {name: os.environ[name] for name in names if name in os.environ}
     try:
-        run_contained(command, group=shop.group, on_line=shop.meter.feed, env=proxies)
+        run_mmdebstrap(mmdebstrap_command(recipe, os.uname().machine), shop.scratch, shop.group, shop.meter)
     except CommandFailed as error:
         raise explain_bootstrap(recipe, error) from error
+
+
+def run_mmdebstrap(command: list[str], scratch: Path, group: str, meter: Meter, timeout: float = 3600.0) -> None:
+    """Run it with the host's proxies. The scratch directory is shown at /tmp: apt's unprivileged downloader cannot
+    reach below images/, and whatever is killed leaves its temporary files where the build is cleared up."""
+    mount = 'mount --bind "$1" /tmp; shift; "$@"'
+    names = [*PROXIES, *(name.upper() for name in PROXIES)]
+    proxies = {name: os.environ[name] for name in names if name in os.environ}
+    shown = ["sh", "-euc", mount, "sh", str(scratch), *command]
+    run_contained(shown, group=group, on_line=meter.feed, env=proxies, timeout=timeout)
 
 
 def mmdebstrap_command(recipe: Recipe, machine: str) -> list[str]:
     distribution = DISTRIBUTIONS[recipe.image]
     packages = dict.fromkeys((*BASE_PACKAGES, *recipe.packages))
-    keyring = [f"--keyring={path}" for path in find_keyring(distribution.keyring)] if distribution.pockets else []
     return [
         *("mmdebstrap", "--verbose", "--mode=root", "--variant=minbase", "--format=directory"),
-        *keyring,
+        *keyring_options(distribution),
         f"--include={','.join(packages)}",
         distribution.suite,
         "/tmp/root",
         *distribution.sources(machine),
     ]
+
+
+def keyring_options(distribution: Distribution) -> list[str]:
+    """mmdebstrap knows the keys of the distributions whose mirrors it knows."""
+    return [f"--keyring={path}" for path in find_keyring(distribution.keyring)] if distribution.pockets else []
 
 
 def find_keyring(name: str) -> list[str]:
@@ -162,11 +170,8 @@ def unpack(recipe: Recipe, shop: Workshop) -> None:
     assert recipe.rootfs is not None
     shop.tree.mkdir(mode=0o755)
     tools, copy, origin = shop.scratch / "tools", shop.scratch / "source", os.path.realpath(recipe.rootfs)
-    for directory in (copy, tools, *(tools / name for name in ("usr", "etc", "target"))):
-        directory.mkdir(mode=0o755)
-    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-        if os.path.islink(f"/{name}"):
-            (tools / name).symlink_to(os.readlink(f"/{name}"))
+    copy.mkdir(mode=0o755)
+    make_tools(tools, "target")
     shown = ["--bind-ro=/usr", f"--bind={shop.tree}:/target"]
     is_directory = os.path.isdir(origin)
     if is_directory:
@@ -181,6 +186,16 @@ def unpack(recipe: Recipe, shop: Workshop) -> None:
         raise HutchError(
             f"{recipe.image} could not be unpacked", details=last_lines(error.stderr), resolution=error.resolution
         ) from error
+
+
+def make_tools(tools: Path, *places: str) -> None:
+    """A root for the host's own programs, which are shown at its /usr; with empty directories for what they work on."""
+    tools.mkdir(mode=0o755)
+    for name in ("usr", "etc", *places):
+        (tools / name).mkdir(mode=0o755)
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        if os.path.islink(f"/{name}"):
+            (tools / name).symlink_to(os.readlink(f"/{name}"))
 
 
 # What runs inside the tree.

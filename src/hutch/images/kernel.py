@@ -21,9 +21,8 @@ from pathlib import Path
 from hutch.errors import HutchError
 from hutch.files import sync_directory
 from hutch.frozen import dataclass
-from hutch.images.build import PROXIES, SCRIPTS, find_keyring, last_lines
+from hutch.images.build import SCRIPTS, keyring_options, last_lines, run_mmdebstrap
 from hutch.images.cache import SCRATCH, WAITING, locked, prepare_directory, remove_scratch, remove_tree
-from hutch.images.contain import run_contained
 from hutch.images.progress import Meter
 from hutch.images.recipe import DISTRIBUTIONS
 from hutch.run import CommandFailed, run
@@ -145,13 +144,9 @@ def remove_unused_kernels(places: Places) -> tuple[str, ...]:
 def fetch(image: str, scratch: Path, group: str, meter: Meter) -> None:
     """Fill scratch/kernel."""
     source = image if image in PACKAGES else FOREIGN
-    mount = 'mount --bind "$1" /tmp; shift; "$@"'  # see build.bootstrap
     shutil.copy(HOOK, scratch)  # where it is will be out of sight, if it is below /tmp
-    command = ["sh", "-euc", mount, "sh", str(scratch), *fetch_command(source)]
-    names = [*PROXIES, *(name.upper() for name in PROXIES)]
-    proxies = {name: os.environ[name] for name in names if name in os.environ}
     try:
-        run_contained(command, group=group, on_line=meter.feed, env=proxies, timeout=FETCH_SECONDS)
+        run_mmdebstrap(fetch_command(source), scratch, group, meter, FETCH_SECONDS)
     except CommandFailed as error:
         raise HutchError(
             f"the kernel of {source} could not be fetched",
@@ -190,11 +185,10 @@ def fetch_command(source: str) -> list[str]:
     """mmdebstrap, which sets apt up for a distribution whatever the host's is, with a script to run in place of a
     bootstrap."""
     distribution = DISTRIBUTIONS[source]
-    keyring = [f"--keyring={path}" for path in find_keyring(distribution.keyring)] if distribution.pockets else []
     hook = shlex.join(["sh", f"/tmp/{HOOK.name}", "/tmp/packages", PACKAGES[source], TOOLS])
     return [
         *("mmdebstrap", "--verbose", "--mode=root", "--variant=custom", "--format=null", "--architectures=amd64"),
-        *keyring,
+        *keyring_options(distribution),
         f"--customize-hook={hook}",
         distribution.suite,
         "/dev/null",

@@ -20,7 +20,7 @@ from hutch.files import sync_directory
 from hutch.frozen import dataclass
 from hutch.guest.initrd import INIT, MODULES, UNITS, choose_modules, choose_nodes, render_initrd
 from hutch.images import kernel as kernels
-from hutch.images.build import SCRIPTS, Workshop, contain, last_lines, nspawn_command, write_scripts
+from hutch.images.build import SCRIPTS, Workshop, contain, last_lines, make_tools, nspawn_command, write_scripts
 from hutch.images.cache import SCRATCH, WAITING, locked, observe_image, observe_images, remove_scratch, remove_tree
 from hutch.images.kernel import Kernel, ensure_kernel
 from hutch.images.progress import PUBLISHING, Meter, Progress, no_progress
@@ -155,13 +155,9 @@ def pack(recipe: Recipe, kernel: Kernel, shop: Workshop, root: Path) -> None:
     """Make shop.tree/root.erofs from an image's tree and a kernel's modules. The tree is not trusted, so what reads it
     sees nothing else and has no rights on the host (see build.unpack)."""
     tools = shop.scratch / "tools"
-    for directory in (shop.tree, shop.scratch / "source", tools, *(tools / name for name in ("usr", "etc"))):
+    for directory in (shop.tree, shop.scratch / "source"):
         directory.mkdir(mode=0o755)
-    for name in ("source", "target"):
-        (tools / name).mkdir(mode=0o755)
-    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-        if os.path.islink(f"/{name}"):
-            (tools / name).symlink_to(os.readlink(f"/{name}"))
+    make_tools(tools, "source", "target")
     # A copy, not links: root of the user namespace that packs it could write to the cache through them.
     run(["cp", "--archive", "--reflink=auto", "--", str(kernel.tree), str(shop.tree / "kernel")], timeout=300)
     write_scripts(shop, {"pack.sh": (SCRIPTS / "pack.sh").read_text()})
