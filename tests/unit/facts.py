@@ -14,7 +14,7 @@ from hutch.backends.launch import Surroundings
 from hutch.host.firewall import Member
 from hutch.spec import names
 from hutch.spec.entries import Publish
-from hutch.spec.model import Network, Workspace
+from hutch.spec.model import Mount, Network, Workspace
 from hutch.spec.names import Places
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -36,6 +36,21 @@ def workspace(name: str = "web", **keys: Any) -> Workspace:
         "authorized_keys": (f"{KEY} alice@host",),
     }
     return Workspace(**{**resolved, **keys})
+
+
+def everything(**keys: Any) -> Workspace:
+    """One that says nearly all there is to say."""
+    said: dict[str, Any] = {
+        "ip": "192.168.83.3",
+        "user": "me",
+        "shell": "/bin/zsh",
+        "owner": 70000,
+        "home": "/srv/my home",
+        "persist": "all",
+        "memory": 4 << 30,
+        "mounts": (Mount("/srv/a", "/src"), Mount("/srv/b c", "/home/me/b c", readonly=True)),
+    }
+    return workspace("a-name-with-all-of-its-32-letters", **{**said, **keys})
 
 
 def surroundings(**keys: Any) -> Surroundings:

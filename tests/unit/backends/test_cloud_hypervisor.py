@@ -17,9 +17,9 @@ from hutch.backends.cloud_hypervisor import EVENTS, LINKS, NOTIFY, TAP, check, l
 from hutch.backends.hypervisor import OLDEST, check_hypervisor, choose_hypervisor, parse_version
 from hutch.backends.launch import Hardware, Launch
 from hutch.guest.credentials import HOST_KEY
-from hutch.spec.model import Mount, Workspace
+from hutch.spec.model import Workspace
 from tests.support.fake_cloud_hypervisor import Refused, parse_config, parse_options
-from tests.unit.facts import check_golden, surroundings, workspace
+from tests.unit.facts import check_golden, everything, surroundings, workspace
 
 HARDWARE = Hardware(
     kernel="/var/lib/hutch/images/machine/vmlinux",
@@ -37,21 +37,7 @@ HARDWARE = Hardware(
 )
 HOST = surroundings(hardware=HARDWARE)
 
-EVERYTHING = workspace(  # noqa: S604 - no shell is run
-    "a-name-with-all-of-its-32-letters",
-    type="vm",
-    ip="192.168.83.3",
-    user="me",
-    shell="/bin/zsh",
-    owner=70000,
-    home="/srv/my home",
-    persist="all",
-    vcpus=8,
-    memory=4 << 30,
-    mounts=(Mount("/srv/a", "/src"), Mount("/srv/b c", "/home/me/b c", readonly=True)),
-    env=(("TOKEN", "secret, in a way"),),
-    authorized_keys=None,
-)
+EVERYTHING = everything(type="vm", vcpus=8, env=(("TOKEN", "secret, in a way"),), authorized_keys=None)
 LAUNCHES = {
     "minimal": ("web", workspace(type="vm")),
     "disk": ("web", workspace(type="vm", disk=8 << 30)),

@@ -18,25 +18,12 @@ from hutch.backends.nspawn import check as check_container
 from hutch.backends.nspawn import inspection, render_owner_map
 from hutch.spec import names
 from hutch.spec.model import Idle, Mount, Workspace
-from tests.unit.facts import NETWORK, check_golden, surroundings, workspace
+from tests.unit.facts import NETWORK, check_golden, everything, surroundings, workspace
 
 BASE = names.UID_FIRST
 LAST = names.UID_FIRST + (names.UID_RANGES - 1) * names.UID_COUNT
 
-EVERYTHING = workspace(  # noqa: S604 - no shell is run
-    "a-name-with-all-of-its-32-letters",
-    ip="192.168.83.3",
-    user="me",
-    shell="/bin/zsh",
-    owner=70000,
-    home="/srv/my home",
-    persist="all",
-    vcpus=2,
-    memory=4 << 30,
-    mounts=(Mount("/srv/a", "/src"), Mount("/srv/b c", "/home/me/b c", readonly=True)),
-    env=(("EDITOR", "vim"),),
-    authorized_keys=None,
-)
+EVERYTHING = everything(vcpus=2, env=(("EDITOR", "vim"),), authorized_keys=None)
 LAUNCHES = {
     "minimal": ("web", workspace()),
     "disk": ("web", workspace(disk=8 << 30)),

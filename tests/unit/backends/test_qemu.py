@@ -12,7 +12,7 @@ from hutch.backends import launch
 from hutch.backends.launch import Hardware, Launch, Surroundings
 from hutch.spec import names
 from hutch.spec.model import Mount, Workspace
-from tests.unit.facts import check_golden, surroundings, workspace
+from tests.unit.facts import check_golden, everything, surroundings, workspace
 
 HARDWARE = Hardware(
     kernel="/var/lib/hutch/images/kernel/vmlinux",
@@ -27,20 +27,7 @@ HARDWARE = Hardware(
     library="/usr/lib/python3/dist-packages",
     has_vsock=False,
 )
-EVERYTHING = workspace(  # noqa: S604 - no shell is run
-    "a-name-with-all-of-its-32-letters",
-    type="vm",
-    ip="192.168.83.3",
-    user="me",
-    shell="/bin/zsh",
-    owner=70000,
-    home="/srv/my home",
-    persist="all",
-    vcpus=4,
-    memory=4 << 30,
-    disk=16 << 30,
-    mounts=(Mount("/srv/a", "/src"), Mount("/srv/b c", "/home/me/b c", readonly=True)),
-)
+EVERYTHING = everything(type="vm", vcpus=4, disk=16 << 30)
 LAUNCHES: dict[str, tuple[str, Workspace, dict[str, Any]]] = {
     "minimal": ("web", workspace(type="vm"), {}),
     "disk": ("web", workspace(type="vm", disk=8 << 30), {}),
