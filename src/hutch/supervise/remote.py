@@ -39,7 +39,7 @@ from hutch.supervise.remote_script import (
     render_signal,
 )
 from hutch.supervise.session import GRACE, Session, Spoken, is_ready, sink_of
-from hutch.supervise.streams import Streams
+from hutch.supervise.streams import Streams, fill_gaps
 
 PATIENCE = 60.0  # seconds that a guest may take to get as far as the command
 SILENCE = 1.0  # seconds without output after which a command that ended has said all; what it left behind may not
@@ -64,7 +64,7 @@ def run_remotely(target: Target, command: Command, *, root: bool = False, captur
     On a terminal the command gets one of its own. `capture` is a descriptor that takes the command's output instead of
     the caller's own streams; what interrupts us then ends the command at once.
     """
-    _fill_gaps()
+    fill_gaps()
     sys.stdout.flush()
     sys.stderr.flush()
     with ExitStack() as stack:
@@ -79,15 +79,6 @@ def run_remotely(target: Target, command: Command, *, root: bool = False, captur
             caught.forward = remote.forward
         remote.carry(caught.wake)
         return 128 + caught.seen[0] if caught.seen and capture is not None else remote.result()
-
-
-def _fill_gaps() -> None:
-    """Whoever started us may have closed a stream; what is opened next must not take its number."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open("/dev/null", os.O_RDWR)
 
 
 # Signals.

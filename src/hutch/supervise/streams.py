@@ -75,7 +75,7 @@ def captured(descriptor: int) -> Streams:
 
 def own_streams() -> Streams:
     """The caller's own. With a terminal at both ends the command gets one too; a lone one becomes a pipe."""
-    _fill_gaps()
+    fill_gaps()
     terminals = [os.isatty(number) for number in (0, 1, 2)]
     if terminals[0] and terminals[1]:
         return _interactive(has_errors=terminals[2])
@@ -103,7 +103,7 @@ def _interactive(*, has_errors: bool) -> Streams:
     return Streams((inner, inner, inner if has_errors else 2), channels, terminal)
 
 
-def _fill_gaps() -> None:
+def fill_gaps() -> None:
     """Whoever started us may have closed a stream; what is opened next must not take its number."""
     for number in (0, 1, 2):
         try:
