@@ -34,17 +34,19 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], listen: Liste
     if down:
         control.stop_all(places, [action.workspace for action in down])
     for action in plan.actions:
+        before = records.get(action.workspace)
+        is_made = action.action in ("create", "recreate")
+        if is_made and before and action.wanted and _becomes_machine(before, action.wanted.workspace):
+            from hutch.apply.handover import hand_over
+
+            # Before it is written down: one that fails here is a container still.
+            hand_over(places, replace(before, image=action.wanted.image))
         if action.action == "recreate":
             remove_root(places, action.workspace)
         if action.action == "remove":
             mark_removed(places, records, action.workspace)
         elif action.action != "no change":
             _note(places, plan, records, action)
-    for action in plan.actions:
-        if action.action == "recreate" and _becomes_machine(action):
-            from hutch.apply.handover import hand_over
-
-            hand_over(places, records[action.workspace])
     starting = [a.workspace for a in plan.actions if a.starts and plan.start]
     if starting:
         start(places, plan.network, plan.file, records, starting, listen)
@@ -52,9 +54,10 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], listen: Liste
         converge.settle(places, plan.network, plan.file, records)
 
 
-def _becomes_machine(action: Action) -> bool:
-    """Whether it was a container, and is one no more."""
-    return any(reason.key == "type" and reason.new == "vm" for reason in action.reasons)
+def _becomes_machine(before: Record, wanted: Workspace) -> bool:
+    """Whether it was a container, or what is kept of a removed one, and is to be a machine."""
+    was = before.booted.workspace if before.booted else before.wanted
+    return was.type == "container" and wanted.type == "vm"
 
 
 def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action) -> None:

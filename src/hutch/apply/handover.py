@@ -7,6 +7,7 @@ is none of the host's.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from hutch.apply.starting import surroundings_of
@@ -28,7 +29,7 @@ def hand_over(places: Places, record: Record) -> None:
     assert isinstance(record.wanted.owner, int)
     command = render_command(guest_uid(record.wanted.owner))
     for source, _, readonly in sources(record.wanted):
-        if readonly:
+        if readonly or not os.path.isdir(source):
             continue
         work = inspection(
             record.name,
