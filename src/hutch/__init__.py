@@ -8,14 +8,12 @@ from __future__ import annotations
 
 __all__ = ["Hutch", "HutchError", "Workspace", "load", "plan", "up"]
 
+HOMES = {"HutchError": "hutch.errors", "Workspace": "hutch.api.workspace"}
+
 
 def __getattr__(name: str) -> object:
-    if name == "HutchError":
-        from hutch.errors import HutchError
+    if name not in __all__:
+        raise AttributeError(f"module 'hutch' has no attribute {name!r}")
+    from importlib import import_module
 
-        return HutchError
-    if name in __all__:
-        from hutch import api
-
-        return getattr(api, name)
-    raise AttributeError(f"module 'hutch' has no attribute {name!r}")
+    return getattr(import_module(HOMES.get(name, "hutch.api")), name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hutch.__main__ import entry
-from hutch.api import Workspace
+from hutch.api.workspace import Workspace
 
 if __name__ == "__main__":
     Workspace._enter = Workspace._reach  # type: ignore[method-assign]

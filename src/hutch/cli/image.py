@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from hutch.api import Hutch
+from hutch.api.images import Images
 from hutch.cli.common import Options, global_options, needs_root, print_json, print_table
 
 
@@ -19,7 +20,7 @@ def image() -> None:
 @needs_root
 def list_images(options: Options, as_json: bool) -> None:
     """List the images and who uses them."""
-    images = Hutch().images()
+    images = Images(Hutch()).observe()
     if as_json:
         print_json(
             [
@@ -52,7 +53,7 @@ def build(options: Options, names: tuple[str, ...]) -> None:
 
     with Bar(options) as bar:
         hutch = Hutch(listen=options.listen, progress=bar.show)
-        built = hutch.build_images(hutch.load(options.path), names)
+        built = Images(hutch).build(hutch.load(options.path), names)
     for found in built:
         click.echo(found)
 
@@ -63,7 +64,7 @@ def build(options: Options, names: tuple[str, ...]) -> None:
 @needs_root
 def rm(options: Options, ids: tuple[str, ...]) -> None:
     """Remove images that no workspace uses."""
-    Hutch(listen=options.listen).remove_images(ids)
+    Images(Hutch(listen=options.listen)).remove(ids)
 
 
 @image.command()
@@ -71,5 +72,5 @@ def rm(options: Options, ids: tuple[str, ...]) -> None:
 @needs_root
 def prune(options: Options) -> None:
     """Remove every image that no workspace uses."""
-    for found in Hutch(listen=options.listen).prune_images():
+    for found in Images(Hutch(listen=options.listen)).prune():
         click.echo(found)

@@ -13,7 +13,8 @@ from typing import NoReturn
 
 import click
 
-from hutch.api import Hutch, Workspace
+from hutch.api import Hutch
+from hutch.api.workspace import Workspace
 from hutch.cli.common import Options, global_options, needs_root, printable, workspace_names
 from hutch.errors import HutchError
 from hutch.supervise.relay import Channel, open_unblocked, raw, relay

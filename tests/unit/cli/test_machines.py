@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hutch.api import Hutch, describe
+from hutch.api import Hutch
+from hutch.api.describe import describe
 from hutch.cli.show import absent, show_type
 from hutch.errors import ConfigError
 from hutch.host import capacity

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.api import describe
+from hutch.api.describe import describe
 from hutch.cli.common import print_table, printable
 from hutch.cli.declare import explain_action, print_plan, shown
 from hutch.cli.show import absent

@@ -1,8 +1,4 @@
-"""The library that the command line uses: load, plan, up, and single workspaces.
-
-Heavy parts are imported by the calls that need them, so that `hutch ls` stays fast. Nothing here prints;
-what happens is told to a listener.
-"""
+"""One hutch: what the file declares, and the workspaces that are there."""
 
 from __future__ import annotations
 
@@ -11,19 +7,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hutch.api.describe import describe, pending_of
 from hutch.errors import HutchError, Problem, UsageError
 from hutch.spec.names import Places, is_name
 from hutch.state import NetworkRecord, Record, lock, read_network, read_record, read_records
 from hutch.supervise.observe import Observation, observe
 
 if TYPE_CHECKING:
+    from hutch.api.workspace import Workspace
     from hutch.apply.explaining import Section
-    from hutch.images.cache import Image
     from hutch.plan.actions import Plan
     from hutch.spec.model import Config, Network
     from hutch.spec.model import Workspace as Spec
     from hutch.supervise.control import Listener
-    from hutch.supervise.enter import Login
 
 Progress = Callable[[str, str, float], None]
 """Told (image, stage, fraction from 0 to 1) while an image is built."""
@@ -115,20 +111,10 @@ class Hutch:
         file = os.path.realpath(find_file(path))
         return [name for name, record in self.records().items() if record.file == file]
 
-    # Images.
-
     def _ensure_images(self, workspaces: Mapping[str, Spec], config: Config) -> None:
         from hutch.apply.building import ensure_images
 
         ensure_images(self.places, workspaces, config.network, config.file, self.progress)
-
-    def build_images(self, config: Config, names: Sequence[str] = ()) -> list[str]:
-        """Build the images of the named workspaces, or of all; returns their ids."""
-        from hutch.apply.building import recipe_of
-
-        chosen = {name: config.workspaces[name] for name in config.select(names)}
-        self._ensure_images(chosen, config)
-        return sorted({recipe_of(self.places, workspace).id for workspace in chosen.values()})
 
     # Workspaces that are there.
 
@@ -149,6 +135,9 @@ class Hutch:
         return observe(self.places, name)
 
     def workspace(self, name: str) -> Workspace:
+        """One workspace that is there; UsageError when it is not."""
+        from hutch.api.workspace import Workspace
+
         self.record(name)
         return Workspace(self, name)
 
@@ -270,161 +259,3 @@ class Hutch:
         from hutch.supervise.facts import observe_facts
 
         return observe_facts(self.places, record.name)
-
-    def remove_images(self, ids: Sequence[str]) -> None:
-        """Remove images; HutchError, before anything is removed, when a workspace uses one."""
-        from hutch.images.cache import remove_image
-
-        with lock(self.places):
-            used = {image.id: users for image, users in self.images().items() if users}
-            known = {image.id for image in self.images()}
-            wrong = [f"{id} is used by {', '.join(used[id])}" for id in ids if id in used]
-            wrong += [f"there is no image {id}" for id in ids if id not in known]
-            if wrong:
-                raise HutchError("no image was removed", details="\n".join(wrong))
-            for id in dict.fromkeys(ids):
-                remove_image(id, self.places)
-
-    def prune_images(self) -> list[str]:
-        """Remove every image that no workspace uses; returns their ids."""
-        from hutch.images.machine import prune_machines
-
-        found = self.images()
-        unused = [image.id for image, users in found.items() if not users]
-        self.remove_images(unused)
-        prune_machines(self.places, keep=[image.id for image, users in found.items() if users])
-        return unused
-
-    def images(self) -> Mapping[Image, tuple[str, ...]]:
-        """The images in the cache, each with the workspaces that use it."""
-        from hutch.images.cache import observe_images
-
-        records = self.records()
-        return {
-            image: tuple(name for name, record in records.items() if uses(record, image.id))
-            for image in observe_images(self.places)
-        }
-
-
-def uses(record: Record, image: str) -> bool:
-    """Whether a workspace was booted from an image or will be."""
-    return record.image == image or (record.booted is not None and record.booted.image == image)
-
-
-class Workspace:
-    """One existing workspace."""
-
-    def __init__(self, hutch: Hutch, name: str) -> None:
-        self.hutch = hutch
-        self.name = name
-
-    def start(self) -> None:
-        self.hutch.start([self.name])
-
-    def stop(self) -> None:
-        self.hutch.stop([self.name])
-
-    def status(self) -> dict[str, Any]:
-        return self.hutch.status(self.name)
-
-    def run(self, argv: Sequence[str], *, root: bool = False, capture: int | None = None) -> int:
-        """Run a command with the caller's own streams; returns its exit code, 128 + n when signal n ended it.
-
-        `capture` is a descriptor that takes its output instead.
-        """
-        from hutch.backends.identity import guest_uid
-        from hutch.supervise.enter import Login
-
-        record, now = self.hutch.record(self.name), self.hutch.observe(self.name)
-        booted = record.booted.workspace if record.booted else record.wanted
-        if now.state != "running":
-            raise HutchError(f"{self.name} is {now.state}", resolution=f"`hutch start {self.name}`")
-        assert isinstance(booted.owner, int)
-        login = (
-            Login("root", 0, "/root", "/bin/bash", booted.env)
-            if root
-            else Login(booted.user, guest_uid(booted.owner), f"/home/{booted.user}", booted.shell, booted.env)
-        )
-        way = self._reach if booted.type == "vm" else self._enter
-        return way(booted, now, login, list(argv), capture)
-
-    def _enter(self, booted: Spec, now: Observation, login: Login, argv: list[str], capture: int | None) -> int:
-        """Into a container by its namespaces."""
-        from hutch.supervise.enter import enter
-
-        if now.leader is None:
-            raise HutchError(f"{self.name} has just ended", resolution=f"`hutch start {self.name}`")
-        return enter(self.hutch.places.cgroup(self.name), now.leader, login, argv, capture=capture)
-
-    def _reach(self, booted: Spec, now: Observation, login: Login, argv: list[str], capture: int | None) -> int:
-        """Into a virtual machine, which has none to enter, by ssh."""
-        from hutch.host import ssh, vsock
-        from hutch.supervise.facts import observe_facts
-        from hutch.supervise.remote import Target, run_remotely
-        from hutch.supervise.remote_script import Command
-
-        assert booted.ip is not None
-        places, hypervisor = self.hutch.places, observe_facts(self.hutch.places, self.name).get("hypervisor", "")
-        proxy = ssh.proxy_of(booted, hypervisor, has_vsock=vsock.can_open(vsock.DEVICE))
-        if proxy and ssh.answers(booted.ip):
-            proxy = ""
-        target = Target(places, ssh.Peer(self.name, booted.ip, booted.user, proxy=proxy), now.leader)
-        command = Command(login.home, login.environment(), argv)
-        return run_remotely(target, command, root=login.uid == 0, capture=capture)
-
-
-def describe(record: Record, now: Observation, facts: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A workspace as `hutch status --json` shows it (docs: interface, machine-readable state). `facts` are those of a
-    machine that runs."""
-    facts = facts or {}
-    return {
-        "name": record.name,
-        "type": record.wanted.type,
-        "engine": record.wanted.engine,
-        "state": now.state,
-        "ip": record.wanted.ip,
-        "mac": record.wanted.mac,
-        "cid": record.wanted.cid if record.wanted.type == "vm" else None,
-        "image": record.wanted.image,
-        "image_id": record.image,
-        "home": record.wanted.home,
-        "user": record.wanted.user,
-        "hypervisor": facts.get("hypervisor"),
-        "accelerator": facts.get("accelerator"),
-        "pid": now.pid,
-        "since": now.since,
-        "ready_seconds": now.ready_seconds,
-        "start_kind": "cold" if now.ready_seconds is not None else None,
-        "autostart": record.wanted.autostart,
-        "pending": pending_of(record) if now.state == "running" else "none",
-        "reason": now.reason,
-        "warnings": list(now.warnings),
-        "file": record.file,
-    }
-
-
-def pending_of(record: Record) -> str:
-    from hutch.plan.actions import Wanted
-    from hutch.plan.planner import pending
-
-    if record.booted is None or (record.booted.workspace == record.wanted and record.booted.image == record.image):
-        return "none"
-    return pending(Wanted(record.booted.workspace, record.booted.image), Wanted(record.wanted, record.image))
-
-
-# What `import hutch` offers beside the class.
-
-
-def load(path: str | os.PathLike[str] | None = None) -> Config:
-    """Read and validate a hutch.toml; without a path, the one that the command line would take."""
-    return Hutch().load(Path(path) if path is not None else None)
-
-
-def plan(config: Config, names: Sequence[str] = ()) -> Plan:
-    """What `up` would do, and why."""
-    return Hutch().plan(config, names)
-
-
-def up(config: Config, names: Sequence[str] = (), *, listen: Listener = silent) -> Plan:
-    """Plan and apply; returns when every workspace is ready for ssh."""
-    return Hutch(listen=listen).up(config, names)
