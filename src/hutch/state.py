@@ -20,7 +20,7 @@ from typing import Any
 from hutch.errors import HutchError
 from hutch.files import read_or_none, sync_directory, write_atomic
 from hutch.frozen import dataclass
-from hutch.spec.model import Idle, Mount, Network, Publish, Workspace
+from hutch.spec.model import MACHINE_MEMORY, Idle, Mount, Network, Publish, Workspace
 from hutch.spec.names import Places
 
 SCHEMA = 1
@@ -29,17 +29,20 @@ HOST_LOCK = "/root"  # is there on every host, and nobody else can open it: a lo
 
 @dataclass(frozen=True)
 class Booted:
-    """What the last start was made from; the difference to what is wanted is what is pending."""
+    """What a workspace runs with; the difference to what is wanted is what is pending. `memory` is what a machine was
+    started with, in bytes; its balloon may have taken some of it since."""
 
     workspace: Workspace
     image: str
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
 class Record:
     """A workspace as hutch remembers it. `image` is the id of the wanted image in the cache.
 
-    `removed` marks a workspace of which only home, key, address and uid range are kept.
+    `file` declared it, and `origin` tells that file again when it has been moved (see apply/ownership). `removed` marks
+    a workspace of which only home, key, address and uid range are kept.
     """
 
     name: str
@@ -50,9 +53,11 @@ class Record:
     machine_id: str
     booted: Booted | None = None
     removed: bool = False
+    origin: tuple[int, ...] = ()
 
     def with_booted(self) -> Record:
-        return replace(self, booted=Booted(self.wanted, self.image))
+        memory = (self.wanted.memory or MACHINE_MEMORY) if self.wanted.type == "vm" else None
+        return replace(self, booted=Booted(self.wanted, self.image, memory))
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,8 @@ def _record_from(path: Path, body: dict[str, Any]) -> Record:
             **{
                 **{f.name: body[f.name] for f in fields(Record)},
                 "wanted": workspace_from(body["wanted"]),
-                "booted": booted and Booted(workspace_from(booted["workspace"]), booted["image"]),
+                "booted": booted and Booted(workspace_from(booted["workspace"]), booted["image"], booted["memory"]),
+                "origin": tuple(body["origin"]),
             }
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hutch.__main__ import entry
-from hutch.api.workspace import Workspace
+from hutch.supervise import inside
 
 if __name__ == "__main__":
-    Workspace._enter = Workspace._reach  # type: ignore[method-assign]
+    inside.enter_container = inside.reach_machine
     entry()

@@ -49,7 +49,7 @@ def test_no_start_stops_nothing(shared: Instance, name: str, workspace_type: str
     shared.declare(workspace_type, **{name: ""})
     shared.up()
     before = shared.status(name)["pid"]
-    shared.declare(workspace_type, **{name: "vcpus = 1"})
+    shared.declare(workspace_type, **{name: 'shell = "/bin/sh"'})
     told = shared.hutch("up", "--no-start")
     assert "--no-start" in told.stdout + told.stderr
     found = shared.status(name)
@@ -117,32 +117,32 @@ CHANGES = (
 )
 
 
-def test_a_changed_environment_restarts(shared: Instance, name: str, workspace_type: str) -> None:
-    shared.declare(workspace_type, **{name: 'env = { COLOUR = "red" }'})
+def test_a_changed_shell_restarts(shared: Instance, name: str, workspace_type: str) -> None:
+    shared.declare(workspace_type, **{name: 'shell = "/bin/bash"'})
     shared.up()
     pid = shared.status(name)["pid"]
-    shared.declare(workspace_type, **{name: 'env = { COLOUR = "blue" }'})
+    shared.declare(workspace_type, **{name: 'shell = "/bin/sh"'})
     assert shared.status(name)["pending"] == "none"  # the file says so, nobody asked for it yet
     planned = shared.plan()[name]
     assert planned["action"] == "restart"
-    assert list(reasons(planned)) == ["env"]
+    assert list(reasons(planned)) == ["shell"]
     shared.up()
-    assert shared.ssh(name, "echo $COLOUR").stdout == "blue\n"
+    assert shared.ssh(name, "echo $0").stdout == "sh\n"
     assert shared.status(name)["pid"] != pid
 
 
 def test_restart_if_changed_false_leaves_it_running(shared: Instance, name: str, workspace_type: str) -> None:
-    keys = 'restart_if_changed = false\nenv = {{ COLOUR = "{}" }}'
-    shared.declare(workspace_type, **{name: keys.format("red")})
+    keys = 'restart_if_changed = false\nshell = "/bin/{}"'
+    shared.declare(workspace_type, **{name: keys.format("bash")})
     shared.up()
     pid = shared.status(name)["pid"]
-    shared.declare(workspace_type, **{name: keys.format("blue")})
+    shared.declare(workspace_type, **{name: keys.format("sh")})
     shared.up()
     assert shared.status(name)["pid"] == pid
     assert shared.status(name)["pending"] == "restart"
-    assert shared.ssh(name, "echo $COLOUR").stdout == "red\n"
+    assert shared.ssh(name, "echo $0").stdout == "bash\n"
     shared.hutch("restart", name)
-    assert shared.ssh(name, "echo $COLOUR").stdout == "blue\n"
+    assert shared.ssh(name, "echo $0").stdout == "sh\n"
     assert shared.status(name)["pending"] == "none"
 
 

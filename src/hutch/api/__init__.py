@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hutch.api.engine import Hutch, silent
+from hutch.api.engine import Hutch, agreed, silent
 
 if TYPE_CHECKING:
     from hutch.plan.actions import Plan
     from hutch.spec.model import Config
     from hutch.supervise.control import Listener
 
-__all__ = ["Hutch", "load", "plan", "up"]
+__all__ = ["Hutch", "agreed", "load", "plan", "up"]
 
 
 def load(path: str | os.PathLike[str] | None = None) -> Config:

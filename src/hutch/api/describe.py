@@ -46,4 +46,5 @@ def pending_of(record: Record) -> str:
 
     if record.booted is None or (record.booted.workspace == record.wanted and record.booted.image == record.image):
         return "none"
-    return pending(Wanted(record.booted.workspace, record.booted.image), Wanted(record.wanted, record.image))
+    booted = Wanted(record.booted.workspace, record.booted.image)
+    return pending(booted, Wanted(record.wanted, record.image), record.booted.memory)

@@ -33,6 +33,14 @@ def no_progress(image: str, stage: str, fraction: float) -> None:
     """For callers that draw no bar."""
 
 
+Confirm = Callable[["Plan"], None]
+"""Asked before a plan stops workspaces in which somebody is at work; it raises what is to stop that plan."""
+
+
+def agreed(plan: Plan) -> None:
+    """For callers that ask nobody."""
+
+
 class Hutch:
     """One hutch on this host: the workspaces under one state directory.
 
@@ -63,31 +71,64 @@ class Hutch:
 
         return load(find_file(path), places=self.places, check=check_here)
 
-    def plan(self, config: Config, names: Sequence[str] = (), *, start: bool = True, prune: bool = False) -> Plan:
-        """What `up` would do, and why. Changes nothing."""
+    def plan(
+        self,
+        config: Config,
+        names: Sequence[str] = (),
+        *,
+        start: bool = True,
+        prune: bool = False,
+        adopt: bool = False,
+    ) -> Plan:
+        """What `up` would do, and why. Changes nothing.
+
+        Without `start` nothing is started. `prune` removes workspaces that this file brought up and declares no more;
+        `adopt` takes over those that belong to another file.
+        """
         from hutch.apply.planning import make_plan
 
-        return make_plan(self.places, config, names, start=start, prune=prune)
+        return make_plan(self.places, config, names, start=start, prune=prune, adopt=adopt)
 
-    def up(self, config: Config, names: Sequence[str] = (), *, start: bool = True, prune: bool = False) -> Plan:
-        """Plan and apply; returns when every workspace is ready for ssh."""
+    def up(
+        self,
+        config: Config,
+        names: Sequence[str] = (),
+        *,
+        start: bool = True,
+        prune: bool = False,
+        adopt: bool = False,
+        confirm: Confirm = agreed,
+    ) -> Plan:
+        """Plan and apply; returns the plan when every workspace is ready for ssh. The arguments are those of `plan`.
+
+        `confirm` is asked before workspaces are stopped in which somebody is at work.
+        """
         from hutch.apply.building import is_built
         from hutch.apply.converge import first_network
         from hutch.apply.execute import apply_plan
         from hutch.apply.recovery import recover
 
+        def make() -> Plan:
+            return self.plan(config, names, start=start, prune=prune, adopt=adopt)
+
+        allowed: set[str] = set()
         for _ in range(5):
-            plan = self.plan(config, names, start=start, prune=prune)
+            plan = make()
+            if plan.disturbed - allowed:
+                confirm(plan)
+                allowed |= plan.disturbed
             self._ensure_images({name: wanted.workspace for name, wanted in plan.wanted.items()}, config)
             with lock(self.places), first_network(self.places):
                 recover(self.places, self.listen)
-                plan = self.plan(config, names, start=start, prune=prune)
-                # Until the lock was taken, an image may have been removed, or the tree that it is made from changed.
-                if all(is_built(self.places, wanted) for wanted in plan.wanted.values()):
+                plan = make()
+                # Until the lock was taken, an image may have been removed, the tree that it is made from may have
+                # changed, or somebody may have come.
+                is_complete = all(is_built(self.places, wanted) for wanted in plan.wanted.values())
+                if is_complete and plan.disturbed <= allowed:
                     apply_plan(self.places, plan, self.listen)
                     return plan
         raise HutchError(
-            f"{config.file}: the images of its workspaces went or changed as soon as they were built",
+            f"{config.file}: what its workspaces need, or who is in them, changed as soon as it was seen to",
             resolution="try again when nothing removes images or writes in the trees that they are made from",
         )
 

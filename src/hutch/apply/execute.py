@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hutch.apply import converge
+from hutch.apply.ownership import origin_of
 from hutch.apply.removal import mark_removed, remove_root
 from hutch.apply.starting import start
+from hutch.errors import HutchError
 from hutch.plan.actions import Action, Plan
-from hutch.plan.planner import effective_weight
 from hutch.plan.resolve import allocate_uids
-from hutch.spec.model import WORKSPACE_KEYS, Workspace
+from hutch.spec.model import Workspace
 from hutch.spec.names import Places
-from hutch.state import Booted, Record, journaled, read_records, write_record
+from hutch.state import Record, journaled, read_records, write_record
 from hutch.supervise import control
 from hutch.supervise.control import Listener
+
+
+class LiveFailed(HutchError):
+    """Some live changes are not in force; why is given by workspace."""
+
+    def __init__(self, failures: Mapping[str, str]) -> None:
+        super().__init__(
+            f"{', '.join(failures)}: not all changes could be made while running",
+            details="\n".join(f"{name}: {why}" for name, why in failures.items()),
+            resolution=f"the next `hutch up` tries again; `hutch restart {next(iter(failures))}` makes sure of them",
+        )
 
 
 def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
@@ -47,11 +60,22 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], listen: Liste
             mark_removed(places, records, action.workspace)
         elif action.action != "no change":
             _note(places, plan, records, action)
+    for name in plan.inherited:
+        records[name] = replace(records[name], file=plan.file, origin=origin_of(plan.file))
+        write_record(places, records[name])
+    live = [a.workspace for a in plan.actions if a.action == "live"]
     starting = [a.workspace for a in plan.actions if a.starts and plan.start]
+    failures: dict[str, str] = {}
+    if live or not starting:
+        converge.settle(places, plan.network, plan.file, records)
+    if live:
+        from hutch.apply.live import apply_live
+
+        failures = apply_live(places, plan.network, records, live, listen)
     if starting:
         start(places, plan.network, plan.file, records, starting, listen)
-    else:
-        converge.settle(places, plan.network, plan.file, records)
+    if failures:
+        raise LiveFailed(failures)
 
 
 def _becomes_machine(before: Record, wanted: Workspace) -> bool:
@@ -72,6 +96,7 @@ def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action
             image=action.wanted.image,
             uid_base=allocate_uids({r.uid_base for r in records.values()}, places.uid_index),
             machine_id=os.urandom(16).hex(),
+            origin=origin_of(plan.file),
         )
     else:
         record = replace(
@@ -79,17 +104,9 @@ def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action
             file=plan.file,
             wanted=action.wanted.workspace,
             image=action.wanted.image,
-            booted=None if action.action == "recreate" else _still_booted(before.booted, action.wanted.workspace),
+            booted=None if action.action == "recreate" else before.booted,
             removed=False,
+            origin=origin_of(plan.file),
         )
     write_record(places, record)
     records[action.workspace] = record
-
-
-def _still_booted(booted: Booted | None, wanted: Workspace) -> Booted | None:
-    """What it was booted from, with the keys that need no restart as they are from now on. After a recreate there is
-    none: its root is gone, and nothing is left of it."""
-    if booted is None:
-        return None
-    live = {key: getattr(wanted, key) for key in WORKSPACE_KEYS if effective_weight(key, booted.workspace) == "live"}
-    return replace(booted, workspace=replace(booted.workspace, **live))

@@ -140,6 +140,9 @@ def explain_start(launch: Launch) -> Iterable[Section]:
         beside = (f"{shlex.join(item.argv)} 3<(listening at {item.socket})  # {item.why}" for item in launch.helpers)
         yield Section("beside it, each with its socket as descriptor 3", "\n".join(beside))
     yield Section(f"then, in the cgroup {launch.cgroup}/machine", shlex.join(launch.argv))
+    if launch.grafts:
+        shown = commands(graft.attach for graft in launch.grafts)
+        yield Section("as soon as it runs, each with the pid of its PID 1 as one more argument", shown)
     yield Section("after it ended", commands(launch.cleanup))
 
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 from hutch.apply.building import recipe_of
 from hutch.apply.converge import settle_network
 from hutch.apply.machines import check_machines
+from hutch.apply.ownership import check_ownership, former_paths, orphans
 from hutch.apply.starting import check_shares
 from hutch.errors import ConfigError, HutchError, Problem, UsageError
 from hutch.host.listening import check_ports
-from hutch.plan.actions import Change, Plan, Wanted
+from hutch.plan.actions import Action, Affected, Change, Plan, Wanted
 from hutch.plan.planner import Standing, network_changes, plan
 from hutch.plan.resolve import collisions, resolve
 from hutch.spec.marker import Invalid
@@ -23,20 +24,23 @@ from hutch.state import Record, read_network, read_records
 from hutch.supervise.observe import observe
 
 
-def make_plan(places: Places, config: Config, names: Sequence[str], *, start: bool, prune: bool) -> Plan:
+def make_plan(
+    places: Places, config: Config, names: Sequence[str], *, start: bool, prune: bool, adopt: bool = False
+) -> Plan:
     """The plan for the named workspaces of a file, or for all of them."""
     chosen = config.select(names)
     check_sockets(places, config)
     records = read_records(places)
-    check_ownership(config, records)
+    former = former_paths(config, records)
+    check_ownership(config, records, former, adopt=adopt)
     network = settle_network(places, config.network)
     owner = default_owner(os.environ, os.getuid())
     kept = {name: record.wanted for name, record in records.items()}
     resolved = resolve(config.workspaces, kept, network, places, owner)
     check_owners(config.file, resolved)
     resolved = {name: _with_keys(workspace) for name, workspace in resolved.items()}
-    orphans = [n for n, r in records.items() if r.file == config.file and n not in config.workspaces and not r.removed]
-    remove = tuple(orphans) if prune else ()
+    undeclared = orphans(config, records, former)
+    remove = tuple(undeclared) if prune else ()
     applied = read_network(places)
     # Whoever has no part in this plan stays as recorded.
     others = {n: r.wanted for n, r in records.items() if not r.removed and n not in chosen and n not in remove}
@@ -62,9 +66,12 @@ def make_plan(places: Places, config: Config, names: Sequence[str], *, start: bo
         wanted,
         {**standing, **leaving},
         remove=remove,
-        undeclared=() if prune else orphans,
+        undeclared=() if prune else undeclared,
         start=start,
     )
+    inherited = tuple(name for name in undeclared if records[name].file in former)
+    actions = tuple(_with_affected(places, action, records) for action in found.actions)
+    found = replace(found, actions=actions, inherited=inherited)
     starting = [(config.file, a.workspace, a.wanted.workspace) for a in found.actions if a.starts and a.wanted]
     check_machines(starting)
     check_shares(starting)
@@ -102,24 +109,6 @@ def check_stopped(standing: Mapping[str, Standing], changes: Sequence[Change]) -
         )
 
 
-def check_ownership(config: Config, records: Mapping[str, Record]) -> None:
-    """A workspace belongs to the file that declared it, as long as that file is there."""
-    taken = [
-        f"{name} belongs to {record.file}"
-        for name, record in records.items()
-        if name in config.workspaces
-        and not record.removed
-        and record.file != config.file
-        and os.path.exists(record.file)
-    ]
-    if taken:
-        raise HutchError(
-            "another file declares a workspace of the same name",
-            details="\n".join(taken),
-            resolution="rename it in one of the two files, or `hutch rm` it first",
-        )
-
-
 def check_owners(file: str, resolved: Mapping[str, Workspace]) -> None:
     """An account may have changed since the file or a record named it."""
     problems = []
@@ -143,6 +132,19 @@ def _with_keys(workspace: Workspace) -> Workspace:
     return replace(workspace, authorized_keys=owner_keys(find_owner(workspace.owner)) or None)
 
 
+def _with_affected(places: Places, action: Action, records: Mapping[str, Record]) -> Action:
+    """Say who notices that a running workspace is stopped."""
+    if not action.stops:
+        return action
+    now = observe(places, action.workspace)
+    if now.state != "running":
+        return action
+    from hutch.apply.unsaved import live_sessions
+
+    sessions = tuple(live_sessions(places, records[action.workspace]))
+    return replace(action, affected=Affected(sessions, now.since))
+
+
 def _standing(places: Places, record: Record) -> Standing:
     booted = record.booted
     return Standing(
@@ -151,4 +153,5 @@ def _standing(places: Places, record: Record) -> Standing:
         booted=Wanted(booted.workspace, booted.image) if booted else None,
         state=observe(places, record.name).state,
         removed=record.removed,
+        ceiling=booted.memory if booted else None,
     )

@@ -116,9 +116,16 @@ def public_keys(places: Places, record: Record) -> list[Path]:
     return [places.key(uid).with_name("id_ed25519.pub") for uid in holders]
 
 
-def make_launch(places: Places, record: Record, network: Network, accelerator: Accelerator | None = None) -> Launch:
-    """The Launch of a workspace as recorded; a machine needs to know what it runs under. The backends are imported
-    while its supervisor starts up."""
+def make_launch(
+    places: Places,
+    record: Record,
+    network: Network,
+    accelerator: Accelerator | None = None,
+    *,
+    ceiling: int | None = None,
+) -> Launch:
+    """The Launch of a workspace as recorded; a machine needs to know what it runs under, and one that runs already with
+    how much memory it was started (`ceiling`). The backends are imported while its supervisor starts up."""
     from hutch.backends import launch
 
     keys = []
@@ -127,7 +134,8 @@ def make_launch(places: Places, record: Record, network: Network, accelerator: A
         if text is None:  # without it, somebody could not log in
             raise HutchError(f"{path} is not there", resolution=f"`hutch up {record.name}` makes it")
         keys.append(text.decode("ascii", "replace").strip())
-    return launch(record.name, record.wanted, surroundings_of(places, record, network, tuple(keys), accelerator))
+    surroundings = surroundings_of(places, record, network, tuple(keys), accelerator)
+    return launch(record.name, record.wanted, replace(surroundings, ceiling=ceiling))
 
 
 def surroundings_of(

@@ -50,7 +50,8 @@ def obstacles(places: Places, record: Record) -> list[str]:
 
 def live_sessions(places: Places, record: Record) -> list[str]:
     """Open ssh connections from this host, and commands that `hutch exec` runs."""
-    listing = run(["ss", "--no-header", "--tcp", "--numeric", "state", "established", "dst", f"{record.wanted.ip}:22"])
+    ip = (record.booted.workspace if record.booted else record.wanted).ip
+    listing = run(["ss", "--no-header", "--tcp", "--numeric", "state", "established", "dst", f"{ip}:22"])
     count = len(listing.stdout.splitlines()) + vsock_connections(record)
     found = [f"{count} open ssh connections"] if count else []
     cgroup = Cgroup(places.cgroup(record.name))

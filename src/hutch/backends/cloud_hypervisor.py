@@ -14,13 +14,13 @@ from hutch.backends.identity import identify
 from hutch.backends.jail import jailed
 from hutch.backends.launch import File, Hardware, Launch, Limits, Step, Surroundings
 from hutch.backends.machine import (
-    CPUS,
-    MEMORY,
     TASKS,
+    balloon_of,
     disk_cleanup,
     disk_path,
     disk_steps,
     memory_limit,
+    memory_of,
     render_shares,
     share_mounts,
     share_servers,
@@ -31,7 +31,7 @@ from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
 from hutch.guest.credentials import HOST_KEY, render_credentials
 from hutch.spec import names
-from hutch.spec.model import Workspace
+from hutch.spec.model import MACHINE_CPUS, Workspace
 
 LINKS = ("events",)
 EVENTS, TAP = 3, 4  # descriptors: the link, and the device after it
@@ -81,8 +81,9 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         argv=machine_argv(name, workspace, host, hardware),
         links=LINKS,
         cleanup=(*port.cleanup(), *disk_cleanup(name, workspace, host)),
-        limits=Limits(memory=memory_limit(workspace, hardware), tasks=TASKS),
+        limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),
         runtime=runtime,
+        balloon=balloon_of(workspace, host),
         facts={"hypervisor": "cloud-hypervisor", "accelerator": hardware.accelerator},
     )
 
@@ -115,14 +116,15 @@ def machine_argv(name: str, workspace: Workspace, host: Surroundings, hardware: 
     if disk:
         files += ["--bind", disk, "/disk"]
     groups = str(hardware.kvm_gid) if hardware.kvm_gid is not None else ""
-    jail = jailed(tuple(files), host.uid_base, machine_command(workspace, hardware, disk is not None), groups)
+    command = machine_command(workspace, hardware, memory_of(workspace, host) >> 20, disk is not None)
+    jail = jailed(tuple(files), host.uid_base, command, groups)
     tap = (host.python, "-I", "-S", f"{host.package}/host/tap.py", names.port(name, "vm"), str(TAP))
     return (*tap, "--", *jail)
 
 
-def machine_command(workspace: Workspace, hardware: Hardware, has_disk: bool) -> tuple[str, ...]:
-    """The command line. Every disk's format is given: one that is guessed from a disk's contents is the guest's to
-    choose. See docs/ of cloud-hypervisor, and `cloud-hypervisor --help`."""
+def machine_command(workspace: Workspace, hardware: Hardware, memory: int, has_disk: bool) -> tuple[str, ...]:
+    """The command line; `memory` in MiB. Every disk's format is given: one that is guessed from its contents is the
+    guest's to choose. See docs/ of cloud-hypervisor, and `cloud-hypervisor --help`."""
     archive = "/dev/vdc" if has_disk else "/dev/vdb"
     arguments = (*kernel_arguments(tsc_khz=hardware.tsc_khz, has_disk=has_disk), f"hutch.archive={archive}")
     disks = ["path=/root.erofs,readonly=on,image_type=raw"]
@@ -134,8 +136,8 @@ def machine_command(workspace: Workspace, hardware: Hardware, has_disk: bool) ->
         "/cloud-hypervisor",
         *("--seccomp", "true", "--event-monitor", f"fd={EVENTS}", "--api-socket", "path=/sockets/api"),
         *("--kernel", "/kernel", "--initramfs", "/initrd", "--cmdline", " ".join(arguments)),
-        *("--cpus", f"boot={workspace.vcpus or CPUS}"),
-        *("--memory", f"size={(workspace.memory or MEMORY) >> 20}M,shared=on"),
+        *("--cpus", f"boot={workspace.vcpus or MACHINE_CPUS}"),
+        *("--memory", f"size={memory}M,shared=on"),
         *("--balloon", "size=0,free_page_reporting=on"),
         *("--disk", *disks),
         *("--net", f"fd=[{TAP}],mac={workspace.mac}"),

@@ -40,7 +40,8 @@ class Surroundings:
 
     `owner_gid` is the owner's primary group on the host; `image_root` the image's tree; `keys`
     the public keys of hutch's own that open it; `hardware` is there for virtual machines; `python` and
-    `package` the interpreter and the directory of hutch's own code, for steps that are programs of ours.
+    `package` the interpreter and the directory of hutch's own code, for steps that are programs of ours; `ceiling` is
+    the memory, in bytes, that a machine which runs was started with.
     """
 
     places: Places
@@ -53,6 +54,7 @@ class Surroundings:
     python: str
     package: str
     hardware: Hardware | None = None
+    ceiling: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,21 @@ class Helper:
 
 
 @dataclass(frozen=True)
+class Graft:
+    """A directory that is shown to a container once that has a PID 1, and can be taken away from it while it runs.
+
+    `bind` makes it ready at `place`, in the supervisor's mount namespace. `attach`, with the pid of PID 1 as one more
+    argument, shows it at `target`; `detach` takes the same pid and then the mount points to take away.
+    """
+
+    target: str
+    place: str
+    bind: Step
+    attach: Step
+    detach: Step
+
+
+@dataclass(frozen=True)
 class Limits:
     """What the workspace's cgroup may use; None is no limit. `cpus` counts processors, `memory` bytes."""
 
@@ -101,11 +118,14 @@ class Launch:
     the network namespace at `network_namespace`; so mounts vanish with the last process. `prepare` are chains of
     steps that do not depend on each other: the chains may run side by side, and while the host's network is still
     being set up; `connect` joins the network, so it waits: its stages follow one another, the steps of a stage may
-    run side by side. `helpers` are there before `argv` is; when one ends, so does the workspace. `argv` tells that it
-    is ready by sd_notify or, being a virtual machine, by its port: `links` names the sockets that it inherits as
-    descriptors 3, 4, …, see supervise/sources. `restart_codes` are exit codes of `argv` that mean "the guest asked for
-    a reboot", as a machine's monitor may say too: everything is cleaned up, prepared, connected and started again.
-    `library` is where the supervisor finds what it needs of other people's for that; `facts` are told to people.
+    run side by side. `grafts` follow as soon as there is a PID 1, one after the other. `helpers` are there before
+    `argv` is; when one ends, so does the workspace. `argv` tells that it is ready by sd_notify or, being a virtual
+    machine, by its port: `links` names the sockets that it inherits as descriptors 3, 4, …, see supervise/sources.
+    `restart_codes` are exit codes of `argv` that mean "the guest asked for a reboot", as a machine's monitor may say
+    too: everything is cleaned up, prepared, connected and started again. `library` is where the supervisor finds what
+    it needs of other people's for that; `facts` are told to people.
+    A Launch may be handed in while the workspace runs: its `limits` and `grafts` count at once, and so does `balloon`,
+    the bytes of memory that a machine is left; all else counts when the guest boots again.
     """
 
     workspace: str
@@ -120,9 +140,11 @@ class Launch:
     cleanup: tuple[Step, ...]
     limits: Limits
     runtime: str
+    grafts: tuple[Graft, ...] = ()
     helpers: tuple[Helper, ...] = ()
     links: tuple[str, ...] = ()
     library: str = ""
+    balloon: int | None = None
     facts: dict[str, str] = field(default_factory=dict)
     restart_codes: tuple[int, ...] = ()
     start_seconds: float = 60.0

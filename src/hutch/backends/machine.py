@@ -14,13 +14,11 @@ from hutch.backends.launch import Hardware, Helper, Step, Surroundings
 from hutch.backends.share import STORE, bind_step, share_places, share_tags, sources, store_step
 from hutch.errors import Problem
 from hutch.spec import names
-from hutch.spec.model import Workspace
+from hutch.spec.model import MACHINE_MEMORY, MOST_MACHINE_CPUS, Workspace
 
-CPUS, MEMORY = 2, 1 << 30  # where the file does not say
 DISK = 8 << 30  # bytes of a kept root that the file says nothing of; it is sparse
 TASKS = 4096
 LEAST_MEMORY = 256 << 20  # with less, a guest's systemd and sshd do not come up
-MOST_CPUS = 255  # what a processor's number has room for, without hardware that microvm does not have
 
 
 def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
@@ -29,15 +27,25 @@ def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
         yield Problem("root cannot own a workspace's home", f"{prefix}.owner", hint="name an ordinary user")
     if workspace.memory is not None and workspace.memory < LEAST_MEMORY:
         yield Problem("is too little for a VM", f"{prefix}.memory", hint=f"at least {LEAST_MEMORY >> 20}MiB")
-    if workspace.vcpus is not None and workspace.vcpus > MOST_CPUS:
-        yield Problem("is more than a VM can have", f"{prefix}.vcpus", hint=f"1 to {MOST_CPUS}")
+    if workspace.vcpus is not None and workspace.vcpus > MOST_MACHINE_CPUS:
+        yield Problem("is more than a VM can have", f"{prefix}.vcpus", hint=f"1 to {MOST_MACHINE_CPUS}")
 
 
-def memory_limit(workspace: Workspace, hardware: Hardware) -> int:
+def memory_of(workspace: Workspace, host: Surroundings) -> int:
+    """Bytes that the machine is made with. One that runs has what it was started with, less what its balloon takes."""
+    return host.ceiling or workspace.memory or MACHINE_MEMORY
+
+
+def balloon_of(workspace: Workspace, host: Surroundings) -> int | None:
+    """Bytes that the balloon leaves to a machine which runs; None for one that is to be started."""
+    return (workspace.memory or MACHINE_MEMORY) if host.ceiling else None
+
+
+def memory_limit(workspace: Workspace, host: Surroundings, hardware: Hardware) -> int:
     """Bytes for the machine and what runs it: its own, QEMU's (emulation translates a gigabyte of code at most), and as
     much as a virtiofsd needs to remember what a guest has looked at."""
     emulation = 0 if hardware.accelerator == "kvm" else 1 << 30
-    return (workspace.memory or MEMORY) + emulation + (512 << 20) + (256 << 20) * (len(workspace.mounts) + 1)
+    return memory_of(workspace, host) + emulation + (512 << 20) + (256 << 20) * (len(workspace.mounts) + 1)
 
 
 # The guest's files.

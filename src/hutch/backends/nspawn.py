@@ -8,11 +8,12 @@ in the Launch's own mount namespace and end with it.
 from __future__ import annotations
 
 import shlex
+import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 
 from hutch.backends.identity import guest_uid, identify
-from hutch.backends.launch import File, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import File, Graft, Launch, Limits, Step, Surroundings
 from hutch.backends.port import port_of
 from hutch.backends.share import OVERLAY, STORE, bind_step, share_places, sources, store_step
 from hutch.errors import Problem
@@ -42,7 +43,8 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     files = [File(credentials[key], text) for key, text in render_credentials(identity).items()]
     port = port_of(name, workspace, host)
     files.append(File(f"{runtime}/port", port.render_batch()))
-    shares = share_places(workspace, runtime)
+    inner = replace(workspace, mounts=())  # the mounts are grafted, since they come and go
+    shares, grafts = share_places(inner, runtime), make_grafts(name, workspace, host, runtime)
     joining, *raising = port.connect(f"{runtime}/port")
     return Launch(
         workspace=name,
@@ -53,12 +55,14 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             f"{runtime}/credentials",
             *(f"{runtime}/{layer}" for layer in LAYERS),
             *shares,
+            *(graft.place for graft in grafts),
             *((f"{runtime}/{STORE}",) if workspace.nix_store else ()),
         ),
         files=tuple(files),
         prepare=(
             (port.make(),),
-            *((step,) for step in share_mounts(name, workspace, host, shares)),
+            *((step,) for step in share_mounts(name, inner, host, shares)),
+            *((graft.bind,) for graft in grafts),
             *root_layers(name, workspace, host, runtime),
             *kernel_file_systems(runtime),
         ),
@@ -67,7 +71,8 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             (*overlay_steps(name, workspace, host, runtime), cgroup_step(runtime), *joining),
             *raising,
         ),
-        argv=nspawn_argv(name, workspace, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
+        grafts=grafts,
+        argv=nspawn_argv(name, inner, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
         cleanup=port.cleanup(),
         limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
         runtime=runtime,
@@ -128,9 +133,9 @@ def upper_place(name: str, workspace: Workspace, host: Surroundings, runtime: st
 
 
 def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
-    """Home and mounts, in the order of `shares`: the owner's files are the login user's inside; whatever else the guest
-    makes belongs to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's.
-    The Nix store is mapped like an image, so that root's files are root's."""
+    """The home, first of `shares`: the owner's files are the login user's inside; whatever else the guest makes belongs
+    to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's. The Nix store is
+    mapped like an image, so that root's files are root's."""
     assert isinstance(workspace.owner, int)
     mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
     steps = [
@@ -140,6 +145,21 @@ def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: li
     if workspace.nix_store:
         steps.append(store_step(shares[-1], host, f"b:0:{host.uid_base}:{names.UID_COUNT}"))
     return tuple(steps)
+
+
+def make_grafts(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Graft, ...]:
+    """The workspace's mounts, parents first, each at a place of its own for as long as it is what it is."""
+    assert isinstance(workspace.owner, int)
+    mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
+    program = (host.python, "-I", "-S", f"{host.package}/host/graft.py")
+    grafts = []
+    for mount in sorted(workspace.mounts, key=lambda mount: mount.target.count("/")):
+        digest = zlib.crc32(f"{mount.source}\0{mount.target}\0{mount.readonly}".encode())
+        place = f"{runtime}/shares/{digest:08x}"
+        bind = bind_step(name, mount.source, place, mount.readonly, mapping, host)
+        attach = Step((*program, "attach", str(host.uid_base), place, mount.target), f"show {mount.target}")
+        grafts.append(Graft(mount.target, place, bind, attach, Step((*program, "detach"), f"take away {mount.target}")))
+    return tuple(grafts)
 
 
 def render_owner_map(uid: int, gid: int, base: int) -> str:

@@ -14,13 +14,13 @@ from hutch.backends.identity import identify
 from hutch.backends.jail import jailed
 from hutch.backends.launch import File, Hardware, Launch, Limits, Step, Surroundings
 from hutch.backends.machine import (
-    CPUS,
-    MEMORY,
     TASKS,
+    balloon_of,
     disk_cleanup,
     disk_path,
     disk_steps,
     memory_limit,
+    memory_of,
     render_shares,
     share_mounts,
     share_servers,
@@ -31,7 +31,7 @@ from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
 from hutch.guest.credentials import HOST_KEY, render_credentials
 from hutch.spec import names
-from hutch.spec.model import Workspace
+from hutch.spec.model import MACHINE_CPUS, Workspace
 
 TAP, VSOCK = 5, 6  # the descriptors after those of the links
 EMULATED = "qemu64,+rdrand,+rdtscp,-svm"
@@ -78,8 +78,9 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         links=LINKS,
         library=hardware.library,
         cleanup=(*port.cleanup(), *disk_cleanup(name, workspace, host)),
-        limits=Limits(memory=memory_limit(workspace, hardware), tasks=TASKS),
+        limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),
         runtime=runtime,
+        balloon=balloon_of(workspace, host),
         facts={"hypervisor": "qemu", "accelerator": hardware.accelerator},
         start_seconds=60.0 if hardware.accelerator == "kvm" else 180.0,
         stop_seconds=15.0 if hardware.accelerator == "kvm" else 30.0,
@@ -103,7 +104,7 @@ def qemu_argv(
     groups = str(hardware.kvm_gid) if hardware.accelerator == "kvm" and hardware.kvm_gid is not None else ""
     command = (
         hardware.qemu,
-        *machine_options(workspace, hardware),
+        *machine_options(workspace, hardware, memory_of(workspace, host) >> 20),
         *device_options(workspace, disk is not None, hardware.has_vsock),
         *(word for key in credentials for word in ("-fw_cfg", f"name=opt/io.systemd.credentials/{key},file=/vm/{key}")),
         *("-fw_cfg", "name=opt/hutch/shares,file=/vm/shares"),
@@ -115,14 +116,14 @@ def qemu_argv(
     return (*tap, *vsock, "--", *jail)
 
 
-def machine_options(workspace: Workspace, hardware: Hardware) -> tuple[str, ...]:
-    """The machine itself: no device that is not asked for, no file of the user's, and no way out of its sandbox."""
-    memory = (workspace.memory or MEMORY) >> 20
+def machine_options(workspace: Workspace, hardware: Hardware, memory: int) -> tuple[str, ...]:
+    """The machine itself, with `memory` in MiB: no device that is not asked for, no file of the user's, and no way out
+    of its sandbox."""
     accelerator = hardware.accelerator
     return (
         *("-M", f"microvm,accel={accelerator},pcie=on,rtc=on,memory-backend=memory"),
         *("-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on"),
-        *("-m", f"{memory}M", "-smp", str(workspace.vcpus or CPUS)),
+        *("-m", f"{memory}M", "-smp", str(workspace.vcpus or MACHINE_CPUS)),
         *("-cpu", "host" if accelerator == "kvm" else EMULATED),
         *("-nodefaults", "-no-user-config", "-display", "none", "-action", "reboot=shutdown"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hutch.api import Hutch
+from hutch.api import Hutch, agreed
 from hutch.cli.common import Options, global_options, needs_root, print_json, printable, workspace_names
 from hutch.errors import HutchError
 
 if TYPE_CHECKING:
     from hutch.plan.actions import Action, Plan
 
+ADOPT = click.option("--adopt", is_flag=True, help="Take over workspaces that another file declared.")
 NAMES = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=workspace_names)
 
 
@@ -48,12 +50,21 @@ def init(options: Options, name: str) -> None:
 @click.option("--check", is_flag=True, help="Exit with 3 when anything would change.")
 @click.option("--no-start", is_flag=True, help="As for `up --no-start`.")
 @click.option("--prune", is_flag=True, help="Also remove workspaces that this file no longer declares.")
+@ADOPT
 @global_options
 @needs_root
-def plan(options: Options, names: tuple[str, ...], as_json: bool, check: bool, no_start: bool, prune: bool) -> int:
+def plan(
+    options: Options,
+    names: tuple[str, ...],
+    as_json: bool,
+    check: bool,
+    no_start: bool,
+    prune: bool,
+    adopt: bool,
+) -> int:
     """Show what `up` would do and why. Nothing is changed."""
     hutch = Hutch()
-    result = hutch.plan(hutch.load(options.path), names, start=not no_start, prune=prune)
+    result = hutch.plan(hutch.load(options.path), names, start=not no_start, prune=prune, adopt=adopt)
     if as_json:
         print_json(result.to_json())
     else:
@@ -65,17 +76,29 @@ def plan(options: Options, names: tuple[str, ...], as_json: bool, check: bool, n
 @NAMES
 @click.option("--no-start", is_flag=True, help="Create and update, but start nothing.")
 @click.option("--prune", is_flag=True, help="Also remove workspaces that this file no longer declares.")
+@ADOPT
+@click.option("--yes", is_flag=True, help="Do not ask before stopping a workspace in which somebody is at work.")
 @click.option("--json", "as_json", is_flag=True, help="Print the executed plan as JSON.")
 @global_options
 @needs_root
-def up(options: Options, names: tuple[str, ...], no_start: bool, prune: bool, as_json: bool) -> None:
+def up(
+    options: Options,
+    names: tuple[str, ...],
+    no_start: bool,
+    prune: bool,
+    adopt: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Make the host as the file says; returns when every workspace is ready for ssh."""
     from hutch.cli.progress import Bar
 
     begun = time.monotonic()
     with Bar(options) as bar:
         hutch = Hutch(listen=options.listen, progress=bar.show)
-        result = hutch.up(hutch.load(options.path), names, start=not no_start, prune=prune)
+        confirm = agreed if yes or not sys.stdin.isatty() else ask
+        config = hutch.load(options.path)
+        result = hutch.up(config, names, start=not no_start, prune=prune, adopt=adopt, confirm=confirm)
     if as_json:
         print_json(result.to_json())
     elif result.changes and not options.quiet:
@@ -85,6 +108,13 @@ def up(options: Options, names: tuple[str, ...], no_start: bool, prune: bool, as
         options.say(f"done in {time.monotonic() - begun:.2f} s")
     else:
         options.say("\n".join([*plan_notes(result), "nothing to do"]))
+
+
+def ask(plan: Plan) -> None:
+    """Let the person at the terminal decide whether others are disturbed."""
+    print_plan(plan, err=True)
+    names = ", ".join(sorted(plan.disturbed))
+    click.confirm(f"somebody is at work in {names}; stop it all the same?", abort=True, err=True)
 
 
 def print_plan(plan: Plan, *, err: bool = False) -> None:
@@ -110,6 +140,9 @@ def explain_action(action: Action) -> list[str]:
         f"{change.key}: {shown(change.old)} → {shown(change.new)}{f' ({change.weight})' if weighted else ''}"
         for change in action.reasons
     ]
+    if action.affected is not None:
+        since = "" if action.affected.since is None else f", running since {time.ctime(action.affected.since)}"
+        lines.append(f"affects: {', '.join(action.affected.sessions) or 'nobody'}{since}")
     return [*lines, *(f"note: {note}" for note in action.notes)]
 
 

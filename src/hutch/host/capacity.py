@@ -7,13 +7,12 @@ from collections.abc import Mapping
 
 from hutch.errors import Problem
 from hutch.frozen import dataclass
-from hutch.spec.model import Workspace
+from hutch.spec.model import MOST_MACHINE_CPUS, Workspace
 
 CPUS_FOR_EACH = 4
 """Virtual processors for each of the host's. More than the host has make nothing faster; a file that is shared between
 a large machine and a small one should work on both all the same. Far beyond that, a guest's processors wait for locks
 whose holder is not running, and it looks as if it hung."""
-MOST_CPUS = 255  # see backends/machine
 UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
@@ -34,7 +33,7 @@ def observe_capacity() -> Capacity:
 def check_host(workspaces: Mapping[str, Workspace], memory_total: int, cpus: int) -> list[Problem]:
     """Virtual machines that are larger than the host. For a container these numbers are limits, which may be any."""
     problems = []
-    most = min(CPUS_FOR_EACH * cpus, MOST_CPUS)
+    most = min(CPUS_FOR_EACH * cpus, MOST_MACHINE_CPUS)
     for name, workspace in workspaces.items():
         if workspace.type != "vm" or workspace.engine != "local":
             continue
@@ -43,7 +42,7 @@ def check_host(workspaces: Mapping[str, Workspace], memory_total: int, cpus: int
             message = f"is more than all of the host's memory, {show_size(memory_total, rounded=True)}"
             hint = f"less than {show_size(memory_total, rounded=True)}, so that the host has some too"
             problems.append(Problem(message, f"{prefix}.memory", show_size(memory), hint))
-        if vcpus is not None and most < vcpus <= MOST_CPUS:  # beyond that, backends/machine refuses it on every host
+        if vcpus is not None and most < vcpus <= MOST_MACHINE_CPUS:  # beyond that, every host refuses it
             message = f"is more than {CPUS_FOR_EACH} for each processor of the host, which has {cpus}"
             hint = f"1 to {most}; more than {cpus} make nothing faster"
             problems.append(Problem(message, f"{prefix}.vcpus", str(vcpus), hint))

@@ -23,7 +23,7 @@ SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every archi
 
 def find_mount(mountinfo: str) -> str | None:
     """The first writable cgroup2 mount in the text of /proc/self/mountinfo."""
-    for root, point, options, type in parse_mountinfo(mountinfo):
+    for _, root, point, options, type in parse_mountinfo(mountinfo):
         if type == "cgroup2" and root == "/" and "rw" in options:
             return point
     return None

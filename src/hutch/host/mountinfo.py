@@ -7,20 +7,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def observe_mountinfo() -> str:
+def observe_mountinfo(process: int | str = "self") -> str:
     """The text as it is now; bytes that are not UTF-8 are kept as surrogates, as in all paths."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         return file.read()
 
 
-def parse_mountinfo(text: str) -> Iterator[tuple[str, str, set[str], str]]:
-    """(directory of the file system, mount point, options of the mount, type) of each mount, in their order: of two at
-    one place, the later one lies on top."""
+def parse_mountinfo(text: str) -> Iterator[tuple[str, str, str, set[str], str]]:
+    """(device, directory of the file system, mount point, options of the mount, type) of each mount, in their order: of
+    two at one place, the later one lies on top."""
     for line in text.split("\n"):
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
         if len(fields) > 5:
-            yield plain(fields[3]), plain(fields[4]), set(fields[5].split(",")), after.partition(" ")[0]
+            options = set(fields[5].split(","))
+            yield fields[2], plain(fields[3]), plain(fields[4]), options, after.partition(" ")[0]
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Whether `path` is the directory itself or something in it."""
+    return f"{path}/".startswith(f"{directory.rstrip('/')}/")
 
 
 def plain(path: str) -> str:

@@ -108,7 +108,7 @@ def ensure_mount_points(name: str, workspace: Workspace, gid: int) -> None:
 
 def find_mounts(mountinfo: str) -> dict[str, set[str]]:
     """Mount point -> options of the topmost mount there, from the text of /proc/self/mountinfo."""
-    return {point: options for _, point, options, _ in parse_mountinfo(mountinfo)}
+    return {point: options for _, _, point, options, _ in parse_mountinfo(mountinfo)}
 
 
 def observe_mounts() -> dict[str, set[str]]:

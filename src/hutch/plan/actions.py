@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 from hutch.frozen import dataclass
@@ -30,29 +31,49 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Affected:
+    """Who notices that a running workspace is stopped: `sessions` in words; `since`, in Unix time, it has been up."""
+
+    sessions: tuple[str, ...]
+    since: float | None
+
+
+@dataclass(frozen=True)
 class Action:
-    """What is to be done to one workspace, and why. `notes` tell what a person should know beside it."""
+    """What is to be done to one workspace, and why. `notes` tell what a person should know beside it; `affected` is
+    there when a running workspace is stopped for it."""
 
     workspace: str
     action: Kind
     reasons: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
     wanted: Wanted | None = None
+    affected: Affected | None = None
 
     @property
     def starts(self) -> bool:
         return self.action in ("create", "start", "restart", "recreate")
 
+    @property
+    def stops(self) -> bool:
+        return self.action in ("restart", "recreate", "remove")
+
     def to_json(self) -> dict[str, Any]:
-        reasons = [{"key": change.key, "old": change.old, "new": change.new} for change in self.reasons]
-        return {"workspace": self.workspace, "action": self.action, "reasons": reasons, "notes": list(self.notes)}
+        return {
+            "workspace": self.workspace,
+            "action": self.action,
+            "reasons": [asdict(change) for change in self.reasons],
+            "notes": list(self.notes),
+            "affected": None if self.affected is None else asdict(self.affected),
+        }
 
 
 @dataclass(frozen=True)
 class Plan:
     """All actions of one `up`, in the order of the file; `network` is what they run on, `start` whether they start.
 
-    `notes` are about none of its workspaces.
+    `inherited` are workspaces of the same file from before it was moved, which it declares no more. `notes` are about
+    none of its workspaces.
     """
 
     file: str
@@ -60,10 +81,16 @@ class Plan:
     actions: tuple[Action, ...]
     start: bool = True
     notes: tuple[str, ...] = ()
+    inherited: tuple[str, ...] = ()
 
     @property
     def changes(self) -> bool:
         return any(action.action != "no change" for action in self.actions)
+
+    @property
+    def disturbed(self) -> frozenset[str]:
+        """The workspaces that are stopped although somebody is at work in them."""
+        return frozenset(a.workspace for a in self.actions if a.affected is not None and a.affected.sessions)
 
     @property
     def wanted(self) -> Mapping[str, Wanted]:

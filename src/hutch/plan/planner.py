@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
 from hutch.frozen import dataclass
 from hutch.plan.actions import Action, Change, Plan, Wanted
 from hutch.spec import names
-from hutch.spec.model import WORKSPACE_KEYS, Network, Weight, Workspace, weight_of
+from hutch.spec.model import MACHINE_MEMORY, WORKSPACE_KEYS, Network, Weight, Workspace, weight_of
 
 HEAVIER: dict[Weight, int] = {"live": 0, "restart": 1, "recreate": 2}
 IMAGE_KEYS = ("image", "packages", "setup")
@@ -17,13 +17,18 @@ IMAGE_KEYS = ("image", "packages", "setup")
 
 @dataclass(frozen=True)
 class Standing:
-    """How a workspace stands: what was wanted last, what it was booted from, and its state now."""
+    """How a workspace stands: what was wanted last, what it was booted from, and its state now.
+
+    `booted` has the keys that need no restart as they are in force. `ceiling` is the memory, in bytes, that a machine
+    was started with: its balloon can take of it and give back, and never beyond.
+    """
 
     file: str
     wanted: Wanted
     booted: Wanted | None
     state: str
     removed: bool = False
+    ceiling: int | None = None
 
     @property
     def is_up(self) -> bool:
@@ -45,7 +50,9 @@ def plan(
     """The actions that lead from `standing` to `wanted`; `remove` names workspaces that are to go, and
     `undeclared` such as would go with --prune."""
     moved = tuple(network_changes(applied_network, network))
-    actions = [plan_one(name, target, standing.get(name), moved, start=start) for name, target in wanted.items()]
+    actions = [
+        plan_one(name, target, standing.get(name), moved, file=file, start=start) for name, target in wanted.items()
+    ]
     for name in remove:
         reason = Change("workspace", "declared", None, "recreate")
         notes = ("its home is kept", *(deleted_root(standing[name]) if name in standing else ()))
@@ -65,34 +72,41 @@ def deleted_root(now: Standing) -> tuple[str, ...]:
 
 
 def plan_one(
-    name: str, target: Wanted, now: Standing | None, moved: tuple[Change, ...] = (), *, start: bool = True
+    name: str,
+    target: Wanted,
+    now: Standing | None,
+    moved: tuple[Change, ...] = (),
+    *,
+    file: str | None = None,
+    start: bool = True,
 ) -> Action:
-    """The one action for a workspace."""
+    """The one action for a workspace. `moved` are changes of the network; `file` declares it, None for whoever did."""
     notes = tuple(without_effect(name, target.workspace))
     if target.workspace.autostart:
         notes += ("autostart is recorded; nothing starts it at boot yet",)
     if now is None or now.removed:
+        if now is not None and file not in (None, now.file):
+            notes += (f"gets the home, key and address that are kept of the one which {now.file} declared",)
         return Action(name, "create", (Change("workspace", None, "declared", "recreate"),), notes, target)
-    since_booted = (*differences(now.booted or now.wanted, target), *moved)
-    since_record = differences(now.wanted, target)
+    owned = () if file in (None, now.file) else (Change("file", now.file, file, "live"),)
+    since_booted = (*owned, *differences(now.booted or now.wanted, target, now.ceiling), *moved)
+    since_record = (*owned, *differences(now.wanted, target, now.ceiling))
     if not now.is_up:
         unrecorded = (*since_record, *moved)
         return _plan_stopped(name, target, now, since_booted, unrecorded, notes, start=start)
     heaviest = max((HEAVIER[change.weight] for change in since_booted), default=-1)
     if heaviest < 0:
-        recorded = tuple(since_record)
-        return Action(name, "live" if recorded else "no change", recorded, notes, target)
+        return Action(name, "live" if since_record else "no change", since_record, notes, target)
     why = "--no-start" if not start else "" if target.workspace.restart_if_changed else "restart_if_changed is false"
     if heaviest > 0 and why and not moved:  # nobody stays on a network that is gone
         keys = ", ".join(change.key for change in since_booted if change.weight != "live")
         notes += (f"{why}: it takes effect at the next restart ({keys})",)
-        return Action(name, "live" if since_record else "no change", tuple(since_booted), notes, target)
-    if heaviest == 0 and not since_record:
-        return Action(name, "no change", (), notes, target)
+        is_live = bool(since_record) or any(change.weight == "live" for change in since_booted)
+        return Action(name, "live" if is_live else "no change", since_booted, notes, target)
     kind = ("live", "restart", "recreate")[heaviest]
     if kind == "recreate":
         notes += deleted_root(now)
-    return Action(name, kind, tuple(since_booted), notes, target)  # type: ignore[arg-type]
+    return Action(name, kind, since_booted, notes, target)  # type: ignore[arg-type]
 
 
 def _plan_stopped(
@@ -117,34 +131,43 @@ def _plan_stopped(
     return Action(name, "live" if unrecorded else "no change", unrecorded, notes, target)
 
 
-def differences(old: Wanted, new: Wanted) -> tuple[Change, ...]:
-    """The keys that differ, each with what it takes to apply it."""
+def differences(old: Wanted, new: Wanted, ceiling: int | None = None) -> tuple[Change, ...]:
+    """The keys that differ, each with what it takes to apply it; `ceiling` as in Standing."""
     changes = []
     for key in WORKSPACE_KEYS:
         before, after = getattr(old.workspace, key), getattr(new.workspace, key)
         if before != after:
-            changes.append(Change(key, _plain(before), _plain(after), effective_weight(key, new.workspace)))
+            changes.append(Change(key, _plain(before), _plain(after), effective_weight(key, new.workspace, ceiling)))
     if old.image != new.image and not any(change.key in IMAGE_KEYS for change in changes):
         changes.append(Change("image", old.image, new.image, effective_weight("image", new.workspace)))
     return tuple(changes)
 
 
-def effective_weight(key: str, workspace: Workspace) -> Weight:
-    """A key's weight here: a kept root cannot move onto another image; a key without effect is free."""
-    only = Workspace.__dataclass_fields__[key].metadata["only"]
-    if only and only != workspace.type:
-        return "live"
+def effective_weight(key: str, workspace: Workspace, ceiling: int | None = None) -> Weight:
+    """A key's weight here: a kept root cannot move onto another image, and a machine's balloon knows its ceiling."""
     if key in IMAGE_KEYS and workspace.persist == "all":
         return "recreate"
-    return weight_of(key)
+    if key == "memory" and workspace.type == "vm" and ceiling is not None:
+        return "live" if (workspace.memory or MACHINE_MEMORY) <= ceiling else "restart"
+    return weight_of(key, workspace.type)
 
 
-def pending(booted: Wanted | None, wanted: Wanted) -> str:
-    """What a running workspace waits for: "none", "restart" or "recreate"; live changes are in force already."""
+def with_live_changes(booted: Wanted, wanted: Wanted, ceiling: int | None = None) -> Wanted:
+    """What a workspace is booted from once all that needs no restart is in force."""
+    live = {
+        key: getattr(wanted.workspace, key)
+        for key in WORKSPACE_KEYS
+        if effective_weight(key, wanted.workspace, ceiling) == "live"
+    }
+    return replace(booted, workspace=replace(booted.workspace, **live))
+
+
+def pending(booted: Wanted | None, wanted: Wanted, ceiling: int | None = None) -> str:
+    """What a running workspace waits for: "none", "live", "restart" or "recreate"."""
     if booted is None:
         return "none"
-    weights = [change.weight for change in differences(booted, wanted)]
-    return max(weights, key=HEAVIER.__getitem__, default="none") if any(w != "live" for w in weights) else "none"
+    weights = [change.weight for change in differences(booted, wanted, ceiling)]
+    return max(weights, key=HEAVIER.__getitem__, default="none")
 
 
 def network_changes(old: Network | None, new: Network) -> list[Change]:

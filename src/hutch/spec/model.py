@@ -51,14 +51,20 @@ __all__ = [
 
 Weight = Literal["live", "restart", "recreate"]
 
+MACHINE_CPUS, MACHINE_MEMORY = 2, 1 << 30  # what a virtual machine has where the file does not say
+MOST_MACHINE_CPUS = 255  # what a processor's number has room for, without hardware that QEMU's microvm does not have
 
-def key(meaning: str, *, weight: Weight = "restart", only: str = "", default: Any = None) -> Any:
+
+def key(
+    meaning: str, *, weight: Weight = "restart", in_vm: Weight | None = None, only: str = "", default: Any = None
+) -> Any:
     """A key of hutch.toml.
 
-    `weight` is what it takes to apply a change; `only` names the one type that the key has an effect on.
-    A `default` of MISSING makes the key required.
+    `weight` is what it takes to apply a change, `in_vm` the same for a virtual machine where that differs; `only` names
+    the one type that the key has an effect on. A `default` of MISSING makes the key required.
     """
-    return field(default=default, metadata={"meaning": meaning, "weight": weight, "only": only})
+    metadata = {"meaning": meaning, "weight": weight, "in_vm": in_vm or weight, "only": only}
+    return field(default=default, metadata=metadata)
 
 
 STRICT = {"extra": "forbid", "strict": True}
@@ -133,7 +139,7 @@ class Workspace:
     user: Annotated[str, LoginName()] = key("login user inside; passwordless doas", default="dev")
     shell: Annotated[str, ShellPath()] = key("the login user's shell", default="/bin/bash")
     authorized_keys: tuple[Annotated[str, PublicKey()], ...] | None = key(
-        "public keys, or paths or globs of .pub files; default: all of the owner's"
+        "public keys, or paths or globs of .pub files; default: all of the owner's", weight="live"
     )
     owner: Annotated[int | str | None, Owner()] = key(
         "host user or uid that owns home; default: who is behind sudo or doas, for root itself uid 1000"
@@ -141,9 +147,15 @@ class Workspace:
     ip: Annotated[str | None, Address()] = key("static address; default: allocated once, then kept")
     mac: Annotated[str | None, HardwareAddress()] = key("MAC address; default: derived from the name")
     cid: Annotated[int | None, ContextId()] = key("vsock context id; default: derived from the name", only="vm")
-    vcpus: Annotated[int | None, WholeNumber(1, 1024)] = key("limit for containers, hardware for vms")
-    memory: Annotated[int | None, Size(minimum=64 * 2**20)] = key("limit for containers, hardware for vms")
-    disk: Annotated[int | None, Size(minimum=64 * 2**20)] = key("limit for containers, hardware for vms")
+    vcpus: Annotated[int | None, WholeNumber(1, 1024)] = key(
+        "limit for containers, hardware for vms", weight="live", in_vm="restart"
+    )
+    memory: Annotated[int | None, Size(minimum=64 * 2**20)] = key(
+        "limit for containers, hardware for vms", weight="live", in_vm="restart"
+    )
+    disk: Annotated[int | None, Size(minimum=64 * 2**20)] = key(
+        "limit for containers, hardware for vms", weight="live", in_vm="restart"
+    )
     autostart: bool = key("start when the host boots", weight="live", default=False)
     restart_if_changed: bool = key(
         "`hutch up` restarts it when a key that needs a restart changed", weight="live", default=True
@@ -152,18 +164,20 @@ class Workspace:
     persist: Literal["home", "all"] = key(
         "root is ephemeral (home), or kept too (all)", weight="recreate", default="home"
     )
-    mounts: tuple[Mount, ...] = key("extra host directories", default=())
-    egress: Annotated[str | tuple[str, ...], Egress()] = key("what it may reach", default="internet")
+    mounts: tuple[Mount, ...] = key("extra host directories", weight="live", in_vm="restart", default=())
+    egress: Annotated[str | tuple[str, ...], Egress()] = key("what it may reach", weight="live", default="internet")
     publish: tuple[Annotated[Publish, Published()], ...] = key("ports on the host", weight="live", default=())
-    env: Annotated[tuple[tuple[str, str], ...], EnvironmentTable()] = key("environment of login sessions", default=())
+    env: Annotated[tuple[tuple[str, str], ...], EnvironmentTable()] = key(
+        "environment of login sessions", weight="live", default=()
+    )
     nix_store: bool = key(
         "share the host's /nix/store read-only with a writable overlay, whose fate is the root's; not /nix/var",
         default=False,
     )
     gpu: bool = key("pass the host's GPU render nodes through", only="container", default=False)
     nesting: bool = key("allow user namespaces inside", only="container", default=False)
-    learn: bool = key("record what an egress list would refuse, and let it pass", default=False)
-    idle: Idle | None = key("what happens when nobody uses it")
+    learn: bool = key("record what an egress list would refuse, and let it pass", weight="live", default=False)
+    idle: Idle | None = key("what happens when nobody uses it", weight="live")
 
 
 @dataclass(frozen=True)
@@ -200,7 +214,10 @@ class Config:
 WORKSPACE_KEYS: tuple[str, ...] = tuple(Workspace.__dataclass_fields__)
 
 
-def weight_of(name: str) -> Weight:
-    """What it takes to apply a change of the workspace key `name`."""
-    weight: Weight = Workspace.__dataclass_fields__[name].metadata["weight"]
+def weight_of(name: str, type: str) -> Weight:
+    """What it takes to apply a change of the key `name` to a workspace of that type; a key without effect is free."""
+    metadata = Workspace.__dataclass_fields__[name].metadata
+    if metadata["only"] not in ("", type):
+        return "live"
+    weight: Weight = metadata["in_vm" if type == "vm" else "weight"]
     return weight

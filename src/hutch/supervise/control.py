@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.entry import main; main(*sys.argv[2:])"
 LOCK_SECONDS = 15.0  # that an earlier supervisor has to clean up and end
 STOP, CLEANUP = 15.0, 10.0  # seconds that a guest has where its Launch cannot be read; and a supervisor after that
+RENEWAL_SECONDS = 60.0  # that a supervisor has to take up another Launch, whatever the guest puts in its way
 GRACE = 5.0  # seconds beyond its own deadlines that a supervisor is given
 
 Settle = Callable[[Callable[[], None]], None]
@@ -211,6 +212,23 @@ class _Descriptors:
     def close(self) -> None:
         while self._open:
             os.close(self._open.pop())
+
+
+def renew(places: Places, name: str, launch: Launch) -> dict[str, str]:
+    """Have a running workspace's supervisor take up a Launch that differs in what needs no restart: see
+    backends/launch. Returns key -> why it cannot be as the Launch says."""
+    revision = time.time_ns()
+    _write_launch(places.launch(name), {**asdict(launch), "revision": revision})
+    supervisor = _open_supervisor(places, name)
+    if supervisor is not None:
+        _signal_all([supervisor], signal.SIGHUP)
+        os.close(supervisor)
+    deadline = time.monotonic() + RENEWAL_SECONDS
+    while (status := read_status(str(places.status(name)))) is None or status["revision"] != revision:
+        if supervisor is None or time.monotonic() > deadline:
+            raise HutchError(f"{name}: its supervisor does not answer", resolution=f"`hutch restart {name}`")
+        time.sleep(0.01)
+    return {key: str(why) for key, why in status["complaints"].items() if why}
 
 
 def _write_launch(path: Path, launch: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.host.process import start_time
 from hutch.supervise.console import Log
 from hutch.supervise.entry import Boot
+from hutch.supervise.grafts import Grafts
+from hutch.supervise.limits import control_files
 from hutch.supervise.sources import open_sources
 from hutch.supervise.status import first_words, write_status
 from hutch.supervise.steps import CalledOff, SideBySide, StartFailed
@@ -55,7 +57,7 @@ class Supervisor:
         self.cgroup = cgroup
         self.stop_requests = 0
         self.overran = False
-        self.is_unsaid = False
+        self.is_unsaid = self.is_renewed = False
         self.status = first_words(os.getpid())
 
     # What others see.
@@ -93,12 +95,14 @@ class Supervisor:
         signal.set_wakeup_fd(self.wakeup, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, self._on_renewal)
         self.wake = wake
         reason, state = "", "stopped"
         try:
             while self._run_once(boot):
                 self._unmount()
+                if self.is_renewed:
+                    self._renew(())
                 boot = Boot(self.runtime, self.cgroup, self.launch, wake=self.wake, is_off=lambda: self.stop_requests)
         except CalledOff as error:
             reason = str(error)
@@ -118,7 +122,7 @@ class Supervisor:
         """Before the next boot: what was mounted for the last one, or each reboot would keep a root's worth of memory.
         After the last boot the mounts end with this process."""
         private = f"{self.runtime}/"
-        ours = [point for _, point, _, _ in parse_mountinfo(observe_mountinfo()) if point.startswith(private)]
+        ours = [point for _, _, point, _, _ in parse_mountinfo(observe_mountinfo()) if point.startswith(private)]
         chains = (*self.launch["prepare"], *self.launch["connect"])
         mounted = [step["argv"][-1] for chain in chains for step in chain if step["argv"][0] == "mount"]
         system = [point for point in mounted if not point.startswith(private)]  # over the host's: one of ours on each
@@ -131,11 +135,53 @@ class Supervisor:
     def _on_stop(self, number: int, frame: object) -> None:
         self.stop_requests += 1
 
+    # A Launch that differs in what needs no restart.
+
+    def _on_renewal(self, number: int, frame: object) -> None:
+        self.is_renewed = True
+
+    def _wake_up(self, sources: Iterable[Source]) -> None:
+        """A signal has come."""
+        os.read(self.wake, 64)
+        if self.is_renewed:
+            self._renew(sources)
+
+    def _renew(self, sources: Iterable[Source]) -> None:
+        """Take up the Launch that lies there now: its limits at once, all else when the guest boots again."""
+        self.is_renewed = False
+        try:
+            with open(f"{self.runtime}/launch.json", encoding="utf-8") as file:
+                self.launch = json.load(file)
+        except (OSError, ValueError) as error:  # whoever wrote it waits in vain for the revision, and says so
+            self.log.note(f"the new launch cannot be read: {error}")
+            return
+        self._warn(self.cgroup.limit(control_files(self.launch["limits"], is_renewal=True)))
+        complaints = {"memory": self._leave_memory(sources), "mounts": self._renew_grafts()}
+        self.status |= {"revision": self.launch["revision"], "complaints": complaints}
+        self._say()
+
+    def _leave_memory(self, sources: Iterable[Source]) -> str:
+        """Give a machine the memory that its Launch leaves it. Returns why not."""
+        size = self.launch["balloon"]
+        complaints = [] if size is None else [source.leave_memory(size) for source in sources]
+        return "; ".join(filter(None, complaints))
+
+    def _renew_grafts(self) -> str:
+        """Show a container what its Launch shows it, and nothing else. Returns why not."""
+        try:
+            if self.status["leader"] and (self.launch["grafts"] or self.grafts.shown):
+                self.grafts.renew(self.launch["grafts"], self.status["leader"][0])
+        except (StartFailed, OSError) as error:
+            return str(error)
+        return ""
+
     def _run_once(self, boot: Boot) -> bool:
         """See a boot to its end, and clean up. True when the guest asked for a reboot."""
         main, self.launch = boot.main, boot.launch
         self.outcome = self.broken = ""
         self.was_killed = has_left = False
+        self.grafts = Grafts()
+        self.status["leader"] = None
         sources: list[Source] = []
         try:
             if boot.failure is not None or main is None:
@@ -145,6 +191,8 @@ class Supervisor:
             self.cgroup.join("supervisor")
             has_left = True
             sources = open_sources(main, self.launch["library"])
+            if complaint := self._leave_memory(sources):
+                self.log.note(complaint)
             self._serve(main, boot, console, sources)
             was_ready = self.status["state"] != "starting"
             if not self.stop_requests:
@@ -175,10 +223,13 @@ class Supervisor:
         """Say which limits are not in force."""
         if self.launch["links"]:  # a machine's hardware holds without
             return
-        keys = {"cpu.max": "vcpus", "memory.max": "memory"}
-        unenforced = [keys[name] for name in missing if name in keys]
+        keys = {"cpu.max": "cpus", "memory.max": "memory"}
+        limits = self.launch["limits"]
+        unenforced = [keys[name] for name in missing if name in keys and limits[keys[name]]]
+        self.status["warnings"] = []
         if unenforced:
-            text = f"this host's cgroups cannot limit {' and '.join(unenforced)}: the workspace may use all of it"
+            what = " and ".join("vcpus" if key == "cpus" else key for key in unenforced)
+            text = f"this host's cgroups cannot limit {what}: the workspace may use all of it"
             self.status["warnings"] = [text]
             self.tell("warning", text)
 
@@ -188,7 +239,8 @@ class Supervisor:
         poll = select.poll()
         poll.register(self.wake, select.POLLIN)
         while not self.stop_requests and (left := begun + REBOOT_SECONDS - time.monotonic()) > 0:
-            poll.poll(left * 1000)
+            for descriptor, _ in poll.poll(left * 1000):
+                os.read(descriptor, 64)
         return not self.stop_requests
 
     def _judge(self, returncode: int, was_ready: bool) -> bool:
@@ -235,7 +287,7 @@ class Supervisor:
                 self.deadline = time.monotonic() + HELPER_GRACE
 
         handlers: dict[int, Callable[[], object]] = {
-            self.wake: lambda: os.read(self.wake, 64),
+            self.wake: partial(self._wake_up, sources),
             **{source.fileno(): partial(hear, source) for source in sources},
             **{helper.pidfd: partial(lose, helper) for helper in boot.helpers},
         }
@@ -282,6 +334,7 @@ class Supervisor:
         for what, text in said:
             if what == "leader":
                 self.status["leader"] = [int(text), start_time(int(text))]
+                self.grafts.show(self.launch["grafts"], int(text))
             elif what == "outcome":
                 self.outcome = text
             elif what == "note":

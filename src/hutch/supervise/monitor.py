@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import socket
@@ -16,6 +17,8 @@ TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
     import _socket
 
+    from qemu.qmp import QMPClient
+
     from hutch.supervise.sources import Said
 
 PATIENCE = 2.0  # seconds, once the machine has ended
@@ -24,8 +27,12 @@ PATIENCE = 2.0  # seconds, once the machine has ended
 class Monitor(Source):
     """A machine's events: the library wants an event loop, so it has a thread."""
 
+    _client: QMPClient
+    _loop: asyncio.AbstractEventLoop
+
     def __init__(self, connection: _socket.socket, library: str) -> None:
         self._trouble = ""
+        self._is_connected = threading.Event()
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._thread = threading.Thread(target=self._run, args=(connection.detach(), library), daemon=True)
         self._thread.start()
@@ -47,6 +54,18 @@ class Monitor(Source):
         if self._trouble:
             yield "note", self._trouble
 
+    def leave_memory(self, size: int) -> str:
+        if not self._is_connected.wait(PATIENCE):
+            return self._trouble or "the machine's monitor does not answer"
+        asked = asyncio.run_coroutine_threadsafe(self._client.execute("balloon", {"value": size}), self._loop)
+        try:
+            asked.result(PATIENCE)
+        except concurrent.futures.TimeoutError:
+            return "the machine's monitor does not answer"
+        except Exception as error:  # noqa: BLE001 - whatever a machine sends, the supervisor goes on
+            return f"the machine's monitor refuses: {error}"
+        return ""
+
     def close(self) -> None:
         if not self._thread.is_alive():  # or it would write into another file of the same number
             os.close(self._write)
@@ -65,10 +84,12 @@ class Monitor(Source):
     async def _listen(self, connection: socket.socket) -> None:
         from qemu.qmp import EventListener, QMPClient
 
-        client = QMPClient("hutch")
+        client = self._client = QMPClient("hutch")
         events = EventListener(names={"SHUTDOWN"})
         client.register_listener(events)
         await client.connect(connection)
+        self._loop = asyncio.get_running_loop()
+        self._is_connected.set()
         said, gone = asyncio.ensure_future(events.get()), asyncio.ensure_future(client.runstate_changed())
         await asyncio.wait({said, gone}, return_when=asyncio.FIRST_COMPLETED)
         if said.done():

@@ -45,6 +45,10 @@ class Source:
     def power_off(self) -> None:
         """Ask the guest to end in order. Only the first of a guest's sources is asked."""
 
+    def leave_memory(self, size: int) -> str:
+        """Have the machine's balloon leave it `size` bytes. Returns why that cannot be, "" when it has been asked."""
+        return ""
+
     def close(self) -> None:
         """Let go of what is its own; Main closes the links."""
 

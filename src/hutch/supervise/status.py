@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     Status = dict[str, Any]
-    """Keys: state, pid, started (clock ticks), since (Unix time), ready_seconds, leader, reason, warnings."""
+    """Keys: state, pid, started (clock ticks), since (Unix time), ready_seconds, leader, reason, warnings;
+    revision, of the Launch that counts; complaints, by key, why not all that it asks for is so."""
 
 
 def first_words(pid: int) -> Status:
@@ -26,6 +27,8 @@ def first_words(pid: int) -> Status:
         "leader": None,
         "reason": "",
         "warnings": [],
+        "revision": 0,
+        "complaints": {},
     }
 
 

@@ -23,7 +23,7 @@ from hutch.apply.converge import (
     new_record,
     restorable,
 )
-from hutch.apply.planning import check_bystanders, check_owners, check_ownership, check_sockets, check_stopped
+from hutch.apply.planning import check_bystanders, check_owners, check_sockets, check_stopped
 from hutch.apply.starting import check_shares, make_launch, public_keys
 from hutch.errors import ConfigError, HutchError, UsageError
 from hutch.host import router, shares
@@ -91,18 +91,6 @@ def test_sockets_have_short_paths() -> None:
     check_sockets(fits, declaring())
     with pytest.raises(UsageError, match="is 3 bytes too long"):
         check_sockets(Places(Path("/s"), Path("/" + "r" * 57)), declaring("a" * 32, "b"))
-
-
-def test_a_workspace_belongs_to_its_file(tmp_path: Path) -> None:
-    other = tmp_path / "other.toml"
-    records = {"web": record(file=str(other))}
-    check_ownership(declaring("web"), records)  # that file is gone
-    other.touch()
-    check_ownership(declaring("lab"), records)
-    check_ownership(declaring("web"), {"web": replace(records["web"], removed=True)})
-    with pytest.raises(HutchError) as caught:
-        check_ownership(declaring("web"), records)
-    assert caught.value.details == f"web belongs to {other}"
 
 
 def test_an_account_may_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,18 +44,34 @@ def bindings(found: Launch) -> list[str]:
 
 def test_each_share_is_bound_at_its_target() -> None:
     found = launch("web", replace(EVERYTHING, home="/srv/home"), surroundings())
-    shared = [step.argv for chain in found.prepare for step in chain if step.why.startswith("share ")]
-    assert [argv[-3:-1] for argv in shared] == [
-        ("/srv/home", "/run/hutch/workspaces/web/shares/0"),
-        ("/srv/a", "/run/hutch/workspaces/web/shares/1"),
-        ("/srv/b c", "/run/hutch/workspaces/web/shares/2"),
+    (shared,) = [step.argv for chain in found.prepare for step in chain if step.why == "share /srv/home"]
+    assert shared[-3:-1] == ("/srv/home", "/run/hutch/workspaces/web/shares/0")
+    assert bindings(found) == ["--bind=/run/hutch/workspaces/web/shares/0:/home/me"]
+    bound = [graft.bind.argv for graft in found.grafts]
+    assert [argv[-3] for argv in bound] == ["/srv/a", "/srv/b c"]
+    assert [argv[-1].partition(",X-mount")[0] for argv in (shared, *bound)] == [
+        "nosuid,nodev",
+        "nosuid,nodev",
+        "ro,nosuid,nodev",
     ]
-    assert [argv[-1].partition(",X-mount")[0] for argv in shared] == ["nosuid,nodev", "nosuid,nodev", "ro,nosuid,nodev"]
-    assert bindings(found) == [
-        "--bind=/run/hutch/workspaces/web/shares/0:/home/me",
-        "--bind=/run/hutch/workspaces/web/shares/1:/src",
-        "--bind-ro=/run/hutch/workspaces/web/shares/2:/home/me/b c",
+    assert [graft.attach.argv[-2:] for graft in found.grafts] == [
+        (found.grafts[0].place, "/src"),
+        (found.grafts[1].place, "/home/me/b c"),
     ]
+    assert all((graft.bind,) in found.prepare and graft.place in found.directories for graft in found.grafts)
+
+
+def test_a_mount_keeps_its_place_for_as_long_as_it_is_what_it_is() -> None:
+    """So that one which comes or goes does not disturb the others."""
+    mounts = [Mount("/srv/a", "/a/deep"), Mount("/srv/b", "/b", readonly=True)]
+
+    def places(*mounts: Mount) -> list[str]:
+        return [graft.place for graft in launch("web", workspace(mounts=mounts), surroundings()).grafts]
+
+    both = places(*mounts)
+    assert places(*reversed(mounts)) == both
+    assert places(mounts[0]) == both[1:]
+    assert places(replace(mounts[1], readonly=False)) != both[:1]
 
 
 def test_the_filter_is_seen_before_the_port_is_raised() -> None:

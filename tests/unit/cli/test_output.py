@@ -120,7 +120,7 @@ def test_status_has_what_the_contract_names() -> None:
 
 
 def test_pending_is_of_what_runs() -> None:
-    changed = Record(**{**vars_of(RECORD), "booted": Booted(workspace(vcpus=2), "image-1")})
+    changed = Record(**{**vars_of(RECORD), "booted": Booted(workspace(user="me"), "image-1")})
     assert describe(changed, Observation("running"))["pending"] == "restart"
     assert describe(changed, Observation("stopped"))["pending"] == "none"
 

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.plan.actions import Action, Change, Plan, Wanted
-from hutch.plan.planner import Standing, differences, network_changes, pending, plan, plan_one, without_effect
+from hutch.plan.planner import (
+    Standing,
+    differences,
+    effective_weight,
+    network_changes,
+    pending,
+    plan,
+    plan_one,
+    with_live_changes,
+    without_effect,
+)
 from hutch.spec.entries import Publish
 from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, Workspace
 from tests.unit.facts import NETWORK, workspace
@@ -44,11 +54,26 @@ RECORDED = wanted()
 CASES: dict[str, tuple[str, Wanted, Wanted, Wanted, str, list[str]]] = {
     "nothing changed": ("running", RECORDED, RECORDED, wanted(), "no change", []),
     "a live key": ("running", RECORDED, RECORDED, wanted(autostart=True), "live", ["autostart"]),
-    "a live key, applied": ("running", wanted(autostart=True), RECORDED, wanted(autostart=True), "no change", []),
+    "a live key, not in force yet": (
+        "running",
+        wanted(autostart=True),
+        RECORDED,
+        wanted(autostart=True),
+        "live",
+        ["autostart"],
+    ),
+    "limits of a container": ("running", RECORDED, RECORDED, wanted(memory=2**30), "live", ["memory"]),
     "a live key, taken back": ("running", wanted(autostart=True), RECORDED, RECORDED, "live", ["autostart"]),
-    "a key that needs a restart": ("running", RECORDED, RECORDED, wanted(memory=2**30), "restart", ["memory"]),
-    "recorded, not restarted": ("running", wanted(vcpus=2), RECORDED, wanted(vcpus=2), "restart", ["vcpus"]),
-    "recorded, then taken back": ("running", wanted(vcpus=2), RECORDED, RECORDED, "live", ["vcpus"]),
+    "a key that needs a restart": ("running", RECORDED, RECORDED, wanted(user="me"), "restart", ["user"]),
+    "recorded, not restarted": (
+        "running",
+        wanted(user="me"),
+        RECORDED,
+        wanted(user="me"),
+        "restart",
+        ["user"],
+    ),
+    "recorded, then taken back": ("running", wanted(user="me"), RECORDED, RECORDED, "live", ["user"]),
     "live and restart": (
         "running",
         RECORDED,
@@ -74,7 +99,7 @@ CASES: dict[str, tuple[str, Wanted, Wanted, Wanted, str, list[str]]] = {
     "failed": ("failed", RECORDED, RECORDED, RECORDED, "start", ["state"]),
     "starting, and nobody waits": ("starting", RECORDED, RECORDED, RECORDED, "start", ["state"]),
     "stopping": ("stopping", RECORDED, RECORDED, RECORDED, "start", ["state"]),
-    "stopped and changed": ("stopped", RECORDED, RECORDED, wanted(vcpus=2), "start", ["vcpus", "state"]),
+    "stopped and changed": ("stopped", RECORDED, RECORDED, wanted(user="me"), "start", ["user", "state"]),
     "stopped, another root": ("stopped", RECORDED, RECORDED, wanted(persist="all"), "recreate", ["persist", "state"]),
     "stopped, a put off root": (
         "stopped",
@@ -97,7 +122,7 @@ def test_one_action(case: tuple[str, Wanted, Wanted, Wanted, str, list[str]]) ->
 STOPPED_CASES: dict[str, tuple[Wanted, str, list[str]]] = {
     "nothing changed": (wanted(), "no change", []),
     "a live key": (wanted(autostart=True), "live", ["autostart"]),
-    "a key that would need a restart": (wanted(vcpus=2), "live", ["vcpus"]),
+    "a key that would need a restart": (wanted(user="me"), "live", ["user"]),
     "another root": (wanted(persist="all"), "recreate", ["persist"]),
 }
 
@@ -109,7 +134,7 @@ def test_stopped_and_not_to_be_started(case: tuple[Wanted, str, list[str]]) -> N
     assert (found.action, keys_of(found)) == (action, keys)
 
 
-@pytest.mark.parametrize("keys", [{"vcpus": 2}, {"vcpus": 2, "persist": "all"}])
+@pytest.mark.parametrize("keys", [{"user": "me"}, {"shell": "/bin/zsh", "persist": "all"}])
 def test_no_start_leaves_what_runs_alone(keys: dict[str, Any]) -> None:
     found = plan_one("web", wanted(**keys), standing(), start=False)
     assert (found.action, found.starts) == ("live", False)
@@ -137,18 +162,18 @@ def test_a_removed_workspace_comes_back() -> None:
 
 def test_never_started_is_compared_with_what_was_wanted() -> None:
     created = Standing(FILE, wanted(), None, "stopped")
-    assert keys_of(plan_one("web", wanted(vcpus=2), created)) == ["vcpus", "state"]
-    assert plan_one("web", wanted(vcpus=2), created, start=False).action == "live"
+    assert keys_of(plan_one("web", wanted(user="me"), created)) == ["user", "state"]
+    assert plan_one("web", wanted(user="me"), created, start=False).action == "live"
 
 
 # Where `restart_if_changed` is false.
 
 
 def test_a_restart_is_put_off() -> None:
-    before, after = wanted(restart_if_changed=False), wanted(restart_if_changed=False, vcpus=2)
+    before, after = wanted(restart_if_changed=False), wanted(restart_if_changed=False, user="me")
     found = plan_one("web", after, standing(recorded=before))
-    assert (found.action, keys_of(found)) == ("live", ["vcpus"])
-    assert found.notes == ("restart_if_changed is false: it takes effect at the next restart (vcpus)",)
+    assert (found.action, keys_of(found)) == ("live", ["user"])
+    assert found.notes == ("restart_if_changed is false: it takes effect at the next restart (user)",)
     again = plan_one("web", after, standing(recorded=after, booted=before))
     assert again.action == "no change"
     assert again.notes == found.notes
@@ -162,8 +187,8 @@ def test_a_recreation_is_put_off_too() -> None:
 
 
 def test_what_was_put_off_happens_once_it_may() -> None:
-    before, after = wanted(restart_if_changed=False), wanted(vcpus=2)
-    now = standing(recorded=wanted(restart_if_changed=False, vcpus=2), booted=before)
+    before, after = wanted(restart_if_changed=False), wanted(user="me")
+    now = standing(recorded=wanted(restart_if_changed=False, user="me"), booted=before)
     assert plan_one("web", after, now).action == "restart"
 
 
@@ -242,16 +267,35 @@ def test_the_image_is_not_told_twice() -> None:
 def test_pending() -> None:
     assert pending(None, wanted()) == "none"
     assert pending(wanted(), wanted()) == "none"
-    assert pending(wanted(), wanted(autostart=True)) == "none"  # it is in force already
-    assert pending(wanted(), wanted(vcpus=1, autostart=True)) == "restart"
-    assert pending(wanted(), wanted(vcpus=1, persist="all")) == "recreate"
+    assert pending(wanted(), wanted(autostart=True)) == "live"
+    assert pending(wanted(), wanted(user="me", autostart=True)) == "restart"
+    assert pending(wanted(), wanted(user="me", persist="all")) == "recreate"
+
+
+def test_a_balloon_has_a_ceiling() -> None:
+    """A machine's memory changes live up to what it was started with; nothing said is a gigabyte."""
+    machine, ceiling = wanted(type="vm", memory=2**31), 2**31
+
+    def weight(memory: int | None, ceiling: int | None = ceiling) -> list[str]:
+        return [change.weight for change in differences(machine, wanted(type="vm", memory=memory), ceiling)]
+
+    assert weight(2**30) == weight(None) == ["live"]
+    assert weight(2**31) == []
+    assert weight(2**31 + 2**20) == ["restart"]
+    assert weight(2**30, None) == ["restart"]
+    assert weight(None, 2**29) == ["restart"]
+
+
+@pytest.mark.parametrize("key", ["vcpus", "disk", "mounts"])
+def test_limits_of_a_container_are_hardware_of_a_machine(key: str) -> None:
+    assert [effective_weight(key, workspace(type=kind)) for kind in ("container", "vm")] == ["live", "restart"]
 
 
 # A whole plan.
 
 
 def test_a_whole_plan() -> None:
-    targets = {"b": wanted(), "a": wanted(vcpus=2), "new": wanted()}
+    targets = {"b": wanted(), "a": wanted(user="me"), "new": wanted()}
     found = plan(FILE, NETWORK, NETWORK, targets, {"a": standing(), "b": standing()}, remove=("old",))
     assert [(action.workspace, action.action) for action in found.actions] == [
         ("b", "no change"),
@@ -264,8 +308,9 @@ def test_a_whole_plan() -> None:
     assert found.to_json()["actions"][3] == {
         "workspace": "old",
         "action": "remove",
-        "reasons": [{"key": "workspace", "old": "declared", "new": None}],
+        "reasons": [{"key": "workspace", "old": "declared", "new": None, "weight": "recreate"}],
         "notes": ["its home is kept"],
+        "affected": None,
     }
     assert [action.starts for action in found.actions] == [False, True, True, False]
 
@@ -300,7 +345,9 @@ VALUES: dict[str, list[Any]] = {
     "hypervisor": ["auto", "qemu"],
     "packages": [("git",), ("git", "vim")],
     "setup": ["", "true"],
+    "shell": ["/bin/bash", "/bin/zsh"],
     "vcpus": [None, 2],
+    "memory": [None, 2**29, 2**31],
     "cid": [7, 8],
     "autostart": [False, True],
     "restart_if_changed": [False, True],
@@ -331,6 +378,8 @@ def applied(now: Standing | None, action: Action, *, start: bool) -> Standing:
     stopped = action.action in ("create", "start", "restart", "recreate")
     state = "stopped" if now is None or stopped else now.state
     booted = None if now is None or action.action == "recreate" else now.booted
+    if booted is not None and state == "running" and action.action == "live":
+        booted = with_live_changes(booted, action.wanted)
     return Standing(FILE, action.wanted, booted, state)
 
 

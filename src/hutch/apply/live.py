@@ -1,0 +1,126 @@
+"""Changes that need no restart, put in force in a workspace that runs.
+
+Each is done again by the next `up` until it has worked: a record takes a key for booted only then. The Launch is made
+anew first, so that a guest which reboots comes back with what is in force.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hutch.apply.starting import make_launch
+from hutch.errors import HutchError
+from hutch.plan.actions import Wanted
+from hutch.plan.planner import differences, with_live_changes
+from hutch.state import Booted, Record, write_record
+from hutch.supervise import control
+from hutch.supervise.observe import Observation, observe
+
+if TYPE_CHECKING:
+    from hutch.backends.launch import Launch
+    from hutch.spec.model import Network
+    from hutch.spec.names import Places
+    from hutch.supervise.control import Listener
+
+Action = Callable[[], dict[str, str]]
+"""Returns key -> why it could not be done; HutchError when nothing could."""
+
+REFRESH = """
+printf '%s\\n' "$@" | systemd-tmpfiles --create - &&
+for unit in ssh.service sshd.service; do systemctl --quiet is-active $unit && systemctl reload $unit; done; true
+"""
+"""What a guest does at boot with what it is told of keys and environment; and sshd reads its files again."""
+
+
+def apply_live(
+    places: Places, network: Network, records: dict[str, Record], names: Iterable[str], listen: Listener
+) -> dict[str, str]:
+    """Put in force what is wanted and needs no restart, in those that run. The caller holds the lock and has settled
+    the host. Returns name -> why not all of it."""
+    failures = {}
+    for name in names:
+        record, now = records[name], observe(places, name)
+        if record.booted is None or now.state != "running":
+            continue
+        done, why = _Live(places, network, record, now).apply()
+        if done != record.booted:
+            records[name] = replace(record, booted=done)
+            write_record(places, records[name])
+        if why:
+            failures[name] = why
+        else:
+            listen(name, "changed", "without a restart")
+    return failures
+
+
+class _Live:
+    """One workspace's change, from what is booted to what is wanted."""
+
+    def __init__(self, places: Places, network: Network, record: Record, now: Observation) -> None:
+        assert record.booted is not None
+        self.places, self.network, self.record, self.now = places, network, record, now
+        self.booted = record.booted
+        old, new = Wanted(self.booted.workspace, self.booted.image), Wanted(record.wanted, record.image)
+        self.target = with_live_changes(old, new, self.booted.memory).workspace
+        self.keys = {change.key for change in differences(old, Wanted(self.target, self.booted.image))}
+        self.launch = self._make_launch()
+
+    def _make_launch(self) -> Launch:
+        accelerator = None
+        if self.target.type == "vm":
+            from hutch.apply.hardware import accelerator_of
+
+            accelerator = accelerator_of(self.places, self.booted.image)
+        as_booted = replace(self.record, wanted=self.target, image=self.booted.image)
+        return make_launch(self.places, as_booted, self.network, accelerator, ceiling=self.booted.memory)
+
+    def apply(self) -> tuple[Booted, str]:
+        """What is in force by now, and why not all of it."""
+        failures: dict[str, str] = {}
+        for keys, action in self._actions():
+            if concerned := self.keys & keys:
+                try:
+                    failures |= {key: why for key, why in action().items() if key in concerned}
+                except HutchError as error:
+                    failures |= dict.fromkeys(concerned, error.brief)
+        unchanged = {key: getattr(self.booted.workspace, key) for key in failures}
+        why = "; ".join(f"{key}: {text}" for key, text in sorted(failures.items()))
+        return replace(self.booted, workspace=replace(self.target, **unchanged)), why
+
+    def _actions(self) -> list[tuple[set[str], Action]]:
+        """What puts which keys in force, in this order. Keys of the host's own side have been settled; those that have
+        no effect on this type need nothing."""
+        renewed = {"vcpus", "memory", "disk", "mounts", "env", "authorized_keys"}
+        guest, root = {"env", "authorized_keys"}, {"disk"} if self.target.type == "container" else set()
+        return [(renewed, self._renew), (guest, self._refresh_guest), (root, self._resize_root)]
+
+    def _renew(self) -> dict[str, str]:
+        return control.renew(self.places, self.record.name, self.launch)
+
+    def _refresh_guest(self) -> dict[str, str]:
+        from hutch.supervise.inside import run_inside
+
+        text = next(file.content for file in self.launch.files if file.path.endswith("/tmpfiles.extra"))
+        command = ["sh", "-c", REFRESH, "sh", *text.splitlines()]
+        with open(os.memfd_create("output"), "r+b") as output:
+            code = run_inside(self.places, self.record, command, root=True, capture=output.fileno())
+            output.seek(0)
+            said = output.read(1000).decode("utf-8", "replace").strip()
+        if code:
+            raise HutchError(f"the guest does not take it (exit code {code}): {said}")
+        return {}
+
+    def _resize_root(self) -> dict[str, str]:
+        from hutch.backends.nspawn import SCRATCH
+        from hutch.run import CommandFailed, run
+
+        enter = ("nsenter", f"--mount=/proc/{self.now.pid}/ns/mnt", "--")
+        place = f"{self.places.runtime(self.record.name)}/scratch"
+        try:
+            run([*enter, "mount", "-o", f"remount,size={self.target.disk or SCRATCH}", place])
+        except CommandFailed as error:
+            raise HutchError("more of the root is in use than that") from error
+        return {}

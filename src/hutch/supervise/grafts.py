@@ -1,0 +1,87 @@
+"""Directories that a container is shown once it has a PID 1, and that come and go while it runs: see Graft in
+backends/launch. Part of the supervisor, in whose mount namespace they are bound first.
+
+A mount that is taken away is gone wherever the guest has moved it in its main mount namespace. What root inside has
+taken into another one, or holds open, stays with it until the workspace restarts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from hutch.host.mountinfo import is_below, observe_mountinfo, parse_mountinfo
+from hutch.supervise.steps import SideBySide, StartFailed
+
+TYPE_CHECKING = False  # see supervise/status
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    Graft = dict[str, Any]
+
+PATIENCE = 10.0  # seconds; a guest's own file systems may never answer
+
+
+class Grafts:
+    """What a container has been shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[Graft] = []
+
+    def show(self, grafts: Sequence[Graft], leader: int) -> None:
+        """Show, in their order, what has been bound already. Raises StartFailed."""
+        for graft in grafts:
+            _do(graft["attach"], str(leader))
+            self.shown.append(graft)
+
+    def renew(self, wanted: Sequence[Graft], leader: int) -> None:
+        """From what is shown to what is wanted, as far as that goes. Raises StartFailed."""
+        leave, come = changes(self.shown, wanted)
+        for graft in reversed(leave):
+            self._take_away(graft, leader)
+        for graft in come:
+            os.makedirs(graft["place"], exist_ok=True)
+            _do(graft["bind"])
+            try:
+                self.show([graft], leader)
+            except StartFailed:
+                _unmount(graft["place"])
+                raise
+
+    def _take_away(self, graft: Graft, leader: int) -> None:
+        kept = {other["target"] for other in self.shown if other is not graft}
+        points = points_of(observe_mountinfo(leader), observe_mountinfo(), graft["place"], kept)
+        if points:
+            _do(graft["detach"], str(leader), *reversed(points))
+        if points_of(observe_mountinfo(leader), observe_mountinfo(), graft["place"], kept):
+            raise StartFailed(f"{graft['target']} is still mounted: the guest is in the way")
+        self.shown.remove(graft)
+        _unmount(graft["place"])
+
+
+def changes(shown: Sequence[Graft], wanted: Sequence[Graft]) -> tuple[list[Graft], list[Graft]]:
+    """(what has to leave, what has to come), each with parents first. What lies below a place that changes leaves and
+    comes again, or it would be covered, or lost."""
+    touched = [graft["target"] for graft in (*shown, *wanted) if graft not in shown or graft not in wanted]
+
+    def is_touched(graft: Graft) -> bool:
+        return any(is_below(graft["target"], target) for target in touched)
+
+    return list(filter(is_touched, shown)), list(filter(is_touched, wanted))
+
+
+def points_of(inside: str, outside: str, place: str, kept: set[str]) -> list[str]:
+    """Where a guest, by its mountinfo, has what is bound at `place`, by ours. The topmost comes last. What lies at the
+    targets of others, `kept`, is theirs, though it may be the same directory."""
+    own = {(device, root) for device, root, point, _, _ in parse_mountinfo(outside) if point == place}
+    found = parse_mountinfo(inside)
+    return [point for device, root, point, _, _ in found if (device, root) in own and point not in kept]
+
+
+def _do(step: dict[str, Any], *more: str) -> None:
+    SideBySide([[{**step, "argv": [*step["argv"], *more]}]]).finish(time.monotonic(), PATIENCE)
+
+
+def _unmount(place: str) -> None:
+    _do({"argv": ["umount", "--lazy", place], "why": f"unmount {place}", "may_fail": False})

@@ -1,0 +1,99 @@
+"""Whose is a workspace: of several files, of one that was renamed, of one whose directory was moved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hutch.apply.ownership import check_ownership, former_paths, origin_of, orphans
+from hutch.errors import HutchError
+from hutch.spec.model import Config
+from hutch.state import Record
+from tests.unit.facts import NETWORK, workspace
+
+
+def declaring(file: Path, *names: str) -> Config:
+    return Config(str(file), NETWORK, {name: workspace(name) for name in names})
+
+
+def record(file: Path, name: str = "web", *, removed: bool = False) -> dict[str, Record]:
+    """As it was written down when `file` brought it up."""
+    origin = origin_of(str(file))
+    found = Record(name, str(file), workspace(), "image-1", 0x7000_0000, "0" * 32, removed=removed, origin=origin)
+    return {name: found}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project's file."""
+    file = tmp_path / "project" / "hutch.toml"
+    file.parent.mkdir()
+    file.touch()
+    return file
+
+
+def refused(config: Config, records: dict[str, Record]) -> str:
+    former = former_paths(config, records)
+    with pytest.raises(HutchError) as caught:
+        check_ownership(config, records, former, adopt=False)
+    assert "--adopt" in caught.value.resolution
+    check_ownership(config, records, former, adopt=True)
+    return caught.value.details
+
+
+def taken_along(config: Config, records: dict[str, Record]) -> bool:
+    former = former_paths(config, records)
+    check_ownership(config, records, former, adopt=False)
+    return bool(former)
+
+
+def test_another_file_is_refused(project: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.touch()
+    assert refused(declaring(other, "web"), record(project)) == f"web belongs to {project}"
+    check_ownership(declaring(other, "lab"), record(project), (), adopt=False)
+    check_ownership(declaring(other, "web"), record(project, removed=True), (), adopt=False)
+
+
+def test_a_file_that_is_gone_is_not_forgotten(project: Path, tmp_path: Path) -> None:
+    """Its disk may not be mounted, or it is a checkout of another branch."""
+    records, other = record(project), tmp_path / "other.toml"
+    other.touch()
+    project.unlink()
+    assert refused(declaring(other, "web"), records) == f"web belongs to {project}, which is gone"
+
+
+def test_a_renamed_file(project: Path) -> None:
+    records, renamed = record(project), project.with_name("machines.toml")
+    project.rename(renamed)
+    assert taken_along(declaring(renamed, "web"), records)
+    assert list(orphans(declaring(renamed, "lab"), records, former_paths(declaring(renamed, "lab"), records))) == [
+        "web"
+    ]
+
+
+def test_a_moved_directory_whose_file_was_edited(project: Path, tmp_path: Path) -> None:
+    """Editors write a new file and rename it, so its inode is another one."""
+    records = record(project)
+    project.with_name("new").touch()
+    project.with_name("new").rename(project)
+    moved = project.parent.rename(tmp_path / "elsewhere") / "hutch.toml"
+    assert taken_along(declaring(moved, "web"), records)
+
+
+def test_a_neighbour_does_not_inherit(project: Path) -> None:
+    """Of two files in one directory, the one that stays has nothing to do with what the other one declared."""
+    records, other = record(project), project.with_name("other.toml")
+    other.touch()
+    project.unlink()
+    config = declaring(other, "lab")
+    assert former_paths(config, records) == set()
+    assert list(orphans(config, records, ())) == []
+
+
+def test_orphans_are_those_of_the_file(project: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.touch()
+    records = record(project) | record(other, "lab") | record(project, "old", removed=True)
+    assert list(orphans(declaring(project, "new"), records, ())) == ["web"]
