@@ -114,7 +114,8 @@ def ask(plan: Plan) -> None:
     """Let the person at the terminal decide whether others are disturbed."""
     print_plan(plan, err=True)
     names = ", ".join(sorted(plan.disturbed))
-    click.confirm(f"somebody is at work in {names}; stop it all the same?", abort=True, err=True)
+    if not click.confirm(f"somebody is at work in {names}; stop it all the same?", err=True):
+        raise HutchError("nothing was changed", resolution="--yes does not ask; `restart_if_changed = false` waits")
 
 
 def print_plan(plan: Plan, *, err: bool = False) -> None:
