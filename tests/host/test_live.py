@@ -177,6 +177,9 @@ def test_mounts_come_and_go(
     )
     assert shared.inside(name, "touch", "/srv/deep/x", root=True, check=False).returncode != 0
     assert "nosuid,nodev" in shared.inside(name, "grep", " /srv/deep/one ", "/proc/mounts").stdout
+    for place, options in (("/srv/deep", "rw"), ("/srv/deep/one", "suid"), ("/srv/deep/one", "dev")):
+        stronger = ["mount", "-o", f"remount,bind,{options}", place]
+        assert shared.inside(name, *stronger, root=True, check=False).returncode != 0, options
     reboot(shared, name)
     assert (read("/srv/deep/one/name"), read("/srv/deep/name"), read("/home/dev/two/name")) == (
         "one\n",

@@ -157,7 +157,7 @@ def make_grafts(name: str, workspace: Workspace, host: Surroundings, runtime: st
         digest = zlib.crc32(f"{mount.source}\0{mount.target}\0{mount.readonly}".encode())
         place = f"{runtime}/shares/{digest:08x}"
         bind = bind_step(name, mount.source, place, mount.readonly, mapping, host)
-        attach = Step((*program, "attach", str(host.uid_base), place, mount.target), f"show {mount.target}")
+        attach = Step((*program, "attach", place, mount.target), f"show {mount.target}")
         grafts.append(Graft(mount.target, place, bind, attach, Step((*program, "detach"), f"take away {mount.target}")))
     return tuple(grafts)
 

@@ -1,14 +1,16 @@
 """A program of its own: show a directory in a container that runs, or take it away again.
 
-    python graft.py attach UID SHARE TARGET LEADER
+    python graft.py attach SHARE TARGET LEADER
     python graft.py detach LEADER POINT...
 
 It runs in the mount namespace of the container's supervisor, where SHARE is mounted. LEADER is the pid, as seen there,
 of the container's PID 1. All that lies at TARGET and at each POINT is the guest's: paths are resolved with its root as
-the root, directories that are missing are made as UID, its root, and whoever called has set a time for all of it, since
-a guest's file system may never answer. See open_tree(2), move_mount(2), openat2(2). It imports next to nothing.
+the root, and whoever called has set a time for all of it, since a guest's file system may never answer. See
+open_tree(2), move_mount(2), openat2(2). It imports next to nothing.
 
-What nspawn itself mounts for the guest is locked there: nobody can take it away again.
+The mount is copied in the container's own user namespace: the kernel locks its options on that way, so that root inside
+cannot make it writable (mount_namespaces(7), "Restrictions on mount namespaces"). The mount itself is not locked, while
+those are that nspawn makes: nobody could take them away again.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+CLONE_NEWNS, CLONE_NEWUSER = 0x0002_0000, 0x1000_0000
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_OPENAT2 = 428, 429, 437  # the same on every architecture
 AT_FDCWD = -100
 OPEN_TREE_CLONE = 1
@@ -31,21 +34,18 @@ FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def call(function: ctypes._NamedFuncPointer, *arguments: object) -> int:
+def call(function: Callable[..., object], *arguments: object) -> int:
     """Call into libc; OSError for what the kernel refuses."""
-    result = int(function(*arguments))
+    result = function(*arguments)
+    assert isinstance(result, int)
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
 
 
-def enter(leader: str) -> None:
-    """The container's mount namespace, with the container's root."""
-    namespace = os.open(f"/proc/{leader}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    call(libc.setns, namespace, 0)
-    os.close(namespace)
-    os.chdir("/")
+def namespace_of(leader: str, kind: str) -> int:
+    return os.open(f"/proc/{leader}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def open_inside(path: str, root: int) -> int:
@@ -54,34 +54,34 @@ def open_inside(path: str, root: int) -> int:
     return call(libc.syscall, SYS_OPENAT2, root, os.fsencode(path), how, len(how))
 
 
-def make_inside(path: str, root: int, uid: int) -> int:
-    """The same; what is missing is made by the container's root."""
+def make_inside(path: str, root: int) -> int:
+    """The same; what is missing is made."""
     try:
         return open_inside(path, root)
     except FileNotFoundError:
-        parent = make_inside(os.path.dirname(path), root, uid)
-    os.setegid(uid)
-    os.seteuid(uid)
-    try:
-        with suppress(FileExistsError):
-            os.mkdir(os.path.basename(path), 0o755, dir_fd=parent)
-        return os.open(os.path.basename(path), FOLDER | os.O_NOFOLLOW, dir_fd=parent)
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
+        parent = make_inside(os.path.dirname(path), root)
+    with suppress(FileExistsError):
+        os.mkdir(os.path.basename(path), 0o755, dir_fd=parent)
+    return os.open(os.path.basename(path), FOLDER | os.O_NOFOLLOW, dir_fd=parent)
 
 
-def attach(uid: str, share: str, target: str, leader: str) -> None:
+def attach(share: str, target: str, leader: str) -> None:
+    user, mount = namespace_of(leader, "user"), namespace_of(leader, "mnt")
+    call(libc.setns, user, CLONE_NEWUSER)
+    call(libc.unshare, CLONE_NEWNS)
     tree = call(libc.syscall, SYS_OPEN_TREE, AT_FDCWD, os.fsencode(share), OPEN_TREE_CLONE | os.O_CLOEXEC)
-    enter(leader)
+    call(libc.setns, mount, CLONE_NEWNS)
+    os.setgroups([])  # from here on it is the container's root
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
     os.umask(0o022)
-    place = make_inside(target, os.open("/", FOLDER), int(uid))
+    place = make_inside(target, os.open("/", FOLDER))
     flags = MOVE_FROM_DESCRIPTOR | MOVE_TO_DESCRIPTOR
     call(libc.syscall, SYS_MOVE_MOUNT, tree, b"", place, b"", flags)
 
 
 def detach(leader: str, *points: str) -> None:
-    enter(leader)
+    call(libc.setns, namespace_of(leader, "mnt"), CLONE_NEWNS)
     for point in points:
         call(libc.umount2, os.fsencode(point), MNT_DETACH | UMOUNT_NOFOLLOW)
 

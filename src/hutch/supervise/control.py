@@ -224,7 +224,9 @@ def renew(places: Places, name: str, launch: Launch) -> dict[str, str]:
         _signal_all([supervisor], signal.SIGHUP)
         os.close(supervisor)
     deadline = time.monotonic() + RENEWAL_SECONDS
-    while (status := read_status(str(places.status(name)))) is None or status["revision"] != revision:
+    while (status := read_status(str(places.status(name)))) is None or status.get(
+        "revision"
+    ) != revision:  # an older hutch's has none
         if supervisor is None or time.monotonic() > deadline:
             raise HutchError(f"{name}: its supervisor does not answer", resolution=f"`hutch restart {name}`")
         time.sleep(0.01)
