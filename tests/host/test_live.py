@@ -47,7 +47,7 @@ def reboot(shared: Instance, name: str) -> None:
     end = os.pidfd_open(main.pid)
     shared.inside(name, "systemctl", "reboot", root=True, check=False)
     ended(end)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while shared.status(name)["state"] != "running":
         assert time.monotonic() < deadline
     assert shared.status(name)["pid"] == supervisor
