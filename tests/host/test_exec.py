@@ -19,6 +19,8 @@ from tests.host.instance import HUTCH, Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
 
+pytestmark = pytest.mark.vm
+
 
 @pytest.fixture(scope="module")
 def web(world: World, images: Path, workspace_type: str) -> Iterator[Instance]:
@@ -231,7 +233,12 @@ def test_the_guests_own_limits_bind_a_command(web: Instance, root: bool) -> None
     first, own = ([line for line in lines if line.startswith(wanted)] for lines in shown)
     assert len(first) == len(wanted)
     assert own == first
-    # keyctl(2): nspawn's filter refuses it with EPERM, so that no keyring of the host's can be asked.
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("root", [False, True])
+def test_no_keyring_of_the_hosts_can_be_asked(web: Instance, root: bool) -> None:
+    # keyctl(2): nspawn's filter refuses it with EPERM.
     keyctl = "import ctypes, os; print(ctypes.CDLL(None, use_errno=True).syscall(250 if os.uname().machine == 'x86_64'"
     keyctl += " else 219, 0, -3, 0), ctypes.get_errno())"
     assert web.inside("web", "python3", "-c", keyctl, root=root).stdout.split() == ["-1", "1"]

@@ -19,6 +19,7 @@ def reasons(action: dict[str, list[dict[str, object]]]) -> dict[object, tuple[ob
     return {reason["key"]: (reason["old"], reason["new"]) for reason in action["reasons"]}
 
 
+@pytest.mark.vm
 def test_plan_up_plan(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: ""})
     assert shared.plan()[name]["action"] == "create"
@@ -76,10 +77,11 @@ def test_start_stop_restart_may_be_repeated(shared: Instance, name: str, workspa
     assert "stopped" in result.stderr or "not running" in result.stderr
 
 
+@pytest.mark.vm
 def test_a_second_up_writes_nothing_and_starts_nothing(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: 'publish = ["18080:80"]'})
     shared.up()
-    running = nspawn_of(shared, name).pid
+    running = shared.status(name)["pid"]
     trace = shared.directory / "trace"
     calls = "trace=%file,fchmod,fchown,ftruncate"
     command = ["strace", "--follow-forks", "--quiet=all", "--string-limit=300", f"--output={trace}", "-e", calls]
@@ -96,9 +98,9 @@ def test_a_second_up_writes_nothing_and_starts_nothing(shared: Instance, name: s
     mine = (str(shared.state), str(shared.run), "/etc/", "/run/")
     writes = [line for line in lines if is_write(line) and any(f'"{place}' in line for place in mine)]
     assert writes == []
-    started = [line for line in lines if "execve(" in line and ("nspawn" in line or "supervise" in line)]
+    started = [line for line in lines if "execve(" in line and any(word in line for word in STARTED)]
     assert started == []
-    assert nspawn_of(shared, name).pid == running
+    assert shared.status(name)["pid"] == running
 
 
 def is_write(line: str) -> bool:
@@ -111,6 +113,7 @@ def is_write(line: str) -> bool:
     return any(call.startswith(change) for change in CHANGES)
 
 
+STARTED = ("nspawn", "qemu", "virtiofsd", "supervise")
 CHANGES = (
     *("creat", "rename", "mkdir", "rmdir", "unlink", "link", "symlink", "mknod", "trunc", "utime"),
     *("chmod", "fchmod", "chown", "lchown", "fchown", "setxattr", "lsetxattr", "mount", "umount"),
@@ -146,6 +149,7 @@ def test_restart_if_changed_false_leaves_it_running(shared: Instance, name: str,
     assert shared.status(name)["pending"] == "none"
 
 
+@pytest.mark.vm
 def test_a_live_change_restarts_nothing(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: ""})
     shared.up()
@@ -226,11 +230,13 @@ def test_a_guest_that_reboots_comes_back_clean(shared: Instance, name: str, work
     shared.ssh(name)
 
 
+@pytest.mark.vm
 def test_explain_prints_commands_that_a_shell_can_read(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: ""})
     shared.hutch("up", "--no-start")
     text = shared.hutch("explain", name).stdout
-    lines = [line.strip() for line in text.splitlines() if "systemd-nspawn" in line and "--" in line]
+    program = {"container": "systemd-nspawn", "vm": "qemu-system-"}[workspace_type]
+    lines = [line.strip() for line in text.splitlines() if program in line and "--" in line]
     assert lines
     assert all(shlex.split(line.rstrip("\\")) for line in lines)
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.host.instance import Instance
 
 
@@ -50,6 +52,7 @@ def commit(shared: Instance, name: str) -> None:
     shared.ssh(name, script)
 
 
+@pytest.mark.vm
 def test_rm_refuses_while_git_work_would_be_lost(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: ""})
     shared.up()
@@ -129,6 +132,7 @@ def test_rm_runs_nothing_that_a_repository_names(shared: Instance, name: str, wo
     assert not bait.exists()
 
 
+@pytest.mark.vm
 def test_rm_refuses_while_somebody_is_logged_in(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: ""})
     shared.up()
