@@ -13,3 +13,4 @@ settings.load_profile("hutch")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boundary", choices=["container", "vm"], default="container", help="what workspaces are made of")
+    parser.addoption("--long", action="store_true", help="with the tests that take minutes")

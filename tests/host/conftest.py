@@ -33,9 +33,13 @@ def world() -> Iterator[World]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Each tier takes its own: `host` what is about containers or no boundary at all; `vm` the same tests with
     machines, as far as they are marked `vm` (each boot takes seconds there), and those in the folder of that name."""
-    wanted = config.getoption("--boundary")
-    dropped = [item for item in items if boundary_of(item) != wanted]
-    items[:] = [item for item in items if boundary_of(item) == wanted]
+    wanted, with_long = config.getoption("--boundary"), config.getoption("--long")
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        is_kept = boundary_of(item) == wanted and (with_long or not item.get_closest_marker("long"))
+        (kept if is_kept else dropped).append(item)
+    items[:] = kept
     if dropped:
         config.hook.pytest_deselected(items=dropped)
 

@@ -98,17 +98,17 @@ def _options() -> tuple[list[str], list[str]]:
         epilog="example: sudo script/test host -- -x -k ssh",
     )
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"one of {', '.join(TIERS)}")
-    parser.add_argument("--all", action="store_true", help="every tier; also what happens when none is named")
+    parser.add_argument("--all", action="store_true", help="also the tests that take minutes")
     options = parser.parse_args(argv[:split])
     for tier in options.tiers:
         if tier not in TIERS:
             parser.error(f"there is no tier {tier!r}; there are {', '.join(TIERS)}")
     pytest = argv[split + 1 :]
     named = [tier for tier in TIERS if tier != "vm" and _tests_of(tier, pytest)]
-    wanted = TIERS if options.all else options.tiers or named or TIERS
+    wanted = options.tiers or named or TIERS
     if named and {"host" if tier == "vm" else tier for tier in wanted} != set(named):
         parser.error(f"those tests are of {' and '.join(named)}; name no other tier with them")
-    return [tier for tier in TIERS if tier in wanted], pytest
+    return [tier for tier in TIERS if tier in wanted], [*pytest, *(["--long"] if options.all else [])]
 
 
 def _tests_of(tier: str, pytest: Sequence[str]) -> list[str]:
