@@ -116,17 +116,19 @@ def machine_argv(name: str, workspace: Workspace, host: Surroundings, hardware: 
     if disk:
         files += ["--bind", disk, "/disk"]
     groups = str(hardware.kvm_gid) if hardware.kvm_gid is not None else ""
-    command = machine_command(workspace, hardware, memory_of(workspace, host) >> 20, disk is not None)
+    command = machine_command(name, workspace, hardware, memory_of(workspace, host) >> 20, disk is not None)
     jail = jailed(tuple(files), host.uid_base, command, groups)
     tap = (host.python, "-I", "-S", f"{host.package}/host/tap.py", names.port(name, "vm"), str(TAP))
     return (*tap, "--", *jail)
 
 
-def machine_command(workspace: Workspace, hardware: Hardware, memory: int, has_disk: bool) -> tuple[str, ...]:
+def machine_command(
+    name: str, workspace: Workspace, hardware: Hardware, memory: int, has_disk: bool
+) -> tuple[str, ...]:
     """The command line; `memory` in MiB. Every disk's format is given: one that is guessed from its contents is the
     guest's to choose. See docs/ of cloud-hypervisor, and `cloud-hypervisor --help`."""
     archive = "/dev/vdc" if has_disk else "/dev/vdb"
-    arguments = (*kernel_arguments(tsc_khz=hardware.tsc_khz, has_disk=has_disk), f"hutch.archive={archive}")
+    arguments = (*kernel_arguments(name, tsc_khz=hardware.tsc_khz, has_disk=has_disk), f"hutch.archive={archive}")
     disks = ["path=/root.erofs,readonly=on,image_type=raw"]
     if has_disk:
         disks.append("path=/disk,image_type=raw")

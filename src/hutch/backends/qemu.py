@@ -108,7 +108,7 @@ def qemu_argv(
         *device_options(workspace, disk is not None, hardware.has_vsock),
         *(word for key in credentials for word in ("-fw_cfg", f"name=opt/io.systemd.credentials/{key},file=/vm/{key}")),
         *("-fw_cfg", "name=opt/hutch/shares,file=/vm/shares"),
-        *("-append", " ".join(kernel_arguments(tsc_khz=hardware.tsc_khz, has_disk=disk is not None))),
+        *("-append", " ".join(kernel_arguments(name, tsc_khz=hardware.tsc_khz, has_disk=disk is not None))),
     )
     jail = jailed(tuple(files), host.uid_base, command, groups)
     tap = (host.python, "-I", "-S", f"{host.package}/host/tap.py", names.port(name, "vm"), str(TAP))

@@ -7,11 +7,12 @@ KVM, every instruction counts that is not run. What they switch off, a workspace
 from __future__ import annotations
 
 
-def kernel_arguments(*, tsc_khz: int | None, has_disk: bool) -> tuple[str, ...]:
-    """The command line. `tsc_khz` is the rate of the host's time stamp counter where there is no KVM, None with KVM;
-    `has_disk` says that the root is kept on /dev/vdb and not in memory."""
+def kernel_arguments(name: str, *, tsc_khz: int | None, has_disk: bool) -> tuple[str, ...]:
+    """The command line of the machine of that name. `tsc_khz` is the rate of the host's time stamp counter where there
+    is no KVM, None with KVM; `has_disk` says that the root is kept on /dev/vdb and not in memory."""
     return (
         *ALWAYS,
+        f"systemd.hostname={name}",  # systemd knows the credential for it since version 256 only
         *((f"tsc_early_khz={tsc_khz}", f"lpj={tsc_khz * 1000 // TICKS}", *EMULATED) if tsc_khz is not None else ()),
         *(("hutch.disk",) if has_disk else ()),  # for our init
     )

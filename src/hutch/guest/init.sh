@@ -103,7 +103,7 @@ while IFS= read -r line; do
   fi || fail "cannot mount the share at $place"
 done <$listed
 
-$b cp -a /nodes/. /dev/ || fail "cannot make device nodes"
+$b cp -a -f /nodes/. /dev/ || fail "cannot make device nodes"
 for directory in dev proc sys; do
   $b mount --move /$directory $new/$directory || fail "cannot hand over /$directory"
 done

@@ -7,6 +7,7 @@ images/.build-<id> and published by one rename. Machines (see machine) link its 
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import hashlib
 import json
@@ -16,11 +17,13 @@ import shlex
 import shutil
 import struct
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.files import sync_directory
 from hutch.frozen import dataclass
+from hutch.guest.initrd import MODULES, module_name
 from hutch.images.build import SCRIPTS, keyring_options, last_lines, run_mmdebstrap
 from hutch.images.cache import SCRATCH, WAITING, locked, prepare_directory, remove_scratch, remove_tree
 from hutch.images.progress import Meter
@@ -45,7 +48,8 @@ FETCHING = "fetching the kernel"
 HOOK = SCRIPTS / "kernel.sh"
 FETCH_SECONDS = 900.0
 BATCH = 200  # files for one command
-ZSTD, XZ, GZIP = b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"\x1f\x8b"
+ZSTD, XZ, GZIP, LZ4 = b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"\x1f\x8b", b"\x02\x21\x4c\x18"
+LZ4_BLOCK = 8 << 20  # bytes; what is in one block of its legacy format, at most
 SIZE_BYTES = 4
 HEADER_END = 0x250
 
@@ -153,10 +157,21 @@ def fetch(image: str, scratch: Path, group: str, meter: Meter) -> None:
             details=last_lines(error.stderr),
             resolution="check the host's network; a proxy is taken from http_proxy",
         ) from error
-    unpacked = scratch / "unpacked"
-    for package in sorted((scratch / "packages").glob("*.deb")):
-        run(["dpkg-deb", "--extract", str(package), str(unpacked)], timeout=300)
+    unpacked, extra = scratch / "unpacked", scratch / "extra"
+    for directory, pattern in ((unpacked, "*.deb"), (extra, "extra/*.deb")):
+        for package in sorted((scratch / "packages").glob(pattern)):
+            run(["dpkg-deb", "--extract", str(package), str(directory)], timeout=300)
+    take_modules(extra, unpacked, [name for name, _ in MODULES])
     arrange(unpacked, scratch / "kernel")
+
+
+def take_modules(source: Path, target: Path, names: Collection[str]) -> None:
+    """Move the modules of these names from one tree of unpacked packages to another. They need no further ones."""
+    for path in source.rglob("*.ko*"):
+        if module_name(path.name) in names:
+            place = target / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, place)
 
 
 def arrange(unpacked: Path, kernel: Path) -> None:
@@ -222,9 +237,25 @@ def extract_vmlinux(image: Path, target: Path) -> None:
         target.write_bytes(lzma.LZMADecompressor().decompress(payload))
     elif payload.startswith(GZIP):
         target.write_bytes(zlib.decompressobj(wbits=31).decompress(payload))
+    elif payload.startswith(LZ4):
+        target.write_bytes(decompress_lz4(payload[len(LZ4) : -SIZE_BYTES]))
     else:
         raise HutchError("the distribution's kernel is compressed in an unknown way", details=payload[:8].hex(" "))
     target.chmod(0o644)
+
+
+def decompress_lz4(packed: bytes) -> bytes:
+    """What is in the blocks of LZ4's legacy format, each after its size. mkfs.erofs needs the same library."""
+    decompress = ctypes.CDLL("liblz4.so.1").LZ4_decompress_safe
+    block, found, place = ctypes.create_string_buffer(LZ4_BLOCK), bytearray(), 0
+    while place < len(packed):
+        start = place + SIZE_BYTES
+        place = start + int.from_bytes(packed[place:start], "little")
+        length = decompress(packed[start:place], block, place - start, LZ4_BLOCK) if place <= len(packed) else -1
+        if length < 0:
+            raise HutchError("the distribution's kernel is damaged")
+        found += memoryview(block)[:length]
+    return bytes(found)
 
 
 def find_payload(image: bytes) -> bytes:

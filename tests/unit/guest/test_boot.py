@@ -5,25 +5,30 @@ from __future__ import annotations
 from hutch.guest.boot import kernel_arguments
 
 COMMAND_LINE_SIZE = 2048  # of x86 kernels
+NAME = "a" * 32
 
 
 def test_a_guest_without_kvm_is_told_the_clock() -> None:
-    arguments = kernel_arguments(tsc_khz=2_600_000, has_disk=False)
+    arguments = kernel_arguments(NAME, tsc_khz=2_600_000, has_disk=False)
     assert {"tsc_early_khz=2600000", "lpj=10400000", "tsc=reliable"} <= set(arguments)
 
 
 def test_a_guest_with_kvm_has_a_clock_of_its_own_and_all_of_its_kernel() -> None:
-    arguments = kernel_arguments(tsc_khz=None, has_disk=False)
+    arguments = kernel_arguments(NAME, tsc_khz=None, has_disk=False)
     assert not [word for word in arguments if word.startswith(("tsc", "lpj", "initcall_blacklist", "cryptomgr"))]
 
 
 def test_init_learns_of_the_disk() -> None:
-    assert "hutch.disk" in kernel_arguments(tsc_khz=None, has_disk=True)
-    assert "hutch.disk" not in kernel_arguments(tsc_khz=None, has_disk=False)
+    assert "hutch.disk" in kernel_arguments(NAME, tsc_khz=None, has_disk=True)
+    assert "hutch.disk" not in kernel_arguments(NAME, tsc_khz=None, has_disk=False)
+
+
+def test_systemd_learns_the_name() -> None:
+    assert f"systemd.hostname={NAME}" in kernel_arguments(NAME, tsc_khz=None, has_disk=False)
 
 
 def test_it_is_one_line_that_the_kernel_takes_whole() -> None:
-    arguments = kernel_arguments(tsc_khz=2_600_000, has_disk=True)
+    arguments = kernel_arguments(NAME, tsc_khz=2_600_000, has_disk=True)
     assert all(word.isprintable() and " " not in word for word in arguments)
     assert len(" ".join(arguments)) < COMMAND_LINE_SIZE // 2  # the machine adds words of its own
     keys = [word.partition("=")[0] for word in arguments]

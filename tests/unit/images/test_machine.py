@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from hutch.images.kernel import (
     kernel_id,
     observe_kernel,
     remove_unused_kernels,
+    take_modules,
 )
 from hutch.images.recipe import DISTRIBUTIONS, is_id, make_recipe
 from hutch.spec.names import Places
@@ -64,7 +66,21 @@ def test_a_kernel_is_fetched_with_the_distributions_sources() -> None:
     assert hook.endswith("/kernel.sh /tmp/packages linux-image-virtual busybox-static")
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, lambda data: lzma.compress(data) + len(data).to_bytes(4, "little")])
+def with_size(data: bytes, packed: bytes) -> bytes:
+    return packed + len(data).to_bytes(4, "little")
+
+
+def pack_lz4(data: bytes) -> bytes:
+    """Two blocks in the legacy format, of literals only."""
+    packed = b"\x02\x21\x4c\x18"
+    for part in (data[:1000], data[1000:]):
+        more, last = divmod(len(part) - 15, 255)
+        block = b"\xf0" + b"\xff" * more + bytes([last]) + part
+        packed += len(block).to_bytes(4, "little") + block
+    return with_size(data, packed)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: with_size(data, lzma.compress(data)), pack_lz4])
 @pytest.mark.parametrize("sectors", [0, 4, 27])
 def test_the_kernel_is_taken_out_of_its_image(tmp_path: Path, pack: object, sectors: int) -> None:
     assert callable(pack)
@@ -80,6 +96,22 @@ def test_an_unknown_compression_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "vmlinuz").write_bytes(bzimage(b"BZh9 and more"))
     with pytest.raises(HutchError, match="compressed in an unknown way"):
         extract_vmlinux(tmp_path / "vmlinuz", tmp_path / "vmlinux")
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-20], lambda packed: packed[:4] + bytes(4) + packed[4:]])
+def test_a_damaged_kernel_is_an_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    (tmp_path / "vmlinuz").write_bytes(bzimage(damage(pack_lz4(VMLINUX))))
+    with pytest.raises(HutchError, match="is damaged"):
+        extract_vmlinux(tmp_path / "vmlinuz", tmp_path / "vmlinux")
+
+
+def test_of_the_extra_modules_those_that_machines_need_are_taken(tmp_path: Path) -> None:
+    modules = "lib/modules/6.8.0/kernel"
+    for path in (f"extra/{modules}/drivers/qemu_fw_cfg.ko.zst", f"extra/{modules}/sound/snd.ko.zst"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    take_modules(tmp_path / "extra", tmp_path / "main", ["qemu_fw_cfg", "erofs"])
+    assert [path.name for path in (tmp_path / "main").rglob("*.ko*")] == ["qemu_fw_cfg.ko.zst"]
 
 
 @pytest.mark.parametrize("image", [b"", b"MZ" + bytes(4096), bytes(0x202) + b"HdrS"])
