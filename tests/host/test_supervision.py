@@ -240,6 +240,21 @@ def test_a_reboot_takes_the_root_with_it(running: Instance) -> None:
     assert counts[0] == counts[1]
 
 
+# Helpers.
+
+
+def test_what_a_helper_says_last_is_told_however_much_it_said(running: Instance) -> None:
+    """More than the log holds comes first, so its file has been replaced twice."""
+    script = "yes 'a line of the flood' | head -c 2000000 >&2; echo its last words >&2; exit 3"
+    socket = f"{running.run}/workspaces/web/helper"
+    helper = {"argv": ["sh", "-c", script], "why": "try", "socket": socket, "uid": 0, "open_files": 100}
+    failures, _ = start_changed(running, helpers=[helper], argv=["sleep", "60"], prepare=[], connect=[])
+    assert "the process beside it ended with code 3: try" in failures["web"]
+    assert failures["web"].endswith("its last words")
+    assert sum(path.stat().st_size for path in (running.run / "workspaces" / "web").glob("machine.log*")) <= 1 << 20
+    running.up()
+
+
 # Floods.
 
 

@@ -78,12 +78,14 @@ class File:
 @dataclass(frozen=True)
 class Helper:
     """A process beside the main one, which talks to it over a socket. It is started before it and inherits, as
-    descriptor 3, the listening socket at `socket`, which belongs to `uid`. `why` is shown to people."""
+    descriptor 3, the listening socket at `socket`, which belongs to `uid`. It may have `open_files` files open, or as
+    many as this host allows. `why` is shown to people."""
 
     argv: tuple[str, ...]
     why: str
     socket: str
     uid: int
+    open_files: int
 
 
 @dataclass(frozen=True)

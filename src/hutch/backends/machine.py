@@ -18,6 +18,10 @@ from hutch.spec.model import MACHINE_MEMORY, MOST_MACHINE_CPUS, Workspace
 
 DISK = 8 << 30  # bytes of a kept root that the file says nothing of; it is sparse
 TASKS = 4096
+OPEN_FILES = 1 << 18
+"""Of one virtiofsd, which keeps each file open that its guest remembers; with fewer, a guest that looks at a large tree
+is told that too many are open."""
+REMEMBERED = OPEN_FILES << 11  # bytes of the kernel and of virtiofsd for so many
 LEAST_MEMORY = 256 << 20  # with less, a guest's systemd and sshd do not come up
 
 
@@ -43,9 +47,9 @@ def balloon_of(workspace: Workspace, host: Surroundings) -> int | None:
 
 def memory_limit(workspace: Workspace, host: Surroundings, hardware: Hardware) -> int:
     """Bytes for the machine and what runs it: its own, QEMU's (emulation translates a gigabyte of code at most), and as
-    much as a virtiofsd needs to remember what a guest has looked at."""
+    much as each virtiofsd needs to remember what a guest has looked at."""
     emulation = 0 if hardware.accelerator == "kvm" else 1 << 30
-    return memory_of(workspace, host) + emulation + (512 << 20) + (256 << 20) * (len(workspace.mounts) + 1)
+    return memory_of(workspace, host) + emulation + (512 << 20) + REMEMBERED * len(share_tags(workspace))
 
 
 # The guest's files.
@@ -90,7 +94,7 @@ def share_server(
         command.append("--readonly")
     bind = "--ro-bind" if is_store else "--bind"
     jail = jailed(("--proc", "/proc", bind, share, "/share"), outside, tuple(command))
-    return Helper(jail, f"share {share}", socket, outside)
+    return Helper(jail, f"share {share}", socket, outside, OPEN_FILES)
 
 
 def share_servers(workspace: Workspace, host: Surroundings, virtiofsd: str, runtime: str) -> tuple[Helper, ...]:

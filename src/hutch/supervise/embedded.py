@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 
 LOG_BYTES = 1 << 20
+PIPE_BYTES = 1 << 16  # as many as a pipe holds
 CLEANUP_SECONDS = 10.0
 REBOOT_SECONDS = 5.0  # from one boot to the next, at least
 HELPER_GRACE = 5.0  # seconds between the end of a helper and that of the machine which it belonged to
@@ -211,6 +212,9 @@ class Supervisor:
                 main.close()
             for helper in boot.helpers:
                 helper.close()
+            if boot.said >= 0:
+                self._hear_helpers(boot.said)
+                os.close(boot.said)
             self.cgroup.kill("exec")
             self.cgroup.remove("machine")
             try:
@@ -279,17 +283,11 @@ class Supervisor:
             if source.is_spent:
                 poll.unregister(source.fileno())
 
-        def lose(helper: Helper) -> None:
-            poll.unregister(helper.pidfd)
-            if not self.broken and not self.outcome and not self.stop_requests:
-                # Unless it ends since the machine does, which then ends in a moment.
-                self.broken = f"the process beside it {helper.close()}: {helper.why}"
-                self.deadline = time.monotonic() + HELPER_GRACE
-
         handlers: dict[int, Callable[[], object]] = {
             self.wake: partial(self._wake_up, sources),
             **{source.fileno(): partial(hear, source) for source in sources},
-            **{helper.pidfd: partial(lose, helper) for helper in boot.helpers},
+            **{helper.pidfd: partial(self._lose, helper, poll) for helper in boot.helpers},
+            **({boot.said: partial(self._hear_helpers, boot.said, poll)} if boot.helpers else {}),
         }
         for descriptor in (main.pidfd, *handlers):
             poll.register(descriptor, select.POLLIN)
@@ -328,6 +326,24 @@ class Supervisor:
         if self.is_unsaid:
             left.append(RETRY_SECONDS)
         return min(left) * 1000 if left else None
+
+    def _lose(self, helper: Helper, poll: select.poll) -> None:
+        """A helper has ended."""
+        poll.unregister(helper.pidfd)
+        if not self.broken and not self.outcome and not self.stop_requests:
+            # Unless it ends since the machine does, which then ends in a moment.
+            self.broken = f"the process beside it {helper.close()}: {helper.why}"
+            self.deadline = time.monotonic() + HELPER_GRACE
+
+    def _hear_helpers(self, said: int, poll: select.poll | None = None) -> None:
+        """Take all that the helpers have said by now."""
+        try:
+            data = os.read(said, PIPE_BYTES)
+        except BlockingIOError:
+            return
+        self.log.write(data)
+        if not data and poll is not None:
+            poll.unregister(said)  # none of them can say more
 
     def _hear(self, said: Iterable[Said], begun: float) -> None:
         """Take what a guest says."""

@@ -43,6 +43,7 @@ class Boot:
         self.cgroup, self.gate, self.wake, self.is_off = cgroup, gate, wake, is_off
         self.main: Main | None = None
         self.helpers: list[Helper] = []
+        self.said = -1  # where what the helpers say is read
         self.missing: list[str] = []
         self.failure: StartFailed | OSError | None = None
         self.launch = launch or {}
@@ -73,9 +74,18 @@ class Boot:
         self.missing = self.cgroup.limit(control_files(launch["limits"]))
         for stage in launch["connect"]:
             self._finish(SideBySide([[step] for step in stage]))
-        for helper in launch["helpers"]:
-            self.helpers.append(Helper(helper))
+        if launch["helpers"]:
+            self._start_helpers(launch["helpers"])
         self.main = Main(runtime, launch["argv"], launch["links"])
+
+    def _start_helpers(self, helpers: list[dict[str, Any]]) -> None:
+        self.said, output = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.said, False)
+        try:
+            for helper in helpers:
+                self.helpers.append(Helper(helper, output))
+        finally:
+            os.close(output)
 
     def _finish(self, steps: SideBySide) -> None:
         steps.finish(self.begun, self.launch["start_seconds"], self.wake, self.is_off)

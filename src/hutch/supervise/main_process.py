@@ -74,15 +74,16 @@ class Main:
 
 
 class Helper:
-    """A process that the main one talks to. What it says goes to the workspace's log."""
+    """A process that the main one talks to. What it says goes to `output`."""
 
-    def __init__(self, helper: dict[str, Any]) -> None:
+    def __init__(self, helper: dict[str, Any], output: int) -> None:
         self.why: str = helper["why"]
         listener = _listen(helper["socket"], SOCK_STREAM)
         listener.listen(1)
         os.chown(helper["socket"], helper["uid"], helper["uid"])
-        self.pid = _spawn(helper["argv"], [0, 1, 2, listener.fileno()], {})
+        self.pid = _spawn(helper["argv"], [0, output, output, listener.fileno()], {})
         listener.close()
+        _allow_files(self.pid, helper["open_files"])
         self.pidfd = os.pidfd_open(self.pid)
         self.end = "does not end"
 
@@ -116,6 +117,17 @@ def _spawn(argv: Sequence[str], descriptors: Sequence[int], environment: dict[st
     finally:
         for number in safe:
             os.close(number)
+
+
+def _allow_files(pid: int, count: int) -> None:
+    """Let a process have so many files open, whatever the session that it comes from may. Where this host does not let
+    us, it makes do with what there is."""
+    import resource  # for machines only
+
+    try:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, count))
+    except (OSError, ValueError):
+        pass
 
 
 def _has_ended(pidfd: int) -> bool:
