@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 from hutch.supervise.sources import Source
 
@@ -92,6 +93,8 @@ class Monitor(Source):
         self._is_connected.set()
         said, gone = asyncio.ensure_future(events.get()), asyncio.ensure_future(client.runstate_changed())
         await asyncio.wait({said, gone}, return_when=asyncio.FIRST_COMPLETED)
+        with suppress(Exception):  # how the connection ended, which asyncio would tell on stderr
+            await client.disconnect()
         if said.done():
             data = said.result().get("data")
             reason = data.get("reason") if isinstance(data, dict) else None

@@ -101,9 +101,19 @@ def test_posture(running: Instance, program: str) -> None:
 
 def test_one_tap_and_nothing_else_of_the_network(running: Instance) -> None:
     (pid,) = pids(running, "qemu-system-")
-    opened = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    opened = opened_by(pid)
     assert opened.count("/dev/net/tun") == 1
     assert not [path for path in opened if path.startswith(str(running.state))]
+
+
+def test_virtiofsd_has_nothing_of_hutchs_open(running: Instance) -> None:
+    """Not even the log, which it could fill or forge."""
+    (pid,) = pids(running, "virtiofsd")
+    assert not [path for path in opened_by(pid) if path.startswith(str(running.run))]
+
+
+def opened_by(pid: int) -> list[str]:
+    return [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 def test_what_root_inside_makes_in_home_is_the_owners(running: Instance) -> None:
@@ -140,7 +150,8 @@ def test_killed(running: Instance, victim: str) -> None:
     for pid in found:
         os.kill(pid, signal.SIGKILL)
     awaited(lambda: running.status("lab")["state"] == "failed")
-    assert running.status("lab")["reason"]
+    reason = running.status("lab")["reason"]
+    assert reason and "Error" not in reason  # of what hears the monitor
     running.up()
     assert running.ssh("lab", "cat ~/precious").stdout == "precious\n"
     assert running.plan()["lab"]["action"] == "no change"
