@@ -36,7 +36,10 @@ def golden(reference: tuple[Instance, list[str]]) -> tuple[Instance, list[str]]:
     return reference
 
 
-@pytest.mark.parametrize("moment", range(MOMENTS))
+ALSO_OF_MACHINES = pytest.param(2, marks=pytest.mark.vm)  # while its parts are put together
+
+
+@pytest.mark.parametrize("moment", [0, 1, ALSO_OF_MACHINES, *range(3, MOMENTS)])
 def test_the_command_line_is_killed_while_it_starts(golden: tuple[Instance, list[str]], moment: int) -> None:
     instance, expected = golden
     instance.hutch("rm", "web")

@@ -19,7 +19,6 @@ def reasons(action: dict[str, list[dict[str, object]]]) -> dict[object, tuple[ob
     return {reason["key"]: (reason["old"], reason["new"]) for reason in action["reasons"]}
 
 
-@pytest.mark.vm
 def test_plan_up_plan(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: ""})
     assert shared.plan()[name]["action"] == "create"
@@ -149,7 +148,6 @@ def test_restart_if_changed_false_leaves_it_running(shared: Instance, name: str,
     assert shared.status(name)["pending"] == "none"
 
 
-@pytest.mark.vm
 def test_a_live_change_restarts_nothing(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: ""})
     shared.up()
