@@ -56,10 +56,10 @@ class Monitor(Source):
             yield "note", self._trouble
 
     def leave_memory(self, size: int) -> str:
-        if not self._is_connected.wait(PATIENCE):
+        if not (self._is_connected.wait(PATIENCE) and self._thread.is_alive()):
             return self._trouble or "the machine's monitor does not answer"
-        asked = asyncio.run_coroutine_threadsafe(self._client.execute("balloon", {"value": size}), self._loop)
         try:
+            asked = asyncio.run_coroutine_threadsafe(self._client.execute("balloon", {"value": size}), self._loop)
             asked.result(PATIENCE)
         except concurrent.futures.TimeoutError:
             return "the machine's monitor does not answer"
