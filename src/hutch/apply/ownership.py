@@ -7,7 +7,7 @@ replace a file when they save it, so the directory's inode counts too, for a fil
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from hutch.errors import HutchError
 from hutch.spec.model import Config
@@ -22,11 +22,13 @@ def origin_of(file: str) -> tuple[int, ...]:
         return ()
 
 
-def former_paths(config: Config, records: Mapping[str, Record]) -> set[str]:
-    """Where this very file was before it was renamed or moved, by what the records remember."""
-    own, found = origin_of(config.file), set()
+def former_paths(
+    config: Config, records: Mapping[str, Record], own: tuple[int, ...], exists: Callable[[str], bool]
+) -> set[str]:
+    """Where this very file, whose origin is `own`, was before it was renamed or moved, by what the records remember."""
+    found = set()
     for name, record in records.items():
-        if not own or not record.origin or record.file == config.file or os.path.exists(record.file):
+        if not own or not record.origin or record.file == config.file or exists(record.file):
             continue
         is_likely = record.origin[1] == own[1] and name in config.workspaces
         if record.origin[0] == own[0] or is_likely:
@@ -34,7 +36,14 @@ def former_paths(config: Config, records: Mapping[str, Record]) -> set[str]:
     return found
 
 
-def check_ownership(config: Config, records: Mapping[str, Record], former: Collection[str], *, adopt: bool) -> None:
+def check_ownership(
+    config: Config,
+    records: Mapping[str, Record],
+    former: Collection[str],
+    exists: Callable[[str], bool],
+    *,
+    adopt: bool,
+) -> None:
     """Refuse workspaces that are another file's, unless they are to be adopted."""
     if adopt:
         return
@@ -44,10 +53,7 @@ def check_ownership(config: Config, records: Mapping[str, Record], former: Colle
         if name in config.workspaces and not record.removed and record.file != config.file and record.file not in former
     }
     if taken:
-        lines = (
-            f"{name} belongs to {file}{'' if os.path.exists(file) else ', which is gone'}"
-            for name, file in taken.items()
-        )
+        lines = (f"{name} belongs to {file}{'' if exists(file) else ', which is gone'}" for name, file in taken.items())
         raise HutchError(
             "another file declares a workspace of the same name",
             details="\n".join(lines),

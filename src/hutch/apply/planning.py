@@ -1,81 +1,152 @@
-"""Gathers what planning needs: the records, the states, the images; then plans. Reads the host, changes nothing."""
+"""Gathers what planning needs: the records, the states, the images; then plans. Reads the host, changes nothing.
+
+What is decided from what was gathered is decided in `decide`, which is a pure function.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from hutch.apply.building import recipe_of
 from hutch.apply.converge import settle_network
 from hutch.apply.machines import check_machines
-from hutch.apply.ownership import check_ownership, former_paths, orphans
+from hutch.apply.ownership import check_ownership, former_paths, origin_of, orphans
 from hutch.apply.starting import check_shares
 from hutch.errors import ConfigError, HutchError, Problem, UsageError
+from hutch.frozen import dataclass
 from hutch.host.listening import check_ports
 from hutch.plan.actions import Action, Affected, Change, Plan, Wanted
 from hutch.plan.planner import Standing, network_changes, plan
 from hutch.plan.resolve import collisions, resolve
 from hutch.spec.marker import Invalid
-from hutch.spec.model import Config, Workspace
+from hutch.spec.model import Config, Network, Workspace
 from hutch.spec.names import SUN_PATH, Places
 from hutch.spec.owner import default_owner, find_owner, owner_keys
 from hutch.state import Record, read_network, read_records
-from hutch.supervise.observe import observe
+from hutch.supervise.observe import Observation, observe
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that planning goes by beside the file: what is remembered, and what is found on the host.
+
+    `applied` is the network as it was last set up, `network` as it is to be, with its uplink chosen; `owner` is the uid
+    of who owns what names no owner; `origin` tells the file again when it has been moved. The functions look when they
+    are asked, and give one answer to one question.
+    """
+
+    records: Mapping[str, Record]
+    applied: Network | None
+    network: Network
+    owner: int
+    origin: tuple[int, ...]
+    observe: Callable[[str], Observation]
+    """By the name of a workspace."""
+    sessions_of: Callable[[str], tuple[str, ...]]
+    """Who is at work in it, in words."""
+    keys_of: Callable[[int], tuple[str, ...]]
+    """The public keys of an owner."""
+    image_of: Callable[[Workspace], str]
+    """The id of its image."""
+    real: Callable[[str], str]
+    """A path with its symbolic links resolved."""
+    exists: Callable[[str], bool]
 
 
 def make_plan(
     places: Places, config: Config, names: Sequence[str], *, start: bool, prune: bool, adopt: bool = False
 ) -> Plan:
     """The plan for the named workspaces of a file, or for all of them."""
-    chosen = config.select(names)
     check_sockets(places, config)
-    records = read_records(places)
-    former = former_paths(config, records)
-    check_ownership(config, records, former, adopt=adopt)
-    network = settle_network(places, config.network)
-    owner = default_owner(os.environ, os.getuid())
+    facts = observe_facts(places, config)
+    found = decide(places, config, names, facts, start=start, prune=prune, adopt=adopt)
+    wanted = {name: wanted.workspace for name, wanted in found.wanted.items()}
+    check_owners(config.file, wanted)
+    check_ports(config.file, wanted, facts.records)
+    starting = [(config.file, action.workspace, wanted[action.workspace]) for action in found.actions if action.starts]
+    check_machines(starting)
+    check_shares(starting)
+    return found
+
+
+def observe_facts(places: Places, config: Config) -> Facts:
+    """Reads the records now, and the rest when it is asked for."""
+    records, applied = read_records(places), read_network(places)
+    images: dict[tuple[object, ...], str] = {}
+
+    def image_of(workspace: Workspace) -> str:
+        made_from = (workspace.image, workspace.packages, workspace.setup)
+        if made_from not in images:
+            images[made_from] = recipe_of(places, workspace).id
+        return images[made_from]
+
+    def sessions_of(name: str) -> tuple[str, ...]:
+        from hutch.apply.unsaved import live_sessions
+
+        return tuple(live_sessions(places, records[name]))
+
+    return Facts(
+        records=records,
+        applied=applied.network if applied else None,
+        network=settle_network(places, config.network),
+        owner=default_owner(os.environ, os.getuid()),
+        origin=origin_of(config.file),
+        observe=functools.cache(lambda name: observe(places, name)),
+        sessions_of=sessions_of,
+        keys_of=functools.cache(_keys_of),
+        image_of=image_of,
+        real=os.path.realpath,
+        exists=functools.cache(os.path.exists),
+    )
+
+
+def decide(
+    places: Places, config: Config, names: Sequence[str], facts: Facts, *, start: bool, prune: bool, adopt: bool
+) -> Plan:
+    """The plan that follows from a file and the facts, and from nothing else: it looks at nothing by itself."""
+    chosen = dict.fromkeys(config.select(names))
+    records = facts.records
+    former = former_paths(config, records, facts.origin, facts.exists)
+    check_ownership(config, records, former, facts.exists, adopt=adopt)
     kept = {name: record.wanted for name, record in records.items()}
-    resolved = resolve(config.workspaces, kept, network, places, owner)
-    check_owners(config.file, resolved)
-    resolved = {name: _with_keys(workspace) for name, workspace in resolved.items()}
-    undeclared = orphans(config, records, former)
-    remove = tuple(undeclared) if prune else ()
-    applied = read_network(places)
+    resolved = resolve(config.workspaces, kept, facts.network, places, facts.owner)
+    wanted = {}
+    for name in chosen:
+        workspace = _with_keys(resolved[name], facts)
+        wanted[name] = Wanted(workspace, facts.image_of(workspace))
+    undeclared = tuple(orphans(config, records, former))
+    remove = undeclared if prune else ()
     # Whoever has no part in this plan stays as recorded.
-    others = {n: r.wanted for n, r in records.items() if not r.removed and n not in chosen and n not in remove}
-    if applied is not None:
-        check_bystanders(others, network_changes(applied.network, network))
-    clashes = collisions({**others, **{name: resolved[name] for name in chosen}}, os.path.realpath)
+    parties = {*chosen, *remove}
+    others = {name: r.wanted for name, r in records.items() if not r.removed and name not in parties}
+    moved = network_changes(facts.applied, facts.network)
+    check_bystanders(others, moved)
+    clashes = collisions({**others, **{name: target.workspace for name, target in wanted.items()}}, facts.real)
     if clashes:
         raise HutchError(
             "two workspaces of this host would collide",
             details="\n".join(clashes),
             resolution="set that key to something else, or choose another name; of one file, `hutch up` both together",
         )
-    wanted = {name: Wanted(resolved[name], recipe_of(places, resolved[name]).id) for name in chosen}
-    standing = {name: _standing(places, record) for name, record in records.items() if name in wanted}
-    if applied is not None and not start:
-        check_stopped(standing, network_changes(applied.network, network))
-    check_ports(config.file, {name: resolved[name] for name in chosen}, records)
-    leaving = {name: _standing(places, records[name]) for name in remove}
+    standing = {name: _standing(record, facts) for name, record in records.items() if name in parties}
+    if not start:
+        check_stopped({name: now for name, now in standing.items() if name in chosen}, moved)
     found = plan(
         config.file,
-        network,
-        applied.network if applied else None,
+        facts.network,
+        facts.applied,
         wanted,
-        {**standing, **leaving},
+        standing,
         remove=remove,
         undeclared=() if prune else undeclared,
         start=start,
     )
     inherited = tuple(name for name in undeclared if records[name].file in former)
-    actions = tuple(_with_affected(places, action, records) for action in found.actions)
-    found = replace(found, actions=actions, inherited=inherited)
-    starting = [(config.file, a.workspace, a.wanted.workspace) for a in found.actions if a.starts and a.wanted]
-    check_machines(starting)
-    check_shares(starting)
-    return found
+    actions = tuple(_with_affected(action, facts) for action in found.actions)
+    return replace(found, actions=actions, inherited=inherited)
 
 
 def check_sockets(places: Places, config: Config) -> None:
@@ -124,34 +195,36 @@ def check_owners(file: str, resolved: Mapping[str, Workspace]) -> None:
         raise ConfigError(problems)
 
 
-def _with_keys(workspace: Workspace) -> Workspace:
+def _keys_of(owner: int) -> tuple[str, ...]:
+    try:
+        return owner_keys(find_owner(owner))
+    except Invalid:  # which check_owners tells
+        return ()
+
+
+def _with_keys(workspace: Workspace, facts: Facts) -> Workspace:
     """Keys that the file does not say are the owner's."""
     if workspace.authorized_keys is not None:
         return workspace
     assert isinstance(workspace.owner, int)
-    return replace(workspace, authorized_keys=owner_keys(find_owner(workspace.owner)) or None)
+    return replace(workspace, authorized_keys=facts.keys_of(workspace.owner) or None)
 
 
-def _with_affected(places: Places, action: Action, records: Mapping[str, Record]) -> Action:
+def _with_affected(action: Action, facts: Facts) -> Action:
     """Say who notices that a running workspace is stopped."""
-    if not action.stops:
+    now = facts.observe(action.workspace) if action.stops else None
+    if now is None or now.state != "running":
         return action
-    now = observe(places, action.workspace)
-    if now.state != "running":
-        return action
-    from hutch.apply.unsaved import live_sessions
-
-    sessions = tuple(live_sessions(places, records[action.workspace]))
-    return replace(action, affected=Affected(sessions, now.since))
+    return replace(action, affected=Affected(facts.sessions_of(action.workspace), now.since))
 
 
-def _standing(places: Places, record: Record) -> Standing:
+def _standing(record: Record, facts: Facts) -> Standing:
     booted = record.booted
     return Standing(
         file=record.file,
         wanted=Wanted(record.wanted, record.image),
         booted=Wanted(booted.workspace, booted.image) if booted else None,
-        state=observe(places, record.name).state,
+        state=facts.observe(record.name).state,
         removed=record.removed,
         ceiling=booted.memory if booted else None,
     )

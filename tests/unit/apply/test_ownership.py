@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from hutch.apply.ownership import check_ownership, former_paths, origin_of, orphans
+from hutch.apply import ownership
+from hutch.apply.ownership import origin_of, orphans
 from hutch.errors import HutchError
 from hutch.spec.model import Config
 from hutch.state import Record
@@ -33,10 +36,20 @@ def project(tmp_path: Path) -> Path:
     return file
 
 
+def former_paths(config: Config, records: dict[str, Record]) -> set[str]:
+    return ownership.former_paths(config, records, origin_of(config.file), os.path.exists)
+
+
+def check_ownership(
+    config: Config, records: dict[str, Record], former: Collection[str], *, adopt: bool = False
+) -> None:
+    ownership.check_ownership(config, records, former, os.path.exists, adopt=adopt)
+
+
 def refused(config: Config, records: dict[str, Record]) -> str:
     former = former_paths(config, records)
     with pytest.raises(HutchError) as caught:
-        check_ownership(config, records, former, adopt=False)
+        check_ownership(config, records, former)
     assert "--adopt" in caught.value.resolution
     check_ownership(config, records, former, adopt=True)
     return caught.value.details
@@ -44,7 +57,7 @@ def refused(config: Config, records: dict[str, Record]) -> str:
 
 def taken_along(config: Config, records: dict[str, Record]) -> bool:
     former = former_paths(config, records)
-    check_ownership(config, records, former, adopt=False)
+    check_ownership(config, records, former)
     return bool(former)
 
 
@@ -52,8 +65,8 @@ def test_another_file_is_refused(project: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.touch()
     assert refused(declaring(other, "web"), record(project)) == f"web belongs to {project}"
-    check_ownership(declaring(other, "lab"), record(project), (), adopt=False)
-    check_ownership(declaring(other, "web"), record(project, removed=True), (), adopt=False)
+    check_ownership(declaring(other, "lab"), record(project), ())
+    check_ownership(declaring(other, "web"), record(project, removed=True), ())
 
 
 def test_a_file_that_is_gone_is_not_forgotten(project: Path, tmp_path: Path) -> None:
