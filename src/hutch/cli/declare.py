@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from hutch.api import Hutch, agreed
-from hutch.cli.common import Options, global_options, needs_root, print_json, printable, workspace_names
+from hutch.cli.common import Options, global_options, needs_root, print_json, workspace_names
+from hutch.cli.values import shown_pair
 from hutch.errors import HutchError
 
 if TYPE_CHECKING:
@@ -137,21 +137,14 @@ def plan_notes(plan: Plan) -> list[str]:
 
 def explain_action(action: Action) -> list[str]:
     weighted = action.action in ("live", "restart", "recreate", "no change")
-    lines = [
-        f"{change.key}: {shown(change.old)} → {shown(change.new)}{f' ({change.weight})' if weighted else ''}"
-        for change in action.reasons
-    ]
+    lines = []
+    for change in action.reasons:
+        old, new = shown_pair(change.key, change.old, change.new)
+        lines.append(f"{change.key}: {old} → {new}{f' ({change.weight})' if weighted else ''}")
     if action.affected is not None:
-        since = "" if action.affected.since is None else f", running since {time.ctime(action.affected.since)}"
+        since = "" if action.affected.since is None else f"; running since {time.ctime(action.affected.since)}"
         lines.append(f"affects: {', '.join(action.affected.sessions) or 'nobody'}{since}")
     return [*lines, *(f"note: {note}" for note in action.notes)]
-
-
-def shown(value: Any) -> str:
-    """A value on one line, shortened."""
-    text = "unset" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = printable(text.replace("\n", "⏎"))
-    return text if len(text) <= 70 else text[:67] + "…"
 
 
 @click.command()

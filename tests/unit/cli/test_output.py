@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ from hypothesis import strategies as st
 
 from hutch.api.describe import describe
 from hutch.cli.common import print_table, printable
-from hutch.cli.declare import explain_action, print_plan, shown
+from hutch.cli.declare import explain_action, print_plan
 from hutch.cli.show import absent
+from hutch.cli.values import shown, shown_pair
 from hutch.host.process import start_time
 from hutch.plan.actions import Action, Change, Kind, Plan
+from hutch.spec.model import Idle, Mount, Publish
 from hutch.spec.names import Places
 from hutch.state import Booted, Record, write_record
 from hutch.supervise.observe import Observation
 from hutch.supervise.status import write_status
 from tests.unit.cli.conftest import Run
-from tests.unit.facts import NETWORK, workspace
+from tests.unit.facts import KEY, NETWORK, workspace
 
 CONTRACT = (
     "name type engine state ip mac cid image home hypervisor accelerator pid ready_seconds start_kind pending file"
@@ -66,11 +69,13 @@ def test_nothing_drives_the_terminal(text: str) -> None:
     ("value", "text"),
     [
         (None, "unset"),
+        ("", '""'),
         ("text", "text"),
         ("two\nlines", "two⏎lines"),
         (2, "2"),
         (False, "false"),
-        (["a", "é"], '["a", "é"]'),
+        ([], "none"),
+        (["a", "é"], "a, é"),
         ({"host_port": 80}, '{"host_port": 80}'),
         ("x" * 70, "x" * 70),
         ("x" * 71, "x" * 67 + "…"),
@@ -78,6 +83,37 @@ def test_nothing_drives_the_terminal(text: str) -> None:
 )
 def test_shown(value: Any, text: str) -> None:
     assert shown(value) == text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("memory", 2 << 30, "2GiB"),
+        ("memory", 1100 << 20, "1100MiB"),
+        ("disk", 1 << 50, "1024TiB"),
+        ("disk", 1, "1"),
+        ("vcpus", 1 << 10, "1024"),
+        ("publish", [asdict(Publish("", 80, 8080, "tcp"))], "80:8080"),
+        ("publish", [asdict(Publish("127.0.0.1", 53, 5353, "udp"))], "127.0.0.1:53:5353/udp"),
+        (
+            "mounts",
+            [asdict(Mount("/a b", "/src")), asdict(Mount("/c", "/d", readonly=True))],
+            "/a b on /src, /c on /d, readonly",
+        ),
+        ("env", [["A", "b c"], ["C", ""]], "A=b c, C="),
+        ("idle", asdict(Idle("30min", "stop")), "stop after 30min"),
+        ("authorized_keys", [f"{KEY} alice@host", KEY], "ssh-ed25519 …AQEBAQEB alice@host, ssh-ed25519 …AQEBAQEB"),
+    ],
+)
+def test_values_are_shown_as_they_are_written(key: str, value: Any, text: str) -> None:
+    assert shown(value, key) == text
+
+
+def test_what_differs_looks_different() -> None:
+    long = [f"package-{number}" for number in range(20)]
+    old, new = shown_pair("packages", long, [*long[:-1], "other"])
+    assert old != new and new.endswith(", other")
+    assert shown_pair("packages", long, ["other"]) == (shown(long), "other")
 
 
 # Plans.
@@ -88,10 +124,10 @@ MEMORY = Change("memory", None, 1 << 30, "restart")
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        ("restart", "memory: unset → 1073741824 (restart)"),
-        ("live", "memory: unset → 1073741824 (restart)"),
-        ("start", "memory: unset → 1073741824"),
-        ("create", "memory: unset → 1073741824"),
+        ("restart", "memory: unset → 1GiB (restart)"),
+        ("live", "memory: unset → 1GiB (restart)"),
+        ("start", "memory: unset → 1GiB"),
+        ("create", "memory: unset → 1GiB"),
     ],
 )
 def test_explain_action(kind: Kind, line: str) -> None:
@@ -103,7 +139,7 @@ def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     actions = (Action("web", "restart", (MEMORY,), ("mind",)), Action("longer", "no change"))
     print_plan(Plan("/f", NETWORK, actions))
     assert capsys.readouterr().out == (
-        "web     restart\n          memory: unset → 1073741824 (restart)\n          note: mind\nlonger  no change\n"
+        "web     restart\n          memory: unset → 1GiB (restart)\n          note: mind\nlonger  no change\n"
     )
     print_plan(Plan("/f", NETWORK, ()), err=True)
     assert capsys.readouterr().err == "the file declares no workspace\n"
