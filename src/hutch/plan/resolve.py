@@ -28,6 +28,7 @@ def resolve(
         before = kept.get(name)
         resolved[name] = replace(
             workspace,
+            packages=tuple(sorted(set(workspace.packages))),  # an image does not depend on their order
             ip=addresses[name],
             mac=workspace.mac or names.mac(name),
             cid=workspace.cid or names.cid(name),

@@ -28,6 +28,7 @@ def at(ip: str | None) -> Workspace:
 def test_everything_is_filled_in() -> None:
     assert resolve({"web": OPEN}, {}, NETWORK, PLACES, 1000)["web"] == replace(
         OPEN,
+        packages=("curl", "dnsutils", "git", "htop", "tmux", "vim", "wget"),
         ip="192.168.83.2",
         mac="02:4b:5e:57:f6:eb",
         cid=4939451,
@@ -37,8 +38,17 @@ def test_everything_is_filled_in() -> None:
 
 
 def test_what_is_declared_stays() -> None:
-    said = replace(OPEN, ip="192.168.83.9", mac="02:00:00:00:00:01", cid=9, owner=7, home="/srv/home")
+    said = replace(
+        OPEN, packages=("git",), ip="192.168.83.9", mac="02:00:00:00:00:01", cid=9, owner=7, home="/srv/home"
+    )
     assert resolve({"web": said}, {"web": workspace()}, NETWORK, PLACES, 1000) == {"web": said}
+
+
+def test_the_order_of_packages_does_not_matter() -> None:
+    """Nor that one is named twice: it is the same image."""
+    (one, two) = (replace(OPEN, packages=packages) for packages in (("vim", "git"), ("git", "vim", "git")))
+    found = [resolve({"web": said}, {}, NETWORK, PLACES, 1000)["web"].packages for said in (one, two)]
+    assert found == [("git", "vim")] * 2
 
 
 def test_the_owner_is_kept_whoever_calls() -> None:
