@@ -96,7 +96,7 @@ def plan_one(
         return _plan_stopped(name, target, now, since_booted, unrecorded, notes, start=start)
     heaviest = max((HEAVIER[change.weight] for change in since_booted), default=-1)
     if heaviest < 0:
-        return Action(name, "live" if since_record else "no change", since_record, notes, target)
+        return Action(name, "live" if since_record else "no change", taken_back(since_record), notes, target)
     why = "--no-start" if not start else "" if target.workspace.restart_if_changed else "restart_if_changed is false"
     if heaviest > 0 and why and not moved:  # nobody stays on a network that is gone
         keys = ", ".join(change.key for change in since_booted if change.weight != "live")
@@ -128,7 +128,14 @@ def _plan_stopped(
         return Action(name, "recreate" if recreate else "start", reasons, notes, target)
     if recreate:
         return Action(name, "recreate", since_booted, notes, target)
+    if later := [change.key for change in unrecorded if change.weight != "live"]:
+        notes += (f"--no-start: it takes effect at the next start ({', '.join(later)})",)
     return Action(name, "live" if unrecorded else "no change", unrecorded, notes, target)
+
+
+def taken_back(changes: tuple[Change, ...]) -> tuple[Change, ...]:
+    """Changes that were recorded and never put in force, so taking them back takes nothing."""
+    return tuple(replace(change, weight="live") for change in changes)
 
 
 def differences(old: Wanted, new: Wanted, ceiling: int | None = None) -> tuple[Change, ...]:
