@@ -1,0 +1,165 @@
+"""Golden cases of the planner: a hutch.toml and facts in, a plan out. golden/plan/README.md says how to read them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hutch.apply.planning import Facts, decide
+from hutch.plan.actions import Plan
+from hutch.plan.resolve import resolve
+from hutch.spec import loading
+from hutch.spec.model import Config, Network, Workspace
+from hutch.spec.values import Size
+from hutch.state import Booted, Record
+from hutch.supervise.observe import Observation
+from tests.unit.facts import GOLDEN, KEY, PLACES
+
+FOLDER = GOLDEN / "plan"
+FILE = "/srv/project/hutch.toml"
+ORIGIN = (11, 10)
+"""The inode numbers of the file and of its directory."""
+OWNER = 1000
+UPLINK = "192.168.84.0/30"
+SINCE = 1_700_000_000.0
+KEYS = (f"{KEY} alice@host",)
+IMAGE_KEYS = ("image", "packages", "setup")
+KNOWN = frozenset(
+    ("state", "applied", "booted", "image", "booted_image", "started_with", "file", "origin", "removed")
+) | {"since", "sessions"}
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One folder of golden/plan."""
+
+    name: str
+
+    def text(self, file: str) -> str:
+        path = FOLDER / self.name / file
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    @cached_property
+    def declared(self) -> Table:
+        return tomllib.loads(self.text("hutch.toml"))
+
+    @cached_property
+    def said(self) -> Table:
+        """What facts.toml says."""
+        return tomllib.loads(self.text("facts.toml"))
+
+    @cached_property
+    def words(self) -> list[str]:
+        """The command line, behind `hutch`."""
+        words: list[str] = self.said.get("command", "plan").split()
+        assert words[0] == "plan"
+        return words[1:]
+
+    def load(self, directory: Path) -> Config:
+        """The file, read as any hutch.toml is; it lies in `directory` for that."""
+        file = directory / "hutch.toml"
+        file.write_text(self.text("hutch.toml"), encoding="utf-8")
+        file.chmod(0o644)
+        return replace(loading.load(file, places=PLACES), file=FILE)
+
+    def plan(self, config: Config) -> Plan:
+        """As `hutch plan` makes it."""
+        options = {word for word in self.words if word.startswith("--")}
+        assert options <= {"--no-start", "--prune", "--adopt"}
+        return decide(
+            PLACES,
+            config,
+            [word for word in self.words if word not in options],
+            self.facts(config),
+            start="--no-start" not in options,
+            prune="--prune" in options,
+            adopt="--adopt" in options,
+        )
+
+    # Facts.
+
+    def facts(self, config: Config) -> Facts:
+        said, stand = self.said, self.standing
+        assert said.keys() <= {"command", "network", "workspaces", "gone", "links", "keys"}, said.keys()
+        assert all(table.keys() <= KNOWN for table in stand.values()), stand
+        applied = Network(**{"uplink": UPLINK, **(said.get("network") or self.declared.get("network", {}))})
+        links: dict[str, str] = said.get("links", {})
+
+        def observe(name: str) -> Observation:
+            table = stand.get(name, {})
+            state = table.get("state", "stopped")
+            return Observation(state, since=table.get("since", SINCE) if state == "running" else None)
+
+        return Facts(
+            records=dict(self.records(applied)),
+            applied=applied if stand else None,
+            network=replace(config.network, uplink=config.network.uplink or applied.uplink),
+            owner=OWNER,
+            origin=ORIGIN,
+            observe=observe,
+            sessions_of=lambda name: tuple(stand[name].get("sessions", ())),
+            keys_of=lambda owner: tuple(said.get("keys", KEYS)),
+            image_of=image_of,
+            real=lambda path: links.get(path, path),
+            exists=lambda path: path not in said.get("gone", ()),
+        )
+
+    @cached_property
+    def standing(self) -> dict[str, Table]:
+        found: dict[str, Table] = self.said.get("workspaces", {})
+        return found
+
+    def records(self, network: Network) -> Iterator[tuple[str, Record]]:
+        """What was written down when the workspaces became what facts.toml says."""
+        declared, stand = self.declared.get("workspaces", {}), self.standing
+        wanted = self.resolved({n: t["applied"] if "applied" in t else declared[n] for n, t in stand.items()}, network)
+        booted = self.resolved({n: t["booted"] for n, t in stand.items() if t.get("booted")}, network, wanted)
+        for index, (name, table) in enumerate(stand.items()):
+            record = Record(
+                name=name,
+                file=table.get("file", FILE),
+                wanted=wanted[name],
+                image=table.get("image", image_of(wanted[name])),
+                uid_base=0x7000_0000 + 0x1_0000 * index,
+                machine_id=f"{index:032x}",
+                removed=table.get("removed", False),
+                origin=tuple(table.get("origin", ORIGIN)),
+            )
+            if not record.removed and table.get("booted") is not False:
+                runs = booted.get(name, record.wanted)
+                image = table.get("booted_image", image_of(runs) if name in booted else record.image)
+                ceiling = replace(record, wanted=runs).with_booted().booted
+                assert ceiling is not None
+                memory = Size().parse(table["started_with"]) if "started_with" in table else ceiling.memory
+                record = replace(record, booted=Booted(runs, image, memory))
+            yield name, record
+
+    def resolved(
+        self, tables: Table, network: Network, kept: Mapping[str, Workspace] | None = None
+    ) -> dict[str, Workspace]:
+        """These tables of workspaces, loaded and resolved."""
+        shared = {"defaults": self.declared.get("defaults", {}), "network": {"subnet": network.subnet}}
+        findings: list[Any] = []
+        config = loading.read_config(FILE, {**shared, "workspaces": tables}, findings, PLACES, loading.no_check)
+        assert not findings, findings
+        own = {name: workspace for name, workspace in (kept or {}).items() if name in tables}
+        found = resolve(config.workspaces, own, network, PLACES, OWNER)
+        return {name: replace(w, authorized_keys=w.authorized_keys or KEYS) for name, w in found.items()}
+
+
+def image_of(workspace: Workspace) -> str:
+    """An id as a recipe gives it, which does not change when hutch's own part of the recipe does."""
+    made_from = repr([getattr(workspace, key) for key in IMAGE_KEYS])
+    slug = re.sub(r"[^a-z0-9]+", "-", workspace.image).strip("-")
+    return f"{slug}-{zlib.crc32(made_from.encode()):08x}"
+
+
+def all_cases() -> list[Case]:
+    return [Case(path.name) for path in sorted(FOLDER.iterdir()) if path.is_dir()]
