@@ -50,29 +50,40 @@ def same_identifiers(workspaces: Mapping[str, Workspace], key: str) -> Iterator[
 def same_ports(workspaces: Mapping[str, Workspace]) -> Iterator[Clash]:
     """Ports of the host that are published twice, maybe by one workspace: each leads to one place, on each of the
     host's addresses."""
-    seen: dict[tuple[int, str], list[tuple[str, str]]] = {}
+    seen: dict[tuple[int, str], dict[str, str]] = {}
     for name, workspace in workspaces.items():
         for index, publish in enumerate(workspace.publish):
-            others = seen.setdefault((publish.host_port, publish.protocol), [])
-            for ip, other in others:
-                if not ip or not publish.host_ip or ip == publish.host_ip:
-                    yield Clash(other, name, f"{publish.host_port}/{publish.protocol}", index)
-                    break
-            others.append((publish.host_ip, name))
+            others = seen.setdefault((publish.host_port, publish.protocol), {})
+            # On every address, it is in the way of all that are there already.
+            found = (others.get(ip) for ip in (publish.host_ip, "")) if publish.host_ip else others.values()
+            other = next((other for other in found if other is not None), None)
+            if other is not None:
+                yield Clash(other, name, f"{publish.host_port}/{publish.protocol}", index)
+            others.setdefault(publish.host_ip, name)
 
 
 def same_homes(workspaces: Mapping[str, Workspace], real: Real) -> Iterator[Clash]:
     """A home is one workspace's: not another's too, nor inside another's."""
-    seen: list[tuple[str, str]] = []
+    homes: dict[str, str] = {}  # whose each is
+    inside: dict[str, str] = {}  # directory -> a home somewhere in it
     for name, workspace in workspaces.items():
         if workspace.home is None:
             continue
-        home = real(workspace.home)
-        for around, other in seen:
-            if is_inside(home, around) or is_inside(around, home):
-                yield Clash(other, name, homes=(around, home))
-                break
-        seen.append((home, name))
+        home = posixpath.normpath(real(workspace.home))
+        above = list(parents(home))
+        around = next((path for path in (home, *above) if path in homes), inside.get(home))
+        if around is not None:
+            yield Clash(homes[around], name, homes=(around, home))
+        homes.setdefault(home, name)
+        for path in above:
+            inside.setdefault(path, home)
+
+
+def parents(path: str) -> Iterator[str]:
+    """The directories that a path is in, from the nearest to the root."""
+    while (above := posixpath.dirname(path)) != path:
+        yield above
+        path = above
 
 
 def is_inside(path: str, tree: str) -> bool:

@@ -217,7 +217,12 @@ def read_workspaces(data: Table, findings: list[Finding]) -> list[Draft]:
 
 def is_typed(own: Table, defaults: Table) -> bool:
     """Whether a workspace's type is known, be it right or wrong otherwise."""
-    return own.get("type", defaults.get("type")) in get_args(get_type_hints(Workspace)["type"])
+    return own.get("type", defaults.get("type")) in known_types()
+
+
+@functools.cache
+def known_types() -> tuple[str, ...]:
+    return get_args(get_type_hints(Workspace)["type"])
 
 
 def backend_findings(draft: Draft, network: Network, check: Check) -> Iterator[Finding]:
