@@ -7,8 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hutch.plan.actions import Action, Change, Plan, Wanted
 from hutch.plan.planner import (
@@ -19,7 +17,6 @@ from hutch.plan.planner import (
     pending,
     plan,
     plan_one,
-    with_live_changes,
     without_effect,
 )
 from hutch.spec.entries import Publish
@@ -336,71 +333,6 @@ def test_a_kept_root_is_not_deleted_without_a_word() -> None:
 def test_a_plan_without_changes() -> None:
     assert not plan(FILE, NETWORK, NETWORK, {"a": wanted()}, {"a": standing()}).changes
     assert not Plan(FILE, NETWORK, ()).changes
-
-
-# Planning is stable: what a plan did is not planned again.
-
-VALUES: dict[str, list[Any]] = {
-    "type": ["container", "vm"],
-    "hypervisor": ["auto", "qemu"],
-    "packages": [("git",), ("git", "vim")],
-    "setup": ["", "true"],
-    "shell": ["/bin/bash", "/bin/zsh"],
-    "vcpus": [None, 2],
-    "memory": [None, 2**29, 2**31],
-    "cid": [7, 8],
-    "autostart": [False, True],
-    "restart_if_changed": [False, True],
-    "persist": ["home", "all"],
-    "publish": [(), (Publish("", 80, 80, "tcp"),)],
-    "gpu": [False, True],
-}
-targets = st.builds(
-    lambda image, keys: Wanted(workspace(**keys), image),
-    st.sampled_from(["image-1", "image-2"]),
-    st.fixed_dictionaries({}, optional={key: st.sampled_from(values) for key, values in VALUES.items()}),
-)
-states = st.sampled_from(["stopped", "failed", "starting", "running", "stopping"])
-standings = st.none() | st.builds(Standing, st.just(FILE), targets, st.none() | targets, states, st.booleans()).filter(
-    lambda now: not now.removed or (now.state == "stopped" and now.booted is None)
-)
-
-
-def applied(now: Standing | None, action: Action, *, start: bool) -> Standing:
-    """What apply makes of a workspace, in short."""
-    assert action.wanted is not None
-    up = action.starts and start
-    if action.action == "no change":
-        assert now is not None
-        return now
-    if up:
-        return Standing(FILE, action.wanted, action.wanted, "running")
-    stopped = action.action in ("create", "start", "restart", "recreate")
-    state = "stopped" if now is None or stopped else now.state
-    booted = None if now is None or action.action == "recreate" else now.booted
-    if booted is not None and state == "running" and action.action == "live":
-        booted = with_live_changes(booted, action.wanted)
-    return Standing(FILE, action.wanted, booted, state)
-
-
-@given(now=standings, target=targets, start=st.booleans(), network=st.sampled_from([NETWORK, MOVED]))
-def test_a_plan_that_was_applied_plans_nothing(
-    now: Standing | None, target: Wanted, start: bool, network: Network
-) -> None:
-    first = plan(FILE, network, NETWORK, {"web": target}, {"web": now} if now else {}, start=start)
-    then = applied(now, first.actions[0], start=start)
-    second = plan(FILE, network, network, {"web": target}, {"web": then}, start=start)
-    assert [action.action for action in second.actions] == ["no change"]
-    assert then.wanted == target
-    if start:
-        assert then.is_up
-
-
-@given(now=standings, target=targets, start=st.booleans())
-def test_every_change_has_a_reason(now: Standing | None, target: Wanted, start: bool) -> None:
-    action = plan_one("web", target, now, start=start)
-    assert action.action == "no change" or action.reasons
-    assert {change.key for change in action.reasons} <= {*WORKSPACE_KEYS, "workspace", "state"}
 
 
 def test_what_is_resolved_is_whole() -> None:
