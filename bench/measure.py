@@ -8,6 +8,8 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,6 +63,33 @@ def seconds(argv: Sequence[str], *, timeout: float = 300.0) -> float:
     start = time.perf_counter()
     run(argv, timeout=timeout)
     return time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process took: wall and processor time, and the most memory at once, in bytes; its children included, but
+    for their memory, of which the largest counts."""
+
+    seconds: float
+    processor: float
+    memory: float
+
+
+def usage(argv: Sequence[str], *, timeout: float = 300.0) -> Usage:
+    """Run `argv` to its end, which must be a success."""
+    with tempfile.TemporaryFile() as said:
+        start = time.perf_counter()
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
+        deadline = threading.Timer(timeout, process.kill)
+        deadline.start()
+        _, status, used = os.wait4(process.pid, 0)
+        took = time.perf_counter() - start
+        deadline.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise BenchError(f"{shlex.join(argv)}: code {process.returncode}\n{said.read().decode(errors='replace')}")
+    return Usage(took, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024.0)
 
 
 def interleave(rounds: int, *contenders: Sample) -> tuple[Samples, ...]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from bench.measure import BenchError, run, try_run
 
-NETWORK = '[network]\nbridge = "hutchbench0"\nsubnet = "192.168.83.0/24"\n'
+NETWORK = '[network]\nbridge = "hutchbench0"\n'
+SUBNET = "192.168.83.0/24"
 HARDWARE = 'vcpus = 2\nmemory = "1GiB"\n'  # what the machines by hand have
 
 
@@ -39,11 +40,11 @@ class Hutch:
     def __call__(self, *arguments: str, timeout: float = 300.0) -> str:
         return run(self.argv(*arguments), timeout=timeout)
 
-    def declare(self, *names: str, vms: Sequence[str] = ()) -> None:
+    def declare(self, *names: str, vms: Sequence[str] = (), subnet: str = SUBNET) -> None:
         """Make hutch.toml say exactly these containers, with nothing but defaults, and virtual machines."""
         tables = [f'[workspaces.{name}]\ntype = "container"\n' for name in names]
         tables += [f'[workspaces.{name}]\ntype = "vm"\n{HARDWARE}' for name in vms]
-        self.file.write_text("\n".join([NETWORK, *tables]))
+        self.file.write_text("\n".join([f'{NETWORK}subnet = "{subnet}"\n', *tables]))
         self.file.chmod(0o644)
 
     def remove(self, *names: str) -> None:

@@ -4,20 +4,22 @@ rows it fills. Those of virtual machines are in vms.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import vms
 from bench.bare import Bare
 from bench.incus import Incus
-from bench.measure import BenchError, Samples, blocks_below, interleave, run, say, seconds
+from bench.measure import BenchError, Samples, Usage, blocks_below, interleave, run, say, seconds, usage
 from bench.ours import Hutch
 from bench.table import Row, Scenario, Setting
 
 MANY = 20
+SEVERAL, LARGE = 200, 10_000  # declared, and not running
 START_UP = "import argparse, json"
 
 
@@ -171,6 +173,51 @@ def _nothing_to_do(hutch: Hutch) -> Iterator[Row]:
     yield Row("started", "workspace processes started by it", "", _one(len(started)), bound=0)
 
 
+def declared(setting: Setting) -> Iterator[Row]:
+    """Files of many workspaces, none of which runs."""
+    hutch = setting.hutch
+    names = distinct_names(LARGE)
+    small, large = hutch.file.with_name("small.toml"), hutch.file.with_name("large.toml")
+    for file, count in ((small, LARGE // 10), (large, LARGE)):
+        hutch.declare(*names[:count], subnet="10.83.0.0/16")
+        hutch.file.rename(file)
+    plans: dict[Path, list[Usage]] = {small: [], large: []}
+
+    def plan(file: Path) -> float:
+        plans[file].append(usage(hutch.argv("plan", "-f", str(file))))
+        return plans[file][-1].seconds
+
+    many, few = interleave(setting.rounds, lambda _: plan(large), lambda _: plan(small))
+    what = f"`hutch plan` of {LARGE} declared workspaces"
+    yield Row("plan", what, "s", many, bound=5, note=processor_time(plans[large]))
+    yield Row("plan-growth", what, "s", many, few, f"`hutch plan` of {LARGE // 10}", 12, processor_time(plans[small]))
+    memory = Samples(tuple(used.memory for used in plans[large]))
+    yield Row("plan-memory", "memory that it takes, at the most", "bytes", memory, bound=200e6)
+    hutch.declare(*names[:SEVERAL])
+    hutch("up", "--no-start")
+    again = [usage(hutch.argv("up", "--no-start")) for _ in range(setting.rounds)]
+    samples = Samples(tuple(used.seconds for used in again))
+    what = f"`hutch up --no-start` with nothing to do, {SEVERAL} workspaces stopped"
+    yield Row("no-op", what, "s", samples, bound=1, note=processor_time(again))
+    hutch.declare()
+    hutch("up", "--prune")
+
+
+def processor_time(samples: Sequence[Usage]) -> str:
+    """What does not depend on what else the machine does."""
+    return f"processor time: {min(used.processor for used in samples):.2f} s at the least"
+
+
+def distinct_names(count: int) -> list[str]:
+    """Names that are told apart by their vsock context ids, too: of ten thousand, a few would share one."""
+    names: dict[str, str] = {}
+    numbers = itertools.count()
+    while len(names) < count:
+        name = f"w{next(numbers):05}"
+        names.setdefault(hashlib.sha256(name.encode()).hexdigest()[:6], name)
+    return list(names.values())
+
+
 def _one(count: int) -> Samples:
     return Samples((float(count),))
 
@@ -201,6 +248,7 @@ SCENARIOS = (
     Scenario(("start",), start),
     Scenario(("twenty", "memory", "ls", "status", "again", "written", "started"), many),
     *vms.SCENARIOS,
+    Scenario(("plan", "plan-growth", "plan-memory", "no-op"), declared),
 )
 
 
