@@ -12,7 +12,7 @@ from hutch.backends.port import Port
 from hutch.errors import HutchError
 from hutch.files import write_atomic
 from hutch.images.build import BuilderNetwork
-from hutch.images.cache import WAITING, collect_leftovers, ensure_image, locked, observe_image, prepare_directory
+from hutch.images.cache import WAITING, collect_leftovers, ensure_image, is_whole, locked, prepare_directory
 from hutch.images.progress import Stage
 from hutch.images.recipe import Recipe, make_recipe
 from hutch.images.source import observe_fingerprint
@@ -45,7 +45,7 @@ def ensure_images(
         users.setdefault(recipe, []).append(name)
         if workspace.type == "vm":
             machines.add(recipe)
-    missing = [recipe for recipe in users if observe_image(places, recipe.id) is None]
+    missing = [recipe for recipe in users if not is_whole(places, recipe.id)]
     _ensure_trees(places, missing, users, network, file, progress)
     for recipe in machines:
         from hutch.images.machine import ensure_machine
@@ -56,7 +56,7 @@ def ensure_images(
 
 def is_built(places: Places, wanted: Wanted) -> bool:
     """Whether everything is in the cache that a workspace's start takes from there."""
-    if observe_image(places, wanted.image) is None:
+    if not is_whole(places, wanted.image):
         return False
     if wanted.workspace.type != "vm":
         return True
@@ -90,7 +90,7 @@ def _ensure_trees(
             prepare_directory(places)
             # There is one builder's place in the network, and whoever leaves it may take the network away.
             with locked(places, "network", waiting=partial(progress, recipe.id, WAITING, 0.0)):
-                if observe_image(places, recipe.id) is None:
+                if not is_whole(places, recipe.id):
                     with builder_network(places, network, file) as builder:
                         ensure_image(recipe, places, progress=report, builder=builder)
 

@@ -79,6 +79,15 @@ def observe_image(places: Places, id: str) -> Image | None:
         ) from error
 
 
+def is_whole(places: Places, id: str) -> bool:
+    """Whether an image is in the cache, with its tree and a record that can be read."""
+    try:
+        image = observe_image(places, id)
+    except HutchError:
+        return False
+    return image is not None and image.root.is_dir()
+
+
 def render_image(recipe: Recipe, created: str, size: int) -> bytes:
     """The content of image.json."""
     record = {"format": FORMAT, "recipe": recipe.as_json(), "created": created, "size": size}
@@ -107,21 +116,29 @@ def ensure_image(
     `builder` lends a network to what runs in the tree; without it, setup scripts have none. Whoever passes one holds
     the lock "network": there is one builder's place in it. That lock comes before an image's.
     """
-    found = observe_image(places, recipe.id)
-    if found is not None:
-        return found
+    if is_whole(places, recipe.id):
+        return found_image(places, recipe.id)
     check_host(recipe)
     prepare_directory(places)
     meter = Meter(progress)
     with locked(places, recipe.id, waiting=lambda: meter.advance(WAITING, 0.0)) as lock:
-        found = observe_image(places, recipe.id)
-        if found is not None:
-            return found
+        if is_whole(places, recipe.id):
+            return found_image(places, recipe.id)
         try:
+            if places.image_root(recipe.id).is_dir():  # it was published whole, and only its record is damaged
+                write_image(places.images / recipe.id, recipe)
+                return found_image(places, recipe.id)
             return build(recipe, places, meter, builder)
         except BaseException:
             lock.unlink(missing_ok=True)
             raise
+
+
+def found_image(places: Places, id: str) -> Image:
+    """An image that is known to be there."""
+    image = observe_image(places, id)
+    assert image is not None
+    return image
 
 
 def build(recipe: Recipe, places: Places, meter: Meter, builder: BuilderNetwork | None) -> Image:
@@ -137,17 +154,32 @@ def build(recipe: Recipe, places: Places, meter: Meter, builder: BuilderNetwork 
         for entry in list(scratch.iterdir()):
             if entry != shop.tree:
                 remove_tree(entry)
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        write_atomic(scratch / "image.json", render_image(recipe, created, observe_size(shop.tree)), mode=0o600)
-        os.rename(scratch, places.images / recipe.id)
-        sync_directory(places.images)
+        write_image(scratch, recipe)
+        publish(scratch, places.images / recipe.id)
     except BaseException:
         remove_scratch(places, recipe.id)
         raise
     meter.advance(stages.PUBLISHING, 1.0)
-    image = observe_image(places, recipe.id)
-    assert image is not None  # it has just been published, under its lock
-    return image
+    return found_image(places, recipe.id)
+
+
+def write_image(directory: Path, recipe: Recipe) -> None:
+    """The record of the tree in an image's directory."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    content = render_image(recipe, created, observe_size(directory / "root"))
+    write_atomic(directory / "image.json", content, mode=0o600)
+
+
+def publish(scratch: Path, target: Path) -> None:
+    """By one rename. One that has lost its tree gets this one; machines may be running from what lies beside it."""
+    if target.is_dir():
+        os.rename(scratch / "root", target / "root")
+        os.rename(scratch / "image.json", target / "image.json")
+        sync_directory(target)
+        remove_tree(scratch)
+    else:
+        os.rename(scratch, target)
+    sync_directory(target.parent)
 
 
 def remove_image(id: str, places: Places) -> None:

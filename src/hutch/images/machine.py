@@ -21,7 +21,7 @@ from hutch.frozen import dataclass
 from hutch.guest.initrd import INIT, MODULES, UNITS, choose_modules, choose_nodes, render_initrd
 from hutch.images import kernel as kernels
 from hutch.images.build import SCRIPTS, Workshop, contain, last_lines, make_tools, nspawn_command, write_scripts
-from hutch.images.cache import SCRATCH, WAITING, locked, observe_image, observe_images, remove_scratch, remove_tree
+from hutch.images.cache import SCRATCH, WAITING, is_whole, locked, observe_images, remove_scratch, remove_tree
 from hutch.images.kernel import Kernel, ensure_kernel
 from hutch.images.progress import PUBLISHING, Meter, Progress, no_progress
 from hutch.images.recipe import Recipe
@@ -66,11 +66,12 @@ def machine_directory(places: Places, image_id: str) -> Path:
 
 
 def observe_machine(places: Places, image_id: str) -> Machine | None:
-    """What machines of an image boot from; None when it has not been made."""
+    """What machines of an image boot from; None when it has not been made, or is not whole any more."""
     directory = machine_directory(places, image_id)
-    if not directory.is_dir():
+    kernel, initrd, root = (directory / name for name in ("vmlinux", "initrd", "root.erofs"))
+    if not (kernel.is_file() and initrd.is_file() and root.is_file()):
         return None
-    return Machine(directory / "vmlinux", directory / "initrd", directory / "root.erofs", find_firmware())
+    return Machine(kernel, initrd, root, find_firmware())
 
 
 def ensure_machine(recipe: Recipe, places: Places, *, progress: Progress = no_progress) -> Machine:
@@ -85,7 +86,7 @@ def ensure_machine(recipe: Recipe, places: Places, *, progress: Progress = no_pr
         found = observe_machine(places, recipe.id)
         if found is not None:
             return found
-        if observe_image(places, recipe.id) is None:
+        if not is_whole(places, recipe.id):
             raise HutchError(f"the image {recipe.id} has been removed meanwhile", resolution="`hutch up` builds it")
         try:
             make(recipe, kernel, places, meter)
@@ -138,6 +139,8 @@ def make(recipe: Recipe, kernel: Kernel, places: Places, meter: Meter) -> None:
     meter.advance(PUBLISHING, 0.98)
     run(["sync", "--file-system", str(made)], timeout=600)
     target = machine_directory(places, recipe.id)
+    if target.exists():  # not whole: see observe_machine
+        remove_tree(target)
     os.rename(made, target)
     sync_directory(target.parent)
     meter.advance(PUBLISHING, 1.0)

@@ -33,7 +33,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def in_cache(monkeypatch: pytest.MonkeyPatch, *answers: bool) -> None:
     found: list[Any] = list(answers)
-    monkeypatch.setattr("hutch.apply.building.observe_image", lambda places, id: found.pop(0) or None)
+    monkeypatch.setattr("hutch.apply.building.is_whole", lambda places, id: found.pop(0))
 
 
 def test_an_image_that_went_meanwhile_is_built_again(

@@ -145,9 +145,12 @@ def test_a_machine_is_beside_its_image(places: Places, monkeypatch: pytest.Monke
     assert machine.observe_machine(places, RECIPE.id) is None
     directory = machine.machine_directory(places, RECIPE.id)
     directory.mkdir()
-    assert machine.observe_machine(places, RECIPE.id) == machine.Machine(
-        directory / "vmlinux", directory / "initrd", directory / "root.erofs", places.state / "qboot.rom"
-    )
+    files = [directory / name for name in ("vmlinux", "initrd", "root.erofs")]
+    for file in files:
+        assert machine.observe_machine(places, RECIPE.id) is None  # not whole
+        file.touch()
+    expected = machine.Machine(files[0], files[1], files[2], places.state / "qboot.rom")
+    assert machine.observe_machine(places, RECIPE.id) == expected
     assert machine.observe_machine(places, "debian-trixie-000000000000") is None
 
 
