@@ -19,6 +19,9 @@ from hutch.state import make_directory
 
 BEGIN, END = (b"-----%s OPENSSH PRIVATE KEY-----" % word for word in (b"BEGIN", b"END"))
 BLOB = 51  # bytes of an Ed25519 public key with its name
+WORD = b"\0\0\0\4none"
+PLAIN_KEY = b"openssh-key-v1\0" + 2 * WORD + b"\0\0\0\0" + b"\0\0\0\1" + BLOB.to_bytes(4)
+"""What precedes the public key in a private one that is not encrypted: no cipher, no way to derive its key, one key."""
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 # An IdentityFile in a configuration replaces OpenSSH's own defaults, so they are named again after ours.
 DEFAULT_IDENTITIES = ("id_ed25519", "id_ed25519_sk", "id_ecdsa", "id_ecdsa_sk", "id_rsa")
@@ -42,11 +45,15 @@ class Peer:
 def ensure_key(path: Path, comment: str, *, uid: int = 0, gid: int = 0, published: bool = False) -> str:
     """Make an Ed25519 key pair unless there is one; returns the public key's line. The private key is `uid`'s alone.
 
-    A damaged pair is made anew, unless it is `published`: who trusts it would refuse another one.
+    A damaged pair is made anew, unless it is `published`: who trusts it would refuse another one. The public half of a
+    private key that is whole is written again.
     """
     public = path.with_name(path.name + ".pub")
-    pair = read_or_none(path), read_or_none(public)
-    if not is_pair(*pair):
+    line = read_key(path)
+    if not line:
+        if whole := public_of(read_or_none(path)):
+            write_atomic(public, f"{whole} {comment}\n".encode())
+            return f"{whole} {comment}"
         if published:
             raise HutchError(
                 f"{path} is not the key that the workspace is known by: it is damaged or gone",
@@ -54,7 +61,24 @@ def ensure_key(path: Path, comment: str, *, uid: int = 0, gid: int = 0, publishe
                 f"remove both files and its line in known_hosts, and run `hutch up`",
             )
         _make_pair(path, public, comment, uid, gid)
-    return public.read_text(encoding="ascii").strip()
+    return line or public.read_text(encoding="ascii").strip()
+
+
+def public_of(private: bytes | None) -> str:
+    """The public key, without a comment, in the text of an OpenSSH private one (PROTOCOL.key); "" for anything else."""
+    try:
+        content = base64.b64decode(b"".join((private or b"").strip().splitlines()[1:-1]), validate=True)
+    except ValueError:
+        return ""
+    blob = content[len(PLAIN_KEY) : len(PLAIN_KEY) + BLOB]
+    line = f"ssh-ed25519 {base64.b64encode(blob).decode()}"
+    return line if content.startswith(PLAIN_KEY) and is_pair(private, line.encode()) else ""
+
+
+def read_key(path: Path) -> str:
+    """The public line of a key pair; "" unless both of its files are there and whole."""
+    private, public = read_or_none(path), read_or_none(path.with_name(path.name + ".pub"))
+    return public.decode("ascii").strip() if public and is_pair(private, public) else ""
 
 
 def is_pair(private: bytes | None, public: bytes | None) -> bool:
@@ -240,16 +264,21 @@ def ensure_trust(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str
     if not peers:
         remove_trust(places)
         return
-    for path, content in (
-        (places.known_hosts, render_known_hosts(peers)),
-        (places.ssh_config, render_config(places, peers, keys)),
-    ):
-        if read_or_none(path) != content:
-            try:
-                make_directory(path.parent)
-                write_atomic(path, content)
-            except OSError as error:
-                raise HutchError(f"{path} cannot be written: {error.strerror}") from error
+    for path, content in missing_trust(places, peers, keys).items():
+        try:
+            make_directory(path.parent)
+            write_atomic(path, content)
+        except OSError as error:
+            raise HutchError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def missing_trust(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> dict[Path, bytes]:
+    """What known hosts and drop-in are to hold, as far as they do not."""
+    wanted = {
+        places.known_hosts: render_known_hosts(peers),
+        places.ssh_config: render_config(places, peers, keys),
+    }
+    return {path: content for path, content in wanted.items() if read_or_none(path) != content}
 
 
 def remove_trust(places: Places) -> None:

@@ -32,7 +32,7 @@ def test_known_hosts() -> None:
 
 
 def key_pair(blob: bytes = b"\x07" * 51) -> tuple[bytes, bytes]:
-    body = base64.b64encode(b"openssh-key-v1\0" + blob + b"secret")
+    body = base64.b64encode(ssh.PLAIN_KEY + blob + b"secret")
     private = b"%s\n%s\n%s\n%s\n" % (ssh.BEGIN, body[:40], body[40:], ssh.END)
     return private, b"ssh-ed25519 " + base64.b64encode(blob) + b" comment\n"
 
@@ -54,13 +54,22 @@ def test_a_damaged_host_key_that_others_trust_is_not_replaced(tmp_path: Path) ->
     assert ssh.is_published(places, "web")
     assert not ssh.is_published(places, "we")
     path = tmp_path / "key"
-    path.touch()
+    path.write_bytes(key_pair()[0][:-20])
     with pytest.raises(HutchError, match="damaged"):
         ssh.ensure_key(path, "workspace-web", published=ssh.is_published(places, "web"))
     private, public = key_pair()
     path.write_bytes(private)
     path.with_name("key.pub").write_bytes(public)
     assert ssh.ensure_key(path, "workspace-web", published=True) == public.decode().strip()
+
+
+def test_the_public_half_of_a_key_is_written_again(tmp_path: Path) -> None:
+    private, public = key_pair()
+    (tmp_path / "key").write_bytes(private)
+    assert ssh.ensure_key(tmp_path / "key", "comment", published=True) == public.decode().strip()
+    assert (tmp_path / "key.pub").read_bytes() == public
+    for broken in (None, b"", private[:-20], private.replace(ssh.BEGIN, b"BEGIN"), b"\0" * len(private)):
+        assert ssh.public_of(broken) == ""
 
 
 def test_what_follows_the_drop_in_is_for_all_hosts_again() -> None:
