@@ -100,3 +100,19 @@ def make_instance(world: World, images: Path) -> Iterator[MakeInstance]:
     """Makes several hutches at once, or one without the common images."""
     with open_instances(world) as make:
         yield lambda with_images=True: make(images if with_images else None)
+
+
+@pytest.fixture
+def own_image(make_instance: MakeInstance, shared: Instance) -> Callable[[str], Instance]:
+    """Makes a hutch with an image of its own, of the common one's tree, from which `own` runs, of a type."""
+
+    def make(workspace_type: str) -> Instance:
+        shared.declare("container", any="")
+        tree = shared.state / "images" / shared.hutch("image", "build").stdout.strip() / "root"
+        instance = make_instance(with_images=False)
+        instance.defaults = f'image = "rootfs:{tree}"\npackages = []'
+        instance.declare(workspace_type, own="")
+        instance.hutch("up", timeout=300)
+        return instance
+
+    return make

@@ -106,21 +106,25 @@ class Hutch:
         from hutch.apply.building import is_built
         from hutch.apply.converge import first_network
         from hutch.apply.execute import apply_plan
+        from hutch.apply.inspecting import unbuilt_images
+        from hutch.apply.planning import make_plan
         from hutch.apply.recovery import recover
 
-        def make() -> Plan:
-            return self.plan(config, names, start=start, prune=prune, adopt=adopt)
+        def make(unbuilt: Mapping[str, str] | None = None) -> Plan:
+            return make_plan(self.places, config, names, start=start, prune=prune, adopt=adopt, unbuilt=unbuilt)
 
         allowed: set[str] = set()
+        unbuilt: dict[str, str] = {}
         for _ in range(5):
             plan = make()
             if plan.disturbed - allowed:
                 confirm(plan)
                 allowed |= plan.disturbed
+            unbuilt |= unbuilt_images(self.places, plan.wanted)
             self._ensure_images({name: wanted.workspace for name, wanted in plan.wanted.items()}, config)
             with lock(self.places), first_network(self.places):
                 recover(self.places, self.listen)
-                plan = make()
+                plan = make(unbuilt)
                 # Until the lock was taken, an image may have been removed, the tree that it is made from may have
                 # changed, or somebody may have come.
                 is_complete = all(is_built(self.places, wanted) for wanted in plan.wanted.values())
@@ -286,7 +290,15 @@ class Hutch:
 
     def status(self, name: str) -> dict[str, Any]:
         """One entry of `hutch status --json`."""
-        return self.describe(self.record(name))
+        found = self.describe(self.record(name))
+        return {**found, "warnings": [*found["warnings"], *self.damages().get(name, ())]}
+
+    def damages(self) -> dict[str, list[str]]:
+        """What is not as hutch left it, in words, by workspace. Looks at the host, which `observe` does not."""
+        from hutch.apply.inspecting import warnings_of
+
+        record = read_network(self.places)
+        return warnings_of(self.places, record.network if record else None, read_records(self.places))
 
     def describe(self, record: Record) -> dict[str, Any]:
         """The same, for whoever has the record."""

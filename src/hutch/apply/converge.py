@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from hutch.errors import HutchError
+from hutch.files import write_atomic
 from hutch.host import hosts_file, router, shares, ssh
 from hutch.host.dns import ensure_resolvers, remove_resolvers
 from hutch.host.firewall import Member
+from hutch.host.namespace import inside
 from hutch.host.vsock import has_vsock
-from hutch.run import Gathering
+from hutch.run import Gathering, run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
@@ -86,7 +88,8 @@ def converge_network(
     places: Places, network: Network, file: str, records: Mapping[str, Record], looking: Gathering | None = None
 ) -> None:
     """Router, filters, resolvers and kernel settings."""
-    members = members_of(in_force(places, records), network)
+    serving = in_force(places, records)
+    members = members_of(serving, network)
     before = read_network(places)
     if before is not None and before.network != network:
         remove_resolvers(places)
@@ -95,13 +98,32 @@ def converge_network(
     # The record comes first: after a crash it is what tells the next run what is ours, and what was there.
     record = new_record(places, network, file) if before is None else replace(before, network=network, file=file)
     write_network(places, record)
-    router.ensure_router(places, network, members, looking)
+    host, facts = router.observe_all(places, looking)
+    router.ensure_router(places, network, members, host, facts)
+    reconnect(places, network, serving, router.loose_ports(network, members, facts))
     settings = router.wanted_sysctls(places, members)
     different = router.observe_sysctls(settings)
     if different:
         write_network(places, replace(record, sysctls={**different, **record.sysctls}))
         router.write_sysctls({name: settings[name] for name in different})
     ensure_resolvers(places, network)
+
+
+def reconnect(places: Places, network: Network, serving: Mapping[str, Record], loose: Iterable[str]) -> None:
+    """Put ports of running workspaces on the bridge again as a start does: down first, and up once the filters are
+    seen. One that is only being started does so itself."""
+    for name in loose:
+        if name not in serving or observe(places, name).state != "running":
+            continue
+        from hutch.backends.port import port_of
+
+        port = port_of(name, serving[name].wanted, places, network)
+        batch = places.runtime(name) / "port"
+        write_atomic(batch, port.render_batch().encode(), mode=0o600)
+        run(inside(places, ["ip", "link", "set", port.outer, "down"]))
+        for stage in port.connect(str(batch)):
+            for step in stage:
+                run(inside(places, step.argv))
 
 
 def new_record(places: Places, network: Network, file: str) -> NetworkRecord:
@@ -125,16 +147,24 @@ def restorable(record: NetworkRecord, forwarders: Iterable[str]) -> dict[str, st
 
 def converge_keys(places: Places, records: Mapping[str, Record]) -> dict[int, str]:
     """Host keys of workspaces, and the keys that hutch makes for users; returns those by uid."""
-    keys: dict[int, str] = {}
-    for name, record in in_force(places, records).items():
-        workspace = record.wanted
-        assert isinstance(workspace.owner, int)
+    serving = in_force(places, records)
+    for name in serving:
         ensure_host_key(places, name)
-        for uid in ssh.key_holders(workspace.authorized_keys, workspace.owner):
-            keys[uid] = str(places.key(uid))
+    keys = own_keys(places, serving)
     for uid in keys:
         gid, who = ssh.owner_of(uid)
         ssh.ensure_key(places.key(uid), f"hutch key of {who}", uid=uid, gid=gid)
+    return keys
+
+
+def own_keys(places: Places, serving: Mapping[str, Record]) -> dict[int, str]:
+    """The private keys that hutch makes for users, by uid."""
+    keys: dict[int, str] = {}
+    for record in serving.values():
+        workspace = record.wanted
+        assert isinstance(workspace.owner, int)
+        for uid in ssh.key_holders(workspace.authorized_keys, workspace.owner):
+            keys[uid] = str(places.key(uid))
     return keys
 
 
@@ -146,16 +176,22 @@ def ensure_host_key(places: Places, name: str) -> str:
 def converge_trust(places: Places, records: Mapping[str, Record]) -> None:
     """Keys, names in /etc/hosts, known hosts and the ssh drop-in."""
     keys = converge_keys(places, records)
+    peers = peers_of(places, in_force(places, records))
+    hosts_file.ensure_hosts(places, {peer.name: peer.ip for peer in peers})
+    ssh.ensure_trust(places, peers, keys)
+
+
+def peers_of(places: Places, serving: Mapping[str, Record]) -> tuple[ssh.Peer, ...]:
+    """The workspaces as the ssh client is to see them; without a host key where there is none."""
     peers = []
-    for name, record in in_force(places, records).items():
+    for name, record in serving.items():
         workspace = record.wanted
         assert workspace.ip is not None
-        host_key = ensure_host_key(places, name)
         is_machine = workspace.type == "vm"
         proxy = ssh.proxy_of(workspace, ssh.likely_hypervisor(workspace), has_vsock=is_machine and has_vsock())
+        host_key = ssh.read_key(places.host_key(name))
         peers.append(ssh.Peer(name, workspace.ip, workspace.user, host_key, proxy))
-    hosts_file.ensure_hosts(places, {peer.name: peer.ip for peer in peers})
-    ssh.ensure_trust(places, tuple(peers), keys)
+    return tuple(peers)
 
 
 def converge_homes(places: Places, records: Mapping[str, Record]) -> None:

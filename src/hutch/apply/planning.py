@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 
 from hutch.apply.building import recipe_of
 from hutch.apply.converge import settle_network
+from hutch.apply.inspecting import inspect, unbuilt_images, with_findings
 from hutch.apply.machines import check_machines
 from hutch.apply.ownership import check_ownership, former_paths, origin_of, orphans
 from hutch.apply.starting import check_shares
@@ -54,14 +55,26 @@ class Facts:
     real: Callable[[str], str]
     """A path with its symbolic links resolved."""
     exists: Callable[[str], bool]
+    broken: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
+    """What was taken from workspaces that run."""
 
 
 def make_plan(
-    places: Places, config: Config, names: Sequence[str], *, start: bool, prune: bool, adopt: bool = False
+    places: Places,
+    config: Config,
+    names: Sequence[str],
+    *,
+    start: bool,
+    prune: bool,
+    adopt: bool = False,
+    unbuilt: Mapping[str, str] | None = None,
 ) -> Plan:
-    """The plan for the named workspaces of a file, or for all of them."""
+    """The plan for the named workspaces of a file, or for all of them. `unbuilt` says of workspaces what is missing of
+    their images: looked for unless given."""
     check_sockets(places, config)
     facts = observe_facts(places, config)
+    seen = inspect(places, facts.applied, facts.records)
+    facts = replace(facts, broken=seen.broken)
     found = decide(places, config, names, facts, start=start, prune=prune, adopt=adopt)
     wanted = {name: wanted.workspace for name, wanted in found.wanted.items()}
     check_owners(config.file, wanted)
@@ -69,7 +82,8 @@ def make_plan(
     starting = [(config.file, action.workspace, wanted[action.workspace]) for action in found.actions if action.starts]
     check_machines(starting)
     check_shares(starting)
-    return found
+    missing = unbuilt_images(places, found.wanted) if unbuilt is None else unbuilt
+    return with_findings(found, seen, missing, facts.records)
 
 
 def observe_facts(places: Places, config: Config) -> Facts:
@@ -219,12 +233,14 @@ def _with_affected(action: Action, facts: Facts) -> Action:
 
 
 def _standing(record: Record, facts: Facts) -> Standing:
-    booted = record.booted
+    booted, now = record.booted, facts.observe(record.name)
     return Standing(
         file=record.file,
         wanted=Wanted(record.wanted, record.image),
         booted=Wanted(booted.workspace, booted.image) if booted else None,
-        state=facts.observe(record.name).state,
+        state=now.state,
         removed=record.removed,
         ceiling=booted.memory if booted else None,
+        reason=now.reason,
+        broken=facts.broken.get(record.name, ()),
     )

@@ -59,7 +59,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     credentials = render_credentials(identify(name, workspace, host, "Type=ether")) | {"vmm.notify_socket": NOTIFY}
     files = [File(f"{runtime}/archive/credentials/{key}", text) for key, text in credentials.items()]
     files.append(File(f"{runtime}/archive/shares", render_shares(workspace)))
-    port = port_of(name, workspace, host)
+    port = port_of(name, workspace, places, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
     return Launch(

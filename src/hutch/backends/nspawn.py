@@ -41,7 +41,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     identity = identify(name, workspace, host, f"Name={names.GUEST_INTERFACE}")
     credentials = {key: f"{runtime}/credentials/{key}" for key in render_credentials(identity)}
     files = [File(credentials[key], text) for key, text in render_credentials(identity).items()]
-    port = port_of(name, workspace, host)
+    port = port_of(name, workspace, places, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
     inner = replace(workspace, mounts=())  # the mounts are grafted, since they come and go
     shares, grafts = share_places(inner, runtime), make_grafts(name, workspace, host, runtime)

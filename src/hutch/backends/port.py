@@ -3,10 +3,11 @@ seen there."""
 
 from __future__ import annotations
 
-from hutch.backends.launch import Step, Surroundings
+from hutch.backends.launch import Step
 from hutch.frozen import dataclass
 from hutch.spec import names
-from hutch.spec.model import Workspace
+from hutch.spec.model import Network, Workspace
+from hutch.spec.names import Places
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Port:
         )
 
 
-def port_of(name: str, workspace: Workspace, host: Surroundings) -> Port:
+def port_of(name: str, workspace: Workspace, places: Places, network: Network) -> Port:
     """The port of a workspace."""
     assert workspace.mac is not None and workspace.ip is not None
     return Port(
@@ -67,6 +68,6 @@ def port_of(name: str, workspace: Workspace, host: Surroundings) -> Port:
         inner="" if workspace.type == "vm" else names.interface("vi", name),
         mac=workspace.mac,
         ip=workspace.ip,
-        bridge=host.network.bridge,
-        table=host.places.table,
+        bridge=network.bridge,
+        table=places.table,
     )

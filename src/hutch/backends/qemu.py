@@ -54,7 +54,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     credentials = render_credentials(identify(name, workspace, host, "Type=ether"))
     files = [File(f"{runtime}/vm/{key}", text, host.uid_base) for key, text in credentials.items()]
     files.append(File(f"{runtime}/vm/shares", render_shares(workspace), host.uid_base))
-    port = port_of(name, workspace, host)
+    port = port_of(name, workspace, places, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
     key = f"{runtime}/vm/{HOST_KEY}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hutch.api import Hutch, agreed
-from hutch.cli.common import Options, global_options, needs_root, print_json, workspace_names
+from hutch.cli.common import Options, global_options, needs_root, print_json, printable, workspace_names
 from hutch.cli.values import shown_pair
 from hutch.errors import HutchError
 
@@ -119,12 +119,18 @@ def ask(plan: Plan) -> None:
 
 
 def print_plan(plan: Plan, *, err: bool = False) -> None:
-    """One line for each workspace, one more for each reason and note."""
-    width = max((len(action.workspace) for action in plan.actions), default=0)
+    """One line for each workspace, one more for each reason and note; then what is repaired."""
+    names = (*(a.workspace for a in plan.actions), *(repair.workspace or "host" for repair in plan.repairs))
+    width = max(map(len, names), default=0)
     for action in plan.actions:
         click.echo(f"{action.workspace.ljust(width)}  {action.action}", err=err)
         for line in explain_action(action):
             click.echo(f"{' ' * width}    {line}", err=err)
+    for whose in dict.fromkeys(repair.workspace for repair in plan.repairs):
+        click.echo(f"{(whose or 'host').ljust(width)}  repair", err=err)
+        for repair in plan.repairs:
+            if repair.workspace == whose:
+                click.echo(f"{' ' * width}    {printable(str(repair))}", err=err)
     if not plan.actions:
         click.echo("the file declares no workspace", err=err)
     for note in plan_notes(plan):

@@ -11,8 +11,9 @@ from hutch.cli.common import Options, global_options, needs_root, print_json, pr
 from hutch.errors import UsageError
 
 
-def gather(options: Options, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The named workspaces, or all: those on the host, then those that the file declares and nobody made yet."""
+def gather(options: Options, names: tuple[str, ...], *, looks: bool = False) -> list[dict[str, Any]]:
+    """The named workspaces, or all: those on the host, then those that the file declares and nobody made yet. With what
+    is damaged, where one `looks` at the host."""
     hutch = Hutch()
     records = hutch.records()
     found = {name: hutch.describe(record) for name, record in records.items()}
@@ -24,7 +25,10 @@ def gather(options: Options, names: tuple[str, ...]) -> list[dict[str, Any]]:
     unknown = [name for name in names if name not in found]
     if unknown:
         raise UsageError(f"there is no workspace {', '.join(unknown)}", resolution="`hutch ls` lists them")
-    return [found[name] for name in names or found]
+    damages = hutch.damages() if looks else {}
+    return [
+        {**(entry := found[name]), "warnings": [*entry["warnings"], *damages.get(name, ())]} for name in names or found
+    ]
 
 
 def absent(name: str, kind: str | None, file: str) -> dict[str, Any]:
@@ -81,7 +85,7 @@ def ls(options: Options, as_json: bool) -> None:
 @needs_root
 def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """Show workspaces in detail."""
-    entries = gather(options, names)
+    entries = gather(options, names, looks=True)
     if as_json:
         print_json(entries)
         return
@@ -89,5 +93,6 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
         if number:
             click.echo()
         for key, value in entry.items():
-            if value not in (None, "", []):
-                click.echo(f"{key:>14}  {'; '.join(value) if isinstance(value, list) else value}")
+            for line in value if isinstance(value, list) else [value]:
+                if line not in (None, ""):
+                    click.echo(f"{key:>14}  {line}")

@@ -6,6 +6,7 @@ the loopback address work. Neither answers from /etc/hosts: the host's names are
 
 from __future__ import annotations
 
+import os
 import pwd
 import shlex
 from pathlib import Path
@@ -23,11 +24,13 @@ from hutch.state import make_directory
 
 @dataclass(frozen=True)
 class Resolver:
-    """One dnsmasq: its pid file names it, `namespace` is where it runs ("" for the host's own)."""
+    """One dnsmasq: its pid file names it, `namespace` is where it runs ("" for the host's own). `who` asks it is for
+    people."""
 
     pid_file: str
     namespace: str
     argv: tuple[str, ...]
+    who: str = ""
 
 
 def wanted_resolvers(places: Places, network: Network, user: str) -> tuple[Resolver, ...]:
@@ -49,6 +52,7 @@ def wanted_resolvers(places: Places, network: Network, user: str) -> tuple[Resol
                 "--cache-size=0",
                 f"--pid-file={host_pid}",
             ),
+            "the router asks it",
         ),
         Resolver(
             router_pid,
@@ -62,20 +66,29 @@ def wanted_resolvers(places: Places, network: Network, user: str) -> tuple[Resol
                 "--bogus-priv",
                 f"--pid-file={router_pid}",
             ),
+            "the workspaces ask it",
         ),
     )
 
 
 def observe_resolver(resolver: Resolver) -> int | None:
-    """The pid of that very dnsmasq, None when it does not run. A pid file alone proves nothing; its arguments do."""
+    """The pid of that very dnsmasq, None when it does not run. A pid file alone proves nothing; its arguments do, and
+    where it runs: its namespace may have been made anew."""
     try:
         with open(resolver.pid_file, encoding="ascii") as file:
             pid = int(file.read())
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             found = tuple(file.read().decode("utf-8", "replace").split("\0")[:-1])
+        is_there = os.path.samefile(f"/proc/{pid}/ns/net", resolver.namespace or "/proc/self/ns/net")
     except (OSError, ValueError):
         return None
-    return pid if found == resolver.argv else None
+    return pid if found == resolver.argv and is_there else None
+
+
+def missing_resolvers(places: Places, network: Network) -> tuple[Resolver, ...]:
+    """Whichever of the two does not run as wanted."""
+    wanted = wanted_resolvers(places, network, service_user())
+    return tuple(resolver for resolver in wanted if observe_resolver(resolver) is None)
 
 
 def service_user() -> str:
@@ -89,19 +102,18 @@ def service_user() -> str:
 
 def ensure_resolvers(places: Places, network: Network) -> None:
     """Start whichever of the two does not run as wanted."""
-    for resolver in wanted_resolvers(places, network, service_user()):
-        if observe_resolver(resolver) is None:
-            _stop(resolver.pid_file)
-            make_directory(places.dns)
-            enter = ("nsenter", f"--net={resolver.namespace}", "--") if resolver.namespace else ()
-            run([*enter, *resolver.argv])  # it goes into the background once it listens
-            pid = observe_resolver(resolver)
-            if pid is None:
-                raise HutchError(
-                    "a resolver of the workspaces does not run although it was started",
-                    resolution=f"to replay it: {shlex.join((*enter, *resolver.argv, '--no-daemon'))}",
-                )
-            _move(places, pid)
+    for resolver in missing_resolvers(places, network):
+        _stop(resolver.pid_file)
+        make_directory(places.dns)
+        enter = ("nsenter", f"--net={resolver.namespace}", "--") if resolver.namespace else ()
+        run([*enter, *resolver.argv])  # it goes into the background once it listens
+        pid = observe_resolver(resolver)
+        if pid is None:
+            raise HutchError(
+                "a resolver of the workspaces does not run although it was started",
+                resolution=f"to replay it: {shlex.join((*enter, *resolver.argv, '--no-daemon'))}",
+            )
+        _move(places, pid)
 
 
 def _move(places: Places, pid: int) -> None:

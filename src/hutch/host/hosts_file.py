@@ -62,18 +62,17 @@ def _without_block(content: bytes, instance: str) -> tuple[bytes, bytes]:
 
 def ensure_hosts(places: Places, addresses: Mapping[str, str], path: Path = HOSTS) -> None:
     """Write the block if it differs from what is there."""
-    target = Path(os.path.realpath(path))
-    if _as_wanted(places, addresses, target) is None:
+    if missing_hosts(places, addresses, path) is None:
         return
     with host_lock():  # another hutch on this host writes its own block
-        wanted = _as_wanted(places, addresses, target)
+        wanted = missing_hosts(places, addresses, path)
         if wanted is not None:
-            _replace(target, wanted)
+            _replace(Path(os.path.realpath(path)), wanted)
 
 
-def _as_wanted(places: Places, addresses: Mapping[str, str], target: Path) -> bytes | None:
+def missing_hosts(places: Places, addresses: Mapping[str, str], path: Path = HOSTS) -> bytes | None:
     """What the file is to hold, None when it does."""
-    content = read_or_none(target) or b""
+    content = read_or_none(Path(os.path.realpath(path))) or b""
     wanted = render_hosts(content, places.instance, addresses)
     return wanted if wanted != content else None
 

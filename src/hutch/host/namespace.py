@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from hutch.run import Gathering
 from hutch.spec.names import Places
@@ -14,6 +15,8 @@ from hutch.spec.names import Places
 HOST_ADDRESSES = ["ip", "-j", "addr"]
 ROUTES = "/proc/net/route"
 RULES = ["nft", "-j", "list", "ruleset"]
+ROUTER = Path(__file__).with_name("router.batch")
+"""What `ip -batch` is asked in the router namespace: one process, and a line of JSON for each of its questions."""
 
 
 def has_namespace(places: Places) -> bool:
@@ -33,5 +36,5 @@ def look(places: Places) -> Gathering:
     """Begin to look at the host's network and the router; router.observe_all takes it from there."""
     commands = [HOST_ADDRESSES, RULES]
     if has_namespace(places):
-        commands += [["ip", "-n", places.namespace, "-j", "addr"], inside(places, RULES)]
+        commands += [["ip", "-n", places.namespace, "-j", "-d", "-batch", str(ROUTER)], inside(places, RULES)]
     return Gathering(commands)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import ipaddress
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
@@ -34,6 +34,7 @@ ip netns attach "$2" $$
 """
 
 Links = Mapping[str, dict[str, Any]]
+Part = Literal["router", "router rules", "host rules", "uplink", "bridge", "way out", "way in"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ class HostNetwork:
 
 @dataclass(frozen=True)
 class RouterFacts:
-    """The router as it is: interfaces by name (None without the namespace), and both rulesets' shapes."""
+    """The router as it is: interfaces by name (None without the namespace), where its default route leads, and both
+    rulesets' shapes."""
 
     links: Links | None = None
+    gateway: str = ""
     rules: ruleset.Shape = field(default_factory=dict)
     host_rules: ruleset.Shape = field(default_factory=dict)
 
@@ -108,7 +111,14 @@ def observe_all(places: Places, looking: Gathering | None = None) -> tuple[HostN
     links, host_rules, *router = looking.outputs()
     facts = RouterFacts(host_rules=ruleset.observed_shape(host_rules, places.table))
     if router:
-        facts = replace(facts, links=_by_name(router[0]), rules=ruleset.observed_shape(router[1], places.table))
+        answers, rules = router
+        links_there, routes = answers.splitlines()
+        facts = replace(
+            facts,
+            links=_by_name(links_there),
+            gateway=next((r.get("gateway", "") for r in json.loads(routes) if r["dst"] == "default"), ""),
+            rules=ruleset.observed_shape(rules, places.table),
+        )
     return _host_network(links), facts
 
 
@@ -144,22 +154,43 @@ def check_overlap(places: Places, network: Network, host: HostNetwork) -> None:
                 )
 
 
-def is_settled(
+def differences(
     places: Places, network: Network, members: tuple[Member, ...], host: HostNetwork, facts: RouterFacts
-) -> bool:
-    """Whether nothing is to be done."""
+) -> dict[Part, str]:
+    """The parts that are not as wanted, each with what is wrong in words; empty when nothing is to be done."""
     host_end, router_end = names.uplink_addresses(network.uplink)
     inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
     outer = host_tables(places, network, members)
-    return (
-        facts.links is not None
-        and not ruleset.differences(ruleset.shape_of(inner), facts.rules)
-        and not ruleset.differences(ruleset.shape_of(outer), facts.host_rules)
-        and is_up(host.links, places.uplink_host, f"{host_end}/30")
-        and is_up(facts.links, places.uplink_router, f"{router_end}/30")
-        and is_up(facts.links, network.bridge, bridge_address(network))
-        and network.subnet in host.routes
-    )
+    there = facts.links or {}
+    found: dict[Part, str] = {
+        "router": "" if facts.links is not None else f"the network namespace {places.namespace} is gone",
+        "router rules": ruleset.describe(ruleset.differences(ruleset.shape_of(inner), facts.rules)),
+        "host rules": ruleset.describe(ruleset.differences(ruleset.shape_of(outer), facts.host_rules)),
+        "uplink": wrong_link(host.links, places.uplink_host, f"{host_end}/30")
+        or wrong_link(there, places.uplink_router, f"{router_end}/30"),
+        "bridge": wrong_link(there, network.bridge, bridge_address(network)),
+        "way out": "" if facts.gateway == host_end else "the router has no default route to the host",
+        "way in": "" if network.subnet in host.routes else f"the host has no route to {network.subnet}",
+    }
+    return {part: wrong for part, wrong in found.items() if wrong}
+
+
+def loose_ports(network: Network, members: Iterable[Member], facts: RouterFacts) -> dict[str, str]:
+    """The members whose port is there and not in use, each with what is wrong in words. A bridge that is made anew, or
+    only raised, has lost what it knew of its ports."""
+    found = {}
+    bridge = wrong_link(facts.links or {}, network.bridge, bridge_address(network))
+    for member in members:
+        link = (facts.links or {}).get(member.port)
+        if link is None:
+            continue
+        if bridge or link.get("master") != network.bridge:
+            found[member.name] = f"{member.port} is not on the bridge"
+        elif "UP" not in link["flags"]:
+            found[member.name] = f"{member.port} is down"
+        elif not link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated"):
+            found[member.name] = f"{member.port} is not isolated from the others"
+    return found
 
 
 def bridge_address(network: Network) -> str:
@@ -167,33 +198,42 @@ def bridge_address(network: Network) -> str:
     return f"{names.gateway(network.subnet)}/{network.subnet.partition('/')[2]}"
 
 
-def is_up(links: Links, name: str, address: str) -> bool:
-    """Whether an interface is there, up, and has the address."""
+def wrong_link(links: Links, name: str, address: str) -> str:
+    """What is wrong with an interface that is to be there, up, with the address; "" when nothing is."""
     link = links.get(name)
-    if link is None or "UP" not in link["flags"]:
-        return False
-    return any(f"{info['local']}/{info['prefixlen']}" == address for info in link["addr_info"])
+    if link is None:
+        return f"{name} is gone"
+    if "UP" not in link["flags"]:
+        return f"{name} is down"
+    if not any(f"{info['local']}/{info['prefixlen']}" == address for info in link["addr_info"]):
+        return f"{name} has lost its address {address}"
+    return ""
 
 
 # Making it so.
 
 
 def ensure_router(
-    places: Places, network: Network, members: tuple[Member, ...], looking: Gathering | None = None
+    places: Places, network: Network, members: tuple[Member, ...], host: HostNetwork, facts: RouterFacts
 ) -> None:
-    """Bring the router to what is wanted, writing only what differs. `looking` is a look that was begun before."""
-    host, facts = observe_all(places, looking)
-    if is_settled(places, network, members, host, facts):
+    """Bring the router from what was observed to what is wanted, writing only what differs."""
+    wrong = differences(places, network, members, host, facts)
+    if not wrong:
         return
     check_overlap(places, network, host)
     if places.uplink_host in host.links:
         _check_ours(places, ["ip"], places.uplink_host, f"the host has an interface {places.uplink_host}")
-    if facts.links is None:
+    if "router" in wrong:
         _make_namespace(places)
         host, facts = observe_all(places)
+        wrong = differences(places, network, members, host, facts)
     _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
-    _ensure_rules(places, facts, network, members, host)
-    _ensure_links(places, facts.links or {}, network, host)
+    if "router rules" in wrong:
+        inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
+        _load(inside(places, ["nft"]), inner, places.table)
+    if "host rules" in wrong:
+        _load(["nft"], host_tables(places, network, members), places.table)
+    _ensure_links(places, network, wrong, host, facts)
 
 
 def _make_namespace(places: Places) -> None:
@@ -223,17 +263,6 @@ def _check_ours(places: Places, ip: list[str], interface: str, what: str) -> Non
         )
 
 
-def _ensure_rules(
-    places: Places, facts: RouterFacts, network: Network, members: tuple[Member, ...], host: HostNetwork
-) -> None:
-    inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
-    outer = host_tables(places, network, members)
-    if ruleset.differences(ruleset.shape_of(inner), facts.rules):
-        _load(inside(places, ["nft"]), inner, places.table)
-    if ruleset.differences(ruleset.shape_of(outer), facts.host_rules):
-        _load(["nft"], outer, places.table)
-
-
 def _load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str) -> None:
     """Load in one transaction, then read back. What does not come back as wanted must not carry traffic."""
     try:
@@ -250,19 +279,21 @@ def _load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str) -> None:
         raise HutchError("the firewall rules did not load as written, so nothing was started", details="\n".join(wrong))
 
 
-def _ensure_links(places: Places, links: Links, network: Network, host: HostNetwork) -> None:
+def _ensure_links(
+    places: Places, network: Network, wrong: Collection[Part], host: HostNetwork, facts: RouterFacts
+) -> None:
     """Interfaces, addresses and routes, after the rules. Each `ip -batch` is one process."""
-    host_end, router_end = names.uplink_addresses(network.uplink)
-    outer, inner = places.uplink_host, places.uplink_router
     in_router = ["ip", "-n", places.namespace, "-batch", "-"]
-    if not is_up(links, inner, f"{router_end}/30") or not is_up(host.links, outer, f"{host_end}/30"):
-        if outer in host.links:
-            run(["ip", "link", "delete", outer])
+    if "uplink" in wrong:
+        if places.uplink_host in host.links:
+            run(["ip", "link", "delete", places.uplink_host])
         run(["ip", "-batch", "-"], stdin=render_uplink(places, network))
         run(in_router, stdin=render_router_end(places, network))
-    if not is_up(links, network.bridge, bridge_address(network)):
-        run(in_router, stdin=render_bridge(network, is_there=network.bridge in links))
-    if network.subnet not in host.routes:
+    elif "way out" in wrong:
+        run(in_router, stdin=render_way_out(network))
+    if "bridge" in wrong:
+        run(in_router, stdin=render_bridge(network, is_there=network.bridge in (facts.links or {})))
+    if "way in" in wrong or "uplink" in wrong:  # it went with the interface
         run(render_route(places, network))
 
 
@@ -280,9 +311,15 @@ def render_uplink(places: Places, network: Network) -> str:
 
 def render_router_end(places: Places, network: Network) -> str:
     """The router's end of the uplink, for `ip -batch` in its namespace."""
-    host_end, router_end = names.uplink_addresses(network.uplink)
+    _, router_end = names.uplink_addresses(network.uplink)
     inner = places.uplink_router
-    return f"addr add {router_end}/30 dev {inner}\nlink set {inner} up\nroute add default via {host_end}\n"
+    return f"addr add {router_end}/30 dev {inner}\nlink set {inner} up\n{render_way_out(network)}"
+
+
+def render_way_out(network: Network) -> str:
+    """The router's default route, for `ip -batch` in its namespace."""
+    host_end, _ = names.uplink_addresses(network.uplink)
+    return f"route replace default via {host_end}\n"
 
 
 def render_bridge(network: Network, *, is_there: bool = False) -> str:
@@ -325,8 +362,9 @@ def wanted_sysctls(places: Places, members: Iterable[Member]) -> dict[str, str]:
 
 
 def observe_sysctls(settings: Mapping[str, str]) -> dict[str, str]:
-    """The values that are there, for the settings that differ."""
-    found = {name: (Path("/proc/sys") / name).read_text(encoding="ascii").strip() for name in settings}
+    """The values that are there, for the settings that differ. Those of an interface that is gone are not there."""
+    paths = {name: Path("/proc/sys") / name for name in settings}
+    found = {name: path.read_text(encoding="ascii").strip() for name, path in paths.items() if path.exists()}
     return {name: value for name, value in found.items() if value != settings[name]}
 
 

@@ -125,6 +125,15 @@ def _element(value: Any) -> str:
     return str(value)
 
 
+NAMED = 3  # differences that are told one by one
+
+
+def describe(found: Sequence[str]) -> str:
+    """Differences on one line, "" for none."""
+    more = f", and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return f"{', '.join(found[:NAMED])}{more}"
+
+
 def differences(wanted: Shape, found: Shape) -> list[str]:
     """Where the two differ, in words; empty when they do not."""
     return [

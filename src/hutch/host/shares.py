@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from hutch.errors import HutchError, Problem
@@ -120,20 +120,24 @@ def ensure_shares(places: Places, paths: Iterable[str]) -> None:
 
     Which mounts are ours stands in a file of the runtime directory: like them, it is gone after a reboot.
     """
-    wanted, mounts = list(dict.fromkeys(paths)), observe_mounts()  # two workspaces may share one directory
+    wanted, mounts = list(paths), observe_mounts()
     ours: list[str] = json.loads(read_or_none(places.shares) or b"[]")
     kept = [path for path in ours if path in mounts]
     for path in sorted((path for path in kept if path not in wanted), key=len, reverse=True):  # the inner ones first
         run(["umount", "--lazy", "--no-canonicalize", path])
         kept.remove(path)
-    for path in wanted:
-        is_guarded = mounts.get(path, set()) >= OPTIONS
-        if not is_guarded and not check_directory(path, may_be_absent=False):  # what cannot be shared needs no guard
-            kept.append(path)
-            _note(places, kept)  # before the mount, so that a crash in between leaves none that nobody knows
-            _mount(path)
+    for path in unguarded(wanted, mounts):
+        kept.append(path)
+        _note(places, kept)  # before the mount, so that a crash in between leaves none that nobody knows
+        _mount(path)
     if kept != ours:
         _note(places, kept)
+
+
+def unguarded(paths: Iterable[str], mounts: Mapping[str, set[str]]) -> tuple[str, ...]:
+    """The paths that are to have the options, and do not. What cannot be shared needs no guard."""
+    open_ones = [path for path in dict.fromkeys(paths) if not mounts.get(path, set()) >= OPTIONS]
+    return tuple(path for path in open_ones if not check_directory(path, may_be_absent=False))
 
 
 def _note(places: Places, kept: list[str]) -> None:
@@ -228,10 +232,14 @@ def ensure_closed(directory: Path, gid: int) -> None:
     """Let nobody but root and the owner's group pass into a workspace's own directory: the home in it keeps what a
     guest made setuid, also when no mount guards it, after a removal or a reboot."""
     make_directory(directory, 0o750)
-    found = os.stat(directory)
-    if (found.st_gid, stat.S_IMODE(found.st_mode)) != (gid, 0o750):
+    if not is_closed(directory, gid):
         os.chown(directory, 0, gid)
         directory.chmod(0o750)
+
+
+def is_closed(directory: Path, gid: int) -> bool:
+    found = os.stat(directory)
+    return (found.st_gid, stat.S_IMODE(found.st_mode)) == (gid, 0o750)
 
 
 def ensure_home(path: Path, uid: int, gid: int) -> None:

@@ -69,11 +69,25 @@ class Action:
 
 
 @dataclass(frozen=True)
+class Repair:
+    """Something on the host that is not as the records say, and that `up` puts right without stopping anything: `what`
+    it is, what was `found` there, and whose it is, if it is one workspace's."""
+
+    what: str
+    found: str
+    workspace: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.found}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """All actions of one `up`, in the order of the file; `network` is what they run on, `start` whether they start.
 
     `inherited` are workspaces of the same file from before it was moved, which it declares no more. `notes` are about
-    none of its workspaces.
+    none of its workspaces. `repairs` are of what somebody else changed: what the actions themselves change is not among
+    them.
     """
 
     file: str
@@ -82,10 +96,11 @@ class Plan:
     start: bool = True
     notes: tuple[str, ...] = ()
     inherited: tuple[str, ...] = ()
+    repairs: tuple[Repair, ...] = ()
 
     @property
     def changes(self) -> bool:
-        return any(action.action != "no change" for action in self.actions)
+        return bool(self.repairs) or any(action.action != "no change" for action in self.actions)
 
     @property
     def disturbed(self) -> frozenset[str]:
@@ -97,4 +112,8 @@ class Plan:
         return {a.workspace: a.wanted for a in self.actions if a.wanted is not None}
 
     def to_json(self) -> dict[str, Any]:
-        return {"actions": [action.to_json() for action in self.actions], "notes": list(self.notes)}
+        return {
+            "actions": [action.to_json() for action in self.actions],
+            "repairs": [asdict(repair) for repair in self.repairs],
+            "notes": list(self.notes),
+        }

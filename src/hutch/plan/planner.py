@@ -21,6 +21,8 @@ class Standing:
 
     `booted` has the keys that need no restart as they are in force. `ceiling` is the memory, in bytes, that a machine
     was started with: its balloon can take of it and give back, and never beyond.
+    `reason` says how it came to that state; `broken` is what was taken from it while it runs, and only a start gives
+    back.
     """
 
     file: str
@@ -29,6 +31,8 @@ class Standing:
     state: str
     removed: bool = False
     ceiling: int | None = None
+    reason: str = ""
+    broken: tuple[Change, ...] = ()
 
     @property
     def is_up(self) -> bool:
@@ -89,7 +93,7 @@ def plan_one(
             notes += (f"gets the home, key and address that are kept of the one which {now.file} declared",)
         return Action(name, "create", (Change("workspace", None, "declared", "recreate"),), notes, target)
     owned = () if file in (None, now.file) else (Change("file", now.file, file, "live"),)
-    since_booted = (*owned, *differences(now.booted or now.wanted, target, now.ceiling), *moved)
+    since_booted = (*owned, *differences(now.booted or now.wanted, target, now.ceiling), *moved, *now.broken)
     since_record = (*owned, *differences(now.wanted, target, now.ceiling))
     if not now.is_up:
         unrecorded = (*since_record, *moved)
@@ -125,6 +129,7 @@ def _plan_stopped(
         notes += deleted_root(now)
     if start:
         reasons = (*since_booted, Change("state", now.state, "running", "restart"))
+        notes += (f"it is {now.state}: {now.reason.partition(';')[0]}",) if now.reason else ()
         return Action(name, "recreate" if recreate else "start", reasons, notes, target)
     if recreate:
         return Action(name, "recreate", since_booted, notes, target)

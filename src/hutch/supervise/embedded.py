@@ -98,13 +98,14 @@ class Supervisor:
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_renewal)
         self.wake = wake
-        reason, state = "", "stopped"
+        reason, state, remark = "", "stopped", ""
         try:
             while self._run_once(boot):
                 self._unmount()
                 if self.is_renewed:
                     self._renew(())
                 boot = Boot(self.runtime, self.cgroup, self.launch, wake=self.wake, is_off=lambda: self.stop_requests)
+            remark = "" if self.stop_requests else "it powered off by itself"
         except CalledOff as error:
             reason = str(error)
         except (StartFailed, OSError) as error:
@@ -113,7 +114,7 @@ class Supervisor:
         self.cgroup.remove()
         if any(self.cgroup.is_populated(group) for group in ("machine", "exec")):
             reason, state = f"some of its processes cannot be ended; {reason}".rstrip("; "), "failed"
-        self.enter(state, reason if state == "failed" else "")
+        self.enter(state, reason if state == "failed" else remark)
         self.log.close()
         if reason:
             self.tell("failed", reason)

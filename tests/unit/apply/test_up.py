@@ -23,7 +23,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is done, in words; every effect is replaced by a word."""
     words: list[str] = []
     plan = Plan("/f", NETWORK, (Action("web", "create", wanted=Wanted(workspace(), "image-1")),))
-    monkeypatch.setattr(Hutch, "plan", lambda *arguments, **keys: plan)
+    monkeypatch.setattr("hutch.apply.planning.make_plan", lambda *arguments, **keys: plan)
     monkeypatch.setattr(Hutch, "_ensure_images", lambda *arguments: words.append("build"))
     monkeypatch.setattr("hutch.apply.converge.first_network", lambda places: nullcontext())
     monkeypatch.setattr("hutch.apply.recovery.recover", lambda places, listen: words.append("recover"))

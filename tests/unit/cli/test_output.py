@@ -224,7 +224,7 @@ def test_status(running: Places, hutch: Run) -> None:
     assert entry["pid"] == os.getpid()
     text = hutch("status").out
     assert "          name  web\n" in text
-    assert "      warnings  one; two\n" in text
+    assert "      warnings  one\n      warnings  two\n" in text
     assert "None" not in text
     assert hutch("status", "gone").code == 2
 

@@ -15,8 +15,9 @@ from hutch.host.router import (
     RouterFacts,
     check_overlap,
     choose_uplink,
+    differences,
     is_ours,
-    is_settled,
+    loose_ports,
     tag,
     wanted_sysctls,
 )
@@ -111,13 +112,14 @@ HOST = host(
 )
 ROUTER = RouterFacts(
     links={"lo": link(), "up0": link("192.168.84.2/30"), "hutch0": link("192.168.83.1/24")},
+    gateway="192.168.84.1",
     rules=shape_of(router_tables(PLACES, NETWORK, MEMBERS, ("10.0.0.5",))),
     host_rules=shape_of(host_tables(PLACES, NETWORK, MEMBERS)),
 )
 
 
 def test_settled() -> None:
-    assert is_settled(PLACES, NETWORK, MEMBERS, HOST, ROUTER)
+    assert differences(PLACES, NETWORK, MEMBERS, HOST, ROUTER) == {}
 
 
 def without(rules: dict[str, Any], key: str) -> dict[str, Any]:
@@ -126,26 +128,100 @@ def without(rules: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 LINKS = ROUTER.links or {}
-UNSETTLED: dict[str, tuple[HostNetwork, RouterFacts]] = {
-    "no namespace": (HOST, RouterFacts(host_rules=ROUTER.host_rules)),
-    "a set is gone": (HOST, replace(ROUTER, rules=without(ROUTER.rules, "inet hutch/@denied"))),
-    "the host's rules are gone": (HOST, replace(ROUTER, host_rules={})),
+BRIDGE = "hutch0 has lost its address 192.168.83.1/24"
+# (the host, the router, the parts that are wrong, each with what is said of it)
+UNSETTLED: dict[str, tuple[HostNetwork, RouterFacts, dict[str, str]]] = {
+    "a set is gone": (
+        HOST,
+        replace(ROUTER, rules=without(ROUTER.rules, "inet hutch/@denied")),
+        {"router rules": "inet hutch/@denied: missing"},
+    ),
+    "the host's rules are gone": (
+        HOST,
+        replace(ROUTER, host_rules={}),
+        {
+            "host rules": "inet hutch/from-router: missing, inet hutch/publish: missing, "
+            "inet hutch/publish-local: missing, and 2 more"
+        },
+    ),
     "the host got another address": (
         replace(HOST, links={**HOST.links, "eth1": link("172.16.0.2/16")}),
         ROUTER,
+        {"router rules": "inet hutch/@host: changed"},
     ),
-    "the bridge is down": (HOST, replace(ROUTER, links={**LINKS, "hutch0": link("192.168.83.1/24", up=False)})),
-    "the bridge was renamed": (HOST, replace(ROUTER, links={"up0": LINKS["up0"], "br": LINKS["hutch0"]})),
-    "the bridge has another address": (HOST, replace(ROUTER, links={**LINKS, "hutch0": link("192.168.83.1/25")})),
-    "the router's end is gone": (HOST, replace(ROUTER, links={"hutch0": LINKS["hutch0"]})),
-    "the host's end is gone": (replace(HOST, links={"eth0": HOST.links["eth0"]}), ROUTER),
-    "the route is gone": (replace(HOST, routes=("10.0.0.0/24", "192.168.84.0/30")), ROUTER),
+    "the bridge is down": (
+        HOST,
+        replace(ROUTER, links={**LINKS, "hutch0": link("192.168.83.1/24", up=False)}),
+        {"bridge": "hutch0 is down"},
+    ),
+    "the bridge was renamed": (
+        HOST,
+        replace(ROUTER, links={"up0": LINKS["up0"], "br": LINKS["hutch0"]}),
+        {"bridge": "hutch0 is gone"},
+    ),
+    "the bridge has another address": (
+        HOST,
+        replace(ROUTER, links={**LINKS, "hutch0": link("192.168.83.1/25")}),
+        {"bridge": BRIDGE},
+    ),
+    "the router's end is gone": (
+        HOST,
+        replace(ROUTER, links={"hutch0": LINKS["hutch0"]}),
+        {"uplink": "up0 is gone"},
+    ),
+    "the host's end is gone": (
+        replace(HOST, links={"eth0": HOST.links["eth0"]}),
+        ROUTER,
+        {"uplink": "hutch-up is gone"},
+    ),
+    "the way in is gone": (
+        replace(HOST, routes=("10.0.0.0/24", "192.168.84.0/30")),
+        ROUTER,
+        {"way in": "the host has no route to 192.168.83.0/24"},
+    ),
+    "the way out is gone": (
+        HOST,
+        replace(ROUTER, gateway=""),
+        {"way out": "the router has no default route to the host"},
+    ),
 }
 
 
-@pytest.mark.parametrize(("found", "facts"), UNSETTLED.values(), ids=UNSETTLED.keys())
-def test_unsettled(found: HostNetwork, facts: RouterFacts) -> None:
-    assert not is_settled(PLACES, NETWORK, MEMBERS, found, facts)
+@pytest.mark.parametrize(("found", "facts", "wrong"), UNSETTLED.values(), ids=UNSETTLED.keys())
+def test_unsettled(found: HostNetwork, facts: RouterFacts, wrong: dict[str, str]) -> None:
+    assert differences(PLACES, NETWORK, MEMBERS, found, facts) == wrong
+
+
+def test_a_router_that_is_gone_is_said_to_be() -> None:
+    found = differences(PLACES, NETWORK, MEMBERS, HOST, RouterFacts(host_rules=ROUTER.host_rules))
+    assert found["router"] == "the network namespace hutch is gone"
+    assert {"router rules", "uplink", "bridge", "way out"} < found.keys()
+
+
+def port(master: str = "hutch0", *, up: bool = True, isolated: bool = True) -> dict[str, Any]:
+    return {**link(up=up), "master": master, "linkinfo": {"info_slave_data": {"isolated": isolated}}}
+
+
+@pytest.mark.parametrize(
+    ("there", "wrong"),
+    [
+        (port(), ""),
+        (link(), "ve-web is not on the bridge"),
+        (port("br"), "ve-web is not on the bridge"),
+        (port(up=False), "ve-web is down"),
+        (port(isolated=False), "ve-web is not isolated from the others"),
+    ],
+    ids=["as wanted", "on none", "on another", "down", "not isolated"],
+)
+def test_ports(there: dict[str, Any], wrong: str) -> None:
+    found = loose_ports(NETWORK, MEMBERS, replace(ROUTER, links={**LINKS, "ve-web": there}))
+    assert found == ({"web": wrong} if wrong else {})
+
+
+def test_a_bridge_that_is_repaired_takes_its_ports_anew() -> None:
+    down = {**LINKS, "hutch0": link("192.168.83.1/24", up=False), "ve-web": port()}
+    assert loose_ports(NETWORK, MEMBERS, replace(ROUTER, links=down)).keys() == {"web"}
+    assert loose_ports(NETWORK, MEMBERS, RouterFacts()) == {}
 
 
 def test_sysctls() -> None:

@@ -1,0 +1,209 @@
+"""What on the host is not as the records say: seen and named here, left alone, and put right by the next `up`.
+
+It compares as converge does, by the same functions, with what was in force before the plan: what a changed hutch.toml
+is about to change is no damage.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
+from dataclasses import field, replace
+from pathlib import Path
+
+from hutch.apply import converge
+from hutch.apply.building import is_built
+from hutch.errors import HutchError
+from hutch.files import read_or_none
+from hutch.frozen import dataclass
+from hutch.host import dns, hosts_file, router, shares, ssh
+from hutch.host.mountinfo import parse_mountinfo
+from hutch.host.namespace import look
+from hutch.images.cache import is_whole
+from hutch.plan.actions import Change, Plan, Repair, Wanted
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+from hutch.state import Record
+from hutch.supervise.observe import observe
+
+DELETED = "//deleted"
+"""What the kernel puts behind the directory of a mount that has been deleted."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """`repairs` cost nobody anything; `broken` is, by workspace, what only a restart gives back to it; `lost` is, in
+    words, what nobody but a person can bring back."""
+
+    repairs: tuple[Repair, ...] = ()
+    broken: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
+    lost: Mapping[str, str] = field(default_factory=dict)
+
+
+NOTHING = Findings()
+
+
+def inspect(places: Places, applied: Network | None, records: Mapping[str, Record]) -> Findings:
+    """Compare the host with the records. Nothing can be damaged before a first `up` has set the network up. Raises
+    HutchError when the host cannot be looked at."""
+    serving = converge.in_force(places, records) if applied is not None else {}
+    if applied is None or not serving:
+        return NOTHING
+    with closing(look(places)) as looking:
+        lost = lost_keys(places, serving)
+        elsewhere = (*wrong_homes(places, serving), *wrong_trust(places, serving, lost))
+        host, facts = router.observe_all(places, looking)
+    repairs = (*wrong_network(places, applied, serving, host, facts), *elsewhere)
+    return Findings(repairs, broken_workspaces(places, serving, facts.links or {}), lost)
+
+
+def wrong_network(
+    places: Places,
+    applied: Network,
+    serving: Mapping[str, Record],
+    host: router.HostNetwork,
+    facts: router.RouterFacts,
+) -> Iterator[Repair]:
+    """The router, the ports on it, the resolvers and the settings of the kernel."""
+    members = converge.members_of(serving, applied)
+    wrong = router.differences(places, applied, members, host, facts)
+    if "router" in wrong:  # all else went with it
+        yield Repair("router", wrong["router"])
+        return
+    for part, found in wrong.items():
+        yield Repair(part, found)
+    if "bridge" not in wrong:
+        for name, found in router.loose_ports(applied, members, facts).items():
+            if name in serving and observe(places, name).state == "running":
+                yield Repair("port", found, name)
+    for resolver in dns.missing_resolvers(places, applied):
+        yield Repair("resolver", f"the one does not run that {resolver.who}")
+    settings = router.wanted_sysctls(places, members)
+    for name, value in router.observe_sysctls(settings).items():
+        yield Repair(name.replace("/", "."), f"is {value}, not {settings[name]}")
+
+
+def wrong_homes(places: Places, serving: Mapping[str, Record]) -> Iterator[Repair]:
+    """Homes, and what keeps the host safe from what guests write there."""
+    mounts = shares.observe_mounts()
+    for name, record in serving.items():
+        workspace = record.wanted
+        assert isinstance(workspace.owner, int) and workspace.home is not None
+        gid, _ = ssh.owner_of(workspace.owner)
+        if not os.path.lexists(workspace.home):
+            yield Repair("home", f"{workspace.home} is gone; it is made anew, and empty", name)
+        if not shares.is_closed(places.workspace(name), gid):
+            yield Repair("home", f"{places.workspace(name)} is open to others, or closed to the owner", name)
+        for path in shares.unguarded(shares.writable_paths(workspace), mounts):
+            yield Repair("guard", f"{path} is not mounted nosuid,nodev", name)
+
+
+def lost_keys(places: Places, serving: Collection[str]) -> dict[str, str]:
+    """Host keys that are damaged or gone, and that somebody knows already: `up` does not make others in their place."""
+    return {
+        name: f"host key: {places.host_key(name)} is damaged or gone; only a backup brings back what it is known by"
+        for name in serving
+        if ssh.is_published(places, name) and not ssh.public_of(read_or_none(places.host_key(name)))
+    }
+
+
+def wrong_trust(places: Places, serving: Mapping[str, Record], lost: Collection[str]) -> Iterator[Repair]:
+    """Keys, names, and what ssh is told of them."""
+    peers, keys = converge.peers_of(places, serving), converge.own_keys(places, serving)
+    unnamed = [peer.name for peer in peers if not peer.host_key]
+    for name in unnamed:
+        if name not in lost:
+            yield Repair("host key", f"{places.host_key(name)} is damaged or gone", name)
+    for uid, key in keys.items():
+        if not ssh.read_key(Path(key)):
+            what = f"{key}.pub" if ssh.public_of(read_or_none(Path(key))) else key
+            new = "" if what != key else "; a new one opens what is started from then on"
+            yield Repair("key", f"{what} of {ssh.owner_of(uid)[1]} is damaged or gone{new}")
+    if hosts_file.missing_hosts(places, {peer.name: peer.ip for peer in peers}) is not None:
+        yield Repair("names", f"hutch's block in {hosts_file.HOSTS} is not as it was written")
+    for path in ssh.missing_trust(places, peers, keys):
+        if path != places.known_hosts or not unnamed:
+            yield Repair("ssh", f"{path} {'is not as it was written' if path.exists() else 'is gone'}")
+
+
+def broken_workspaces(
+    places: Places, serving: Mapping[str, Record], links: Collection[str]
+) -> dict[str, tuple[Change, ...]]:
+    """What was taken from workspaces that run. Nothing is said of one that has been started or stopped meanwhile."""
+    found = {}
+    for name, record in serving.items():
+        now = observe(places, name)
+        if now.state != "running" or now.pid is None:
+            continue
+        port, broken = names.port(name, record.wanted.type), []
+        if port not in links:
+            broken.append(Change("port", f"{port} is gone", port, "restart"))
+        if record.wanted.type == "container" and has_lost_tree(places, name, now.pid):
+            broken.append(Change("image", "its tree was deleted", record.image, "restart"))
+        if broken and observe(places, name) == now:
+            found[name] = tuple(broken)
+    return found
+
+
+def has_lost_tree(places: Places, name: str, pid: int) -> bool:
+    """Whether the image's tree was deleted that a container runs on: its supervisor's mounts tell, also when the image
+    has been built again since."""
+    try:
+        text = Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:  # it has just ended
+        return False
+    lower = str(places.runtime(name) / "lower")
+    return any(point == lower and directory.endswith(DELETED) for _, directory, point, _, _ in parse_mountinfo(text))
+
+
+def unbuilt_images(places: Places, wanted: Mapping[str, Wanted]) -> dict[str, str]:
+    """The workspaces of which something is not in the cache that they start from, each with what, in words."""
+    known: dict[tuple[str, str], str] = {}
+    found = {}
+    for name, target in wanted.items():
+        key = (target.image, target.workspace.type)
+        if key not in known:
+            has_tree = is_whole(places, target.image)
+            what = f"what machines boot of {target.image}" if has_tree else target.image
+            known[key] = "" if has_tree and is_built(places, target) else f"{what} is not in the cache"
+        if known[key]:
+            found[name] = known[key]
+    return found
+
+
+def with_findings(plan: Plan, seen: Findings, unbuilt: Mapping[str, str], records: Mapping[str, Record]) -> Plan:
+    """The plan, with what is repaired on the way. An image that is built for a start is a note on that; one that was
+    there, and went, while nothing else is to be done, is a repair."""
+    actions, repairs = [], []
+    for action in plan.actions:
+        missing, before = unbuilt.get(action.workspace, ""), records.get(action.workspace)
+        was_there = before is not None and action.wanted is not None and before.image == action.wanted.image
+        if missing and was_there and not action.starts:
+            repairs.append(Repair("image", missing, action.workspace))
+        elif missing:
+            action = replace(action, notes=(*action.notes, f"{missing}: it is built first"))
+        actions.append(action)
+    lost = tuple(f"{name}: {text}" for name, text in seen.lost.items())
+    return replace(plan, actions=tuple(actions), repairs=(*seen.repairs, *repairs), notes=(*plan.notes, *lost))
+
+
+def warnings_of(places: Places, applied: Network | None, records: Mapping[str, Record]) -> dict[str, list[str]]:
+    """What is wrong, in words, by workspace. What is everybody's is said with each."""
+    present = converge.present(records)
+    try:
+        seen = inspect(places, applied, records)
+    except HutchError as error:  # status is there for when things are broken
+        return {name: [f"the host cannot be looked at: {error.brief}"] for name in present}
+    unbuilt = unbuilt_images(places, {name: Wanted(record.wanted, record.image) for name, record in present.items()})
+    told = {}
+    for name in present:
+        mended = [str(repair) for repair in seen.repairs if repair.workspace in (None, name)]
+        mended += [f"image: {unbuilt[name]}"] if name in unbuilt else []
+        told[name] = [
+            *(f"{text} (`hutch up` repairs it)" for text in mended),
+            *(f"{change.key}: {change.old} (a restart brings it back)" for change in seen.broken.get(name, ())),
+            *([seen.lost[name]] if name in seen.lost else []),
+        ]
+    return told

@@ -1,0 +1,140 @@
+"""What is said of a host that is not as it was left, and where it goes: into the plan, and into words for `status`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.apply import inspecting
+from hutch.apply.inspecting import NOTHING, Findings, has_lost_tree, inspect, unbuilt_images, warnings_of, with_findings
+from hutch.errors import HutchError
+from hutch.plan.actions import Action, Change, Kind, Plan, Repair, Wanted
+from hutch.plan.planner import Standing, plan_one
+from hutch.spec.names import Places
+from hutch.state import Record
+from tests.unit.facts import NETWORK, workspace
+
+WANTED = Wanted(workspace(), "image-1")
+SEEN = Findings(
+    repairs=(Repair("bridge", "hutch0 is gone"), Repair("port", "ve-lab is down", "lab")),
+    broken={"web": (Change("port", "ve-web is gone", "ve-web"),)},
+    lost={"web": "host key: it is gone"},
+)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path / "state", tmp_path / "run")
+
+
+def record(name: str = "web", **keys: Any) -> Record:
+    return replace(Record(name, "/f", workspace(name), "image-1", 0x7000_0000, "0" * 32), **keys)
+
+
+def test_nothing_is_damaged_before_the_first_up(places: Places) -> None:
+    assert inspect(places, None, {"web": record()}) == NOTHING
+    assert inspect(places, NETWORK, {"web": record(removed=True)}) == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("kind", "image", "repairs", "notes"),
+    [
+        ("no change", "image-1", ["image: gone"], ()),
+        ("live", "image-1", ["image: gone"], ()),
+        ("start", "image-1", [], ("gone: it is built first",)),
+        ("restart", "image-0", [], ("gone: it is built first",)),
+        ("no change", "image-0", [], ("gone: it is built first",)),  # it is for later
+    ],
+)
+def test_an_image_is_a_repair_only_where_it_was(kind: Kind, image: str, repairs: list[str], notes: Any) -> None:
+    plan = Plan("/f", NETWORK, (Action("web", kind, wanted=WANTED),))
+    found = with_findings(plan, NOTHING, {"web": "gone"}, {"web": record(image=image)})
+    assert [str(repair) for repair in found.repairs] == repairs
+    assert found.actions[0].notes == notes
+    assert found.changes == (bool(repairs) or kind != "no change")
+
+
+def test_a_plan_tells_what_it_repairs() -> None:
+    plan = with_findings(Plan("/f", NETWORK, (Action("web", "no change", wanted=WANTED),)), SEEN, {}, {})
+    assert plan.changes
+    assert plan.to_json()["repairs"] == [
+        {"what": "bridge", "found": "hutch0 is gone", "workspace": None},
+        {"what": "port", "found": "ve-lab is down", "workspace": "lab"},
+    ]
+    assert plan.notes == ("web: host key: it is gone",)
+    json.dumps(plan.to_json())
+
+
+def test_what_is_wrong_in_words(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspecting, "inspect", lambda *arguments: SEEN)
+    told = warnings_of(places, NETWORK, {"web": record(), "lab": record("lab"), "old": record("old", removed=True)})
+    image = "image: image-1 is not in the cache (`hutch up` repairs it)"
+    bridge = "bridge: hutch0 is gone (`hutch up` repairs it)"
+    assert told == {
+        "web": [bridge, image, "port: ve-web is gone (a restart brings it back)", "host key: it is gone"],
+        "lab": [bridge, "port: ve-lab is down (`hutch up` repairs it)", image],
+    }
+
+
+def test_a_host_that_cannot_be_looked_at(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> Findings:
+        raise HutchError("nft is not installed")
+
+    monkeypatch.setattr(inspecting, "inspect", fail)
+    told = warnings_of(places, NETWORK, {"web": record()})
+    assert told == {"web": ["the host cannot be looked at: nft is not installed"]}
+
+
+def test_an_image_without_its_tree_is_none(places: Places) -> None:
+    wanted = {"web": WANTED, "lab": Wanted(workspace(type="vm"), "image-1")}
+    (places.images / "image-1").mkdir(parents=True)
+    content = {"format": 1, "recipe": {"image": "a", "packages": [], "setup": ""}, "created": "", "size": 0}
+    (places.images / "image-1" / "image.json").write_text(json.dumps(content))
+    assert unbuilt_images(places, wanted) == dict.fromkeys(wanted, "image-1 is not in the cache")
+    (places.images / "image-1" / "root").mkdir()
+    assert unbuilt_images(places, wanted) == {"lab": "what machines boot of image-1 is not in the cache"}
+    (places.images / "image-1" / "image.json").write_text("{")
+    assert unbuilt_images(places, wanted).keys() == {"web", "lab"}
+
+
+@pytest.mark.parametrize(
+    ("directory", "is_lost"),
+    [("/images/i/root", False), ("/images/i/root//deleted", True), ("/images/with\\040blank//deleted", True)],
+)
+def test_a_tree_that_was_deleted_under_its_container(
+    places: Places, monkeypatch: pytest.MonkeyPatch, directory: str, is_lost: bool
+) -> None:
+    lower = places.runtime("web") / "lower"
+    text = f"1 0 8:1 /x//deleted {lower}er rw - ext4 /dev/a rw\n2 0 8:1 {directory} {lower} ro - ext4 /dev/a rw\n"
+    monkeypatch.setattr(Path, "read_text", lambda path, **keys: text if str(path) == "/proc/7/mountinfo" else "")
+    assert has_lost_tree(places, "web", 7) is is_lost
+    assert not has_lost_tree(places, "web", 8)
+
+
+BROKEN = (Change("port", "ve-web is gone", "ve-web"),)
+
+
+@pytest.mark.parametrize(
+    ("keys", "start", "action", "note"),
+    [
+        ({}, True, "restart", ""),
+        ({"restart_if_changed": False}, True, "no change", "restart_if_changed is false"),
+        ({}, False, "no change", "--no-start"),
+    ],
+)
+def test_what_only_a_restart_gives_back(keys: Any, start: bool, action: str, note: str) -> None:
+    target = Wanted(workspace(**keys), "image-1")
+    found = plan_one("web", target, Standing("/f", target, target, "running", broken=BROKEN), start=start)
+    assert (found.action, found.reasons) == (action, BROKEN)
+    assert [text.startswith(note) for text in found.notes] == ([True] if note else [])
+
+
+def test_why_it_does_not_run_is_said() -> None:
+    now = Standing("/f", WANTED, WANTED, "failed", reason="nspawn was killed by SIGKILL; the end of its log:\nx")
+    found = plan_one("web", WANTED, now)
+    assert found.action == "start"
+    assert found.notes == ("it is failed: nspawn was killed by SIGKILL",)
