@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from hutch.apply import converge
+from hutch.apply.machines import check_new_machines
 from hutch.apply.ownership import origin_of
 from hutch.apply.removal import mark_removed, remove_root
 from hutch.apply.starting import start
@@ -34,6 +35,8 @@ class LiveFailed(HutchError):
 def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
     """Do what the plan says. The caller holds the lock; images are there already."""
     records = read_records(places)
+    if plan.start:
+        check_new_machines(places, plan, records)
     changing = tuple(action.workspace for action in plan.actions if action.action != "no change")
     if changing:
         with journaled(places, "up", changing):
@@ -43,7 +46,7 @@ def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
 
 
 def _apply(places: Places, plan: Plan, records: dict[str, Record], listen: Listener) -> None:
-    down = [a for a in plan.actions if a.action in ("restart", "recreate", "remove")]
+    down = [a for a in plan.actions if a.stops]
     if down:
         control.stop_all(places, [action.workspace for action in down])
     for action in plan.actions:

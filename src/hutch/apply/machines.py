@@ -7,14 +7,16 @@ cost nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from hutch.errors import ConfigError, HutchError, Problem
 from hutch.spec.model import Workspace
+from hutch.supervise.observe import observe
 
 if TYPE_CHECKING:
     from hutch.host.accelerator import Accelerator
+    from hutch.plan.actions import Plan, Wanted
     from hutch.spec.names import Places
     from hutch.state import Record
     from hutch.supervise.control import Listener
@@ -94,6 +96,25 @@ def check_hypervisors(starting: Iterable[Starting], accelerator: Accelerator) ->
         for file, name, workspace in machines_of(starting)
         if workspace.hypervisor == "cloud-hypervisor"
     )
+
+
+def check_new_machines(places: Places, plan: Plan, records: Mapping[str, Record]) -> None:
+    """Refuse the context ids of a plan's new machines before anything is touched. A machine that runs, or may, has its
+    own. Asking takes the number for a moment, so only who holds the lock may ask."""
+    check_context_ids(
+        (plan.file, action.workspace, action.wanted.workspace)
+        for action in plan.actions
+        if action.starts and action.wanted and not _may_have(places, records.get(action.workspace), action.wanted)
+    )
+
+
+def _may_have(places: Places, record: Record | None, wanted: Wanted) -> bool:
+    """Whether the workspace itself may have the context id that it is to have."""
+    if record is None or record.booted is None:
+        return False
+    booted = record.booted.workspace
+    has_it = booted.type == "vm" and booted.cid == wanted.workspace.cid
+    return has_it and observe(places, record.name).state != "stopped"
 
 
 def check_context_ids(starting: Iterable[Starting]) -> None:

@@ -21,7 +21,7 @@ from hutch.frozen import dataclass
 from hutch.host.listening import check_ports
 from hutch.plan.actions import Action, Affected, Change, Plan, Wanted
 from hutch.plan.planner import Standing, network_changes, plan
-from hutch.plan.resolve import collisions, resolve
+from hutch.plan.resolve import collisions, resolve, still_used
 from hutch.spec.marker import Invalid
 from hutch.spec.model import Config, Network, Workspace
 from hutch.spec.names import SUN_PATH, Places
@@ -126,7 +126,9 @@ def decide(
     former = former_paths(config, records, facts.origin, facts.exists)
     check_ownership(config, records, former, facts.exists, adopt=adopt)
     kept = {name: record.wanted for name, record in records.items()}
-    resolved = resolve(config.workspaces, kept, facts.network, places, facts.owner)
+    running = {n: r.booted.workspace for n, r in records.items() if r.booted is not None and facts.observe(n).is_up}
+    in_use = [workspace.ip for workspace in running.values() if workspace.ip is not None]
+    resolved = resolve(config.workspaces, kept, facts.network, places, facts.owner, in_use)
     wanted = {}
     for name in chosen:
         workspace = _with_keys(resolved[name], facts)
@@ -138,13 +140,8 @@ def decide(
     others = {name: r.wanted for name, r in records.items() if not r.removed and name not in parties}
     moved = network_changes(facts.applied, facts.network)
     check_bystanders(others, moved)
-    clashes = collisions({**others, **{name: target.workspace for name, target in wanted.items()}}, facts.real)
-    if clashes:
-        raise HutchError(
-            "two workspaces of this host would collide",
-            details="\n".join(clashes),
-            resolution="set that key to something else, or choose another name; of one file, `hutch up` both together",
-        )
+    everybody = {**others, **{name: target.workspace for name, target in wanted.items()}}
+    refuse_clashes(collisions(everybody, facts.real))
     standing = {name: _standing(record, facts) for name, record in records.items() if name in parties}
     if not start:
         check_stopped({name: now for name, now in standing.items() if name in chosen}, moved)
@@ -160,7 +157,19 @@ def decide(
     )
     inherited = tuple(name for name in undeclared if records[name].file in former)
     actions = tuple(_with_affected(action, facts) for action in found.actions)
+    stopping = [action.workspace for action in actions if action.stops]
+    refuse_clashes(still_used(everybody, running, stopping, facts.real))
     return replace(found, actions=actions, inherited=inherited)
+
+
+def refuse_clashes(clashes: Sequence[str]) -> None:
+    """Two workspaces with one address, or home, are not to be, not even while one is to be restarted some time."""
+    if clashes:
+        raise HutchError(
+            "two workspaces of this host would collide",
+            details="\n".join(clashes),
+            resolution="set that key to something else, or choose another name; of one file, `hutch up` both together",
+        )
 
 
 def check_sockets(places: Places, config: Config) -> None:

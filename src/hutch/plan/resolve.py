@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from hutch.errors import HutchError
@@ -14,15 +14,21 @@ from hutch.spec.names import Places
 
 
 def resolve(
-    declared: Mapping[str, Workspace], kept: Mapping[str, Workspace], network: Network, places: Places, owner: int
+    declared: Mapping[str, Workspace],
+    kept: Mapping[str, Workspace],
+    network: Network,
+    places: Places,
+    owner: int,
+    in_use: Collection[str] = (),
 ) -> dict[str, Workspace]:
     """Every declared workspace with nothing left open.
 
     `kept` are all workspaces of this host as last resolved, removed ones included, so that an address is
-    never given twice; `owner` is the uid for those that do not name one and have none yet.
+    never given twice; `in_use` are the addresses that workspaces run with, maybe others than they are to have. `owner`
+    is the uid for those that do not name one and have none yet.
     """
     subnet = ipaddress.IPv4Network(network.subnet)
-    addresses = allocate(declared, kept, subnet)
+    addresses = allocate(declared, kept, subnet, in_use)
     resolved = {}
     for name, workspace in declared.items():
         before = kept.get(name)
@@ -39,7 +45,10 @@ def resolve(
 
 
 def allocate(
-    declared: Mapping[str, Workspace], kept: Mapping[str, Workspace], subnet: ipaddress.IPv4Network
+    declared: Mapping[str, Workspace],
+    kept: Mapping[str, Workspace],
+    subnet: ipaddress.IPv4Network,
+    in_use: Collection[str] = (),
 ) -> dict[str, str]:
     """Name -> address: the declared one, else the kept one, else the first that is free."""
     fixed = {name: workspace.ip for name, workspace in declared.items() if workspace.ip is not None}
@@ -61,7 +70,7 @@ def allocate(
         if is_host and before not in reserved:
             chosen[name] = before
     # An address that is being given up is still in use: its workspace may run on with it.
-    taken = {*reserved, *chosen.values(), *(workspace.ip for workspace in kept.values())}
+    taken = {*reserved, *chosen.values(), *(workspace.ip for workspace in kept.values()), *in_use}
     free = (str(address) for address in subnet.hosts())
     for name in declared:
         if name not in chosen:
@@ -95,6 +104,16 @@ def collisions(workspaces: Mapping[str, Workspace], real: Real = str) -> list[st
         else:
             found.append(f"the home of {other}, {theirs}, is inside that of {name}, {home}")
     return found
+
+
+def still_used(
+    wanted: Mapping[str, Workspace], running: Mapping[str, Workspace], stopping: Collection[str], real: Real = str
+) -> list[str]:
+    """What a workspace is to have while another one runs on with it, in words. `running` are those that are up, with
+    what they were started with; `stopping` of them give it back before anything starts."""
+    staying = {name: workspace for name, workspace in running.items() if name not in stopping}
+    later = {name: workspace for name, workspace in wanted.items() if name not in staying}
+    return [f"{text}, with which one still runs" for text in collisions({**staying, **later}, real)]
 
 
 def allocate_uids(taken: set[int], first: int = 0) -> int:

@@ -94,6 +94,9 @@ def check_addresses(drafts: Sequence[Draft], network: str) -> Iterator[Finding]:
 def check_identifiers(drafts: Sequence[Draft]) -> Iterator[Finding]:
     """No two workspaces have one address, MAC or context id, be it given or derived."""
     by_name = {draft.name: draft for draft in drafts}
+    for draft in drafts:
+        if draft.workspace.mac == names.mac(names.BUILDER):
+            yield Finding(draft.path("mac"), "is kept for image builds", "another one, or leave it out")
     for key in ("ip", "mac", "cid"):
         for clash in same_identifiers(workspaces_of(drafts), key):
             draft, other = by_name[clash.name], by_name[clash.other]

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from hutch.apply.machines import Starting, check_context_ids, check_hypervisors, check_machines
+from hutch.apply.execute import apply_plan
+from hutch.apply.machines import Starting, check_context_ids, check_hypervisors, check_machines, check_new_machines
 from hutch.errors import ConfigError, HutchError
 from hutch.host import capacity, tools, vsock
 from hutch.host.accelerator import Accelerator
 from hutch.host.capacity import Capacity
-from tests.unit.facts import workspace
+from hutch.plan.actions import Action, Kind, Plan, Wanted
+from hutch.spec.model import Workspace
+from hutch.spec.names import Places
+from hutch.state import Booted, Record
+from hutch.supervise.status import first_words, write_status
+from tests.unit.facts import NETWORK, workspace
 
 GIB = 1 << 30
 VM = workspace(type="vm", memory=2 * GIB)
@@ -86,3 +93,41 @@ def test_a_context_id_of_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None
         check_context_ids([(FILE, "web", VM), (FILE, "lab", replace(VM, cid=77))])
     (problem,) = caught.value.problems
     assert (problem.key, problem.value) == ("workspaces.lab.cid", "77")
+
+
+@pytest.mark.parametrize(
+    ("booted", "state", "is_asked"),
+    [
+        (None, None, True),
+        (VM, "running", False),
+        (VM, "failed", False),  # something of it may be left
+        (VM, "stopped", True),
+        (replace(VM, cid=7), "running", True),
+        (workspace(), "running", True),
+    ],
+    ids=["new", "its own", "maybe its own", "stopped", "another id", "a container"],
+)
+def test_an_id_in_use_is_found_before_anything_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, booted: Workspace | None, state: str | None, is_asked: bool
+) -> None:
+    monkeypatch.setattr(vsock, "is_free", lambda cid: False)
+    places = Places(tmp_path / "state", tmp_path / "run")
+    record = Record("web", FILE, VM, "image-1", 0x7000_0000, "0" * 32)
+    if booted is not None:
+        record = replace(record, booted=Booted(booted, "image-1"))
+    if state is not None:
+        places.runtime("web").mkdir(parents=True)
+        write_status(str(places.status("web")), first_words(os.getpid()) | {"state": state})
+    kind: Kind = "restart" if state == "running" else "start"
+    plan = Plan(FILE, NETWORK, (Action("web", kind, wanted=Wanted(VM, "image-1")),))
+    if not is_asked:
+        check_new_machines(places, plan, {"web": record})
+        return
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("hutch.apply.execute.read_records", lambda places: {"web": record})
+    with pytest.raises(ConfigError) as caught:
+        apply_plan(places, plan, lambda *words: None)
+    assert caught.value.problems[0].key == "workspaces.web.cid"
+    assert sorted(tmp_path.rglob("*")) == before
+    nothing = Plan(FILE, NETWORK, (Action("web", "no change", wanted=Wanted(VM, "image-1")),))
+    check_new_machines(places, nothing, {"web": record})

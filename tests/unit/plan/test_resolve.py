@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.errors import HutchError
-from hutch.plan.resolve import allocate, allocate_uids, collisions, resolve
+from hutch.plan.resolve import allocate, allocate_uids, collisions, resolve, still_used
 from hutch.spec import names
 from hutch.spec.model import Publish, Workspace
 from tests.unit.facts import NETWORK, PLACES, SECOND, workspace
@@ -230,3 +230,31 @@ def test_uid_ranges() -> None:
     assert max(full) + names.UID_COUNT <= 1 << 31
     with pytest.raises(HutchError, match="no range of user ids is left"):
         allocate_uids(full)
+
+
+def test_an_address_that_a_workspace_runs_on_with_is_not_given_away() -> None:
+    kept = {"web": workspace(ip="192.168.83.9")}
+    found = resolve({"new": OPEN}, kept, NETWORK, PLACES, 1000, ["192.168.83.2"])
+    assert found["new"].ip == "192.168.83.3"
+
+
+@pytest.mark.parametrize(
+    ("keys", "clash"),
+    [
+        ({"ip": "192.168.83.2"}, "the same ip 192.168.83.2"),
+        ({"mac": names.mac("web")}, "the same mac 02:4b:5e:57:f6:eb"),
+        ({"cid": names.cid("web")}, "the same cid 4939451"),
+    ],
+)
+def test_what_a_workspace_runs_on_with_is_not_for_another(keys: Any, clash: str) -> None:
+    """It is to have something else, from its next restart on."""
+    was = workspace("web")
+    wanted = {
+        "web": replace(was, ip="192.168.83.9", mac="02:00:00:00:00:01", cid=9, home="/srv/web"),
+        "lab": replace(workspace("lab", ip="192.168.83.3"), **keys),
+    }
+    assert collisions(wanted) == []
+    assert still_used(wanted, {"web": was}, ["web"]) == []
+    (found,) = still_used(wanted, {"web": was}, [])
+    assert found == f"web and lab have {clash}, with which one still runs"
+    assert still_used(wanted, {}, []) == []

@@ -186,6 +186,7 @@ WRONG: dict[str, tuple[str, tuple[Expected, ...]]] = {
     "ip of the gateway": one('ip = "192.168.83.1"', "ip", "is the gateway"),
     "ip of the network": one('ip = "192.168.83.0"', "ip", "is the network itself"),
     "ip of all": one('ip = "192.168.83.255"', "ip", "is the broadcast address"),
+    "mac of the builder": one('mac = "02:6e:27:10:a4:23"', "mac", "is kept for image builds"),
     "ip of the builder": one('ip = "192.168.83.254"', "ip", "kept for image builds"),
     # Between workspaces.
     "ip twice": two(
