@@ -99,7 +99,9 @@ def converge_network(
     record = new_record(places, network, file) if before is None else replace(before, network=network, file=file)
     write_network(places, record)
     host, facts = router.observe_all(places, looking)
-    router.ensure_router(places, network, members, host, facts)
+    is_same = before is not None and before.network == network
+    survivor = find_survivor(places, serving) if facts.links is None and is_same else None
+    router.ensure_router(places, network, members, host, facts, survivor)
     reconnect(places, network, serving, router.loose_ports(network, members, facts))
     settings = router.wanted_sysctls(places, members)
     different = router.observe_sysctls(settings)
@@ -107,6 +109,12 @@ def converge_network(
         write_network(places, replace(record, sysctls={**different, **record.sysctls}))
         router.write_sysctls({name: settings[name] for name in different})
     ensure_resolvers(places, network)
+
+
+def find_survivor(places: Places, serving: Iterable[str]) -> int | None:
+    """The supervisor of a workspace that is up, if any is: it runs in the router's namespace."""
+    states = (observe(places, name) for name in serving)
+    return next((now.pid for now in states if now.is_up and now.pid is not None), None)
 
 
 def reconnect(places: Places, network: Network, serving: Mapping[str, Record], loose: Iterable[str]) -> None:
@@ -164,7 +172,8 @@ def own_keys(places: Places, serving: Mapping[str, Record]) -> dict[int, str]:
         workspace = record.wanted
         assert isinstance(workspace.owner, int)
         for uid in ssh.key_holders(workspace.authorized_keys, workspace.owner):
-            keys[uid] = str(places.key(uid))
+            if uid not in keys:
+                keys[uid] = str(places.key(uid))
     return keys
 
 

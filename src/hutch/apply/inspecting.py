@@ -56,7 +56,7 @@ def inspect(places: Places, applied: Network | None, records: Mapping[str, Recor
         elsewhere = (*wrong_homes(places, serving), *wrong_trust(places, serving, lost))
         host, facts = router.observe_all(places, looking)
     repairs = (*wrong_network(places, applied, serving, host, facts), *elsewhere)
-    return Findings(repairs, broken_workspaces(places, serving, facts.links or {}), lost)
+    return Findings(repairs, broken_workspaces(places, serving, facts.links), lost)
 
 
 def wrong_network(
@@ -79,7 +79,7 @@ def wrong_network(
             if name in serving and observe(places, name).state == "running":
                 yield Repair("port", found, name)
     for resolver in dns.missing_resolvers(places, applied):
-        yield Repair("resolver", f"the one does not run that {resolver.who}")
+        yield Repair("resolver", f"the one for {resolver.serves} does not run")
     settings = router.wanted_sysctls(places, members)
     for name, value in router.observe_sysctls(settings).items():
         yield Repair(name.replace("/", "."), f"is {value}, not {settings[name]}")
@@ -129,16 +129,17 @@ def wrong_trust(places: Places, serving: Mapping[str, Record], lost: Collection[
 
 
 def broken_workspaces(
-    places: Places, serving: Mapping[str, Record], links: Collection[str]
+    places: Places, serving: Mapping[str, Record], links: Collection[str] | None
 ) -> dict[str, tuple[Change, ...]]:
-    """What was taken from workspaces that run. Nothing is said of one that has been started or stopped meanwhile."""
+    """What was taken from workspaces that run. Nothing is said of one that has been started or stopped meanwhile, and
+    of ports in a namespace that has lost its name."""
     found = {}
     for name, record in serving.items():
         now = observe(places, name)
         if now.state != "running" or now.pid is None:
             continue
         port, broken = names.port(name, record.wanted.type), []
-        if port not in links:
+        if links is not None and port not in links:
             broken.append(Change("port", f"{port} is gone", port, "restart"))
         if record.wanted.type == "container" and has_lost_tree(places, name, now.pid):
             broken.append(Change("image", "its tree was deleted", record.image, "restart"))
@@ -192,11 +193,12 @@ def with_findings(plan: Plan, seen: Findings, unbuilt: Mapping[str, str], record
 def warnings_of(places: Places, applied: Network | None, records: Mapping[str, Record]) -> dict[str, list[str]]:
     """What is wrong, in words, by workspace. What is everybody's is said with each."""
     present = converge.present(records)
+    targets = {name: Wanted(record.wanted, record.image) for name, record in present.items()}
     try:
-        seen = inspect(places, applied, records)
-    except HutchError as error:  # status is there for when things are broken
-        return {name: [f"the host cannot be looked at: {error.brief}"] for name in present}
-    unbuilt = unbuilt_images(places, {name: Wanted(record.wanted, record.image) for name, record in present.items()})
+        seen, unbuilt = inspect(places, applied, records), unbuilt_images(places, targets)
+    except (HutchError, OSError) as error:  # status is there for when things are broken
+        why = f"the host cannot be looked at: {error.brief if isinstance(error, HutchError) else error}"
+        return {name: [why] for name in present}
     told = {}
     for name in present:
         mended = [str(repair) for repair in seen.repairs if repair.workspace in (None, name)]

@@ -24,13 +24,13 @@ from hutch.state import make_directory
 
 @dataclass(frozen=True)
 class Resolver:
-    """One dnsmasq: its pid file names it, `namespace` is where it runs ("" for the host's own). `who` asks it is for
+    """One dnsmasq: its pid file names it, `namespace` is where it runs ("" for the host's own), `serves` is said to
     people."""
 
     pid_file: str
     namespace: str
     argv: tuple[str, ...]
-    who: str = ""
+    serves: str = ""
 
 
 def wanted_resolvers(places: Places, network: Network, user: str) -> tuple[Resolver, ...]:
@@ -52,7 +52,7 @@ def wanted_resolvers(places: Places, network: Network, user: str) -> tuple[Resol
                 "--cache-size=0",
                 f"--pid-file={host_pid}",
             ),
-            "the router asks it",
+            "the router",
         ),
         Resolver(
             router_pid,
@@ -66,7 +66,7 @@ def wanted_resolvers(places: Places, network: Network, user: str) -> tuple[Resol
                 "--bogus-priv",
                 f"--pid-file={router_pid}",
             ),
-            "the workspaces ask it",
+            "the workspaces",
         ),
     )
 

@@ -214,9 +214,15 @@ def wrong_link(links: Links, name: str, address: str) -> str:
 
 
 def ensure_router(
-    places: Places, network: Network, members: tuple[Member, ...], host: HostNetwork, facts: RouterFacts
+    places: Places,
+    network: Network,
+    members: tuple[Member, ...],
+    host: HostNetwork,
+    facts: RouterFacts,
+    survivor: int | None = None,
 ) -> None:
-    """Bring the router from what was observed to what is wanted, writing only what differs."""
+    """Bring the router from what was observed to what is wanted, writing only what differs. `survivor` is a process of
+    ours that runs in it, if any does: a namespace that has only lost its name gets that again."""
     wrong = differences(places, network, members, host, facts)
     if not wrong:
         return
@@ -224,7 +230,7 @@ def ensure_router(
     if places.uplink_host in host.links:
         _check_ours(places, ["ip"], places.uplink_host, f"the host has an interface {places.uplink_host}")
     if "router" in wrong:
-        _make_namespace(places)
+        _make_namespace(places, survivor)
         host, facts = observe_all(places)
         wrong = differences(places, network, members, host, facts)
     _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
@@ -236,10 +242,13 @@ def ensure_router(
     _ensure_links(places, network, wrong, host, facts)
 
 
-def _make_namespace(places: Places) -> None:
+def _make_namespace(places: Places, survivor: int | None) -> None:
     """It gets its name last, so that one with our name is whole and carries our tag, wherever a crash comes."""
     places.namespace_path.unlink(missing_ok=True)
-    run(render_namespace(places))
+    if survivor is None:
+        run(render_namespace(places))
+    else:
+        run(["ip", "netns", "attach", places.namespace, str(survivor)])
 
 
 def render_namespace(places: Places) -> list[str]:
