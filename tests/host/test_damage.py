@@ -156,7 +156,8 @@ def test_a_port_that_was_deleted_costs_a_restart(victim: Victim) -> None:
     assert f"port: {victim.port} is gone (a restart brings it back)" in instance.status("web")["warnings"]
     planned = instance.plan()["web"]
     assert planned["action"] == "restart"
-    assert planned["reasons"] == [{"key": "port", "old": f"{victim.port} is gone", "new": victim.port}]
+    reason = {"key": "port", "old": f"{victim.port} is gone", "new": victim.port, "weight": "restart"}
+    assert planned["reasons"] == [reason]
     instance.up()
     assert_as_declared(instance, victim.golden)
     assert instance.status("web")["pid"] != before
@@ -188,7 +189,8 @@ def test_an_image_that_vanished_is_built_again(own_image: Callable[[str], Instan
     shutil.rmtree(tree)
     assert "image: its tree was deleted (a restart brings it back)" in instance.status("own")["warnings"]
     instance.hutch("image", "build", timeout=300)  # a new tree is not the one that it runs on
-    assert instance.plan()["own"]["reasons"][0] == {"key": "image", "old": "its tree was deleted", "new": image}
+    (reason,) = instance.plan()["own"]["reasons"]
+    assert (reason["key"], reason["old"], reason["weight"]) == ("image", "its tree was deleted", "restart")
     instance.up()
     instance.ssh("own")
     assert (instance.status("own")["pid"] != before, instance.status("own")["warnings"]) == (True, [])
@@ -205,6 +207,19 @@ def test_why_a_workspace_stopped_is_said(victim: Victim) -> None:
     assert (main["action"], main["notes"]) == ("start", ["it is stopped: it powered off by itself"])
     instance.up()
     assert instance.status("web")["reason"] == ""
+
+
+@pytest.mark.vm
+def test_what_is_said_of_a_running_workspace_is_deleted(victim: Victim) -> None:
+    instance = victim.instance
+    shutil.rmtree(victim.places.runtime("web"))
+    found = instance.status("web")
+    assert found["state"] == "stopped"
+    assert [text.partition(":")[0] for text in found["warnings"]] == ["state"]
+    assert instance.plan()["web"]["action"] == "start"
+    instance.up()
+    assert_as_declared(instance, victim.golden)
+    assert instance.status("web")["warnings"] == []
 
 
 def test_status_tells_what_it_cannot_look_at(victim: Victim, tmp_path: Path) -> None:

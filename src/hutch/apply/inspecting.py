@@ -26,6 +26,7 @@ from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 from hutch.state import Record
+from hutch.supervise.control import is_forgotten
 from hutch.supervise.observe import observe
 
 DELETED = "//deleted"
@@ -35,7 +36,7 @@ DELETED = "//deleted"
 @dataclass(frozen=True)
 class Findings:
     """`repairs` cost nobody anything; `broken` is, by workspace, what only a restart gives back to it; `lost` is, in
-    words, what nobody but a person can bring back."""
+    words, what `up` cannot bring back."""
 
     repairs: tuple[Repair, ...] = ()
     broken: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
@@ -56,6 +57,7 @@ def inspect(places: Places, applied: Network | None, records: Mapping[str, Recor
         elsewhere = (*wrong_homes(places, serving), *wrong_trust(places, serving, lost))
         host, facts = router.observe_all(places, looking)
     repairs = (*wrong_network(places, applied, serving, host, facts), *elsewhere)
+    lost |= forgotten_workspaces(places, serving)
     return Findings(repairs, broken_workspaces(places, serving, facts.links), lost)
 
 
@@ -146,6 +148,15 @@ def broken_workspaces(
         if broken and observe(places, name) == now:
             found[name] = tuple(broken)
     return found
+
+
+def forgotten_workspaces(places: Places, serving: Mapping[str, Record]) -> dict[str, str]:
+    """Workspaces that run, and are taken for stopped."""
+    return {
+        name: f"state: {places.runtime(name)} was deleted while it ran; a start ends what is left of that first"
+        for name, record in serving.items()
+        if record.booted is not None and is_forgotten(places, name)
+    }
 
 
 def has_lost_tree(places: Places, name: str, pid: int) -> bool:

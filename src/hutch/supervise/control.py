@@ -163,7 +163,7 @@ def spawn(places: Places, name: str) -> Starting:
     places.runtime(name).mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(_Descriptors()) as ours:
         lock = ours.add(_take_lock(places, name))
-        if read_status(str(places.status(name))) is not None:
+        if read_status(str(places.status(name))) is not None or is_forgotten(places, name):
             clean_up(places, name)
         log = ours.add(os.open(places.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
         report, their_report = os.pipe2(os.O_CLOEXEC)
@@ -332,6 +332,7 @@ def _await_ends(waiting: dict[int, str], patience: float) -> None:
 
 def clean_up(places: Places, name: str) -> None:
     """Make sure that nothing of a workspace runs or lies about, by what was booted; harmless when all is well."""
+    forgotten = is_forgotten(places, name)
     with closing(Cgroup(places.cgroup(name))) as cgroup:
         if not cgroup.kill():
             raise HutchError(
@@ -341,15 +342,24 @@ def clean_up(places: Places, name: str) -> None:
             )
         cgroup.remove()
     status = read_status(str(places.status(name)))
-    if status is None or status["state"] == "stopped":
+    if (status is None and not forgotten) or (status is not None and status["state"] == "stopped"):
         return
     namespace, cleanup = _cleanup_of(places, name)
     if os.path.exists(namespace):
         for argv in cleanup:
             run.run(["nsenter", f"--net={namespace}", "--", *argv], check=False)
-    if status["state"] != "failed":
+    if status is not None and status["state"] != "failed":
         status |= {"state": "stopped", "reason": "", "since": time.time(), "leader": None}
         write_status(str(places.status(name)), status)
+
+
+def is_forgotten(places: Places, name: str) -> bool:
+    """Whether something of a workspace runs although nothing is said of it: somebody deleted what its supervisor said.
+    Other than by its status, a workspace is known by its cgroup."""
+    if os.path.exists(places.status(name)):
+        return False
+    with closing(Cgroup(places.cgroup(name))) as cgroup:
+        return cgroup.is_populated()
 
 
 def _cleanup_of(places: Places, name: str) -> tuple[str, list[list[str]]]:
