@@ -22,7 +22,7 @@ from hutch.frozen import dataclass
 from hutch.host.cgroup import Cgroup
 from hutch.host.process import open_process, start_time
 from hutch.supervise.confine import install_filters, leave_keyring, read_filters
-from hutch.supervise.streams import Streams, captured, own_streams
+from hutch.supervise.streams import BY_FORCE, Streams, captured, own_streams
 
 PR_SET_DUMPABLE, PR_CAPBSET_DROP = 4, 24
 NAMESPACES = 0x1000_0000 | 0x0002_0000 | 0x0400_0000 | 0x0800_0000 | 0x2000_0000 | 0x4000_0000 | 0x0200_0000
@@ -40,6 +40,8 @@ class Login:
     home: str
     shell: str
     env: tuple[tuple[str, str], ...]
+    cwd: str = ""
+    """Absolute; "" for the home, or the root where there is none."""
 
     def environment(self) -> dict[str, str]:
         return {
@@ -68,7 +70,8 @@ def enter(
     """Run `argv` inside and return its exit code, 128 + n when signal n ended it.
 
     On a terminal the command gets a pseudo-terminal of its own. `capture` is a descriptor that takes the
-    command's output instead of the caller's own streams; what interrupts us then ends the command at once.
+    command's output instead of the caller's own streams; what interrupts us then ends the command at once, as BY_FORCE
+    always does. It owns the signals of this process until then, and forks: so it needs a main thread, and no others.
     """
     pidfd = open_process(*leader)
     if pidfd is None or not _is_in(leader[0], cgroup_path):
@@ -80,8 +83,8 @@ def enter(
     sys.stdout.flush()
     sys.stderr.flush()
     # No signal may come between the start of the command and the moment from which on it is passed on.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
-    handlers = {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGWINCH)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*FORWARDED, BY_FORCE))
+    handlers = {number: signal.getsignal(number) for number in (*FORWARDED, BY_FORCE, signal.SIGWINCH)}
     seen: list[int] = []
     try:
         go_between = os.fork()
@@ -196,11 +199,8 @@ def _become(login: Login, argv: list[str], limits: Limits, streams: Streams, wri
         os.setresuid(login.uid, login.uid, login.uid)
         for number in (*FORWARDED, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
-        try:
-            os.chdir(login.home)
-        except OSError:
-            os.chdir("/")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*FORWARDED, BY_FORCE))
+        _change_directory(login)
         os.execvpe(argv[0], argv, login.environment())
     except FileNotFoundError:
         os.write(2, f"hutch: {argv[0]}: no such command in the workspace\n".encode())
@@ -208,6 +208,20 @@ def _become(login: Login, argv: list[str], limits: Limits, streams: Streams, wri
     except BaseException as error:  # noqa: BLE001 - a forked child must not run its parent's code
         os.write(2, f"hutch: {argv[0]}: {error}\n".encode())
     os._exit(code)
+
+
+def _change_directory(login: Login) -> None:
+    if not login.cwd:
+        try:
+            os.chdir(login.home)
+        except OSError:
+            os.chdir("/")
+        return
+    try:
+        os.chdir(login.cwd)
+    except OSError as error:
+        os.write(2, f"hutch: {login.cwd}: {error.strerror} in the workspace\n".encode())
+        os._exit(NOT_EXECUTABLE)
 
 
 def _groups(user: str) -> list[int]:
@@ -243,9 +257,9 @@ def _forward_signals(command: int, seen: list[int], *, by_force: bool) -> None:
         seen.append(number)
         if started is not None and start_time(command) == started:
             try:
-                os.killpg(command, signal.SIGKILL if by_force else number)
+                os.killpg(command, signal.SIGKILL if by_force or number == BY_FORCE else number)
             except ProcessLookupError:
                 pass  # it has just ended
 
-    for number in FORWARDED:
+    for number in (*FORWARDED, BY_FORCE):
         signal.signal(number, forward)

@@ -27,6 +27,7 @@ from hutch.supervise.relay import CHUNK, Channel
 from hutch.supervise.remote_script import (
     DONE,
     GO,
+    KILL,
     SIGNALS,
     WAIT,
     Command,
@@ -39,7 +40,7 @@ from hutch.supervise.remote_script import (
     render_signal,
 )
 from hutch.supervise.session import GRACE, Session, Spoken, is_ready, sink_of
-from hutch.supervise.streams import Streams, fill_gaps
+from hutch.supervise.streams import BY_FORCE, Streams, fill_gaps
 
 PATIENCE = 60.0  # seconds that a guest may take to get as far as the command
 SILENCE = 1.0  # seconds without output after which a command that ended has said all; what it left behind may not
@@ -47,6 +48,7 @@ UNDERWAY = 16 << 20  # bytes; less than that is on its way when a command ends
 LOOKS = 0.005  # seconds between looks for the socket by which a second session shares the connection
 SSH_SUFFIX = 17  # bytes that ssh adds to the name of a socket while it makes it
 JOB_CONTROL = (signal.SIGTSTP, signal.SIGCONT)
+CAUGHT = (*SIGNALS, BY_FORCE)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def run_remotely(target: Target, command: Command, *, root: bool = False, captur
     """Run a command inside as the login user, or as root, and return its exit code, 128 + n when signal n ended it.
 
     On a terminal the command gets one of its own. `capture` is a descriptor that takes the command's output instead of
-    the caller's own streams; what interrupts us then ends the command at once.
+    the caller's own streams; what interrupts us then ends the command at once, as BY_FORCE always does. It owns the
+    signals of this process until then, so it needs the main thread.
     """
     fill_gaps()
     sys.stdout.flush()
@@ -107,9 +110,9 @@ def _catching() -> Iterator[_Caught]:
     wake, waking = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     caught = _Caught(wake)
     woken = signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
-    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGWINCH, signal.SIGALRM)}
+    before = {number: signal.getsignal(number) for number in (*CAUGHT, signal.SIGWINCH, signal.SIGALRM)}
     try:
-        for number in SIGNALS:
+        for number in CAUGHT:
             signal.signal(number, caught.handle)
         yield caught
     finally:
@@ -123,7 +126,7 @@ def _catching() -> Iterator[_Caught]:
 
 @contextmanager
 def _blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)
     try:
         yield
     finally:
@@ -207,6 +210,9 @@ class _Remote:
                 os.kill(os.getpid(), signal.SIGSTOP)
             elif number != signal.SIGCONT:
                 self.first.process.terminate()
+            return
+        if number == BY_FORCE:
+            self._tell_watch(KILL)
             return
         self.is_stopping = number == signal.SIGTSTP or (self.is_stopping and number != signal.SIGCONT)
         if not self._tell_watch(render_signal(number)) and number not in JOB_CONTROL:

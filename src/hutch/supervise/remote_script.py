@@ -36,6 +36,7 @@ SIGNALS = {
 """Those that are passed on, by the names that kill(1) knows."""
 DONE = b"done\n"
 WAIT = b"wait\n"
+KILL = b"KILL\n"
 GO = b"\n"
 
 # Neither a quote nor a backslash nor an exclamation mark, and one line: POSIX shells, fish and csh agree on the rest.
@@ -59,9 +60,9 @@ exit "$code"
 BECOME = """
 printf '%s:ready:%s;' {nonce} "$$"
 IFS= read -r go || exit 1
-cd "$1" 2>/dev/null || cd /
-shift
 {start}
+{directory}
+shift
 exec env -i "$@"
 """
 
@@ -110,11 +111,12 @@ send CONT
 
 @dataclass(frozen=True)
 class Command:
-    """What is to run: its directory, its whole environment, its arguments."""
+    """What is to run: its directory, its whole environment, its arguments. `cwd`, unlike `home`, must be there."""
 
     home: str
     environment: Mapping[str, str]
     argv: Sequence[str]
+    cwd: str = ""
 
     def words(self) -> list[str]:
         """The arguments of `env -i`, after the directory. A name that env takes for its own comes by way of nice."""
@@ -137,8 +139,12 @@ def render_first(command: Command, nonce: str, *, terminal: bool) -> bytes:
     """The program that becomes the command. On a terminal it is in the session that the terminal controls; otherwise in
     one of its own, so that a signal reaches it and what it started, and not the shell that waits for it."""
     start = f"printf '%s:start;' {nonce}"
-    become = BECOME.format(nonce=nonce, start=start if terminal else f"{start}\n{start} >&2")
-    words = shlex.join([command.home, *command.words()])
+    become = BECOME.format(
+        nonce=nonce,
+        start=start if terminal else f"{start}\n{start} >&2",
+        directory='cd "$1" || exit 126' if command.cwd else 'cd "$1" 2>/dev/null || cd /',
+    )
+    words = shlex.join([command.cwd or command.home, *command.words()])
     session = "" if terminal else "setsid "
     return encode(FIRST.format(path=SEARCH_PATH, session=session, become=shlex.quote(become), words=words, nonce=nonce))
 

@@ -13,6 +13,9 @@ from contextlib import nullcontext
 
 from hutch.supervise.relay import Channel, open_unblocked, raw, relay
 
+BY_FORCE = signal.SIGRTMIN
+"""Has whoever carries a command's streams kill the command, and what is in its process group, at once."""
+
 
 class Streams:
     """`inside` are the descriptors that become the command's 0, 1 and 2. When `terminal` is not None, it is the

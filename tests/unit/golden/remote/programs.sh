@@ -6,10 +6,10 @@ exec 9>&2 2>/dev/null
 setsid /bin/sh -c '
 printf '"'"'%s:ready:%s;'"'"' 0123456789abcdef "$$"
 IFS= read -r go || exit 1
-cd "$1" 2>/dev/null || cd /
-shift
 printf '"'"'%s:start;'"'"' 0123456789abcdef
 printf '"'"'%s:start;'"'"' 0123456789abcdef >&2
+cd "$1" 2>/dev/null || cd /
+shift
 exec env -i "$@"
 ' sh /home/dev PATH=/bin 'GREETING=it'"'"'s' printf '%s
 ' 'a b' '' -x '\xff' 2>&9 9>&-
@@ -25,9 +25,9 @@ exec 9>&2 2>/dev/null
 /bin/sh -c '
 printf '"'"'%s:ready:%s;'"'"' 0123456789abcdef "$$"
 IFS= read -r go || exit 1
+printf '"'"'%s:start;'"'"' 0123456789abcdef
 cd "$1" 2>/dev/null || cd /
 shift
-printf '"'"'%s:start;'"'"' 0123456789abcdef
 exec env -i "$@"
 ' sh /home/dev PATH=/bin 'GREETING=it'"'"'s' printf '%s
 ' 'a b' '' -x '\xff' 2>&9 9>&-
