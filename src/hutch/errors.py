@@ -22,6 +22,16 @@ class HutchError(Exception):
         self.details = details
         self.resolution = resolution
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """How it goes to another process: as it is, whatever the arguments of its class are."""
+        return _rebuild, (type(self), self.args), self.__dict__
+
+
+def _rebuild(cls: type[HutchError], args: tuple[object, ...]) -> HutchError:
+    error = cls.__new__(cls)
+    error.args = args
+    return error
+
 
 class UsageError(HutchError):
     """The command line asks for something that cannot be; nothing was touched."""

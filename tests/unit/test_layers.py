@@ -21,6 +21,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "hutch"
 LAYERS = (
     ("__main__", "cli"),
     ("__init__",),
+    ("aio",),
     ("api",),
     ("apply",),
     ("plan", "backends", "guest", "supervise", "host", "images", "state"),

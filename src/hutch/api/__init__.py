@@ -7,11 +7,11 @@ what happens is told to a listener.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hutch.api.engine import Hutch, agreed, silent
+from hutch.api.engine import Hutch, Progress, agreed, no_progress, silent
 
 if TYPE_CHECKING:
     from hutch.plan.actions import Plan
@@ -22,15 +22,44 @@ __all__ = ["Hutch", "agreed", "load", "plan", "up"]
 
 
 def load(path: str | os.PathLike[str] | None = None) -> Config:
-    """Read and validate a hutch.toml; without a path, the one that the command line would take."""
+    """Read and validate a hutch.toml; without a path, the one that the command line would take.
+
+    Raises ConfigError with all that is wrong with it. Nothing on the host is touched.
+    """
     return Hutch().load(Path(path) if path is not None else None)
 
 
-def plan(config: Config, names: Sequence[str] = ()) -> Plan:
-    """What `up` would do, and why."""
-    return Hutch().plan(config, names)
+def plan(
+    config: Config, names: Sequence[str] = (), *, start: bool = True, prune: bool = False, adopt: bool = False
+) -> Plan:
+    """What `up` would do, and why: for each workspace an action with its reasons. Changes nothing.
+
+    `names` are the workspaces to look at, all of the file without; see `up` for the rest.
+    """
+    return Hutch().plan(config, names, start=start, prune=prune, adopt=adopt)
 
 
-def up(config: Config, names: Sequence[str] = (), *, listen: Listener = silent) -> Plan:
-    """Plan and apply; returns when every workspace is ready for ssh."""
-    return Hutch(listen=listen).up(config, names)
+def up(
+    config: Config,
+    names: Sequence[str] = (),
+    *,
+    start: bool = True,
+    prune: bool = False,
+    adopt: bool = False,
+    listen: Listener = silent,
+    progress: Progress = no_progress,
+) -> Plan:
+    """Make the host as the file says, and return the plan that was carried out: every workspace is ready for ssh then.
+
+    With `start=False`, what does not run is not started; with `prune`, workspaces that the file has declared once and
+    does not any more are removed; with `adopt`, workspaces of another file become this one's. Nobody is asked: the
+    `disturbed` of a plan are those that it stops while somebody is at work. `listen` is told (workspace, event, text)
+    as it happens; events are "ready", "failed", "warning" and "stopped". `progress` is told (image, stage, fraction
+    from 0 to 1) while an image is built. When interrupted, workspaces that are not ready yet are stopped.
+    """
+    from hutch.api.job import call_up, change
+    from hutch.supervise.piped import Canceller
+
+    events: dict[str, Callable[..., None]] = {"listen": listen, "progress": progress}
+    plan: Plan = change(call_up(config, names, start=start, prune=prune, adopt=adopt), events, Canceller())
+    return plan

@@ -184,7 +184,7 @@ class Hutch:
         from hutch.api.workspace import Workspace
 
         self.record(name)
-        return Workspace(self, name)
+        return Workspace(name, self)
 
     def start(self, names: Sequence[str]) -> None:
         """Start workspaces; returns when they are ready."""

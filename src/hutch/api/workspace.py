@@ -1,35 +1,183 @@
-"""One workspace that exists: start it, run commands in it, stop it."""
+"""One workspace that exists: start it, run commands in it, copy files, stop it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from hutch.api.engine import Hutch
 
 if TYPE_CHECKING:
-    from hutch.api.engine import Hutch
+    from hutch.api.result import Copied, Result
+
+MAX_OUTPUT = 64 << 20  # bytes of a command's output that are kept in memory
+MAX_COPY = 16 << 30  # bytes that a workspace may hand out in one go
+
+Argument = str | os.PathLike[str]
 
 
 class Workspace:
-    """One existing workspace."""
+    """One workspace, by its name. Making the object touches nothing: a method raises UsageError when there is none.
 
-    def __init__(self, hutch: Hutch, name: str) -> None:
-        self.hutch = hutch
+    All methods need root, and may be called by any thread, by several at once; `hutch.aio` has them for asyncio.
+    """
+
+    def __init__(self, name: str, hutch: Hutch | None = None) -> None:
         self.name = name
+        self.hutch = hutch or Hutch()
 
     def start(self) -> None:
-        self.hutch.start([self.name])
+        """Start it unless it runs; returns when it is ready for ssh."""
+        self._change("start")
 
     def stop(self) -> None:
-        self.hutch.stop([self.name])
+        """Stop it: in order first, by force after a deadline. Its state stays."""
+        self._change("stop")
+
+    def _change(self, method: str) -> None:
+        from hutch.api.job import Call, change
+        from hutch.supervise.piped import Canceller
+
+        call = Call(self.hutch.places, method, {"names": [self.name]})
+        change(call, {"listen": self.hutch.listen}, Canceller())
 
     def status(self) -> dict[str, Any]:
+        """How it stands: the same as an entry of `hutch status --json`."""
         return self.hutch.status(self.name)
 
-    def run(self, argv: Sequence[str], *, root: bool = False, capture: int | None = None) -> int:
-        """Run a command with the caller's own streams; returns its exit code, 128 + n when signal n ended it.
+    @overload
+    def run(
+        self,
+        argv: Sequence[Argument],
+        *,
+        root: bool = False,
+        input: str | bytes | None = None,
+        capture: Literal[False] = False,
+        text: bool = False,
+        check: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: Argument | None = None,
+        timeout: float | None = None,
+        max_output: int = MAX_OUTPUT,
+    ) -> Result[None]: ...
+
+    @overload
+    def run(
+        self,
+        argv: Sequence[Argument],
+        *,
+        root: bool = False,
+        input: str | bytes | None = None,
+        capture: Literal[True],
+        text: Literal[False] = False,
+        check: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: Argument | None = None,
+        timeout: float | None = None,
+        max_output: int = MAX_OUTPUT,
+    ) -> Result[bytes]: ...
+
+    @overload
+    def run(
+        self,
+        argv: Sequence[Argument],
+        *,
+        root: bool = False,
+        input: str | bytes | None = None,
+        capture: Literal[True],
+        text: Literal[True],
+        check: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: Argument | None = None,
+        timeout: float | None = None,
+        max_output: int = MAX_OUTPUT,
+    ) -> Result[str]: ...
+
+    def run(
+        self,
+        argv: Sequence[Argument],
+        *,
+        root: bool = False,
+        input: str | bytes | None = None,
+        capture: bool = False,
+        text: bool = False,
+        check: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: Argument | None = None,
+        timeout: float | None = None,
+        max_output: int = MAX_OUTPUT,
+    ) -> Result[str] | Result[bytes] | Result[None]:
+        """Run a command inside, without a shell in between, as the login user or as root.
+
+        With `capture`, its output is returned: as bytes, or decoded with `text`. Without, it has the caller's own
+        streams. `input` is what it reads; without that, a captured command reads nothing. `env` adds to the environment
+        of a login session, nothing of the caller's own comes along; `cwd` is a directory inside, relative to home.
+
+        Returns a Result whatever the exit code; with `check`, any but 0 raises RunFailed. After `timeout` seconds the
+        command and all in its process group are killed, and RunTimeout is raised. One that writes more than
+        `max_output` bytes is killed as well. HutchError when the workspace does not run.
+        """
+        from hutch.api.running import Order, run
+        from hutch.supervise.piped import Canceller
+
+        order = Order(argv, root, input, capture, text, check, env, cwd, timeout, max_output)
+        return run(self, order, Canceller())
+
+    def put(self, source: Argument, target: Argument, *, timeout: float | None = None, into: bool = False) -> Copied:
+        """Copy a file or a directory of the host to `target` inside, as the login user; see `get`.
+
+        Symbolic links are copied as links, but for `source` itself. What is copied belongs to the login user there;
+        modes and times are kept. Needs tar inside.
+        """
+        from hutch.api.carriers import own_side
+        from hutch.api.copying import put
+        from hutch.supervise.piped import Canceller
+
+        return put(own_side(self, Canceller(), timeout), source, target, into=into)
+
+    def get(
+        self,
+        source: Argument,
+        target: Argument,
+        *,
+        timeout: float | None = None,
+        into: bool = False,
+        limit: int = MAX_COPY,
+    ) -> Copied:
+        """Copy a file or a directory from inside to `target` on the host.
+
+        A directory becomes `target`; if that is there, it is added to it, and files of the same name are replaced. With
+        `into`, it goes into a `target` that is there. A file goes into a `target` that is a directory. The directory
+        above `target` must be there. Paths inside are relative to the login user's home.
+
+        What comes belongs to the caller. Whatever the workspace answers, nothing is written outside of `target`, and
+        nothing at all when it fails: more than `limit` bytes, a name that leads elsewhere. Devices, sockets and links
+        that lead out of the tree are left out, and are told of in what is returned. Nobody but the owner may write what
+        comes, and nothing is setuid.
+        """
+        from hutch.api.carriers import own_side
+        from hutch.api.copying import get
+        from hutch.supervise.piped import Canceller
+
+        return get(own_side(self, Canceller(), timeout), source, target, limit=limit, into=into)
+
+    def attach(
+        self,
+        argv: Sequence[str],
+        *,
+        root: bool = False,
+        capture: int | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+    ) -> int:
+        """Run a command with this process's own streams and signals, which are the command's until it ends; returns its
+        exit code, 128 + n when signal n ended it. For programs that do nothing else meanwhile, such as `hutch exec`: it
+        needs the main thread, and forks.
 
         `capture` is a descriptor that takes its output instead.
         """
         from hutch.supervise.inside import run_inside
 
-        return run_inside(self.hutch.places, self.hutch.record(self.name), argv, root=root, capture=capture)
+        record = self.hutch.record(self.name)
+        return run_inside(self.hutch.places, record, argv, root=root, capture=capture, env=env, cwd=cwd)

@@ -51,7 +51,7 @@ def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:
         _print_all(reading)
     os.close(reading)
     try:
-        return hutch.workspace(name).run(command, root=True, capture=writing)
+        return hutch.workspace(name).attach(command, root=True, capture=writing)
     finally:
         os.close(writing)
         os.waitpid(printer, 0)
@@ -103,7 +103,7 @@ def ask_for_shell(workspace: Workspace) -> None:
     if hutch.observe(workspace.name).state == "running":
         booted = record.booted.workspace if record.booted else record.wanted
         null = os.open("/dev/null", os.O_WRONLY)
-        workspace.run(["systemctl", "start", "--no-block", GETTY[booted.type]], root=True, capture=null)
+        workspace.attach(["systemctl", "start", "--no-block", GETTY[booted.type]], root=True, capture=null)
 
 
 @contextmanager

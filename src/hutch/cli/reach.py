@@ -34,7 +34,7 @@ def ssh(options: Options, name: str, command: tuple[str, ...]) -> None:
 @needs_root
 def execute(options: Options, name: str, command: tuple[str, ...], root: bool) -> int:
     """Run COMMAND inside: hutch exec NAME -- COMMAND... Arguments, streams, exit code and signals pass through."""
-    return Hutch().workspace(name).run(command, root=root)
+    return Hutch().workspace(name).attach(command, root=root)
 
 
 @click.command()

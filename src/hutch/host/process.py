@@ -6,6 +6,8 @@ import os
 import select
 import signal
 
+PR_SET_PDEATHSIG = 1
+
 
 def start_time(pid: int) -> int | None:
     """When `pid` started, in clock ticks since boot; None when there is no such process or it is a zombie."""
@@ -46,3 +48,13 @@ def terminate(pid: int, started: int, *, patience: float) -> bool:
         return True
     finally:
         os.close(descriptor)
+
+
+def die_with_parent(number: int, parent: int) -> None:
+    """Have the kernel send us a signal when the thread that started us ends. `parent` is the process that we were
+    started by; one that has ended by now has sent nothing."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hutch.backends.identity import guest_uid
@@ -18,18 +20,29 @@ if TYPE_CHECKING:
 
 
 def run_inside(
-    places: Places, record: Record, argv: Sequence[str], *, root: bool = False, capture: int | None = None
+    places: Places,
+    record: Record,
+    argv: Sequence[str],
+    *,
+    root: bool = False,
+    capture: int | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str = "",
 ) -> int:
     """Run a command with the caller's own streams; returns its exit code, 128 + n when signal n ended it.
 
-    `capture` is a descriptor that takes its output instead. HutchError when the workspace does not run.
+    `capture` is a descriptor that takes its output instead. `env` adds to the environment of a login session; `cwd` is
+    relative to home. HutchError when the workspace does not run.
     """
     name, now = record.name, observe(places, record.name)
     booted = record.booted.workspace if record.booted else record.wanted
     if now.state != "running":
         raise HutchError(f"{name} is {now.state}", resolution=f"`hutch start {name}`")
     way = reach_machine if booted.type == "vm" else enter_container
-    return way(Inside(places, name, booted, now), login_of(booted, root=root), list(argv), capture)
+    login = login_of(booted, root=root)
+    if env or cwd:
+        login = replace(login, env=(*booted.env, *(env or {}).items()), cwd=cwd and os.path.join(login.home, cwd))
+    return way(Inside(places, name, booted, now), login, list(argv), capture)
 
 
 def login_of(booted: Workspace, *, root: bool) -> Login:
@@ -69,5 +82,5 @@ def reach_machine(inside: Inside, login: Login, argv: list[str], capture: int | 
     if proxy and ssh.answers(booted.ip):
         proxy = ""
     target = Target(places, ssh.Peer(name, booted.ip, booted.user, proxy=proxy), inside.now.leader)
-    command = Command(login.home, login.environment(), argv)
+    command = Command(login.home, login.environment(), argv, login.cwd)
     return run_remotely(target, command, root=login.uid == 0, capture=capture)

@@ -240,7 +240,7 @@ def test_the_code_of_a_command_is_passed_on(hutch: Run, monkeypatch: pytest.Monk
     seen: list[tuple[list[str], bool]] = []
 
     class Fake:
-        def run(self, argv: tuple[str, ...], *, root: bool) -> int:
+        def attach(self, argv: tuple[str, ...], *, root: bool) -> int:
             seen.append((list(argv), root))
             return 77
 

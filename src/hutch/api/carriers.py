@@ -1,0 +1,82 @@
+"""The two ways by which copies reach a workspace: root's own, and ssh for whoever else has a key."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from hutch.api.copying import Side
+from hutch.api.running import call_of, started
+from hutch.errors import HutchError
+from hutch.run import PIPE, start
+from hutch.spec.names import hostname
+from hutch.supervise.piped import Canceller, Piped, Take
+from hutch.supervise.remote_script import encode, render_line
+
+if TYPE_CHECKING:
+    from hutch.api.workspace import Workspace
+
+NOISE = 1 << 20  # bytes that a login shell may say before it begins
+
+
+def own_side(workspace: Workspace, canceller: Canceller, seconds: float | None = None) -> Side:
+    """As `run` does it, which takes root."""
+
+    def carry(argv: Sequence[str], output: Take, errors: Take, stdin: Iterable[bytes | None]) -> int:
+        with started(call_of(workspace, argv), (PIPE, PIPE, PIPE), canceller) as job:
+            assert job.process.stdout is not None and job.process.stderr is not None
+            takes = {job.process.stdout.fileno(): output, job.process.stderr.fileno(): errors}
+            try:
+                code = job.result(takes, stdin, seconds=seconds)
+            except TimeoutError:
+                raise HutchError(f"{workspace.name}: the copy did not end within {seconds:g} s") from None
+            assert isinstance(code, int)
+            return code
+
+    return Side(workspace.name, carry)
+
+
+def ssh_side(name: str) -> Side:
+    """With the caller's own ssh, its configuration and keys; it may ask for a passphrase on the terminal."""
+
+    def carry(argv: Sequence[str], output: Take, errors: Take, stdin: Iterable[bytes | None]) -> int:
+        # The program comes by the standard input, since any shell may be the login user's.
+        nonce = secrets.token_hex(16)
+        program = encode(f"exec {shlex.join(argv)}")
+        process = start(
+            ["ssh", "-T", "--", hostname(name), render_line(nonce)],
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            env=os.environ,
+        )
+        with Canceller().watching(piped := Piped(process)):
+            assert process.stdout is not None and process.stderr is not None
+            heard = After(b"%s:hello;" % nonce.encode(), output)
+            return piped.carry(
+                {process.stdout.fileno(): heard.take, process.stderr.fileno(): errors}, chain([program], stdin)
+            )
+
+    return Side(name, carry)
+
+
+class After:
+    """Hands on what follows a mark: a login shell may say something of its own first."""
+
+    def __init__(self, mark: bytes, take: Take) -> None:
+        self.mark = mark
+        self.rest = take
+        self.before: bytes | None = b""
+
+    def take(self, data: bytes) -> None:
+        if self.before is not None:
+            before, found, data = (self.before + data).partition(self.mark)
+            if len(before) > NOISE:
+                raise HutchError("the login shell says more than it should")
+            self.before = None if found else before
+        if self.before is None and data:
+            self.rest(data)

@@ -1,0 +1,193 @@
+"""Files between the host and a workspace: a tar archive over a pipe, made and taken in by a shell and tar inside.
+
+Not scp: it follows every link that it meets, on either side. So a copy of a tree would hold what its links lead to, and
+a link that a guest left in a tree would have root read the host's own files into the next workspace.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING
+
+from hutch.api.result import Copied
+from hutch.errors import HutchError, UsageError
+from hutch.frozen import dataclass
+from hutch.supervise.pack import Packer
+from hutch.supervise.piped import Take
+from hutch.supervise.unpack import DIRECTORY, Unpacker
+
+if TYPE_CHECKING:
+    from hutch.api.workspace import Argument
+
+# $1 is the path, $2 the directory that it is in, $3 its name there.
+SEND = """
+if [ -d "$1" ]; then cd "$1" && exec tar -cf - .; fi
+cd "$2" && exec tar -chf - "./$3"
+"""
+# It says where it stands, and takes what belongs there.
+TAKE = """
+if [ -d "$1" ]; then cd "$1" && echo directory; else cd "$2" && echo other; fi || exit 1
+exec tar -xpf -
+"""
+CHANGED = 1  # tar's exit code when something has changed while it was read
+KEPT = 1 << 14  # bytes of what is said there that are kept to explain a failure
+ANSWER = 1 << 10  # bytes that it may say where none or a word is expected
+WITHOUT_NAME = ("", ".", "..")
+
+Carry = Callable[[Sequence[str], Take, Take, Iterable[bytes | None]], int]
+"""Runs a command inside: told its arguments, what takes its output and its errors, and its input (see Piped); returns
+its exit code."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A workspace as a copy sees it."""
+
+    name: str
+    carry: Carry
+
+
+def put(side: Side, source: Argument, target: Argument, *, into: bool = False) -> Copied:
+    """Copy a file or a directory of the host into a workspace; see `Workspace.put`."""
+    path, directory, name = split_inside(target)
+    own = name_of(os.fspath(source))
+    said, errors = bytearray(), Tail()
+
+    def answer(data: bytes) -> None:
+        said.extend(data)
+        if len(said) > ANSWER:
+            raise HutchError(f"{side.name}: tar has more to say than it should")
+
+    with closing(Packer(os.fspath(source))) as packer:
+
+        def pieces() -> Iterator[bytes | None]:
+            while b"\n" not in said:
+                yield None
+            is_there = said.startswith(b"directory\n")
+            as_name = name if not is_there else own if into or not packer.is_tree else ""
+            if not packer.is_tree and (as_name in WITHOUT_NAME or (path.endswith("/") and not is_there)):
+                raise HutchError(f"{side.name}: {os.fspath(target)} is no directory")
+            yield from packer.pieces(as_name)
+
+        code = side.carry(["sh", "-c", TAKE, "sh", path, directory, name], answer, errors.take, pieces())
+        if code != 0:
+            raise HutchError(f"{side.name}: {os.fspath(target)} cannot be written", details=errors.text())
+        return Copied(packer.files, packer.size, tuple(packer.left_out))
+
+
+def get(side: Side, source: Argument, target: Argument, *, limit: int, into: bool = False) -> Copied:
+    """Copy a file or a directory from a workspace to the host; see `Workspace.get`."""
+    path, directory, name = split_inside(source)
+    own, errors, local = name_of(path), Tail(), os.fspath(target)
+    if "\0" in local or not local:
+        raise UsageError(f"{local!r} is no path")
+    is_there = os.path.isdir(local)
+    parent = local if is_there else os.path.dirname(local.rstrip("/")) or ("/" if local.startswith("/") else ".")
+    with _explained(local), ExitStack() as stack:
+        above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, above)
+        staging = stack.enter_context(_staging(above))
+        unpacker = stack.enter_context(closing(Unpacker(staging, limit, side.name)))
+        code = side.carry(["sh", "-c", SEND, "sh", path, directory, name], unpacker.feed, errors.take, ())
+        if code not in (0, CHANGED) or not unpacker.is_complete:
+            raise HutchError(f"{side.name}: {os.fspath(source)} cannot be copied", details=errors.text())
+        if unpacker.is_tree:
+            as_name = os.path.basename(local.rstrip("/")) if not is_there else own if into else ""
+        else:
+            as_name = own if is_there else os.path.basename(local)
+            if as_name in WITHOUT_NAME:
+                raise HutchError(f"{local} is no directory")
+        if as_name:
+            _place(staging, Unpacker.ITEM, above, as_name)
+        else:
+            _merge(staging, Unpacker.ITEM, above)
+        return Copied(unpacker.files, unpacker.size, tuple(unpacker.left_out))
+
+
+def split_inside(path: Argument) -> tuple[str, str, str]:
+    """A path inside, the directory that it is in and its name there, none of which begins as an option does."""
+    text = os.fspath(path)
+    if "\0" in text or not text:
+        raise UsageError(f"{text!r} is no path")
+    text = text.removeprefix("~/") or "." if text.startswith("~/") else text
+    text = text if text.startswith("/") else f"./{text}"
+    directory, name = os.path.split(text.rstrip("/") or "/")
+    return text, directory, name
+
+
+def name_of(path: str) -> str:
+    """How a copy of it is called in a directory; "" for one that only takes what is in it."""
+    name = os.path.basename(path.rstrip("/"))
+    return "" if name in WITHOUT_NAME else name
+
+
+class Tail:
+    """The last of what is said."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def take(self, data: bytes) -> None:
+        self.data = (self.data + data)[-KEPT:]
+
+    def text(self) -> str:
+        return self.data.decode("utf-8", "replace").strip()
+
+
+# On the host.
+
+
+@contextmanager
+def _staging(above: int) -> Iterator[int]:
+    """A new directory that only the caller may enter, where a copy stands until it is whole."""
+    name = f".hutch-{secrets.token_hex(8)}"
+    os.mkdir(name, 0o700, dir_fd=above)
+    try:
+        descriptor = os.open(name, DIRECTORY, dir_fd=above)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    finally:
+        shutil.rmtree(name, ignore_errors=True, dir_fd=above)
+
+
+def _place(source: int, name: str, target: int, as_name: str) -> None:
+    """Move what has come to where it belongs. It takes the place of a file, and is added to a directory."""
+    try:
+        os.rename(name, as_name, src_dir_fd=source, dst_dir_fd=target)
+    except OSError as error:
+        is_tree = stat.S_ISDIR(os.stat(name, dir_fd=source, follow_symlinks=False).st_mode)
+        if not is_tree or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        there = os.open(as_name, DIRECTORY, dir_fd=target)
+        try:
+            _merge(source, name, there)
+        finally:
+            os.close(there)
+
+
+def _merge(source: int, name: str, target: int) -> None:
+    """Add what is in a directory that has come to one that is there."""
+    come = os.open(name, DIRECTORY, dir_fd=source)
+    try:
+        for entry in os.listdir(come):
+            _place(come, entry, target, entry)
+    finally:
+        os.close(come)
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # What is below was named by the workspace.
+        below = f" ({os.fsdecode(error.filename2 or error.filename)!r})" if error.filename else ""
+        raise HutchError(f"{path} cannot be written: {error.strerror}{below}") from error

@@ -1,0 +1,151 @@
+"""A call of the engine in a process of its own: the caller's side of `worker`.
+
+A command of hutch owns what a process has only one of: signals, a umask, locks, the right to fork. A thread of
+somebody else's program has none of that, and nobody could interrupt it. So such calls run where the command line runs
+them, in the main thread of a process that does nothing else; what ends them early is a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hutch.errors import HutchError
+from hutch.frozen import dataclass
+from hutch.run import describe, start
+from hutch.spec.names import PACKAGE, Places
+from hutch.supervise.piped import Canceller, Piped, Take
+
+if TYPE_CHECKING:
+    from hutch.spec.model import Config
+
+BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.api.worker import main; main(int(sys.argv[2]))"
+HEADER = struct.Struct("!I")  # the length of the frame that follows
+
+Streams = tuple[int | None, int | None, int | None]
+"""What a job has as its 0, 1 and 2, each hutch.run.PIPE, None for nothing, or a descriptor."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A method of a Hutch, or of one of its workspaces, with its arguments. `end_by` is the signal that ends it early,
+    and that it gets when its caller is gone."""
+
+    places: Places
+    method: str
+    arguments: Mapping[str, Any]
+    workspace: str = ""
+    end_by: int = signal.SIGTERM
+
+
+class Job(Piped):
+    """A Call that runs. `events` are told what it tells a listener ("listen") and while an image is
+    built ("progress"); see Piped for `patience`."""
+
+    def __init__(
+        self,
+        call: Call,
+        streams: Streams = (None, None, None),
+        *,
+        patience: float | None = None,
+        events: Mapping[str, Callable[..., object]] | None = None,
+    ) -> None:
+        self.events = events or {}
+        self.outcome: tuple[str, Any] | None = None
+        self.heard = b""
+        self.control, theirs = socket.socketpair()
+        try:
+            process = start(
+                [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(PACKAGE.parent), str(theirs.fileno())],
+                stdin=streams[0],
+                stdout=streams[1],
+                stderr=streams[2],
+                env={"TERM": os.environ.get("TERM", "dumb")},
+                pass_fds=[theirs.fileno()],
+                # Only who uses the caller's terminal is told what is typed there; all others are ended by the caller.
+                new_session=not any(stream is not None and stream >= 0 for stream in streams),
+            )
+        except BaseException:
+            self.control.close()
+            raise
+        finally:
+            theirs.close()
+        super().__init__(process, end_by=call.end_by, patience=patience)
+        try:
+            for part in (sys.path, call):
+                send(self.control, part)
+        except BrokenPipeError:
+            pass  # it has ended already, which is found out below
+
+    def result(
+        self,
+        takes: Mapping[int, Take] | None = None,
+        stdin: Iterable[bytes | None] = (),
+        *,
+        seconds: float | None = None,
+    ) -> Any:
+        """Carry it, see Piped, and return what the call returned. What it raised is raised."""
+        code = self.carry({self.control.fileno(): self._hear, **(takes or {})}, stdin, seconds=seconds)
+        if self.outcome is None:
+            raise HutchError(f"a process of hutch's own {describe(code)} before it was done")
+        kind, value = self.outcome
+        if kind == "error":
+            raise value
+        return value
+
+    def _hear(self, data: bytes) -> None:
+        self.heard += data
+        while len(self.heard) >= HEADER.size:
+            end = HEADER.size + HEADER.unpack_from(self.heard)[0]
+            if len(self.heard) < end:
+                return
+            # From a process of our own, over sockets that have no name.
+            kind, value = pickle.loads(self.heard[HEADER.size : end])
+            self.heard = self.heard[end:]
+            if kind in self.events:
+                self.events[kind](*value)
+            elif kind in ("result", "error"):
+                self.outcome = kind, value
+
+    def close(self) -> None:
+        super().close()
+        self.control.close()
+
+
+def call_up(config: Config, names: Sequence[str], **options: object) -> Call:
+    return Call(Places.from_environment(), "up", {"config": config, "names": tuple(names), **options})
+
+
+def change(call: Call, events: Mapping[str, Callable[..., object]], canceller: Canceller) -> Any:
+    """Carry out what changes the host, and return what the call returns. Interrupted, it undoes what is half done, as
+    an interrupted command does."""
+    with canceller.watching(job := Job(call, events=events)):
+        return job.result()
+
+
+def send(control: socket.socket, value: object) -> None:
+    data = pickle.dumps(value)
+    control.sendall(HEADER.pack(len(data)) + data)
+
+
+def receive(control: socket.socket) -> Any:
+    """One value from a caller of ours; EOFError when it is gone."""
+    with control.makefile("rb", buffering=0) as file:
+        (size,) = HEADER.unpack(_exactly(file, HEADER.size))
+        return pickle.loads(_exactly(file, size))
+
+
+def _exactly(file: Any, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = file.read(size - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data

@@ -1,0 +1,55 @@
+"""What a command in a workspace, or a copy, has come to."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, Generic, TypeVar
+
+from hutch.errors import HutchError
+from hutch.frozen import dataclass
+
+Output = TypeVar("Output", str, bytes, None, covariant=True)
+
+
+@dataclass(frozen=True)
+class Result(Generic[Output]):
+    """How a command in a workspace ended.
+
+    `returncode` is its exit code, 128 + n when signal n ended it, 127 when there is no such command. `stdout` and
+    `stderr` are what it wrote: bytes, or str with `text=True`; None when they were not captured.
+    """
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: Output
+    stderr: Output
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What `put` or `get` has copied: `files` (links and directories are not counted) of `size` bytes together.
+
+    `left_out` are sentences about what was not copied: devices, sockets, links that lead out of the tree.
+    """
+
+    files: int = 0
+    size: int = 0
+    left_out: tuple[str, ...] = ()
+
+
+class RunFailed(HutchError):
+    """A command did not end with 0, and `check` was asked for; or it wrote too much. `result` is how it ended."""
+
+    def __init__(self, workspace: str, result: Result[Any], reason: str = "") -> None:
+        self.result = result
+        said = result.stderr or b""
+        text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+        super().__init__(
+            f"{workspace}: {result.argv[0]} {reason or f'failed with code {result.returncode}'}",
+            details="\n".join(text.strip().splitlines()[-15:]),
+            resolution=f"to replay it: hutch exec {workspace} -- {shlex.join(result.argv)}",
+        )
+
+
+class RunTimeout(RunFailed):
+    """A command was killed when its `timeout` had passed. `result` holds what it had written until then."""

@@ -1,0 +1,141 @@
+"""Commands in a workspace for programs: captured, with input, a deadline, and from any thread."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from hutch.api.job import Call, Job, Streams
+from hutch.api.result import Result, RunFailed, RunTimeout
+from hutch.errors import UsageError
+from hutch.frozen import dataclass
+from hutch.run import PIPE
+from hutch.spec.entries import EnvironmentTable
+from hutch.state import needs_root
+from hutch.supervise.piped import Canceller
+from hutch.supervise.streams import BY_FORCE, fill_gaps
+
+if TYPE_CHECKING:
+    from hutch.api.workspace import Argument, Workspace
+
+PATIENCE = 5.0  # seconds that a command which is killed has until what carries it is killed too
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `Workspace.run` is asked for."""
+
+    argv: Sequence[Argument]
+    root: bool
+    input: str | bytes | None
+    capture: bool
+    text: bool
+    check: bool
+    env: Mapping[str, str] | None
+    cwd: Argument | None
+    timeout: float | None
+    max_output: int
+
+
+def run(workspace: Workspace, order: Order, canceller: Canceller) -> Result[str] | Result[bytes] | Result[None]:
+    """Run a command to its end."""
+    words = check_words(order.argv)
+    call = call_of(workspace, words, root=order.root, env=order.env, cwd=order.cwd)
+    given = order.input.encode() if isinstance(order.input, str) else order.input
+    stdout, stderr = (Kept(order.max_output), Kept(order.max_output)) if order.capture else (None, None)
+    stdin = PIPE if given is not None else None if order.capture else 0
+    if not order.capture:
+        fill_gaps()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    streams: Streams = (stdin, PIPE, PIPE) if order.capture else (stdin, 1, 2)
+
+    def result(code: int) -> Result[str] | Result[bytes] | Result[None]:
+        if stdout is None or stderr is None:
+            return Result(words, code, None, None)
+        if order.text:
+            return Result(words, code, stdout.text(), stderr.text())
+        return Result(words, code, stdout.data(), stderr.data())
+
+    with started(call, streams, canceller) as job:
+        takes = {
+            stream.fileno(): kept.take
+            for stream, kept in ((job.process.stdout, stdout), (job.process.stderr, stderr))
+            if stream is not None and kept is not None
+        }
+        try:
+            code = job.result(takes, [given] if given else [], seconds=order.timeout)
+        except TimeoutError:
+            reason = f"did not end within {order.timeout:g} s"
+            raise RunTimeout(workspace.name, result(128 + 9), reason) from None
+        except TooMuch:
+            raise RunFailed(workspace.name, result(128 + 9), f"wrote more than {order.max_output} bytes") from None
+    found = result(code)
+    if order.check and code != 0:
+        raise RunFailed(workspace.name, found)
+    return found
+
+
+def check_words(argv: Sequence[Argument]) -> tuple[str, ...]:
+    """The arguments as text."""
+    if isinstance(argv, str | bytes) or not argv:
+        raise UsageError("a command is a list of arguments, and has one at least", resolution='run(["ls", "-l"])')
+    words = tuple(os.fspath(word) for word in argv)
+    if any("\0" in word for word in words):
+        raise UsageError(f"{words[0]!r}: an argument of a command has a zero byte in it")
+    return words
+
+
+def call_of(
+    workspace: Workspace,
+    argv: Sequence[str],
+    *,
+    root: bool = False,
+    env: Mapping[str, str] | None = None,
+    cwd: Argument | None = None,
+) -> Call:
+    for name, value in (env or {}).items():
+        if not re.fullmatch(EnvironmentTable.name, name, re.ASCII) or "\0" in value:
+            raise UsageError(f"{name!r} cannot be set as a variable")
+    where = os.fspath(cwd) if cwd is not None else ""
+    arguments = {"argv": list(argv), "root": root, "env": dict(env or {}), "cwd": where}
+    return Call(workspace.hutch.places, "attach", arguments, workspace.name, end_by=BY_FORCE)
+
+
+@contextmanager
+def started(call: Call, streams: Streams, canceller: Canceller) -> Iterator[Job]:
+    """A command that runs. When it is left, it has ended."""
+    if os.geteuid() != 0:
+        raise needs_root()
+    with canceller.watching(job := Job(call, streams, patience=PATIENCE)):
+        yield job
+
+
+class TooMuch(Exception):
+    """More came than was allowed."""
+
+
+class Kept:
+    """What a command writes, up to a size."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.pieces: list[bytes] = []
+        self.size = 0
+
+    def take(self, data: bytes) -> None:
+        self.size += len(data)
+        if self.size > self.limit:
+            raise TooMuch
+        self.pieces.append(data)
+
+    def data(self) -> bytes:
+        return b"".join(self.pieces)
+
+    def text(self) -> str:
+        """Decoded, with a mark in place of what is no UTF-8: a guest may write anything."""
+        return self.data().decode("utf-8", "replace")

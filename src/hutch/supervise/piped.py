@@ -1,0 +1,201 @@
+"""A process whose streams are pipes of ours: what it is given, what it says, and when it has had its time.
+
+Unlike `relay`, nothing here owns a signal or forks, so it works in any thread of somebody else's program. What the
+process says may be a guest's: it is handed on in pieces as it comes, and nothing of it is kept here.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+from hutch.run import Popen, TimeoutExpired
+
+CHUNK = 1 << 16
+DRAIN = 1 << 20  # bytes that are still taken from a stream when the process has ended: a pipe holds no more
+GRACE = 5.0  # seconds that a process may take to end when it is asked to
+
+Take = Callable[[bytes], None]
+"""Told what a process says on one stream."""
+
+
+class Cancelled(BaseException):
+    """Raised where a Piped is carried that another thread has called off. Nobody should catch it by mistake."""
+
+
+class Canceller:
+    """Calls off what another thread carries, or will: `cancel` may be called by any thread, at any time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_cancelled = False
+        self._running: Piped | None = None
+
+    @contextmanager
+    def watching(self, piped: Piped) -> Iterator[None]:
+        """What is to be cancelled from now on; it is closed in the end."""
+        try:
+            with self._lock:
+                self._running = piped
+                if self._is_cancelled:
+                    piped.cancel()
+            yield
+        finally:
+            with self._lock:
+                self._running = None
+            piped.close()
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._is_cancelled = True
+            if self._running is not None:
+                self._running.cancel()
+
+
+class Piped:
+    """A started process. `stdin` is what it reads, in pieces; None among them is "nothing yet", and the next piece is
+    asked for when it has said something. It is ended by the signal `end_by`, and by force `patience` seconds later."""
+
+    def __init__(self, process: Popen[bytes], *, end_by: int = signal.SIGTERM, patience: float | None = GRACE) -> None:
+        self.process = process
+        self.end_by = end_by
+        self.patience = patience
+        self.is_cancelled = False
+        self._ending = threading.Lock()  # its number is signalled only while it is not reaped
+        self._pidfd = os.pidfd_open(process.pid)
+
+    def carry(
+        self,
+        takes: dict[int, Take],
+        stdin: Iterable[bytes | None] = (),
+        *,
+        seconds: float | None = None,
+    ) -> int:
+        """Carry until the process has ended, and return its exit code. `takes` are what hears its streams, by our ends
+        of them. Raises TimeoutError after `seconds`, and Cancelled when another thread has called it off."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        source = _Source(self.process.stdin.fileno() if self.process.stdin else -1, iter(stdin))
+        for descriptor in (*takes, source.descriptor):
+            if descriptor >= 0:
+                os.set_blocking(descriptor, False)
+        hearing = dict(takes)
+        while not self._step(hearing, source, deadline):
+            pass
+        if self.is_cancelled:
+            raise Cancelled
+        for descriptor, take in hearing.items():
+            _drain(descriptor, take)
+        return self.process.wait()
+
+    def _step(self, hearing: dict[int, Take], source: _Source, deadline: float | None) -> bool:
+        """Wait, and do what can be done; True when the process has ended."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        for descriptor in hearing:
+            poll.register(descriptor, select.POLLIN)
+        if source.wants_to_write():
+            poll.register(source.descriptor, select.POLLOUT)
+        elif source.has_ended and self.process.stdin is not None:
+            self.process.stdin.close()  # now, since it may wait for that and say nothing
+            source.descriptor = -1
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError
+        ready = dict(poll.poll(None if left is None else 1000 * left))
+        if source.descriptor in ready:
+            source.write()
+        for descriptor, take in list(hearing.items()):
+            if descriptor in ready and not _hear(descriptor, take):
+                del hearing[descriptor]
+            elif descriptor in ready:
+                source.is_waiting = False
+        return self._pidfd in ready
+
+    def cancel(self) -> None:
+        """Have the process end, which whoever carries it will notice. Any thread may call it."""
+        self.is_cancelled = True
+        self._signal(self.end_by)
+
+    def _signal(self, number: int) -> None:
+        with self._ending, suppress(ProcessLookupError):
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def close(self) -> None:
+        """End the process unless it has ended: as it is to be ended, then by force."""
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                with suppress(OSError):  # the last of what it was to read cannot be written any more
+                    stream.close()
+        if self.process.poll() is None:
+            if not self.is_cancelled:
+                self._signal(self.end_by)
+            try:
+                self.process.wait(self.patience)
+            except TimeoutExpired:
+                self._signal(signal.SIGKILL)
+                self.process.wait()
+        with self._ending:
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
+
+
+class _Source:
+    """What a process reads."""
+
+    def __init__(self, descriptor: int, pieces: Iterator[bytes | None]) -> None:
+        self.descriptor = descriptor
+        self.pieces = pieces
+        self.pending = memoryview(b"")
+        self.is_waiting = False
+        self.has_ended = descriptor < 0
+
+    def wants_to_write(self) -> bool:
+        while not self.pending and not self.is_waiting and not self.has_ended:
+            try:
+                piece = next(self.pieces)
+            except StopIteration:
+                self.has_ended = True
+            else:
+                self.is_waiting = piece is None
+                self.pending = memoryview(piece or b"")
+        return bool(self.pending)
+
+    def write(self) -> None:
+        try:
+            self.pending = self.pending[os.write(self.descriptor, self.pending[:CHUNK]) :]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:  # it does not want to know
+            self.pending, self.has_ended = memoryview(b""), True
+
+
+def _hear(descriptor: int, take: Take) -> bool:
+    """Hand on what there is; False at the end of the stream."""
+    try:
+        data = os.read(descriptor, CHUNK)
+    except BlockingIOError:
+        return True
+    if data:
+        take(data)
+    return bool(data)
+
+
+def _drain(descriptor: int, take: Take) -> None:
+    """What the process said and nobody heard yet. What it left behind may go on to write, and is not waited for."""
+    left = DRAIN
+    while left > 0:
+        try:
+            data = os.read(descriptor, min(CHUNK, left))
+        except BlockingIOError:
+            return
+        if not data:
+            return
+        take(data)
+        left -= len(data)

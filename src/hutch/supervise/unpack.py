@@ -1,0 +1,295 @@
+"""Takes in what a workspace says is a tar archive, and trusts none of it.
+
+Python's tarfile believes what a header says of its own size, so only its parser of single headers is used here. All is
+made below one directory that nobody else knows, by descriptors that follow no link: a name, a link or a change of mind
+of the sender's leads nowhere else. Devices are not made, and no link that could lead out of the tree; nothing becomes
+setuid, or writable for others than its owner, who is the caller.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tarfile
+from collections.abc import Generator
+from contextlib import ExitStack, suppress
+
+from hutch.errors import HutchError
+
+BLOCK = 512
+ENTRIES = 1_000_000
+DEPTH = 200  # directories within each other
+EXTENSION = 1 << 20  # bytes of a header that extends another
+TRAILER = 1 << 20  # bytes after the end: tar fills its last record
+TOLD = 1000  # things left out that are told of one by one
+LATEST = 1 << 33  # seconds; no file is as young
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+Parts = tuple[str, ...]
+Reading = Generator[None, None, bytes]
+
+
+class Unpacker:
+    """What is fed to it becomes `item` in the directory `root`, a descriptor of the caller's: a directory with all that
+    is in it, or one file. `limit` are bytes of content."""
+
+    ITEM = "item"
+
+    def __init__(self, root: int, limit: int, sender: str) -> None:
+        self.root = root
+        self.limit = limit
+        self.sender = sender
+        self.files = self.size = self.entries = 0
+        self.left_out: list[str] = []
+        self.is_complete = False
+        self.is_tree: bool | None = None
+        self._trailer = 0
+        self._buffer = bytearray()
+        self._at: Parts = ()
+        self._descriptor = -1
+        self._work = self._run()
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes. Raises HutchError for what no honest sender says."""
+        self._buffer += data
+        with suppress(StopIteration):
+            next(self._work)
+
+    def close(self) -> None:
+        self._work.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    # What comes.
+
+    def _run(self) -> Generator[None]:
+        extended: dict[str, str] = {}
+        while not self.is_complete:
+            block = yield from self._take(BLOCK)
+            if not block.strip(b"\0"):
+                self.is_complete = True
+                break
+            member = self._parse(block)
+            self.entries += 1
+            if self.entries > ENTRIES:
+                raise self._refuse(f"more than {ENTRIES} files")
+            if member.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+                key = "path" if member.type == tarfile.GNUTYPE_LONGNAME else "linkpath"
+                data = yield from self._take_extension(member)
+                extended[key] = os.fsdecode(data.split(b"\0")[0])
+            elif member.type == tarfile.XHDTYPE:
+                extended |= self._parse_records((yield from self._take_extension(member)))
+            elif member.type == tarfile.XGLTYPE:
+                yield from self._take_extension(member)
+            else:
+                self._extend(member, extended)
+                extended = {}
+                yield from self._make(member)
+        while True:
+            self._trailer += len(self._buffer)
+            self._buffer.clear()
+            if self._trailer > TRAILER:
+                raise self._refuse("more after the end")
+            yield
+
+    def _take(self, size: int) -> Reading:
+        while len(self._buffer) < size:
+            yield
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+    def _take_extension(self, member: tarfile.TarInfo) -> Reading:
+        if not 0 < member.size <= EXTENSION:
+            raise self._refuse("a header without measure")
+        data = yield from self._take(_padded(member.size))
+        return data[: member.size]
+
+    def _parse(self, block: bytes) -> tarfile.TarInfo:
+        try:
+            return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except (tarfile.HeaderError, ValueError, OverflowError) as error:
+            raise self._refuse("no header of a tar archive") from error
+
+    def _parse_records(self, data: bytes) -> dict[str, str]:
+        """The records of a pax header that matter: "LENGTH KEY=VALUE\\n" each."""
+        found: dict[str, str] = {}
+        while data:
+            matched = re.match(rb"([0-9]{1,7}) ([^=]{1,200})=", data)
+            size = int(matched[1]) if matched else 0
+            if matched is None or not matched.end() < size <= len(data) or data[size - 1 : size] != b"\n":
+                raise self._refuse("a damaged header")
+            key, value = matched[2], data[matched.end() : size - 1]
+            if key.startswith(b"GNU.sparse"):
+                raise self._refuse("a sparse file, which nobody asked for")
+            if key in (b"path", b"linkpath", b"size"):
+                found[key.decode()] = os.fsdecode(value)
+            data = data[size:]
+        return found
+
+    def _extend(self, member: tarfile.TarInfo, extended: dict[str, str]) -> None:
+        member.name = extended.get("path", member.name)
+        member.linkname = extended.get("linkpath", member.linkname)
+        if size := extended.get("size"):
+            if not re.fullmatch("[0-9]{1,19}", size, re.ASCII):
+                raise self._refuse("a damaged header")
+            member.size = int(size)
+
+    # What is made of it.
+
+    def _make(self, member: tarfile.TarInfo) -> Generator[None]:
+        parts = self._parts_of(member.name)
+        if self.is_tree is None:
+            self._begin(member, parts)
+        elif not self.is_tree:
+            raise self._refuse("more than the one file")
+        where = (self.ITEM, *parts) if self.is_tree else (self.ITEM,)
+        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
+            yield from self._make_file(member, where)
+            return
+        if member.type == tarfile.DIRTYPE:
+            self._make_directory(member, where)
+        elif member.type == tarfile.SYMTYPE:
+            self._make_link(member, where)
+        elif member.type == tarfile.LNKTYPE:
+            self._make_hard_link(member, where)
+        elif member.type in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
+            self._leave_out(parts, "a device or a pipe")
+        else:
+            raise self._refuse("what tar does not make")
+        if member.size > 0 and member.type not in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            raise self._refuse("content of what has none")
+
+    def _begin(self, member: tarfile.TarInfo, parts: Parts) -> None:
+        self.is_tree = member.type == tarfile.DIRTYPE
+        if self.is_tree:
+            if parts:
+                raise self._refuse("another directory than the one that was asked for")
+            os.mkdir(self.ITEM, 0o700, dir_fd=self.root)
+        elif member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
+            raise HutchError(f"{self.sender}: {shown(parts)} is neither a file nor a directory")
+
+    def _make_file(self, member: tarfile.TarInfo, where: Parts) -> Generator[None]:
+        if not 0 <= member.size <= self.limit - self.size:
+            raise HutchError(
+                f"{self.sender} sends more than {self.limit} bytes; nothing was kept",
+                resolution="a higher limit takes it",
+            )
+        self.files += 1
+        self.size += member.size
+        with self._explained(where), ExitStack() as stack:
+            descriptor = os.open(where[-1], NEW_FILE, 0o600, dir_fd=self._directory(where[:-1]))
+            stack.callback(os.close, descriptor)
+            left = member.size
+            while left:
+                if not self._buffer:
+                    yield
+                piece = bytes(self._buffer[:left])
+                del self._buffer[:left]
+                left -= len(piece)
+                while piece:
+                    piece = piece[os.write(descriptor, piece) :]
+            os.fchmod(descriptor, member.mode & 0o755 | 0o600)
+            when = int(min(max(member.mtime, 0), LATEST))
+            os.utime(descriptor, (when, when))
+        yield from self._take(_padded(member.size) - member.size)
+
+    def _make_directory(self, member: tarfile.TarInfo, where: Parts) -> None:
+        with self._explained(where):
+            if len(where) > 1:
+                with suppress(FileExistsError):
+                    os.mkdir(where[-1], 0o700, dir_fd=self._directory(where[:-1]))
+            os.fchmod(self._directory(where), member.mode & 0o755 | 0o700)
+
+    def _make_link(self, member: tarfile.TarInfo, where: Parts) -> None:
+        if not stays_inside(member.linkname, len(where) - 2):
+            self._leave_out(where[1:], f"a link to {shown((member.linkname,))}, which is not in what was copied")
+            return
+        with self._explained(where):
+            os.symlink(member.linkname, where[-1], dir_fd=self._directory(where[:-1]))
+
+    def _make_hard_link(self, member: tarfile.TarInfo, where: Parts) -> None:
+        """Another name for a file that has come already."""
+        source = (self.ITEM, *self._parts_of(member.linkname))
+        with self._explained(where):
+            there = os.dup(self._directory(source[:-1]))
+            try:
+                if not stat.S_ISREG(os.stat(source[-1], dir_fd=there, follow_symlinks=False).st_mode):
+                    raise self._refuse("a hard link to what is no file")
+                here = self._directory(where[:-1])
+                os.link(source[-1], where[-1], src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
+            finally:
+                os.close(there)
+        self.files += 1
+
+    def _directory(self, where: Parts) -> int:
+        """A descriptor of a directory of ours, good until the next call. Directories come before what is in them."""
+        if self._descriptor < 0 or where != self._at:
+            following = os.dup(self.root)
+            for part in where:
+                before = following
+                try:
+                    following = os.open(part, DIRECTORY, dir_fd=before)
+                finally:
+                    os.close(before)
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+            self._at, self._descriptor = where, following
+        return self._descriptor
+
+    def _parts_of(self, name: str) -> Parts:
+        parts = tuple(part for part in name.split("/") if part not in ("", "."))
+        if name.startswith("/") or ".." in parts or "\0" in name or len(parts) > DEPTH:
+            raise self._refuse(f"a name that leads elsewhere: {shown((name,))}")
+        return parts
+
+    def _leave_out(self, parts: Parts, why: str) -> None:
+        if len(self.left_out) < TOLD:
+            self.left_out.append(f"{shown(parts)}: {why}")
+
+    def _explained(self, where: Parts) -> _Explained:
+        return _Explained(self.sender, where[1:])
+
+    def _refuse(self, what: str) -> HutchError:
+        return HutchError(f"{self.sender} sends {what}; nothing was kept")
+
+
+class _Explained:
+    """What the file system refuses, as a HutchError: a name that is too long, that came twice, below a file."""
+
+    def __init__(self, sender: str, parts: Parts) -> None:
+        self.sender, self.parts = sender, parts
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError):
+            raise HutchError(f"{self.sender}: {shown(self.parts)} cannot be written: {error.strerror}") from error
+
+
+def stays_inside(target: str, depth: int) -> bool:
+    """Whether a symbolic link, `depth` directories below the top of a tree, surely leads to what is in the tree.
+
+    Its leading ".."s are real directories, since no file is made below a link; behind a name it could be a link that
+    leads up, and from there ".." would lead out.
+    """
+    if target.startswith("/") or not target or "\0" in target:
+        return False
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    up = next((number for number, part in enumerate(parts) if part != ".."), len(parts))
+    return up <= depth and ".." not in parts[up:]
+
+
+def shown(parts: Parts) -> str:
+    """A path of the sender's for people."""
+    text = "/".join(parts) or "."
+    return repr(text if len(text) <= 200 else f"{text[:200]}…")
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
