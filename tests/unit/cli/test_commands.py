@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from click.shell_completion import BashComplete, ShellComplete
 from click.testing import CliRunner
 
+from hutch.api.copying import Side
+from hutch.api.result import Copied
 from hutch.cli import COMMANDS, cli, main
 from hutch.cli.common import Options, workspace_names
 from hutch.errors import ConfigError, HutchError, Problem
@@ -292,33 +295,63 @@ def test_ssh_takes_names_only(hutch: Run, replaced: list[list[str]]) -> None:
     assert replaced == []
 
 
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What is copied, which nothing is: (get or put, workspace, from, to)."""
+    found: list[tuple[str, ...]] = []
+
+    def record(verb: str) -> Callable[..., Copied]:
+        def copy(side: Side, source: str, target: str, **options: object) -> Copied:
+            found.append((verb, side.name, source, target))
+            return Copied(left_out=("'x': a\x1bdevice",))
+
+        return copy
+
+    for verb in ("get", "put"):
+        monkeypatch.setattr(f"hutch.api.copying.{verb}", record(verb))
+    return found
+
+
 @pytest.mark.parametrize(
-    ("ends", "paths"),
+    ("ends", "copies"),
     [
-        (["a", "web:b"], ["./a", "workspace-web:b"]),
-        (["web:", "."], ["workspace-web:.", "./."]),
-        (["/a", "b", "web:/c d"], ["/a", "./b", "workspace-web:/c d"]),
-        (["./a:b", "web:c"], ["././a:b", "workspace-web:c"]),
-        (["web:a:b", "c"], ["workspace-web:a:b", "./c"]),
-        (["web:a", "lab:b"], ["workspace-web:a", "workspace-lab:b"]),
+        (["a", "web:b"], [("put", "web", "a", "b")]),
+        (["web:", "."], [("get", "web", ".", ".")]),
+        (["/a", "b", "web:/c d"], [("put", "web", "/a", "/c d/."), ("put", "web", "b", "/c d/.")]),
+        (["web:a", "web:b", "c"], [("get", "web", "a", "c/."), ("get", "web", "b", "c/.")]),
+        (["./a:b", "web:c"], [("put", "web", "./a:b", "c")]),
+        (["web:a:b", "c"], [("get", "web", "a:b", "c")]),
+        (["--", "-x", "web:y"], [("put", "web", "-x", "y")]),
     ],
 )
-def test_cp(ends: list[str], paths: list[str], hutch: Run, replaced: list[list[str]], not_root: None) -> None:
-    hutch("cp", *ends)
-    assert replaced == [["scp", "-q", "-r", "-p", *paths]]
+def test_cp(
+    ends: list[str], copies: list[tuple[str, ...]], hutch: Run, copied: list[tuple[str, ...]], not_root: None
+) -> None:
+    result = hutch("cp", *ends)
+    assert copied == copies
+    assert result.err == "hutch: warning: web: left out: 'x': a\N{REPLACEMENT CHARACTER}device\n" * len(copies)
 
 
-def test_cp_of_names_that_look_like_options(hutch: Run, replaced: list[list[str]], not_root: None) -> None:
-    hutch("cp", "--", "-x", "web:y")
-    assert replaced == [["scp", "-q", "-r", "-p", "./-x", "workspace-web:y"]]
+def test_cp_from_one_workspace_to_another(hutch: Run, copied: list[tuple[str, ...]], not_root: None) -> None:
+    """By way of a directory that is gone afterwards."""
+    hutch("cp", "web:dir/a", "lab:b")
+    (_, _, _, between), (_, _, source, _) = copied
+    assert copied == [("get", "web", "dir/a", between), ("put", "lab", between, "b")]
+    assert between == source and between.endswith("/a") and not Path(between).parent.exists()
+
+
+@pytest.mark.parametrize("limit", ["", "x", "1", "-1G", "2000TiB"])
+def test_cp_refuses_a_limit(limit: str, hutch: Run, copied: list[tuple[str, ...]], not_root: None) -> None:
+    assert hutch("cp", "--limit", limit, "web:a", "b").code == 2
+    assert copied == []
 
 
 @pytest.mark.parametrize(
     "ends", [["a", "b"], ["", "web:"], ["web:a", ""], ["Web:a", "b"], ["[::1]:a", "b"], [":a", "b"]]
 )
-def test_cp_refuses(ends: list[str], hutch: Run, replaced: list[list[str]]) -> None:
+def test_cp_refuses(ends: list[str], hutch: Run, copied: list[tuple[str, ...]]) -> None:
     assert hutch("cp", *ends).code == 2
-    assert replaced == []
+    assert copied == []
 
 
 @pytest.mark.parametrize(("arguments", "shown"), [([], "a\nb\nc\nd\n"), (["-n", "3"], "b\nc\nd\n"), (["-n", "0"], "")])
