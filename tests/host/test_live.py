@@ -233,6 +233,22 @@ def test_a_guest_that_sets_traps(
     shared.ssh(name)
 
 
+def test_a_guest_that_never_answers(
+    running: Callable[[str], str], shared: Instance, name: str, workspace_type: str
+) -> None:
+    """What its root has made of the guest's own tools cannot hold `up` up."""
+    running("")
+    script = "printf '#!/bin/sh\\ntrap : TERM HUP INT; while :; do yes; done' > /usr/bin/systemd-tmpfiles"
+    shared.inside(name, "sh", "-c", script, root=True)
+    shared.declare(workspace_type, **{name: 'env = { A = "b" }\npublish = ["18082:80"]'})
+    refused = shared.hutch("up", check=False, timeout=60)
+    assert refused.returncode == 1
+    assert f"{name}: env: the guest's systemd-tmpfiles does not take it within 15 s" in refused.stderr
+    assert [reason["key"] for reason in shared.plan()[name]["reasons"]] == ["env"]
+    shared.hutch("restart", name)
+    assert shared.inside(name, "printenv", "A").stdout == "b\n"
+
+
 @pytest.mark.vm
 def test_memory_of_a_machine(running: Callable[[str], str], shared: Instance, name: str, workspace_type: str) -> None:
     """By its balloon; a container's is a limit, which is in force as far as the host can."""

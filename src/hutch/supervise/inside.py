@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,7 @@ from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.supervise.enter import Login, enter
 from hutch.supervise.observe import Observation, observe
+from hutch.supervise.streams import BY_FORCE
 
 if TYPE_CHECKING:
     from hutch.spec.model import Workspace
@@ -43,6 +47,27 @@ def run_inside(
     if env or cwd:
         login = replace(login, env=(*booted.env, *(env or {}).items()), cwd=cwd and os.path.join(login.home, cwd))
     return way(Inside(places, name, booted, now), login, list(argv), capture)
+
+
+@contextmanager
+def ended_after(seconds: float) -> Iterator[threading.Event]:
+    """For the main thread: what it runs inside meanwhile is ended by force after so long, and the event is set then. A
+    guest may do anything with a command of ours, and so never end it."""
+    overran = threading.Event()
+
+    def end() -> None:
+        overran.set()
+        os.kill(os.getpid(), BY_FORCE)
+
+    before = signal.signal(BY_FORCE, signal.SIG_IGN)  # it may come too late to be for anybody
+    timer = threading.Timer(seconds, end)
+    timer.start()
+    try:
+        yield overran
+    finally:
+        timer.cancel()
+        timer.join()
+        signal.signal(BY_FORCE, before)
 
 
 def login_of(booted: Workspace, *, root: bool) -> Login:
