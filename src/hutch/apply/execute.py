@@ -37,15 +37,19 @@ def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
     records = read_records(places)
     if plan.start:
         check_new_machines(places, plan, records)
+    new = [action.workspace for action in plan.actions if action.wanted and action.workspace not in records]
+    taken = {record.uid_base for record in records.values()}
+    uids = dict(zip(new, allocate_uids(taken, len(new), places.uid_index), strict=True))
     changing = tuple(action.workspace for action in plan.actions if action.action != "no change")
     if changing:
         with journaled(places, "up", changing):
-            _apply(places, plan, records, listen)
+            _apply(places, plan, records, uids, listen)
     else:
-        _apply(places, plan, records, listen)
+        _apply(places, plan, records, uids, listen)
 
 
-def _apply(places: Places, plan: Plan, records: dict[str, Record], listen: Listener) -> None:
+def _apply(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping[str, int], listen: Listener) -> None:
+    """`uids` are the first uids of those that are new."""
     down = [a for a in plan.actions if a.stops]
     if down:
         control.stop_all(places, [action.workspace for action in down])
@@ -62,7 +66,7 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], listen: Liste
         if action.action == "remove":
             mark_removed(places, records, action.workspace)
         elif action.action != "no change":
-            _note(places, plan, records, action)
+            _note(places, plan, records, action, uids)
     for name in plan.inherited:
         records[name] = replace(records[name], file=plan.file, origin=origin_of(plan.file))
         write_record(places, records[name])
@@ -87,7 +91,7 @@ def _becomes_machine(before: Record, wanted: Workspace) -> bool:
     return was.type == "container" and wanted.type == "vm"
 
 
-def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action) -> None:
+def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action, uids: Mapping[str, int]) -> None:
     """Write down what is wanted, before anything on the host is made for it."""
     assert action.wanted is not None
     before = records.get(action.workspace)
@@ -97,7 +101,7 @@ def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action
             file=plan.file,
             wanted=action.wanted.workspace,
             image=action.wanted.image,
-            uid_base=allocate_uids({r.uid_base for r in records.values()}, places.uid_index),
+            uid_base=uids[action.workspace],
             machine_id=os.urandom(16).hex(),
             origin=origin_of(plan.file),
         )

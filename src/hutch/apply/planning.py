@@ -24,7 +24,7 @@ from hutch.plan.planner import Standing, network_changes, plan
 from hutch.plan.resolve import collisions, resolve, still_used
 from hutch.spec.marker import Invalid
 from hutch.spec.model import Config, Network, Workspace
-from hutch.spec.names import SUN_PATH, Places
+from hutch.spec.names import SUN_PATH, UID_RANGES, Places
 from hutch.spec.owner import default_owner, find_owner, owner_keys
 from hutch.state import Record, read_network, read_records
 from hutch.supervise.observe import Observation, observe
@@ -159,7 +159,9 @@ def decide(
     actions = tuple(_with_affected(action, facts) for action in found.actions)
     stopping = [action.workspace for action in actions if action.stops]
     refuse_clashes(still_used(everybody, running, stopping, facts.real))
-    return replace(found, actions=actions, inherited=inherited)
+    excess = len(records.keys() | wanted.keys()) - UID_RANGES
+    notes = (f"{excess} of them are more than this host has user ids for: `hutch up` refuses",) if excess > 0 else ()
+    return replace(found, actions=actions, inherited=inherited, notes=(*found.notes, *notes))
 
 
 def refuse_clashes(clashes: Sequence[str]) -> None:

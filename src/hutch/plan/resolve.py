@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
@@ -116,10 +117,17 @@ def still_used(
     return [f"{text}, with which one still runs" for text in collisions({**staying, **later}, real)]
 
 
-def allocate_uids(taken: set[int], first: int = 0) -> int:
-    """The base of the first free range of 65,536 uids; the search begins at the range with the index `first`."""
-    for index in range(names.UID_RANGES):
-        base = names.UID_FIRST + (first + index) % names.UID_RANGES * names.UID_COUNT
-        if base not in taken:
-            return base
-    raise HutchError("no range of user ids is left", resolution="remove workspaces that are no longer needed")
+def allocate_uids(taken: Collection[int], count: int, first: int = 0) -> list[int]:
+    """The bases of the first `count` free ranges of 65,536 uids; the search begins at the range with the index `first`
+    and goes round."""
+    bases = (
+        names.UID_FIRST + (first + index) % names.UID_RANGES * names.UID_COUNT for index in range(names.UID_RANGES)
+    )
+    found = list(itertools.islice((base for base in bases if base not in taken), count))
+    if len(found) < count:
+        raise HutchError(
+            f"no range of user ids is left for {count - len(found)} of {count} new workspaces",
+            details=f"A host has {names.UID_RANGES} of them, and one that was removed keeps its own.",
+            resolution="`hutch rm --purge` what is no longer needed",
+        )
+    return found

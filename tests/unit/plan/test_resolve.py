@@ -219,17 +219,18 @@ def test_two_hutches_give_out_different_uids() -> None:
 
 
 def test_uid_ranges() -> None:
-    first = allocate_uids(set())
-    assert first == names.UID_FIRST
-    assert allocate_uids({first}) == first + names.UID_COUNT
-    assert allocate_uids({first + names.UID_COUNT}) == first
+    first, second = names.UID_FIRST, names.UID_FIRST + names.UID_COUNT
+    assert allocate_uids((), 0) == []
+    assert allocate_uids((), 2) == [first, second]
+    assert allocate_uids({first}, 1) == [second]
+    assert allocate_uids({second}, 2) == [first, second + names.UID_COUNT]
     last = (names.UID_RANGES - 1) * names.UID_COUNT + first
-    assert allocate_uids(set(), names.UID_RANGES - 1) == last
-    assert allocate_uids({last}, names.UID_RANGES - 1) == first  # it goes round
+    assert allocate_uids((), 2, names.UID_RANGES - 1) == [last, first]  # it goes round
     full = {names.UID_FIRST + index * names.UID_COUNT for index in range(names.UID_RANGES)}
     assert max(full) + names.UID_COUNT <= 1 << 31
-    with pytest.raises(HutchError, match="no range of user ids is left"):
-        allocate_uids(full)
+    assert allocate_uids(full - {second, last}, 2) == [second, last]
+    with pytest.raises(HutchError, match="left for 1 of 3 new workspaces"):
+        allocate_uids(full - {second, last}, 3)
 
 
 def test_an_address_that_a_workspace_runs_on_with_is_not_given_away() -> None:
