@@ -56,7 +56,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     hardware = host.hardware
     assert hardware is not None
     places, runtime = host.places, str(host.places.runtime(name))
-    credentials = render_credentials(identify(name, workspace, host, "Type=ether")) | {"vmm.notify_socket": NOTIFY}
+    credentials = render_credentials(identify(name, workspace, host, "Name=eth0")) | {"vmm.notify_socket": NOTIFY}
     files = [File(f"{runtime}/archive/credentials/{key}", text) for key, text in credentials.items()]
     files.append(File(f"{runtime}/archive/shares", render_shares(workspace)))
     port = port_of(name, workspace, places, host.network)

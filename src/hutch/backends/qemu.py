@@ -51,7 +51,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     hardware = host.hardware
     assert hardware is not None
     places, runtime = host.places, str(host.places.runtime(name))
-    credentials = render_credentials(identify(name, workspace, host, "Type=ether"))
+    credentials = render_credentials(identify(name, workspace, host, "Name=eth0"))
     files = [File(f"{runtime}/vm/{key}", text, host.uid_base) for key, text in credentials.items()]
     files.append(File(f"{runtime}/vm/shares", render_shares(workspace), host.uid_base))
     port = port_of(name, workspace, places, host.network)
