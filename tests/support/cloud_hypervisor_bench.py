@@ -73,7 +73,7 @@ def serve(main: Main, source: Source) -> tuple[list[list[str]], int]:
                 return said + [list(words) for words in source.last_words()], code
             heard = [list(words) for words in source.hear()]
             said += heard
-            if ["ready", ""] in heard:
+            if ["ready", "vsock"] in heard:
                 source.power_off()
 
 

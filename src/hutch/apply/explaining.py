@@ -139,6 +139,9 @@ def explain_start(launch: Launch) -> Iterable[Section]:
     if launch.helpers:
         beside = (f"{shlex.join(item.argv)} 3<(listening at {item.socket})  # {item.why}" for item in launch.helpers)
         yield Section("beside it, each with its socket as descriptor 3", "\n".join(beside))
+    if launch.vsock is not None:
+        where = f"the address of one that is free, for the context id {launch.vsock.cid} alone: {launch.vsock.file}"
+        yield Section("a port of vsock, at which its guest says that it is ready", where)
     yield Section(f"then, in the cgroup {launch.cgroup}/machine", shlex.join(launch.argv))
     if launch.grafts:
         shown = commands(graft.attach for graft in launch.grafts)

@@ -29,15 +29,15 @@ from hutch.backends.port import port_of
 from hutch.backends.share import share_places, share_tags
 from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
-from hutch.guest.credentials import HOST_KEY, render_credentials
+from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
 from hutch.spec import names
 from hutch.spec.model import MACHINE_CPUS, Workspace
 
 LINKS = ("events",)
 EVENTS, TAP = 3, 4  # descriptors: the link, and the device after it
-NOTIFY = "vsock-stream:2:901"  # the host's port at which supervise/cloud_hypervisor listens
+NOTIFY = "vsock-stream:2:901\n"  # the host's port at which supervise/cloud_hypervisor listens
 QUIET = ("debian:bookworm",)
-"""Images whose systemd (before 254) cannot tell over a stream of vsock that it is up."""
+"""Images whose systemd (before 254) cannot tell over a stream of vsock that it is ready."""
 
 
 def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
@@ -56,7 +56,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     hardware = host.hardware
     assert hardware is not None
     places, runtime = host.places, str(host.places.runtime(name))
-    credentials = render_credentials(identify(name, workspace, host, "Name=eth0")) | {"vmm.notify_socket": NOTIFY}
+    credentials = render_credentials(identify(name, workspace, host, "Name=eth0")) | {NOTIFY_SOCKET: NOTIFY}
     files = [File(f"{runtime}/archive/credentials/{key}", text) for key, text in credentials.items()]
     files.append(File(f"{runtime}/archive/shares", render_shares(workspace)))
     port = port_of(name, workspace, places, host.network)

@@ -104,6 +104,17 @@ class Graft:
 
 
 @dataclass(frozen=True)
+class Vsock:
+    """How a machine whose context id is `cid` calls its host: at a port of the host's that is chosen for each start.
+    Its address is written to `file`, in the words of sd_notify, before the main process begins; nobody but `uid` can
+    read it."""
+
+    cid: int
+    file: str
+    uid: int
+
+
+@dataclass(frozen=True)
 class Limits:
     """What the workspace's cgroup may use; None is no limit. `cpus` counts processors, `memory` bytes."""
 
@@ -121,11 +132,11 @@ class Launch:
     steps that do not depend on each other: the chains may run side by side, and while the host's network is still
     being set up; `connect` joins the network, so it waits: its stages follow one another, the steps of a stage may
     run side by side. `grafts` follow as soon as there is a PID 1, one after the other. `helpers` are there before
-    `argv` is; when one ends, so does the workspace. `argv` tells that it is ready by sd_notify or, being a virtual
-    machine, by its port: `links` names the sockets that it inherits as descriptors 3, 4, …, see supervise/sources.
-    `restart_codes` are exit codes of `argv` that mean "the guest asked for a reboot", as a machine's monitor may say
-    too: everything is cleaned up, prepared, connected and started again. `library` is where the supervisor finds what
-    it needs of other people's for that; `facts` are told to people.
+    `argv` is; when one ends, so does the workspace. `argv` tells that it is ready by sd_notify; a virtual machine does
+    so over `vsock`, or by its port. `links` names the sockets that it inherits as descriptors 3, 4, …, see
+    supervise/sources. `restart_codes` are exit codes of `argv` that mean "the guest asked for a reboot", as a machine's
+    monitor may say too: everything is cleaned up, prepared, connected and started again. `library` is where the
+    supervisor finds what it needs of other people's for that; `facts` are told to people.
     A Launch may be handed in while the workspace runs: its `limits` and `grafts` count at once, and so does `balloon`,
     the bytes of memory that a machine is left; all else counts when the guest boots again.
     """
@@ -145,6 +156,7 @@ class Launch:
     grafts: tuple[Graft, ...] = ()
     helpers: tuple[Helper, ...] = ()
     links: tuple[str, ...] = ()
+    vsock: Vsock | None = None
     library: str = ""
     balloon: int | None = None
     facts: dict[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from hutch.backends import machine
 from hutch.backends.identity import identify
 from hutch.backends.jail import jailed
-from hutch.backends.launch import File, Hardware, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import File, Hardware, Launch, Limits, Step, Surroundings, Vsock
 from hutch.backends.machine import (
     TASKS,
     balloon_of,
@@ -29,7 +29,7 @@ from hutch.backends.port import port_of
 from hutch.backends.share import share_places, share_tags
 from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
-from hutch.guest.credentials import HOST_KEY, render_credentials
+from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
 from hutch.spec import names
 from hutch.spec.model import MACHINE_CPUS, Workspace
 
@@ -57,6 +57,10 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     port = port_of(name, workspace, places, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
+    vsock = None
+    if hardware.has_vsock and workspace.cid is not None:
+        vsock = Vsock(workspace.cid, f"{runtime}/vm/{NOTIFY_SOCKET}", host.uid_base)
+    told = (*credentials, HOST_KEY, *((NOTIFY_SOCKET,) if vsock else ()))
     key = f"{runtime}/vm/{HOST_KEY}"
     owned = ("install", "-m", "400", "-o", str(host.uid_base), "-g", str(host.uid_base))
     return Launch(
@@ -74,8 +78,9 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         ),
         connect=port.connect(f"{runtime}/port"),
         helpers=share_servers(workspace, host, hardware.virtiofsd, runtime),
-        argv=qemu_argv(name, workspace, host, hardware, (*credentials, HOST_KEY)),
+        argv=qemu_argv(name, workspace, host, hardware, told),
         links=LINKS,
+        vsock=vsock,
         library=hardware.library,
         cleanup=(*port.cleanup(), *disk_cleanup(name, workspace, host)),
         limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),

@@ -10,6 +10,9 @@ import base64
 from hutch.frozen import dataclass
 
 HOST_KEY = "hutch.ssh-host-key"  # named by the image's sshd configuration
+NOTIFY_SOCKET = "hutch.notify-socket"
+"""Where a machine says that it is ready: a line as in sd_notify's $NOTIFY_SOCKET. It is not vmm.notify_socket, by which
+PID 1 speaks for itself: it says READY=1 when no unit is left to start, whether sshd answers or not."""
 KEYS_DIRECTORY = "/etc/ssh/authorized_keys.d"
 SSHD_ENVIRONMENT = "/etc/ssh/sshd_config.d/20-hutch-environment.conf"
 

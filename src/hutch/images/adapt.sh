@@ -99,19 +99,24 @@ ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud - 115200,38400,96
 EOF
 done
 
-# A virtual machine tells its host when sshd answers, and is told to power off, by a port that containers do not have;
-# the first number in its name counts the devices before it.
+# A virtual machine tells its host when sshd answers: over vsock, if the host has named a socket and this systemd knows
+# how (from version 254 on), otherwise by a port that containers do not have; the first number in its name counts the
+# devices before it. By the port it is told to power off.
 cat >"$units/hutch-port.service" <<'EOF'
 [Unit]
 Description=Link to the Host
-ConditionPathExistsGlob=/dev/vport*p1
+ConditionPathExistsGlob=|/dev/vport*p1
+ConditionPathExists=|/run/credentials/@system/hutch.notify-socket
 DefaultDependencies=no
 After=ssh.service sshd.service systemd-networkd-wait-online.service systemd-resolved.service
 Conflicts=shutdown.target
 Before=shutdown.target
 
 [Service]
-ExecStart=/bin/sh -c 'exec 3<>$$(echo /dev/vport*p1); echo READY=1 >&3; while read -r line <&3; do [ "$$line" != poweroff ] || systemctl --no-block poweroff; done'
+Environment=TOLD=/run/credentials/@system/hutch.notify-socket
+ExecStart=/bin/sh -c 'set -- /dev/vport*p1; [ ! -e "$$1" ] || exec 3<>"$$1"; \
+  [ -e "$$TOLD" ] && read -r NOTIFY_SOCKET <"$$TOLD" && export NOTIFY_SOCKET && systemd-notify --no-block --ready || echo READY=1 >&3; \
+  [ -e "$$1" ] || exit 0; while read -r line <&3; do [ "$$line" != poweroff ] || systemctl --no-block poweroff; done'
 EOF
 ln -sfn ../hutch-port.service "$units/multi-user.target.wants/hutch-port.service"
 

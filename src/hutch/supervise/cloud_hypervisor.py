@@ -2,9 +2,9 @@
 
 cloud-hypervisor reports its events as JSON on a descriptor. Its vsock device is a pair of Unix sockets in a directory
 that is the machine's own: a guest that connects to the host's port P reaches the socket `vm_P` there, and who writes
-"CONNECT P" to the socket `vm` reaches port P of the guest. systemd in the guest tells in the first way that it is up
-(the credential vmm.notify_socket), and ends when somebody connects in the second (hutch-poweroff.socket, see
-images/adapt.sh). Its HTTP interface, `api`, has a power button for guests that have another idea of ending in order.
+"CONNECT P" to the socket `vm` reaches port P of the guest. The guest tells in the first way that it is ready (see
+hutch-port.service in images/adapt.sh), and ends when somebody connects in the second (hutch-poweroff.socket, see
+guest/initrd). Its HTTP interface, `api`, has a power button for guests that have another idea of ending in order.
 
 See docs/vsock.md and docs/api.md of cloud-hypervisor. What is in the directory is opened without following links.
 """
@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 
+from hutch.supervise.calls import MOST_AT_ONCE, Calls
 from hutch.supervise.sources import Source
 
 TYPE_CHECKING = False  # see supervise/status
@@ -33,9 +34,6 @@ BUTTON = b"PUT /api/v1/vm.power-button HTTP/1.1\r\nHost: localhost\r\nAccept: */
 
 MOST_EVENT_BYTES = 1 << 20  # of all events; a boot takes 8 KiB of them
 LONGEST_EVENT = 4096
-MOST_CALLS = 1024  # by vsock, until the guest is ready
-MOST_AT_ONCE = 16
-LONGEST_CALL = 4096
 
 RESET, PANIC = "guest-reset", "guest-panic"  # in QMP's words, which the supervisor knows
 
@@ -90,14 +88,12 @@ class CloudHypervisor(Source):
         self._is_ending = False
         self._parser = Events()
         self._left = MOST_EVENT_BYTES
-        self._calls: dict[int, socket.socket] = {}
-        self._calls_left = MOST_CALLS
         self._is_off = False
         self._kept: dict[str, socket.socket] = {}
         self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._listener: socket.socket | None = self._listen(f"vm_{READY_PORT}")
+        self._calls = Calls(self._listen(f"vm_{READY_PORT}"))
         self._poll = select.epoll()
-        self._poll.register(self._listener, select.EPOLLIN)
+        self._poll.register(self._calls, select.EPOLLIN)
         self._poll.register(events, select.EPOLLIN)
 
     def _listen(self, name: str) -> socket.socket:
@@ -117,11 +113,8 @@ class CloudHypervisor(Source):
         for descriptor, _ in self._poll.poll(0):
             if descriptor == self._events.fileno():
                 yield from self._hear_event()
-            elif self._listener is not None and descriptor == self._listener.fileno():
-                self._accept(self._listener)
-            elif descriptor in self._calls and self._hear_call(descriptor):
-                self._hang_up()
-                yield "ready", ""
+            elif descriptor == self._calls.fileno():
+                yield from self._hear_calls()
 
     # Events.
 
@@ -156,46 +149,17 @@ class CloudHypervisor(Source):
 
     # Calls by vsock.
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            call, _ = listener.accept()
-        except OSError:
-            return  # it has gone away already
+    def _hear_calls(self) -> Iterator[Said]:
         if self._is_off:
             self._ask_for_the_end()  # it is further by now, and may hear it
-        self._calls_left -= 1
-        if len(self._calls) >= MOST_AT_ONCE or not self._calls_left:
-            call.close()
-        else:
-            call.setblocking(False)
-            self._calls[call.fileno()] = call
-            self._poll.register(call, select.EPOLLIN)
-        if not self._calls_left:
-            self._hang_up()
+        yield from self._calls.hear()
+        if self._calls.is_spent:
+            self._poll.unregister(self._calls)
+            self._remove(f"vm_{READY_PORT}")
 
-    def _hear_call(self, descriptor: int) -> bool:
-        """Whether the guest has just said that it is ready. A message comes in one piece. The call is over with it, and
-        has to be: systemd waits for that, and not every cloud-hypervisor tells us that it has closed its end."""
-        call = self._calls.pop(descriptor)
-        self._poll.unregister(call)
+    def _remove(self, name: str) -> None:
         try:
-            said = call.recv(LONGEST_CALL)
-        except OSError:
-            said = b""
-        call.close()
-        return b"READY=1" in said.splitlines()
-
-    def _hang_up(self) -> None:
-        """Take no more calls. The socket goes too: whoever calls then is refused at once, rather than left to wait."""
-        if self._listener is None:
-            return
-        for call in self._calls.values():
-            call.close()
-        self._calls = {}
-        self._listener.close()
-        self._listener = None
-        try:
-            os.unlink(f"vm_{READY_PORT}", dir_fd=self._directory)
+            os.unlink(name, dir_fd=self._directory)
         except OSError:
             pass  # the directory is the machine's
 
@@ -227,7 +191,7 @@ class CloudHypervisor(Source):
         self._kept[name] = connection
 
     def close(self) -> None:
-        self._hang_up()
+        self._calls.close()
         for connection in self._kept.values():
             connection.close()
         self._poll.close()

@@ -357,6 +357,8 @@ class Supervisor:
             elif what == "note":
                 self.log.note(text)
             elif what == "ready" and self.status["state"] == "starting":
+                if text:
+                    self.log.note(f"ready, says the guest over {text}")
                 self.status["ready_seconds"] = round(time.monotonic() - begun, 3)
                 self.enter("running")
                 self.tell("ready")

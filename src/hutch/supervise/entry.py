@@ -76,7 +76,7 @@ class Boot:
             self._finish(SideBySide([[step] for step in stage]))
         if launch["helpers"]:
             self._start_helpers(launch["helpers"])
-        self.main = Main(runtime, launch["argv"], launch["links"])
+        self.main = Main(runtime, launch["argv"], launch["links"], launch["vsock"])
 
     def _start_helpers(self, helpers: list[dict[str, Any]]) -> None:
         self.said, output = os.pipe2(os.O_CLOEXEC)

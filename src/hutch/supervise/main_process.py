@@ -9,7 +9,7 @@ import select
 # Not socket itself, which brings enum and more with it: five milliseconds.
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_STREAM, socket, socketpair
 
-from hutch.supervise.steps import ENVIRONMENT
+from hutch.supervise.steps import ENVIRONMENT, write_private
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
@@ -24,18 +24,24 @@ MAIN_ENVIRONMENT = {"TERM": "dumb", "SYSTEMD_LOG_COLOR": "0"}
 SIGNALS = (1, 2, 13, 15, 25)
 FIRST_SAFE = 100  # a descriptor that no process is told to have
 REAPED_WITHIN = 10_000  # milliseconds, after it was killed
+HOST_CID = 2  # what every guest calls its host
+MOST_WAITING = 16  # calls of a guest that are not answered yet
 
 
 class Main:
-    """The main process, with what it talks through: a terminal, a socket for notifications, and one end each of the
-    sockets called `links`. It begins when this is made, in the cgroup of its parent."""
+    """The main process, with what it talks through: a terminal, a socket for notifications, one end each of the sockets
+    called `links`, and the port at which its guest calls by `vsock`, with the one who may, if there is one. It begins
+    when this is made, in the cgroup of its parent."""
 
-    def __init__(self, runtime: str, argv: Sequence[str], links: Sequence[str]) -> None:
+    def __init__(
+        self, runtime: str, argv: Sequence[str], links: Sequence[str], vsock: dict[str, Any] | None = None
+    ) -> None:
         self.runtime = runtime
         self.console: Console | None = None
         self.notify = _listen(f"{runtime}/notify", SOCK_DGRAM)
         self.notify.setblocking(False)
         self.machine_end, guest_end = os.openpty()
+        self.vsock = listen_to_guest(vsock) if vsock else None
         self.links, theirs = {}, []
         for name in links:
             self.links[name], other = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
@@ -66,6 +72,8 @@ class Main:
             self.wait()
         os.close(self.pidfd)
         self.notify.close()
+        if self.vsock is not None:
+            self.vsock[0].close()
         for link in self.links.values():
             link.close()
         if self.console is not None:
@@ -96,6 +104,23 @@ class Helper:
             os.close(self.pidfd)
             self.pidfd = -1
         return self.end
+
+
+def listen_to_guest(vsock: dict[str, Any]) -> tuple[socket, int]:
+    """(a socket of the host's vsock, the context id of the machine whose guest is to call it). The kernel chooses the
+    port, so that nobody can have taken it; whoever guesses it is told apart by what the kernel says of a caller."""
+    from _socket import AF_VSOCK, VMADDR_CID_ANY, VMADDR_PORT_ANY
+
+    listener = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC)
+    try:
+        listener.bind((VMADDR_CID_ANY, VMADDR_PORT_ANY))
+        listener.listen(MOST_WAITING)
+        port = listener.getsockname()[1]
+        write_private(vsock["file"], f"vsock-stream:{HOST_CID}:{port}\n", vsock["uid"])
+    except BaseException:
+        listener.close()
+        raise
+    return listener, vsock["cid"]
 
 
 def _spawn(argv: Sequence[str], descriptors: Sequence[int], environment: dict[str, str], setsid: bool = False) -> int:

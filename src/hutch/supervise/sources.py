@@ -1,8 +1,8 @@
 """Where a guest tells how it fares, and where it is told to end. Everything that comes in here is the attacker's.
 
-A container's guest is heard by sd_notify, passed on by systemd-nspawn. A virtual machine's is heard through a
-virtio-serial port, and its monitor says why it ended. Each source has a descriptor to poll; `hear` takes what has
-come.
+A container's guest is heard by sd_notify, passed on by systemd-nspawn. A virtual machine's is heard by sd_notify over
+vsock (see calls) or, where there is none, through a virtio-serial port; its monitor says why it ended. Each source has
+a descriptor to poll; `hear` takes what has come.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from hutch.supervise.main_process import Main
 
     Said = tuple[str, str]
-    """("ready", ""); ("leader", a pid); ("outcome", why the machine ended, in QMP's words); ("note", for the log)."""
+    """("ready", how a machine said so); ("leader", a pid); ("outcome", why it ended, in QMP's words); ("note", for
+    the log)."""
 
 MOST_BYTES = 1 << 16  # of a port, until it has said that it is ready
 
@@ -57,6 +58,8 @@ def open_sources(main: Main, library: str) -> list[Source]:
     """What there is to hear of a guest, by the names of its links; the first can be told to end it. `library` is where
     qemu.qmp is."""
     opened = [open_source(main, library) for name, open_source in SOURCES.items() if name in main.links]
+    if main.vsock is not None:
+        opened.append(_open_calls(*main.vsock))
     return opened or [Notifications(main.notify, main.pid)]
 
 
@@ -88,7 +91,8 @@ class Notifications(Source):
 
 
 class Port(Source):
-    """A virtual machine's port: it says READY=1, and hears "poweroff". See hutch-port.service in images/adapt.sh."""
+    """A virtual machine's port: it hears "poweroff", and says READY=1 unless it has done so over vsock. See
+    hutch-port.service in images/adapt.sh."""
 
     def __init__(self, connection: socket) -> None:
         self._connection = connection
@@ -116,7 +120,7 @@ class Port(Source):
         self._rest = self._rest[-64:]
         if b"READY=1" in (line.rstrip(b"\r") for line in lines):
             self._left = 0
-            yield "ready", ""
+            yield "ready", "its port"
 
     def power_off(self) -> None:
         try:
@@ -129,6 +133,14 @@ def _open_monitor(main: Main, library: str) -> Source:
     from hutch.supervise.monitor import Monitor
 
     return Monitor(main.links["monitor"], library)
+
+
+def _open_calls(listener: socket, caller: int) -> Source:
+    from socket import socket
+
+    from hutch.supervise.calls import Calls
+
+    return Calls(socket(fileno=listener.detach()), caller)
 
 
 def _open_cloud_hypervisor(main: Main, library: str) -> Source:

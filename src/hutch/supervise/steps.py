@@ -62,13 +62,18 @@ def prepare(launch: dict[str, Any]) -> SideBySide:
         for path in launch["directories"]:
             os.makedirs(path, exist_ok=True)
         for file in launch["files"]:
-            with open(file["path"], "w", encoding="utf-8", opener=_private) as target:
-                target.write(file["content"])
-                if file["uid"]:
-                    os.fchown(target.fileno(), file["uid"], file["uid"])
+            write_private(file["path"], file["content"], file["uid"])
     except OSError as error:
         return SideBySide((), str(error))
     return SideBySide(launch["prepare"])
+
+
+def write_private(path: str, content: str, uid: int) -> None:
+    """Write a small file that nobody but `uid` can read."""
+    with open(path, "w", encoding="utf-8", opener=_private) as target:
+        target.write(content)
+        if uid:
+            os.fchown(target.fileno(), uid, uid)
 
 
 def _private(path: str, flags: int) -> int:

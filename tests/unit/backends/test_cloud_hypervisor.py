@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hutch.backends.cloud_hypervisor import EVENTS, LINKS, NOTIFY, TAP, check, launch
 from hutch.backends.hypervisor import OLDEST, check_hypervisor, choose_hypervisor, parse_version
 from hutch.backends.launch import Hardware, Launch
-from hutch.guest.credentials import HOST_KEY
+from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET
 from hutch.spec.model import Workspace
 from tests.support.fake_cloud_hypervisor import Refused, parse_config, parse_options
 from tests.unit.facts import check_golden, everything, surroundings, workspace
@@ -118,7 +118,7 @@ def test_a_command_line_holds_no_secret() -> None:
     place = "/run/hutch/workspaces/a-name-with-all-of-its-32-letters/archive/credentials"
     told = {file.path.removeprefix(f"{place}/"): file for file in found.files if file.path.startswith(place)}
     assert told.keys() == {
-        *("system.hostname", "network.network.50-hutch", "sysusers.extra", "tmpfiles.extra", "vmm.notify_socket")
+        *("system.hostname", "network.network.50-hutch", "sysusers.extra", "tmpfiles.extra", NOTIFY_SOCKET)
     }
     assert all(file.uid == 0 for file in told.values())
     (key,) = [step for chain in found.prepare for step in chain if step.why == "hand in the host key"]
@@ -128,7 +128,7 @@ def test_a_command_line_holds_no_secret() -> None:
 def test_the_guest_calls_the_port_that_is_listened_at() -> None:
     from hutch.supervise.cloud_hypervisor import READY_PORT
 
-    assert f"vsock-stream:2:{READY_PORT}" == NOTIFY  # 2 is the host
+    assert f"vsock-stream:2:{READY_PORT}\n" == NOTIFY  # 2 is the host
 
 
 def test_it_may_use_kvm_by_its_group() -> None:

@@ -32,6 +32,7 @@ LAUNCHES: dict[str, tuple[str, Workspace, dict[str, Any]]] = {
     "minimal": ("web", workspace(type="vm"), {}),
     "disk": ("web", workspace(type="vm", disk=8 << 30), {}),
     "kept": ("web", workspace(type="vm", persist="all"), {}),
+    "vsock": ("web", workspace(type="vm"), {"has_vsock": True}),
     "kvm": ("web", workspace(type="vm"), {"accelerator": "kvm", "kvm_gid": 104, "tsc_khz": None}),
     "everything": ("a-name-with-all-of-its-32-letters", EVERYTHING, {}),
     "nix-store": ("web", workspace(type="vm", nix_store=True, mounts=(Mount("/srv/a", "/src"),)), {}),

@@ -54,7 +54,7 @@ def port(wire: Any) -> Port:
 )
 def test_ready(pieces: tuple[bytes, ...]) -> None:
     found = port(Wire(*pieces))
-    assert hear(found, len(pieces)) == [("ready", "")]
+    assert hear(found, len(pieces)) == [("ready", "its port")]
     assert found.is_spent  # whatever it says from now on is not read
 
 
@@ -80,7 +80,7 @@ def test_a_port_that_is_closed_is_spent() -> None:
 @given(st.lists(st.binary(max_size=200), max_size=30))
 def test_any_bytes(pieces: list[bytes]) -> None:
     found = port(Wire(*(piece or b"\n" for piece in pieces)))
-    assert all(said == ("ready", "") for said in hear(found, len(pieces)))
+    assert all(said == ("ready", "its port") for said in hear(found, len(pieces)))
 
 
 def test_it_can_be_told_to_power_off() -> None:
