@@ -49,6 +49,7 @@ def make_launch(directory: Path, program: str) -> dict[str, Any]:
         library="",
         has_vsock=False,
         cloud_hypervisor=program,
+        slowness=1,
     )
     package = str(Path(hutch.__file__).parent)
     host = surroundings(places=places, hardware=hardware, python=sys.executable, package=package)

@@ -8,7 +8,7 @@ from pathlib import Path
 from hutch.backends.hypervisor import OLDEST, parse_version
 from hutch.backends.launch import Hardware
 from hutch.errors import HutchError
-from hutch.host.accelerator import Accelerator, observe_accelerator
+from hutch.host.accelerator import Accelerator, observe_accelerator, observe_slowness
 from hutch.host.tools import QEMU, VIRTIOFSD, find_program
 from hutch.host.vsock import has_vsock
 from hutch.images.machine import Machine, observe_machine
@@ -48,6 +48,7 @@ def hardware_of(places: Places, image: str, accelerator: Accelerator) -> Hardwar
         library=library(),
         has_vsock=has_vsock(),
         cloud_hypervisor=cloud_hypervisor(),
+        slowness=observe_slowness(),
     )
 
 

@@ -18,7 +18,8 @@ class Hardware:
     """What virtual machines are made of on this host. `kernel`, `initrd`, `root` and `firmware` are files of the image
     cache and of the host; `accelerator` is "kvm" or "tcg", `tsc_khz` the rate of the host's time stamp counter for the
     latter, `kvm_gid` the group that may use the former; `qemu`, `virtiofsd` and `library` (where qemu.qmp lies) are
-    paths, and so is `cloud_hypervisor`, if a version that can be used is installed: see backends/hypervisor."""
+    paths, and so is `cloud_hypervisor`, if a version that can be used is installed: see backends/hypervisor.
+    `slowness` is how many times as long as usual everything may take here."""
 
     kernel: str
     initrd: str
@@ -32,6 +33,7 @@ class Hardware:
     library: str
     has_vsock: bool
     cloud_hypervisor: str | None = None
+    slowness: int = 1
 
 
 @dataclass(frozen=True)

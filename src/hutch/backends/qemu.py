@@ -87,8 +87,8 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         runtime=runtime,
         balloon=balloon_of(workspace, host),
         facts={"hypervisor": "qemu", "accelerator": hardware.accelerator},
-        start_seconds=60.0 if hardware.accelerator == "kvm" else 180.0,
-        stop_seconds=15.0 if hardware.accelerator == "kvm" else 30.0,
+        start_seconds=(60.0 if hardware.accelerator == "kvm" else 180.0) * hardware.slowness,
+        stop_seconds=(15.0 if hardware.accelerator == "kvm" else 30.0) * hardware.slowness,
     )
 
 

@@ -31,6 +31,7 @@ QUESTION = "hutch.probe"
 ANSWER = b"hutch-probe: ok"
 STOPPED = b"KVM internal error"  # QEMU says so and then waits for a debugger
 PATIENCE = 10.0  # seconds; a guest that runs at all needs less than one
+EMULATED = 10  # times slower, or more
 QUICK = 1.0  # seconds that may be lost at every start, to see whether it goes better by now
 MOST_OUTPUT = 1 << 20
 KEPT_ANSWERS = 16
@@ -163,6 +164,12 @@ def observe_processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
+def observe_slowness() -> int:
+    """How many times as long as usual machines may take here: longer where QEMU emulates this host itself, with or
+    without KVM."""
+    return EMULATED if "QEMU" in observe_processor() else 1
+
+
 def observe_access(device: str) -> Access:
     """Who may use the device beside root. QEMU runs as a uid that is a workspace's own, and in no group of root's."""
     try:
@@ -220,7 +227,7 @@ def run_guest(
     uid: int,
     *,
     accelerator: str = "kvm",
-    seconds: float = PATIENCE,
+    seconds: float | None = None,
     arguments: Sequence[str] = (),
 ) -> Verdict:
     """Boot `machine` until it gives the answer. Whatever it does, it is gone afterwards.
@@ -247,7 +254,7 @@ def run_guest(
         assert process.stdout is not None
         stack.callback(process.stdout.close)
         try:
-            return await_answer(process.stdout.fileno(), seconds)
+            return await_answer(process.stdout.fileno(), seconds or PATIENCE * observe_slowness())
         finally:
             process.kill()
             try:

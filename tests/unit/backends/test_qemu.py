@@ -54,6 +54,13 @@ def machine(**keys: Any) -> Launch:
     return launch("web", workspace(type="vm", **keys), host())
 
 
+@pytest.mark.parametrize("accelerator", ["tcg", "kvm"])
+def test_a_slow_host_is_given_its_time(accelerator: str) -> None:
+    usual, slow = (launch("web", workspace(type="vm"), host(accelerator=accelerator, slowness=n)) for n in (1, 10))
+    assert (slow.start_seconds, slow.stop_seconds) == (10 * usual.start_seconds, 10 * usual.stop_seconds)
+    assert replace(slow, start_seconds=usual.start_seconds, stop_seconds=usual.stop_seconds) == usual
+
+
 def test_it_runs_as_a_uid_of_its_own_without_anything_else() -> None:
     found = machine(mounts=(Mount("/srv/a", "/a"),))
     processes = [found.argv, *(helper.argv for helper in found.helpers)]

@@ -418,3 +418,12 @@ def test_find_by_glob(tmp_path: Path) -> None:
     (tmp_path / "libexec" / "virtiofsd").write_text("")
     assert tools.find_program(f"{tmp_path}/lib*/virtiofsd") == f"{tmp_path}/libexec/virtiofsd"
     assert tools.find_program(f"{tmp_path}/sbin*/virtiofsd") is None
+
+
+@pytest.mark.parametrize(
+    ("processor", "slowness"),
+    [("QEMU Virtual CPU version 2.5+", 10), ("QEMU TCG CPU version 2.5+", 10), ("Intel(R) Xeon(R)", 1), ("", 1)],
+)
+def test_a_host_that_is_emulated_is_slower(processor: str, slowness: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "observe_processor", lambda: processor)
+    assert accelerator.observe_slowness() == slowness
