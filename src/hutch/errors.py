@@ -6,6 +6,7 @@ chooses the exit code; nothing below that layer prints or exits. Bugs are left t
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 from hutch.frozen import dataclass
@@ -31,6 +32,22 @@ def _rebuild(cls: type[HutchError], args: tuple[object, ...]) -> HutchError:
     error = cls.__new__(cls)
     error.args = args
     return error
+
+
+TROUBLES = frozenset(
+    getattr(errno, name) for name in "EIO ENOSPC EDQUOT EROFS ENFILE EMFILE ENOMEM ESTALE EUCLEAN ENODEV ENXIO".split()
+)
+"""What can be wrong with a host's disks and memory at any call; any other OSError that nobody expects is a bug."""
+
+
+def trouble_of(error: OSError) -> HutchError | None:
+    """A failure of the host's own, in words; None for what is rather a bug."""
+    if error.errno not in TROUBLES:
+        return None
+    return HutchError(
+        f"{error.filename or 'a file'} cannot be written or read: {error.strerror}",
+        resolution="see to the disk (df, dmesg); the next `hutch up` goes on from where this one stopped",
+    )
 
 
 class UsageError(HutchError):

@@ -6,14 +6,29 @@ import os
 from pathlib import Path
 
 LABEL = "security.selinux"
+TEMPORARY = ".hutch-new"
 
 
-def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, content: bytes, *, mode: int = 0o644, is_lasting: bool = True) -> None:
     """Replace `path` with `content`: temporary file beside it, fsync, rename, fsync of the directory.
 
-    Owner, mode and SELinux label of an existing file are kept; a new one is root's with `mode`.
+    Owner, mode and SELinux label of an existing file are kept; a new one is root's with `mode`. What is not to be
+    `is_lasting` need not survive a power cut, and is not waited for. An OSError says which file it is about.
     """
-    temporary = path.with_name(f".{path.name}.hutch-new")
+    try:
+        _write_atomic(path, content, mode, is_lasting)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def temporary_of(path: Path) -> Path:
+    """Where the next content of a file is written."""
+    return path.with_name(f".{path.name}{TEMPORARY}")
+
+
+def _write_atomic(path: Path, content: bytes, mode: int, is_lasting: bool) -> None:
+    temporary = temporary_of(path)
     temporary.unlink(missing_ok=True)  # a killed run's; writers of one file hold a lock
     try:
         before = path.stat()
@@ -21,19 +36,28 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         before = None
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+        try:
+            write_all(descriptor, content)
             if before is not None:
-                os.fchown(file.fileno(), before.st_uid, before.st_gid)
-                keep_label(path, file.fileno())
-            os.fchmod(file.fileno(), before.st_mode & 0o7777 if before is not None else mode)
-            file.flush()
-            os.fsync(file.fileno())
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+                keep_label(path, descriptor)
+            os.fchmod(descriptor, before.st_mode & 0o7777 if before is not None else mode)
+            if is_lasting:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if is_lasting:
+        sync_directory(path.parent)
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """A disk that fills up takes a part of what is written, before it takes nothing."""
+    while content:
+        content = content[os.write(descriptor, content) :]
 
 
 def keep_label(path: Path, descriptor: int) -> None:
@@ -51,6 +75,14 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def entries(directory: Path) -> list[Path]:
+    """What is in a directory, in order; nothing where there is none."""
+    try:
+        return sorted(directory.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def read_or_none(path: Path) -> bytes | None:

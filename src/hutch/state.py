@@ -1,17 +1,17 @@
-"""What was wanted and what is booted: one small JSON record per workspace, one for the network, one lock.
+"""What was wanted and what is booted: one small JSON record per workspace, one for the network; and the journal.
 
-A record is a schema version, a checksum and a body. A damaged record is refused with its path; it is
-never read as "no such workspace". Records hold everything that the commands which do not read a
-hutch.toml need, so those start fast.
+A record is a schema version, a checksum and a body. Those that nothing else could tell have a copy beside them. A
+damaged record is refused with its path, and rebuilt from its copy by the next command that changes something; it is
+never read as "no such workspace". Records hold everything that the commands which do not read a hutch.toml need, so
+those start fast.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, field, fields, replace
 from pathlib import Path
@@ -23,8 +23,31 @@ from hutch.frozen import dataclass
 from hutch.spec.model import MACHINE_MEMORY, Idle, Mount, Network, Publish, Workspace
 from hutch.spec.names import Places
 
-SCHEMA = 1
-HOST_LOCK = "/root"  # is there on every host, and nobody else can open it: a lock on /run could be held by anyone
+Body = dict[str, Any]
+
+WORKSPACE, NETWORK, JOURNAL, ACCELERATOR, SHARES = "workspace", "network", "journal", "accelerator", "shares"
+
+
+def _without_origin(body: Body) -> Body:
+    """Nobody noted which file it was, whatever its name, nor what memory a machine was started with."""
+    booted = body["booted"]
+    return {**body, "origin": [], "booted": booted and {**booted, "memory": None}}
+
+
+MIGRATIONS: dict[str, dict[int, Callable[[Body], Body]]] = {
+    WORKSPACE: {1: _without_origin},
+    NETWORK: {},
+    JOURNAL: {},
+    ACCELERATOR: {},
+    SHARES: {},
+}
+"""For each kind of record, what makes a body of one schema into one of the next: {1: from 1 to 2, 2: from 2 to 3}. Each
+is a pure function. A record is migrated when it is read, and written as it then is when it next changes."""
+
+
+def schema_of(kind: str) -> int:
+    """The schema in which records of a kind are written."""
+    return 1 + len(MIGRATIONS[kind])
 
 
 @dataclass(frozen=True)
@@ -74,37 +97,118 @@ class NetworkRecord:
     forwarders: tuple[str, ...] = ()
 
 
-# Reading and writing one record.
+# One record as bytes.
 
 
-def encode(body: dict[str, Any]) -> bytes:
-    text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True)
-    return f'{{"schema": {SCHEMA}, "crc32": {zlib.crc32(text.encode())}, "body":\n{text}\n}}\n'.encode()
+class Damaged(HutchError):
+    """A file of hutch's own that does not say what was written into it."""
+
+    def __init__(self, path: Path, why: str, resolution: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path} is damaged: {why}",
+            details="Nothing was changed. Home directories and keys are not in this file and are untouched.",
+            resolution=resolution,
+        )
 
 
-def decode(path: Path, data: bytes) -> dict[str, Any]:
+def encode(kind: str, body: Body) -> bytes:
+    schema, text = schema_of(kind), _text_of(body)
+    return f'{{"schema": {schema}, "crc32": {_checksum(schema, text)}, "body":\n{text}\n}}\n'.encode()
+
+
+def decode(kind: str, path: Path, data: bytes) -> Body:
+    """The body, in the schema of today. Raises Damaged, or HutchError for a schema of tomorrow."""
     try:
         document = json.loads(data)
-        schema, checksum, body = document["schema"], document["crc32"], document["body"]
-    except (ValueError, KeyError, TypeError) as error:
+        schema, checksum, body = document["schema"], document["crc32"], dict(document["body"])
+        is_sound = type(schema) is int and schema > 0 and _checksum(schema, _text_of(body)) == checksum
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, "it is not a record of hutch") from error
-    if schema != SCHEMA:
-        raise HutchError(
-            f"{path} has schema {schema}, this hutch knows {SCHEMA}",
-            resolution="it was written by another version of hutch; use that version",
-        )
-    text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True)
-    if zlib.crc32(text.encode()) != checksum:
+    if not is_sound:
         raise _damaged(path, "its checksum does not match")
-    return dict(body)
+    if schema > schema_of(kind):
+        raise HutchError(
+            f"{path} has schema {schema}, this hutch knows {schema_of(kind)}",
+            details="Nothing was changed.",
+            resolution="it was written by a newer hutch; use that one",
+        )
+    try:
+        for step in range(schema, schema_of(kind)):
+            body = MIGRATIONS[kind][step](body)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"it cannot be brought from schema {schema} to {schema_of(kind)} ({error})") from error
+    return body
 
 
-def _damaged(path: Path, why: str) -> HutchError:
-    return HutchError(
-        f"{path} is damaged: {why}",
-        details="Nothing was changed. Home directories and keys are not in this file and are untouched.",
-        resolution=f"restore it from a backup, or move it away and run `hutch up` again: mv {path} {path}.damaged",
-    )
+def _text_of(body: Body) -> str:
+    return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True)
+
+
+def _checksum(schema: int, text: str) -> int:
+    """Of the body and, by the value that it begins with, of the schema."""
+    return zlib.crc32(text.encode(), schema - 1)
+
+
+# Copies.
+
+
+def copy_of(path: Path) -> Path:
+    """Where the copy of a record is."""
+    return path.with_name(f"{path.name}.copy")
+
+
+def aside_of(path: Path) -> Path:
+    """Where a damaged record is kept, for whoever wants to look into it."""
+    return path.with_name(f"{path.name}.damaged")
+
+
+def kind_of(path: Path) -> str:
+    """The kind of a record that has a copy."""
+    return NETWORK if path.name == "network.json" else WORKSPACE
+
+
+def _damaged(path: Path, why: str) -> Damaged:
+    copy = copy_of(path)
+    if read_copy(path) is not None:
+        return Damaged(path, why, f"`hutch up` rebuilds it from its copy, {copy}")
+    steps = [f"mv {each} {path}.{end}" for each, end in ((path, "damaged"), (copy, "damaged-copy")) if each.exists()]
+    return Damaged(path, why, f"restore it from a backup, or move it away and run `hutch up` again: {'; '.join(steps)}")
+
+
+def read_copy(path: Path) -> bytes | None:
+    """The copy of a record, None unless it is sound."""
+    copy = copy_of(path)
+    data = read_or_none(copy)
+    if data is None:
+        return None
+    try:
+        _parse(path, decode(kind_of(path), copy, data))
+    except (HutchError, ValueError):
+        return None
+    return data
+
+
+def ensure_copy(path: Path) -> None:
+    """Make the copy of a record, which is sound, as it is. It need not survive a power cut: the record does."""
+    content = read_or_none(path)
+    if content is not None and read_or_none(copy_of(path)) != content:
+        write_atomic(copy_of(path), content, mode=0o600, is_lasting=False)
+
+
+def restore(path: Path) -> bool:
+    """Put the copy in the place of a damaged record, which is kept beside it; False when there is no sound copy. The
+    caller holds the lock."""
+    data = read_copy(path)
+    if data is None:
+        return False
+    if path.exists():
+        os.replace(path, aside_of(path))
+    write_atomic(path, data, mode=0o600)
+    return True
+
+
+# Records.
 
 
 def workspace_from(body: dict[str, Any]) -> Workspace:
@@ -123,31 +227,54 @@ def workspace_from(body: dict[str, Any]) -> Workspace:
     return Workspace(**values)
 
 
-def _record_from(path: Path, body: dict[str, Any]) -> Record:
+def record_from(body: Body) -> Record:
+    """The inverse of `dataclasses.asdict` for a Record."""
+    booted = body["booted"]
+    return Record(
+        **{
+            **{f.name: body[f.name] for f in fields(Record)},
+            "wanted": workspace_from(body["wanted"]),
+            "booted": booted and Booted(workspace_from(booted["workspace"]), booted["image"], booted["memory"]),
+            "origin": tuple(body["origin"]),
+        }
+    )
+
+
+def network_from(body: Body) -> NetworkRecord:
+    return NetworkRecord(Network(**body["network"]), body["file"], dict(body["sysctls"]), tuple(body["forwarders"]))
+
+
+def _parse(path: Path, body: Body) -> Record | NetworkRecord:
+    """What a record that has a copy says. Raises ValueError for one that says nothing of the kind."""
     try:
-        booted = body["booted"]
-        return Record(
-            **{
-                **{f.name: body[f.name] for f in fields(Record)},
-                "wanted": workspace_from(body["wanted"]),
-                "booted": booted and Booted(workspace_from(booted["workspace"]), booted["image"], booted["memory"]),
-                "origin": tuple(body["origin"]),
-            }
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, f"a field is missing or wrong ({error})") from error
+        if kind_of(path) == NETWORK:
+            return network_from(body)
+        record = record_from(body)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a field is missing or wrong ({error})") from error
+    if record.name != path.parent.name:  # a copied or renamed directory: its address and uids belong to somebody else
+        raise ValueError(f"it is the record of {record.name}")
+    return record
+
+
+def _read(path: Path) -> Record | NetworkRecord | None:
+    data = read_or_none(path)
+    if data is None:
+        if copy_of(path).exists():
+            raise _damaged(path, "it is gone")
+        return None
+    body = decode(kind_of(path), path, data)
+    try:
+        return _parse(path, body)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
 
 
 def read_record(places: Places, name: str) -> Record | None:
     """The record of a workspace, None when there is none."""
-    path = places.record(name)
-    data = read_or_none(path)
-    if data is None:
-        return None
-    record = _record_from(path, decode(path, data))
-    if record.name != name:  # a copied or renamed directory: its address and uids belong to somebody else
-        raise _damaged(path, f"it is the record of {record.name}")
-    return record
+    found = _read(places.record(name))
+    assert not isinstance(found, NetworkRecord)
+    return found
 
 
 def read_records(places: Places) -> dict[str, Record]:
@@ -172,33 +299,32 @@ def needs_root() -> HutchError:
 
 def write_record(places: Places, record: Record) -> None:
     """Write a record if it differs from what is there."""
-    _write_if_changed(places.record(record.name), encode(asdict(record)))
+    _write(places.record(record.name), asdict(record))
 
 
 def read_network(places: Places) -> NetworkRecord | None:
-    path = places.network_record
-    data = read_or_none(path)
-    if data is None:
-        return None
-    body = decode(path, data)
-    try:
-        return NetworkRecord(Network(**body["network"]), body["file"], dict(body["sysctls"]), tuple(body["forwarders"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, f"a field is missing or wrong ({error})") from error
+    found = _read(places.network_record)
+    assert not isinstance(found, Record)
+    return found
 
 
 def write_network(places: Places, record: NetworkRecord) -> None:
-    _write_if_changed(places.network_record, encode(asdict(record)))
+    _write(places.network_record, asdict(record))
 
 
 def remove_network(places: Places) -> None:
-    places.network_record.unlink(missing_ok=True)
+    path = places.network_record
+    for each in (copy_of(path), path, aside_of(path)):  # the copy first: alone, it would count as the record
+        each.unlink(missing_ok=True)
 
 
-def _write_if_changed(path: Path, content: bytes) -> None:
+def _write(path: Path, body: Body) -> None:
+    """Write a record that has a copy, unless it is there already."""
+    content = encode(kind_of(path), body)
     if read_or_none(path) != content:
         make_directory(path.parent)
         write_atomic(path, content, mode=0o600)
+    ensure_copy(path)
 
 
 def make_directory(path: Path, mode: int = 0o755) -> None:
@@ -214,76 +340,21 @@ def make_directory(path: Path, mode: int = 0o755) -> None:
     sync_directory(path.parent)
 
 
-# The lock, and the journal beneath it.
-
-_held_here: set[str] = set()
-
-
-@contextmanager
-def lock(places: Places, *, patience: float = 600.0) -> Iterator[None]:
-    """Hold the one lock under which this hutch changes the host. Children do not inherit it.
-
-    Waits at most `patience` seconds for another hutch.
-    """
-    make_directory(places.state)
-    descriptor = os.open(places.lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with _held(descriptor, str(places.lock), patience):
-        yield
-
-
-@contextmanager
-def host_lock(*, patience: float = 600.0) -> Iterator[None]:
-    """Hold the one lock of all hutches of this host. Whoever holds another one takes this one last; whoever holds it
-    already may take it again."""
-    if HOST_LOCK in _held_here:
-        yield
-        return
-    try:
-        descriptor = os.open(HOST_LOCK, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError as error:
-        raise needs_root() from error
-    with _held(descriptor, HOST_LOCK, patience):
-        _held_here.add(HOST_LOCK)
-        try:
-            yield
-        finally:
-            _held_here.discard(HOST_LOCK)
-
-
-@contextmanager
-def _held(descriptor: int, path: str, patience: float) -> Iterator[None]:
-    """Lock the file, and close it in the end."""
-    import time
-
-    try:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise HutchError(
-                        f"another hutch has been changing this host for more than {patience:g} s",
-                        resolution=f"see who holds it: fuser {path}",
-                    ) from None
-                time.sleep(0.02)  # flock has no deadline of its own, and a signal handler would need a main thread
-        yield
-    finally:
-        os.close(descriptor)
-
+# The journal.
 
 PURGE = "purge"
 """The journal's name for the one action that is finished rather than undone: what it deletes cannot be had back."""
 
 
 @contextmanager
-def journaled(places: Places, action: str, names: tuple[str, ...]) -> Iterator[None]:
-    """Note what is about to be done, so that a run after a crash knows what was left half done.
+def journaled(places: Places, action: str, names: tuple[str, ...], *, is_lasting: bool = True) -> Iterator[None]:
+    """Note what is about to be done, so that a run after a crash knows what was left half done. A note that is not
+    lasting is for what leaves nothing when the power fails.
 
     A purge that fails or is interrupted is not noted any more: somebody is there to decide whether to go on.
     """
-    write_atomic(places.journal, encode({"action": action, "workspaces": list(names)}), mode=0o600)
+    content = encode(JOURNAL, {"action": action, "workspaces": list(names)})
+    write_atomic(places.journal, content, mode=0o600, is_lasting=is_lasting)
     try:
         yield
     except BaseException:
@@ -299,7 +370,7 @@ def unfinished(places: Places) -> tuple[str, tuple[str, ...]] | None:
     if data is None:
         return None
     try:
-        body = decode(places.journal, data)
+        body = decode(JOURNAL, places.journal, data)
         return str(body["action"]), tuple(body["workspaces"])
-    except (HutchError, KeyError):  # torn by a power cut, it says only that something was going on: look at everything
+    except (HutchError, KeyError, TypeError):  # it says only that something was going on: look at everything
         return "unknown", tuple(read_records(places))

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hutch.api.describe import describe, pending_of
+from hutch.apply.mending import mended
 from hutch.errors import HutchError, Problem, UsageError
+from hutch.host.lock import lock
 from hutch.spec.names import Places, is_name
-from hutch.state import NetworkRecord, Record, lock, read_network, read_record, read_records
+from hutch.state import NetworkRecord, Record, journaled, read_network, read_record, read_records
 from hutch.supervise.observe import Observation, observe
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ class Hutch:
 
         return make_plan(self.places, config, names, start=start, prune=prune, adopt=adopt)
 
+    @mended
     def up(
         self,
         config: Config,
@@ -186,6 +189,7 @@ class Hutch:
         self.record(name)
         return Workspace(name, self)
 
+    @mended
     def start(self, names: Sequence[str]) -> None:
         """Start workspaces; returns when they are ready."""
         from hutch.apply.recovery import recover
@@ -202,8 +206,9 @@ class Hutch:
         if starting:
             self._check_startable(starting)
             network, records = self._network(), read_records(self.places)
-            names = [record.name for record in starting]
-            start(self.places, network.network, network.file, records, names, self.listen)
+            names = tuple(record.name for record in starting)
+            with journaled(self.places, "start", names, is_lasting=False):
+                start(self.places, network.network, network.file, records, names, self.listen)
 
     def _check_startable(self, starting: Sequence[Record], consequence: str = "") -> None:
         """Refuse, before anything is stopped or started, what could not be started as it is."""
@@ -230,6 +235,7 @@ class Hutch:
                 machine_of(self.places, record.image)
         check_shares((record.file, record.name, record.wanted) for record in starting)
 
+    @mended
     def stop(self, names: Sequence[str]) -> None:
         """Stop workspaces; their state stays."""
         with lock(self.places):
@@ -243,6 +249,7 @@ class Hutch:
         for record in records:
             self.listen(record.name, "stopped", "")
 
+    @mended
     def restart(self, names: Sequence[str]) -> None:
         """Stop and start workspaces. What could not be started again is not stopped."""
         from hutch.apply.recovery import recover
@@ -254,6 +261,7 @@ class Hutch:
             self._stop(records)
             self._start(records)
 
+    @mended
     def remove(self, name: str, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
         """Stop and remove. Without `force`, refuses while unsaved git work or a live session is in the way."""
         from hutch.apply.recovery import recover

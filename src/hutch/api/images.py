@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hutch.errors import HutchError
-from hutch.state import Record, lock
+from hutch.host.lock import lock
+from hutch.state import Record
 
 if TYPE_CHECKING:
     from hutch.api.engine import Hutch

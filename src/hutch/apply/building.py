@@ -11,8 +11,17 @@ from hutch.apply.converge import converge_network, dismantle, first_network, pre
 from hutch.backends.port import Port
 from hutch.errors import HutchError
 from hutch.files import write_atomic
+from hutch.host.lock import lock
 from hutch.images.build import BuilderNetwork
-from hutch.images.cache import WAITING, collect_leftovers, ensure_image, is_whole, locked, prepare_directory
+from hutch.images.cache import (
+    WAITING,
+    collect_leftovers,
+    ensure_image,
+    is_whole,
+    locked,
+    mend_image,
+    prepare_directory,
+)
 from hutch.images.progress import Stage
 from hutch.images.recipe import Recipe, make_recipe
 from hutch.images.source import observe_fingerprint
@@ -20,7 +29,7 @@ from hutch.plan.actions import Wanted
 from hutch.spec import names
 from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
-from hutch.state import lock, make_directory, read_network, read_records
+from hutch.state import make_directory, read_network, read_records
 
 
 def recipe_of(places: Places, workspace: Workspace) -> Recipe:
@@ -45,6 +54,8 @@ def ensure_images(
         users.setdefault(recipe, []).append(name)
         if workspace.type == "vm":
             machines.add(recipe)
+    for recipe in users:
+        mend_image(recipe, places)
     missing = [recipe for recipe in users if not is_whole(places, recipe.id)]
     _ensure_trees(places, missing, users, network, file, progress)
     for recipe in machines:
@@ -78,8 +89,6 @@ def _ensure_trees(
     progress: Callable[[str, str, float], None],
 ) -> None:
     """Build the images that are not there."""
-    if not missing:
-        return
     collect_leftovers(places)
     for recipe in missing:
         report = partial(_report, progress, recipe.id)

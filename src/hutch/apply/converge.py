@@ -13,20 +13,14 @@ from hutch.files import write_atomic
 from hutch.host import hosts_file, router, shares, ssh
 from hutch.host.dns import ensure_resolvers, remove_resolvers
 from hutch.host.firewall import Member
+from hutch.host.lock import host_lock
 from hutch.host.namespace import inside
 from hutch.host.vsock import has_vsock
 from hutch.run import Gathering, run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
-from hutch.state import (
-    NetworkRecord,
-    Record,
-    host_lock,
-    read_network,
-    remove_network,
-    write_network,
-)
+from hutch.state import NetworkRecord, Record, read_network, remove_network, write_network
 from hutch.supervise.observe import observe
 
 IDENTITY = ("type", "hypervisor", "ip", "mac", "cid", "user", "owner", "home")
@@ -64,13 +58,15 @@ def members_of(records: Mapping[str, Record], network: Network) -> tuple[Member,
 
 
 def settle_network(places: Places, network: Network) -> Network:
-    """The network with its uplink chosen: the one it had, or the first free one."""
+    """The network with its uplink chosen: the one it had, or the first free one. One that is there and that no record
+    tells of is what a lost record leaves."""
     if network.uplink:
         return network
     record = read_network(places)
     if record is not None and record.network.uplink:
         return replace(network, uplink=record.network.uplink)
-    return replace(network, uplink=router.choose_uplink(network, router.observe_host()))
+    host = router.observe_host()
+    return replace(network, uplink=router.find_uplink(places, host) or router.choose_uplink(network, host))
 
 
 @contextmanager

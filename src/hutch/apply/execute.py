@@ -16,7 +16,7 @@ from hutch.plan.actions import Action, Plan
 from hutch.plan.resolve import allocate_uids
 from hutch.spec.model import Workspace
 from hutch.spec.names import Places
-from hutch.state import Record, journaled, read_records, write_record
+from hutch.state import Record, ensure_copy, journaled, read_records, write_record
 from hutch.supervise import control
 from hutch.supervise.control import Listener
 
@@ -35,6 +35,8 @@ class LiveFailed(HutchError):
 def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
     """Do what the plan says. The caller holds the lock; images are there already."""
     records = read_records(places)
+    for name in records:
+        ensure_copy(places.record(name))
     if plan.start:
         check_new_machines(places, plan, records)
     new = [action.workspace for action in plan.actions if action.wanted and action.workspace not in records]

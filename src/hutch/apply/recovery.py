@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from hutch.files import TEMPORARY, entries, temporary_of
+from hutch.host.lock import host_lock
 from hutch.spec.names import Places
-from hutch.state import PURGE, journaled, read_network, read_records, unfinished
+from hutch.state import PURGE, Record, journaled, read_network, read_records, unfinished
 from hutch.supervise import control
 from hutch.supervise.control import Listener
 from hutch.supervise.observe import observe
@@ -32,4 +38,44 @@ def recover(places: Places, listen: Listener) -> None:
             for name in names:
                 listen(name, "warning", "`hutch rm --purge` was killed while it deleted; deleting the rest")
                 delete_workspace(places, name)
+    collect_leftovers(places, converge.present(records))
     places.journal.unlink(missing_ok=True)
+
+
+# What lies about.
+
+
+def collect_leftovers(places: Places, records: Mapping[str, Record]) -> None:
+    """Remove what a killed run began to write, and what it kept of workspaces that are no more. `records` are those of
+    the workspaces that exist. The caller holds the lock."""
+    from hutch.host.hosts_file import HOSTS
+
+    for path in half_written(places):
+        path.unlink(missing_ok=True)
+    hosts = temporary_of(Path(os.path.realpath(HOSTS)))
+    if hosts.exists():
+        with host_lock():  # it may be another hutch that writes there just now
+            hosts.unlink(missing_ok=True)
+    for runtime in entries(places.run / "workspaces"):
+        if runtime.name not in records:
+            control.stop_all(places, [runtime.name])
+            control.forget(places, runtime.name)
+    for directory in entries(places.workspaces):
+        try:
+            directory.rmdir()
+        except OSError:
+            pass  # there is something in it
+
+
+def half_written(places: Places) -> Iterator[Path]:
+    """Temporary files of ours. Their names say whose they are: nobody else writes in these directories."""
+    for top, pattern in (
+        (places.state, f".*{TEMPORARY}"),
+        (places.workspaces, f"*/.*{TEMPORARY}"),
+        (places.workspaces, "*/ssh/.*.new*"),
+        (places.state / "keys", "*/.*.new*"),
+        (places.run, f".*{TEMPORARY}"),
+        (places.run / "workspaces", "*/*.json.new"),
+    ):
+        yield from top.glob(pattern)
+    yield temporary_of(places.ssh_config)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from hutch.apply import converge
 from hutch.errors import HutchError
+from hutch.files import entries
 from hutch.run import run
 from hutch.spec.names import Places
 from hutch.state import PURGE, Record, journaled, read_network, read_records, write_record
@@ -54,6 +55,8 @@ def delete_workspace(places: Places, name: str) -> None:
     The record goes last but for its directory: until then, what is being deleted has a name.
     """
     run(["rm", "-rf", "--one-file-system", "--", str(places.home(name))], timeout=600)
+    rest = [str(entry) for entry in entries(places.workspace(name)) if entry != places.record(name)]
+    run(["rm", "-rf", "--one-file-system", "--", *rest], timeout=600)
     run(["rm", "-rf", "--one-file-system", "--", str(places.workspace(name))], timeout=600)
     if not read_records(places):
         run(["rm", "-rf", "--one-file-system", "--", str(places.state / "keys")])

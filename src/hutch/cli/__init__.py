@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from hutch.cli.common import Options, print_error, show_commands
-from hutch.errors import HutchError
+from hutch.errors import HutchError, trouble_of
 
 # command -> (module of this package, function, one line of help): help lists all without importing any.
 COMMANDS = {
@@ -114,3 +114,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        trouble = trouble_of(error)
+        if trouble is None:
+            raise
+        print_error(trouble)
+        sys.exit(trouble.exit_code)

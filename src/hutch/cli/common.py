@@ -13,6 +13,7 @@ import click
 
 from hutch.errors import ConfigError, HutchError
 from hutch.frozen import dataclass
+from hutch.host import lock
 from hutch.spec.names import Places
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,6 +56,7 @@ def global_options(function: F) -> F:
     def wrapper(file: str | None, quiet: bool, verbose: bool, **values: Any) -> Any:
         before = click.get_current_context().find_object(Options) or Options()
         options = Options(file or before.file, quiet or before.quiet, verbose or before.verbose)
+        lock.listener = lambda holder: options.say(f"hutch: waiting for {holder}")
         if options.verbose:
             show_commands()
         return function(options, **values)

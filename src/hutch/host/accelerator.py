@@ -23,7 +23,7 @@ from hutch.host.clock import observe_rate, read_boot
 from hutch.host.tools import QEMU, find_program
 from hutch.run import PIPE, STDOUT, TimeoutExpired, start
 from hutch.spec.names import UID_COUNT, Places
-from hutch.state import decode, encode, make_directory
+from hutch.state import ACCELERATOR, decode, encode, make_directory
 
 DEVICE = "/dev/kvm"
 ARCHITECTURES = ("x86_64",)
@@ -202,7 +202,7 @@ def read_memory(places: Places) -> Memory:
     if data is None:
         return Memory({}, {})
     try:
-        found = decode(path, data)
+        found = decode(ACCELERATOR, path, data)
         return Memory({str(host): str(problem) for host, problem in found["answers"]}, dict(found["clock"]))
     except (HutchError, KeyError, TypeError, ValueError):
         return Memory({}, {})
@@ -210,7 +210,8 @@ def read_memory(places: Places) -> Memory:
 
 def write_memory(places: Places, memory: Memory) -> None:
     # As pairs, since they have an order: the last one is the newest.
-    content = encode({"answers": list(memory.answers.items())[-KEPT_ANSWERS:], "clock": memory.clock})
+    body = {"answers": list(memory.answers.items())[-KEPT_ANSWERS:], "clock": memory.clock}
+    content = encode(ACCELERATOR, body)
     path = memory_path(places)
     if read_or_none(path) != content:
         make_directory(path.parent)

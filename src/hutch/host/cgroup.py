@@ -129,6 +129,13 @@ class Cgroup:
         except OSError:
             pass  # the root of a container may not take processes; whoever stops us removes the cgroup then
 
+    def processes(self, *parts: str) -> list[int]:
+        """The processes in the group itself, as far as they are to be seen from here."""
+        try:
+            return [pid for pid in map(int, _read(self._root, self._at(*parts, "cgroup.procs")).split()) if pid]
+        except OSError:
+            return []
+
     def is_populated(self, *parts: str) -> bool:
         """Whether any process lives in the group or below."""
         try:

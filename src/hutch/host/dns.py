@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import shlex
+from contextlib import closing
 from pathlib import Path
 
 from hutch.errors import HutchError
@@ -103,7 +104,7 @@ def service_user() -> str:
 def ensure_resolvers(places: Places, network: Network) -> None:
     """Start whichever of the two does not run as wanted."""
     for resolver in missing_resolvers(places, network):
-        _stop(resolver.pid_file)
+        _stop(places, resolver.pid_file)
         make_directory(places.dns)
         enter = ("nsenter", f"--net={resolver.namespace}", "--") if resolver.namespace else ()
         run([*enter, *resolver.argv])  # it goes into the background once it listens
@@ -131,7 +132,7 @@ def _move(places: Places, pid: int) -> None:
 def remove_resolvers(places: Places) -> None:
     """Stop both and remove their files."""
     for name in ("host.pid", "router.pid"):
-        _stop(str(places.dns / name))
+        _stop(places, str(places.dns / name))
     cgroup = Cgroup(places.dns_cgroup)
     cgroup.kill()
     cgroup.remove()
@@ -143,16 +144,24 @@ def remove_resolvers(places: Places) -> None:
             return
 
 
-def _stop(pid_file: str) -> None:
-    """Stop the dnsmasq that wrote this pid file, whatever its other arguments were."""
+def _stop(places: Places, pid_file: str) -> None:
+    """Stop the dnsmasq that wrote this pid file, whatever its other arguments were, and whatever became of the file."""
+    with closing(Cgroup(places.dns_cgroup)) as cgroup:
+        candidates = cgroup.processes()
     try:
-        with open(pid_file, encoding="ascii") as file:
-            pid = int(file.read())
-        started = start_time(pid)
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            ours = f"--pid-file={pid_file}".encode() in file.read().split(b"\0")
+        candidates.append(int(Path(pid_file).read_text(encoding="ascii")))
     except (OSError, ValueError):
-        ours, started, pid = False, None, 0
-    if ours and started is not None:
-        terminate(pid, started, patience=5)
+        pass
+    for pid in dict.fromkeys(candidates):
+        started = start_time(pid)
+        if started is not None and _has_written(pid, pid_file):
+            terminate(pid, started, patience=5)
     Path(pid_file).unlink(missing_ok=True)
+
+
+def _has_written(pid: int, pid_file: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return f"--pid-file={pid_file}".encode() in file.read().split(b"\0")
+    except OSError:
+        return False

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.files import read_or_none, write_atomic
+from hutch.host.lock import host_lock
 from hutch.spec.names import Places, hostname
-from hutch.state import host_lock
 
 HOSTS = Path("/etc/hosts")
 OURS = re.compile(rb"[0-9.]+ workspace-[a-z0-9-]+\r?\n?")

@@ -26,11 +26,13 @@ def is_alive(pid: int, started: int | None) -> bool:
 
 def open_process(pid: int, started: int | None) -> int | None:
     """A pidfd for exactly that process, or None. The start time is read after opening, so a reused pid is found out."""
+    if started is None:
+        return None
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
-    if started is None or start_time(pid) != started:
+    if start_time(pid) != started:
         os.close(descriptor)
         return None
     return descriptor

@@ -132,6 +132,15 @@ def networks_of(host: HostNetwork) -> dict[str, ipaddress.IPv4Network]:
     return {route: network for route, network in found.items() if network.prefixlen >= 8}
 
 
+def find_uplink(places: Places, host: HostNetwork) -> str:
+    """The /30 of this hutch's uplink that is there already, "" when there is none."""
+    link = host.links.get(places.uplink_host)
+    if link is None or not is_ours(places, link):
+        return ""
+    addresses = [f"{info['local']}/{info['prefixlen']}" for info in link["addr_info"] if info["family"] == "inet"]
+    return str(ipaddress.IPv4Interface(addresses[0]).network) if addresses else ""
+
+
 def choose_uplink(network: Network, host: HostNetwork) -> str:
     """The first /30 that nothing on the host uses."""
     taken = [*networks_of(host).values(), ipaddress.IPv4Network(network.subnet)]

@@ -7,7 +7,6 @@ bind-mounted over itself with these options for as long as the workspace is decl
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 import sys
@@ -20,7 +19,7 @@ from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Workspace
 from hutch.spec.names import NIX_STORE, Places
-from hutch.state import make_directory
+from hutch.state import SHARES, decode, encode, make_directory
 
 OPTIONS = {"nosuid", "nodev"}
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -121,7 +120,7 @@ def ensure_shares(places: Places, paths: Iterable[str]) -> None:
     Which mounts are ours stands in a file of the runtime directory: like them, it is gone after a reboot.
     """
     wanted, mounts = list(paths), observe_mounts()
-    ours: list[str] = json.loads(read_or_none(places.shares) or b"[]")
+    ours = noted_shares(places, wanted, mounts)
     kept = [path for path in ours if path in mounts]
     for path in sorted((path for path in kept if path not in wanted), key=len, reverse=True):  # the inner ones first
         run(["umount", "--lazy", "--no-canonicalize", path])
@@ -130,8 +129,21 @@ def ensure_shares(places: Places, paths: Iterable[str]) -> None:
         kept.append(path)
         _note(places, kept)  # before the mount, so that a crash in between leaves none that nobody knows
         _mount(path)
-    if kept != ours:
-        _note(places, kept)
+    _note(places, kept)
+
+
+def noted_shares(places: Places, wanted: Iterable[str], mounts: Iterable[str]) -> list[str]:
+    """The paths on which mounts of ours are. Nobody else mounts anything in the directories of workspaces; elsewhere it
+    stands in the file, and without one that can be read what is shared is taken for ours."""
+    inside = [path for path in mounts if path.startswith(f"{places.workspaces}/")]
+    data = read_or_none(places.shares)
+    if data is None:
+        return inside
+    try:
+        noted = [str(path) for path in decode(SHARES, places.shares, data)["paths"]]
+    except (HutchError, KeyError, TypeError):
+        noted = [path for path in wanted if path in mounts]
+    return list(dict.fromkeys((*noted, *inside)))
 
 
 def unguarded(paths: Iterable[str], mounts: Mapping[str, set[str]]) -> tuple[str, ...]:
@@ -141,10 +153,11 @@ def unguarded(paths: Iterable[str], mounts: Mapping[str, set[str]]) -> tuple[str
 
 
 def _note(places: Places, kept: list[str]) -> None:
-    if kept:
+    content = encode(SHARES, {"paths": kept})
+    if kept and read_or_none(places.shares) != content:
         make_directory(places.run)
-        write_atomic(places.shares, json.dumps(kept).encode(), mode=0o600)
-    else:
+        write_atomic(places.shares, content, mode=0o600, is_lasting=False)
+    elif not kept:
         places.shares.unlink(missing_ok=True)
 
 

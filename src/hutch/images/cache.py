@@ -71,11 +71,11 @@ def observe_image(places: Places, id: str) -> Image | None:
         return None
     try:
         return parse_image(id, places.image_root(id), text or b"")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise HutchError(
             f"{directory / 'image.json'} is damaged",
             details=str(error),
-            resolution=f"`hutch image rm {id}` removes the image; `hutch up` builds it again",
+            resolution=f"`hutch up` writes it anew where a workspace uses the image; `hutch image rm {id}` removes it",
         ) from error
 
 
@@ -86,6 +86,21 @@ def is_whole(places: Places, id: str) -> bool:
     except HutchError:
         return False
     return image is not None and image.root.is_dir()
+
+
+def mend_image(recipe: Recipe, places: Places) -> None:
+    """Write the record of an image anew when it is damaged: whoever has the recipe knows what was in it, and the tree
+    itself is as it was. May be called again."""
+    try:
+        observe_image(places, recipe.id)
+    except HutchError:
+        with locked(places, recipe.id):
+            root = places.image_root(recipe.id)
+            if not root.is_dir():
+                return  # it is built again
+            created = datetime.fromtimestamp(root.stat().st_mtime, UTC).isoformat(timespec="seconds")
+            content = render_image(recipe, created, observe_size(root))
+            write_atomic(places.images / recipe.id / "image.json", content, mode=0o600)
 
 
 def render_image(recipe: Recipe, created: str, size: int) -> bytes:

@@ -16,16 +16,16 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hutch import run
 from hutch.errors import HutchError
 from hutch.host.cgroup import Cgroup
-from hutch.host.process import open_process
+from hutch.host.process import open_process, start_time
 from hutch.spec import names as derived
 from hutch.spec.names import PACKAGE, Places
 from hutch.supervise.gate import GO, encode_launch
+from hutch.supervise.launched import read_launch, write_launch
 from hutch.supervise.status import first_words, read_status, write_status
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def start_all(
         for start in starting:
             launch = make(start.name)
             content = asdict(launch)
-            _write_launch(places.launch(start.name), content)
+            write_launch(places.launch(start.name), content)
             start.hand(content)
             seconds = max(seconds, launch.start_seconds)
         with settling() as settle:
@@ -218,27 +218,17 @@ def renew(places: Places, name: str, launch: Launch) -> dict[str, str]:
     """Have a running workspace's supervisor take up a Launch that differs in what needs no restart: see
     backends/launch. Returns key -> why it cannot be as the Launch says."""
     revision = time.time_ns()
-    _write_launch(places.launch(name), {**asdict(launch), "revision": revision})
+    write_launch(places.launch(name), {**asdict(launch), "revision": revision})
     supervisor = _open_supervisor(places, name)
     if supervisor is not None:
         _signal_all([supervisor], signal.SIGHUP)
         os.close(supervisor)
     deadline = time.monotonic() + RENEWAL_SECONDS
-    while (status := read_status(str(places.status(name)))) is None or status.get(
-        "revision"
-    ) != revision:  # an older hutch's has none
+    while (status := read_status(str(places.status(name)))) is None or status.get("revision") != revision:
         if supervisor is None or time.monotonic() > deadline:
             raise HutchError(f"{name}: its supervisor does not answer", resolution=f"`hutch restart {name}`")
         time.sleep(0.01)
     return {key: str(why) for key, why in status["complaints"].items() if why}
-
-
-def _write_launch(path: Path, launch: dict[str, Any]) -> None:
-    """Whole or not at all. It lives in the runtime directory, so it need not survive a power cut."""
-    temporary = path.with_name(f"{path.name}.new")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-        json.dump(launch, file)
-    os.replace(temporary, path)
 
 
 def _take_lock(places: Places, name: str) -> int:
@@ -271,9 +261,13 @@ def _take_lock(places: Places, name: str) -> int:
 
 
 def _open_supervisor(places: Places, name: str) -> int | None:
-    """A pidfd of the supervisor, if it has said already who it is."""
+    """A pidfd of the supervisor: by what it says of itself, or where that is damaged or gone, by its place."""
     status = read_status(str(places.status(name)))
-    return None if status is None else open_process(status["pid"], status["started"])
+    found = None if status is None else open_process(status["pid"], status["started"])
+    if found is not None or not places.runtime(name).is_dir():
+        return found
+    with closing(Cgroup(places.cgroup(name))) as cgroup:
+        return next(filter(None, (open_process(pid, start_time(pid)) for pid in cgroup.processes("supervisor"))), None)
 
 
 def stop_all(places: Places, names: Iterable[str], *, patience: float | None = None) -> None:
@@ -303,10 +297,8 @@ def stop_all(places: Places, names: Iterable[str], *, patience: float | None = N
 
 def _stop_seconds(places: Places, name: str) -> float:
     """How long a workspace may take to stop, by its Launch."""
-    try:
-        return float(json.loads(places.launch(name).read_bytes())["stop_seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return STOP
+    launch = read_launch(places.launch(name))
+    return STOP if launch is None else float(launch["stop_seconds"])
 
 
 def _signal_all(descriptors: Iterable[int], number: signal.Signals) -> None:
@@ -365,12 +357,11 @@ def is_forgotten(places: Places, name: str) -> bool:
 def _cleanup_of(places: Places, name: str) -> tuple[str, list[list[str]]]:
     """The network namespace that was booted into and the commands to clean up there: by the launch, or by the names
     that everything has when that cannot be read."""
-    try:
-        launch = json.loads(places.launch(name).read_bytes())
+    launch = read_launch(places.launch(name))
+    if launch is not None:
         return launch["network_namespace"], [step["argv"] for step in launch["cleanup"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        ports = {derived.port(name, kind) for kind in ("container", "vm")}
-        return str(places.namespace_path), [["ip", "link", "delete", port] for port in sorted(ports)]
+    ports = {derived.port(name, kind) for kind in ("container", "vm")}
+    return str(places.namespace_path), [["ip", "link", "delete", port] for port in sorted(ports)]
 
 
 def forget(places: Places, name: str) -> None:

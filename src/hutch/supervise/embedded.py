@@ -150,13 +150,16 @@ class Supervisor:
 
     def _renew(self, sources: Iterable[Source]) -> None:
         """Take up the Launch that lies there now: its limits at once, all else when the guest boots again."""
+        from pathlib import Path
+
+        from hutch.supervise.launched import read_launch
+
         self.is_renewed = False
-        try:
-            with open(f"{self.runtime}/launch.json", encoding="utf-8") as file:
-                self.launch = json.load(file)
-        except (OSError, ValueError) as error:  # whoever wrote it waits in vain for the revision, and says so
-            self.log.note(f"the new launch cannot be read: {error}")
+        launch = read_launch(Path(self.runtime, "launch.json"))
+        if launch is None:  # whoever wrote it waits in vain for the revision, and says so
+            self.log.note("the new launch cannot be read")
             return
+        self.launch = launch
         self._warn(self.cgroup.limit(control_files(self.launch["limits"], is_renewal=True)))
         complaints = {"memory": self._leave_memory(sources), "mounts": self._renew_grafts()}
         self.status |= {"revision": self.launch["revision"], "complaints": complaints}

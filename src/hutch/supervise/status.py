@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     revision, of the Launch that counts; complaints, by key, why not all that it asks for is so."""
 
 
+STATES = ("starting", "running", "stopping", "stopped", "failed")
+
+
 def first_words(pid: int) -> Status:
     """What is said of a supervisor that has just been started."""
     return {
@@ -36,21 +39,46 @@ def write_status(path: str, status: Status) -> None:
     """Replace the file at once; it lives in the runtime directory, so it need not survive a power cut."""
     import json  # see the supervisor: it has time for this later
 
+    content = json.dumps(status).encode()
     temporary = f"{path}.new"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(status, file)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+    finally:
+        os.close(descriptor)
     os.rename(temporary, path)
 
 
 def read_status(path: str) -> Status | None:
-    """The last words of a supervisor, None when there are none."""
+    """The last words of a supervisor, None when there are none. What makes no sense counts as those of one that has
+    failed: something was there, and may be still."""
     import json
 
     try:
-        with open(path, encoding="utf-8") as file:
-            status: Status = json.load(file)
-            return status
+        with open(path, "rb") as file:
+            found = json.load(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:  # torn by a crash of the host: as good as no word at all
-        return None
+    except (ValueError, RecursionError):
+        found = None
+    return found if is_status(found) else {**first_words(0), "state": "failed", "reason": f"{path} is damaged"}
+
+
+def is_status(found: object) -> bool:
+    """Whether that is what a supervisor says."""
+    if not isinstance(found, dict):
+        return False
+    pid, leader, warnings = found.get("pid"), found.get("leader", ""), found.get("warnings")
+    return (
+        found.get("state") in STATES
+        and type(pid) is int
+        and pid > 0
+        and all(type(found.get(key, "")) in (int, float, type(None)) for key in ("started", "since", "ready_seconds"))
+        and (leader is None or (isinstance(leader, list) and [type(number) for number in leader] == [int, int]))
+        and isinstance(found.get("reason"), str)
+        and type(found.get("revision", 0)) is int  # an older hutch's has none
+        and isinstance(found.get("complaints", {}), dict)
+        and isinstance(warnings, list)
+        and all(isinstance(text, str) for text in warnings)
+    )

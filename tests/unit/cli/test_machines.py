@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from hutch.host.capacity import Capacity
 from hutch.spec.names import Places
 from hutch.state import Record, write_record
 from hutch.supervise.facts import observe_facts
+from hutch.supervise.launched import write_launch
 from hutch.supervise.observe import Observation
 from hutch.supervise.status import first_words, write_status
 from tests.unit.facts import workspace
@@ -32,7 +32,7 @@ def hutch(tmp_path: Path) -> Hutch:
     hutch = Hutch(Places(tmp_path / "state", tmp_path / "run"))
     hutch.places.runtime("web").mkdir(parents=True)
     stand(hutch, VM)
-    say(hutch, json.dumps({"facts": FACTS}))
+    write_launch(hutch.places.launch("web"), {"facts": FACTS})
     return hutch
 
 

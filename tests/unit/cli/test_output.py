@@ -21,7 +21,7 @@ from hutch.host.process import start_time
 from hutch.plan.actions import Action, Change, Kind, Plan
 from hutch.spec.model import Idle, Mount, Publish
 from hutch.spec.names import Places
-from hutch.state import Booted, Record, write_record
+from hutch.state import Booted, Record, copy_of, write_record
 from hutch.supervise.observe import Observation
 from hutch.supervise.status import write_status
 from tests.unit.cli.conftest import Run
@@ -256,6 +256,9 @@ def test_a_strangers_file_does_not_drive_the_terminal(hutch: Run) -> None:
 
 def test_a_damaged_record_is_told(running: Places, hutch: Run) -> None:
     running.record("web").write_bytes(b"{")
+    for command in (["ls"], ["status"], ["explain", "web"]):
+        assert "`hutch up` rebuilds it from its copy" in hutch(*command).err
+    copy_of(running.record("web")).unlink()
     for command in (["ls"], ["status"], ["start", "web"], ["stop", "web"], ["rm", "web"]):
         result = hutch(*command)
         assert (result.code, result.out) == (1, ""), command

@@ -125,7 +125,7 @@ def test_a_damaged_block(content: bytes, rest: bytes) -> None:
 
 @pytest.fixture
 def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("hutch.state.HOST_LOCK", str(tmp_path))
+    monkeypatch.setattr("hutch.host.lock.HOST_LOCK", str(tmp_path))
     path = tmp_path / "hosts"
     path.write_bytes(BEFORE)
     path.chmod(0o640)

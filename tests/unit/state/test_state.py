@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import zlib
@@ -14,26 +13,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch import state
 from hutch.errors import HutchError
 from hutch.spec.entries import Publish
 from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, Workspace
 from hutch.spec.names import Places
 from hutch.state import (
+    JOURNAL,
+    MIGRATIONS,
     PURGE,
+    WORKSPACE,
     Booted,
+    Damaged,
     NetworkRecord,
     Record,
+    aside_of,
+    copy_of,
     decode,
     encode,
-    host_lock,
     journaled,
-    lock,
     make_directory,
     read_network,
     read_record,
     read_records,
     remove_network,
+    restore,
+    schema_of,
     unfinished,
     workspace_from,
     write_network,
@@ -43,6 +47,10 @@ from tests.unit.facts import check_golden, workspace
 
 WHERE = Path("/var/lib/hutch/workspaces/web/workspace.json")
 RECORD = Record("web", "/srv/hutch.toml", workspace(), "image-1", 0x7000_0000, "0" * 32)
+
+NETWORK_RECORD = NetworkRecord(
+    Network(uplink="192.168.84.0/30"), "/srv/hutch.toml", {"net/ipv4/ip_forward": "0"}, ("eth0",)
+)
 
 
 @pytest.fixture
@@ -108,7 +116,7 @@ def test_every_key_is_tried() -> None:
 
 @given(workspaces)
 def test_a_workspace_survives_json(declared: Workspace) -> None:
-    assert workspace_from(decode(WHERE, encode(asdict(declared)))) == declared
+    assert workspace_from(decode(WORKSPACE, WHERE, encode(WORKSPACE, asdict(declared)))) == declared
 
 
 def test_a_record_survives_the_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -125,7 +133,7 @@ def test_a_record_survives_the_disk(tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_a_record_as_text() -> None:
-    check_golden("state/workspace.json", encode(asdict(RECORD.with_booted())).decode())
+    check_golden("state/workspace.json", encode(WORKSPACE, asdict(RECORD.with_booted())).decode())
 
 
 def test_keys_that_came_later_have_their_defaults() -> None:
@@ -157,7 +165,7 @@ def test_no_record(places: Places) -> None:
 
 # Damage.
 
-GOOD = encode(asdict(RECORD))
+GOOD = encode(WORKSPACE, asdict(RECORD))
 
 
 def sealed(body: object) -> bytes:
@@ -195,6 +203,7 @@ DAMAGED: dict[str, bytes] = {
 def test_damage_is_refused_with_its_path(content: bytes, places: Places) -> None:
     write_record(places, RECORD)
     path = places.record("web")
+    copy_of(path).unlink()
     path.write_bytes(content)
     for read in (lambda: read_record(places, "web"), lambda: read_records(places)):
         with pytest.raises(HutchError) as caught:
@@ -204,10 +213,107 @@ def test_damage_is_refused_with_its_path(content: bytes, places: Places) -> None
     assert path.read_bytes() == content
 
 
-def test_another_version_is_not_damage() -> None:
-    with pytest.raises(HutchError, match="has schema 2, this hutch knows 1") as caught:
-        decode(WHERE, GOOD.replace(b'"schema": 1', b'"schema": 2'))
-    assert "another version of hutch" in caught.value.resolution
+def of_schema(schema: object, body: dict[str, Any]) -> bytes:
+    """As another hutch would have written it."""
+    text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True)
+    checksum = zlib.crc32(text.encode(), schema - 1) if isinstance(schema, int) and schema > 0 else 0
+    return json.dumps({"schema": schema, "crc32": checksum, "body": body}).encode()
+
+
+def test_a_newer_schema_is_refused_and_is_no_damage() -> None:
+    newer = schema_of(WORKSPACE) + 1
+    with pytest.raises(HutchError, match=f"has schema {newer}, this hutch knows {newer - 1}") as caught:
+        decode(WORKSPACE, WHERE, of_schema(newer, {}))
+    assert "newer hutch" in caught.value.resolution
+    assert not isinstance(caught.value, Damaged)
+
+
+@pytest.mark.parametrize("schema", [0, -1, "1", None, 1.0, True, 9], ids=str)
+def test_a_schema_that_nobody_wrote_is_damage(schema: object) -> None:
+    with pytest.raises(Damaged):
+        decode(WORKSPACE, WHERE, GOOD.replace(b'"schema": 1', b'"schema": ' + json.dumps(schema).encode()))
+
+
+# Migration.
+
+
+def test_every_migration_has_its_place() -> None:
+    assert all(sorted(steps) == list(range(1, 1 + len(steps))) for steps in MIGRATIONS.values())
+
+
+def test_an_older_record_is_migrated_step_by_step(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory when it is read; the file changes when the record is next written."""
+
+    def rename(body: dict[str, Any]) -> dict[str, Any]:
+        return {**{key: value for key, value in body.items() if key != "serial"}, "machine_id": body["serial"]}
+
+    def fill(body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, "removed": False}
+
+    old = {key: value for key, value in asdict(RECORD).items() if key not in ("machine_id", "removed")}
+    content = of_schema(1, {**old, "serial": RECORD.machine_id})
+    monkeypatch.setitem(MIGRATIONS, WORKSPACE, {1: rename, 2: fill})
+    path = places.record("web")
+    make_directory(path.parent)
+    path.write_bytes(content)
+    assert read_record(places, "web") == RECORD
+    assert path.read_bytes() == content
+    write_record(places, RECORD)
+    assert json.loads(path.read_bytes())["schema"] == 3
+    assert read_record(places, "web") == RECORD
+    path.write_bytes(of_schema(2, old))  # not what the second step expects, whatever its checksum says
+    copy_of(path).unlink()
+    with pytest.raises(Damaged, match="machine_id"):
+        read_record(places, "web")
+    path.write_bytes(of_schema(1, old))
+    with pytest.raises(Damaged, match="cannot be brought from schema 1 to 3"):
+        read_record(places, "web")
+
+
+# Copies.
+
+
+def test_a_record_is_rebuilt_from_its_copy(places: Places) -> None:
+    write_record(places, RECORD)
+    write_network(places, NETWORK_RECORD)
+    for path in (places.record("web"), places.network_record):
+        content = path.read_bytes()
+        for damage in (b"", content[:-30], None):
+            path.unlink() if damage is None else path.write_bytes(damage)
+            with pytest.raises(Damaged) as caught:
+                (read_network(places), read_records(places))
+            assert caught.value.path == path
+            assert "`hutch up` rebuilds it from its copy" in caught.value.resolution
+            assert restore(path)
+            assert path.read_bytes() == content
+            assert path.stat().st_mode & 0o7777 == 0o600
+        assert aside_of(path).read_bytes() == content[:-30]
+    assert read_record(places, "web") == RECORD
+    assert read_network(places) == NETWORK_RECORD
+    remove_network(places)
+    assert sorted(os.listdir(places.state)) == ["workspaces"]
+
+
+@pytest.mark.parametrize("copied", [b"", GOOD[:-30], GOOD.replace(b'"crc32": ', b'"crc32": 1')])
+def test_a_damaged_copy_is_not_believed(copied: bytes, places: Places) -> None:
+    write_record(places, RECORD)
+    path = places.record("web")
+    copy_of(path).write_bytes(copied)
+    assert read_record(places, "web") == RECORD
+    path.write_bytes(b"")
+    with pytest.raises(Damaged) as caught:
+        read_record(places, "web")
+    assert f"mv {path} {aside_of(path)}; mv {copy_of(path)} {path}.damaged-copy" in caught.value.resolution
+    assert not restore(path)
+    assert path.read_bytes() == b""
+
+
+def test_the_copy_of_another_workspace_is_not_believed(places: Places) -> None:
+    write_record(places, RECORD)
+    (places.workspaces / "lab").mkdir()
+    places.record("lab").write_bytes(b"")
+    copy_of(places.record("lab")).write_bytes(GOOD)
+    assert not restore(places.record("lab"))
 
 
 @given(position=st.integers(0, len(GOOD) - 1), bit=st.integers(0, 7))
@@ -215,7 +321,7 @@ def test_no_flipped_bit_goes_unnoticed(position: int, bit: int) -> None:
     content = bytearray(GOOD)
     content[position] ^= 1 << bit
     try:
-        body = decode(WHERE, bytes(content))
+        body = decode(WORKSPACE, WHERE, bytes(content))
     except HutchError:
         return
     assert body == json.loads(GOOD)["body"]  # white space, say
@@ -235,11 +341,8 @@ def test_reading_without_the_right_to(places: Places, monkeypatch: pytest.Monkey
 
 def test_the_network_survives_the_disk(places: Places) -> None:
     assert read_network(places) is None
-    record = NetworkRecord(
-        Network(uplink="192.168.84.0/30"), "/srv/hutch.toml", {"net/ipv4/ip_forward": "0"}, ("eth0",)
-    )
-    write_network(places, record)
-    assert read_network(places) == record
+    write_network(places, NETWORK_RECORD)
+    assert read_network(places) == NETWORK_RECORD
     for _ in range(2):
         remove_network(places)
         assert read_network(places) is None
@@ -274,57 +377,11 @@ def test_an_interrupted_purge_is_not_finished_by_the_next_command(places: Places
     assert unfinished(places) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", encode({"workspaces": ["web"]})[:-9], b"[]"])
+@pytest.mark.parametrize("content", [b"", b"{", encode(JOURNAL, {"workspaces": ["web"]})[:-9], b"[]"])
 def test_a_torn_journal_means_everybody(content: bytes, places: Places) -> None:
     write_record(places, RECORD)
     places.journal.write_bytes(content)
     assert unfinished(places) == ("unknown", ("web",))
-
-
-# The lock.
-
-
-def test_the_lock_is_waited_for_and_given_back(places: Places) -> None:
-    for _ in range(2):
-        with lock(places, patience=0.0):
-            assert places.lock.stat().st_mode & 0o7777 == 0o600
-            with (
-                pytest.raises(HutchError, match="another hutch has been changing this host") as caught,
-                lock(places, patience=0.05),
-            ):
-                pass
-            assert f"fuser {places.lock}" in caught.value.resolution
-
-
-def test_the_lock_is_given_back_after_a_failure(places: Places) -> None:
-    with pytest.raises(ZeroDivisionError), lock(places):
-        raise ZeroDivisionError
-    descriptor = os.open(places.lock, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(descriptor)
-
-
-def test_all_hutches_of_a_host_share_a_lock(places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "HOST_LOCK", str(tmp_path))
-    with lock(places), host_lock(patience=0.0), host_lock(patience=0.0):  # whoever holds it may take it again
-        pass
-    other = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with pytest.raises(HutchError, match="another hutch") as caught, host_lock(patience=0.05):
-        pass
-    assert caught.value.resolution == f"see who holds it: fuser {tmp_path}"
-    os.close(other)
-    for _ in range(2):
-        with host_lock(patience=0.0):
-            pass
-    assert os.listdir(tmp_path) == ["state"]
-
-
-def test_the_lock_is_no_link(places: Places) -> None:
-    make_directory(places.state)
-    places.lock.symlink_to("/etc/hostname")
-    with pytest.raises(OSError), lock(places):
-        pass
 
 
 def test_directories_have_their_mode_whatever_the_umask(tmp_path: Path) -> None:

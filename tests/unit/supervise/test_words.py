@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hutch.host.process import start_time
 from hutch.spec.names import Places
 from hutch.supervise.console import Log
 from hutch.supervise.observe import Observation, observe
-from hutch.supervise.status import read_status, write_status
+from hutch.supervise.status import first_words, write_status
 
 
 @pytest.fixture
@@ -69,11 +70,32 @@ def test_no_leader_yet(places: Places) -> None:
     assert see(places, said("starting", leader=None)).leader is None
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"state": "run'])
-def test_torn_words_are_no_words(content: str, places: Places) -> None:
-    places.status("web").write_text(content)
-    assert read_status(str(places.status("web"))) is None
-    assert observe(places, "web") == Observation()
+WRONG: list[dict[str, object]] = [
+    {"state": "runnjng"},
+    {"state": None},
+    {"pid": "1"},
+    {"pid": 0},
+    {"started": "5"},
+    {"since": []},
+    {"leader": [1]},
+    {"leader": [1, None]},
+    {"reason": None},
+    {"warnings": "x"},
+    {"warnings": [1]},
+]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b'{"state": "run', b"[]", b"{}", b"\xff", b"[" * 100000]
+    + [json.dumps({**first_words(os.getpid()), "state": "running", **wrong}).encode() for wrong in WRONG],
+)
+def test_words_that_make_no_sense_are_a_failure(content: bytes, places: Places) -> None:
+    """And never taken for a workspace that was never started."""
+    path = places.status("web")
+    path.write_bytes(content)
+    found = observe(places, "web")
+    assert (found.state, found.reason, found.pid, found.leader) == ("failed", f"{path} is damaged", None, None)
 
 
 def test_words_are_replaced_whole(places: Places) -> None:

@@ -1,0 +1,49 @@
+"""Damaged records are rebuilt from their copies by the first command that is to change something. Imports stay few."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from hutch.files import entries
+from hutch.host.lock import lock
+from hutch.spec.names import Places
+from hutch.state import Damaged, aside_of, read_network, read_record, restore
+
+F = TypeVar("F", bound=Callable[..., Any])
+Listener = Callable[[str, str, str], None]
+
+
+def mended(method: F) -> F:
+    """For methods of what has `places` and `listen`, which change something: records that turn out to be damaged are
+    rebuilt from their copies, and the method is called again."""
+
+    @functools.wraps(method)
+    def wrapper(self: Any, *arguments: Any, **values: Any) -> Any:
+        try:
+            return method(self, *arguments, **values)
+        except Damaged:
+            if not mend(self.places, self.listen):
+                raise
+        return method(self, *arguments, **values)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def mend(places: Places, listen: Listener) -> bool:
+    """Rebuild every damaged record that has a sound copy; whether there was any."""
+    has_mended = False
+    with lock(places):
+        for path in (places.network_record, *(places.record(entry.name) for entry in entries(places.workspaces))):
+            name = "network" if path == places.network_record else path.parent.name
+            try:
+                read_network(places) if path == places.network_record else read_record(places, name)
+            except Damaged as error:
+                if restore(path):
+                    what = f"kept as {aside_of(path)}" if aside_of(path).exists() else "gone"
+                    listen(
+                        name, "warning", f"{error.brief}; it was rebuilt from its copy, and the damaged one is {what}"
+                    )
+                    has_mended = True
+    return has_mended

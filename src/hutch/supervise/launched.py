@@ -1,0 +1,35 @@
+"""What was launched, as it stands in the runtime directory, for whoever stops it or tells of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from hutch.files import read_or_none, write_all
+
+CHECKSUM = "crc32"
+
+
+def write_launch(path: Path, launch: dict[str, Any]) -> None:
+    """Whole or not at all. It lives in the runtime directory, so it need not survive a power cut."""
+    temporary = path.with_name(f"{path.name}.new")
+    content = json.dumps({CHECKSUM: zlib.crc32(json.dumps(launch).encode()), **launch}).encode()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(descriptor, content)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, path)
+
+
+def read_launch(path: Path) -> dict[str, Any] | None:
+    """None where there is none that can be believed: commands are run that stand in it."""
+    try:
+        launch = dict(json.loads(read_or_none(path) or b"null"))
+        checksum = launch.pop(CHECKSUM)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return launch if zlib.crc32(json.dumps(launch).encode()) == checksum else None
