@@ -258,8 +258,9 @@ class Hutch:
             recover(self.places, self.listen)
             records = [self.record(name) for name in dict.fromkeys(names)]
             self._check_startable(records, ", so it was not stopped")
-            self._stop(records)
-            self._start(records)
+            with journaled(self.places, "restart", tuple(record.name for record in records), is_lasting=False):
+                self._stop(records)
+                self._start(records)
 
     @mended
     def remove(self, name: str, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:

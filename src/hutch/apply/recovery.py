@@ -14,6 +14,8 @@ from hutch.supervise import control
 from hutch.supervise.control import Listener
 from hutch.supervise.observe import observe
 
+COMMANDS = {PURGE: "rm --purge", "remove": "rm"}
+
 
 def recover(places: Places, listen: Listener) -> None:
     """Bring the host back to what the records say. The caller holds the lock; costs one look when all is well."""
@@ -24,7 +26,9 @@ def recover(places: Places, listen: Listener) -> None:
     from hutch.apply.removal import delete_workspace
 
     action, names = found
+    earlier = "an earlier command" if action == "unknown" else f"an earlier `hutch {COMMANDS.get(action, action)}`"
     for name in names:
+        listen(name, "warning", f"{earlier} did not come to its end; that is seen to first")
         if observe(places, name).state != "running" or action == PURGE:
             control.stop_all(places, [name])
     network = read_network(places)
@@ -36,7 +40,6 @@ def recover(places: Places, listen: Listener) -> None:
     if action == PURGE:
         with journaled(places, PURGE, names):
             for name in names:
-                listen(name, "warning", "`hutch rm --purge` was killed while it deleted; deleting the rest")
                 delete_workspace(places, name)
     collect_leftovers(places, converge.present(records))
     places.journal.unlink(missing_ok=True)
