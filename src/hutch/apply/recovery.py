@@ -19,6 +19,7 @@ COMMANDS = {PURGE: "rm --purge", "remove": "rm"}
 
 def recover(places: Places, listen: Listener) -> None:
     """Bring the host back to what the records say. The caller holds the lock; costs one look when all is well."""
+    temporary_of(places.journal).unlink(missing_ok=True)  # of a run that was killed before it had begun anything
     found = unfinished(places)
     if found is None:
         return

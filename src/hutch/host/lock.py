@@ -19,6 +19,7 @@ from hutch.spec.names import Places
 from hutch.state import make_directory, needs_root
 
 HOST_LOCK = "/root"  # is there on every host, and nobody else can open it: a lock on /run could be held by anyone
+UNSEEN = "another hutch"
 POLITE = 1.0  # seconds that a wait may last before it is worth a word
 
 _held_here: set[str] = set()
@@ -91,12 +92,11 @@ def _locked(descriptor: int, patience: float) -> Iterator[None]:
                 waited = time.monotonic() - began
                 if waited > patience:
                     raise HutchError(
-                        f"{find_holder(descriptor) or 'another hutch'} has been changing this host for more than "
-                        f"{patience:g} s",
+                        f"{find_holder(descriptor) or UNSEEN} has been changing this host for more than {patience:g} s",
                         resolution="let it come to its end, or end it; then try again",
                     ) from None
-                if waited > POLITE and not is_said and (holder := find_holder(descriptor)) is not None:
-                    listener(str(holder))
+                if waited > POLITE and not is_said:
+                    listener(str(find_holder(descriptor) or UNSEEN))
                     is_said = True
                 time.sleep(0.02)  # flock has no deadline of its own, and a signal handler would need a main thread
         yield

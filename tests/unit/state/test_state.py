@@ -35,6 +35,7 @@ from hutch.state import (
     read_network,
     read_record,
     read_records,
+    record_from,
     remove_network,
     restore,
     schema_of,
@@ -43,7 +44,7 @@ from hutch.state import (
     write_network,
     write_record,
 )
-from tests.unit.facts import check_golden, workspace
+from tests.unit.facts import GOLDEN, check_golden, workspace
 
 WHERE = Path("/var/lib/hutch/workspaces/web/workspace.json")
 RECORD = Record("web", "/srv/hutch.toml", workspace(), "image-1", 0x7000_0000, "0" * 32)
@@ -230,11 +231,18 @@ def test_a_newer_schema_is_refused_and_is_no_damage() -> None:
 
 @pytest.mark.parametrize("schema", [0, -1, "1", None, 1.0, True, 9], ids=str)
 def test_a_schema_that_nobody_wrote_is_damage(schema: object) -> None:
+    now = f'"schema": {schema_of(WORKSPACE)}'.encode()
     with pytest.raises(Damaged):
-        decode(WORKSPACE, WHERE, GOOD.replace(b'"schema": 1', b'"schema": ' + json.dumps(schema).encode()))
+        decode(WORKSPACE, WHERE, GOOD.replace(now, b'"schema": ' + json.dumps(schema).encode()))
 
 
 # Migration.
+
+
+def test_records_of_the_first_schema() -> None:
+    """As hutch wrote them before it noted a file's origin."""
+    content = (GOLDEN / "state" / "workspace-1.json").read_bytes()
+    assert record_from(decode(WORKSPACE, WHERE, content)) == RECORD.with_booted()
 
 
 def test_every_migration_has_its_place() -> None:
