@@ -31,7 +31,7 @@ WORKSPACE, NETWORK, JOURNAL, ACCELERATOR, SHARES = "workspace", "network", "jour
 def _without_origin(body: Body) -> Body:
     """Nobody noted which file it was, whatever its name, nor what memory a machine was started with."""
     booted = body["booted"]
-    return {**body, "origin": [], "booted": booted and {**booted, "memory": None}}
+    return {"origin": [], **body, "booted": booted and {"memory": None, **booted}}
 
 
 MIGRATIONS: dict[str, dict[int, Callable[[Body], Body]]] = {

@@ -16,7 +16,8 @@ CHECKSUM = "crc32"
 def write_launch(path: Path, launch: dict[str, Any]) -> None:
     """Whole or not at all. It lives in the runtime directory, so it need not survive a power cut."""
     temporary = path.with_name(f"{path.name}.new")
-    content = json.dumps({CHECKSUM: zlib.crc32(json.dumps(launch).encode()), **launch}).encode()
+    text = json.dumps(launch)
+    content = f'{{"{CHECKSUM}": {zlib.crc32(text.encode())}, {text[1:]}'.encode()
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         write_all(descriptor, content)
