@@ -355,14 +355,15 @@ def render_route(places: Places, network: Network) -> list[str]:
 
 
 def remove_router(places: Places) -> None:
-    """Take everything away again; what is not there, or not ours, is left alone."""
-    run(["nft", "-f", "-"], stdin=ruleset.render_removal([("inet", places.table)]))
+    """Take everything away again; what is not there, or not ours, is left alone. The host's barrier goes last, when
+    there is nothing any more that it holds back."""
     if places.uplink_host in observe_host().links:
         _check_ours(places, ["ip"], places.uplink_host, f"the host has an interface {places.uplink_host}")
         run(["ip", "link", "delete", places.uplink_host])
     if has_namespace(places):
         _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
         run(["ip", "netns", "delete", places.namespace])
+    run(["nft", "-f", "-"], stdin=ruleset.render_removal([("inet", places.table)]))
 
 
 # Kernel settings of the host.
