@@ -1,6 +1,6 @@
 """A thousand times a few bytes of a file change, or its end is lost: what is read is what was written, or is refused.
 
-The same seeds on every run. What the command line makes of it is in tests/host/test_damage.
+The same seeds on every run. What the command line makes of it is in tests/host/test_damaged_files.
 """
 
 from __future__ import annotations
