@@ -157,8 +157,9 @@ def decide(
     )
     inherited = tuple(name for name in undeclared if records[name].file in former)
     actions = tuple(_with_affected(action, facts) for action in found.actions)
-    stopping = [action.workspace for action in actions if action.stops]
-    refuse_clashes(still_used(everybody, running, stopping, facts.real))
+    if running:
+        stopping = {action.workspace for action in actions if action.stops}
+        refuse_clashes(still_used(everybody, running, stopping, facts.real))
     excess = len(records.keys() | wanted.keys()) - UID_RANGES
     notes = (f"{excess} of them are more than this host has user ids for: `hutch up` refuses",) if excess > 0 else ()
     return replace(found, actions=actions, inherited=inherited, notes=(*found.notes, *notes))

@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hutch.apply.inspecting import Findings, with_findings
 from hutch.apply.planning import Facts, decide
-from hutch.plan.actions import Plan
+from hutch.plan.actions import Change, Plan, Repair
 from hutch.plan.resolve import resolve
 from hutch.spec import loading
 from hutch.spec.model import Config, Network, Workspace
@@ -32,7 +33,7 @@ KEYS = (f"{KEY} alice@host",)
 IMAGE_KEYS = ("image", "packages", "setup")
 KNOWN = frozenset(
     ("state", "applied", "booted", "image", "booted_image", "started_with", "file", "origin", "removed")
-) | {"since", "sessions"}
+) | {*("since", "sessions", "reason", "broken", "unbuilt", "lost")}
 Table = dict[str, Any]
 
 
@@ -73,21 +74,27 @@ class Case:
         """As `hutch plan` makes it."""
         options = {word for word in self.words if word.startswith("--")}
         assert options <= {"--no-start", "--prune", "--adopt"}
-        return decide(
+        facts = self.facts(config)
+        found = decide(
             PLACES,
             config,
             [word for word in self.words if word not in options],
-            self.facts(config),
+            facts,
             start="--no-start" not in options,
             prune="--prune" in options,
             adopt="--adopt" in options,
         )
+        repairs = tuple(Repair(*words) for words in self.said.get("repairs", ()))
+        stand = self.standing.items()
+        seen = Findings(repairs, facts.broken, {name: table["lost"] for name, table in stand if "lost" in table})
+        unbuilt = {name: table["unbuilt"] for name, table in stand if "unbuilt" in table}
+        return with_findings(found, seen, unbuilt, facts.records)
 
     # Facts.
 
     def facts(self, config: Config) -> Facts:
         said, stand = self.said, self.standing
-        assert said.keys() <= {"command", "network", "workspaces", "gone", "links", "keys"}, said.keys()
+        assert said.keys() <= {"command", "network", "workspaces", "gone", "links", "keys", "repairs"}, said.keys()
         assert all(table.keys() <= KNOWN for table in stand.values()), stand
         applied = Network(**{"uplink": UPLINK, **(said.get("network") or self.declared.get("network", {}))})
         links: dict[str, str] = said.get("links", {})
@@ -95,7 +102,11 @@ class Case:
         def observe(name: str) -> Observation:
             table = stand.get(name, {})
             state = table.get("state", "stopped")
-            return Observation(state, since=table.get("since", SINCE) if state == "running" else None)
+            since = table.get("since", SINCE) if state == "running" else None
+            return Observation(state, since=since, reason=table.get("reason", ""))
+
+        def broken(table: Table) -> tuple[Change, ...]:
+            return tuple(Change(key, old, new, "restart") for key, (old, new) in table.get("broken", {}).items())
 
         return Facts(
             records=dict(self.records(applied)),
@@ -109,6 +120,7 @@ class Case:
             image_of=image_of,
             real=lambda path: links.get(path, path),
             exists=lambda path: path not in said.get("gone", ()),
+            broken={name: broken(table) for name, table in stand.items() if "broken" in table},
         )
 
     @cached_property
