@@ -15,7 +15,7 @@ from hutch.cli.values import shown_pair
 from hutch.errors import HutchError
 
 if TYPE_CHECKING:
-    from hutch.plan.actions import Action, Plan
+    from hutch.plan.actions import Action, Plan, Repair
 
 ADOPT = click.option("--adopt", is_flag=True, help="Take over workspaces that another file declared.")
 NAMES = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=workspace_names)
@@ -126,11 +126,13 @@ def print_plan(plan: Plan, *, err: bool = False) -> None:
         click.echo(f"{action.workspace.ljust(width)}  {action.action}", err=err)
         for line in explain_action(action):
             click.echo(f"{' ' * width}    {line}", err=err)
-    for whose in dict.fromkeys(repair.workspace for repair in plan.repairs):
+    repairs: dict[str | None, list[Repair]] = {}
+    for repair in plan.repairs:
+        repairs.setdefault(repair.workspace, []).append(repair)
+    for whose, its in repairs.items():
         click.echo(f"{(whose or 'host').ljust(width)}  repair", err=err)
-        for repair in plan.repairs:
-            if repair.workspace == whose:
-                click.echo(f"{' ' * width}    {printable(str(repair))}", err=err)
+        for repair in its:
+            click.echo(f"{' ' * width}    {printable(str(repair))}", err=err)
     if not plan.actions:
         click.echo("the file declares no workspace", err=err)
     for note in plan_notes(plan):
