@@ -27,8 +27,9 @@ IDENTITY = ("type", "hypervisor", "ip", "mac", "cid", "user", "owner", "home")
 
 
 def present(records: Mapping[str, Record]) -> dict[str, Record]:
-    """Records of workspaces that exist, not those of which only home and key are kept."""
-    return {name: record for name, record in records.items() if not record.removed}
+    """Records of workspaces that exist, not those of which only home and key are kept. In the order of their names:
+    files that are written from them must not depend on who came last."""
+    return {name: record for name, record in sorted(records.items()) if not record.removed}
 
 
 def in_force(places: Places, records: Mapping[str, Record]) -> dict[str, Record]:

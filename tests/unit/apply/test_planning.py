@@ -211,6 +211,12 @@ def test_what_is_removed_is_not_served(places: Places) -> None:
     assert [member.name for member in members_of(records, NETWORK)] == ["_build", "web"]
 
 
+def test_the_host_is_served_in_one_order(places: Places) -> None:
+    """Whoever has just been made comes last in the records, and is somewhere else when they are read again."""
+    records = {name: record(name) for name in ("web", "db", "lab")}
+    assert list(in_force(places, records)) == ["db", "lab", "web"]
+
+
 # A root that must be made anew is not booted as it is.
 
 
