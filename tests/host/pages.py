@@ -6,6 +6,7 @@ block, lines behind a dollar are typed, and what follows is what is shown. `HUTC
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shlex
@@ -96,4 +97,7 @@ def check_page(path: Path, story: Story) -> None:
     told = story.tell(page)
     if os.environ.get("HUTCH_UPDATE_GOLDEN") == "1":
         path.write_text(told, encoding="utf-8")
-    assert masked(told) == masked(path.read_text(encoding="utf-8"))
+    expected = path.read_text(encoding="utf-8")
+    lines = difflib.unified_diff(masked(expected).splitlines(), masked(told).splitlines(), "the page", "what happens")
+    difference = "\n".join(lines)
+    assert not difference, difference
