@@ -1,0 +1,208 @@
+"""Where the host has vsock. Few hosts that run these tests have it, so a machine is that host: it is shown this
+checkout and the image, and runs a machine of its own, by a KVM that is emulated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.guest.credentials import NOTIFY_SOCKET as CREDENTIAL
+from hutch.host.capacity import observe_capacity
+from hutch.host.packages import REQUIREMENTS
+from hutch.host.tools import QEMU, find_program
+from hutch.images.machine import machine_directory
+from hutch.spec.names import Places
+from tests.host.instance import DEFAULTS, SSH_OPTIONS, Completed, Instance
+from tests.host.opening import open_instances
+from tests.support.world import World
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(os.uname().machine != "x86_64", reason="machines run on x86_64 only"),
+    pytest.mark.skipif(observe_capacity().memory < 8 << 30, reason="less than 8 GiB of memory"),
+]
+
+CHECKOUT = Path(__file__).parents[3]
+PROJECT = "/srv/project"
+PACKAGES = [name for item in REQUIREMENTS if item.set == "runtime" and not item.optional for name in item.names("apt")]
+HOST_OF_ITS_OWN = f"packages = {json.dumps(sorted(PACKAGES))}\n"
+INNER = f"""\
+[network]
+subnet = "10.99.0.0/24"
+uplink = "10.98.0.0/30"
+[defaults]
+{DEFAULTS}
+[workspaces.inner]
+type = "vm"
+owner = "dev"
+memory = "512MiB"
+"""
+PREPARE = """
+set -eu
+project=$1 image=/var/lib/hutch/images/$2 machine=/var/lib/hutch/images/$2/$3
+mkdir -p /var/lib/hutch
+mount -t tmpfs -o mode=755 tmpfs /var/lib/hutch # what the root lies on cannot be shared with another machine
+mkdir -m 700 /var/lib/hutch/images
+mkdir "$image" "$image/root" "$machine"
+mount --bind /srv/machine "$machine"
+printf %s "$4" >"$image/image.json"
+umask 022
+mkdir "$project"
+cat >"$project/hutch.toml"
+"""
+NOTIFY_SOCKET = f"/run/hutch/workspaces/inner/vm/{CREDENTIAL}"
+LOG = "/run/hutch/workspaces/inner/machine.log"
+KNOWN_HOSTS = "/var/lib/hutch/known_hosts"
+LIE = """
+import socket, sys
+with open(sys.argv[1]) as file:
+    port = int(file.read().split(":")[2])
+with socket.socket(socket.AF_VSOCK) as call:
+    call.settimeout(60)
+    try:
+        call.connect((1, port))  # this host itself
+        call.sendall(b"READY=1")
+        sys.exit(0 if call.recv(1) == b"" else "it answered")
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it hung up before it was told anything
+"""
+WRAPPER = """#!/bin/sh
+for word; do
+  shift
+  case $word in *,-svm) word=${{word%,-svm}},+svm,+npt ;; esac
+  set -- "$@" "$word"
+done
+exec {real} "$@"
+"""
+SECONDS = 900.0  # for anything in a machine that runs in one that is emulated
+
+
+@dataclass
+class Stand:
+    """A host with vsock."""
+
+    outer: Instance
+
+    def run(self, *argv: str, check: bool = True, stdin: str = "") -> Completed:
+        """Run a command there, as root."""
+        return self.outer.inside("stand", *argv, root=True, check=check, stdin=stdin, timeout=SECONDS)
+
+    def shell(self, script: str, *, check: bool = True, stdin: str = "") -> Completed:
+        return self.run("sh", "-c", f"cd {PROJECT}\n{script}", check=check, stdin=stdin)
+
+    def command(self, *argv: str) -> list[str]:
+        """A command of this checkout's hutch."""
+        return ["env", f"--chdir={PROJECT}", "PYTHONDONTWRITEBYTECODE=1", sys.executable, "-m", "hutch", *argv]
+
+    def hutch(self, *argv: str, check: bool = True) -> Completed:
+        return self.run(*self.command(*argv), check=check)
+
+    def ssh(self, command: str, *, check: bool = True) -> Completed:
+        """Plain ssh to the machine inside."""
+        return self.run("ssh", *SSH_OPTIONS, "workspace-inner", command, check=check)
+
+    def status(self) -> dict[str, Any]:
+        (found,) = json.loads(self.hutch("status", "inner", "--json").stdout)
+        assert isinstance(found, dict)
+        return found
+
+
+def needed_directories() -> list[Path]:
+    """This checkout, and where its interpreter is unless that is the distribution's: the image has that one too."""
+    python = Path(sys.base_prefix).resolve()
+    return [CHECKOUT] if python == Path("/usr") else [CHECKOUT, python]
+
+
+@contextmanager
+def nested_kvm(directory: Path) -> Iterator[None]:
+    """For a while, machines here have processors that can run machines: QEMU emulates AMD's. It is found where
+    commands of the host's own are looked for first; the mount is in this test's own namespace."""
+    place, real = Path("/usr/local/sbin"), find_program(QEMU)
+    directory.mkdir()
+    directory.chmod(0o755)
+    wrapper = directory / QEMU
+    wrapper.write_text(WRAPPER.format(real=real))
+    wrapper.chmod(0o755)
+    subprocess.run(["mount", "--bind", directory, place], check=True, timeout=10)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True, timeout=10)
+
+
+@pytest.fixture(scope="module")
+def stand(world: World, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    with nested_kvm(tmp_path_factory.getbasetemp() / "sbin"), open_instances(world) as make:
+        image, machine = ensure_image(make(images), images)
+        shared = {machine: "/srv/machine", **{path: str(path) for path in needed_directories()}}
+        mounts = (f'{{ source = "{path}", target = "{at}", readonly = true }}' for path, at in shared.items())
+        outer = make(images, HOST_OF_ITS_OWN)
+        outer.declare("vm", stand=f'memory = "4GiB"\nmounts = [{", ".join(mounts)}]')
+        outer.hutch("up", timeout=900)
+        found = Stand(outer)
+        about = (image / "image.json").read_text()
+        found.run("sh", "-c", PREPARE, "sh", PROJECT, image.name, machine.name, about, stdin=INNER)
+        yield found
+
+
+def ensure_image(instance: Instance, images: Path) -> tuple[Path, Path]:
+    """The directories of the image for the inner machine, and of what machines of it boot from."""
+    instance.declare("vm", inner="")
+    (id,) = instance.hutch("image", "build", timeout=900).stdout.split()
+    places = Places(images.resolve().parent, instance.run)
+    return places.images / id, machine_directory(places, id)
+
+
+@pytest.fixture(scope="module")
+def inner(stand: Stand) -> Stand:
+    """With its machine, which has come up while somebody else said that it was up."""
+    stand.run("modprobe", "vsock_loopback")
+    with stand.outer.spawn("exec", "--root", "stand", "--", *stand.command("up")) as up:
+        wait_until(lambda: stand.run("grep", "-q", "vsock-stream:2:", NOTIFY_SOCKET, check=False).returncode == 0)
+        stand.run(sys.executable, "-c", LIE, NOTIFY_SOCKET)
+        assert stand.status()["state"] == "starting"
+        assert up.wait(SECONDS) == 0
+    return stand
+
+
+def test_a_machine_says_by_vsock_that_it_is_ready(inner: Stand) -> None:
+    status = inner.status()
+    assert (status["state"], status["hypervisor"]) == ("running", "qemu")
+    assert "ready, says the guest over vsock" in inner.run("cat", LOG).stdout
+
+
+def test_it_is_reached_without_a_network(inner: Stand) -> None:
+    inner.hutch("exec", "--root", "inner", "--", "ip", "link", "set", "eth0", "down")
+    said = inner.hutch("exec", "inner", "--", "cat", "/sys/class/net/eth0/operstate")
+    assert said.stdout == "down\n"
+    assert inner.ssh("uname -n").stdout == "inner\n"
+
+
+def test_that_way_too_its_host_key_is_checked(inner: Stand) -> None:
+    other = "ssh-keygen -q -t ed25519 -N '' -f /tmp/other && cut -d' ' -f1,2 /tmp/other.pub"
+    inner.shell(f'cp {KNOWN_HOSTS} /tmp/known && key=$({other}) && sed -i "s|ssh-ed25519 .*|$key|" {KNOWN_HOSTS}')
+    try:
+        for refused in (inner.ssh("true", check=False), inner.hutch("exec", "inner", "--", "true", check=False)):
+            assert refused.returncode != 0
+            assert "Host key verification failed" in refused.stderr
+    finally:
+        inner.shell(f"cat /tmp/known >{KNOWN_HOSTS}")
+    assert inner.ssh("true").returncode == 0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(1)
