@@ -19,7 +19,6 @@ from hutch.images.cache import (
     ensure_image,
     is_whole,
     locked,
-    mend_image,
     prepare_directory,
 )
 from hutch.images.progress import Stage
@@ -54,8 +53,6 @@ def ensure_images(
         users.setdefault(recipe, []).append(name)
         if workspace.type == "vm":
             machines.add(recipe)
-    for recipe in users:
-        mend_image(recipe, places)
     missing = [recipe for recipe in users if not is_whole(places, recipe.id)]
     _ensure_trees(places, missing, users, network, file, progress)
     for recipe in machines:

@@ -88,21 +88,6 @@ def is_whole(places: Places, id: str) -> bool:
     return image is not None and image.root.is_dir()
 
 
-def mend_image(recipe: Recipe, places: Places) -> None:
-    """Write the record of an image anew when it is damaged: whoever has the recipe knows what was in it, and the tree
-    itself is as it was. May be called again."""
-    try:
-        observe_image(places, recipe.id)
-    except HutchError:
-        with locked(places, recipe.id):
-            root = places.image_root(recipe.id)
-            if not root.is_dir():
-                return  # it is built again
-            created = datetime.fromtimestamp(root.stat().st_mtime, UTC).isoformat(timespec="seconds")
-            content = render_image(recipe, created, observe_size(root))
-            write_atomic(places.images / recipe.id / "image.json", content, mode=0o600)
-
-
 def render_image(recipe: Recipe, created: str, size: int) -> bytes:
     """The content of image.json."""
     record = {"format": FORMAT, "recipe": recipe.as_json(), "created": created, "size": size}
