@@ -86,7 +86,7 @@ def test_who_is_at_work_is_asked_first(shared: Instance, name: str) -> None:
     with at_work(shared, name):
         shared.declare("container", **{name: 'shell = "/bin/sh"'})
         (action,) = json.loads(shared.hutch("plan", "--json").stdout)["actions"]
-        assert action["affected"]["sessions"] == ["1 open ssh connections"]
+        assert action["affected"]["sessions"] == ["1 open ssh connection"]
         assert action["affected"]["since"] == shared.status(name)["since"]
         assert [reason["weight"] for reason in action["reasons"]] == ["restart"]
         code, said = on_a_terminal(shared, "n\n", "up")
