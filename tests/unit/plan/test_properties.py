@@ -63,13 +63,15 @@ files = st.dictionaries(st.sampled_from(NAMES), declarations, max_size=4)
 
 @dataclass(frozen=True)
 class Host:
-    """What `decide` is told, as plain values. `rebuilt` counts how often the rootfs tree has changed."""
+    """What `decide` is told, as plain values. `rebuilt` counts how often the rootfs tree has changed; `declared` is
+    what the file says by now."""
 
     records: dict[str, Record] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     applied: Network | None = None
     network: Network = NETWORK
     rebuilt: int = 0
+    declared: dict[str, Workspace] = field(default_factory=dict)
 
     def facts(self) -> Facts:
         return Facts(
@@ -121,9 +123,8 @@ def hosts(draw: st.DrawFn) -> Host:
     own = Host(network=applied, rebuilt=rebuilt)
     try:
         resolved = resolve(then, {}, applied, PLACES, 1000)
-        before = resolve(
-            draw(st.fixed_dictionaries(dict.fromkeys(then, declarations))), resolved, applied, PLACES, 1000
-        )
+        was = draw(st.fixed_dictionaries(dict.fromkeys(then, declarations)))
+        before = resolve(was, resolved, applied, PLACES, 1000)
     except HutchError:
         assume(False)
         raise
@@ -145,7 +146,10 @@ def hosts(draw: st.DrawFn) -> Host:
         states[name] = draw(st.sampled_from(possible)) if record.booted else "stopped"
     present = any(not record.removed for record in records.values())
     later = draw(st.sampled_from([applied, *NETWORKS]))
-    return Host(records, states, applied if present else None, later, draw(st.integers(0, 1)))
+    declared = draw(files)
+    for name in declared.keys() & then.keys():  # much of a file is as it was, or as it was before that
+        declared[name] = draw(st.sampled_from([then[name], was[name], declared[name]]))
+    return Host(records, states, applied if present else None, later, draw(st.integers(0, 1)), declared)
 
 
 commands = st.builds(
@@ -205,20 +209,20 @@ def changes_addresses(plan: Plan, host: Host) -> bool:
 # It follows from its input alone.
 
 
-@given(host=hosts(), declared=files, command=commands)
-def test_planning_is_pure(host: Host, declared: dict[str, Workspace], command: Command) -> None:
-    before = copy.deepcopy((host, declared))
-    first = planned(declared, host, command)
-    assert planned(declared, host, command) == first
-    assert planned(copy.deepcopy(declared), copy.deepcopy(host), command) == first
-    assert (host, declared) == before
+@given(host=hosts(), command=commands)
+def test_planning_is_pure(host: Host, command: Command) -> None:
+    before = copy.deepcopy(host)
+    first = planned(host.declared, host, command)
+    assert planned(host.declared, host, command) == first
+    assert planned(copy.deepcopy(host.declared), copy.deepcopy(host), command) == first
+    assert host == before
 
 
-@given(host=hosts(), declared=files, command=commands)
-def test_a_plan_that_was_applied_plans_nothing(host: Host, declared: dict[str, Workspace], command: Command) -> None:
-    first = planned(declared, host, command)
+@given(host=hosts(), command=commands)
+def test_a_plan_that_was_applied_plans_nothing(host: Host, command: Command) -> None:
+    first = planned(host.declared, host, command)
     then = applied(host, first)
-    second = planned(declared, then, command)
+    second = planned(host.declared, then, command)
     assert [action.action for action in second.actions if action.action != "no change"] == []
     for action in first.actions:
         record = then.records[action.workspace]
@@ -232,17 +236,17 @@ def test_a_plan_that_was_applied_plans_nothing(host: Host, declared: dict[str, W
     assert applied(then, second) == then
 
 
-@given(host=hosts(), declared=files, start=st.booleans(), prune=st.booleans())
-def test_one_by_one_leads_to_the_same(host: Host, declared: dict[str, Workspace], start: bool, prune: bool) -> None:
+@given(host=hosts(), start=st.booleans(), prune=st.booleans())
+def test_one_by_one_leads_to_the_same(host: Host, start: bool, prune: bool) -> None:
     """Naming workspaces one after the other is no other way to the end, where each of those plans is allowed. An
     address that one of them gives up is free for the next one only then."""
-    plan = planned(declared, host, Command((), start, prune))
+    plan = planned(host.declared, host, Command((), start, prune))
     assume(not changes_addresses(plan, host))
     at_once = applied(host, plan)
-    for name in declared:
-        host = applied(host, planned(declared, host, Command((name,), start, prune)))
+    for name in host.declared:
+        host = applied(host, planned(host.declared, host, Command((name,), start, prune)))
     assert set(host.records) == set(at_once.records)
-    for name in declared:
+    for name in host.declared:
         one, other = host.records[name], at_once.records[name]
         assert replace(one, uid_base=0, booted=None) == replace(other, uid_base=0, booted=None)
         assert host.states[name] == at_once.states[name]
@@ -251,13 +255,13 @@ def test_one_by_one_leads_to_the_same(host: Host, declared: dict[str, Workspace]
 # Who has no part in a plan is left alone.
 
 
-@given(host=hosts(), declared=files, command=commands)
-def test_others_are_left_alone(host: Host, declared: dict[str, Workspace], command: Command) -> None:
-    plan = planned(declared, host, command)
+@given(host=hosts(), command=commands)
+def test_others_are_left_alone(host: Host, command: Command) -> None:
+    plan = planned(host.declared, host, command)
     gone = {action.workspace for action in plan.actions if action.action == "remove"}
     touched = {action.workspace for action in plan.actions} - gone
-    assert touched == ({name for name in declared if name in command.names} or set(declared))
-    assert all(host.records[name].file == FILE and name not in declared for name in gone)
+    assert touched == ({name for name in host.declared if name in command.names} or set(host.declared))
+    assert all(host.records[name].file == FILE and name not in host.declared for name in gone)
     assert command.prune or not gone
     then = applied(host, plan)
     assert all(then.records[name] == record for name, record in host.records.items() if name not in touched | gone)
@@ -285,31 +289,29 @@ def new_addresses(plan: Plan) -> set[str | None]:
     return {action.wanted.workspace.ip for action in plan.actions if action.wanted and action.action == "create"}
 
 
-@given(data=st.data(), host=hosts(), declared=files, command=commands)
-def test_order_does_not_matter(
-    data: st.DataObject, host: Host, declared: dict[str, Workspace], command: Command
-) -> None:
+@given(data=st.data(), host=hosts(), command=commands)
+def test_order_does_not_matter(data: st.DataObject, host: Host, command: Command) -> None:
     """Of tables in the file, of records, and of names: the same actions for the same reasons, and whoever has an
     address keeps it. New ones get the same addresses between them, in the order of the file."""
-    first = planned(declared, host, command)
+    first = planned(host.declared, host, command)
     # Whoever loses its address looks for a free one, as new ones do.
     assume(not changes_addresses(first, host))
     other = replace(host, records=shuffled(data, host.records))
     names = tuple(data.draw(st.permutations(command.names)))
-    second = planned(shuffled(data, declared), other, replace(command, names=names))
+    second = planned(shuffled(data, host.declared), other, replace(command, names=names))
     assert without_order(first, host) == without_order(second, host)
     assert set(first.notes) == set(second.notes)
     assert command.names or new_addresses(first) == new_addresses(second)
-    assert planned(declared, other, command).wanted == first.wanted  # the order of records matters not even to new ones
+    assert planned(host.declared, other, command).wanted == first.wanted
 
 
 # Weights.
 
 
-@given(host=hosts(), declared=files, command=commands)
-def test_no_action_is_lighter_than_its_reasons(host: Host, declared: dict[str, Workspace], command: Command) -> None:
+@given(host=hosts(), command=commands)
+def test_no_action_is_lighter_than_its_reasons(host: Host, command: Command) -> None:
     """Unless a note says what is put off."""
-    for action in planned(declared, host, command).actions:
+    for action in planned(host.declared, host, command).actions:
         heaviest = max((HEAVIER[change.weight] for change in action.reasons), default=-1)
         weight = {"no change": -1, "live": 0, "start": 1, "restart": 1}.get(action.action, 2)
         put_off = [change.key for change in action.reasons if HEAVIER[change.weight] > weight]
@@ -322,9 +324,9 @@ def test_no_action_is_lighter_than_its_reasons(host: Host, declared: dict[str, W
             assert weight == heaviest or (weight, heaviest) == (1, 0), action
 
 
-@given(host=hosts(), declared=files, command=commands)
-def test_every_action_has_a_reason(host: Host, declared: dict[str, Workspace], command: Command) -> None:
-    for action in planned(declared, host, command).actions:
+@given(host=hosts(), command=commands)
+def test_every_action_has_a_reason(host: Host, command: Command) -> None:
+    for action in planned(host.declared, host, command).actions:
         keys = {change.key for change in action.reasons}
         assert action.action == "no change" or keys
         network = {"network.bridge", "network.subnet", "network.uplink"}
@@ -333,11 +335,9 @@ def test_every_action_has_a_reason(host: Host, declared: dict[str, Workspace], c
             assert change.old != change.new
 
 
-@given(host=hosts(), declared=files, command=commands)
-def test_what_runs_is_stopped_for_a_heavy_reason_only(
-    host: Host, declared: dict[str, Workspace], command: Command
-) -> None:
-    for action in planned(declared, host, command).actions:
+@given(host=hosts(), command=commands)
+def test_what_runs_is_stopped_for_a_heavy_reason_only(host: Host, command: Command) -> None:
+    for action in planned(host.declared, host, command).actions:
         running = host.states.get(action.workspace) == "running"
         if running and action.action in ("restart", "recreate"):
             assert any(change.weight != "live" for change in action.reasons)
