@@ -50,6 +50,10 @@ def trouble_of(error: OSError) -> HutchError | None:
     )
 
 
+class Unmet(HutchError):
+    """What was asked for could not be had; nothing is half done for that, and the records say how things are."""
+
+
 class UsageError(HutchError):
     """The command line asks for something that cannot be; nothing was touched."""
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hutch.errors import HutchError
+from hutch.errors import HutchError, Unmet
 from hutch.files import read_or_none, sync_directory, write_atomic
 from hutch.frozen import dataclass
 from hutch.spec.model import MACHINE_MEMORY, Idle, Mount, Network, Publish, Workspace
@@ -351,14 +351,15 @@ def journaled(places: Places, action: str, names: tuple[str, ...], *, is_lasting
     """Note what is about to be done, so that a run after a crash knows what was left half done. A note that is not
     lasting is for what leaves nothing when the power fails.
 
-    A purge that fails or is interrupted is not noted any more: somebody is there to decide whether to go on.
+    What is Unmet has come to its end all the same. A purge that fails or is interrupted is not noted any more: somebody
+    is there to decide whether to go on.
     """
     content = encode(JOURNAL, {"action": action, "workspaces": list(names)})
     write_atomic(places.journal, content, mode=0o600, is_lasting=is_lasting)
     try:
         yield
-    except BaseException:
-        if action == PURGE:
+    except BaseException as error:
+        if action == PURGE or isinstance(error, Unmet):
             places.journal.unlink(missing_ok=True)
         raise
     places.journal.unlink(missing_ok=True)

@@ -152,6 +152,14 @@ def test_it_is_asked_to_end_in_both_ways(bench: Bench) -> None:
     assert not bench.is_killed()
 
 
+def test_its_balloon_is_told(bench: Bench) -> None:
+    assert bench.source.leave_memory(600 << 20, 1 << 30) == ""
+    assert bench.machine.requests == [("PUT", "/vm.resize")]
+    assert json.loads(bench.machine.bodies[0]) == {"desired_balloon": 424 << 20}
+    (bench.machine.directory / "api").unlink()
+    assert "does not answer" in (bench.source.leave_memory(600 << 20, 1 << 30) or "")
+
+
 def test_a_guest_that_did_not_listen_yet_is_asked_again(bench: Bench) -> None:
     bench.machine.ports = ()
     bench.source.power_off()

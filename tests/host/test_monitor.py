@@ -56,10 +56,10 @@ def test_a_machine_that_hangs_up(machine: Machine, last: Mapping[str, object] | 
 def test_one_that_has_hung_up_is_asked_for_nothing(machine: Machine) -> None:
     machine.link.close()
     list(machine.monitor.last_words())
-    assert machine.monitor.leave_memory(1 << 30) == "the machine's monitor does not answer"
+    assert machine.monitor.leave_memory(1 << 30, 2 << 30) == "the machine's monitor does not answer"
 
 
 def test_one_that_does_not_answer_is_not_waited_for(machine: Machine) -> None:
     begun = time.monotonic()
-    assert machine.monitor.leave_memory(1 << 30) == "the machine's monitor does not answer"
+    assert machine.monitor.leave_memory(1 << 30, 2 << 30) == "the machine's monitor does not answer"
     assert time.monotonic() - begun < PATIENCE + 5

@@ -61,6 +61,7 @@ def test_a_project_that_is_moved_takes_its_workspaces_along(shared: Instance, na
         after = shared.status(name)
         assert (after["file"], after["pid"], after["ip"]) == (str(renamed), before["pid"], before["ip"])
         again = renamed.rename(shared.directory / "third.toml")
+        shared.hutch("-f", str(again), "up")
         again.write_text(again.read_text().partition("[workspaces")[0])
         assert name in shared.hutch("-f", str(again), "up").stderr  # it is declared no more, and still this file's
         shared.hutch("-f", str(again), "up", "--prune")

@@ -103,13 +103,23 @@ def parse_request(data: bytes) -> tuple[str, str]:
     head, empty_line, body = data.partition(b"\r\n\r\n")
     first, *headers = head.decode("ascii").split("\r\n")
     words = first.split(" ")
-    if not empty_line or body or len(words) != 3 or words[2] != "HTTP/1.1":
+    if not empty_line or len(words) != 3 or words[2] != "HTTP/1.1":
         raise Refused(repr(data))
     if any(not re.fullmatch(r"[A-Za-z-]+: \S.*", header) for header in headers):
         raise Refused(repr(headers))
     method, path = words[0], words[1].removeprefix(FACTS["base"])
     if path == words[1] or method.lower() not in FACTS["paths"].get(path, {}):
         raise Refused(first)
+    length = next((int(header.partition(": ")[2]) for header in headers if header.startswith("Content-Length:")), 0)
+    if len(body) != length or bool(body) != (path in FACTS["bodies"]):
+        raise Refused(repr(data))
+    if body:
+        known = FACTS["schemas"][FACTS["bodies"][path]]["properties"]
+        wrong = {
+            key for key, value in json.loads(body).items() if known.get(key) != "integer" or type(value) is not int
+        }
+        if wrong:
+            raise Refused(f"{path}: {wrong}")
     return method, path
 
 
@@ -120,6 +130,7 @@ class FakeMachine:
     def __init__(self, directory: Path, ports: Sequence[int] = ()) -> None:
         self.directory, self.ports = directory, ports
         self.requests: list[tuple[str, str]] = []
+        self.bodies: list[bytes] = []
         self.connected: list[int] = []
         self.missed: list[int] = []
         self.refused: list[str] = []
@@ -151,13 +162,14 @@ class FakeMachine:
 
     def _answer_request(self, connection: socket.socket) -> None:
         data = b""
-        while b"\r\n\r\n" not in data:
+        while b"\r\n\r\n" not in data or (b"Content-Length" in data and not data.endswith(b"}")):
             more = connection.recv(4096)
             if not more:
                 raise Refused(repr(data))
             data += more
         method, path = parse_request(data)
         self.requests.append((method, path))
+        self.bodies.append(data.partition(b"\r\n\r\n")[2])
         status = FACTS["paths"][path][method.lower()][0]
         connection.sendall(
             f"HTTP/1.1 {status} \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\r\n".encode()

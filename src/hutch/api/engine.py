@@ -197,18 +197,19 @@ class Hutch:
         with lock(self.places):
             recover(self.places, self.listen)
             records = [self.record(name) for name in dict.fromkeys(names)]
-            self._start([r for r in records if observe(self.places, r.name).state != "running"])
+            starting = [r for r in records if observe(self.places, r.name).state != "running"]
+            if starting:
+                self._check_startable(starting)
+                with journaled(self.places, "start", tuple(r.name for r in starting), is_lasting=False):
+                    self._start(starting)
 
     def _start(self, starting: Sequence[Record]) -> None:
-        """Start what does not run. The caller holds the lock."""
+        """Start what does not run, and can. The caller holds the lock, and has noted it down."""
         from hutch.apply.starting import start
 
-        if starting:
-            self._check_startable(starting)
-            network, records = self._network(), read_records(self.places)
-            names = tuple(record.name for record in starting)
-            with journaled(self.places, "start", names, is_lasting=False):
-                start(self.places, network.network, network.file, records, names, self.listen)
+        network, records = self._network(), read_records(self.places)
+        names = [record.name for record in starting]
+        start(self.places, network.network, network.file, records, names, self.listen)
 
     def _check_startable(self, starting: Sequence[Record], consequence: str = "") -> None:
         """Refuse, before anything is stopped or started, what could not be started as it is."""

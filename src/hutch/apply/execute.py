@@ -10,8 +10,8 @@ from hutch.apply import converge
 from hutch.apply.machines import check_new_machines
 from hutch.apply.ownership import origin_of
 from hutch.apply.removal import mark_removed, remove_root
-from hutch.apply.starting import start
-from hutch.errors import HutchError
+from hutch.apply.starting import StartsFailed, start
+from hutch.errors import Unmet
 from hutch.plan.actions import Action, Plan
 from hutch.plan.resolve import allocate_uids
 from hutch.spec.model import Workspace
@@ -21,7 +21,7 @@ from hutch.supervise import control
 from hutch.supervise.control import Listener
 
 
-class LiveFailed(HutchError):
+class LiveFailed(Unmet):
     """Some live changes are not in force; why is given by workspace."""
 
     def __init__(self, failures: Mapping[str, str]) -> None:
@@ -55,6 +55,28 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping
     down = [a for a in plan.actions if a.stops]
     if down:
         control.stop_all(places, [action.workspace for action in down])
+    _write_down(places, plan, records, uids)
+    live = [a.workspace for a in plan.actions if a.action == "live"]
+    starting = [a.workspace for a in plan.actions if a.starts and plan.start]
+    unmet: list[Unmet] = []
+    if live or not starting:
+        converge.settle(places, plan.network, plan.file, records)
+    if live:
+        from hutch.apply.live import apply_live
+
+        if failures := apply_live(places, plan.network, records, live, listen):
+            unmet.append(LiveFailed(failures))
+    if starting:
+        try:
+            start(places, plan.network, plan.file, records, starting, listen)
+        except StartsFailed as error:
+            unmet.append(error)
+    if unmet:
+        raise both(unmet)
+
+
+def _write_down(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping[str, int]) -> None:
+    """What is wanted and whose it is, with what has to be done before that may be said."""
     for action in plan.actions:
         before = records.get(action.workspace)
         is_made = action.action in ("create", "recreate")
@@ -72,19 +94,17 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping
     for name in plan.inherited:
         records[name] = replace(records[name], file=plan.file, origin=origin_of(plan.file))
         write_record(places, records[name])
-    live = [a.workspace for a in plan.actions if a.action == "live"]
-    starting = [a.workspace for a in plan.actions if a.starts and plan.start]
-    failures: dict[str, str] = {}
-    if live or not starting:
-        converge.settle(places, plan.network, plan.file, records)
-    if live:
-        from hutch.apply.live import apply_live
 
-        failures = apply_live(places, plan.network, records, live, listen)
-    if starting:
-        start(places, plan.network, plan.file, records, starting, listen)
-    if failures:
-        raise LiveFailed(failures)
+
+def both(unmet: list[Unmet]) -> Unmet:
+    """One error of all."""
+    if len(unmet) == 1:
+        return unmet[0]
+    return Unmet(
+        "; ".join(error.brief for error in unmet),
+        details="\n".join(error.details for error in unmet),
+        resolution=unmet[-1].resolution,
+    )
 
 
 def _becomes_machine(before: Record, wanted: Workspace) -> bool:

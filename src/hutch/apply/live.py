@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 Action = Callable[[], dict[str, str]]
 """Returns key -> why it could not be done; HutchError when nothing could."""
 
+LIMITS = {"vcpus", "memory"}
 GUEST_SECONDS = 15.0  # that a guest has for what it is told; without KVM, a login alone takes one of them
 REFRESH = """
-printf '%s\\n' "$@" | systemd-tmpfiles --create - &&
-for unit in ssh.service sshd.service; do systemctl --quiet is-active $unit && systemctl reload $unit; done; true
+set -e
+printf '%s\\n' "$@" | systemd-tmpfiles --create -
+for unit in ssh.service sshd.service; do
+  if systemctl --quiet is-active $unit; then systemctl reload $unit; fi
+done
 """
 """What a guest does at boot with what it is told of keys and environment; and sshd reads its files again."""
 
@@ -46,10 +50,18 @@ def apply_live(
         record, now = records[name], observe(places, name)
         if record.booted is None or now.state != "running":
             continue
-        done, why = _Live(places, network, record, now).apply()
+        try:
+            change = _Live(places, network, record, now)
+        except HutchError as error:
+            failures[name] = error.brief
+            continue
+        done, why = change.apply()
         if done != record.booted:
             records[name] = replace(record, booted=done)
             write_record(places, records[name])
+        if change.keys & LIMITS:
+            for warning in observe(places, name).warnings:
+                listen(name, "warning", warning)
         if why:
             failures[name] = why
         else:
@@ -106,11 +118,11 @@ class _Live:
 
         text = next(file.content for file in self.launch.files if file.path.endswith("/tmpfiles.extra"))
         command = ["sh", "-c", REFRESH, "sh", *text.splitlines()]
-        with open(os.devnull, "wb") as nowhere, ended_after(GUEST_SECONDS) as overran:
+        with open(os.devnull, "wb") as nowhere, ended_after(GUEST_SECONDS) as overrun:
             code = run_inside(self.places, self.record, command, root=True, capture=nowhere.fileno())
         if code:
-            how = f"within {GUEST_SECONDS:g} s" if overran.is_set() else f"(exit code {code})"
-            raise HutchError(f"the guest's systemd-tmpfiles does not take it {how}")
+            how = f"within {GUEST_SECONDS:g} s" if overrun.has_come else f"(exit code {code})"
+            raise HutchError(f"the guest does not take it {how}: its systemd-tmpfiles, or sshd's reload")
         return {}
 
     def _resize_root(self) -> dict[str, str]:
@@ -122,5 +134,6 @@ class _Live:
         try:
             run([*enter, "mount", "-o", f"remount,size={self.target.disk or SCRATCH}", place])
         except CommandFailed as error:
-            raise HutchError("more of the root is in use than that") from error
+            said = error.details.strip()
+            raise HutchError(f"the root cannot become so small while more of it is in use ({said})") from error
         return {}

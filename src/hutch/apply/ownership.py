@@ -1,25 +1,40 @@
 """Whose is a workspace? It belongs to the file that declared it, until that lets go of it or another one adopts it.
 
-A file that is renamed, or whose directory is moved, is the same file: its old path is gone, and an inode tells. Editors
-replace a file when they save it, so the directory's inode counts too, for a file that declares what the old one did.
+A file that is renamed, or whose directory is moved, is the same file: its old path is gone, it declares what the old
+one did, and the file system tells (name_to_handle_at(2): unlike a bare inode number, a handle is not used again).
+Editors replace a file when they save it, so the directory counts too; unless the old path's is still there, and only
+the file is gone from it: a disk may have been taken out.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from hutch.errors import HutchError
 from hutch.spec.model import Config
 from hutch.state import Record
 
+AT_FDCWD, MAX_HANDLE = -100, 128
+
 
 def origin_of(file: str) -> tuple[int, ...]:
-    """The inode numbers of a file and of its directory; nothing when it has just gone."""
-    try:
-        return os.stat(file).st_ino, os.stat(os.path.dirname(file)).st_ino
-    except OSError:
-        return ()
+    """What tells a file and its directory again wherever they are; 0 for what the file system does not tell."""
+    directory = os.path.dirname(file)
+    return handle_of(file), 0 if os.path.ismount(directory) else handle_of(directory)
+
+
+def handle_of(path: str) -> int:
+    """The kernel's handle of a file as a number; 0 where there is none."""
+    handle = ctypes.create_string_buffer(struct.pack("Ii", MAX_HANDLE, 0), 8 + MAX_HANDLE)
+    mount = ctypes.c_int()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.name_to_handle_at(AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount), 0) < 0:
+        return 0
+    size, _ = struct.unpack_from("Ii", handle)
+    return int.from_bytes(handle.raw[8 : 8 + size], "big")
 
 
 def former_paths(
@@ -28,10 +43,11 @@ def former_paths(
     """Where this very file, whose origin is `own`, was before it was renamed or moved, by what the records remember."""
     found = set()
     for name, record in records.items():
-        if not own or not record.origin or record.file == config.file or exists(record.file):
+        if name not in config.workspaces or record.file == config.file or exists(record.file) or not record.origin:
             continue
-        is_likely = record.origin[1] == own[1] and name in config.workspaces
-        if record.origin[0] == own[0] or is_likely:
+        old, new = os.path.dirname(record.file), os.path.dirname(config.file)
+        same_file, same_directory = (a == b != 0 for a, b in zip(record.origin, own, strict=True))
+        if same_file or (same_directory and (old == new or not exists(old))):
             found.add(record.file)
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hutch.errors import ConfigError, HutchError
+from hutch.errors import ConfigError, HutchError, Unmet
 from hutch.files import read_or_none
 from hutch.host.namespace import has_namespace, look
 from hutch.host.shares import check_shares as check_directories
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hutch.host.accelerator import Accelerator
 
 
-class StartsFailed(HutchError):
+class StartsFailed(Unmet):
     """Some workspaces did not come up; `failures` says why for each."""
 
     def __init__(self, failures: Mapping[str, str]) -> None:

@@ -83,6 +83,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         cleanup=(*port.cleanup(), *disk_cleanup(name, workspace, host)),
         limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),
         runtime=runtime,
+        memory=memory_of(workspace, host),
         balloon=balloon_of(workspace, host),
         facts={"hypervisor": "cloud-hypervisor", "accelerator": hardware.accelerator},
     )

@@ -139,8 +139,10 @@ class Launch:
     supervise/sources. `restart_codes` are exit codes of `argv` that mean "the guest asked for a reboot", as a machine's
     monitor may say too: everything is cleaned up, prepared, connected and started again. `library` is where the
     supervisor finds what it needs of other people's for that; `facts` are told to people.
+    `memory` are the bytes that a machine is made with.
+
     A Launch may be handed in while the workspace runs: its `limits` and `grafts` count at once, and so does `balloon`,
-    the bytes of memory that a machine is left; all else counts when the guest boots again.
+    the bytes that are left to a machine of its memory; all else counts when the guest boots again.
     """
 
     workspace: str
@@ -160,6 +162,7 @@ class Launch:
     links: tuple[str, ...] = ()
     vsock: Vsock | None = None
     library: str = ""
+    memory: int | None = None
     balloon: int | None = None
     facts: dict[str, str] = field(default_factory=dict)
     restart_codes: tuple[int, ...] = ()

@@ -85,6 +85,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         cleanup=(*port.cleanup(), *disk_cleanup(name, workspace, host)),
         limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),
         runtime=runtime,
+        memory=memory_of(workspace, host),
         balloon=balloon_of(workspace, host),
         facts={"hypervisor": "qemu", "accelerator": hardware.accelerator},
         start_seconds=(60.0 if hardware.accelerator == "kvm" else 180.0) * hardware.slowness,

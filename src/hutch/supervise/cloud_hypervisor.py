@@ -32,6 +32,7 @@ READY_PORT = 901  # of the host; what backends/cloud_hypervisor says to the gues
 POWEROFF_PORT = 900  # of the guest; below 1024, so that nobody but its root can listen there
 BUTTON = b"PUT /api/v1/vm.power-button HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n"
 
+PATIENCE = 2.0  # seconds that it has for an answer
 MOST_EVENT_BYTES = 1 << 20  # of all events; a boot takes 8 KiB of them
 LONGEST_EVENT = 4096
 
@@ -163,6 +164,22 @@ class CloudHypervisor(Source):
         except OSError:
             pass  # the directory is the machine's
 
+    # Its memory.
+
+    def leave_memory(self, size: int, whole: int) -> str | None:
+        body = json.dumps({"desired_balloon": whole - size}).encode()
+        head = f"PUT /api/v1/vm.resize HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+            connection.settimeout(PATIENCE)
+            try:
+                self._connect(connection, "api")
+                connection.sendall(head.encode() + body)
+                first = connection.recv(4096).partition(b"\r\n")[0].decode("ascii", "replace")
+            except OSError as error:
+                return f"cloud-hypervisor does not answer: {error}"
+        is_done = first.startswith("HTTP/1.1 2")
+        return "" if is_done else f"cloud-hypervisor refuses: {''.join(filter(str.isprintable, first[:80]))}"
+
     # The end.
 
     def power_off(self) -> None:
@@ -177,11 +194,7 @@ class CloudHypervisor(Source):
         """Call a socket of the machine's, and stay on the line. What cannot be said is left to the deadline."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
-            place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
-            try:
-                connection.connect(f"/proc/self/fd/{place}")
-            finally:
-                os.close(place)
+            self._connect(connection, name)
             connection.send(text)
         except OSError:
             connection.close()
@@ -189,6 +202,13 @@ class CloudHypervisor(Source):
         if name in self._kept:
             self._kept[name].close()
         self._kept[name] = connection
+
+    def _connect(self, connection: socket.socket, name: str) -> None:
+        place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            connection.connect(f"/proc/self/fd/{place}")
+        finally:
+            os.close(place)
 
     def close(self) -> None:
         self._calls.close()

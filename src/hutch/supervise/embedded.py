@@ -167,15 +167,18 @@ class Supervisor:
 
     def _leave_memory(self, sources: Iterable[Source]) -> str:
         """Give a machine the memory that its Launch leaves it. Returns why not."""
-        size = self.launch["balloon"]
-        complaints = [] if size is None else [source.leave_memory(size) for source in sources]
-        return "; ".join(filter(None, complaints))
+        size, whole = self.launch["balloon"], self.launch["memory"]
+        if size is None:
+            return ""
+        answers = [source.leave_memory(size, whole) for source in sources]
+        return next((answer for answer in answers if answer is not None), "nothing here can change it")
 
     def _renew_grafts(self) -> str:
         """Show a container what its Launch shows it, and nothing else. Returns why not."""
+        pid, started = self.status["leader"] or (0, None)
         try:
-            if self.status["leader"] and (self.launch["grafts"] or self.grafts.shown):
-                self.grafts.renew(self.launch["grafts"], self.status["leader"][0])
+            if started is not None and start_time(pid) == started:
+                self.grafts.renew(self.launch["grafts"], pid)
         except (StartFailed, OSError) as error:
             return str(error)
         return ""
@@ -186,7 +189,6 @@ class Supervisor:
         self.outcome = self.broken = ""
         self.was_killed = has_left = False
         self.grafts = Grafts()
-        self.status["leader"] = None
         sources: list[Source] = []
         try:
             if boot.failure is not None or main is None:
@@ -210,6 +212,7 @@ class Supervisor:
                 self.cgroup.make("supervisor")
                 self.cgroup.join("supervisor")
             self.cgroup.kill("machine")
+            self.status["leader"] = None
             for source in sources:
                 source.close()
             if main is not None:

@@ -31,29 +31,33 @@ class Grafts:
 
     def show(self, grafts: Sequence[Graft], leader: int) -> None:
         """Show, in their order, what has been bound already. Raises StartFailed."""
+        self._show(grafts, leader, Deadline())
+
+    def _show(self, grafts: Sequence[Graft], leader: int, deadline: Deadline) -> None:
         for graft in grafts:
-            _do(graft["attach"], str(leader))
+            deadline.do(graft["attach"], str(leader))
             self.shown.append(graft)
 
     def renew(self, wanted: Sequence[Graft], leader: int) -> None:
         """From what is shown to what is wanted, as far as that goes. Raises StartFailed."""
         leave, come = changes(self.shown, wanted)
+        deadline = Deadline()
         for graft in reversed(leave):
-            self._take_away(graft, leader)
+            self._take_away(graft, leader, deadline)
         for graft in come:
             os.makedirs(graft["place"], exist_ok=True)
-            _do(graft["bind"])
+            deadline.do(graft["bind"])
             try:
-                self.show([graft], leader)
+                self._show([graft], leader, deadline)
             except StartFailed:
                 _unmount(graft["place"])
                 raise
 
-    def _take_away(self, graft: Graft, leader: int) -> None:
+    def _take_away(self, graft: Graft, leader: int, deadline: Deadline) -> None:
         kept = {other["target"] for other in self.shown if other is not graft}
         points = points_of(observe_mountinfo(leader), observe_mountinfo(), graft["place"], kept)
         if points:
-            _do(graft["detach"], str(leader), *reversed(points))
+            deadline.do(graft["detach"], str(leader), *reversed(points))
         if points_of(observe_mountinfo(leader), observe_mountinfo(), graft["place"], kept):
             raise StartFailed(f"{graft['target']} is still mounted: the guest is in the way")
         self.shown.remove(graft)
@@ -79,9 +83,16 @@ def points_of(inside: str, outside: str, place: str, kept: set[str]) -> list[str
     return [point for device, root, point, _, _ in found if (device, root) in own and point not in kept]
 
 
-def _do(step: dict[str, Any], *more: str) -> None:
-    SideBySide([[{**step, "argv": [*step["argv"], *more]}]]).finish(time.monotonic(), PATIENCE)
+class Deadline:
+    """For all that is done from now on, since the supervisor serves nobody else meanwhile."""
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+
+    def do(self, step: dict[str, Any], *more: str) -> None:
+        SideBySide([[{**step, "argv": [*step["argv"], *more]}]]).finish(self.begun, PATIENCE)
 
 
 def _unmount(place: str) -> None:
-    _do({"argv": ["umount", "--lazy", place], "why": f"unmount {place}", "may_fail": False})
+    """Nobody can be in the way of that."""
+    Deadline().do({"argv": ["umount", "--lazy", place], "why": f"unmount {place}", "may_fail": False})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -49,25 +48,31 @@ def run_inside(
     return way(Inside(places, name, booted, now), login, list(argv), capture)
 
 
-@contextmanager
-def ended_after(seconds: float) -> Iterator[threading.Event]:
-    """For the main thread: what it runs inside meanwhile is ended by force after so long, and the event is set then. A
-    guest may do anything with a command of ours, and so never end it."""
-    overran = threading.Event()
+class Overrun:
+    """Whether what ran inside was ended."""
 
-    def end() -> None:
-        overran.set()
+    has_come = False
+
+
+@contextmanager
+def ended_after(seconds: float) -> Iterator[Overrun]:
+    """For the main thread: what it runs inside meanwhile is ended by force after so long. A guest may do anything with
+    a command of ours, and so never end it. A thread could not see to that: see `enter`."""
+    overrun = Overrun()
+
+    def end(number: int, frame: object) -> None:
+        overrun.has_come = True
         os.kill(os.getpid(), BY_FORCE)
 
-    before = signal.signal(BY_FORCE, signal.SIG_IGN)  # it may come too late to be for anybody
-    timer = threading.Timer(seconds, end)
-    timer.start()
+    by_force = signal.signal(BY_FORCE, signal.SIG_IGN)  # it may come too late to be for anybody
+    alarm = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield overran
+        yield overrun
     finally:
-        timer.cancel()
-        timer.join()
-        signal.signal(BY_FORCE, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        signal.signal(BY_FORCE, by_force)
 
 
 def login_of(booted: Workspace, *, root: bool) -> Login:

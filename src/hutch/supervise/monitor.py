@@ -55,7 +55,7 @@ class Monitor(Source):
         if self._trouble:
             yield "note", self._trouble
 
-    def leave_memory(self, size: int) -> str:
+    def leave_memory(self, size: int, whole: int) -> str:
         if not (self._is_connected.wait(PATIENCE) and self._thread.is_alive()):
             return self._trouble or "the machine's monitor does not answer"
         try:

@@ -46,9 +46,10 @@ class Source:
     def power_off(self) -> None:
         """Ask the guest to end in order. Only the first of a guest's sources is asked."""
 
-    def leave_memory(self, size: int) -> str:
-        """Have the machine's balloon leave it `size` bytes. Returns why that cannot be, "" when it has been asked."""
-        return ""
+    def leave_memory(self, size: int, whole: int) -> str | None:
+        """Have the machine's balloon leave it `size` bytes of the `whole`. Returns why that cannot be, "" when it has
+        been asked; None for a source that has nothing to do with it."""
+        return None
 
     def close(self) -> None:
         """Let go of what is its own; Main closes the links."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,12 +79,12 @@ def test_a_file_that_is_gone_is_not_forgotten(project: Path, tmp_path: Path) -> 
 
 
 def test_a_renamed_file(project: Path) -> None:
-    records, renamed = record(project), project.with_name("machines.toml")
+    records, renamed = record(project) | record(project, "lab"), project.with_name("machines.toml")
     project.rename(renamed)
-    assert taken_along(declaring(renamed, "web"), records)
-    assert list(orphans(declaring(renamed, "lab"), records, former_paths(declaring(renamed, "lab"), records))) == [
-        "web"
-    ]
+    config = declaring(renamed, "web")
+    assert taken_along(config, records)
+    assert list(orphans(config, records, former_paths(config, records))) == ["lab"]
+    assert former_paths(declaring(renamed, "new"), records) == set()  # it has nothing in common with what it was
 
 
 def test_a_moved_directory_whose_file_was_edited(project: Path, tmp_path: Path) -> None:
@@ -93,6 +94,33 @@ def test_a_moved_directory_whose_file_was_edited(project: Path, tmp_path: Path) 
     project.with_name("new").rename(project)
     moved = project.parent.rename(tmp_path / "elsewhere") / "hutch.toml"
     assert taken_along(declaring(moved, "web"), records)
+
+
+def test_a_disk_that_is_not_there_is_no_move(project: Path, tmp_path: Path) -> None:
+    """The directory is still there, which the disk was mounted on; another disk has one with the same number."""
+    records, other = record(project), tmp_path / "other" / "hutch.toml"
+    other.parent.mkdir()
+    other.touch()
+    project.unlink()
+    twin = {"web": replace(records["web"], origin=(1, origin_of(str(other))[1]))}
+    assert refused(declaring(other, "web"), twin) == f"web belongs to {project}, which is gone"
+
+
+def test_an_inode_that_is_used_again_is_another_file(tmp_path: Path) -> None:
+    seen, file = set(), tmp_path / "hutch.toml"
+    for _ in range(20):
+        file.touch()
+        seen.add(origin_of(str(file))[0])
+        file.unlink()
+    assert len(seen) == 20 or seen == {0}
+    assert origin_of(str(file))[0] == 0
+
+
+def test_what_is_known_of_no_origin(project: Path, tmp_path: Path) -> None:
+    records, other = record(project), tmp_path / "other.toml"
+    other.touch()
+    project.unlink()
+    refused(declaring(other, "web"), {"web": replace(records["web"], origin=())})
 
 
 def test_a_neighbour_does_not_inherit(project: Path) -> None:
