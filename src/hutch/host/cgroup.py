@@ -136,6 +136,13 @@ class Cgroup:
         except OSError:
             return []
 
+    def memory_in_use(self) -> int | None:
+        """Bytes; None on a host whose cgroups do not count them."""
+        try:
+            return int(_read(self._root, self._at("memory.current")))
+        except (OSError, ValueError):
+            return None
+
     def is_populated(self, *parts: str) -> bool:
         """Whether any process lives in the group or below."""
         try:

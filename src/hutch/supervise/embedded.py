@@ -160,8 +160,14 @@ class Supervisor:
             self.log.note("the new launch cannot be read")
             return
         self.launch = launch
-        self._warn(self.cgroup.limit(control_files(self.launch["limits"], is_renewal=True)))
+        limits = self.launch["limits"]
         complaints = {"memory": self._leave_memory(sources), "mounts": self._renew_grafts()}
+        used = self.cgroup.memory_in_use()
+        if limits["memory"] and used is not None and used > limits["memory"]:
+            # The kernel would end processes of the guest's to make room.
+            complaints["memory"] = f"{used >> 20} MiB are in use; that much has to be given up first"
+            limits = {**limits, "memory": used}
+        self._warn(self.cgroup.limit(control_files(limits, is_renewal=True)))
         self.status |= {"revision": self.launch["revision"], "complaints": complaints}
         self._say()
 
