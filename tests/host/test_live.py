@@ -193,11 +193,19 @@ def test_a_mount_that_is_taken_away(
 ) -> None:
     one, two = (f'{{ source = "{source}/{side}", target = "/{side}"' for side in ("one", "two"))
     running(f"mounts = [{one} }}, {two} }}]")
-    shared.inside(name, "sh", "-c", "mkdir /elsewhere && mount --bind /one /elsewhere", root=True)
+    (source / "one" / "deep").mkdir()
+    moves = """
+    mkdir /elsewhere /part && mount --bind /one /elsewhere && mount --bind /one/deep /part
+    mkdir "$(printf '/tmp/h\\rx')" && mount --bind /one "$(printf '/tmp/h\\rx')"
+    """
+    shared.inside(name, "sh", "-euc", moves, root=True)
+    before = shared.inside(name, "grep", "-c", " /two ", "/proc/self/mountinfo").stdout
     running(f"mounts = [{two}, readonly = true }}]")
     assert shared.inside(name, "cat", "/two/name").stdout == "two\n"
     assert shared.inside(name, "touch", "/two/x", root=True, check=False).returncode != 0
     assert shared.inside(name, "ls", "-A", "/one", "/elsewhere").stdout == "/elsewhere:\n\n/one:\n"
+    assert str(source / "one") not in shared.inside(name, "cat", "/proc/1/mountinfo", root=True).stdout
+    assert shared.inside(name, "grep", "-c", " /two ", "/proc/self/mountinfo").stdout == before
     running("mounts = []")
     assert str(source) not in shared.inside(name, "cat", "/proc/self/mountinfo").stdout
     assert str(source) not in Path("/proc/self/mountinfo").read_text()
@@ -248,6 +256,39 @@ def test_a_guest_that_never_answers(
     assert f"{name}: env: the guest does not take it within 15 s" in refused.stderr
     assert [reason["key"] for reason in shared.plan()[name]["reasons"]] == ["env"]
     shared.hutch("restart", name)
+    assert shared.inside(name, "printenv", "A").stdout == "b\n"
+
+
+TRACER = """
+import ctypes, glob
+libc = ctypes.CDLL(None)
+print("ready", flush=True)
+seen = set()
+while True:
+    for path in glob.glob("/proc/[0-9]*/status"):
+        try:
+            fields = dict(line.split(":", 1) for line in open(path) if ":" in line)
+        except OSError:
+            continue
+        pid = int(fields["Pid"])
+        if pid != 1 and int(fields["PPid"]) == 0 and pid not in seen and libc.ptrace(0x4206, pid, 0, 0) == 0:
+            seen.add(pid)  # PTRACE_SEIZE, and never a wait: what is killed stays a zombie
+"""
+
+
+def test_a_guest_that_traces_what_comes(
+    running: Callable[[str], str], shared: Instance, name: str, workspace_type: str
+) -> None:
+    """A command that it holds on to cannot hold the lock of the host."""
+    running("")
+    start = ["systemd-run", "--quiet", "--unit=tracer", "python3", "-c", TRACER]
+    shared.inside(name, *start, root=True)
+    shared.declare(workspace_type, **{name: 'env = { A = "b" }'})
+    deadline = time.monotonic() + 60
+    refused = shared.hutch("up", check=False, timeout=60)
+    assert (refused.returncode, time.monotonic() < deadline) == (1, True)
+    assert f"{name}: env: the guest does not take it" in refused.stderr
+    shared.hutch("restart", name, timeout=30)
     assert shared.inside(name, "printenv", "A").stdout == "b\n"
 
 

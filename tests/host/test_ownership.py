@@ -71,6 +71,23 @@ def test_a_project_that_is_moved_takes_its_workspaces_along(shared: Instance, na
         (shared.directory / "third.toml").unlink(missing_ok=True)
 
 
+def test_a_directory_that_is_shared_moves_along(shared: Instance, name: str, other: Path) -> None:
+    """Its guard is a mount on it; neither that nor the old directory is left behind."""
+    mount = 'mounts = [{ source = "work", target = "/work", create = true }]'
+    other.write_text(f"{other.read_text()}{mount}\n")
+    shared.hutch("-f", str(other), "up")
+    (other.parent / "work" / "file").write_text("here\n")
+    moved = other.parent.rename(shared.directory / "moved")
+    try:
+        shared.hutch("-f", str(moved / "hutch.toml"), "up")
+        assert not other.parent.exists()
+        assert shared.inside(name, "cat", "/work/file").stdout == "here\n"
+        shared.hutch("rm", "--purge", "--force", name)
+        assert str(shared.directory) not in Path("/proc/self/mountinfo").read_text()
+    finally:
+        shutil.rmtree(moved, ignore_errors=True)
+
+
 def test_prune_is_for_ones_own(shared: Instance, name: str, other: Path) -> None:
     other.write_text(other.read_text().replace(f"workspaces.{name}]", f"workspaces.{name}x]"))
     shared.hutch("up", "--no-start")

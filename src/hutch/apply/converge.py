@@ -40,7 +40,9 @@ def in_force(places: Places, records: Mapping[str, Record]) -> dict[str, Record]
         wanted, booted = record.wanted, record.booted.workspace if record.booted else record.wanted
         if booted != wanted and observe(places, name).is_up:
             identity = {key: getattr(booted, key) for key in IDENTITY}
-            mounts = tuple(dict.fromkeys((*booted.mounts, *wanted.mounts)))
+            # What it runs with is guarded, and made for nobody: its directory may have been moved.
+            running = (replace(mount, create=False) for mount in booted.mounts if mount not in wanted.mounts)
+            mounts = (*running, *wanted.mounts)
             record = replace(record, wanted=replace(wanted, **identity, mounts=mounts))
         found[name] = record
     return found

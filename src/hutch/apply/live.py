@@ -6,7 +6,6 @@ anew first, so that a guest which reboots comes back with what is in force.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -114,14 +113,13 @@ class _Live:
         return control.renew(self.places, self.record.name, self.launch)
 
     def _refresh_guest(self) -> dict[str, str]:
-        from hutch.supervise.inside import ended_after, run_inside
+        from hutch.supervise.inside import told_inside
 
         text = next(file.content for file in self.launch.files if file.path.endswith("/tmpfiles.extra"))
         command = ["sh", "-c", REFRESH, "sh", *text.splitlines()]
-        with open(os.devnull, "wb") as nowhere, ended_after(GUEST_SECONDS) as overrun:
-            code = run_inside(self.places, self.record, command, root=True, capture=nowhere.fileno())
-        if code:
-            how = f"within {GUEST_SECONDS:g} s" if overrun.has_come else f"(exit code {code})"
+        code = told_inside(self.places, self.record, command, seconds=GUEST_SECONDS)
+        if code != 0:
+            how = f"within {GUEST_SECONDS:g} s" if code is None else f"(exit code {code})"
             raise HutchError(f"the guest does not take it {how}: its systemd-tmpfiles, or sshd's reload")
         return {}
 

@@ -191,7 +191,7 @@ def check_bystanders(others: Collection[str], changes: Sequence[Change]) -> None
         raise HutchError(
             f"a change of [network] would cut off {', '.join(others)}, which this plan leaves out",
             details="\n".join(f"{change.key}: {change.old} -> {change.new}" for change in changes),
-            resolution="one [network] for all files; `hutch up` without names, and `hutch rm` what no file declares",
+            resolution="write the same [network] in each file, or `hutch rm` those that are left out",
         )
 
 

@@ -67,6 +67,9 @@ def start(
             yield lambda connect: settle(places, network, file, records, looking, connect)
 
     def make(name: str) -> Launch:
+        if lacks_shell(places, records[name]):
+            shell = records[name].wanted.shell
+            listen(name, "warning", f"its image has no {shell}, so nobody can log in; add what has it to `packages`")
         launch = make_launch(places, records[name], network, accelerator)
         records[name] = records[name].with_booted()
         write_record(places, records[name])
@@ -75,6 +78,12 @@ def start(
     failures = control.start_all(places, [record.name for record in starting], make, listen, settling)
     if failures:
         raise StartsFailed(failures)
+
+
+def lacks_shell(places: Places, record: Record) -> bool:
+    """Whether the login user's shell is missing from the image. A root that is kept may have its own."""
+    tree, shell = str(places.image_root(record.image)), record.wanted.shell
+    return record.wanted.persist != "all" and not any(os.path.lexists(f"{tree}{top}{shell}") for top in ("", "/usr"))
 
 
 def check_shares(starting: Iterable[tuple[str, str, Workspace]]) -> None:

@@ -95,7 +95,7 @@ def up(
 
     begun = time.monotonic()
     with Bar(options) as bar:
-        hutch = Hutch(listen=options.listen, progress=bar.show)
+        hutch = Hutch(listen=bar.listen, progress=bar.show)
         confirm = agreed if yes or not sys.stdin.isatty() else ask
         config = hutch.load(options.path)
         result = hutch.up(config, names, start=not no_start, prune=prune, adopt=adopt, confirm=confirm)
@@ -115,7 +115,7 @@ def ask(plan: Plan) -> None:
     print_plan(plan, err=True)
     names = ", ".join(sorted(plan.disturbed))
     if not click.confirm(f"somebody is at work in {names}; stop it all the same?", err=True):
-        raise HutchError("nothing was changed", resolution="--yes does not ask; `restart_if_changed = false` waits")
+        raise HutchError("nothing was changed", resolution="--yes does not ask")
 
 
 def print_plan(plan: Plan, *, err: bool = False) -> None:

@@ -52,7 +52,7 @@ def build(options: Options, names: tuple[str, ...]) -> None:
     from hutch.cli.progress import Bar
 
     with Bar(options) as bar:
-        hutch = Hutch(listen=options.listen, progress=bar.show)
+        hutch = Hutch(listen=bar.listen, progress=bar.show)
         built = Images(hutch).build(hutch.load(options.path), names)
     for found in built:
         click.echo(found)

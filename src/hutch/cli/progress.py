@@ -23,6 +23,11 @@ class Bar:
     def __enter__(self) -> Bar:
         return self
 
+    def listen(self, name: str, event: str, text: str) -> None:
+        """Tell what the engine tells, below the bar, which is done by then."""
+        self._end()
+        self.options.listen(name, event, text)
+
     def show(self, image: str, stage: str, fraction: float) -> None:
         if self.options.quiet:
             return
@@ -52,5 +57,9 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self.progress is not None:
             self.progress.stop()
+            self.progress, self.tasks = None, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
@@ -92,7 +93,8 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     for number, entry in enumerate(entries):
         if number:
             click.echo()
-        for key, value in entry.items():
+        since = {} if entry["since"] is None else {"since": time.ctime(entry["since"])}
+        for key, value in {**entry, **since}.items():
             for line in value if isinstance(value, list) else [value]:
                 if line not in (None, ""):
                     click.echo(f"{key:>14}  {line}")

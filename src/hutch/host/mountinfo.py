@@ -7,10 +7,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def observe_mountinfo(process: int | str = "self") -> str:
-    """The text as it is now; bytes that are not UTF-8 are kept as surrogates, as in all paths."""
-    with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
+def observe_mountinfo(process: int | str = "self", *, most: int = -1) -> str:
+    """The text as it is now, or the first `most` characters of it; bytes that are not UTF-8 are kept as surrogates, as
+    in all paths, and so are carriage returns: a line ends with a newline only."""
+    with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        return file.read(most)
 
 
 def parse_mountinfo(text: str) -> Iterator[tuple[str, str, str, set[str], str]]:
@@ -22,6 +23,22 @@ def parse_mountinfo(text: str) -> Iterator[tuple[str, str, str, set[str], str]]:
         if len(fields) > 5:
             options = set(fields[5].split(","))
             yield fields[2], plain(fields[3]), plain(fields[4]), options, after.partition(" ")[0]
+
+
+def self_binds(text: str) -> dict[str, int]:
+    """Mount point -> id of each directory that is mounted over itself. The id stays when the directory is renamed."""
+    found: dict[str, int] = {}
+    above: list[tuple[str, str, str]] = []  # those that came before: parents do
+    numbers = [line.split(" ", 1)[0] for line in text.split("\n") if line.count(" ") > 5]
+    for number, (device, root, point, _, _) in zip(numbers, parse_mountinfo(text), strict=True):
+        around = [other for other in above if is_below(point, other[2])]
+        parent = max(around, key=lambda other: len(other[2]), default=None)
+        if parent is not None and parent[0] == device:
+            inner = point.removeprefix(parent[2].rstrip("/"))
+            if root == (parent[1].rstrip("/") + inner or "/"):
+                found[point] = int(number)
+        above.append((device, root, point))
+    return found
 
 
 def is_below(path: str, directory: str) -> bool:

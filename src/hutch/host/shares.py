@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hutch.errors import HutchError, Problem
 from hutch.files import read_or_none, write_atomic
-from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
+from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo, self_binds
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Workspace
 from hutch.spec.names import NIX_STORE, Places
@@ -119,8 +119,9 @@ def ensure_shares(places: Places, paths: Iterable[str]) -> None:
 
     Which mounts are ours stands in a file of the runtime directory: like them, it is gone after a reboot.
     """
-    wanted, mounts = list(paths), observe_mounts()
-    ours = noted_shares(places, wanted, mounts)
+    text = observe_mountinfo()
+    wanted, mounts = list(paths), find_mounts(text)
+    ours = noted_shares(places, wanted, mounts, self_binds(text))
     kept = [path for path in ours if path in mounts]
     for path in sorted((path for path in kept if path not in wanted), key=len, reverse=True):  # the inner ones first
         run(["umount", "--lazy", "--no-canonicalize", path])
@@ -132,15 +133,19 @@ def ensure_shares(places: Places, paths: Iterable[str]) -> None:
     _note(places, kept)
 
 
-def noted_shares(places: Places, wanted: Iterable[str], mounts: Iterable[str]) -> list[str]:
+def noted_shares(places: Places, wanted: Iterable[str], mounts: Iterable[str], binds: Mapping[str, int]) -> list[str]:
     """The paths on which mounts of ours are. Nobody else mounts anything in the directories of workspaces; elsewhere it
-    stands in the file, and without one that can be read what is shared is taken for ours."""
+    stands in the file, and without one that can be read what is shared is taken for ours. A directory may have been
+    renamed since: its mount, one of `binds`, goes with it and keeps its id."""
     inside = [path for path in mounts if path.startswith(f"{places.workspaces}/")]
     data = read_or_none(places.shares)
     if data is None:
         return inside
     try:
-        noted = [str(path) for path in decode(SHARES, places.shares, data)["paths"]]
+        body = decode(SHARES, places.shares, data)
+        known = {int(number): point for point, number in binds.items()}
+        moved = {path: known[number] for path, number in body["ids"].items() if number in known and path not in mounts}
+        noted = [moved.get(path, str(path)) for path in body["paths"]]
     except (HutchError, KeyError, TypeError):
         noted = [path for path in wanted if path in mounts]
     return list(dict.fromkeys((*noted, *inside)))
@@ -153,7 +158,8 @@ def unguarded(paths: Iterable[str], mounts: Mapping[str, set[str]]) -> tuple[str
 
 
 def _note(places: Places, kept: list[str]) -> None:
-    content = encode(SHARES, {"paths": kept})
+    binds = self_binds(observe_mountinfo())
+    content = encode(SHARES, {"paths": kept, "ids": {path: binds[path] for path in kept if path in binds}})
     if kept and read_or_none(places.shares) != content:
         make_directory(places.run)
         write_atomic(places.shares, content, mode=0o600, is_lasting=False)

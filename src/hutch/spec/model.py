@@ -202,6 +202,7 @@ class Config:
 
     def select(self, names: Sequence[str]) -> list[str]:
         """`names`, or all that the file declares; UsageError for one that it does not."""
+        names = [names] if isinstance(names, str) else names
         unknown = [name for name in names if name not in self.workspaces]
         if unknown:
             known = ", ".join(self.workspaces) or "none"

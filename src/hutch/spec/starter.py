@@ -24,10 +24,10 @@ type = "container"               # or "vm"
 # '''
 # vcpus = 2
 # memory = "4GiB"
-# autostart = true               # start when the host boots
+# autostart = true               # recorded for later: nothing starts it at boot yet
 # persist = "home"               # only the home outlives a restart; "all" keeps the whole system
 # mounts = [{ source = "~/src/@NAME@", target = "/src", readonly = true, create = true }]
-# egress = "internet"            # everything but private networks; "none", or a list such as ["*.example.org"]
+# egress = "internet"            # everything but private networks, which is all there is so far
 # publish = ["127.0.0.1:8080:80"]   # [host_ip:]host_port:guest_port[/udp]
 # env = { EDITOR = "vim" }
 """

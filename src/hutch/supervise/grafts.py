@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Graft = dict[str, Any]
 
+MOST_TEXT = 4 << 20  # characters of a guest's mountinfo, which it can make as long as it likes
 PATIENCE = 10.0  # seconds; a guest's own file systems may never answer
 
 
@@ -41,24 +42,38 @@ class Grafts:
     def renew(self, wanted: Sequence[Graft], leader: int) -> None:
         """From what is shown to what is wanted, as far as that goes. Raises StartFailed."""
         leave, come = changes(self.shown, wanted)
-        deadline = Deadline()
-        for graft in reversed(leave):
-            self._take_away(graft, leader, deadline)
-        for graft in come:
-            os.makedirs(graft["place"], exist_ok=True)
-            deadline.do(graft["bind"])
-            try:
-                self._show([graft], leader, deadline)
-            except StartFailed:
-                _unmount(graft["place"])
-                raise
+        deadline, trouble = Deadline(), []
+        for action, grafts in ((self._take_away, [*reversed(leave)]), (self._bring, come)):
+            for graft in grafts:
+                try:
+                    action(graft, leader, deadline)
+                except (StartFailed, OSError) as error:  # the others have nothing to do with it
+                    trouble.append(str(error))
+        if trouble:
+            raise StartFailed("\n".join(trouble))
+
+    def _bring(self, graft: Graft, leader: int, deadline: Deadline) -> None:
+        os.makedirs(graft["place"], exist_ok=True)
+        deadline.do(graft["bind"])
+        try:
+            self._show([graft], leader, deadline)
+        except StartFailed:
+            _unmount(graft["place"])
+            raise
 
     def _take_away(self, graft: Graft, leader: int, deadline: Deadline) -> None:
         kept = {other["target"] for other in self.shown if other is not graft}
-        points = points_of(observe_mountinfo(leader), observe_mountinfo(), graft["place"], kept)
-        if points:
-            deadline.do(graft["detach"], str(leader), *reversed(points))
-        if points_of(observe_mountinfo(leader), observe_mountinfo(), graft["place"], kept):
+        outside = observe_mountinfo()
+
+        def points() -> list[str]:
+            inside = observe_mountinfo(leader, most=MOST_TEXT)
+            if len(inside) == MOST_TEXT:
+                raise StartFailed(f"{graft['target']} cannot be taken away: the guest has too many mounts")
+            return points_of(inside, outside, graft["place"], kept)
+
+        if found := points():
+            deadline.do(graft["detach"], str(leader), *reversed(found))
+        if points():
             raise StartFailed(f"{graft['target']} is still mounted: the guest is in the way")
         self.shown.remove(graft)
         _unmount(graft["place"])
@@ -67,7 +82,8 @@ class Grafts:
 def changes(shown: Sequence[Graft], wanted: Sequence[Graft]) -> tuple[list[Graft], list[Graft]]:
     """(what has to leave, what has to come), each with parents first. What lies below a place that changes leaves and
     comes again, or it would be covered, or lost."""
-    touched = [graft["target"] for graft in (*shown, *wanted) if graft not in shown or graft not in wanted]
+    here, there = ({graft["place"] for graft in grafts} for grafts in (shown, wanted))
+    touched = [graft["target"] for graft in (*shown, *wanted) if graft["place"] in here ^ there]
 
     def is_touched(graft: Graft) -> bool:
         return any(is_below(graft["target"], target) for target in touched)
@@ -76,11 +92,26 @@ def changes(shown: Sequence[Graft], wanted: Sequence[Graft]) -> tuple[list[Graft
 
 
 def points_of(inside: str, outside: str, place: str, kept: set[str]) -> list[str]:
-    """Where a guest, by its mountinfo, has what is bound at `place`, by ours. The topmost comes last. What lies at the
-    targets of others, `kept`, is theirs, though it may be the same directory."""
-    own = {(device, root) for device, root, point, _, _ in parse_mountinfo(outside) if point == place}
-    found = parse_mountinfo(inside)
-    return [point for device, root, point, _, _ in found if (device, root) in own and point not in kept]
+    """Where a guest, by its mountinfo, has what is bound at `place`, by ours, or something in it. The topmost comes
+    last. What lies at the targets of others, `kept`, is theirs, though it may be the same directory; and so is what is
+    bound beside `place`, the home say."""
+    beside = place.rpartition("/")[0]
+    bound = {
+        point: (device, root)
+        for device, root, point, _, _ in parse_mountinfo(outside)
+        if point.startswith(f"{beside}/")
+    }
+    own = bound.pop(place, None)
+    if own is None:
+        return []
+    return [
+        point
+        for device, root, point, _, _ in parse_mountinfo(inside)
+        if device == own[0]
+        and is_below(root, own[1])
+        and point not in kept
+        and ((device, root) == own or (device, root) not in bound.values())
+    ]
 
 
 class Deadline:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hutch.spec.model import Workspace
     from hutch.spec.names import Places
     from hutch.state import Record
+
+GRACE = 2.0  # seconds that it may take to end what is to be ended
 
 
 def run_inside(
@@ -48,31 +50,38 @@ def run_inside(
     return way(Inside(places, name, booted, now), login, list(argv), capture)
 
 
-class Overrun:
-    """Whether what ran inside was ended."""
+def told_inside(places: Places, record: Record, argv: Sequence[str], *, seconds: float) -> int | None:
+    """Run a command as root, with nobody to hear it; returns its exit code, None when it did not end in time.
 
-    has_come = False
-
-
-@contextmanager
-def ended_after(seconds: float) -> Iterator[Overrun]:
-    """For the main thread: what it runs inside meanwhile is ended by force after so long. A guest may do anything with
-    a command of ours, and so never end it. A thread could not see to that: see `enter`."""
-    overrun = Overrun()
-
-    def end(number: int, frame: object) -> None:
-        overrun.has_come = True
-        os.kill(os.getpid(), BY_FORCE)
-
-    by_force = signal.signal(BY_FORCE, signal.SIG_IGN)  # it may come too late to be for anybody
-    alarm = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    A guest's root can keep a command of ours, and whoever waits for it, from ever ending: by tracing it, by a file
+    system that does not answer. So that is done by a child, which is left behind then, and has none of our descriptors:
+    locks above all. What it leaves behind is in the workspace's cgroup.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 255
+        try:
+            os.closerange(3, 1 << 20)
+            os.setsid()
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(nowhere, stream)
+            code = run_inside(places, record, argv, root=True, capture=nowhere)
+        finally:
+            os._exit(code)
+    pidfd = os.pidfd_open(child)
     try:
-        yield overrun
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        for number, patience in ((0, seconds), (BY_FORCE, GRACE), (signal.SIGKILL, GRACE)):
+            if number:
+                signal.pidfd_send_signal(pidfd, number)
+            if poll.poll(patience * 1000):
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                return None if number else code
+        return None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, alarm)
-        signal.signal(BY_FORCE, by_force)
+        os.close(pidfd)
 
 
 def login_of(booted: Workspace, *, root: bool) -> Login:

@@ -13,6 +13,7 @@ from hutch.errors import HutchError
 from hutch.host import cgroup, shares
 from hutch.host.bind import open_strictly
 from hutch.host.dns import Resolver, observe_resolver, wanted_resolvers
+from hutch.host.mountinfo import self_binds
 from hutch.host.process import is_alive, open_process, start_time
 from hutch.spec.model import Mount, Workspace
 from hutch.spec.names import Places
@@ -255,3 +256,18 @@ def test_a_process_is_its_pid_and_its_start() -> None:
 def test_no_such_process() -> None:
     assert start_time(2**22 + 1) is None
     assert open_process(2**22 + 1, 1) is None
+
+
+MOUNTS = """
+21 1 8:1 / / rw - ext4 /dev/sda1 rw
+22 21 8:2 / /home rw - ext4 /dev/sda2 rw
+31 21 8:1 /srv/a /srv/a rw,nosuid,nodev - ext4 /dev/sda1 rw
+32 22 8:2 /me/b /home/me/b rw,nosuid,nodev - ext4 /dev/sda2 rw
+33 21 8:1 /srv/c /srv/d rw,nosuid,nodev - ext4 /dev/sda1 rw
+34 21 0:40 / /run rw,nosuid,nodev - tmpfs tmpfs rw
+"""
+
+
+def test_directories_that_are_mounted_over_themselves() -> None:
+    assert self_binds(MOUNTS) == {"/srv/a": 31, "/home/me/b": 32}
+    assert self_binds("") == {}

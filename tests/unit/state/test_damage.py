@@ -174,15 +174,15 @@ def test_what_is_remembered_of_the_accelerator(places: Places) -> None:
 def test_which_mounts_are_ours(places: Places) -> None:
     """Without a list: those in our own directory, and those of what is shared."""
     home = str(places.home("web"))
-    places.shares.write_bytes(encode(SHARES, {"paths": [home, "/srv/a", "/srv/b"]}))
+    places.shares.write_bytes(encode(SHARES, {"paths": [home, "/srv/a", "/srv/b"], "ids": {"/srv/a": 7}}))
 
     def check(found: Any, data: bytes) -> None:
         assert sorted(found) in (sorted([home, "/srv/a", "/srv/b"]), sorted([home, "/srv/a"])), data
 
-    read = lambda: noted_shares(places, [home, "/srv/a"], [home, "/srv/a", "/srv/b", "/srv/foreign"])  # noqa: E731
+    read = lambda: noted_shares(places, [home, "/srv/a"], [home, "/srv/a", "/srv/b", "/srv/foreign"], {})  # noqa: E731
     assert try_all(places.shares, read, check) == 0
     places.shares.unlink()
-    assert noted_shares(places, [home, "/srv/a"], [home, "/srv/a"]) == [home]
+    assert noted_shares(places, [home, "/srv/a"], [home, "/srv/a"], {}) == [home]
 
 
 @pytest.mark.parametrize("state", ["starting", "running", "stopping", "failed"])

@@ -47,6 +47,7 @@ INSIDE = """
 
 
 def test_where_a_guest_has_it() -> None:
-    assert points_of(INSIDE, OUTSIDE, "/places/a", set()) == ["/a", "/moved here"]
+    assert points_of(INSIDE, OUTSIDE, "/places/a", set()) == ["/a", "/moved here", "/inner"]
+    assert points_of(INSIDE, OUTSIDE.replace("/srv/b ", "/srv/a/inner "), "/places/a", set()) == ["/a", "/moved here"]
     assert points_of(INSIDE, OUTSIDE, "/places/b", {"/b"}) == []
     assert points_of(INSIDE, OUTSIDE, "/places/c", set()) == []
