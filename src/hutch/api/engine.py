@@ -106,7 +106,6 @@ class Hutch:
 
         `confirm` is asked before workspaces are stopped in which somebody is at work.
         """
-        from hutch.apply.building import is_built
         from hutch.apply.converge import first_network
         from hutch.apply.execute import apply_plan
         from hutch.apply.inspecting import unbuilt_images
@@ -130,8 +129,7 @@ class Hutch:
                 plan = make(unbuilt)
                 # Until the lock was taken, an image may have been removed, the tree that it is made from may have
                 # changed, or somebody may have come.
-                is_complete = all(is_built(self.places, wanted) for wanted in plan.wanted.values())
-                if is_complete and plan.disturbed <= allowed:
+                if not unbuilt_images(self.places, plan.wanted) and plan.disturbed <= allowed:
                     apply_plan(self.places, plan, self.listen)
                     return plan
         raise HutchError(

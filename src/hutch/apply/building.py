@@ -24,7 +24,6 @@ from hutch.images.cache import (
 from hutch.images.progress import Stage
 from hutch.images.recipe import Recipe, make_recipe
 from hutch.images.source import observe_fingerprint
-from hutch.plan.actions import Wanted
 from hutch.spec import names
 from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
@@ -62,15 +61,15 @@ def ensure_images(
             ensure_machine(recipe, places, progress=partial(_report, progress, recipe.id))
 
 
-def is_built(places: Places, wanted: Wanted) -> bool:
-    """Whether everything is in the cache that a workspace's start takes from there."""
-    if not is_whole(places, wanted.image):
-        return False
-    if wanted.workspace.type != "vm":
-        return True
+def missing_of(places: Places, image: str, type: str) -> str:
+    """What is not in the cache of all that a start of a workspace of that type takes from there; "" for nothing."""
+    if not is_whole(places, image):
+        return image
+    if type != "vm":
+        return ""
     from hutch.images.machine import observe_machine
 
-    return observe_machine(places, wanted.image) is not None
+    return "" if observe_machine(places, image) else f"what machines boot of {image}"
 
 
 def _report(progress: Callable[[str, str, float], None], id: str, stage: Stage) -> None:

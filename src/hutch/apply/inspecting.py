@@ -13,14 +13,13 @@ from dataclasses import field, replace
 from pathlib import Path
 
 from hutch.apply import converge
-from hutch.apply.building import is_built
+from hutch.apply.building import missing_of
 from hutch.errors import HutchError
 from hutch.files import read_or_none
 from hutch.frozen import dataclass
 from hutch.host import dns, hosts_file, router, shares, ssh
 from hutch.host.mountinfo import parse_mountinfo
 from hutch.host.namespace import look
-from hutch.images.cache import is_whole
 from hutch.plan.actions import Change, Plan, Repair, Wanted
 from hutch.spec import names
 from hutch.spec.model import Network
@@ -104,10 +103,11 @@ def wrong_homes(places: Places, serving: Mapping[str, Record]) -> Iterator[Repai
 
 def lost_keys(places: Places, serving: Collection[str]) -> dict[str, str]:
     """Host keys that are damaged or gone, and that somebody knows already: `up` does not make others in their place."""
+    published = ssh.published_names(places)
     return {
         name: f"host key: {places.host_key(name)} is damaged or gone; only a backup brings back what it is known by"
         for name in serving
-        if ssh.is_published(places, name) and not ssh.public_of(read_or_none(places.host_key(name)))
+        if names.hostname(name) in published and not ssh.public_of(read_or_none(places.host_key(name)))
     }
 
 
@@ -172,17 +172,9 @@ def has_lost_tree(places: Places, name: str, pid: int) -> bool:
 
 def unbuilt_images(places: Places, wanted: Mapping[str, Wanted]) -> dict[str, str]:
     """The workspaces of which something is not in the cache that they start from, each with what, in words."""
-    known: dict[tuple[str, str], str] = {}
-    found = {}
-    for name, target in wanted.items():
-        key = (target.image, target.workspace.type)
-        if key not in known:
-            has_tree = is_whole(places, target.image)
-            what = f"what machines boot of {target.image}" if has_tree else target.image
-            known[key] = "" if has_tree and is_built(places, target) else f"{what} is not in the cache"
-        if known[key]:
-            found[name] = known[key]
-    return found
+    needed = {name: (target.image, target.workspace.type) for name, target in wanted.items()}
+    missing = {need: missing_of(places, *need) for need in set(needed.values())}
+    return {name: f"{missing[need]} is not in the cache" for name, need in needed.items() if missing[need]}
 
 
 def with_findings(plan: Plan, seen: Findings, unbuilt: Mapping[str, str], records: Mapping[str, Record]) -> Plan:

@@ -77,6 +77,9 @@ def check_machines(starting: Iterable[Starting]) -> None:
         for problem in check_host({name: workspace}, capacity.memory, capacity.cpus)
     )
     check_tools(MACHINE_TOOLS, f"{names}: this host cannot run virtual machines yet")
+    from hutch.images.machine import find_firmware
+
+    find_firmware()
 
 
 def check_hypervisors(starting: Iterable[Starting], accelerator: Accelerator) -> None:

@@ -113,8 +113,13 @@ def _make_pair(path: Path, public: Path, comment: str, uid: int, gid: int) -> No
 
 def is_published(places: Places, name: str) -> bool:
     """Whether the known hosts tell of a workspace's host key."""
+    return hostname(name) in published_names(places)
+
+
+def published_names(places: Places) -> set[str]:
+    """The host names of the workspaces whose host keys the known hosts tell of."""
     known = (read_or_none(places.known_hosts) or b"").splitlines()
-    return any(line.startswith(f"{hostname(name)},".encode()) for line in known)
+    return {line.partition(b",")[0].decode("utf-8", "replace") for line in known if b"," in line}
 
 
 def owner_of(uid: int) -> tuple[int, str]:

@@ -44,7 +44,11 @@ class Machine:
     kernel: Path
     initrd: Path
     root: Path
-    firmware: Path
+
+    @property
+    def firmware(self) -> Path:
+        """Looked for when a machine is to boot: whether one has been made does not depend on it. Raises HutchError."""
+        return find_firmware()
 
 
 @cache
@@ -71,7 +75,7 @@ def observe_machine(places: Places, image_id: str) -> Machine | None:
     kernel, initrd, root = (directory / name for name in ("vmlinux", "initrd", "root.erofs"))
     if not (kernel.is_file() and initrd.is_file() and root.is_file()):
         return None
-    return Machine(kernel, initrd, root, find_firmware())
+    return Machine(kernel, initrd, root)
 
 
 def ensure_machine(recipe: Recipe, places: Places, *, progress: Progress = no_progress) -> Machine:

@@ -101,6 +101,14 @@ def test_an_image_without_its_tree_is_none(places: Places) -> None:
     assert unbuilt_images(places, wanted).keys() == {"web", "lab"}
 
 
+def test_each_image_is_looked_at_once(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("hutch.apply.building.is_whole", lambda places, id: asked.append(id))
+    wanted = {f"w{number}": Wanted(workspace(), f"image-{number % 2}") for number in range(6)}
+    assert unbuilt_images(places, wanted).keys() == wanted.keys()
+    assert sorted(asked) == ["image-0", "image-1"]
+
+
 @pytest.mark.parametrize(
     ("directory", "is_lost"),
     [("/images/i/root", False), ("/images/i/root//deleted", True), ("/images/with\\040blank//deleted", True)],

@@ -14,6 +14,7 @@ from hutch.errors import ConfigError, HutchError
 from hutch.host import capacity, tools, vsock
 from hutch.host.accelerator import Accelerator
 from hutch.host.capacity import Capacity
+from hutch.images import machine as images_machine
 from hutch.plan.actions import Action, Kind, Plan, Wanted
 from hutch.spec.model import Workspace
 from hutch.spec.names import Places
@@ -30,7 +31,8 @@ KVM = Accelerator("kvm", None, None, "a guest has run under it")
 
 @pytest.fixture(autouse=True)
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host with all programs, 4 GiB, two processors."""
+    """A host with all programs and the firmware, 4 GiB, two processors."""
+    monkeypatch.setattr(images_machine, "FIRMWARES", (os.path.abspath(__file__),))
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "h", "6.12", "#1", "x86_64")))
     monkeypatch.setattr(capacity, "observe_capacity", lambda: Capacity(4 * GIB, 2))
     monkeypatch.setattr(tools, "find_program", lambda name: f"/usr/bin/{name}")
@@ -65,6 +67,13 @@ def test_programs_are_for_machines_only(monkeypatch: pytest.MonkeyPatch) -> None
         check_machines([(FILE, "web", VM), (FILE, "box", workspace()), (FILE, "lab", VM)])
     for package in ("qemu-system-x86", "virtiofsd", "bubblewrap", "erofs-utils"):
         assert package in caught.value.resolution.split("`")[1].split()
+
+
+def test_the_firmware_is_looked_for_where_a_machine_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images_machine, "FIRMWARES", ("/nowhere/qboot.rom",))
+    check_machines([(FILE, "box", workspace())])
+    with pytest.raises(HutchError, match="no firmware for virtual machines"):
+        check_machines([(FILE, "web", VM), (FILE, "box", workspace())])
 
 
 def test_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def in_cache(monkeypatch: pytest.MonkeyPatch, *answers: bool) -> None:
 def test_an_image_that_went_meanwhile_is_built_again(
     done: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    in_cache(monkeypatch, False, True)
+    in_cache(monkeypatch, False, False, False, True)  # before each build, and after it under the lock
     Hutch(Places(tmp_path / "state", tmp_path / "run")).up(CONFIG)
     assert done == ["build", "recover", "build", "recover", "apply"]
 

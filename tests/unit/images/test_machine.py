@@ -140,8 +140,8 @@ def test_a_kernel_that_a_machine_boots_is_kept(places: Places) -> None:
 
 
 def test_a_machine_is_beside_its_image(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not the host has the firmware to boot it, which is not in the cache."""
     monkeypatch.setattr(machine, "FIRMWARES", (str(places.state / "*.rom"),))
-    (places.state / "qboot.rom").touch()
     assert machine.observe_machine(places, RECIPE.id) is None
     directory = machine.machine_directory(places, RECIPE.id)
     directory.mkdir()
@@ -149,8 +149,12 @@ def test_a_machine_is_beside_its_image(places: Places, monkeypatch: pytest.Monke
     for file in files:
         assert machine.observe_machine(places, RECIPE.id) is None  # not whole
         file.touch()
-    expected = machine.Machine(files[0], files[1], files[2], places.state / "qboot.rom")
-    assert machine.observe_machine(places, RECIPE.id) == expected
+    found = machine.observe_machine(places, RECIPE.id)
+    assert found == machine.Machine(files[0], files[1], files[2])
+    with pytest.raises(HutchError, match=r"qboot\.rom"):
+        found.firmware  # noqa: B018
+    (places.state / "qboot.rom").touch()
+    assert found.firmware == places.state / "qboot.rom"
     assert machine.observe_machine(places, "debian-trixie-000000000000") is None
 
 
