@@ -98,19 +98,18 @@ def plan_one(
     if not now.is_up:
         unrecorded = (*since_record, *moved)
         return _plan_stopped(name, target, now, since_booted, unrecorded, notes, start=start)
-    heaviest = max((HEAVIER[change.weight] for change in since_booted), default=-1)
-    if heaviest < 0:
+    heaviest = max((change.weight for change in since_booted), key=HEAVIER.__getitem__, default=None)
+    if heaviest is None:
         return Action(name, "live" if since_record else "no change", taken_back(since_record), notes, target)
     why = "--no-start" if not start else "" if target.workspace.restart_if_changed else "restart_if_changed is false"
-    if heaviest > 0 and why and not moved:  # nobody stays on a network that is gone
+    if heaviest != "live" and why and not moved:  # nobody stays on a network that is gone
         keys = ", ".join(change.key for change in since_booted if change.weight != "live")
         notes += (f"{why}: it takes effect at the next restart ({keys})",)
         is_live = bool(since_record) or any(change.weight == "live" for change in since_booted)
         return Action(name, "live" if is_live else "no change", since_booted, notes, target)
-    kind = ("live", "restart", "recreate")[heaviest]
-    if kind == "recreate":
+    if heaviest == "recreate":
         notes += deleted_root(now)
-    return Action(name, kind, since_booted, notes, target)  # type: ignore[arg-type]
+    return Action(name, heaviest, since_booted, notes, target)
 
 
 def _plan_stopped(

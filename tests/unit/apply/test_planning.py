@@ -23,13 +23,14 @@ from hutch.apply.converge import (
     new_record,
     restorable,
 )
-from hutch.apply.planning import check_bystanders, check_owners, check_sockets, check_stopped
+from hutch.apply.planning import check_owners, check_sockets
 from hutch.apply.starting import check_shares, make_launch, public_keys
 from hutch.errors import ConfigError, HutchError, UsageError
 from hutch.host import router, shares
 from hutch.host.process import start_time
 from hutch.host.ssh import key_holders
 from hutch.plan.actions import Wanted
+from hutch.plan.decide import check_bystanders, check_stopped
 from hutch.plan.planner import Standing, network_changes
 from hutch.spec.entries import Publish
 from hutch.spec.model import Config, Mount, Workspace

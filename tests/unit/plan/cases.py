@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hutch.apply.inspecting import Findings, with_findings
-from hutch.apply.planning import Facts, decide
+from hutch.apply.planning import settle_ownership
 from hutch.plan.actions import Change, Plan, Repair
+from hutch.plan.decide import Facts, decide
 from hutch.plan.resolve import resolve
 from hutch.spec import loading
 from hutch.spec.model import Config, Network, Workspace
@@ -80,9 +81,9 @@ class Case:
             config,
             [word for word in self.words if word not in options],
             facts,
+            settle_ownership(config, facts, adopt="--adopt" in options),
             start="--no-start" not in options,
             prune="--prune" in options,
-            adopt="--adopt" in options,
         )
         repairs = tuple(Repair(*words) for words in self.said.get("repairs", ()))
         stand = self.standing.items()

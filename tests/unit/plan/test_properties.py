@@ -16,9 +16,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hutch.apply.planning import Facts, decide
+from hutch.apply.planning import settle_ownership
 from hutch.errors import HutchError
 from hutch.plan.actions import Action, Plan, Wanted
+from hutch.plan.decide import Facts, decide
 from hutch.plan.planner import HEAVIER, differences, with_live_changes
 from hutch.plan.resolve import resolve
 from hutch.spec.model import WORKSPACE_KEYS, Config, Mount, Network, Publish, Workspace
@@ -107,9 +108,10 @@ def planned(declared: dict[str, Workspace], host: Host, command: Command) -> Pla
     """The plan, which must not be refused; that it may be is the business of the golden cases."""
     config = Config(FILE, host.network, declared)
     names = [name for name in command.names if name in declared]
-    options = {"start": command.start, "prune": command.prune, "adopt": command.adopt}
+    facts = host.facts()
     try:
-        return decide(PLACES, config, names, host.facts(), **options)
+        whose = settle_ownership(config, facts, adopt=command.adopt)
+        return decide(PLACES, config, names, facts, whose, start=command.start, prune=command.prune)
     except HutchError:
         assume(False)
         raise

@@ -1,0 +1,195 @@
+"""The plan that follows from a file and the facts, and from nothing else: nothing here looks at the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import field, replace
+from typing import Protocol
+
+from hutch.errors import HutchError
+from hutch.frozen import dataclass
+from hutch.plan.actions import Action, Affected, Change, Plan, Wanted
+from hutch.plan.planner import Standing, network_changes, plan
+from hutch.plan.resolve import collisions, resolve, still_used
+from hutch.spec.model import Config, Network, Workspace
+from hutch.spec.names import UID_RANGES, Places
+from hutch.state import Record
+
+
+class Observed(Protocol):
+    """How a workspace stands: see supervise/observe."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def is_up(self) -> bool: ...
+    @property
+    def since(self) -> float | None: ...
+    @property
+    def reason(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that planning goes by beside the file: what is remembered, and what is found on the host.
+
+    `applied` is the network as it was last set up, `network` as it is to be, with its uplink chosen; `owner` is the uid
+    of who owns what names no owner; `origin` tells the file again when it has been moved. The functions look when they
+    are asked, and give one answer to one question.
+    """
+
+    records: Mapping[str, Record]
+    applied: Network | None
+    network: Network
+    owner: int
+    origin: tuple[int, ...]
+    observe: Callable[[str], Observed]
+    """By the name of a workspace."""
+    sessions_of: Callable[[str], tuple[str, ...]]
+    """Who is at work in it, in words."""
+    keys_of: Callable[[int], tuple[str, ...]]
+    """The public keys of an owner."""
+    image_of: Callable[[Workspace], str]
+    """The id of its image."""
+    real: Callable[[str], str]
+    """A path with its symbolic links resolved."""
+    exists: Callable[[str], bool]
+    broken: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
+    """What was taken from workspaces that run."""
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """What is the file's beside what it declares: its `former` paths, and the workspaces that are `undeclared` by now
+    although it brought them up."""
+
+    former: Collection[str] = ()
+    undeclared: tuple[str, ...] = ()
+
+
+def decide(
+    places: Places,
+    config: Config,
+    names: Sequence[str],
+    facts: Facts,
+    whose: Ownership,
+    *,
+    start: bool,
+    prune: bool,
+) -> Plan:
+    """The plan for the named workspaces of a file, or for all of them. Raises HutchError for what is not to be."""
+    running = _running(facts)
+    wanted = _resolve(places, config, names, facts, running)
+    remove = whose.undeclared if prune else ()
+    # Whoever has no part in this plan stays as recorded.
+    parties = {*wanted, *remove}
+    others = {name: r.wanted for name, r in facts.records.items() if not r.removed and name not in parties}
+    everybody = {**others, **{name: target.workspace for name, target in wanted.items()}}
+    standing = {name: _standing(record, facts) for name, record in facts.records.items() if name in parties}
+    moved = network_changes(facts.applied, facts.network)
+    check_bystanders(others, moved)
+    refuse_clashes(collisions(everybody, facts.real))
+    if not start:
+        check_stopped({name: now for name, now in standing.items() if name in wanted}, moved)
+    found = plan(
+        config.file,
+        facts.network,
+        facts.applied,
+        wanted,
+        standing,
+        remove=remove,
+        undeclared=() if prune else whose.undeclared,
+        start=start,
+    )
+    if running:
+        stopping = {action.workspace for action in found.actions if action.stops}
+        refuse_clashes(still_used(everybody, running, stopping, facts.real))
+    return _annotate(found, facts, whose)
+
+
+def _running(facts: Facts) -> dict[str, Workspace]:
+    """What runs, as it was booted."""
+    booted = {name: record.booted.workspace for name, record in facts.records.items() if record.booted is not None}
+    return {name: workspace for name, workspace in booted.items() if facts.observe(name).is_up}
+
+
+def _resolve(
+    places: Places, config: Config, names: Sequence[str], facts: Facts, running: Mapping[str, Workspace]
+) -> dict[str, Wanted]:
+    """The workspaces that are named, with nothing left open."""
+    chosen = dict.fromkeys(config.select(names))
+    kept = {name: record.wanted for name, record in facts.records.items()}
+    in_use = [workspace.ip for workspace in running.values() if workspace.ip is not None]
+    resolved = resolve(config.workspaces, kept, facts.network, places, facts.owner, in_use)
+    workspaces = {name: _with_keys(resolved[name], facts) for name in chosen}
+    return {name: Wanted(workspace, facts.image_of(workspace)) for name, workspace in workspaces.items()}
+
+
+def _with_keys(workspace: Workspace, facts: Facts) -> Workspace:
+    """Keys that the file does not say are the owner's."""
+    if workspace.authorized_keys is not None:
+        return workspace
+    assert isinstance(workspace.owner, int)
+    return replace(workspace, authorized_keys=facts.keys_of(workspace.owner) or None)
+
+
+def _standing(record: Record, facts: Facts) -> Standing:
+    booted, now = record.booted, facts.observe(record.name)
+    return Standing(
+        file=record.file,
+        wanted=Wanted(record.wanted, record.image),
+        booted=Wanted(booted.workspace, booted.image) if booted else None,
+        state=now.state,
+        removed=record.removed,
+        ceiling=booted.memory if booted else None,
+        reason=now.reason,
+        broken=facts.broken.get(record.name, ()),
+    )
+
+
+def refuse_clashes(clashes: Sequence[str]) -> None:
+    """Two workspaces with one address, or home, are not to be, not even while one is to be restarted some time."""
+    if clashes:
+        raise HutchError(
+            "two workspaces of this host would collide",
+            details="\n".join(clashes),
+            resolution="set that key to something else, or choose another name; of one file, `hutch up` both together",
+        )
+
+
+def check_bystanders(others: Collection[str], changes: Sequence[Change]) -> None:
+    """The network is everybody's: it changes for all of its workspaces in one go, or not at all."""
+    if changes and others:
+        raise HutchError(
+            f"a change of [network] would cut off {', '.join(others)}, which this plan leaves out",
+            details="\n".join(f"{change.key}: {change.old} -> {change.new}" for change in changes),
+            resolution="write the same [network] in each file, or `hutch rm` those that are left out",
+        )
+
+
+def check_stopped(standing: Mapping[str, Standing], changes: Sequence[Change]) -> None:
+    """A workspace cannot run on while its network is made anew, and without a start it would be left stopped."""
+    running = [name for name, now in standing.items() if now.is_up]
+    if changes and running:
+        raise HutchError(
+            f"a change of [network] restarts {', '.join(running)}, which --no-start forbids",
+            details="\n".join(f"{change.key}: {change.old} -> {change.new}" for change in changes),
+            resolution=f"`hutch up` without --no-start, or `hutch stop {' '.join(running)}` first",
+        )
+
+
+def _annotate(found: Plan, facts: Facts, whose: Ownership) -> Plan:
+    """The plan, with who notices it, what it inherits, and what will not fit."""
+    actions = tuple(_with_affected(action, facts) for action in found.actions)
+    inherited = tuple(name for name in whose.undeclared if facts.records[name].file in whose.former)
+    excess = len(facts.records.keys() | found.wanted.keys()) - UID_RANGES
+    notes = (f"{excess} of them are more than this host has user ids for: `hutch up` refuses",) if excess > 0 else ()
+    return replace(found, actions=actions, inherited=inherited, notes=(*found.notes, *notes))
+
+
+def _with_affected(action: Action, facts: Facts) -> Action:
+    """Say who notices that a running workspace is stopped."""
+    now = facts.observe(action.workspace) if action.stops else None
+    if now is None or now.state != "running":
+        return action
+    return replace(action, affected=Affected(facts.sessions_of(action.workspace), now.since))
