@@ -19,7 +19,7 @@ class Hardware:
     cache and of the host; `accelerator` is "kvm" or "tcg", `tsc_khz` the rate of the host's time stamp counter for the
     latter, `kvm_gid` the group that may use the former; `qemu`, `virtiofsd` and `library` (where qemu.qmp lies) are
     paths, and so is `cloud_hypervisor`, if a version that can be used is installed: see backends/hypervisor.
-    `slowness` is how many times as long as usual everything may take here."""
+    `slowness` is how many times as long as usual a start may take here."""
 
     kernel: str
     initrd: str

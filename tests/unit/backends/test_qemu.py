@@ -55,10 +55,11 @@ def machine(**keys: Any) -> Launch:
 
 
 @pytest.mark.parametrize("accelerator", ["tcg", "kvm"])
-def test_a_slow_host_is_given_its_time(accelerator: str) -> None:
+def test_a_slow_host_is_given_its_time_to_start(accelerator: str) -> None:
+    """And none to stop: whoever waits for `stop` waits for a guest that may just ignore it."""
     usual, slow = (launch("web", workspace(type="vm"), host(accelerator=accelerator, slowness=n)) for n in (1, 10))
-    assert (slow.start_seconds, slow.stop_seconds) == (10 * usual.start_seconds, 10 * usual.stop_seconds)
-    assert replace(slow, start_seconds=usual.start_seconds, stop_seconds=usual.stop_seconds) == usual
+    assert slow.start_seconds == 10 * usual.start_seconds
+    assert replace(slow, start_seconds=usual.start_seconds) == usual
 
 
 def test_it_runs_as_a_uid_of_its_own_without_anything_else() -> None:

@@ -421,9 +421,16 @@ def test_find_by_glob(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processor", "slowness"),
-    [("QEMU Virtual CPU version 2.5+", 10), ("QEMU TCG CPU version 2.5+", 10), ("Intel(R) Xeon(R)", 1), ("", 1)],
+    ("seconds", "slowness"),
+    [(0.0, 1), (0.0002, 1), (0.0007, 1), (0.001, 2), (0.008, 10), (0.1, 10)],
+    ids=["no time", "fast", "usual", "slow", "emulated", "at a crawl"],
 )
-def test_a_host_that_is_emulated_is_slower(processor: str, slowness: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accelerator, "observe_processor", lambda: processor)
-    assert accelerator.observe_slowness() == slowness
+def test_how_slow_a_host_is_gets_measured(seconds: float, slowness: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = iter([seconds, seconds + 1, seconds * 2])  # whoever came between does not count
+    monkeypatch.setattr(accelerator, "_spend", lambda: next(spent))
+    monkeypatch.setattr(accelerator, "observe_processor", lambda: "QEMU Virtual CPU version 2.5+")
+    assert accelerator.observe_slowness.__wrapped__() == slowness
+
+
+def test_it_is_measured_in_no_time() -> None:
+    assert 0 < accelerator._spend() < 0.05
