@@ -171,8 +171,13 @@ GOOD = encode(WORKSPACE, asdict(RECORD))
 
 def sealed(body: object) -> bytes:
     """With a checksum that fits."""
+    return of_schema(1, body)
+
+
+def of_schema(schema: int, body: object) -> bytes:
+    """As another hutch would have written it."""
     text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True)
-    return json.dumps({"schema": 1, "crc32": zlib.crc32(text.encode()), "body": body}).encode()
+    return f'{{"schema": {schema}, "crc32": {zlib.crc32(text.encode(), schema - 1)}, "body":\n{text}\n}}\n'.encode()
 
 
 def lacking(**changes: Any) -> bytes:
@@ -189,6 +194,8 @@ DAMAGED: dict[str, bytes] = {
     "a number": b"1",
     "nothing in it": b"{}",
     "without a body": b'{"schema": 1, "crc32": 0}',
+    "without its end": GOOD[:-1],
+    "written otherwise": json.dumps(json.loads(GOOD)).encode(),
     "a changed value": GOOD.replace(b"192.168.83.2", b"192.168.83.3"),
     "another checksum": GOOD.replace(b'"crc32": ', b'"crc32": 1'),
     "a missing field": lacking(uid_base="absent"),
@@ -212,13 +219,6 @@ def test_damage_is_refused_with_its_path(content: bytes, places: Places) -> None
         assert caught.value.brief.startswith(f"{path} is damaged: ")
         assert f"mv {path} {path}.damaged" in caught.value.resolution
     assert path.read_bytes() == content
-
-
-def of_schema(schema: object, body: dict[str, Any]) -> bytes:
-    """As another hutch would have written it."""
-    text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True)
-    checksum = zlib.crc32(text.encode(), schema - 1) if isinstance(schema, int) and schema > 0 else 0
-    return json.dumps({"schema": schema, "crc32": checksum, "body": body}).encode()
 
 
 def test_a_newer_schema_is_refused_and_is_no_damage() -> None:
