@@ -13,6 +13,7 @@ from hutch.apply.removal import mark_removed, remove_root
 from hutch.apply.starting import StartsFailed, start
 from hutch.errors import Unmet
 from hutch.plan.actions import Action, Plan
+from hutch.plan.noting import noted
 from hutch.plan.resolve import allocate_uids
 from hutch.spec.model import Workspace
 from hutch.spec.names import Places
@@ -35,7 +36,7 @@ class LiveFailed(Unmet):
 def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
     """Do what the plan says. The caller holds the lock; images are there already."""
     records = read_records(places)
-    for name in records:
+    for name in records:  # before anything changes: a copy is not waited for, so a power cut may have torn it
         ensure_copy(places.record(name))
     if plan.start:
         check_new_machines(places, plan, records)
@@ -116,26 +117,14 @@ def _becomes_machine(before: Record, wanted: Workspace) -> bool:
 def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action, uids: Mapping[str, int]) -> None:
     """Write down what is wanted, before anything on the host is made for it."""
     assert action.wanted is not None
-    before = records.get(action.workspace)
-    if before is None:
-        record = Record(
-            name=action.workspace,
-            file=plan.file,
-            wanted=action.wanted.workspace,
-            image=action.wanted.image,
-            uid_base=uids[action.workspace],
-            machine_id=os.urandom(16).hex(),
-            origin=origin_of(plan.file),
-        )
-    else:
-        record = replace(
-            before,
-            file=plan.file,
-            wanted=action.wanted.workspace,
-            image=action.wanted.image,
-            booted=None if action.action == "recreate" else before.booted,
-            removed=False,
-            origin=origin_of(plan.file),
-        )
+    before = records.get(action.workspace) or Record(
+        name=action.workspace,
+        file=plan.file,
+        wanted=action.wanted.workspace,
+        image=action.wanted.image,
+        uid_base=uids[action.workspace],
+        machine_id=os.urandom(16).hex(),
+    )
+    record = noted(before, action, action.wanted, plan.file, origin_of(plan.file))
     write_record(places, record)
     records[action.workspace] = record

@@ -20,6 +20,7 @@ from hutch.apply.planning import settle_ownership
 from hutch.errors import HutchError
 from hutch.plan.actions import Action, Plan, Wanted
 from hutch.plan.decide import Facts, decide
+from hutch.plan.noting import noted
 from hutch.plan.planner import HEAVIER, differences, with_live_changes
 from hutch.plan.resolve import resolve
 from hutch.spec.model import WORKSPACE_KEYS, Config, Mount, Network, Publish, Workspace
@@ -182,15 +183,7 @@ def after(host: Host, plan: Plan, action: Action, before: Record | None) -> tupl
         base = max((record.uid_base for record in host.records.values()), default=0) + (1 << 16)
         before = Record(action.workspace, plan.file, action.wanted.workspace, action.wanted.image, base, "0" * 32)
     state = host.states.get(action.workspace, "stopped")
-    record = replace(
-        before,
-        file=plan.file,
-        wanted=action.wanted.workspace,
-        image=action.wanted.image,
-        booted=None if action.action == "recreate" else before.booted,
-        removed=False,
-        origin=ORIGINS[FILE],
-    )
+    record = noted(before, action, action.wanted, plan.file, ORIGINS[FILE])
     if action.starts and plan.start:
         return record.with_booted(), "running"
     if action.stops or action.action == "create":
