@@ -31,7 +31,6 @@ REFUSALS = (
     "another file declares a workspace of the same name",
     "would collide",
     "belongs to workspace",
-    "is already used on this host",
 )
 
 

@@ -90,7 +90,9 @@ def become_root() -> None:
 
     elevate = next((name for name in ("sudo", "doas") if shutil.which(name)), None)
     if elevate is None or not sys.stdin.isatty():
-        raise HutchError("this needs root: run it with sudo or doas")
+        from hutch import state
+
+        raise state.needs_root()
     from hutch import run
 
     click.echo(f"hutch: this needs root, asking {elevate}", err=True)

@@ -1,4 +1,5 @@
-"""What a plan consists of. The very object that `hutch plan` prints is what `hutch up` executes."""
+"""What a plan consists of. `hutch plan` prints one; `hutch up` makes one again under the lock, executes that and prints
+it, so whatever changed in between is in it."""
 
 from __future__ import annotations
 
