@@ -78,6 +78,8 @@ def put(side: Side, source: Argument, target: Argument, *, into: bool = False) -
         code = side.carry(["sh", "-c", TAKE, "sh", path, directory, name], answer, errors.take, pieces())
         if code != 0:
             raise HutchError(f"{side.name}: {os.fspath(target)} cannot be written", details=errors.text())
+        if not packer.is_handed_on:
+            raise HutchError(f"{side.name}: tar ended before it had read all of {packer.path}", details=errors.text())
         return Copied(packer.files, packer.size, tuple(packer.left_out))
 
 
@@ -103,6 +105,7 @@ def get(side: Side, source: Argument, target: Argument, *, limit: int, into: boo
             as_name = own if is_there else os.path.basename(local)
             if as_name in WITHOUT_NAME:
                 raise HutchError(f"{local} is no directory")
+        _check(staging, Unpacker.ITEM, above, as_name or ".")
         if as_name:
             _place(staging, Unpacker.ITEM, above, as_name)
         else:
@@ -149,13 +152,27 @@ def _staging(above: int) -> Iterator[int]:
     name = f".hutch-{secrets.token_hex(8)}"
     os.mkdir(name, 0o700, dir_fd=above)
     try:
-        descriptor = os.open(name, DIRECTORY, dir_fd=above)
-        try:
+        with _opened(above, name) as descriptor:
             yield descriptor
-        finally:
-            os.close(descriptor)
     finally:
         shutil.rmtree(name, ignore_errors=True, dir_fd=above)
+
+
+def _check(source: int, name: str, target: int, as_name: str) -> None:
+    """Raise what `_place` would, before anything is moved: no file takes the place of a directory, or the other way
+    round."""
+    try:
+        there = os.stat(as_name, dir_fd=target, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    is_tree = stat.S_ISDIR(os.stat(name, dir_fd=source, follow_symlinks=False).st_mode)
+    if is_tree != stat.S_ISDIR(there.st_mode):
+        number = errno.ENOTDIR if is_tree else errno.EISDIR
+        raise OSError(number, os.strerror(number), as_name)
+    if is_tree:
+        with _opened(source, name) as come, _opened(target, as_name) as below:
+            for entry in os.listdir(come):
+                _check(come, entry, below, entry)
 
 
 def _place(source: int, name: str, target: int, as_name: str) -> None:
@@ -166,21 +183,24 @@ def _place(source: int, name: str, target: int, as_name: str) -> None:
         is_tree = stat.S_ISDIR(os.stat(name, dir_fd=source, follow_symlinks=False).st_mode)
         if not is_tree or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        there = os.open(as_name, DIRECTORY, dir_fd=target)
-        try:
+        with _opened(target, as_name) as there:
             _merge(source, name, there)
-        finally:
-            os.close(there)
 
 
 def _merge(source: int, name: str, target: int) -> None:
     """Add what is in a directory that has come to one that is there."""
-    come = os.open(name, DIRECTORY, dir_fd=source)
-    try:
+    with _opened(source, name) as come:
         for entry in os.listdir(come):
             _place(come, entry, target, entry)
+
+
+@contextmanager
+def _opened(directory: int, name: str) -> Iterator[int]:
+    descriptor = os.open(name, DIRECTORY, dir_fd=directory)
+    try:
+        yield descriptor
     finally:
-        os.close(come)
+        os.close(descriptor)
 
 
 @contextmanager

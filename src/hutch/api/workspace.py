@@ -151,10 +151,12 @@ class Workspace:
         `into`, it goes into a `target` that is there. A file goes into a `target` that is a directory. The directory
         above `target` must be there. Paths inside are relative to the login user's home.
 
-        What comes belongs to the caller. Whatever the workspace answers, nothing is written outside of `target`, and
-        nothing at all when it fails: more than `limit` bytes, a name that leads elsewhere. Devices, sockets and links
-        that lead out of the tree are left out, and are told of in what is returned. Nobody but the owner may write what
-        comes, and nothing is setuid.
+        What comes belongs to the caller. Whatever the workspace answers, nothing is written outside of `target`. A copy
+        stands beside it until it is whole, and nothing of it is kept when the workspace fails, sends more than `limit`
+        bytes or a name that leads elsewhere, or when a file would take the place of a directory or the other way round.
+        Only where the host's own file system refuses to have files moved into a directory that is there, those that
+        were moved by then stay. Devices, sockets and links that lead out of the tree are left out, and are told of in
+        what is returned. Nobody but the owner may write what comes, and nothing is setuid.
         """
         from hutch.api.carriers import own_side
         from hutch.api.copying import get

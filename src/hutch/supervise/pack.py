@@ -3,16 +3,21 @@ it is read by descriptors that follow no link: what is in the archive was in the
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hutch.errors import HutchError
 
 CHUNK = 1 << 18
 DEPTH = 200  # directories within each other
+ODD = "a device, a pipe or a socket"
 RECORD = 10240  # what tar reads and writes in one go
+CHANGED = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EINVAL)
+"""What opening an entry says that is not there any more, or is another thing than it was."""
 
 
 class Packer:
@@ -21,6 +26,7 @@ class Packer:
     def __init__(self, path: str) -> None:
         self.path = path
         self.files = self.size = 0
+        self.is_handed_on = False
         self.left_out: list[str] = []
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -45,54 +51,75 @@ class Packer:
         for piece in entries:
             size += len(piece)
             yield piece
+        self.is_handed_on = True  # all but the end, of which tar does not read more than it needs
         yield bytes(-(size + 1024) % RECORD + 1024)
 
     def _directory(self, descriptor: int, name: str, depth: int) -> Iterator[bytes]:
         if depth > DEPTH:
             raise HutchError(f"{self.path}/{name}: there are more than {DEPTH} directories within each other")
+        with self._explained(name):
+            status, entries = os.fstat(descriptor), sorted(os.listdir(descriptor))
         if name:  # what it is unpacked in stays as it is
-            yield _header(name, os.fstat(descriptor), tarfile.DIRTYPE)
-        for entry in sorted(os.listdir(descriptor)):
-            below = f"{name}/{entry}" if name else entry
-            try:
-                yield from self._entry(descriptor, entry, below, depth)
-            except FileNotFoundError:
-                self.left_out.append(f"{below!r}: it has just gone")
+            yield _header(name, status, tarfile.DIRTYPE)
+        for entry in entries:
+            yield from self._entry(descriptor, entry, f"{name}/{entry}" if name else entry, depth)
 
     def _entry(self, directory: int, entry: str, name: str, depth: int) -> Iterator[bytes]:
-        status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
-        if stat.S_ISLNK(status.st_mode):
-            yield _header(name, status, tarfile.SYMTYPE, os.readlink(entry, dir_fd=directory))
-            return
-        if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
-            self.left_out.append(f"{name!r}: a device, a pipe or a socket")
-            return
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            descriptor = os.open(entry, flags, dir_fd=directory)
-        except PermissionError as error:
-            raise HutchError(f"{self.path}/{name} cannot be read: {error.strerror}") from error
-        try:
+        descriptor, target = -1, ""
+        with self._explained(name):
+            try:
+                status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
+                if stat.S_ISLNK(status.st_mode):
+                    target = os.readlink(entry, dir_fd=directory)
+                elif stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
+                    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                    descriptor = os.open(entry, flags, dir_fd=directory)
+            except OSError as error:
+                if error.errno not in CHANGED:
+                    raise
+                self.left_out.append(f"{name!r}: it has just gone")
+                return
+        if target:
+            yield _header(name, status, tarfile.SYMTYPE, target)
+        elif descriptor < 0:
+            self.left_out.append(f"{name!r}: {ODD}")
+        else:
+            try:
+                yield from self._opened(descriptor, name, depth)
+            finally:
+                os.close(descriptor)
+
+    def _opened(self, descriptor: int, name: str, depth: int) -> Iterator[bytes]:
+        with self._explained(name):
             mode = os.fstat(descriptor).st_mode
-            if stat.S_ISDIR(mode):
-                yield from self._directory(descriptor, name, depth + 1)
-            elif stat.S_ISREG(mode):
-                yield from self._file(descriptor, name)
-        finally:
-            os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            yield from self._directory(descriptor, name, depth + 1)
+        elif stat.S_ISREG(mode):
+            yield from self._file(descriptor, name)
+        else:
+            self.left_out.append(f"{name!r}: {ODD}")
 
     def _file(self, descriptor: int, name: str) -> Iterator[bytes]:
-        status = os.fstat(descriptor)
+        with self._explained(name):
+            status = os.fstat(descriptor)
         yield _header(name, status, tarfile.REGTYPE)
         self.files += 1
         self.size += status.st_size
         left = status.st_size
         while left:
             # One that has become shorter meanwhile is filled up, so that the archive stays one.
-            piece = os.read(descriptor, min(left, CHUNK)) or bytes(min(left, CHUNK))
+            with self._explained(name):
+                piece = os.read(descriptor, min(left, CHUNK)) or bytes(min(left, CHUNK))
             left -= len(piece)
             yield piece
         yield bytes(-status.st_size % tarfile.BLOCKSIZE)
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise HutchError(f"{self.path}: {name or '.'!r} cannot be read: {error.strerror}") from error
 
 
 def _header(name: str, status: os.stat_result, kind: bytes, target: str = "") -> bytes:

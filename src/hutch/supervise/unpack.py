@@ -20,10 +20,11 @@ from hutch.errors import HutchError
 BLOCK = 512
 ENTRIES = 1_000_000
 DEPTH = 200  # directories within each other
-EXTENSION = 1 << 20  # bytes of a header that extends another
+EXTENSION = 1 << 16  # bytes of a header that extends another; a name has 4096 at most
 TRAILER = 1 << 20  # bytes after the end: tar fills its last record
 TOLD = 1000  # things left out that are told of one by one
 LATEST = 1 << 33  # seconds; no file is as young
+RECORD = re.compile(rb"([0-9]{1,7}) ([^=]{1,200})=")
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -34,7 +35,7 @@ Reading = Generator[None, None, bytes]
 
 class Unpacker:
     """What is fed to it becomes `item` in the directory `root`, a descriptor of the caller's: a directory with all that
-    is in it, or one file. `limit` are bytes of content."""
+    is in it, or one file. `limit` are bytes of content, and of headers that extend others."""
 
     ITEM = "item"
 
@@ -43,9 +44,11 @@ class Unpacker:
         self.limit = limit
         self.sender = sender
         self.files = self.size = self.entries = 0
-        self.left_out: list[str] = []
         self.is_complete = False
         self.is_tree: bool | None = None
+        self._left = limit
+        self._left_out: list[str] = []
+        self._untold = 0
         self._trailer = 0
         self._buffer = bytearray()
         self._at: Parts = ()
@@ -57,6 +60,11 @@ class Unpacker:
         self._buffer += data
         with suppress(StopIteration):
             next(self._work)
+
+    @property
+    def left_out(self) -> list[str]:
+        """What was left out, in sentences."""
+        return [*self._left_out, *([f"and {self._untold} more"] if self._untold else [])]
 
     def close(self) -> None:
         self._work.close()
@@ -106,6 +114,7 @@ class Unpacker:
     def _take_extension(self, member: tarfile.TarInfo) -> Reading:
         if not 0 < member.size <= EXTENSION:
             raise self._refuse("a header without measure")
+        self._spend(member.size)
         data = yield from self._take(_padded(member.size))
         return data[: member.size]
 
@@ -118,17 +127,17 @@ class Unpacker:
     def _parse_records(self, data: bytes) -> dict[str, str]:
         """The records of a pax header that matter: "LENGTH KEY=VALUE\\n" each."""
         found: dict[str, str] = {}
-        while data:
-            matched = re.match(rb"([0-9]{1,7}) ([^=]{1,200})=", data)
-            size = int(matched[1]) if matched else 0
-            if matched is None or not matched.end() < size <= len(data) or data[size - 1 : size] != b"\n":
+        end = 0
+        while end < len(data):
+            matched = RECORD.match(data, end)
+            end += int(matched[1]) if matched else 0
+            if matched is None or not matched.end() < end <= len(data) or data[end - 1 : end] != b"\n":
                 raise self._refuse("a damaged header")
-            key, value = matched[2], data[matched.end() : size - 1]
+            key, value = matched[2], data[matched.end() : end - 1]
             if key.startswith(b"GNU.sparse"):
                 raise self._refuse("a sparse file, which nobody asked for")
             if key in (b"path", b"linkpath", b"size"):
                 found[key.decode()] = os.fsdecode(value)
-            data = data[size:]
         return found
 
     def _extend(self, member: tarfile.TarInfo, extended: dict[str, str]) -> None:
@@ -174,11 +183,7 @@ class Unpacker:
             raise HutchError(f"{self.sender}: {shown(parts)} is neither a file nor a directory")
 
     def _make_file(self, member: tarfile.TarInfo, where: Parts) -> Generator[None]:
-        if not 0 <= member.size <= self.limit - self.size:
-            raise HutchError(
-                f"{self.sender} sends more than {self.limit} bytes; nothing was kept",
-                resolution="a higher limit takes it",
-            )
+        self._spend(member.size)
         self.files += 1
         self.size += member.size
         with self._explained(where), ExitStack() as stack:
@@ -248,8 +253,19 @@ class Unpacker:
         return parts
 
     def _leave_out(self, parts: Parts, why: str) -> None:
-        if len(self.left_out) < TOLD:
-            self.left_out.append(f"{shown(parts)}: {why}")
+        if len(self._left_out) < TOLD:
+            self._left_out.append(f"{shown(parts)}: {why}")
+        else:
+            self._untold += 1
+
+    def _spend(self, size: int) -> None:
+        """Count what is sent towards the limit."""
+        if not 0 <= size <= self._left:
+            raise HutchError(
+                f"{self.sender} sends more than {self.limit} bytes; nothing was kept",
+                resolution="a higher limit takes it",
+            )
+        self._left -= size
 
     def _explained(self, where: Parts) -> _Explained:
         return _Explained(self.sender, where[1:])

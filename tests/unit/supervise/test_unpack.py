@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
 import tarfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from hutch.errors import HutchError
 from hutch.supervise.pack import Packer
-from hutch.supervise.unpack import BLOCK, DEPTH, TRAILER, Unpacker, stays_inside
+from hutch.supervise.unpack import BLOCK, DEPTH, EXTENSION, TOLD, TRAILER, Unpacker, stays_inside
 
 LIMIT = 1 << 20
 KINDS = {
@@ -152,6 +154,8 @@ REFUSED = {
     "a long name without end": [TREE, member("././@LongLink", type=tarfile.GNUTYPE_LONGNAME, size=1 << 40)],
     "a long name of nothing": [TREE, member("././@LongLink", type=tarfile.GNUTYPE_LONGNAME, size=0)],
     "a pax header without end": [TREE, member("./x", type=tarfile.XHDTYPE, size=1 << 40)],
+    "a long pax header": [TREE, member("./x", type=tarfile.XHDTYPE, content=b"6 a=b\n" * (EXTENSION // 6 + 1))],
+    "headers without end": [TREE, *[member("./x", type=tarfile.XHDTYPE, content=b"6 a=b\n" * 10_000)] * 20],
     "a damaged pax header": [TREE, member("./x", type=tarfile.XHDTYPE, content=b"99 path=x\n")],
     "a pax header that is none": [TREE, member("./x", type=tarfile.XHDTYPE, content=b"path\n")],
     "a pax size that is none": [
@@ -193,6 +197,32 @@ def test_left_out(name: str, kind: str, target: str, tmp_path: Path) -> None:
     assert made.is_complete
     assert len(made.left_out) == 1
     assert tree_of(tmp_path) == {"item": None, "item/a": None}
+
+
+def test_small_records_take_no_time(tmp_path: Path) -> None:
+    """As many as there may be in one feed: neither a deadline nor a cancellation is looked at meanwhile."""
+    header = member("./x", type=tarfile.XHDTYPE, content=b"6 a=b\n" * (EXTENSION // 6))
+    begun = time.process_time()
+    assert unpack(tmp_path, TREE, *[header] * 10, END).is_complete
+    assert time.process_time() - begun < 3  # where all of the rest was copied for each record: 20 s
+
+
+def test_headers_count_towards_the_limit(tmp_path: Path) -> None:
+    pieces = [TREE, member("./x", type=tarfile.XHDTYPE, content=b"9 path=b\n"), member("./a", content=b"1234567"), END]
+    for limit in (15, 16):
+        (tmp_path / str(limit)).mkdir()
+    with pytest.raises(HutchError, match="more than 15 bytes"):
+        unpack(tmp_path / "15", *pieces, limit=15)
+    assert (unpack(tmp_path / "16", *pieces, limit=16).size, tree_of(tmp_path / "16" / "item")) == (
+        7,
+        {"b": b"1234567"},
+    )
+
+
+def test_what_is_left_out_is_told_of_up_to_a_number(tmp_path: Path) -> None:
+    made = unpack(tmp_path, TREE, *(member(f"./{number}", "pipe") for number in range(TOLD + 3)), END)
+    assert len(made.left_out) == TOLD + 1
+    assert made.left_out[-1] == "and 3 more"
 
 
 def test_an_archive_that_breaks_off_is_not_complete(tmp_path: Path) -> None:
@@ -336,6 +366,44 @@ def test_a_link_that_is_put_in_the_way_is_not_followed(tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         assert {m.name: m.type for m in archive}["top/b"] == tarfile.SYMTYPE
     assert b"the secret itself" not in data
+
+
+@pytest.mark.parametrize("number", [errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("name", ["directory", "file"])
+def test_what_is_another_thing_when_it_is_opened(
+    name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has just been changed is left out; what cannot be read is not passed over."""
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").write_text("x")
+    true_open = os.open
+
+    def fail(path: Any, flags: int, *arguments: Any, **values: Any) -> int:
+        if path == name:
+            raise OSError(number, os.strerror(number), path)
+        return true_open(path, flags, *arguments, **values)
+
+    with closing(Packer(str(tmp_path))) as packer:
+        monkeypatch.setattr("hutch.supervise.pack.os.open", fail)
+        if number in (errno.EIO, errno.EACCES):
+            with pytest.raises(HutchError, match=f"'{name}' cannot be read: {os.strerror(number)}"):
+                list(packer.pieces(""))
+            assert not packer.is_handed_on
+        else:
+            with tarfile.open(fileobj=io.BytesIO(b"".join(packer.pieces("")))) as archive:
+                assert {m.name for m in archive} == {"directory", "file"} - {name}
+            assert packer.left_out == [f"'{name}': it has just gone"]
+
+
+def test_a_link_that_comes_between_looking_and_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to("/etc/shadow")
+    true_stat = os.stat
+    with closing(Packer(str(tmp_path))) as packer:
+        monkeypatch.setattr(
+            "hutch.supervise.pack.os.stat", lambda path, dir_fd, follow_symlinks: true_stat(path, dir_fd=dir_fd)
+        )
+        list(packer.pieces(""))
+    assert packer.left_out == ["'link': it has just gone"]
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: None], ids=["pipe", "nothing"])
