@@ -151,7 +151,7 @@ def start(
 
 
 def replace(argv: Sequence[str]) -> NoReturn:
-    """Become `argv`, with the caller's own environment and streams: for ssh, scp and sudo."""
+    """Become `argv`, with the caller's own environment and streams: for ssh, sudo and doas."""
     listener(argv)
     try:
         os.execvp(argv[0], list(argv))

@@ -104,7 +104,7 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     ),
     Requirement(
         "reaches the workspaces and makes their keys",
-        proof=("ssh", "scp", "ssh-keygen"),
+        proof=("ssh", "ssh-keygen"),
         apt=("openssh-client",),
         dnf=("openssh-clients",),
         pacman=("openssh",),
