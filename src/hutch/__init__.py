@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hutch.plan.actions import Action as Action
     from hutch.plan.actions import Change as Change
     from hutch.plan.actions import Plan as Plan
+    from hutch.plan.actions import Repair as Repair
     from hutch.spec.model import Config as Config
 else:
     from hutch import plan  # the layer: loaded later, it would take the place of the function of that name
@@ -38,7 +39,7 @@ _HOMES = {
     **dict.fromkeys(("Copied", "Result", "RunFailed", "RunTimeout"), "hutch.api.result"),
     "Workspace": "hutch.api.workspace",
     **dict.fromkeys(("ConfigError", "HutchError", "Problem", "UsageError"), "hutch.errors"),
-    **dict.fromkeys(("Action", "Change", "Plan"), "hutch.plan.actions"),
+    **dict.fromkeys(("Action", "Change", "Plan", "Repair"), "hutch.plan.actions"),
     "Config": "hutch.spec.model",
 }
 

@@ -18,6 +18,7 @@ from hutch.api.engine import Hutch, Progress, no_progress, silent
 from hutch.api.job import Call, call_up, change
 from hutch.api.workspace import MAX_COPY, MAX_OUTPUT, Argument
 from hutch.api.workspace import Workspace as SyncWorkspace
+from hutch.errors import troubles_told
 from hutch.supervise.piped import Canceller
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class Workspace:
         limit: int = MAX_COPY,
     ) -> Copied:
         """Copy a file or a directory from inside to `target` on the host; see `hutch.Workspace.get`. When cancelled,
-        nothing has been written."""
+        nothing has been written, unless all had come."""
         from hutch.api.carriers import own_side
         from hutch.api.copying import get
 
@@ -201,7 +202,8 @@ async def _thread(work: Callable[[Canceller], T]) -> T:
 
     def target() -> None:
         try:
-            value = work(canceller)
+            with troubles_told():
+                value = work(canceller)
         except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
             loop.call_soon_threadsafe(settle, done.set_exception, error)
         else:

@@ -7,9 +7,14 @@ chooses the exit code; nothing below that layer prints or exits. Bugs are left t
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import TypeVar
 
 from hutch.frozen import dataclass
+
+T = TypeVar("T")
 
 
 class HutchError(Exception):
@@ -48,6 +53,26 @@ def trouble_of(error: OSError) -> HutchError | None:
         f"{error.filename or 'a file'} cannot be written or read: {error.strerror}",
         resolution="see to the disk (df, dmesg); the next `hutch up` goes on from where this one stopped",
     )
+
+
+@contextmanager
+def troubles_told() -> Iterator[None]:
+    """Where what is wrong with the host becomes a HutchError: at the ways into hutch."""
+    try:
+        yield
+    except OSError as error:
+        trouble = trouble_of(error)
+        if trouble is None:
+            raise
+        raise trouble from error
+
+
+def ways_in(cls: type[T]) -> type[T]:
+    """For a class whose public methods are ways into hutch."""
+    for name, method in list(vars(cls).items()):
+        if isinstance(method, FunctionType) and not name.startswith("_"):
+            setattr(cls, name, troubles_told()(method))
+    return cls
 
 
 class Unmet(HutchError):

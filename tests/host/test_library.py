@@ -11,11 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import hutch
+from hutch.api.job import Call, Job
+from hutch.host.lock import lock
 from hutch.spec.names import Places
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
@@ -386,3 +389,47 @@ def test_the_callers_umask_is_no_matter(
         os.umask(before)
     instance.ssh("a", as_user="alice")
     assert (instance.state / "workspaces").stat().st_mode & 0o005 == 0o005
+
+
+@pytest.mark.container
+def test_who_is_behind_sudo_is_known_to_all_calls(
+    instance: Instance, workspace_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `plan` says, which happens in this process, is what `up` does in its own."""
+    instance.declare(workspace_type, a="")
+    use(instance, monkeypatch)
+    monkeypatch.setenv("SUDO_UID", "1001")
+    config = hutch.load(instance.file)
+    assert hutch.plan(config, start=False).to_json() == hutch.up(config, start=False).to_json()
+    assert not hutch.plan(config, start=False).changes
+    assert os.stat(hutch.Workspace("a").status()["home"]).st_uid == 1001
+
+
+@pytest.mark.container
+def test_who_waits_for_another_hutch_is_told(instance: Instance, workspace_type: str) -> None:
+    instance.declare(workspace_type, a="")
+    instance.hutch("up", "--no-start")
+    told: list[tuple[str, str, str]] = []
+    done = threading.Event()
+
+    def listen(name: str, event: str, text: str) -> None:
+        told.append((name, event, text))
+        done.set()
+
+    engine = hutch.Hutch(places(instance), listen=listen)
+    with ThreadPoolExecutor() as pool:
+        with lock(engine.places):
+            stopping = pool.submit(hutch.Workspace("a", engine).stop)
+            assert done.wait(60)
+        stopping.result(60)
+    assert [(name, event) for name, event, _ in told] == [("", "waiting"), ("a", "stopped")]
+    assert f"(pid {os.getpid()}, since " in told[0][2]
+
+
+@pytest.mark.container
+def test_a_call_whose_process_is_killed_says_so(instance: Instance) -> None:
+    """Also when it has not read what it was sent."""
+    with closing(Job(Call(places(instance), "stop", {"names": ["a" * (1 << 17)]}))) as job:
+        job.process.kill()
+        with pytest.raises(hutch.HutchError, match="a process of hutch's own was killed by SIGKILL"):
+            job.result()

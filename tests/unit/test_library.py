@@ -6,13 +6,14 @@ import inspect
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import hutch
 from hutch import aio
 from hutch.run import CommandFailed
+from hutch.supervise.control import Event
 
 PAGE = (Path(__file__).parents[2] / "docs" / "library.md").read_text()
 METHODS = ("run", "put", "get", "start", "stop", "status")
@@ -63,6 +64,12 @@ def test_the_page_leaves_nothing_out() -> None:
     functions = {f"hutch.{name}" for name in hutch.__all__ if inspect.isfunction(getattr(hutch, name))}
     awaited = {f"hutch.aio.{name}" for name in aio.__all__}
     assert documented().keys() == methods | functions | awaited | {"hutch.Workspace"}
+
+
+def test_the_page_names_every_event() -> None:
+    for text in (PAGE, inspect.getdoc(hutch.up) or ""):
+        (sentence,) = re.findall(r"events are ([^.]*)\.", text)
+        assert set(re.findall(r'["`](\w+)["`]', sentence)) == set(get_args(Event))
 
 
 @pytest.mark.parametrize("name", METHODS)

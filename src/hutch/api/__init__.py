@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hutch.api.engine import Hutch, Progress, agreed, no_progress, silent
+from hutch.errors import troubles_told
 
 if TYPE_CHECKING:
     from hutch.plan.actions import Plan
@@ -39,6 +40,7 @@ def plan(
     return Hutch().plan(config, names, start=start, prune=prune, adopt=adopt)
 
 
+@troubles_told()
 def up(
     config: Config,
     names: Sequence[str] = (),
@@ -54,8 +56,9 @@ def up(
     With `start=False`, what does not run is not started; with `prune`, workspaces that the file has declared once and
     does not any more are removed; with `adopt`, workspaces of another file become this one's. Nobody is asked: the
     `disturbed` of a plan are those that it stops while somebody is at work. `listen` is told (workspace, event, text)
-    as it happens; events are "ready", "failed", "warning" and "stopped". `progress` is told (image, stage, fraction
-    from 0 to 1) while an image is built. When interrupted, workspaces that are not ready yet are stopped.
+    as it happens; events are "ready", "changed" (without a restart), "stopped", "failed", "warning" and "waiting" (for
+    another hutch, with "" for a workspace). `progress` is told (image, stage, fraction from 0 to 1) while an image is
+    built. When interrupted, workspaces that are not ready yet are stopped.
     """
     from hutch.api.job import call_up, change
     from hutch.supervise.piped import Canceller

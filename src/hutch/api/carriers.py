@@ -6,6 +6,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from hutch.api.running import call_of, started
 from hutch.errors import HutchError
 from hutch.run import PIPE, start
 from hutch.spec.names import hostname
-from hutch.supervise.piped import Canceller, Piped, Take
+from hutch.supervise.piped import Canceller, Overdue, Piped, Take
 from hutch.supervise.remote_script import encode, render_line
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def own_side(workspace: Workspace, canceller: Canceller, seconds: float | None =
             takes = {job.process.stdout.fileno(): output, job.process.stderr.fileno(): errors}
             try:
                 code = job.result(takes, stdin, seconds=seconds)
-            except TimeoutError:
+            except Overdue:
                 raise HutchError(f"{workspace.name}: the copy did not end within {seconds:g} s") from None
             assert isinstance(code, int)
             return code
@@ -54,7 +55,7 @@ def ssh_side(name: str) -> Side:
             stderr=PIPE,
             env=os.environ,
         )
-        with Canceller().watching(piped := Piped(process)):
+        with closing(Piped(process)) as piped:
             assert process.stdout is not None and process.stderr is not None
             heard = After(b"%s:hello;" % nonce.encode(), output)
             return piped.carry(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hutch.api.describe import describe, pending_of
 from hutch.apply.mending import mended
-from hutch.errors import HutchError, Problem, UsageError
+from hutch.errors import HutchError, Problem, UsageError, ways_in
 from hutch.host.lock import lock
 from hutch.spec.names import Places, is_name
 from hutch.state import NetworkRecord, Record, journaled, read_network, read_record, read_records
@@ -43,6 +43,7 @@ def agreed(plan: Plan) -> None:
     """For callers that ask nobody."""
 
 
+@ways_in
 class Hutch:
     """One hutch on this host: the workspaces under one state directory.
 

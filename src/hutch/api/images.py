@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hutch.errors import HutchError
+from hutch.errors import HutchError, ways_in
 from hutch.host.lock import lock
 from hutch.state import Record
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hutch.spec.model import Config
 
 
+@ways_in
 class Images:
     """The images that the workspaces of a hutch share."""
 

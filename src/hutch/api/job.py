@@ -14,12 +14,13 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.run import describe, start
-from hutch.spec.names import PACKAGE, Places
+from hutch.spec.names import HANDED_ON, PACKAGE, Places
 from hutch.supervise.piped import Canceller, Piped, Take
 
 if TYPE_CHECKING:
@@ -59,29 +60,28 @@ class Job(Piped):
         self.events = events or {}
         self.outcome: tuple[str, Any] | None = None
         self.heard = b""
-        self.control, theirs = socket.socketpair()
-        try:
-            process = start(
-                [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(PACKAGE.parent), str(theirs.fileno())],
-                stdin=streams[0],
-                stdout=streams[1],
-                stderr=streams[2],
-                env={"TERM": os.environ.get("TERM", "dumb")},
-                pass_fds=[theirs.fileno()],
-                # Only who uses the caller's terminal is told what is typed there; all others are ended by the caller.
-                new_session=not any(stream is not None and stream >= 0 for stream in streams),
-            )
-        except BaseException:
-            self.control.close()
-            raise
-        finally:
-            theirs.close()
-        super().__init__(process, end_by=call.end_by, patience=patience)
-        try:
-            for part in (sys.path, call):
-                send(self.control, part)
-        except BrokenPipeError:
-            pass  # it has ended already, which is found out below
+        frames = [frame(sys.path), frame(call)]
+        with ExitStack() as undo:
+            self.control, theirs = socket.socketpair()
+            undo.callback(self.control.close)
+            with theirs:
+                process = start(
+                    [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(PACKAGE.parent), str(theirs.fileno())],
+                    stdin=streams[0],
+                    stdout=streams[1],
+                    stderr=streams[2],
+                    env={name: os.environ[name] for name in HANDED_ON if name in os.environ},
+                    pass_fds=[theirs.fileno()],
+                    # Only who uses the caller's terminal is told what is typed there; all others are ended by the
+                    # caller.
+                    new_session=not any(stream is not None and stream >= 0 for stream in streams),
+                )
+            super().__init__(process, end_by=call.end_by, patience=patience)
+            undo.callback(self.close)
+            with suppress(ConnectionError):  # it has ended already, which is found out below
+                for data in frames:
+                    self.control.sendall(data)
+            undo.pop_all()
 
     def result(
         self,
@@ -114,8 +114,10 @@ class Job(Piped):
                 self.outcome = kind, value
 
     def close(self) -> None:
-        super().close()
-        self.control.close()
+        try:
+            super().close()
+        finally:
+            self.control.close()
 
 
 def call_up(config: Config, names: Sequence[str], **options: object) -> Call:
@@ -129,9 +131,10 @@ def change(call: Call, events: Mapping[str, Callable[..., object]], canceller: C
         return job.result()
 
 
-def send(control: socket.socket, value: object) -> None:
+def frame(value: object) -> bytes:
+    """A value as it is sent."""
     data = pickle.dumps(value)
-    control.sendall(HEADER.pack(len(data)) + data)
+    return HEADER.pack(len(data)) + data
 
 
 def receive(control: socket.socket) -> Any:

@@ -16,7 +16,7 @@ from hutch.frozen import dataclass
 from hutch.run import PIPE
 from hutch.spec.entries import EnvironmentTable
 from hutch.state import needs_root
-from hutch.supervise.piped import Canceller
+from hutch.supervise.piped import Canceller, Overdue
 from hutch.supervise.streams import BY_FORCE, fill_gaps
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run(workspace: Workspace, order: Order, canceller: Canceller) -> Result[str]
         }
         try:
             code = job.result(takes, [given] if given else [], seconds=order.timeout)
-        except TimeoutError:
+        except Overdue:
             reason = f"did not end within {order.timeout:g} s"
             raise RunTimeout(workspace.name, result(128 + 9), reason) from None
         except TooMuch:

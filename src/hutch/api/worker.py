@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import sys
+import traceback
 from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
 from hutch.api.engine import Hutch
-from hutch.api.job import Call, receive, send
-from hutch.errors import HutchError
+from hutch.api.job import Call, frame, receive
+from hutch.errors import HutchError, troubles_told
+from hutch.host import lock
 from hutch.host.process import die_with_parent
 
 
@@ -33,24 +36,33 @@ def main(descriptor: int) -> NoReturn:
     if call.end_by == signal.SIGTERM:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is undone
     try:
-        outcome = "result", _carry_out(call, control)
-    except HutchError as error:
-        outcome = "error", error
+        with troubles_told():
+            outcome = frame(("result", _carry_out(call, control)))
     except Exception as error:  # noqa: BLE001 - a bug of ours, which is shown where the caller's program shows its own
-        import traceback
-
-        error.add_note(traceback.format_exc())
-        outcome = "error", error
+        outcome = frame(("error", portable(error)))
     with suppress(OSError):
-        send(control, outcome)
+        control.sendall(outcome)
     os._exit(0)
+
+
+def portable(error: Exception) -> HutchError:
+    """An error as it surely comes to the caller: one of hutch's own as it is, anything else, a bug, in words."""
+    if isinstance(error, HutchError):
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # noqa: BLE001 - whatever it has with it
+            return HutchError(error.brief, details=error.details, resolution=error.resolution)
+        return error
+    text = f"{type(error).__name__}: {error}"
+    return HutchError(f"a bug of hutch's own: {text}", details="".join(traceback.format_exception(error)))
 
 
 def _carry_out(call: Call, control: socket.socket) -> object:
     def tell(kind: str, *words: object) -> None:
         with suppress(OSError):  # nobody listens any more
-            send(control, (kind, words))
+            control.sendall(frame((kind, words)))
 
+    lock.listener = lambda holder: tell("listen", "", "waiting", f"for {holder}")
     hutch = Hutch(call.places, listen=partial(tell, "listen"), progress=partial(tell, "progress"))
     target = hutch.workspace(call.workspace) if call.workspace else hutch
     return getattr(target, call.method)(**call.arguments)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from hutch.api.engine import Hutch
+from hutch.errors import ways_in
 
 if TYPE_CHECKING:
     from hutch.api.result import Copied, Result
@@ -17,6 +18,7 @@ MAX_COPY = 16 << 30  # bytes that a workspace may hand out in one go
 Argument = str | os.PathLike[str]
 
 
+@ways_in
 class Workspace:
     """One workspace, by its name. Making the object touches nothing: a method raises UsageError when there is none.
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hutch.files import entries
 from hutch.host.lock import lock
 from hutch.spec.names import Places
 from hutch.state import Damaged, aside_of, read_network, read_record, restore
 
+if TYPE_CHECKING:
+    from hutch.supervise.control import Listener
+
 F = TypeVar("F", bound=Callable[..., Any])
-Listener = Callable[[str, str, str], None]
 
 
 def mended(method: F) -> F:

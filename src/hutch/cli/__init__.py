@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from hutch.cli.common import Options, print_error, show_commands
-from hutch.errors import HutchError, trouble_of
+from hutch.errors import HutchError, troubles_told
 
 # command -> (module of this package, function, one line of help): help lists all without importing any.
 COMMANDS = {
@@ -94,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     os.umask(0o022)  # what hutch makes is read by others, whoever runs it; what is secret says so itself
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is undone
     try:
-        result = cli.main(args=None if argv is None else list(argv), prog_name="hutch", standalone_mode=False)
+        with troubles_told():
+            result = cli.main(args=None if argv is None else list(argv), prog_name="hutch", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
     except click.NoSuchOption as error:
         if error.ctx is not None and error.ctx.command.name in WITH_COMMANDS:
@@ -114,9 +115,3 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
-    except OSError as error:
-        trouble = trouble_of(error)
-        if trouble is None:
-            raise
-        print_error(trouble)
-        sys.exit(trouble.exit_code)

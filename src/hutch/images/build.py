@@ -22,10 +22,9 @@ from hutch.images.contain import run_contained
 from hutch.images.progress import MARK, Meter
 from hutch.images.recipe import ADAPTATION, BASE_PACKAGES, DISTRIBUTIONS, Distribution, Recipe
 from hutch.run import CommandFailed, run
-from hutch.spec.names import GUEST_INTERFACE, UID_COUNT
+from hutch.spec.names import GUEST_INTERFACE, PROXIES, UID_COUNT
 
 SCRIPTS = Path(__file__).parent
-PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
 SHOWN_LINES = 20
 UNKNOWN_PACKAGE = re.compile(r"E: (?:Unable to locate package |Package ')([a-z0-9+.-]+)")
 
@@ -110,8 +109,7 @@ def run_mmdebstrap(command: list[str], scratch: Path, group: str, meter: Meter, 
     """Run it with the host's proxies. The scratch directory is shown at /tmp: apt's unprivileged downloader cannot
     reach below images/, and whatever is killed leaves its temporary files where the build is cleared up."""
     mount = 'mount --bind "$1" /tmp; shift; "$@"'
-    names = [*PROXIES, *(name.upper() for name in PROXIES)]
-    proxies = {name: os.environ[name] for name in names if name in os.environ}
+    proxies = {name: os.environ[name] for name in PROXIES if name in os.environ}
     shown = ["sh", "-euc", mount, "sh", str(scratch), *command]
     run_contained(shown, group=group, on_line=meter.feed, env=proxies, timeout=timeout)
 

@@ -27,6 +27,13 @@ NIX_STORE = "/nix/store"
 """Where Nix keeps what it builds, on the host and inside: paths to it are part of the programs."""
 GUEST_INTERFACE = "host0"
 """What a guest calls its end."""
+BEHIND = ("SUDO_UID", "DOAS_USER", "PKEXEC_UID")
+"""Variables that say who is behind sudo, doas or pkexec."""
+PROXIES = tuple(f"{kind}_proxy" for kind in ("http", "https", "ftp", "no"))
+PROXIES += tuple(name.upper() for name in PROXIES)
+"""Variables that say how the host reaches the Internet."""
+HANDED_ON = (*BEHIND, *PROXIES, "TERM")
+"""What else of a caller's environment is of consequence, so that a process of ours is to have it too."""
 IFNAMSIZ = 15  # bytes of an interface name, without the closing NUL
 SUN_PATH = 107  # bytes of a socket path, without the closing NUL
 

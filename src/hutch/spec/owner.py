@@ -17,7 +17,7 @@ from pathlib import Path
 from hutch.frozen import dataclass
 from hutch.spec.entries import KEY_TYPES, parse_key_line
 from hutch.spec.marker import Invalid
-from hutch.spec.names import UID_FIRST
+from hutch.spec.names import BEHIND, UID_FIRST
 from hutch.spec.values import NOBODY
 
 FIRST_USER = 1000
@@ -42,7 +42,7 @@ def default_owner(environ: Mapping[str, str], uid: int) -> int:
     """
     if uid != 0:
         return FIRST_USER if uid == NOBODY else uid
-    for variable in ("SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
+    for variable in BEHIND:
         value = environ.get(variable, "")
         try:
             found = pwd.getpwnam(value).pw_uid if variable == "DOAS_USER" else int(value)

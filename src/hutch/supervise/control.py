@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hutch import run
 from hutch.errors import HutchError
@@ -40,8 +40,9 @@ RENEWAL_SECONDS = 60.0  # that a supervisor has to take up another Launch, whate
 GRACE = 5.0  # seconds beyond its own deadlines that a supervisor is given
 
 Settle = Callable[[Callable[[], None]], None]
-Listener = Callable[[str, str, str], None]
-"""Told (workspace, event, text); events: "ready", "failed", "warning", "stopped"."""
+Event = Literal["ready", "changed", "stopped", "failed", "warning", "waiting"]
+Listener = Callable[[str, Event, str], None]
+"""Told (workspace, event, text)."""
 
 
 def start_all(

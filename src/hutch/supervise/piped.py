@@ -24,6 +24,10 @@ Take = Callable[[bytes], None]
 """Told what a process says on one stream."""
 
 
+class Overdue(Exception):
+    """Raised where a Piped is carried whose time has passed. No TimeoutError, which anything may raise."""
+
+
 class Cancelled(BaseException):
     """Raised where a Piped is carried that another thread has called off. Nobody should catch it by mistake."""
 
@@ -67,7 +71,13 @@ class Piped:
         self.patience = patience
         self.is_cancelled = False
         self._ending = threading.Lock()  # its number is signalled only while it is not reaped
-        self._pidfd = os.pidfd_open(process.pid)
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except BaseException:
+            process.kill()  # its number is its own until it is waited for
+            process.wait()
+            self._close_streams()
+            raise
 
     def carry(
         self,
@@ -77,7 +87,7 @@ class Piped:
         seconds: float | None = None,
     ) -> int:
         """Carry until the process has ended, and return its exit code. `takes` are what hears its streams, by our ends
-        of them. Raises TimeoutError after `seconds`, and Cancelled when another thread has called it off."""
+        of them. Raises Overdue after `seconds`, and Cancelled when another thread has called it off."""
         deadline = None if seconds is None else time.monotonic() + seconds
         source = _Source(self.process.stdin.fileno() if self.process.stdin else -1, iter(stdin))
         for descriptor in (*takes, source.descriptor):
@@ -105,7 +115,7 @@ class Piped:
             source.descriptor = -1
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
-            raise TimeoutError
+            raise Overdue
         ready = dict(poll.poll(None if left is None else 1000 * left))
         if source.descriptor in ready:
             source.write()
@@ -127,11 +137,24 @@ class Piped:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self) -> None:
-        """End the process unless it has ended: as it is to be ended, then by force."""
+        """End the process unless it has ended: as it is to be ended, then by force. When that is interrupted, it ends
+        by itself."""
+        try:
+            self._close_streams()
+            self._end()
+        finally:
+            with self._ending:
+                if self._pidfd >= 0:
+                    os.close(self._pidfd)
+                    self._pidfd = -1
+
+    def _close_streams(self) -> None:
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 with suppress(OSError):  # the last of what it was to read cannot be written any more
                     stream.close()
+
+    def _end(self) -> None:
         if self.process.poll() is None:
             if not self.is_cancelled:
                 self._signal(self.end_by)
@@ -140,10 +163,6 @@ class Piped:
             except TimeoutExpired:
                 self._signal(signal.SIGKILL)
                 self.process.wait()
-        with self._ending:
-            if self._pidfd >= 0:
-                os.close(self._pidfd)
-                self._pidfd = -1
 
 
 class _Source:
@@ -179,7 +198,7 @@ class _Source:
 def _hear(descriptor: int, take: Take) -> bool:
     """Hand on what there is; False at the end of the stream."""
     try:
-        data = os.read(descriptor, CHUNK)
+        data = _read(descriptor, CHUNK)
     except BlockingIOError:
         return True
     if data:
@@ -192,10 +211,18 @@ def _drain(descriptor: int, take: Take) -> None:
     left = DRAIN
     while left > 0:
         try:
-            data = os.read(descriptor, min(CHUNK, left))
+            data = _read(descriptor, min(CHUNK, left))
         except BlockingIOError:
             return
         if not data:
             return
         take(data)
         left -= len(data)
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    """What there is, up to a size; nothing at the end of the stream."""
+    try:
+        return os.read(descriptor, size)
+    except ConnectionResetError:  # so ends a socket whose other end was closed with something unread in it
+        return b""
