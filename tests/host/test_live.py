@@ -211,6 +211,16 @@ def test_a_mount_that_is_taken_away(
     assert str(source) not in Path("/proc/self/mountinfo").read_text()
 
 
+def test_a_mount_that_cannot_be_is_told_beforehand(
+    running: Callable[[str], str], shared: Instance, name: str, workspace_type: str
+) -> None:
+    running("")
+    shared.declare(workspace_type, **{name: 'mounts = [{ source = "/absent", target = "/src" }]'})
+    for command in ("plan", "up"):
+        refused = shared.hutch(command, check=False)
+        assert (refused.returncode, "/absent" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     "trap",
     [

@@ -48,9 +48,8 @@ def make_plan(
     wanted = {name: wanted.workspace for name, wanted in found.wanted.items()}
     check_owners(config.file, wanted)
     check_ports(config.file, wanted, facts.records)
-    starting = [(config.file, action.workspace, wanted[action.workspace]) for action in found.actions if action.starts]
-    check_machines(starting)
-    check_shares(starting)
+    check_machines((config.file, a.workspace, wanted[a.workspace]) for a in found.actions if a.starts)
+    check_shares((config.file, a.workspace, wanted[a.workspace]) for a in found.actions if a.starts or a.shows)
     missing = unbuilt_images(places, found.wanted) if unbuilt is None else unbuilt
     return with_findings(found, seen, missing, facts.records)
 

@@ -56,6 +56,11 @@ class Action:
         return self.action in ("create", "start", "restart", "recreate")
 
     @property
+    def shows(self) -> bool:
+        """Whether it is to show other directories of the host's while it runs."""
+        return any(change.key == "mounts" and change.weight == "live" for change in self.reasons)
+
+    @property
     def stops(self) -> bool:
         return self.action in ("restart", "recreate", "remove")
 

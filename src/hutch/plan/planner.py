@@ -98,6 +98,7 @@ def plan_one(
     if not now.is_up:
         unrecorded = (*since_record, *moved)
         return _plan_stopped(name, target, now, since_booted, unrecorded, notes, start=start)
+    notes += kept_disk(since_booted, target)
     heaviest = max((change.weight for change in since_booted), key=HEAVIER.__getitem__, default=None)
     if heaviest is None:
         return Action(name, "live" if since_record else "no change", taken_back(since_record), notes, target)
@@ -135,6 +136,13 @@ def _plan_stopped(
     if later := [change.key for change in unrecorded if change.weight != "live"]:
         notes += (f"--no-start: it takes effect at the next start ({', '.join(later)})",)
     return Action(name, "live" if unrecorded else "no change", unrecorded, notes, target)
+
+
+def kept_disk(changes: tuple[Change, ...], target: Wanted) -> tuple[str, ...]:
+    """The note that a machine's root which is kept on a disk does not shrink."""
+    shrinks = any(change.key == "disk" and (change.new or 0) < (change.old or 0) for change in changes)
+    is_kept = target.workspace.type == "vm" and target.workspace.persist == "all"
+    return ("disk: a root that is kept grows, and does not shrink",) if shrinks and is_kept else ()
 
 
 def taken_back(changes: tuple[Change, ...]) -> tuple[Change, ...]:

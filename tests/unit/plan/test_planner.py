@@ -340,3 +340,15 @@ def test_what_is_resolved_is_whole() -> None:
     left_open = {key for key in WORKSPACE_KEYS if getattr(workspace(), key) is None}
     assert left_open == {"vcpus", "memory", "disk", "idle"}
     assert isinstance(workspace(), Workspace)
+
+
+def test_a_kept_disk_does_not_shrink() -> None:
+    note = "disk: a root that is kept grows, and does not shrink"
+    for kind, persist, before, after, is_told in (
+        ("vm", "all", 2 << 30, 1 << 30, True),
+        ("vm", "all", 1 << 30, 2 << 30, False),
+        ("vm", "home", 2 << 30, 1 << 30, False),
+        ("container", "home", 2 << 30, 1 << 30, False),
+    ):
+        now = standing(recorded=wanted(type=kind, persist=persist, disk=before))
+        assert (note in plan_one("web", wanted(type=kind, persist=persist, disk=after), now).notes) == is_told
