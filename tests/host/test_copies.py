@@ -20,8 +20,6 @@ from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
 
-pytestmark = pytest.mark.vm
-
 
 @pytest.fixture(scope="module")
 def two(world: World, images: Path, workspace_type: str) -> Iterator[Instance]:
@@ -63,6 +61,7 @@ def look(top: Path) -> dict[str, tuple[int, object]]:
     return found
 
 
+@pytest.mark.vm
 def test_a_tree_goes_in_and_comes_back(web: hutch.Workspace, tmp_path: Path) -> None:
     top = make_tree(tmp_path / "top")
     assert web.put(top, "work") == hutch.Copied(4, 20 + 7 + 256 + 4, ())
@@ -216,6 +215,7 @@ def test_a_file_that_takes_no_room_there(web: hutch.Workspace, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.vm
 def test_a_workspace_that_does_not_answer(web: hutch.Workspace, tmp_path: Path) -> None:
     answer_with(web, "exec sleep 4317")
     (tmp_path / "file").write_bytes(bytes(1 << 20))
@@ -244,6 +244,7 @@ def test_an_answer_of_puts_is_not_believed(web: hutch.Workspace, tmp_path: Path)
             web.put(tmp_path / "file", "x", timeout=20)
 
 
+@pytest.mark.vm
 def test_awaited_copies(web: hutch.Workspace, tmp_path: Path) -> None:
     top = make_tree(tmp_path / "top")
     later = hutch.aio.Workspace("web", web.hutch)
@@ -259,6 +260,7 @@ def test_awaited_copies(web: hutch.Workspace, tmp_path: Path) -> None:
 # The command.
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize("account", ["root", "alice"])
 def test_cp(account: str, web: hutch.Workspace, two: Instance, tmp_path: Path) -> None:
     """Who is not root comes by ssh, whose login shell may be noisy."""

@@ -24,8 +24,6 @@ from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
 
-pytestmark = pytest.mark.vm
-
 BEGINS = {"container": 5.0, "vm": 20.0}  # seconds within which a command begins, also on a busy machine
 EIGHT = tuple(f"w{number}" for number in range(8))
 
@@ -63,6 +61,7 @@ def later(web: hutch.Workspace) -> hutch.aio.Workspace:
 # run
 
 
+@pytest.mark.vm
 def test_output_is_captured_apart(web: hutch.Workspace) -> None:
     result = web.run(["sh", "-c", "echo out; echo err >&2; exit 7"], capture=True, text=True)
     assert result == hutch.Result(("sh", "-c", "echo out; echo err >&2; exit 7"), 7, "out\n", "err\n")
@@ -80,6 +79,7 @@ def test_input_and_none(web: hutch.Workspace) -> None:
     assert web.run(["cat", "kept"], capture=True).stdout == b"kept"
 
 
+@pytest.mark.vm
 def test_environment_directory_and_root(web: hutch.Workspace) -> None:
     show = ["sh", "-c", "echo $GREETING $MORE; pwd; id -un"]
     assert web.run(show, env={"MORE": "a b"}, capture=True, text=True).stdout == "hello a b\n/home/dev\ndev\n"
@@ -119,6 +119,7 @@ def wait_until(condition: Callable[[], bool], patience: float = 30.0) -> None:
 STUBBORN = "trap '' INT TERM HUP QUIT; echo begun; while :; do sleep 0.{number}1; done"
 
 
+@pytest.mark.vm
 def test_a_timeout_kills_what_runs_inside(web: hutch.Workspace, workspace_type: str) -> None:
     """Also what ignores every signal that can be ignored."""
     begun = time.monotonic()
@@ -193,6 +194,7 @@ def test_somebody_else_than_root(one: Instance) -> None:
     assert result.stdout == "this needs root: run it with sudo or doas\n", result.stderr
 
 
+@pytest.mark.vm
 def test_a_caller_that_is_killed_leaves_nothing(one: Instance, web: hutch.Workspace) -> None:
     program = f"import hutch; hutch.Workspace('web').run(['sh', '-c', {STUBBORN.format(number=3)!r}], capture=True)"
     process = subprocess.Popen([sys.executable, "-c", program], env=one.environment())
@@ -261,6 +263,7 @@ def test_awaited_run(later: hutch.aio.Workspace) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.vm
 def test_a_cancelled_run_kills_its_command(web: hutch.Workspace, later: hutch.aio.Workspace) -> None:
     async def main() -> None:
         running = asyncio.create_task(later.run(["sh", "-c", STUBBORN.format(number=4)], capture=True))
@@ -298,6 +301,7 @@ def test_the_event_loop_goes_on(later: hutch.aio.Workspace) -> None:
     assert asyncio.run(main()) < 0.5
 
 
+@pytest.mark.vm
 def test_up_and_stop_are_awaited(one: Instance) -> None:
     told: list[tuple[str, str]] = []
     off = hutch.aio.Workspace(
@@ -334,7 +338,6 @@ def test_a_cancelled_start_stops_what_is_not_ready(one: Instance) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.container
 def test_eight_workspaces_at_once(
     make_instance: Callable[..., Instance], workspace_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,7 +366,6 @@ def test_eight_workspaces_at_once(
     assert not hutch.plan(hutch.load(instance.file)).changes
 
 
-@pytest.mark.container
 def test_threads_change_one_host_in_turn(instance: Instance, workspace_type: str) -> None:
     """Two threads of a program hold the locks of a hutch as two programs would."""
     instance.declare(workspace_type, a="", b="")
@@ -375,7 +377,6 @@ def test_threads_change_one_host_in_turn(instance: Instance, workspace_type: str
         list(pool.map(lambda name: hutch.Workspace(name, engine).stop(), ("a", "b")))
 
 
-@pytest.mark.container
 def test_the_callers_umask_is_no_matter(
     instance: Instance, workspace_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,7 +392,6 @@ def test_the_callers_umask_is_no_matter(
     assert (instance.state / "workspaces").stat().st_mode & 0o005 == 0o005
 
 
-@pytest.mark.container
 def test_who_is_behind_sudo_is_known_to_all_calls(
     instance: Instance, workspace_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,7 +405,6 @@ def test_who_is_behind_sudo_is_known_to_all_calls(
     assert os.stat(hutch.Workspace("a").status()["home"]).st_uid == 1001
 
 
-@pytest.mark.container
 def test_who_waits_for_another_hutch_is_told(instance: Instance, workspace_type: str) -> None:
     instance.declare(workspace_type, a="")
     instance.hutch("up", "--no-start")
@@ -426,7 +425,6 @@ def test_who_waits_for_another_hutch_is_told(instance: Instance, workspace_type:
     assert f"(pid {os.getpid()}, since " in told[0][2]
 
 
-@pytest.mark.container
 def test_a_call_whose_process_is_killed_says_so(instance: Instance) -> None:
     """Also when it has not read what it was sent."""
     with closing(Job(Call(places(instance), "stop", {"names": ["a" * (1 << 17)]}))) as job:
