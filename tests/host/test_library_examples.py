@@ -6,11 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.host.instance import Completed, Instance
 
-pytestmark = pytest.mark.vm
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

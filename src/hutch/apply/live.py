@@ -32,11 +32,25 @@ GUEST_SECONDS = 15.0  # that a guest has for what it is told; without KVM, a log
 REFRESH = """
 set -e
 printf '%s\\n' "$@" | systemd-tmpfiles --create -
+sockets() {
+  while read -r _ address _ state _ _ _ _ _ inode _; do
+    case "$address $state" in *":0016 0A") echo $inode ;; esac
+  done
+}
+listening() { cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | sockets; }
 for unit in ssh.service sshd.service; do
-  if systemctl --quiet is-active $unit; then systemctl reload $unit; fi
+  systemctl --quiet is-active $unit || continue
+  before=$(listening)
+  systemctl reload $unit
+  for _ in 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9; do
+    now=$(listening)
+    [ "$now" = "$before" ] || [ -z "$now" ] || break
+    sleep 0.1
+  done
 done
 """
-"""What a guest does at boot with what it is told of keys and environment; and sshd reads its files again."""
+"""What a guest does at boot with what it is told of keys and environment; and sshd reads its files again: for a moment
+it does not listen, and then it does on another socket."""
 
 
 def apply_live(
