@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from hutch import api
 from hutch.api.engine import Hutch, Progress, no_progress, silent
-from hutch.api.job import Call, call_up, change
+from hutch.api.job import Call, call_on, call_up, change
 from hutch.api.workspace import MAX_COPY, MAX_OUTPUT, Argument
 from hutch.api.workspace import Workspace as SyncWorkspace
 from hutch.errors import troubles_told
@@ -68,11 +68,11 @@ class Workspace:
 
     async def start(self) -> None:
         """Start it unless it runs; see `hutch.Workspace.start`. When cancelled, it is stopped unless it is ready."""
-        await _change(Call(self.hutch.places, "start", {"names": [self.name]}), self.hutch.listen)
+        await _change(call_on(self.name, self.hutch.places, "start"), self.hutch.listen)
 
     async def stop(self) -> None:
         """Stop it; see `hutch.Workspace.stop`."""
-        await _change(Call(self.hutch.places, "stop", {"names": [self.name]}), self.hutch.listen)
+        await _change(call_on(self.name, self.hutch.places, "stop"), self.hutch.listen)
 
     async def status(self) -> dict[str, Any]:
         """How it stands; see `hutch.Workspace.status`."""

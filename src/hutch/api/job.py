@@ -124,6 +124,11 @@ def call_up(config: Config, names: Sequence[str], **options: object) -> Call:
     return Call(Places.from_environment(), "up", {"config": config, "names": tuple(names), **options})
 
 
+def call_on(name: str, places: Places, method: str) -> Call:
+    """A method of a Hutch that takes the names of workspaces, for one of them."""
+    return Call(places, method, {"names": [name]})
+
+
 def change(call: Call, events: Mapping[str, Callable[..., object]], canceller: Canceller) -> Any:
     """Carry out what changes the host, and return what the call returns. Interrupted, it undoes what is half done, as
     an interrupted command does."""

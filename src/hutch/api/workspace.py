@@ -38,11 +38,10 @@ class Workspace:
         self._change("stop")
 
     def _change(self, method: str) -> None:
-        from hutch.api.job import Call, change
+        from hutch.api.job import call_on, change
         from hutch.supervise.piped import Canceller
 
-        call = Call(self.hutch.places, method, {"names": [self.name]})
-        change(call, {"listen": self.hutch.listen}, Canceller())
+        change(call_on(self.name, self.hutch.places, method), {"listen": self.hutch.listen}, Canceller())
 
     def status(self) -> dict[str, Any]:
         """How it stands: the same as an entry of `hutch status --json`."""

@@ -78,6 +78,7 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping
 
 def _write_down(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping[str, int]) -> None:
     """What is wanted and whose it is, with what has to be done before that may be said."""
+    origin = origin_of(plan.file)
     for action in plan.actions:
         before = records.get(action.workspace)
         is_made = action.action in ("create", "recreate")
@@ -91,9 +92,9 @@ def _write_down(places: Places, plan: Plan, records: dict[str, Record], uids: Ma
         if action.action == "remove":
             mark_removed(places, records, action.workspace)
         elif action.action != "no change":
-            _note(places, plan, records, action, uids)
+            _note(places, plan, records, action, uids, origin)
     for name in plan.inherited:
-        records[name] = replace(records[name], file=plan.file, origin=origin_of(plan.file))
+        records[name] = replace(records[name], file=plan.file, origin=origin)
         write_record(places, records[name])
 
 
@@ -114,7 +115,14 @@ def _becomes_machine(before: Record, wanted: Workspace) -> bool:
     return was.type == "container" and wanted.type == "vm"
 
 
-def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action, uids: Mapping[str, int]) -> None:
+def _note(
+    places: Places,
+    plan: Plan,
+    records: dict[str, Record],
+    action: Action,
+    uids: Mapping[str, int],
+    origin: tuple[int, ...],
+) -> None:
     """Write down what is wanted, before anything on the host is made for it."""
     assert action.wanted is not None
     before = records.get(action.workspace) or Record(
@@ -125,6 +133,6 @@ def _note(places: Places, plan: Plan, records: dict[str, Record], action: Action
         uid_base=uids[action.workspace],
         machine_id=os.urandom(16).hex(),
     )
-    record = noted(before, action, action.wanted, plan.file, origin_of(plan.file))
+    record = noted(before, action, action.wanted, plan.file, origin)
     write_record(places, record)
     records[action.workspace] = record

@@ -18,7 +18,7 @@ from hutch.errors import HutchError
 from hutch.files import read_or_none
 from hutch.frozen import dataclass
 from hutch.host import dns, hosts_file, router, shares, ssh
-from hutch.host.mountinfo import parse_mountinfo
+from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.host.namespace import look
 from hutch.plan.actions import Change, Plan, Repair, Wanted
 from hutch.spec import names
@@ -163,7 +163,7 @@ def has_lost_tree(places: Places, name: str, pid: int) -> bool:
     """Whether the image's tree was deleted that a container runs on: its supervisor's mounts tell, also when the image
     has been built again since."""
     try:
-        text = Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+        text = observe_mountinfo(pid)
     except OSError:  # it has just ended
         return False
     lower = str(places.runtime(name) / "lower")

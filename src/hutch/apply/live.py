@@ -120,8 +120,7 @@ class _Live:
         """What puts which keys in force, in this order. Keys of the host's own side have been settled; those that have
         no effect on this type need nothing."""
         renewed = {"vcpus", "memory", "disk", "mounts", "env", "authorized_keys"}
-        guest, root = {"env", "authorized_keys"}, {"disk"} if self.target.type == "container" else set()
-        return [(renewed, self._renew), (guest, self._refresh_guest), (root, self._resize_root)]
+        return [(renewed, self._renew), ({"env", "authorized_keys"}, self._refresh_guest)]
 
     def _renew(self) -> dict[str, str]:
         return control.renew(self.places, self.record.name, self.launch)
@@ -135,17 +134,4 @@ class _Live:
         if code != 0:
             how = f"within {GUEST_SECONDS:g} s" if code is None else f"(exit code {code})"
             raise HutchError(f"the guest does not take it {how}: its systemd-tmpfiles, or sshd's reload")
-        return {}
-
-    def _resize_root(self) -> dict[str, str]:
-        from hutch.backends.nspawn import SCRATCH
-        from hutch.run import CommandFailed, run
-
-        enter = ("nsenter", f"--mount=/proc/{self.now.pid}/ns/mnt", "--")
-        place = f"{self.places.runtime(self.record.name)}/scratch"
-        try:
-            run([*enter, "mount", "-o", f"remount,size={self.target.disk or SCRATCH}", place])
-        except CommandFailed as error:
-            said = error.details.strip()
-            raise HutchError(f"the root cannot become so small while more of it is in use ({said})") from error
         return {}

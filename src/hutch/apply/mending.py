@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hutch.files import entries
@@ -37,10 +39,14 @@ def mend(places: Places, listen: Listener) -> bool:
     """Rebuild every damaged record that has a sound copy; whether there was any."""
     has_mended = False
     with lock(places):
-        for path in (places.network_record, *(places.record(entry.name) for entry in entries(places.workspaces))):
-            name = "network" if path == places.network_record else path.parent.name
+        names = [entry.name for entry in entries(places.workspaces)]
+        readers: list[tuple[str, Path, Callable[[], object]]] = [
+            ("network", places.network_record, partial(read_network, places)),
+            *((name, places.record(name), partial(read_record, places, name)) for name in names),
+        ]
+        for name, path, read in readers:
             try:
-                read_network(places) if path == places.network_record else read_record(places, name)
+                read()
             except Damaged as error:
                 if restore(path):
                     what = f"kept as {aside_of(path)}" if aside_of(path).exists() else "gone"

@@ -79,7 +79,8 @@ def half_written(places: Places) -> Iterator[Path]:
         (places.workspaces, "*/ssh/.*.new*"),
         (places.state / "keys", "*/.*.new*"),
         (places.run, f".*{TEMPORARY}"),
-        (places.run / "workspaces", "*/*.json.new"),
+        (places.run / "workspaces", f"*/.*{TEMPORARY}"),
+        (places.run / "workspaces", "*/status.json.new"),
     ):
         yield from top.glob(pattern)
     yield temporary_of(places.ssh_config)

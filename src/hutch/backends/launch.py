@@ -141,8 +141,9 @@ class Launch:
     supervisor finds what it needs of other people's for that; `facts` are told to people.
     `memory` are the bytes that a machine is made with.
 
-    A Launch may be handed in while the workspace runs: its `limits` and `grafts` count at once, and so does `balloon`,
-    the bytes that are left to a machine of its memory; all else counts when the guest boots again.
+    A Launch may be handed in while the workspace runs: its `limits` and `grafts` count at once, and so do `balloon`,
+    the bytes that are left to a machine of its memory, and `resize`, which gives a root in memory the size that it is
+    to have; all else counts when the guest boots again.
     """
 
     workspace: str
@@ -164,6 +165,7 @@ class Launch:
     library: str = ""
     memory: int | None = None
     balloon: int | None = None
+    resize: Step | None = None
     facts: dict[str, str] = field(default_factory=dict)
     restart_codes: tuple[int, ...] = ()
     start_seconds: float = 60.0

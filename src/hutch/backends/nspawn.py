@@ -72,6 +72,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             *raising,
         ),
         grafts=grafts,
+        resize=None if workspace.persist == "all" else resize_step(workspace, runtime),
         argv=nspawn_argv(name, inner, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
         cleanup=port.cleanup(),
         limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
@@ -112,6 +113,12 @@ def root_layers(name: str, workspace: Workspace, host: Surroundings, runtime: st
     if workspace.nix_store:
         upper += [f"{scratch}/{STORE}-upper", f"{scratch}/{STORE}-work"]
     return (image,), (place, Step((*owned, *upper), "make the upper layer"))
+
+
+def resize_step(workspace: Workspace, runtime: str) -> Step:
+    """Make the layer that is thrown away as large as it is to be, while the guest writes in it."""
+    size = workspace.disk or SCRATCH
+    return Step(("mount", "-o", f"remount,size={size}", f"{runtime}/scratch"), f"make the root {size} bytes large")
 
 
 def overlay_steps(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Step, ...]:

@@ -17,27 +17,33 @@ def observe_mountinfo(process: int | str = "self", *, most: int = -1) -> str:
 def parse_mountinfo(text: str) -> Iterator[tuple[str, str, str, set[str], str]]:
     """(device, directory of the file system, mount point, options of the mount, type) of each mount, in their order: of
     two at one place, the later one lies on top."""
+    for fields, type in _lines(text):
+        yield fields[2], plain(fields[3]), plain(fields[4]), set(fields[5].split(",")), type
+
+
+def _lines(text: str) -> Iterator[tuple[list[str], str]]:
+    """(the fields before the dash, the type behind it) of each line."""
     for line in text.split("\n"):
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
         if len(fields) > 5:
-            options = set(fields[5].split(","))
-            yield fields[2], plain(fields[3]), plain(fields[4]), options, after.partition(" ")[0]
+            yield fields, after.partition(" ")[0]
 
 
 def self_binds(text: str) -> dict[str, int]:
     """Mount point -> id of each directory that is mounted over itself. The id stays when the directory is renamed."""
     found: dict[str, int] = {}
-    above: list[tuple[str, str, str]] = []  # those that came before: parents do
-    numbers = [line.split(" ", 1)[0] for line in text.split("\n") if line.count(" ") > 5]
-    for number, (device, root, point, _, _) in zip(numbers, parse_mountinfo(text), strict=True):
-        around = [other for other in above if is_below(point, other[2])]
-        parent = max(around, key=lambda other: len(other[2]), default=None)
-        if parent is not None and parent[0] == device:
-            inner = point.removeprefix(parent[2].rstrip("/"))
-            if root == (parent[1].rstrip("/") + inner or "/"):
-                found[point] = int(number)
-        above.append((device, root, point))
+    seen: dict[str, tuple[str, str]] = {}  # parents come before what is mounted on them
+    for fields, _ in _lines(text):
+        device, root, point = fields[2], plain(fields[3]), plain(fields[4])
+        around = point
+        while around not in seen and around != "/":
+            around = around.rpartition("/")[0] or "/"
+        if around in seen:
+            inner = point.removeprefix(around.rstrip("/"))
+            if (device, root) == (seen[around][0], seen[around][1].rstrip("/") + inner or "/"):
+                found[point] = int(fields[0])
+        seen[point] = device, root
     return found
 
 

@@ -120,17 +120,18 @@ def ensure_shares(places: Places, paths: Iterable[str]) -> None:
     Which mounts are ours stands in a file of the runtime directory: like them, it is gone after a reboot.
     """
     text = observe_mountinfo()
-    wanted, mounts = list(paths), find_mounts(text)
-    ours = noted_shares(places, wanted, mounts, self_binds(text))
+    wanted, mounts, binds = list(paths), find_mounts(text), self_binds(text)
+    ours = noted_shares(places, wanted, mounts, binds)
     kept = [path for path in ours if path in mounts]
     for path in sorted((path for path in kept if path not in wanted), key=len, reverse=True):  # the inner ones first
         run(["umount", "--lazy", "--no-canonicalize", path])
         kept.remove(path)
-    for path in unguarded(wanted, mounts):
+    open_ones = unguarded(wanted, mounts)
+    for path in open_ones:
         kept.append(path)
-        _note(places, kept)  # before the mount, so that a crash in between leaves none that nobody knows
+        _note(places, kept, binds)  # before the mount, so that a crash in between leaves none that nobody knows
         _mount(path)
-    _note(places, kept)
+    _note(places, kept, self_binds(observe_mountinfo()) if open_ones else binds)
 
 
 def noted_shares(places: Places, wanted: Iterable[str], mounts: Iterable[str], binds: Mapping[str, int]) -> list[str]:
@@ -157,8 +158,7 @@ def unguarded(paths: Iterable[str], mounts: Mapping[str, set[str]]) -> tuple[str
     return tuple(path for path in open_ones if not check_directory(path, may_be_absent=False))
 
 
-def _note(places: Places, kept: list[str]) -> None:
-    binds = self_binds(observe_mountinfo())
+def _note(places: Places, kept: list[str], binds: Mapping[str, int]) -> None:
     content = encode(SHARES, {"paths": kept, "ids": {path: binds[path] for path in kept if path in binds}})
     if kept and read_or_none(places.shares) != content:
         make_directory(places.run)

@@ -161,7 +161,11 @@ class Supervisor:
             return
         self.launch = launch
         limits = self.launch["limits"]
-        complaints = {"memory": self._leave_memory(sources), "mounts": self._renew_grafts()}
+        complaints = {
+            "memory": self._leave_memory(sources),
+            "mounts": self._renew_grafts(),
+            "disk": self._resize_root(),
+        }
         used = self.cgroup.memory_in_use()
         if limits["memory"] and used is not None and used > limits["memory"]:
             # The kernel would end processes of the guest's to make room.
@@ -178,6 +182,16 @@ class Supervisor:
             return ""
         answers = [source.leave_memory(size, whole) for source in sources]
         return next((answer for answer in answers if answer is not None), "nothing here can change it")
+
+    def _resize_root(self) -> str:
+        """Give a root in memory the size that the Launch says. Returns why not."""
+        step = self.launch["resize"]
+        try:
+            SideBySide([[step]] if step else []).finish(time.monotonic(), CLEANUP_SECONDS)
+        except StartFailed as error:
+            said = str(error).partition("\n")[0]
+            return f"the root cannot become so small while more of it is in use ({said})"
+        return ""
 
     def _renew_grafts(self) -> str:
         """Show a container what its Launch shows it, and nothing else. Returns why not."""

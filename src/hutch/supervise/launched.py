@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from pathlib import Path
 from typing import Any
 
-from hutch.files import read_or_none, write_all
+from hutch.files import read_or_none, write_atomic
 
 CHECKSUM = "crc32"
 
 
 def write_launch(path: Path, launch: dict[str, Any]) -> None:
     """Whole or not at all. It lives in the runtime directory, so it need not survive a power cut."""
-    temporary = path.with_name(f"{path.name}.new")
     text = json.dumps(launch)
     content = f'{{"{CHECKSUM}": {zlib.crc32(text.encode())}, {text[1:]}'.encode()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(descriptor, content)
-    finally:
-        os.close(descriptor)
-    os.replace(temporary, path)
+    write_atomic(path, content, mode=0o600, is_lasting=False)
 
 
 def read_launch(path: Path) -> dict[str, Any] | None:

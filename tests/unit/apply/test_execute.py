@@ -19,7 +19,7 @@ def noted(tmp_path: Path, kind: Kind) -> Record:
     )
     target = workspace(publish=(Publish("", 80, 80, "tcp"),), vcpus=2, autostart=True)
     action = Action("web", kind, wanted=Wanted(target, "image-1"))
-    _note(places, Plan("/f", NETWORK, (action,)), {"web": before}, action, {})
+    _note(places, Plan("/f", NETWORK, (action,)), {"web": before}, action, {}, ())
     found = read_record(places, "web")
     assert found is not None and found.wanted == target
     return found

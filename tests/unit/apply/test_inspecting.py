@@ -118,7 +118,7 @@ def test_a_tree_that_was_deleted_under_its_container(
 ) -> None:
     lower = places.runtime("web") / "lower"
     text = f"1 0 8:1 /x//deleted {lower}er rw - ext4 /dev/a rw\n2 0 8:1 {directory} {lower} ro - ext4 /dev/a rw\n"
-    monkeypatch.setattr(Path, "read_text", lambda path, **keys: text if str(path) == "/proc/7/mountinfo" else "")
+    monkeypatch.setattr("hutch.apply.inspecting.observe_mountinfo", lambda process: text if process == 7 else "")
     assert has_lost_tree(places, "web", 7) is is_lost
     assert not has_lost_tree(places, "web", 8)
 
