@@ -25,6 +25,7 @@ LAYERS = (
     ("api",),
     ("apply",),
     ("plan", "backends", "guest", "supervise", "host", "images", "state"),
+    ("egress",),
     ("spec",),
     ("run", "files"),
     ("errors",),

@@ -1,0 +1,1 @@
+"""What workspaces ask for and connect to: how it is heard, written down and read again."""

@@ -1,0 +1,231 @@
+"""The files in which it stands what workspaces did: DIRECTORY/NAME.jsonl, and NAME.jsonl.1 for what is older.
+
+One process writes them, one line for each record, at the end and in one go; any number read them. Both files of a
+workspace stay within LARGEST, whatever it does: equal records within a second are one, of different ones no more than
+MOST_AT_ONCE a second are kept, and what is left out is counted. No workspace can take another one's place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from pathlib import Path
+
+from hutch.egress.record import LONGEST_LINE, Record, lost, parse_line
+from hutch.errors import HutchError
+
+LARGEST = 1 << 20
+WINDOW = 1.0
+"""Seconds within which equal records are one; so long does a record wait before it is written."""
+PAUSE = 0.1
+"""Seconds between two writes."""
+MOST_AT_ONCE = 256
+INTERVAL = 0.2
+"""Seconds between two looks of a reader who waits for more."""
+CHUNK = 1 << 16
+
+TOO_MANY = f"more than {MOST_AT_ONCE} different ones in a second"
+UNWRITTEN = "could not be written"
+
+Batches = Generator[list[Record], None, None]
+
+
+class Journal:
+    """What is to be written. Its owner calls `flush` when `next_flush` says so, and once in the end."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._pending: dict[str, dict[tuple[object, ...], _Heard]] = {}
+
+    def note(self, workspace: str, record: Record) -> None:
+        pending = self._pending.setdefault(workspace, {})
+        heard = pending.get(record.subject)
+        if heard is not None:
+            heard.add(record)
+        elif len(pending) < MOST_AT_ONCE or record.verdict == "lost":
+            pending[record.subject] = _Heard(record)
+        else:
+            self.note(workspace, lost(record.time, record.count, TOO_MANY))
+
+    def next_flush(self, now: float) -> float | None:
+        """In how many seconds there is something to write; None when there is nothing."""
+        oldest = [next(iter(pending.values())).first for pending in self._pending.values()]
+        return min(max(min(oldest) + WINDOW - now, PAUSE), WINDOW) if oldest else None
+
+    def flush(self, now: float | None = None) -> None:
+        """Write what has waited long enough by now; without a time, everything.
+
+        A disk that is full, or gone, keeps nobody from working: what could not be written is counted, and told when
+        it can be.
+        """
+        for workspace, pending in list(self._pending.items()):
+            due = [subject for subject, heard in pending.items() if now is None or heard.is_due(now)]
+            records = [pending.pop(subject).record for subject in due]
+            if not pending:
+                del self._pending[workspace]
+            try:
+                _append(current_file(self._directory, workspace), "".join(r.line for r in records).encode())
+            except OSError:
+                latest, count = max(r.time for r in records), sum(r.count for r in records)
+                self.note(workspace, lost(latest, count, UNWRITTEN))
+
+    def forget(self, workspace: str) -> None:
+        """Write nothing more of a workspace that is gone."""
+        self._pending.pop(workspace, None)
+
+
+class _Heard:
+    """A record that may happen again before it is written."""
+
+    def __init__(self, record: Record) -> None:
+        self.first = self.last = record.time
+        self.count = record.count
+        self._record = record
+
+    def add(self, record: Record) -> None:
+        self.last = record.time
+        self.count += record.count
+
+    def is_due(self, now: float) -> bool:
+        """A clock that was set back is no reason to wait."""
+        return not 0 <= now - self.first < WINDOW
+
+    @property
+    def record(self) -> Record:
+        return Record(**{**self._record.__dict__, "time": self.last, "count": self.count})
+
+
+def current_file(directory: Path, workspace: str) -> Path:
+    return directory / f"{workspace}.jsonl"
+
+
+def older_file(directory: Path, workspace: str) -> Path:
+    return directory / f"{workspace}.jsonl.1"
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Write at the end, all of it or nothing; a file that would become too large becomes the older one."""
+    if not data:
+        return
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        is_full = size > 0 and size + len(data) > LARGEST
+        if not is_full:
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                data = b"\n" + data  # a crash has left half a line, which is not to take this one with it
+            if os.write(descriptor, data) < len(data):
+                os.ftruncate(descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(descriptor)
+    if is_full:
+        path.rename(path.with_name(f"{path.name}.1"))
+        _append(path, data)
+
+
+def remove(directory: Path, workspace: str) -> None:
+    """Remove what is written of a workspace."""
+    for path in (current_file(directory, workspace), older_file(directory, workspace)):
+        path.unlink(missing_ok=True)
+
+
+def read(directory: Path, workspace: str) -> list[Record]:
+    """All that is written of a workspace, oldest first. Lines that are no records are passed over."""
+    with closing(follow(directory, workspace)) as batches:
+        return next(batches)
+
+
+def wait_a_little() -> None:
+    time.sleep(INTERVAL)
+
+
+def follow(directory: Path, workspace: str, wait: Callable[[], None] = wait_a_little) -> Batches:
+    """All that is written so far, in one; then what comes, as it comes. Ends with whoever reads.
+
+    It looks at the file's size now and then rather than being told: what it reads has waited a second before it was
+    written, and so the file, or its directory, may be there only later, or anew.
+    """
+    tail, older = _Tail(current_file(directory, workspace)), _Tail(older_file(directory, workspace))
+    try:
+        tail.open()
+        older.open()
+        # Between the two, the newer may have become the older one.
+        before = older.rest() if older.identity != tail.identity else []
+        yield [*before, *tail.read()]
+        while True:
+            wait()
+            if found := tail.read():
+                yield found
+    finally:
+        tail.close()
+        older.close()
+
+
+class _Tail:
+    """The end of a file that grows, and that another one takes the place of."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._half_line = b""
+
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        return None if self._descriptor is None else _identity(os.fstat(self._descriptor))
+
+    def open(self) -> None:
+        """Open the file, if there is one; of one that is larger than it can be, only its end."""
+        self.close()
+        try:
+            found = os.stat(self._path, follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode):
+                raise HutchError(f"{self._path} is not a file of hutch's", resolution="remove it")
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        os.lseek(self._descriptor, max(found.st_size - LARGEST, 0), os.SEEK_SET)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor, self._half_line = None, b""
+
+    def read(self) -> list[Record]:
+        """What was added since the last time, and then what stands in the file that took this one's place."""
+        found = self.rest()
+        while self._is_replaced():
+            found += self.rest()  # its writer was done with it before it was replaced
+            self.open()
+            found += self.rest()
+        return found
+
+    def _is_replaced(self) -> bool:
+        try:
+            return _identity(os.stat(self._path, follow_symlinks=False)) != self.identity
+        except FileNotFoundError:
+            return False
+
+    def rest(self) -> list[Record]:
+        """What was added to this very file since the last time."""
+        if self._descriptor is None:
+            return []
+        size = os.fstat(self._descriptor).st_size
+        if os.lseek(self._descriptor, 0, os.SEEK_CUR) > size:  # half a line was taken back
+            os.lseek(self._descriptor, size, os.SEEK_SET)
+            self._half_line = b""
+        found = []
+        while data := os.read(self._descriptor, CHUNK):
+            *lines, half = (self._half_line + data).split(b"\n")
+            found += [record for line in lines if (record := parse_line(line))]
+            self._half_line = half[: LONGEST_LINE + 1]  # what is longer than a record will be none
+        return found
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
