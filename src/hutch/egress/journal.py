@@ -1,6 +1,7 @@
 """The files in which it stands what workspaces did: DIRECTORY/NAME.jsonl, and NAME.jsonl.1 for what is older.
 
-One process writes them, one line for each record, at the end and in one go; any number read them. Both files of a
+One process writes them, one line for each record, at the end and in one go; any number read them. The writer reads what
+guests send, so those who read follow no link that it leaves, and read no more than it may write. Both files of a
 workspace stay within LARGEST, whatever it does: equal records within a second are one, of different ones no more than
 MOST_AT_ONCE a second are kept, and what is left out is counted. No workspace can take another one's place.
 """
@@ -183,12 +184,16 @@ class _Tail:
         """Open the file, if there is one; of one that is larger than it can be, only its end."""
         self.close()
         try:
-            found = os.stat(self._path, follow_symlinks=False)
-            if not stat.S_ISREG(found.st_mode):
-                raise HutchError(f"{self._path} is not a file of hutch's", resolution="remove it")
             self._descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a symbolic link
+                raise _foreign(self._path) from error
+            raise
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise _foreign(self._path)
         os.lseek(self._descriptor, max(found.st_size - LARGEST, 0), os.SEEK_SET)
 
     def close(self) -> None:
@@ -199,7 +204,7 @@ class _Tail:
     def read(self) -> list[Record]:
         """What was added since the last time, and then what stands in the file that took this one's place."""
         found = self.rest()
-        while self._is_replaced():
+        if self._is_replaced():
             found += self.rest()  # its writer was done with it before it was replaced
             self.open()
             found += self.rest()
@@ -212,19 +217,24 @@ class _Tail:
             return False
 
     def rest(self) -> list[Record]:
-        """What was added to this very file since the last time."""
+        """What was added to this very file since the last time, up to now: whoever writes may never end."""
         if self._descriptor is None:
             return []
-        size = os.fstat(self._descriptor).st_size
-        if os.lseek(self._descriptor, 0, os.SEEK_CUR) > size:  # half a line was taken back
-            os.lseek(self._descriptor, size, os.SEEK_SET)
+        left = os.fstat(self._descriptor).st_size - os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        if left < 0:  # half a line was taken back
+            os.lseek(self._descriptor, left, os.SEEK_CUR)
             self._half_line = b""
         found = []
-        while data := os.read(self._descriptor, CHUNK):
+        while left > 0 and (data := os.read(self._descriptor, min(left, CHUNK))):
+            left -= len(data)
             *lines, half = (self._half_line + data).split(b"\n")
             found += [record for line in lines if (record := parse_line(line))]
             self._half_line = half[: LONGEST_LINE + 1]  # what is longer than a record will be none
         return found
+
+
+def _foreign(path: Path) -> HutchError:
+    return HutchError(f"{path} is not a file of hutch's", resolution="remove it")
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:
