@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 LABEL = "security.selinux"
@@ -83,6 +84,15 @@ def entries(directory: Path) -> list[Path]:
         return sorted(directory.iterdir())
     except FileNotFoundError:
         return []
+
+
+def remove_flat(directory: Path) -> None:
+    """Remove a directory of files, as far as that is what it is."""
+    for path in entries(directory):
+        with suppress(OSError):
+            path.unlink()
+    with suppress(OSError):
+        directory.rmdir()
 
 
 def read_or_none(path: Path) -> bytes | None:

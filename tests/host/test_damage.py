@@ -54,7 +54,7 @@ def victim(world: World, images: Path, workspace_type: str) -> Iterator[Victim]:
 
 
 def kill_resolver(victim: Victim, which: str) -> None:
-    descriptor = os.pidfd_open(int((victim.places.dns / f"{which}.pid").read_text()))
+    descriptor = os.pidfd_open(int((victim.places.services / f"{which}.pid").read_text()))
     signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     ended(descriptor)
 

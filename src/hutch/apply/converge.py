@@ -11,15 +11,18 @@ from pathlib import Path
 from hutch.errors import HutchError
 from hutch.files import write_atomic
 from hutch.host import hosts_file, router, shares, ssh
-from hutch.host.dns import ensure_resolvers, remove_resolvers
+from hutch.host.dns import service_user, wanted_resolvers
 from hutch.host.firewall import Member
 from hutch.host.lock import host_lock
 from hutch.host.namespace import inside
+from hutch.host.service import Service, observe_service, remove_services, start_service, stop_service
 from hutch.host.vsock import has_vsock
+from hutch.host.watch import note_rules, wanted_watch
 from hutch.run import Gathering, run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
+from hutch.spec.policy import policy_of
 from hutch.state import NetworkRecord, Record, read_network, remove_network, write_network
 from hutch.supervise.observe import observe
 
@@ -56,7 +59,7 @@ def members_of(records: Mapping[str, Record], network: Network) -> tuple[Member,
         workspace = record.wanted
         assert workspace.ip is not None and workspace.mac is not None
         port = names.port(name, workspace.type)
-        members.append(Member(name, port, workspace.mac, workspace.ip, workspace.publish))
+        members.append(Member(name, port, workspace.mac, workspace.ip, workspace.publish, policy_of(workspace)))
     return tuple(members)
 
 
@@ -91,7 +94,7 @@ def converge_network(
     members = members_of(serving, network)
     before = read_network(places)
     if before is not None and before.network != network:
-        remove_resolvers(places)
+        remove_services(places)
         router.remove_router(places)
         looking = None  # what was seen is gone
     # The record comes first: after a crash it is what tells the next run what is ours, and what was there.
@@ -99,6 +102,9 @@ def converge_network(
     write_network(places, record)
     host, facts = router.observe_all(places, looking)
     is_same = before is not None and before.network == network
+    views = views_of(places, network, members)
+    if views and is_same:
+        renew_views(places, views)
     survivor = find_survivor(places, serving) if facts.links is None and is_same else None
     router.ensure_router(places, network, members, host, facts, survivor)
     reconnect(places, network, serving, router.loose_ports(network, members, facts))
@@ -107,7 +113,66 @@ def converge_network(
     if different:
         write_network(places, replace(record, sysctls={**different, **record.sysctls}))
         router.write_sysctls({name: settings[name] for name in different})
-    ensure_resolvers(places, network)
+    ensure_services(places, network, views)
+
+
+def views_of(places: Places, network: Network, members: Iterable[Member]) -> str:
+    """What the warden is to be told; "" where nobody is watched, and there is to be none."""
+    if not any(member.policy.is_watched for member in members):
+        return ""
+    from hutch.host.warden import render_views
+
+    return render_views(places, network, members)
+
+
+def renew_views(places: Places, views: str) -> None:
+    """Tell a warden that runs. It comes before the rules: what these ask for under the new policies, such as addresses
+    of names that stay listed, is there by then."""
+    from hutch.host import warden
+
+    if not warden.has_views(places, views) and observe_service(warden.wanted_warden(places)) is not None:
+        warden.write_views(places, views)
+        if not warden.renew_warden(places):
+            stop_service(places, warden.wanted_warden(places).pid_file)
+
+
+def wanted_services(places: Places, network: Network, *, is_watched: bool) -> tuple[Service, ...]:
+    """What serves all workspaces."""
+    common = (*wanted_resolvers(places, network, service_user()), wanted_watch(places, network))
+    if not is_watched:
+        return common
+    from hutch.host.warden import wanted_warden
+
+    return (*common, wanted_warden(places))
+
+
+def missing_services(places: Places, network: Network, members: Iterable[Member]) -> list[str]:
+    """What does not run as wanted, or is not told what it should be, in words."""
+    views = views_of(places, network, members)
+    wanted = wanted_services(places, network, is_watched=bool(views))
+    missing = [f"{service.name} does not run" for service in wanted if observe_service(service) is None]
+    if views and not missing:
+        from hutch.host.warden import has_views
+
+        missing += [] if has_views(places, views) else ["the warden was told something else"]
+    return missing
+
+
+def ensure_services(places: Places, network: Network, views: str) -> None:
+    """Start whichever does not run as wanted, once the rules are in place and have been read back."""
+    if views or places.warden.exists():
+        from hutch.host import warden
+
+        if not views:
+            stop_service(places, warden.wanted_warden(places).pid_file)
+            warden.forget_views(places)
+        elif not warden.has_views(places, views):
+            warden.write_views(places, views)
+    for service in wanted_services(places, network, is_watched=bool(views)):
+        if observe_service(service) is None:
+            if service == wanted_watch(places, network):
+                note_rules(places)
+            start_service(places, service)
 
 
 def find_survivor(places: Places, serving: Iterable[str]) -> int | None:
@@ -248,7 +313,7 @@ def dismantle(places: Places) -> None:
     hosts_file.ensure_hosts(places, {})
     ssh.remove_trust(places)
     shares.ensure_shares(places, ())
-    remove_resolvers(places)
+    remove_services(places)
     if record is None:
         router.remove_router(places)
         return

@@ -9,11 +9,11 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
-from hutch.apply.converge import in_force, members_of
+from hutch.apply.converge import in_force, members_of, views_of, wanted_services
 from hutch.apply.starting import make_launch
 from hutch.backends.launch import Launch, Step
 from hutch.frozen import dataclass
-from hutch.host import dns, firewall, hosts_file, router, ruleset, shares, ssh
+from hutch.host import firewall, hosts_file, router, ruleset, shares, ssh
 from hutch.host.accelerator import Accelerator, recall_accelerator
 from hutch.host.firewall import Member
 from hutch.spec import names
@@ -78,14 +78,18 @@ def explain_network(places: Places, network: Network, members: Sequence[Member])
                 fed(["ip", "-batch", "-"], router.render_uplink(places, network)),
                 fed(in_router, router.render_router_end(places, network)),
                 fed(in_router, router.render_bridge(network)),
+                fed(in_router, router.render_fence(network)),
                 shlex.join(router.render_route(places, network)),
             )
         ),
     )
     settings = router.wanted_sysctls(places, members)
     yield Section("kernel settings", "\n".join(f"echo {value} >/proc/sys/{name}" for name, value in settings.items()))
-    resolvers = dns.wanted_resolvers(places, network, dns.service_user())
-    yield Section("resolvers", "\n".join(in_namespace(resolver) for resolver in resolvers))
+    views = views_of(places, network, members)
+    services = wanted_services(places, network, is_watched=bool(views))
+    yield Section("services", "\n".join(f"{shlex.join(service.command)}  # {service.name}" for service in services))
+    if views:
+        yield Section("what the warden is told", views)
 
 
 def explain_firewall(places: Places, network: Network, members: tuple[Member, ...]) -> Iterable[Section]:
@@ -156,10 +160,6 @@ def commands(steps: Iterable[Step]) -> str:
 def fed(argv: Sequence[str], text: str) -> str:
     """A command with its standard input, for a shell."""
     return f"{shlex.join(argv)} <<'END'\n{text}END"
-
-
-def in_namespace(resolver: dns.Resolver) -> str:
-    return (f"nsenter --net={resolver.namespace} -- " if resolver.namespace else "") + shlex.join(resolver.argv)
 
 
 def indented(text: str) -> str:

@@ -17,7 +17,7 @@ from hutch.apply.building import missing_of
 from hutch.errors import HutchError
 from hutch.files import read_or_none
 from hutch.frozen import dataclass
-from hutch.host import dns, hosts_file, router, shares, ssh
+from hutch.host import hosts_file, router, shares, ssh
 from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.host.namespace import look
 from hutch.plan.actions import Change, Plan, Repair, Wanted
@@ -79,8 +79,8 @@ def wrong_network(
         for name, found in router.loose_ports(applied, members, facts).items():
             if name in serving and observe(places, name).state == "running":
                 yield Repair("port", found, name)
-    for resolver in dns.missing_resolvers(places, applied):
-        yield Repair("resolver", f"the one for {resolver.serves} does not run")
+    for missing in converge.missing_services(places, applied, members):
+        yield Repair("service", missing)
     settings = router.wanted_sysctls(places, members)
     for name, value in router.observe_sysctls(settings).items():
         yield Repair(name.replace("/", "."), f"is {value}, not {settings[name]}")

@@ -51,9 +51,7 @@ def _check_common(prefix: str, workspace: Workspace) -> Iterable[Problem]:
     if workspace.image.startswith(("oci:", "nix:")):
         hint = "use a distribution, or rootfs:PATH"
         yield Problem(f"{workspace.image.split(':')[0]}: images are {UNSUPPORTED}", f"{prefix}.image", hint=hint)
-    if workspace.egress != "internet":
-        yield Problem(UNSUPPORTED, f"{prefix}.egress", hint='use "internet" or leave it out')
-    for key in ("gpu", "nesting", "learn"):
+    for key in ("gpu", "nesting"):
         only = Workspace.__dataclass_fields__[key].metadata["only"]
         if getattr(workspace, key) and only in ("", workspace.type):  # elsewhere it has no effect, as plan says
             yield Problem(UNSUPPORTED, f"{prefix}.{key}", hint="use false or leave it out")

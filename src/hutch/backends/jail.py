@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")  # for setpriv, which drops them
+PROGRAMS = (
+    *("--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin"),
+    *("--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64"),
+    *("--dir", "/dev"),  # else it is root's alone
+    *("--dev-bind", "/dev/null", "/dev/null", "--dev-bind", "/dev/urandom", "/dev/urandom"),
+)
+"""Options of bwrap that show the host's programs, and what they cannot do without."""
 
 
 def jailed(files: tuple[str, ...], uid: int, command: tuple[str, ...], groups: str = "") -> tuple[str, ...]:
@@ -10,11 +17,7 @@ def jailed(files: tuple[str, ...], uid: int, command: tuple[str, ...], groups: s
     else. See bwrap(1) and setpriv(1)."""
     return (
         *("bwrap", "--die-with-parent", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
-        *("--unshare-cgroup", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin"),
-        *("--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64"),
-        *("--dir", "/dev"),  # else it is root's alone
-        *("--dev-bind", "/dev/null", "/dev/null", "--dev-bind", "/dev/urandom", "/dev/urandom"),
-        *(*files, "--chdir", "/", "--clearenv"),
+        *("--unshare-cgroup", *PROGRAMS, *files, "--chdir", "/", "--clearenv"),
         *(word for capability in CAPABILITIES for word in ("--cap-add", capability)),
         *("--", "setpriv", f"--reuid={uid}", f"--regid={uid}", f"--groups={groups}" if groups else "--clear-groups"),
         *("--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--", *command),

@@ -1,35 +1,36 @@
 """The rules: what a workspace may send, and what may reach it. Pure; host/router loads and reads back.
 
-In the router namespace: every frame is bound to its port's MAC and address; then a deny set, then the way
-out. The address translation lives in that same table, so a router whose rules are gone is a router without
-a way out. On the host, at its end of the uplink, a second barrier for the host itself: only translated
+In the router namespace: every frame is bound to its port's MAC and address; then what is closed to all, then what the
+workspace's policy lets out. The address translation lives in that same table, so a router whose rules are gone is a
+router without a way out. On the host, at its end of the uplink, a second barrier for the host itself: only translated
 packets, never to an address of the host's own (DNS aside). Other networks are the first one's to refuse.
 """
 
 from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
 
 from hutch.frozen import dataclass
 from hutch.host.ruleset import Chain, ElementSet, Rule, Table
 from hutch.spec import names
 from hutch.spec.model import Network, Publish
 from hutch.spec.names import Places
+from hutch.spec.policy import Policy, Reach
+from hutch.spec.ranges import NEVER, PRIVATE
 
-# Everything that is not a public unicast address: private, shared (CGNAT), loopback, link-local with the
-# metadata services, IETF protocol assignments, benchmarking, multicast, reserved. Documentation ranges are
-# left to routing: some networks use them as if they were public.
-DENIED = (
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "224.0.0.0/4",
-    "240.0.0.0/4",
-)
+# What each workspace may send and ask at most, so that none starves the others; and how many connections it may have
+# open, here and in the host's own table.
+PACKETS = "200000/second burst 100000 packets"
+QUESTIONS = "1000/second burst 2000 packets"
+PINGS = "10/second burst 20 packets"
+CONNECTIONS = 8192
+METER = "type ipv4_addr; flags dynamic; size 65536"
+BY_RESOLVER = "flags timeout; size 1048576"
+
+WARDEN_PORT = 5300  # where the warden answers, see hutch.egress
+SEEN_GROUP = 83  # of NFLOG, where the warden listens
+SEEN = "hutch "  # before the name of the rule
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Member:
     mac: str
     ip: str
     publish: tuple[Publish, ...] = ()
+    policy: Policy = Policy()
 
 
 def router_tables(
@@ -80,45 +82,135 @@ def _binding(places: Places, members: tuple[Member, ...]) -> Table:
 
 
 def _routing(places: Places, network: Network, members: tuple[Member, ...], host_addresses: tuple[str, ...]) -> Table:
-    _, router_end = names.uplink_addresses(network.uplink)
+    host_end, router_end = names.uplink_addresses(network.uplink)
     published = sorted({f"{m.ip} . {p.protocol} . {p.guest_port}" for m in members for p in m.publish})
     way_out = Rule("way-out", f'oifname "{places.uplink_router}" ip saddr {network.subnet} snat ip to {router_end}')
     return Table(
         "inet",
         places.table,
         (
-            ElementSet("denied", "type ipv4_addr; flags interval", DENIED),
-            ElementSet("host", "type ipv4_addr", host_addresses),
+            ElementSet("never", "type ipv4_addr; flags interval", NEVER),
+            ElementSet("denied", "type ipv4_addr; flags interval", PRIVATE),
+            # The host's end of the uplink is private, and a workspace may be allowed what is private.
+            ElementSet("host", "type ipv4_addr", tuple(sorted({*host_addresses, host_end}))),
             ElementSet("published", "type ipv4_addr . inet_proto . inet_service", tuple(published)),
+            *_policies(members),
+            *(ElementSet(name, METER, is_filled=True) for name in ("packets", "questions", "pings", "connections")),
         ),
         (
-            Chain("prerouting", "filter", "prerouting", -300, "accept", _at_the_door(places, network)),
+            Chain("door", "filter", "prerouting", -300, "accept", _at_the_door(places, network)),
+            Chain("tracked", "filter", "prerouting", -150, "accept", _when_tracked(network)),
             Chain("input", "filter", "input", 0, "drop", _to_the_router(places, network)),
             Chain("forward", "filter", "forward", 0, "drop", _through_the_router(places, network)),
+            Chain("answer", "filter", "output", -300, "accept", _from_the_router_itself(network)),
             Chain("way-out", "nat", "postrouting", 100, "accept", (way_out,)),
         ),
     )
 
 
+def _policies(members: tuple[Member, ...]) -> tuple[ElementSet, ...]:
+    """Who may do what. Being in no set is being allowed nothing; `allowed` and `allowed_ports` are the resolver's to
+    fill, each element for as long as its answer is valid."""
+    watched = [m for m in members if m.policy.is_watched]
+    epochs = [(m.ip, m.policy.epoch) for m in watched]
+    free = [m for m in members if not m.policy.is_watched]
+    learning = tuple(m.ip for m in watched if m.policy.learn)
+    private = {m.ip: m.policy.private_networks for m in watched}
+    public = {m.ip: m.policy.public_networks for m in watched}
+    networks = "typeof ip saddr . ip daddr . th dport; flags interval"
+    return (
+        ElementSet("internet", "type ipv4_addr", tuple(m.ip for m in free if m.policy.kind == "internet")),
+        ElementSet("everywhere", "type ipv4_addr", tuple(m.ip for m in free if m.policy.kind == "all")),
+        ElementSet("watched", "type ipv4_addr", tuple(m.ip for m in watched)),
+        ElementSet("learning", "type ipv4_addr", learning),
+        ElementSet("epochs", "type ipv4_addr : mark", tuple(f"{ip} : {epoch}" for ip, epoch in epochs), kind="map"),
+        ElementSet("open", "type ipv4_addr . mark", tuple(f"{ip} . {epoch}" for ip, epoch in epochs)),
+        ElementSet("private", networks, _reached(private)),
+        ElementSet("networks", networks, _reached(public)),
+        ElementSet("allowed", f"type ipv4_addr . ipv4_addr . mark; {BY_RESOLVER}", is_filled=True),
+        ElementSet("allowed_ports", f"type ipv4_addr . ipv4_addr . inet_service . mark; {BY_RESOLVER}", is_filled=True),
+    )
+
+
+def _reached(listed: Mapping[str, tuple[Reach, ...]]) -> tuple[str, ...]:
+    """Elements "address . network . ports". The kernel takes none that lies within another."""
+    elements = []
+    for ip, reaches in listed.items():
+        by_port: dict[int | None, list[ipaddress.IPv4Network]] = {}
+        for reach in reaches:
+            by_port.setdefault(reach.port, []).append(ipaddress.IPv4Network(reach.network))
+        everything = list(ipaddress.collapse_addresses(by_port.pop(None, [])))
+        elements += [f"{ip} . {_written(network)} . 0-65535" for network in everything]
+        for port, networks in sorted((port, networks) for port, networks in by_port.items() if port is not None):
+            elements += [
+                f"{ip} . {_written(network)} . {port}"
+                for network in ipaddress.collapse_addresses(networks)
+                if not any(network.subnet_of(wider) for wider in everything)
+            ]
+    return tuple(elements)
+
+
+def _written(network: ipaddress.IPv4Network) -> str:
+    """As nft writes it."""
+    return str(network.network_address) if network.prefixlen == 32 else str(network)
+
+
 def _at_the_door(places: Places, network: Network) -> tuple[Rule, ...]:
+    """Before connections are tracked. Questions to the resolvers are not tracked at all: each would fill a place in the
+    kernel's table for half a minute. Those of a watched workspace go to the warden instead, statelessly for that
+    reason; see _from_the_router_itself."""
     inside, outside = f'iifname "{network.bridge}"', f'iifname "{places.uplink_router}"'
+    asked = f"{inside} ip daddr {names.gateway(network.subnet)}"
     return (
         Rule("no-ipv6", f"{inside} meta nfproto ipv6 counter drop"),
         Rule("foreign-source", f"{inside} ip saddr != {network.subnet} counter drop"),
         Rule("spoofed-inside", f"{outside} ip saddr {network.subnet} counter drop"),
+        Rule("packets", f"{inside} update @packets {{ ip saddr limit rate over {PACKETS} }} counter drop"),
+        Rule("warden", f"{asked} th dport {WARDEN_PORT} counter drop"),
+        Rule(
+            "questions",
+            f"{asked} th dport 53 update @questions {{ ip saddr limit rate over {QUESTIONS} }} counter drop",
+        ),
+        *(
+            Rule(f"watched-{kind}", f"{asked} ip saddr @watched {kind} dport 53 {kind} dport set {WARDEN_PORT}")
+            for kind in ("udp", "tcp")
+        ),
+        Rule("untracked", f"{asked} meta l4proto {{ tcp, udp }} th dport {{ 53, {WARDEN_PORT} }} notrack"),
     )
+
+
+def _from_the_router_itself(network: Network) -> tuple[Rule, ...]:
+    """What resolvers answer comes from where it was sent to."""
+    to_inside = f'oifname "{network.bridge}"'
+    return (
+        *(
+            Rule(f"watched-{kind}", f"{to_inside} ip daddr @watched {kind} sport {WARDEN_PORT} {kind} sport set 53")
+            for kind in ("udp", "tcp")
+        ),
+        Rule("untracked", f"{to_inside} meta l4proto {{ tcp, udp }} th sport 53 notrack"),
+    )
+
+
+def _when_tracked(network: Network) -> tuple[Rule, ...]:
+    """A connection that is dropped here takes no place in the kernel's table."""
+    inside = f'iifname "{network.bridge}"'
+    counted = f"add @connections {{ ip saddr ct count over {CONNECTIONS} }}"
+    return (Rule("connections", f"{inside} ct state new {counted} counter drop"),)
 
 
 def _to_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
     inside, outside = f'iifname "{network.bridge}"', f'iifname "{places.uplink_router}"'
     gateway = names.gateway(network.subnet)
     host_end, _ = names.uplink_addresses(network.uplink)
+    asked = f"{inside} ip daddr {gateway} meta l4proto {{ tcp, udp }}"
+    ping = f"{inside} ip daddr {gateway} icmp type echo-request"
     return (
         Rule("loopback", 'iifname "lo" accept'),
         Rule("answers", f"{outside} ct state established,related accept"),
         Rule("host-ping", f"{outside} ip saddr {host_end} icmp type echo-request accept"),
-        Rule("dns", f"{inside} ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept"),
-        Rule("ping", f"{inside} ip daddr {gateway} icmp type echo-request limit rate 10/second accept"),
+        Rule("dns", f"{asked} th dport 53 ip saddr != @watched accept"),
+        Rule("watched-dns", f"{asked} th dport {WARDEN_PORT} ip saddr @watched accept"),
+        Rule("ping", f"{ping} update @pings {{ ip saddr limit rate {PINGS} }} accept"),
         Rule("input-denied", "counter drop"),
     )
 
@@ -128,19 +220,51 @@ def _through_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
     outside, to_outside = f'iifname "{places.uplink_router}"', f'oifname "{places.uplink_router}"'
     host_end, _ = names.uplink_addresses(network.uplink)
     return (
-        Rule("between-workspaces", f"{inside} {to_inside} counter drop"),
+        Rule("between-workspaces", f"{inside} {to_inside} {seen('between-workspaces')} counter drop"),
         # Answers to the host come before the deny set: the host's end of the uplink is private.
         Rule("answers-out", f"{inside} ct state established,related ct direction reply accept"),
-        Rule("denied", f"{inside} ip daddr @denied counter drop"),
-        Rule("host", f"{inside} ip daddr @host counter drop"),
+        Rule("never", f"{inside} ip daddr @never {seen('never')} counter drop"),
+        Rule("host", f"{inside} ip daddr @host {seen('host')} counter drop"),
         Rule("invalid", "ct state invalid counter drop"),
-        Rule("internet", f"{inside} {to_outside} accept"),
+        *_by_policy(inside, to_outside),
         Rule("answers-in", f"{outside} {to_inside} ct state established,related accept"),
         Rule("host-ssh", f"{outside} {to_inside} ip saddr {host_end} tcp dport 22 accept"),
         Rule("host-ping", f"{outside} {to_inside} ip saddr {host_end} icmp type echo-request accept"),
         Rule("published", f"{outside} {to_inside} ip daddr . meta l4proto . th dport @published accept"),
         Rule("forward-denied", "counter drop"),
     )
+
+
+def _by_policy(inside: str, to_outside: str) -> tuple[Rule, ...]:
+    """A connection of a watched workspace is marked with the epoch of the policy that let it out, and goes on for as
+    long as that policy is in force; when it changes, each is judged anew. The warden hears of what is let out and of
+    what is refused."""
+    out = f"{inside} {to_outside}"
+    where = "ip saddr . ip daddr"
+
+    def accept(name: str, match: str) -> Rule:
+        return Rule(name, f"{out} {match} {seen(name)} ct mark set meta mark accept")
+
+    refused = f"{inside} meta mark != 0 {seen('not-listed')} counter reject with"
+    return (
+        Rule("epoch", f"{inside} meta mark set ip saddr map @epochs"),
+        Rule("open", f"{out} ct state established ip saddr . ct mark @open accept"),
+        Rule("everywhere", f"{out} ip saddr @everywhere accept"),
+        accept("private", f"{where} . th dport @private"),
+        Rule("denied", f"{inside} ip daddr @denied {seen('denied')} counter drop"),
+        accept("networks", f"{where} . th dport @networks"),
+        accept("listed-port", f"meta l4proto {{ tcp, udp }} {where} . th dport . meta mark @allowed_ports"),
+        accept("listed", f"{where} . meta mark @allowed"),
+        accept("learned", "ip saddr @learning"),
+        Rule("not-listed-tcp", f"meta l4proto tcp {refused} tcp reset"),
+        Rule("not-listed", f"{refused} icmp admin-prohibited"),
+        Rule("internet", f"{out} ip saddr @internet accept"),
+    )
+
+
+def seen(name: str) -> str:
+    """The warden hears of it, under that name. Nobody does where there is none."""
+    return f'log prefix "{SEEN}{name}" group {SEEN_GROUP} snaplen 64'
 
 
 def host_tables(places: Places, network: Network, members: tuple[Member, ...]) -> tuple[Table, ...]:

@@ -21,12 +21,17 @@ from hutch.frozen import dataclass
 from hutch.host import ruleset
 from hutch.host.firewall import Member, host_tables, router_tables
 from hutch.host.namespace import HOST_ADDRESSES, ROUTES, has_namespace, inside, look
+from hutch.host.service import stop_service
+from hutch.host.watch import wanted_watch
 from hutch.run import CommandFailed, Gathering, run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 
 FORWARDING = "net/ipv4/ip_forward"
+FENCE = 83
+"""The routing table of what comes from workspaces, and the preference of the rule that leads there. It knows the way
+out and nothing else: also without any filter, no packet of a workspace is routed to another."""
 NAMESPACE = """
 ip link set dev lo alias "$1" up
 sysctl -q -e -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 net.ipv4.ip_forward=1
@@ -34,7 +39,7 @@ ip netns attach "$2" $$
 """
 
 Links = Mapping[str, dict[str, Any]]
-Part = Literal["router", "router rules", "host rules", "uplink", "bridge", "way out", "way in"]
+Part = Literal["router", "router rules", "host rules", "uplink", "bridge", "way out", "fence", "way in"]
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,14 @@ class HostNetwork:
 
 @dataclass(frozen=True)
 class RouterFacts:
-    """The router as it is: interfaces by name (None without the namespace), where its default route leads, and both
-    rulesets' shapes."""
+    """The router as it is: interfaces by name (None without the namespace); where its default route leads; where that
+    of what comes by the interface `fence` leads, and to what it does not; both rulesets' shapes."""
 
     links: Links | None = None
     gateway: str = ""
+    way_out: str = ""
+    fenced: str = ""
+    fence: str = ""
     rules: ruleset.Shape = field(default_factory=dict)
     host_rules: ruleset.Shape = field(default_factory=dict)
 
@@ -112,11 +120,16 @@ def observe_all(places: Places, looking: Gathering | None = None) -> tuple[HostN
     facts = RouterFacts(host_rules=ruleset.observed_shape(host_rules, places.table))
     if router:
         answers, rules = router
-        links_there, routes = answers.splitlines()
+        links_there, routes, ways = map(json.loads, answers.splitlines())
+        out = {str(r.get("table", "")): r.get("gateway", "") for r in routes if r["dst"] == "default"}
+        closed = (r["dst"] for r in routes if r.get("type") == "blackhole" and r.get("table") == str(FENCE))
         facts = replace(
             facts,
-            links=_by_name(links_there),
-            gateway=next((r.get("gateway", "") for r in json.loads(routes) if r["dst"] == "default"), ""),
+            links={link["ifname"]: link for link in links_there},
+            gateway=out.get("", ""),
+            way_out=out.get(str(FENCE), ""),
+            fenced=next(closed, ""),
+            fence=next((way.get("iif", "") for way in ways if way["priority"] == FENCE), ""),
             rules=ruleset.observed_shape(rules, places.table),
         )
     return _host_network(links), facts
@@ -179,9 +192,16 @@ def differences(
         or wrong_link(there, places.uplink_router, f"{router_end}/30"),
         "bridge": wrong_link(there, network.bridge, bridge_address(network)),
         "way out": "" if facts.gateway == host_end else "the router has no default route to the host",
+        "fence": "" if is_fenced(network, facts) else "workspaces are routed as the router is",
         "way in": "" if network.subnet in host.routes else f"the host has no route to {network.subnet}",
     }
     return {part: wrong for part, wrong in found.items() if wrong}
+
+
+def is_fenced(network: Network, facts: RouterFacts) -> bool:
+    """Whether what comes from workspaces is routed to the way out and to nowhere else."""
+    host_end, _ = names.uplink_addresses(network.uplink)
+    return (facts.fence, facts.way_out, facts.fenced) == (network.bridge, host_end, network.subnet)
 
 
 def loose_ports(network: Network, members: Iterable[Member], facts: RouterFacts) -> dict[str, str]:
@@ -245,9 +265,10 @@ def ensure_router(
     _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
     if "router rules" in wrong:
         inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
-        _load(inside(places, ["nft"]), inner, places.table)
+        stop_service(places, wanted_watch(places, network).pid_file)
+        _load(inside(places, ["nft"]), inner, places.table, facts.rules)
     if "host rules" in wrong:
-        _load(["nft"], host_tables(places, network, members), places.table)
+        _load(["nft"], host_tables(places, network, members), places.table, facts.host_rules)
     _ensure_links(places, network, wrong, host, facts)
 
 
@@ -281,11 +302,16 @@ def _check_ours(places: Places, ip: list[str], interface: str, what: str) -> Non
         )
 
 
-def _load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str) -> None:
-    """Load in one transaction, then read back. What does not come back as wanted must not carry traffic."""
+def _load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str, before: ruleset.Shape) -> None:
+    """Load in one transaction, then read back. What does not come back as wanted must not carry traffic. What others
+    have filled into sets stays, where the tables are of the same make."""
+    kept = ruleset.with_frame(tables, before)
     try:
-        run([*nft, "-f", "-"], stdin=ruleset.render_tables(tables))
+        run([*nft, "-f", "-"], stdin=ruleset.render_tables(tables, kept))
     except CommandFailed as error:
+        if kept:  # a set of another type, say, of an earlier hutch
+            _load(nft, tables, name, {})
+            return
         raise HutchError(
             "the kernel does not take the firewall rules, so nothing was started",
             details=error.details,
@@ -309,6 +335,8 @@ def _ensure_links(
         run(in_router, stdin=render_router_end(places, network))
     elif "way out" in wrong:
         run(in_router, stdin=render_way_out(network))
+    if "fence" in wrong or "uplink" in wrong or "way out" in wrong:
+        run(in_router, stdin=render_fence(network, is_there=bool(facts.fence)))
     if "bridge" in wrong:
         run(in_router, stdin=render_bridge(network, is_there=network.bridge in (facts.links or {})))
     if "way in" in wrong or "uplink" in wrong:  # it went with the interface
@@ -338,6 +366,17 @@ def render_way_out(network: Network) -> str:
     """The router's default route, for `ip -batch` in its namespace."""
     host_end, _ = names.uplink_addresses(network.uplink)
     return f"route replace default via {host_end}\n"
+
+
+def render_fence(network: Network, *, is_there: bool = False) -> str:
+    """How what comes from workspaces is routed, for `ip -batch` in the router namespace."""
+    host_end, _ = names.uplink_addresses(network.uplink)
+    remove = f"rule del pref {FENCE}\n" if is_there else ""
+    return (
+        f"route replace default via {host_end} table {FENCE}\n"
+        f"route replace blackhole {network.subnet} table {FENCE}\n"
+        f"{remove}rule add pref {FENCE} iif {network.bridge} lookup {FENCE}\n"
+    )
 
 
 def render_bridge(network: Network, *, is_there: bool = False) -> str:

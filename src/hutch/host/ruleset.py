@@ -8,8 +8,8 @@ versions and is not compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
 
 from hutch.frozen import dataclass
 
@@ -36,11 +36,14 @@ class Chain:
 
 @dataclass(frozen=True)
 class ElementSet:
-    """A named set; `type` is its type or typeof clause, with flags."""
+    """A named set or map; `type` is its type or typeof clause, with flags. What is in one that `is_filled` comes from
+    packets and from the resolver, so it is neither written here nor compared."""
 
     name: str
     type: str
-    elements: tuple[str, ...]
+    elements: tuple[str, ...] = ()
+    kind: Literal["set", "map"] = "set"
+    is_filled: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,22 @@ Shape = dict[str, Any]
 """What is compared: "family table/chain" -> [type, hook, priority, policy, names of rules]; "…/@set" -> elements."""
 
 
-def render_tables(tables: Sequence[Table]) -> str:
-    """One transaction that puts the tables in place of whatever they were before."""
-    return "".join(_render_table(table) for table in tables)
+def render_tables(tables: Sequence[Table], kept: Collection[Table] = ()) -> str:
+    """One transaction that puts the tables in place of whatever they were before. Those that are `kept` get new rules
+    and elements, and keep what sets hold that others fill."""
+    return "".join(_render_table(table, is_kept=table in kept) for table in tables)
+
+
+def with_frame(tables: Sequence[Table], found: Shape) -> list[Table]:
+    """Those of which all chains and sets are there, and nothing else: their rules can be made anew in place."""
+
+    def frame(shape: Shape, table: Table) -> Shape:
+        prefix = f"{table.family} {table.name}/"
+        parts = {where: what for where, what in shape.items() if where.startswith(prefix)}
+        return {where: [] if "/@" in where else what[:4] for where, what in parts.items()}
+
+    wanted = shape_of(tables)
+    return [table for table in tables if frame(wanted, table) == frame(found, table)]
 
 
 def render_removal(tables: Sequence[tuple[str, str]]) -> str:
@@ -67,11 +83,13 @@ def render_removal(tables: Sequence[tuple[str, str]]) -> str:
     return "".join(f"table {family} {name} {{}}\ndelete table {family} {name}\n" for family, name in tables)
 
 
-def _render_table(table: Table) -> str:
-    lines = [render_removal([(table.family, table.name)]) + f"table {table.family} {table.name} {{"]
+def _render_table(table: Table, *, is_kept: bool) -> str:
+    where = f"{table.family} {table.name}"
+    lines = [_render_emptying(table) if is_kept else render_removal([(table.family, table.name)])]
+    lines[0] += f"table {where} {{"
     for item in table.sets:
         elements = f"\n    elements = {{ {', '.join(item.elements)} }}" if item.elements else ""
-        lines.append(f"  set {item.name} {{\n    {item.type}{elements}\n  }}")
+        lines.append(f"  {item.kind} {item.name} {{\n    {item.type}{elements}\n  }}")
     for chain in table.chains:
         lines.append(
             f"  chain {chain.name} {{\n"
@@ -80,6 +98,12 @@ def _render_table(table: Table) -> str:
         lines += [f'    {rule.text} comment "{rule.name}"' for rule in chain.rules]
         lines.append("  }")
     return "\n".join([*lines, "}", ""])
+
+
+def _render_emptying(table: Table) -> str:
+    where = f"{table.family} {table.name}"
+    emptied = (f"flush {item.kind} {where} {item.name}\n" for item in table.sets if not item.is_filled)
+    return f"flush table {where}\n{''.join(emptied)}"
 
 
 def shape_of(tables: Sequence[Table]) -> Shape:
@@ -100,7 +124,7 @@ def observed_shape(listing: str, table: str) -> Shape:
     shape: Shape = {}
     for entry in json.loads(listing)["nftables"]:
         ((kind, body),) = entry.items()
-        if kind not in ("chain", "rule", "set") or (body["table"] != table):
+        if kind not in ("chain", "rule", "set", "map") or (body["table"] != table):
             continue
         prefix = f"{body['family']} {table}/"
         if kind == "chain":
@@ -109,17 +133,23 @@ def observed_shape(listing: str, table: str) -> Shape:
         elif kind == "rule":
             shape[prefix + body["chain"]][4].append(body.get("comment", ""))
         else:
-            shape[f"{prefix}@{body['name']}"] = sorted(_element(element) for element in body.get("elem", []))
+            is_filled = {"dynamic", "timeout"} & set(body.get("flags", ()))
+            elements = () if is_filled else body.get("elem", ())
+            shape[f"{prefix}@{body['name']}"] = sorted(_element(element) for element in elements)
     return shape
 
 
 def _element(value: Any) -> str:
     """One element of nft's JSON in the form that we write it."""
+    if isinstance(value, list):  # of a map
+        return " : ".join(_element(part) for part in value)
     if isinstance(value, dict):
         if "concat" in value:
             return " . ".join(_element(part) for part in value["concat"])
         if "prefix" in value:
             return f"{value['prefix']['addr']}/{value['prefix']['len']}"
+        if "range" in value:
+            return "-".join(_element(part) for part in value["range"])
         if "elem" in value:
             return _element(value["elem"]["val"])
     return str(value)

@@ -22,6 +22,7 @@ from hutch.spec.marker import (
     text,
     word,
 )
+from hutch.spec.ranges import is_never
 
 KEY_TYPES = (
     "ssh-ed25519",
@@ -89,14 +90,34 @@ class Egress(Marker):
         entry = text(value, hint, longest=260).lower()
         if entry in self.words:
             raise Invalid("is not a destination", f'without a list: egress = "{entry}"')
-        if "/" in entry:
-            return str(ipv4_network(entry, hint))
-        host, colon, port = entry.partition(":")
+        host, colon, digits = entry.partition(":")
+        port = f":{port_number(digits, hint)}" if colon else ""
+        if "/" in host:
+            return f"{self.parse_network(host, hint)}{port}"
         if matches(r"[0-9.]+", host):
             raise Invalid("is neither a domain nor a network", f'a single address is written "{host}/32"')
+        return f"{self.parse_domain(host, hint)}{port}"
+
+    def parse_network(self, host: str, hint: str) -> str:
+        network = ipv4_network(host, hint)
+        if is_never(str(network)):
+            raise Invalid("cannot be reached by any workspace", "loopback, link-local and multicast stay closed")
+        return str(network)
+
+    def parse_domain(self, host: str, hint: str) -> str:
+        """The one form of a name: ASCII, in lower case, without the dot of the root."""
+        host = host.removesuffix(".")
+        if not host.isascii():
+            import idna  # most files have no use for it
+
+            star, name = ("*.", host[2:]) if host.startswith("*.") else ("", host)
+            try:
+                host = f"{star}{idna.encode(name, uts46=True).decode()}"
+            except idna.IDNAError:
+                raise Invalid("is not an internationalised domain name", hint) from None
         if not matches(rf"(\*\.)?({self.label}\.)*{self.label}", host) or "." not in host or len(host) > 253:
             raise Invalid("is not a destination", hint)
-        return f"{host}:{port_number(port, hint)}" if colon else host
+        return host
 
     def json_schema(self) -> JsonSchema:
         return {

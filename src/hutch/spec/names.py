@@ -273,12 +273,24 @@ class Places:
         """Which bind mounts of the host's are ours."""
         return self.run / "shares.json"
 
-    @property
-    def dns_cgroup(self) -> str:
-        """The resolvers' cgroup; no workspace can be called that."""
-        return f"{self.instance}/_dns"
+    # What serves all workspaces: resolvers, the warden, the watch.
 
     @property
-    def dns(self) -> Path:
-        """Runtime files of the two resolvers."""
-        return self.run / "dns"
+    def services_cgroup(self) -> str:
+        """Their cgroup; no workspace can be called that."""
+        return f"{self.instance}/_services"
+
+    @property
+    def services(self) -> Path:
+        """What they are told, and which processes they are."""
+        return self.run / "services"
+
+    @property
+    def warden(self) -> Path:
+        """Where the warden is spoken to; its own."""
+        return self.run / "warden"
+
+    @property
+    def egress(self) -> Path:
+        """Where the warden writes down what watched workspaces ask and reach; its own."""
+        return self.state / "egress"

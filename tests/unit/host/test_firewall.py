@@ -4,18 +4,55 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from hutch.host import ruleset
-from hutch.host.firewall import DENIED, host_tables, router_tables
-from hutch.host.ruleset import Chain, ElementSet, Rule, Table, differences, observed_shape, render_tables, shape_of
+from hutch.host.firewall import host_tables, router_tables
+from hutch.host.ruleset import (
+    Chain,
+    ElementSet,
+    Rule,
+    Table,
+    differences,
+    observed_shape,
+    render_tables,
+    shape_of,
+    with_frame,
+)
 from hutch.spec.entries import Publish
+from hutch.spec.policy import Domain, Policy, Reach
+from hutch.spec.ranges import NEVER, PRIVATE
 from tests.unit.facts import GOLDEN, MEMBERS, NETWORK, PLACES, SECOND, check_golden, member
 
 HOST_ADDRESSES = ("10.0.0.5", "203.0.113.7")
-ROUTER = router_tables(PLACES, NETWORK, MEMBERS, HOST_ADDRESSES)
+POLICIES = {
+    "all": Policy("all"),
+    "all-learn": Policy("all", learn=True),
+    "none": Policy("none"),
+    "list": Policy(
+        "list",
+        (Domain("example.org", True, None), Domain("api.example.com", False, 443)),
+        (
+            *(
+                Reach("10.1.0.0/16", None),
+                Reach("10.1.2.0/24", 22),
+                Reach("10.2.0.0/16", 22),
+                Reach("10.1.2.3/32", None),
+            ),
+            *(Reach("0.0.0.0/0", 443), Reach("203.0.113.0/25", None), Reach("203.0.113.128/25", None)),
+            Reach("198.51.100.7/32", 80),
+        ),
+    ),
+    "learning": Policy("list", (Domain("example.org", False, None),), (), learn=True),
+}
+POLICED = tuple(
+    replace(member(name, f"192.168.83.{number}"), policy=policy)
+    for number, (name, policy) in enumerate(POLICIES.items(), 10)
+)
+ROUTER = router_tables(PLACES, NETWORK, (*MEMBERS, *POLICED), HOST_ADDRESSES)
 HOST = host_tables(PLACES, NETWORK, MEMBERS)
 LONGEST_COMMENT = 128  # bytes, in the kernel
 
@@ -55,13 +92,58 @@ def test_what_is_not_allowed_is_dropped() -> None:
     assert chain(ROUTER, "inet", "forward").policy == "drop"
 
 
-def test_the_deny_set_comes_before_the_way_out() -> None:
+def test_what_is_closed_comes_before_what_is_let_out() -> None:
     order = names_of(chain(ROUTER, "inet", "forward"))
-    assert order.index("between-workspaces") < order.index("denied") < order.index("host") < order.index("internet")
+    accepted = [rule.name for rule in chain(ROUTER, "inet", "forward").rules if rule.text.endswith("accept")]
+    for closed in ("between-workspaces", "never", "host"):
+        assert all(order.index(closed) < order.index(name) for name in accepted if name != "answers-out"), closed
+    for name in ("networks", "listed-port", "listed", "learned", "internet"):
+        assert order.index("denied") < order.index(name)
 
 
-def test_private_networks_are_denied() -> None:
-    assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16"} <= set(DENIED)
+def test_private_networks_are_closed() -> None:
+    closed = {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16"}
+    assert closed <= {*PRIVATE, *NEVER}
+
+
+def elements_of(name: str) -> tuple[str, ...]:
+    (found,) = [item for item in ROUTER[1].sets if item.name == name]
+    return found.elements
+
+
+def test_nobody_is_let_out_who_is_not_named() -> None:
+    assert elements_of("internet") == ("192.168.83.2", "192.168.83.3")
+    assert elements_of("everywhere") == ("192.168.83.10",)
+    assert elements_of("watched") == ("192.168.83.11", "192.168.83.12", "192.168.83.13", "192.168.83.14")
+    assert elements_of("learning") == ("192.168.83.11", "192.168.83.14")
+    assert len({element.split(" : ")[1] for element in elements_of("epochs")}) == 4
+
+
+def test_networks_that_are_listed_do_not_lie_within_each_other() -> None:
+    assert elements_of("private") == (
+        "192.168.83.11 . 0.0.0.0/0 . 0-65535",
+        "192.168.83.13 . 10.1.0.0/16 . 0-65535",
+        "192.168.83.13 . 10.2.0.0/16 . 22",
+    )
+    assert elements_of("networks") == (
+        "192.168.83.13 . 203.0.113.0/24 . 0-65535",
+        "192.168.83.13 . 198.51.100.7 . 80",
+        "192.168.83.13 . 0.0.0.0/0 . 443",
+    )
+
+
+def test_a_table_is_kept_when_all_its_chains_and_sets_are_there() -> None:
+    found = shape_of(ROUTER)
+    assert with_frame(ROUTER, found) == list(ROUTER)
+    fewer_rules = {where: what[:4] + [[]] if "/@" not in where else [] for where, what in found.items()}
+    assert with_frame(ROUTER, fewer_rules) == list(ROUTER)
+    assert with_frame(ROUTER, {**found, "inet hutch/@more": []}) == [ROUTER[0]]
+    assert with_frame(ROUTER, {}) == []
+    text = render_tables(ROUTER, kept=[ROUTER[1]])
+    assert "flush table inet hutch\n" in text
+    assert "delete table inet hutch\n" not in text
+    assert "flush map inet hutch epochs\n" in text
+    assert "inet hutch allowed\n" not in text
 
 
 @pytest.mark.parametrize(
@@ -191,11 +273,13 @@ def test_elements_of_all_forms() -> None:
         {"elem": {"val": "10.0.0.2", "timeout": 3}},
         {"concat": ["192.168.83.2", "tcp", 80]},
         {"elem": {"val": {"concat": ["ve-a", "02:00:00:00:00:01"]}}},
+        {"concat": ["192.168.83.2", {"range": [0, 65535]}]},
     ]
     body = {"family": "inet", "table": "t", "name": "s", "elem": elements}
     assert observed_shape(json.dumps({"nftables": [{"set": body}]}), "t") == {
         "inet t/@s": sorted(
             ["10.0.0.1", "10.0.0.0/8", "10.0.0.2", "192.168.83.2 . tcp . 80", "ve-a . 02:00:00:00:00:01"]
+            + ["192.168.83.2 . 0-65535"]
         )
     }
 

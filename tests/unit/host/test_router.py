@@ -113,6 +113,9 @@ HOST = host(
 ROUTER = RouterFacts(
     links={"lo": link(), "up0": link("192.168.84.2/30"), "hutch0": link("192.168.83.1/24")},
     gateway="192.168.84.1",
+    way_out="192.168.84.1",
+    fenced="192.168.83.0/24",
+    fence="hutch0",
     rules=shape_of(router_tables(PLACES, NETWORK, MEMBERS, ("10.0.0.5",))),
     host_rules=shape_of(host_tables(PLACES, NETWORK, MEMBERS)),
 )
@@ -148,6 +151,11 @@ UNSETTLED: dict[str, tuple[HostNetwork, RouterFacts, dict[str, str]]] = {
         replace(HOST, links={**HOST.links, "eth1": link("172.16.0.2/16")}),
         ROUTER,
         {"router rules": "inet hutch/@host: changed"},
+    ),
+    "workspaces are not fenced": (
+        HOST,
+        replace(ROUTER, fenced=""),
+        {"fence": "workspaces are routed as the router is"},
     ),
     "the bridge is down": (
         HOST,

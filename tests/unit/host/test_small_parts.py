@@ -12,7 +12,8 @@ import pytest
 from hutch.errors import HutchError
 from hutch.host import cgroup, shares
 from hutch.host.bind import open_strictly
-from hutch.host.dns import Resolver, observe_resolver, wanted_resolvers
+from hutch.host.dns import wanted_resolvers
+from hutch.host.service import Service, observe_service
 from hutch.host.mountinfo import self_binds
 from hutch.host.process import is_alive, open_process, start_time
 from hutch.spec.model import Mount, Workspace
@@ -23,7 +24,7 @@ from tests.unit.facts import NETWORK, PLACES, check_golden, workspace
 
 
 def test_resolvers() -> None:
-    found = [asdict(resolver) for resolver in wanted_resolvers(PLACES, NETWORK, "dnsmasq")]
+    found = [asdict(service) for service in wanted_resolvers(PLACES, NETWORK, "dnsmasq")]
     check_golden("dns/resolvers.json", json.dumps(found, indent=1) + "\n")
 
 
@@ -33,17 +34,17 @@ def own_arguments() -> tuple[str, ...]:
 
 def test_a_resolver_is_known_by_its_arguments(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    ours = Resolver(str(pid_file), "", own_arguments())
-    assert observe_resolver(ours) is None
+    ours = Service("x", str(pid_file), "", own_arguments())
+    assert observe_service(ours) is None
     pid_file.write_text(f"{os.getpid()}\n")
-    assert observe_resolver(ours) == os.getpid()
-    assert observe_resolver(Resolver(str(pid_file), "", ("dnsmasq",))) is None
+    assert observe_service(ours) == os.getpid()
+    assert observe_service(Service("x", str(pid_file), "", ("dnsmasq",))) is None
 
 
 @pytest.mark.parametrize("text", ["", "x", "\xff", "99999999999", "-1"])
 def test_a_pid_file_with_nonsense(text: str, tmp_path: Path) -> None:
     (tmp_path / "pid").write_bytes(text.encode("latin-1"))
-    assert observe_resolver(Resolver(str(tmp_path / "pid"), "", own_arguments())) is None
+    assert observe_service(Service("x", str(tmp_path / "pid"), "", own_arguments())) is None
 
 
 # shares

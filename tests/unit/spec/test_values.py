@@ -103,7 +103,7 @@ REFUSED: list[tuple[Marker, list[Any]]] = [
     (TargetPath(), ["", "/", "//", "/a/", "/a/.", "/proc", "/dev/x", "/usr", "/lib64", "/a\u2028"]),
     (Image(), ["", "debian", "debian:sid", "rootfs:", "rootfs:/", "oci:", "oci:-x", "nix:a\nb"]),
     (Published(), ["", "80", "80:", "0:1", "1:65536", ":1:2", "[::1]:1:2", "1:2/sctp", "1:2:3:4"]),
-    (Egress(), ["", "lan", None, ["a"], ["*"], ["a..b"], ["a.b:0"], ["a.*"], ["::/0"], [{}], ["é.fr"]]),
+    (Egress(), ["", "lan", None, ["a"], ["*"], ["a..b"], ["a.b:0"], ["a.*"], ["::/0"], [{}], ["é fr.example"]]),
     (EnvironmentTable(), [[], {"": "x"}, {"A": 1}, {"A": "x\ty"}, {"A": "x\x85y"}, {"A": "y" * 4097}]),
     (PublicKey(), ["", "id_rsa", "ssh-ed25519", "ssh-dss AAAA x", "ssh-rsa " + key_line(1)[12:]]),
     (Duration(), ["", "0min", "30", "30m", "1h30min", 30]),

@@ -117,7 +117,7 @@ WRONG: dict[str, tuple[str, tuple[Expected, ...]]] = {
     "mount of state": one('mounts = [{ source = "/var/lib/hutch/x", target = "/s" }]', "mounts[0].source", "own state"),
     "mount around state": one('mounts = [{ source = "/var/lib", target = "/s" }]', "mounts[0].source", "holds hutch's"),
     "mount of runtime": one(
-        'mounts = [{ source = "/run/hutch/dns", target = "/s" }]',
+        'mounts = [{ source = "/run/hutch/services", target = "/s" }]',
         "mounts[0].source",
         "own runtime directory /run/hutch",
     ),

@@ -16,7 +16,7 @@ import pytest
 
 from hutch.errors import HutchError
 from hutch.host.accelerator import Memory, read_memory, write_memory
-from hutch.host.dns import Resolver, observe_resolver
+from hutch.host.service import Service, observe_service
 from hutch.host.shares import noted_shares
 from hutch.host.ssh import is_pair, is_published
 from hutch.images.cache import observe_image, observe_images, render_image
@@ -242,8 +242,8 @@ def test_the_pid_file_of_a_resolver(places: Places) -> None:
     """A number in it proves nothing."""
     path = places.run / "pid"
     path.write_text("4294967")
-    resolver = Resolver(str(path), "", ("dnsmasq",))
-    assert try_all(path, lambda: observe_resolver(resolver), same(None)) == 0
+    service = Service("x", str(path), "", ("dnsmasq",))
+    assert try_all(path, lambda: observe_service(service), same(None)) == 0
 
 
 def test_a_body_that_is_sound_and_says_something_else(places: Places) -> None:

@@ -1,0 +1,35 @@
+"""`python -m hutch.egress VIEWS CONTROL JOURNAL --pid-file=FILE`: serves until it is told to end.
+
+Says a line when it serves. The pid file is not its own: it stands here so that the process is known by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from hutch.egress.warden import Warden
+
+
+async def serve(views: Path, control: Path, journal: Path) -> None:
+    warden = Warden(views, journal)
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    await warden.serve(control)
+    os.write(1, b"serving\n")
+    null = os.open("/dev/null", os.O_WRONLY)
+    os.dup2(null, 1)
+    await ended.wait()
+    warden.close()
+
+
+def main() -> None:
+    views, control, journal = map(Path, sys.argv[1:4])
+    asyncio.run(serve(views, control, journal))
+
+
+main()

@@ -1,0 +1,93 @@
+"""Where the questions of watched workspaces arrive: by UDP and by TCP, each bounded for each workspace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import dns.exception
+import dns.flags
+import dns.message
+
+from hutch.egress.views import View
+
+MOST_ASKED = 128  # questions of one workspace that wait for an answer
+MOST_CONNECTIONS = 32  # of one workspace
+IDLE_SECONDS = 10.0
+LARGEST_DATAGRAM = 1232  # bytes that pass everywhere in one piece
+SMALLEST_DATAGRAM = 512
+
+Find = Callable[[str], View | None]
+Answer = Callable[[View, dns.message.Message], Awaitable[dns.message.Message]]
+
+
+def parse_question(data: bytes) -> dns.message.Message | None:
+    """A message that asks; None for everything else that a guest may send."""
+    try:
+        message = dns.message.from_wire(data, question_only=True, ignore_trailing=True)
+    except (dns.exception.DNSException, ValueError):
+        return None
+    return None if message.flags & dns.flags.QR else message
+
+
+class Front(asyncio.DatagramProtocol):
+    """`find` gives the view of an address, and `answer` the answer to a message that asks."""
+
+    def __init__(self, find: Find, answer: Answer) -> None:
+        self._find, self._answer = find, answer
+        self._asked: Counter[str] = Counter()
+        self._connected: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._transport: asyncio.DatagramTransport
+
+    async def listen(self, address: tuple[str, int]) -> None:
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=address)
+        self._server = await asyncio.start_server(self._serve, *address, backlog=256)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        view = self._find(addr[0])
+        question = parse_question(data) if view is not None else None
+        if view is None or question is None or self._asked[view.workspace] >= MOST_ASKED:
+            return
+        self._asked[view.workspace] += 1
+        task = asyncio.get_running_loop().create_task(self._reply(view, question, addr))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reply(self, view: View, question: dns.message.Message, addr: tuple[str, int]) -> None:
+        try:
+            answer = await self._answer(view, question)
+        finally:
+            self._asked[view.workspace] -= 1
+        size = min(max(question.payload, SMALLEST_DATAGRAM), LARGEST_DATAGRAM)
+        self._transport.sendto(answer.to_wire(max_size=size, prefer_truncation=True), addr)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = writer.get_extra_info("peername")
+        view = self._find(peer[0]) if peer else None
+        try:
+            if view is not None and self._connected[view.workspace] < MOST_CONNECTIONS:
+                self._connected[view.workspace] += 1
+                try:
+                    await self._converse(peer[0], reader, writer)
+                finally:
+                    self._connected[view.workspace] -= 1
+        except (OSError, EOFError, TimeoutError):
+            pass
+        finally:
+            writer.close()
+
+    async def _converse(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            async with asyncio.timeout(IDLE_SECONDS):
+                length = int.from_bytes(await reader.readexactly(2), "big")
+                question = parse_question(await reader.readexactly(length))
+            view = self._find(peer)  # it may be another one by now
+            if view is None or question is None:
+                return
+            wire = (await self._answer(view, question)).to_wire()
+            writer.write(len(wire).to_bytes(2, "big") + wire)
+            async with asyncio.timeout(IDLE_SECONDS):
+                await writer.drain()

@@ -1,0 +1,41 @@
+"""Which names led a workspace to which addresses, and for how long. Pure, apart from what the clock says."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+MOST = 4096  # pairs of a name and an address, for each workspace
+
+
+class Known:
+    """What one workspace was told. Times are those of one monotonic clock, in seconds."""
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[str, str], float] = {}
+        self._name: OrderedDict[str, str] = OrderedDict()
+
+    def has_room(self, now: float, wanted: int) -> bool:
+        """Whether so many more can be noted, once what is over has been forgotten."""
+        if len(self._until) + wanted > MOST:
+            self._until = {pair: until for pair, until in self._until.items() if until > now}
+        return len(self._until) + wanted <= MOST
+
+    def note(self, name: str, address: str, until: float) -> None:
+        """`name` leads to `address`, until then at least."""
+        pair = (name, address)
+        self._until[pair] = max(until, self._until.get(pair, until))
+        self._name[address] = name
+        self._name.move_to_end(address)
+        if len(self._name) > MOST:
+            self._name.popitem(last=False)
+
+    def name_of(self, address: str) -> str | None:
+        """The name that led there last, also when that is over: connections may outlive their answers."""
+        return self._name.get(address)
+
+    def valid(self, now: float) -> Iterator[tuple[str, str, int]]:
+        """(name, address, seconds left) of what is not over, whole seconds upwards."""
+        for (name, address), until in self._until.items():
+            if until > now:
+                yield name, address, int(until - now) + 1

@@ -1,0 +1,83 @@
+"""Asks the host's resolver, over one socket that only it can answer."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rdatatype
+
+PATIENCE = (1.0, 1.5, 2.5)
+"""Seconds after which a question is asked again; after the last of them nobody waits any longer."""
+PAYLOAD = 1232
+MOST_WAITING = 4096
+
+
+class Unanswered(Exception):
+    """The host's resolver has not answered, or not with what was asked."""
+
+
+class Upstream(asyncio.DatagramProtocol):
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._address = address
+        self._transport: asyncio.DatagramTransport | None = None
+        self._waiting: dict[int, tuple[dns.message.Message, asyncio.Future[dns.message.Message]]] = {}
+
+    async def connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, remote_addr=self._address)
+
+    async def ask(self, name: dns.name.Name, kind: dns.rdatatype.RdataType) -> dns.message.Message:
+        """The response to a question. Raises Unanswered."""
+        if self._transport is None or len(self._waiting) >= MOST_WAITING:
+            raise Unanswered
+        question = dns.message.make_query(name, kind, use_edns=0, payload=PAYLOAD)
+        while question.id in self._waiting:
+            question.id = secrets.randbelow(1 << 16)
+        future: asyncio.Future[dns.message.Message] = asyncio.get_running_loop().create_future()
+        self._waiting[question.id] = (question, future)
+        try:
+            wire = question.to_wire()
+            for seconds in PATIENCE:
+                self._transport.sendto(wire)
+                found, _ = await asyncio.wait([future], timeout=seconds)
+                if found:
+                    response = future.result()
+                    return await self._ask_again(question) if response.flags & dns.flags.TC else response
+        finally:
+            self._waiting.pop(question.id, None)
+        raise Unanswered
+
+    async def _ask_again(self, question: dns.message.Message) -> dns.message.Message:
+        """By TCP, where the answer was too long."""
+        try:
+            async with asyncio.timeout(PATIENCE[-1]):
+                reader, writer = await asyncio.open_connection(*self._address)
+                try:
+                    wire = question.to_wire()
+                    writer.write(len(wire).to_bytes(2, "big") + wire)
+                    length = int.from_bytes(await reader.readexactly(2), "big")
+                    response = dns.message.from_wire(await reader.readexactly(length), ignore_trailing=True)
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError, EOFError, dns.exception.DNSException, ValueError) as error:
+            raise Unanswered from error
+        if not question.is_response(response):
+            raise Unanswered
+        return response
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        try:
+            response = dns.message.from_wire(data, ignore_trailing=True, raise_on_truncation=False)
+        except (dns.exception.DNSException, ValueError):
+            return
+        question, future = self._waiting.get(response.id, (None, None))
+        if question is not None and future is not None and not future.done() and question.is_response(response):
+            future.set_result(response)
+
+    def error_received(self, exc: Exception) -> None:
+        """The resolver is being restarted; the question is asked again."""

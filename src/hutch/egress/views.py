@@ -1,0 +1,92 @@
+"""What the warden was told: whose questions it answers, and by which policy. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from hutch.egress.record import Verdict
+from hutch.frozen import dataclass
+from hutch.spec.policy import Domain, Policy, Reach
+
+A, AAAA, SVCB, HTTPS, AXFR, ANY = 1, 28, 64, 65, 252, 255  # types of records
+WITHOUT_ANSWER = (AAAA, SVCB, HTTPS)
+"""Types that lead to addresses which nobody counts, or that nobody can reach: a name has none of these."""
+REFUSED_TYPES = (*range(249, 256), 0)
+"""Transfers of zones, ANY and the like: nothing that a workspace needs."""
+LABEL = re.compile(rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?")
+
+
+@dataclass(frozen=True)
+class View:
+    """One watched workspace."""
+
+    workspace: str
+    address: str
+    epoch: int
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class Told:
+    """Where to listen and whom to ask, as (address, port); the firewall table whose sets are filled; views by the
+    address of their workspace."""
+
+    listen: tuple[str, int]
+    upstream: tuple[str, int]
+    table: str
+    views: Mapping[str, View]
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What becomes of a question. `ports` are those that an address in the answer may be reached at: None for all, ()
+    where the list does not open it."""
+
+    answer: Literal["forward", "empty", "refuse"]
+    verdict: Verdict
+    ports: tuple[int, ...] | None = ()
+    why: str = ""
+
+
+def read_views(text: str) -> Told:
+    """As host/warden writes it."""
+    document = json.loads(text)
+    views = {}
+    for item in document["views"]:
+        domains = tuple(Domain(*entry) for entry in item["domains"])
+        networks = tuple(Reach(*entry) for entry in item["networks"])
+        policy = Policy(item["kind"], domains, networks, item["learn"])
+        views[item["address"]] = View(item["workspace"], item["address"], item["epoch"], policy)
+    return Told(tuple(document["listen"]), tuple(document["upstream"]), document["table"], views)
+
+
+def plain_name(labels: Sequence[bytes]) -> str | None:
+    """The one form of a name, from its labels without the root's; None for one that no list can hold. Labels are
+    compared as they came: a dot or a NUL within one is not the end of it."""
+    if not labels or not all(LABEL.fullmatch(label) for label in labels):
+        return None
+    return b".".join(labels).decode("ascii").lower()
+
+
+def ports_of(policy: Policy, name: str | None) -> tuple[int, ...] | None:
+    """The ports at which a list opens a name: None for all, () where it does not open it."""
+    found = [domain.port for domain in policy.domains if name is not None and domain.covers(name)]
+    return None if None in found else tuple(sorted(port for port in found if port is not None))
+
+
+def rule_on(view: View, name: str | None, kind: int) -> Ruling:
+    """What becomes of a question for `name`, as plain_name gives it, of the type `kind`."""
+    ports = ports_of(view.policy, name)
+    is_listed = ports != ()
+    if not is_listed and not view.policy.learn:
+        return Ruling("refuse", "refused", why="not listed")
+    if kind in REFUSED_TYPES:
+        return Ruling("refuse", "refused", why="not a question for a name")
+    if name is None or "." not in name:  # the host's own network may have such names
+        return Ruling("refuse", "refused", why="not a public name")
+    is_free = is_listed or view.policy.kind in ("internet", "all")
+    verdict: Verdict = "allowed" if is_free else "learned"
+    return Ruling("empty" if kind in WITHOUT_ANSWER else "forward", verdict, ports)

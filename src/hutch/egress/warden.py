@@ -1,0 +1,205 @@
+"""The warden: answers the questions of watched workspaces by their policies, opens to them what the answers name, and
+writes down what they ask and reach.
+
+It is told by a file whom it serves. When it ends, names are no longer answered and what was opened runs out; nothing
+opens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import dns.flags
+import dns.message
+import dns.name
+import dns.opcode
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+
+from hutch.egress.answers import Judged, judge, reply
+from hutch.egress.front import Front
+from hutch.egress.journal import Journal
+from hutch.egress.known import Known
+from hutch.egress.nflog import Nflog, Packet
+from hutch.egress.record import Record, Verdict, escaped, lost
+from hutch.egress.sets import SLACK, Sets, SetsFailed
+from hutch.egress.upstream import Unanswered, Upstream
+from hutch.egress.views import Ruling, View, plain_name, ports_of, read_views, rule_on
+
+PREFIX = "hutch "
+RULES: dict[str, tuple[Verdict, str]] = {
+    "listed": ("allowed", ""),
+    "listed-port": ("allowed", ""),
+    "networks": ("allowed", "a listed network"),
+    "private": ("allowed", "a private network"),
+    "learned": ("learned", "not listed"),
+    "not-listed": ("refused", "not listed"),
+    "denied": ("refused", "a private network"),
+    "never": ("refused", "closed to all workspaces"),
+    "host": ("refused", "the host"),
+    "between-workspaces": ("refused", "another workspace"),
+}
+"""What it means that a rule of host/firewall has logged a packet."""
+MOST_STEPS = 4  # questions that one question leads to, where names lead to names
+BREATH = 0.05  # seconds between two looks at what the kernel has logged
+
+
+class Warden:
+    def __init__(self, views: Path, journal: Path) -> None:
+        self._views_file = views
+        self._told = read_views(views.read_text())
+        self._known: defaultdict[str, Known] = defaultdict(Known)
+        self._journal = Journal(journal)
+        self._sets = Sets(self._told.table)
+        self._upstream = Upstream(self._told.upstream)
+        self._front = Front(self._told_of, self.answer)
+        self._log = Nflog()
+        self._lost = 0
+        self._flushing: asyncio.TimerHandle | None = None
+
+    def _told_of(self, address: str) -> View | None:
+        return self._told.views.get(address)
+
+    async def serve(self, control: Path) -> None:
+        """Begin; the rest happens in the event loop."""
+        await self._upstream.connect()
+        await self._front.listen(self._told.listen)
+        self._hear()
+        control.unlink(missing_ok=True)
+        os.umask(0o077)
+        self._control = await asyncio.start_unix_server(self._on_control, control)
+
+    # Being told.
+
+    async def _on_control(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            self.renew()
+            writer.write(b"renewed\n")
+        except (OSError, ValueError, KeyError, TypeError, SetsFailed):
+            writer.write(b"failed\n")  # hutch starts another one
+        finally:
+            writer.close()
+
+    def renew(self) -> None:
+        """Take the views anew. What stays listed, and is valid, is open under the new policy before its rules come."""
+        told, before = read_views(self._views_file.read_text()), self._told
+        now = time.monotonic()
+        for address, view in told.views.items():
+            old = before.views.get(address)
+            if old is not None and old.workspace == view.workspace and old.epoch != view.epoch:
+                for name, reached, seconds in self._known[view.workspace].valid(now):
+                    self._open(view, [(reached, seconds)], ports_of(view.policy, name))
+        self._told = told
+        for workspace in set(self._known) - {view.workspace for view in told.views.values()}:
+            del self._known[workspace]
+
+    # Answering.
+
+    async def answer(self, view: View, question: dns.message.Message) -> dns.message.Message:
+        """The answer to one message that asks."""
+        if question.opcode() != dns.opcode.QUERY:
+            return reply(question, dns.rcode.NOTIMP)
+        if len(question.question) != 1 or question.question[0].rdclass != dns.rdataclass.IN:
+            return reply(question, dns.rcode.FORMERR)
+        asked = question.question[0]
+        name = plain_name(asked.name.labels[:-1])
+        ruling = rule_on(view, name, asked.rdtype)
+        if ruling.answer != "forward":
+            self._note_question(view, asked.name, ruling)
+            return reply(question, dns.rcode.REFUSED if ruling.answer == "refuse" else dns.rcode.NOERROR)
+        assert name is not None
+        try:
+            code, judged = await self._look_up(view, dns.name.from_text(name), asked.rdtype)
+            self._admit(view, name, judged, ruling)
+        except (Unanswered, SetsFailed):
+            self._note_question(view, asked.name, ruling, why="no answer")
+            return reply(question, dns.rcode.SERVFAIL)
+        self._note_question(view, asked.name, ruling, judged)
+        return reply(question, code, judged.rrsets)
+
+    async def _look_up(
+        self, view: View, name: dns.name.Name, kind: dns.rdatatype.RdataType, steps: int = MOST_STEPS
+    ) -> tuple[dns.rcode.Rcode, Judged]:
+        """What upstream says, names followed to their end."""
+        response = await self._upstream.ask(name, kind)
+        judged = judge(name, kind, response, view.policy)
+        if judged.rest is None or steps == 0:
+            return response.rcode(), judged
+        code, end = await self._look_up(view, judged.rest, kind, steps - 1)
+        return code, judged.followed_by(end)
+
+    def _admit(self, view: View, name: str, judged: Judged, ruling: Ruling) -> None:
+        """Open what the answer names, before it is given."""
+        if not judged.addresses:
+            return
+        known, now = self._known[view.workspace], time.monotonic()
+        if not known.has_room(now, len(judged.addresses)):
+            raise SetsFailed("too many addresses")
+        self._open(view, judged.addresses, ruling.ports)
+        for address, seconds in judged.addresses:
+            known.note(name, address, now + seconds + SLACK)
+
+    def _open(
+        self, view: View, addresses: list[tuple[str, int]] | tuple[tuple[str, int], ...], ports: tuple[int, ...] | None
+    ) -> None:
+        if ports != ():
+            self._sets.allow(view.address, view.epoch, addresses, ports)
+
+    # Writing down.
+
+    def _note_question(
+        self, view: View, name: dns.name.Name, ruling: Ruling, judged: Judged | None = None, why: str = ""
+    ) -> None:
+        text, now = escaped(name.to_text(omit_final_dot=True).lower()), time.time()
+        for address, _ in judged.addresses if judged is not None else ():
+            self._note(view, Record(now, "dns", ruling.verdict, text, address))
+        for address in judged.private if judged is not None else ():
+            self._note(view, Record(now, "dns", "refused", text, address, why="private answer"))
+        if judged is None or not (judged.addresses or judged.private):
+            self._note(view, Record(now, "dns", ruling.verdict, text, why=why or ruling.why))
+
+    def _note_packet(self, packet: Packet) -> None:
+        rule = packet.prefix.removeprefix(PREFIX)
+        view = self._told_of(packet.source)
+        if view is None or rule not in RULES:
+            return
+        verdict, why = RULES[rule]
+        if verdict == "learned" and view.policy.kind in ("internet", "all"):
+            verdict, why = "allowed", ""
+        name = self._known[view.workspace].name_of(packet.destination)
+        where = (packet.destination, packet.port, packet.protocol)
+        self._note(view, Record(time.time(), "connection", verdict, name, *where, why=why))
+
+    def _note(self, view: View, record: Record) -> None:
+        self._journal.note(view.workspace, record)
+        self._flush_later()
+
+    def _flush_later(self) -> None:
+        if self._flushing is None and (delay := self._journal.next_flush(time.time())) is not None:
+            self._flushing = asyncio.get_running_loop().call_later(delay, self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = None
+        self._journal.flush(time.time())
+        self._flush_later()
+
+    def _hear(self) -> None:
+        """Read what the kernel has logged; a flood of it waits, and what there is too much of is lost."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._log)
+        for packet in self._log.receive():
+            self._note_packet(packet)
+        if self._log.lost > self._lost:
+            for view in self._told.views.values():  # nobody knows whose they were
+                self._note(view, lost(time.time(), self._log.lost - self._lost, "more than could be heard"))
+            self._lost = self._log.lost
+        loop.call_later(BREATH, loop.add_reader, self._log, self._hear)
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+        self._journal.flush()

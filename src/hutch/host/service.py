@@ -1,0 +1,157 @@
+"""Small processes that serve all workspaces: observed by what they were started with, started, and ended.
+
+None of them watches over another: what has gone is started again by the next command that settles the host, and while
+it is gone, less works and nothing is open.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from contextlib import closing, suppress
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.files import remove_flat
+from hutch.frozen import dataclass
+from hutch.host.cgroup import Cgroup
+from hutch.host.process import open_process, start_time, terminate
+from hutch.run import PIPE, run, start
+from hutch.spec.names import Places
+from hutch.state import make_directory
+
+READY_SECONDS = 20.0
+END_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """One such process. `name` is shown to people; `pid_file` names it, and stands in its arguments; `namespace` is
+    where it runs ("" for the host's own). `argv` starts it: a program that goes into the background once it serves, or
+    with `says_ready` one that stays, and writes a line to its output then. `shown` are the arguments that it has when
+    it runs, where those are others."""
+
+    name: str
+    pid_file: str
+    namespace: str
+    argv: tuple[str, ...]
+    says_ready: bool = False
+    shown: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What starts it, as a sysadmin may replay it."""
+        return (*(("nsenter", f"--net={self.namespace}", "--") if self.namespace else ()), *self.argv)
+
+
+def observe_service(service: Service) -> int | None:
+    """The pid of that very process, None when it does not run. A pid file alone proves nothing; its arguments do, and
+    where it runs: its namespace may have been made anew."""
+    try:
+        with open(service.pid_file, encoding="ascii") as file:
+            pid = int(file.read())
+        found = _arguments(pid)
+        is_there = os.path.samefile(f"/proc/{pid}/ns/net", service.namespace or "/proc/self/ns/net")
+    except (OSError, ValueError):
+        return None
+    return pid if found == (service.shown or service.argv) and is_there else None
+
+
+def start_service(places: Places, service: Service) -> None:
+    """Start it in place of what is left of an earlier one. Raises HutchError when it does not run then."""
+    stop_service(places, service.pid_file)
+    make_directory(places.services)
+    if service.says_ready:
+        _start_and_hear(service)
+    else:
+        run(service.command)
+    pid = observe_service(service)
+    if pid is None:
+        raise HutchError(
+            f"{service.name} does not run although it was started",
+            resolution=f"to replay it: {shlex.join(service.command)}",
+        )
+    _move(places, pid)
+
+
+def _start_and_hear(service: Service) -> None:
+    """Wait until it says that it serves, or has ended."""
+    import select
+
+    process = start(service.command, stdout=PIPE, new_session=True)
+    assert process.stdout is not None
+    Path(service.pid_file).write_text(f"{process.pid}\n", encoding="ascii")
+    with process.stdout as said:
+        if select.select([said], [], [], READY_SECONDS)[0] and said.read(1):
+            return
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _move(places: Places, pid: int) -> None:
+    """Out of the session that happened to start it."""
+    cgroup = Cgroup(places.services_cgroup)
+    try:
+        cgroup.make()
+        cgroup.join("", pid)
+    except OSError:
+        pass  # it has just ended; the next `up` starts it again
+    finally:
+        cgroup.close()
+
+
+def stop_service(places: Places, pid_file: str) -> None:
+    """End the process that this pid file names, whatever its other arguments were, and whatever became of the file;
+    with it go those that it has started."""
+    with closing(Cgroup(places.services_cgroup)) as cgroup:
+        candidates = cgroup.processes()
+    with suppress(OSError, ValueError):
+        candidates.append(int(Path(pid_file).read_text(encoding="ascii")))
+    for pid in dict.fromkeys(candidates):
+        started = start_time(pid)
+        if started is not None and _is_named(pid, pid_file):
+            _end(pid, started)
+    Path(pid_file).unlink(missing_ok=True)
+
+
+def _end(pid: int, started: int) -> None:
+    descriptor = open_process(pid, started)
+    if descriptor is None:
+        return
+    try:
+        is_leader = os.getpgid(pid) == pid
+        terminate(pid, started, patience=END_SECONDS)
+        if is_leader:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def remove_services(places: Places) -> None:
+    """End all of them, and remove what they were told."""
+    for pid_file in places.services.glob("*.pid"):
+        stop_service(places, str(pid_file))
+    with closing(Cgroup(places.services_cgroup)) as cgroup:
+        cgroup.kill()  # what has lost its pid file
+        cgroup.remove()
+    for directory in (places.services, places.warden):
+        remove_flat(directory)
+    with suppress(OSError):
+        places.run.rmdir()
+
+
+def _arguments(pid: int) -> tuple[str, ...]:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return tuple(file.read().decode("utf-8", "replace").split("\0")[:-1])
+
+
+def _is_named(pid: int, pid_file: str) -> bool:
+    try:
+        return any(word.rpartition("=")[2] == pid_file for word in _arguments(pid))
+    except OSError:
+        return False

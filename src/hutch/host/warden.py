@@ -1,0 +1,151 @@
+"""The warden (hutch.egress) as a service: in which jail it runs, and what it is told.
+
+It reads what guests and name servers send, so it is given next to nothing: an account without rights, the router's
+network namespace and CAP_NET_ADMIN there, its own two directories, and programs to read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import socket
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from hutch.backends.jail import PROGRAMS
+from hutch.errors import HutchError
+from hutch.files import read_or_none, remove_flat, write_atomic
+from hutch.host.dns import service_user
+from hutch.host.firewall import WARDEN_PORT, Member
+from hutch.host.service import Service
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import PACKAGE, Places
+from hutch.state import make_directory
+
+CAPABILITY = "net_admin"  # to fill sets, and to hear what rules log
+RENEW_SECONDS = 10.0
+OWN = "/hutch"  # where its programs are inside
+
+
+def wanted_warden(places: Places) -> Service:
+    """The warden, as a service."""
+    pid_file = str(places.services / "warden.pid")
+    told = (str(views_file(places)), str(control_socket(places)), str(places.egress), f"--pid-file={pid_file}")
+    account = pwd.getpwnam(service_user())
+    python = os.path.realpath(sys.executable)
+    command = (python, "-s", "-S", "-m", "hutch.egress", *told)
+    only = f"-all,+{CAPABILITY}"
+    argv = (
+        *("bwrap", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", *PROGRAMS, *_interpreter()),
+        *("--dir", OWN, "--ro-bind", str(PACKAGE), f"{OWN}/hutch", "--ro-bind", _dnspython(), f"{OWN}/dns"),
+        *_directories(places),
+        *("--chdir", "/", "--clearenv", "--setenv", "PYTHONPATH", OWN, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"),
+        *(word for capability in KEPT for word in ("--cap-add", capability)),
+        *("--", "setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"),
+        *(f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}", "--no-new-privs", "--", *command),
+    )
+    return Service("the warden", pid_file, str(places.namespace_path), argv, says_ready=True, shown=command)
+
+
+KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN")  # until setpriv has dropped all but the last
+
+
+def _interpreter() -> tuple[str, ...]:
+    """Where Python is, unless it is the distribution's; each directory on the way is open to all."""
+    base = os.path.realpath(sys.base_prefix)
+    if Path(base).is_relative_to("/usr"):
+        return ()
+    above = [str(parent) for parent in reversed(Path(base).parents) if str(parent) != "/"]
+    return (*(word for parent in above for word in ("--dir", parent)), "--ro-bind", base, base)
+
+
+def _dnspython() -> str:
+    """Where it is installed, found without importing it."""
+    found = find_spec("dns")
+    if found is None or not found.submodule_search_locations:
+        raise HutchError("the Python package dnspython is not installed", resolution="install hutch anew")
+    return str(Path(found.submodule_search_locations[0]).resolve())
+
+
+def _directories(places: Places) -> tuple[str, ...]:
+    """Its own, to write in; and where it is told what to do."""
+    shown = ((places.services, "--ro-bind"), (places.warden, "--bind"), (places.egress, "--bind"))
+    parents = sorted({str(parent) for path, _ in shown for parent in path.parents if str(parent) != "/"})
+    return (
+        *(word for parent in parents for word in ("--dir", parent)),
+        *(word for path, how in shown for word in (how, str(path), str(path))),
+    )
+
+
+def views_file(places: Places) -> Path:
+    """What the warden is to do for whom."""
+    return places.services / "views.json"
+
+
+def control_socket(places: Places) -> Path:
+    """Who connects there has the views read again, and is told when they are in force."""
+    return places.warden / "control"
+
+
+def render_views(places: Places, network: Network, members: Iterable[Member]) -> str:
+    """The views of the watched among the members, as hutch.egress.views reads them; "" where nobody is."""
+    views = [
+        {
+            "workspace": member.name,
+            "address": member.ip,
+            "epoch": member.policy.epoch,
+            "kind": member.policy.kind,
+            "learn": member.policy.learn,
+            "domains": [[item.name, item.is_wildcard, item.port] for item in member.policy.domains],
+            "networks": [[item.network, item.port] for item in member.policy.networks],
+        }
+        for member in members
+        if member.policy.is_watched
+    ]
+    if not views:
+        return ""
+    upstream, _ = names.uplink_addresses(network.uplink)
+    document = {
+        "listen": [names.gateway(network.subnet), WARDEN_PORT],
+        "upstream": [upstream, 53],
+        "table": places.table,
+        "views": views,
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def has_views(places: Places, views: str) -> bool:
+    """Whether these are what the warden was told last."""
+    return (read_or_none(views_file(places)) or b"").decode("utf-8", "replace") == views
+
+
+def write_views(places: Places, views: str) -> None:
+    """Tell a warden that is about to start, or about to be renewed."""
+    account = pwd.getpwnam(service_user())
+    for directory in (places.warden, places.egress):
+        make_directory(directory)
+        os.chown(directory, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        os.chmod(directory, 0o700)
+    make_directory(places.services)
+    write_atomic(views_file(places), views.encode(), is_lasting=False)
+
+
+def renew_warden(places: Places) -> bool:
+    """Have a warden that runs take its views anew; whether it has done so."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(RENEW_SECONDS)
+        try:
+            client.connect(str(control_socket(places)))
+            return client.recv(16) == b"renewed\n"
+        except OSError:
+            return False
+
+
+def forget_views(places: Places) -> None:
+    """Nobody is watched any more."""
+    views_file(places).unlink(missing_ok=True)
+    remove_flat(places.warden)

@@ -1,0 +1,87 @@
+"""What a workspace may reach, as the keys `egress` and `learn` say it. Pure: rules and resolver read it here."""
+
+from __future__ import annotations
+
+import ipaddress
+import zlib
+from typing import Literal, cast
+
+from hutch.frozen import dataclass
+from hutch.spec.model import Workspace
+from hutch.spec.ranges import EVERYWHERE, is_private
+
+Kind = Literal["internet", "none", "all", "list"]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A listed name, in lower case and ASCII, without dots at its ends; or all names below it. `port` None is any."""
+
+    name: str
+    is_wildcard: bool
+    port: int | None
+
+    def covers(self, name: str) -> bool:
+        """Whether `name`, in lower case and without a dot at its end, is meant."""
+        return name.endswith(f".{self.name}") if self.is_wildcard else name == self.name
+
+
+@dataclass(frozen=True)
+class Reach:
+    """A listed network. `port` is None for any."""
+
+    network: str
+    port: int | None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """`egress` and `learn` of one workspace."""
+
+    kind: Kind = "internet"
+    domains: tuple[Domain, ...] = ()
+    networks: tuple[Reach, ...] = ()
+    learn: bool = False
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether what it asks and reaches is looked at, and recorded: where something is refused, or to be learned."""
+        return self.learn or self.kind in ("none", "list")
+
+    @property
+    def epoch(self) -> int:
+        """A number for this policy and no other, which connections are marked with that it has let out; never 0."""
+        words = (self.kind, self.learn, sorted(map(repr, self.domains)), sorted(map(repr, self.networks)))
+        return zlib.crc32(repr(words).encode()) or 1
+
+    def opens(self, address: str) -> bool:
+        """Whether it names the private network that `address` is in."""
+        return any(
+            ipaddress.IPv4Address(address) in ipaddress.IPv4Network(reach.network) for reach in self.private_networks
+        )
+
+    @property
+    def private_networks(self) -> tuple[Reach, ...]:
+        """What it opens of the private networks."""
+        everything = (Reach(EVERYWHERE, None),) if self.kind == "all" else ()
+        return (*everything, *(reach for reach in self.networks if is_private(reach.network)))
+
+    @property
+    def public_networks(self) -> tuple[Reach, ...]:
+        """What it lists beside them: of a wider network, the private part stays closed."""
+        return tuple(reach for reach in self.networks if not is_private(reach.network))
+
+
+def policy_of(workspace: Workspace) -> Policy:
+    """The policy of a valid workspace."""
+    if isinstance(workspace.egress, str):
+        return Policy(cast(Kind, workspace.egress), learn=workspace.learn)
+    domains, networks = [], []
+    for entry in workspace.egress:
+        where, _, digits = entry.partition(":")
+        port = int(digits) if digits else None
+        if "/" in where:
+            networks.append(Reach(where, port))
+        else:
+            domains.append(Domain(where.removeprefix("*."), where.startswith("*."), port))
+    return Policy("list", tuple(domains), tuple(networks), workspace.learn)
