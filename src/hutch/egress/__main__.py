@@ -1,6 +1,6 @@
 """`python -m hutch.egress VIEWS CONTROL JOURNAL --pid-file=FILE`: serves until it is told to end.
 
-Says a line when it serves. The pid file is not its own: it stands here so that the process is known by it.
+Says its pid when it serves. The pid file is not its own: it stands here so that the process is known by it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ async def serve(views: Path, control: Path, journal: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     await warden.serve(control)
-    os.write(1, b"serving\n")
+    os.write(1, f"{os.getpid()}\n".encode())
     null = os.open("/dev/null", os.O_WRONLY)
     os.dup2(null, 1)
     await ended.wait()

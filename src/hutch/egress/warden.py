@@ -109,9 +109,11 @@ class Warden:
         asked = question.question[0]
         name = plain_name(asked.name.labels[:-1])
         ruling = rule_on(view, name, asked.rdtype)
-        if ruling.answer != "forward":
+        if ruling.answer == "empty":
+            return reply(question, dns.rcode.NOERROR)
+        if ruling.answer == "refuse":
             self._note_question(view, asked.name, ruling)
-            return reply(question, dns.rcode.REFUSED if ruling.answer == "refuse" else dns.rcode.NOERROR)
+            return reply(question, dns.rcode.REFUSED)
         assert name is not None
         try:
             code, judged = await self._look_up(view, dns.name.from_text(name), asked.rdtype)

@@ -29,14 +29,14 @@ END_SECONDS = 5.0
 class Service:
     """One such process. `name` is shown to people; `pid_file` names it, and stands in its arguments; `namespace` is
     where it runs ("" for the host's own). `argv` starts it: a program that goes into the background once it serves, or
-    with `says_ready` one that stays, and writes a line to its output then. `shown` are the arguments that it has when
-    it runs, where those are others."""
+    one that `says_pid`: it stays, and writes the pid of who serves to its output then. `shown` are the arguments that
+    this has, where they are others."""
 
     name: str
     pid_file: str
     namespace: str
     argv: tuple[str, ...]
-    says_ready: bool = False
+    says_pid: bool = False
     shown: tuple[str, ...] = ()
 
     @property
@@ -62,32 +62,34 @@ def start_service(places: Places, service: Service) -> None:
     """Start it in place of what is left of an earlier one. Raises HutchError when it does not run then."""
     stop_service(places, service.pid_file)
     make_directory(places.services)
-    if service.says_ready:
-        _start_and_hear(service)
-    else:
-        run(service.command)
+    said = _start_and_hear(service) if service.says_pid else run(service.command).stderr
     pid = observe_service(service)
     if pid is None:
         raise HutchError(
             f"{service.name} does not run although it was started",
+            details=said,
             resolution=f"to replay it: {shlex.join(service.command)}",
         )
     _move(places, pid)
 
 
-def _start_and_hear(service: Service) -> None:
-    """Wait until it says that it serves, or has ended."""
+def _start_and_hear(service: Service) -> str:
+    """Wait until it says which process serves, or has ended; returns what else it said."""
     import select
 
-    process = start(service.command, stdout=PIPE, new_session=True)
+    log = Path(service.pid_file).with_suffix(".log")
+    with open(log, "wb") as errors:
+        process = start(service.command, stdout=PIPE, stderr=errors, new_session=True)
     assert process.stdout is not None
-    Path(service.pid_file).write_text(f"{process.pid}\n", encoding="ascii")
     with process.stdout as said:
-        if select.select([said], [], [], READY_SECONDS)[0] and said.read(1):
-            return
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        line = said.readline(16) if select.select([said], [], [], READY_SECONDS)[0] else b""
+    if line.strip().isdigit():
+        Path(service.pid_file).write_bytes(line)
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return log.read_text(encoding="utf-8", errors="replace")
 
 
 def _move(places: Places, pid: int) -> None:

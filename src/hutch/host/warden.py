@@ -48,7 +48,7 @@ def wanted_warden(places: Places) -> Service:
         *("--", "setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"),
         *(f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}", "--no-new-privs", "--", *command),
     )
-    return Service("the warden", pid_file, str(places.namespace_path), argv, says_ready=True, shown=command)
+    return Service("the warden", pid_file, str(places.namespace_path), argv, says_pid=True, shown=command)
 
 
 KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN")  # until setpriv has dropped all but the last

@@ -24,7 +24,7 @@ stop() {
   ip link set dev "$bridge" down
 }
 nft monitor rules 2>/dev/null | {
-  echo serving
+  echo $$
   exec >/dev/null
   check
   while read -r _; do
@@ -45,7 +45,7 @@ def wanted_watch(places: Places, network: Network) -> Service:
         pid_file,
         str(places.namespace_path),
         ("bash", "-c", SCRIPT, "bash", f"--pid-file={pid_file}", str(rules_file(places)), network.bridge),
-        says_ready=True,
+        says_pid=True,
     )
 
 
