@@ -121,12 +121,12 @@ def observe_all(places: Places, looking: Gathering | None = None) -> tuple[HostN
     if router:
         answers, rules = router
         links_there, routes, ways = map(json.loads, answers.splitlines())
-        out = {str(r.get("table", "")): r.get("gateway", "") for r in routes if r["dst"] == "default"}
+        out = {r.get("table", "main"): r.get("gateway", "") for r in routes if r["dst"] == "default"}
         closed = (r["dst"] for r in routes if r.get("type") == "blackhole" and r.get("table") == str(FENCE))
         facts = replace(
             facts,
             links={link["ifname"]: link for link in links_there},
-            gateway=out.get("", ""),
+            gateway=out.get("main", ""),
             way_out=out.get(str(FENCE), ""),
             fenced=next(closed, ""),
             fence=next((way.get("iif", "") for way in ways if way["priority"] == FENCE), ""),
