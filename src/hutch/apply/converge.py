@@ -16,6 +16,7 @@ from hutch.host.firewall import Member
 from hutch.host.lock import host_lock
 from hutch.host.namespace import inside
 from hutch.host.service import Service, observe_service, remove_services, start_service, stop_service
+from hutch.host.tools import check_tools
 from hutch.host.vsock import has_vsock
 from hutch.host.watch import note_rules, wanted_watch
 from hutch.run import Gathering, run
@@ -103,8 +104,10 @@ def converge_network(
     host, facts = router.observe_all(places, looking)
     is_same = before is not None and before.network == network
     views = views_of(places, network, members)
-    if views and is_same:
-        renew_views(places, views)
+    if views:
+        check_tools(("bwrap", "setpriv"), "this host cannot keep lists of what workspaces may reach yet")
+        if is_same:
+            renew_views(places, views)
     survivor = find_survivor(places, serving) if facts.links is None and is_same else None
     router.ensure_router(places, network, members, host, facts, survivor)
     reconnect(places, network, serving, router.loose_ports(network, members, facts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hutch.apply import converge
+from hutch.egress import journal
 from hutch.errors import HutchError
 from hutch.files import entries
 from hutch.run import run
@@ -55,12 +56,13 @@ def delete_workspace(places: Places, name: str) -> None:
     The record goes last but for its directory: until then, what is being deleted has a name.
     """
     run(["rm", "-rf", "--one-file-system", "--", str(places.home(name))], timeout=600)
+    journal.remove(places.egress, name)
     rest = [str(entry) for entry in entries(places.workspace(name)) if entry != places.record(name)]
     run(["rm", "-rf", "--one-file-system", "--", *rest], timeout=600)
     run(["rm", "-rf", "--one-file-system", "--", str(places.workspace(name))], timeout=600)
     if not read_records(places):
         run(["rm", "-rf", "--one-file-system", "--", str(places.state / "keys")])
-        for directory in (places.workspaces, places.run / "workspaces", places.run):
+        for directory in (places.workspaces, places.egress, places.run / "workspaces", places.run):
             try:
                 directory.rmdir()
             except OSError:

@@ -95,8 +95,11 @@ class Warden:
                 for name, reached, seconds in self._known[view.workspace].valid(now):
                     self._open(view, [(reached, seconds)], ports_of(view.policy, name))
         self._told = told
-        for workspace in set(self._known) - {view.workspace for view in told.views.values()}:
-            del self._known[workspace]
+        kept = {view.workspace for view in told.views.values()}
+        for view in before.views.values():
+            if view.workspace not in kept:  # it may be gone for good, with what was written of it
+                self._known.pop(view.workspace, None)
+                self._journal.forget(view.workspace)
 
     # Answering.
 

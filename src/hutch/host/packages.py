@@ -124,7 +124,7 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         pacman=("virtiofsd",),
     ),
     Requirement(
-        "keeps virtual machines away from the host's files",
+        "keeps virtual machines, and the warden of egress lists, away from the host's files",
         proof=("bwrap",),
         apt=("bubblewrap",),
         dnf=("bubblewrap",),

@@ -135,7 +135,7 @@ def test_networks_that_are_listed_do_not_lie_within_each_other() -> None:
 def test_a_table_is_kept_when_all_its_chains_and_sets_are_there() -> None:
     found = shape_of(ROUTER)
     assert with_frame(ROUTER, found) == list(ROUTER)
-    fewer_rules = {where: what[:4] + [[]] if "/@" not in where else [] for where, what in found.items()}
+    fewer_rules = {where: [*what[:4], []] if "/@" not in where else [] for where, what in found.items()}
     assert with_frame(ROUTER, fewer_rules) == list(ROUTER)
     assert with_frame(ROUTER, {**found, "inet hutch/@more": []}) == [ROUTER[0]]
     assert with_frame(ROUTER, {}) == []
@@ -278,8 +278,10 @@ def test_elements_of_all_forms() -> None:
     body = {"family": "inet", "table": "t", "name": "s", "elem": elements}
     assert observed_shape(json.dumps({"nftables": [{"set": body}]}), "t") == {
         "inet t/@s": sorted(
-            ["10.0.0.1", "10.0.0.0/8", "10.0.0.2", "192.168.83.2 . tcp . 80", "ve-a . 02:00:00:00:00:01"]
-            + ["192.168.83.2 . 0-65535"]
+            [
+                *("10.0.0.1", "10.0.0.0/8", "10.0.0.2", "192.168.83.2 . tcp . 80", "ve-a . 02:00:00:00:00:01"),
+                "192.168.83.2 . 0-65535",
+            ]
         )
     }
 

@@ -13,9 +13,9 @@ from hutch.errors import HutchError
 from hutch.host import cgroup, shares
 from hutch.host.bind import open_strictly
 from hutch.host.dns import wanted_resolvers
-from hutch.host.service import Service, observe_service
 from hutch.host.mountinfo import self_binds
 from hutch.host.process import is_alive, open_process, start_time
+from hutch.host.service import Service, observe_service
 from hutch.spec.model import Mount, Workspace
 from hutch.spec.names import Places
 from tests.unit.facts import NETWORK, PLACES, check_golden, workspace

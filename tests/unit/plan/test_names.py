@@ -68,7 +68,16 @@ def test_networks() -> None:
 def test_two_hutches_share_nothing() -> None:
     assert PLACES.instance == "hutch"
     assert SECOND.instance.startswith("hutch-")
-    for name in ("instance", "namespace_path", "uplink_host", "table", "ssh_config", "lock", "shares", "services_cgroup"):
+    for name in (
+        "instance",
+        "namespace_path",
+        "uplink_host",
+        "table",
+        "ssh_config",
+        "lock",
+        "shares",
+        "services_cgroup",
+    ):
         assert getattr(PLACES, name) != getattr(SECOND, name), name
     assert all(len(places.uplink_host) <= names.IFNAMSIZ for places in (PLACES, SECOND))
 

@@ -1,0 +1,57 @@
+"""What is opened, what is remembered, and what may ask."""
+
+from __future__ import annotations
+
+import dns.message
+import pytest
+
+from hutch.egress.front import parse_question
+from hutch.egress.known import MOST, Known
+from hutch.egress.sets import render_allow
+
+
+def test_render_allow() -> None:
+    assert render_allow("hutch", "192.168.83.2", 7, [("203.0.113.1", 30)], None).splitlines() == [
+        "add element inet hutch allowed { 192.168.83.2 . 203.0.113.1 . 7 }",
+        "delete element inet hutch allowed { 192.168.83.2 . 203.0.113.1 . 7 }",
+        "add element inet hutch allowed { 192.168.83.2 . 203.0.113.1 . 7 timeout 31s }",
+    ]
+    ports = render_allow("hutch", "192.168.83.2", 7, [("203.0.113.1", 0)], (80, 443)).splitlines()
+    assert ports[2] == "add element inet hutch allowed_ports { 192.168.83.2 . 203.0.113.1 . 80 . 7 timeout 2s }"
+    assert len(ports) == 6
+    assert render_allow("hutch", "192.168.83.2", 7, [], None) == ""
+
+
+def test_what_is_known() -> None:
+    known = Known()
+    known.note("a.example", "203.0.113.1", 100.0)
+    known.note("b.example", "203.0.113.1", 50.5)
+    known.note("a.example", "203.0.113.1", 90.0)  # a shorter answer takes nothing away
+    assert known.name_of("203.0.113.1") == "a.example"
+    assert list(known.valid(50.0)) == [("a.example", "203.0.113.1", 51), ("b.example", "203.0.113.1", 1)]
+    assert list(known.valid(51.0)) == [("a.example", "203.0.113.1", 50)]
+    assert known.name_of("203.0.113.2") is None
+
+
+def test_no_workspace_fills_the_memory() -> None:
+    known = Known()
+    for number in range(MOST):
+        assert known.has_room(0.0, 1)
+        known.note("a.example", f"203.0.{number // 250}.{number % 250}", 10.0)
+    assert not known.has_room(0.0, 1)
+    assert known.has_room(11.0, MOST)
+
+
+QUESTION = dns.message.make_query("a.example", "A")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\0" * 11, b"\xff" * 512, QUESTION.to_wire()[:-3], dns.message.make_response(QUESTION).to_wire()],
+)
+def test_what_is_no_question(data: bytes) -> None:
+    assert parse_question(data) is None
+
+
+def test_a_question() -> None:
+    assert parse_question(QUESTION.to_wire()) is not None

@@ -1,0 +1,96 @@
+"""Whose questions are answered, and how."""
+
+from __future__ import annotations
+
+import pytest
+
+from hutch.egress.views import AAAA, ANY, HTTPS, A, Ruling, View, plain_name, read_views, rule_on
+from hutch.host.firewall import Member
+from hutch.host.warden import render_views
+from hutch.spec.policy import Domain, Policy, Reach
+from tests.unit.facts import NETWORK, PLACES
+
+TXT = 16
+LIST = Policy(
+    "list",
+    (Domain("example.org", True, None), Domain("api.example.com", False, 443), Domain("api.example.com", False, 80)),
+    (Reach("10.1.0.0/16", None), Reach("203.0.113.0/24", 443)),
+)
+
+
+def view(policy: Policy) -> View:
+    return View("web", "192.168.83.2", policy.epoch, policy)
+
+
+def labels(name: str) -> list[bytes]:
+    return [label.encode("latin-1") for label in name.split(".")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        (labels("API.Example.Com"), "api.example.com"),
+        (labels("_dmarc.example.org"), "_dmarc.example.org"),
+        ([b"api.example", b"com"], None),  # a dot within a label
+        ([b"api\0", b"example", b"com"], None),
+        ([b"api", b"example", b"com\0evil", b"org"], None),
+        ([b"\xe9", b"example"], None),
+        ([b"a b", b"example"], None),
+        ([b"-a", b"example"], None),
+        ([], None),
+    ],
+)
+def test_a_name_has_one_form(asked: list[bytes], name: str | None) -> None:
+    assert plain_name(asked) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "ruling"),
+    [
+        ("api.example.com", A, Ruling("forward", "allowed", (80, 443))),
+        ("api.example.com", TXT, Ruling("forward", "allowed", (80, 443))),
+        ("api.example.com", AAAA, Ruling("empty", "allowed", (80, 443))),
+        ("api.example.com", HTTPS, Ruling("empty", "allowed", (80, 443))),
+        ("api.example.com", ANY, Ruling("refuse", "refused", why="not a question for a name")),
+        ("www.a.example.org", A, Ruling("forward", "allowed", None)),
+        ("example.org", A, Ruling("refuse", "refused", why="not listed")),
+        ("evil-example.org", A, Ruling("refuse", "refused", why="not listed")),
+        ("www.api.example.com", A, Ruling("refuse", "refused", why="not listed")),
+        ("other.example", AAAA, Ruling("refuse", "refused", why="not listed")),
+        (None, A, Ruling("refuse", "refused", why="not listed")),
+    ],
+)
+def test_a_list(name: str | None, kind: int, ruling: Ruling) -> None:
+    assert rule_on(view(LIST), name, kind) == ruling
+
+
+@pytest.mark.parametrize(
+    ("policy", "name", "answer", "verdict"),
+    [
+        (Policy("none"), "a.example", "refuse", "refused"),
+        (Policy("none", learn=True), "a.example", "forward", "learned"),
+        (Policy("list", LIST.domains, learn=True), "a.example", "forward", "learned"),
+        (Policy("list", LIST.domains, learn=True), "a.example.org", "forward", "allowed"),
+        (Policy("internet", learn=True), "a.example", "forward", "allowed"),
+        (Policy("internet", learn=True), "hostname", "refuse", "refused"),
+        (Policy("internet", learn=True), None, "refuse", "refused"),
+    ],
+)
+def test_other_policies(policy: Policy, name: str | None, answer: str, verdict: str) -> None:
+    ruling = rule_on(view(policy), name, A)
+    assert (ruling.answer, ruling.verdict) == (answer, verdict)
+
+
+def test_what_the_warden_is_told_is_what_it_reads() -> None:
+    members = (
+        Member("web", "ve-web", "02:00:00:00:00:01", "192.168.83.2", policy=LIST),
+        Member("free", "ve-free", "02:00:00:00:00:02", "192.168.83.3"),
+        Member("none", "ve-none", "02:00:00:00:00:03", "192.168.83.4", policy=Policy("none", learn=True)),
+    )
+    told = read_views(render_views(PLACES, NETWORK, members))
+    assert told.views == {
+        "192.168.83.2": View("web", "192.168.83.2", LIST.epoch, LIST),
+        "192.168.83.4": View("none", "192.168.83.4", members[2].policy.epoch, members[2].policy),
+    }
+    assert (told.listen, told.upstream, told.table) == (("192.168.83.1", 5300), ("192.168.84.1", 53), "hutch")
+    assert render_views(PLACES, NETWORK, members[1:2]) == ""
