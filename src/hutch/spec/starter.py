@@ -27,7 +27,7 @@ type = "container"               # or "vm"
 # autostart = true               # recorded for later: nothing starts it at boot yet
 # persist = "home"               # only the home outlives a restart; "all" keeps the whole system
 # mounts = [{ source = "~/src/@NAME@", target = "/src", readonly = true, create = true }]
-# egress = "internet"            # everything but private networks, which is all there is so far
+# egress = ["*.debian.org", "api.example.com:443"]   # all that it may reach; default: "internet"
 # publish = ["127.0.0.1:8080:80"]   # [host_ip:]host_port:guest_port[/udp]
 # env = { EDITOR = "vim" }
 """
