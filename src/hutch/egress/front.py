@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -17,6 +18,8 @@ MOST_CONNECTIONS = 32  # of one workspace
 IDLE_SECONDS = 10.0
 LARGEST_DATAGRAM = 1232  # bytes that pass everywhere in one piece
 SMALLEST_DATAGRAM = 512
+SO_RCVBUFFORCE = 33
+RECEIVE_BUFFER = 4 << 20  # bytes; what one workspace may ask at once does not push out what another one asks
 
 Find = Callable[[str], View | None]
 Answer = Callable[[View, dns.message.Message], Awaitable[dns.message.Message]]
@@ -44,6 +47,7 @@ class Front(asyncio.DatagramProtocol):
     async def listen(self, address: tuple[str, int]) -> None:
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=address)
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         self._server = await asyncio.start_server(self._serve, *address, backlog=256)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
-MOST = 4096  # pairs of a name and an address, for each workspace
+MOST_OPEN = 65536  # pairs of a name and an address that one workspace may have open: the kernel's sets are shared
+MOST_NAMES = 4096  # addresses of which it is known what led there
 
 
 class Known:
@@ -16,18 +17,21 @@ class Known:
         self._name: OrderedDict[str, str] = OrderedDict()
 
     def has_room(self, now: float, wanted: int) -> bool:
-        """Whether so many more can be noted, once what is over has been forgotten."""
-        if len(self._until) + wanted > MOST:
+        """Whether so many more can be opened, once what is over has been forgotten."""
+        if len(self._until) + wanted > MOST_OPEN:
             self._until = {pair: until for pair, until in self._until.items() if until > now}
-        return len(self._until) + wanted <= MOST
+        return len(self._until) + wanted <= MOST_OPEN
 
-    def note(self, name: str, address: str, until: float) -> None:
-        """`name` leads to `address`, until then at least."""
+    def note_open(self, name: str, address: str, until: float) -> None:
+        """`address` is open for the sake of `name`, until then at least."""
         pair = (name, address)
         self._until[pair] = max(until, self._until.get(pair, until))
+
+    def note_name(self, name: str, address: str) -> None:
+        """`name` leads to `address`."""
         self._name[address] = name
         self._name.move_to_end(address)
-        if len(self._name) > MOST:
+        if len(self._name) > MOST_NAMES:
             self._name.popitem(last=False)
 
     def name_of(self, address: str) -> str | None:
@@ -35,7 +39,7 @@ class Known:
         return self._name.get(address)
 
     def valid(self, now: float) -> Iterator[tuple[str, str, int]]:
-        """(name, address, seconds left) of what is not over, whole seconds upwards."""
+        """(name, address, seconds left) of what is open, whole seconds upwards."""
         for (name, address), until in self._until.items():
             if until > now:
                 yield name, address, int(until - now) + 1

@@ -93,7 +93,7 @@ class Warden:
             old = before.views.get(address)
             if old is not None and old.workspace == view.workspace and old.epoch != view.epoch:
                 for name, reached, seconds in self._known[view.workspace].valid(now):
-                    self._open(view, [(reached, seconds)], ports_of(view.policy, name))
+                    self._sets.allow(view.address, view.epoch, [(reached, seconds)], ports_of(view.policy, name))
         self._told = told
         kept = {view.workspace for view in told.views.values()}
         for view in before.views.values():
@@ -140,20 +140,15 @@ class Warden:
 
     def _admit(self, view: View, name: str, judged: Judged, ruling: Ruling) -> None:
         """Open what the answer names, before it is given."""
-        if not judged.addresses:
-            return
         known, now = self._known[view.workspace], time.monotonic()
-        if not known.has_room(now, len(judged.addresses)):
-            raise SetsFailed("too many addresses")
-        self._open(view, judged.addresses, ruling.ports)
-        for address, seconds in judged.addresses:
-            known.note(name, address, now + seconds + SLACK)
-
-    def _open(
-        self, view: View, addresses: list[tuple[str, int]] | tuple[tuple[str, int], ...], ports: tuple[int, ...] | None
-    ) -> None:
-        if ports != ():
-            self._sets.allow(view.address, view.epoch, addresses, ports)
+        for address, _ in judged.addresses:
+            known.note_name(name, address)
+        if ruling.ports != ():
+            if not known.has_room(now, len(judged.addresses)):
+                raise SetsFailed("too many addresses")
+            self._sets.allow(view.address, view.epoch, judged.addresses, ruling.ports)
+            for address, seconds in judged.addresses:
+                known.note_open(name, address, now + seconds + SLACK)
 
     # Writing down.
 

@@ -6,7 +6,7 @@ import dns.message
 import pytest
 
 from hutch.egress.front import parse_question
-from hutch.egress.known import MOST, Known
+from hutch.egress.known import MOST_NAMES, MOST_OPEN, Known
 from hutch.egress.sets import render_allow
 
 
@@ -24,22 +24,30 @@ def test_render_allow() -> None:
 
 def test_what_is_known() -> None:
     known = Known()
-    known.note("a.example", "203.0.113.1", 100.0)
-    known.note("b.example", "203.0.113.1", 50.5)
-    known.note("a.example", "203.0.113.1", 90.0)  # a shorter answer takes nothing away
-    assert known.name_of("203.0.113.1") == "a.example"
+    known.note_open("a.example", "203.0.113.1", 100.0)
+    known.note_open("b.example", "203.0.113.1", 50.5)
+    known.note_open("a.example", "203.0.113.1", 90.0)  # a shorter answer takes nothing away
     assert list(known.valid(50.0)) == [("a.example", "203.0.113.1", 51), ("b.example", "203.0.113.1", 1)]
     assert list(known.valid(51.0)) == [("a.example", "203.0.113.1", 50)]
-    assert known.name_of("203.0.113.2") is None
 
 
-def test_no_workspace_fills_the_memory() -> None:
+def test_the_name_that_led_there_last() -> None:
     known = Known()
-    for number in range(MOST):
+    known.note_name("b.example", "203.0.113.1")
+    known.note_name("a.example", "203.0.113.1")
+    assert known.name_of("203.0.113.1") == "a.example"
+    for number in range(MOST_NAMES):
+        known.note_name("a.example", str(number))
+    assert known.name_of("203.0.113.1") is None
+
+
+def test_no_workspace_opens_more_than_its_share() -> None:
+    known = Known()
+    for number in range(MOST_OPEN):
         assert known.has_room(0.0, 1)
-        known.note("a.example", f"203.0.{number // 250}.{number % 250}", 10.0)
+        known.note_open("a.example", str(number), 10.0)
     assert not known.has_room(0.0, 1)
-    assert known.has_room(11.0, MOST)
+    assert known.has_room(11.0, MOST_OPEN)
 
 
 QUESTION = dns.message.make_query("a.example", "A")
