@@ -17,15 +17,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.support import machine
 
 ROOT = Path(__file__).resolve().parents[2]
-TIERS = ("lint", "unit", "host", "vm")
+BOUNDARIES = {"host": "container", "vm": "vm"}
+TIERS = ("lint", "unit", *BOUNDARIES)
 PR_SET_CHILD_SUBREAPER = 36
 
 # Where the host tier finds the machine's own network namespace: downloads must pass through it.
@@ -72,10 +75,7 @@ def main() -> int:
             if lint:
                 outcomes.append(lint.result())
                 print((work / "lint.txt").read_text(), end="", flush=True)
-        if "host" in tiers:
-            outcomes.append(_timed("host", lambda: _host(pytest, work, "container")))
-        if "vm" in tiers:
-            outcomes.append(_timed("vm", lambda: _host(pytest, work, "vm")))
+            outcomes += _boundaries([tier for tier in tiers if tier in BOUNDARIES], pytest, work, pool)
     finally:
         left = _end_children()
         changed = machine.settled_difference(before) if before else ""
@@ -161,8 +161,22 @@ def _unit(pytest: Sequence[str]) -> bool:
     return subprocess.run(_as_owner(command), stdin=subprocess.DEVNULL).returncode == 0
 
 
-def _host(pytest: Sequence[str], work: Path, boundary: str) -> bool:
-    outer = work / "outer-netns"
+def _boundaries(tiers: Sequence[str], pytest: Sequence[str], work: Path, pool: ThreadPoolExecutor) -> Iterable[Outcome]:
+    """Side by side: while one waits, the other computes. The first is shown as it goes, the others when they end."""
+    running: list[tuple[Future[Outcome], Path | None]] = []
+    for tier in tiers:
+        output = work / f"{tier}.txt" if running else None
+        boundary = BOUNDARIES[tier]
+        run = partial(_timed, tier, partial(_host, pytest, work, boundary, output))
+        running.append((pool.submit(run), output))
+    for future, output in running:
+        yield future.result()
+        if output is not None:
+            print(output.read_text(errors="replace"), end="", flush=True)
+
+
+def _host(pytest: Sequence[str], work: Path, boundary: str, output: Path | None) -> bool:
+    outer = work / f"outer-netns-{boundary}"
     outer.touch()
     selection = _selection("host", pytest)
     options = ["-p", "no:cacheprovider", f"--basetemp={work}/{boundary}", f"--boundary={boundary}"]
@@ -171,7 +185,10 @@ def _host(pytest: Sequence[str], work: Path, boundary: str) -> bool:
     environment = {**os.environ, OUTER_NETWORK: str(outer)}
     if ROOT.stat().st_uid != 0:
         environment["PYTHONDONTWRITEBYTECODE"] = "1"  # root's files would be in the owner's way
-    return subprocess.run(entry, stdin=subprocess.DEVNULL, env=environment).returncode == 0
+    with open(output, "wb") if output else nullcontext() as file:
+        return (
+            subprocess.run(entry, stdin=subprocess.DEVNULL, env=environment, stdout=file, stderr=file).returncode == 0
+        )
 
 
 def _as_owner(command: Sequence[str]) -> list[str]:
