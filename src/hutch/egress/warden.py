@@ -88,18 +88,24 @@ class Warden:
     def renew(self) -> None:
         """Take the views anew. What stays listed, and is valid, is open under the new policy before its rules come."""
         told, before = read_views(self._views_file.read_text()), self._told
-        now = time.monotonic()
         for address, view in told.views.items():
             old = before.views.get(address)
             if old is not None and old.workspace == view.workspace and old.epoch != view.epoch:
-                for name, reached, seconds in self._known[view.workspace].valid(now):
-                    self._sets.allow(view.address, view.epoch, [(reached, seconds)], ports_of(view.policy, name))
+                self._open_again(view)
         self._told = told
         kept = {view.workspace for view in told.views.values()}
         for view in before.views.values():
             if view.workspace not in kept:  # it may be gone for good, with what was written of it
                 self._known.pop(view.workspace, None)
                 self._journal.forget(view.workspace)
+
+    def _open_again(self, view: View) -> None:
+        """What is open, as far as a new policy lists it."""
+        by_ports: defaultdict[tuple[int, ...] | None, list[tuple[str, int]]] = defaultdict(list)
+        for name, address, seconds in self._known[view.workspace].valid(time.monotonic()):
+            by_ports[ports_of(view.policy, name)].append((address, seconds))
+        for ports, addresses in by_ports.items():
+            self._sets.allow(view.address, view.epoch, addresses, ports)
 
     # Answering.
 
