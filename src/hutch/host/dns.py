@@ -6,7 +6,9 @@ the loopback address work. Neither answers from /etc/hosts: the host's names are
 
 from __future__ import annotations
 
+import os
 import pwd
+import re
 
 from hutch.host.service import Service
 from hutch.spec import names
@@ -14,8 +16,8 @@ from hutch.spec.model import Network
 from hutch.spec.names import Places
 
 
-def wanted_resolvers(places: Places, network: Network, user: str) -> tuple[Service, ...]:
-    """The two, as argument lists."""
+def wanted_resolvers(places: Places, network: Network, user: str, own_name: str) -> tuple[Service, ...]:
+    """The two, as argument lists. `own_name` is the host's, see own_name()."""
     host_end, _ = names.uplink_addresses(network.uplink)
     common = (
         *("dnsmasq", "--conf-file=/dev/null", "--no-hosts", "--bind-interfaces", "--except-interface=lo"),
@@ -45,11 +47,18 @@ def wanted_resolvers(places: Places, network: Network, user: str) -> tuple[Servi
                 "--no-resolv",
                 f"--server={host_end}",
                 "--domain-needed",
+                *((f"--local=/{own_name}/",) if own_name else ()),  # the host's resolver may know its own name
                 "--bogus-priv",
                 f"--pid-file={router_pid}",
             ),
         ),
     )
+
+
+def own_name() -> str:
+    """What the host calls itself, "" where that is no name."""
+    name = os.uname().nodename.lower()
+    return name if re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)*", name) else ""
 
 
 def service_user() -> str:

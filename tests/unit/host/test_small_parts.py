@@ -24,7 +24,7 @@ from tests.unit.facts import NETWORK, PLACES, check_golden, workspace
 
 
 def test_resolvers() -> None:
-    found = [asdict(service) for service in wanted_resolvers(PLACES, NETWORK, "dnsmasq")]
+    found = [asdict(service) for service in wanted_resolvers(PLACES, NETWORK, "dnsmasq", "box.example")]
     check_golden("dns/resolvers.json", json.dumps(found, indent=1) + "\n")
 
 
