@@ -33,6 +33,8 @@ def describe(record: Record, now: Observation, facts: Mapping[str, str] | None =
         "ready_seconds": now.ready_seconds,
         "start_kind": "cold" if now.ready_seconds is not None else None,
         "autostart": record.wanted.autostart,
+        "egress": list(egress) if isinstance(egress := record.wanted.egress, tuple) else egress,
+        "learn": record.wanted.learn,
         "pending": pending_of(record) if now.state == "running" else "none",
         "reason": now.reason,
         "warnings": list(now.warnings),

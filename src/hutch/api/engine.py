@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from hutch.supervise.observe import Observation, observe
 if TYPE_CHECKING:
     from hutch.api.workspace import Workspace
     from hutch.apply.explaining import Section
+    from hutch.egress.record import Record as Event
     from hutch.plan.actions import Plan
     from hutch.spec.model import Config, Network
     from hutch.spec.model import Workspace as Spec
@@ -289,6 +290,26 @@ class Hutch:
 
         record = self.record(name)
         return explain(self.places, self._network().network, read_records(self.places), record)
+
+    def egress(self, name: str) -> list[Event]:
+        """What a workspace asked for and reached, as far as that is recorded, oldest first."""
+        from hutch.egress.journal import read
+
+        self.record(name)
+        return read(self.places.egress, name)
+
+    def follow_egress(self, name: str) -> Generator[list[Event], None, None]:
+        """The same, in one, and then what is recorded from now on, as it comes. Never ends by itself."""
+        from hutch.egress.journal import follow
+
+        self.record(name)
+        return follow(self.places.egress, name)
+
+    def suggest_egress(self, name: str) -> str:
+        """A list for hutch.toml, made of what the workspace has and what it asked for and reached beyond that."""
+        from hutch.egress.suggest import suggest
+
+        return suggest(self.egress(name), self.record(name).wanted)
 
     def _network(self) -> NetworkRecord:
         """The network as set up. An `up` that was cut short may have left a workspace without one."""

@@ -30,6 +30,7 @@ COMMANDS = {
     "cp": ("reach", "cp", "Copy files; NAME:path is the workspace side."),
     "logs": ("logs", "logs", "Show the machine log and the guest's journal."),
     "console": ("logs", "console", "Attach to the console; ^] detaches."),
+    "egress": ("egress", "egress", "Show what a workspace asked for and reached."),
     "rm": ("lifecycle", "rm", "Stop and remove a workspace; home is kept unless --purge."),
     "explain": ("explain", "explain", "Print the commands, rules and files behind a workspace."),
     "image": ("image", "image", "The image cache."),

@@ -42,6 +42,8 @@ def absent(name: str, kind: str | None, file: str) -> dict[str, Any]:
         "state": "absent",
         **nothing,
         "autostart": False,
+        "egress": None,
+        "learn": False,
         "pending": "none",
         "reason": "",
         "warnings": [],
@@ -55,6 +57,20 @@ def show_type(entry: dict[str, Any]) -> str:
     return f"{entry['type'] or '-'}{emulated}"
 
 
+def show_egress(entry: dict[str, Any]) -> str:
+    """A policy that is not enforced is not to be missed."""
+    policy = "list" if isinstance(entry["egress"], list) else entry["egress"] or "-"
+    return f"{policy} (LEARNING)" if entry["learn"] else policy
+
+
+def warn_of_learning(options: Options, entries: list[dict[str, Any]]) -> None:
+    for entry in entries:
+        if entry["learn"]:
+            from hutch.plan.planner import LEARNS
+
+            options.listen(entry["name"], "warning", LEARNS)
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @global_options
@@ -62,6 +78,7 @@ def show_type(entry: dict[str, Any]) -> str:
 def ls(options: Options, as_json: bool) -> None:
     """List the workspaces of this host."""
     entries = gather(options, ())
+    warn_of_learning(options, entries)
     if as_json:
         print_json(entries)
         return
@@ -71,12 +88,13 @@ def ls(options: Options, as_json: bool) -> None:
             show_type(entry),
             entry["state"] + ("" if entry["pending"] == "none" else f" (pending {entry['pending']})"),
             entry["ip"] or "-",
+            show_egress(entry),
             entry["image"] or "-",
             f"{entry['ready_seconds']:.2f} s" if entry["ready_seconds"] else "-",
         )
         for entry in entries
     ]
-    print_table(("NAME", "TYPE", "STATE", "ADDRESS", "IMAGE", "READY IN"), rows)
+    print_table(("NAME", "TYPE", "STATE", "ADDRESS", "EGRESS", "IMAGE", "READY IN"), rows)
 
 
 @click.command()
@@ -87,6 +105,7 @@ def ls(options: Options, as_json: bool) -> None:
 def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """Show workspaces in detail."""
     entries = gather(options, names, looks=True)
+    warn_of_learning(options, entries)
     if as_json:
         print_json(entries)
         return

@@ -6,6 +6,7 @@ is nothing.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import math
 from collections.abc import Iterable
@@ -16,6 +17,9 @@ from hutch.frozen import dataclass
 What = Literal["dns", "connection"]
 Verdict = Literal["allowed", "refused", "learned", "lost"]
 """What became of it. What was "lost" happened, and nobody knows what it was: `why` says how that came about."""
+
+NOT_LISTED = "not listed"
+"""Why the most is refused. What is refused for another reason is nothing that a list could open."""
 
 LONGEST_NAME = 255
 LONGEST_WHY = 80
@@ -92,12 +96,19 @@ def _is_time(value: object) -> bool:
     return is_number and math.isfinite(value) and 0 <= value <= LATEST  # type: ignore[arg-type, operator]
 
 
+def _is_address(value: object) -> bool:
+    try:
+        return isinstance(value, str) and str(ipaddress.IPv4Address(value)) == value
+    except ValueError:
+        return False
+
+
 CHECKS: dict[str, Any] = {
     "time": _is_time,
     "what": lambda value: value in get_args(What),
     "verdict": lambda value: value in get_args(Verdict),
     "name": lambda value: value is None or _is_text(value, LONGEST_NAME, is_word=True),
-    "address": lambda value: value is None or _is_text(value, 15, is_word=True),
+    "address": lambda value: value is None or _is_address(value),
     "port": lambda value: value is None or _is_number(value, 0, 65535),
     "protocol": lambda value: value is None or _is_text(value, 8, is_word=True),
     "count": lambda value: _is_number(value, 1, MOST),

@@ -12,6 +12,7 @@ from hutch.spec import names
 from hutch.spec.model import MACHINE_MEMORY, WORKSPACE_KEYS, Network, Weight, Workspace, weight_of
 
 HEAVIER: dict[Weight, int] = {"live": 0, "restart": 1, "recreate": 2}
+LEARNS = "learn = true: whatever `egress` would refuse of the Internet passes, and is recorded"
 IMAGE_KEYS = ("image", "packages", "setup")
 
 
@@ -61,7 +62,8 @@ def plan(
         reason = Change("workspace", "declared", None, "recreate")
         notes = ("its home is kept", *(deleted_root(standing[name]) if name in standing else ()))
         actions.append(Action(name, "remove", (reason,), notes))
-    return Plan(file, network, tuple(actions), start, tuple(map(orphaned, undeclared)))
+    learning = [f"{name}: {LEARNS}" for name, target in wanted.items() if target.workspace.learn]
+    return Plan(file, network, tuple(actions), start, (*learning, *map(orphaned, undeclared)))
 
 
 def orphaned(name: str) -> str:

@@ -31,6 +31,7 @@ ARGUMENTS = {
     "exec": ["web", "--", "true"],
     "logs": ["web"],
     "console": ["web"],
+    "egress": ["web"],
     "rm": ["web"],
     "explain": ["web"],
 }
@@ -231,7 +232,7 @@ def test_no_file(hutch: Run) -> None:
     assert "hutch.toml" in result.err
 
 
-@pytest.mark.parametrize("command", [["start"], ["stop"], ["restart"], ["explain"], ["logs"], ["console"]])
+@pytest.mark.parametrize("command", [["start"], ["stop"], ["restart"], ["explain"], ["logs"], ["console"], ["egress"]])
 def test_an_unknown_workspace(command: list[str], hutch: Run) -> None:
     result = hutch(*command, "web")
     assert result.code == 2

@@ -19,6 +19,7 @@ from hutch.cli.show import absent
 from hutch.cli.values import shown, shown_pair
 from hutch.host.process import start_time
 from hutch.plan.actions import Action, Change, Kind, Plan
+from hutch.plan.planner import LEARNS
 from hutch.spec.model import Idle, Mount, Publish
 from hutch.spec.names import Places
 from hutch.state import Booted, Record, copy_of, write_record
@@ -181,9 +182,9 @@ def test_ls(running: Places, hutch: Run) -> None:
     result = hutch("ls")
     assert result.code == 0
     assert [line.split("  ") for line in map(squeezed, result.out.splitlines())] == [
-        ["NAME", "TYPE", "STATE", "ADDRESS", "IMAGE", "READY IN"],
-        ["web", "container", "running", "192.168.83.2", "debian:trixie", "0.42 s"],
-        ["new", "vm", "absent", "-", "-", "-"],
+        ["NAME", "TYPE", "STATE", "ADDRESS", "EGRESS", "IMAGE", "READY IN"],
+        ["web", "container", "running", "192.168.83.2", "internet", "debian:trixie", "0.42 s"],
+        ["new", "vm", "absent", "-", "-", "-", "-"],
     ]
     assert [entry["name"] for entry in json.loads(hutch("ls", "--json").out)] == ["web", "new"]
 
@@ -213,6 +214,22 @@ def test_a_named_file_must_be_there(command: str, hutch: Run) -> None:
     assert result.err.startswith("hutch: nosuch.toml: there is no such file\n")
 
 
+@pytest.mark.parametrize("command", ["ls", "status"])
+def test_who_only_learns_is_told_loudly(command: str, places: Places, hutch: Run) -> None:
+    listed = workspace(egress=("a.example", "b.example:443"))
+    write_record(places, Record(**{**vars_of(RECORD), "wanted": listed}))
+    learning = workspace("lab", egress="none", learn=True)
+    write_record(places, Record(**{**vars_of(RECORD), "name": "lab", "wanted": learning}))
+    result = hutch("-q", command)
+    assert result.err == f"hutch: warning: lab: {LEARNS}\n"
+    if command == "ls":
+        column = [squeezed(line).split("  ")[4] for line in result.out.splitlines()]
+        assert column == ["EGRESS", "none (LEARNING)", "list"]
+    entries = {entry["name"]: entry for entry in json.loads(hutch(command, "--json").out)}
+    assert (entries["web"]["egress"], entries["web"]["learn"]) == (["a.example", "b.example:443"], False)
+    assert (entries["lab"]["egress"], entries["lab"]["learn"]) == ("none", True)
+
+
 def squeezed(line: str) -> str:
     while "   " in line:
         line = line.replace("   ", "  ")
@@ -230,7 +247,7 @@ def test_status(running: Places, hutch: Run) -> None:
 
 
 def test_nothing_is_there(hutch: Run) -> None:
-    assert hutch("ls").out == "NAME  TYPE  STATE  ADDRESS  IMAGE  READY IN\n"
+    assert hutch("ls").out == "NAME  TYPE  STATE  ADDRESS  EGRESS  IMAGE  READY IN\n"
     assert json.loads(hutch("status", "--json").out) == []
     assert hutch("status").out == ""
 

@@ -1,0 +1,166 @@
+"""Makes a list to paste of what was seen. Pure.
+
+Names are chosen by whoever works in the workspace, so one is only suggested when it is a name and nothing else that a
+list may hold: not a pattern, not a network. What the list would not open is said instead.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Iterable, Sequence
+
+from hutch.egress.record import NOT_LISTED, Record
+from hutch.spec.entries import Egress
+from hutch.spec.marker import Invalid
+from hutch.spec.model import Workspace
+from hutch.spec.policy import Domain, Policy, Reach, policy_of
+from hutch.spec.ranges import is_never, is_private
+
+SIBLINGS = 3
+"""So many names under one parent become one entry."""
+MOST_PORTS = 2
+"""With more than these, an entry opens all ports."""
+NAMED = 8
+"""What is left out is named up to here."""
+
+LISTABLE = ("", NOT_LISTED)
+"""Why something was refused that a list can open."""
+CLOSED = "private, or closed to every workspace"
+NO_NAME = "not a name that a list can hold"
+NO_PORT = "a protocol without ports, which only an entry without a port opens"
+
+
+def suggest(records: Iterable[Record], workspace: Workspace) -> str:
+    """A TOML document that sets `egress`: what the workspace's list has as it stands there, then what was used, or
+    asked for in vain, beyond that. Comments say what is left out."""
+    seen = _Seen(policy_of(workspace))
+    for record in records:
+        seen.add(record)
+    folded, remarks = _fold(seen.names)
+    single = [Domain(name, False, port) for name, ports in seen.names.items() for port in entry_ports(ports)]
+    domains = [*folded, *(item for item in single if not _covers(folded, item.name, item.port))]
+    reaches = [Reach(f"{address}/32", port) for address, ports in seen.addresses.items() for port in entry_ports(ports)]
+    present = workspace.egress if isinstance(workspace.egress, tuple) else ()
+    entries = (*present, *map(_words, sorted(domains, key=_order)), *map(_words, sorted(reaches, key=_order)))
+    comments = [*remarks, *(f"left out, {why}: {_some(what)}" for why, what in sorted(seen.left_out.items()))]
+    if seen.lost:
+        comments.append(f"{seen.lost} more were not recorded, so the list may lack something")
+    lines = [f"# {comment}" for comment in comments]
+    body = ["egress = [", *(f'    "{entry}",' for entry in entries), "]"] if entries else ["egress = []"]
+    return "\n".join([*lines, *body, ""])
+
+
+class _Seen:
+    """What a list would have to open beyond the present one: ports by name and by address, none where a name was only
+    asked for and refused; and what no list is to open, by the reason."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.names: dict[str, set[int]] = {}
+        self.addresses: dict[str, set[int]] = {}
+        self.left_out: dict[str, set[str]] = {}
+        self.lost = 0
+
+    def add(self, record: Record) -> None:
+        name = record.name.removesuffix(".").lower() if record.name else None
+        if record.verdict == "lost":
+            self.lost += record.count
+        elif record.what == "connection":
+            self._add_connection(record, name)
+        elif record.verdict == "refused" and name and not any(item.covers(name) for item in self._policy.domains):
+            if record.why not in LISTABLE:
+                self._leave_out(record.why, name)
+            elif is_plain_name(name):
+                self.names.setdefault(name, set())
+            else:
+                self._leave_out(NO_NAME, name)
+
+    def _add_connection(self, record: Record, name: str | None) -> None:
+        address, port = record.address, record.port or None
+        if address is None or self._is_open(name, address, port):
+            return
+        where = f"{name or address}:{port}" if port else f"{name or address} ({record.protocol})"
+        is_denied = record.verdict == "refused" and record.why not in LISTABLE
+        if is_denied or is_private(address) or is_never(address):
+            self._leave_out(CLOSED, where)
+        elif port is None:
+            self._leave_out(NO_PORT, where)
+        elif name is None:
+            self.addresses.setdefault(address, set()).add(port)
+        elif is_plain_name(name):
+            self.names.setdefault(name, set()).add(port)
+        else:
+            self._leave_out(NO_NAME, where)
+
+    def _is_open(self, name: str | None, address: str, port: int | None) -> bool:
+        """Whether the present list opens it."""
+        if name is not None and _covers(self._policy.domains, name, port):
+            return True
+        where = ipaddress.IPv4Address(address)
+        return any(
+            where in ipaddress.IPv4Network(reach.network) and reach.port in (None, port)
+            for reach in self._policy.networks
+        )
+
+    def _leave_out(self, why: str, what: str) -> None:
+        self.left_out.setdefault(why, set()).add(what)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a list may hold it, and takes it for the one name that it is."""
+    try:
+        return not set(name) & set("*:/") and Egress().parse_destination(name) == name
+    except Invalid:
+        return False
+
+
+def entry_ports(ports: Collection[int]) -> Sequence[int | None]:
+    """The ports of the entries that open them: None for all."""
+    return sorted(ports) if 1 <= len(ports) <= MOST_PORTS else [None]
+
+
+def _covers(domains: Iterable[Domain], name: str, port: int | None) -> bool:
+    return any(item.covers(name) and item.port in (None, port) for item in domains)
+
+
+def _fold(names: dict[str, set[int]]) -> tuple[list[Domain], list[str]]:
+    """Entries for siblings that were used at the same ports, so that no port is opened that none of them needs; and
+    what each stands for."""
+    families: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for name, ports in names.items():
+        parent = name.partition(".")[2]
+        if "." in parent and not is_registry(parent):
+            families.setdefault((parent, tuple(sorted(ports))), []).append(name)
+    found, remarks = [], []
+    for (parent, shared), children in sorted(families.items()):
+        if len(children) >= SIBLINGS:
+            found += [Domain(parent, True, port) for port in entry_ports(shared)]
+            remarks.append(f"*.{parent} stands for {_some(children)}")
+    return found, remarks
+
+
+def is_registry(parent: str) -> bool:
+    """Whether the names below are rather different people's, as under co.uk and com.au. It is a guess: there are others
+    (github.io, say), so a person has to look at what an entry stands for."""
+    second, _, top = parent.rpartition(".")
+    return len(top) == 2 and len(second) <= 3 and "." not in second
+
+
+def _order(item: Domain | Reach) -> tuple[object, ...]:
+    """Names by their labels from the right, so that what belongs together stands together; addresses by number."""
+    port = item.port or 0
+    if isinstance(item, Reach):
+        return int(ipaddress.IPv4Network(item.network).network_address), port
+    return item.name.split(".")[::-1], item.is_wildcard, port
+
+
+def _words(item: Domain | Reach) -> str:
+    where = item.network if isinstance(item, Reach) else f"{'*.' if item.is_wildcard else ''}{item.name}"
+    return where if item.port is None else f"{where}:{item.port}"
+
+
+def _some(what: Collection[str]) -> str:
+    """A few of them, in order."""
+    ordered = sorted(what)
+    more = f", and {len(ordered) - NAMED} more" if len(ordered) > NAMED else ""
+    return f"{', '.join(ordered[:NAMED])}{more}"
