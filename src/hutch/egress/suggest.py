@@ -7,7 +7,7 @@ list may hold: not a pattern, not a network. What the list would not open is sai
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from hutch.egress.record import NOT_LISTED, Record
 from hutch.spec.entries import Egress
@@ -33,8 +33,9 @@ NO_PORT = "a protocol without ports, which only an entry without a port opens"
 def suggest(records: Iterable[Record], workspace: Workspace) -> str:
     """A TOML document that sets `egress`: what the workspace's list has as it stands there, then what was used, or
     asked for in vain, beyond that. Comments say what is left out."""
-    seen = _Seen(policy_of(workspace))
-    for record in records:
+    everything = list(records)
+    seen = _Seen(policy_of(workspace), names_by_address(everything))
+    for record in everything:
         seen.add(record)
     folded, remarks = _fold(seen.names)
     single = [Domain(name, False, port) for name, ports in seen.names.items() for port in entry_ports(ports)]
@@ -50,52 +51,74 @@ def suggest(records: Iterable[Record], workspace: Workspace) -> str:
     return "\n".join([*lines, *body, ""])
 
 
+def names_by_address(records: Iterable[Record]) -> dict[str, set[str]]:
+    """The names through which addresses were learned. Several may lead to one address, and a connection to it does not
+    say by which of them it came: a list needs them all."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        if record.name and record.address and (record.what == "connection" or record.verdict != "refused"):
+            found.setdefault(record.address, set()).add(one_form(record.name))
+    return found
+
+
+def one_form(name: str) -> str:
+    return name.removesuffix(".").lower()
+
+
 class _Seen:
     """What a list would have to open beyond the present one: ports by name and by address, none where a name was only
     asked for and refused; and what no list is to open, by the reason."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, names_of: Mapping[str, Collection[str]]) -> None:
         self._policy = policy
+        self._names_of = names_of
         self.names: dict[str, set[int]] = {}
         self.addresses: dict[str, set[int]] = {}
         self.left_out: dict[str, set[str]] = {}
         self.lost = 0
 
     def add(self, record: Record) -> None:
-        name = record.name.removesuffix(".").lower() if record.name else None
         if record.verdict == "lost":
             self.lost += record.count
-        elif record.what == "connection":
-            self._add_connection(record, name)
-        elif record.verdict == "refused" and name and not any(item.covers(name) for item in self._policy.domains):
-            if record.why not in LISTABLE:
-                self._leave_out(record.why, name)
-            elif is_plain_name(name):
-                self.names.setdefault(name, set())
-            else:
-                self._leave_out(NO_NAME, name)
+        elif record.what == "connection" and record.address is not None:
+            self._add_connection(record, record.address)
+        elif record.what == "dns" and record.verdict == "refused" and record.name:
+            self._add_refused(record, one_form(record.name))
 
-    def _add_connection(self, record: Record, name: str | None) -> None:
-        address, port = record.address, record.port or None
-        if address is None or self._is_open(name, address, port):
+    def _add_refused(self, record: Record, name: str) -> None:
+        if any(item.covers(name) for item in self._policy.domains):
             return
-        where = f"{name or address}:{port}" if port else f"{name or address} ({record.protocol})"
+        if record.why not in LISTABLE:
+            self._leave_out(record.why, name)
+        elif is_plain_name(name):
+            self.names.setdefault(name, set())
+        else:
+            self._leave_out(NO_NAME, name)
+
+    def _add_connection(self, record: Record, address: str) -> None:
+        port = record.port or None
         is_denied = record.verdict == "refused" and record.why not in LISTABLE
         if is_denied or is_private(address) or is_never(address):
-            self._leave_out(CLOSED, where)
-        elif port is None:
-            self._leave_out(NO_PORT, where)
-        elif name is None:
-            self.addresses.setdefault(address, set()).add(port)
-        elif is_plain_name(name):
-            self.names.setdefault(name, set()).add(port)
-        else:
-            self._leave_out(NO_NAME, where)
+            if not self._is_open(address, port):
+                self._leave_out(CLOSED, _place(record, record.name or address))
+            return
+        names = self._names_of.get(address, ())
+        for name in names:
+            if not _covers(self._policy.domains, name, port):
+                self._add_use(self.names, name, record, is_sound=is_plain_name(name))
+        if not names and not self._is_open(address, port):
+            self._add_use(self.addresses, address, record)
 
-    def _is_open(self, name: str | None, address: str, port: int | None) -> bool:
-        """Whether the present list opens it."""
-        if name is not None and _covers(self._policy.domains, name, port):
-            return True
+    def _add_use(self, uses: dict[str, set[int]], what: str, record: Record, *, is_sound: bool = True) -> None:
+        if not is_sound:
+            self._leave_out(NO_NAME, _place(record, what))
+        elif not record.port:
+            self._leave_out(NO_PORT, _place(record, what))
+        else:
+            uses.setdefault(what, set()).add(record.port)
+
+    def _is_open(self, address: str, port: int | None) -> bool:
+        """Whether a network of the present list opens it."""
         where = ipaddress.IPv4Address(address)
         return any(
             where in ipaddress.IPv4Network(reach.network) and reach.port in (None, port)
@@ -104,6 +127,10 @@ class _Seen:
 
     def _leave_out(self, why: str, what: str) -> None:
         self.left_out.setdefault(why, set()).add(what)
+
+
+def _place(record: Record, what: str) -> str:
+    return f"{what}:{record.port}" if record.port else f"{what} ({record.protocol})"
 
 
 def is_plain_name(name: str) -> bool:
