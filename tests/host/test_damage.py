@@ -81,8 +81,9 @@ DAMAGES: dict[str, tuple[str, Callable[[Victim], object]]] = {
     "uplink-down": ("uplink", lambda v: run("ip", "link", "set", v.places.uplink_host, "down")),
     "way-in": ("way in", lambda v: run("ip", "route", "delete", v.instance.subnet)),
     "way-out": ("way out", lambda v: v.inside("ip", "route", "delete", "default")),
-    "resolver-host": ("resolver", lambda v: kill_resolver(v, "host")),
-    "resolver-router": ("resolver", lambda v: kill_resolver(v, "router")),
+    "resolver-host": ("service", lambda v: kill_resolver(v, "host")),
+    "resolver-router": ("service", lambda v: kill_resolver(v, "router")),
+    "watch": ("service", lambda v: kill_resolver(v, "watch")),
     "forwarding": (
         "net.ipv4.ip_forward",
         lambda v: Path("/proc/sys/net/ipv4/ip_forward").write_text("0"),
@@ -137,12 +138,12 @@ def test_looking_repairs_nothing(victim: Victim) -> None:
     kill_resolver(victim, "host")
     for _ in range(2):
         shown = victim.instance.hutch("status", "web").stdout
-        assert "warnings  resolver: the one for the router does not run (`hutch up` repairs it)\n" in shown
+        assert "warnings  service: the resolver of the router does not run (`hutch up` repairs it)\n" in shown
         planned = victim.instance.hutch("plan", "--check", check=False)
         assert planned.returncode == 3
         assert planned.stdout.splitlines()[-2:] == [
             "host  repair",
-            "        resolver: the one for the router does not run",
+            "        service: the resolver of the router does not run",
         ]
     victim.instance.up()
     assert victim.instance.hutch("plan", "--check", check=False).returncode == 0

@@ -10,6 +10,7 @@ import os
 import pwd
 import re
 
+from hutch.host.firewall import RESOLVER_PORT
 from hutch.host.service import Service
 from hutch.spec import names
 from hutch.spec.model import Network
@@ -44,6 +45,7 @@ def wanted_resolvers(places: Places, network: Network, user: str, own_name: str)
             (
                 *common,
                 f"--listen-address={names.gateway(network.subnet)}",
+                f"--port={RESOLVER_PORT}",
                 "--no-resolv",
                 f"--server={host_end}",
                 "--domain-needed",

@@ -28,7 +28,9 @@ CONNECTIONS = 8192
 METER = "type ipv4_addr; flags dynamic; size 65536"
 BY_RESOLVER = "flags timeout; size 1048576"
 
+# Nobody listens at the port to which questions are sent: without rules, none are answered.
 WARDEN_PORT = 5300  # where the warden answers, see hutch.egress
+RESOLVER_PORT = 5301  # where dnsmasq does
 SEEN_GROUP = 83  # of NFLOG, where the warden listens
 SEEN = "hutch "  # before the name of the rule
 
@@ -157,8 +159,8 @@ def _written(network: ipaddress.IPv4Network) -> str:
 
 def _at_the_door(places: Places, network: Network) -> tuple[Rule, ...]:
     """Before connections are tracked. Questions to the resolvers are not tracked at all: each would fill a place in the
-    kernel's table for half a minute. Those of a watched workspace go to the warden instead, statelessly for that
-    reason; see _from_the_router_itself."""
+    kernel's table for half a minute. They are led to who answers statelessly, for that reason; see
+    _from_the_router_itself."""
     inside, outside = f'iifname "{network.bridge}"', f'iifname "{places.uplink_router}"'
     asked = f"{inside} ip daddr {names.gateway(network.subnet)}"
     return (
@@ -166,25 +168,31 @@ def _at_the_door(places: Places, network: Network) -> tuple[Rule, ...]:
         Rule("foreign-source", f"{inside} ip saddr != {network.subnet} counter drop"),
         Rule("spoofed-inside", f"{outside} ip saddr {network.subnet} counter drop"),
         Rule("packets", f"{inside} update @packets {{ ip saddr limit rate over {PACKETS} }} counter drop"),
-        Rule("warden", f"{asked} th dport {WARDEN_PORT} counter drop"),
+        Rule("behind-the-door", f"{asked} th dport {{ {WARDEN_PORT}, {RESOLVER_PORT} }} counter drop"),
         Rule(
             "questions",
             f"{asked} th dport 53 update @questions {{ ip saddr limit rate over {QUESTIONS} }} counter drop",
         ),
         *(
-            Rule(f"watched-{kind}", f"{asked} ip saddr @watched {kind} dport 53 {kind} dport set {WARDEN_PORT}")
+            Rule(f"{who}-{kind}", f"{asked} {match} {kind} dport 53 {kind} dport set {port}")
+            for who, match, port in LED
             for kind in ("udp", "tcp")
         ),
-        Rule("untracked", f"{asked} meta l4proto {{ tcp, udp }} th dport {{ 53, {WARDEN_PORT} }} notrack"),
+        Rule("untracked", f"{asked} meta l4proto {{ tcp, udp }} th dport {{ {WARDEN_PORT}, {RESOLVER_PORT} }} notrack"),
     )
 
 
+LED = (("watched", "ip saddr @watched", WARDEN_PORT), ("unwatched", "ip saddr != @watched", RESOLVER_PORT))
+"""Whose questions are led where."""
+
+
 def _from_the_router_itself(network: Network) -> tuple[Rule, ...]:
-    """What resolvers answer comes from where it was sent to."""
+    """What resolvers answer comes from where it was asked for."""
     to_inside = f'oifname "{network.bridge}"'
     return (
         *(
-            Rule(f"watched-{kind}", f"{to_inside} ip daddr @watched {kind} sport {WARDEN_PORT} {kind} sport set 53")
+            Rule(f"{who}-{kind}", f"{to_inside} {kind} sport {port} {kind} sport set 53")
+            for who, _, port in LED
             for kind in ("udp", "tcp")
         ),
         Rule("untracked", f"{to_inside} meta l4proto {{ tcp, udp }} th sport 53 notrack"),
@@ -208,7 +216,7 @@ def _to_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
         Rule("loopback", 'iifname "lo" accept'),
         Rule("answers", f"{outside} ct state established,related accept"),
         Rule("host-ping", f"{outside} ip saddr {host_end} icmp type echo-request accept"),
-        Rule("dns", f"{asked} th dport 53 ip saddr != @watched accept"),
+        Rule("dns", f"{asked} th dport {RESOLVER_PORT} ip saddr != @watched accept"),
         Rule("watched-dns", f"{asked} th dport {WARDEN_PORT} ip saddr @watched accept"),
         Rule("ping", f"{ping} update @pings {{ ip saddr limit rate {PINGS} }} accept"),
         Rule("input-denied", "counter drop"),

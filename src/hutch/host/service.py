@@ -7,6 +7,7 @@ it is gone, less works and nothing is open.
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import signal
 from contextlib import closing, suppress
@@ -16,13 +17,15 @@ from hutch.errors import HutchError
 from hutch.files import remove_flat
 from hutch.frozen import dataclass
 from hutch.host.cgroup import Cgroup
-from hutch.host.process import open_process, start_time, terminate
-from hutch.run import PIPE, run, start
+from hutch.host.process import start_time, terminate
+from hutch.run import PIPE, Popen, start
 from hutch.spec.names import Places
 from hutch.state import make_directory
 
 READY_SECONDS = 20.0
 END_SECONDS = 5.0
+JOIN = 'echo 0 >/proc/self/fd/0/cgroup.procs; exec </dev/null "$@"'
+"""Joins the cgroup whose directory is standard input, before anything else."""
 
 
 @dataclass(frozen=True)
@@ -59,49 +62,43 @@ def observe_service(service: Service) -> int | None:
 
 
 def start_service(places: Places, service: Service) -> None:
-    """Start it in place of what is left of an earlier one. Raises HutchError when it does not run then."""
+    """Start it in place of what is left of an earlier one, in a cgroup of its kind, out of the session that happened to
+    do so. Raises HutchError when it does not run then."""
     stop_service(places, service.pid_file)
     make_directory(places.services)
-    said = _start_and_hear(service) if service.says_pid else run(service.command).stderr
-    pid = observe_service(service)
-    if pid is None:
+    with closing(Cgroup(places.services_cgroup)) as cgroup:
+        cgroup.make()
+        group = cgroup.open("")
+    log = Path(service.pid_file).with_suffix(".log")
+    try:
+        with open(log, "wb") as errors:
+            joining = ("sh", "-euc", JOIN, "sh", *service.command)
+            process = start(joining, stdin=group, stdout=PIPE, stderr=errors, new_session=True)
+    finally:
+        os.close(group)
+    _wait(service, process)
+    if observe_service(service) is None:
         raise HutchError(
             f"{service.name} does not run although it was started",
-            details=said,
+            details=log.read_text(encoding="utf-8", errors="replace"),
             resolution=f"to replay it: {shlex.join(service.command)}",
         )
-    _move(places, pid)
 
 
-def _start_and_hear(service: Service) -> str:
-    """Wait until it says which process serves, or has ended; returns what else it said."""
-    import select
-
-    log = Path(service.pid_file).with_suffix(".log")
-    with open(log, "wb") as errors:
-        process = start(service.command, stdout=PIPE, stderr=errors, new_session=True)
+def _wait(service: Service, process: Popen[bytes]) -> None:
+    """Until it serves, as it says itself or as its program does by going into the background; or until it has ended."""
     assert process.stdout is not None
     with process.stdout as said:
-        line = said.readline(16) if select.select([said], [], [], READY_SECONDS)[0] else b""
+        is_heard = bool(select.select([said], [], [], READY_SECONDS)[0])
+        line = said.readline(16) if is_heard else b""
     if line.strip().isdigit():
         Path(service.pid_file).write_bytes(line)
+    elif not service.says_pid and is_heard:
+        process.wait(READY_SECONDS)  # it has closed its output: the one in the background has written who it is
     else:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return log.read_text(encoding="utf-8", errors="replace")
-
-
-def _move(places: Places, pid: int) -> None:
-    """Out of the session that happened to start it."""
-    cgroup = Cgroup(places.services_cgroup)
-    try:
-        cgroup.make()
-        cgroup.join("", pid)
-    except OSError:
-        pass  # it has just ended; the next `up` starts it again
-    finally:
-        cgroup.close()
 
 
 def stop_service(places: Places, pid_file: str) -> None:
@@ -119,19 +116,15 @@ def stop_service(places: Places, pid_file: str) -> None:
 
 
 def _end(pid: int, started: int) -> None:
-    descriptor = open_process(pid, started)
-    if descriptor is None:
-        return
+    """End it, and with it the rest of its session."""
     try:
-        is_leader = os.getpgid(pid) == pid
-        terminate(pid, started, patience=END_SECONDS)
-        if is_leader:
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+        session = os.getsid(pid)
     except ProcessLookupError:
-        pass
-    finally:
-        os.close(descriptor)
+        return
+    terminate(pid, started, patience=END_SECONDS)
+    if session != os.getsid(0):
+        with suppress(ProcessLookupError):
+            os.killpg(session, signal.SIGKILL)
 
 
 def remove_services(places: Places) -> None:
