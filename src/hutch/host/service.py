@@ -18,7 +18,7 @@ from hutch.files import remove_flat
 from hutch.frozen import dataclass
 from hutch.host.cgroup import Cgroup
 from hutch.host.process import start_time, terminate
-from hutch.run import PIPE, Popen, start
+from hutch.run import PIPE, Popen, TimeoutExpired, start
 from hutch.spec.names import Places
 from hutch.state import make_directory
 
@@ -88,17 +88,17 @@ def start_service(places: Places, service: Service) -> None:
 def _wait(service: Service, process: Popen[bytes]) -> None:
     """Until it serves, as it says itself or as its program does by going into the background; or until it has ended."""
     assert process.stdout is not None
-    with process.stdout as said:
-        is_heard = bool(select.select([said], [], [], READY_SECONDS)[0])
-        line = said.readline(16) if is_heard else b""
-    if line.strip().isdigit():
-        Path(service.pid_file).write_bytes(line)
-    elif not service.says_pid and is_heard:
-        process.wait(READY_SECONDS)  # it has closed its output: the one in the background has written who it is
-    else:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with process.stdout as said, suppress(TimeoutExpired):
+        if not service.says_pid:
+            process.wait(READY_SECONDS)
+            return
+        line = said.readline(16) if select.select([said], [], [], READY_SECONDS)[0] else b""
+        if line.strip().isdigit():
+            Path(service.pid_file).write_bytes(line)
+            return
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def stop_service(places: Places, pid_file: str) -> None:
