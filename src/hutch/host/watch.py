@@ -27,6 +27,8 @@ nft monitor rules 2>/dev/null | {
   echo $$
   exec >/dev/null
   check
+  read -r -t 0.3 _
+  check
   while read -r _; do
     while read -r -t 0.02 _; do :; done
     check
@@ -34,7 +36,8 @@ nft monitor rules 2>/dev/null | {
   stop
 }
 """
-"""What changes comes in many lines, so it waits until no more come. It stops traffic too when it can no longer see."""
+"""What changes comes in many lines, so it waits until no more come. It looks twice in the beginning, since the monitor
+does not say from when on it sees. It stops traffic too when it can no longer see."""
 
 
 def wanted_watch(places: Places, network: Network) -> Service:

@@ -8,6 +8,7 @@ Internet.
 from __future__ import annotations
 
 import ipaddress
+from functools import cache
 
 NEVER = (
     "0.0.0.0/8",  # "this" network: Linux takes it for the host itself
@@ -27,20 +28,22 @@ PRIVATE = (
 """Documentation ranges are left to routing: some networks use them as if they were public."""
 EVERYWHERE = "0.0.0.0/0"
 
-_never = tuple(ipaddress.IPv4Network(network) for network in NEVER)
-_private = tuple(ipaddress.IPv4Network(network) for network in PRIVATE)
-
 
 def is_private(network: str) -> bool:
     """Whether a network, or an address, is private as a whole."""
-    return _is_within(network, _private)
+    return _is_within(network, PRIVATE)
 
 
 def is_never(network: str) -> bool:
     """Whether a network, or an address, is no workspace's to reach, as a whole."""
-    return _is_within(network, _never)
+    return _is_within(network, NEVER)
 
 
-def _is_within(network: str, ranges: tuple[ipaddress.IPv4Network, ...]) -> bool:
+def _is_within(network: str, ranges: tuple[str, ...]) -> bool:
     wanted = ipaddress.IPv4Network(network)
-    return any(wanted.subnet_of(range) for range in ranges)
+    return any(wanted.subnet_of(range) for range in _parsed(ranges))
+
+
+@cache
+def _parsed(ranges: tuple[str, ...]) -> tuple[ipaddress.IPv4Network, ...]:
+    return tuple(ipaddress.IPv4Network(range) for range in ranges)

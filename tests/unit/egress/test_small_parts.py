@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dns.message
+import dns.name
+import dns.rdatatype
 import pytest
 
 from hutch.egress.front import parse_question
 from hutch.egress.known import MOST_NAMES, MOST_OPEN, Known
 from hutch.egress.sets import render_allow
+from hutch.egress.upstream import PAYLOAD, Question
 
 
 def test_render_allow() -> None:
@@ -63,3 +66,16 @@ def test_what_is_no_question(data: bytes) -> None:
 
 def test_a_question() -> None:
     assert parse_question(QUESTION.to_wire()) is not None
+
+
+def test_what_is_asked_upstream() -> None:
+    name = dns.name.from_text("a.example")
+    question = Question(7, name, dns.rdatatype.A)
+    parsed = dns.message.from_wire(question.render())
+    assert (parsed.id, parsed.question[0].to_text(), parsed.payload) == (7, "a.example. IN A", PAYLOAD)
+    answer = dns.message.make_response(parsed)
+    assert question.is_answered_by(answer)
+    assert not question.is_answered_by(parsed)
+    assert not Question(8, name, dns.rdatatype.A).is_answered_by(answer)
+    assert not Question(7, dns.name.from_text("b.example"), dns.rdatatype.A).is_answered_by(answer)
+    assert not Question(7, name, dns.rdatatype.TXT).is_answered_by(answer)
