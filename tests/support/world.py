@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support import world_files
+from tests.support.world_zone import ZoneFile
 
 OUTER_NETNS = "HUTCH_TEST_OUTER_NETNS"
 HERE = Path(__file__).parent
@@ -36,6 +37,15 @@ BENCHMARK = "198.18.0.1"
 RESOLVERS = ("10.53.0.1", "10.53.0.2")
 SECOND_NAME = "second.example"  # only the second resolver knows it
 RELAYS = "203.0.113.{}"  # mirrors get addresses from .100 on
+
+# A public network where each address says which one it is, and keeps connections open on ECHO_PORT.
+FAR_NETWORK = "203.0.113.128/25"
+FAR = tuple(f"203.0.113.{number}" for number in range(129, 250))
+FAR_PORTS = (8001, 8002)
+FAR_UDP = 7001  # only the first few of them
+ECHO_PORT = 8007
+ZONE_RESOLVER = "10.53.0.3"  # knows what tests tell it, see `World.zone`
+ZONE_PUBLIC = "203.0.113.53"  # the same server at an address that workspaces could reach
 
 LAN = "192.168.77.2"
 
@@ -58,6 +68,7 @@ class World:
 
     directory: Path
     accounts: Mapping[str, world_files.Account]
+    zone: ZoneFile
     _processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @classmethod
@@ -68,7 +79,7 @@ class World:
         directory = Path(tempfile.mkdtemp(prefix="hutch-test-", dir="/var/tmp"))
         directory.chmod(0o755)
         world_files.ensure_private_directories()
-        world = cls(directory, world_files.ensure_accounts(directory))
+        world = cls(directory, world_files.ensure_accounts(directory), ZoneFile(directory))
         try:
             world._build_networks()
             world._start_services(outer, mirrors)
@@ -114,7 +125,8 @@ class World:
             link set eth1 up
         """
         call(["ip", "-batch", "-"], stdin=script)
-        public = [PUBLIC, METADATA, CGNAT, BENCHMARK, *RESOLVERS, *(RELAYS.format(n) for n in range(100, 120))]
+        public = [PUBLIC, METADATA, CGNAT, BENCHMARK, *RESOLVERS, ZONE_RESOLVER, ZONE_PUBLIC]
+        public += [RELAYS.format(n) for n in range(100, 120)]
         # The internet and the LAN both know a way to the workspaces' addresses, as a neighbour who tries would.
         script = f"""
             link set lo up
@@ -123,6 +135,7 @@ class World:
             link set host up
             route add {HOST_EXTRA}/32 via {HOST}
             route add 192.168.0.0/16 via {HOST}
+            route add local {FAR_NETWORK} dev lo
         """ + "".join(f"address add {address}/32 dev lo\n" for address in public)
         call(["ip", "-n", "internet", "-batch", "-"], stdin=script)
         script = f"""
@@ -140,7 +153,11 @@ class World:
         internet = [f"tcp:{PUBLIC}:80:internet", f"udp:{PUBLIC}:7000:internet"]
         internet += [f"tcp:{METADATA}:80:metadata", f"tcp:{CGNAT}:80:cgnat", f"tcp:{BENCHMARK}:80:benchmark"]
         internet += [f"tcp6:{ROUTER6}:80:internet6"]
+        internet += [f"tcp:0.0.0.0:{port}:@" for port in FAR_PORTS] + [f"echo:0.0.0.0:{ECHO_PORT}:@"]
+        internet += [f"udp:{address}:{FAR_UDP}:@" for address in FAR[:4]]
         self._serve("internet", internet)
+        server = [sys.executable, str(HERE / "world_dns.py"), str(self.zone.path), str(self.zone.log)]
+        self._start(["ip", "netns", "exec", "internet", *server, ZONE_RESOLVER, ZONE_PUBLIC])
         self._serve("lan", [f"tcp:{LAN}:80:lan", f"udp:{LAN}:7000:lan"])
         self._serve(
             None, [f"tcp:0.0.0.0:{HOST_PORT}:host", f"udp:0.0.0.0:{HOST_PORT}:host", f"tcp6::::{HOST_PORT}:host6"]

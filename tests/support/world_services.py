@@ -1,7 +1,8 @@
 """Run as a script: servers that say who they are and who asked.
 
-Each argument is `tcp:ADDRESS:PORT:LABEL`, `tcp6:…` or `udp:…`. A TCP server answers one HTTP request with
-"LABEL PEER"; a UDP server sends the same back to whoever sends it something. Prints "ready" once all listen.
+Each argument is `tcp:ADDRESS:PORT:LABEL`, `tcp6:…`, `udp:…` or `echo:…`. A TCP server answers one HTTP request with
+"LABEL PEER"; a UDP server sends the same back to whoever sends it something; an echo server repeats what it is sent for
+as long as the connection lives. "@" for a label is the server's own address. Prints "ready" once all listen.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import threading
 def serve_stream(listener: socket.socket, label: str) -> None:
     while True:
         connection, peer = listener.accept()
-        threading.Thread(target=answer, args=(connection, f"{label} {peer[0]}\n".encode()), daemon=True).start()
+        name = connection.getsockname()[0] if label == "@" else label
+        threading.Thread(target=answer, args=(connection, f"{name} {peer[0]}\n".encode()), daemon=True).start()
 
 
 def answer(connection: socket.socket, body: bytes) -> None:
@@ -28,10 +30,29 @@ def answer(connection: socket.socket, body: bytes) -> None:
             return
 
 
+def serve_echo(listener: socket.socket, _label: str) -> None:
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=echo, args=(connection,), daemon=True).start()
+
+
+def echo(connection: socket.socket) -> None:
+    with connection:
+        try:
+            while data := connection.recv(1 << 16):
+                connection.sendall(data)
+        except OSError:
+            return
+
+
 def serve_datagrams(server: socket.socket, label: str) -> None:
+    name = server.getsockname()[0] if label == "@" else label
     while True:
         _, peer = server.recvfrom(4096)
-        server.sendto(f"{label} {peer[0]}\n".encode(), peer)
+        server.sendto(f"{name} {peer[0]}\n".encode(), peer)
+
+
+SERVERS = {"udp": serve_datagrams, "echo": serve_echo}
 
 
 def main() -> None:
@@ -47,9 +68,7 @@ def main() -> None:
         server.bind((address, int(port)))
         if protocol != "udp":
             server.listen(64)
-        threads.append(
-            threading.Thread(target=serve_datagrams if protocol == "udp" else serve_stream, args=(server, label))
-        )
+        threads.append(threading.Thread(target=SERVERS.get(protocol, serve_stream), args=(server, label)))
     for thread in threads:
         thread.start()
     print("ready", flush=True)
