@@ -1,0 +1,280 @@
+"""Policies beside lists of names, what is told of them, and what changes while workspaces run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.host.egress import (
+    AT_ONCE,
+    PORT,
+    REFUSED,
+    Agent,
+    connection,
+    eventually,
+    open_hutch,
+    records,
+    start_agent,
+    wardens,
+)
+from tests.host.instance import Instance
+from tests.support.world import (
+    CGNAT,
+    FAR,
+    FAR_PORTS,
+    HOST,
+    HOST_LAN,
+    HOST_PORT,
+    LAN,
+    METADATA,
+    PUBLIC,
+    RESOLVERS,
+    ZONE_RESOLVER,
+    World,
+)
+
+POLICIES = {
+    "networks": 'egress = ["192.168.77.0/24", "203.0.113.160/28:8001"]',
+    "none": 'egress = "none"',
+    "all": 'egress = "all"',
+    "learns": 'egress = ["far.example"]\nlearn = true',
+    "changes": 'egress = ["far.example"]',
+}
+FIELDS = ["time", "first", "what", "verdict", "name", "address", "port", "protocol", "count", "why"]
+FRESH = iter(FAR[60:])
+
+
+class Policies:
+    """A workspace for each policy, named after it, with an agent inside."""
+
+    def __init__(self, instance: Instance, stack: ExitStack) -> None:
+        self.instance = instance
+        self.zone = instance.world.zone
+        self._keys = dict(POLICIES)
+        self.change()
+        self.agents = {name: stack.enter_context(start_agent(instance, name)) for name in POLICIES}
+
+    def change(self, **keys: str) -> None:
+        """Give workspaces other keys, and bring them up."""
+        self._keys.update(keys)
+        self.instance.declare("container", **self._keys)
+        self.instance.up()
+
+    def ip(self, name: str) -> str:
+        return str(self.instance.status(name)["ip"])
+
+
+@pytest.fixture(scope="module")
+def policies(world: World, images: Path) -> Iterator[Policies]:
+    with open_hutch(world, images) as instance, ExitStack() as stack:
+        yield Policies(instance, stack)
+
+
+@pytest.fixture
+def address() -> str:
+    return next(FRESH)
+
+
+def said(agent: Agent, *targets: tuple[str, int]) -> list[str]:
+    """Who answers at each, "" for nobody."""
+    return [found.said for found in agent.all(*(connection(host, port, patience=1.0) for host, port in targets))]
+
+
+# What each lets through.
+
+
+def test_listed_networks_are_reached_private_ones_too_and_nothing_beside_them(policies: Policies) -> None:
+    agent = policies.agents["networks"]
+    assert said(agent, (LAN, 80), (FAR[31], PORT)) == ["lan", FAR[31]]
+    beside = [(FAR[31], FAR_PORTS[1]), (FAR[30], PORT), (PUBLIC, 80), (METADATA, 80), (CGNAT, 80), (RESOLVERS[0], 53)]
+    own = [(HOST_LAN, HOST_PORT), (HOST, HOST_PORT), (policies.ip("all"), 22), (policies.instance.gateway, HOST_PORT)]
+    assert set(said(agent, *beside, *own)) == {""}
+    assert agent.ask("far.example").code == REFUSED
+
+
+def test_with_none_nothing_gets_out_and_the_host_still_gets_in(policies: Policies) -> None:
+    agent, since = policies.agents["none"], len(policies.zone.asked())
+    name = agent.ask("far.example", patience=1.0)
+    assert name.error or name.code == REFUSED
+    assert name.seconds < AT_ONCE
+    assert set(said(agent, (PUBLIC, 80), (FAR[0], PORT), (LAN, 80), (HOST, HOST_PORT), (METADATA, 80))) == {""}
+    assert agent.dial(PUBLIC, 7000, "udp", patience=1.0).error
+    assert not [question for question in policies.zone.asked()[since:] if "example" in question["name"]]
+    assert policies.instance.ssh("none", "echo in").stdout == "in\n"
+
+
+def test_with_all_private_networks_are_reached_and_neither_host_nor_neighbours(policies: Policies) -> None:
+    agent = policies.agents["all"]
+    assert said(agent, (LAN, 80), (CGNAT, 80), (PUBLIC, 80)) == ["lan", "cgnat", "internet"]
+    assert agent.reach("far.example") == FAR[0]
+    closed = [(METADATA, 80), (HOST, HOST_PORT), (HOST_LAN, HOST_PORT), (policies.instance.gateway, HOST_PORT)]
+    assert set(said(agent, *closed, (policies.ip("none"), 22), (policies.ip("networks"), 22))) == {""}
+
+
+def test_learning_lets_pass_what_is_public_records_it_and_is_loud(policies: Policies, address: str) -> None:
+    agent = policies.agents["learns"]
+    policies.zone.put("learned.example", a=[address])
+    assert agent.reach("learned.example") == address
+    unnamed = next(FRESH)
+    assert said(agent, (unnamed, PORT), (LAN, 80), (METADATA, 80), (HOST, HOST_PORT)) == [unnamed, "", "", ""]
+    policies.zone.put("inner.example", a=[LAN])
+    assert agent.ask("inner.example").ips == []
+
+    def learned() -> set[tuple[str | None, str | None]]:
+        found = [record for record in records(policies.instance, "learns") if record["verdict"] == "learned"]
+        return {(record["name"], record["address"]) for record in found if record["what"] == "connection"}
+
+    assert eventually(lambda: {("learned.example", address), (None, unnamed)} <= learned())
+    listing = policies.instance.hutch("ls").stdout.splitlines()
+    assert "learn" in next(line for line in listing if line.startswith("learns")).removeprefix("learns").lower()
+
+
+# What is told.
+
+
+def test_what_was_asked_allowed_and_refused_is_told(policies: Policies, address: str) -> None:
+    agent = policies.agents["changes"]
+    agent.reach("far.example")
+    agent.ask("told.example")
+    agent.dial(address)
+
+    def told() -> set[tuple[object, ...]]:
+        found = records(policies.instance, "changes")
+        assert all(list(record) == FIELDS for record in found), found
+        keys = ("what", "verdict", "name", "address", "port", "protocol")
+        return {tuple(record[key] for key in keys) for record in found}
+
+    wanted: set[tuple[object, ...]] = {
+        ("connection", "allowed", "far.example", FAR[0], PORT, "tcp"),
+        ("connection", "refused", None, address, PORT, "tcp"),
+        ("dns", "refused", "told.example", None, None, None),
+    }
+    assert eventually(lambda: wanted <= told()), told()
+
+
+def test_the_suggested_list_lets_the_same_pass(policies: Policies, address: str) -> None:
+    policies.change(changes='egress = ["far.example"]\nlearn = true')
+    agent = policies.agents["changes"]
+    visits = {"one.seen.example": address, "two.seen.example": next(FRESH), "far.example": FAR[0]}
+    policies.zone.put_all({name: {"a": [where], "ttl": 1} for name, where in visits.items()})
+    for name, where in visits.items():
+        assert agent.reach(name) == where
+
+    def suggested() -> list[str]:
+        text = policies.instance.hutch("egress", "changes", "--suggest").stdout
+        found = tomllib.loads(text)["egress"]
+        assert isinstance(found, list)
+        return found
+
+    wanted = {f"{name}:{PORT}" for name in visits if name != "far.example"} | {"far.example"}
+    assert eventually(lambda: wanted <= set(suggested())), suggested()
+    policies.change(changes=f"egress = {json.dumps(suggested())}")
+    try:
+        for name, where in visits.items():
+            assert agent.reach(name) == where
+        assert agent.ask("unseen.example").code == REFUSED
+    finally:
+        policies.change(changes=POLICIES["changes"])
+
+
+# What changes while they run.
+
+
+def test_a_changed_list_applies_at_once_and_to_what_is_open(policies: Policies, address: str) -> None:
+    stays, goes, comes = address, next(FRESH), next(FRESH)
+    names = {"stays.example": stays, "goes.example": goes, "comes.example": comes}
+    policies.zone.put_all({name: {"a": [where]} for name, where in names.items()})
+    policies.change(changes='egress = ["stays.example", "goes.example"]')
+    agent, pid = policies.agents["changes"], policies.instance.status("changes")["pid"]
+    for name in ("stays", "goes"):
+        assert agent.reach(f"{name}.example") == names[f"{name}.example"]
+        agent.hold(name, names[f"{name}.example"])
+    assert agent.ask("comes.example").code == REFUSED
+    policies.change(changes='egress = ["stays.example", "comes.example"]')
+    assert not agent.lives("goes")
+    assert agent.lives("stays")
+    assert agent.dial(goes).error
+    assert agent.dial(stays).said == stays
+    assert agent.ask("goes.example").code == REFUSED
+    assert agent.reach("comes.example") == comes
+    assert policies.instance.status("changes")["pid"] == pid
+    policies.change(changes='egress = "none"')
+    assert not agent.lives("stays")
+    assert agent.dial(comes).error
+    policies.change(changes='egress = "internet"')
+    assert agent.dial(goes).said == goes
+    policies.change(changes=POLICIES["changes"])
+    assert agent.dial(goes).error
+
+
+def test_a_name_beyond_ascii_is_one_name(policies: Policies, address: str) -> None:
+    policies.zone.put("bücher.example", a=[address])
+    policies.change(changes='egress = ["bücher.example", "far.example"]')
+    try:
+        assert policies.agents["changes"].reach("xn--bcher-kva.example") == address
+        assert policies.agents["changes"].ask("bucher.example").code == REFUSED
+    finally:
+        policies.change(changes=POLICIES["changes"])
+
+
+def test_a_second_up_changes_nothing(policies: Policies) -> None:
+    before = state(policies.instance)
+    policies.instance.up()
+    assert {action["action"] for action in policies.instance.plan().values()} == {"no change"}
+    assert state(policies.instance) == before
+
+
+def state(instance: Instance) -> tuple[object, ...]:
+    """Processes and rules, without what counts and what runs out."""
+    (name,) = router_namespaces(instance)
+    command = ["ip", "netns", "exec", name, "nft", "--stateless", "--terse", "list", "ruleset"]
+    rules = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    return [(process.pid, process.command) for process in wardens(instance)], rules
+
+
+def router_namespaces(instance: Instance) -> list[str]:
+    """The namespaces where this hutch's gateway is."""
+    found = []
+    for path in Path("/run/netns").iterdir():
+        command = ["ip", "-n", path.name, "-o", "-4", "address"]
+        if f" {instance.gateway}/" in subprocess.run(command, capture_output=True, text=True, timeout=10).stdout:
+            found.append(path.name)
+    return found
+
+
+def test_without_the_warden_nothing_opens_and_up_brings_it_back(policies: Policies, address: str) -> None:
+    agent, since = policies.agents["changes"], len(policies.zone.asked())
+    policies.zone.put("far.example", a=[address], ttl=1)
+    assert agent.reach("far.example") == address
+    for process in wardens(policies.instance):
+        os.kill(process.pid, signal.SIGKILL)
+    assert eventually(lambda: not wardens(policies.instance))
+    asked = len(policies.zone.asked())
+    for via in ("udp", "tcp"):
+        assert not agent.ask("far.example", via=via, patience=1.0).records
+    assert agent.ask("far.example", server=ZONE_RESOLVER, patience=0.5).error
+    assert len(policies.zone.asked()) == asked > since
+    assert eventually(lambda: bool(agent.dial(address).error))
+    assert policies.agents["all"].reach("unwatched.example") == FAR[0]
+    policies.instance.up()
+    assert agent.reach("far.example") == address
+    policies.zone.put("far.example", a=[FAR[0]])
+
+
+def test_the_last_watched_workspace_takes_the_warden_with_it(instance: Instance) -> None:
+    instance.declare("container", listed='egress = ["far.example"]', free="")
+    instance.up()
+    assert len(wardens(instance)) == 1
+    instance.hutch("rm", "--purge", "listed")
+    assert wardens(instance) == []
+    left = [path for path in instance.state.rglob("*listed*") if "images" not in path.parts]
+    assert left == []
+    assert instance.inside("free", "curl", "--silent", "--max-time", "5", f"http://{PUBLIC}/").stdout
