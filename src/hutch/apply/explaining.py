@@ -146,9 +146,16 @@ def explain_start(launch: Launch) -> Iterable[Section]:
     if launch.vsock is not None:
         where = f"the address of one that is free, for the context id {launch.vsock.cid} alone: {launch.vsock.file}"
         yield Section("a port of vsock, at which its guest says that it is ready", where)
+    if launch.forbidden is not None:
+        families = " ".join(launch.forbidden.other_families_than)
+        text = f"SystemCallFilter=~{' '.join(launch.forbidden.system_calls)}\nRestrictAddressFamilies={families}"
+        yield Section("what the kernel refuses to all of it, in the words of systemd.exec(5)", text)
     yield Section(f"then, in the cgroup {launch.cgroup}/machine", shlex.join(launch.argv))
-    if launch.grafts:
-        shown = commands(graft.attach for graft in launch.grafts)
+    if launch.held:
+        title = f"while its PID 1 is held in {launch.cgroup}/machine/payload, each with the pid as one more argument"
+        yield Section(title, commands(launch.held))
+    if launch.inward or launch.grafts:
+        shown = commands((*launch.inward, *(graft.attach for graft in launch.grafts)))
         yield Section("as soon as it runs, each with the pid of its PID 1 as one more argument", shown)
     yield Section("after it ended", commands(launch.cleanup))
 

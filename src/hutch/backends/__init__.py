@@ -51,10 +51,8 @@ def _check_common(prefix: str, workspace: Workspace) -> Iterable[Problem]:
     if workspace.image.startswith(("oci:", "nix:")):
         hint = "use a distribution, or rootfs:PATH"
         yield Problem(f"{workspace.image.split(':')[0]}: images are {UNSUPPORTED}", f"{prefix}.image", hint=hint)
-    for key in ("gpu", "nesting"):
-        only = Workspace.__dataclass_fields__[key].metadata["only"]
-        if getattr(workspace, key) and only in ("", workspace.type):  # elsewhere it has no effect, as plan says
-            yield Problem(UNSUPPORTED, f"{prefix}.{key}", hint="use false or leave it out")
+    if workspace.gpu and workspace.type == "container":  # elsewhere it has no effect, as plan says
+        yield Problem(UNSUPPORTED, f"{prefix}.gpu", hint="use false or leave it out")
     if workspace.nix_store:
         for index, mount in enumerate(workspace.mounts):
             if f"{mount.target}/".startswith(f"{names.NIX_STORE}/") or mount.target == "/nix":

@@ -9,10 +9,19 @@ from hutch.guest.credentials import Identity
 from hutch.spec import names
 from hutch.spec.model import Workspace
 
+SUBORDINATES = range(10_000, names.GUEST_UIDS.stop)  # below are people, above are services of systemd's
+
 
 def guest_uid(owner: int) -> int:
     """The login user's uid inside: the owner's own, where it is a person's; 1000 for the rest, mapped to the owner."""
     return owner if owner in names.GUEST_UIDS else 1000
+
+
+def subordinates(uid: int) -> tuple[tuple[int, int], ...]:
+    """(the first, how many) uids inside that a login user may hand out, beside its own. They are of the workspace's own
+    range, so there are fewer than the 65,536 that people are used to."""
+    ranges = range(SUBORDINATES.start, uid), range(max(uid + 1, SUBORDINATES.start), SUBORDINATES.stop)
+    return tuple((ids.start, len(ids)) for ids in ranges if ids)
 
 
 def identify(name: str, workspace: Workspace, host: Surroundings, match: str) -> Identity:
@@ -29,4 +38,7 @@ def identify(name: str, workspace: Workspace, host: Surroundings, match: str) ->
         authorized_keys=(*(workspace.authorized_keys or ()), *host.keys),
         env=workspace.env,
         match=match,
+        subordinates=subordinates(guest_uid(workspace.owner))
+        if workspace.nesting and workspace.type == "container"
+        else (),
     )

@@ -117,6 +117,16 @@ class Vsock:
 
 
 @dataclass(frozen=True)
+class Forbidden:
+    """What the kernel refuses to the main process and to all that comes of it, whoever that is inside: system calls by
+    their names, and sockets of all families but these. A unit of systemd's says the same with SystemCallFilter=~ and
+    RestrictAddressFamilies=."""
+
+    system_calls: tuple[str, ...]
+    other_families_than: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Limits:
     """What the workspace's cgroup may use; None is no limit. `cpus` counts processors, `memory` bytes."""
 
@@ -133,7 +143,9 @@ class Launch:
     the network namespace at `network_namespace`; so mounts vanish with the last process. `prepare` are chains of
     steps that do not depend on each other: the chains may run side by side, and while the host's network is still
     being set up; `connect` joins the network, so it waits: its stages follow one another, the steps of a stage may
-    run side by side. `grafts` follow as soon as there is a PID 1, one after the other. `helpers` are there before
+    run side by side. `forbidden` binds the supervisor too. `held` are steps while that which becomes PID 1 is held in
+    its cgroup, before anything of the guest's has run; `inward` follow as soon as there is a PID 1, one after the
+    other, and then `grafts`; each takes the pid of PID 1 as one more argument. `helpers` are there before
     `argv` is; when one ends, so does the workspace. `argv` tells that it is ready by sd_notify; a virtual machine does
     so over `vsock`, or by its port. `links` names the sockets that it inherits as descriptors 3, 4, …, see
     supervise/sources. `restart_codes` are exit codes of `argv` that mean "the guest asked for a reboot", as a machine's
@@ -158,6 +170,9 @@ class Launch:
     cleanup: tuple[Step, ...]
     limits: Limits
     runtime: str
+    forbidden: Forbidden | None = None
+    held: tuple[Step, ...] = ()
+    inward: tuple[Step, ...] = ()
     grafts: tuple[Graft, ...] = ()
     helpers: tuple[Helper, ...] = ()
     links: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from hutch.backends.identity import guest_uid, identify
-from hutch.backends.launch import File, Graft, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import File, Forbidden, Graft, Launch, Limits, Step, Surroundings
 from hutch.backends.port import port_of
 from hutch.backends.share import OVERLAY, STORE, bind_step, share_places, sources, store_step
 from hutch.errors import Problem
@@ -24,6 +24,15 @@ from hutch.spec.model import Workspace
 REBOOT = 133  # nspawn's exit code, with --keep-unit, when the guest rebooted
 SCRATCH = 2 << 30  # bytes that an ephemeral root may grow by when `disk` does not say
 TASKS = 16384
+FORBIDDEN = Forbidden(
+    # nspawn's own list leaves io_uring open, whose calls no filter sees, and answers for keys in a way that runtimes of
+    # containers take for a failure.
+    system_calls=("io_uring_setup", "io_uring_enter", "io_uring_register", "add_key", "request_key", "keyctl"),
+    # Not the host's vsock; nor any that the kernel would load a module for, only because somebody inside asks.
+    other_families_than=("AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"),
+)
+DEVICES = {"fuse": (10, 229), "net/tun": (10, 200)}  # what rootless containers need; the host's may be root's alone
+NEST = "/run/hutch/nest"  # in the guest
 LAYERS = ("lower", "scratch", "root", "cgroup")  # mount points below the runtime directory
 
 
@@ -57,6 +66,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             *shares,
             *(graft.place for graft in grafts),
             *((f"{runtime}/{STORE}",) if workspace.nix_store else ()),
+            *((f"{runtime}/devices",) if workspace.nesting else ()),
         ),
         files=tuple(files),
         prepare=(
@@ -65,12 +75,16 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             *((graft.bind,) for graft in grafts),
             *root_layers(name, workspace, host, runtime),
             *kernel_file_systems(runtime),
+            *((device_steps(runtime),) if workspace.nesting else ()),
         ),
         # What is put together of what has been prepared does not depend on the network either.
         connect=(
             (*overlay_steps(name, workspace, host, runtime), cgroup_step(runtime), *joining),
             *raising,
         ),
+        forbidden=FORBIDDEN,
+        held=() if workspace.nesting else (no_namespaces(),),
+        inward=(reveal_step(host),) if workspace.nesting else (),
         grafts=grafts,
         resize=None if workspace.persist == "all" else resize_step(workspace, runtime),
         argv=nspawn_argv(name, inner, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
@@ -89,6 +103,36 @@ def kernel_file_systems(runtime: str) -> tuple[tuple[Step, ...], ...]:
         (Step(("mount", "-t", "sysfs", "-o", "ro,nosuid,nodev,noexec", "sysfs", "/sys"), "mount /sys"),),
         (Step(("mount", "-t", "cgroup2", "cgroup2", f"{runtime}/cgroup"), "mount cgroup2"),),
     )
+
+
+def no_namespaces() -> Step:
+    """Let nobody inside make user namespaces: in one of its own, everybody is root over parts of the kernel. Only
+    CAP_SYS_RESOURCE in the guest's could take this back, which no container keeps. It is set on nspawn's payload before
+    that runs anything of the guest's."""
+    script = 'exec nsenter --user --target "$2" -- sh -c "echo 0 >$1"'
+    argv = ("sh", "-euc", script, "sh", "/proc/sys/user/max_user_namespaces")
+    return Step(argv, "let nobody inside make user namespaces")
+
+
+def device_steps(runtime: str) -> tuple[Step, ...]:
+    """Devices that everybody inside may open, whatever the host's own may."""
+    devices = f"{runtime}/devices"
+    nodes = (
+        Step(
+            ("mknod", "-m", "666", f"{devices}/{path.replace('/', '-')}", "c", str(major), str(minor)),
+            f"make /dev/{path}",
+        )
+        for path, (major, minor) in DEVICES.items()
+    )
+    room = ("mount", "-t", "tmpfs", "-o", "mode=755,nosuid,noexec,size=64k", "tmpfs", devices)
+    return (Step(room, "make room for devices"), *nodes)
+
+
+def reveal_step(host: Surroundings) -> Step:
+    """The kernel lets a user namespace mount /proc and /sys only where it sees them whole already, and nspawn covers
+    parts of them."""
+    program = (host.python, "-I", "-S", f"{host.package}/host/graft.py")
+    return Step((*program, "reveal", NEST), "show nested namespaces /proc and /sys whole")
 
 
 def cgroup_step(runtime: str) -> Step:
@@ -126,7 +170,7 @@ def overlay_steps(name: str, workspace: Workspace, host: Surroundings, runtime: 
     scratch = upper_place(name, workspace, host, runtime)
     layers = f"lowerdir={runtime}/lower,upperdir={scratch}/upper,workdir={scratch}/work"
     mount = ("mount", "-t", "overlay", "overlay", "-o")
-    root = Step((*mount, layers, f"{runtime}/root"), "put the layers together")
+    root = Step((*mount, f"nodev,{layers}", f"{runtime}/root"), "put the layers together")
     if not workspace.nix_store:
         return (root,)
     layers = f"lowerdir={runtime}/shares/{STORE},upperdir={scratch}/{STORE}-upper,workdir={scratch}/{STORE}-work"
@@ -243,6 +287,12 @@ def nspawn_argv(
         "--link-journal=no",
         "--resolv-conf=off",
         "--timezone=off",
+        # Nested runtimes are told of keys that there are none (see FORBIDDEN), which nspawn's answer would not say.
+        "--system-call-filter=@keyring" if workspace.nesting else "--drop-capability=CAP_SYS_RESOURCE",
+        *(
+            f"--bind={host.places.runtime(name)}/devices/{path.replace('/', '-')}:/dev/{path}"
+            for path in (DEVICES if workspace.nesting else ())
+        ),
         *(f"--load-credential={key}:{path}" for key, path in credentials.items()),
         *(
             f"--bind{'-ro' if readonly else ''}={share}:{target}"

@@ -14,12 +14,16 @@ NOTIFY_SOCKET = "hutch.notify-socket"
 """Where a machine says that it is ready: a line as in sd_notify's $NOTIFY_SOCKET. It is not vmm.notify_socket, by which
 PID 1 speaks for itself: it says READY=1 when no unit is left to start, whether sshd answers or not."""
 KEYS_DIRECTORY = "/etc/ssh/authorized_keys.d"
+CONTAINERS = "/etc/containers"
+PODMAN = '[containers]\npids_limit = 0\n[engine]\ncgroup_manager = "cgroupfs"\n'
+SUBORDINATE_IDS = ("/etc/subuid", "/etc/subgid")
 SSHD_ENVIRONMENT = "/etc/ssh/sshd_config.d/20-hutch-environment.conf"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a guest is. `match` is the line of a .network file that finds its interface."""
+    """Who a guest is. `match` is the line of a .network file that finds its interface; `subordinates` are ranges of
+    uids, and of gids, that the user may hand out in user namespaces of its own: (the first, how many)."""
 
     hostname: str
     user: str
@@ -31,6 +35,7 @@ class Identity:
     authorized_keys: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     match: str
+    subordinates: tuple[tuple[int, int], ...] = ()
 
 
 def render_credentials(identity: Identity) -> dict[str, str]:
@@ -63,9 +68,23 @@ def render_tmpfiles(identity: Identity) -> str:
         _file(f"{KEYS_DIRECTORY}/{user}", "0644", "".join(f"{key}\n" for key in identity.authorized_keys)),
         _file("/etc/environment", "0644", render_environment(identity.env)),
         _file(SSHD_ENVIRONMENT, "0644", render_sshd_environment(identity.env)),
+        *(render_nesting(identity) if identity.subordinates else ()),
         f"C /home/{user} - {user} {user} - /etc/skel",
     ]
     return "\n".join(lines) + "\n"
+
+
+def render_nesting(identity: Identity) -> tuple[str, ...]:
+    """What rootless containers inside are told: whose uids the user may use, as in subuid(5). And Podman, that cgroups
+    are the workspace's affair: it would count processes, which not every host lets it, and by a session of systemd's,
+    which few images have. Users' own files go before this one."""
+    lent = "".join(f"{identity.user}:{first}:{count}\n" for first, count in identity.subordinates)
+    return (
+        *(_file(path, "0644", lent) for path in SUBORDINATE_IDS),
+        f"d {CONTAINERS} 0755 root root - -",
+        f"d {CONTAINERS}/containers.conf.d 0755 root root - -",
+        _file(f"{CONTAINERS}/containers.conf.d/50-hutch.conf", "0644", PODMAN),
+    )
 
 
 def render_environment(env: tuple[tuple[str, str], ...]) -> str:

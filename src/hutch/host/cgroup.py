@@ -98,6 +98,31 @@ class Cgroup:
         _write(self._root, self._at("machine", "cgroup.max.descendants"), str(DESCENDANTS))
         self.join("machine", pid)
 
+    def freeze(self, group: str) -> None:
+        """Make a group whose processes do not run, until it is thawed. They can be killed all the same."""
+        self.make(group)
+        _write(self._root, self._at(group, "cgroup.freeze"), "1")
+
+    def thaw(self, group: str) -> None:
+        _write(self._root, self._at(group, "cgroup.freeze"), "0")
+
+    def await_process(self, group: str, patience: float, *, unless: int) -> bool:
+        """Wait for a process in a group; False when none has come after so many seconds, or by the time that `unless`
+        can be read."""
+        events = os.open(self._at(group, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
+        try:
+            poll = select.poll()
+            poll.register(events, select.POLLPRI)
+            poll.register(unless, select.POLLIN)
+            deadline = time.monotonic() + patience
+            while b"populated 1" not in os.pread(events, 256, 0):
+                left = deadline - time.monotonic()
+                if left <= 0 or unless in dict(poll.poll(left * 1000)):
+                    return False
+            return True
+        finally:
+            os.close(events)
+
     def limit(self, limits: dict[str, str]) -> list[str]:
         """Write control files ({"memory.max": "1073741824"}); returns the names that this host does not have."""
         missing = []

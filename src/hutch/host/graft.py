@@ -1,7 +1,8 @@
-"""A program of its own: show a directory in a container that runs, or take it away again.
+"""A program of its own: show a directory in a container that runs, or take it away again; or show it /proc and /sys.
 
     python graft.py attach SHARE TARGET LEADER
     python graft.py detach LEADER POINT...
+    python graft.py reveal TARGET LEADER
 
 It runs in the mount namespace of the container's supervisor, where SHARE is mounted. LEADER is the pid, as seen there,
 of the container's PID 1. All that lies at TARGET and at each POINT is the guest's: paths are resolved with its root as
@@ -22,8 +23,12 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-CLONE_NEWNS, CLONE_NEWUSER = 0x0002_0000, 0x1000_0000
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x0002_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_OPENAT2 = 428, 429, 437  # the same on every architecture
+SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432
+CLOEXEC, CREATE = 1, 6  # FSOPEN_ and FSMOUNT_CLOEXEC, FSCONFIG_CMD_CREATE
+NOSUID_NODEV_NOEXEC = 0x2 | 0x4 | 0x8  # MOUNT_ATTR_…
+PR_SET_DUMPABLE = 4
 AT_FDCWD = -100
 OPEN_TREE_CLONE = 1
 MOVE_FROM_DESCRIPTOR, MOVE_TO_DESCRIPTOR = 0x04, 0x40  # MOVE_MOUNT_{F,T}_EMPTY_PATH
@@ -71,13 +76,49 @@ def attach(share: str, target: str, leader: str) -> None:
     call(libc.unshare, CLONE_NEWNS)
     tree = call(libc.syscall, SYS_OPEN_TREE, AT_FDCWD, os.fsencode(share), OPEN_TREE_CLONE | os.O_CLOEXEC)
     call(libc.setns, mount, CLONE_NEWNS)
-    os.setgroups([])  # from here on it is the container's root
+    become_root()
+    put(tree, target)
+
+
+def become_root() -> None:
+    """From here on it is the container's root."""
+    os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     os.umask(0o022)
+
+
+def put(tree: int, target: str) -> None:
+    """Mount what a descriptor holds in the container, by a path of its own."""
     place = make_inside(target, os.open("/", FOLDER))
     flags = MOVE_FROM_DESCRIPTOR | MOVE_TO_DESCRIPTOR
     call(libc.syscall, SYS_MOVE_MOUNT, tree, b"", place, b"", flags)
+
+
+def reveal(target: str, leader: str) -> None:
+    """What /proc shows depends on the namespace of whoever mounts it, which its children are in after setns(2). The
+    child is made undumpable, so that the guest's root, who sees it there, cannot look into it."""
+    user, mount, net, pid = (namespace_of(leader, kind) for kind in ("user", "mnt", "net", "pid"))
+    call(libc.prctl, PR_SET_DUMPABLE, 0, 0, 0, 0)
+    call(libc.setns, net, CLONE_NEWNET)
+    call(libc.setns, pid, CLONE_NEWPID)
+    child = os.fork()
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    # Made by the host's root: the container's may only mount what it sees whole.
+    trees = {name: make_mount(name) for name in ("proc", "sysfs")}
+    call(libc.setns, user, CLONE_NEWUSER)
+    call(libc.setns, mount, CLONE_NEWNS)
+    become_root()
+    for name, tree in trees.items():
+        put(tree, f"{target}/{name}")
+
+
+def make_mount(kind: str) -> int:
+    """A file system of the kernel's, mounted nowhere yet."""
+    context = call(libc.syscall, SYS_FSOPEN, kind.encode(), CLOEXEC)
+    call(libc.syscall, SYS_FSCONFIG, context, CREATE, None, None, 0)
+    return call(libc.syscall, SYS_FSMOUNT, context, CLOEXEC, NOSUID_NODEV_NOEXEC)
 
 
 def detach(leader: str, *points: str) -> None:
@@ -87,7 +128,7 @@ def detach(leader: str, *points: str) -> None:
 
 
 def main() -> None:
-    actions: dict[str, Callable[..., None]] = {"attach": attach, "detach": detach}
+    actions: dict[str, Callable[..., None]] = {"attach": attach, "detach": detach, "reveal": reveal}
     action, *arguments = sys.argv[1:]
     try:
         actions[action](*arguments)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ from hutch.spec.names import GUEST_INTERFACE, PROXIES, UID_COUNT
 
 SCRIPTS = Path(__file__).parent
 SHOWN_LINES = 20
+PLACES = ("dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "usr", "var")
+DEVICE = ": Cannot mknod: "  # says tar, whom nobody lets make devices
 UNKNOWN_PACKAGE = re.compile(r"E: (?:Unable to locate package |Package ')([a-z0-9+.-]+)")
 
 
@@ -68,9 +71,11 @@ def make_tree(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None) ->
     """Fill `shop.tree` from the recipe. On failure the tree is in an undefined state."""
     if recipe.rootfs is not None:
         unpack(recipe, shop)
+        check_places(recipe, shop.tree)
     else:
         bootstrap(recipe, shop)
     finish(recipe, shop, network if recipe.wants_network else None)
+    check_places(recipe, shop.tree)  # a setup script can move them
     run(["sync", "--file-system", str(shop.tree)], timeout=600)
 
 
@@ -181,9 +186,37 @@ def unpack(recipe: Recipe, shop: Workshop) -> None:
     try:
         contain(shop, nspawn, origin if is_directory else "", None, "/dev/null" if is_directory else origin)
     except CommandFailed as error:
+        if DEVICE in error.stderr:
+            refused = [line for line in error.stderr.splitlines() if DEVICE in line]
+            raise HutchError(
+                f"{recipe.image} holds device nodes outside /dev, which no workspace may bring",
+                details=last_lines("\n".join(refused)),
+                resolution="leave them out: `find TREE -type b -o -type c` shows them",
+            ) from error
         raise HutchError(
             f"{recipe.image} could not be unpacked", details=last_lines(error.stderr), resolution=error.resolution
         ) from error
+
+
+def check_places(recipe: Recipe, tree: Path) -> None:
+    """Raise HutchError for a tree whose main directories lead somewhere else. What is mounted there follows them: in a
+    container below its root, in a machine's first moments below another. Looks at the entries of its top only."""
+    wrong = []
+    for name in PLACES:
+        try:
+            mode = os.lstat(tree / name).st_mode
+        except FileNotFoundError:
+            continue
+        if stat.S_ISLNK(mode):
+            wrong.append(f"/{name} is a symbolic link to {os.readlink(tree / name)!r}")
+        elif not stat.S_ISDIR(mode):
+            wrong.append(f"/{name} is not a directory")
+    if wrong:
+        raise HutchError(
+            f"{recipe.image} cannot be a workspace's system: its top is not made of directories",
+            details="\n".join(wrong),
+            resolution="make them directories, in the tree or in `setup`",
+        )
 
 
 def make_tools(tools: Path, *places: str) -> None:

@@ -15,4 +15,6 @@ else
   tar --extract --preserve-permissions --directory /target "$@"
 fi
 [ -d /target/usr ] || { echo "there is no usr directory at its top, so it is no root tree"; exit 4; }
-mkdir -p /target/dev /target/proc /target/sys /target/run
+for place in dev proc sys run; do # what is there already, whatever it is, is looked at by the caller
+  [ -e "/target/$place" ] || [ -L "/target/$place" ] || mkdir "/target/$place"
+done

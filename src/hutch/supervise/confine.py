@@ -1,5 +1,6 @@
-"""What binds a command that enters a workspace beside its namespaces: the guest's own system call filters and an empty
-keyring. Without these, guest root could borrow from it what its own processes lack.
+"""What binds a guest beside its namespaces: filters of system calls, and an empty keyring. A container has them from
+its supervisor. A command that enters takes those of the guest's PID 1: otherwise guest root could borrow from it what
+its own processes lack. Part of the supervisor: imports stay few.
 """
 
 from __future__ import annotations
@@ -8,19 +9,31 @@ import ctypes
 import os
 
 from hutch.errors import HutchError
+from hutch.supervise.filters import INSTRUCTION, render_filter
+
+TYPE_CHECKING = False  # see supervise/status
+if TYPE_CHECKING:
+    from typing import Any
 
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SECCOMP_GET_FILTER = 17, 0x4206, 0x4207, 0x420C
 WALL = 0x4000_0000  # __WALL: also for a child that is traced rather than born
 KEYCTL_JOIN_SESSION_KEYRING = 1
 KEYCTL = 250 if os.uname().machine == "x86_64" else 219  # the number of keyctl(2); libc does not offer it
-INSTRUCTION = 8  # bytes of a struct sock_filter
 
 
 class Program(ctypes.Structure):
     """struct sock_fprog."""
 
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def forbid(forbidden: dict[str, Any]) -> None:
+    """Bind this process, and all that comes of it, to what a Launch forbids. An empty keyring comes first: nspawn takes
+    one too, but is not allowed to any more. OSError or ValueError where that cannot be."""
+    leave_keyring()
+    families = forbidden["other_families_than"]
+    install_filters([render_filter(os.uname().machine, forbidden["system_calls"], families)])
 
 
 def read_filters(pid: int) -> list[bytes]:
@@ -58,7 +71,7 @@ def install_filters(filters: list[bytes]) -> None:
     for code in filters:
         program = Program(len(code) // INSTRUCTION, code)
         if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "the guest's system call filter cannot be installed")
+            raise OSError(ctypes.get_errno(), "the filter of the guest's system calls cannot be installed")
 
 
 def leave_keyring() -> None:

@@ -377,7 +377,7 @@ class Supervisor:
         for what, text in said:
             if what == "leader":
                 self.status["leader"] = [int(text), start_time(int(text))]
-                self.grafts.show(self.launch["grafts"], int(text))
+                self.grafts.show(self.launch["inward"], self.launch["grafts"], int(text))
             elif what == "outcome":
                 self.outcome = text
             elif what == "note":

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 
+PAYLOAD = "machine/payload"  # the cgroup that nspawn puts a guest into
+
+
 class Boot:
     """One boot. It is begun when made; `failure` says why it went no further. `missing` are the limits that this host
     cannot enforce.
@@ -67,7 +70,10 @@ class Boot:
         """Mount, limit, connect, and start the main process."""
         launch = self.launch
         try:
-            self._finish(prepare(launch))
+            steps = prepare(launch)
+            if launch["forbidden"] and self.gate >= 0:  # once: filters add up, and stay
+                self._forbid(launch["forbidden"])
+            self._finish(steps)
         finally:
             if self.gate >= 0:  # even after a failure: until then the command may still move this process
                 self._await_network()
@@ -76,7 +82,32 @@ class Boot:
             self._finish(SideBySide([[step] for step in stage]))
         if launch["helpers"]:
             self._start_helpers(launch["helpers"])
+        if launch["held"]:
+            self.cgroup.freeze(PAYLOAD)
         self.main = Main(runtime, launch["argv"], launch["links"], launch["vsock"])
+        if launch["held"]:
+            self._bind(self.main, launch["held"])
+
+    def _forbid(self, forbidden: dict[str, Any]) -> None:
+        """While steps run, since what it imports takes its time."""
+        from hutch.supervise.confine import forbid
+
+        try:
+            forbid(forbidden)
+        except (OSError, ValueError) as error:
+            raise StartFailed(f"system calls cannot be kept from the guest: {error}") from error
+
+    def _bind(self, main: Main, held: list[dict[str, Any]]) -> None:
+        """Run the steps on what becomes PID 1. nspawn puts it into a cgroup before it lets it go on, and there it is
+        frozen: until it is let go, nothing of the guest's has run."""
+        left = self.begun + self.launch["start_seconds"] - time.monotonic()
+        if not self.cgroup.await_process(PAYLOAD, max(0.0, left), unless=main.pidfd):
+            if main.has_ended:
+                return  # it has said why
+            raise StartFailed("nothing of the guest came to be held, so it was not let go")
+        (leader,) = self.cgroup.processes(PAYLOAD)
+        self._finish(SideBySide([[{**step, "argv": [*step["argv"], str(leader)]} for step in held]]))
+        self.cgroup.thaw(PAYLOAD)
 
     def _start_helpers(self, helpers: list[dict[str, Any]]) -> None:
         self.said, output = os.pipe2(os.O_CLOEXEC)

@@ -30,9 +30,12 @@ class Grafts:
     def __init__(self) -> None:
         self.shown: list[Graft] = []
 
-    def show(self, grafts: Sequence[Graft], leader: int) -> None:
-        """Show, in their order, what has been bound already. Raises StartFailed."""
-        self._show(grafts, leader, Deadline())
+    def show(self, before: Sequence[dict[str, Any]], grafts: Sequence[Graft], leader: int) -> None:
+        """Show, in their order, what has been bound already, after the steps that come `before`. Raises StartFailed."""
+        deadline = Deadline()
+        for step in before:
+            deadline.do(step, str(leader))
+        self._show(grafts, leader, deadline)
 
     def _show(self, grafts: Sequence[Graft], leader: int, deadline: Deadline) -> None:
         for graft in grafts:

@@ -61,6 +61,10 @@ class Main:
         self.console = Console(f"{self.runtime}/console", log, self.machine_end)
         return self.console
 
+    @property
+    def has_ended(self) -> bool:
+        return _has_ended(self.pidfd, 0)
+
     def wait(self) -> int:
         """The exit code, negative for a signal."""
         self.is_waited_for = True
@@ -155,11 +159,11 @@ def _allow_files(pid: int, count: int) -> None:
         pass
 
 
-def _has_ended(pidfd: int) -> bool:
+def _has_ended(pidfd: int, patience: int = REAPED_WITHIN) -> bool:
     """Whether a process that has been killed has gone, after some patience."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(REAPED_WITHIN))
+    return bool(poll.poll(patience))
 
 
 def _listen(path: str, kind: int) -> socket:

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hutch.backends import check, launch
-from hutch.backends.identity import guest_uid
+from hutch.backends.identity import guest_uid, subordinates
 from hutch.backends.launch import Launch
 from hutch.backends.nspawn import check as check_container
 from hutch.backends.nspawn import inspection, render_owner_map
@@ -29,6 +29,7 @@ LAUNCHES = {
     "disk": ("web", workspace(disk=8 << 30)),
     "everything": ("a-name-with-all-of-its-32-letters", EVERYTHING),
     "nix-store": ("web", workspace(nix_store=True)),
+    "nesting": ("web", workspace(nesting=True)),
 }
 
 
@@ -72,6 +73,16 @@ def test_a_mount_keeps_its_place_for_as_long_as_it_is_what_it_is() -> None:
     assert places(*reversed(mounts)) == both
     assert places(mounts[0]) == both[1:]
     assert places(replace(mounts[1], readonly=False)) != both[:1]
+
+
+@pytest.mark.parametrize("owner", [1000, 9999, 10_000, 20_000, 60_000])
+def test_subordinates_are_the_guests_own_and_not_its_users(owner: int) -> None:
+    lent = [uid for first, count in subordinates(owner) for uid in range(first, first + count)]
+    assert owner not in lent
+    assert len(lent) >= 50_000
+    assert len(set(lent)) == len(lent)
+    assert (min(lent), max(lent)) >= (10_000, 59_999)
+    assert max(lent) <= 60_000
 
 
 def test_the_filter_is_seen_before_the_port_is_raised() -> None:
@@ -205,10 +216,7 @@ REFUSED: dict[str, tuple[Workspace, list[str]]] = {
     "rootfs": (workspace(image="rootfs:/srv"), []),
     "egress": (workspace(egress="none"), []),
     "an egress list": (workspace(egress=("a.example",), learn=True), []),
-    "switches": (
-        workspace(gpu=True, nesting=True),
-        ["gpu", "nesting"],
-    ),
+    "switches": (workspace(gpu=True, nesting=True), ["gpu"]),
     "a store": (workspace(nix_store=True, mounts=(Mount("/srv/a", "/nix/var"), Mount("/srv/b", "/nix/store2"))), []),
     "a vm with a store": (workspace(type="vm", nix_store=True), []),
     "mounts around a store": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -45,6 +46,11 @@ def readable(text: str) -> str:
 def test_credentials(name: str) -> None:
     text = render_credentials(WEB)[name]
     check_golden(f"credentials/{name}", readable(text) if name == "tmpfiles.extra" else text)
+
+
+def test_nesting() -> None:
+    nested = replace(WEB, subordinates=((10_000, 5), (10_006, 7)))
+    check_golden("credentials/tmpfiles.extra-nesting", readable(render_tmpfiles(nested)))
 
 
 def test_these_are_all() -> None:
