@@ -152,6 +152,15 @@ def test_posture(pair: Instance) -> None:
     assert pair.inside("web", "cat", "/proc/sys/user/max_user_namespaces").stdout == "0\n"
 
 
+def test_explain_shows_what_binds_it(pair: Instance) -> None:
+    shown = pair.hutch("explain", "web").stdout
+    assert "SystemCallFilter=~io_uring_setup io_uring_enter io_uring_register add_key request_key keyctl\n" in shown
+    assert "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET\n" in shown
+    assert "/proc/sys/user/max_user_namespaces" in shown
+    assert "--drop-capability=CAP_SYS_RESOURCE" in shown
+    assert "/proc/sys/user/max_user_namespaces" not in pair.hutch("explain", "nest").stdout
+
+
 def test_no_mount_has_devices_but_dev(pair: Instance) -> None:
     for name in ("web", "nest"):
         mounts = [line.split() for line in Path(f"/proc/{leader_of(pair, name)}/mountinfo").read_text().splitlines()]
@@ -212,6 +221,13 @@ def test_what_is_kept_counts_neither_devices_nor_links(instance: Instance) -> No
     assert (refused.returncode, "Permission denied" in refused.stderr) == (1, True)
     assert instance.inside("web", "cat", "/etc/marked").stdout == "marked\n"
     assert not Path("/etc/marked").exists()
+    instance.hutch("down")
+    shutil.rmtree(upper / "dev", ignore_errors=True)
+    (upper / "dev").symlink_to("/etc")  # through which nspawn would make its devices on the host
+    failed = instance.hutch("up", check=False)
+    assert failed.returncode == 1
+    assert "cannot trust the kept root: /dev inside is a symbolic link" in failed.stderr
+    assert not Path("/etc/null").exists()
 
 
 LINKS = {

@@ -149,14 +149,24 @@ def root_layers(name: str, workspace: Workspace, host: Surroundings, runtime: st
     if workspace.persist == "all":
         # Its setuid programs count on the host too, so nobody but root may get there.
         place = Step(("install", "-d", "-m", "700", scratch), "make the kept layer, root's alone")
+        checks: tuple[Step, ...] = (links_step(f"{scratch}/upper"),)
     else:
         size = f"mode=755,nosuid,nodev,size={workspace.disk or SCRATCH}"
         place = Step(("mount", "-t", "tmpfs", "-o", size, "tmpfs", scratch), "mount the ephemeral layer")
+        checks = ()
     owned = ("install", "-d", "-m", "755", "-o", str(host.uid_base), "-g", str(host.uid_base))
     upper = [f"{scratch}/upper", f"{scratch}/work"]
     if workspace.nix_store:
         upper += [f"{scratch}/{STORE}-upper", f"{scratch}/{STORE}-work"]
-    return (image,), (place, Step((*owned, *upper), "make the upper layer"))
+    return (image,), (place, Step((*owned, *upper), "make the upper layer"), *checks)
+
+
+def links_step(upper: str) -> Step:
+    """See that no link stands where nspawn mounts something, in a layer that the guest writes: through one in place of
+    /dev, nspawn makes its devices on the host. Images are looked at when they are built, see images/build."""
+    script = 'for at in $2; do [ ! -L "$1/$at" ] || { echo "/$at inside is a symbolic link"; exit 1; }; done'
+    argv = ("sh", "-euc", script, "sh", upper, " ".join(names.ROOT_DIRECTORIES))
+    return Step(argv, "trust the kept root")
 
 
 def resize_step(workspace: Workspace, runtime: str) -> Step:

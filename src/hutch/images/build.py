@@ -23,11 +23,10 @@ from hutch.images.contain import run_contained
 from hutch.images.progress import MARK, Meter
 from hutch.images.recipe import ADAPTATION, BASE_PACKAGES, DISTRIBUTIONS, Distribution, Recipe
 from hutch.run import CommandFailed, run
-from hutch.spec.names import GUEST_INTERFACE, PROXIES, UID_COUNT
+from hutch.spec.names import GUEST_INTERFACE, PROXIES, ROOT_DIRECTORIES, UID_COUNT
 
 SCRIPTS = Path(__file__).parent
 SHOWN_LINES = 20
-PLACES = ("dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "usr", "var")
 DEVICE = ": Cannot mknod: "  # says tar, whom nobody lets make devices
 UNKNOWN_PACKAGE = re.compile(r"E: (?:Unable to locate package |Package ')([a-z0-9+.-]+)")
 
@@ -200,9 +199,9 @@ def unpack(recipe: Recipe, shop: Workshop) -> None:
 
 def check_places(recipe: Recipe, tree: Path) -> None:
     """Raise HutchError for a tree whose main directories lead somewhere else. What is mounted there follows them: in a
-    container below its root, in a machine's first moments below another. Looks at the entries of its top only."""
+    machine's first moments below another root, in nspawn even on the host. Looks at the entries of its top only."""
     wrong = []
-    for name in PLACES:
+    for name in ROOT_DIRECTORIES:
         try:
             mode = os.lstat(tree / name).st_mode
         except FileNotFoundError:

@@ -41,6 +41,7 @@ UID_FIRST = 0x7000_0000  # above what systemd-nspawn picks from, below the sign 
 UID_COUNT = 0x1_0000
 UID_RANGES = 3840  # for workspaces; those that follow are for builds
 BUILDER_RANGES = 256
+ROOT_DIRECTORIES = ("dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "usr", "var")
 GUEST_UIDS = range(1000, 60001)  # what adduser gives to people, on every distribution
 
 
