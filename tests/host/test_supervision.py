@@ -164,7 +164,7 @@ def start_changed(instance: Instance, **changes: object) -> tuple[dict[str, str]
     stored = json.loads(places_of(instance).launch("web").read_text())
     instance.hutch("stop", "web")
     del stored["crc32"]
-    stored |= changes
+    stored |= {"held": [], **changes}  # what runs in place of nspawn has nothing to hold
     program = (
         "import json, sys; from contextlib import nullcontext;"
         "from hutch.supervise import control; from hutch.spec.names import Places; from pathlib import Path;"

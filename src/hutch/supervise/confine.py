@@ -29,9 +29,8 @@ class Program(ctypes.Structure):
 
 
 def forbid(forbidden: dict[str, Any]) -> None:
-    """Bind this process, and all that comes of it, to what a Launch forbids. An empty keyring comes first: nspawn takes
-    one too, but is not allowed to any more. OSError or ValueError where that cannot be."""
-    leave_keyring()
+    """Bind this process, and all that comes of it, to what a Launch forbids. OSError or ValueError where that cannot
+    be."""
     families = forbidden["other_families_than"]
     install_filters([render_filter(os.uname().machine, forbidden["system_calls"], families)])
 

@@ -71,8 +71,8 @@ class Boot:
         launch = self.launch
         try:
             steps = prepare(launch)
-            if launch["forbidden"] and self.gate >= 0:  # once: filters add up, and stay
-                self._forbid(launch["forbidden"])
+            if self.gate >= 0:  # once: filters add up, and stay
+                self._confine(launch["forbidden"])
             self._finish(steps)
         finally:
             if self.gate >= 0:  # even after a failure: until then the command may still move this process
@@ -88,18 +88,22 @@ class Boot:
         if launch["held"]:
             self._bind(self.main, launch["held"])
 
-    def _forbid(self, forbidden: dict[str, Any]) -> None:
+    def _confine(self, forbidden: dict[str, Any] | None) -> None:
         """While steps run, since what it imports takes its time."""
-        from hutch.supervise.confine import forbid
+        from hutch.supervise.confine import forbid, leave_keyring
 
+        leave_keyring()  # nspawn takes an empty one too, but may not any more; machines have whatever we have
         try:
-            forbid(forbidden)
+            if forbidden:
+                forbid(forbidden)
         except (OSError, ValueError) as error:
             raise StartFailed(f"system calls cannot be kept from the guest: {error}") from error
 
     def _bind(self, main: Main, held: list[dict[str, Any]]) -> None:
         """Run the steps on what becomes PID 1. nspawn puts it into a cgroup before it lets it go on, and there it is
         frozen: until it is let go, nothing of the guest's has run."""
+        import hutch.supervise.embedded  # noqa: F401 - nspawn takes longer, and then the guest has the processors
+
         left = self.begun + self.launch["start_seconds"] - time.monotonic()
         if not self.cgroup.await_process(PAYLOAD, max(0.0, left), unless=main.pidfd):
             if main.has_ended:
