@@ -97,6 +97,32 @@ def test_posture(running: Instance, program: str) -> None:
     assert not Path(f"/proc/{pid}/root/var").exists()
     interfaces = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
     assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+    assert f"/{instance_group(running)}/lab/machine" in Path(f"/proc/{pid}/cgroup").read_text().splitlines()[-1]
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    assert [item for item in environment if item and not item.startswith(b"PWD=")] == []
+
+
+def test_nobody_else_has_its_uid(running: Instance) -> None:
+    """Neither another process, nor a file of another's that root inside would own."""
+    (pid,) = pids(running, "qemu-system-")
+    uid = status_of(pid)["Uid"].split()[0]
+    group = f"/{instance_group(running)}/lab/"
+    others = []
+    for process in processes():
+        try:
+            text, same = Path(f"/proc/{process.pid}/cgroup").read_text(), uid in status_of(process.pid)["Uid"].split()
+        except OSError:
+            continue  # it has ended
+        others += [process.command] if same and group not in text else []
+    assert not others
+
+
+@pytest.mark.parametrize("program", ["qemu-system-", "virtiofsd"])
+def test_it_has_nothing_open_but_its_own(running: Instance, program: str) -> None:
+    (pid,) = pids(running, program)
+    own = {"/root.erofs", "/dev/net/tun", "/dev/vhost-vsock", "/dev/kvm", "/dev/null", "/share", "/", "/proc"}
+    strange = [path for path in opened_by(pid) if path.startswith("/") and path not in own]
+    assert [path for path in strange if not path.startswith(("/memfd:", "/dev/pts/", "/share/", "/proc/"))] == []
 
 
 def test_one_tap_and_nothing_else_of_the_network(running: Instance) -> None:
