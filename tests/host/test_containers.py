@@ -308,9 +308,17 @@ tar -C tiny -cf tiny.tar .
 """
 
 
+# Whoever sets an image up is bound as a container is, whatever its workspaces may.
+BOUND = """
+[ "$(cat /proc/sys/user/max_user_namespaces)" = 0 ]
+if unshare --user true; then exit 1; fi
+[ "$(grep Seccomp: /proc/self/status | tr -d '[:space:]')" = Seccomp:2 ]
+"""
+
+
 def test_rootless_podman(instance: Instance) -> None:
     """As the login user: its own uids, a /proc and a /sys of its own, a network or none, a firewall, an image built."""
-    instance.defaults = 'packages = ["podman", "uidmap", "passt", "busybox-static", "nftables"]'
+    instance.defaults = f'packages = ["podman", "uidmap", "passt", "busybox-static", "nftables"]\nsetup = """{BOUND}"""'
     instance.declare("container", pods="nesting = true")
     instance.hutch("up", timeout=600)
 

@@ -7,10 +7,12 @@ in the Launch's own mount namespace and end with it.
 
 from __future__ import annotations
 
+import json
+import os.path
 import shlex
 import zlib
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 
 from hutch.backends.identity import guest_uid, identify
 from hutch.backends.launch import File, Forbidden, Graft, Launch, Limits, Step, Surroundings
@@ -31,6 +33,8 @@ FORBIDDEN = Forbidden(
     # Not the host's vsock; nor any that the kernel would load a module for, only because somebody inside asks.
     other_families_than=("AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"),
 )
+WITHOUT_RESOURCES = "--drop-capability=CAP_SYS_RESOURCE"  # see no_namespaces
+BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.bound import main; main(*sys.argv[2:])"
 DEVICES = {"fuse": (10, 229), "net/tun": (10, 200)}  # what rootless containers need; the host's may be root's alone
 NEST = "/run/hutch/nest"  # in the guest
 LAYERS = ("lower", "scratch", "root", "cgroup")  # mount points below the runtime directory
@@ -272,8 +276,16 @@ def inspection(
         *drop,
         *command,
     )
+    nspawn = bound(host.python, host.package, nspawn)
     script = "\n".join([*(shlex.join(step.argv) for step in steps), f"exec {shlex.join(nspawn)}"])
     return ["sh", "-euc", script]
+
+
+def bound(python: str, package: str, argv: Sequence[str]) -> tuple[str, ...]:
+    """A command line of nspawn's that is bound as that of a container is: see supervise/bound."""
+    bounds = json.dumps({"forbidden": asdict(FORBIDDEN), "held": [asdict(no_namespaces())]})
+    program = (python, "-I", "-S", "-c", BOOTSTRAP, os.path.dirname(package), bounds)
+    return (*program, argv[0], WITHOUT_RESOURCES, *argv[1:])
 
 
 def nspawn_argv(
@@ -298,7 +310,7 @@ def nspawn_argv(
         "--resolv-conf=off",
         "--timezone=off",
         # Nested runtimes are told of keys that there are none (see FORBIDDEN), which nspawn's answer would not say.
-        "--system-call-filter=@keyring" if workspace.nesting else "--drop-capability=CAP_SYS_RESOURCE",
+        "--system-call-filter=@keyring" if workspace.nesting else WITHOUT_RESOURCES,
         *(
             f"--bind={host.places.runtime(name)}/devices/{path.replace('/', '-')}:/dev/{path}"
             for path in (DEVICES if workspace.nesting else ())

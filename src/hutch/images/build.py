@@ -11,11 +11,13 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hutch.backends.launch import Step
+from hutch.backends.nspawn import bound
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.images import source
@@ -23,7 +25,7 @@ from hutch.images.contain import run_contained
 from hutch.images.progress import MARK, Meter
 from hutch.images.recipe import ADAPTATION, BASE_PACKAGES, DISTRIBUTIONS, Distribution, Recipe
 from hutch.run import CommandFailed, run
-from hutch.spec.names import GUEST_INTERFACE, PROXIES, ROOT_DIRECTORIES, UID_COUNT
+from hutch.spec.names import GUEST_INTERFACE, PACKAGE, PROXIES, ROOT_DIRECTORIES, UID_COUNT
 
 SCRIPTS = Path(__file__).parent
 SHOWN_LINES = 20
@@ -302,7 +304,7 @@ def contain(shop: Workshop, nspawn: list[str], origin: str, network: BuilderNetw
     """Run nspawn on the tree, owned by its root; `origin` is a directory to show read-only beside it."""
     mounts = [str(shop.uid_base), str(shop.tree), origin, str(shop.scratch / "source")]
     run_contained(
-        ["sh", str(SCRIPTS / "container.sh"), *mounts, *nspawn],
+        ["sh", str(SCRIPTS / "container.sh"), *mounts, *bound(sys.executable, str(PACKAGE), nspawn)],
         group=shop.group,
         on_line=shop.meter.feed,
         namespace=network.namespace_path if network else "",
