@@ -16,7 +16,7 @@ import time
 
 from hutch.host.cgroup import Cgroup
 from hutch.supervise.confine import forbid, leave_keyring
-from hutch.supervise.steps import SideBySide, StartFailed
+from hutch.supervise.steps import StartFailed, held_steps
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def main(bounds: str, *argv: str) -> NoReturn:
         pid = os.posix_spawnp(argv[0], argv, os.environ)
         pidfd = os.pidfd_open(pid)
         if cgroup.await_process(PAYLOAD, PATIENCE, unless=pidfd):
-            (leader,) = cgroup.processes(PAYLOAD)
-            steps = [{**step, "argv": [*step["argv"], str(leader)]} for step in wanted["held"]]
-            SideBySide([steps]).finish(time.monotonic(), PATIENCE)
+            held_steps(cgroup, PAYLOAD, wanted["held"]).finish(time.monotonic(), PATIENCE)
             cgroup.thaw(PAYLOAD)
     except (OSError, ValueError, StartFailed) as error:
         sys.exit(f"what is not trusted cannot be bound, so it is not run: {error}")

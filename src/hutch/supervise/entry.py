@@ -14,7 +14,7 @@ from hutch.host.cgroup import Cgroup
 from hutch.supervise.gate import GO, receive_launch
 from hutch.supervise.limits import control_files
 from hutch.supervise.main_process import Helper, Main
-from hutch.supervise.steps import CalledOff, SideBySide, StartFailed, prepare
+from hutch.supervise.steps import CalledOff, SideBySide, StartFailed, held_steps, prepare
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ class Boot:
             if main.has_ended:
                 return  # it has said why
             raise StartFailed("nothing of the guest came to be held, so it was not let go")
-        (leader,) = self.cgroup.processes(PAYLOAD)
-        self._finish(SideBySide([[{**step, "argv": [*step["argv"], str(leader)]} for step in held]]))
+        self._finish(held_steps(self.cgroup, PAYLOAD, held))
         self.cgroup.thaw(PAYLOAD)
 
     def _start_helpers(self, helpers: list[dict[str, Any]]) -> None:

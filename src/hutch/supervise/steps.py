@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from hutch.host.cgroup import Cgroup
+
 ENVIRONMENT = {  # as in hutch.run, which imports more
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin",
     "LC_ALL": "C.UTF-8",
@@ -66,6 +68,14 @@ def prepare(launch: dict[str, Any]) -> SideBySide:
     except OSError as error:
         return SideBySide((), str(error))
     return SideBySide(launch["prepare"])
+
+
+def held_steps(cgroup: Cgroup, group: str, held: list[dict[str, Any]]) -> SideBySide:
+    """Begin the steps that bind the one process which is held in a group: each takes its pid as one more argument."""
+    found = cgroup.processes(group)
+    if len(found) != 1:  # it may have been killed; whatever else is there would not be bound
+        raise StartFailed(f"one process was to be held, and there are {len(found)}")
+    return SideBySide([[{**step, "argv": [*step["argv"], str(found[0])]} for step in held]])
 
 
 def write_private(path: str, content: str, uid: int) -> None:
