@@ -27,7 +27,7 @@ LAYERS = (
     ("plan", "backends", "guest", "supervise", "host", "images", "state"),
     ("egress",),
     ("spec",),
-    ("run", "files"),
+    ("run", "files", "trees"),
     ("errors",),
     ("frozen",),
 )
@@ -35,7 +35,7 @@ RANK = {layer: len(LAYERS) - row for row, layers in enumerate(LAYERS) for layer 
 
 # These compute and touch nothing, so they import none that does.
 PURE = ("plan", "backends", "guest")
-IMPURE_LAYERS = frozenset({"run", "files", "host", "supervise", "images"})
+IMPURE_LAYERS = frozenset({"run", "files", "trees", "host", "supervise", "images"})
 IMPURE_MODULES = frozenset(
     {"asyncio", "ctypes", "fcntl", "glob", "io", "multiprocessing", "pty", "shutil", "signal", "socket", "subprocess"}
     | {"tempfile", "threading", "time"}

@@ -272,7 +272,7 @@ def peers_of(places: Places, serving: Mapping[str, Record]) -> tuple[ssh.Peer, .
 
 def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
     """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write."""
-    paths: list[str] = []
+    guests: dict[str, set[shares.Guest]] = {}
     for name, record in in_force(places, records).items():
         workspace = record.wanted
         assert isinstance(workspace.owner, int) and workspace.home is not None
@@ -285,8 +285,10 @@ def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
                 if mount.create and not os.path.lexists(mount.source):
                     shares.ensure_home(Path(mount.source), workspace.owner, gid)
             shares.ensure_mount_points(name, workspace, gid)
-        paths += shares.writable_paths(workspace)
-    shares.ensure_shares(places, paths)
+        guest = shares.Guest(record.uid_base, workspace.owner)
+        for path in shares.writable_paths(workspace):
+            guests.setdefault(path, set()).add(guest)
+    shares.ensure_shares(places, guests, guests)
 
 
 def settle(
