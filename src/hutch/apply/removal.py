@@ -9,6 +9,7 @@ from hutch.egress import journal
 from hutch.errors import HutchError
 from hutch.files import entries
 from hutch.host import shares
+from hutch.host.quota import release_quota
 from hutch.spec.names import Places
 from hutch.state import PURGE, Record, journaled, read_network, read_records, write_record
 from hutch.supervise import control
@@ -59,9 +60,12 @@ def remove(places: Places, record: Record, *, purge: bool) -> tuple[str, ...]:
             converge.dismantle(places)
     if not purge:
         return (f"home is kept in {home}", *lost)
+    is_own = home == str(places.home(name))
     with journaled(places, PURGE, (name,)):
+        if home is not None:
+            release_quota(home, record.uid_base, is_kept=not is_own)
         delete_workspace(places, name)
-    return lost if home == str(places.home(name)) else (f"{home} is a directory of your own and was left alone", *lost)
+    return lost if is_own else (f"{home} is a directory of your own and was left alone", *lost)
 
 
 def delete_workspace(places: Places, name: str) -> None:

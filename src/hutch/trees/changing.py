@@ -17,7 +17,7 @@ def give(top: int, makers: Collection[int], uid: int, gid: int, *, seconds: floa
     a guest's own uids is that guest's, whatever name led there. Returns how many changed hands."""
     changed = 0 + _give(top, makers, uid, gid)
     for directory, name in walk(top, seconds=seconds):
-        with _present(), pinned(directory, name) as descriptor:
+        with present(), pinned(directory, name) as descriptor:
             changed += _give(descriptor, makers, uid, gid)
     return changed
 
@@ -35,7 +35,7 @@ def take_setuid(top: int, makers: Collection[int], *, seconds: float = PATIENCE)
     """Take setuid and setgid from the files of `makers`. Returns how many there were."""
     changed = 0
     for directory, name in walk(top, seconds=seconds):
-        with _present(), pinned(directory, name) as descriptor:
+        with present(), pinned(directory, name) as descriptor:
             status = os.fstat(descriptor)
             is_armed = stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_ISUID | stat.S_ISGID)
             if is_armed and status.st_uid in makers:
@@ -45,7 +45,7 @@ def take_setuid(top: int, makers: Collection[int], *, seconds: float = PATIENCE)
 
 
 @contextmanager
-def _present() -> Iterator[None]:
+def present() -> Iterator[None]:
     """What has gone meanwhile, or is a mount, needs nothing."""
     try:
         yield
