@@ -1,0 +1,175 @@
+"""Where the host can enforce limits: cgroup v2 with all controllers, and project quotas. Few hosts that run these tests
+have both, so a machine is that host: it is shown this checkout, and runs containers of its own image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hutch.host.capacity import observe_capacity
+from hutch.host.packages import REQUIREMENTS
+from tests.host.instance import Completed, Instance
+from tests.host.opening import open_instance
+from tests.host.vm.test_vsock_nested import needed_directories
+from tests.support import red_team
+from tests.support.world import World
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(os.uname().machine != "x86_64", reason="machines run on x86_64 only"),
+    pytest.mark.skipif(observe_capacity().memory < 8 << 30, reason="less than 8 GiB of memory"),
+]
+
+PROJECT = "/srv/project"
+PACKAGES = [name for item in REQUIREMENTS if item.set == "runtime" and not item.optional for name in item.names("apt")]
+IMAGE = f"packages = {json.dumps(sorted(PACKAGES))}\n"
+PREPARE = """
+set -eu
+image=/var/lib/hutch/images/$1
+truncate -s 2G /run/state
+mkfs.ext4 -q -O project,quota -E quotatype=prjquota /run/state
+mkdir -p /var/lib/hutch
+mount -o loop,prjquota /run/state /var/lib/hutch
+mkdir -m 700 /var/lib/hutch/images
+mkdir -p "$image/root"
+mount -t erofs -o ro /dev/vda "$image/root" # what this machine itself was started from
+printf %s "$2" >"$image/image.json"
+umask 022
+mkdir -p /srv/project
+cat >/srv/project/hutch.toml
+"""
+FILE = f"""
+[network]
+subnet = "10.99.0.0/24"
+uplink = "10.98.0.0/30"
+[defaults]
+owner = "dev"
+{IMAGE}
+[workspaces.bad]
+type = "container"
+memory = "256MiB"
+vcpus = 1
+disk = "64MiB"
+[workspaces.good]
+type = "container"
+"""
+SECONDS = 600.0
+SAMPLES = 20
+
+
+class Stand:
+    """A host with everything that enforces limits."""
+
+    def __init__(self, outer: Instance) -> None:
+        self.outer = outer
+
+    def run(self, *argv: str, check: bool = True, stdin: str = "") -> Completed:
+        return self.outer.inside("stand", *argv, root=True, check=check, stdin=stdin, timeout=SECONDS)
+
+    def hutch(self, *argv: str, check: bool = True) -> Completed:
+        prefix = ("env", f"--chdir={PROJECT}", "PYTHONDONTWRITEBYTECODE=1", sys.executable, "-m", "hutch")
+        return self.run(*prefix, *argv, check=check)
+
+    def write(self, text: str) -> None:
+        self.run("sh", "-c", f"cat >{PROJECT}/hutch.toml", stdin=text)
+
+    def group(self, file: str) -> str:
+        return self.run("sh", "-c", f"cat /sys/fs/cgroup/hutch/bad/{file}").stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def stand(world: World, images: Path) -> Iterator[Stand]:
+    with open_instance(world, images) as outer:
+        outer.defaults = IMAGE
+        shared = (f'{{ source = "{path}", target = "{path}", readonly = true }}' for path in needed_directories())
+        outer.declare("vm", stand=f'memory = "5GiB"\nmounts = [{", ".join(shared)}]')
+        (id,) = outer.hutch("image", "build", timeout=900).stdout.split()
+        outer.hutch("up", timeout=900)
+        stand = Stand(outer)
+        stand.run("sh", "-c", PREPARE, "sh", id, (images / id / "image.json").read_text(), stdin=FILE)
+        stand.hutch("up")
+        yield stand
+
+
+def test_what_is_declared_is_what_the_kernel_was_told(stand: Stand) -> None:
+    assert stand.group("memory.max") == str(256 << 20)
+    assert stand.group("cpu.max") == "100000 100000"
+    assert stand.group("cpu.weight") == "100"
+    assert int(stand.group("pids.max")) > 0
+    all_of_them = int(stand.run("cat", "/sys/fs/cgroup/hutch/memory.max").stdout)
+    total = int(stand.run("awk", "/^MemTotal/ { print $2 }", "/proc/meminfo").stdout) << 10
+    assert all_of_them < total
+    assert "warning" not in stand.hutch("status", "bad").stdout.replace("warnings", "")
+
+
+def test_a_home_holds_what_its_disk_says(stand: Stand) -> None:
+    """Bytes and files; changed while it runs, for what was there before too; and gone with a purge."""
+    home = "/home/dev"
+    fill = f"rm -f {home}/fill; head -c 200M /dev/zero >{home}/fill; stat -c %s {home}/fill; rm -f {home}/fill"
+    held = int(stand.hutch("exec", "bad", "--", "sh", "-c", fill).stdout)
+    assert 60 << 20 <= held <= 64 << 20
+    escape = f"chattr -p 0 {home} || chattr -P {home} || unshare -Ur chattr -p 0 {home}"
+    assert stand.hutch("exec", "--root", "bad", "--", "sh", "-c", escape, check=False).returncode != 0
+    as_root = stand.hutch("exec", "--root", "bad", "--", "sh", "-c", fill).stdout
+    assert int(as_root) <= 64 << 20
+    stand.write(FILE.replace('disk = "64MiB"', 'disk = "96MiB"'))
+    stand.hutch("up")
+    assert 90 << 20 <= int(stand.hutch("exec", "bad", "--", "sh", "-c", fill).stdout) <= 96 << 20
+    many = f"mkdir {home}/many && cd {home}/many && for i in 1 2 3 4 5 6 7 8 9; do seq $((i*10000)) $((i*10000+9999))"
+    many += f" | xargs touch 2>/dev/null; done; ls -f | wc -l; cd; rm -rf {home}/many"
+    assert int(stand.hutch("exec", "bad", "--", "sh", "-c", many).stdout) < 66_000
+    stand.write(FILE.replace('disk = "64MiB"', ""))
+    stand.hutch("up")
+    assert int(stand.hutch("exec", "bad", "--", "sh", "-c", fill).stdout) == 200 << 20
+    stand.write(FILE)
+    stand.hutch("up")
+
+
+@contextmanager
+def attacks(stand: Stand, *names: str) -> Iterator[None]:
+    """Some of them at once, until the end of the block."""
+    programs = {
+        "fork bomb": [red_team.FORK_BOMB],
+        "memory hog": [red_team.MEMORY_HOG],
+        "disk fill": [red_team.DISK_FILL, "/home/dev", "/root", "/tmp", "/run", "/dev/shm"],
+        "log flood": [red_team.LOG_FLOOD],
+        "connection flood": [red_team.CONNECTION_FLOOD, "10.99.0.1", "1000"],
+    }
+    for number, name in enumerate(names):
+        unit = f"attack-{number}"
+        start = ["systemd-run", "--quiet", f"--unit={unit}", "python3", "-c", *programs[name]]
+        stand.hutch("exec", "--root", "bad", "--", *start)
+    try:
+        yield
+    finally:
+        stand.hutch("restart", "bad", check=False)
+
+
+def test_red_team(stand: Stand) -> None:
+    """A neighbour's ssh takes no more than twice as long as when all is quiet, one by one and all at once."""
+    script = f"import subprocess, sys; sys.path.insert(0, {str(needed_directories()[0])!r})\n"
+    script += "from tests.support.red_team import measure\n"
+    script += "ask = ['ssh', '-o', 'BatchMode=yes', 'workspace-good', 'true']\n"
+    script += f"print(measure(lambda: subprocess.run(ask, check=True, timeout=60), {SAMPLES}))"
+
+    def p95() -> float:
+        return red_team.percentile(json.loads(stand.run(sys.executable, "-c", script).stdout))
+
+    kinds = ("fork bomb", "memory hog", "disk fill", "log flood", "connection flood")
+    quiet, found = p95(), {}
+    for names in (*((kind,) for kind in kinds), kinds):
+        with attacks(stand, *names):
+            found[" + ".join(names) if len(names) == 1 else "all at once"] = p95()
+            bounded = {file: stand.group(file) for file in ("memory.current", "pids.current", "cpu.stat")}
+            log = stand.run("sh", "-c", "cat /run/hutch/workspaces/bad/machine.log* | wc -c").stdout
+            assert int(bounded["memory.current"]) <= 256 << 20
+            assert int(log) <= 1 << 20
+    print(json.dumps({"quiet": quiet, **found}, indent=1))
+    assert all(value <= 2 * max(quiet, p95()) for value in found.values()), (quiet, found)
