@@ -17,9 +17,9 @@ from hutch.host.capacity import observe_capacity
 from hutch.host.packages import REQUIREMENTS
 from tests.host.instance import Completed, Instance
 from tests.host.opening import open_instance
-from tests.host.vm.test_vsock_nested import needed_directories
+from tests.host.vm.test_vsock_nested import CHECKOUT, needed_directories
 from tests.support import red_team
-from tests.support.world import World
+from tests.support.world import PUBLIC, World
 
 pytestmark = [
     pytest.mark.long,
@@ -81,7 +81,8 @@ class Stand:
         self.run("sh", "-c", f"cat >{PROJECT}/hutch.toml", stdin=text)
 
     def group(self, file: str) -> str:
-        return self.run("sh", "-c", f"cat /sys/fs/cgroup/hutch/bad/{file}").stdout.strip()
+        """What a file of the bad one's cgroup says; "" once that has gone."""
+        return self.run("cat", f"/sys/fs/cgroup/hutch/bad/{file}", check=False).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -132,44 +133,52 @@ def test_a_home_holds_what_its_disk_says(stand: Stand) -> None:
     stand.hutch("up")
 
 
+PROGRAMS = {
+    "fork bomb": [red_team.FORK_BOMB],
+    "memory hog": [red_team.MEMORY_HOG],
+    "disk fill": [red_team.DISK_FILL, "/home/dev", "/root", "/tmp", "/run", "/dev/shm"],
+    "log flood": [red_team.LOG_FLOOD],
+    "connection flood": [red_team.CONNECTION_FLOOD, PUBLIC, "1000"],
+}
+MEASURE = f"""
+import subprocess, sys
+sys.path.insert(0, {str(CHECKOUT)!r})
+from tests.support.red_team import measure
+ask = ["ssh", "-o", "BatchMode=yes", "workspace-good", "true"]
+print(measure(lambda: subprocess.run(ask, check=True, timeout=60), {SAMPLES}))
+"""
+
+
 @contextmanager
 def attacks(stand: Stand, *names: str) -> Iterator[None]:
-    """Some of them at once, until the end of the block."""
-    programs = {
-        "fork bomb": [red_team.FORK_BOMB],
-        "memory hog": [red_team.MEMORY_HOG],
-        "disk fill": [red_team.DISK_FILL, "/home/dev", "/root", "/tmp", "/run", "/dev/shm"],
-        "log flood": [red_team.LOG_FLOOD],
-        "connection flood": [red_team.CONNECTION_FLOOD, "10.99.0.1", "1000"],
-    }
-    for number, name in enumerate(names):
-        unit = f"attack-{number}"
-        start = ["systemd-run", "--quiet", f"--unit={unit}", "python3", "-c", *programs[name]]
-        stand.hutch("exec", "--root", "bad", "--", *start)
+    """Some of them at once, until the end of the block. The workspace may well not survive what it does to itself."""
+    stand.hutch("stop", "bad", check=False)
+    stand.hutch("start", "bad")
+    for name in names:
+        start = ("systemd-run", "--quiet", "--property=OOMPolicy=continue", "python3", "-c", *PROGRAMS[name])
+        stand.hutch("exec", "--root", "bad", "--", *start, check=False)
     try:
         yield
     finally:
-        stand.hutch("restart", "bad", check=False)
+        stand.hutch("stop", "bad", check=False)
 
 
-def test_red_team(stand: Stand) -> None:
+def p95(stand: Stand) -> float:
+    return red_team.percentile(json.loads(stand.run(sys.executable, "-c", MEASURE).stdout))
+
+
+def test_red_team(stand: Stand, capsys: pytest.CaptureFixture[str]) -> None:
     """A neighbour's ssh takes no more than twice as long as when all is quiet, one by one and all at once."""
-    script = f"import subprocess, sys; sys.path.insert(0, {str(needed_directories()[0])!r})\n"
-    script += "from tests.support.red_team import measure\n"
-    script += "ask = ['ssh', '-o', 'BatchMode=yes', 'workspace-good', 'true']\n"
-    script += f"print(measure(lambda: subprocess.run(ask, check=True, timeout=60), {SAMPLES}))"
-
-    def p95() -> float:
-        return red_team.percentile(json.loads(stand.run(sys.executable, "-c", script).stdout))
-
-    kinds = ("fork bomb", "memory hog", "disk fill", "log flood", "connection flood")
-    quiet, found = p95(), {}
-    for names in (*((kind,) for kind in kinds), kinds):
+    quiet, found = p95(stand), {}
+    for title, names in {**{name: (name,) for name in PROGRAMS}, "all at once": tuple(PROGRAMS)}.items():
         with attacks(stand, *names):
-            found[" + ".join(names) if len(names) == 1 else "all at once"] = p95()
-            bounded = {file: stand.group(file) for file in ("memory.current", "pids.current", "cpu.stat")}
+            found[title] = p95(stand)
+            usage = {file: stand.group(file) for file in ("memory.current", "pids.current", "memory.events")}
             log = stand.run("sh", "-c", "cat /run/hutch/workspaces/bad/machine.log* | wc -c").stdout
-            assert int(bounded["memory.current"]) <= 256 << 20
-            assert int(log) <= 1 << 20
-    print(json.dumps({"quiet": quiet, **found}, indent=1))
-    assert all(value <= 2 * max(quiet, p95()) for value in found.values()), (quiet, found)
+        with capsys.disabled():
+            print(f"\n{title}: ssh to a neighbour {found[title]:.2f} s, {quiet:.2f} s when quiet; {usage}", flush=True)
+        assert int(usage["memory.current"] or 0) <= 256 << 20
+        assert int(usage["pids.current"] or 0) <= 16384
+        assert int(log) <= 1 << 20
+    calm = max(quiet, p95(stand))
+    assert {title: value for title, value in found.items() if value > 2 * calm} == {}, calm
