@@ -81,8 +81,13 @@ def has_openat2() -> bool:
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[int]:
-    """A directory, by a path without symbolic links."""
-    descriptor = open_strictly(path)
+    """A directory, by a path without symbolic links: where one is on the way, there is no directory."""
+    try:
+        descriptor = open_strictly(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path)) from error
+        raise
     try:
         yield descriptor
     finally:

@@ -25,13 +25,14 @@ def remove_tree(path: str | os.PathLike[str], *, seconds: float = PATIENCE) -> N
     except (FileNotFoundError, NotADirectoryError):
         return
     try:
-        remove_below(directory, name, seconds=seconds)
+        remove_below(directory, name, str(path), seconds=seconds)
     finally:
         os.close(directory)
 
 
-def remove_below(directory: int, name: str, *, seconds: float = PATIENCE) -> None:
+def remove_below(directory: int, name: str, shown_as: str = "", *, seconds: float = PATIENCE) -> None:
     """The same in a directory that is open already. HutchError says what cannot be deleted; all else is gone then."""
+    what = shown_as or repr(name)
     try:
         if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
             os.unlink(name, dir_fd=directory)
@@ -46,12 +47,12 @@ def remove_below(directory: int, name: str, *, seconds: float = PATIENCE) -> Non
             if removal.left:
                 rest = removal.count - len(removal.left)
                 told = [*removal.left, *([f"and {rest} more"] if rest else [])]
-                raise HutchError(f"not all of {name!r} can be deleted", details="\n".join(told))
+                raise HutchError(f"not all of {what} can be deleted", details="\n".join(told))
             os.rmdir(name, dir_fd=directory)
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise HutchError(f"{name!r} cannot be deleted: {_why(error)}") from error
+        raise HutchError(f"{what} cannot be deleted: {_why(error)}") from error
 
 
 class _Level:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ disk = "64MiB"
 type = "container"
 """
 SECONDS = 600.0
-SAMPLES = 20
+SAMPLES = 12
 
 
 class Stand:
@@ -107,7 +108,10 @@ def test_what_is_declared_is_what_the_kernel_was_told(stand: Stand) -> None:
     all_of_them = int(stand.run("cat", "/sys/fs/cgroup/hutch/memory.max").stdout)
     total = int(stand.run("awk", "/^MemTotal/ { print $2 }", "/proc/meminfo").stdout) << 10
     assert all_of_them < total
-    assert "warning" not in stand.hutch("status", "bad").stdout.replace("warnings", "")
+    (bad,) = json.loads(stand.hutch("status", "bad", "--json").stdout)
+    assert bad["warnings"] == []
+    findings = json.loads(stand.hutch("doctor", "--json").stdout)
+    assert [item for item in findings if item["name"].startswith("limit of") and item["state"] != "ok"] == []
 
 
 def test_a_home_holds_what_its_disk_says(stand: Stand) -> None:
@@ -182,3 +186,24 @@ def test_red_team(stand: Stand, capsys: pytest.CaptureFixture[str]) -> None:
         assert int(log) <= 1 << 20
     calm = max(quiet, p95(stand))
     assert {title: value for title, value in found.items() if value > 2 * calm} == {}, calm
+
+
+LIMIT_OF = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from hutch.host.quota import read_limit
+print(read_limit(os.open("/var/lib/hutch", os.O_RDONLY), int(sys.argv[2])))
+"""
+
+
+def test_a_purge_takes_the_quota_back(stand: Stand) -> None:
+    """Of the last test: the workspace goes."""
+    record = "/var/lib/hutch/workspaces/bad/workspace.json"
+    (base,) = re.findall(r'"uid_base": ?([0-9]+)', stand.run("cat", record).stdout)
+
+    def limit() -> str:
+        return stand.run(sys.executable, "-c", LIMIT_OF, f"{CHECKOUT}/src", base).stdout.strip()
+
+    assert limit() == str(64 << 20)
+    stand.hutch("rm", "--purge", "--force", "bad")
+    assert limit() == "0"
