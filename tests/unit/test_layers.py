@@ -27,7 +27,7 @@ LAYERS = (
     ("plan", "backends", "guest", "supervise", "host", "images", "state"),
     ("egress",),
     ("spec",),
-    ("run", "files"),
+    ("run", "files", "trees"),
     ("errors",),
     ("frozen",),
 )
@@ -35,7 +35,7 @@ RANK = {layer: len(LAYERS) - row for row, layers in enumerate(LAYERS) for layer 
 
 # These compute and touch nothing, so they import none that does.
 PURE = ("plan", "backends", "guest")
-IMPURE_LAYERS = frozenset({"run", "files", "host", "supervise", "images"})
+IMPURE_LAYERS = frozenset({"run", "files", "trees", "host", "supervise", "images"})
 IMPURE_MODULES = frozenset(
     {"asyncio", "ctypes", "fcntl", "glob", "io", "multiprocessing", "pty", "shutil", "signal", "socket", "subprocess"}
     | {"tempfile", "threading", "time"}
@@ -141,6 +141,34 @@ def test_only_one_layer_imports(module: str, allowed: str) -> None:
         for item in imports(path)
         if item.module.split(".")[0] == module
     ]
+    assert found == []
+
+
+# What walks, deletes or gives away trees by name.
+BY_NAME = frozenset({"rmtree", "walk", "fwalk", "copytree", "chown", "lchown"})
+COMMANDS_BY_NAME = ({"rm", "-rf"}, {"rm", "-r"}, {"chown", "-R"}, {"chmod", "-R"}, {"cp", "-a"})
+ROOTS_OWN = {
+    "hutch/host/shares.py": "ensure_closed: a workspace's own directory, whose parent is root's",
+    "hutch/host/ssh.py": "a key's file, in a directory of root's",
+    "hutch/host/warden.py": "a directory of the state or runtime directory",
+    "hutch/images/source.py": "the tree that a file names as its image, which is only looked at",
+    "hutch/supervise/main_process.py": "a socket in the runtime directory",
+}
+
+
+def test_trees_that_guests_write_are_worked_on_in_one_place() -> None:
+    found = []
+    for path in modules():
+        if layer_of(path) == "trees" or f"hutch/{path.relative_to(SOURCE)}" in ROOTS_OWN:
+            continue
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {
+                f"{m}.{n}" for m in ("os", "shutil") for n in BY_NAME
+            }:
+                found.append(where(path, node))
+            if isinstance(node, ast.List | ast.Tuple):
+                words = {item.value for item in node.elts if isinstance(item, ast.Constant)}
+                found += [where(path, node) for command in COMMANDS_BY_NAME if command <= words]
     assert found == []
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from hutch.api.result import Copied
@@ -20,7 +19,9 @@ from hutch.errors import HutchError, UsageError
 from hutch.frozen import dataclass
 from hutch.supervise.pack import Packer
 from hutch.supervise.piped import Take
-from hutch.supervise.unpack import DIRECTORY, Unpacker
+from hutch.supervise.unpack import Unpacker
+from hutch.trees.cursor import DIRECTORY
+from hutch.trees.removing import remove_below
 
 if TYPE_CHECKING:
     from hutch.api.workspace import Argument
@@ -155,7 +156,8 @@ def _staging(above: int) -> Iterator[int]:
         with _opened(above, name) as descriptor:
             yield descriptor
     finally:
-        shutil.rmtree(name, ignore_errors=True, dir_fd=above)
+        with suppress(HutchError):  # what a copy left is no reason to fail it
+            remove_below(above, name)
 
 
 def _check(source: int, name: str, target: int, as_name: str) -> None:

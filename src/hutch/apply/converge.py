@@ -21,7 +21,7 @@ from hutch.host.vsock import has_vsock
 from hutch.host.watch import note_rules, wanted_watch
 from hutch.run import Gathering, run
 from hutch.spec import names
-from hutch.spec.model import Network
+from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
 from hutch.spec.policy import policy_of
 from hutch.state import NetworkRecord, Record, read_network, remove_network, write_network
@@ -272,7 +272,7 @@ def peers_of(places: Places, serving: Mapping[str, Record]) -> tuple[ssh.Peer, .
 
 def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
     """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write."""
-    paths: list[str] = []
+    guests: dict[str, set[shares.Guest]] = {}
     for name, record in in_force(places, records).items():
         workspace = record.wanted
         assert isinstance(workspace.owner, int) and workspace.home is not None
@@ -285,8 +285,20 @@ def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
                 if mount.create and not os.path.lexists(mount.source):
                     shares.ensure_home(Path(mount.source), workspace.owner, gid)
             shares.ensure_mount_points(name, workspace, gid)
-        paths += shares.writable_paths(workspace)
-    shares.ensure_shares(places, paths)
+        limit_home(record.uid_base, workspace)
+        guest = shares.Guest(record.uid_base, workspace.owner)
+        for path in shares.writable_paths(workspace):
+            guests.setdefault(path, set()).add(guest)
+    shares.ensure_shares(places, guests, guests)
+
+
+def limit_home(project: int, workspace: Workspace) -> None:
+    """Its home holds as much as its root may, where the file system can; `status` tells where it cannot."""
+    from hutch.host.quota import ensure_quota
+
+    assert workspace.home is not None
+    with suppress(HutchError, OSError):
+        ensure_quota(workspace.home, project, workspace.disk)
 
 
 def settle(

@@ -86,7 +86,7 @@ def _write_down(places: Places, plan: Plan, records: dict[str, Record], uids: Ma
             from hutch.apply.handover import hand_over
 
             # Before it is written down: one that fails here is a container still.
-            hand_over(places, replace(before, image=action.wanted.image))
+            hand_over(before)
         if action.action == "recreate":
             remove_root(places, action.workspace)
         if action.action == "remove":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hutch.apply import converge
 from hutch.apply.building import missing_of
+from hutch.apply.starting import unlimited_home
 from hutch.errors import HutchError
 from hutch.files import read_or_none
 from hutch.frozen import dataclass
@@ -210,5 +211,6 @@ def warnings_of(places: Places, applied: Network | None, records: Mapping[str, R
             *(f"{text} (`hutch up` repairs it)" for text in mended),
             *(f"{change.key}: {change.old} (a restart brings it back)" for change in seen.broken.get(name, ())),
             *([seen.lost[name]] if name in seen.lost else []),
+            *filter(None, [unlimited_home(present[name].wanted)]),
         ]
     return told

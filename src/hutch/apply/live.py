@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hutch.apply.starting import make_launch
+from hutch.apply.starting import make_launch, unlimited_home
 from hutch.errors import HutchError
 from hutch.plan.actions import Wanted
 from hutch.plan.planner import differences, with_live_changes
@@ -75,6 +75,8 @@ def apply_live(
         if change.keys & LIMITS:
             for warning in observe(places, name).warnings:
                 listen(name, "warning", warning)
+        if "disk" in change.keys and (text := unlimited_home(record.wanted)):
+            listen(name, "warning", text)
         if why:
             failures[name] = why
         else:

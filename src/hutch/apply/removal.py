@@ -8,24 +8,39 @@ from hutch.apply import converge
 from hutch.egress import journal
 from hutch.errors import HutchError
 from hutch.files import entries
-from hutch.run import run
+from hutch.host import shares
+from hutch.host.quota import release_quota
 from hutch.spec.names import Places
 from hutch.state import PURGE, Record, journaled, read_network, read_records, write_record
 from hutch.supervise import control
+from hutch.trees.removing import remove_tree
 
 
 def mark_removed(places: Places, records: dict[str, Record], name: str) -> None:
     """Home, key, address and uid range stay; everything else of the workspace goes."""
+    disarm(places, records[name])
     records[name] = replace(records[name], removed=True, booted=None)
     write_record(places, records[name])
     remove_root(places, name)
     control.forget(places, name)
 
 
+def disarm(places: Places, record: Record) -> None:
+    """What stays of a workspace where others may look must not hold programs of its guest's that count as somebody
+    else's: a directory that is not hutch's own has been guarded by a mount for as long as it was declared. Its guest is
+    stopped."""
+    known = [record.wanted, *([record.booted.workspace] if record.booted else [])]
+    for workspace in known:
+        assert isinstance(workspace.owner, int)
+        guest = shares.Guest(record.uid_base, workspace.owner)
+        for path in shares.writable_paths(workspace):
+            if path != str(places.home(record.name)):
+                shares.disarm(path, guest)
+
+
 def remove_root(places: Places, name: str) -> None:
-    """Delete the kept root. The guest wrote in it, so rm(1) walks it by descriptors, on one file system."""
-    if places.root(name).exists():
-        run(["rm", "-rf", "--one-file-system", "--", str(places.root(name))], timeout=600)
+    """Delete the kept root, in which the guest wrote."""
+    remove_tree(places.root(name))
 
 
 def remove(places: Places, record: Record, *, purge: bool) -> tuple[str, ...]:
@@ -45,9 +60,12 @@ def remove(places: Places, record: Record, *, purge: bool) -> tuple[str, ...]:
             converge.dismantle(places)
     if not purge:
         return (f"home is kept in {home}", *lost)
+    is_own = home == str(places.home(name))
     with journaled(places, PURGE, (name,)):
+        if home is not None:
+            release_quota(home, record.uid_base, is_kept=not is_own)
         delete_workspace(places, name)
-    return lost if home == str(places.home(name)) else (f"{home} is a directory of your own and was left alone", *lost)
+    return lost if is_own else (f"{home} is a directory of your own and was left alone", *lost)
 
 
 def delete_workspace(places: Places, name: str) -> None:
@@ -55,13 +73,14 @@ def delete_workspace(places: Places, name: str) -> None:
 
     The record goes last but for its directory: until then, what is being deleted has a name.
     """
-    run(["rm", "-rf", "--one-file-system", "--", str(places.home(name))], timeout=600)
+    remove_tree(places.home(name))
     journal.remove(places.egress, name)
-    rest = [str(entry) for entry in entries(places.workspace(name)) if entry != places.record(name)]
-    run(["rm", "-rf", "--one-file-system", "--", *rest], timeout=600)
-    run(["rm", "-rf", "--one-file-system", "--", str(places.workspace(name))], timeout=600)
+    for entry in entries(places.workspace(name)):
+        if entry != places.record(name):
+            remove_tree(entry)
+    remove_tree(places.workspace(name))
     if not read_records(places):
-        run(["rm", "-rf", "--one-file-system", "--", str(places.state / "keys")])
+        remove_tree(places.state / "keys")
         for directory in (places.workspaces, places.egress, places.run / "workspaces", places.run):
             try:
                 directory.rmdir()

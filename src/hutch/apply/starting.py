@@ -70,6 +70,8 @@ def start(
         if lacks_shell(places, records[name]):
             shell = records[name].wanted.shell
             listen(name, "warning", f"its image has no {shell}, so nobody can log in; add what has it to `packages`")
+        if text := unlimited_home(records[name].wanted):
+            listen(name, "warning", text)
         launch = make_launch(places, records[name], network, accelerator)
         records[name] = records[name].with_booted()
         write_record(places, records[name])
@@ -78,6 +80,16 @@ def start(
     failures = control.start_all(places, [record.name for record in starting], make, listen, settling)
     if failures:
         raise StartsFailed(failures)
+
+
+def unlimited_home(workspace: Workspace) -> str:
+    """Why `disk` does not limit the home here, in words; "" where it does, or is not to."""
+    if workspace.disk is None or workspace.home is None:
+        return ""
+    from hutch.host.quota import why_unlimited
+
+    why = why_unlimited(workspace.home)
+    return f"`disk` does not limit its home here: {why}" if why else ""
 
 
 def lacks_shell(places: Places, record: Record) -> bool:

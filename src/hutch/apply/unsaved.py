@@ -6,8 +6,6 @@ It runs in a throw-away container made from the workspace's image: no network, t
 
 from __future__ import annotations
 
-import os
-
 from hutch.apply.starting import surroundings_of
 from hutch.backends.nspawn import inspection
 from hutch.errors import HutchError
@@ -19,14 +17,22 @@ from hutch.spec.model import Network
 from hutch.spec.names import Places
 from hutch.state import Record
 from hutch.supervise.observe import observe
+from hutch.trees.cursor import is_empty
 
 PATIENCE = 60.0  # seconds that looking for repositories may take
 FOUND = "hutch-unsaved "
 LOOK = r"""
 repo=${1%/.git}
-say() { echo "hutch-unsaved $repo: $1"; }
+say() { printf 'hutch-unsaved %s: %s\n' "$repo" "$1"; }
 command -v git >/dev/null || { say "there is no git in the image to look into it"; exit; }
-git() { command git -c core.fsmonitor=false -c core.hooksPath=/dev/null -c safe.directory="*" -C "$repo" "$@"; }
+odd=$(find "$repo" -xdev '(' -path '*/.git/*' -o -name '.git*' ')' ! -xtype f ! -xtype d ! -xtype l -print -quit \
+  2>/dev/null)
+[ -z "$odd" ] || { say "git would wait for ever for what is in it, a pipe or a device"; exit; }
+ulimit -v 4194304 # KiB; a link to something without end would take all memory
+git() {
+  timeout -k 1 20 git -c core.fsmonitor=false -c core.hooksPath=/dev/null -c safe.directory="*" \
+    -c core.packedGitWindowSize=32m -c core.packedGitLimit=256m -C "$repo" "$@"
+}
 fail() { say "git cannot read it"; exit; }
 changed=$(git status --porcelain 2>&1) || fail
 [ -z "$changed" ] || say "uncommitted changes"
@@ -78,7 +84,7 @@ def count_vsock(listing: str, cid: int) -> int:
 
 def unsaved_git_work(places: Places, record: Record) -> list[str]:
     """Repositories in the home with changes that are committed or pushed nowhere."""
-    if record.wanted.home is None or not _entries(record.wanted.home):
+    if record.wanted.home is None or is_empty(record.wanted.home):
         return []
     # It needs no network, so it does not matter whether there is one.
     look = inspection(record.name, record.wanted, surroundings_of(places, record, Network(), ()), FIND)
@@ -97,10 +103,3 @@ def unsaved_git_work(places: Places, record: Record) -> list[str]:
             resolution="--force removes it all the same",
         ) from error
     return found
-
-
-def _entries(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except FileNotFoundError:
-        return []

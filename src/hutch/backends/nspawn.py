@@ -243,21 +243,17 @@ def render_owner_map(uid: int, gid: int, base: int) -> str:
     return " ".join(extents)
 
 
-def inspection(
-    name: str, workspace: Workspace, host: Surroundings, command: tuple[str, ...], *, as_root: bool = False
-) -> list[str]:
+def inspection(name: str, workspace: Workspace, host: Surroundings, command: tuple[str, ...]) -> list[str]:
     """A command line that runs `command` in a throw-away container of the workspace's image, without a network: as the
-    login user, with its home read-only, or `as_root`, who may write there. It is to be run in a mount namespace of its
-    own; /mnt serves it as a place to work.
+    login user, with its home read-only. It is to be run in a mount namespace of its own; /mnt serves it as a place to
+    work.
     """
     assert isinstance(workspace.owner, int) and workspace.home is not None
     work, uid = "/mnt", str(guest_uid(workspace.owner))
     home, target, _ = sources(workspace)[0]
     throw_away = replace(workspace, persist="home", disk=None, nix_store=False)
     mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
-    share = bind_step(name, home, f"{work}/home", not as_root, mapping, host)
-    bind = f"--bind{'' if as_root else '-ro'}={work}/home:{target}"
-    drop = () if as_root else ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--")
+    share = bind_step(name, home, f"{work}/home", True, mapping, host)
     steps = (
         Step(("mount", "-t", "tmpfs", "tmpfs", work), "make room"),
         Step(("mkdir", *(f"{work}/{layer}" for layer in (*LAYERS, "home"))), "make mount points"),
@@ -270,10 +266,10 @@ def inspection(
     nspawn = (
         *("systemd-nspawn", "--settings=no", "--register=no", "--keep-unit", "--quiet", "--as-pid2"),
         *("--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--private-network"),
-        *(f"--directory={work}/root", f"--machine={name}-look", bind),
+        *(f"--directory={work}/root", f"--machine={name}-look", f"--bind-ro={work}/home:{target}"),
         *(f"--private-users={host.uid_base}:{names.UID_COUNT}", "--private-users-ownership=off"),
         *(f"--chdir={target}", f"--setenv=HOME={target}"),
-        *drop,
+        *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"),
         *command,
     )
     nspawn = bound(host.python, host.package, nspawn)

@@ -17,6 +17,7 @@ from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 FSMOUNT_CLOEXEC = 1
 FSCONFIG_CMD_CREATE = 6
 DEPTH, DESCENDANTS = 15, 2000  # cgroups that a guest may make
+LEAST_RESERVE, MOST_RESERVE = 256 << 20, 2 << 30  # bytes of memory that no workspace gets
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every architecture
 
@@ -123,15 +124,29 @@ class Cgroup:
         finally:
             os.close(events)
 
+    def _enable(self, controller: str, groups: list[str]) -> None:
+        for group in groups:
+            try:
+                _write(self._root, f"{group}/cgroup.subtree_control".lstrip("/"), f"+{controller}")
+            except OSError:
+                break  # the control file below will be missing, and is reported
+
+    def keep_reserve(self) -> None:
+        """Leave a part of the host's memory to the host: all workspaces together get no more than the rest, whether
+        they have a limit of their own or not. Where memory cannot be limited, nothing happens."""
+        all_of_them = _prefixes(self.path)[0]
+        self._enable("memory", [""])
+        try:
+            if _read(self._root, f"{all_of_them}/memory.max").strip() == "max":
+                _write(self._root, f"{all_of_them}/memory.max", str(for_workspaces(_memory_total())))
+        except OSError:
+            pass
+
     def limit(self, limits: dict[str, str]) -> list[str]:
         """Write control files ({"memory.max": "1073741824"}); returns the names that this host does not have."""
         missing = []
         for controller in {name.partition(".")[0] for name in limits}:
-            for parent in ("", *_prefixes(self.path)[:-1]):
-                try:
-                    _write(self._root, f"{parent}/cgroup.subtree_control".lstrip("/"), f"+{controller}")
-                except OSError:
-                    break  # the control file below will be missing, and is reported
+            self._enable(controller, ["", *_prefixes(self.path)[:-1]])
         for name, value in limits.items():
             try:
                 _write(self._root, self._at(name), value)
@@ -234,6 +249,15 @@ class Cgroup:
         finally:
             os.close(current)
         _rmdir(path, self._root)
+
+
+def for_workspaces(total: int) -> int:
+    """What all workspaces may use of `total` bytes of memory: a sixteenth is the host's, within reason."""
+    return total - min(max(total // 16, LEAST_RESERVE), MOST_RESERVE)
+
+
+def _memory_total() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _groups(directory: int) -> list[str]:

@@ -6,7 +6,6 @@ bind-mounted over itself with these options for as long as the workspace is decl
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
@@ -15,15 +14,25 @@ from pathlib import Path
 
 from hutch.errors import HutchError, Problem
 from hutch.files import read_or_none, write_atomic
+from hutch.frozen import dataclass
 from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo, self_binds
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Workspace
-from hutch.spec.names import NIX_STORE, Places
+from hutch.spec.names import NIX_STORE, UID_COUNT, Places
 from hutch.state import SHARES, decode, encode, make_directory
+from hutch.trees.cursor import opened
+from hutch.trees.making import make_inside, make_owned
 
 OPTIONS = {"nosuid", "nodev"}
-FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 BIND = str(Path(__file__).with_name("bind.py"))
+
+
+@dataclass(frozen=True)
+class Guest:
+    """Whom files belong to that a workspace makes: its own range of uids, and its owner."""
+
+    uid_base: int
+    owner: int
 
 
 def writable_paths(workspace: Workspace) -> tuple[str, ...]:
@@ -97,7 +106,7 @@ def ensure_mount_points(name: str, workspace: Workspace, gid: int) -> None:
     assert isinstance(workspace.owner, int) and workspace.home is not None
     for target, point in mount_points(workspace).items():
         try:
-            _make_inside(Path(workspace.home), point.relative_to(workspace.home).parts, workspace.owner, gid)
+            make_inside(Path(workspace.home), point.relative_to(workspace.home).parts, workspace.owner, gid)
         except OSError as error:
             raise HutchError(
                 f"{name}: there can be no mount on {target}: {point} cannot be made: {error.strerror}",
@@ -114,24 +123,30 @@ def observe_mounts() -> dict[str, set[str]]:
     return find_mounts(observe_mountinfo())
 
 
-def ensure_shares(places: Places, paths: Iterable[str]) -> None:
-    """Put the options on every path that does not have them; take our mounts from paths that are no longer shared.
+def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Iterable[Guest]] | None = None) -> None:
+    """Put the options on every path that does not have them; take our mounts from paths that are no longer shared, once
+    nothing there would count that they kept from counting. `guests` are those who write there.
 
     Which mounts are ours stands in a file of the runtime directory: like them, it is gone after a reboot.
     """
     text = observe_mountinfo()
     wanted, mounts, binds = list(paths), find_mounts(text), self_binds(text)
+    known = noted_guests(places)
+    for path, those in (guests or {}).items():
+        known[path] = {*known.get(path, ()), *those}
     ours = noted_shares(places, wanted, mounts, binds)
     kept = [path for path in ours if path in mounts]
     for path in sorted((path for path in kept if path not in wanted), key=len, reverse=True):  # the inner ones first
+        for guest in known.get(path, ()):
+            disarm(path, guest)
         run(["umount", "--lazy", "--no-canonicalize", path])
         kept.remove(path)
     open_ones = unguarded(wanted, mounts)
     for path in open_ones:
         kept.append(path)
-        _note(places, kept, binds)  # before the mount, so that a crash in between leaves none that nobody knows
+        _note(places, kept, binds, known)  # before the mount, so that a crash in between leaves none that nobody knows
         _mount(path)
-    _note(places, kept, self_binds(observe_mountinfo()) if open_ones else binds)
+    _note(places, kept, self_binds(observe_mountinfo()) if open_ones else binds, known)
 
 
 def noted_shares(places: Places, wanted: Iterable[str], mounts: Iterable[str], binds: Mapping[str, int]) -> list[str]:
@@ -158,8 +173,36 @@ def unguarded(paths: Iterable[str], mounts: Mapping[str, set[str]]) -> tuple[str
     return tuple(path for path in open_ones if not check_directory(path, may_be_absent=False))
 
 
-def _note(places: Places, kept: list[str], binds: Mapping[str, int]) -> None:
-    content = encode(SHARES, {"paths": kept, "ids": {path: binds[path] for path in kept if path in binds}})
+def noted_guests(places: Places) -> dict[str, set[Guest]]:
+    """Who could write in the paths on which mounts of ours are, as far as it can be read."""
+    data = read_or_none(places.shares)
+    try:
+        body = {} if data is None else decode(SHARES, places.shares, data)
+        noted = body.get("guests", {}).items()
+        return {path: {Guest(int(base), int(owner)) for base, owner in those} for path, those in noted}
+    except (HutchError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def disarm(path: str, guest: Guest) -> None:
+    """Take setuid and setgid from what a guest made: nothing will keep them from counting any more. What is not the
+    guest's, and not its owner's, stays as it is."""
+    from hutch.trees.changing import take_setuid
+
+    own = {guest.owner, *range(guest.uid_base, guest.uid_base + UID_COUNT)}
+    try:
+        with opened(path) as top:
+            take_setuid(top, own)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # nothing is shared where no directory is
+    except OSError as error:
+        raise HutchError(f"{path} cannot be looked through for setuid files: {error.strerror}") from error
+
+
+def _note(places: Places, kept: list[str], binds: Mapping[str, int], guests: Mapping[str, set[Guest]]) -> None:
+    ids = {path: binds[path] for path in kept if path in binds}
+    numbers = {path: sorted((guest.uid_base, guest.owner) for guest in guests.get(path, ())) for path in kept}
+    content = encode(SHARES, {"paths": kept, "ids": ids, "guests": numbers})
     if kept and read_or_none(places.shares) != content:
         make_directory(places.run)
         write_atomic(places.shares, content, mode=0o600, is_lasting=False)
@@ -183,70 +226,6 @@ def _mount(path: str) -> None:
         ) from error
 
 
-def _make_home(path: Path, uid: int, gid: int) -> None:
-    """Make the directory, and root's own ones above it. A guest may write in one of those that are there, so each step
-    goes by descriptor, and through no symbolic link."""
-    *parents, name = path.parts[1:]
-    current = os.open("/", FOLDER)
-    try:
-        for part in parents:
-            try:
-                following = os.open(part, FOLDER, dir_fd=current)
-            except FileNotFoundError:
-                following = _make_below(current, part, 0o755)
-            os.close(current)
-            current = following
-        made = _make_below(current, name, 0o700)
-        try:
-            os.fchown(made, uid, gid)
-        finally:
-            os.close(made)
-        os.fsync(current)
-    except OSError as error:
-        raise HutchError(f"{path} cannot be made: {error.strerror}") from error
-    finally:
-        os.close(current)
-
-
-def _make_inside(home: Path, parts: tuple[str, ...], uid: int, gid: int) -> None:
-    """Make directories below the home, as far as they are absent. The guest may write there at this very moment, so
-    each step goes by descriptor and through no symbolic link, and only what was made here changes hands."""
-    current = os.open("/", FOLDER)
-    try:
-        for part in home.parts[1:]:
-            following = os.open(part, FOLDER, dir_fd=current)
-            os.close(current)
-            current = following
-        for part in parts:
-            try:
-                following = os.open(part, FOLDER, dir_fd=current)
-            except FileNotFoundError:
-                following = _make_below(current, part, 0o755)
-                try:
-                    os.fchown(following, uid, gid)
-                except BaseException:
-                    os.close(following)
-                    raise
-            os.close(current)
-            current = following
-    finally:
-        os.close(current)
-
-
-def _make_below(parent: int, name: str, mode: int) -> int:
-    """Make a directory of root's; returns its descriptor. Whoever can write in `parent` may have put another there."""
-    os.mkdir(name, mode, dir_fd=parent)
-    descriptor = os.open(name, FOLDER, dir_fd=parent)
-    try:
-        if os.fstat(descriptor).st_uid != os.geteuid():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        os.fchmod(descriptor, mode)  # whatever the umask
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
 def ensure_closed(directory: Path, gid: int) -> None:
     """Let nobody but root and the owner's group pass into a workspace's own directory: the home in it keeps what a
     guest made setuid, also when no mount guards it, after a removal or a reboot."""
@@ -266,7 +245,7 @@ def ensure_home(path: Path, uid: int, gid: int) -> None:
     try:
         found = os.lstat(path)
     except FileNotFoundError:
-        _make_home(path, uid, gid)
+        make_owned(path, uid, gid)
         return
     if found.st_uid != uid:
         raise HutchError(

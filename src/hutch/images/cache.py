@@ -26,6 +26,7 @@ from hutch.images.recipe import Recipe, is_id
 from hutch.run import run
 from hutch.spec.names import Places
 from hutch.state import make_directory
+from hutch.trees.removing import remove_tree
 
 SCRATCH = ".build-"
 DAMAGED = "damaged"
@@ -229,11 +230,6 @@ def remove_scratch(places: Places, id: str) -> None:
     if scratch.exists():
         end_contained(places.build_cgroup(id))
         remove_tree(scratch)
-
-
-def remove_tree(path: Path) -> None:
-    """rm follows no symbolic link and leaves mounts alone."""
-    run(["rm", "-rf", "--one-file-system", "--", str(path)], timeout=600)
 
 
 def observe_size(tree: Path) -> int:

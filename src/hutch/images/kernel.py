@@ -25,11 +25,12 @@ from hutch.files import sync_directory
 from hutch.frozen import dataclass
 from hutch.guest.initrd import MODULES, module_name
 from hutch.images.build import SCRIPTS, keyring_options, last_lines, run_mmdebstrap
-from hutch.images.cache import SCRATCH, WAITING, locked, prepare_directory, remove_scratch, remove_tree
+from hutch.images.cache import SCRATCH, WAITING, locked, prepare_directory, remove_scratch
 from hutch.images.progress import Meter
 from hutch.images.recipe import DISTRIBUTIONS
 from hutch.run import CommandFailed, run
 from hutch.spec.names import Places
+from hutch.trees.removing import remove_tree
 
 KERNEL_VERSION = 1
 """Raised when kernels must be fetched anew although their packages have the same names."""

@@ -21,12 +21,13 @@ from hutch.frozen import dataclass
 from hutch.guest.initrd import INIT, MODULES, UNITS, choose_modules, choose_nodes, render_initrd
 from hutch.images import kernel as kernels
 from hutch.images.build import SCRIPTS, Workshop, contain, last_lines, make_tools, nspawn_command, write_scripts
-from hutch.images.cache import SCRATCH, WAITING, is_whole, locked, observe_images, remove_scratch, remove_tree
+from hutch.images.cache import SCRATCH, WAITING, is_whole, locked, observe_images, remove_scratch
 from hutch.images.kernel import Kernel, ensure_kernel
 from hutch.images.progress import PUBLISHING, Meter, Progress, no_progress
 from hutch.images.recipe import Recipe
 from hutch.run import CommandFailed, run
 from hutch.spec.names import Places
+from hutch.trees.removing import remove_tree
 
 MACHINE_VERSION = 1
 """Raised when machines must be made anew although neither their init nor their modules have changed."""

@@ -366,10 +366,12 @@ def _cleanup_of(places: Places, name: str) -> tuple[str, list[list[str]]]:
 
 
 def forget(places: Places, name: str) -> None:
-    """Remove the runtime directory of a stopped workspace; it is root's own, nothing in it is a guest's."""
-    import shutil
+    """Remove the runtime directory of a stopped workspace. A machine's monitor can write in a part of it, and its guest
+    may have taken that over."""
+    from hutch.trees.removing import remove_tree
 
-    shutil.rmtree(places.runtime(name), ignore_errors=True)
+    with suppress(HutchError):  # it goes with the next reboot
+        remove_tree(places.runtime(name))
     for parent in (places.run / "workspaces", places.run):
         try:
             parent.rmdir()

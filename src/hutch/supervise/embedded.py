@@ -217,6 +217,7 @@ class Supervisor:
             self._warn(boot.missing)
             self.cgroup.join("supervisor")
             has_left = True
+            spare_from_memory(True)
             sources = open_sources(main, self.launch["library"])
             if complaint := self._leave_memory(sources):
                 self.log.note(complaint)
@@ -228,6 +229,7 @@ class Supervisor:
             for source in sources:
                 self._hear(source.last_words(), boot.begun)
         finally:
+            spare_from_memory(False)
             if not has_left:
                 self.cgroup.make("supervisor")
                 self.cgroup.join("supervisor")
@@ -389,6 +391,17 @@ class Supervisor:
                 self.enter("running")
                 self.tell("ready")
                 self.deadline = None
+
+
+def spare_from_memory(is_spared: bool) -> None:
+    """Whether the kernel is to end something else of the workspace when that has no memory left: the supervisor may
+    well be larger than each of a guest's thousand processes. Those are never spared, so it counts only while none is
+    started."""
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("-900" if is_spared else "0")
+    except OSError:
+        pass  # it takes a capability that root in a container of somebody's may lack
 
 
 def _signal_name(number: int) -> str:

@@ -78,6 +78,7 @@ class Boot:
             if self.gate >= 0:  # even after a failure: until then the command may still move this process
                 self._await_network()
         self.missing = self.cgroup.limit(control_files(launch["limits"]))
+        self.cgroup.keep_reserve()
         for stage in launch["connect"]:
             self._finish(SideBySide([[step] for step in stage]))
         if launch["helpers"]:

@@ -20,6 +20,14 @@ CHANGED = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EINVAL)
 """What opening an entry says that is not there any more, or is another thing than it was."""
 
 
+class Opened:
+    """A file or a directory that is open, its name in the archive, and what of a directory is still to be read."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self.descriptor, self.name = descriptor, name
+        self.entries: list[str] = []
+
+
 class Packer:
     """The archive of what a descriptor is of, under the name `name`; "" for the directory where it is unpacked."""
 
@@ -47,57 +55,66 @@ class Packer:
     def pieces(self, name: str) -> Iterator[bytes]:
         """The archive, from its first byte to its last."""
         size = 0
-        entries = self._directory(self.descriptor, name, 0) if self.is_tree else self._file(self.descriptor, name)
-        for piece in entries:
+        for piece in self._tree(name) if self.is_tree else self._file(self.descriptor, name):
             size += len(piece)
             yield piece
         self.is_handed_on = True  # all but the end, of which tar does not read more than it needs
         yield bytes(-(size + 1024) % RECORD + 1024)
 
-    def _directory(self, descriptor: int, name: str, depth: int) -> Iterator[bytes]:
-        if depth > DEPTH:
-            raise HutchError(f"{self.path}/{name}: there are more than {DEPTH} directories within each other")
-        with self._explained(name):
-            status, entries = os.fstat(descriptor), sorted(os.listdir(descriptor))
-        if name:  # what it is unpacked in stays as it is
-            yield _header(name, status, tarfile.DIRTYPE)
-        for entry in entries:
-            yield from self._entry(descriptor, entry, f"{name}/{entry}" if name else entry, depth)
+    def _tree(self, top: str) -> Iterator[bytes]:
+        """A directory, and what is in it: each directory on the way down is held open while what is in it is read."""
+        above = [Opened(os.dup(self.descriptor), top)]
+        try:
+            yield from self._begin(above[0])
+            while above:
+                if not above[-1].entries:
+                    os.close(above.pop().descriptor)
+                    continue
+                found = self._open(above[-1], above[-1].entries.pop())
+                if isinstance(found, bytes):
+                    yield found
+                elif found and stat.S_ISDIR(os.fstat(found.descriptor).st_mode):
+                    above.append(found)
+                    if len(above) > DEPTH + 1:
+                        raise HutchError(f"{self.path}: there are more than {DEPTH} directories within each other")
+                    yield from self._begin(found)
+                elif found:
+                    try:
+                        yield from self._file(found.descriptor, found.name)
+                    finally:
+                        os.close(found.descriptor)
+        finally:
+            for directory in above:
+                os.close(directory.descriptor)
 
-    def _entry(self, directory: int, entry: str, name: str, depth: int) -> Iterator[bytes]:
-        descriptor, target = -1, ""
+    def _begin(self, directory: Opened) -> Iterator[bytes]:
+        with self._explained(directory.name):
+            status = os.fstat(directory.descriptor)
+            directory.entries = sorted(os.listdir(directory.descriptor), reverse=True)
+        if directory.name:  # what it is unpacked in stays as it is
+            yield _header(directory.name, status, tarfile.DIRTYPE)
+
+    def _open(self, directory: Opened, entry: str) -> Opened | bytes | None:
+        """A file or a directory, open; or the header of a link; or nothing, for what is left out."""
+        name = f"{directory.name}/{entry}" if directory.name else entry
         with self._explained(name):
             try:
-                status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
+                status = os.stat(entry, dir_fd=directory.descriptor, follow_symlinks=False)
                 if stat.S_ISLNK(status.st_mode):
-                    target = os.readlink(entry, dir_fd=directory)
-                elif stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
+                    target = os.readlink(entry, dir_fd=directory.descriptor)
+                    return _header(name, status, tarfile.SYMTYPE, target)
+                if stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
                     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                    descriptor = os.open(entry, flags, dir_fd=directory)
+                    opened = Opened(os.open(entry, flags, dir_fd=directory.descriptor), name)
+                    if stat.S_IFMT(os.fstat(opened.descriptor).st_mode) in (stat.S_IFDIR, stat.S_IFREG):
+                        return opened
+                    os.close(opened.descriptor)
+                self.left_out.append(f"{name!r}: {ODD}")
             except OSError as error:
                 if error.errno not in CHANGED:
                     raise
                 self.left_out.append(f"{name!r}: it has just gone")
-                return
-        if target:
-            yield _header(name, status, tarfile.SYMTYPE, target)
-        elif descriptor < 0:
-            self.left_out.append(f"{name!r}: {ODD}")
-        else:
-            try:
-                yield from self._opened(descriptor, name, depth)
-            finally:
-                os.close(descriptor)
-
-    def _opened(self, descriptor: int, name: str, depth: int) -> Iterator[bytes]:
-        with self._explained(name):
-            mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            yield from self._directory(descriptor, name, depth + 1)
-        elif stat.S_ISREG(mode):
-            yield from self._file(descriptor, name)
-        else:
-            self.left_out.append(f"{name!r}: {ODD}")
+        return None
 
     def _file(self, descriptor: int, name: str) -> Iterator[bytes]:
         with self._explained(name):

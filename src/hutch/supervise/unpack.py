@@ -16,6 +16,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, suppress
 
 from hutch.errors import HutchError
+from hutch.trees.cursor import DIRECTORY
 
 BLOCK = 512
 ENTRIES = 1_000_000
@@ -26,7 +27,6 @@ TOLD = 1000  # things left out that are told of one by one
 LATEST = 1 << 33  # seconds; no file is as young
 RECORD = re.compile(rb"([0-9]{1,7}) ([^=]{1,200})=")
 
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Parts = tuple[str, ...]

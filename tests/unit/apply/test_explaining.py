@@ -36,7 +36,8 @@ def record(places: Places = PLACES) -> Record:
 def test_a_launch() -> None:
     texts = {section.title: section.text for section in explain_start(LAUNCH)}
     assert texts["files, root's only, before each start"] == "/run/f\n    one\n    two"
-    assert texts["limits, in the cgroup hutch/web"].splitlines()[:2] == [
+    assert texts["limits, in the cgroup hutch/web"].splitlines()[:3] == [
+        "echo 100 >cpu.weight",
         "echo 200000 100000 >cpu.max",
         "echo 1073741824 >memory.max",
     ]

@@ -23,7 +23,7 @@ from hutch.state import Record, write_record
 from tests.unit.cli.conftest import Run
 from tests.unit.facts import workspace
 
-WITHOUT_ROOT = {"init", "ssh", "cp", "schema", "completion", "image"}
+WITHOUT_ROOT = {"doctor", "init", "ssh", "cp", "schema", "completion", "image"}
 ARGUMENTS = {
     "start": ["web"],
     "stop": ["web"],

@@ -272,3 +272,9 @@ MOUNTS = """
 def test_directories_that_are_mounted_over_themselves() -> None:
     assert self_binds(MOUNTS) == {"/srv/a": 31, "/home/me/b": 32}
     assert self_binds("") == {}
+
+
+def test_the_host_keeps_a_part_of_its_memory() -> None:
+    gibibyte = 1 << 30
+    kept = {total: total * gibibyte - cgroup.for_workspaces(total * gibibyte) for total in (1, 8, 16, 512)}
+    assert kept == {1: gibibyte // 4, 8: gibibyte // 2, 16: gibibyte, 512: 2 * gibibyte}

@@ -1,0 +1,128 @@
+"""What a host lacks, and what follows: facts in, findings out. Nothing here looks or repairs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Literal
+
+from hutch.frozen import dataclass
+from hutch.host.abilities import Abilities
+from hutch.host.packages import Requirement
+
+State = Literal["ok", "warning", "missing"]
+
+FEATURES = {
+    "user namespaces": ("containers are not root on this host", "sysctl user.max_user_namespaces must not be 0"),
+    "overlayfs": ("workspaces share an image and write above it", "a kernel with CONFIG_OVERLAY_FS"),
+    "idmapped mounts": ("an image's and a home's owners are mapped", "a state directory on ext4, xfs or btrfs"),
+    "nf_tables": ("the workspaces' traffic is filtered", "a kernel with nf_tables for inet and bridge, and its fib"),
+    "cgroup v2": ("all of a workspace's processes are known, and end together", "a kernel with cgroup2"),
+    "openat2": ("what guests wrote is worked on without following their links", "Linux 5.6 or newer"),
+    "pidfd": ("a signal reaches the process that is meant", "Linux 5.3 or newer"),
+}
+LIMITS = {
+    "memory": ("memory", "a container may use all memory, and a machine's helpers more than their share"),
+    "pids": ("processes", "a fork bomb in a workspace takes the host's processes"),
+    "cpu": ("processors", "a busy container takes time from everybody"),
+}
+UNIFIED = "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1), so that controllers are not taken by v1"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`means` is what follows for people, `do` what puts it right, "" where there is nothing to do."""
+
+    name: str
+    state: State
+    means: str
+    do: str = ""
+
+
+def examine(found: Abilities) -> list[Finding]:
+    """All findings, in the order in which they are shown."""
+    return [
+        *check_packages(found),
+        *check_features(found),
+        check_kvm(found),
+        check_vsock(found),
+        *check_limits(found),
+        check_quota(found),
+        check_forwarding(found),
+    ]
+
+
+def is_broken(findings: list[Finding]) -> bool:
+    """Whether anything is missing that hutch cannot do without."""
+    return any(finding.state == "missing" for finding in findings)
+
+
+def check_packages(found: Abilities) -> Iterator[Finding]:
+    if not found.missing:
+        yield Finding("packages", "ok", "all programs are there")
+    for item in found.missing:
+        what = f"nothing here {item.purpose}" if not item.optional else f"this host cannot do what {item.purpose}"
+        yield Finding(
+            item.proof[0].rpartition("/")[2], "warning" if item.optional else "missing", what, install(item, found)
+        )
+
+
+def install(item: Requirement, found: Abilities) -> str:
+    name, command = found.manager
+    packages = {"apt": item.apt, "dnf": item.dnf, "pacman": item.pacman}.get(name, ())
+    return f"`{command} {shlex.join(packages)}`" if packages else f"install {', '.join(item.proof)}"
+
+
+def check_features(found: Abilities) -> Iterator[Finding]:
+    for name, has in found.features.items():
+        why, remedy = FEATURES[name]
+        if has is None:
+            yield Finding(name, "warning", "not looked at: that takes root", "`sudo hutch doctor`")
+        else:
+            yield Finding(
+                name, "ok" if has else "missing", why if has else f"not here: by it {why}", "" if has else remedy
+            )
+
+
+def check_kvm(found: Abilities) -> Finding:
+    if found.kvm == "":
+        return Finding("KVM", "ok", "a guest has run under it")
+    if found.kvm is not None:
+        return Finding("KVM", "warning", f"machines are emulated, several times slower: {found.kvm}")
+    if not found.has_kvm_device:
+        return Finding(
+            "KVM", "warning", "there is no /dev/kvm: machines are emulated, several times slower",
+            "enable virtualisation in the firmware, or nesting where this host is a machine itself",
+        )  # fmt: skip
+    return Finding(
+        "KVM", "warning", "not known yet whether a guest runs under it", "the first machine's start tries it"
+    )
+
+
+def check_vsock(found: Abilities) -> Finding:
+    if found.vsock:
+        return Finding("vsock", "ok", "machines are reached even when their network is broken")
+    return Finding(
+        "vsock", "warning", "machines are reached by their network only", "modprobe vhost_vsock, if it is there"
+    )
+
+
+def check_limits(found: Abilities) -> Iterator[Finding]:
+    for controller, (name, unlimited) in LIMITS.items():
+        if found.controllers is None:
+            yield Finding(f"limit of {name}", "warning", "not looked at: that takes root", "`sudo hutch doctor`")
+        elif controller in found.controllers:
+            yield Finding(f"limit of {name}", "ok", "the kernel enforces it")
+        else:
+            yield Finding(f"limit of {name}", "warning", f"cannot be enforced here: {unlimited}", UNIFIED)
+
+
+def check_quota(found: Abilities) -> Finding:
+    if not found.unlimited:
+        return Finding("limit of homes", "ok", "`disk` limits the home too")
+    return Finding("limit of homes", "warning", f"a home may fill the disk of {found.state}", found.unlimited)
+
+
+def check_forwarding(found: Abilities) -> Finding:
+    on = "the host forwards packets" if found.forwarding else "off; hutch turns it on while there are workspaces"
+    return Finding("forwarding", "ok", on)

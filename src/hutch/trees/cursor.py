@@ -1,0 +1,256 @@
+"""Work in trees that others can write, guests above all: whatever is in them, and while it changes.
+
+Nothing here goes by a path of the host. A cursor goes down by a name that is neither a link nor a mount (openat2), and
+holds the last directories on its way open, to go up again; of one that is far above it knows the name, and which
+directory it must be. It does not go by "..": whoever moves a directory would have it lead out, and where a part of a
+file system is mounted, each step takes the kernel as long as the tree is deep. So the depth of a tree takes no
+descriptors and no stack; what is changed is an inode that has been looked at, whatever its name is by now; no fifo or
+device is ever opened; and all of it ends at a deadline.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import struct
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hutch.errors import HutchError
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+PATIENCE = 600.0  # seconds; there may be millions of files
+MOST_OPEN = 200  # directories that a cursor holds open
+LONGEST_STRIDE = 3800  # bytes; a path may have 4096, and a name 255
+LONGEST = 200  # characters of a way that are shown
+
+SYS_OPENAT2 = 437  # the same on every architecture
+RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x01, 0x02, 0x04, 0x08
+
+SUPERFLUOUS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
+"""What opening an entry says that is not there any more, is another thing than it was, or is a mount."""
+
+
+class Moved(Exception):
+    """A directory is no longer where it was when it was entered."""
+
+
+@functools.cache
+def _libc() -> Any:
+    """Imported when it is needed: most commands have no use for it."""
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def call(function: str, *arguments: object) -> int:
+    """A function of the C library, whose failure is an OSError."""
+    result = getattr(_libc(), function)(*arguments)
+    if result < 0:
+        import ctypes
+
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(result)
+
+
+def open_strictly(path: str | os.PathLike[str], *, below: int | None = None, flags: int = DIRECTORY) -> int:
+    """A descriptor of `path`, with no symbolic link on the way. With `below`, a directory: of what is in it, and on the
+    same mount. Otherwise the path is absolute, and may lead over mounts."""
+    resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+    if below is not None:
+        resolve |= RESOLVE_BENEATH | RESOLVE_NO_XDEV
+    elif not os.path.isabs(path):
+        raise ValueError(f"{path} is not absolute")
+    how = struct.pack("QQQ", flags, 0, resolve)
+    return call("syscall", SYS_OPENAT2, -1 if below is None else below, os.fsencode(path), how, len(how))
+
+
+def has_openat2() -> bool:
+    """Whether this kernel has what all of this needs; since Linux 5.6."""
+    try:
+        os.close(open_strictly("/"))
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[int]:
+    """A directory, by a path without symbolic links: where one is on the way, there is no directory."""
+    try:
+        descriptor = open_strictly(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path)) from error
+        raise
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def pinned(directory: int, name: str) -> Iterator[int]:
+    """Whatever has this name now, to be looked at and then changed as the same thing. Nothing is opened by that."""
+    descriptor = open_strictly(name, below=directory, flags=PINNED)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def way_to(descriptor: int) -> str:
+    """A path to the very thing that a descriptor pins, for calls that take none: it leads there whatever is moved."""
+    return f"/proc/self/fd/{descriptor}"
+
+
+def is_empty(path: str | os.PathLike[str]) -> bool:
+    """Whether nothing is in a directory, or there is none."""
+    try:
+        with opened(path) as descriptor, os.scandir(descriptor) as entries:
+            return next(entries, None) is None
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+
+
+class _Level:
+    """A directory on the way from the top, by its name in the one above. It may have been closed meanwhile."""
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self.name, self.descriptor = name, descriptor
+        self.identity = _identity(descriptor)
+
+
+class Cursor:
+    """A directory of a tree. It begins at the top, of which the caller keeps its own descriptor."""
+
+    def __init__(self, top: int) -> None:
+        self._levels = [_Level("", os.open(".", DIRECTORY, dir_fd=top))]
+        self._first_open = 1  # the top stays open, and so does all from here on
+
+    @property
+    def descriptor(self) -> int:
+        return self._levels[-1].descriptor
+
+    @property
+    def names(self) -> list[str]:
+        """The way from the top."""
+        return [level.name for level in self._levels[1:]]
+
+    def enter(self, name: str) -> None:
+        """Go down. OSError says that it is no directory (any more), or that something is mounted there (EXDEV)."""
+        self._levels.append(_Level(name, open_strictly(name, below=self.descriptor)))
+        if len(self._levels) - self._first_open > MOST_OPEN:
+            os.close(self._levels[self._first_open].descriptor)
+            self._levels[self._first_open].descriptor = -1
+            self._first_open += 1
+
+    def leave(self) -> str:
+        """Go up; returns the name of what was left. Raises Moved when there is no way back to where it came from."""
+        left = self._levels.pop()
+        os.close(left.descriptor)
+        if self.descriptor < 0:
+            self._first_open = len(self._levels)
+            self._reopen()
+        return left.name
+
+    def _reopen(self) -> None:
+        """Open the last levels once more, from the top: as many as may be open, so that this is rarely done."""
+        first = max(1, len(self._levels) - MOST_OPEN)
+        current = os.dup(self._levels[0].descriptor)
+        try:
+            for path in _strides([level.name for level in self._levels[1:first]]):
+                following = open_strictly(path, below=current)
+                os.close(current)
+                current = following
+            for level in self._levels[first:]:
+                following = open_strictly(level.name, below=current)
+                os.close(current)
+                current = following
+                if _identity(current) != level.identity:
+                    raise Moved
+                level.descriptor, current = current, os.dup(current)
+                self._first_open = min(self._first_open, first)
+        except OSError as error:
+            raise Moved from error
+        finally:
+            os.close(current)
+
+    def close(self) -> None:
+        for level in self._levels:
+            if level.descriptor >= 0:
+                os.close(level.descriptor)
+        self._levels = []
+
+
+def _strides(names: list[str]) -> Iterator[str]:
+    """The names as paths, none of which is longer than a path may be."""
+    path, size = [], 0
+    for name in names:
+        path.append(name)
+        size += len(os.fsencode(name)) + 1
+        if size > LONGEST_STRIDE:
+            yield "/".join(path)
+            path, size = [], 0
+    if path:
+        yield "/".join(path)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def walk(top: int, *, seconds: float = PATIENCE) -> Iterator[tuple[int, str]]:
+    """(descriptor of a directory, name in it) of everything below `top`: a directory before what is in it. What is
+    mounted there is left out, and so is what goes away meanwhile. Use each before taking the next."""
+    deadline = time.monotonic() + seconds
+    cursor = Cursor(top)
+    try:
+        pending = [(yield from _listed(cursor, deadline))]
+        while pending:
+            if pending[-1]:
+                name = pending[-1].pop()
+                try:
+                    cursor.enter(name)
+                except OSError:
+                    continue  # it has gone, or is a mount
+                pending.append((yield from _listed(cursor, deadline)))
+            else:
+                pending.pop()
+                if pending:
+                    cursor.leave()
+    except Moved as error:
+        raise HutchError(
+            f"{shown(cursor.names)} was moved while it was looked through", resolution="try again when nobody does that"
+        ) from error
+    finally:
+        cursor.close()
+
+
+def _listed(cursor: Cursor, deadline: float) -> Generator[tuple[int, str], None, list[str]]:
+    """Yields what is in a directory, and returns the directories among it."""
+    directories = []
+    with os.scandir(cursor.descriptor) as entries:
+        for entry in entries:
+            check_time(deadline, cursor)
+            yield cursor.descriptor, entry.name
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(entry.name)
+    return directories
+
+
+def check_time(deadline: float, cursor: Cursor) -> None:
+    if time.monotonic() > deadline:
+        raise HutchError(f"there is no end to it: time was up in {shown(cursor.names)}")
+
+
+def shown(names: Sequence[str]) -> str:
+    """A way from the top for people; whoever chose the names may not be one of them."""
+    text = "/".join(names[:LONGEST]) or "."
+    return repr(text if len(text) <= LONGEST and len(names) <= LONGEST else f"{text[:LONGEST]}…")

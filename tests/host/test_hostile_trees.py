@@ -1,0 +1,117 @@
+"""What root of a workspace can leave in its files: no command of the host's hangs on it, breaks, or is misled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.host.instance import Instance
+
+# Deeper than any path can tell, more names than anybody keeps, and things that nobody should open.
+LITTER = r"""
+import os, socket, sys
+os.chdir(sys.argv[1])
+os.mkdir("litter")
+os.chdir("litter")
+os.mkfifo("fifo")
+socket.socket(socket.AF_UNIX).bind("socket")
+for name in (b"new\nline", b"\xff\xfe", b"n" * 255, b"null", b"-rf"):
+    open(name, "w").close()
+with open("sparse", "w") as file:
+    file.truncate(1 << 40)
+for target in ("/etc/shadow", "/", "../../..", "loop"):
+    os.symlink(target, target.strip("/").replace("/", "-") or "slash")
+os.mkdir("closed")
+open("closed/file", "w").close()
+os.chmod("closed", 0)
+open("linked", "w").close()
+for number in range(10000):
+    os.link("linked", f"link-{number}")
+os.mkdir("deep")
+os.chdir("deep")
+for _ in range(int(sys.argv[2])):
+    os.mkdir("d")
+    os.chdir("d")
+"""
+
+
+def test_no_command_hangs_on_what_a_guest_leaves(shared: Instance, name: str, tmp_path: Path) -> None:
+    """Its kept root and its home are full of it: all that works on them ends soon, and takes nothing along."""
+    shared.declare("container", **{name: 'persist = "all"'})
+    shared.up()
+    home = Path(shared.status(name)["home"])
+    for place, depth in (("/home/dev", 50_000), ("/opt", 1_000)):
+        shared.inside(name, "python3", "-c", LITTER, place, str(depth), root=True)
+    begun = time.monotonic()
+    for inside, copied in (("litter/deep", False), ("litter/sparse", False), ("litter/linked", True)):
+        result = shared.hutch("cp", f"{name}:{inside}", str(tmp_path / "copy"), check=False)
+        assert (result.returncode == 0) == copied, (inside, result.stderr)
+    assert os.listdir(tmp_path) == ["copy"]
+    refused = shared.hutch("cp", str(home / "litter" / "deep"), f"{name}:/tmp/", check=False)
+    assert "directories within each other" in refused.stderr
+    shared.hutch("status", name)
+    shared.declare("vm", **{name: 'persist = "all"'})
+    shared.hutch("stop", name)
+    shared.hutch("up", "--no-start", timeout=300)  # all of it is handed over, and the kept root goes
+    assert shared.status(name)["type"] == "vm"
+    assert not (home.parent / "root" / "upper").exists()
+    assert (home / "litter" / "fifo").lstat().st_uid == shared.world.accounts["alice"].uid
+    assert (home / "litter" / "deep" / "d" / "d").lstat().st_uid == shared.world.accounts["alice"].uid
+    shared.hutch("rm", "--purge", "--force", name)
+    assert not home.parent.exists()
+    assert time.monotonic() - begun < 300
+
+
+def test_a_pipe_in_a_repository_does_not_hold_up_rm(shared: Instance, name: str) -> None:
+    shared.declare("container", **{name: ""})
+    shared.up()
+    script = "cd && git init -q a && rm a/.git/HEAD && mkfifo a/.git/HEAD && git init -q b && mkfifo b/.gitignore"
+    shared.ssh(name, f"{script} && git init -q c && ln -sf /dev/zero c/.git/config")
+    begun = time.monotonic()
+    refused = shared.hutch("rm", name, check=False)
+    assert time.monotonic() - begun < 20
+    assert refused.returncode == 1
+    for repository in "abc":
+        assert f"{repository}: git would wait for ever" in refused.stderr
+    shared.hutch("rm", "--force", name)
+
+
+@pytest.mark.parametrize("place", ["home", "mount"])
+def test_setuid_files_do_not_outlive_what_guarded_them(shared: Instance, name: str, place: str) -> None:
+    """A directory of the owner's own is nosuid for as long as it is declared. What counted for nothing then must not
+    count afterwards either; and what the guest did not make stays as it is."""
+    directory = shared.directory / f"own {place}"
+    directory.mkdir()
+    foreign = directory / "foreign"
+    foreign.write_bytes(Path("/bin/id").read_bytes())
+    foreign.chmod(0o4755)
+    os.chown(directory, 1000, 1000)
+    directory.chmod(0o755)
+    mount = f'mounts = [{{ source = "{directory}", target = "/srv/own" }}]'
+    shared.declare("container", **{name: f'home = "{directory}"' if place == "home" else mount})
+    shared.up()
+    at = "/home/dev" if place == "home" else "/srv/own"
+    script = f"cp /bin/id {at}/mine && chmod 6755 {at}/mine && doas cp /bin/id {at}/roots && doas chmod 6755 {at}/roots"
+    shared.ssh(name, script)
+    if place == "home":
+        shared.hutch("rm", name)
+    else:  # it is no longer declared, while the workspace runs
+        shared.declare("container", **{name: ""})
+        shared.up()
+        shared.hutch("stop", name)
+        shared.up()
+    for made in ("mine", "roots"):
+        assert (directory / made).stat().st_mode & 0o7777 == 0o755, made
+    assert foreign.stat().st_mode & 0o7777 == 0o4755
+    assert is_exempt(directory)
+    shared.hutch("rm", "--purge", "--force", name)
+
+
+def is_exempt(path: Path) -> bool:
+    """Whether no mount of ours guards a directory any more."""
+    found = subprocess.run(["findmnt", "--noheadings", path], capture_output=True, text=True, timeout=10)
+    return found.stdout == ""

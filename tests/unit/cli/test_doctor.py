@@ -1,0 +1,107 @@
+"""What a host lacks, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hutch.apply.doctor import FEATURES, LIMITS, Finding, examine, is_broken
+from hutch.errors import HutchError
+from hutch.host import abilities
+from hutch.host.abilities import Abilities
+from hutch.host.packages import REQUIREMENTS
+from hutch.spec.names import Places
+from tests.unit.cli.conftest import Run
+
+GOOD = Abilities(
+    is_root=True,
+    missing=(),
+    manager=("apt", "apt-get install"),
+    features=dict.fromkeys(FEATURES, True),
+    controllers=frozenset({"cpu", "io", "memory", "pids"}),
+    state="/var/lib/hutch",
+    unlimited="",
+    kvm="",
+    has_kvm_device=True,
+    vsock=True,
+    forwarding=True,
+)
+NSPAWN = next(item for item in REQUIREMENTS if "systemd-nspawn" in item.proof)
+EXTRA = next(item for item in REQUIREMENTS if item.optional and item.set == "runtime")
+
+
+def found(**facts: Any) -> dict[str, Finding]:
+    """The findings that are not good, by name."""
+    return {finding.name: finding for finding in examine(replace(GOOD, **facts)) if finding.state != "ok"}
+
+
+def test_a_host_that_has_everything() -> None:
+    assert found() == {}
+    assert not is_broken(examine(GOOD))
+    assert [finding.do for finding in examine(GOOD) if finding.do] == []
+
+
+def test_programs_are_named_with_their_packages() -> None:
+    (finding,) = found(missing=(NSPAWN,)).values()
+    assert (finding.name, finding.state) == ("systemd-nspawn", "missing")
+    assert finding.do == "`apt-get install systemd-container`"
+    assert found(missing=(NSPAWN,), manager=("", ""))["systemd-nspawn"].do == "install systemd-nspawn"
+    (other,) = found(missing=(EXTRA,)).values()
+    assert other.state == "warning"
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_each_part_of_the_kernel_that_is_needed(name: str) -> None:
+    (finding,) = found(features={**GOOD.features, name: False}).values()
+    assert (finding.name, finding.state) == (name, "missing")
+    assert finding.do
+    (unknown,) = found(features={**GOOD.features, name: None}).values()
+    assert unknown.state == "warning"
+
+
+@pytest.mark.parametrize("controller", LIMITS)
+def test_each_limit_that_cannot_be_enforced(controller: str) -> None:
+    (finding,) = found(controllers=frozenset(LIMITS) - {controller}).values()
+    assert finding.name == f"limit of {LIMITS[controller][0]}"
+    assert finding.state == "warning"
+    assert "cannot be enforced here" in finding.means
+    assert len(found(controllers=None)) == len(LIMITS)
+
+
+def test_what_is_slower_or_less_but_works() -> None:
+    assert "emulated" in found(kvm="a guest did not come up")["KVM"].means
+    assert "not known yet" in found(kvm=None)["KVM"].means
+    assert "no /dev/kvm" in found(kvm=None, has_kvm_device=False)["KVM"].means
+    assert found(vsock=False)["vsock"].state == "warning"
+    assert found(unlimited="no quotas")["limit of homes"].do == "no quotas"
+    assert found(forwarding=False) == {}
+
+
+def test_the_command(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hutch.cli.doctor.observe_abilities", lambda places: GOOD)
+    good = hutch("doctor", "--json")
+    assert good.code == 0
+    assert {"name", "state", "means", "do"} == set(json.loads(good.out)[0])
+    monkeypatch.setattr("hutch.cli.doctor.observe_abilities", lambda places: replace(GOOD, missing=(NSPAWN,)))
+    bad = hutch("doctor")
+    assert bad.code == 1
+    assert "systemd-nspawn" in bad.out
+    assert "→ systemd-nspawn: `apt-get install systemd-container`" in bad.out
+
+
+def test_looking_needs_no_root(monkeypatch: pytest.MonkeyPatch, places: Places) -> None:
+    """What takes a command is not asked of a host that has none, and counts as not there."""
+
+    def nothing(argv: list[str], **options: object) -> None:
+        raise HutchError(f"{argv[0]} is not installed")
+
+    monkeypatch.setattr(abilities, "run", nothing)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    seen = abilities.observe_abilities(places)
+    assert (seen.is_root, seen.features["idmapped mounts"], seen.features["nf_tables"]) == (False, None, None)
+    assert seen.features["openat2"] and seen.features["pidfd"]
+    assert seen.state in str(places.state)
+    assert not abilities.can_filter()
