@@ -34,6 +34,10 @@ RESOLVER_PORT = 5301  # where dnsmasq does
 SEEN_GROUP = 83  # of NFLOG, where the warden listens
 SEEN = "hutch "  # before the name of the rule
 
+BRIDGE_FILTER = -200
+"""The priority at which a bridge's forwarding is filtered. At 0, as for packets that are routed, the kernel skips the
+rule for all that br_netfilter has looked at, which Docker loads for the whole host."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -78,7 +82,7 @@ def _binding(places: Places, members: tuple[Member, ...]) -> Table:
                     Rule("spoofed", "counter drop"),
                 ),
             ),
-            Chain("forward", "filter", "forward", 0, "drop", (Rule("between-workspaces", "counter drop"),)),
+            Chain("forward", "filter", "forward", BRIDGE_FILTER, "drop", (Rule("between-workspaces", "counter drop"),)),
         ),
     )
 
