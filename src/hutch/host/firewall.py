@@ -284,6 +284,8 @@ def host_tables(places: Places, network: Network, members: tuple[Member, ...]) -
     to_uplink = f'oifname "{places.uplink_host}"'
     _, router_end = names.uplink_addresses(network.uplink)
     published = tuple(rule for member in members for rule in _published(member))
+    # What claims to come for 127.0.0.1 from a network is dropped before it gets to a translation.
+    afar = tuple(rule for member in members for rule in _published(member, afar=True))
     to_router = (
         Rule("answers", f"{to_uplink} ct state established,related accept"),
         Rule("published", f"{to_uplink} ct status dnat accept"),
@@ -297,7 +299,7 @@ def host_tables(places: Places, network: Network, members: tuple[Member, ...]) -
         # After connection tracking, before the host's own address translation.
         Chain("from-router", "filter", "prerouting", -150, "accept", _from_the_router(places, network)),
         Chain("to-router", "filter", "forward", 0, "accept", to_router),
-        Chain("publish", "nat", "prerouting", -100, "accept", published),
+        Chain("publish", "nat", "prerouting", -100, "accept", afar),
         Chain("publish-local", "nat", "output", -100, "accept", published),
         Chain("way-out", "nat", "postrouting", 100, "accept", way_out),
     )
@@ -320,9 +322,11 @@ def _from_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
     )
 
 
-def _published(member: Member) -> list[Rule]:
+def _published(member: Member, *, afar: bool = False) -> list[Rule]:
     rules = []
     for item in member.publish:
+        if afar and item.host_ip.startswith("127."):
+            continue
         address = f"ip daddr {item.host_ip}" if item.host_ip else "fib daddr type local"
         rules.append(
             Rule(
