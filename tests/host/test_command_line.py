@@ -26,7 +26,9 @@ def test_version(bare: Instance) -> None:
     assert result.stdout.split()[-1][0].isdigit()
 
 
-COMMANDS = "init plan up down start stop restart ls status ssh exec cp logs console rm image explain schema completion"
+COMMANDS = (
+    "init plan up down start stop restart ls status ssh exec cp logs console rm explain prove image schema completion"
+)
 
 
 def test_help_names_every_command(bare: Instance) -> None:

@@ -23,6 +23,7 @@ LAYERS = (
     ("__init__",),
     ("aio",),
     ("api",),
+    ("prove",),
     ("apply",),
     ("plan", "backends", "guest", "supervise", "host", "images", "state"),
     ("egress",),

@@ -16,10 +16,12 @@ from hutch.state import NetworkRecord, Record, journaled, read_network, read_rec
 from hutch.supervise.observe import Observation, observe
 
 if TYPE_CHECKING:
+    from hutch.api.proving import Proof
     from hutch.api.workspace import Workspace
     from hutch.apply.explaining import Section
     from hutch.egress.record import Record as Event
     from hutch.plan.actions import Plan
+    from hutch.prove.model import Result
     from hutch.spec.model import Config, Network
     from hutch.spec.model import Workspace as Spec
     from hutch.supervise.control import Listener
@@ -42,6 +44,10 @@ Confirm = Callable[["Plan"], None]
 
 def agreed(plan: Plan) -> None:
     """For callers that ask nobody."""
+
+
+def unheard(results: tuple[Result, ...]) -> None:
+    """For callers that wait for all results."""
 
 
 @ways_in
@@ -310,6 +316,24 @@ class Hutch:
         from hutch.egress.suggest import suggest
 
         return suggest(self.egress(name), self.record(name).wanted)
+
+    def prove(
+        self,
+        name: str | None = None,
+        config: Config | None = None,
+        *,
+        target: tuple[str, int] = ("deb.debian.org", 80),
+        only: Sequence[str] = (),
+        types: Sequence[str] | None = None,
+        told: Callable[[tuple[Result, ...]], None] = unheard,
+    ) -> Proof:
+        """Try what is promised, from inside: in a workspace that runs, or in a throw-away one of each kind, made from
+        what the first one of `config` is made from. `target` is a public name and port, `only` the numbers of promises
+        and names of probes that are asked for, all without; `told` hears the results of each workspace as soon as they
+        are there. `types` are the kinds of throw-away workspaces."""
+        from hutch.api.proving import TYPES, Order, prove_on
+
+        return prove_on(self, name, config, Order(target, tuple(only), tuple(types or TYPES), told))
 
     def _network(self) -> NetworkRecord:
         """The network as set up. An `up` that was cut short may have left a workspace without one."""

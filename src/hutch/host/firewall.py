@@ -34,6 +34,10 @@ RESOLVER_PORT = 5301  # where dnsmasq does
 SEEN_GROUP = 83  # of NFLOG, where the warden listens
 SEEN = "hutch "  # before the name of the rule
 
+BRIDGE_FILTER = -200
+"""The priority at which a bridge's forwarding is filtered. At 0, as for packets that are routed, the kernel skips the
+rule for all that br_netfilter has looked at, which Docker loads for the whole host."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -78,7 +82,7 @@ def _binding(places: Places, members: tuple[Member, ...]) -> Table:
                     Rule("spoofed", "counter drop"),
                 ),
             ),
-            Chain("forward", "filter", "forward", 0, "drop", (Rule("between-workspaces", "counter drop"),)),
+            Chain("forward", "filter", "forward", BRIDGE_FILTER, "drop", (Rule("between-workspaces", "counter drop"),)),
         ),
     )
 
@@ -280,6 +284,8 @@ def host_tables(places: Places, network: Network, members: tuple[Member, ...]) -
     to_uplink = f'oifname "{places.uplink_host}"'
     _, router_end = names.uplink_addresses(network.uplink)
     published = tuple(rule for member in members for rule in _published(member))
+    # What claims to come for 127.0.0.1 from a network is dropped before it gets to a translation.
+    afar = tuple(rule for member in members for rule in _published(member, afar=True))
     to_router = (
         Rule("answers", f"{to_uplink} ct state established,related accept"),
         Rule("published", f"{to_uplink} ct status dnat accept"),
@@ -293,7 +299,7 @@ def host_tables(places: Places, network: Network, members: tuple[Member, ...]) -
         # After connection tracking, before the host's own address translation.
         Chain("from-router", "filter", "prerouting", -150, "accept", _from_the_router(places, network)),
         Chain("to-router", "filter", "forward", 0, "accept", to_router),
-        Chain("publish", "nat", "prerouting", -100, "accept", published),
+        Chain("publish", "nat", "prerouting", -100, "accept", afar),
         Chain("publish-local", "nat", "output", -100, "accept", published),
         Chain("way-out", "nat", "postrouting", 100, "accept", way_out),
     )
@@ -316,9 +322,11 @@ def _from_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
     )
 
 
-def _published(member: Member) -> list[Rule]:
+def _published(member: Member, *, afar: bool = False) -> list[Rule]:
     rules = []
     for item in member.publish:
+        if afar and item.host_ip.startswith("127."):
+            continue
         address = f"ip daddr {item.host_ip}" if item.host_ip else "fib daddr type local"
         rules.append(
             Rule(

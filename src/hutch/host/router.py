@@ -380,9 +380,10 @@ def render_fence(network: Network, *, is_there: bool = False) -> str:
 
 
 def render_bridge(network: Network, *, is_there: bool = False) -> str:
-    """The bridge, for `ip -batch` in the router namespace."""
-    bridge = network.bridge
-    add = "" if is_there else f"link add {bridge} type bridge mcast_snooping 0\n"
+    """The bridge, for `ip -batch` in the router namespace. Its MAC is its own: one that follows its ports' would
+    change as they come and go, and with it the gateway that guests know; and the kernel would drop what is pinned."""
+    bridge, mac = network.bridge, names.mac(f"bridge {network.bridge}")
+    add = "" if is_there else f"link add {bridge} address {mac} type bridge mcast_snooping 0\n"
     address = f"addr flush dev {bridge}\naddr add {bridge_address(network)} dev {bridge}\n"
     return f"{add}{address}link set {bridge} up\n"
 

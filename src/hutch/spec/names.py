@@ -175,6 +175,16 @@ class Places:
         return "up0"
 
     @property
+    def proof_namespace(self) -> str:
+        """The network namespace that `hutch prove` has while it runs."""
+        return f"{self.instance}-prove"
+
+    @property
+    def proof_interface(self) -> str:
+        """The way from the host into it: an interface of the host."""
+        return f"{self.instance}-pv"
+
+    @property
     def table(self) -> str:
         """The name of the nftables tables, on the host and in the router namespace."""
         return self.instance

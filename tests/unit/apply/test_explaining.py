@@ -54,7 +54,7 @@ def test_guards_are_for_what_can_be_written() -> None:
 
 def test_a_batch_is_a_here_document() -> None:
     text = fed(["ip", "-batch", "-"], router.render_bridge(NETWORK))
-    assert text.startswith(f"ip -batch - <<'END'\nlink add {NETWORK.bridge} type bridge")
+    assert text.startswith(f"ip -batch - <<'END'\nlink add {NETWORK.bridge} address 02:")
     assert text.endswith("\nEND")
     assert "link add" not in router.render_bridge(NETWORK, is_there=True)
 

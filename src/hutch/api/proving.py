@@ -1,0 +1,200 @@
+"""`hutch prove`: gets a workspace to try the promises on, its own or a throw-away one, and has them tried.
+
+Throw-away workspaces belong to a file that is not there. That is how those of a run that was killed are known again.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hutch.api.running import call_of, started
+from hutch.apply.machines import check_machines
+from hutch.apply.removal import remove
+from hutch.errors import HutchError, UsageError
+from hutch.frozen import dataclass
+from hutch.host.lock import lock
+from hutch.prove.facts import Subject
+from hutch.prove.ground import make_decoys, only_one, remove_ground, start_outside
+from hutch.prove.model import Result
+from hutch.prove.run import Talk, Task, prove
+from hutch.run import PIPE
+from hutch.spec.model import Config, Network, Publish, Workspace
+from hutch.state import read_network, read_records, write_network
+from hutch.supervise.piped import Canceller, Overdue
+
+if TYPE_CHECKING:
+    from hutch.api.engine import Hutch
+
+TYPES = ("container", "vm")
+TARGET = ("deb.debian.org", 80)
+MEMORY = 1 << 30
+LISTENING = 4242  # the port inside, of what is published
+LISTS = "5"  # the promise about egress lists
+SECONDS = 180.0  # for the whole conversation with one workspace
+
+Told = Callable[[tuple[Result, ...]], None]
+"""Told the results of each workspace as soon as they are there."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """All results, and for each kind of workspace that was left out, why."""
+
+    results: tuple[Result, ...]
+    left_out: Mapping[str, str]
+
+    @property
+    def is_broken(self) -> bool:
+        return any(result.result == "broken" for result in self.results)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for. `target` is a public name and port, `only` are numbers of promises and names of probes, all
+    without; `types` are the kinds of throw-away workspaces."""
+
+    target: tuple[str, int]
+    only: tuple[str, ...]
+    types: tuple[str, ...]
+    told: Told
+
+
+def prove_on(hutch: Hutch, name: str | None, config: Config | None, order: Order) -> Proof:
+    """Try promises: on a workspace that runs, or on a throw-away one of each kind. `config` is where the first
+    workspace's image is taken from."""
+    with only_one(hutch.places):
+        # What a killed run left. The place beyond the host goes first: whoever leaves last puts the host's settings
+        # back, unless there is another interface that it might forward packets for.
+        remove_ground(hutch.places)
+        remove_leftovers(hutch)
+        if name is not None:
+            return Proof(prove_running(hutch, name, order), {})
+        return prove_throw_away(hutch, config, order)
+
+
+def prove_running(hutch: Hutch, name: str, order: Order) -> tuple[Result, ...]:
+    hutch.record(name)
+    if hutch.observe(name).state != "running":
+        raise UsageError(f"{name} does not run", resolution=f"`hutch start {name}`")
+    network = read_network(hutch.places)
+    if network is None:
+        raise HutchError("the network is not set up", resolution="`hutch up` does that")
+    with start_outside(hutch.places, network.network) as outside:
+        make_decoys(hutch.places, network.network)
+        found = try_one(hutch, name, Task(network.network, outside, order.target, only=order.only))
+        order.told(found)
+        return found
+
+
+def prove_throw_away(hutch: Hutch, config: Config | None, order: Order) -> Proof:
+    before = read_network(hutch.places)
+    network = before.network if before else config.network if config else Network()
+    results: list[Result] = []
+    # The place beyond the host is taken away before the workspaces are: the last of them puts the host's settings back.
+    with undone(hutch), start_outside(hutch.places, network) as outside:
+        workspaces, left_out = throw_away(hutch, config, order, outside)
+        hutch.up(Config(origin(hutch), network, workspaces))
+        settled = read_network(hutch.places)
+        assert settled is not None
+        if before is not None:  # the network is still whose it was
+            with lock(hutch.places):
+                write_network(hutch.places, replace(settled, file=before.file))
+        make_decoys(hutch.places, settled.network)
+        for name, workspace in workspaces.items():
+            asked = order.only if workspace.egress == "internet" else order.only or (LISTS,)
+            found = try_one(hutch, name, Task(settled.network, outside, order.target, is_ours=True, only=asked))
+            order.told(found)
+            results += found
+    return Proof(tuple(results), left_out)
+
+
+def try_one(hutch: Hutch, name: str, task: Task) -> tuple[Result, ...]:
+    subject = Subject(hutch.places, hutch.record(name), hutch.observe(name))
+    return prove(subject, task, talk_to(hutch, name))
+
+
+def talk_to(hutch: Hutch, name: str) -> Talk:
+    """By the same way as `hutch exec --root`. What does not come to its end is cut off."""
+
+    def talk(argv: Sequence[str], sentences: Iterator[bytes | None], take: Callable[[bytes], None]) -> int:
+        call = call_of(hutch.workspace(name), argv, root=True)
+        with started(call, (PIPE, PIPE, PIPE), Canceller()) as job:
+            hears = {stream.fileno(): take for stream in (job.process.stdout, job.process.stderr) if stream is not None}
+            with suppress(Overdue):
+                return int(job.result(hears, sentences, seconds=SECONDS))
+            return 128 + 9
+
+    return talk
+
+
+# Throw-away workspaces.
+
+
+def origin(hutch: Hutch) -> str:
+    """The file that they are said to be of."""
+    return str(hutch.places.state / "prove")
+
+
+def throw_away(
+    hutch: Hutch, config: Config | None, order: Order, outside: tuple[str, str] | None
+) -> tuple[dict[str, Workspace], dict[str, str]]:
+    """One of each kind that this host can run, and a container with a list, by name; and why a kind is left out. What
+    they are made from is the first workspace's of the file."""
+    first = next(iter(config.workspaces.values()), None) if config else None
+    made_from = ("image", "packages", "setup", "owner")
+    shown = {key: getattr(first, key) for key in made_from} if first else {}
+    taken, made, left_out = read_records(hutch.places), {}, {}
+    listed = (f"{order.target[0]}:{order.target[1]}", *((f"{outside[1]}/32",) if outside else ()))
+    kinds = [*((type, type, "internet") for type in TYPES), ("list", "container", listed)]
+    for kind, type, egress in (kind for kind in kinds if kind[1] in order.types):
+        memory = (first.memory if first else None) or MEMORY
+        workspace = Workspace(type=type, memory=memory, vcpus=1, egress=egress, **shown)  # type: ignore[arg-type]
+        if kind in TYPES:
+            workspace = replace(workspace, publish=published(outside))
+        try:
+            check_machines([(origin(hutch), f"prove-{kind}", workspace)])
+        except HutchError as error:
+            left_out[kind] = error.brief
+            continue
+        names = (f"prove-{kind}{f'-{number}' if number else ''}" for number in range(len(taken) + 1))
+        made[next(name for name in names if name not in taken)] = workspace
+    return made, left_out
+
+
+def published(outside: tuple[str, str] | None) -> tuple[Publish, ...]:
+    """A port on the host itself, and one to what is beyond it: such as are free now."""
+    addresses = ("127.0.0.1", *((outside[0],) if outside else ()))
+    return tuple(Publish(address, free_port(address), LISTENING, "tcp") for address in addresses)
+
+
+def free_port(address: str) -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def undone(hutch: Hutch) -> Iterator[None]:
+    """Whatever happens, the throw-away workspaces are gone at the end."""
+    try:
+        yield
+    finally:
+        remove_leftovers(hutch)
+
+
+def remove_leftovers(hutch: Hutch) -> None:
+    """All throw-away workspaces, with everything of theirs."""
+    from hutch.apply.recovery import recover
+
+    found = [record for record in read_records(hutch.places).values() if record.file == origin(hutch)]
+    if not found:
+        return
+    with lock(hutch.places):
+        recover(hutch.places, hutch.listen)
+        for record in found:
+            if record.name in read_records(hutch.places):
+                remove(hutch.places, record, purge=True)

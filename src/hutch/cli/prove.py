@@ -1,0 +1,93 @@
+"""prove: what is promised, tried on this very host."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from hutch.api import Hutch
+from hutch.cli.common import Options, global_options, needs_root, print_json, print_table, printable, workspace_names
+from hutch.cli.progress import Bar
+from hutch.errors import UsageError
+
+if TYPE_CHECKING:
+    from hutch.prove.model import Result
+
+VERDICTS = ("held", "broken", "unknown")
+HEADER = ("WORKSPACE", "PROMISE", "PROBE", "COMMAND", "RESULT")
+
+
+def read_target(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, int]:
+    match = re.fullmatch(r"([a-z0-9-]+(?:\.[a-z0-9-]+)+):([1-9][0-9]{0,4})", value, re.ASCII)
+    if not match or int(match[2]) > 65535 or max(map(len, match[1].split("."))) > 63:
+        raise click.BadParameter(f"{value!r} is not a name and a port, such as example.org:80")
+    return match[1], int(match[2])
+
+
+@click.command()
+@click.argument("name", required=False, shell_complete=workspace_names)
+@click.option(
+    "--target",
+    callback=read_target,
+    default="deb.debian.org:80",
+    show_default=True,
+    help="A public server that a workspace must reach.",
+)
+@click.option("--only", multiple=True, metavar="PROMISE|PROBE", help="Nothing but that promise, by number, or probe.")
+@click.option("--type", "types", type=click.Choice(["container", "vm"]), help="Throw-away workspaces of one kind only.")
+@click.option("--json", "as_json", is_flag=True, help="A list of objects.")
+@global_options
+@needs_root
+def prove(
+    options: Options, name: str | None, target: tuple[str, int], only: tuple[str, ...], types: str | None, as_json: bool
+) -> int:
+    """Try what hutch promises (docs/threat-model.md) from inside NAME, as root, and print how each probe went.
+
+    Without NAME, throw-away workspaces are started: a container, one with an egress list, and a vm where this host can
+    run one. Their image is that of the first workspace of the hutch.toml in use, if there is one. They are gone at the
+    end, and so are those of a run that was killed.
+
+    All probes are run, also after the first broken promise; the exit code is 1 when any promise is broken. "unknown" is
+    what this host cannot enforce or tell, with the reason; it breaks nothing. A firewall counts a packet for a probe to
+    have held, so a run adds to the counters. For its time the host has one more interface, with an address that is
+    reserved for documentation, and listens at a port."""
+    with Bar(options) as bar:
+        hutch = Hutch(listen=bar.listen, progress=bar.show)
+        config = None
+        if name is None and hutch.declared(options.path)[0]:
+            config = hutch.load(options.path)
+        proof = hutch.prove(
+            name,
+            config,
+            target=target,
+            only=only,
+            types=(types,) if types else None,
+            told=lambda found: tell(options, found),
+        )
+    for kind, why in proof.left_out.items():
+        options.say(f"hutch: no {kind} was tried: {printable(why)}")
+    if as_json:
+        print_json([result.as_json() for result in proof.results])
+    else:
+        print_table(HEADER, [row(result) for result in proof.results])
+        for result in proof.results:
+            if result.result == "broken":
+                click.echo(printable(f"broken: {result.workspace}: {result.says} ({result.probe}): {result.detail}"))
+    if not proof.results:
+        raise UsageError("nothing was tried", resolution="--only takes the number of a promise, or the name of a probe")
+    return 1 if proof.is_broken else 0
+
+
+def row(result: Result) -> tuple[str, ...]:
+    detail = f": {result.detail}" if result.result != "held" and result.detail else ""
+    words = (result.workspace, str(result.promise), result.says, result.command, f"{result.result}{detail}")
+    return tuple(printable(word) for word in words)
+
+
+def tell(options: Options, found: tuple[Result, ...]) -> None:
+    """How one workspace did, as soon as it is known."""
+    for name in {result.workspace: None for result in found}:
+        counts = {verdict: sum(result.result == verdict for result in found) for verdict in VERDICTS}
+        options.say(f"{name}: {', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)}")

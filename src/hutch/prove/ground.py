@@ -1,0 +1,267 @@
+"""The ground that is tried on: a place beyond the host and two ports on the bridge, hutch's own and there for the time
+of a run; and the sockets by which the host sends and sees.
+
+All of it hangs on one network namespace and goes with it, so what a killed run leaves is one thing with our name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.frozen import dataclass
+from hutch.host import router, ruleset
+from hutch.host.namespace import RULES, inside
+from hutch.prove.model import Outside
+from hutch.run import run
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+
+DOCUMENTATION = tuple(map(ipaddress.IPv4Network, ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")))
+"""Public by the rules, and nobody's: so what is beyond the host gets an address of these."""
+BEYOND, ALONE, PLAIN = "out0", "alone", "plain"
+"""Interfaces in the namespace of the run."""
+ON_BRIDGE = {ALONE: "pv-alone", PLAIN: "pv-plain"}
+"""Their other ends, on the bridge: isolated as all are, and not isolated."""
+HIGHEST = {ALONE: "fe:ff:ff:ff:ff:f1", PLAIN: "fe:ff:ff:ff:ff:f2"}
+"""Their MACs: a bridge that was made without one of its own takes the lowest of its ports'."""
+ALL_PROTOCOLS, PACKET_OUTGOING = 3, 4
+AT_PORT = "at the workspace's port"
+CLONE_NEWNET = 0x4000_0000
+BUFFER = 4 << 20
+
+
+@contextmanager
+def only_one(places: Places) -> Iterator[None]:
+    """One run at a time for one hutch: a name that the kernel gives back when we end, however that is."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mutex:
+        try:
+            mutex.bind(f"\0{places.proof_namespace}")
+        except OSError:
+            raise HutchError("another `hutch prove` is running", resolution="wait for it to end") from None
+        yield
+
+
+@contextmanager
+def in_namespace(path: Path | None) -> Iterator[None]:
+    """This thread in another network namespace: sockets that are made meanwhile belong there. None is the own one."""
+    if path is None:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.setns(there, CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"{path} cannot be entered")
+        try:
+            yield
+        finally:
+            if libc.setns(own, CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "cannot leave a network namespace again")
+    finally:
+        os.close(own)
+        os.close(there)
+
+
+# The place beyond the host.
+
+
+def namespace_path(places: Places) -> Path:
+    return Path("/run/netns") / places.proof_namespace
+
+
+def remove_ground(places: Places) -> None:
+    """What a run made, or one that was killed. Interfaces go first: the kernel takes its time with a namespace. One
+    with our name and without our tag is not ours."""
+    for namespace, interface in (
+        ("", places.proof_interface),
+        *((places.namespace, end) for end in ON_BRIDGE.values()),
+    ):
+        if alias_of(namespace, interface) == router.tag(places):
+            where = ["-n", namespace] if namespace else []
+            run(["ip", *where, "link", "delete", interface], check=False)
+    if namespace_path(places).exists():
+        with suppress(HutchError):  # a file that a crash left and that is no namespace
+            run(["ip", "netns", "delete", places.proof_namespace])
+        namespace_path(places).unlink(missing_ok=True)
+
+
+def alias_of(namespace: str, interface: str) -> str:
+    """ "" where there is no such interface, or it has none."""
+    where = ["-n", namespace] if namespace else []
+    found = run(["ip", *where, "-j", "link", "show", "dev", interface], check=False)
+    return str(json.loads(found.stdout)[0].get("ifalias", "")) if found.returncode == 0 else ""
+
+
+def choose_outside(network: Network, host: router.HostNetwork) -> tuple[str, str] | None:
+    """(gate, address beyond it) in a /30 that the host has no other use for."""
+    used = list(router.networks_of(host).values())
+    used += [ipaddress.IPv4Network(address) for address in host.addresses()]
+    for range_ in DOCUMENTATION:
+        for candidate in range_.subnets(new_prefix=30):
+            if not any(candidate.overlaps(other) for other in used):
+                gate, beyond = map(str, candidate.hosts())
+                return gate, beyond
+    return None
+
+
+@contextmanager
+def start_outside(places: Places, network: Network) -> Iterator[tuple[str, str] | None]:
+    """The namespace, and the way from the host into it, where an address is free for that."""
+    remove_ground(places)
+    run(["ip", "netns", "add", places.proof_namespace])
+    try:
+        found = choose_outside(network, router.observe_host())
+        if found is not None:
+            gate, beyond = found
+            ours = places.proof_interface
+            run(
+                ["ip", "-batch", "-"],
+                stdin=f"link add {ours} type veth peer name {BEYOND} netns {places.proof_namespace}\n"
+                f'link set {ours} alias "{router.tag(places)}"\nlink set {ours} addrgenmode none\n'
+                f"addr add {gate}/30 dev {ours}\nlink set {ours} up\n",
+            )
+            run(
+                ["ip", "-n", places.proof_namespace, "-batch", "-"],
+                stdin=f"link set lo up\nlink set {BEYOND} addrgenmode none\naddr add {beyond}/30 dev {BEYOND}\n"
+                f"link set {BEYOND} up\nroute add default via {gate}\n",
+            )
+        yield found
+    finally:
+        remove_ground(places)
+
+
+def make_decoys(places: Places, network: Network) -> None:
+    """The two ports. They are bound to nothing, so nothing can be sent from them."""
+    for inner, outer in ON_BRIDGE.items():
+        isolated = "on" if inner == ALONE else "off"
+        run(
+            ["ip", "-n", places.namespace, "-batch", "-"],
+            stdin=f"link add {outer} address {HIGHEST[inner]} "
+            f"type veth peer name {inner} netns {places.proof_namespace}\n"
+            f'link set {outer} alias "{router.tag(places)}"\nlink set {outer} addrgenmode none\n'
+            f"link set {outer} master {network.bridge}\n"
+            f"link set {outer} type bridge_slave isolated {isolated} learning off flood off mcast_flood off\n"
+            f"link set {outer} up\n",
+        )
+        run(
+            ["ip", "-n", places.proof_namespace, "-batch", "-"],
+            stdin=f"link set {inner} addrgenmode none\nlink set {inner} up\n",
+        )
+        mac = mac_of(places.proof_namespace, inner)
+        run(["bridge", "-n", places.namespace, "fdb", "replace", mac, "dev", outer, "master", "static"])
+
+
+def mac_of(namespace: str, interface: str) -> str:
+    """`namespace` is "" for the host's own."""
+    where = ["-n", namespace] if namespace else []
+    (link,) = json.loads(run(["ip", *where, "-j", "link", "show", "dev", interface]).stdout)
+    return str(link["address"])
+
+
+# Sockets.
+
+
+@dataclass(frozen=True)
+class Eye:
+    """A socket that sees what passes an interface, in one direction. `place` is said to people."""
+
+    place: str
+    socket: socket.socket
+    outgoing: bool = False
+
+    def drain(self, token: bytes) -> Iterator[str]:
+        """The names of the probes whose packets passed since it was last asked."""
+        for _ in range(100_000):
+            try:
+                data, address = self.socket.recvfrom(2048)
+            except BlockingIOError:
+                return
+            if (address[2] == PACKET_OUTGOING) == self.outgoing:
+                found = data.partition(token + b":")[2].partition(b";")
+                if found[1]:
+                    yield found[0].decode("ascii", "replace")
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """Where the host sends from, and where it looks."""
+
+    senders: Mapping[str, socket.socket]
+    eyes: tuple[Eye, ...]
+    listener: socket.socket
+    beyond: socket.socket | None
+
+    @property
+    def port(self) -> int:
+        return int(self.listener.getsockname()[1])
+
+
+def _packet_socket(interface: str, protocol: int) -> socket.socket:
+    made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
+    if protocol:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        made.setblocking(False)
+    made.bind((interface, protocol))
+    return made
+
+
+@contextmanager
+def open_sockets(places: Places, port: str, outside: tuple[str, str] | None) -> Iterator[Sockets]:
+    """All of them for one workspace, whose port on the bridge is given."""
+    there = namespace_path(places)
+    with ExitStack() as undo:
+
+        def packets(namespace: Path | None, interface: str, protocol: int = 0) -> socket.socket:
+            with in_namespace(namespace):
+                return undo.enter_context(_packet_socket(interface, protocol))
+
+        def listen(namespace: Path | None, address: str) -> socket.socket:
+            with in_namespace(namespace):
+                made = undo.enter_context(socket.socket())
+            made.bind((address, 0))
+            made.listen(64)
+            made.setblocking(False)
+            return made
+
+        senders = {
+            "router": packets(places.namespace_path, places.uplink_router),
+            "host": packets(None, places.uplink_host),
+        }
+        eyes = [
+            Eye("at the host's end of the uplink", packets(None, places.uplink_host, ALL_PROTOCOLS)),
+            Eye("at another port of the bridge", packets(there, ALONE, ALL_PROTOCOLS)),
+            Eye("at a port of the bridge", packets(there, PLAIN, ALL_PROTOCOLS)),
+            Eye(AT_PORT, packets(places.namespace_path, port, ALL_PROTOCOLS), outgoing=True),
+        ]
+        if outside is not None:
+            senders["outside"] = packets(there, BEYOND)
+            eyes.append(Eye("beyond the host", packets(there, BEYOND, ALL_PROTOCOLS)))
+        beyond = listen(there, outside[1]) if outside else None
+        yield Sockets(senders, tuple(eyes), listen(None, "0.0.0.0"), beyond)
+
+
+def outside_of(places: Places, found: tuple[str, str] | None, sockets: Sockets) -> Outside | None:
+    """What the probes are to know of the place beyond the host."""
+    if found is None or sockets.beyond is None:
+        return None
+    gate_mac, mac = mac_of("", places.proof_interface), mac_of(places.proof_namespace, BEYOND)
+    listing = run(inside(places, RULES)).stdout
+    known = ruleset.observed_shape(listing, places.table).get(f"inet {places.table}/@host", [])
+    return Outside(found[0], gate_mac, found[0] in known, found[1], mac, int(sockets.beyond.getsockname()[1]))
+
+
+def subnet_address(network: Network, taken: set[str]) -> str:
+    """An address of the subnet that nobody has."""
+    addresses = (str(address) for address in ipaddress.IPv4Network(network.subnet).hosts())
+    reserved = {names.gateway(network.subnet), names.builder_address(network.subnet), *taken}
+    return next((address for address in addresses if address not in reserved), names.builder_address(network.subnet))

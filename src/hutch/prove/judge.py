@@ -1,0 +1,130 @@
+"""Whether promises held: from what was answered inside, what the firewalls counted and what the host saw. Pure.
+
+All answers are an attacker's. They are read line by line, with a limit, and the worst that a lie can do is to hold a
+promise that the host has no way to see for itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
+
+from hutch.frozen import dataclass
+from hutch.prove.model import Fact, Ground, Probe, Result, Verdict
+
+ANSWER = re.compile(r"answer\t([a-z0-9.-]{1,64})\t([\x20-\x7e]{0,300})")
+UNCOUNTED = -1
+"""What stands for a rule without a counter."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of a probe's packets: how many left, by how much its rule rose (None for one that is not loaded),
+    and where a packet came out."""
+
+    counted: int | None = None
+    seen: tuple[str, ...] = ()
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that there is to judge by, by probe."""
+
+    answers: Mapping[str, str] = field(default_factory=dict)
+    sent: Mapping[str, Sent] = field(default_factory=dict)
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+
+
+def parse_answers(text: str) -> dict[str, str]:
+    """The answers in what came from inside: the first to each question, and nothing that is not in their form."""
+    found: dict[str, str] = {}
+    for line in text.split("\n"):
+        if match := ANSWER.fullmatch(line):
+            found.setdefault(match[1], match[2].strip())
+    return found
+
+
+def parse_counters(listing: str, table: str, where: str) -> dict[str, int]:
+    """ "host inet to-router/forward-denied" -> packets, from `nft -j list ruleset`."""
+    found: dict[str, int] = {}
+    for entry in json.loads(listing)["nftables"]:
+        rule = entry.get("rule")
+        if rule is None or rule["table"] != table:
+            continue
+        counts = [part["counter"]["packets"] for part in rule["expr"] if isinstance(part.get("counter"), dict)]
+        key = f"{where} {rule['family']} {rule['chain']}/{rule.get('comment', '')}"
+        found[key] = counts[0] if counts else UNCOUNTED
+    return found
+
+
+def rounds(probes: Iterable[Probe]) -> list[list[Probe]]:
+    """Those that send packets, so that in each round every rule is met by one probe at most: then its counter speaks of
+    that one."""
+    found: list[list[Probe]] = []
+    for probe in probes:
+        if not probe.frame:
+            continue
+        place = next((r for r in found if not probe.rule or probe.rule not in {other.rule for other in r}), None)
+        if place is None:
+            found.append(place := [])
+        place.append(probe)
+    return found
+
+
+def needed(probe: Probe) -> int:
+    return probe.least or probe.copies
+
+
+def judge_all(probes: Sequence[Probe], ground: Ground, evidence: Evidence) -> tuple[Result, ...]:
+    return tuple(judge(probe, ground, evidence) for probe in probes)
+
+
+def judge(probe: Probe, ground: Ground, evidence: Evidence) -> Result:
+    """What was seen by the host comes before what was said inside; of all, the worst counts."""
+    facts: list[Fact] = []
+    if probe.name in evidence.facts:
+        facts.append(evidence.facts[probe.name])
+    elif not (probe.ask or probe.frame or probe.stands):
+        facts.append(Fact("unknown", "this host cannot tell"))
+    if probe.stands or probe.frame:
+        facts.append(of_packets(probe, evidence.sent.get(probe.name)))
+    if probe.ask:
+        facts.append(of_answer(probe, evidence.answers.get(probe.name)))
+    worst = next((fact for verdict in ("broken", "unknown") for fact in facts if fact.verdict == verdict), None)
+    detail = worst.detail if worst else "; ".join(fact.detail for fact in facts if fact.detail)
+    verdict: Verdict = worst.verdict if worst else "held"
+    return Result(ground.workspace, ground.type, probe.promise, probe.name, probe.says, probe.command, verdict, detail)
+
+
+def of_answer(probe: Probe, answer: str | None) -> Fact:
+    if answer is None:  # it was asked, and who keeps silent has proved nothing
+        return Fact("broken", "no answer came from inside")
+    if answer.startswith("unknown"):
+        return Fact("unknown", answer.partition(": ")[2])
+    return Fact("held" if re.fullmatch(probe.want, answer, re.ASCII) else "broken", answer)
+
+
+def of_packets(probe: Probe, sent: Sent | None) -> Fact:
+    """Whether its packets were stopped, and by the rule that is there for it."""
+    if sent is None:
+        return Fact("unknown", "its packets were not sent")
+    if sent.failure:
+        return Fact("unknown", sent.failure)
+    if probe.rule and sent.counted is None:
+        return Fact("broken", f"the rule {probe.rule} is not loaded")
+    if probe.stands:
+        return Fact("held", f"{probe.rule} is loaded")
+    if probe.must_leave:
+        return Fact("held" if sent.seen else "broken", "its packets came out" if sent.seen else "none came out")
+    if sent.seen and not probe.may_leave:
+        return Fact("broken", f"its packets came out {', '.join(sent.seen)}; counted: {sent.counted}")
+    if not probe.rule:
+        return Fact("held", "none came out")
+    if sent.counted == UNCOUNTED or sent.counted is None:
+        return Fact("unknown", f"{probe.rule} has no counter")
+    if sent.counted < needed(probe):
+        return Fact("broken", f"{probe.rule} counted {sent.counted} of {probe.copies} packets")
+    return Fact("held", f"{probe.rule} counted {sent.counted}")

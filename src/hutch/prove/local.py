@@ -1,0 +1,247 @@
+"""The probes of everything but the network: files, the kernel, a machine's processes, limits, ssh. Pure.
+
+Those without a question for the workspace are facts, which the host finds out by itself: see facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hutch.prove.model import Ground, Probe
+
+CALLS = {
+    "x86_64": {
+        "add_key": 248,
+        "keyctl": 250,
+        "mknodat": 259,
+        "unshare": 272,
+        "perf_event_open": 298,
+        "open_by_handle_at": 304,
+        "finit_module": 313,
+        "kexec_load": 246,
+        "bpf": 321,
+        "userfaultfd": 323,
+        "io_uring_setup": 425,
+        "swapon": 167,
+        "clock_settime": 227,
+        "mount": 165,
+        "acct": 163,
+        "syslog": 103,
+    },
+    "aarch64": {
+        "add_key": 217,
+        "keyctl": 219,
+        "mknodat": 33,
+        "unshare": 97,
+        "perf_event_open": 241,
+        "open_by_handle_at": 265,
+        "finit_module": 273,
+        "kexec_load": 104,
+        "bpf": 280,
+        "userfaultfd": 282,
+        "io_uring_setup": 425,
+        "swapon": 224,
+        "clock_settime": 112,
+        "mount": 40,
+        "acct": 89,
+        "syslog": 116,
+    },
+}
+"""The numbers of system calls that libc has no function for, or that a guest's libc need not be asked for."""
+REFUSED = (
+    r"E(PERM|ACCES|NOSYS|ROFS|NOENT|NODEV|NXIO|OPNOTSUPP|AFNOSUPPORT|INVAL|PROTONOSUPPORT|SOCKTNOSUPPORT)|killed 31"
+)
+DENIED = r"E(PERM|ACCES|NOSYS)|killed 31"
+HERE = -100 & 0xFFFFFFFFFFFFFFFF  # AT_FDCWD
+NEW_USER = 0x1000_0000
+BLOCK, CHARACTER = 0o60666, 0o20666
+PREFIX = ".hutch-prove-"
+
+
+def local_probes(ground: Ground) -> list[Probe]:
+    """All of them for a workspace of its type."""
+    own = container_probes(ground) if ground.type == "container" else machine_probes(ground)
+    return [*file_probes(ground), *own, *limit_probes(ground), *key_probes(ground)]
+
+
+def path(text: str) -> str:
+    return text.encode().hex()
+
+
+def in_home(ground: Ground, name: str) -> str:
+    return f"/home/{ground.user}/{PREFIX}{name}"
+
+
+def file_probes(ground: Ground) -> Iterator[Probe]:
+    """What it makes counts for nothing on the host, and it sees nothing of the host."""
+    suid, node = in_home(ground, "setuid"), in_home(ground, "device")
+    yield Probe(
+        6,
+        "setuid-file",
+        "a setuid file of its root's is not root's on the host",
+        f"chmod 4755 {suid}",
+        ("file", path(suid), "04755"),
+        "ok|EPERM",
+    )
+    yield Probe(6, "guarded", "what it writes is nosuid and nodev on the host", "findmnt -o TARGET,OPTIONS")
+    yield Probe(
+        6,
+        "device-in-home",
+        "it can make no device in its home",
+        f"mknod {node} b 8 0",
+        call(ground, "mknodat", f"n:{HERE}", f"s:{path(node)}", f"n:{BLOCK}", f"n:{8 << 8}"),
+        f"{DENIED}|EINVAL|EOPNOTSUPP",
+    )
+    yield Probe(
+        6,
+        "link-to-the-host",
+        "a link in its home to a file of the host's leads no tool of hutch's there",
+        f"ln -s /etc/shadow {in_home(ground, 'link')}",
+        ("link", path("/etc/shadow"), path(in_home(ground, "link"))),
+        "ok",
+    )
+    yield Probe(
+        6,
+        "host-state",
+        "hutch's own files are not to be seen",
+        f"ls {ground.state}/network.json",
+        ("seen", path(f"{ground.state}/network.json")),
+        "ENOENT|EACCES|ENOTDIR",
+    )
+    yield Probe(
+        6,
+        "host-marker",
+        "nor a file that the host has just made",
+        f"ls {ground.marker}",
+        ("seen", path(ground.marker)),
+        "ENOENT|EACCES|ENOTDIR",
+    )
+
+
+def call(ground: Ground, name: str, *arguments: str) -> tuple[str, ...]:
+    """The words for a system call; () where its number is not known."""
+    number = CALLS.get(ground.machine, {}).get(name)
+    return ("call", str(number), *arguments) if number is not None else ()
+
+
+def container_probes(ground: Ground) -> Iterator[Probe]:
+    """A container shares the kernel, so what of it can be asked for matters."""
+
+    def refuses(name: str, says: str, command: str, ask: tuple[str, ...], want: str = DENIED) -> Probe:
+        return Probe(2, name, says, command, ask, want)
+
+    def syscall(name: str, says: str, *arguments: str, want: str = DENIED) -> Probe:
+        return refuses(name.replace("_", "-"), says, f"{name}(2)", call(ground, name, *arguments), want)
+
+    zero = "s:" + "00" * 128
+    yield syscall("finit_module", "it loads no kernel module", "n:0", f"s:{path('')}", "n:0")
+    yield syscall("kexec_load", "it starts no other kernel", "n:0", "n:0", "n:0", "n:0")
+    yield syscall("bpf", "it loads no BPF program", "n:5", zero, "n:128")
+    yield syscall("perf_event_open", "it measures no one else", zero, "n:0", f"n:{2**64 - 1}", f"n:{2**64 - 1}", "n:0")
+    yield syscall("add_key", "it leaves nothing in the kernel's keyrings", f"s:{path('user')}", f"s:{path('hutch')}",
+                  f"s:{path('x')}", "n:1", f"n:{2**64 - 3}")  # fmt: skip
+    yield syscall("keyctl", "and opens none of them", "n:0", f"n:{2**64 - 3}", "n:1")
+    yield syscall("io_uring_setup", "it has no io_uring", "n:1", zero)
+    yield syscall(
+        "open_by_handle_at", "it opens no file by its handle", f"n:{HERE}", zero, "n:0", want=f"{DENIED}|EBADF"
+    )
+    yield syscall("swapon", "it adds no swap", f"s:{path('/nowhere')}", "n:0")
+    yield syscall("clock_settime", "it does not set the clock", "n:0", zero, want=DENIED)
+    yield syscall("acct", "it does not account for others", f"s:{path('/nowhere')}")
+    yield syscall("syslog", "it does not read the kernel's log", "n:3", zero, "n:128")
+    for kind in ("debugfs", "tracefs", "securityfs"):
+        ask = call(ground, "mount", f"s:{path(kind)}", f"s:{path('/mnt')}", f"s:{path(kind)}", "n:0", "n:0")
+        yield refuses(f"mount-{kind}", f"it mounts no {kind}", f"mount -t {kind} {kind} /mnt", ask, f"{DENIED}|ENODEV")
+    yield refuses(
+        "vsock", "it has no sockets past the network", "socat - VSOCK-CONNECT:2:22", ("socket", "40", "1", "0"), REFUSED
+    )
+    if ground.nesting:
+        ask = call(ground, "unshare", f"n:{NEW_USER}")
+        yield refuses(
+            "user-namespaces", "it makes user namespaces, as its file asks for", "unshare --user true", ask, "ok"
+        )
+    else:
+        ask = call(ground, "unshare", f"n:{NEW_USER}")
+        yield refuses(
+            "user-namespaces", "it makes no user namespaces", "unshare --user true", ask, f"{DENIED}|ENOSPC|EUSERS"
+        )
+    device = call(
+        ground, "mknodat", f"n:{HERE}", f"s:{path('/run/hutch-prove')}", f"n:{CHARACTER}", f"n:{(1 << 8) + 1}"
+    )
+    yield refuses("device", "it makes no device, not even in memory", "mknod /run/hutch-prove c 1 1", device)
+    yield refuses("devices", "what it has of /dev is harmless", "ls /dev", (), "")
+    for name, where, mode, says in (
+        ("core-pattern", "/proc/sys/kernel/core_pattern", "w", "it does not say what handles the host's crashes"),
+        ("modprobe", "/proc/sys/kernel/modprobe", "w", "nor what loads its modules"),
+        ("sysrq", "/proc/sysrq-trigger", "w", "nor presses its SysRq"),
+        ("uevent-helper", "/sys/kernel/uevent_helper", "w", "/sys is read-only"),
+        ("kernel-memory", "/proc/kcore", "r", "it reads no memory of the kernel"),
+    ):
+        command = f"cat {where}" if mode == "r" else f": >{where}"
+        yield refuses(name, says, command, ("open", mode, path(where)), REFUSED)
+    yield refuses("uid-map", "its root is an unprivileged range of uids of its own", "cat /proc/LEADER/uid_map", ())
+    yield refuses("processes", "all its processes have uids of that range", "ps -o uid,pid,comm", ())
+    yield refuses(
+        "capabilities",
+        "its root lacks what the host's kernel would be opened with",
+        "grep CapBnd /proc/LEADER/status",
+        (),
+    )
+    yield refuses("seccomp", "its system calls are filtered", "grep Seccomp /proc/LEADER/status", ())
+    yield refuses("namespaces", "it shares no namespace with the host", "ls -l /proc/LEADER/ns", ())
+    yield refuses("mounts", "of the host's file systems it has what its file says", "cat /proc/LEADER/mountinfo", ())
+
+
+def machine_probes(ground: Ground) -> Iterator[Probe]:
+    """A machine's guest is behind its processes: what these could do, somebody who broke out of it could."""
+    for name, says, command in (
+        ("kernel", "it runs a kernel of its own", "cat /proc/sys/kernel/random/boot_id"),
+        ("vmm-uid", "its processes run as a uid that nothing else uses", "grep Uid /proc/PID/status"),
+        ("vmm-capabilities", "they have no capability", "grep Cap /proc/PID/status"),
+        ("vmm-privileges", "and can get none", "grep NoNewPrivs /proc/PID/status"),
+        ("vmm-seccomp", "their system calls are filtered", "grep Seccomp /proc/PID/status"),
+        ("vmm-network", "they have no network", "readlink /proc/PID/ns/net"),
+        ("vmm-files", "and see no files but their own", "cat /proc/PID/mountinfo"),
+        ("vmm-cgroup", "they are in the workspace's cgroup", "cat /proc/PID/cgroup"),
+        ("vmm-devices", "of devices they have one network port, and /dev/kvm", "ls -l /proc/PID/fd"),
+    ):
+        ask = ("lines", path("/proc/sys/kernel/random/boot_id"), path(".")) if name == "kernel" else ()
+        yield Probe(1, name, says, command, ask, rf"lines (?!{ground.boot_id})[0-9a-f-]{{36}}" if ask else "")
+
+
+def limit_probes(ground: Ground) -> Iterator[Probe]:
+    yield Probe(11, "memory", "its memory is limited", "cat memory.max")
+    yield Probe(11, "cpus", "its share of the processors is", "cat cpu.max")
+    yield Probe(11, "tasks", "the number of its processes is", "cat pids.max")
+    yield Probe(11, "root-size", "what it writes outside of its home has a bound", "df /")
+    yield Probe(11, "log-size", "what it says is kept up to a bound", "ls -l machine.log")
+    if ground.type == "container":
+        yield Probe(11, "cgroups", "it can make so many cgroups and no more", "cat cgroup.max.descendants")
+
+
+def key_probes(ground: Ground) -> Iterator[Probe]:
+    credential = "/run/credentials/@system/hutch.ssh-host-key"
+    yield Probe(
+        7,
+        "host-key-user",
+        "its login user cannot read its host key",
+        f"cat {credential}",
+        ("read_as", str(ground.uid), path(credential)),
+        "EACCES|ENOENT|EPERM",
+    )
+    yield Probe(7, "host-key", "the key on the host is root's alone", "ls -l HOST_KEY")
+    host = f"workspace-{ground.workspace}"
+    for name, says, command in (
+        ("ssh", "ssh trusts it without a question", f"ssh -o BatchMode=yes {host} true"),
+        (
+            "ssh-changed-key",
+            "another key in its place is refused without a question",
+            f"ssh -o UserKnownHostsFile=… {host}",
+        ),
+        ("ssh-strict", "only hutch's own known hosts count", f"ssh -G {host}"),
+        ("ssh-agent", "the agent is not handed on", f"ssh -G {host}"),
+        ("ssh-x11", "nor the display", f"ssh -G {host}"),
+        ("ssh-ports", "nor is any port forwarded", f"ssh -G {host}"),
+        ("ssh-passwords", "its sshd takes no passwords", f"ssh -o PreferredAuthentications=none {host}"),
+    ):
+        yield Probe(7, name, says, command)

@@ -1,0 +1,143 @@
+"""What a probe is, what is known of the ground that it runs on, and how a result looks. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hutch.frozen import dataclass
+from hutch.spec.entries import Publish
+from hutch.spec.policy import Policy
+
+PROMISES = {
+    1: "a machine's processes have nothing",
+    2: "a container's root is nobody on the host",
+    3: "the public Internet, and nothing else",
+    4: "no filter, no traffic",
+    5: "what its file lists, and nothing else",
+    6: "files",
+    7: "keys",
+    11: "limits",
+}
+"""By their numbers in docs/threat-model.md. Those about hutch itself (its file, crashes, residue) are not a guest's to
+break, so its tests are what shows them."""
+
+Verdict = Literal["held", "broken", "unknown"]
+Via = Literal["guest", "router", "host", "outside"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One thing to try, or to look at.
+
+    `ask` is what inside.pl is told, and `want` a regular expression that its whole answer must match. `frame` is sent
+    `copies` times from `via`; `rule` must count them all: "router bridge prerouting/spoofed". One without a rule is
+    dropped by the kernel or the bridge, which count nothing. Neither kind may be seen where it must not come out,
+    `seen_by` aside. What has neither is a fact, found out by the host itself.
+    """
+
+    promise: int
+    name: str
+    says: str
+    command: str
+    ask: tuple[str, ...] = ()
+    want: str = ""
+    frame: bytes = b""
+    via: Via = "guest"
+    rule: str = ""
+    copies: int = 3
+    least: int = 0
+    """How many of them the rule must count, where that is not all."""
+    may_leave: bool = False
+    """What is stopped on the host may leave the router."""
+    must_leave: bool = False
+    """It is not to be stopped at all."""
+    stands: bool = False
+    """No packet gets to the rule while the one before it stands, so that it is loaded is all there is to see."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What the host found out by itself."""
+
+    verdict: Verdict
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a probe went."""
+
+    workspace: str
+    type: str
+    promise: int
+    probe: str
+    says: str
+    command: str
+    result: Verdict
+    detail: str
+
+    def as_json(self) -> dict[str, str]:
+        """One entry of `hutch prove --json`."""
+        shown = {key: value for key, value in self.__dict__.items() if key != "promise"}
+        return {**shown, "promise": f"{self.promise}: {PROMISES[self.promise]}"}
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A place beyond the host, which stands for the Internet and for a neighbour: hutch's own, for the time of a run.
+    `gate` is the host's address there."""
+
+    gate: str
+    gate_mac: str
+    is_known: bool
+    """Whether the router knows that address as the host's: it was there when its rules were loaded."""
+    ip: str
+    mac: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the probes of one workspace are made from."""
+
+    workspace: str
+    type: str
+    ip: str
+    mac: str
+    user: str
+    uid: int
+    token: str
+    """In every packet that is sent, so that it is known again."""
+    table: str
+    bridge: str
+    gateway: str
+    gateway_mac: str
+    uplink: tuple[str, str]
+    """(the host's end, the router's end)"""
+    uplink_macs: tuple[str, str]
+    host_addresses: tuple[str, ...]
+    host_port: int
+    """A port on which the host listens at all of its addresses, for the time of the run."""
+    resolvers: tuple[str, ...]
+    hostname: str
+    state: str
+    marker: str
+    """hutch's state directory, and a file of the host's that is there for the time of the run."""
+    target: tuple[str, int]
+    """A public name and port, as a positive control."""
+    other: tuple[str, str]
+    """(name, address) of another workspace, or of one that could be."""
+    builder: str
+    alone: str
+    plain: str
+    """The addresses of two ports of hutch's own on the bridge: one isolated as all are, one not."""
+    outside: Outside | None = None
+    published: tuple[Publish, ...] = ()
+    """What is published by TCP; the probe listens there."""
+    is_ours: bool = False
+    """Whether the workspace is there for the probes alone, so that nothing else can be at these ports."""
+    policy: Policy = Policy()
+    nesting: bool = False
+    machine: str = "x86_64"
+    boot_id: str = ""
+    """The host's, as /proc/sys/kernel/random/boot_id has it."""

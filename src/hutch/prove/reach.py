@@ -1,0 +1,221 @@
+"""What the host itself reaches, and how its ssh behaves: positive controls, and the promises about keys. It connects
+and runs ssh; it changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import socket
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from hutch.apply import converge
+from hutch.host import router
+from hutch.host.firewall import RESOLVER_PORT
+from hutch.host.service import observe_service
+from hutch.host.watch import wanted_watch
+from hutch.prove.facts import Subject, held
+from hutch.prove.frames import echo, question
+from hutch.prove.ground import Sockets, in_namespace, namespace_path
+from hutch.prove.model import Fact, Ground
+from hutch.prove.network import LOOPBACK
+from hutch.run import run
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import hostname
+from hutch.state import read_records
+
+PATIENCE = 2.0  # seconds for a connection of the host's
+OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
+"""A public key that nobody has."""
+CHANGED = "REMOTE HOST IDENTIFICATION HAS CHANGED"
+
+
+def host_facts(subject: Subject, ground: Ground, network: Network, sockets: Sockets) -> dict[str, Fact]:
+    """What the host reaches. The workspace listens at what it publishes by now, and has been answered by what is
+    beyond the host if it ever was."""
+    facts = {
+        "host-ssh": banner(ground.ip, 22, b"SSH-"),
+        "host-to-workspace-ping": pinged(ground.ip),
+        "host-to-gateway-ping": pinged(ground.uplink[1]),
+        "router-to-itself": resolver_in_router(subject, ground),
+        "host-listener": listeners(ground),
+        **port_facts(subject, ground, network),
+    }
+    if sockets.beyond is not None and ground.outside is not None:
+        facts["translated"] = translated(sockets.beyond, ground.outside.gate)
+    greeting = b"hutch" if ground.is_ours else b""
+    here = [banner(item.host_ip or LOOPBACK, item.host_port, greeting) for item in ground.published]
+    facts["published-here"] = worst(here)
+    if ground.outside is not None:
+        there, gate = namespace_path(subject.places), ground.outside.gate
+        open_ = [item for item in ground.published if item.host_ip != LOOPBACK]
+        facts["published-outside"] = worst(
+            [banner(item.host_ip or gate, item.host_port, greeting, there) for item in open_]
+        )
+    return facts
+
+
+def worst(facts: Sequence[Fact]) -> Fact:
+    """The first that is broken, or what all say."""
+    broken = next((fact for fact in facts if fact.verdict == "broken"), None)
+    return broken or Fact("held", ", ".join(fact.detail for fact in facts))
+
+
+def port_facts(subject: Subject, ground: Ground, network: Network) -> dict[str, Fact]:
+    """How its port on the bridge stands."""
+    places, bridge = subject.places, ground.bridge
+    port = names.port(subject.name, ground.type)
+    where = ["ip", "-n", places.namespace, "-d", "-j"]
+    (link,) = json.loads(run([*where, "link", "show", "dev", port]).stdout)
+    neighbours = json.loads(run([*where, "neighbour", "show", "dev", bridge]).stdout or "[]")
+    pinned = [(n.get("lladdr"), n.get("state")) for n in neighbours if n["dst"] == ground.ip]
+    is_isolated = link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated") is True
+    return {
+        "port-isolated": held(is_isolated and link.get("master") == bridge, port),
+        "fence": held(router.is_fenced(network, router.observe_all(places)[1])),
+        "watch": held(observe_service(wanted_watch(places, network)) is not None),
+        "as-written": as_written(subject, ground, network),
+        "port-address": held(pinned == [(ground.mac, ["PERMANENT"])], ", ".join(map(str, pinned))),
+    }
+
+
+def as_written(subject: Subject, ground: Ground, network: Network) -> Fact:
+    """The rules of both places, compared as every start compares them."""
+    members = converge.members_of(converge.in_force(subject.places, read_records(subject.places)), network)
+    host, facts = router.observe_all(subject.places)
+    late = ground.outside is not None and not ground.outside.is_known  # an address that came after the rules
+    links = {name: link for name, link in host.links.items() if not late or name != subject.places.proof_interface}
+    wrong = router.differences(subject.places, network, members, replace(host, links=links), facts)
+    found = [f"{part}: {why}" for part, why in wrong.items() if part in ("router rules", "host rules")]
+    return held(not found, "; ".join(found))
+
+
+def banner(ip: str, port: int, greeting: bytes, namespace: Path | None = None) -> Fact:
+    """Connect, and hear how it greets, if it is to."""
+    with in_namespace(namespace):
+        stream = socket.socket()
+    with closing(stream):
+        stream.settimeout(PATIENCE)
+        try:
+            stream.connect((ip, port))
+            said = stream.recv(64) if greeting else b""
+        except OSError as error:
+            return Fact("broken", f"{ip} port {port}: {error.strerror or error}")
+    return held(said.startswith(greeting), f"{ip} port {port} answered")
+
+
+def pinged(ip: str) -> Fact:
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as stream:
+        stream.connect((ip, 0))
+        stream.send(echo(b"hutch", secrets.randbelow(1 << 16)))  # no answer to an earlier one
+        deadline = time.monotonic() + PATIENCE
+        while (left := deadline - time.monotonic()) > 0 and select.select([stream], [], [], left)[0]:
+            packet = stream.recv(2048)
+            if packet[4 * (packet[0] & 15)] == 0:
+                return Fact("held", f"{ip} answered")
+    return Fact("broken", f"{ip} did not answer")
+
+
+def resolver_in_router(subject: Subject, ground: Ground) -> Fact:
+    with in_namespace(subject.places.namespace_path):
+        stream = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with closing(stream):
+        stream.settimeout(PATIENCE)
+        stream.connect((ground.gateway, RESOLVER_PORT))
+        try:
+            stream.send(question("localhost"))
+            stream.recv(2048)
+        except OSError as error:
+            return Fact("broken", f"{error.strerror or error}")
+    return Fact("held", f"{ground.gateway} answered")
+
+
+def listeners(ground: Ground) -> Fact:
+    """The host's listener, at every address that the workspace will try."""
+    addresses = [*ground.host_addresses, ground.uplink[0], *([ground.outside.gate] if ground.outside else [])]
+    failed = []
+    for ip in addresses:
+        try:
+            socket.create_connection((ip, ground.host_port), PATIENCE).close()
+        except OSError:
+            failed.append(ip)
+    if failed:
+        return Fact("unknown", f"the host itself does not reach {', '.join(failed)}")
+    return Fact("held", ", ".join(addresses))
+
+
+def translated(listener: socket.socket, gate: str) -> Fact:
+    """Who connected to what is beyond the host."""
+    seen = set()
+    with suppress(BlockingIOError):
+        while True:
+            stream, (ip, _) = listener.accept()
+            stream.close()
+            seen.add(ip)
+    if not seen:
+        return Fact("broken", "nobody came")
+    return held(seen == {gate}, f"it saw {', '.join(sorted(seen))}")
+
+
+# ssh.
+
+
+def key_facts(ground: Ground) -> dict[str, Fact]:
+    host = hostname(ground.workspace)
+    settings = dict(line.partition(" ")[::2] for line in run(["ssh", "-G", host]).stdout.splitlines())
+    strict = (settings.get("stricthostkeychecking", ""), settings.get("globalknownhostsfile", ""))
+    known = settings.get("userknownhostsfile", "")
+    ports = [key for key in ("localforward", "remoteforward", "dynamicforward") if key in settings]
+    return {
+        "ssh": logs_in(host),
+        "ssh-changed-key": changed_key(host, ground.ip),
+        "ssh-strict": held(
+            strict in (("true", "/dev/null"), ("yes", "/dev/null")) and known == f"{ground.state}/known_hosts", known
+        ),
+        "ssh-agent": held(settings.get("forwardagent") == "no", f"ForwardAgent {settings.get('forwardagent')}"),
+        "ssh-x11": held(settings.get("forwardx11") == "no", f"ForwardX11 {settings.get('forwardx11')}"),
+        "ssh-ports": held(not ports, ", ".join(ports)),
+        "ssh-passwords": methods(host),
+    }
+
+
+def attempt(host: str, *options: str) -> tuple[int, str]:
+    words = [word for option in ("BatchMode=yes", "ConnectTimeout=10", *options) for word in ("-o", option)]
+    result = run(["ssh", *words, "--", host, "true"], timeout=60, check=False)
+    return result.returncode, result.stderr
+
+
+def logs_in(host: str) -> Fact:
+    code, said = attempt(host)
+    if code == 0:
+        return Fact("held")
+    is_key = "verification failed" in said or CHANGED in said
+    return Fact("broken" if is_key else "unknown", "".join(said.splitlines()[-1:]) or f"code {code}")
+
+
+def changed_key(host: str, ip: str) -> Fact:
+    """With a known-hosts file that knows another key."""
+    descriptor, path = tempfile.mkstemp(prefix="hutch-prove-")
+    try:
+        with open(descriptor, "w", encoding="ascii") as file:
+            file.write(f"{host},{ip} {OTHER_KEY}\n")
+        code, said = attempt(host, f"UserKnownHostsFile={path}", "GlobalKnownHostsFile=/dev/null")
+    finally:
+        os.unlink(path)
+    return held(code == 255 and CHANGED in said, "refused" if code == 255 else "it connected")
+
+
+def methods(host: str) -> Fact:
+    """How one may log in, as sshd says to who has nothing to show."""
+    _, said = attempt(host, "PreferredAuthentications=none", "PubkeyAuthentication=no")
+    offered = said.rpartition("Permission denied (")[2].partition(")")[0]
+    if not offered or "Permission denied" not in said:
+        return Fact("unknown", "".join(said.splitlines()[-1:]))
+    return held(offered == "publickey", offered)

@@ -1,0 +1,287 @@
+"""`hutch prove`: all promises hold, a broken one shows, and behind each rule of the firewall stands a probe."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.host.service import stop_service
+from hutch.spec.names import Places
+from tests.host.instance import Instance
+from tests.host.opening import open_instance
+from tests.support.world import PUBLIC_NAME, World
+
+TARGET = ("--target", f"{PUBLIC_NAME}:80")
+KEYS = {"workspace", "type", "promise", "probe", "says", "command", "result", "detail"}
+UNENFORCED = {"memory", "cpus", "tasks"}
+"""What a host without controllers of cgroup v2 cannot enforce."""
+
+
+def prove(instance: Instance, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
+    result = instance.hutch("prove", "--json", *TARGET, *arguments, check=False, timeout=300)
+    assert result.stdout, result.stderr
+    results: list[dict[str, Any]] = json.loads(result.stdout)
+    wrong = [f"{item['workspace']} {item['probe']}: {item['detail']}" for item in results if item["result"] == "broken"]
+    assert result.returncode == code, "\n".join([*wrong, result.stderr])
+    return results
+
+
+def broken(results: list[dict[str, Any]]) -> dict[str, str]:
+    return {item["probe"]: item["detail"] for item in results if item["result"] == "broken"}
+
+
+# The whole of it.
+
+
+def test_all_promises_hold_in_throw_away_workspaces_of_both_kinds(instance: Instance) -> None:
+    """And nothing is left of them: the fixture looks at the whole host."""
+    instance.declare("container", web="")  # what the image is taken from; it is not started
+    results = prove(instance)
+    assert all(set(item) == KEYS for item in results)
+    for kind, fewest in (("container", 120), ("vm", 100)):
+        held = [item for item in results if item["workspace"] == f"prove-{kind}" and item["result"] == "held"]
+        assert len(held) >= fewest
+        assert {item["promise"][0] for item in held} >= {"3", "4", "6", "7"}
+    unlisted = {item["probe"] for item in results if item["workspace"] == "prove-list"}
+    assert unlisted >= {"unlisted-name", "unlisted-tcp", "unlisted-udp"}
+    unknown = {item["probe"] for item in results if item["result"] == "unknown"}
+    assert unknown <= UNENFORCED, unknown
+    assert instance.names() == []
+
+
+class TestARunningWorkspace:
+    """One that is there already, and stays."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def running(cls, world: World, images: Path) -> Iterator[Instance]:
+        with open_instance(world, images) as instance:
+            instance.declare("container", web="", other="")
+            instance.up()
+            yield instance
+
+    def test_it_is_tried_and_goes_on(self, running: Instance) -> None:
+        before = running.status("web")["pid"]
+        result = running.hutch("prove", *TARGET, "web", timeout=60)
+        assert "out of reach" in result.stdout
+        assert "broken" not in result.stdout
+        assert running.status("web")["pid"] == before
+        assert running.inside("web", "ls", "-A").stdout.count("hutch-prove") == 0
+        assert running.plan()["other"]["action"] == "no change"
+
+    def test_a_broken_promise_shows(self, running: Instance) -> None:
+        home = running.status("web")["home"]
+        subprocess.run(["mount", "-o", "remount,bind,suid,dev", home], check=True, timeout=10)
+        try:
+            assert set(broken(prove(running, "--only", "6", "web", code=1))) == {"guarded"}
+        finally:
+            subprocess.run(["mount", "-o", "remount,bind,nosuid,nodev", home], check=True, timeout=10)
+        assert prove(running, "--only", "guarded", "web")[0]["result"] == "held"
+
+    @pytest.mark.parametrize(
+        ("probe", "change", "back"),
+        [
+            ("port-isolated", "bridge link set dev ve-web isolated off", "bridge link set dev ve-web isolated on"),
+            (
+                "port-address",
+                "ip neigh change {ip} lladdr {mac} dev hutch0 nud stale",
+                "ip neigh change {ip} lladdr {mac} dev hutch0 nud permanent",
+            ),
+            ("fence", "ip rule del pref 83", "ip rule add pref 83 iif hutch0 lookup 83"),
+        ],
+    )
+    def test_what_else_keeps_workspaces_apart(self, running: Instance, probe: str, change: str, back: str) -> None:
+        status = running.status("web")
+        router = ["ip", "netns", "exec", Places(running.state, running.run).namespace]
+        words = {"ip": status["ip"], "mac": status["mac"]}
+        subprocess.run([*router, *change.format(**words).split()], check=True, timeout=10)
+        try:
+            assert probe in broken(prove(running, "--only", probe, "web", code=1))
+        finally:
+            subprocess.run([*router, *back.format(**words).split()], check=True, timeout=10)
+
+    def test_a_readable_host_key_is_told(self, running: Instance) -> None:
+        key = Places(running.state, running.run).host_key("web")
+        key.chmod(0o644)
+        try:
+            assert "host-key" in broken(prove(running, "--only", "host-key", "web", code=1))
+        finally:
+            key.chmod(0o600)
+
+    def test_what_cannot_be_tried_is_told(self, running: Instance) -> None:
+        for arguments, words in (
+            (("nobody",), "no workspace nobody"),
+            (("--target", "localhost", "web"), "not a name and a port"),
+            (("--only", "none-such", "web"), "nothing was tried"),
+        ):
+            result = running.hutch("prove", *arguments, check=False)
+            assert result.returncode == 2
+            assert words in result.stderr
+        running.hutch("stop", "other")
+        result = running.hutch("prove", "other", check=False)
+        assert result.returncode == 2
+        assert "does not run" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_what_a_run_leaves_that_was_cut_short(instance: Instance, number: int) -> None:
+    """Nothing when it is interrupted; what is left of one that is killed goes with the next."""
+    instance.declare("container", web="")
+    process = instance.spawn("prove", "--type", "container", "--only", "3", *TARGET)
+    deadline = time.monotonic() + 60
+    while not instance.names() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    process.wait(60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert instance.names() == []
+        return
+    assert instance.names()
+    prove(instance, "--type", "container", "--only", "gateway-ping")
+    assert instance.names() == []
+
+
+# Behind each rule stands a probe.
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule as it stands in the kernel; `where` is a namespace, "" for the host's own."""
+
+    where: str
+    family: str
+    chain: str
+    name: str
+    handle: int
+    counts: bool
+
+    @property
+    def key(self) -> str:
+        """As probes call it."""
+        return f"{'router' if self.where else 'host'} {self.family} {self.chain}/{self.name}"
+
+
+ON = {
+    "listed": {"watched-udp", "watched-tcp", "watched-dns", "epoch", "private", "networks", "listed-port"},
+    "named": {"listed"},
+    "learning": {"learned"},
+    "free": {"everywhere"},
+}
+"""The workspaces by whose policy a rule is for; all others are for each."""
+
+
+class TestRules:
+    """Each rule of the firewall is taken out in turn. That it is gone must show in what the workspace reaches, or does
+    not, and in no more than its counter where nothing gets that far while others stand."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def ruled(cls, world: World, images: Path) -> Iterator[Instance]:
+        with open_instance(world, images) as instance:
+            instance.declare(
+                "container",
+                web='publish = ["127.0.0.1:18081:4242", "18080:4242"]',
+                listed=f'egress = ["{PUBLIC_NAME}:80", "192.0.2.0/30", "192.168.77.0/24"]',
+                named=f'egress = ["{PUBLIC_NAME}"]',
+                learning='egress = ["other.example"]\nlearn = true',
+                free='egress = "all"',
+            )
+            instance.up()
+            places = Places(instance.state, instance.run)
+            # What is to be tried is what the rules do, not that traffic stops when they change.
+            stop_service(places, str(places.services / "watch.pid"))
+            yield instance
+
+    def test_all_held_before(self, ruled: Instance) -> None:
+        assert set(broken(prove(ruled, *NETWORK, "web", code=1))) == {"watch"}
+
+    def test_what_drops(self, ruled: Instance) -> None:
+        """All at once, since each is known by its own counter."""
+        rules = [rule for rule in rules_of(ruled) if rule.counts]
+        assert len(rules) > 15
+        with without(ruled, rules):
+            found = " ".join(
+                " ".join(broken(prove(ruled, *NETWORK, name, code=1)).values()) for name in ("web", "listed")
+            )
+        silent = [rule.key for rule in rules if f"{rule.key} is not loaded" not in found]
+        assert not silent, "no probe is about these rules"
+
+    def test_what_lets_through(self, ruled: Instance) -> None:
+        """One by one: what they let through is missed."""
+        silent = []
+        keys = [rule.key for rule in rules_of(ruled) if not rule.counts]
+        assert len(keys) > 30
+        for key in keys:
+            rule = next(rule for rule in rules_of(ruled) if rule.key == key)
+            on = next((name for name, names in ON.items() if rule.name in names), "web")
+            with without(ruled, [rule]):
+                result = ruled.hutch("prove", "--json", *TARGET, *POSITIVE, on, check=False, timeout=60)
+            if not set(broken(json.loads(result.stdout))):
+                silent.append(rule.key)
+        assert not silent, "nobody misses these rules"
+        for name in ("web", *ON):  # and what is missed is not missed for another reason
+            prove(ruled, *POSITIVE, name)
+
+
+POSITIVE = [
+    word
+    for name in (
+        *("gateway-arp", "gateway-ping", "dns-udp", "dns-tcp", "internet", "translated", "opened-192.168.77.2"),
+        *("host-ssh", "host-to-workspace-ping", "host-to-gateway-ping", "router-to-itself"),
+        *("listen-4242", "published-here", "published-outside", "untracked", "untracked-answers", "open"),
+    )
+    for word in ("--only", name)
+]
+"""What is let through, and rules that only a flood would get to."""
+NETWORK = ("--only", "3", "--only", "4", "--only", "5", "--only", "11")
+
+
+def rules_of(instance: Instance) -> list[Rule]:
+    """All that hutch has loaded, in both places."""
+    places = Places(instance.state, instance.run)
+    found = []
+    for where in ("", places.namespace):
+        for item in json.loads(nft(where, "-j", "list", "ruleset"))["nftables"]:
+            rule = item.get("rule")
+            if rule and rule["table"] == places.table:
+                counts = any("counter" in part for part in rule["expr"])
+                found.append(Rule(where, rule["family"], rule["chain"], rule["comment"], rule["handle"], counts))
+    return found
+
+
+def nft(where: str, *arguments: str, stdin: str = "") -> str:
+    inside = ["ip", "netns", "exec", where] if where else []
+    command = [*inside, "nft", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True, timeout=20).stdout
+
+
+@contextmanager
+def without(instance: Instance, rules: list[Rule]) -> Iterator[None]:
+    """These rules gone for a while, and all as it was after it."""
+    table = Places(instance.state, instance.run).table
+    for rule in rules:
+        nft(rule.where, "delete", "rule", rule.family, table, rule.chain, "handle", str(rule.handle))
+    try:
+        yield
+    finally:
+        for where in {rule.where for rule in rules}:
+            nft(where, "-f", "-", stdin=written(instance, where))
+
+
+def written(instance: Instance, where: str) -> str:
+    """The rules as hutch loads them. What nft lists is not the same: it leaves out what it takes to go without saying,
+    such as the type of a frame, and a frame with a VLAN's tag passes then."""
+    of = f"# firewall of the {'router' if where else 'host'}"
+    sections = f"\n{instance.hutch('explain', 'web').stdout}".split("\n# ")
+    return next(text for text in sections if f"# {text}".startswith(of)).partition("\n")[2]
