@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import vms
+from bench import egress, vms
 from bench.bare import Bare
 from bench.incus import Incus
 from bench.measure import BenchError, Samples, Usage, blocks_below, interleave, run, say, seconds, usage
@@ -247,6 +247,7 @@ SCENARIOS = (
     Scenario(("new", "disk"), new_workspace),
     Scenario(("start",), start),
     Scenario(("twenty", "memory", "ls", "status", "again", "written", "started"), many),
+    *egress.SCENARIOS,
     *vms.SCENARIOS,
     Scenario(("plan", "plan-growth", "plan-memory", "no-op"), declared),
 )
