@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from errno import EAFNOSUPPORT, ENOSPC, ENOSYS, EPERM
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.conftest import MakeInstance
-from tests.host.instance import HUTCH, Instance
+from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
 
@@ -167,33 +166,6 @@ def test_no_mount_has_devices_but_dev(pair: Instance) -> None:
         lax = {fields[4] for fields in mounts if "nodev" not in fields[5].split(",")}
         # The last is the way of `machinectl bind`: the host's root's, read-only.
         assert {point for point in lax if not point.startswith("/dev/")} <= {"/dev", "/run/host/incoming"}
-
-
-SECRET = """
-import ctypes, os, sys
-number = 248 if os.uname().machine == "x86_64" else 217
-libc = ctypes.CDLL(None)
-libc.syscall(number + 2, 1, None)  # a session keyring of its own
-assert libc.syscall(number, b"user", b"hutch-test-secret", b"x", 1, -3) > 0
-assert "hutch-test-secret" in open("/proc/keys").read()
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
-def test_no_key_of_whoever_starts_it_comes_along(instance: Instance) -> None:
-    instance.declare("container", web="")
-    started = subprocess.run(
-        [sys.executable, "-c", SECRET, *HUTCH, "up"],
-        cwd=instance.directory,
-        env=instance.environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert started.returncode == 0, started.stderr
-    looking = "mkdir /run/proc && mount -t proc proc /run/proc && cat /run/proc/keys"
-    assert "hutch-test-secret" not in instance.inside("web", "sh", "-c", looking, root=True).stdout
 
 
 # Devices, and what a guest or an image puts in the place of directories.
