@@ -70,7 +70,7 @@ def test_init_writes_a_file_that_works_and_keeps_one_that_is_there(bare: Instanc
     assert bare.file.read_text() == written
 
 
-@pytest.mark.parametrize("arguments", [("up",), ("start", "web"), ("rm", "web"), ("exec", "web", "--", "true")])
+@pytest.mark.parametrize("arguments", [("up",), ("start", "web"), ("rm", "web"), ("console", "web")])
 def test_what_needs_root_says_so_in_one_line(bare: Instance, arguments: tuple[str, ...]) -> None:
     bare.declare("container", web="")
     result = bare.hutch(*arguments, check=False, as_user="alice")

@@ -1,4 +1,4 @@
-"""A small world for a host under test: an internet, a LAN, resolvers, a private /etc and /run, two accounts.
+"""A small world for a host under test: an internet, a LAN, resolvers, a private /etc and /run, accounts.
 
 The host under test is this process's own network, mount and pid namespace, which `script/test` made; nothing
 here touches the machine outside of them, apart from one directory under /var/tmp that `close` removes. This

@@ -1,4 +1,4 @@
-"""The files of the world: a private /run and /etc over the machine's own, and two accounts with ssh keys.
+"""The files of the world: a private /run and /etc over the machine's own, and accounts with ssh keys.
 
 Everything is mounted in the caller's mount namespace and vanishes with it; the accounts' homes lie in the
 directory of the world.
@@ -14,14 +14,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+HUTCH_GROUP = 1200
+
 
 @dataclass(frozen=True)
 class Account:
-    """An account of the host under test, with an ssh key of its own."""
+    """An account of the host under test, with an ssh key of its own, and the further groups that it is in."""
 
     name: str
     uid: int
     home: Path
+    groups: tuple[int, ...] = ()
 
     @property
     def public_key(self) -> Path:
@@ -31,7 +34,8 @@ class Account:
         """`argv` as this account would run it."""
         if self.uid == 0:
             return list(argv)
-        identity = [f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--inh-caps=-all"]
+        groups = f"--groups={','.join(map(str, self.groups))}" if self.groups else "--clear-groups"
+        identity = [f"--reuid={self.uid}", f"--regid={self.uid}", groups, "--inh-caps=-all"]
         return ["setpriv", *identity, "--", *argv]
 
     def environment(self) -> dict[str, str]:
@@ -51,17 +55,21 @@ def ensure_private_directories() -> None:
 
 
 def ensure_accounts(directory: Path) -> dict[str, Account]:
-    """root, with a home that is not the machine's; alice, uid 1000; bob, uid 1001."""
+    """root, with a home that is not the machine's; alice, uid 1000; bob, uid 1001; carol, uid 1002, in the group
+    `hutch`."""
     homes = directory / "accounts"
     homes.mkdir()
     people = [
         Account("root", 0, homes / "root"),
         Account("alice", 1000, homes / "alice"),
         Account("bob", 1001, homes / "bob"),
+        Account("carol", 1002, homes / "carol", (HUTCH_GROUP,)),
     ]
     taken = {account.name for account in people} | {str(account.uid) for account in people}
+    taken |= {"hutch", str(HUTCH_GROUP)}
     _rewrite("/etc/passwd", taken, (f"{a.name}:x:{a.uid}:{a.uid}::{a.home}:/bin/bash" for a in people))
-    _rewrite("/etc/group", taken, (f"{a.name}:x:{a.uid}:" for a in people))
+    groups = [*(f"{a.name}:x:{a.uid}:" for a in people), f"hutch:x:{HUTCH_GROUP}:carol"]
+    _rewrite("/etc/group", taken, groups)
     _rewrite("/etc/shadow", taken, (f"{a.name}:*:19000:0:99999:7:::" for a in people))
     for account in people:
         account.home.mkdir(mode=0o750)

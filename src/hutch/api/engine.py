@@ -173,17 +173,29 @@ class Hutch:
     # Workspaces that are there.
 
     def records(self) -> dict[str, Record]:
-        """The records of all existing workspaces by name."""
+        """The records of all existing workspaces by name; for who is not root, of those that they may see."""
+        if os.geteuid() != 0:
+            from hutch.host.shown import read_all_shown
+
+            return read_all_shown(self.places)
         return {name: record for name, record in read_records(self.places).items() if not record.removed}
 
     def record(self, name: str) -> Record:
         """One record; UsageError when there is no such workspace."""
         if not is_name(name):
             raise UsageError(f"{name!r} is not the name of a workspace")
-        record = read_record(self.places, name)
+        record = self._known(name)
         if record is None or record.removed:
             raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them; `hutch up` makes them")
         return record
+
+    def _known(self, name: str) -> Record | None:
+        if os.geteuid() == 0:
+            return read_record(self.places, name)
+        from hutch.host.shown import read_shown
+
+        shown = read_shown(self.places, name)
+        return shown.record if shown is not None else None
 
     def observe(self, name: str) -> Observation:
         return observe(self.places, name)
@@ -348,7 +360,10 @@ class Hutch:
         return {**found, "warnings": [*found["warnings"], *self.damages().get(name, ())]}
 
     def damages(self) -> dict[str, list[str]]:
-        """What is not as hutch left it, in words, by workspace. Looks at the host, which `observe` does not."""
+        """What is not as hutch left it, in words, by workspace. Looks at the host, which `observe` does not, and which
+        only root can."""
+        if os.geteuid() != 0:
+            return {}
         from hutch.apply.inspecting import warnings_of
 
         record = read_network(self.places)
@@ -363,6 +378,11 @@ class Hutch:
         """What is told of the machine that runs."""
         if not now.is_up or record.booted is None or record.booted.workspace.type != "vm":
             return {}
+        if os.geteuid() != 0:
+            from hutch.host.shown import read_shown
+
+            shown = read_shown(self.places, record.name)
+            return shown.facts if shown else {}
         from hutch.supervise.facts import observe_facts
 
         return observe_facts(self.places, record.name)

@@ -22,7 +22,8 @@ Argument = str | os.PathLike[str]
 class Workspace:
     """One workspace, by its name. Making the object touches nothing: a method raises UsageError when there is none.
 
-    All methods need root, and may be called by any thread, by several at once; `hutch.aio` has them for asyncio.
+    All methods but `status` need root, and all may be called by any thread, by several at once; `hutch.aio` has them
+    for asyncio.
     """
 
     def __init__(self, name: str, hutch: Hutch | None = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.files import write_atomic
-from hutch.host import hosts_file, router, shares, ssh
+from hutch.host import hosts_file, router, shares, shown, ssh
 from hutch.host.dns import own_name, service_user, wanted_resolvers
 from hutch.host.firewall import Member
 from hutch.host.lock import host_lock
@@ -25,6 +25,7 @@ from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
 from hutch.spec.policy import policy_of
 from hutch.state import NetworkRecord, Record, read_network, remove_network, write_network
+from hutch.supervise.facts import observe_facts
 from hutch.supervise.observe import observe
 
 IDENTITY = ("type", "hypervisor", "ip", "mac", "cid", "user", "owner", "home")
@@ -301,6 +302,14 @@ def limit_home(project: int, workspace: Workspace) -> None:
         ensure_quota(workspace.home, project, workspace.disk)
 
 
+def converge_shown(places: Places, records: Mapping[str, Record]) -> None:
+    """What owners and the group `hutch` see."""
+    found = present(records)
+    machines = [name for name, r in found.items() if r.booted is not None and r.booted.workspace.type == "vm"]
+    facts = {name: observe_facts(places, name) for name in machines if observe(places, name).is_up}
+    shown.ensure_shown(places, found, facts)
+
+
 def settle(
     places: Places,
     network: Network,
@@ -318,6 +327,7 @@ def settle(
         converge_network(places, network, file, records, looking)
         connect()
         converge_trust(places, records)
+        converge_shown(places, records)
     else:
         dismantle(places)
 
@@ -327,6 +337,7 @@ def dismantle(places: Places) -> None:
     record = read_network(places)
     hosts_file.ensure_hosts(places, {})
     ssh.remove_trust(places)
+    shown.remove_shown(places)
     shares.ensure_shares(places, ())
     remove_services(places)
     if record is None:

@@ -67,6 +67,7 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping
 
         if failures := apply_live(places, plan.network, records, live, listen):
             unmet.append(LiveFailed(failures))
+        converge.converge_shown(places, records)
     if starting:
         try:
             start(places, plan.network, plan.file, records, starting, listen)

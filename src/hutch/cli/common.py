@@ -139,9 +139,11 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
 
 
 def workspace_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Completion of a workspace's name. The directory's names are no secret; what is in them is."""
+    """Completion of a workspace's name: of those that one may look at."""
+    from hutch.host.shown import shown_names
+
     try:
-        found = os.listdir(Places.from_environment().workspaces)
-    except (OSError, HutchError):
+        found = shown_names(Places.from_environment())
+    except HutchError:
         return []
-    return sorted(name for name in found if name.startswith(incomplete))
+    return [name for name in found if name.startswith(incomplete)]

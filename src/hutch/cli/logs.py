@@ -31,7 +31,6 @@ CHUNK = 65536
 @click.option("-f", "--follow", is_flag=True, help="Go on as new lines come.")
 @click.option("-n", "--lines", type=click.IntRange(0), default=LINES, show_default=True, help="The last lines of each.")
 @click.pass_context
-@needs_root
 def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:
     """Show the machine log (console, starts and stops), then the guest's journal while it runs."""
     hutch = Hutch()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Container
 from typing import Any
 
 import click
 
 from hutch.api import Hutch
-from hutch.cli.common import Options, global_options, needs_root, print_json, print_table, printable, workspace_names
+from hutch.cli.common import Options, global_options, print_json, print_table, printable, workspace_names
 from hutch.errors import UsageError
 
 
@@ -19,17 +21,32 @@ def gather(options: Options, names: tuple[str, ...], *, looks: bool = False) -> 
     records = hutch.records()
     found = {name: hutch.describe(record) for name, record in records.items()}
     file, declared = hutch.declared(options.path)
+    others = set() if os.geteuid() == 0 else names_of_others(hutch, found)
     for name, type in declared.items():
-        if name not in found:
+        if name not in found and name not in others:
             # Nobody has validated this file, and what is in it goes to a terminal.
             found[name] = absent(name, None if type is None else printable(str(type)), file)
     unknown = [name for name in names if name not in found]
+    for name in unknown:
+        if name in others:
+            hutch.record(name)  # says why not
     if unknown:
         raise UsageError(f"there is no workspace {', '.join(unknown)}", resolution="`hutch ls` lists them")
+    if others and not found:
+        options.say("hutch: no workspace of this host is yours; root sees them all")
     damages = hutch.damages() if looks else {}
     return [
         {**(entry := found[name]), "warnings": [*entry["warnings"], *damages.get(name, ())]} for name in names or found
     ]
+
+
+def names_of_others(hutch: Hutch, own: Container[str]) -> set[str]:
+    """The workspaces of this host that one may not look at. Their names are no secret: they stand in /etc/hosts."""
+    try:
+        found = {name.removesuffix(".json") for name in os.listdir(hutch.places.shown_records)}
+    except OSError:
+        return set()
+    return {name for name in found if name not in own}
 
 
 def absent(name: str, kind: str | None, file: str) -> dict[str, Any]:
@@ -74,9 +91,8 @@ def warn_of_learning(options: Options, entries: list[dict[str, Any]]) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @global_options
-@needs_root
 def ls(options: Options, as_json: bool) -> None:
-    """List the workspaces of this host."""
+    """List the workspaces of this host; for who is not root, their own."""
     entries = gather(options, ())
     warn_of_learning(options, entries)
     if as_json:
@@ -101,7 +117,6 @@ def ls(options: Options, as_json: bool) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=workspace_names)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @global_options
-@needs_root
 def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """Show workspaces in detail."""
     entries = gather(options, names, looks=True)

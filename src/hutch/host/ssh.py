@@ -169,6 +169,10 @@ def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, st
         ]
         for path in keys.values():
             lines += [f"Match originalhost {hosts} exec \"test -r '{path}'\"", f'    IdentityFile "{path}"']
+        # For the group's members; root has the key itself, and would be warned of the mode of this copy.
+        copy = places.group_key
+        test = f"test -r '{copy}' -a ! -O '{copy}'"
+        lines += [f'Match originalhost {hosts} exec "{test}"', f'    IdentityFile "{copy}"']
         lines.append(f"Match originalhost {hosts}")
         lines += [f"    IdentityFile ~/.ssh/{name}" for name in DEFAULT_IDENTITIES]
     lines += ["Match all", ""]
@@ -221,6 +225,29 @@ def proxy_options(proxy: str) -> dict[str, str]:
     if not proxy:
         return {}
     return {"ProxyCommand": proxy, "ProxyUseFdpass": "yes" if proxy.startswith(VSOCK_PROXY) else "no"}
+
+
+def render_own_argv(
+    places: Places, peer: Peer, command: str, *, terminal: bool, control: str, is_first: bool
+) -> list[str]:
+    """The same for who is not root, by what their own configuration and the drop-in say. There is no terminal to ask
+    for a passphrase on."""
+    options = {
+        "BatchMode": "yes",
+        "ForwardAgent": "no",
+        "ForwardX11": "no",
+        "ClearAllForwardings": "yes",
+        "PermitLocalCommand": "no",
+        "RemoteCommand": "none",
+        "EscapeChar": "none",
+        "LogLevel": "ERROR",
+        "ControlMaster": "yes" if control and is_first else "no",
+        "ControlPath": control or "none",
+        "ControlPersist": "no",
+        "RequestTTY": "force" if terminal else "no",
+    }
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    return ["ssh", *words, "--", hostname(peer.name), command]
 
 
 def render_argv(places: Places, peer: Peer, command: str, *, terminal: bool, control: str, is_first: bool) -> list[str]:

@@ -227,6 +227,19 @@ class Places:
         """The private key that hutch made for a host user: root's opens every workspace."""
         return self.state / "keys" / str(uid) / "id_ed25519"
 
+    @property
+    def group_key(self) -> Path:
+        """A copy of root's key for the members of the group `hutch`."""
+        return self.state / "keys" / "hutch" / "id_ed25519"
+
+    @property
+    def shown_records(self) -> Path:
+        """What owners and the group see of workspaces."""
+        return self.state / "shown"
+
+    def shown_record(self, name: str) -> Path:
+        return self.shown_records / f"{name}.json"
+
     def workspace(self, name: str) -> Path:
         """Root's own directory for a workspace; nothing in it but `home` and `root` is written by guests."""
         return self.workspaces / name

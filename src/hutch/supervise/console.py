@@ -23,7 +23,8 @@ class Log:
 
     @staticmethod
     def _open(path: str, more: int = 0) -> int:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | more, 0o600)
+        """Whoever may pass into its directory may read it."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | more, 0o644)
 
     def fileno(self) -> int:
         return self._file

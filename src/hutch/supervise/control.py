@@ -166,7 +166,7 @@ def spawn(places: Places, name: str) -> Starting:
         lock = ours.add(_take_lock(places, name))
         if read_status(str(places.status(name))) is not None or is_forgotten(places, name):
             clean_up(places, name)
-        log = ours.add(os.open(places.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+        log = ours.add(os.open(places.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
         report, their_report = os.pipe2(os.O_CLOEXEC)
         their_gate, gate = os.pipe2(os.O_CLOEXEC)
         handed = (ours.add(their_report), ours.add(their_gate), lock)

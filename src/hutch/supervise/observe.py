@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.host.process import is_alive
 from hutch.spec.names import Places
@@ -25,13 +28,21 @@ class Observation:
         return self.state in ("starting", "running", "stopping")
 
 
+def are_shown() -> bool:
+    """Whether this process sees those of others: some hosts mount /proc with `hidepid`."""
+    return os.path.exists("/proc/1")
+
+
 def observe(places: Places, name: str) -> Observation:
     """What the workspace's supervisor last said, believed only while that very process lives."""
-    status = read_status(str(places.status(name)))
+    try:
+        status = read_status(str(places.status(name)))
+    except PermissionError:
+        raise HutchError(f"how {name} stands is not shown to you yet", resolution="`sudo hutch up` does that") from None
     if status is None:
         return Observation()
     state, reason, pid = status["state"], status["reason"], status["pid"]
-    if state in ("starting", "running", "stopping") and not is_alive(pid, status["started"]):
+    if state in ("starting", "running", "stopping") and not is_alive(pid, status["started"]) and are_shown():
         state, reason = "failed", "its supervisor was killed"
     alive = state in ("starting", "running", "stopping")
     return Observation(

@@ -20,7 +20,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.host.process import open_process
-from hutch.host.ssh import Peer, render_argv
+from hutch.host.ssh import Peer, render_argv, render_own_argv
 from hutch.run import TimeoutExpired
 from hutch.spec.names import SUN_PATH, Places
 from hutch.supervise.relay import CHUNK, Channel
@@ -53,11 +53,23 @@ CAUGHT = (*SIGNALS, BY_FORCE)
 
 @dataclass(frozen=True)
 class Target:
-    """A workspace to reach. `leader` is (pid, start time) of a process that lives as long as it runs."""
+    """A workspace to reach. `leader` is (pid, start time) of a process that lives as long as it runs. `by_own_key` is
+    for who is not root: with the caller's configuration and environment, since an agent may hold the key."""
 
     places: Places
     peer: Peer
     leader: tuple[int, int] | None = None
+    by_own_key: bool = False
+
+    def socket(self, nonce: str) -> str:
+        """Where the two sessions meet, in a directory of the caller's alone; "" for a connection each."""
+        directory = str(self.places.runtime(self.peer.name))
+        if self.by_own_key:
+            directory = os.environ.get("XDG_RUNTIME_DIR", "")
+            if not os.path.isabs(directory) or "%" in directory or not os.access(directory, os.W_OK):
+                return ""
+        path = f"{directory}/exec-{nonce[:12]}"
+        return path if len(path) + SSH_SUFFIX <= SUN_PATH else ""
 
 
 def run_remotely(target: Target, command: Command, *, root: bool = False, capture: int | None = None) -> int:
@@ -153,15 +165,15 @@ class _Remote:
         self.leader = open_process(*target.leader) if target.leader is not None else None
         if target.leader is not None and self.leader is None:
             raise self._ended()
-        socket = target.places.runtime(self.name) / f"exec-{self.nonce[:12]}"
-        self.socket = str(socket) if len(str(socket)) + SSH_SUFFIX <= SUN_PATH else ""
+        self.socket = target.socket(self.nonce)
         self.first = self._start([self.heard] if self.terminal else [self.heard, self.errors_heard], is_first=True)
 
     def _start(self, ears: list[Ear], *, is_first: bool) -> Session:
         terminal = is_first and self.terminal
         places, peer, line = self.target.places, self.target.peer, render_line(self.nonce)
-        argv = render_argv(places, peer, line, terminal=terminal, control=self.socket, is_first=is_first)
-        return Session(argv, ears, terminal=terminal)
+        render = render_own_argv if self.target.by_own_key else render_argv
+        argv = render(places, peer, line, terminal=terminal, control=self.socket, is_first=is_first)
+        return Session(argv, ears, terminal=terminal, env=os.environ if self.target.by_own_key else {})
 
     def prepare(self, command: Command, root: bool, caught: _Caught) -> bool:
         """Bring both sessions to where the command can go; False when a signal came first."""

@@ -7,7 +7,7 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from hutch.run import Popen, TimeoutExpired, start
@@ -19,9 +19,9 @@ GRACE = 2.0  # seconds that ssh may take to end
 
 class Session:
     """One ssh, and our ends of its streams: on a terminal all are the same. `ears` hears what its streams say, and
-    `unsent` waits until it is taken."""
+    `unsent` waits until it is taken. `env` is added to ssh's environment."""
 
-    def __init__(self, argv: list[str], ears: list[Ear], *, terminal: bool) -> None:
+    def __init__(self, argv: list[str], ears: list[Ear], *, terminal: bool, env: Mapping[str, str]) -> None:
         self.unsent = b""
         # In a session of its own: what is typed on our terminal interrupts us, and not ssh. It ends when we do.
         prefix = ["setpriv", "--pdeathsig", "TERM", "setsid", *(["--ctty"] if terminal else []), "--"]
@@ -36,9 +36,12 @@ class Session:
         for descriptor in {self.input, *sources}:
             os.set_blocking(descriptor, False)
         try:
-            env = {"TERM": os.environ.get("TERM", "dumb")}
             self.process: Popen[bytes] = start(
-                [*prefix, *argv], stdin=inside[0], stdout=inside[1], stderr=inside[2], env=env
+                [*prefix, *argv],
+                stdin=inside[0],
+                stdout=inside[1],
+                stderr=inside[2],
+                env={"TERM": os.environ.get("TERM", "dumb"), **env},
             )
         except BaseException:
             self.close_streams()

@@ -52,7 +52,7 @@ def hutch(places: Places, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 @pytest.fixture
 def not_root(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands that need no root do not look how a workspace stands."""
+    """Without root, hutch does not look how workspaces stand that it may not see."""
     monkeypatch.setattr("os.geteuid", lambda: 1000)
 
 

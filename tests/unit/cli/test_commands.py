@@ -23,7 +23,7 @@ from hutch.state import Record, write_record
 from tests.unit.cli.conftest import Run
 from tests.unit.facts import workspace
 
-WITHOUT_ROOT = {"doctor", "init", "ssh", "cp", "schema", "completion", "image"}
+WITHOUT_ROOT = {"doctor", "init", "ls", "status", "ssh", "exec", "cp", "logs", "schema", "completion", "image"}
 ARGUMENTS = {
     "start": ["web"],
     "stop": ["web"],
@@ -101,14 +101,14 @@ def test_on_a_terminal_it_asks(
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == tool else None)
-    monkeypatch.setattr("sys.argv", ["/usr/local/bin/hutch", "ls", "--json"])
-    assert hutch("ls", "--json").err == f"hutch: this needs root, asking {tool}\n"
+    monkeypatch.setattr("sys.argv", ["/usr/local/bin/hutch", "plan", "--json"])
+    assert hutch("plan", "--json").err == f"hutch: this needs root, asking {tool}\n"
     kept = ["env", f"HUTCH_STATE_DIR={places.state}", f"HUTCH_RUN_DIR={places.run}"]
-    assert replaced == [[tool, "--", *kept, "/usr/local/bin/hutch", "ls", "--json"]]
+    assert replaced == [[tool, "--", *kept, "/usr/local/bin/hutch", "plan", "--json"]]
     for variable in ("HUTCH_STATE_DIR", "HUTCH_RUN_DIR"):
         monkeypatch.delenv(variable)
-    hutch("ls", "--json")
-    assert replaced[1] == [tool, "--", "/usr/local/bin/hutch", "ls", "--json"]
+    hutch("plan", "--json")
+    assert replaced[1] == [tool, "--", "/usr/local/bin/hutch", "plan", "--json"]
 
 
 # init, schema, completion
@@ -160,7 +160,8 @@ def completions(*words: str) -> list[str]:
 
 def test_words_are_completed(places: Places) -> None:
     for name in ("web", "lab"):
-        places.workspace(name).mkdir(parents=True)
+        places.shown_record(name).parent.mkdir(parents=True, exist_ok=True)
+        places.shown_record(name).write_bytes(b"")
     assert completions("sta") == ["start", "status"]
     assert completions("start", "") == ["lab", "web"]
     assert completions("ssh", "w") == ["web"]
