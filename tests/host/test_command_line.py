@@ -27,7 +27,8 @@ def test_version(bare: Instance) -> None:
 
 
 COMMANDS = (
-    "init plan up down start stop restart ls status ssh exec cp logs console rm explain prove image schema completion"
+    "init plan up down start stop restart ls status ssh exec cp logs console rm explain prove image aliases schema"
+    " completion"
 )
 
 

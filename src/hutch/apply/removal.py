@@ -8,7 +8,7 @@ from hutch.apply import converge
 from hutch.egress import journal
 from hutch.errors import HutchError
 from hutch.files import entries
-from hutch.host import shares
+from hutch.host import shares, shells
 from hutch.host.quota import release_quota
 from hutch.spec.names import Places
 from hutch.state import PURGE, Record, journaled, read_network, read_records, write_record
@@ -80,6 +80,7 @@ def delete_workspace(places: Places, name: str) -> None:
             remove_tree(entry)
     remove_tree(places.workspace(name))
     if not read_records(places):
+        shells.remove(places)
         remove_tree(places.state / "keys")
         for directory in (places.workspaces, places.egress, places.run / "workspaces", places.run):
             try:

@@ -36,6 +36,7 @@ COMMANDS = {
     "prove": ("prove", "prove", "Try what hutch promises, on this host; exits 1 when a promise is broken."),
     "doctor": ("doctor", "doctor", "Check what this host can do, and what it cannot enforce."),
     "image": ("image", "image", "The image cache."),
+    "aliases": ("aliases", "aliases", "Print or install shell aliases: workspace_NAME and others."),
     "schema": ("declare", "schema", "Print the JSON Schema of hutch.toml."),
     "completion": ("declare", "completion", "Print a completion script for bash, zsh or fish."),
 }

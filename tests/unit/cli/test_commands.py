@@ -23,7 +23,20 @@ from hutch.state import Record, write_record
 from tests.unit.cli.conftest import Run
 from tests.unit.facts import workspace
 
-WITHOUT_ROOT = {"doctor", "init", "ls", "status", "ssh", "exec", "cp", "logs", "schema", "completion", "image"}
+WITHOUT_ROOT = {
+    "aliases",
+    "doctor",
+    "init",
+    "ls",
+    "status",
+    "ssh",
+    "exec",
+    "cp",
+    "logs",
+    "schema",
+    "completion",
+    "image",
+}
 ARGUMENTS = {
     "start": ["web"],
     "stop": ["web"],
