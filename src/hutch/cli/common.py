@@ -14,7 +14,6 @@ import click
 from hutch.errors import ConfigError, HutchError
 from hutch.frozen import dataclass
 from hutch.host import lock
-from hutch.spec.names import Places
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -136,14 +135,3 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
     import json
 
     click.echo(json.dumps(value, indent=indent))
-
-
-def workspace_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Completion of a workspace's name: of those that one may look at."""
-    from hutch.host.shown import shown_names
-
-    try:
-        found = shown_names(Places.from_environment())
-    except HutchError:
-        return []
-    return [name for name in found if name.startswith(incomplete)]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from hutch.api import Hutch, agreed
-from hutch.cli.common import Options, global_options, needs_root, print_json, printable, workspace_names
+from hutch.cli.common import Options, global_options, needs_root, print_json, printable
+from hutch.cli.completing import declared_names, render_completion
 from hutch.cli.values import shown_pair
 from hutch.errors import HutchError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from hutch.plan.actions import Action, Plan, Repair
 
 ADOPT = click.option("--adopt", is_flag=True, help="Take over workspaces that another file declared.")
-NAMES = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=workspace_names)
+NAMES = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=declared_names)
 
 
 @click.command()
@@ -169,10 +170,4 @@ def schema(options: Options) -> None:
 @global_options
 def completion(options: Options, shell: str) -> None:
     """Print a completion script: `hutch completion bash > /etc/bash_completion.d/hutch`."""
-    from click.shell_completion import get_completion_class
-
-    from hutch.cli import cli
-
-    found = get_completion_class(shell)
-    assert found is not None
-    click.echo(found(cli, {}, "hutch", "_HUTCH_COMPLETE").source())
+    click.echo(render_completion(shell))

@@ -10,7 +10,8 @@ from contextlib import closing
 import click
 
 from hutch.api import Hutch
-from hutch.cli.common import Options, needs_root, print_json, print_row, print_table, printable, workspace_names
+from hutch.cli.common import Options, needs_root, print_json, print_row, print_table, printable
+from hutch.cli.completing import existing_names
 from hutch.egress.record import Seen, aggregate
 from hutch.spec.policy import policy_of
 
@@ -22,7 +23,7 @@ NOT_WATCHED = "nothing is recorded with this policy; `learn = true` beside `egre
 
 
 @click.command()
-@click.argument("name", shell_complete=workspace_names)
+@click.argument("name", shell_complete=existing_names)
 @click.option("-f", "--follow", is_flag=True, help="Go on as it happens. On a terminal it does, unless for --json.")
 @click.option("--suggest", is_flag=True, help="Print a list for hutch.toml instead, made of what was seen.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list, or with -f an object a line.")

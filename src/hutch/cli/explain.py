@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from hutch.api import Hutch
-from hutch.cli.common import Options, global_options, needs_root, printable, workspace_names
+from hutch.cli.common import Options, global_options, needs_root, printable
+from hutch.cli.completing import existing_names
 
 
 @click.command()
-@click.argument("name", shell_complete=workspace_names)
+@click.argument("name", shell_complete=existing_names)
 @global_options
 @needs_root
 def explain(options: Options, name: str) -> None:

@@ -7,6 +7,7 @@ import click
 from hutch.api import Hutch
 from hutch.api.images import Images
 from hutch.cli.common import Options, global_options, needs_root, print_json, print_table
+from hutch.cli.completing import declared_names, image_ids
 
 
 @click.group()
@@ -44,7 +45,7 @@ def list_images(options: Options, as_json: bool) -> None:
 
 
 @image.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=declared_names)
 @global_options
 @needs_root
 def build(options: Options, names: tuple[str, ...]) -> None:
@@ -59,7 +60,7 @@ def build(options: Options, names: tuple[str, ...]) -> None:
 
 
 @image.command()
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=image_ids)
 @global_options
 @needs_root
 def rm(options: Options, ids: tuple[str, ...]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 
 from hutch.api import Hutch
-from hutch.cli.common import Options, global_options, needs_root, workspace_names
+from hutch.cli.common import Options, global_options, needs_root
+from hutch.cli.completing import existing_names
 
-NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=workspace_names)
+NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=existing_names)
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=workspace_names)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=existing_names)
 @global_options
 @needs_root
 def down(options: Options, names: tuple[str, ...]) -> None:
@@ -48,7 +49,7 @@ def restart(options: Options, names: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("name", shell_complete=workspace_names)
+@click.argument("name", shell_complete=existing_names)
 @click.option("--purge", is_flag=True, help="Delete the home, the host key and the address too.")
 @click.option("--force", is_flag=True, help="Even with unsaved git work or a live session.")
 @global_options

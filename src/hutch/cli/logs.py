@@ -15,11 +15,12 @@ import click
 
 from hutch.api import Hutch
 from hutch.api.workspace import Workspace
-from hutch.cli.common import Options, global_options, needs_root, printable, workspace_names
+from hutch.cli.common import Options, global_options, needs_root, printable
+from hutch.cli.completing import existing_names
 from hutch.errors import HutchError
 from hutch.supervise.relay import Channel, open_unblocked, raw, relay
 
-NAME = click.argument("name", shell_complete=workspace_names)
+NAME = click.argument("name", shell_complete=existing_names)
 DETACH = b"\x1d"  # ^]
 GETTY = {"container": "console-getty.service", "vm": "serial-getty@ttyS0.service"}
 LINES = 1000

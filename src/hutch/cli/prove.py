@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from hutch.api import Hutch
-from hutch.cli.common import Options, global_options, needs_root, print_json, print_table, printable, workspace_names
+from hutch.cli.common import Options, global_options, needs_root, print_json, print_table, printable
+from hutch.cli.completing import existing_names
 from hutch.cli.progress import Bar
 from hutch.errors import UsageError
 
@@ -27,7 +28,7 @@ def read_target(ctx: click.Context, param: click.Parameter, value: str) -> tuple
 
 
 @click.command()
-@click.argument("name", required=False, shell_complete=workspace_names)
+@click.argument("name", required=False, shell_complete=existing_names)
 @click.option(
     "--target",
     callback=read_target,

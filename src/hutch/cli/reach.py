@@ -9,14 +9,15 @@ import click
 
 from hutch import run
 from hutch.api import Hutch
-from hutch.cli.common import Options, global_options, printable, workspace_names
+from hutch.cli.common import Options, global_options, printable
+from hutch.cli.completing import copied_paths, existing_names
 from hutch.errors import HutchError, UsageError
 from hutch.spec.names import hostname, is_name
 
 if TYPE_CHECKING:
     from hutch.api.copying import Side
 
-NAME = click.argument("name", shell_complete=workspace_names)
+NAME = click.argument("name", shell_complete=existing_names)
 
 
 def read_size(ctx: click.Context, param: click.Parameter, value: str) -> int:
@@ -51,8 +52,8 @@ def execute(options: Options, name: str, command: tuple[str, ...], root: bool) -
 
 
 @click.command()
-@click.argument("source", nargs=-1, required=True)
-@click.argument("target")
+@click.argument("source", nargs=-1, required=True, shell_complete=copied_paths)
+@click.argument("target", shell_complete=copied_paths)
 @click.option("--limit", callback=read_size, default="16GiB", show_default=True, help="Take no more in one go.")
 @global_options
 def cp(options: Options, source: tuple[str, ...], target: str, limit: int) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from hutch.api import Hutch
-from hutch.cli.common import Options, global_options, print_json, print_table, printable, workspace_names
+from hutch.cli.common import Options, global_options, print_json, print_table, printable
+from hutch.cli.completing import existing_names
 from hutch.errors import UsageError
 
 
@@ -114,7 +115,7 @@ def ls(options: Options, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=workspace_names)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=existing_names)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @global_options
 def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:

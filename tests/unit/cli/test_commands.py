@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from hutch.api.copying import Side
 from hutch.api.result import Copied
 from hutch.cli import COMMANDS, cli, main
-from hutch.cli.common import Options, workspace_names
+from hutch.cli.common import Options
+from hutch.cli.completing import PATCHES, existing_names, render_completion
 from hutch.errors import ConfigError, HutchError, Problem
 from hutch.spec.names import Places
 from hutch.state import Record, write_record
@@ -179,13 +180,48 @@ def test_words_are_completed(places: Places) -> None:
     assert completions("start", "") == ["lab", "web"]
     assert completions("ssh", "w") == ["web"]
     assert completions("completion", "z") == ["zsh"]
+    assert completions("start", "web", "--q") == ["--quiet"]
+    assert completions("-f", "x") == ["x"]  # a file, which the shell looks for
+
+
+def test_what_up_takes_is_completed_from_the_file(places: Places) -> None:
+    Path("hutch.toml").write_text('[workspaces.one]\ntype = "vm"\n')
+    Path("other.toml").write_text('[workspaces.two]\ntype = "vm"\n')
+    assert completions("up", "") == ["one"]
+    assert completions("image", "build", "") == ["one"]
+    assert completions("up", "-f", "other.toml", "") == completions("-f", "other.toml", "up", "") == ["two"]
+    Path("hutch.toml").write_text("[[[")
+    assert completions("up", "") == []
+
+
+def test_what_cp_takes_is_completed(places: Places) -> None:
+    places.shown_record("web").parent.mkdir(parents=True)
+    places.shown_record("web").write_bytes(b"")
+    assert completions("cp", "") == ["", "web:"]  # files, and workspaces
+    assert completions("cp", "a", "w") == ["w", "web:"]
+    assert completions("cp", "./w") == ["./w"]
+    for words in (["web:"], ["web:x"], ["a", "web:x"], ["web", ":"], ["web", ":", "x"], ["a", "web", ":", "x"]):
+        assert completions("cp", *words) == []
+
+
+def test_images_are_completed(places: Places) -> None:
+    for name in ("0123", "0456", "kernels", ".new"):
+        (places.images / name).mkdir(parents=True)
+    assert completions("image", "rm", "01") == ["0123"]
+    assert completions("image", "rm", "") == ["0123", "0456"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_scripts_are_click_s_but_for_the_space(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BashComplete, "_check_version", lambda *_: None)
+    assert PATCHES[shell][1] in render_completion(shell)
 
 
 @pytest.mark.parametrize("state", ["/nonexistent", "/srv/a b"])
 def test_completion_never_fails(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUTCH_STATE_DIR", state)
     context = click.Context(cli)
-    assert workspace_names(context, click.Argument(["name"]), "") == []
+    assert existing_names(context, click.Argument(["name"]), "") == []
 
 
 # Failures.

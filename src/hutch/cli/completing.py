@@ -1,0 +1,89 @@
+"""What completes a word of the command line. It must not fail, and is asked at every press of a key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hutch.errors import HutchError
+from hutch.spec.names import Places
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+OPEN = ":"
+"""What a word ends with that goes on: no space comes behind it."""
+END_BASH = "    return 0\n"
+OPEN_BASH = f"    [[ ${{#COMPREPLY[@]}} != 1 || ${{COMPREPLY[0]}} != *{OPEN} ]] || compopt -o nospace\n"
+END_ZSH = "        compadd -U -V unsorted -a completions\n"
+OPEN_ZSH = f"""\
+        local -a open=(${{(M)completions:#*{OPEN}}}) closed=(${{completions:#*{OPEN}}})
+        (( ! $#open )) || compadd -U -V unsorted -S '' -a open
+        (( ! $#closed )) || compadd -U -V unsorted -a closed
+"""
+PATCHES = {"bash": (END_BASH, OPEN_BASH + END_BASH), "zsh": (END_ZSH, OPEN_ZSH), "fish": ("", "")}
+"""What click's scripts have, and what is in its place here. fish knows by itself."""
+
+
+def render_completion(shell: str) -> str:
+    """The script for a shell: click's, which puts no space behind a word that goes on."""
+    from click.shell_completion import get_completion_class
+
+    from hutch.cli import cli
+
+    found = get_completion_class(shell)
+    assert found is not None
+    return found(cli, {}, "hutch", "_HUTCH_COMPLETE").source().replace(*PATCHES[shell], 1)
+
+
+def _places() -> Places | None:
+    try:
+        return Places.from_environment()
+    except HutchError:
+        return None
+
+
+def existing_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The workspaces that one may look at."""
+    from hutch.host.shown import shown_names
+
+    places = _places()
+    return [name for name in shown_names(places) if name.startswith(incomplete)] if places else []
+
+
+def declared_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Those of the file, where that can be read, and those that are there."""
+    from hutch.spec.lookup import glance, look_for_file
+
+    file = ctx.params.get("file") or ctx.find_root().params.get("file")
+    try:
+        found = look_for_file(Path(file) if file else None)
+        declared = set(glance(found)) if found else set()
+    except (HutchError, OSError):
+        declared = set()
+    own = [name for name in declared if name.startswith(incomplete)]
+    return sorted({*own, *existing_names(ctx, param, incomplete)})
+
+
+def copied_paths(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """Files of the host, and workspaces; not what is in these. bash makes three words of what stands around a colon."""
+    from click.shell_completion import CompletionItem
+
+    given = [*(ctx.params.get("source") or ()), ctx.params.get("target")]
+    if OPEN in incomplete.partition("/")[0] or given[-1] == OPEN or given[-2:] == [OPEN, None]:
+        return []
+    names = [CompletionItem(f"{name}{OPEN}") for name in existing_names(ctx, param, incomplete)]
+    return [CompletionItem(incomplete, type="file"), *names]
+
+
+def image_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The images in the cache. Nobody but root can look into them."""
+    places = _places()
+    try:
+        found = [entry.name for entry in os.scandir(places.images) if entry.is_dir()] if places else []
+    except OSError:
+        found = []
+    return sorted(name for name in found if name.startswith(incomplete) and name[:1] != "." and name != "kernels")
