@@ -69,6 +69,24 @@ def test_exec_keeps_arguments_streams_codes_and_root(people: Instance, account: 
     assert people.hutch("exec", "--root", "hers", "--", "id", "-u", as_user=account).stdout == "0\n"
 
 
+def logins(people: Instance) -> int:
+    script = "journalctl --sync; journalctl -t sshd-session -t sshd | grep -c 'Accepted publickey' || true"
+    return int(people.inside("hers", "sh", "-c", script, root=True).stdout)
+
+
+def test_two_sessions_of_exec_share_a_connection_where_there_is_a_place_for_it(people: Instance) -> None:
+    alice = people.world.accounts["alice"]
+    own = alice.home / "run"
+    own.mkdir(mode=0o700)
+    os.chown(own, alice.uid, alice.uid)
+    before = logins(people)
+    people.hutch("exec", "hers", "--", "true", as_user="alice", env={"XDG_RUNTIME_DIR": str(own)})
+    assert logins(people) == before + 1
+    people.hutch("exec", "hers", "--", "true", as_user="alice")
+    assert logins(people) == before + 3
+    assert list(own.iterdir()) == []
+
+
 @pytest.mark.parametrize("account", ["alice", "carol"])
 def test_ssh_cp_and_logs(people: Instance, account: str) -> None:
     assert people.hutch("ssh", "hers", "hostname", as_user=account).stdout == "hers\n"

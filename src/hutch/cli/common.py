@@ -73,7 +73,7 @@ def show_commands() -> None:
 
 
 def needs_root(function: F) -> F:
-    """Run the command again through sudo or doas on a terminal; say so otherwise."""
+    """Run the command again through sudo, doas or (by polkit) run0 on a terminal; say so otherwise."""
 
     @functools.wraps(function)
     def wrapper(*arguments: Any, **values: Any) -> Any:
@@ -87,7 +87,7 @@ def needs_root(function: F) -> F:
 def become_root() -> None:
     import shutil
 
-    elevate = next((name for name in ("sudo", "doas") if shutil.which(name)), None)
+    elevate = next((name for name in ("sudo", "doas", "run0") if shutil.which(name)), None)
     if elevate is None or not sys.stdin.isatty():
         from hutch import state
 
@@ -95,7 +95,7 @@ def become_root() -> None:
     from hutch import run
 
     click.echo(f"hutch: this needs root, asking {elevate}", err=True)
-    # Both clear the environment, and doas has no option to keep a part of it; env sets it again.
+    # All clear the environment, and doas has no option to keep a part of it; env sets it again.
     kept = [f"{name}={os.environ[name]}" for name in KEPT_VARIABLES if name in os.environ]
     env = ["env", *kept] if kept else []
     run.replace([elevate, "--", *env, os.path.abspath(sys.argv[0]), *sys.argv[1:]])

@@ -13,7 +13,7 @@ from hutch.backends.identity import guest_uid
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.supervise.enter import Login, enter
-from hutch.supervise.observe import Observation, observe
+from hutch.supervise.observe import Observation, are_shown, observe
 from hutch.supervise.streams import BY_FORCE
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def reach_by_own_key(inside: Inside, login: Login, argv: list[str], capture: int
     from hutch.supervise.remote_script import Command
 
     peer = Peer(inside.name, str(inside.booted.ip), inside.booted.user)
-    target = Target(inside.places, peer, inside.now.leader, by_own_key=True)
+    target = Target(inside.places, peer, inside.now.leader if are_shown() else None, by_own_key=True)
     command = Command(login.home, login.environment(), argv, login.cwd)
     return run_remotely(target, command, root=login.uid == 0, capture=capture)
 

@@ -9,6 +9,7 @@ that the guest says is its own affair: it can end its command, lie about its end
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import select
 import signal
@@ -66,7 +67,7 @@ class Target:
         directory = str(self.places.runtime(self.peer.name))
         if self.by_own_key:
             directory = os.environ.get("XDG_RUNTIME_DIR", "")
-            if not os.path.isabs(directory) or "%" in directory or not os.access(directory, os.W_OK):
+            if not re.fullmatch(r"(/[A-Za-z0-9_.+-]+)+", directory, re.ASCII) or not os.access(directory, os.W_OK):
                 return ""
         path = f"{directory}/exec-{nonce[:12]}"
         return path if len(path) + SSH_SUFFIX <= SUN_PATH else ""

@@ -108,7 +108,7 @@ def test_what_needs_root_says_so_in_one_line(name: str, hutch: Run, monkeypatch:
     assert (result.code, result.out, result.err) == (1, "", "hutch: this needs root: run it with sudo or doas\n")
 
 
-@pytest.mark.parametrize("tool", ["sudo", "doas"])
+@pytest.mark.parametrize("tool", ["sudo", "doas", "run0"])
 def test_on_a_terminal_it_asks(
     tool: str, hutch: Run, places: Places, replaced: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
