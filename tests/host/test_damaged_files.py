@@ -28,7 +28,7 @@ FILES = {
     "shares": "{run}/shares.json",
     "status": "{run}/workspaces/web/status.json",
     "launch": "{run}/workspaces/web/launch.json",
-    "resolver": "{run}/dns/host.pid",
+    "resolver": "{run}/services/host.pid",
 }
 SPOIL = ("empty", "torn", "flipped", "zeros")
 
