@@ -15,6 +15,7 @@ from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
 
+EVERYBODY = {"known_hosts", "keys/0/id_ed25519.pub"}  # may read these
 SEEN = {"root": ["his", "hers"], "alice": ["hers"], "bob": ["his"], "carol": ["hers", "his"]}
 
 
@@ -132,19 +133,30 @@ def reached(people: Instance, account: str) -> set[str]:
 
 
 def test_nobody_reaches_more_than_is_shown_to_them(people: Instance) -> None:
-    everybody = {"known_hosts", "keys/0/id_ed25519.pub", "hutch.toml"}
     hers, his = ({f"shown/{name}.json", f"{name}/status.json", f"{name}/machine.log"} for name in ("hers", "his"))
-    assert reached(people, "alice") - everybody == hers
-    assert reached(people, "bob") - everybody == his
-    assert reached(people, "carol") - everybody == hers | his | {"keys/hutch/id_ed25519"}
+    assert reached(people, "alice") - EVERYBODY == hers
+    assert reached(people, "bob") - EVERYBODY == his
+    assert reached(people, "carol") - EVERYBODY == hers | his | {"keys/hutch/id_ed25519"}
 
 
-def test_who_leaves_sees_nothing_and_rm_leaves_nothing(people: Instance) -> None:
-    people.hutch("rm", "--force", "his")
+def test_without_the_group_nobody_has_its_rights(people: Instance) -> None:
+    groups = Path("/etc/group")
+    before = groups.read_text()
+    groups.write_text("".join(line for line in before.splitlines(True) if not line.startswith("hutch:")))
+    try:
+        people.hutch("rm", "--force", "his")
+        assert reached(people, "carol") <= EVERYBODY
+        assert not (people.state / "keys" / "hutch").exists()
+        assert "no workspace of this host is yours" in people.hutch("ls", as_user="carol").stderr
+        assert people.hutch("exec", "hers", "--", "id", "-un", as_user="alice").stdout == "dev\n"
+    finally:
+        groups.write_text(before)
+
+
+def test_rm_leaves_nothing_to_see(people: Instance) -> None:
     assert not (people.state / "shown" / "his.json").exists()
     result = people.hutch("status", "his", as_user="bob", check=False)
     assert (result.returncode, "there is no workspace his" in result.stderr) == (2, True)
     assert "no workspace of this host is yours" in people.hutch("ls", as_user="bob").stderr
     people.remove_all()
     assert not (people.state / "shown").exists()
-    assert not (people.state / "keys").exists() or people.names() == []
