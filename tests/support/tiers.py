@@ -1,7 +1,8 @@
 """Runs the tiers for script/test, times them, and checks that the machine is left as it was found.
 
 `lint` and `unit` touch nothing and run side by side, as the owner of the checkout. `host` and `vm` run as root in
-mount, network and process namespaces of their own: what they start ends with them.
+mount, network and process namespaces of their own: what they start ends with them. `systemd` runs its tests in a
+machine that is a host by itself (see stand); it takes minutes where there is no KVM, so it waits to be asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from tests.support import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUNDARIES = {"host": "container", "vm": "vm"}
-TIERS = ("lint", "unit", *BOUNDARIES)
+USUAL = ("lint", "unit", *BOUNDARIES)
+TIERS = (*USUAL, "systemd")
 PR_SET_CHILD_SUBREAPER = 36
 
 # Where the host tier finds the machine's own network namespace: downloads must pass through it.
@@ -56,7 +58,7 @@ class Outcome:
 def main() -> int:
     tiers, pytest = _options()
     is_root = os.geteuid() == 0
-    if {"host", "vm"} & set(tiers) and not is_root:
+    if {"host", "vm", "systemd"} & set(tiers) and not is_root:
         print("that tier needs root: `sudo script/test`, or without it `script/test lint unit`", file=sys.stderr)
         return 2
     os.chdir(ROOT)
@@ -76,11 +78,13 @@ def main() -> int:
                 outcomes.append(lint.result())
                 print((work / "lint.txt").read_text(), end="", flush=True)
             outcomes += _boundaries([tier for tier in tiers if tier in BOUNDARIES], pytest, work, pool)
+            if "systemd" in tiers:
+                outcomes.append(_timed("systemd", lambda: _systemd(pytest, work)))
     finally:
         left = _end_children()
         changed = machine.settled_difference(before) if before else ""
         status = _report(outcomes, left, changed)
-        if any(outcome.tier in ("host", "vm") and not outcome.passed for outcome in outcomes):
+        if any(outcome.tier not in ("lint", "unit") and not outcome.passed for outcome in outcomes):
             print(f"what the tests left to look at: {work}", flush=True)
         else:
             shutil.rmtree(work)
@@ -94,18 +98,18 @@ def _options() -> tuple[list[str], list[str]]:
     parser = argparse.ArgumentParser(
         prog="script/test",
         usage="script/test [--all] [TIER…] [-- PYTEST OPTION…]",
-        description="Run the tests: every tier, or the named ones.",
+        description="Run the tests: every tier but systemd, or the named ones.",
         epilog="example: sudo script/test host -- -x -k ssh",
     )
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"one of {', '.join(TIERS)}")
-    parser.add_argument("--all", action="store_true", help="also the tests that take minutes")
+    parser.add_argument("--all", action="store_true", help="also the tests that take minutes, and systemd")
     options = parser.parse_args(argv[:split])
     for tier in options.tiers:
         if tier not in TIERS:
             parser.error(f"there is no tier {tier!r}; there are {', '.join(TIERS)}")
     pytest = argv[split + 1 :]
     named = [tier for tier in TIERS if tier != "vm" and _tests_of(tier, pytest)]
-    wanted = options.tiers or named or TIERS
+    wanted = options.tiers or named or (TIERS if options.all else USUAL)
     if named and {"host" if tier == "vm" else tier for tier in wanted} != set(named):
         parser.error(f"those tests are of {' and '.join(named)}; name no other tier with them")
     return [tier for tier in TIERS if tier in wanted], [*pytest, *(["--long"] if options.all else [])]
@@ -176,11 +180,20 @@ def _boundaries(tiers: Sequence[str], pytest: Sequence[str], work: Path, pool: T
 
 
 def _host(pytest: Sequence[str], work: Path, boundary: str, output: Path | None) -> bool:
-    outer = work / f"outer-netns-{boundary}"
-    outer.touch()
     selection = _selection("host", pytest)
     options = ["-p", "no:cacheprovider", f"--basetemp={work}/{boundary}", f"--boundary={boundary}"]
-    command = [sys.executable, "-m", "pytest", *options, *selection]
+    return _enclosed([sys.executable, "-m", "pytest", *options, *selection], work, boundary, output)
+
+
+def _systemd(pytest: Sequence[str], work: Path) -> bool:
+    command = [sys.executable, "-m", "tests.support.stand", str(work / "console"), *_selection("systemd", pytest)]
+    return _enclosed(command, work, "systemd", None)
+
+
+def _enclosed(command: Sequence[str], work: Path, name: str, output: Path | None) -> bool:
+    """Run a command in namespaces of its own."""
+    outer = work / f"outer-netns-{name}"
+    outer.touch()
     entry = ["unshare", "--mount", "sh", "-c", HOST_ENTRY, "sh", str(outer), *command]
     environment = {**os.environ, OUTER_NETWORK: str(outer)}
     if ROOT.stat().st_uid != 0:
@@ -252,7 +265,7 @@ def _report(outcomes: Sequence[Outcome], left: Sequence[str], changed: str) -> i
     if changed:
         print(f"the machine is not as it was before the tests:\n{changed}")
     for outcome in outcomes:
-        print(f"{outcome.tier:<6}{'passed' if outcome.passed else 'FAILED'} in {outcome.seconds:.1f} s")
+        print(f"{outcome.tier:<8}{'passed' if outcome.passed else 'FAILED'} in {outcome.seconds:.1f} s")
     sys.stdout.flush()
     return 0 if outcomes and all(outcome.passed for outcome in outcomes) and not left and not changed else 1
 

@@ -76,14 +76,25 @@ class World:
         """Build everything. Only inside namespaces that are not the machine's own."""
         outer = outer_network()
         mirrors = resolve_mirrors(outer)
+        world_files.ensure_private_directories()
+        world = cls._build(outer, mirrors)
+        world.use_resolver(RESOLVERS[0])
+        return world
+
+    @classmethod
+    def build_around_a_host(cls) -> World:
+        """The same around a whole machine, which is there for the tests only: its /etc and /run are its own, what it
+        asks for names is its own business, and no mirror is within reach."""
+        return cls._build(-1, {})
+
+    @classmethod
+    def _build(cls, outer: int, mirrors: Mapping[str, str]) -> World:
         directory = Path(tempfile.mkdtemp(prefix="hutch-test-", dir="/var/tmp"))
         directory.chmod(0o755)
-        world_files.ensure_private_directories()
         world = cls(directory, world_files.ensure_accounts(directory), ZoneFile(directory))
         try:
             world._build_networks()
             world._start_services(outer, mirrors)
-            world.use_resolver(RESOLVERS[0])
         except BaseException:
             world.close()
             raise

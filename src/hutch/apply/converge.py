@@ -11,7 +11,7 @@ from pathlib import Path
 from hutch.errors import HutchError
 from hutch.files import write_atomic
 from hutch.host import hosts_file, router, shares, shown, ssh
-from hutch.host.dns import own_name, service_user, wanted_resolvers
+from hutch.host.dns import own_names, service_user, wanted_resolvers
 from hutch.host.firewall import Member
 from hutch.host.lock import host_lock
 from hutch.host.namespace import inside
@@ -142,7 +142,7 @@ def renew_views(places: Places, views: str) -> None:
 
 def wanted_services(places: Places, network: Network, *, is_watched: bool) -> tuple[Service, ...]:
     """What serves all workspaces."""
-    common = (*wanted_resolvers(places, network, service_user(), own_name()), wanted_watch(places, network))
+    common = (*wanted_resolvers(places, network, service_user(), own_names()), wanted_watch(places, network))
     if not is_watched:
         return common
     from hutch.host.warden import wanted_warden

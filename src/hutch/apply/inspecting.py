@@ -21,6 +21,7 @@ from hutch.frozen import dataclass
 from hutch.host import hosts_file, router, shares, ssh
 from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.host.namespace import look
+from hutch.host.strangers import check_strangers
 from hutch.plan.actions import Change, Plan, Repair, Wanted
 from hutch.spec import names
 from hutch.spec.model import Network
@@ -36,11 +37,12 @@ DELETED = "//deleted"
 @dataclass(frozen=True)
 class Findings:
     """`repairs` cost nobody anything; `broken` is, by workspace, what only a restart gives back to it; `lost` is, in
-    words, what `up` cannot bring back."""
+    words, what `up` cannot bring back; `obstacles` are what others' firewalls stop, which is theirs to let pass."""
 
     repairs: tuple[Repair, ...] = ()
     broken: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
     lost: Mapping[str, str] = field(default_factory=dict)
+    obstacles: tuple[str, ...] = ()
 
 
 NOTHING = Findings()
@@ -58,7 +60,9 @@ def inspect(places: Places, applied: Network | None, records: Mapping[str, Recor
         host, facts = router.observe_all(places, looking)
     repairs = (*wrong_network(places, applied, serving, host, facts), *elsewhere)
     lost |= forgotten_workspaces(places, serving)
-    return Findings(repairs, broken_workspaces(places, serving, facts.links), lost)
+    host_end, _ = names.uplink_addresses(applied.uplink)
+    obstacles = tuple(map(str, check_strangers(facts.host_listing, places.uplink_host, host_end)))
+    return Findings(repairs, broken_workspaces(places, serving, facts.links), lost, obstacles)
 
 
 def wrong_network(
@@ -191,7 +195,8 @@ def with_findings(plan: Plan, seen: Findings, unbuilt: Mapping[str, str], record
             action = replace(action, notes=(*action.notes, f"{missing}: it is built first"))
         actions.append(action)
     lost = tuple(f"{name}: {text}" for name, text in seen.lost.items())
-    return replace(plan, actions=tuple(actions), repairs=(*seen.repairs, *repairs), notes=(*plan.notes, *lost))
+    notes = (*plan.notes, *lost, *seen.obstacles)
+    return replace(plan, actions=tuple(actions), repairs=(*seen.repairs, *repairs), notes=notes)
 
 
 def warnings_of(places: Places, applied: Network | None, records: Mapping[str, Record]) -> dict[str, list[str]]:
@@ -212,5 +217,6 @@ def warnings_of(places: Places, applied: Network | None, records: Mapping[str, R
             *(f"{change.key}: {change.old} (a restart brings it back)" for change in seen.broken.get(name, ())),
             *([seen.lost[name]] if name in seen.lost else []),
             *filter(None, [unlimited_home(present[name].wanted)]),
+            *seen.obstacles,
         ]
     return told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -18,6 +19,8 @@ MOST_CONNECTIONS = 32  # of one workspace
 IDLE_SECONDS = 10.0
 LARGEST_DATAGRAM = 1232  # bytes that pass everywhere in one piece
 SMALLEST_DATAGRAM = 512
+LONGEST_QUESTION = 512  # bytes; a name has 255 at most
+HEADER = struct.Struct("!6H")  # RFC 1035, 4.1.1
 SO_RCVBUFFORCE = 33
 RECEIVE_BUFFER = 4 << 20  # bytes; what one workspace may ask at once does not push out what another one asks
 
@@ -26,12 +29,17 @@ Answer = Callable[[View, dns.message.Message], Awaitable[dns.message.Message]]
 
 
 def parse_question(data: bytes) -> dns.message.Message | None:
-    """A message that asks; None for everything else that a guest may send."""
+    """A message that asks one thing; None for everything else that a guest may send. What it could be made to take long
+    for is not even looked at."""
+    if not HEADER.size <= len(data) <= LONGEST_QUESTION:
+        return None
+    _, flags, *counts, additional = HEADER.unpack_from(data)
+    if flags & dns.flags.QR or counts != [1, 0, 0] or additional > 1:  # EDNS, at most
+        return None
     try:
-        message = dns.message.from_wire(data, question_only=True, ignore_trailing=True)
+        return dns.message.from_wire(data, ignore_trailing=True)
     except (dns.exception.DNSException, ValueError):
         return None
-    return None if message.flags & dns.flags.QR else message
 
 
 class Front(asyncio.DatagramProtocol):
@@ -87,7 +95,7 @@ class Front(asyncio.DatagramProtocol):
         while True:
             async with asyncio.timeout(IDLE_SECONDS):
                 length = int.from_bytes(await reader.readexactly(2), "big")
-                question = parse_question(await reader.readexactly(length))
+                question = parse_question(await reader.readexactly(min(length, LONGEST_QUESTION + 1)))
             view = self._find(peer)  # it may be another one by now
             if view is None or question is None:
                 return

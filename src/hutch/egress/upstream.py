@@ -19,6 +19,7 @@ PATIENCE = (1.0, 1.5, 2.5)
 """Seconds after which a question is asked again; after the last of them nobody waits any longer."""
 PAYLOAD = 1232
 MOST_WAITING = 4096
+LONGEST_ANSWER = 1 << 14  # bytes; whoever runs a listed name is not to keep the others waiting
 
 
 class Unanswered(Exception):
@@ -84,6 +85,8 @@ class Upstream(asyncio.DatagramProtocol):
                     wire = question.render()
                     writer.write(len(wire).to_bytes(2, "big") + wire)
                     length = int.from_bytes(await reader.readexactly(2), "big")
+                    if length > LONGEST_ANSWER:
+                        raise Unanswered
                     response = dns.message.from_wire(await reader.readexactly(length), ignore_trailing=True)
                 finally:
                     writer.close()

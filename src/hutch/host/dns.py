@@ -9,16 +9,21 @@ from __future__ import annotations
 import os
 import pwd
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
+from hutch.files import read_or_none
 from hutch.host.firewall import RESOLVER_PORT
 from hutch.host.service import Service
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 
+NAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*", re.ASCII)
 
-def wanted_resolvers(places: Places, network: Network, user: str, own_name: str) -> tuple[Service, ...]:
-    """The two, as argument lists. `own_name` is the host's, see own_name()."""
+
+def wanted_resolvers(places: Places, network: Network, user: str, own: Sequence[str]) -> tuple[Service, ...]:
+    """The two, as argument lists. `own` are the host's names, see own_names()."""
     host_end, _ = names.uplink_addresses(network.uplink)
     common = (
         *("dnsmasq", "--conf-file=/dev/null", "--no-hosts", "--bind-interfaces", "--except-interface=lo"),
@@ -49,7 +54,7 @@ def wanted_resolvers(places: Places, network: Network, user: str, own_name: str)
                 "--no-resolv",
                 f"--server={host_end}",
                 "--domain-needed",
-                *((f"--local=/{own_name}/",) if own_name else ()),  # the host's resolver may know its own name
+                *((f"--local=/{'/'.join(own)}/",) if own else ()),  # the host's resolver may know its own names
                 "--bogus-priv",
                 f"--pid-file={router_pid}",
             ),
@@ -57,10 +62,22 @@ def wanted_resolvers(places: Places, network: Network, user: str, own_name: str)
     )
 
 
-def own_name() -> str:
-    """What the host calls itself, "" where that is no name."""
-    name = os.uname().nodename.lower()
-    return name if re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)*", name) else ""
+def own_names() -> tuple[str, ...]:
+    """What the host calls itself, and what else /etc/hosts calls it, which systemd-resolved answers from."""
+    hosts = read_or_none(Path("/etc/hosts")) or b""
+    return choose_names(os.uname().nodename, hosts.decode("ascii", "replace"))
+
+
+def choose_names(nodename: str, hosts: str) -> tuple[str, ...]:
+    """The names of the host that are fit for an argument, sorted. Of all that point to this host, `localhost` is the
+    workspace's own business."""
+    own = nodename.lower()
+    found = {own, own.partition(".")[0]}
+    for line in hosts.lower().splitlines():
+        _, *names_there = line.partition("#")[0].split() or [""]
+        if found.intersection(names_there):
+            found.update(names_there)
+    return tuple(sorted(name for name in found if name != "localhost" and NAME.fullmatch(name)))
 
 
 def service_user() -> str:

@@ -67,7 +67,7 @@ class HostNetwork:
 @dataclass(frozen=True)
 class RouterFacts:
     """The router as it is: interfaces by name (None without the namespace); where its default route leads; where that
-    of what comes by the interface `fence` leads, and to what it does not; both rulesets' shapes."""
+    of what comes by the interface `fence` leads, and to what it does not; both rulesets' shapes; all of the host's."""
 
     links: Links | None = None
     gateway: str = ""
@@ -76,6 +76,7 @@ class RouterFacts:
     fence: str = ""
     rules: ruleset.Shape = field(default_factory=dict)
     host_rules: ruleset.Shape = field(default_factory=dict)
+    host_listing: str = '{"nftables": []}'
 
 
 def tag(places: Places) -> str:
@@ -117,7 +118,7 @@ def observe_all(places: Places, looking: Gathering | None = None) -> tuple[HostN
         with closing(look(places)) as new:
             return observe_all(places, new)
     links, host_rules, *router = looking.outputs()
-    facts = RouterFacts(host_rules=ruleset.observed_shape(host_rules, places.table))
+    facts = RouterFacts(host_rules=ruleset.observed_shape(host_rules, places.table), host_listing=host_rules)
     if router:
         answers, rules = router
         links_there, routes, ways = map(json.loads, answers.splitlines())

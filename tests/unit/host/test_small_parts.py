@@ -12,7 +12,7 @@ import pytest
 from hutch.errors import HutchError
 from hutch.host import cgroup, shares
 from hutch.host.bind import open_strictly
-from hutch.host.dns import wanted_resolvers
+from hutch.host.dns import choose_names, wanted_resolvers
 from hutch.host.mountinfo import self_binds
 from hutch.host.process import is_alive, open_process, start_time
 from hutch.host.service import Service, observe_service
@@ -24,7 +24,7 @@ from tests.unit.facts import NETWORK, PLACES, check_golden, workspace
 
 
 def test_resolvers() -> None:
-    found = [asdict(service) for service in wanted_resolvers(PLACES, NETWORK, "dnsmasq", "box.example")]
+    found = [asdict(service) for service in wanted_resolvers(PLACES, NETWORK, "dnsmasq", ["box.example"])]
     check_golden("dns/resolvers.json", json.dumps(found, indent=1) + "\n")
 
 
@@ -278,3 +278,18 @@ def test_the_host_keeps_a_part_of_its_memory() -> None:
     gibibyte = 1 << 30
     kept = {total: total * gibibyte - cgroup.for_workspaces(total * gibibyte) for total in (1, 8, 16, 512)}
     assert kept == {1: gibibyte // 4, 8: gibibyte // 2, 16: gibibyte, 512: 2 * gibibyte}
+
+
+@pytest.mark.parametrize(
+    ("nodename", "hosts", "own"),
+    [
+        ("box", "", ("box",)),
+        ("Box.example", "", ("box", "box.example")),
+        ("box", "127.0.0.1 localhost\n127.0.1.1\tbox.example.org box # this one\n", ("box", "box.example.org")),
+        ("box", "127.0.0.1 localhost box\n10.0.0.7 nas\n# 10.0.0.8 box\n\n10.0.0.9\n", ("box",)),
+        ("box", "10.0.0.7 box a/b --server=x\n", ("box",)),
+        ("(none)", "", ()),
+    ],
+)
+def test_the_names_of_this_host(nodename: str, hosts: str, own: tuple[str, ...]) -> None:
+    assert choose_names(nodename, hosts) == own

@@ -1,0 +1,125 @@
+"""The stand: a whole host with systemd as its process 1, and Docker, ufw, NetworkManager and the like. A machine
+that runs the tests of the `systemd` tier as they are in this checkout, and is gone afterwards.
+
+    python -m tests.support.stand CONSOLE PYTEST-OPTION...
+
+runs in the namespaces of the host tier: what it needs of hutch (an image, a kernel) is made as that tier makes it. What
+pytest prints comes out as it is printed; what the stand's kernel and systemd say is left in the file CONSOLE.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from hutch.host.accelerator import Accelerator, observe_accelerator
+from hutch.images.kernel import ensure_kernel
+from hutch.images.progress import Meter, no_progress
+from hutch.spec.names import Places
+from tests.host.opening import open_instance
+from tests.support import stand_disks
+from tests.support.stand_disks import CHECKOUT, Boot
+from tests.support.world import World
+
+ENDED = b"the stand ended with code "  # start.py says so
+SECONDS = 2400.0  # for everything that is run there, by a host without KVM and with other things to do
+MEMORY = "4G"
+CACHE = Path(os.environ.get("HUTCH_TEST_CACHE") or CHECKOUT / ".cache" / "hutch-test")
+
+
+def main() -> int:
+    """Make what is lacking, boot, and end with pytest's code."""
+    cache = CACHE / "stand"
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="hutch-stand-", dir="/var/tmp") as name:
+        work = Path(name)
+        began = time.monotonic()
+        boot, disks = prepare(cache, work)
+        accelerator = observe_accelerator(Places(cache, work / "run"), boot)
+        print(f"the stand's disks are there after {time.monotonic() - began:.1f} s", flush=True)
+        console, *options = sys.argv[1:]
+        return run(boot, disks, accelerator, Path(console), options)
+
+
+def prepare(cache: Path, work: Path) -> tuple[Boot, dict[str, Path]]:
+    """What it boots from, and its disks by their names, the first of which is its root."""
+    world = World.build()
+    try:
+        (CACHE / "images").mkdir(exist_ok=True)
+        with open_instance(world, CACHE / "images") as builder:
+            builder.declare("container", builder="")
+            image = CACHE / "images" / builder.hutch("image", "build", timeout=900).stdout.strip()
+            places = Places(CACHE.resolve(), builder.run)
+            kernel = ensure_kernel("debian:trixie", places, Meter(no_progress))
+        boot = stand_disks.ensure_boot(cache, kernel)
+        host = stand_disks.ensure_host(cache, kernel)
+        images = stand_disks.ensure_image(cache, image)
+        python, environment = stand_disks.ensure_python(cache)
+    finally:
+        world.close()
+    checkout = work / "checkout"
+    stand_disks.make_checkout(checkout)
+    disks = {"host": host, "checkout": checkout, "venv": environment, "images": images}
+    return boot, disks if python is None else {**disks, "python": python}
+
+
+def run(boot: Boot, disks: dict[str, Path], accelerator: Accelerator, console: Path, options: list[str]) -> int:
+    """Boot it, pass on what it says, and return the code that it ended with."""
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
+    told = {
+        "checkout": [str(CHECKOUT)],
+        "venv": [sys.prefix],
+        "python": [sys.base_prefix] if "python" in disks else [],
+        "command": pytest,
+    }
+    argv = render_machine(boot, disks, accelerator, console, json.dumps(told))
+    with ExitStack() as stack:
+        began = time.monotonic()
+        qemu = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE))
+        stack.callback(qemu.kill)
+        timer = threading.Timer(SECONDS, qemu.kill)
+        timer.start()
+        stack.callback(timer.cancel)
+        assert qemu.stdout is not None
+        for line in qemu.stdout:
+            if line.startswith(ENDED):
+                print(f"the stand ran for {time.monotonic() - began:.1f} s under {accelerator.name}", flush=True)
+                return int(line.removeprefix(ENDED))
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+    said = console.read_text(errors="replace") if console.exists() else ""
+    print(f"the stand ended early after {time.monotonic() - began:.1f} s; its console said:\n{said[-4000:]}")
+    return 3
+
+
+def render_machine(boot: Boot, disks: dict[str, Path], accelerator: Accelerator, console: Path, told: str) -> list[str]:
+    """QEMU's arguments. What is written to the disks goes to a temporary file that nobody sees."""
+    is_kvm = accelerator.name == "kvm"
+    words = "root=/dev/vda rw console=ttyS0 panic=-1 net.ifnames=0 systemd.show_status=0 lsm=landlock,yama,apparmor"
+    if accelerator.tsc_khz is not None:
+        words += f" tsc=reliable tsc_early_khz={accelerator.tsc_khz}"
+    argv = [
+        *("qemu-system-x86_64", "-M", f"microvm,accel={accelerator.name},pcie=on,rtc=on", "-m", MEMORY, "-smp", "2"),
+        *("-cpu", "host" if is_kvm else "qemu64,+rdrand,+rdtscp,-svm"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-bios", str(boot.firmware)),
+        *("-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", words),
+        *("-serial", f"file:{console}", "-fw_cfg", f"name=opt/hutch/stand,string={told.replace(',', ',,')}"),
+        *("-chardev", "file,id=said,path=/proc/self/fd/1", "-device", "virtio-serial-pci"),
+        *("-device", "virtserialport,chardev=said,name=hutch.stand"),
+        *("-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"),
+    ]
+    for name, path in disks.items():
+        argv += ["-drive", f"if=none,id={name},file={path},format=raw,snapshot=on"]
+        argv += ["-device", f"virtio-blk-pci,drive={name},serial={name}"]
+    return argv
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

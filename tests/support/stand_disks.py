@@ -1,0 +1,149 @@
+"""The disks of the stand (see stand), each made from what its name is a digest of, and kept in the cache: a Debian
+host, the interpreter and the packages that run the tests, an image for workspaces. The checkout is written each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch.guest.initrd import choose_modules, render_initrd
+from hutch.host.packages import REQUIREMENTS
+from hutch.images.kernel import Kernel
+from hutch.images.machine import find_firmware
+
+CHECKOUT = Path(__file__).parents[2]
+FILES = CHECKOUT / "tests" / "systemd" / "stand"
+PYTHON = (3, 13)  # trixie's
+MODULES = [(name, "*") for name in ("qemu_fw_cfg", "virtio_pci", "virtio_blk", "virtio_console", "ext4", "erofs")]
+KEPT = 3  # disks of a kind; those of older checkouts go
+
+# What hutch needs to run containers there; images come from outside, and machines are not tried.
+NOT_THERE = {"qemu-system-x86", "virtiofsd", "mmdebstrap", "dpkg", "zstd", "debian-archive-keyring"}
+NEEDED = [name for item in REQUIREMENTS if item.set == "runtime" and not item.optional for name in item.names("apt")]
+PACKAGES = sorted(
+    {
+        *("systemd", "systemd-sysv", "udev", "dbus", "systemd-resolved", "libnss-resolve", "libnss-myhostname"),
+        *("docker.io", "iptables", "ufw", "firewalld", "network-manager", "busybox-static"),
+        *("openssh-client", "iputils-ping", "curl", "less", "login", "python3", "strace"),
+        *NEEDED,
+    }
+    - NOT_THERE
+)
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What the stand boots from."""
+
+    kernel: Path
+    initrd: Path
+    firmware: Path
+
+
+def ensure_boot(cache: Path, kernel: Kernel) -> Boot:
+    init = (FILES / "init.sh").read_bytes()
+
+    def make(target: Path) -> None:
+        modules = choose_modules((kernel.modules / "modules.dep").read_text(), MODULES)
+        contents = {module.path: (kernel.modules / module.path).read_bytes() for module in modules}
+        target.write_bytes(render_initrd(init, kernel.busybox.read_bytes(), modules, contents, ()))
+
+    initrd = ensure(cache, "initrd", [kernel.id, kernel.modules.name, init.decode(), MODULES], make)
+    return Boot(kernel.vmlinux, initrd, find_firmware())
+
+
+def ensure_host(cache: Path, kernel: Kernel) -> Path:
+    """An ordinary Debian host, from the distribution's packages."""
+    adapt, unit = FILES / "adapt.sh", FILES / "hutch-stand.service"
+
+    def make(target: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="hutch-stand-", dir="/var/tmp") as scratch:
+            os.chmod(scratch, 0o755)
+            tree = Path(scratch) / "tree"
+            command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"]
+            call([*command, f"--include={','.join(PACKAGES)}", "trixie", str(tree)], timeout=1800)
+            modules = tree / "usr/lib/modules"
+            modules.mkdir()
+            call(["cp", "--archive", str(kernel.modules), str(modules)], timeout=120)
+            shutil.copy(unit, tree / "etc/systemd/system")
+            call(["sh", str(adapt), str(tree)], timeout=300)
+            make_ext4(tree, target, "8G")
+
+    return ensure(cache, "host", [kernel.id, kernel.modules.name, PACKAGES, adapt.read_text(), unit.read_text()], make)
+
+
+def ensure_image(cache: Path, image: Path) -> Path:
+    """An image of hutch's, as the directory of images that it is in. Its uids are as they are there."""
+
+    def make(target: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="hutch-stand-", dir=image.parent) as scratch:
+            call(["cp", "--archive", "--link", str(image), scratch], timeout=300)
+            make_ext4(Path(scratch), target, "2G")
+
+    return ensure(cache, "images", [image.name], make)
+
+
+def ensure_python(cache: Path) -> tuple[Path | None, Path]:
+    """The interpreter, unless it is the distribution's, which the stand has too; and the virtual environment."""
+    base, version = Path(sys.base_prefix).resolve(), sys.version
+    python = None
+    if base != Path("/usr"):
+        left_out = r"(^|/)(site-packages|test|idlelib|tkinter)/.*|.*\.a$"
+        python = ensure(cache, "python", [str(base), version], lambda path: make_erofs(base, path, left_out))
+    elif sys.version_info[:2] != PYTHON:
+        raise RuntimeError(f"the stand's Python is {PYTHON}, so {sys.version_info[:2]} of /usr cannot run there")
+    environment = Path(sys.prefix)
+    lock = (CHECKOUT / "uv.lock").read_text()
+    return python, ensure(
+        cache, "venv", [str(environment), version, lock], lambda path: make_erofs(environment, path, "")
+    )
+
+
+def make_checkout(target: Path) -> None:
+    make_erofs(CHECKOUT, target, r"^\.venv/.*|(^|/)\.(git|cache|[a-z]+_cache|hypothesis)(/.*)?$")
+
+
+# How they are made.
+
+
+def ensure(cache: Path, kind: str, made_from: Sequence[object], make: Callable[[Path], None]) -> Path:
+    """The file of that kind made from these inputs, made unless it is there."""
+    digest = hashlib.sha256(json.dumps([kind, *made_from], default=list).encode()).hexdigest()[:12]
+    path = cache / f"{kind}-{digest}"
+    if not path.exists():
+        print(f"making the stand's {kind}", flush=True)
+        scratch = cache / f".{path.name}-{os.getpid()}"
+        try:
+            make(scratch)
+            os.rename(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    os.utime(path)
+    for old in sorted(cache.glob(f"{kind}-*"), key=lambda found: found.stat().st_mtime)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def make_ext4(tree: Path, target: Path, size: str) -> None:
+    options = ["-q", "-F", "-E", "lazy_itable_init=1,root_owner=0:0", "-d", str(tree)]
+    call([str(shutil.which("mkfs.ext4") or "/usr/sbin/mkfs.ext4"), *options, str(target), size], timeout=600)
+
+
+def make_erofs(tree: Path, target: Path, left_out: str) -> None:
+    regex = [f"--exclude-regex={left_out}"] if left_out else []
+    call(["mkfs.erofs", "--quiet", *regex, str(target), str(tree)], timeout=600)
+
+
+def call(command: Sequence[str], timeout: float) -> None:
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: code {result.returncode}\n{result.stderr[-4000:]}")

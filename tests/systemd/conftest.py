@@ -1,0 +1,70 @@
+"""Fixtures of the systemd tier, which runs in the stand (see tests/support/stand): there, the whole machine is the host
+under test, and what tests do to it is seen by those that follow.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.host.instance import Instance
+from tests.host.opening import NUMBERS
+from tests.host.residue import observe
+from tests.support import machine
+from tests.support.world import RESOLVERS, World
+
+IMAGES = Path(os.environ.get("HUTCH_TEST_CACHE", "")) / "images"
+
+
+def pytest_configure() -> None:
+    if "HUTCH_STAND" not in os.environ:
+        pytest.exit("these tests change the host that they run on: `script/test systemd` makes one for them", 4)
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """What is around this host, an Internet and a LAN; its resolver is systemd-resolved's to ask."""
+    world = World.build_around_a_host()
+    try:
+        drop_in = Path("/etc/systemd/resolved.conf.d/world.conf")
+        drop_in.parent.mkdir(exist_ok=True)
+        drop_in.write_text(f"[Resolve]\nDNS={RESOLVERS[0]}\nDNSSEC=no\nDomains=~.\n")
+        call("systemctl", "restart", "systemd-resolved")
+        yield world
+    finally:
+        world.close()
+
+
+@pytest.fixture
+def instance(world: World) -> Iterator[Instance]:
+    """A hutch for one test."""
+    with open_instance(world) as instance:
+        yield instance
+
+
+@contextmanager
+def open_instance(world: World) -> Iterator[Instance]:
+    """A hutch that leaves the host as it was, apart from processes: this host has others, which come and go."""
+    before = lasting()
+    instance = Instance(world, next(NUMBERS), IMAGES)
+    try:
+        yield instance
+    finally:
+        instance.close()
+    assert not (left := machine.difference(before, lasting())), f"left on the host:\n{left}"
+
+
+def lasting() -> machine.Snapshot:
+    return {section: lines for section, lines in observe().items() if section != "processes"}
+
+
+def call(*argv: str, check: bool = True, timeout: float = 120.0) -> str:
+    """A command of the host's administrator."""
+    result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+    assert not check or result.returncode == 0, f"{' '.join(argv)}: {result.returncode}\n{result.stdout}{result.stderr}"
+    return result.stdout

@@ -1,0 +1,101 @@
+"""What is said of others' firewalls, by what nft lists."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hutch.host.strangers import Obstacle, check_strangers
+
+UPLINK, HOST_END = "hutch-up", "192.168.84.1"
+ACCEPT = {"accept": None}
+COMES = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": UPLINK}}
+COMES_NOT = {"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": UPLINK}}
+ELSEWHERE = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "docker0"}}
+COUNTER = {"counter": {"packets": 0, "bytes": 0}}
+
+
+def chain(name: str, policy: str = "", table: str = "ip filter") -> dict[str, Any]:
+    family, table = table.split()
+    return {"chain": {"family": family, "table": table, "name": name, **({"policy": policy} if policy else {})}}
+
+
+def rule(name: str, *expressions: dict[str, Any], table: str = "ip filter") -> dict[str, Any]:
+    family, table = table.split()
+    return {"rule": {"family": family, "table": table, "chain": name, "expr": [*expressions]}}
+
+
+def jump(name: str) -> dict[str, Any]:
+    return {"jump": {"target": name}}
+
+
+def check(*entries: dict[str, Any]) -> tuple[Obstacle, ...]:
+    return check_strangers(json.dumps({"nftables": [{"metainfo": {}}, *entries]}), UPLINK, HOST_END)
+
+
+FORWARD, INPUT = chain("FORWARD", "drop"), chain("INPUT", "drop")
+DOCKER = (FORWARD, chain("DOCKER-USER"), rule("FORWARD", COUNTER, jump("DOCKER-USER")))
+UFW = (FORWARD, INPUT, chain("ufw-before-input"), rule("INPUT", COUNTER, jump("ufw-before-input")))
+FIREWALLD = (
+    chain("filter_FORWARD", "accept", "inet firewalld"),
+    rule("filter_FORWARD", {"reject": {}}, table="inet firewalld"),
+)
+
+
+def commands(found: tuple[Obstacle, ...]) -> list[str]:
+    return [" ".join(argv) for obstacle in found for argv in obstacle.repair]
+
+
+def test_nobody() -> None:
+    assert check() == ()
+    assert check(chain("FORWARD", "accept"), chain("INPUT", "accept")) == ()
+
+
+def test_docker_after_it_has_turned_forwarding_on() -> None:
+    assert commands(check(*DOCKER)) == [
+        "iptables -I DOCKER-USER -i hutch-up -j ACCEPT",
+        "iptables -I DOCKER-USER -o hutch-up -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT",
+    ]
+    (found,) = check(*DOCKER)
+    assert str(found).startswith("Docker drops what goes through this host")
+    assert str(found).endswith("lets it pass, until this host reboots")
+
+
+def test_ufw_stops_questions_as_well() -> None:
+    assert commands(check(*UFW)) == [
+        "ufw route allow in on hutch-up",
+        "ufw allow in on hutch-up to 192.168.84.1 port 53",
+    ]
+
+
+def test_with_ufw_the_policy_is_ufws_and_not_dockers() -> None:
+    assert {found.who for found in check(*UFW, *DOCKER)} == {"ufw"}
+
+
+def test_firewalld() -> None:
+    assert commands(check(*FIREWALLD)) == [
+        "firewall-cmd --zone=trusted --add-interface=hutch-up",
+        "firewall-cmd --permanent --zone=trusted --add-interface=hutch-up",
+    ]
+    assert check(*FIREWALLD, rule("filter_FORWARD_ZONES", COMES, jump("x"), table="inet firewalld")) == ()
+
+
+@pytest.mark.parametrize(
+    ("added", "left"),
+    [
+        ((COMES, COUNTER, ACCEPT), 0),
+        ((COMES, COUNTER), 1),
+        ((COMES_NOT, ACCEPT), 1),
+        ((ELSEWHERE, ACCEPT), 1),
+    ],
+)
+def test_what_is_let_pass_is_no_obstacle(added: tuple[dict[str, Any], ...], left: int) -> None:
+    assert len(check(*DOCKER, rule("DOCKER-USER", *added))) == left
+    assert len(check(FORWARD, rule("FORWARD", *added))) == left
+    assert len(check(*UFW, rule("ufw-user-forward", *added), rule("ufw-user-input", *added))) == 2 * left
+
+
+def test_other_tables_of_these_names_are_not_meant() -> None:
+    assert check(chain("FORWARD", "drop", "ip6 filter"), chain("INPUT", "drop", "inet filter")) == ()
