@@ -18,7 +18,7 @@ from hutch.host.namespace import inside
 from hutch.host.service import Service, observe_service, remove_services, start_service, stop_service
 from hutch.host.tools import check_tools
 from hutch.host.vsock import has_vsock
-from hutch.host.watch import note_rules, wanted_watch
+from hutch.host.watch import wanted_watch
 from hutch.run import Gathering, run
 from hutch.spec import names
 from hutch.spec.model import Network, Workspace
@@ -134,9 +134,10 @@ def renew_views(places: Places, views: str) -> None:
     of names that stay listed, is there by then."""
     from hutch.host import warden
 
-    if not warden.has_views(places, views) and observe_service(warden.wanted_warden(places)) is not None:
-        warden.write_views(places, views)
-        if not warden.renew_warden(places):
+    if observe_service(warden.wanted_warden(places)) is not None:
+        if not warden.has_views(places, views):
+            warden.write_views(places, views)
+        if not warden.renew_warden(places, views):
             stop_service(places, warden.wanted_warden(places).pid_file)
 
 
@@ -174,8 +175,6 @@ def ensure_services(places: Places, network: Network, views: str) -> None:
             warden.write_views(places, views)
     for service in wanted_services(places, network, is_watched=bool(views)):
         if observe_service(service) is None:
-            if service == wanted_watch(places, network):
-                note_rules(places)
             start_service(places, service)
 
 

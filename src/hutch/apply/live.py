@@ -122,10 +122,22 @@ class _Live:
         """What puts which keys in force, in this order. Keys of the host's own side have been settled; those that have
         no effect on this type need nothing."""
         renewed = {"vcpus", "memory", "disk", "mounts", "env", "authorized_keys"}
-        return [(renewed, self._renew), ({"env", "authorized_keys"}, self._refresh_guest)]
+        return [
+            (renewed, self._renew),
+            ({"env", "authorized_keys"}, self._refresh_guest),
+            ({"egress", "learn"}, self._forget_names),
+        ]
 
     def _renew(self) -> dict[str, str]:
         return control.renew(self.places, self.record.name, self.launch)
+
+    def _forget_names(self) -> dict[str, str]:
+        """What it was told under another policy opens nothing under this one, so it is to ask again. Whether the guest
+        does as it is told is its own business."""
+        from hutch.supervise.inside import told_inside
+
+        told_inside(self.places, self.record, ["resolvectl", "flush-caches"], seconds=GUEST_SECONDS)
+        return {}
 
     def _refresh_guest(self) -> dict[str, str]:
         from hutch.supervise.inside import told_inside

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
-MOST_OPEN = 65536  # pairs of a name and an address that one workspace may have open: the kernel's sets are shared
+MOST_TOLD = (
+    65536  # pairs of a name and an address for one workspace, which may all be open: the kernel's sets are shared
+)
 MOST_NAMES = 4096  # addresses of which it is known what led there
 
 
@@ -17,13 +19,13 @@ class Known:
         self._name: OrderedDict[str, str] = OrderedDict()
 
     def has_room(self, now: float, wanted: int) -> bool:
-        """Whether so many more can be opened, once what is over has been forgotten."""
-        if len(self._until) + wanted > MOST_OPEN:
+        """Whether so many more can be noted, once what is over has been forgotten."""
+        if len(self._until) + wanted > MOST_TOLD:
             self._until = {pair: until for pair, until in self._until.items() if until > now}
-        return len(self._until) + wanted <= MOST_OPEN
+        return len(self._until) + wanted <= MOST_TOLD
 
-    def note_open(self, name: str, address: str, until: float) -> None:
-        """`address` is open for the sake of `name`, until then at least."""
+    def note_told(self, name: str, address: str, until: float) -> None:
+        """It was told that `name` leads to `address`, until then at least."""
         pair = (name, address)
         self._until[pair] = max(until, self._until.get(pair, until))
 
@@ -39,7 +41,7 @@ class Known:
         return self._name.get(address)
 
     def valid(self, now: float) -> Iterator[tuple[str, str, int]]:
-        """(name, address, seconds left) of what is open, whole seconds upwards."""
+        """(name, address, seconds left) of what it may still believe, whole seconds upwards."""
         for (name, address), until in self._until.items():
             if until > now:
                 yield name, address, int(until - now) + 1

@@ -11,8 +11,7 @@ import struct
 from collections.abc import Iterator
 
 from hutch.frozen import dataclass
-
-GROUP = 83
+from hutch.spec.names import HEARD_GROUP
 
 COPY_RANGE = 64
 """Bytes of each packet: the longest header of IPv4, and the ports behind it."""
@@ -62,7 +61,7 @@ class Nflog:
     packet comes. It is not known whose that was.
     """
 
-    def __init__(self, group: int = GROUP) -> None:
+    def __init__(self, group: int = HEARD_GROUP) -> None:
         """Raises PermissionError (EPERM) while another process listens."""
         self.lost = 0
         self._next: int | None = None

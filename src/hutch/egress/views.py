@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -16,6 +17,8 @@ WITHOUT_ANSWER = (AAAA, SVCB, HTTPS)
 """Types that lead to addresses which nobody counts, or that nobody can reach: a name has none of these."""
 REFUSED_TYPES = (*range(249, 256), 0)
 """Transfers of zones, ANY and the like: nothing that a workspace needs."""
+NOT_PUBLIC = (".arpa", ".local", ".localhost", ".internal", ".invalid")
+"""What the host's own network may know, and names of addresses, by which others' could be found out: see RFC 6761."""
 LABEL = re.compile(rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?")
 
 
@@ -63,6 +66,11 @@ def read_views(text: str) -> Told:
     return Told(tuple(document["listen"]), tuple(document["upstream"]), document["table"], views)
 
 
+def digest(text: str) -> str:
+    """What the views are told apart by."""
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
 def plain_name(labels: Sequence[bytes]) -> str | None:
     """The one form of a name, from its labels without the root's; None for one that no list can hold. Labels are
     compared as they came: a dot or a NUL within one is not the end of it."""
@@ -85,7 +93,7 @@ def rule_on(view: View, name: str | None, kind: int) -> Ruling:
         return Ruling("refuse", "refused", why="not listed")
     if kind in REFUSED_TYPES:
         return Ruling("refuse", "refused", why="not a question for a name")
-    if name is None or "." not in name:  # the host's own network may have such names
+    if name is None or "." not in name or (not is_listed and name.endswith(NOT_PUBLIC)):
         return Ruling("refuse", "refused", why="not a public name")
     is_free = is_listed or view.policy.kind in ("internet", "all")
     verdict: Verdict = "allowed" if is_free else "learned"

@@ -29,14 +29,16 @@ from hutch.egress.nflog import Nflog, Packet
 from hutch.egress.record import Record, Verdict, escaped, lost
 from hutch.egress.sets import SLACK, Sets, SetsFailed
 from hutch.egress.upstream import Unanswered, Upstream
-from hutch.egress.views import Ruling, View, plain_name, ports_of, read_views, rule_on
+from hutch.egress.views import Ruling, View, digest, plain_name, ports_of, read_views, rule_on
+from hutch.spec.names import HEARD
 
-PREFIX = "hutch "
 RULES: dict[str, tuple[Verdict, str]] = {
     "listed": ("allowed", ""),
     "listed-port": ("allowed", ""),
-    "networks": ("allowed", "a listed network"),
+    "network": ("allowed", "a listed network"),
+    "network-port": ("allowed", "a listed network"),
     "private": ("allowed", "a private network"),
+    "private-port": ("allowed", "a private network"),
     "learned": ("learned", "not listed"),
     "not-listed": ("refused", "not listed"),
     "denied": ("refused", "a private network"),
@@ -52,7 +54,8 @@ BREATH = 0.05  # seconds between two looks at what the kernel has logged
 class Warden:
     def __init__(self, views: Path, journal: Path) -> None:
         self._views_file = views
-        self._told = read_views(views.read_text())
+        text = views.read_text()
+        self._told, self._digest = read_views(text), digest(text)
         self._known: defaultdict[str, Known] = defaultdict(Known)
         self._journal = Journal(journal)
         self._sets = Sets(self._told.table)
@@ -78,21 +81,23 @@ class Warden:
 
     async def _on_control(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            self.renew()
-            writer.write(b"renewed\n")
+            self.renew(self._views_file.read_text())
+            writer.write(f"{self._digest}\n".encode())
         except (OSError, ValueError, KeyError, TypeError, SetsFailed):
-            writer.write(b"failed\n")  # hutch starts another one
+            pass  # hutch hears nothing, and starts another one
         finally:
             writer.close()
 
-    def renew(self) -> None:
+    def renew(self, text: str) -> None:
         """Take the views anew. What stays listed, and is valid, is open under the new policy before its rules come."""
-        told, before = read_views(self._views_file.read_text()), self._told
+        if digest(text) == self._digest:
+            return
+        told, before = read_views(text), self._told
         for address, view in told.views.items():
             old = before.views.get(address)
             if old is not None and old.workspace == view.workspace and old.epoch != view.epoch:
                 self._open_again(view)
-        self._told = told
+        self._told, self._digest = told, digest(text)
         kept = {view.workspace for view in told.views.values()}
         for view in before.views.values():
             if view.workspace not in kept:  # it may be gone for good, with what was written of it
@@ -126,6 +131,8 @@ class Warden:
         assert name is not None
         try:
             code, judged = await self._look_up(view, dns.name.from_text(name), asked.rdtype)
+            if self._told_of(view.address) is not view:  # told anew meanwhile: whoever asked asks again
+                return reply(question, dns.rcode.SERVFAIL)
             self._admit(view, name, judged, ruling)
         except (Unanswered, SetsFailed):
             self._note_question(view, asked.name, ruling, why="no answer")
@@ -149,12 +156,12 @@ class Warden:
         known, now = self._known[view.workspace], time.monotonic()
         for address, _ in judged.addresses:
             known.note_name(name, address)
+        if not known.has_room(now, len(judged.addresses)):
+            raise SetsFailed("too many addresses")
         if ruling.ports != ():
-            if not known.has_room(now, len(judged.addresses)):
-                raise SetsFailed("too many addresses")
             self._sets.allow(view.address, view.epoch, judged.addresses, ruling.ports)
-            for address, seconds in judged.addresses:
-                known.note_open(name, address, now + seconds + SLACK)
+        for address, seconds in judged.addresses:  # also what needs no opening now: a list may come
+            known.note_told(name, address, now + seconds + SLACK)
 
     # Writing down.
 
@@ -170,7 +177,7 @@ class Warden:
             self._note(view, Record(now, "dns", ruling.verdict, text, why=why or ruling.why))
 
     def _note_packet(self, packet: Packet) -> None:
-        rule = packet.prefix.removeprefix(PREFIX)
+        rule = packet.prefix.removeprefix(HEARD)
         view = self._told_of(packet.source)
         if view is None or rule not in RULES:
             return

@@ -19,6 +19,7 @@ from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 
+MOST_WAITING = 20_000  # questions, of all workspaces: more than one of them can ask before they are given up
 NAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*", re.ASCII)
 
 
@@ -27,7 +28,9 @@ def wanted_resolvers(places: Places, network: Network, user: str, own: Sequence[
     host_end, _ = names.uplink_addresses(network.uplink)
     common = (
         *("dnsmasq", "--conf-file=/dev/null", "--no-hosts", "--bind-interfaces", "--except-interface=lo"),
-        *(f"--user={user}", "--filter-AAAA", "--dns-forward-max=1000"),
+        *(f"--user={user}", "--filter-AAAA", f"--dns-forward-max={MOST_WAITING}"),
+        # The host's resolver may know its own names and its neighbours'; the warden asks it too.
+        *("--domain-needed", "--bogus-priv", *((f"--local=/{'/'.join(own)}/",) if own else ())),
     )
     host_pid, router_pid = str(places.services / "host.pid"), str(places.services / "router.pid")
     return (
@@ -53,9 +56,6 @@ def wanted_resolvers(places: Places, network: Network, user: str, own: Sequence[
                 f"--port={RESOLVER_PORT}",
                 "--no-resolv",
                 f"--server={host_end}",
-                "--domain-needed",
-                *((f"--local=/{'/'.join(own)}/",) if own else ()),  # the host's resolver may know its own names
-                "--bogus-priv",
                 f"--pid-file={router_pid}",
             ),
         ),

@@ -22,17 +22,18 @@ from hutch.spec.ranges import NEVER, PRIVATE
 # What each workspace may send and ask at most, so that none starves the others; and how many connections it may have
 # open, here and in the host's own table.
 PACKETS = "200000/second burst 100000 packets"
-QUESTIONS = "1000/second burst 2000 packets"
+QUESTIONS = "500/second burst 2000 packets"
 PINGS = "10/second burst 20 packets"
 CONNECTIONS = 8192
+HEARD = "256/second burst 512 packets"  # of what is refused; the warden writes down no more
+NETWORKS = "type ipv4_addr . ipv4_addr; flags interval"
+PORTS = "type ipv4_addr . ipv4_addr . inet_service; flags interval"
 METER = "type ipv4_addr; flags dynamic; size 65536"
 BY_RESOLVER = "flags timeout; size 1048576"
 
 # Nobody listens at the port to which questions are sent: without rules, none are answered.
 WARDEN_PORT = 5300  # where the warden answers, see hutch.egress
 RESOLVER_PORT = 5301  # where dnsmasq does
-SEEN_GROUP = 83  # of NFLOG, where the warden listens
-SEEN = "hutch "  # before the name of the rule
 
 BRIDGE_FILTER = -200
 """The priority at which a bridge's forwarding is filtered. At 0, as for packets that are routed, the kernel skips the
@@ -101,7 +102,10 @@ def _routing(places: Places, network: Network, members: tuple[Member, ...], host
             ElementSet("host", "type ipv4_addr", tuple(sorted({*host_addresses, host_end}))),
             ElementSet("published", "type ipv4_addr . inet_proto . inet_service", tuple(published)),
             *_policies(members),
-            *(ElementSet(name, METER, is_filled=True) for name in ("packets", "questions", "pings", "connections")),
+            *(
+                ElementSet(name, METER, is_filled=True)
+                for name in ("packets", "questions", "pings", "connections", "heard")
+            ),
         ),
         (
             Chain("door", "filter", "prerouting", -300, "accept", _at_the_door(places, network)),
@@ -123,7 +127,6 @@ def _policies(members: tuple[Member, ...]) -> tuple[ElementSet, ...]:
     learning = tuple(m.ip for m in watched if m.policy.learn)
     private = {m.ip: m.policy.private_networks for m in watched}
     public = {m.ip: m.policy.public_networks for m in watched}
-    networks = "typeof ip saddr . ip daddr . th dport; flags interval"
     return (
         ElementSet("internet", "type ipv4_addr", tuple(m.ip for m in free if m.policy.kind == "internet")),
         ElementSet("everywhere", "type ipv4_addr", tuple(m.ip for m in free if m.policy.kind == "all")),
@@ -131,29 +134,36 @@ def _policies(members: tuple[Member, ...]) -> tuple[ElementSet, ...]:
         ElementSet("learning", "type ipv4_addr", learning),
         ElementSet("epochs", "type ipv4_addr : mark", tuple(f"{ip} : {epoch}" for ip, epoch in epochs), kind="map"),
         ElementSet("open", "type ipv4_addr . mark", tuple(f"{ip} . {epoch}" for ip, epoch in epochs)),
-        ElementSet("private", networks, _reached(private)),
-        ElementSet("networks", networks, _reached(public)),
+        ElementSet("private", NETWORKS, _whole(private)),
+        ElementSet("private_ports", PORTS, _by_port(private)),
+        ElementSet("networks", NETWORKS, _whole(public)),
+        ElementSet("network_ports", PORTS, _by_port(public)),
         ElementSet("allowed", f"type ipv4_addr . ipv4_addr . mark; {BY_RESOLVER}", is_filled=True),
         ElementSet("allowed_ports", f"type ipv4_addr . ipv4_addr . inet_service . mark; {BY_RESOLVER}", is_filled=True),
     )
 
 
-def _reached(listed: Mapping[str, tuple[Reach, ...]]) -> tuple[str, ...]:
-    """Elements "address . network . ports". The kernel takes none that lies within another."""
-    elements = []
-    for ip, reaches in listed.items():
-        by_port: dict[int | None, list[ipaddress.IPv4Network]] = {}
-        for reach in reaches:
-            by_port.setdefault(reach.port, []).append(ipaddress.IPv4Network(reach.network))
-        everything = list(ipaddress.collapse_addresses(by_port.pop(None, [])))
-        elements += [f"{ip} . {_written(network)} . 0-65535" for network in everything]
-        for port, networks in sorted((port, networks) for port, networks in by_port.items() if port is not None):
-            elements += [
-                f"{ip} . {_written(network)} . {port}"
-                for network in ipaddress.collapse_addresses(networks)
-                if not any(network.subnet_of(wider) for wider in everything)
-            ]
-    return tuple(elements)
+def _whole(listed: Mapping[str, tuple[Reach, ...]]) -> tuple[str, ...]:
+    """Elements "address . network" of what is listed without a port. The kernel takes none that lies within another."""
+    return tuple(
+        f"{ip} . {_written(network)}"
+        for ip, reaches in listed.items()
+        for network in ipaddress.collapse_addresses(_networks(reaches, None))
+    )
+
+
+def _by_port(listed: Mapping[str, tuple[Reach, ...]]) -> tuple[str, ...]:
+    """Elements "address . network . port" of the rest."""
+    return tuple(
+        f"{ip} . {_written(network)} . {port}"
+        for ip, reaches in listed.items()
+        for port in sorted({reach.port for reach in reaches if reach.port is not None})
+        for network in ipaddress.collapse_addresses(_networks(reaches, port))
+    )
+
+
+def _networks(reaches: tuple[Reach, ...], port: int | None) -> list[ipaddress.IPv4Network]:
+    return [ipaddress.IPv4Network(reach.network) for reach in reaches if reach.port == port]
 
 
 def _written(network: ipaddress.IPv4Network) -> str:
@@ -231,14 +241,19 @@ def _through_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
     inside, to_inside = f'iifname "{network.bridge}"', f'oifname "{network.bridge}"'
     outside, to_outside = f'iifname "{places.uplink_router}"', f'oifname "{places.uplink_router}"'
     host_end, _ = names.uplink_addresses(network.uplink)
+    reply = "ct direction reply"
+    going_on = f"{outside} {to_inside} {reply}"
     return (
-        Rule("between-workspaces", f"{inside} {to_inside} {seen('between-workspaces')} counter drop"),
+        Rule("epoch", f"{inside} meta mark set ip saddr map @epochs"),
+        *_closed("between-workspaces", f"{inside} {to_inside}"),
         # Answers to the host come before the deny set: the host's end of the uplink is private.
-        Rule("answers-out", f"{inside} ct state established,related ct direction reply accept"),
-        Rule("never", f"{inside} ip daddr @never {seen('never')} counter drop"),
-        Rule("host", f"{inside} ip daddr @host {seen('host')} counter drop"),
+        Rule("answers-out", f"{inside} ct state established,related {reply} accept"),
+        *_closed("never", f"{inside} ip daddr @never"),
+        *_closed("host", f"{inside} ip daddr @host"),
         Rule("invalid", "ct state invalid counter drop"),
         *_by_policy(inside, to_outside),
+        # What goes on without answers, and was let out by a policy that is over.
+        Rule("over", f"{going_on} meta l4proto != tcp ip daddr @watched ip daddr . ct mark != @open counter drop"),
         Rule("answers-in", f"{outside} {to_inside} ct state established,related accept"),
         Rule("host-ssh", f"{outside} {to_inside} ip saddr {host_end} tcp dport 22 accept"),
         Rule("host-ping", f"{outside} {to_inside} ip saddr {host_end} icmp type echo-request accept"),
@@ -255,28 +270,41 @@ def _by_policy(inside: str, to_outside: str) -> tuple[Rule, ...]:
     where = "ip saddr . ip daddr"
 
     def accept(name: str, match: str) -> Rule:
-        return Rule(name, f"{out} {match} {seen(name)} ct mark set meta mark accept")
+        return Rule(name, f"{out} {match} {_told(name)} ct mark set meta mark accept")
 
-    refused = f"{inside} meta mark != 0 {seen('not-listed')} counter reject with"
+    at_port = "meta l4proto { tcp, udp } ip saddr . ip daddr . th dport"
+    refused = f"{inside} meta mark != 0"
     return (
-        Rule("epoch", f"{inside} meta mark set ip saddr map @epochs"),
         Rule("open", f"{out} ct state established ip saddr . ct mark @open accept"),
         Rule("everywhere", f"{out} ip saddr @everywhere accept"),
-        accept("private", f"{where} . th dport @private"),
-        Rule("denied", f"{inside} ip daddr @denied {seen('denied')} counter drop"),
-        accept("networks", f"{where} . th dport @networks"),
-        accept("listed-port", f"meta l4proto {{ tcp, udp }} {where} . th dport . meta mark @allowed_ports"),
+        accept("private", f"{where} @private"),
+        accept("private-port", f"{at_port} @private_ports"),
+        *_closed("denied", f"{inside} ip daddr @denied"),
+        accept("network", f"{where} @networks"),
+        accept("network-port", f"{at_port} @network_ports"),
+        accept("listed-port", f"{at_port} . meta mark @allowed_ports"),
         accept("listed", f"{where} . meta mark @allowed"),
         accept("learned", "ip saddr @learning"),
-        Rule("not-listed-tcp", f"meta l4proto tcp {refused} tcp reset"),
-        Rule("not-listed", f"{refused} icmp admin-prohibited"),
+        _hear("not-listed", refused),
+        Rule("not-listed-tcp", f"{refused} meta l4proto tcp counter reject with tcp reset"),
+        Rule("not-listed", f"{refused} counter reject with icmp admin-prohibited"),
         Rule("internet", f"{out} ip saddr @internet accept"),
     )
 
 
-def seen(name: str) -> str:
-    """The warden hears of it, under that name. Nobody does where there is none."""
-    return f'log prefix "{SEEN}{name}" group {SEEN_GROUP} snaplen 64'
+def _closed(name: str, match: str) -> tuple[Rule, Rule]:
+    """What matches is dropped; if a watched workspace sent it, the warden hears of it."""
+    return _hear(name, f"{match} meta mark != 0"), Rule(name, f"{match} counter drop")
+
+
+def _hear(name: str, match: str) -> Rule:
+    """No workspace makes so much noise that nothing is heard of the others."""
+    return Rule(f"hear-{name}", f"{match} update @heard {{ ip saddr limit rate {HEARD} }} {_told(name)}")
+
+
+def _told(name: str) -> str:
+    """The warden is told of it, under that name; where there is none, nobody is."""
+    return f'log prefix "{names.HEARD}{name}" group {names.HEARD_GROUP} snaplen 64'
 
 
 def host_tables(places: Places, network: Network, members: tuple[Member, ...]) -> tuple[Table, ...]:

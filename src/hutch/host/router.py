@@ -20,10 +20,10 @@ from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.host import ruleset
 from hutch.host.firewall import Member, host_tables, router_tables
-from hutch.host.namespace import HOST_ADDRESSES, ROUTES, has_namespace, inside, look
-from hutch.host.service import stop_service
-from hutch.host.watch import wanted_watch
-from hutch.run import CommandFailed, Gathering, run
+from hutch.host.namespace import HOST_ADDRESSES, ROUTES, has_namespace, look
+from hutch.host.rules import load, load_watched
+from hutch.host.watch import is_believed
+from hutch.run import Gathering, run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
@@ -254,6 +254,9 @@ def ensure_router(
     """Bring the router from what was observed to what is wanted, writing only what differs. `survivor` is a process of
     ours that runs in it, if any does: a namespace that has only lost its name gets that again."""
     wrong = differences(places, network, members, host, facts)
+    inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
+    if facts.links is not None and not is_believed(places, network, inner):
+        wrong.setdefault("router rules", "nobody has watched over them")
     if not wrong:
         return
     check_overlap(places, network, host)
@@ -264,12 +267,10 @@ def ensure_router(
         host, facts = observe_all(places)
         wrong = differences(places, network, members, host, facts)
     _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
-    if "router rules" in wrong:
-        inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
-        stop_service(places, wanted_watch(places, network).pid_file)
-        _load(inside(places, ["nft"]), inner, places.table, facts.rules)
+    if "router rules" in wrong or "bridge" in wrong:  # the watch may have set it down, and does so for good reasons
+        load_watched(places, network, inner, facts.rules)
     if "host rules" in wrong:
-        _load(["nft"], host_tables(places, network, members), places.table, facts.host_rules)
+        load(["nft"], host_tables(places, network, members), places.table, facts.host_rules)
     _ensure_links(places, network, wrong, host, facts)
 
 
@@ -301,27 +302,6 @@ def _check_ours(places: Places, ip: list[str], interface: str, what: str) -> Non
             f"{what} that is not this hutch's",
             resolution=f"rename or remove it; ours carry the alias {tag(places)!r}",
         )
-
-
-def _load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str, before: ruleset.Shape) -> None:
-    """Load in one transaction, then read back. What does not come back as wanted must not carry traffic. What others
-    have filled into sets stays, where the tables are of the same make."""
-    kept = ruleset.with_frame(tables, before)
-    try:
-        run([*nft, "-f", "-"], stdin=ruleset.render_tables(tables, kept))
-    except CommandFailed as error:
-        if kept:  # a set of another type, say, of an earlier hutch
-            _load(nft, tables, name, {})
-            return
-        raise HutchError(
-            "the kernel does not take the firewall rules, so nothing was started",
-            details=error.details,
-            resolution="`hutch explain NAME` prints them; the kernel needs nf_tables with fib and bridge support",
-        ) from error
-    found = ruleset.observed_shape(run([*nft, "-j", "list", "ruleset"]).stdout, name)
-    wrong = ruleset.differences(ruleset.shape_of(tables), found)
-    if wrong:
-        raise HutchError("the firewall rules did not load as written, so nothing was started", details="\n".join(wrong))
 
 
 def _ensure_links(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import socket
 import sys
 from collections.abc import Iterable
@@ -16,9 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hutch.backends.jail import PROGRAMS
+from hutch.egress.views import digest
 from hutch.errors import HutchError
 from hutch.files import read_or_none, remove_flat, write_atomic
-from hutch.host.dns import service_user
 from hutch.host.firewall import WARDEN_PORT, Member
 from hutch.host.service import Service
 from hutch.spec import names
@@ -35,7 +34,7 @@ def wanted_warden(places: Places) -> Service:
     """The warden, as a service."""
     pid_file = str(places.services / "warden.pid")
     told = (str(views_file(places)), str(control_socket(places)), str(places.egress), f"--pid-file={pid_file}")
-    account = pwd.getpwnam(service_user())
+    uid = places.warden_uid
     python = os.path.realpath(sys.executable)
     command = (python, "-s", "-S", "-m", "hutch.egress", *told)
     only = f"-all,+{CAPABILITY}"
@@ -45,7 +44,7 @@ def wanted_warden(places: Places) -> Service:
         *_directories(places),
         *("--chdir", "/", "--clearenv", "--setenv", "PYTHONPATH", OWN, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"),
         *(word for capability in KEPT for word in ("--cap-add", capability)),
-        *("--", "setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"),
+        *("--", "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
         *(f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}", "--no-new-privs", "--", *command),
     )
     return Service("the warden", pid_file, str(places.namespace_path), argv, says_pid=True, shown=command)
@@ -119,28 +118,28 @@ def render_views(places: Places, network: Network, members: Iterable[Member]) ->
 
 
 def has_views(places: Places, views: str) -> bool:
-    """Whether these are what the warden was told last."""
+    """Whether these are what a warden that starts is told."""
     return (read_or_none(views_file(places)) or b"").decode("utf-8", "replace") == views
 
 
 def write_views(places: Places, views: str) -> None:
     """Tell a warden that is about to start, or about to be renewed."""
-    account = pwd.getpwnam(service_user())
     for directory in (places.warden, places.egress):
         make_directory(directory)
-        os.chown(directory, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        os.chown(directory, places.warden_uid, places.warden_uid, follow_symlinks=False)
         os.chmod(directory, 0o700)
     make_directory(places.services)
     write_atomic(views_file(places), views.encode(), is_lasting=False)
 
 
-def renew_warden(places: Places) -> bool:
-    """Have a warden that runs take its views anew; whether it has done so."""
+def renew_warden(places: Places, views: str) -> bool:
+    """Have a warden that runs take its views anew; whether these are in force then. That they stand in the file is not
+    enough: a hutch that was killed may have written it and told nobody."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(RENEW_SECONDS)
         try:
             client.connect(str(control_socket(places)))
-            return client.recv(16) == b"renewed\n"
+            return client.recv(16).decode("ascii", "replace").strip() == digest(views)
         except OSError:
             return False
 

@@ -6,58 +6,109 @@ hand or by a program that goes through all namespaces, the bridge is set down; `
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hutch.files import write_atomic
+from hutch.files import read_or_none, write_atomic
 from hutch.host.namespace import inside
-from hutch.host.service import Service
+from hutch.host.ruleset import Table
+from hutch.host.service import Service, observe_service
 from hutch.run import run
 from hutch.spec.model import Network
 from hutch.spec.names import Places
+from hutch.state import make_directory
 
-SCRIPT = """
-rules=$2 bridge=$3
-check() {
-  [ "$(nft --stateless --terse list ruleset 2>/dev/null)" = "$(<"$rules")" ] || stop
-}
-stop() {
+LIST = 'nft --stateless --terse list ruleset && nft --stateless --file "$1"'
+"""Lists all rules, and the elements of those sets that only hutch fills, which are listed by the file."""
+SCRIPT = f"""
+list=$2 rules=$3 bridge=$4
+show() {{
+  set -- "$list"
+  {LIST}
+}}
+check() {{
+  [ "$(show 2>/dev/null)" = "$(<"$rules")" ] || stop
+}}
+stop() {{
   ip link set dev "$bridge" down
-}
-nft monitor rules 2>/dev/null | {
+}}
+nft monitor 2>/dev/null | {{
   echo $$
   exec >/dev/null
   check
   read -r -t 0.3 _
   check
-  while read -r _; do
+  while read -r line; do
+    case $line in *" element inet "*" allowed"*) continue ;; esac
     while read -r -t 0.02 _; do :; done
     check
   done
   stop
-}
+}}
 """
 """What changes comes in many lines, so it waits until no more come. It looks twice in the beginning, since the monitor
-does not say from when on it sees. It stops traffic too when it can no longer see."""
+does not say from when on it sees. What the warden opens is of no interest. It stops traffic too when it can no longer
+see."""
 
 
 def wanted_watch(places: Places, network: Network) -> Service:
     """The watch, as a service."""
+    bridge = network.bridge
     pid_file = str(places.services / "watch.pid")
     return Service(
         "the watch over the rules",
         pid_file,
         str(places.namespace_path),
-        ("bash", "-c", SCRIPT, "bash", f"--pid-file={pid_file}", str(rules_file(places)), network.bridge),
+        (
+            "bash",
+            "-c",
+            SCRIPT,
+            "bash",
+            f"--pid-file={pid_file}",
+            str(list_file(places)),
+            str(rules_file(places)),
+            bridge,
+        ),
         says_pid=True,
     )
 
 
 def rules_file(places: Places) -> Path:
-    """The rules as they were read back, without counters and elements."""
+    """What is to be in force."""
     return places.services / "rules"
 
 
-def note_rules(places: Places) -> None:
-    """Note what is in force now for what is to be."""
-    rules = run(inside(places, ["nft", "--stateless", "--terse", "list", "ruleset"])).stdout
-    write_atomic(rules_file(places), rules.encode(), mode=0o600, is_lasting=False)
+def list_file(places: Places) -> Path:
+    """Commands that list sets."""
+    return places.services / "sets"
+
+
+def texts_file(places: Places) -> Path:
+    """What the rules were made of."""
+    return places.services / "texts"
+
+
+def is_believed(places: Places, network: Network, tables: Iterable[Table]) -> bool:
+    """Whether rules that are there are what these tables say, word for word: they were loaded as that, and since then
+    there has been a watch over them."""
+    is_same = read_or_none(texts_file(places)) == texts_of(tables).encode()
+    return is_same and observe_service(wanted_watch(places, network)) is not None
+
+
+def texts_of(tables: Iterable[Table]) -> str:
+    return "\n".join(rule.text for table in tables for chain in table.chains for rule in chain.rules)
+
+
+def note_rules(places: Places, tables: Sequence[Table]) -> None:
+    """Note what has just been loaded, and read back, for what is to be in force."""
+    fixed = (
+        f"list {item.kind} {table.family} {table.name} {item.name}\n"
+        for table in tables
+        for item in table.sets
+        if not item.is_filled
+    )
+    make_directory(places.services)
+    write_atomic(list_file(places), "".join(fixed).encode(), mode=0o600, is_lasting=False)
+    listed = run(inside(places, ["sh", "-c", LIST, "sh", str(list_file(places))])).stdout
+    write_atomic(rules_file(places), listed.encode(), mode=0o600, is_lasting=False)
+    write_atomic(texts_file(places), texts_of(tables).encode(), mode=0o600, is_lasting=False)

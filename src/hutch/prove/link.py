@@ -162,8 +162,9 @@ def second_barrier(ground: Ground) -> Iterator[Probe]:
         ("untracked", "door/untracked", "questions take no place among the connections"),
         ("untracked-answers", "answer/untracked", "nor do answers"),
         ("open", "forward/open", "a connection that a list has let out goes on"),
+        ("over", "forward/over", "and ends with the list"),
     ):
-        yield stands(ground, 5 if name == "open" else 11, name, rule, says)
+        yield stands(ground, 5 if name in ("open", "over") else 11, name, rule, says)
 
 
 def stands(ground: Ground, promise: int, name: str, rule: str, says: str) -> Probe:

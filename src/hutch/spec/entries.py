@@ -66,6 +66,24 @@ class Published(Marker):
         )
 
 
+MISTAKEN = (
+    (r"[a-z]+://.*", "is a URL", 'a name and a port, such as "example.org:443"'),
+    (r"[a-z0-9.-]*[a-z][a-z0-9.-]*/.*", "holds a path", "what is below a name cannot be told apart; only the name"),
+    (r"\[.*|[0-9a-f]*:[0-9a-f]*:.*", "is IPv6, which is closed to all workspaces", "names, and networks of IPv4"),
+    (r"\*(:.*)?", "is every name", 'without a list: egress = "internet"'),
+    (r"\..*", "begins with a dot", '"*." stands for all names below one'),
+    (r".+\*.*", "has a * in the middle", '"*." stands in front only, as in "*.example.org"'),
+    (
+        r"[^:]+:[0-9]+[-/].*",
+        "names more than a port",
+        "one port, by TCP and UDP; an entry for each, or none for all ports",
+    ),
+    (r"[a-z0-9-]+(:.*)?", "has no dot", "names of the host's own network are not public"),
+    (r"\s.*|.*\s", "has a space at its end", "no space"),
+)
+"""What people write who think of something else: how it looks, what is wrong with it, and what would be right."""
+
+
 class Egress(Marker):
     """One of three words, or a list of destinations."""
 
@@ -90,6 +108,9 @@ class Egress(Marker):
         entry = text(value, hint, longest=260).lower()
         if entry in self.words:
             raise Invalid("is not a destination", f'without a list: egress = "{entry}"')
+        for looks_like, message, better in MISTAKEN:
+            if matches(looks_like, entry):
+                raise Invalid(message, better)
         host, colon, digits = entry.partition(":")
         port = f":{port_number(digits, hint)}" if colon else ""
         if "/" in host:

@@ -34,6 +34,10 @@ PROXIES += tuple(name.upper() for name in PROXIES)
 """Variables that say how the host reaches the Internet."""
 HANDED_ON = (*BEHIND, *PROXIES, "TERM")
 """What else of a caller's environment is of consequence, so that a process of ours is to have it too."""
+HEARD_GROUP = 83
+"""The group of NFLOG by which the router's rules tell the warden of packets."""
+HEARD = "hutch "
+"""What stands before the rule's name in what they tell."""
 IFNAMSIZ = 15  # bytes of an interface name, without the closing NUL
 SUN_PATH = 107  # bytes of a socket path, without the closing NUL
 
@@ -139,6 +143,11 @@ class Places:
         if self.instance == "hutch":
             return 0
         return BUILDER_RANGES + self._checksum % (UID_RANGES - BUILDER_RANGES)
+
+    @property
+    def warden_uid(self) -> int:
+        """The warden's account: nobody else's, and below the ranges of workspaces."""
+        return UID_FIRST - 1 - self.uid_index
 
     @property
     def builder_uid(self) -> int:

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.egress.nflog import (
-    GROUP,
     HEADER,
     NLMSG_ERROR,
     PREFIX,
@@ -23,6 +22,7 @@ from hutch.egress.nflog import (
     parse_messages,
     render_bind,
 )
+from hutch.spec.names import HEARD_GROUP
 
 # A datagram of Linux 6.18: four packets, and the end of them.
 DATAGRAM = bytes.fromhex(
@@ -111,7 +111,7 @@ def test_a_packet_that_is_none_is_still_counted() -> None:
 
 
 def test_the_request_is_one_message() -> None:
-    ((kind, body),) = messages(render_bind(GROUP))
+    ((kind, body),) = messages(render_bind(HEARD_GROUP))
     assert kind == 0x0401
     assert body[:4] == b"\0\0\0\x53"
     assert dict(attributes(body[4:])) == {

@@ -8,7 +8,7 @@ import dns.rdatatype
 import pytest
 
 from hutch.egress.front import parse_question
-from hutch.egress.known import MOST_NAMES, MOST_OPEN, Known
+from hutch.egress.known import MOST_NAMES, MOST_TOLD, Known
 from hutch.egress.sets import render_allow
 from hutch.egress.upstream import PAYLOAD, Question
 
@@ -27,9 +27,9 @@ def test_render_allow() -> None:
 
 def test_what_is_known() -> None:
     known = Known()
-    known.note_open("a.example", "203.0.113.1", 100.0)
-    known.note_open("b.example", "203.0.113.1", 50.5)
-    known.note_open("a.example", "203.0.113.1", 90.0)  # a shorter answer takes nothing away
+    known.note_told("a.example", "203.0.113.1", 100.0)
+    known.note_told("b.example", "203.0.113.1", 50.5)
+    known.note_told("a.example", "203.0.113.1", 90.0)  # a shorter answer takes nothing away
     assert list(known.valid(50.0)) == [("a.example", "203.0.113.1", 51), ("b.example", "203.0.113.1", 1)]
     assert list(known.valid(51.0)) == [("a.example", "203.0.113.1", 50)]
 
@@ -46,11 +46,11 @@ def test_the_name_that_led_there_last() -> None:
 
 def test_no_workspace_opens_more_than_its_share() -> None:
     known = Known()
-    for number in range(MOST_OPEN):
+    for number in range(MOST_TOLD):
         assert known.has_room(0.0, 1)
-        known.note_open("a.example", str(number), 10.0)
+        known.note_told("a.example", str(number), 10.0)
     assert not known.has_room(0.0, 1)
-    assert known.has_room(11.0, MOST_OPEN)
+    assert known.has_room(11.0, MOST_TOLD)
 
 
 QUESTION = dns.message.make_query("a.example", "A")
@@ -79,3 +79,17 @@ def test_what_is_asked_upstream() -> None:
     assert not Question(8, name, dns.rdatatype.A).is_answered_by(answer)
     assert not Question(7, dns.name.from_text("b.example"), dns.rdatatype.A).is_answered_by(answer)
     assert not Question(7, name, dns.rdatatype.TXT).is_answered_by(answer)
+
+
+def test_what_would_take_long_to_read_is_not_read() -> None:
+    many = b"\0\1\1\0" + (10_000).to_bytes(2, "big") + b"\0" * 6 + QUESTION.to_wire()[12:] + b"\xc0\x0c\0\1\0\1" * 9_999
+    assert parse_question(many) is None
+    assert parse_question(many[:500]) is None
+    answers = QUESTION.to_wire()[:6] + b"\0\1" + QUESTION.to_wire()[8:]
+    assert parse_question(answers) is None
+
+
+def test_the_size_that_a_question_has_room_for_is_read() -> None:
+    found = parse_question(dns.message.make_query("a.example", "A", use_edns=0, payload=1232).to_wire())
+    assert found is not None
+    assert found.payload == 1232

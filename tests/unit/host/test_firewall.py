@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hutch.egress.warden import RULES
 from hutch.host import ruleset
 from hutch.host.firewall import host_tables, router_tables
 from hutch.host.ruleset import (
@@ -23,6 +24,7 @@ from hutch.host.ruleset import (
     with_frame,
 )
 from hutch.spec.entries import Publish
+from hutch.spec.names import HEARD
 from hutch.spec.policy import Domain, Policy, Reach
 from hutch.spec.ranges import NEVER, PRIVATE
 from tests.unit.facts import GOLDEN, MEMBERS, NETWORK, PLACES, SECOND, check_golden, member
@@ -97,7 +99,7 @@ def test_what_is_closed_comes_before_what_is_let_out() -> None:
     accepted = [rule.name for rule in chain(ROUTER, "inet", "forward").rules if rule.text.endswith("accept")]
     for closed in ("between-workspaces", "never", "host"):
         assert all(order.index(closed) < order.index(name) for name in accepted if name != "answers-out"), closed
-    for name in ("networks", "listed-port", "listed", "learned", "internet"):
+    for name in ("network", "network-port", "listed-port", "listed", "learned", "internet"):
         assert order.index("denied") < order.index(name)
 
 
@@ -120,16 +122,19 @@ def test_nobody_is_let_out_who_is_not_named() -> None:
 
 
 def test_networks_that_are_listed_do_not_lie_within_each_other() -> None:
-    assert elements_of("private") == (
-        "192.168.83.11 . 0.0.0.0/0 . 0-65535",
-        "192.168.83.13 . 10.1.0.0/16 . 0-65535",
-        "192.168.83.13 . 10.2.0.0/16 . 22",
-    )
-    assert elements_of("networks") == (
-        "192.168.83.13 . 203.0.113.0/24 . 0-65535",
-        "192.168.83.13 . 198.51.100.7 . 80",
-        "192.168.83.13 . 0.0.0.0/0 . 443",
-    )
+    assert elements_of("private") == ("192.168.83.11 . 0.0.0.0/0", "192.168.83.13 . 10.1.0.0/16")
+    assert elements_of("private_ports") == ("192.168.83.13 . 10.1.2.0/24 . 22", "192.168.83.13 . 10.2.0.0/16 . 22")
+    assert elements_of("networks") == ("192.168.83.13 . 203.0.113.0/24",)
+    assert elements_of("network_ports") == ("192.168.83.13 . 198.51.100.7 . 80", "192.168.83.13 . 0.0.0.0/0 . 443")
+
+
+def test_the_warden_knows_what_each_rule_means_that_tells_it() -> None:
+    told = [
+        rule.text.split(f'prefix "{HEARD}')[1].split('"')[0]
+        for rule in chain(ROUTER, "inet", "forward").rules
+        if " log " in rule.text
+    ]
+    assert set(told) == set(RULES)
 
 
 def test_a_table_is_kept_when_all_its_chains_and_sets_are_there() -> None:
