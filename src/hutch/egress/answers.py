@@ -6,6 +6,8 @@ addresses are taken out; whoever runs a listed name could otherwise point it at 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import dns.message
 import dns.name
 import dns.rcode
@@ -15,7 +17,6 @@ import dns.rdatatype
 import dns.rrset
 
 from hutch.frozen import dataclass
-from hutch.spec.policy import Policy
 from hutch.spec.ranges import is_never, is_private
 
 LONGEST_CHAIN = 16  # names
@@ -41,8 +42,12 @@ class Judged:
         return Judged(() if is_emptied else (*self.rrsets, *end.rrsets), addresses, end.private)
 
 
-def judge(name: dns.name.Name, kind: dns.rdatatype.RdataType, response: dns.message.Message, policy: Policy) -> Judged:
-    """What of the response to a question belongs to it."""
+def judge(
+    name: dns.name.Name, kind: dns.rdatatype.RdataType, response: dns.message.Message, opens: Callable[[str], bool]
+) -> Judged:
+    """What of the response to a question belongs to it; `opens` says whether the policy names the network of a private
+    address. Only addresses are looked for behind other names: else whoever runs a listed name could have any record of
+    the host's own network told."""
     chain: list[dns.rrset.RRset] = []
     seconds = LONGEST_VALID
     while len(chain) < LONGEST_CHAIN:
@@ -52,6 +57,8 @@ def judge(name: dns.name.Name, kind: dns.rdatatype.RdataType, response: dns.mess
         seconds = min(seconds, step.ttl)
         chain.append(_copy(step, list(step)[:1], seconds))
         name = step[0].target
+    if chain and kind != dns.rdatatype.A:
+        return Judged(tuple(chain[:1]))
     found = _find(response, name, kind)
     if found is None:
         is_open = bool(chain) and response.rcode() == dns.rcode.NOERROR
@@ -62,7 +69,7 @@ def judge(name: dns.name.Name, kind: dns.rdatatype.RdataType, response: dns.mess
     kept, addresses, private = [], [], []
     for data in list(found)[:MOST_ADDRESSES]:
         address = data.address
-        if is_never(address) or (is_private(address) and not policy.opens(address)):
+        if is_never(address) or (is_private(address) and not opens(address)):
             private.append(address)
             continue
         kept.append(data)

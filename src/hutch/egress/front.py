@@ -15,7 +15,8 @@ import dns.message
 from hutch.egress.views import View
 
 MOST_ASKED = 128  # questions of one workspace that wait for an answer
-MOST_CONNECTIONS = 32  # of one workspace
+MOST_CONNECTIONS = 8  # of one workspace
+PAUSE = 0.01  # seconds between two questions by one connection: a segment can hold a thousand of them
 IDLE_SECONDS = 10.0
 LARGEST_DATAGRAM = 1232  # bytes that pass everywhere in one piece
 SMALLEST_DATAGRAM = 512
@@ -69,12 +70,14 @@ class Front(asyncio.DatagramProtocol):
         task.add_done_callback(self._tasks.discard)
 
     async def _reply(self, view: View, question: dns.message.Message, addr: tuple[str, int]) -> None:
+        size = min(max(question.payload, SMALLEST_DATAGRAM), LARGEST_DATAGRAM)
         try:
             answer = await self._answer(view, question)
+            self._transport.sendto(answer.to_wire(max_size=size, prefer_truncation=True), addr)
+        except dns.exception.DNSException:
+            pass  # what cannot be said is not answered
         finally:
             self._asked[view.workspace] -= 1
-        size = min(max(question.payload, SMALLEST_DATAGRAM), LARGEST_DATAGRAM)
-        self._transport.sendto(answer.to_wire(max_size=size, prefer_truncation=True), addr)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")
@@ -86,8 +89,8 @@ class Front(asyncio.DatagramProtocol):
                     await self._converse(peer[0], reader, writer)
                 finally:
                     self._connected[view.workspace] -= 1
-        except (OSError, EOFError, TimeoutError):
-            pass
+        except (OSError, EOFError, TimeoutError, dns.exception.DNSException):
+            writer.transport.abort()  # who does not read is not waited for
         finally:
             writer.close()
 
@@ -103,3 +106,4 @@ class Front(asyncio.DatagramProtocol):
             writer.write(len(wire).to_bytes(2, "big") + wire)
             async with asyncio.timeout(IDLE_SECONDS):
                 await writer.drain()
+            await asyncio.sleep(PAUSE)

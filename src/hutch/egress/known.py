@@ -16,11 +16,13 @@ class Known:
 
     def __init__(self) -> None:
         self._until: dict[tuple[str, str], float] = {}
+        self._next_look = 0.0
         self._name: OrderedDict[str, str] = OrderedDict()
 
     def has_room(self, now: float, wanted: int) -> bool:
         """Whether so many more can be noted, once what is over has been forgotten."""
-        if len(self._until) + wanted > MOST_TOLD:
+        if len(self._until) + wanted > MOST_TOLD and now >= self._next_look:
+            self._next_look = now + 1.0  # it takes milliseconds
             self._until = {pair: until for pair, until in self._until.items() if until > now}
         return len(self._until) + wanted <= MOST_TOLD
 

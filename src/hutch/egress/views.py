@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import ipaddress
 import json
 import re
 import zlib
@@ -23,6 +25,46 @@ LABEL = re.compile(rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?")
 
 
 @dataclass(frozen=True)
+class Listed:
+    """What a list opens, so that it is found quickly however long the list is: names, and names of which all below are
+    meant, each with its ports (None for all); private networks as the first and last number of each, in order."""
+
+    names: Mapping[str, frozenset[int | None]]
+    parents: Mapping[str, frozenset[int | None]]
+    private: tuple[tuple[int, int], ...]
+
+    def ports(self, name: str | None) -> tuple[int, ...] | None:
+        """The ports at which a name is open: None for all, () where it is not listed."""
+        if name is None:
+            return ()
+        found = set(self.names.get(name, ()))
+        above = name
+        while "." in above:
+            above = above.partition(".")[2]
+            found |= self.parents.get(above, frozenset())
+        return None if None in found else tuple(sorted(port for port in found if port is not None))
+
+    def opens(self, address: str) -> bool:
+        """Whether the list names the private network that `address` is in."""
+        number = int(ipaddress.IPv4Address(address))
+        place = bisect.bisect_right(self.private, (number, 1 << 32)) - 1
+        return place >= 0 and number <= self.private[place][1]
+
+
+def listed_by(policy: Policy) -> Listed:
+    names: dict[str, set[int | None]] = {}
+    parents: dict[str, set[int | None]] = {}
+    for domain in policy.domains:
+        (parents if domain.is_wildcard else names).setdefault(domain.name, set()).add(domain.port)
+    private = ipaddress.collapse_addresses(ipaddress.IPv4Network(reach.network) for reach in policy.private_networks)
+    return Listed(
+        {name: frozenset(ports) for name, ports in names.items()},
+        {name: frozenset(ports) for name, ports in parents.items()},
+        tuple((int(network[0]), int(network[-1])) for network in private),
+    )
+
+
+@dataclass(frozen=True)
 class View:
     """One watched workspace."""
 
@@ -30,6 +72,7 @@ class View:
     address: str
     epoch: int
     policy: Policy
+    listed: Listed
 
 
 @dataclass(frozen=True)
@@ -62,7 +105,7 @@ def read_views(text: str) -> Told:
         domains = tuple(Domain(*entry) for entry in item["domains"])
         networks = tuple(Reach(*entry) for entry in item["networks"])
         policy = Policy(item["kind"], domains, networks, item["learn"])
-        views[item["address"]] = View(item["workspace"], item["address"], item["epoch"], policy)
+        views[item["address"]] = View(item["workspace"], item["address"], item["epoch"], policy, listed_by(policy))
     return Told(tuple(document["listen"]), tuple(document["upstream"]), document["table"], views)
 
 
@@ -79,15 +122,9 @@ def plain_name(labels: Sequence[bytes]) -> str | None:
     return b".".join(labels).decode("ascii").lower()
 
 
-def ports_of(policy: Policy, name: str | None) -> tuple[int, ...] | None:
-    """The ports at which a list opens a name: None for all, () where it does not open it."""
-    found = [domain.port for domain in policy.domains if name is not None and domain.covers(name)]
-    return None if None in found else tuple(sorted(port for port in found if port is not None))
-
-
 def rule_on(view: View, name: str | None, kind: int) -> Ruling:
     """What becomes of a question for `name`, as plain_name gives it, of the type `kind`."""
-    ports = ports_of(view.policy, name)
+    ports = view.listed.ports(name)
     is_listed = ports != ()
     if not is_listed and not view.policy.learn:
         return Ruling("refuse", "refused", why="not listed")

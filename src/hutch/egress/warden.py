@@ -29,7 +29,7 @@ from hutch.egress.nflog import Nflog, Packet
 from hutch.egress.record import Record, Verdict, escaped, lost
 from hutch.egress.sets import SLACK, Sets, SetsFailed
 from hutch.egress.upstream import Unanswered, Upstream
-from hutch.egress.views import Ruling, View, digest, plain_name, ports_of, read_views, rule_on
+from hutch.egress.views import Ruling, View, digest, plain_name, read_views, rule_on
 from hutch.spec.names import HEARD
 
 RULES: dict[str, tuple[Verdict, str]] = {
@@ -108,7 +108,7 @@ class Warden:
         """What is open, as far as a new policy lists it."""
         by_ports: defaultdict[tuple[int, ...] | None, list[tuple[str, int]]] = defaultdict(list)
         for name, address, seconds in self._known[view.workspace].valid(time.monotonic()):
-            by_ports[ports_of(view.policy, name)].append((address, seconds))
+            by_ports[view.listed.ports(name)].append((address, seconds))
         for ports, addresses in by_ports.items():
             self._sets.allow(view.address, view.epoch, addresses, ports)
 
@@ -145,9 +145,11 @@ class Warden:
     ) -> tuple[dns.rcode.Rcode, Judged]:
         """What upstream says, names followed to their end."""
         response = await self._upstream.ask(name, kind)
-        judged = judge(name, kind, response, view.policy)
+        judged = judge(name, kind, response, view.listed.opens)
         if judged.rest is None or steps == 0:
-            return response.rcode(), judged
+            # Behind another name may be one of the host's network: whether it exists is not said.
+            is_elsewhere = bool(judged.private) or any(rrset.rdtype == dns.rdatatype.CNAME for rrset in judged.rrsets)
+            return dns.rcode.NOERROR if is_elsewhere else response.rcode(), judged
         code, end = await self._look_up(view, judged.rest, kind, steps - 1)
         return code, judged.followed_by(end)
 

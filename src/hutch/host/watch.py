@@ -18,14 +18,19 @@ from hutch.spec.model import Network
 from hutch.spec.names import Places
 from hutch.state import make_directory
 
-LIST = 'nft --stateless --terse list ruleset && nft --stateless --file "$1"'
-"""Lists all rules, and the elements of those sets that only hutch fills, which are listed by the file."""
+LIST = """
+nft --stateless --terse list ruleset && while read -r family table kind name; do
+    nft --stateless list $kind $family $table $name || exit
+  done <"$1"
+"""
+"""Lists all rules, and the elements of those sets that only hutch fills, which stand in the file. nft finds some of
+them only when it is asked for one at a time."""
 SCRIPT = f"""
 list=$2 rules=$3 bridge=$4
-show() {{
+show() (
   set -- "$list"
   {LIST}
-}}
+)
 check() {{
   [ "$(show 2>/dev/null)" = "$(<"$rules")" ] || stop
 }}
@@ -79,7 +84,7 @@ def rules_file(places: Places) -> Path:
 
 
 def list_file(places: Places) -> Path:
-    """Commands that list sets."""
+    """Which sets hutch alone fills."""
     return places.services / "sets"
 
 
@@ -102,7 +107,7 @@ def texts_of(tables: Iterable[Table]) -> str:
 def note_rules(places: Places, tables: Sequence[Table]) -> None:
     """Note what has just been loaded, and read back, for what is to be in force."""
     fixed = (
-        f"list {item.kind} {table.family} {table.name} {item.name}\n"
+        f"{table.family} {table.name} {item.kind} {item.name}\n"
         for table in tables
         for item in table.sets
         if not item.is_filled

@@ -26,7 +26,7 @@ def response(*records: str) -> dns.message.Message:
 
 
 def judged(*records: str, policy: Policy = LIST, kind: dns.rdatatype.RdataType = dns.rdatatype.A) -> object:
-    found = judge(NAME, kind, response(*records), policy)
+    found = judge(NAME, kind, response(*records), policy.opens)
     shown = ["\n".join(sorted(str(rrset).splitlines())) for rrset in found.rrsets]  # rendering shuffles them
     return shown, tuple(sorted(found.addresses)), tuple(sorted(found.private)), found.rest and found.rest.to_text()
 
@@ -96,34 +96,41 @@ def test_judge(records: list[str], shown: object, addresses: object, private: ob
 
 
 def test_a_loop_of_names_ends() -> None:
-    found = judge(NAME, dns.rdatatype.A, response("api.example.com 9 CNAME api.example.com."), LIST)
+    found = judge(NAME, dns.rdatatype.A, response("api.example.com 9 CNAME api.example.com."), LIST.opens)
     assert (found.addresses, found.rest) == ((), None)
 
 
 def test_there_is_an_end_to_the_addresses_of_a_name() -> None:
     many = ",".join(f"203.0.{number // 250}.{number % 250}" for number in range(1000))
-    found = judge(NAME, dns.rdatatype.A, response(f"api.example.com 9 A {many}"), LIST)
+    found = judge(NAME, dns.rdatatype.A, response(f"api.example.com 9 A {many}"), LIST.opens)
     assert len(found.addresses) == MOST_ADDRESSES
 
 
 def test_a_private_address_that_the_list_opens_is_answered_and_opens_nothing_more() -> None:
     policy = Policy("list", networks=(Reach("10.1.0.0/16", None),))
-    found = judge(NAME, dns.rdatatype.A, response("api.example.com 9 A 10.1.2.3,10.2.0.1"), policy)
+    found = judge(NAME, dns.rdatatype.A, response("api.example.com 9 A 10.1.2.3,10.2.0.1"), policy.opens)
     assert [str(rrset) for rrset in found.rrsets] == ["api.example.com. 9 IN A 10.1.2.3"]
     assert (found.addresses, found.private) == ((), ("10.2.0.1",))
 
 
 def test_other_types_open_nothing() -> None:
-    found = judge(NAME, dns.rdatatype.TXT, response('api.example.com 9 TXT "10.0.0.1"'), LIST)
+    found = judge(NAME, dns.rdatatype.TXT, response('api.example.com 9 TXT "10.0.0.1"'), LIST.opens)
     assert len(found.rrsets) == 1
     assert (found.addresses, found.private) == ((), ())
 
 
 def test_what_follows_is_valid_no_longer_than_the_way_there() -> None:
-    way = judge(NAME, dns.rdatatype.A, response("api.example.com 5 CNAME b.example."), LIST)
-    end = judge(dns.name.from_text("b.example"), dns.rdatatype.A, response("b.example 60 A 203.0.113.1"), LIST)
+    way = judge(NAME, dns.rdatatype.A, response("api.example.com 5 CNAME b.example."), LIST.opens)
+    end = judge(dns.name.from_text("b.example"), dns.rdatatype.A, response("b.example 60 A 203.0.113.1"), LIST.opens)
     whole = way.followed_by(end)
     assert whole.addresses == (("203.0.113.1", 5),)
     assert len(whole.rrsets) == 2
-    private = judge(dns.name.from_text("b.example"), dns.rdatatype.A, response("b.example 60 A 10.0.0.1"), LIST)
+    private = judge(dns.name.from_text("b.example"), dns.rdatatype.A, response("b.example 60 A 10.0.0.1"), LIST.opens)
     assert way.followed_by(private).rrsets == ()
+
+
+def test_only_addresses_are_looked_for_behind_another_name() -> None:
+    records = response("api.example.com 9 CNAME secret.corp.", 'secret.corp 9 TXT "told"')
+    found = judge(NAME, dns.rdatatype.TXT, records, LIST.opens)
+    assert [str(rrset) for rrset in found.rrsets] == ["api.example.com. 9 IN CNAME secret.corp."]
+    assert found.rest is None

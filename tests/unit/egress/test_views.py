@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import ipaddress
+from dataclasses import replace
 
-from hutch.egress.views import AAAA, ANY, HTTPS, A, Ruling, View, plain_name, read_views, rule_on
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hutch.egress.views import AAAA, ANY, HTTPS, A, Ruling, View, listed_by, plain_name, read_views, rule_on
 from hutch.host.firewall import Member
 from hutch.host.warden import render_views
 from hutch.spec.policy import Domain, Policy, Reach
@@ -19,7 +24,7 @@ LIST = Policy(
 
 
 def view(policy: Policy) -> View:
-    return View("web", "192.168.83.2", policy.epoch, policy)
+    return View("web", "192.168.83.2", policy.epoch, policy, listed_by(policy))
 
 
 def labels(name: str) -> list[bytes]:
@@ -89,8 +94,33 @@ def test_what_the_warden_is_told_is_what_it_reads() -> None:
     )
     told = read_views(render_views(PLACES, NETWORK, members))
     assert told.views == {
-        "192.168.83.2": View("web", "192.168.83.2", LIST.epoch, LIST),
-        "192.168.83.4": View("none", "192.168.83.4", members[2].policy.epoch, members[2].policy),
+        "192.168.83.2": view(LIST),
+        "192.168.83.4": replace(view(members[2].policy), workspace="none", address="192.168.83.4"),
     }
     assert (told.listen, told.upstream, told.table) == (("192.168.83.1", 5300), ("192.168.84.1", 53), "hutch")
     assert render_views(PLACES, NETWORK, members[1:2]) == ""
+
+
+NAMES = st.lists(st.sampled_from(["a", "b", "evil-a"]), min_size=1, max_size=4).map(".".join)
+ENTRIES = st.builds(Domain, NAMES, st.booleans(), st.sampled_from([None, 80, 443]))
+
+
+@given(st.lists(ENTRIES, max_size=6), NAMES)
+def test_what_is_found_quickly_is_what_the_list_says(domains: list[Domain], name: str) -> None:
+    ports = {domain.port for domain in domains if domain.covers(name)}
+    wanted = None if None in ports else tuple(sorted(port for port in ports if port is not None))
+    assert listed_by(Policy("list", tuple(domains))).ports(name) == wanted
+
+
+NETWORKS = st.builds(
+    lambda number, length: str(ipaddress.IPv4Network((0x0A00_0000 + number, length), strict=False)),
+    st.integers(0, 1 << 12),
+    st.integers(20, 32),
+)
+
+
+@given(st.lists(NETWORKS, max_size=6), st.integers(0, 1 << 12))
+def test_private_networks_are_found_too(networks: list[str], number: int) -> None:
+    policy = Policy("list", networks=tuple(Reach(network, None) for network in networks))
+    address = str(ipaddress.IPv4Address(0x0A00_0000 + number))
+    assert listed_by(policy).opens(address) is policy.opens(address)
