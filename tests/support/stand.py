@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from tests.support import stand_disks
 from tests.support.stand_disks import CHECKOUT, Boot
 from tests.support.world import World
 
-ENDED = b"the stand ended with code "  # start.py says so
+ENDED = b"the stand ended with code "  # says start.py
 SECONDS = 2400.0  # for everything that is run there, by a host without KVM and with other things to do
 MEMORY = "4G"
 CACHE = Path(os.environ.get("HUTCH_TEST_CACHE") or CHECKOUT / ".cache" / "hutch-test")
@@ -88,12 +89,14 @@ def run(boot: Boot, disks: dict[str, Path], accelerator: Accelerator, console: P
         timer.start()
         stack.callback(timer.cancel)
         assert qemu.stdout is not None
-        for line in qemu.stdout:
-            if line.startswith(ENDED):
-                print(f"the stand ran for {time.monotonic() - began:.1f} s under {accelerator.name}", flush=True)
-                return int(line.removeprefix(ENDED))
-            sys.stdout.buffer.write(line)
+        last = b""
+        while chunk := os.read(qemu.stdout.fileno(), 1 << 16):
+            sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
+            last = (last + chunk)[-len(ENDED) - 8 :]
+            if ended := re.search(re.escape(ENDED) + rb"(\d+)\n", last):
+                print(f"it ran for {time.monotonic() - began:.1f} s under {accelerator.name}", flush=True)
+                return int(ended[1])
     said = console.read_text(errors="replace") if console.exists() else ""
     print(f"the stand ended early after {time.monotonic() - began:.1f} s; its console said:\n{said[-4000:]}")
     return 3

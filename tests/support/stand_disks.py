@@ -32,7 +32,7 @@ NEEDED = [name for item in REQUIREMENTS if item.set == "runtime" and not item.op
 PACKAGES = sorted(
     {
         *("systemd", "systemd-sysv", "udev", "dbus", "systemd-resolved", "libnss-resolve", "libnss-myhostname"),
-        *("docker.io", "iptables", "ufw", "firewalld", "network-manager", "busybox-static"),
+        *("docker.io", "docker-cli", "iptables", "ufw", "firewalld", "network-manager", "busybox-static"),
         *("openssh-client", "iputils-ping", "curl", "less", "login", "python3", "strace"),
         *NEEDED,
     }

@@ -48,15 +48,17 @@ def instance(world: World) -> Iterator[Instance]:
 
 
 @contextmanager
-def open_instance(world: World) -> Iterator[Instance]:
-    """A hutch that leaves the host as it was, apart from processes: this host has others, which come and go."""
+def open_instance(world: World, *, alone: bool = True) -> Iterator[Instance]:
+    """A hutch that leaves the host as it was, which is to be seen where it is `alone`; apart from processes: this host
+    has others, which come and go."""
     before = lasting()
     instance = Instance(world, next(NUMBERS), IMAGES)
     try:
         yield instance
     finally:
         instance.close()
-    assert not (left := machine.difference(before, lasting())), f"left on the host:\n{left}"
+    left = machine.difference(before, lasting()) if alone else ""
+    assert not left, f"left on the host:\n{left}"
 
 
 def lasting() -> machine.Snapshot:

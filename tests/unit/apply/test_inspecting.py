@@ -69,6 +69,15 @@ def test_a_plan_tells_what_it_repairs() -> None:
     json.dumps(plan.to_json())
 
 
+def test_what_others_stop_is_told_and_no_change(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Findings(obstacles=("ufw drops it",))
+    plan = with_findings(Plan("/f", NETWORK, (Action("web", "no change", wanted=WANTED),)), seen, {}, {})
+    assert (plan.changes, plan.notes) == (False, ("ufw drops it",))
+    monkeypatch.setattr(inspecting, "inspect", lambda *arguments: seen)
+    monkeypatch.setattr(inspecting, "unbuilt_images", lambda *arguments: {})
+    assert warnings_of(places, NETWORK, {"web": record()}) == {"web": ["ufw drops it"]}
+
+
 def test_what_is_wrong_in_words(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspecting, "inspect", lambda *arguments: SEEN)
     told = warnings_of(places, NETWORK, {"web": record(), "lab": record("lab"), "old": record("old", removed=True)})
