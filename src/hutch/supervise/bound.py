@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 
 from hutch.host.cgroup import Cgroup
 from hutch.supervise.confine import forbid, leave_keyring
-from hutch.supervise.steps import StartFailed, held_steps
+from hutch.supervise.steps import StartFailed, bind_held
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
@@ -34,14 +35,19 @@ def main(bounds: str, *argv: str) -> NoReturn:
         cgroup = Cgroup(own_group())
         cgroup.freeze(PAYLOAD)
         pid = os.posix_spawnp(argv[0], argv, os.environ)
-        pidfd = os.pidfd_open(pid)
-        if cgroup.await_process(PAYLOAD, PATIENCE, unless=pidfd):
-            held_steps(cgroup, PAYLOAD, wanted["held"]).finish(time.monotonic(), PATIENCE)
-            cgroup.thaw(PAYLOAD)
-    except (OSError, ValueError, StartFailed) as error:
-        sys.exit(f"what is not trusted cannot be bound, so it is not run: {error}")
+    except (OSError, ValueError) as error:
+        refuse(error)
+    try:
+        bind_held(cgroup, PAYLOAD, wanted["held"], os.pidfd_open(pid), time.monotonic(), PATIENCE)
+    except (OSError, StartFailed) as error:
+        os.kill(pid, signal.SIGKILL)  # what it has started dies with it
+        refuse(error)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     sys.exit(code if code >= 0 else 128 - code)
+
+
+def refuse(error: Exception) -> NoReturn:
+    sys.exit(f"what is not trusted cannot be bound, so it is not run: {error}")
 
 
 def own_group() -> str:

@@ -14,7 +14,7 @@ from hutch.host.cgroup import Cgroup
 from hutch.supervise.gate import GO, receive_launch
 from hutch.supervise.limits import control_files
 from hutch.supervise.main_process import Helper, Main
-from hutch.supervise.steps import CalledOff, SideBySide, StartFailed, held_steps, prepare
+from hutch.supervise.steps import CalledOff, SideBySide, StartFailed, bind_held, prepare
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
@@ -101,17 +101,10 @@ class Boot:
             raise StartFailed(f"system calls cannot be kept from the guest: {error}") from error
 
     def _bind(self, main: Main, held: list[dict[str, Any]]) -> None:
-        """Run the steps on what becomes PID 1. nspawn puts it into a cgroup before it lets it go on, and there it is
-        frozen: until it is let go, nothing of the guest's has run."""
         import hutch.supervise.embedded  # noqa: F401 - nspawn takes longer, and then the guest has the processors
 
-        left = self.begun + self.launch["start_seconds"] - time.monotonic()
-        if not self.cgroup.await_process(PAYLOAD, max(0.0, left), unless=main.pidfd):
-            if main.has_ended:
-                return  # it has said why
-            raise StartFailed("nothing of the guest came to be held, so it was not let go")
-        self._finish(held_steps(self.cgroup, PAYLOAD, held))
-        self.cgroup.thaw(PAYLOAD)
+        seconds = self.launch["start_seconds"]
+        bind_held(self.cgroup, PAYLOAD, held, main.pidfd, self.begun, seconds, self.wake, self.is_off)
 
     def _start_helpers(self, helpers: list[dict[str, Any]]) -> None:
         self.said, output = os.pipe2(os.O_CLOEXEC)

@@ -70,6 +70,26 @@ def prepare(launch: dict[str, Any]) -> SideBySide:
     return SideBySide(launch["prepare"])
 
 
+def bind_held(
+    cgroup: Cgroup,
+    group: str,
+    held: list[dict[str, Any]],
+    pidfd: int,
+    begun: float,
+    seconds: float,
+    wake: int = -1,
+    is_off: Callable[[], object] = lambda: False,
+) -> None:
+    """Run the steps on what nspawn, which `pidfd` is of, makes PID 1 of. It puts that into a cgroup before it lets it
+    go on, and there it is frozen: until it is let go, nothing of the guest's has run. Raises StartFailed where it runs
+    and nothing came to be held: what it starts would not be bound. Where it has ended, it has said why."""
+    if cgroup.await_process(group, max(0.0, begun + seconds - time.monotonic()), unless=pidfd):
+        held_steps(cgroup, group, held).finish(begun, seconds, wake, is_off)
+        cgroup.thaw(group)
+    elif not select.select([pidfd], [], [], 0)[0]:
+        raise StartFailed("nothing of the guest came to be held, so it was not let go")
+
+
 def held_steps(cgroup: Cgroup, group: str, held: list[dict[str, Any]]) -> SideBySide:
     """Begin the steps that bind the one process which is held in a group: each takes its pid as one more argument."""
     found = cgroup.processes(group)
