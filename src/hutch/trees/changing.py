@@ -15,7 +15,7 @@ AT_EMPTY_PATH = 0x1000
 def give(top: int, makers: Collection[int], uid: int, gid: int, *, seconds: float = PATIENCE) -> int:
     """Give what belongs to any of `makers`, user or group, to `uid` and `gid`: `top` and everything below. An inode of
     a guest's own uids is that guest's, whatever name led there. Returns how many changed hands."""
-    changed = 0 + _give(top, makers, uid, gid)
+    changed = int(_give(top, makers, uid, gid))
     for directory, name in walk(top, seconds=seconds):
         with present(), pinned(directory, name) as descriptor:
             changed += _give(descriptor, makers, uid, gid)

@@ -15,7 +15,7 @@ import functools
 import os
 import struct
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 PATIENCE = 600.0  # seconds; there may be millions of files
 MOST_OPEN = 200  # directories that a cursor holds open
+BATCH = 50_000  # names that are kept in mind at once, over all depths
 LONGEST_STRIDE = 3800  # bytes; a path may have 4096, and a name 255
 LONGEST = 200  # characters of a way that are shown
 
@@ -206,25 +207,47 @@ def _identity(descriptor: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+class _Ahead:
+    """The directories in one directory that are still to be entered, in the order of their names. No more than there
+    is room for are kept in mind; where there `is_more`, another look finds those that follow."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.is_more = True
+        self._last = ""
+
+    def scan(self, cursor: Cursor, deadline: float, room: int) -> Iterator[str]:
+        """Note the next ones. Yields all that is in it, the first time."""
+        self.is_more, is_first = False, not self._last
+        with os.scandir(cursor.descriptor) as entries:
+            for entry in entries:
+                check_time(deadline, cursor)
+                if is_first:
+                    yield entry.name
+                if entry.name > self._last and entry.is_dir(follow_symlinks=False):
+                    self.names.append(entry.name)
+                    if len(self.names) >= 2 * room:
+                        self._cut(room)
+        self._cut(room)
+        self._last = self.names[0] if self.names else ""
+
+    def _cut(self, room: int) -> None:
+        """The first ones stay, the very first at the end."""
+        self.names.sort(reverse=True)
+        if len(self.names) > room:
+            del self.names[:-room]
+            self.is_more = True
+
+
 def walk(top: int, *, seconds: float = PATIENCE) -> Iterator[tuple[int, str]]:
     """(descriptor of a directory, name in it) of everything below `top`: a directory before what is in it. What is
-    mounted there is left out, and so is what goes away meanwhile. Use each before taking the next."""
+    mounted there is left out, and so is what goes away meanwhile; OSError tells of all else that cannot be looked into.
+    Use each before taking the next."""
     deadline = time.monotonic() + seconds
     cursor = Cursor(top)
     try:
-        pending = [(yield from _listed(cursor, deadline))]
-        while pending:
-            if pending[-1]:
-                name = pending[-1].pop()
-                try:
-                    cursor.enter(name)
-                except OSError:
-                    continue  # it has gone, or is a mount
-                pending.append((yield from _listed(cursor, deadline)))
-            else:
-                pending.pop()
-                if pending:
-                    cursor.leave()
+        for name in _walk(cursor, deadline):
+            yield cursor.descriptor, name
     except Moved as error:
         raise HutchError(
             f"{shown(cursor.names)} was moved while it was looked through", resolution="try again when nobody does that"
@@ -233,16 +256,33 @@ def walk(top: int, *, seconds: float = PATIENCE) -> Iterator[tuple[int, str]]:
         cursor.close()
 
 
-def _listed(cursor: Cursor, deadline: float) -> Generator[tuple[int, str], None, list[str]]:
-    """Yields what is in a directory, and returns the directories among it."""
-    directories = []
-    with os.scandir(cursor.descriptor) as entries:
-        for entry in entries:
-            check_time(deadline, cursor)
-            yield cursor.descriptor, entry.name
-            if entry.is_dir(follow_symlinks=False):
-                directories.append(entry.name)
-    return directories
+def _walk(cursor: Cursor, deadline: float) -> Iterator[str]:
+    """Yields each name while the cursor is in its directory."""
+    levels, kept = [_Ahead()], 0  # the names in mind, over all depths
+    while levels:
+        ahead = levels[-1]
+        if ahead.names:
+            kept -= 1
+            if _enter(cursor, ahead.names.pop()):
+                levels.append(_Ahead())
+        elif ahead.is_more:
+            yield from ahead.scan(cursor, deadline, max(1, (BATCH - kept) // 2))
+            kept += len(ahead.names)
+        else:
+            levels.pop()
+            if levels:
+                cursor.leave()
+
+
+def _enter(cursor: Cursor, name: str) -> bool:
+    """False for what is not there any more, is another thing than it was, or a mount."""
+    try:
+        cursor.enter(name)
+    except OSError as error:
+        if error.errno in SUPERFLUOUS:
+            return False
+        raise
+    return True
 
 
 def check_time(deadline: float, cursor: Cursor) -> None:

@@ -9,9 +9,8 @@ import time
 from contextlib import suppress
 
 from hutch.errors import HutchError
-from hutch.trees.cursor import PATIENCE, Cursor, Moved, check_time, open_strictly, shown
+from hutch.trees.cursor import BATCH, PATIENCE, Cursor, Moved, check_time, open_strictly, shown
 
-BATCH = 50_000  # names that are kept in mind at once, over all depths
 TOLD = 5  # things that went wrong that are told of one by one
 RESTARTS = 100  # when somebody moves directories under our feet
 

@@ -8,7 +8,9 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,7 +104,8 @@ def test_whatever_a_guest_left(make: Callable[[Path], None], tmp_path: Path, mon
     """It can be walked, given, disarmed and deleted, in no time, and nothing beside it is touched."""
     if make in (make_closed, make_read_only) and os.geteuid() != 0:
         pytest.skip("needs root")
-    monkeypatch.setattr("hutch.trees.removing.BATCH", 100)
+    for part in ("removing", "cursor"):
+        monkeypatch.setattr(f"hutch.trees.{part}.BATCH", 100)
     top = tmp_path / "tree"
     top.mkdir()
     beside = tmp_path / "beside"
@@ -130,6 +133,54 @@ def test_a_deep_tree_takes_few_descriptors(tmp_path: Path) -> None:
                 assert len(os.listdir("/proc/self/fd")) < before + cursors.MOST_OPEN + 6
     assert len(os.listdir("/proc/self/fd")) == before
     remove_tree(tmp_path / "d")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 64, 50_000])
+def test_a_wide_tree_is_seen_whole_with_few_names_in_mind(
+    batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each name once, a directory before what is in it, however many times a directory is listed."""
+    monkeypatch.setattr(cursors, "BATCH", batch)
+    most = 0
+    cut = cursors._Ahead._cut
+
+    def counting(self: cursors._Ahead, room: int) -> None:
+        nonlocal most
+        most = max(most, len(self.names))
+        cut(self, room)
+
+    monkeypatch.setattr(cursors._Ahead, "_cut", counting)
+    wanted = []
+    for number in range(60):
+        directory = tmp_path / f"{number}"
+        for inner in range(3):
+            (directory / f"{inner}" / "leaf").mkdir(parents=True)
+            wanted += [f"{directory}/{inner}", f"{directory}/{inner}/leaf"]
+        (directory / "file").touch()
+        wanted += [str(directory), f"{directory}/file"]
+    with opened(tmp_path) as top:
+        seen = [f"{os.readlink(cursors.way_to(directory))}/{name}" for directory, name in walk(top)]
+    assert sorted(seen) == sorted(wanted)
+    assert all(os.path.dirname(path) in (*seen[:number], str(tmp_path)) for number, path in enumerate(seen))
+    assert most <= max(2, batch)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EIO, errno.ENOMEM])
+def test_what_cannot_be_looked_into_is_no_success(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes setuid away would take what was not read for harmless, and unmount what guards it."""
+    (tmp_path / "tree" / "a" / "b").mkdir(parents=True)
+    real = open_strictly
+
+    def failing(path: str, **options: Any) -> int:
+        if path == "b" and "flags" not in options:
+            raise OSError(code, os.strerror(code))
+        return real(path, **options)
+
+    monkeypatch.setattr(cursors, "open_strictly", failing)
+    for work in (partial(take_setuid, makers=()), partial(give, makers=(), uid=1, gid=1)):
+        with opened(tmp_path / "tree") as top, pytest.raises(OSError) as caught:
+            work(top)
+        assert caught.value.errno == code
 
 
 def test_a_file_is_deleted_and_no_link_followed(tmp_path: Path) -> None:
