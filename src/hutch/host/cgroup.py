@@ -20,6 +20,9 @@ DEPTH, DESCENDANTS = 15, 2000  # cgroups that a guest may make
 LEAST_RESERVE, MOST_RESERVE = 256 << 20, 2 << 30  # bytes of memory that no workspace gets
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every architecture
+JOIN = ("sh", "-euc", 'echo 0 >/proc/self/fd/0/cgroup.procs; exec <"$1"; shift; exec "$@"', "sh")
+"""Joins the cgroup whose directory is standard input, before anything else. What is to be read then, and the command,
+follow."""
 
 
 def find_mount(mountinfo: str) -> str | None:

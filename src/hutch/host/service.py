@@ -16,7 +16,7 @@ from pathlib import Path
 from hutch.errors import HutchError
 from hutch.files import remove_flat
 from hutch.frozen import dataclass
-from hutch.host.cgroup import Cgroup
+from hutch.host.cgroup import JOIN, Cgroup
 from hutch.host.process import start_time, terminate
 from hutch.run import PIPE, Popen, TimeoutExpired, start
 from hutch.spec.names import Places
@@ -24,8 +24,6 @@ from hutch.state import make_directory
 
 READY_SECONDS = 20.0
 END_SECONDS = 5.0
-JOIN = 'echo 0 >/proc/self/fd/0/cgroup.procs; exec </dev/null "$@"'
-"""Joins the cgroup whose directory is standard input, before anything else."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def start_service(places: Places, service: Service) -> None:
     log = Path(service.pid_file).with_suffix(".log")
     try:
         with open(log, "wb") as errors:
-            joining = ("sh", "-euc", JOIN, "sh", *service.command)
+            joining = (*JOIN, "/dev/null", *service.command)
             process = start(joining, stdin=group, stdout=PIPE, stderr=errors, new_session=True)
     finally:
         os.close(group)

@@ -16,11 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
-from hutch.host.cgroup import Cgroup, open_root
+from hutch.host.cgroup import JOIN, Cgroup
 from hutch.run import PIPE, STDOUT, CommandFailed, Popen, TimeoutExpired, describe, start
 
-# Joins the cgroup whose directory is standard input, before anything else.
-JOIN = 'echo 0 >/proc/self/fd/0/cgroup.procs; exec <"$1"; shift; exec "$@"'
 KEPT_LINES = 400
 
 
@@ -57,9 +55,9 @@ def _started(argv: list[str], group: str, stdin: str, env: Mapping[str, str] | N
     with closing(Cgroup(group)) as cgroup:
         cgroup.make()
         try:
-            directory = _open_group(group)
+            directory = cgroup.open("")
             try:
-                joining = ["sh", "-euc", JOIN, "sh", stdin, *argv]
+                joining = [*JOIN, stdin, *argv]
                 process = start(
                     joining, stdin=directory, stdout=PIPE, stderr=STDOUT, env=env, cwd="/", new_session=True
                 )
@@ -84,14 +82,6 @@ def _wait(process: Popen[bytes], argv: Sequence[str]) -> int:
         return process.wait(60)
     except TimeoutExpired as error:
         raise CommandFailed(argv, "did not end in time", "", None) from error
-
-
-def _open_group(group: str) -> int:
-    root = open_root()
-    try:
-        return os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
-    finally:
-        os.close(root)
 
 
 def end_contained(group: str) -> None:
