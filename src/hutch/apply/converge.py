@@ -21,7 +21,7 @@ from hutch.host.vsock import has_vsock
 from hutch.host.watch import wanted_watch
 from hutch.run import Gathering, run
 from hutch.spec import names
-from hutch.spec.model import Network, Workspace
+from hutch.spec.model import Network
 from hutch.spec.names import Places
 from hutch.spec.policy import policy_of
 from hutch.state import NetworkRecord, Record, read_network, remove_network, write_network
@@ -285,20 +285,20 @@ def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
                 if mount.create and not os.path.lexists(mount.source):
                     shares.ensure_home(Path(mount.source), workspace.owner, gid)
             shares.ensure_mount_points(name, workspace, gid)
-        limit_home(record.uid_base, workspace)
+        limit_home(places, record)
         guest = shares.Guest(record.uid_base, workspace.owner)
         for path in shares.writable_paths(workspace):
             guests.setdefault(path, set()).add(guest)
     shares.ensure_shares(places, guests, guests)
 
 
-def limit_home(project: int, workspace: Workspace) -> None:
-    """Its home holds as much as its root may, where the file system can; `status` tells where it cannot."""
+def limit_home(places: Places, record: Record) -> None:
+    """Its home holds as much as its root may, where the file system can; `up` and `status` tell where it cannot."""
     from hutch.host.quota import ensure_quota
 
-    assert workspace.home is not None
+    assert record.wanted.home is not None
     with suppress(HutchError, OSError):
-        ensure_quota(workspace.home, project, workspace.disk)
+        ensure_quota(record.wanted.home, record.uid_base, record.wanted.disk, places.quota(record.name))
 
 
 def converge_shown(places: Places, records: Mapping[str, Record]) -> None:

@@ -216,7 +216,7 @@ def warnings_of(places: Places, applied: Network | None, records: Mapping[str, R
             *(f"{text} (`hutch up` repairs it)" for text in mended),
             *(f"{change.key}: {change.old} (a restart brings it back)" for change in seen.broken.get(name, ())),
             *([seen.lost[name]] if name in seen.lost else []),
-            *filter(None, [unlimited_home(present[name].wanted)]),
+            *filter(None, [unlimited_home(places, present[name])]),
             *seen.obstacles,
         ]
     return told

@@ -75,7 +75,7 @@ def apply_live(
         if change.keys & LIMITS:
             for warning in observe(places, name).warnings:
                 listen(name, "warning", warning)
-        if "disk" in change.keys and (text := unlimited_home(record.wanted)):
+        if "disk" in change.keys and (text := unlimited_home(places, record)):
             listen(name, "warning", text)
         if why:
             failures[name] = why

@@ -70,26 +70,30 @@ def start(
         if lacks_shell(places, records[name]):
             shell = records[name].wanted.shell
             listen(name, "warning", f"its image has no {shell}, so nobody can log in; add what has it to `packages`")
-        if text := unlimited_home(records[name].wanted):
-            listen(name, "warning", text)
         launch = make_launch(places, records[name], network, accelerator)
         records[name] = records[name].with_booted()
         write_record(places, records[name])
         return launch
 
     failures = control.start_all(places, [record.name for record in starting], make, listen, settling)
+    for record in starting:  # now that the host is settled
+        if text := unlimited_home(places, record):
+            listen(record.name, "warning", text)
     if failures:
         raise StartsFailed(failures)
 
 
-def unlimited_home(workspace: Workspace) -> str:
-    """Why `disk` does not limit the home here, in words; "" where it does, or is not to."""
-    if workspace.disk is None or workspace.home is None:
+def unlimited_home(places: Places, record: Record) -> str:
+    """Why `disk` does not limit the home here, or not all of it, in words; "" where it does, or is not to."""
+    home, size = record.wanted.home, record.wanted.disk
+    if size is None or home is None:
         return ""
-    from hutch.host.quota import why_unlimited
+    from hutch.host.quota import why_partly, why_unlimited
 
-    why = why_unlimited(workspace.home)
-    return f"`disk` does not limit its home here: {why}" if why else ""
+    if why := why_unlimited(home):
+        return f"`disk` does not limit its home here: {why}"
+    why = why_partly(home, record.uid_base, size, places.quota(record.name))
+    return f"`disk` does not limit all of its home: {why}" if why else ""
 
 
 def lacks_shell(places: Places, record: Record) -> bool:

@@ -3,6 +3,9 @@
 The project has the number of the workspace's first uid, which no other workspace has. Every directory of it hands it on
 to what is made there, and the kernel lets nobody in a user namespace change that. Limits are set through a descriptor
 of the home (quotactl_fd), so nothing has to be known of devices, and no quota tools are needed.
+
+What was in a home before has to be put into the project one by one. A note beside the workspace's record says that this
+is done, or why it could not be: then it is not tried again for a day, since whoever settles the host waits for it.
 """
 
 from __future__ import annotations
@@ -12,11 +15,15 @@ import fcntl
 import os
 import stat
 import struct
+import time
 from contextlib import suppress
+from pathlib import Path
 
+from hutch.errors import HutchError
+from hutch.files import write_atomic
 from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.trees.changing import present
-from hutch.trees.cursor import DIRECTORY, call, opened, pinned, walk, way_to
+from hutch.trees.cursor import DIRECTORY, PATIENCE, call, opened, pinned, walk, way_to
 
 SYS_QUOTACTL_FD = 443  # the same on every architecture; since Linux 5.14
 PROJECTS = 2  # PRJQUOTA
@@ -30,6 +37,9 @@ ATTRIBUTES = struct.Struct("=5I8x")  # struct fsxattr: flags, …, the project a
 HANDED_ON = 0x200  # FS_XFLAG_PROJINHERIT
 BYTES_PER_FILE = 4096  # of a quota: small files without end would use up what all share, though they hold nothing
 FEWEST_FILES = 65536
+PASSES = 5  # over a home, until one finds nothing to change
+TRY_AGAIN = 86400.0  # seconds
+WHOLE = "whole"
 HINTS = {
     "ext4": "its file system needs the features `project` and `quota` (tune2fs -O project,quota, unmounted) and the "
     "mount option prjquota",
@@ -66,24 +76,65 @@ def is_enforced(descriptor: int) -> bool:
     return bool(int.from_bytes(state[2:4], "little") & ENFORCED)
 
 
-def ensure_quota(home: str, project: int, size: int | None) -> None:
+def ensure_quota(home: str, project: int, size: int | None, note: Path) -> None:
     """Limit a home, as far as that is possible here; with None, take back a limit that it has. May be called again."""
     if size is None and not _has_project(home, project):
         return  # as nearly always
     with suppress(FileNotFoundError, NotADirectoryError), opened(home) as top:
-        is_ours = _project_of(top) == project
         if not is_enforced(top):
             return
         if read_limit(top, project) != (size or 0):
             _set_limit(top, project, size or 0)
-        if not is_ours:
-            _enlist(top, project)
+        since, why = _noted(note, _identity(top, project))
+        if why != WHOLE and not 0 <= time.time() - since < TRY_AGAIN:
+            _write_note(note, _identity(top, project), _try_to_enlist(top, project))
+
+
+def why_partly(home: str, project: int, size: int, note: Path) -> str:
+    """Why a quota limits less than all of a home that it could, in words; "" where it does, as far as is known."""
+    with suppress(OSError), opened(home) as top:
+        if not is_enforced(top):
+            return ""
+        if read_limit(top, project) == 0:
+            return f"the kernel did not take a limit of {size} bytes"
+        why = _noted(note, _identity(top, project))[1]
+        return "" if why in ("", WHOLE) else f"not all of what was in it before counts: {why}"
+    return ""
+
+
+def _try_to_enlist(top: int, project: int) -> str:
+    try:
+        _enlist(top, project)
+    except HutchError as error:
+        return error.brief
+    except OSError as error:
+        return str(error.strerror)
+    return WHOLE
+
+
+def _identity(top: int, project: int) -> str:
+    """The very directory: another may be the home one day."""
+    status = os.fstat(top)
+    return f"{project} {status.st_dev} {status.st_ino}"
+
+
+def _noted(note: Path, identity: str) -> tuple[float, str]:
+    """(when, WHOLE or why not) of a home; (0, "") where nothing is known."""
+    try:
+        found, since, why = note.read_text(encoding="utf-8").split("\n", 2)
+        return (float(since), why) if found == identity else (0.0, "")
+    except (OSError, ValueError):
+        return 0.0, ""
+
+
+def _write_note(note: Path, identity: str, why: str) -> None:
+    write_atomic(note, f"{identity}\n{time.time():.0f}\n{why}".encode(), mode=0o600, is_lasting=False)
 
 
 def release_quota(home: str, project: int, *, is_kept: bool) -> None:
     """Take back limit and project of a workspace that is purged. `is_kept` is said of a home that stays. What cannot be
     done holds up no purge: the number means nothing to anybody else."""
-    with suppress(OSError), opened(home) as top:
+    with suppress(OSError, HutchError), opened(home) as top:
         if _project_of(top) != project:
             return
         if is_enforced(top):
@@ -139,31 +190,41 @@ def _project_of(descriptor: int) -> int | None:
         return None
 
 
-def _enlist(top: int, project: int) -> None:
-    """Put a tree into a project. The top comes last: by it one knows that the rest is done. What is made in it while
-    this goes on has been missed, so it is looked at once more."""
-    for directory, name in walk(top):
-        with present(), pinned(directory, name) as found:
-            _enlist_one(found, project)
+def _enlist(top: int, project: int, *, seconds: float = PATIENCE) -> None:
+    """Put a tree into a project. Each directory comes before what is in it: whatever is made in it from then on is in
+    the project too, and the kernel lets nothing of another one be moved there. What is moved from one that is still to
+    come into another such may be missed, so all of it is looked through until there is nothing left to do."""
+    deadline = time.monotonic() + seconds
     _mark(top, project)
-    for name in os.listdir(top):
-        with present(), pinned(top, name) as found:
-            _enlist_one(found, project)
+    for _ in range(PASSES):
+        changed = 0
+        for directory, name in walk(top, seconds=deadline - time.monotonic()):
+            with present(), pinned(directory, name) as found:
+                changed += _enlist_one(found, project)
+        if not changed:
+            return
+    raise HutchError("it was changed all the while that it was looked through")
 
 
-def _enlist_one(found: int, project: int) -> None:
-    """What is neither a file nor a directory has no room of its own, and is not opened."""
+def _enlist_one(found: int, project: int) -> bool:
+    """Whether it was in another one. What is neither a file nor a directory has no room of its own, and is not
+    opened."""
     if not (stat.S_ISREG(mode := os.fstat(found).st_mode) or stat.S_ISDIR(mode)):
-        return
+        return False
     descriptor = os.open(way_to(found), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        _mark(descriptor, project)
+        return _mark(descriptor, project)
     finally:
         os.close(descriptor)
 
 
-def _mark(descriptor: int, project: int) -> None:
-    flags, size, extents, _, copy = ATTRIBUTES.unpack(fcntl.ioctl(descriptor, FSGETXATTR, bytes(ATTRIBUTES.size)))
+def _mark(descriptor: int, project: int) -> bool:
+    """Whether that changed anything."""
+    flags, size, extents, before, copy = ATTRIBUTES.unpack(fcntl.ioctl(descriptor, FSGETXATTR, bytes(ATTRIBUTES.size)))
+    wanted = flags
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        flags = flags | HANDED_ON if project else flags & ~HANDED_ON
-    fcntl.ioctl(descriptor, FSSETXATTR, ATTRIBUTES.pack(flags, size, extents, project, copy))
+        wanted = flags | HANDED_ON if project else flags & ~HANDED_ON
+    if (before, flags) == (project, wanted):
+        return False
+    fcntl.ioctl(descriptor, FSSETXATTR, ATTRIBUTES.pack(wanted, size, extents, project, copy))
+    return True

@@ -266,6 +266,10 @@ class Places:
     def host_key(self, name: str) -> Path:
         return self.workspace(name) / "ssh" / "ssh_host_ed25519_key"
 
+    def quota(self, name: str) -> Path:
+        """Whether all that is in the home counts."""
+        return self.workspace(name) / "quota"
+
     # Runtime: gone after a reboot.
 
     def runtime(self, name: str) -> Path:
