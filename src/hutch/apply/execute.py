@@ -12,6 +12,7 @@ from hutch.apply.ownership import origin_of
 from hutch.apply.removal import mark_removed, remove_root
 from hutch.apply.starting import StartsFailed, start
 from hutch.errors import Unmet
+from hutch.host.shares import kept_guards
 from hutch.plan.actions import Action, Plan
 from hutch.plan.noting import noted
 from hutch.plan.resolve import allocate_uids
@@ -56,7 +57,7 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping
     down = [a for a in plan.actions if a.stops]
     if down:
         control.stop_all(places, [action.workspace for action in down])
-    _write_down(places, plan, records, uids)
+    _write_down(places, plan, records, uids, listen)
     live = [a.workspace for a in plan.actions if a.action == "live"]
     starting = [a.workspace for a in plan.actions if a.starts and plan.start]
     unmet: list[Unmet] = []
@@ -73,11 +74,15 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping
             start(places, plan.network, plan.file, records, starting, listen)
         except StartsFailed as error:
             unmet.append(error)
+    for text in kept_guards(places):
+        listen("shares", "warning", text)
     if unmet:
         raise both(unmet)
 
 
-def _write_down(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping[str, int]) -> None:
+def _write_down(
+    places: Places, plan: Plan, records: dict[str, Record], uids: Mapping[str, int], listen: Listener
+) -> None:
     """What is wanted and whose it is, with what has to be done before that may be said."""
     origin = origin_of(plan.file)
     for action in plan.actions:
@@ -91,7 +96,8 @@ def _write_down(places: Places, plan: Plan, records: dict[str, Record], uids: Ma
         if action.action == "recreate":
             remove_root(places, action.workspace)
         if action.action == "remove":
-            mark_removed(places, records, action.workspace)
+            for text in mark_removed(places, records, action.workspace):
+                listen(action.workspace, "warning", text)
         elif action.action != "no change":
             _note(places, plan, records, action, uids, origin)
     for name in plan.inherited:

@@ -218,5 +218,6 @@ def warnings_of(places: Places, applied: Network | None, records: Mapping[str, R
             *([seen.lost[name]] if name in seen.lost else []),
             *filter(None, [unlimited_home(places, present[name])]),
             *seen.obstacles,
+            *shares.kept_guards(places),
         ]
     return told

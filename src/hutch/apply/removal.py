@@ -16,26 +16,38 @@ from hutch.supervise import control
 from hutch.trees.removing import remove_tree
 
 
-def mark_removed(places: Places, records: dict[str, Record], name: str) -> None:
-    """Home, key, address and uid range stay; everything else of the workspace goes."""
-    disarm(places, records[name])
+def mark_removed(places: Places, records: dict[str, Record], name: str) -> tuple[str, ...]:
+    """Home, key, address and uid range stay; everything else of the workspace goes. Returns notes for the user."""
+    notes = disarm(places, records[name])
     records[name] = replace(records[name], removed=True, booted=None)
     write_record(places, records[name])
     remove_root(places, name)
     control.forget(places, name)
+    return notes
 
 
-def disarm(places: Places, record: Record) -> None:
+def disarm(places: Places, record: Record) -> tuple[str, ...]:
     """What stays of a workspace where others may look must not hold programs of its guest's that count as somebody
-    else's: a directory that is not hutch's own has been guarded by a mount for as long as it was declared. Its guest is
-    stopped."""
+    else's: a directory that is not hutch's own has been guarded by a mount for as long as it was declared, and stays
+    so where that fails. Its guest is stopped."""
+    notes = []
     known = [record.wanted, *([record.booted.workspace] if record.booted else [])]
     for workspace in known:
         assert isinstance(workspace.owner, int)
         guest = shares.Guest(record.uid_base, workspace.owner)
         for path in shares.writable_paths(workspace):
             if path != str(places.home(record.name)):
-                shares.disarm(path, guest)
+                notes += _disarm(places, path, guest)
+    return tuple(dict.fromkeys(notes))
+
+
+def _disarm(places: Places, path: str, guest: shares.Guest) -> list[str]:
+    try:
+        shares.disarm(path, guest)
+    except HutchError as error:
+        if not shares.hold(places, path, error.brief):
+            return [f"what the guest made setuid in {path} still is, and nothing guards it: {error.brief}"]
+    return []
 
 
 def remove_root(places: Places, name: str) -> None:
@@ -53,19 +65,20 @@ def remove(places: Places, record: Record, *, purge: bool) -> tuple[str, ...]:
         raise HutchError(f"{name} has just been removed by somebody else")
     with journaled(places, "remove", (name,)):
         control.stop_all(places, [name])
-        mark_removed(places, records, name)
+        notes = (*lost, *mark_removed(places, records, name))
         if converge.present(records) and network is not None:
             converge.settle(places, network.network, network.file, records)
         else:
             converge.dismantle(places)
+    notes += tuple(shares.kept_guards(places))
     if not purge:
-        return (f"home is kept in {home}", *lost)
+        return (f"home is kept in {home}", *notes)
     is_own = home == str(places.home(name))
     with journaled(places, PURGE, (name,)):
         if home is not None:
             release_quota(home, record.uid_base, is_kept=not is_own)
         delete_workspace(places, name)
-    return lost if is_own else (f"{home} is a directory of your own and was left alone", *lost)
+    return notes if is_own else (f"{home} is a directory of your own and was left alone", *notes)
 
 
 def delete_workspace(places: Places, name: str) -> None:
@@ -73,6 +86,7 @@ def delete_workspace(places: Places, name: str) -> None:
 
     The record goes last but for its directory: until then, what is being deleted has a name.
     """
+    shares.release(places, str(places.home(name)))
     remove_tree(places.home(name))
     journal.remove(places.egress, name)
     for entry in entries(places.workspace(name)):

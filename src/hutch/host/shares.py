@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from hutch.errors import HutchError, Problem
 from hutch.files import read_or_none, write_atomic
@@ -24,7 +26,11 @@ from hutch.trees.cursor import opened
 from hutch.trees.making import make_inside, make_owned
 
 OPTIONS = {"nosuid", "nodev"}
+TRY_AGAIN = 86400.0  # seconds
 BIND = str(Path(__file__).with_name("bind.py"))
+
+
+Stuck = tuple[float, str]  # since when a mount has to stay that nobody wants, and why
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,8 @@ def observe_mounts() -> dict[str, set[str]]:
 
 def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Iterable[Guest]] | None = None) -> None:
     """Put the options on every path that does not have them; take our mounts from paths that are no longer shared, once
-    nothing there would count that they kept from counting. `guests` are those who write there.
+    nothing there would count that they kept from counting. `guests` are those who write there. What a guest made so
+    that it cannot be looked through keeps its mount, and holds up nothing else: `kept_guards` tells of it.
 
     Which mounts are ours stands in a file of the runtime directory: like them, it is gone after a reboot.
     """
@@ -136,17 +143,65 @@ def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Ite
         known[path] = {*known.get(path, ()), *those}
     ours = noted_shares(places, wanted, mounts, binds)
     kept = [path for path in ours if path in mounts]
+    stuck = {path: told for path, told in noted_stuck(places).items() if path in kept and path not in wanted}
     for path in sorted((path for path in kept if path not in wanted), key=len, reverse=True):  # the inner ones first
-        for guest in known.get(path, ()):
-            disarm(path, guest)
-        run(["umount", "--lazy", "--no-canonicalize", path])
-        kept.remove(path)
+        if any(other.startswith(f"{path}/") for other in kept):
+            continue  # a mount in it that is to stay would go too
+        if why := _why_stuck(path, known.get(path, ()), stuck.pop(path, None)):
+            stuck[path] = why
+        else:
+            _unmount(path)
+            kept.remove(path)
     open_ones = unguarded(wanted, mounts)
     for path in open_ones:
         kept.append(path)
-        _note(places, kept, binds, known)  # before the mount, so that a crash in between leaves none that nobody knows
+        _note(places, kept, binds, known, stuck)  # before the mount: a crash in between leaves none that nobody knows
         _mount(path)
-    _note(places, kept, self_binds(observe_mountinfo()) if open_ones else binds, known)
+    _note(places, kept, self_binds(observe_mountinfo()) if open_ones else binds, known, stuck)
+
+
+def _why_stuck(path: str, guests: Iterable[Guest], before: Stuck | None) -> Stuck | None:
+    """Why a mount that nobody wants has to stay; None when it may go. What failed is let be for a while: whoever
+    settles the host waits for it."""
+    if before is not None and 0 <= time.time() - before[0] < TRY_AGAIN:
+        return before
+    try:
+        for guest in guests:
+            disarm(path, guest)
+    except HutchError as error:
+        return time.time(), error.brief
+    return None
+
+
+def _unmount(path: str) -> None:
+    run(["umount", "--lazy", "--no-canonicalize", path])
+
+
+def release(places: Places, path: str) -> None:
+    """Take our mount from what is about to be deleted, whatever is in it. May be called again."""
+    text = observe_mountinfo()
+    mounts, binds = find_mounts(text), self_binds(text)
+    ours = [other for other in noted_shares(places, (), mounts, binds) if other in mounts]
+    if path in ours:
+        _unmount(path)
+        kept = [other for other in ours if other != path]
+        stuck = {other: told for other, told in noted_stuck(places).items() if other in kept}
+        _note(places, kept, binds, noted_guests(places), stuck)
+
+
+def hold(places: Places, path: str, why: str) -> bool:
+    """Keep our mount there, for `ensure_shares` to find. False where there is none."""
+    text = observe_mountinfo()
+    mounts, binds = find_mounts(text), self_binds(text)
+    ours = [other for other in noted_shares(places, (), mounts, binds) if other in mounts]
+    if path in ours:
+        _note(places, ours, binds, noted_guests(places), {**noted_stuck(places), path: (time.time(), why)})
+    return path in ours
+
+
+def kept_guards(places: Places) -> list[str]:
+    """What is guarded although nobody shares it any more, and why, in sentences."""
+    return [f"{path} stays mounted nosuid,nodev over itself: {why}" for path, (_, why) in noted_stuck(places).items()]
 
 
 def noted_shares(places: Places, wanted: Iterable[str], mounts: Iterable[str], binds: Mapping[str, int]) -> list[str]:
@@ -175,12 +230,27 @@ def unguarded(paths: Iterable[str], mounts: Mapping[str, set[str]]) -> tuple[str
 
 def noted_guests(places: Places) -> dict[str, set[Guest]]:
     """Who could write in the paths on which mounts of ours are, as far as it can be read."""
-    data = read_or_none(places.shares)
     try:
-        body = {} if data is None else decode(SHARES, places.shares, data)
-        noted = body.get("guests", {}).items()
+        noted = _body(places).get("guests", {}).items()
         return {path: {Guest(int(base), int(owner)) for base, owner in those} for path, those in noted}
-    except (HutchError, TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError):
+        return {}
+
+
+def noted_stuck(places: Places) -> dict[str, Stuck]:
+    """The paths whose mounts have to stay: since when, and why."""
+    try:
+        noted = _body(places).get("stuck", {}).items()
+        return {path: (float(since), str(why)) for path, (since, why) in noted}
+    except (TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _body(places: Places) -> dict[str, Any]:
+    try:
+        data = read_or_none(places.shares)
+        return {} if data is None else decode(SHARES, places.shares, data)
+    except (HutchError, OSError):
         return {}
 
 
@@ -199,10 +269,16 @@ def disarm(path: str, guest: Guest) -> None:
         raise HutchError(f"{path} cannot be looked through for setuid files: {error.strerror}") from error
 
 
-def _note(places: Places, kept: list[str], binds: Mapping[str, int], guests: Mapping[str, set[Guest]]) -> None:
+def _note(
+    places: Places,
+    kept: list[str],
+    binds: Mapping[str, int],
+    guests: Mapping[str, set[Guest]],
+    stuck: Mapping[str, Stuck],
+) -> None:
     ids = {path: binds[path] for path in kept if path in binds}
     numbers = {path: sorted((guest.uid_base, guest.owner) for guest in guests.get(path, ())) for path in kept}
-    content = encode(SHARES, {"paths": kept, "ids": ids, "guests": numbers})
+    content = encode(SHARES, {"paths": kept, "ids": ids, "guests": numbers, **({"stuck": stuck} if stuck else {})})
     if kept and read_or_none(places.shares) != content:
         make_directory(places.run)
         write_atomic(places.shares, content, mode=0o600, is_lasting=False)

@@ -1,0 +1,125 @@
+"""The guards of what guests can write: when one is let go, and what becomes of one that cannot be."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from hutch.apply import removal
+from hutch.errors import HutchError
+from hutch.host import shares
+from hutch.host.shares import Guest
+from hutch.spec.names import Places
+
+GUEST = Guest(70_000, 1000)
+
+
+class Mounts:
+    """What is mounted over itself, and which directories cannot be looked through, and why."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.points: list[str] = []
+        self.bad: dict[str, str] = {}
+        self.tried: list[str] = []
+        monkeypatch.setattr(shares, "observe_mountinfo", lambda: "")
+        monkeypatch.setattr(shares, "find_mounts", lambda text: dict.fromkeys(self.points, shares.OPTIONS))
+        monkeypatch.setattr(shares, "self_binds", lambda text: {path: n for n, path in enumerate(self.points)})
+        monkeypatch.setattr(shares, "_mount", self.points.append)
+        monkeypatch.setattr(shares, "_unmount", self.points.remove)
+        monkeypatch.setattr(shares, "disarm", self.disarm)
+
+    def disarm(self, path: str, guest: Guest) -> None:
+        self.tried.append(path)
+        if path in self.bad:
+            raise HutchError(self.bad[path])
+
+
+@pytest.fixture
+def mounts(monkeypatch: pytest.MonkeyPatch) -> Mounts:
+    return Mounts(monkeypatch)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path / "state", tmp_path / "run")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    made = [f"{tmp_path}/bad", f"{tmp_path}/bad/inner", f"{tmp_path}/good"]
+    for path in made:
+        os.mkdir(path)
+    return made
+
+
+def ensure(places: Places, paths: list[str]) -> None:
+    shares.ensure_shares(places, paths, {path: [GUEST] for path in paths})
+
+
+def test_one_that_cannot_be_looked_through_holds_up_nobody(mounts: Mounts, places: Places, paths: list[str]) -> None:
+    """Its guard stays, and with it those around it; it is told of, and not tried again at once."""
+    bad, inner, good = paths
+    ensure(places, paths)
+    assert mounts.points == paths
+    mounts.bad = {inner: "there is no end to it"}
+    ensure(places, [])
+    assert mounts.points == [bad, inner]
+    (told,) = shares.kept_guards(places)
+    assert told == f"{inner} stays mounted nosuid,nodev over itself: there is no end to it"
+    assert shares.noted_guests(places)[inner] == {GUEST}
+    mounts.tried.clear()
+    ensure(places, [good])
+    assert (mounts.points, mounts.tried) == ([bad, inner, good], [])
+    ensure(places, [inner, good])  # shared again: it is where it should be
+    assert shares.kept_guards(places) == []
+    ensure(places, [good])
+    assert mounts.tried == [inner]
+
+
+def test_it_is_tried_again_in_the_end(
+    mounts: Mounts, places: Places, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure(places, paths)
+    mounts.bad = {paths[2]: "it was moved"}
+    ensure(places, [])
+    assert mounts.points == [paths[2]]
+    later = time.time() + shares.TRY_AGAIN + 60
+    monkeypatch.setattr("time.time", lambda: later)
+    ensure(places, [])
+    assert mounts.points == [paths[2]]
+    mounts.bad = {}
+    ensure(places, [])
+    assert len(shares.kept_guards(places)) == 1
+    later += shares.TRY_AGAIN + 60
+    ensure(places, [])
+    assert mounts.points == []
+    assert not places.shares.exists()
+
+
+def test_what_a_removal_could_not_look_through_is_not_looked_through_twice(
+    mounts: Mounts, places: Places, paths: list[str]
+) -> None:
+    _, inner, good = paths
+    ensure(places, [good])
+    mounts.bad = {good: "no end", inner: "no end"}
+    assert removal._disarm(places, good, GUEST) == []
+    (told,) = removal._disarm(places, inner, GUEST)
+    assert "nothing guards it" in told
+    mounts.tried.clear()
+    ensure(places, [])
+    assert (mounts.points, mounts.tried) == ([good], [])
+
+
+def test_a_guard_of_what_is_to_be_deleted_is_not_kept(mounts: Mounts, places: Places, paths: list[str]) -> None:
+    _, _, good = paths
+    ensure(places, [good])
+    mounts.bad = {good: "no end"}
+    ensure(places, [])
+    assert len(shares.kept_guards(places)) == 1
+    shares.release(places, good)
+    shares.release(places, good)
+    assert mounts.points == []
+    assert not places.shares.exists()
