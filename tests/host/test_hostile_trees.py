@@ -111,6 +111,36 @@ def test_setuid_files_do_not_outlive_what_guarded_them(shared: Instance, name: s
     shared.hutch("rm", "--purge", "--force", name)
 
 
+def test_a_tree_that_cannot_be_disarmed_holds_up_nobody(shared: Instance, name: str) -> None:
+    """Its guard stays, and is told of, until it is shared and let go once more; all other commands work meanwhile."""
+    directory = shared.directory / "stuck"
+    directory.mkdir()
+    os.chown(directory, 1000, 1000)
+    declared = {name: f'mounts = [{{ source = "{directory}", target = "/srv/own" }}]'}
+    shared.declare("container", **declared)
+    shared.up()
+    shared.ssh(name, "cp /bin/id /srv/own/mine && chmod 4755 /srv/own/mine")
+    shared.hutch("stop", name)
+    chattr = ["chattr", "+i", str(directory / "mine")]
+    if subprocess.run(chattr, capture_output=True, timeout=10, check=False).returncode != 0:
+        pytest.skip("no file can be made immutable here")
+    try:
+        removed = shared.hutch("rm", name)
+        assert f"{directory} stays mounted nosuid,nodev over itself" in removed.stderr
+        shared.declare("container", **{name: ""})
+        again = shared.up()
+        assert f"{directory} stays mounted" in again.stderr
+        assert any("stays mounted" in text for text in shared.status(name)["warnings"])
+        assert not is_exempt(directory)
+    finally:
+        subprocess.run(["chattr", "-i", directory / "mine"], check=True, timeout=10)
+    shared.declare("container", **declared)
+    shared.up()
+    shared.hutch("rm", "--purge", "--force", name)
+    assert is_exempt(directory)
+    assert (directory / "mine").stat().st_mode & 0o7777 == 0o755
+
+
 def is_exempt(path: Path) -> bool:
     """Whether no mount of ours guards a directory any more."""
     found = subprocess.run(["findmnt", "--noheadings", path], capture_output=True, text=True, timeout=10)
