@@ -10,7 +10,7 @@ from hutch.frozen import dataclass
 from hutch.host.abilities import Abilities
 from hutch.host.packages import Requirement
 
-State = Literal["ok", "warning", "missing"]
+State = Literal["ok", "unknown", "warning", "missing"]
 
 FEATURES = {
     "user namespaces": ("containers are not root on this host", "sysctl user.max_user_namespaces must not be 0"),
@@ -48,7 +48,6 @@ def examine(found: Abilities) -> list[Finding]:
         check_vsock(found),
         *check_limits(found),
         check_quota(found),
-        check_forwarding(found),
     ]
 
 
@@ -77,7 +76,7 @@ def check_features(found: Abilities) -> Iterator[Finding]:
     for name, has in found.features.items():
         why, remedy = FEATURES[name]
         if has is None:
-            yield Finding(name, "warning", "not looked at: that takes root", "`sudo hutch doctor`")
+            yield Finding(name, "unknown", "not looked at: that takes root", "`sudo hutch doctor`")
         else:
             yield Finding(
                 name, "ok" if has else "missing", why if has else f"not here: by it {why}", "" if has else remedy
@@ -95,7 +94,7 @@ def check_kvm(found: Abilities) -> Finding:
             "enable virtualisation in the firmware, or nesting where this host is a machine itself",
         )  # fmt: skip
     return Finding(
-        "KVM", "warning", "not known yet whether a guest runs under it", "the first machine's start tries it"
+        "KVM", "unknown", "not tried yet whether a guest runs under it", "the first machine's start tries it"
     )
 
 
@@ -110,7 +109,7 @@ def check_vsock(found: Abilities) -> Finding:
 def check_limits(found: Abilities) -> Iterator[Finding]:
     for controller, (name, unlimited) in LIMITS.items():
         if found.controllers is None:
-            yield Finding(f"limit of {name}", "warning", "not looked at: that takes root", "`sudo hutch doctor`")
+            yield Finding(f"limit of {name}", "unknown", "not looked at: that takes root", "`sudo hutch doctor`")
         elif controller in found.controllers:
             yield Finding(f"limit of {name}", "ok", "the kernel enforces it")
         else:
@@ -118,11 +117,8 @@ def check_limits(found: Abilities) -> Iterator[Finding]:
 
 
 def check_quota(found: Abilities) -> Finding:
+    """Of the state directory; a home that is somewhere else may be on another file system."""
+    where, elsewhere = f"homes in {found.state}", "of those elsewhere `hutch status` tells"
     if not found.unlimited:
-        return Finding("limit of homes", "ok", "`disk` limits the home too")
-    return Finding("limit of homes", "warning", f"a home may fill the disk of {found.state}", found.unlimited)
-
-
-def check_forwarding(found: Abilities) -> Finding:
-    on = "the host forwards packets" if found.forwarding else "off; hutch turns it on while there are workspaces"
-    return Finding("forwarding", "ok", on)
+        return Finding("limit of homes", "ok", f"`disk` limits {where} too; {elsewhere}")
+    return Finding("limit of homes", "warning", f"{where} may fill the disk; {elsewhere}", found.unlimited)

@@ -16,7 +16,11 @@ from hutch.spec.names import Places
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @global_options
 def doctor(options: Options, as_json: bool) -> int:
-    """Check what this host can do, and what it cannot enforce; exits with 1 when something needed is missing."""
+    """Check what this host can do, and what it cannot enforce; exits with 1 when something needed is missing.
+
+    It looks at programs, the kernel, KVM, vsock, limits, and quotas of the state directory. It does not look yet for
+    conflicts with Docker, ufw, NetworkManager or systemd-resolved, tries no guest under KVM, and repairs nothing.
+    """
     findings = examine(observe_abilities(Places.from_environment()))
     if as_json:
         print_json([asdict(finding) for finding in findings])

@@ -56,7 +56,6 @@ class Abilities:
     kvm: str | None
     has_kvm_device: bool
     vsock: bool
-    forwarding: bool
 
 
 def observe_abilities(places: Places) -> Abilities:
@@ -73,7 +72,6 @@ def observe_abilities(places: Places) -> Abilities:
         kvm=observe_kvm(places),
         has_kvm_device=os.path.exists(KVM),
         vsock=can_open(VSOCK) or has_module(MODULE),
-        forwarding=read("/proc/sys/net/ipv4/ip_forward") == "1",
     )
 
 
