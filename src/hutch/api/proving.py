@@ -17,10 +17,11 @@ from hutch.apply.removal import remove
 from hutch.errors import HutchError, UsageError
 from hutch.frozen import dataclass
 from hutch.host.lock import lock
-from hutch.prove.facts import Subject
 from hutch.prove.ground import make_decoys, only_one, remove_ground, start_outside
+from hutch.prove.known import check_known
 from hutch.prove.model import Result
-from hutch.prove.run import Talk, Task, prove
+from hutch.prove.run import Talk, Task, prove, sweep
+from hutch.prove.subject import Subject
 from hutch.run import PIPE
 from hutch.spec.model import Config, Network, Publish, Workspace
 from hutch.state import read_network, read_records, write_network
@@ -66,11 +67,14 @@ class Order:
 def prove_on(hutch: Hutch, name: str | None, config: Config | None, order: Order) -> Proof:
     """Try promises: on a workspace that runs, or on a throw-away one of each kind. `config` is where the first
     workspace's image is taken from."""
+    check_known(order.only)
     with only_one(hutch.places):
         # What a killed run left. The place beyond the host goes first: whoever leaves last puts the host's settings
         # back, unless there is another interface that it might forward packets for.
         remove_ground(hutch.places)
         remove_leftovers(hutch)
+        for record in read_records(hutch.places).values():
+            sweep(hutch.places, record)
         if name is not None:
             return Proof(prove_running(hutch, name, order), {})
         return prove_throw_away(hutch, config, order)

@@ -14,6 +14,8 @@ from hutch.cli.progress import Bar
 from hutch.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hutch.prove.model import Result
 
 VERDICTS = ("held", "broken", "unknown")
@@ -51,9 +53,12 @@ def prove(
     end, and so are those of a run that was killed.
 
     All probes are run, also after the first broken promise; the exit code is 1 when any promise is broken. "unknown" is
-    what this host cannot enforce or tell, with the reason; it breaks nothing. A firewall counts a packet for a probe to
+    what this host cannot enforce or tell, with the reason: that breaks nothing, and proves nothing. A workspace that
+    does not answer, or not to the end, is broken. A firewall counts a packet for a probe to
     have held, so a run adds to the counters. For its time the host has one more interface, with an address that is
     reserved for documentation, and listens at a port."""
+    if name is not None and types:
+        raise UsageError("--type is for throw-away workspaces, and NAME is one that runs", resolution="leave one out")
     with Bar(options) as bar:
         hutch = Hutch(listen=bar.listen, progress=bar.show)
         config = None
@@ -76,6 +81,7 @@ def prove(
         for result in proof.results:
             if result.result == "broken":
                 click.echo(printable(f"broken: {result.workspace}: {result.says} ({result.probe}): {result.detail}"))
+        click.echo(untried(proof.results))
     if not proof.results:
         raise UsageError("nothing was tried", resolution="--only takes the number of a promise, or the name of a probe")
     return 1 if proof.is_broken else 0
@@ -85,6 +91,17 @@ def row(result: Result) -> tuple[str, ...]:
     detail = f": {result.detail}" if result.result != "held" and result.detail else ""
     words = (result.workspace, str(result.promise), result.says, result.command, f"{result.result}{detail}")
     return tuple(printable(word) for word in words)
+
+
+def untried(results: Sequence[Result]) -> str:
+    """What the run has not shown, as its last line."""
+    unknown = [result for result in results if result.result == "unknown"]
+    promises = sorted({result.promise for result in unknown})
+    if not unknown:
+        return f"all {len(results)} probes could be tried here"
+    count = f"{len(unknown)} of {len(results)} probes, of {len(promises)} promise{'s' if len(promises) > 1 else ''}"
+    probes = ", ".join(dict.fromkeys(result.probe for result in unknown))
+    return printable(f"{count}, could not be tried here, which proves nothing about them: {probes}")
 
 
 def tell(options: Options, found: tuple[Result, ...]) -> None:

@@ -1,7 +1,7 @@
 """What the host finds out by itself, without a word from inside: from /proc, its file systems, its cgroups. Reads only.
 
 Whatever cannot be read is "unknown", with the reason: it is not for a guest, which may end at any moment, to make a
-bug of that.
+bug of that. What it could hold up is looked at by a deadline; holding it up breaks the promise.
 """
 
 from __future__ import annotations
@@ -9,51 +9,29 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from hutch.errors import HutchError
-from hutch.frozen import dataclass
 from hutch.host import shares
 from hutch.host.cgroup import DESCENDANTS, Cgroup
 from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
-from hutch.prove.local import PREFIX
+from hutch.prove.local import LED_TO, PREFIX
+from hutch.prove.machine import MACHINE, guest_memory, guest_processors
 from hutch.prove.model import Fact
-from hutch.spec.model import MACHINE_CPUS, Workspace
-from hutch.spec.names import UID_COUNT, Places
-from hutch.state import Record
+from hutch.prove.subject import HeldUp, Subject, held, leader_of, output_of, processes_of, status_of
+from hutch.spec.model import Workspace
+from hutch.spec.names import UID_COUNT
 from hutch.supervise.launched import read_launch
 from hutch.supervise.limits import control_files
-from hutch.supervise.observe import Observation
+from hutch.trees.cursor import open_strictly, pinned
 
 FORBIDDEN = {"sys_module": 16, "sys_rawio": 17, "sys_time": 25, "syslog": 34, "mac_admin": 33, "perfmon": 38, "bpf": 39}
 """Capabilities that are about the kernel as a whole, by their numbers in linux/capability.h."""
 HARMLESS = {"null", "zero", "full", "random", "urandom", "tty", "console", "net/tun", "fuse"}
 LOG_BYTES = 1 << 20  # see supervise/embedded; one more is written before it is cut
 NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user", "cgroup")
-VMM = re.compile(r"qemu-system-|virtiofsd|cloud-hypervisor")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The workspace that is looked at."""
-
-    places: Places
-    record: Record
-    now: Observation
-
-    @property
-    def booted(self) -> Workspace:
-        return self.record.booted.workspace if self.record.booted else self.record.wanted
-
-    @property
-    def name(self) -> str:
-        return self.record.name
-
-
-def held(is_so: bool, detail: str = "") -> Fact:
-    return Fact("held" if is_so else "broken", detail)
 
 
 def gather_facts(subject: Subject) -> dict[str, Fact]:
@@ -66,54 +44,34 @@ def gather_facts(subject: Subject) -> dict[str, Fact]:
 def looked(look: Callable[[Subject], Fact], subject: Subject) -> Fact:
     try:
         return look(subject)
+    except HeldUp as error:
+        return Fact("broken", f"the workspace keeps the host from looking: {error}")
     except (OSError, HutchError, ValueError, StopIteration) as error:
         return Fact("unknown", f"the host cannot tell: {type(error).__name__}: {error}")
-
-
-def status_of(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def leader_of(subject: Subject) -> int:
-    if subject.now.leader is None:
-        raise ValueError("it has no first process")
-    return subject.now.leader[0]
-
-
-def processes_of(subject: Subject, part: str = "machine") -> list[int]:
-    """The processes of the guest, by its cgroup as the kernel tells it of each."""
-    inside = re.compile(rf"^0::.*/{re.escape(subject.places.cgroup(subject.name))}/{part}(/|$)", re.MULTILINE)
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                text = Path(f"/proc/{entry}/cgroup").read_text(encoding="utf-8", errors="replace")
-            except OSError:
-                continue
-            if inside.search(text):
-                found.append(int(entry))
-    return found
 
 
 # Files.
 
 
-def home_of(subject: Subject) -> Path:
-    assert subject.booted.home is not None
-    return Path(subject.booted.home)
+@contextmanager
+def opened_home(workspace: Workspace) -> Iterator[int]:
+    """What is found there is the guest's, so all goes by this descriptor."""
+    assert workspace.home is not None
+    directory = os.open(workspace.home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
 
 
 def entry_of(subject: Subject, name: str) -> os.stat_result | None:
     """What lies in the home under a name of ours, by the directory's descriptor; the guest may have put anything
     there."""
-    directory = os.open(home_of(subject), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        return os.stat(PREFIX + name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    finally:
-        os.close(directory)
+    with opened_home(subject.booted) as directory:
+        try:
+            return os.stat(PREFIX + name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
 
 
 def setuid_file(subject: Subject) -> Fact:
@@ -130,17 +88,24 @@ def device_in_home(subject: Subject) -> Fact:
 
 
 def link_to_the_host(subject: Subject) -> Fact:
-    """The very way that hutch's own tools take into a home: no link is followed."""
-    directory = os.open(home_of(subject), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        descriptor = os.open(f"{PREFIX}link", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    except OSError as error:
-        return Fact("held", f"{error.strerror}")
-    else:
-        os.close(descriptor)
-        return Fact("broken", "it was opened")
-    finally:
-        os.close(directory)
+    """The very ways that hutch's own tools take into a home (see trees): what is there is pinned, never opened, and
+    what is entered is a directory. Whatever it put there instead, a fifo too, gets no further."""
+    target = os.stat(LED_TO)
+    with opened_home(subject.booted) as directory:
+        try:
+            with pinned(directory, f"{PREFIX}link") as descriptor:
+                found = os.fstat(descriptor)
+        except FileNotFoundError:
+            return Fact("held", "it made none")
+        if (found.st_dev, found.st_ino) == (target.st_dev, target.st_ino):
+            return Fact("broken", "it was followed")
+        if not stat.S_ISLNK(found.st_mode):
+            return Fact("held", "it is no link")
+        try:
+            os.close(open_strictly(f"{PREFIX}link", below=directory))
+        except OSError as error:
+            return Fact("held", f"{error.strerror}")
+        return Fact("broken", "it was entered")
 
 
 def guarded(subject: Subject) -> Fact:
@@ -204,8 +169,13 @@ def capabilities(subject: Subject) -> Fact:
 
 
 def seccomp(subject: Subject) -> Fact:
-    mode = status_of(leader_of(subject))["Seccomp"]
-    return held(mode == "2", f"mode {mode}")
+    """Our own filter binds what runs nspawn, before nspawn has added its own for the guest; we have none of the two."""
+    assert subject.now.pid is not None
+    counts = [status_of(pid).get("Seccomp_filters") for pid in (os.getpid(), subject.now.pid, leader_of(subject))]
+    if None in counts:  # before Linux 5.9
+        return Fact("unknown", "the kernel does not tell how many filters there are")
+    host, supervisor, guest = (int(count or 0) for count in counts)
+    return held(host < supervisor < guest, f"{supervisor - host} of hutch's, {guest - supervisor} of nspawn's")
 
 
 def namespaces(subject: Subject) -> Fact:
@@ -243,22 +213,14 @@ def is_expected(point: str, expected: Iterable[str]) -> bool:
 
 
 def devices(subject: Subject) -> Fact:
-    """What stands in its /dev, seen from outside."""
-    wrong = []
-    top = Path(f"/proc/{leader_of(subject)}/root/dev")
-    for path in (*top.iterdir(), *(entry for part in ("net", "dri") for entry in entries(top / part))):
-        mode = os.lstat(path).st_mode
-        name = str(path.relative_to(top))
-        if (stat.S_ISBLK(mode) or stat.S_ISCHR(mode)) and name not in HARMLESS and not name.startswith("dri/render"):
-            wrong.append(name)
+    """What stands in its /dev, seen from outside: find follows no links. The guest may have mounted anything there."""
+    there = f"/proc/{leader_of(subject)}/root/dev"
+    kinds = ("(", "-type", "b", "-o", "-type", "c", ")")
+    found = output_of(["find", there, "-maxdepth", "3", *kinds, "-printf", "%P\\n"]).splitlines()
+    if "null" not in found:
+        return Fact("broken", "its /dev is not to be seen")
+    wrong = [name for name in found if name not in HARMLESS and not name.startswith(("dri/render", "pts/"))]
     return held(not wrong, f"it has {', '.join(sorted(wrong)[:3])}" if wrong else "")
-
-
-def entries(directory: Path) -> list[Path]:
-    try:
-        return [] if directory.is_symlink() else list(directory.iterdir())
-    except OSError:
-        return []
 
 
 CONTAINER = {
@@ -269,98 +231,6 @@ CONTAINER = {
     "namespaces": namespaces,
     "mounts": mounts,
     "devices": devices,
-}
-
-
-# A machine.
-
-
-def machine_processes(subject: Subject) -> dict[int, dict[str, str]]:
-    """QEMU and every virtiofsd, by what they are programs of."""
-    found = {}
-    for pid in processes_of(subject):
-        try:
-            program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-            if VMM.match(program):
-                found[pid] = {**status_of(pid), "program": program}
-        except OSError:
-            continue
-    if not any(not status["program"].startswith("virtiofsd") for status in found.values()):
-        raise ValueError("the machine's process is not in its cgroup")
-    return found
-
-
-def every(subject: Subject, wrong: Callable[[int, dict[str, str]], str]) -> Fact:
-    found = machine_processes(subject)
-    complaints = [f"{status['program']}: {text}" for pid, status in found.items() if (text := wrong(pid, status))]
-    return held(not complaints, "; ".join(complaints[:3]) or ", ".join(s["program"] for s in found.values()))
-
-
-def vmm_uid(subject: Subject) -> Fact:
-    wanted = str(subject.record.uid_base)
-    return every(subject, lambda pid, status: "" if set(status["Uid"].split()) == {wanted} else f"uid {status['Uid']}")
-
-
-def vmm_capabilities(subject: Subject) -> Fact:
-    kinds = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-    return every(subject, lambda pid, status: " ".join(kind for kind in kinds if int(status[kind], 16)))
-
-
-def vmm_privileges(subject: Subject) -> Fact:
-    return every(subject, lambda pid, status: "" if status["NoNewPrivs"] == "1" else "it may get more")
-
-
-def vmm_seccomp(subject: Subject) -> Fact:
-    return every(subject, lambda pid, status: "" if status["Seccomp"] == "2" else f"mode {status['Seccomp']}")
-
-
-def vmm_network(subject: Subject) -> Fact:
-    taken = {os.stat("/proc/self/ns/net").st_ino, os.stat(subject.places.namespace_path).st_ino}
-    return every(subject, lambda pid, _: "the host's" if os.stat(f"/proc/{pid}/ns/net").st_ino in taken else "")
-
-
-def vmm_files(subject: Subject) -> Fact:
-    def wrong(pid: int, status: Mapping[str, str]) -> str:
-        there = [name for name in ("etc", "var", "home", "run") if os.path.lexists(f"/proc/{pid}/root/{name}")]
-        return f"it sees /{there[0]}" if there else ""
-
-    return every(subject, wrong)
-
-
-def vmm_cgroup(subject: Subject) -> Fact:
-    return every(subject, lambda pid, status: "")
-
-
-def vmm_devices(subject: Subject) -> Fact:
-    allowed = {"/dev/null", "/dev/urandom", "/dev/kvm", "/dev/net/tun", "/dev/vhost-vsock"}
-
-    def wrong(pid: int, status: Mapping[str, str]) -> str:
-        links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
-        links = [link for link in links if not link.startswith("/dev/pts/")]  # its console
-        open_ = sorted({link for link in links if link.startswith("/dev/")} - allowed)
-        taps = links.count("/dev/net/tun")
-        return ", ".join(open_) or (f"{taps} network ports" if taps > 1 else "")
-
-    return every(subject, wrong)
-
-
-def kernel(subject: Subject) -> Fact:
-    """A machine is a process here, and none of its guest's are."""
-    others = [pid for pid in processes_of(subject) if pid not in machine_processes(subject)]
-    names = {status_of(pid)["Name"] for pid in others}
-    return held("systemd" not in names, ", ".join(sorted(names)))
-
-
-MACHINE = {
-    "kernel": kernel,
-    "vmm-uid": vmm_uid,
-    "vmm-capabilities": vmm_capabilities,
-    "vmm-privileges": vmm_privileges,
-    "vmm-seccomp": vmm_seccomp,
-    "vmm-network": vmm_network,
-    "vmm-files": vmm_files,
-    "vmm-cgroup": vmm_cgroup,
-    "vmm-devices": vmm_devices,
 }
 
 
@@ -403,7 +273,7 @@ def read_control(subject: Subject, group: str, file: str) -> str | None:
 def processors(subject: Subject) -> Fact:
     """A machine has as many as it was given."""
     if subject.booted.type == "vm":
-        return Fact("held", f"it has {subject.booted.vcpus or MACHINE_CPUS}")
+        return guest_processors(subject)
     return control(subject, "cpu.max")
 
 
@@ -413,9 +283,9 @@ def cgroups(subject: Subject) -> Fact:
 
 
 def root_size(subject: Subject) -> Fact:
-    """Of a container, the layer that takes what is written; a machine's disk and memory are as large as they are."""
+    """Of a container, the layer that takes what is written; of a machine, the memory that it was made with."""
     if subject.booted.type == "vm":
-        return Fact("held", "its memory and its disk are of a fixed size")
+        return guest_memory(subject)
     if subject.booted.persist == "all":
         return Fact("unknown", "a root that is kept shares the space of the host's file system")
     assert subject.now.pid is not None

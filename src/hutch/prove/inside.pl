@@ -39,7 +39,7 @@ sub default_device {
 
 sub attempt {    # in a child, so that nothing that is granted stays; its exit code is the error
     my ($id, $do) = @_;
-    my $child = fork // return answer($id, 'unknown: no process can be made');
+    my $child = fork // return answer($id, 'no process can be made');
     if ($child == 0) { $! = 0; POSIX::_exit($do->() ? 0 : $! + 0 || 255) }
     waitpid $child, 0;
     return answer($id, 'killed ' . ($? & 127)) if $? & 127;
@@ -103,7 +103,7 @@ sub serve {
     socket my $socket, AF_INET, SOCK_STREAM, 0 or return answer($id, name_of($!));
     setsockopt $socket, SOL_SOCKET, SO_REUSEADDR, 1;
     bind $socket, pack_sockaddr_in($port, INADDR_ANY) and listen $socket, 5 or return answer($id, name_of($!));
-    my $child = fork // return answer($id, 'unknown: no process can be made');
+    my $child = fork // return answer($id, 'no process can be made');
     if ($child == 0) {
         alarm 60;
         while (accept my $peer, $socket) { syswrite $peer, "hutch\n" }
@@ -258,7 +258,7 @@ while (my $line = <DATA>) {
     for my $item (@asked) {
         my ($name, $kind, @rest) = @$item;
         if ($do{$kind}) { $do{$kind}->($name, @rest) }
-        else { answer($name, 'unknown: no such probe') }
+        else { answer($name, 'no such probe') }
     }
     @asked = ();
     await_all();

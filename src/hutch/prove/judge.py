@@ -1,7 +1,8 @@
 """Whether promises held: from what was answered inside, what the firewalls counted and what the host saw. Pure.
 
 All answers are an attacker's. They are read line by line, with a limit, and the worst that a lie can do is to hold a
-promise that the host has no way to see for itself.
+promise that the host has no way to see for itself. Silence, or a failure, breaks what was asked: "unknown" is for the
+host alone to say, of itself.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from hutch.prove.model import Fact, Ground, Probe, Result, Verdict
 ANSWER = re.compile(r"answer\t([a-z0-9.-]{1,64})\t([\x20-\x7e]{0,300})")
 UNCOUNTED = -1
 """What stands for a rule without a counter."""
+WORST_FIRST: tuple[Verdict, ...] = ("broken", "unknown")
+NOBODY_KNOWS = Fact("unknown", "this host cannot tell")
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of a probe's packets: how many left, by how much its rule rose (None for one that is not loaded),
-    and where a packet came out."""
+    """What became of a probe's packets: by how much its rule rose (None for one that is not loaded), where a packet
+    came out, and why they were not sent."""
 
     counted: int | None = None
     seen: tuple[str, ...] = ()
@@ -36,6 +39,8 @@ class Evidence:
     answers: Mapping[str, str] = field(default_factory=dict)
     sent: Mapping[str, Sent] = field(default_factory=dict)
     facts: Mapping[str, Fact] = field(default_factory=dict)
+    cut_short: str = ""
+    """Why the conversation inside did not come to its end."""
 
 
 def parse_answers(text: str) -> dict[str, str]:
@@ -88,39 +93,40 @@ def judge(probe: Probe, ground: Ground, evidence: Evidence) -> Result:
     if probe.name in evidence.facts:
         facts.append(evidence.facts[probe.name])
     elif not (probe.ask or probe.frame or probe.stands):
-        facts.append(Fact("unknown", "this host cannot tell"))
+        facts.append(Fact("broken", evidence.cut_short) if evidence.cut_short else NOBODY_KNOWS)
     if probe.stands or probe.frame:
         facts.append(of_packets(probe, evidence.sent.get(probe.name)))
     if probe.ask:
         facts.append(of_answer(probe, evidence.answers.get(probe.name)))
-    worst = next((fact for verdict in ("broken", "unknown") for fact in facts if fact.verdict == verdict), None)
-    detail = worst.detail if worst else "; ".join(fact.detail for fact in facts if fact.detail)
-    verdict: Verdict = worst.verdict if worst else "held"
+    verdict: Verdict = next((v for v in WORST_FIRST if any(fact.verdict == v for fact in facts)), "held")
+    detail = "; ".join(fact.detail for fact in facts if fact.detail and fact.verdict == verdict)
     return Result(ground.workspace, ground.type, probe.promise, probe.name, probe.says, probe.command, verdict, detail)
 
 
 def of_answer(probe: Probe, answer: str | None) -> Fact:
     if answer is None:  # it was asked, and who keeps silent has proved nothing
         return Fact("broken", "no answer came from inside")
-    if answer.startswith("unknown"):
-        return Fact("unknown", answer.partition(": ")[2])
     return Fact("held" if re.fullmatch(probe.want, answer, re.ASCII) else "broken", answer)
 
 
 def of_packets(probe: Probe, sent: Sent | None) -> Fact:
-    """Whether its packets were stopped, and by the rule that is there for it."""
-    if sent is None:
-        return Fact("unknown", "its packets were not sent")
+    """Whether its packets were stopped, and by the rule that is there for it. Where they came out comes first: whoever
+    sent them may say that they were not."""
+    if sent is None:  # the workspace did not let it come to that
+        return Fact("broken", "its packets were not sent")
+    wrong = []
+    if sent.seen and not (probe.may_leave or probe.must_leave):
+        wrong.append(f"its packets came out {', '.join(sent.seen)}")
     if sent.failure:
-        return Fact("unknown", sent.failure)
+        wrong.append(sent.failure)
     if probe.rule and sent.counted is None:
-        return Fact("broken", f"the rule {probe.rule} is not loaded")
+        wrong.append(f"the rule {probe.rule} is not loaded")
+    if wrong:
+        return Fact("broken", "; ".join(wrong))
     if probe.stands:
         return Fact("held", f"{probe.rule} is loaded")
     if probe.must_leave:
         return Fact("held" if sent.seen else "broken", "its packets came out" if sent.seen else "none came out")
-    if sent.seen and not probe.may_leave:
-        return Fact("broken", f"its packets came out {', '.join(sent.seen)}; counted: {sent.counted}")
     if not probe.rule:
         return Fact("held", "none came out")
     if sent.counted == UNCOUNTED or sent.counted is None:

@@ -56,12 +56,18 @@ HERE = -100 & 0xFFFFFFFFFFFFFFFF  # AT_FDCWD
 NEW_USER = 0x1000_0000
 BLOCK, CHARACTER = 0o60666, 0o20666
 PREFIX = ".hutch-prove-"
+MADE = ("setuid", "device", "link")
+"""What is tried to be made in a home, after that."""
+LED_TO = "/etc/shadow"
 
 
 def local_probes(ground: Ground) -> list[Probe]:
     """All of them for a workspace of its type."""
     own = container_probes(ground) if ground.type == "container" else machine_probes(ground)
     return [*file_probes(ground), *own, *limit_probes(ground), *key_probes(ground)]
+
+
+CONVERSATION = Probe(12, "conversation", "the workspace let itself be tried to the end", "perl - <inside.pl")
 
 
 def path(text: str) -> str:
@@ -96,8 +102,8 @@ def file_probes(ground: Ground) -> Iterator[Probe]:
         6,
         "link-to-the-host",
         "a link in its home to a file of the host's leads no tool of hutch's there",
-        f"ln -s /etc/shadow {in_home(ground, 'link')}",
-        ("link", path("/etc/shadow"), path(in_home(ground, "link"))),
+        f"ln -s {LED_TO} {in_home(ground, 'link')}",
+        ("link", path(LED_TO), path(in_home(ground, "link"))),
         "ok",
     )
     yield Probe(

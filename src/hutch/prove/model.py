@@ -17,6 +17,7 @@ PROMISES = {
     6: "files",
     7: "keys",
     11: "limits",
+    12: "proof on your own machine",
 }
 """By their numbers in docs/threat-model.md. Those about hutch itself (its file, crashes, residue) are not a guest's to
 break, so its tests are what shows them."""
@@ -31,8 +32,8 @@ class Probe:
 
     `ask` is what inside.pl is told, and `want` a regular expression that its whole answer must match. `frame` is sent
     `copies` times from `via`; `rule` must count them all: "router bridge prerouting/spoofed". One without a rule is
-    dropped by the kernel or the bridge, which count nothing. Neither kind may be seen where it must not come out,
-    `seen_by` aside. What has neither is a fact, found out by the host itself.
+    dropped by the kernel or the bridge, which count nothing. Neither kind may be seen where it must not come out.
+    What has neither is a fact, found out by the host itself.
     """
 
     promise: int

@@ -20,12 +20,12 @@ from hutch.host import router
 from hutch.host.firewall import RESOLVER_PORT
 from hutch.host.service import observe_service
 from hutch.host.watch import wanted_watch
-from hutch.prove.facts import Subject, held
 from hutch.prove.frames import echo, question
 from hutch.prove.ground import Sockets, in_namespace, namespace_path
 from hutch.prove.model import Fact, Ground
 from hutch.prove.network import LOOPBACK
-from hutch.run import run
+from hutch.prove.subject import Subject, held
+from hutch.run import CommandFailed, run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import hostname
@@ -188,7 +188,10 @@ def key_facts(ground: Ground) -> dict[str, Fact]:
 
 def attempt(host: str, *options: str) -> tuple[int, str]:
     words = [word for option in ("BatchMode=yes", "ConnectTimeout=10", *options) for word in ("-o", option)]
-    result = run(["ssh", *words, "--", host, "true"], timeout=60, check=False)
+    try:
+        result = run(["ssh", *words, "--", host, "true"], timeout=60, check=False)
+    except CommandFailed as error:  # what is at the other end takes its time
+        return -1, error.brief
     return result.returncode, result.stderr
 
 
@@ -196,8 +199,10 @@ def logs_in(host: str) -> Fact:
     code, said = attempt(host)
     if code == 0:
         return Fact("held")
-    is_key = "verification failed" in said or CHANGED in said
-    return Fact("broken" if is_key else "unknown", "".join(said.splitlines()[-1:]) or f"code {code}")
+    last = "".join(said.splitlines()[-1:])
+    # The key was believed, and it is this account that has none of its own there.
+    is_known = "Permission denied" in last and CHANGED not in said
+    return Fact("unknown" if is_known else "broken", last or f"code {code}")
 
 
 def changed_key(host: str, ip: str) -> Fact:
@@ -217,5 +222,5 @@ def methods(host: str) -> Fact:
     _, said = attempt(host, "PreferredAuthentications=none", "PubkeyAuthentication=no")
     offered = said.rpartition("Permission denied (")[2].partition(")")[0]
     if not offered or "Permission denied" not in said:
-        return Fact("unknown", "".join(said.splitlines()[-1:]))
+        return Fact("broken", "".join(said.splitlines()[-1:]) or "it did not answer")
     return held(offered == "publickey", offered)

@@ -19,7 +19,7 @@ from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.host import router
 from hutch.host.namespace import RULES, inside
-from hutch.prove.facts import Subject, gather_facts
+from hutch.prove.facts import gather_facts, opened_home
 from hutch.prove.ground import (
     ALONE,
     AT_PORT,
@@ -31,19 +31,23 @@ from hutch.prove.ground import (
     subnet_address,
 )
 from hutch.prove.judge import UNCOUNTED, Evidence, Sent, judge_all, needed, parse_answers, parse_counters, rounds
-from hutch.prove.local import in_home, local_probes, path
+from hutch.prove.local import CONVERSATION, MADE, PREFIX, in_home, local_probes, path
 from hutch.prove.model import Fact, Ground, Probe, Result
 from hutch.prove.network import network_probes
 from hutch.prove.reach import host_facts, key_facts
+from hutch.prove.subject import Subject
 from hutch.run import gather
 from hutch.spec import names
 from hutch.spec.model import Network
+from hutch.spec.names import Places
 from hutch.spec.policy import policy_of
-from hutch.state import read_records
+from hutch.state import Record, read_records
+from hutch.trees.removing import remove_below
 
 PROGRAM = Path(__file__).with_name("inside.pl")
 COMMAND = ("perl", "-")
 LIMIT = 1 << 18  # bytes that are taken from inside
+SWEEPING = 10.0  # seconds for each thing of ours in a home
 SETTLING = 1.5  # seconds that a packet may take until it is counted
 NETWORK, LOCAL, KEYS = {3, 4}, {1, 2, 6, 7, 11}, 7  # promises that facts of the host are about
 RESOLV_CONF = Path("/etc/resolv.conf")
@@ -81,16 +85,34 @@ class Task:
 def prove(subject: Subject, task: Task, talk: Talk) -> tuple[Result, ...]:
     """Try the promises on a workspace that runs."""
     port, token = names.port(subject.name, subject.booted.type), secrets.token_hex(8)
-    marker = subject.places.run / f"marker.{token}"
     try:
-        marker.touch(0o600)
+        marker_of(subject.places, subject.name, token).touch(0o600)
         with open_sockets(subject.places, port, task.outside) as sockets:
             ground = observe_ground(subject, task, sockets, token)
             probes = tuple(filter(task.wants, (*network_probes(ground), *local_probes(ground))))
+            if not probes:
+                return ()
             evidence = observe_evidence(Scene(subject, ground, task.network, sockets, probes), talk)
-            return judge_all(probes, ground, evidence)
+            return judge_all((*probes, CONVERSATION), ground, evidence)
     finally:
+        sweep(subject.places, subject.record)
+
+
+def marker_of(places: Places, name: str, token: str) -> Path:
+    """Among what goes when the workspace stops."""
+    return places.runtime(name) / f"marker.{token}"
+
+
+def sweep(places: Places, record: Record) -> None:
+    """What a run made for a workspace, or one that was killed, or that the workspace did not clean up after. In its
+    home there may be anything under our names by now."""
+    for marker in places.runtime(record.name).glob("marker.*"):
         marker.unlink(missing_ok=True)
+    for workspace in [record.wanted, *([record.booted.workspace] if record.booted else [])]:
+        with suppress(FileNotFoundError, NotADirectoryError), opened_home(workspace) as home:
+            for name in MADE:
+                with suppress(HutchError):
+                    remove_below(home, PREFIX + name, seconds=SWEEPING)
 
 
 def observe_ground(subject: Subject, task: Task, sockets: Sockets, token: str) -> Ground:
@@ -122,7 +144,7 @@ def observe_ground(subject: Subject, task: Task, sockets: Sockets, token: str) -
         resolvers=nameservers(),
         hostname=socket.gethostname(),
         state=str(places.state),
-        marker=str(places.run / f"marker.{token}"),
+        marker=str(marker_of(places, subject.name, token)),
         target=task.target,
         other=next(iter(others), nobody),
         builder=names.builder_address(network.subnet),
@@ -148,7 +170,7 @@ def nameservers() -> tuple[str, ...]:
 
 
 def observe_evidence(scene: Scene, talk: Talk) -> Evidence:
-    """Have the conversation. What it does not come to stays unknown."""
+    """Have the conversation. What it does not come to is not proved, whoever ended it."""
     conversation = Conversation(scene)
     code = talk(COMMAND, conversation.sentences(), conversation.take)
     answers = parse_answers(conversation.text)
@@ -157,7 +179,9 @@ def observe_evidence(scene: Scene, talk: Talk) -> Evidence:
             f"{scene.ground.workspace}: there is no perl inside, which the probes are written in",
             resolution='add "perl-base" to its `packages`, or leave the name out for a throw-away workspace',
         )
-    return Evidence(answers, conversation.sent, conversation.facts)
+    cut_short = conversation.complaint(code)
+    facts = conversation.facts | {CONVERSATION.name: Fact("broken" if cut_short else "held", cut_short)}
+    return Evidence(answers, conversation.sent, facts, cut_short)
 
 
 class Conversation:
@@ -167,6 +191,7 @@ class Conversation:
         self.scene = scene
         self.text = ""
         self.turns = 0
+        self.is_over = False
         self.sent: dict[str, Sent] = {}
         self.facts: dict[str, Fact] = {}
 
@@ -195,16 +220,23 @@ class Conversation:
             send(self.scene, group)
             yield from self.ask(theirs)
             before = self.settle(group, before)
-        files = [path(in_home(ground, name)) for name in ("setuid", "device", "link")]
+        files = [path(in_home(ground, name)) for name in MADE]
         yield from self.ask([("cleanup", "remove", *files)])
+        self.is_over = True
         yield b"end\n"
 
     def ask(self, lines: Sequence[Sequence[str]]) -> Iterator[bytes | None]:
         """Say it, and wait until all of it is answered."""
         self.turns += 1
         yield "".join("\t".join(line) + "\n" for line in (*lines, ("go",))).encode("ascii")
-        while f"\n{self.text}".count("\ndone\n") < self.turns:
+        while self.text.split("\n")[:-1].count("done") < self.turns:
             yield None
+
+    def complaint(self, code: int) -> str:
+        """Why it was not a whole conversation; "" for one that was."""
+        if not self.is_over:
+            return f"the conversation inside was cut short in turn {self.turns}, with code {code}"
+        return f"the conversation inside ended with code {code}" if code else ""
 
     def settle(self, group: Sequence[Probe], before: Mapping[str, int]) -> dict[str, int]:
         """Note what became of the packets of a round; returns the counters as they are after it."""

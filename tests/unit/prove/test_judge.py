@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.prove.judge import UNCOUNTED, Evidence, Sent, judge, parse_answers, parse_counters, rounds
+from hutch.prove.local import CONVERSATION
 from hutch.prove.model import Fact, Probe
 from tests.unit.prove.ground import GROUND
 
@@ -42,7 +43,13 @@ def test_blocked_is_no_answer_and_every_packet_counted() -> None:
         ("timeout", {"counted": 2}, f"{RULE} counted 2 of 3 packets"),
         ("timeout", {"counted": 0}, f"{RULE} counted 0 of 3 packets"),
         ("timeout", {"counted": None}, f"the rule {RULE} is not loaded"),
-        ("timeout", {"seen": ("beyond the host",)}, "its packets came out beyond the host; counted: 3"),
+        ("timeout", {"seen": ("beyond the host",)}, "its packets came out beyond the host"),
+        # What the workspace says of its own failures proves nothing, and hides nothing that was seen.
+        ("unknown: no process can be made", {}, "unknown: no process can be made"),
+        ("timeout", {"failure": "EPERM"}, "EPERM"),
+        ("timeout", {"failure": "EPERM", "seen": ("there",)}, "its packets came out there; EPERM"),
+        ("open", {"counted": None}, f"the rule {RULE} is not loaded; open"),
+        ("timeout", {"counted": None, "seen": ("x",)}, f"its packets came out x; the rule {RULE} is not loaded"),
     ],
 )
 def test_any_sign_of_the_contrary_breaks_it(answer: str | None, sent: dict[str, object], detail: str) -> None:
@@ -53,33 +60,35 @@ def test_a_lie_does_not_count_against_what_the_host_saw() -> None:
     assert blocked("timeout", counted=0)[0] == "broken"
 
 
-@pytest.mark.parametrize(
-    ("answer", "sent"),
-    [
-        ("unknown: no process can be made", {}),
-        ("timeout", {"failure": "the workspace could not send it: EPERM"}),
-        ("timeout", {"counted": UNCOUNTED}),
-    ],
-)
-def test_what_was_not_tried_is_unknown(answer: str | None, sent: dict[str, object]) -> None:
-    assert blocked(answer, **sent)[0] == "unknown"
+def test_what_the_host_cannot_see_is_unknown() -> None:
+    assert blocked("timeout", counted=UNCOUNTED)[0] == "unknown"
 
 
 def test_broken_is_worse_than_unknown() -> None:
-    assert blocked("unknown: no process can be made", counted=0)[0] == "broken"
+    assert blocked("open", counted=UNCOUNTED) == ("broken", "open")
+
+
+def test_a_conversation_that_was_cut_short_proves_nothing() -> None:
+    """Whatever was not come to is broken, also what the host would have looked at by itself."""
+    cut = Evidence(cut_short="cut short")
+    assert verdict(Probe(7, "host-key", "root's", "ls"), cut) == ("broken", "cut short")
+    assert verdict(replace(BLOCKED, ask=()), cut) == ("broken", "its packets were not sent")
+    assert verdict(Probe(4, "second", "stands", "nft", rule=RULE, stands=True), cut)[0] == "broken"
+    assert verdict(CONVERSATION, replace(cut, facts={"conversation": Fact("broken", "cut short")}))[0] == "broken"
 
 
 def test_a_packet_that_no_rule_counts_must_come_out_nowhere() -> None:
     probe = replace(BLOCKED, ask=(), rule="")
     assert verdict(probe, Evidence({}, {probe.name: Sent()}, {})) == ("held", "none came out")
     assert verdict(probe, Evidence({}, {probe.name: Sent(seen=("there",))}, {}))[0] == "broken"
-    assert verdict(probe, Evidence({}, {}, {})) == ("unknown", "its packets were not sent")
+    assert verdict(probe, Evidence({}, {}, {})) == ("broken", "its packets were not sent")
 
 
 def test_what_must_leave() -> None:
     probe = replace(BLOCKED, ask=(), rule="", must_leave=True)
     assert verdict(probe, Evidence({}, {probe.name: Sent()}, {})) == ("broken", "none came out")
     assert verdict(probe, Evidence({}, {probe.name: Sent(seen=("there",))}, {}))[0] == "held"
+    assert verdict(probe, Evidence({}, {probe.name: Sent(failure="EPERM")}, {}))[0] == "broken"
 
 
 def test_of_a_flood_some_may_pass() -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from hutch.errors import UsageError
 from hutch.host.firewall import router_tables
 from hutch.prove import local
+from hutch.prove.known import check_known
 from hutch.prove.link import link_probes
 from hutch.prove.local import local_probes
 from hutch.prove.model import PROMISES, Ground, Probe
@@ -43,6 +45,18 @@ def test_each_has_a_name_a_promise_and_a_way_to_be_judged(type: str, policy: Pol
         assert not any("\t" in word or "\n" in word or not word.isascii() for word in probe.ask), probe.name
         assert probe.says
         assert probe.command.isprintable()
+
+
+@pytest.mark.parametrize("type", ["container", "vm"])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.kind}{policy.learn or ''}")
+def test_each_can_be_asked_for_by_its_name(type: str, policy: Policy) -> None:
+    check_known([probe.name for probe in every(replace(GROUND, type=type, policy=policy))])
+
+
+@pytest.mark.parametrize("word", ["bogus", "10", "", "host", "host-x", "3 ", "metadata\n"])
+def test_what_nobody_knows_is_refused(word: str) -> None:
+    with pytest.raises(UsageError, match="no promise and no probe"):
+        check_known(["3", "metadata", word])
 
 
 def test_positive_controls_come_first() -> None:

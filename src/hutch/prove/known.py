@@ -1,0 +1,67 @@
+"""The names that probes have, so that one which nobody knows is refused before anything is started. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from hutch.errors import UsageError
+from hutch.prove.local import CONVERSATION, local_probes
+from hutch.prove.model import PROMISES, Ground, Outside
+from hutch.prove.network import network_probes
+from hutch.spec.entries import Publish
+from hutch.spec.policy import Policy
+
+SAMPLE = Ground(
+    workspace="web",
+    type="container",
+    ip="192.168.83.2",
+    mac="02:4b:5e:57:f6:eb",
+    user="dev",
+    uid=1000,
+    token="0123456789abcdef",
+    table="hutch",
+    bridge="hutch0",
+    gateway="192.168.83.1",
+    gateway_mac="02:00:00:00:00:01",
+    uplink=("192.168.84.1", "192.168.84.2"),
+    uplink_macs=("02:00:00:00:00:02", "02:00:00:00:00:03"),
+    host_addresses=("198.51.100.2", "192.168.77.1"),
+    host_port=40000,
+    resolvers=("10.53.0.1", "8.8.8.8"),
+    hostname="host.example",
+    state="/var/lib/hutch",
+    marker="/run/hutch/marker.0123456789abcdef",
+    target=("public.example", 80),
+    other=("lab", "192.168.83.3"),
+    builder="192.168.83.254",
+    alone="fe:ff:ff:ff:ff:01",
+    plain="fe:ff:ff:ff:ff:02",
+    outside=Outside("192.0.2.1", "02:00:00:00:00:04", False, "192.0.2.2", "02:00:00:00:00:05", 50000),
+    published=(Publish("127.0.0.1", 8080, 4242, "tcp"), Publish("", 8081, 4242, "tcp")),
+    boot_id="00000000-0000-0000-0000-000000000000",
+)
+"""A workspace that is not there. What probes there are depends on the workspace's type and policy, and on addresses."""
+OF_ADDRESSES = r"(host|host-ssh|opened)-[0-9.]+|(resolver|listen|gateway|resolver-port)-[0-9]{1,5}"
+
+
+def known_names() -> set[str]:
+    """All but those that addresses and ports are in."""
+    grounds = [replace(SAMPLE, type=type, policy=policy) for type in ("container", "vm") for policy in POLICIES]
+    probes = [probe for ground in grounds for probe in (*network_probes(ground), *local_probes(ground))]
+    return {CONVERSATION.name, *(probe.name for probe in probes)}
+
+
+POLICIES = (Policy(), Policy("none"))
+
+
+def check_known(only: Iterable[str]) -> None:
+    """Whether each is the number of a promise or the name of a probe."""
+    known = {*map(str, PROMISES), *known_names()} if only else set()
+    unknown = [word for word in only if word not in known and not re.fullmatch(OF_ADDRESSES, word, re.ASCII)]
+    if unknown:
+        raise UsageError(
+            f"there is no promise and no probe {unknown[0]!r}",
+            resolution=f"--only takes the name of a probe, or the number of a promise: {', '.join(map(str, PROMISES))}",
+        )

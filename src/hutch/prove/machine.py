@@ -1,0 +1,149 @@
+"""What the host finds out of a machine's processes: what somebody who broke out of the guest would be. Reads only."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from hutch.prove.model import Fact
+from hutch.prove.subject import Subject, held, output_of, processes_of, status_of
+from hutch.spec.model import MACHINE_CPUS
+
+VMM = re.compile(r"qemu-system-|virtiofsd|cloud-hypervisor")
+
+
+def machine_processes(subject: Subject) -> dict[int, dict[str, str]]:
+    """QEMU and every virtiofsd, by what they are programs of."""
+    found = {}
+    for pid in processes_of(subject):
+        try:
+            program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+            if VMM.match(program):
+                found[pid] = {**status_of(pid), "program": program}
+        except OSError:
+            continue
+    if not any(not status["program"].startswith("virtiofsd") for status in found.values()):
+        raise ValueError("the machine's process is not in its cgroup")
+    return found
+
+
+def every(subject: Subject, wrong: Callable[[int, dict[str, str]], str]) -> Fact:
+    found = machine_processes(subject)
+    complaints = [f"{status['program']}: {text}" for pid, status in found.items() if (text := wrong(pid, status))]
+    return held(not complaints, "; ".join(complaints[:3]) or ", ".join(s["program"] for s in found.values()))
+
+
+def vmm_uid(subject: Subject) -> Fact:
+    wanted = str(subject.record.uid_base)
+    return every(subject, lambda pid, status: "" if set(status["Uid"].split()) == {wanted} else f"uid {status['Uid']}")
+
+
+def vmm_capabilities(subject: Subject) -> Fact:
+    kinds = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+    return every(subject, lambda pid, status: " ".join(kind for kind in kinds if int(status[kind], 16)))
+
+
+def vmm_privileges(subject: Subject) -> Fact:
+    return every(subject, lambda pid, status: "" if status["NoNewPrivs"] == "1" else "it may get more")
+
+
+def vmm_seccomp(subject: Subject) -> Fact:
+    return every(subject, lambda pid, status: "" if status["Seccomp"] == "2" else f"mode {status['Seccomp']}")
+
+
+def vmm_network(subject: Subject) -> Fact:
+    taken = {os.stat("/proc/self/ns/net").st_ino, os.stat(subject.places.namespace_path).st_ino}
+    return every(subject, lambda pid, _: "the host's" if os.stat(f"/proc/{pid}/ns/net").st_ino in taken else "")
+
+
+def vmm_files(subject: Subject) -> Fact:
+    def wrong(pid: int, status: Mapping[str, str]) -> str:
+        there = [name for name in ("etc", "var", "home", "run") if os.path.lexists(f"/proc/{pid}/root/{name}")]
+        return f"it sees /{there[0]}" if there else ""
+
+    return every(subject, wrong)
+
+
+def vmm_cgroup(subject: Subject) -> Fact:
+    """Whatever runs as the machine's uid, wherever it is."""
+    uid, inside = str(subject.record.uid_base), set(processes_of(subject))
+    found = {}
+    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        with suppress(OSError):  # it has ended
+            status = status_of(pid)
+            if uid in status["Uid"].split() and not status["State"].startswith("Z"):
+                found[pid] = status["Name"]
+    outside = sorted(f"{name} ({pid}) is elsewhere" for pid, name in found.items() if pid not in inside)
+    return held(bool(found) and not outside, "; ".join(outside[:3]) or f"{len(found)} processes")
+
+
+def vmm_devices(subject: Subject) -> Fact:
+    allowed = {"/dev/null", "/dev/urandom", "/dev/kvm", "/dev/net/tun", "/dev/vhost-vsock"}
+
+    def wrong(pid: int, status: Mapping[str, str]) -> str:
+        links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+        links = [link for link in links if not link.startswith("/dev/pts/")]  # its console
+        open_ = sorted({link for link in links if link.startswith("/dev/")} - allowed)
+        taps = links.count("/dev/net/tun")
+        return ", ".join(open_) or (f"{taps} network ports" if taps > 1 else "")
+
+    return every(subject, wrong)
+
+
+def kernel(subject: Subject) -> Fact:
+    """A machine is a process here, and none of its guest's are."""
+    others = [pid for pid in processes_of(subject) if pid not in machine_processes(subject)]
+    names = {status_of(pid)["Name"] for pid in others}
+    return held("systemd" not in names, ", ".join(sorted(names)))
+
+
+MACHINE = {
+    "kernel": kernel,
+    "vmm-uid": vmm_uid,
+    "vmm-capabilities": vmm_capabilities,
+    "vmm-privileges": vmm_privileges,
+    "vmm-seccomp": vmm_seccomp,
+    "vmm-network": vmm_network,
+    "vmm-files": vmm_files,
+    "vmm-cgroup": vmm_cgroup,
+    "vmm-devices": vmm_devices,
+}
+
+
+# What it was made with.
+
+
+def given(subject: Subject, what: str) -> int:
+    """A number on the command line of the machine's process. Reading that goes by its memory."""
+    for pid, status in machine_processes(subject).items():
+        if not status["program"].startswith("virtiofsd"):
+            words = output_of(["cat", f"/proc/{pid}/cmdline"]).split("\0")
+            for option, form in OPTIONS[what]:
+                for word, value in itertools.pairwise(words):
+                    if word == option and (match := re.fullmatch(form, value, re.ASCII)):
+                        return int(match[1])
+    raise ValueError(f"its command line does not say its {what}")
+
+
+OPTIONS = {
+    "processors": (("-smp", r"(\d+)"), ("--cpus", r"boot=(\d+)")),
+    "MiB": (("-m", r"(\d+)M"), ("--memory", r"size=(\d+)M,.*")),
+}
+"""As QEMU takes them, and cloud-hypervisor."""
+
+
+def guest_processors(subject: Subject) -> Fact:
+    """As many as its file says: what it has at most, and uses at most."""
+    count, wanted = given(subject, "processors"), subject.booted.vcpus or MACHINE_CPUS
+    return held(count == wanted, f"it has {count}")
+
+
+def guest_memory(subject: Subject) -> Fact:
+    """As much as was recorded when it started; what its file says may have become less meanwhile."""
+    size, booted = given(subject, "MiB"), subject.record.booted
+    if booted is None or booted.memory is None:
+        raise ValueError("it was not recorded what it was started with")
+    return held(size == booted.memory >> 20, f"it has {size} MiB")

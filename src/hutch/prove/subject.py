@@ -1,0 +1,86 @@
+"""The workspace that is looked at, and how: in /proc, and by a deadline where file systems of its own may answer."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from hutch.frozen import dataclass
+from hutch.prove.model import Fact
+from hutch.run import PIPE, TimeoutExpired, start
+from hutch.spec.model import Workspace
+from hutch.spec.names import Places
+from hutch.state import Record
+from hutch.supervise.observe import Observation
+
+PATIENCE, GOING = 5.0, 1.0  # seconds for a look at what a guest may answer itself; and until it is killed
+
+
+class HeldUp(Exception):
+    """A guest keeps a look at it from coming to its end."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The workspace that is looked at."""
+
+    places: Places
+    record: Record
+    now: Observation
+
+    @property
+    def booted(self) -> Workspace:
+        return self.record.booted.workspace if self.record.booted else self.record.wanted
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+
+def held(is_so: bool, detail: str = "") -> Fact:
+    return Fact("held" if is_so else "broken", detail)
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def leader_of(subject: Subject) -> int:
+    if subject.now.leader is None:
+        raise ValueError("it has no first process")
+    return subject.now.leader[0]
+
+
+def processes_of(subject: Subject, part: str = "machine") -> list[int]:
+    """The processes of the guest, by its cgroup as the kernel tells it of each."""
+    inside = re.compile(rf"^0::.*/{re.escape(subject.places.cgroup(subject.name))}/{part}(/|$)", re.MULTILINE)
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                text = Path(f"/proc/{entry}/cgroup").read_text(encoding="utf-8", errors="replace")
+            except OSError:
+                continue
+            if inside.search(text):
+                found.append(int(entry))
+    return found
+
+
+def output_of(argv: Sequence[str], seconds: float = PATIENCE) -> str:
+    """What a command prints that looks where a guest may have put a file system of its own (FUSE). One that the guest
+    holds up cannot even be killed, so it is left behind then: it goes when the guest does."""
+    process = start(argv, stdout=PIPE)
+    assert process.stdout is not None
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except TimeoutExpired:
+        process.kill()
+        process.stdout.close()
+        with suppress(TimeoutExpired):
+            process.wait(GOING)
+        raise HeldUp(f"{argv[0]} did not end within {seconds:g} s") from None
+    return output.decode("utf-8", "replace")
