@@ -128,7 +128,7 @@ def _noted(note: Path, identity: str) -> tuple[float, str]:
 
 
 def _write_note(note: Path, identity: str, why: str) -> None:
-    write_atomic(note, f"{identity}\n{time.time():.0f}\n{why}".encode(), mode=0o600, is_lasting=False)
+    write_atomic(note, f"{identity}\n{int(time.time())}\n{why}".encode(), mode=0o600, is_lasting=False)
 
 
 def release_quota(home: str, project: int, *, is_kept: bool) -> None:
