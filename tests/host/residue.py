@@ -27,8 +27,20 @@ def observe() -> machine.Snapshot:
         "etc": tuple(sorted(_tree(Path("/etc")))),
         "run": tuple(sorted(name for name in os.listdir("/run") if name != "systemd")),  # nspawn's own, empty, stays
         "namespaces": tuple(sorted(os.listdir("/run/netns"))),
-        "processes": tuple(sorted(f"{process.pid} {' '.join(process.command)}" for process in processes())),
+        "processes": tuple(sorted(_programs())),
     }
+
+
+def _programs() -> Iterator[str]:
+    """All processes, without those in which a shell looks something up: they are forks of it, and gone in a moment."""
+    found = {process.pid: process.command for process in processes()}
+    for pid, command in found.items():
+        try:
+            parent = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+        if found.get(parent) != command:
+            yield f"{pid} {' '.join(command)}"
 
 
 def differences(before: machine.Snapshot, *, patience: float = 5.0) -> str:
