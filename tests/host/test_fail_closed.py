@@ -134,8 +134,10 @@ class Siege:
         return [target(CONTROL, FAR[0], FAR_PORTS[0]), *closed, *(unlisted if name == "web" else ())]
 
     def closed(self) -> bool:
-        """Whether both go on probing, and nothing that is closed has answered since this was asked last."""
-        assert all(prober.goes_on() for prober in self.probers.values())
+        """Whether both go on probing, and nothing that is closed has answered since this was asked last. A machine's
+        prober tells over the bridge: while that is down, what it saw is heard, and judged, afterwards."""
+        is_heard = self._type == "container" or not bridge_is_down(self)
+        assert not is_heard or all(prober.goes_on() for prober in self.probers.values())
         found = {name: prober.answers() - {CONTROL} for name, prober in self.probers.items()}
         assert found == {"web": set(), "other": set()}
         return True
