@@ -134,11 +134,12 @@ def renew_views(places: Places, views: str) -> None:
     of names that stay listed, is there by then."""
     from hutch.host import warden
 
-    if observe_service(warden.wanted_warden(places)) is not None:
+    service = warden.wanted_warden(places)
+    if observe_service(service) is not None:
         if not warden.has_views(places, views):
             warden.write_views(places, views)
         if not warden.renew_warden(places, views):
-            stop_service(places, warden.wanted_warden(places).pid_file)
+            stop_service(places, service.pid_file)
 
 
 def wanted_services(places: Places, network: Network, *, is_watched: bool) -> tuple[Service, ...]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
-MOST_TOLD = (
-    65536  # pairs of a name and an address for one workspace, which may all be open: the kernel's sets are shared
-)
-MOST_NAMES = 4096  # addresses of which it is known what led there
+MOST_TOLD = 65536
+"""Pairs of a name and an address for one workspace. All may be open, and the kernel's sets are everybody's."""
+MOST_NAMES = 4096
+"""Addresses of which it is known what led there."""
 
 
 class Known:

@@ -14,7 +14,7 @@ from hutch.egress.record import Verdict
 from hutch.frozen import dataclass
 from hutch.spec.policy import Domain, Policy, Reach
 
-A, AAAA, SVCB, HTTPS, AXFR, ANY = 1, 28, 64, 65, 252, 255  # types of records
+A, AAAA, SVCB, HTTPS, ANY = 1, 28, 64, 65, 255  # types of records
 WITHOUT_ANSWER = (AAAA, SVCB, HTTPS)
 """Types that lead to addresses which nobody counts, or that nobody can reach: a name has none of these."""
 REFUSED_TYPES = (*range(249, 256), 0)
@@ -66,7 +66,8 @@ def listed_by(policy: Policy) -> Listed:
 
 @dataclass(frozen=True)
 class View:
-    """One watched workspace."""
+    """One watched workspace. `epoch` is its policy's, and `listed` what that lists: neither is worked out anew for each
+    question."""
 
     workspace: str
     address: str
@@ -105,7 +106,7 @@ def read_views(text: str) -> Told:
         domains = tuple(Domain(*entry) for entry in item["domains"])
         networks = tuple(Reach(*entry) for entry in item["networks"])
         policy = Policy(item["kind"], domains, networks, item["learn"])
-        views[item["address"]] = View(item["workspace"], item["address"], item["epoch"], policy, listed_by(policy))
+        views[item["address"]] = View(item["workspace"], item["address"], policy.epoch, policy, listed_by(policy))
     return Told(tuple(document["listen"]), tuple(document["upstream"]), document["table"], views)
 
 

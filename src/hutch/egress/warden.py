@@ -118,9 +118,9 @@ class Warden:
         """The answer to one message that asks."""
         if question.opcode() != dns.opcode.QUERY:
             return reply(question, dns.rcode.NOTIMP)
-        if len(question.question) != 1 or question.question[0].rdclass != dns.rdataclass.IN:
+        (asked,) = question.question  # Front takes no others
+        if asked.rdclass != dns.rdataclass.IN:
             return reply(question, dns.rcode.FORMERR)
-        asked = question.question[0]
         name = plain_name(asked.name.labels[:-1])
         ruling = rule_on(view, name, asked.rdtype)
         if ruling.answer == "empty":

@@ -179,9 +179,7 @@ def _unmount(path: str) -> None:
 
 def release(places: Places, path: str) -> None:
     """Take our mount from what is about to be deleted, whatever is in it. May be called again."""
-    text = observe_mountinfo()
-    mounts, binds = find_mounts(text), self_binds(text)
-    ours = [other for other in noted_shares(places, (), mounts, binds) if other in mounts]
+    ours, binds = _mounted(places)
     if path in ours:
         _unmount(path)
         kept = [other for other in ours if other != path]
@@ -191,12 +189,17 @@ def release(places: Places, path: str) -> None:
 
 def hold(places: Places, path: str, why: str) -> bool:
     """Keep our mount there, for `ensure_shares` to find. False where there is none."""
-    text = observe_mountinfo()
-    mounts, binds = find_mounts(text), self_binds(text)
-    ours = [other for other in noted_shares(places, (), mounts, binds) if other in mounts]
+    ours, binds = _mounted(places)
     if path in ours:
         _note(places, ours, binds, noted_guests(places), {**noted_stuck(places), path: (time.time(), why)})
     return path in ours
+
+
+def _mounted(places: Places) -> tuple[list[str], dict[str, int]]:
+    """The paths on which mounts of ours are at this moment, and the ids of all such mounts."""
+    text = observe_mountinfo()
+    mounts, binds = find_mounts(text), self_binds(text)
+    return [path for path in noted_shares(places, (), mounts, binds) if path in mounts], binds
 
 
 def kept_guards(places: Places) -> list[str]:

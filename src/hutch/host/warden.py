@@ -54,12 +54,17 @@ KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN")  # until set
 
 
 def _interpreter() -> tuple[str, ...]:
-    """Where Python is, unless it is the distribution's; each directory on the way is open to all."""
+    """Where Python is, unless it is the distribution's."""
     base = os.path.realpath(sys.base_prefix)
     if Path(base).is_relative_to("/usr"):
         return ()
-    above = [str(parent) for parent in reversed(Path(base).parents) if str(parent) != "/"]
-    return (*(word for parent in above for word in ("--dir", parent)), "--ro-bind", base, base)
+    return (*_ways_to(Path(base)), "--ro-bind", base, base)
+
+
+def _ways_to(*paths: Path) -> tuple[str, ...]:
+    """The directories above, made before something is mounted there: those that bwrap makes itself are root's alone."""
+    above = sorted({str(parent) for path in paths for parent in path.parents if str(parent) != "/"})
+    return tuple(word for parent in above for word in ("--dir", parent))
 
 
 def _dnspython() -> str:
@@ -73,9 +78,8 @@ def _dnspython() -> str:
 def _directories(places: Places) -> tuple[str, ...]:
     """Its own, to write in; and where it is told what to do."""
     shown = ((places.services, "--ro-bind"), (places.warden, "--bind"), (places.egress, "--bind"))
-    parents = sorted({str(parent) for path, _ in shown for parent in path.parents if str(parent) != "/"})
     return (
-        *(word for parent in parents for word in ("--dir", parent)),
+        *_ways_to(*(path for path, _ in shown)),
         *(word for path, how in shown for word in (how, str(path), str(path))),
     )
 
@@ -96,7 +100,6 @@ def render_views(places: Places, network: Network, members: Iterable[Member]) ->
         {
             "workspace": member.name,
             "address": member.ip,
-            "epoch": member.policy.epoch,
             "kind": member.policy.kind,
             "learn": member.policy.learn,
             "domains": [[item.name, item.is_wildcard, item.port] for item in member.policy.domains],

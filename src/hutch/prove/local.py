@@ -130,47 +130,25 @@ def call(ground: Ground, name: str, *arguments: str) -> tuple[str, ...]:
     return ("call", str(number), *arguments) if number is not None else ()
 
 
+def refuses(name: str, says: str, command: str, ask: tuple[str, ...], want: str = DENIED) -> Probe:
+    return Probe(2, name, says, command, ask, want)
+
+
 def container_probes(ground: Ground) -> Iterator[Probe]:
     """A container shares the kernel, so what of it can be asked for matters."""
-
-    def refuses(name: str, says: str, command: str, ask: tuple[str, ...], want: str = DENIED) -> Probe:
-        return Probe(2, name, says, command, ask, want)
-
-    def syscall(name: str, says: str, *arguments: str, want: str = DENIED) -> Probe:
-        return refuses(name.replace("_", "-"), says, f"{name}(2)", call(ground, name, *arguments), want)
-
-    zero = "s:" + "00" * 128
-    yield syscall("finit_module", "it loads no kernel module", "n:0", f"s:{path('')}", "n:0")
-    yield syscall("kexec_load", "it starts no other kernel", "n:0", "n:0", "n:0", "n:0")
-    yield syscall("bpf", "it loads no BPF program", "n:5", zero, "n:128")
-    yield syscall("perf_event_open", "it measures no one else", zero, "n:0", f"n:{2**64 - 1}", f"n:{2**64 - 1}", "n:0")
-    yield syscall("add_key", "it leaves nothing in the kernel's keyrings", f"s:{path('user')}", f"s:{path('hutch')}",
-                  f"s:{path('x')}", "n:1", f"n:{2**64 - 3}")  # fmt: skip
-    yield syscall("keyctl", "and opens none of them", "n:0", f"n:{2**64 - 3}", "n:1")
-    yield syscall("io_uring_setup", "it has no io_uring", "n:1", zero)
-    yield syscall(
-        "open_by_handle_at", "it opens no file by its handle", f"n:{HERE}", zero, "n:0", want=f"{DENIED}|EBADF"
-    )
-    yield syscall("swapon", "it adds no swap", f"s:{path('/nowhere')}", "n:0")
-    yield syscall("clock_settime", "it does not set the clock", "n:0", zero, want=DENIED)
-    yield syscall("acct", "it does not account for others", f"s:{path('/nowhere')}")
-    yield syscall("syslog", "it does not read the kernel's log", "n:3", zero, "n:128")
+    yield from system_calls(ground)
     for kind in ("debugfs", "tracefs", "securityfs"):
         ask = call(ground, "mount", f"s:{path(kind)}", f"s:{path('/mnt')}", f"s:{path(kind)}", "n:0", "n:0")
         yield refuses(f"mount-{kind}", f"it mounts no {kind}", f"mount -t {kind} {kind} /mnt", ask, f"{DENIED}|ENODEV")
     yield refuses(
         "vsock", "it has no sockets past the network", "socat - VSOCK-CONNECT:2:22", ("socket", "40", "1", "0"), REFUSED
     )
-    if ground.nesting:
-        ask = call(ground, "unshare", f"n:{NEW_USER}")
-        yield refuses(
-            "user-namespaces", "it makes user namespaces, as its file asks for", "unshare --user true", ask, "ok"
-        )
-    else:
-        ask = call(ground, "unshare", f"n:{NEW_USER}")
-        yield refuses(
-            "user-namespaces", "it makes no user namespaces", "unshare --user true", ask, f"{DENIED}|ENOSPC|EUSERS"
-        )
+    says, want = (
+        ("it makes user namespaces, as its file asks for", "ok")
+        if ground.nesting
+        else ("it makes no user namespaces", f"{DENIED}|ENOSPC|EUSERS")
+    )
+    yield refuses("user-namespaces", says, "unshare --user true", call(ground, "unshare", f"n:{NEW_USER}"), want)
     device = call(
         ground, "mknodat", f"n:{HERE}", f"s:{path('/run/hutch-prove')}", f"n:{CHARACTER}", f"n:{(1 << 8) + 1}"
     )
@@ -196,6 +174,30 @@ def container_probes(ground: Ground) -> Iterator[Probe]:
     yield refuses("seccomp", "its system calls are filtered", "grep Seccomp /proc/LEADER/status", ())
     yield refuses("namespaces", "it shares no namespace with the host", "ls -l /proc/LEADER/ns", ())
     yield refuses("mounts", "of the host's file systems it has what its file says", "cat /proc/LEADER/mountinfo", ())
+
+
+def system_calls(ground: Ground) -> Iterator[Probe]:
+    """What root of the host could do by a call of its own."""
+
+    def syscall(name: str, says: str, *arguments: str, want: str = DENIED) -> Probe:
+        return refuses(name.replace("_", "-"), says, f"{name}(2)", call(ground, name, *arguments), want)
+
+    zero = "s:" + "00" * 128
+    yield syscall("finit_module", "it loads no kernel module", "n:0", f"s:{path('')}", "n:0")
+    yield syscall("kexec_load", "it starts no other kernel", "n:0", "n:0", "n:0", "n:0")
+    yield syscall("bpf", "it loads no BPF program", "n:5", zero, "n:128")
+    yield syscall("perf_event_open", "it measures no one else", zero, "n:0", f"n:{2**64 - 1}", f"n:{2**64 - 1}", "n:0")
+    yield syscall("add_key", "it leaves nothing in the kernel's keyrings", f"s:{path('user')}", f"s:{path('hutch')}",
+                  f"s:{path('x')}", "n:1", f"n:{2**64 - 3}")  # fmt: skip
+    yield syscall("keyctl", "and opens none of them", "n:0", f"n:{2**64 - 3}", "n:1")
+    yield syscall("io_uring_setup", "it has no io_uring", "n:1", zero)
+    yield syscall(
+        "open_by_handle_at", "it opens no file by its handle", f"n:{HERE}", zero, "n:0", want=f"{DENIED}|EBADF"
+    )
+    yield syscall("swapon", "it adds no swap", f"s:{path('/nowhere')}", "n:0")
+    yield syscall("clock_settime", "it does not set the clock", "n:0", zero, want=DENIED)
+    yield syscall("acct", "it does not account for others", f"s:{path('/nowhere')}")
+    yield syscall("syslog", "it does not read the kernel's log", "n:3", zero, "n:128")
 
 
 def machine_probes(ground: Ground) -> Iterator[Probe]:
