@@ -23,7 +23,7 @@ async def attempt(name: str, command: Sequence[str]) -> tuple[str, str]:
 
 async def main(file: str, command: Sequence[str]) -> int:
     config = await aio.load(file)
-    await aio.up(config, listen=lambda name, event, text: print(f"{name}: {event} {text}".rstrip()))
+    await aio.up(config, listen=lambda name, event, text: print(f"{name or 'hutch'}: {event} {text}".rstrip()))
 
     waiting = {asyncio.create_task(attempt(name, command)) for name in config.workspaces}
     winner = None

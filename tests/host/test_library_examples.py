@@ -54,7 +54,7 @@ def test_many_at_once(instance: Instance, workspace_type: str) -> None:
     result = run(instance, "many_at_once.py", "hutch.toml", "--", "sh", "-c", script)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert set(lines[:3]) == {f"{name}: ready" for name in names}
+    assert {f"{name}: ready" for name in names} <= set(lines)  # "waiting for another hutch" may stand beside them
     assert lines[-1] == "two was first: found"
     assert instance.inside("three", "pgrep", "-f", "[s]leep 4316", check=False).returncode == 1
 
