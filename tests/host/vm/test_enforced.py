@@ -62,7 +62,7 @@ disk = "64MiB"
 type = "container"
 """
 SECONDS = 600.0
-SAMPLES = 12
+SAMPLES = 20  # the 95th percentile leaves out one
 
 
 class Stand:
