@@ -207,8 +207,8 @@ in
         .[] | select(.file == $file and (.state == "running" or .state == "starting")) | .name
         | select(IN($ARGS.positional[]))' --args ${builtins.concatStringsSep " " (namesOf told)})"
       if [ -n "''${names// /}" ]; then
-        hutch -f ${file} up --yes $names
+        hutch -f ${file} up $names
       fi
-      hutch -f ${file} up --no-start --yes${if prune then " --prune" else ""}
+      hutch -f ${file} up --no-start${if prune then " --prune" else ""}
     '';
 }

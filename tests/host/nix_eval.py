@@ -15,10 +15,12 @@ from typing import Any
 
 CHECKOUT = Path(__file__).parents[2]
 PROGRAM = "nix-instantiate"
-FILES = sorted(
-    [*(CHECKOUT / "nix").glob("*.nix"), *(CHECKOUT / "tests/host/nix").glob("*.nix")]
-    + [CHECKOUT / "flake.nix", CHECKOUT / "examples/nixos.nix"]
-)
+FILES = [
+    *sorted((CHECKOUT / "nix").glob("*.nix")),
+    *sorted((CHECKOUT / "tests/host/nix").glob("*.nix")),
+    CHECKOUT / "flake.nix",
+    CHECKOUT / "examples/nixos.nix",
+]
 
 
 @dataclass(frozen=True)

@@ -288,3 +288,48 @@ def with_lib(configuration: str) -> str:
           }};
         in (import ./nix/workspaces.nix).settings system.config.sandboxed-workspace
     """
+
+
+def test_a_whole_system(nixpkgs: Nix) -> None:
+    """Every option that the module sets is there in NixOS, and the example can be built as far as evaluation tells."""
+    if nixpkgs.run("--find-file", "nixpkgs/nixos").returncode:
+        pytest.skip("what is on NIX_PATH as nixpkgs has no nixos/")
+    found = nixpkgs.evaluate(
+        """
+        let
+          system = import <nixpkgs/nixos/lib/eval-config.nix> {
+            system = "x86_64-linux";
+            modules = [
+              ./nix/module.nix
+              ./examples/nixos.nix
+              {
+                fileSystems."/".device = "/dev/vda";
+                boot.loader.grub.enable = false;
+                users.users.alice.isNormalUser = true;
+                system.stateVersion = "25.11";
+              }
+            ];
+          };
+          inherit (system) config;
+        in {
+          refused = map (item: item.message) (builtins.filter (item: !item.assertion) config.assertions);
+          unit = config.systemd.units."hutch.service".text;
+          hosts = config.environment.etc.hosts.mode;
+          ssh = config.environment.etc."ssh/ssh_config".text;
+          alias = config.environment.shellAliases.workspace_web_start;
+          activation = config.system.activationScripts.hutch.text;
+          package = config.sandboxed-workspace.package.drvPath;
+          whole = config.system.build.toplevel.drvPath;
+        }
+        """
+    )
+    assert found["refused"] == []
+    assert "ExecReload=" in found["unit"]
+    assert "X-ReloadIfChanged=true" in found["unit"]
+    assert "Type=oneshot" in found["unit"]
+    assert found["hosts"] == "0644"
+    assert found["ssh"].index("ssh_config.d") < found["ssh"].index("Host *")
+    assert found["alias"] == "hutch start web"
+    assert "hutch.service" in found["activation"]
+    assert "-hutch-" in found["package"]
+    assert "nixos-system" in found["whole"]

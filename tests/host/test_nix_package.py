@@ -111,3 +111,45 @@ print(all(item.is_present() for item in REQUIREMENTS if VIRTIOFSD in item.proof)
         f"--dir /nix --ro-bind /nix/store /nix/store --symlink {tools}/bin /bin",
         "True",
     ]
+
+
+def test_the_flake_offers_module_and_package(nix: Nix) -> None:
+    """What is in it, without the inputs that it takes."""
+    found = nix.evaluate(
+        """
+        let
+          flake = import ./flake.nix;
+          hutch = { name = "hutch"; tools = "tools"; };
+          outputs = flake.outputs {
+            self = outputs;
+            nixpkgs.legacyPackages.x86_64-linux = {
+              callPackage = file: _: hutch // { inherit file; };
+              mkShell = shell: shell.packages;
+              python3 = "python3";
+              uv = "uv";
+            };
+            nixpkgs.lib.nixosSystem = system: {
+              config.systemd.units."hutch.service".unit = map toString system.modules;
+              config.environment.etc."hutch/hutch.toml".source = "hutch.toml";
+            };
+          };
+          final.callPackage = file: _: toString file;
+        in {
+          inputs = builtins.attrNames flake.inputs;
+          module = toString outputs.nixosModules.default;
+          package = toString outputs.packages.x86_64-linux.default.file;
+          overlay = (outputs.overlays.default final { }).hutch;
+          checks = outputs.checks.x86_64-linux // { hutch = null; };
+          shell = outputs.devShells.x86_64-linux.default;
+        }
+        """
+    )
+    module, package = (str(CHECKOUT / "nix" / name) for name in ("module.nix", "package.nix"))
+    assert found == {
+        "inputs": ["nixpkgs"],
+        "module": module,
+        "package": package,
+        "overlay": package,
+        "checks": {"hutch": None, "unit": [module, str(CHECKOUT / "examples/nixos.nix")], "file": "hutch.toml"},
+        "shell": ["python3", "uv", "tools"],
+    }
