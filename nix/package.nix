@@ -2,6 +2,7 @@
 {
   lib,
   buildEnv,
+  fetchurl,
   installShellFiles,
   pkgs,
   python3,
@@ -10,6 +11,25 @@
 let
   python = python3;
   project = (builtins.fromTOML (builtins.readFile ../pyproject.toml)).project;
+
+  # nixpkgs has it older than hutch needs it, so it is what uv.lock says.
+  lock = builtins.fromTOML (builtins.readFile ../uv.lock);
+  locked = lib.findFirst (package: package.name == "qemu-qmp") null lock.package;
+  qemu-qmp = python.pkgs.buildPythonPackage {
+    pname = locked.name;
+    inherit (locked) version;
+    pyproject = true;
+    src = fetchurl {
+      inherit (locked.sdist) url;
+      sha256 = lib.removePrefix "sha256:" locked.sdist.hash;
+    };
+    build-system = with python.pkgs; [
+      setuptools
+      setuptools-scm
+    ];
+    pythonImportsCheck = [ "qemu.qmp" ];
+  };
+
   tools = buildEnv {
     name = "hutch-tools";
     paths = lib.unique (lib.concatLists (lib.attrValues (import ./host.nix pkgs)));
@@ -48,16 +68,16 @@ python.pkgs.buildPythonApplication {
     dnspython
     idna
     pydantic
-    qemu-qmp
     rich
     tree-sitter
     tree-sitter-grammars.tree-sitter-toml
+    qemu-qmp # the one above
   ];
   pythonRelaxDeps = [ "tree-sitter-toml" ]; # nixpkgs numbers grammars in its own way
 
   # A supervisor imports nothing but what is beside hutch, and speaks to QEMU.
   postInstall = ''
-    ln -s ${python.pkgs.qemu-qmp}/${python.sitePackages}/qemu $out/${python.sitePackages}/qemu
+    ln -s ${qemu-qmp}/${python.sitePackages}/qemu $out/${python.sitePackages}/qemu
   '';
   postFixup = ''
     for shell in bash zsh fish; do

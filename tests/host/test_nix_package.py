@@ -35,7 +35,7 @@ def test_the_package_has_what_hutch_needs(nix: Nix) -> None:
 def test_the_package_has_the_dependencies_of_the_project(nix: Nix) -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     wanted = [re.split("[<>=]", dependency)[0] for dependency in project["dependencies"]]
-    listed = " ".join(json.dumps(name) for name in wanted)
+    listed = " ".join(json.dumps(name) for name in [*wanted, "hatchling", "setuptools", "setuptools-scm"])
     found = nix.evaluate(
         f"""
         let
@@ -43,22 +43,36 @@ def test_the_package_has_the_dependencies_of_the_project(nix: Nix) -> None:
           package = import ./nix/package.nix {{
             lib = import ./tests/host/nix/lib.nix;
             buildEnv = environment: environment.name;
+            fetchurl = source: source;
             installShellFiles = "installShellFiles";
             pkgs = {{ }};
             systemd = "/systemd";
             python3 = {{
               sitePackages = "lib";
               pkgs = python // {{
-                hatchling = "hatchling";
                 tree-sitter-grammars = python;
                 buildPythonApplication = package: package;
+                buildPythonPackage = package: package // {{ outPath = "/${{package.pname}}"; }};
               }};
             }};
           }};
-        in {{ inherit (package) pname version dependencies; }}
+          nameOf = dependency: dependency.pname or dependency;
+          own = builtins.filter builtins.isAttrs package.dependencies;
+        in {{
+          inherit (package) pname version;
+          dependencies = builtins.sort (a: b: a < b) (map nameOf package.dependencies);
+          own = map (dependency: dependency.src) own;
+        }}
         """
     )
-    assert found == {"pname": project["name"], "version": project["version"], "dependencies": wanted}
+    locked = tomllib.loads((CHECKOUT / "uv.lock").read_text())["package"]
+    source = next(package["sdist"] for package in locked if package["name"] == "qemu-qmp")
+    assert found == {
+        "pname": project["name"],
+        "version": project["version"],
+        "dependencies": sorted(wanted),
+        "own": [{"url": source["url"], "sha256": source["hash"].removeprefix("sha256:")}],
+    }
 
 
 def test_what_the_package_changes_in_hutch(nix: Nix, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ rec {
   concatLists = builtins.concatLists;
   concatMapStrings = render: list: builtins.concatStringsSep "" (map render list);
   escapeShellArg = text: "'${builtins.replaceStrings [ "'" ] [ "'\\''" ] text}'";
+  findFirst = test: default: list: builtins.head (builtins.filter test list ++ [ default ]);
+  removePrefix = prefix: text: builtins.substring (builtins.stringLength prefix) (-1) text;
   optional = condition: value: if condition then [ value ] else [ ];
   unique = builtins.foldl' (seen: item: if builtins.elem item seen then seen else seen ++ [ item ]) [ ];
   fileset = {
