@@ -202,6 +202,7 @@ in
       prune,
     }:
     ''
+      set -o pipefail
       names="${builtins.concatStringsSep " " (startedAtBoot told)}"
       names="$names $(hutch status --json | jq --raw-output --arg file ${file} '
         .[] | select(.file == $file and (.state == "running" or .state == "starting")) | .name

@@ -230,7 +230,7 @@ def test_aliases_are_those_of_hutch(everything: dict[str, Any]) -> None:
     assert everything["config"]["environment"]["shellAliases"] == expected
 
 
-def test_a_switch_never_stops_the_unit(everything: dict[str, Any]) -> None:
+def test_a_switch_reloads_the_unit(everything: dict[str, Any]) -> None:
     """Stopping it is `hutch down`; a reload is what a start does."""
     unit = everything["config"]["systemd"]["services"]["hutch"]
     assert unit["reloadIfChanged"] is True
