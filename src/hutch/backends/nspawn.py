@@ -113,9 +113,8 @@ def no_namespaces() -> Step:
     """Let nobody inside make user namespaces: in one of its own, everybody is root over parts of the kernel. Only
     CAP_SYS_RESOURCE in the guest's could take this back, which no container keeps. It is set on nspawn's payload before
     that runs anything of the guest's."""
-    script = 'exec nsenter --user --target "$2" -- sh -c "echo 0 >$1"'
-    argv = ("sh", "-euc", script, "sh", "/proc/sys/user/max_user_namespaces")
-    return Step(argv, "let nobody inside make user namespaces")
+    inside = ("sh", "-c", "echo 0 >/proc/sys/user/max_user_namespaces")
+    return Step(("nsenter", "--user", "--target", "PID", "--", *inside), "let nobody inside make user namespaces")
 
 
 def device_steps(runtime: str) -> tuple[Step, ...]:
