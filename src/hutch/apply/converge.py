@@ -102,7 +102,7 @@ def converge_network(
     # The record comes first: after a crash it is what tells the next run what is ours, and what was there.
     record = new_record(places, network, file) if before is None else replace(before, network=network, file=file)
     write_network(places, record)
-    host, facts = router.observe_all(places, looking)
+    host, facts = router.observe_all(places, network, looking)
     is_same = before is not None and before.network == network
     views = views_of(places, network, members)
     if views:
