@@ -56,7 +56,7 @@ def in_force(places: Places, records: Mapping[str, Record]) -> dict[str, Record]
 def members_of(records: Mapping[str, Record], network: Network) -> tuple[Member, ...]:
     """The workspaces as the firewall sees them, and the place that is kept for image builds."""
     port = names.port(names.BUILDER, "container")
-    members = [Member(names.BUILDER, port, names.mac(names.BUILDER), names.builder_address(network.subnet))]
+    members = [Member(names.BUILDER, port, names.BUILDER_MAC, names.builder_address(network.subnet))]
     for name, record in present(records).items():
         workspace = record.wanted
         assert workspace.ip is not None and workspace.mac is not None
