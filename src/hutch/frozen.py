@@ -22,6 +22,8 @@ else:
         assert frozen
 
         def decorate(cls: type) -> type:
+            # Where there is none, the standard library puts the signature, and takes a millisecond to find it out.
+            cls.__doc__ = cls.__doc__ or cls.__name__
             made = dataclasses.dataclass(init=False, repr=False, eq=False, kw_only=kw_only)(cls)
             for name, method in METHODS.items():
                 if name not in cls.__dict__:

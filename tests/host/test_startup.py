@@ -1,4 +1,4 @@
-"""Commands that only read records start fast, because they load nothing that they do not use."""
+"""What people wait for starts fast, because it loads nothing that it does not use."""
 
 from __future__ import annotations
 
@@ -43,3 +43,24 @@ def test_reading_commands_load_little(command: list[str], tmp_path: Path) -> Non
     assert result.returncode == 0, result.stderr
     loaded = next(line for line in result.stderr.splitlines() if line.startswith("loaded: ")).split()[1:]
     assert HEAVY.isdisjoint(loaded), sorted(HEAVY & set(loaded))
+
+
+# Each takes milliseconds, most of them since they bring the others with them.
+NOT_BEFORE_A_GUEST = frozenset(
+    {"collections", "enum", "functools", "inspect", "re", "typing", "dataclasses", "socket", "json"}
+)
+SUPERVISOR = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import hutch.supervise.entry, hutch.supervise.confine
+print(*sys.modules)
+"""
+
+
+def test_a_supervisor_loads_next_to_nothing_before_its_guest_begins() -> None:
+    source = Path(__file__).parents[2] / "src"
+    argv = [sys.executable, "-I", "-S", "-c", SUPERVISOR, str(source)]
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert NOT_BEFORE_A_GUEST.isdisjoint(loaded), sorted(NOT_BEFORE_A_GUEST & loaded)

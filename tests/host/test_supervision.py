@@ -200,6 +200,22 @@ def test_a_step_that_hangs_ends_at_the_deadline(running: Instance) -> None:
     running.up()
 
 
+def test_what_cannot_be_connected_runs_nothing_of_its_own(running: Instance) -> None:
+    """nspawn has begun by then; what it makes PID 1 of is still held."""
+    stored = json.loads(places_of(running).launch("web").read_text())
+    argv = [word for word in stored["argv"] if word != "--boot" and not word.startswith("systemd.")]
+    held = {"held": stored["held"], "argv": [*argv, "touch", "/home/dev/has-run"]}
+    trace = running.state / "workspaces" / "web" / "home" / "has-run"
+    failures, _ = start_changed(running, **held, connect=[[step("sh", "-c", "sleep 1; exit 7")]])
+    assert "cannot wait for the far end" in failures["web"]
+    assert not trace.exists()
+    running.up()
+    failures, _ = start_changed(running, **held)
+    assert "ended before it was ready" in failures["web"]
+    assert trace.exists()
+    running.up()
+
+
 def test_a_reboot_before_it_is_ready_is_a_failure(running: Instance) -> None:
     failures, seconds = start_changed(running, argv=["sh", "-c", "exit 133"], restart_codes=[133])
     assert "rebooted before it was ready" in failures["web"]

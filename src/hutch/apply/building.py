@@ -124,7 +124,7 @@ def builder_network(places: Places, network: Network, file: str) -> Iterator[Bui
         port = Port(
             outer=names.port(names.BUILDER, "container"),
             inner=names.interface("vi", names.BUILDER),
-            mac=names.mac(names.BUILDER),
+            mac=names.BUILDER_MAC,
             ip=address,
             bridge=network.bridge,
             table=places.table,

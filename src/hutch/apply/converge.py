@@ -56,7 +56,7 @@ def in_force(places: Places, records: Mapping[str, Record]) -> dict[str, Record]
 def members_of(records: Mapping[str, Record], network: Network) -> tuple[Member, ...]:
     """The workspaces as the firewall sees them, and the place that is kept for image builds."""
     port = names.port(names.BUILDER, "container")
-    members = [Member(names.BUILDER, port, names.mac(names.BUILDER), names.builder_address(network.subnet))]
+    members = [Member(names.BUILDER, port, names.BUILDER_MAC, names.builder_address(network.subnet))]
     for name, record in present(records).items():
         workspace = record.wanted
         assert workspace.ip is not None and workspace.mac is not None
@@ -102,7 +102,7 @@ def converge_network(
     # The record comes first: after a crash it is what tells the next run what is ours, and what was there.
     record = new_record(places, network, file) if before is None else replace(before, network=network, file=file)
     write_network(places, record)
-    host, facts = router.observe_all(places, looking)
+    host, facts = router.observe_all(places, network, looking)
     is_same = before is not None and before.network == network
     views = views_of(places, network, members)
     if views:

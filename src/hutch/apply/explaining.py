@@ -152,7 +152,7 @@ def explain_start(launch: Launch) -> Iterable[Section]:
         yield Section("what the kernel refuses to all of it, in the words of systemd.exec(5)", text)
     yield Section(f"then, in the cgroup {launch.cgroup}/machine", shlex.join(launch.argv))
     if launch.held:
-        title = f"while its PID 1 is held in {launch.cgroup}/machine/payload, each with the pid as one more argument"
+        title = f"while its PID 1 is held in {launch.cgroup}/machine/payload; PID is its pid on the host"
         yield Section(title, commands(launch.held))
     if launch.inward or launch.grafts:
         shown = commands((*launch.inward, *(graft.attach for graft in launch.grafts)))

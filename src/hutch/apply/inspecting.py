@@ -57,7 +57,7 @@ def inspect(places: Places, applied: Network | None, records: Mapping[str, Recor
     with closing(look(places)) as looking:
         lost = lost_keys(places, serving)
         elsewhere = (*wrong_homes(places, serving), *wrong_trust(places, serving, lost))
-        host, facts = router.observe_all(places, looking)
+        host, facts = router.observe_all(places, applied, looking)
     repairs = (*wrong_network(places, applied, serving, host, facts), *elsewhere)
     lost |= forgotten_workspaces(places, serving)
     host_end, _ = names.uplink_addresses(applied.uplink)
@@ -74,7 +74,8 @@ def wrong_network(
 ) -> Iterator[Repair]:
     """The router, the ports on it, the resolvers and the settings of the kernel."""
     members = converge.members_of(serving, applied)
-    wrong = router.differences(places, applied, members, host, facts)
+    rules = router.wanted_rules(places, applied, members, host)
+    wrong = router.differences(places, applied, rules, host, facts)
     if "router" in wrong:  # all else went with it
         yield Repair("router", wrong["router"])
         return

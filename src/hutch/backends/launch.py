@@ -139,13 +139,13 @@ class Limits:
 class Launch:
     """The processes, devices, files and limits of one start of one workspace.
 
-    `prepare`, `connect`, `argv` and `cleanup` run in a mount namespace of their own (a slave of the host's) and in
-    the network namespace at `network_namespace`; so mounts vanish with the last process. `prepare` are chains of
-    steps that do not depend on each other: the chains may run side by side, and while the host's network is still
-    being set up; `connect` joins the network, so it waits: its stages follow one another, the steps of a stage may
-    run side by side. `forbidden` binds the supervisor too. `held` are steps while that which becomes PID 1 is held in
-    its cgroup, before anything of the guest's has run; `inward` follow as soon as there is a PID 1, one after the
-    other, and then `grafts`; each takes the pid of PID 1 as one more argument. `helpers` are there before
+    `prepare`, `connect`, `argv` and `cleanup` run in a mount namespace of their own (a slave of the host's) and in the
+    network namespace at `network_namespace`; so mounts vanish with the last process. `prepare` are chains of steps that
+    do not depend on each other: the chains may run side by side, and while the host's network is still being set up;
+    `connect` joins the network, so it waits: its stages follow one another, the steps of a stage may run side by side.
+    `forbidden` binds the supervisor too. `held` are steps while that which becomes PID 1 is held in its cgroup, before
+    anything of the guest's has run; the word PID in them stands for its pid. `inward` follow as soon as there is a PID
+    1, one after the other, and then `grafts`; each takes its pid as one more argument. `helpers` are there before
     `argv` is; when one ends, so does the workspace. `argv` tells that it is ready by sd_notify; a virtual machine does
     so over `vsock`, or by its port. `links` names the sockets that it inherits as descriptors 3, 4, …, see
     supervise/sources. `restart_codes` are exit codes of `argv` that mean "the guest asked for a reboot", as a machine's

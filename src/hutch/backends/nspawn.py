@@ -37,7 +37,7 @@ WITHOUT_RESOURCES = "--drop-capability=CAP_SYS_RESOURCE"  # see no_namespaces
 BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.bound import main; main(*sys.argv[2:])"
 DEVICES = {"fuse": (10, 229), "net/tun": (10, 200)}  # what rootless containers need; the host's may be root's alone
 NEST = "/run/hutch/nest"  # in the guest
-LAYERS = ("lower", "scratch", "root", "cgroup")  # mount points below the runtime directory
+LAYERS = ("lower", "scratch", "root")  # mount points below the runtime directory
 
 
 def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
@@ -58,7 +58,6 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     files.append(File(f"{runtime}/port", port.render_batch()))
     inner = replace(workspace, mounts=())  # the mounts are grafted, since they come and go
     shares, grafts = share_places(inner, runtime), make_grafts(name, workspace, host, runtime)
-    joining, *raising = port.connect(f"{runtime}/port")
     return Launch(
         workspace=name,
         backend="nspawn",
@@ -74,18 +73,14 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         ),
         files=tuple(files),
         prepare=(
+            root_steps(name, workspace, host, runtime),  # the longest, so it begins first
+            kernel_file_systems(),
             (port.make(),),
             *((step,) for step in share_mounts(name, inner, host, shares)),
             *((graft.bind,) for graft in grafts),
-            *root_layers(name, workspace, host, runtime),
-            *kernel_file_systems(runtime),
             *((device_steps(runtime),) if workspace.nesting else ()),
         ),
-        # What is put together of what has been prepared does not depend on the network either.
-        connect=(
-            (*overlay_steps(name, workspace, host, runtime), cgroup_step(runtime), *joining),
-            *raising,
-        ),
+        connect=port.connect(f"{runtime}/port"),
         forbidden=FORBIDDEN,
         held=() if workspace.nesting else (no_namespaces(),),
         inward=(reveal_step(host),) if workspace.nesting else (),
@@ -99,13 +94,12 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     )
 
 
-def kernel_file_systems(runtime: str) -> tuple[tuple[Step, ...], ...]:
-    """Chains for a /sys that shows the router namespace's interfaces, read-only so that nspawn does not wait for udev;
-    and for the cgroup2 hierarchy, which is in it on every kind of host. That one waits in the kernel for whoever else
-    changes cgroups, so it does not wait for /sys as well."""
+def kernel_file_systems() -> tuple[Step, ...]:
+    """A chain for a /sys that shows the router namespace's interfaces, read-only so that nspawn does not wait for udev;
+    and in it the cgroup2 hierarchy, which every kind of host has."""
     return (
-        (Step(("mount", "-t", "sysfs", "-o", "ro,nosuid,nodev,noexec", "sysfs", "/sys"), "mount /sys"),),
-        (Step(("mount", "-t", "cgroup2", "cgroup2", f"{runtime}/cgroup"), "mount cgroup2"),),
+        Step(("mount", "-t", "sysfs", "-o", "ro,nosuid,nodev,noexec", "sysfs", "/sys"), "mount /sys"),
+        Step(("mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"), "mount cgroup2"),
     )
 
 
@@ -113,9 +107,8 @@ def no_namespaces() -> Step:
     """Let nobody inside make user namespaces: in one of its own, everybody is root over parts of the kernel. Only
     CAP_SYS_RESOURCE in the guest's could take this back, which no container keeps. It is set on nspawn's payload before
     that runs anything of the guest's."""
-    script = 'exec nsenter --user --target "$2" -- sh -c "echo 0 >$1"'
-    argv = ("sh", "-euc", script, "sh", "/proc/sys/user/max_user_namespaces")
-    return Step(argv, "let nobody inside make user namespaces")
+    inside = ("sh", "-c", "echo 0 >/proc/sys/user/max_user_namespaces")
+    return Step(("nsenter", "--user", "--target", "PID", "--", *inside), "let nobody inside make user namespaces")
 
 
 def device_steps(runtime: str) -> tuple[Step, ...]:
@@ -139,14 +132,9 @@ def reveal_step(host: Surroundings) -> Step:
     return Step((*program, "reveal", NEST), "show nested namespaces /proc and /sys whole")
 
 
-def cgroup_step(runtime: str) -> Step:
-    """The hierarchy at its place, once there is a /sys."""
-    return Step(("mount", "--bind", f"{runtime}/cgroup", "/sys/fs/cgroup"), "show the cgroups")
-
-
-def root_layers(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[tuple[Step, ...], ...]:
-    """Chains for what a root is made of: the image, mapped to the workspace's uids; a layer that is thrown away or
-    kept."""
+def root_steps(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Step, ...]:
+    """A chain for a root: the image, mapped to the workspace's uids; a layer that is thrown away or kept; and both put
+    together."""
     mapped = f"ro,X-mount.idmap=b:0:{host.uid_base}:{names.UID_COUNT}"
     image = Step(("mount", "--bind", "-o", mapped, host.image_root, f"{runtime}/lower"), "map the image")
     scratch = upper_place(name, workspace, host, runtime)
@@ -162,7 +150,8 @@ def root_layers(name: str, workspace: Workspace, host: Surroundings, runtime: st
     upper = [f"{scratch}/upper", f"{scratch}/work"]
     if workspace.nix_store:
         upper += [f"{scratch}/{STORE}-upper", f"{scratch}/{STORE}-work"]
-    return (image,), (place, Step((*owned, *upper), "make the upper layer"), *checks)
+    made = Step((*owned, *upper), "make the upper layer")
+    return (image, place, made, *checks, *overlay_steps(name, workspace, host, runtime))
 
 
 def links_step(upper: str) -> Step:
@@ -187,9 +176,11 @@ def overlay_steps(name: str, workspace: Workspace, host: Surroundings, runtime: 
     root = Step((*mount, f"nodev,{layers}", f"{runtime}/root"), "put the layers together")
     if not workspace.nix_store:
         return (root,)
+    # Mapped like an image, so that root's files are root's.
+    shown = store_step(f"{runtime}/shares/{STORE}", host, f"b:0:{host.uid_base}:{names.UID_COUNT}")
     layers = f"lowerdir={runtime}/shares/{STORE},upperdir={scratch}/{STORE}-upper,workdir={scratch}/{STORE}-work"
     store = Step((*mount, f"nosuid,nodev,{layers},{OVERLAY}", f"{runtime}/{STORE}"), "lay what is written on the store")
-    return root, store
+    return root, shown, store
 
 
 def upper_place(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> str:
@@ -199,17 +190,13 @@ def upper_place(name: str, workspace: Workspace, host: Surroundings, runtime: st
 
 def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
     """The home, first of `shares`: the owner's files are the login user's inside; whatever else the guest makes belongs
-    to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's. The Nix store is
-    mapped like an image, so that root's files are root's."""
+    to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's."""
     assert isinstance(workspace.owner, int)
     mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
-    steps = [
+    return tuple(
         bind_step(name, source, place, readonly, mapping, host)
         for (source, _, readonly), place in zip(sources(workspace), shares, strict=False)  # the store comes after them
-    ]
-    if workspace.nix_store:
-        steps.append(store_step(shares[-1], host, f"b:0:{host.uid_base}:{names.UID_COUNT}"))
-    return tuple(steps)
+    )
 
 
 def make_grafts(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Graft, ...]:
@@ -257,10 +244,8 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
     steps = (
         Step(("mount", "-t", "tmpfs", "tmpfs", work), "make room"),
         Step(("mkdir", *(f"{work}/{layer}" for layer in (*LAYERS, "home"))), "make mount points"),
-        *(step for chain in kernel_file_systems(work) for step in chain),
-        cgroup_step(work),
-        *(step for chain in root_layers(name, throw_away, host, work) for step in chain),
-        *overlay_steps(name, throw_away, host, work),
+        *kernel_file_systems(),
+        *root_steps(name, throw_away, host, work),
         share,
     )
     nspawn = (

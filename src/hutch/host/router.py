@@ -21,8 +21,8 @@ from hutch.frozen import dataclass
 from hutch.host import ruleset
 from hutch.host.firewall import Member, host_tables, router_tables
 from hutch.host.namespace import HOST_ADDRESSES, ROUTES, has_namespace, look
-from hutch.host.rules import load, load_watched
-from hutch.host.watch import is_believed
+from hutch.host.rules import Rules, load, load_watched
+from hutch.host.watch import observe_watched, texts_of
 from hutch.run import Gathering, run
 from hutch.spec import names
 from hutch.spec.model import Network
@@ -67,7 +67,8 @@ class HostNetwork:
 @dataclass(frozen=True)
 class RouterFacts:
     """The router as it is: interfaces by name (None without the namespace); where its default route leads; where that
-    of what comes by the interface `fence` leads, and to what it does not; both rulesets' shapes; all of the host's."""
+    of what comes by the interface `fence` leads, and to what it does not; both rulesets' shapes; the texts of its own
+    rules, as far as there is a watch over them; all of the host's."""
 
     links: Links | None = None
     gateway: str = ""
@@ -75,6 +76,7 @@ class RouterFacts:
     fenced: str = ""
     fence: str = ""
     rules: ruleset.Shape = field(default_factory=dict)
+    watched: bytes | None = None
     host_rules: ruleset.Shape = field(default_factory=dict)
     host_listing: str = '{"nftables": []}'
 
@@ -112,11 +114,11 @@ def _by_name(links: str) -> Links:
     return {link["ifname"]: link for link in json.loads(links)}
 
 
-def observe_all(places: Places, looking: Gathering | None = None) -> tuple[HostNetwork, RouterFacts]:
+def observe_all(places: Places, network: Network, looking: Gathering | None = None) -> tuple[HostNetwork, RouterFacts]:
     """The host's network and the router, from a look that has been begun or from a new one."""
     if looking is None:
         with closing(look(places)) as new:
-            return observe_all(places, new)
+            return observe_all(places, network, new)
     links, host_rules, *router = looking.outputs()
     facts = RouterFacts(host_rules=ruleset.observed_shape(host_rules, places.table), host_listing=host_rules)
     if router:
@@ -132,6 +134,7 @@ def observe_all(places: Places, looking: Gathering | None = None) -> tuple[HostN
             fenced=next(closed, ""),
             fence=next((way.get("iif", "") for way in ways if way["priority"] == FENCE), ""),
             rules=ruleset.observed_shape(rules, places.table),
+            watched=observe_watched(places, network),
         )
     return _host_network(links), facts
 
@@ -177,18 +180,21 @@ def check_overlap(places: Places, network: Network, host: HostNetwork) -> None:
                 )
 
 
+def wanted_rules(places: Places, network: Network, members: tuple[Member, ...], host: HostNetwork) -> Rules:
+    inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
+    return Rules(inner, host_tables(places, network, members))
+
+
 def differences(
-    places: Places, network: Network, members: tuple[Member, ...], host: HostNetwork, facts: RouterFacts
+    places: Places, network: Network, rules: Rules, host: HostNetwork, facts: RouterFacts
 ) -> dict[Part, str]:
     """The parts that are not as wanted, each with what is wrong in words; empty when nothing is to be done."""
     host_end, router_end = names.uplink_addresses(network.uplink)
-    inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
-    outer = host_tables(places, network, members)
     there = facts.links or {}
     found: dict[Part, str] = {
         "router": "" if facts.links is not None else f"the network namespace {places.namespace} is gone",
-        "router rules": ruleset.describe(ruleset.differences(ruleset.shape_of(inner), facts.rules)),
-        "host rules": ruleset.describe(ruleset.differences(ruleset.shape_of(outer), facts.host_rules)),
+        "router rules": ruleset.describe(ruleset.differences(ruleset.shape_of(rules.router), facts.rules)),
+        "host rules": ruleset.describe(ruleset.differences(ruleset.shape_of(rules.host), facts.host_rules)),
         "uplink": wrong_link(host.links, places.uplink_host, f"{host_end}/30")
         or wrong_link(there, places.uplink_router, f"{router_end}/30"),
         "bridge": wrong_link(there, network.bridge, bridge_address(network)),
@@ -253,9 +259,9 @@ def ensure_router(
 ) -> None:
     """Bring the router from what was observed to what is wanted, writing only what differs. `survivor` is a process of
     ours that runs in it, if any does: a namespace that has only lost its name gets that again."""
-    wrong = differences(places, network, members, host, facts)
-    inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
-    if facts.links is not None and not is_believed(places, network, inner):
+    rules = wanted_rules(places, network, members, host)
+    wrong = differences(places, network, rules, host, facts)
+    if facts.links is not None and facts.watched != texts_of(rules.router):
         wrong.setdefault("router rules", "nobody has watched over them")
     if not wrong:
         return
@@ -264,13 +270,13 @@ def ensure_router(
         _check_ours(places, ["ip"], places.uplink_host, f"the host has an interface {places.uplink_host}")
     if "router" in wrong:
         _make_namespace(places, survivor)
-        host, facts = observe_all(places)
-        wrong = differences(places, network, members, host, facts)
+        host, facts = observe_all(places, network)
+        wrong = differences(places, network, rules, host, facts)
     _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
     if "router rules" in wrong or "bridge" in wrong:  # the watch may have set it down, and does so for good reasons
-        load_watched(places, network, inner, facts.rules)
+        load_watched(places, network, rules.router, facts.rules)
     if "host rules" in wrong:
-        load(["nft"], host_tables(places, network, members), places.table, facts.host_rules)
+        load(["nft"], rules.host, places.table, facts.host_rules)
     _ensure_links(places, network, wrong, host, facts)
 
 

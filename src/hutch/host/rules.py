@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from hutch.errors import HutchError
+from hutch.frozen import dataclass
 from hutch.host import ruleset
 from hutch.host.namespace import inside
 from hutch.host.service import start_service, stop_service
@@ -12,6 +13,14 @@ from hutch.host.watch import note_rules, rules_file, wanted_watch
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Network
 from hutch.spec.names import Places
+
+
+@dataclass(frozen=True)
+class Rules:
+    """All that is wanted: the tables of the router, and those of the host."""
+
+    router: tuple[ruleset.Table, ...]
+    host: tuple[ruleset.Table, ...]
 
 
 def load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str, before: ruleset.Shape) -> None:

@@ -93,15 +93,14 @@ def texts_file(places: Places) -> Path:
     return places.services / "texts"
 
 
-def is_believed(places: Places, network: Network, tables: Iterable[Table]) -> bool:
-    """Whether rules that are there are what these tables say, word for word: they were loaded as that, and since then
-    there has been a watch over them."""
-    is_same = read_or_none(texts_file(places)) == texts_of(tables).encode()
-    return is_same and observe_service(wanted_watch(places, network)) is not None
+def observe_watched(places: Places, network: Network) -> bytes | None:
+    """The texts of the rules that were loaded and read back, if there has been a watch over them since then: what is
+    there can be believed to be that, word for word."""
+    return None if observe_service(wanted_watch(places, network)) is None else read_or_none(texts_file(places))
 
 
-def texts_of(tables: Iterable[Table]) -> str:
-    return "\n".join(rule.text for table in tables for chain in table.chains for rule in chain.rules)
+def texts_of(tables: Iterable[Table]) -> bytes:
+    return "\n".join(rule.text for table in tables for chain in table.chains for rule in chain.rules).encode()
 
 
 def note_rules(places: Places, tables: Sequence[Table]) -> None:
@@ -116,4 +115,4 @@ def note_rules(places: Places, tables: Sequence[Table]) -> None:
     write_atomic(list_file(places), "".join(fixed).encode(), mode=0o600, is_lasting=False)
     listed = run(inside(places, ["sh", "-c", LIST, "sh", str(list_file(places))])).stdout
     write_atomic(rules_file(places), listed.encode(), mode=0o600, is_lasting=False)
-    write_atomic(texts_file(places), texts_of(tables).encode(), mode=0o600, is_lasting=False)
+    write_atomic(texts_file(places), texts_of(tables), mode=0o600, is_lasting=False)

@@ -79,7 +79,7 @@ def port_facts(subject: Subject, ground: Ground, network: Network) -> dict[str, 
     is_isolated = link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated") is True
     return {
         "port-isolated": held(is_isolated and link.get("master") == bridge, port),
-        "fence": held(router.is_fenced(network, router.observe_all(places)[1])),
+        "fence": held(router.is_fenced(network, router.observe_all(places, network)[1])),
         "watch": held(observe_service(wanted_watch(places, network)) is not None),
         "as-written": as_written(subject, ground, network),
         "port-address": held(pinned == [(ground.mac, ["PERMANENT"])], ", ".join(map(str, pinned))),
@@ -89,10 +89,12 @@ def port_facts(subject: Subject, ground: Ground, network: Network) -> dict[str, 
 def as_written(subject: Subject, ground: Ground, network: Network) -> Fact:
     """The rules of both places, compared as every start compares them."""
     members = converge.members_of(converge.in_force(subject.places, read_records(subject.places)), network)
-    host, facts = router.observe_all(subject.places)
+    host, facts = router.observe_all(subject.places, network)
     late = ground.outside is not None and not ground.outside.is_known  # an address that came after the rules
     links = {name: link for name, link in host.links.items() if not late or name != subject.places.proof_interface}
-    wrong = router.differences(subject.places, network, members, replace(host, links=links), facts)
+    host = replace(host, links=links)
+    rules = router.wanted_rules(subject.places, network, members, host)
+    wrong = router.differences(subject.places, network, rules, host, facts)
     found = [f"{part}: {why}" for part, why in wrong.items() if part in ("router rules", "host rules")]
     return held(not found, "; ".join(found))
 

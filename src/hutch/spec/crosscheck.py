@@ -95,7 +95,7 @@ def check_identifiers(drafts: Sequence[Draft]) -> Iterator[Finding]:
     """No two workspaces have one address, MAC or context id, be it given or derived."""
     by_name = {draft.name: draft for draft in drafts}
     for draft in drafts:
-        if draft.workspace.mac == names.mac(names.BUILDER):
+        if draft.workspace.mac == names.BUILDER_MAC:
             yield Finding(draft.path("mac"), "is kept for image builds", "another one, or leave it out")
     for key in ("ip", "mac", "cid"):
         for clash in same_identifiers(workspaces_of(drafts), key):

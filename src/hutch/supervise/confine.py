@@ -8,12 +8,13 @@ from __future__ import annotations
 import ctypes
 import os
 
-from hutch.errors import HutchError
 from hutch.supervise.filters import INSTRUCTION, render_filter
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
     from typing import Any
+
+    from hutch.errors import HutchError
 
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SECCOMP_GET_FILTER = 17, 0x4206, 0x4207, 0x420C
@@ -57,6 +58,8 @@ def read_filters(pid: int) -> list[bytes]:
 
 
 def _unreadable(code: int) -> HutchError:
+    from hutch.errors import HutchError  # it brings more with it than all that a supervisor runs before its guest
+
     return HutchError(
         "the guest's system call filters cannot be read, so nothing was run without them",
         details=os.strerror(code),

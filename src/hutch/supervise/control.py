@@ -24,7 +24,7 @@ from hutch.host.cgroup import Cgroup
 from hutch.host.process import open_process, start_time
 from hutch.spec import names as derived
 from hutch.spec.names import PACKAGE, Places
-from hutch.supervise.gate import GO, encode_launch
+from hutch.supervise.gate import GO, MOVED, encode_launch
 from hutch.supervise.launched import read_launch, write_launch
 from hutch.supervise.status import first_words, read_status, write_status
 
@@ -74,9 +74,9 @@ def start_all(
             write_launch(places.launch(start.name), content)
             start.hand(content)
             seconds = max(seconds, launch.start_seconds)
+        for start in starting:
+            start.enter_guest(places)
         with settling() as settle:
-            for start in starting:
-                start.enter_guest(places)
             settle(go)
         failures = _await_all(starting, listen, seconds + GRACE)
         stop_all(places, [start.name for start in starting if start.is_overdue], patience=0.0)
@@ -92,8 +92,8 @@ def start_all(
 
 
 class Starting:
-    """A supervisor on its way. `report` is where it tells how it goes; at `gate` it waits twice: for its Launch, and
-    for the network."""
+    """A supervisor on its way. `report` is where it tells how it goes; at `gate` it waits for its Launch, for being
+    moved, and for the network."""
 
     def __init__(self, name: str, pid: int, report: int, gate: int) -> None:
         self.name, self.pid, self.report, self.gate = name, pid, report, gate
@@ -105,10 +105,11 @@ class Starting:
         self._write(encode_launch(launch))
 
     def enter_guest(self, places: Places) -> None:
-        """Have it where its guest is to run, before it starts that: the kernel lets a process wait that changes its
-        cgroup, and here there is time."""
+        """Have it where its guest is to run, before it starts that: the kernel lets wait whoever changes a cgroup, and
+        meanwhile it begins to run."""
         with closing(Cgroup(places.cgroup(self.name))) as cgroup, suppress(ProcessLookupError):
             cgroup.enter_guest(self.pid)  # one that has ended says so itself
+        self._write(MOVED)
 
     def go(self) -> None:
         """Let it join the network."""

@@ -11,7 +11,7 @@ import sys
 import time
 
 from hutch.host.cgroup import Cgroup
-from hutch.supervise.gate import GO, receive_launch
+from hutch.supervise.gate import GO, MOVED, receive_launch
 from hutch.supervise.limits import control_files
 from hutch.supervise.main_process import Helper, Main
 from hutch.supervise.steps import CalledOff, SideBySide, StartFailed, bind_held, prepare
@@ -29,8 +29,8 @@ class Boot:
     """One boot. It is begun when made; `failure` says why it went no further. `missing` are the limits that this host
     cannot enforce.
 
-    The first boot has its Launch from the `gate`, where it also waits for the network, and then finds itself in the
-    guest's cgroup. A later one gives up when `wake` can be read and `is_off` says that nobody wants it any more.
+    The first boot has its Launch from the `gate`, where it also waits until it is in the guest's cgroup, and for the
+    network. A later one gives up when `wake` can be read and `is_off` says that nobody wants it any more.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class Boot:
         return launch
 
     def _start(self, runtime: str) -> None:
-        """Mount, limit, connect, and start the main process."""
+        """Mount, limit, connect, and start the main process. What is held runs nothing of the guest's before it is let
+        go, so it is connected while nspawn gets that far."""
         launch = self.launch
         try:
             steps = prepare(launch)
@@ -75,19 +76,25 @@ class Boot:
                 self._confine(launch["forbidden"])
             self._finish(steps)
         finally:
-            if self.gate >= 0:  # even after a failure: until then the command may still move this process
-                self._await_network()
+            self._await(MOVED, "the supervisor was not moved")  # even after a failure: the command may just do it
         self.missing = self.cgroup.limit(control_files(launch["limits"]))
         self.cgroup.keep_reserve()
-        for stage in launch["connect"]:
-            self._finish(SideBySide([[step] for step in stage]))
-        if launch["helpers"]:
-            self._start_helpers(launch["helpers"])
         if launch["held"]:
             self.cgroup.freeze(PAYLOAD)
+        else:
+            self._connect()
+        if launch["helpers"]:
+            self._start_helpers(launch["helpers"])
         self.main = Main(runtime, launch["argv"], launch["links"], launch["vsock"])
         if launch["held"]:
+            self._connect()
             self._bind(self.main, launch["held"])
+
+    def _connect(self) -> None:
+        """Join the network, once that is in place."""
+        self._await(GO, "the network was not in place")
+        for stage in self.launch["connect"]:
+            self._finish(SideBySide([[step] for step in stage]))
 
     def _confine(self, forbidden: dict[str, Any] | None) -> None:
         """While steps run, since what it imports takes its time."""
@@ -118,14 +125,16 @@ class Boot:
     def _finish(self, steps: SideBySide) -> None:
         steps.finish(self.begun, self.launch["start_seconds"], self.wake, self.is_off)
 
-    def _await_network(self) -> None:
-        """Wait until the command that started us says that the network is in place."""
+    def _await(self, word: bytes, otherwise: str) -> None:
+        """Wait until the command that started us says something, at the first boot."""
+        if self.gate < 0:
+            return
         poll = select.poll()
         poll.register(self.gate, select.POLLIN)
         left = self.begun + self.launch["start_seconds"] - time.monotonic()
         if not poll.poll(max(0.0, left) * 1000):
-            raise StartFailed(f"the network was not in place after {self.launch['start_seconds']:g} s")
-        if os.read(self.gate, 1) != GO:
+            raise StartFailed(f"{otherwise} after {self.launch['start_seconds']:g} s")
+        if os.read(self.gate, 1) != word:
             raise CalledOff
 
 

@@ -1,5 +1,5 @@
-"""The gate between a command and a supervisor that it has started: first the Launch comes through, later one more byte
-that says "join the network". Imports stay few."""
+"""The gate between a command and a supervisor that it has started: first the Launch comes through, then a byte that
+says "you are where your guest is to run", and one that says "join the network". Imports stay few."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 LENGTH = 8  # bytes that say how long the Launch is
-GO = b"1"
+MOVED, GO = b"1", b"2"
 
 
 def encode_launch(launch: dict[str, Any]) -> bytes:

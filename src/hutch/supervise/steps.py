@@ -91,11 +91,12 @@ def bind_held(
 
 
 def held_steps(cgroup: Cgroup, group: str, held: list[dict[str, Any]]) -> SideBySide:
-    """Begin the steps that bind the one process which is held in a group: each takes its pid as one more argument."""
+    """Begin the steps that bind the one process which is held in a group: where they say PID, it is that one's."""
     found = cgroup.processes(group)
     if len(found) != 1:  # it may have been killed; whatever else is there would not be bound
         raise StartFailed(f"one process was to be held, and there are {len(found)}")
-    return SideBySide([[{**step, "argv": [*step["argv"], str(found[0])]} for step in held]])
+    pid = str(found[0])
+    return SideBySide([[{**step, "argv": [pid if word == "PID" else word for word in step["argv"]]} for step in held]])
 
 
 def write_private(path: str, content: str, uid: int) -> None:

@@ -124,7 +124,7 @@ def test_what_is_written_to_the_store_shares_the_roots_fate(keys: dict[str, str]
         "/run/hutch/workspaces/web/shares/nix",
         f"ro,nosuid,nodev,X-mount.idmap=b:0:{BASE}:{names.UID_COUNT}",
     )
-    root, store = [step.argv for step in found.connect[0] if "overlay" in step.argv]
+    root, store = [step.argv for chain in found.prepare for step in chain if "overlay" in step.argv]
     assert f"upperdir={beside}/upper" in root[-2]
     assert {"nosuid", "nodev", f"lowerdir={shown[-2]}", f"upperdir={beside}/nix-upper"} <= set(store[-2].split(","))
     assert f"--bind={store[-1]}:/nix/store" in found.argv

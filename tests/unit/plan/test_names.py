@@ -85,6 +85,7 @@ def test_two_hutches_share_nothing() -> None:
 def test_no_workspace_takes_the_name_of_something_else() -> None:
     assert Path(PLACES.services_cgroup).name.startswith("_")
     assert names.BUILDER.startswith("_")
+    assert names.mac(names.BUILDER) == names.BUILDER_MAC
 
 
 def test_places_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
