@@ -1,5 +1,5 @@
-"""What the Debian package says of itself, made of what is written down already: pyproject.toml, uv.lock, and the one list
-of what hutch needs from a distribution. Pure text.
+"""What the Debian package says of itself, made of what is written down already: pyproject.toml, uv.lock, and the one
+list of what hutch needs from a distribution. Pure text.
 """
 
 from __future__ import annotations
