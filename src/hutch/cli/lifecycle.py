@@ -9,6 +9,7 @@ import click
 from hutch.api import Hutch
 from hutch.cli.common import Options, global_options, needs_root
 from hutch.cli.completing import existing_names
+from hutch.errors import HutchError
 
 NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=existing_names)
 
@@ -76,8 +77,9 @@ def withdraw(options: Options, purge: bool, force: bool, yes: bool) -> None:
     Homes, keys, images and records stay unless --purge: the next `hutch up` brings the same workspaces back."""
     hutch = Hutch(listen=options.listen)
     state = hutch.places.state
-    if purge and not yes and sys.stdin.isatty():
-        click.confirm(f"delete {state}, with the homes of all workspaces?", abort=True, err=True)
+    question = f"delete {state}, with the homes of all workspaces?"
+    if purge and not yes and sys.stdin.isatty() and not click.confirm(question, err=True):
+        raise HutchError("nothing was changed", resolution="--yes does not ask")
     for note in hutch.withdraw(purge=purge, force=force):
         options.say(note)
     options.say("hutch has left this host" + (f"; homes, keys and images are kept in {state}" if not purge else ""))
