@@ -41,8 +41,8 @@ def test_the_host_is_bare_and_the_next_up_finds_all(make_instance: MakeInstance,
 
 
 def test_with_purge_nothing_is_left_but_what_is_peoples_own(make_instance: MakeInstance) -> None:
-    instance = make_instance()
     before = observe()
+    instance = make_instance()
     declare(instance, "container")
     instance.up()
     instance.ssh("web", "echo kept > /src/kept; git init -q ~/work; touch ~/work/new")
@@ -53,13 +53,15 @@ def test_with_purge_nothing_is_left_but_what_is_peoples_own(make_instance: MakeI
     assert instance.status("web")["state"] == "running"
 
     subprocess.run(["umount", instance.state / "images"], check=True, timeout=10)  # the tier's
-    instance.hutch("withdraw", "--purge", "--force")
-    assert not instance.state.exists()
-    assert differences(before) == ""
-    assert (instance.directory / "own/kept").read_text() == "kept\n"
-    instance.hutch("withdraw")
-    assert not instance.state.exists()
-    instance.state.mkdir()  # for whoever cleans up
+    try:
+        instance.hutch("withdraw", "--purge", "--force")
+        assert not instance.state.exists()
+        assert differences(before) == ""
+        assert (instance.directory / "own/kept").read_text() == "kept\n"
+        instance.hutch("withdraw")
+        assert not instance.state.exists()
+    finally:
+        instance.state.mkdir(exist_ok=True)  # for whoever cleans up
 
 
 def declare(instance: Instance, workspace_type: str) -> None:
