@@ -67,7 +67,7 @@ def build(top: Path, output: Path, revision: str, maintainer: str, epoch: int) -
         settle(tree, epoch)
         output.mkdir(parents=True, exist_ok=True)
         target = output / f"hutch_{version}_{ARCHITECTURE}.deb"
-        options = ("--root-owner-group", "-Zxz", "--threads-max=1", "--build")
+        options = ("--root-owner-group", "-Zxz", "-z3", "--threads-max=1", "--build")
         call("dpkg-deb", *options, str(tree), str(target), SOURCE_DATE_EPOCH=str(epoch))
     return target
 
