@@ -75,11 +75,12 @@ def files() -> list[str]:
 
 def test_workspaces_outlive_an_upgrade_and_a_purge_leaves_nothing(world: World, lacking: None) -> None:
     first, second = sorted(map(str, PACKAGES.glob("*.deb")))
-    before, there = lasting(), files()
-    dpkg("--install", first)
-    assert call("man", "--where", "hutch-up", "hutch.toml").count("/usr/share/man/") == 2
+    bare, there = lasting(), files()
     host = Packaged(world, 77, IMAGES)
+    before = lasting()  # with the stand's images where the package's hutch looks for its own
     try:
+        dpkg("--install", first)
+        assert call("man", "--where", "hutch-up", "hutch.toml").count("/usr/share/man/") == 2
         host.declare("container", web=f"egress = ['{PUBLIC_NAME}']")
         host.hutch("up", timeout=300)
         key = (host.state / "known_hosts").read_text()
@@ -100,7 +101,7 @@ def test_workspaces_outlive_an_upgrade_and_a_purge_leaves_nothing(world: World, 
         dpkg("--purge", "hutch")
     finally:
         host.close()
-    assert machine.difference(before, lasting()) == ""
+    assert machine.difference(bare, lasting()) == ""
     assert files() == there
 
 
