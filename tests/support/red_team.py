@@ -27,20 +27,15 @@ while True:
     os.wait()
 """
 DISK_FILL = """
-import os, sys, time
-for directory in sys.argv[1:]:
-    number = 0
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            with open(f"{directory}/fill-{number}", "wb") as file:
-                while True:
-                    file.write(bytes(1 << 20))
-        except OSError:
-            number += 1
-            if number > 3:
-                break
-"""
+import itertools, os, sys
+for directory in itertools.cycle(sys.argv[1:]):
+    file = os.open(f"{directory}/fill", os.O_WRONLY | os.O_CREAT)
+    try:
+        while True:
+            os.write(file, bytes(1 << 20))
+    except OSError:
+        os.close(file)
+"""  # what is full stays so, and is written over again
 LOG_FLOOD = """
 line = "x" * 200 + "\\n"
 with open("/dev/console", "w") as console:

@@ -62,7 +62,7 @@ disk = "64MiB"
 type = "container"
 """
 SECONDS = 600.0
-SAMPLES = 12
+SAMPLES = 20  # the 95th percentile leaves out one
 
 
 class Stand:
@@ -140,7 +140,8 @@ def test_a_home_holds_what_its_disk_says(stand: Stand) -> None:
 PROGRAMS = {
     "fork bomb": [red_team.FORK_BOMB],
     "memory hog": [red_team.MEMORY_HOG],
-    "disk fill": [red_team.DISK_FILL, "/home/dev", "/root", "/tmp", "/run", "/dev/shm"],
+    "disk fill": [red_team.DISK_FILL, "/home/dev", "/root"],
+    "memory filled with files": [red_team.DISK_FILL, "/tmp", "/run", "/dev/shm"],
     "log flood": [red_team.LOG_FLOOD],
     "connection flood": [red_team.CONNECTION_FLOOD, PUBLIC, "1000"],
 }
@@ -159,7 +160,9 @@ def attacks(stand: Stand, *names: str) -> Iterator[None]:
     stand.hutch("stop", "bad", check=False)
     stand.hutch("start", "bad")
     for name in names:
-        start = ("systemd-run", "--quiet", "--property=OOMPolicy=continue", "python3", "-c", *PROGRAMS[name])
+        # Who wants to do harm for long has the kernel end others of his own, not the workspace's PID 1.
+        options = ("--property=OOMPolicy=continue", "--property=OOMScoreAdjust=1000")
+        start = ("systemd-run", "--quiet", *options, "python3", "-c", *PROGRAMS[name])
         stand.hutch("exec", "--root", "bad", "--", *start, check=False)
     try:
         yield
@@ -174,10 +177,13 @@ def p95(stand: Stand) -> float:
 def test_red_team(stand: Stand, capsys: pytest.CaptureFixture[str]) -> None:
     """A neighbour's ssh takes no more than twice as long as when all is quiet, one by one and all at once."""
     quiet, found = p95(stand), {}
-    for title, names in {**{name: (name,) for name in PROGRAMS}, "all at once": tuple(PROGRAMS)}.items():
+    # Files in memory end the workspace that fills it, and all else that goes on in there.
+    at_once = tuple(name for name in PROGRAMS if name != "memory filled with files")
+    for title, names in {**{name: (name,) for name in PROGRAMS}, "all at once": at_once}.items():
         with attacks(stand, *names):
             found[title] = p95(stand)
             usage = {file: stand.group(file) for file in ("memory.current", "pids.current", "memory.events")}
+            assert usage["pids.current"] or "filled" in title, f"{title} ended the workspace, so nothing was measured"
             log = stand.run("sh", "-c", "cat /run/hutch/workspaces/bad/machine.log* | wc -c").stdout
         with capsys.disabled():
             print(f"\n{title}: ssh to a neighbour {found[title]:.2f} s, {quiet:.2f} s when quiet; {usage}", flush=True)
