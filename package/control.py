@@ -90,7 +90,7 @@ def dotted(version: Iterable[int]) -> str:
 def render_changelog(version: str, maintainer: str, epoch: int) -> str:
     """Debian's, of this build; what changed in hutch stands in its own changelog, which is beside it."""
     date = format_datetime(datetime.fromtimestamp(epoch, UTC))
-    entry = "  * A build of hutch as it is; /usr/share/doc/hutch/changelog.gz tells what changed."
+    entry = "  * A build of hutch as it is; changelog.gz, beside this, tells what changed."
     return f"hutch ({version}) unstable; urgency=medium\n\n{entry}\n\n -- {maintainer}  {date}\n"
 
 

@@ -118,6 +118,7 @@ def lay_documents(top: Path, tree: Path, version: str, changelog: str) -> None:
     write(tree / DOC / "changelog.Debian.gz", compressed(changelog.encode()))
     write(tree / DOC / "changelog.gz", compressed((top / "CHANGELOG.md").read_bytes()))
     write(tree / DOC / "copyright", (HERE / "copyright").read_bytes())
+    write(tree / "usr/share/lintian/overrides/hutch", (HERE / "lintian-overrides").read_bytes())
     for page in sorted((top / "docs").glob("*.md")):
         write(tree / DOC / page.name, page.read_bytes())
     for example in sorted((top / "examples").glob("*.*")):
