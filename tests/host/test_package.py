@@ -114,6 +114,12 @@ def test_it_comes_and_goes(debian: Instance, built: list[Path]) -> None:
     run(debian, "test", "-e", f"{HOME}/precious")
 
     dpkg(debian, "--install", second)
+    dpkg(debian, "--remove", "hutch")
+    run(debian, "touch", "/var/lib/hutch/network.json")  # as by a hutch that pipx has installed meanwhile
+    assert "installed in another way uses it" in dpkg(debian, "--purge", "hutch")
+    run(debian, "rm", "/var/lib/hutch/network.json")
+
+    dpkg(debian, "--install", second)
     assert "deleting /var/lib/hutch" in dpkg(debian, "--purge", "hutch")
     assert run(debian, *TREE).stdout == before
     assert "hutch" not in run(debian, "debconf-show", "hutch").stdout
