@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.support import world_files
 from tests.support.world import World
@@ -55,7 +55,9 @@ class Target:
 
 @dataclass
 class Instance:
-    """A hutch with directories of its own. `close` removes whatever it made."""
+    """A hutch with directories of its own, run as `program`. `close` removes whatever it made."""
+
+    program: ClassVar[tuple[str, ...]] = HUTCH
 
     world: World
     number: int
@@ -123,7 +125,7 @@ class Instance:
     ) -> Completed:
         """Run the command line to its end, in the directory of the project."""
         result = subprocess.run(
-            self.world.accounts[as_user].command(*HUTCH, *arguments),
+            self.world.accounts[as_user].command(*self.program, *arguments),
             input=stdin,
             capture_output=True,
             encoding="utf-8",
@@ -141,7 +143,9 @@ class Instance:
         """Start the command line and return at once."""
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         environment = self.environment()
-        return subprocess.Popen([*HUTCH, *arguments], cwd=self.directory, env=environment, **{**streams, **options})
+        return subprocess.Popen(
+            [*self.program, *arguments], cwd=self.directory, env=environment, **{**streams, **options}
+        )
 
     def up(self, *names: str) -> Completed:
         return self.hutch("up", *names)

@@ -67,7 +67,9 @@ def prepare(cache: Path, work: Path) -> tuple[Boot, dict[str, Path]]:
         world.close()
     checkout = work / "checkout"
     stand_disks.make_checkout(checkout)
-    disks = {"host": host, "checkout": checkout, "venv": environment, "images": images}
+    packages = work / "packages"
+    stand_disks.make_packages(packages, work / "built")
+    disks = {"host": host, "checkout": checkout, "venv": environment, "images": images, "packages": packages}
     return boot, disks if python is None else {**disks, "python": python}
 
 

@@ -19,6 +19,8 @@ from hutch.guest.initrd import choose_modules, render_initrd
 from hutch.host.packages import REQUIREMENTS
 from hutch.images.kernel import Kernel
 from hutch.images.machine import find_firmware
+from package.control import DEBIAN
+from tests.support.packages import build_package
 
 CHECKOUT = Path(__file__).parents[2]
 FILES = CHECKOUT / "tests" / "systemd" / "stand"
@@ -33,7 +35,8 @@ PACKAGES = sorted(
     {
         *("systemd", "systemd-sysv", "udev", "dbus", "systemd-resolved", "libnss-resolve", "libnss-myhostname"),
         *("docker.io", "docker-cli", "iptables", "ufw", "firewalld", "network-manager", "busybox-static"),
-        *("openssh-client", "iputils-ping", "curl", "less", "login", "python3", "strace"),
+        *("openssh-client", "iputils-ping", "curl", "less", "login", "python3", "strace", "man-db"),
+        *DEBIAN.values(),
         *NEEDED,
     }
     - NOT_THERE
@@ -110,6 +113,13 @@ def ensure_python(cache: Path) -> tuple[Path | None, Path]:
 
 def make_checkout(target: Path) -> None:
     make_erofs(CHECKOUT, target, r"^\.venv/.*|(^|/)\.(git|cache|[a-z]+_cache|hypothesis)(/.*)?$")
+
+
+def make_packages(target: Path, scratch: Path) -> None:
+    """Two versions of the Debian package."""
+    for revision in ("1", "2"):
+        build_package(scratch, revision)
+    make_erofs(scratch, target, "")
 
 
 # How they are made.

@@ -30,7 +30,7 @@ LAYERS = (
     ("spec",),
     ("run", "files", "trees"),
     ("errors",),
-    ("frozen",),
+    ("frozen", "bundled"),
 )
 RANK = {layer: len(LAYERS) - row for row, layers in enumerate(LAYERS) for layer in layers}
 

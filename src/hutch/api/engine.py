@@ -302,6 +302,35 @@ class Hutch:
         with lock(self.places):
             return remove(self.places, record, purge=purge)
 
+    @mended
+    def withdraw(self, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
+        """Stop all workspaces and take hutch off this host. Homes, keys, images and records stay, so that `up` brings
+        the same workspaces back. With `purge` they go too; without `force`, not while unsaved git work or a live
+        session is in the way."""
+        from hutch.apply.recovery import recover
+        from hutch.apply.unsaved import obstacles
+        from hutch.apply.withdrawal import delete_state, withdraw
+
+        if not self.places.state.exists():
+            return ()
+        with lock(self.places):
+            recover(self.places, self.listen)
+        notes: list[str] = []
+        if purge:
+            records = read_records(self.places)
+            found = {name: obstacles(self.places, record) for name, record in records.items() if not force}
+            if details := [f"{name}: {line}" for name, lines in found.items() for line in lines]:
+                raise HutchError(
+                    "nothing was removed", details="\n".join(details), resolution="--force removes it all the same"
+                )
+            for name in records:
+                notes += self.remove(name, purge=True, force=True)
+        with lock(self.places):
+            notes += withdraw(self.places)
+            if purge:
+                delete_state(self.places)
+        return tuple(notes)
+
     def explain(self, name: str) -> tuple[Section, ...]:
         """The commands, rules and files behind a workspace, as its next start would make them."""
         from hutch.apply.explaining import explain

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hutch.backends.hypervisor import OLDEST, parse_version
 from hutch.backends.launch import Hardware
+from hutch.bundled import use_bundled
 from hutch.errors import HutchError
 from hutch.host.accelerator import Accelerator, observe_accelerator, observe_slowness
 from hutch.host.tools import QEMU, VIRTIOFSD, find_program
@@ -63,6 +64,7 @@ def cloud_hypervisor() -> str | None:
 
 def library() -> str:
     """The directory that qemu.qmp is imported from."""
+    use_bundled()
     spec = importlib.util.find_spec("qemu.qmp")
     assert spec is not None and spec.origin is not None  # hutch depends on it
     return str(Path(spec.origin).parents[2])

@@ -32,6 +32,7 @@ COMMANDS = {
     "console": ("logs", "console", "Attach to the console; ^] detaches."),
     "egress": ("egress", "egress", "Show what a workspace asked for and reached."),
     "rm": ("lifecycle", "rm", "Stop and remove a workspace; home is kept unless --purge."),
+    "withdraw": ("lifecycle", "withdraw", "Take hutch off this host; homes are kept unless --purge."),
     "explain": ("explain", "explain", "Print the commands, rules and files behind a workspace."),
     "prove": ("prove", "prove", "Try what hutch promises, on this host; exits 1 when a promise is broken."),
     "doctor": ("doctor", "doctor", "Check what this host can do, and what it cannot enforce."),

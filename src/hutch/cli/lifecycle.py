@@ -1,12 +1,15 @@
-"""down, start, stop, restart, rm."""
+"""down, start, stop, restart, rm, withdraw."""
 
 from __future__ import annotations
+
+import sys
 
 import click
 
 from hutch.api import Hutch
 from hutch.cli.common import Options, global_options, needs_root
 from hutch.cli.completing import existing_names
+from hutch.errors import HutchError
 
 NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=existing_names)
 
@@ -59,3 +62,24 @@ def rm(options: Options, name: str, purge: bool, force: bool) -> None:
     for note in Hutch(listen=options.listen).remove(name, purge=purge, force=force):
         options.say(f"{name}: {note}")
     options.say(f"{name}: removed")
+
+
+@click.command()
+@click.option("--purge", is_flag=True, help="Delete all homes, keys and images too, and the state directory.")
+@click.option("--force", is_flag=True, help="With --purge: even with unsaved git work or a live session.")
+@click.option("--yes", is_flag=True, help="With --purge: do not ask.")
+@global_options
+@needs_root
+def withdraw(options: Options, purge: bool, force: bool, yes: bool) -> None:
+    """Take hutch off this host, as before it is uninstalled.
+
+    All workspaces are stopped; the network, the names in /etc/hosts, the ssh configuration and installed aliases go.
+    Homes, keys, images and records stay unless --purge: the next `hutch up` brings the same workspaces back."""
+    hutch = Hutch(listen=options.listen)
+    state = hutch.places.state
+    question = f"delete {state}, with the homes of all workspaces?"
+    if purge and not yes and sys.stdin.isatty() and not click.confirm(question, err=True):
+        raise HutchError("nothing was changed", resolution="--yes does not ask")
+    for note in hutch.withdraw(purge=purge, force=force):
+        options.say(note)
+    options.say("hutch has left this host" + (f"; homes, keys and images are kept in {state}" if not purge else ""))

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hutch.bundled import use_bundled
 from hutch.frozen import dataclass
 from hutch.spec.finding import Path
 
@@ -33,6 +34,7 @@ class Positions:
     """All places of one file, by path."""
 
     def __init__(self, source: str) -> None:
+        use_bundled()
         import tree_sitter
         import tree_sitter_toml
 

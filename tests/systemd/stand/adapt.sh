@@ -27,5 +27,5 @@ END
 run systemd-machine-id-setup
 touch "$tree/etc/.updated" "$tree/var/.updated"
 ln -sf ../run/systemd/resolve/stub-resolv.conf "$tree/etc/resolv.conf"
-mkdir -p "$tree/srv/checkout" "$tree/srv/venv" "$tree/srv/python" "$tree/srv/images"
+mkdir -p "$tree/srv/checkout" "$tree/srv/venv" "$tree/srv/python" "$tree/srv/images" "$tree/srv/packages"
 rm -rf "$tree"/var/cache/apt/* "$tree"/var/lib/apt/lists/*

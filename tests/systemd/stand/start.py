@@ -30,6 +30,7 @@ def run_tests(told: dict[str, list[str]]) -> int:
     show("python", *told["python"])
     os.makedirs("/srv/cache/images")
     call("mount", "/dev/disk/by-id/virtio-images", "/srv/cache/images")
+    call("mount", "-o", "ro", "/dev/disk/by-id/virtio-packages", "/srv/packages")
     (checkout,) = told["checkout"]
     environment = {
         **os.environ,

@@ -100,7 +100,7 @@ def test_whoever_is_interrupted_again_leaves_nothing_open(tmp_path: Path, monkey
 def test_a_call_that_cannot_be_sent_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "start", lambda *arguments, **options: pytest.fail("started"))
     before = descriptors()
-    with pytest.raises(AttributeError, match="pickle"):
+    with pytest.raises(AttributeError, match="local object"):
         Job(call(tmp_path, function=lambda: None))
     assert descriptors() == before
 

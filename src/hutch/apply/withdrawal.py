@@ -1,0 +1,50 @@
+"""hutch leaves the host. What stays are homes, keys, images and records: of these the next `up` makes the same
+workspaces again.
+"""
+
+from __future__ import annotations
+
+from hutch.apply import converge
+from hutch.apply.removal import disarm
+from hutch.errors import HutchError
+from hutch.files import entries
+from hutch.host import shares, shells
+from hutch.host.quota import release_quota
+from hutch.spec.names import Places
+from hutch.state import Record, journaled, read_network, read_records
+from hutch.supervise import control
+from hutch.trees.removing import remove_tree
+
+
+def withdraw(places: Places) -> tuple[str, ...]:
+    """Stop every workspace, and take from the host what is not under the state directory. May be called again. Returns
+    notes for the user."""
+    records = read_records(places)
+    names = tuple(sorted({*converge.present(records), *(entry.name for entry in entries(places.run / "workspaces"))}))
+    shells.remove(places)
+    if not names and read_network(places) is None:
+        return ()  # nothing else was ever made, or all of it is gone
+    notes: list[str] = []
+    with journaled(places, "withdraw", names):
+        control.stop_all(places, names)
+        for record in records.values():
+            notes += disarm(places, record) if not record.removed else ()
+            _lift_quota(places, record)
+        for name in names:
+            control.forget(places, name)
+        converge.dismantle(places)
+    return (*notes, *shares.kept_guards(places))
+
+
+def _lift_quota(places: Places, record: Record) -> None:
+    """A home that is somebody's own directory holds as much as before it was one. Starts limit it again."""
+    home = record.wanted.home
+    if home is not None and home != str(places.home(record.name)):
+        release_quota(home, record.uid_base, is_kept=True)
+
+
+def delete_state(places: Places) -> None:
+    """Delete what is left once no workspace is: images, above all, and what was learned of this host."""
+    if found := read_records(places):
+        raise HutchError(f"{places.state} stays: there is {', '.join(found)}", resolution="remove that first")
+    remove_tree(places.state)

@@ -1,0 +1,142 @@
+"""Installing. The Debian package is built, and in a Debian of its own, which is a workspace, it comes and goes; what
+becomes of workspaces that run meanwhile is tried in the tier `systemd`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from hutch.cli import COMMANDS
+from tests.host.instance import Completed, Instance
+from tests.support.packages import CHECKOUT, build_package
+from tests.support.world import OUTER_NETNS
+
+MODULES = "/usr/lib/python3/dist-packages/hutch"
+HOME = "/var/lib/hutch/workspaces/web/home"
+# What belongs to nobody's package: what is mounted, logs, caches, and what dpkg and debconf remember.
+OTHERS = ("/var/lib/dpkg", "/var/log", "/var/cache", "/var/tmp", "/home", "/root", "/tmp")
+PRUNED = tuple(word for path in OTHERS for word in ("-o", "-path", path))
+TREE = ("find", "/", "-xdev", "(", "-name", "__pycache__", *PRUNED, ")", "-prune", "-o", "-print")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two versions."""
+    output = tmp_path_factory.mktemp("built")
+    return [build_package(output, revision) for revision in ("1", "2")]
+
+
+@pytest.fixture(scope="module")
+def debian(shared: Instance, built: list[Path]) -> Instance:
+    """With the packages in a home, and with click, which is all of Python's that most commands need."""
+    shared.declare("container", debian="")
+    shared.up()
+    shared.hutch("cp", *map(str, built), str(Path(click.__file__).parent), "debian:")
+    run(shared, "cp", "-r", "/home/dev/click", "/usr/lib/python3/dist-packages/")
+    return shared
+
+
+def run(debian: Instance, *argv: str, check: bool = True) -> Completed:
+    return debian.inside("debian", *argv, root=True, check=check)
+
+
+def dpkg(debian: Instance, *arguments: str) -> str:
+    """What the image lacks of what hutch needs is none of this test's business."""
+    command = ("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "--force-depends", *arguments)
+    result = run(debian, *command)
+    return result.stdout + result.stderr
+
+
+def test_the_same_source_gives_the_same_bytes(built: list[Path], tmp_path: Path) -> None:
+    umask = os.umask(0o077)
+    try:
+        again = build_package(tmp_path, "1")
+    finally:
+        os.umask(umask)
+    assert again.name == built[0].name
+    assert again.read_bytes() == built[0].read_bytes()
+
+
+def test_what_is_in_it(built: list[Path], tmp_path: Path) -> None:
+    subprocess.run(["dpkg-deb", "--extract", built[0], tmp_path], check=True, timeout=60)
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert {f"usr/share/man/man1/hutch-{name}.1.gz" for name in COMMANDS} < names
+    pages = gzip.decompress((tmp_path / "usr/share/man/man5/hutch.toml.5.gz").read_bytes())
+    assert pages.startswith(b".TH ")
+    source = {path.relative_to(CHECKOUT / "src") for path in (CHECKOUT / "src").rglob("*") if is_source(path)}
+    assert {f"usr/lib/python3/dist-packages/{path}" for path in source} < names
+    listed = subprocess.run(
+        ["dpkg-deb", "--contents", built[0]], capture_output=True, text=True, check=True, timeout=60
+    )
+    kinds = {tuple(line.split()[:2]) for line in listed.stdout.splitlines()}
+    assert kinds == {(mode, "root/root") for mode in ("drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x")}
+
+
+def is_source(path: Path) -> bool:
+    return path.is_file() and path.suffix != ".pyc"
+
+
+def test_it_comes_and_goes(debian: Instance, built: list[Path]) -> None:
+    first, second = (f"/home/dev/{path.name}" for path in built)
+    before = run(debian, *TREE).stdout
+
+    dpkg(debian, "--install", first)
+    assert run(debian, "hutch", "--version").stdout.startswith("hutch ")
+    assert run(debian, "dpkg", "--verify", "hutch").stdout == ""
+    run(debian, "test", "-e", f"{MODULES}/__pycache__/state.cpython-313.pyc")
+    loaded = run(debian, "bash", "-c", ". /usr/share/bash-completion/completions/hutch; complete -p hutch").stdout
+    assert "_hutch_completion" in loaded
+    assert "hutch" in run(debian, "hutch", "completion", "bash").stdout
+    lines = "from hutch.spec.positions import Positions as P; print(P('\\na = 1').find(('a',)).line)"
+    assert run(debian, "python3", "-c", lines).stdout == "2\n"  # by tree-sitter, which lies beside hutch
+    machines = "import sys; from hutch.apply.hardware import library; sys.path.append(library()); import qemu.qmp as q"
+    assert run(debian, "python3", "-c", f"{machines}; print(q.__file__)").stdout.startswith(f"{MODULES}/vendor/qemu")
+
+    run(debian, "mkdir", "-p", HOME)
+    run(debian, "touch", f"{HOME}/precious")
+    assert "stopping" not in dpkg(debian, "--install", second)
+    assert run(debian, "dpkg-query", "-Wf", "${Version}", "hutch").stdout.endswith("-2")
+
+    assert "stay in /var/lib/hutch" in dpkg(debian, "--remove", "hutch")
+    assert run(debian, "test", "-e", MODULES, check=False).returncode == 1
+    run(debian, "test", "-e", f"{HOME}/precious")
+
+    refuse = "echo hutch hutch/delete-homes boolean false | debconf-set-selections"
+    run(debian, "sh", "-c", refuse)
+    assert "stays as it is" in dpkg(debian, "--purge", "hutch")
+    run(debian, "test", "-e", f"{HOME}/precious")
+
+    dpkg(debian, "--install", second)
+    dpkg(debian, "--remove", "hutch")
+    run(debian, "touch", "/var/lib/hutch/network.json")  # as by a hutch that pipx has installed meanwhile
+    assert "installed in another way uses it" in dpkg(debian, "--purge", "hutch")
+    run(debian, "rm", "/var/lib/hutch/network.json")
+
+    dpkg(debian, "--install", second)
+    assert "deleting /var/lib/hutch" in dpkg(debian, "--purge", "hutch")
+    assert run(debian, *TREE).stdout == before
+    assert "hutch" not in run(debian, "debconf-show", "hutch").stdout
+
+
+@pytest.mark.long
+def test_uv_installs_it(tmp_path: Path) -> None:
+    """As pipx does: a virtual environment of its own, and the command elsewhere."""
+    environment = {**os.environ, "UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin")}
+    uv = Path(sys.executable).with_name("uv")
+    command = ["nsenter", f"--net={os.environ[OUTER_NETNS]}", "--", str(uv), "tool", "install", "-q", str(CHECKOUT)]
+    subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=300)
+    hutch = tmp_path / "bin/hutch"
+    said = subprocess.run([hutch, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.startswith("hutch ")
+    pages = tmp_path / "tools/hutch/share/man"
+    assert {path.name for path in pages.glob("man1/*")} > {f"hutch-{name}.1" for name in COMMANDS}
+    assert (pages / "man5/hutch.toml.5").is_file()
+    completion = subprocess.run([hutch, "completion", "zsh"], capture_output=True, text=True, check=True, timeout=60)
+    assert completion.stdout.startswith("#compdef hutch")

@@ -1,0 +1,73 @@
+"""hutch leaves the host, and comes back; or leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from tests.host.conftest import MakeInstance
+from tests.host.instance import Instance
+from tests.host.residue import differences, observe
+
+
+@pytest.mark.vm
+def test_the_host_is_bare_and_the_next_up_finds_all(make_instance: MakeInstance, workspace_type: str) -> None:
+    instance = make_instance()
+    before = observe()
+    own = instance.directory / "own"
+    declare(instance, workspace_type)
+    instance.up()
+    instance.hutch("aliases", "--install")
+    instance.ssh("web", "echo kept > ~/kept; echo kept > /src/kept; cp /bin/sh /src/sh; chmod u+s /src/sh")
+    key, status = (instance.state / "known_hosts").read_text(), instance.status("web")
+
+    told = instance.hutch("withdraw").stderr
+    assert f"kept in {instance.state}" in told
+    assert differences(before) == ""
+    assert not instance.run.exists()
+    assert (instance.state / "workspaces/web/home/kept").read_text() == "kept\n"
+    assert os.stat(own / "sh").st_mode & 0o4000 == 0  # nothing guards it any more
+    assert instance.status("web")["state"] == "stopped"
+    instance.hutch("withdraw")
+    assert differences(before) == ""
+
+    instance.up()
+    assert instance.ssh("web", "cat ~/kept /src/kept").stdout == "kept\nkept\n"
+    assert (instance.state / "known_hosts").read_text() == key
+    again = instance.status("web")
+    assert [again[item] for item in ("ip", "mac", "home")] == [status[item] for item in ("ip", "mac", "home")]
+
+
+def test_with_purge_nothing_is_left_but_what_is_peoples_own(make_instance: MakeInstance) -> None:
+    before = observe()
+    instance = make_instance()
+    declare(instance, "container")
+    instance.up()
+    instance.ssh("web", "echo kept > /src/kept; git init -q ~/work; touch ~/work/new")
+    instance.hutch("rm", "other")
+    refused = instance.hutch("withdraw", "--purge", check=False)
+    assert refused.returncode == 1
+    assert "web: ~/work: uncommitted changes" in refused.stderr.replace("./", "~/")
+    assert instance.status("web")["state"] == "running"
+
+    subprocess.run(["umount", instance.state / "images"], check=True, timeout=10)  # the tier's
+    try:
+        instance.hutch("withdraw", "--purge", "--force")
+        assert not instance.state.exists()
+        assert differences(before) == ""
+        assert (instance.directory / "own/kept").read_text() == "kept\n"
+        instance.hutch("withdraw")
+        assert not instance.state.exists()
+    finally:
+        instance.state.mkdir(exist_ok=True)  # for whoever cleans up
+
+
+def declare(instance: Instance, workspace_type: str) -> None:
+    """One with a directory of its owner's, and another one."""
+    own = instance.directory / "own"
+    own.mkdir()
+    os.chown(own, 1000, 1000)
+    mount = f'mounts = [{{ source = "{own}", target = "/src" }}]'
+    instance.declare(workspace_type, web=mount, **({"other": ""} if workspace_type == "container" else {}))

@@ -1,0 +1,22 @@
+"""Builds the Debian package of this checkout for tests, by script/package, with the machine's own network: what it
+brings along of other people's comes from where uv looks.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from tests.support.world import OUTER_NETNS
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def build_package(output: Path, revision: str) -> Path:
+    """The file; what stands in it as the version ends with `revision`."""
+    outside = ("nsenter", f"--net={os.environ[OUTER_NETNS]}", "--")
+    command = [*outside, str(CHECKOUT / "script/package"), f"--output={output}", f"--revision={revision}"]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return Path(result.stdout.strip())
