@@ -106,17 +106,18 @@ def ensure_step(places: Places, step: Step, tell: Told) -> None:
 
 
 def ensure_file(places: Places, file: DropIn, tell: Told) -> None:
-    """Write it and have it read. One that is there and not ours is left alone. The caller holds the lock."""
+    """Write it and have it read. One that is there and not as hutch wrote it is left alone; the caller has the lock."""
     path, made = Path(file.path), read_made(places)
-    before = read_or_none(path)
-    if before is not None and file.path not in [ours.path for ours in made.files]:
-        raise HutchError(f"{file.path} is there, and hutch did not write it", resolution="move it away, and try again")
-    if before != file.content.encode():
-        others = tuple(ours for ours in made.files if ours.path != file.path)
+    before, content = read_or_none(path), file.content.encode()
+    ours = [noted.content.encode() for noted in made.files if noted.path == file.path]
+    if before not in (None, content, *ours):
+        raise HutchError(f"{path} is there, and hutch did not write that", resolution="move it away, and try again")
+    if before != content:
+        others = tuple(noted for noted in made.files if noted.path != file.path)
         write_made(places, replace(made, files=(*others, file)))
-        tell(f"write {file.path}")
+        tell(f"write {path}")
         make_directory(path.parent)
-        write_atomic(path, file.content.encode())
+        write_atomic(path, content)
     tell(shlex.join(file.reload))
     run(file.reload)
 

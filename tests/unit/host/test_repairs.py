@@ -123,15 +123,25 @@ def test_a_file_of_somebody_elses_is_left_alone(places: Places, host: Host, tmp_
     path = tmp_path / "x"
     path.write_text("theirs\n")
     file = DropIn(str(path), "text\n", ("tool", "reload", "it"))
-    with pytest.raises(HutchError, match="hutch did not write it"):
+    with pytest.raises(HutchError, match="hutch did not write that"):
         ensure_file(places, file, print)
     path.unlink()
     ensure_file(places, file, print)
     path.write_text("changed\n")
+    with pytest.raises(HutchError, match="hutch did not write that"):
+        ensure_file(places, file, print)
     assert "has been changed since" in take_back(places, print)[0]
     assert path.read_text() == "changed\n"
     path.unlink()
     assert take_back(places, print) == []
+
+
+def test_a_file_that_is_as_it_should_be_is_not_ours(places: Places, host: Host, tmp_path: Path) -> None:
+    file = DropIn(str(tmp_path / "x"), "text\n", ("tool", "reload", "it"))
+    Path(file.path).write_text(file.content)
+    ensure_file(places, file, print)
+    assert host.ran == ["reload it"] and take_back(places, print) == []
+    assert Path(file.path).exists()
 
 
 def test_a_damaged_note_is_named(places: Places) -> None:
