@@ -15,7 +15,7 @@ import pytest
 
 from hutch.spec.names import Places
 from tests.host.instance import Instance, Target
-from tests.support.world import CGNAT, HOST, HOST_LAN, HOST_PORT, LAN, METADATA, PUBLIC, PUBLIC_NAME, ROUTER, World
+from tests.support.world import CGNAT, HOST, HOST_LAN, HOST_PORT, LAN, METADATA, PUBLIC, PUBLIC_NAME, World
 from tests.systemd.conftest import call, open_instance
 
 BLOCKED = [
@@ -281,25 +281,6 @@ def test_forwarding_that_somebody_turned_off(web: Instance) -> None:
     assert reached(web) == REACHED
     web.hutch("doctor", "--undo")  # of the aliases; forwarding is the workspaces', and goes with them
     assert in_the_way(web) == []
-
-
-def test_another_way_out(web: Instance) -> None:
-    """The host's way to the Internet gets another name, as when a cable is left for the radio."""
-    assert examine(web)["way out"] == ("ok", "by eth0; workspaces follow when that changes")
-    rename("eth0", "wan7")
-    try:
-        assert examine(web)["way out"] == ("ok", "by wan7; workspaces follow when that changes")
-        assert reached(web) == REACHED
-    finally:
-        rename("wan7", "eth0")
-    assert reached(web) == REACHED
-
-
-def rename(old: str, new: str) -> None:
-    call("ip", "link", "set", old, "down")
-    call("ip", "link", "set", old, "name", new)
-    call("ip", "link", "set", new, "up")
-    call("ip", "route", "replace", "default", "via", ROUTER, "dev", new)
 
 
 def test_the_last_workspace_takes_it_all_back(web: Instance, world: World) -> None:

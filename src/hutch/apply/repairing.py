@@ -109,8 +109,8 @@ def try_kvm(places: Places, tell: Told) -> None:
         return
     machine = any_machine(places)
     if machine is not None:
-        tell("boot a guest under KVM")
-        observe_accelerator(places, machine)
+        found = observe_accelerator(places, machine)
+        tell(f"boot a guest under KVM: {found.why}")  # what need not be so next time is not remembered, so it is said
 
 
 def take_back(places: Places, tell: Told) -> list[str]:

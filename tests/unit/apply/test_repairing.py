@@ -102,7 +102,12 @@ def test_kvm_is_tried_once_and_with_what_there_is(tmp_path: Path, monkeypatch: p
     tried: list[object] = []
     known: list[Accelerator | None] = [None]
     monkeypatch.setattr(repairing, "recall_accelerator", lambda places: known[0])
-    monkeypatch.setattr(repairing, "observe_accelerator", lambda places, machine: tried.append(machine))
+
+    def observe(places: Places, machine: object) -> Accelerator:
+        tried.append(machine)
+        return Accelerator("tcg", None, None, "no answer")
+
+    monkeypatch.setattr(repairing, "observe_accelerator", observe)
     monkeypatch.setattr(repairing, "find_program", lambda name: name)
     said: list[str] = []
     repairing.try_kvm(places, said.append)
@@ -111,7 +116,7 @@ def test_kvm_is_tried_once_and_with_what_there_is(tmp_path: Path, monkeypatch: p
     for image in "abc":
         (places.images / image).mkdir(parents=True)
     repairing.try_kvm(places, said.append)
-    assert tried == ["b"] and said == ["boot a guest under KVM"]
+    assert tried == ["b"] and said == ["boot a guest under KVM: no answer"]
     known[0] = Accelerator("tcg", None, None, "it hung")
     repairing.try_kvm(places, said.append)
     assert len(tried) == 1
