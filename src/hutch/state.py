@@ -26,6 +26,7 @@ from hutch.spec.names import Places
 Body = dict[str, Any]
 
 WORKSPACE, NETWORK, JOURNAL, ACCELERATOR, SHARES = "workspace", "network", "journal", "accelerator", "shares"
+REPAIRS = "repairs"
 
 
 def _without_origin(body: Body) -> Body:
@@ -40,6 +41,7 @@ MIGRATIONS: dict[str, dict[int, Callable[[Body], Body]]] = {
     JOURNAL: {},
     ACCELERATOR: {},
     SHARES: {},
+    REPAIRS: {},
 }
 """For each kind of record, what makes a body of one schema into one of the next: {1: from 1 to 2, 2: from 2 to 3}. Each
 is a pure function. A record is migrated when it is read, and written as it then is when it next changes."""

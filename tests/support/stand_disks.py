@@ -35,6 +35,7 @@ PACKAGES = sorted(
     {
         *("systemd", "systemd-sysv", "udev", "dbus", "systemd-resolved", "libnss-resolve", "libnss-myhostname"),
         *("docker.io", "docker-cli", "iptables", "ufw", "firewalld", "network-manager", "busybox-static"),
+        *("libvirt-daemon", "libvirt-daemon-config-network", "libvirt-clients"),
         *("openssh-client", "iputils-ping", "curl", "less", "login", "python3", "strace", "man-db"),
         *DEBIAN.values(),
         *NEEDED,

@@ -112,12 +112,21 @@ def converge_network(
     survivor = find_survivor(places, serving) if facts.links is None and is_same else None
     router.ensure_router(places, network, members, host, facts, survivor)
     reconnect(places, network, serving, router.loose_ports(network, members, facts))
+    ensure_settings(places, record, members)
+    ensure_services(places, network, views)
+    if places.repairs.exists():
+        from hutch.apply.repeating import repeat_repairs
+
+        repeat_repairs(places, network, facts.host_listing)
+
+
+def ensure_settings(places: Places, record: NetworkRecord, members: Iterable[Member]) -> None:
+    """Kernel settings of the host; what they were before is noted first."""
     settings = router.wanted_sysctls(places, members)
     different = router.observe_sysctls(settings)
     if different:
         write_network(places, replace(record, sysctls={**different, **record.sysctls}))
         router.write_sysctls({name: settings[name] for name in different})
-    ensure_services(places, network, views)
 
 
 def views_of(places: Places, network: Network, members: Iterable[Member]) -> str:

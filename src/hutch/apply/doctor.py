@@ -10,7 +10,7 @@ from hutch.frozen import dataclass
 from hutch.host.abilities import Abilities
 from hutch.host.packages import Requirement
 
-State = Literal["ok", "unknown", "warning", "missing"]
+State = Literal["ok", "unknown", "warning", "missing", "conflict"]
 
 FEATURES = {
     "user namespaces": ("containers are not root on this host", "sysctl user.max_user_namespaces must not be 0"),
@@ -26,6 +26,8 @@ LIMITS = {
     "pids": ("processes", "a fork bomb in a workspace takes the host's processes"),
     "cpu": ("processors", "a busy container takes time from everybody"),
 }
+YES = {"apt": "--yes", "dnf": "--assumeyes", "pacman": "--noconfirm"}
+"""How a package manager is told that it need not ask."""
 UNIFIED = "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1), so that controllers are not taken by v1"
 
 
@@ -52,8 +54,8 @@ def examine(found: Abilities) -> list[Finding]:
 
 
 def is_broken(findings: list[Finding]) -> bool:
-    """Whether anything is missing that hutch cannot do without."""
-    return any(finding.state == "missing" for finding in findings)
+    """Whether anything is missing that hutch cannot do without, or somebody stops workspaces now."""
+    return any(finding.state in ("missing", "conflict") for finding in findings)
 
 
 def check_packages(found: Abilities) -> Iterator[Finding]:
@@ -66,10 +68,20 @@ def check_packages(found: Abilities) -> Iterator[Finding]:
         )
 
 
-def install(item: Requirement, found: Abilities) -> str:
+def installation(found: Abilities) -> tuple[str, ...]:
+    """The command that installs what is missing and needed, () where nothing is, or nobody knows how."""
     name, command = found.manager
-    packages = {"apt": item.apt, "dnf": item.dnf, "pacman": item.pacman}.get(name, ())
-    return f"`{command} {shlex.join(packages)}`" if packages else f"install {', '.join(item.proof)}"
+    packages = {name: None for item in found.missing if not item.optional for name in _packages(item, found)}
+    return (*command.split(), YES[name], *packages) if packages else ()
+
+
+def _packages(item: Requirement, found: Abilities) -> tuple[str, ...]:
+    return {"apt": item.apt, "dnf": item.dnf, "pacman": item.pacman}.get(found.manager[0], ())
+
+
+def install(item: Requirement, found: Abilities) -> str:
+    packages = _packages(item, found)
+    return f"`{found.manager[1]} {shlex.join(packages)}`" if packages else f"install {', '.join(item.proof)}"
 
 
 def check_features(found: Abilities) -> Iterator[Finding]:
@@ -94,7 +106,10 @@ def check_kvm(found: Abilities) -> Finding:
             "enable virtualisation in the firmware, or nesting where this host is a machine itself",
         )  # fmt: skip
     return Finding(
-        "KVM", "unknown", "not tried yet whether a guest runs under it", "the first machine's start tries it"
+        "KVM",
+        "unknown",
+        "not tried yet whether a guest runs under it",
+        "the first machine's start tries it, or `sudo hutch doctor --fix` once an image for machines is there",
     )
 
 

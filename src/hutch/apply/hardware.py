@@ -9,6 +9,7 @@ from hutch.backends.hypervisor import OLDEST, parse_version
 from hutch.backends.launch import Hardware
 from hutch.bundled import use_bundled
 from hutch.errors import HutchError
+from hutch.files import entries
 from hutch.host.accelerator import Accelerator, observe_accelerator, observe_slowness
 from hutch.host.tools import QEMU, VIRTIOFSD, find_program
 from hutch.host.vsock import has_vsock
@@ -26,6 +27,12 @@ def machine_of(places: Places, image: str) -> Machine:
             resolution="`hutch up` gets it",
         )
     return machine
+
+
+def any_machine(places: Places) -> Machine | None:
+    """What some machine would boot from, if there is anything in the cache."""
+    found = (observe_machine(places, entry.name) for entry in entries(places.images))
+    return next((machine for machine in found if machine is not None), None)
 
 
 def accelerator_of(places: Places, image: str) -> Accelerator:

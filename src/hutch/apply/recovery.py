@@ -41,7 +41,8 @@ def recover(places: Places, listen: Listener) -> None:
     if action == PURGE:
         with journaled(places, PURGE, names):
             for name in names:
-                delete_workspace(places, name)
+                for note in delete_workspace(places, name):
+                    listen(name, "warning", note)
     collect_leftovers(places, converge.present(records))
     places.journal.unlink(missing_ok=True)
 

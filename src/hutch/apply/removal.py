@@ -8,7 +8,8 @@ from hutch.apply import converge
 from hutch.egress import journal
 from hutch.errors import HutchError
 from hutch.files import entries
-from hutch.host import shares, shells
+from hutch.host import repairs, shares, shells
+from hutch.host.lock import host_lock
 from hutch.host.quota import release_quota
 from hutch.spec.names import Places
 from hutch.state import PURGE, Record, journaled, read_network, read_records, write_record
@@ -77,12 +78,13 @@ def remove(places: Places, record: Record, *, purge: bool) -> tuple[str, ...]:
     with journaled(places, PURGE, (name,)):
         if home is not None:
             release_quota(home, record.uid_base, is_kept=not is_own)
-        delete_workspace(places, name)
+        notes += delete_workspace(places, name)
     return notes if is_own else (f"{home} is a directory of your own and was left alone", *notes)
 
 
-def delete_workspace(places: Places, name: str) -> None:
-    """Delete all that is kept of a workspace; with the last one, hutch's own keys and empty directories. Images stay.
+def delete_workspace(places: Places, name: str) -> tuple[str, ...]:
+    """Delete all that is kept of a workspace; with the last one, hutch's own keys, what `doctor --fix` changed of
+    others', and empty directories. Images stay. Returns notes for the user.
 
     The record goes last but for its directory: until then, what is being deleted has a name.
     """
@@ -93,7 +95,9 @@ def delete_workspace(places: Places, name: str) -> None:
         if entry != places.record(name):
             remove_tree(entry)
     remove_tree(places.workspace(name))
+    notes: tuple[str, ...] = ()
     if not read_records(places):
+        notes = give_back(places)
         shells.remove(places)
         remove_tree(places.state / "keys")
         for directory in (places.workspaces, places.egress, places.run / "workspaces", places.run):
@@ -101,3 +105,20 @@ def delete_workspace(places: Places, name: str) -> None:
                 directory.rmdir()
             except OSError:
                 pass
+    return notes
+
+
+def give_back(places: Places) -> tuple[str, ...]:
+    """Undo what `doctor --fix` did, as far as it can be. Returns what could not be, in words, which stays noted."""
+    if not places.repairs.exists():
+        return ()
+    try:
+        with host_lock():
+            failures = repairs.take_back(places, unheard)
+    except HutchError as error:
+        failures = [error.brief]
+    return tuple(f"of `doctor --fix`, this stays: {failure}; then `hutch doctor --undo`" for failure in failures)
+
+
+def unheard(text: str) -> None:
+    """For callers that do not show each change."""

@@ -1,35 +1,107 @@
-"""doctor: what this host lacks, and what that means."""
+"""doctor: what this host lacks, what others on it do to workspaces, and what that means; and the repairs."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import click
 
-from hutch.apply.doctor import examine, is_broken
-from hutch.cli.common import Options, global_options, print_json, print_table, printable
+from hutch.apply import repairing
+from hutch.apply.coexistence import check_neighbours
+from hutch.apply.doctor import Finding, examine, installation, is_broken
+from hutch.cli.common import Options, become_root, global_options, print_error, print_json, print_table, printable
+from hutch.errors import HutchError, UsageError
 from hutch.host.abilities import observe_abilities
 from hutch.spec.names import Places
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--fix", is_flag=True, help="Make the repairs that are safe, and say each; then check.")
+@click.option("--undo", is_flag=True, help="Take back what --fix has done, and nothing else.")
+@click.option("--yes", is_flag=True, help="With --fix: install missing packages without asking.")
 @global_options
-def doctor(options: Options, as_json: bool) -> int:
-    """Check what this host can do, and what it cannot enforce; exits with 1 when something needed is missing.
+def doctor(options: Options, as_json: bool, fix: bool, undo: bool, yes: bool) -> int:
+    """Check what this host can do, what it cannot enforce, and who else on it stops workspaces.
 
-    It looks at programs, the kernel, KVM, vsock, limits, and quotas of the state directory. It does not look yet for
-    conflicts with Docker, ufw, NetworkManager or systemd-resolved, tries no guest under KVM, and repairs nothing.
+    It looks at programs, the kernel, KVM, vsock, limits, quotas of the state directory; at Docker, ufw, firewalld,
+    libvirt, NetworkManager and systemd-resolved; at forwarding, the way out, and who else has the workspaces'
+    addresses. It exits with 1 when something needed is missing, or a conflict stops workspaces now.
+
+    --fix lets workspaces through others' firewalls, keeps NetworkManager off their uplink, turns forwarding on where
+    a workspace needs it, tries KVM with a guest, and installs the aliases; packages only after asking, or with --yes.
+    `hutch rm --purge` of the last workspace takes all of it back, but for packages, and so does --undo.
     """
-    findings = examine(observe_abilities(Places.from_environment()))
+    if undo and (fix or yes):
+        raise UsageError("--undo excludes --fix and --yes")
+    if yes and not fix:
+        raise UsageError("--yes is about --fix")
+    if (fix or undo) and os.geteuid() != 0:
+        become_root()
+    places = Places.from_environment()
+    if undo:
+        return take_back(places, options)
+    failures = repair(places, options, is_agreed=yes) if fix else []
+    findings = [*examine(observe_abilities(places)), *check_neighbours(repairing.look(places, options.path))]
+    show(findings, options, as_json=as_json)
+    for failure in failures:
+        print_error(failure)
+    return 1 if failures or is_broken(findings) else 0
+
+
+def show(findings: Sequence[Finding], options: Options, *, as_json: bool) -> None:
     if as_json:
         print_json([asdict(finding) for finding in findings])
-    else:
-        print_table(
-            ("CHECK", "STATE", "MEANS"),
-            [(finding.name, finding.state, printable(finding.means)) for finding in findings],
-        )
-        for finding in findings:
-            if finding.do and not options.quiet:
-                click.echo(f"→ {finding.name}: {printable(finding.do)}")
-    return 1 if is_broken(findings) else 0
+        return
+    print_table(
+        ("CHECK", "STATE", "MEANS"),
+        [(printable(finding.name), finding.state, printable(finding.means)) for finding in findings],
+    )
+    for finding in findings:
+        if finding.do and not options.quiet:
+            click.echo(f"→ {printable(finding.name)}: {printable(finding.do)}")
+
+
+def repair(places: Places, options: Options, *, is_agreed: bool) -> list[HutchError]:
+    """Say each change. Returns what has failed; that is no reason not to do the rest."""
+    said: list[str] = []
+    tell, failures = teller(options, said), []
+    command = installation(observe_abilities(places))
+    if command and (is_agreed or asks(f"install what is missing, with `{shlex.join(command)}`?")):
+        tell(shlex.join(command))
+        try:
+            repairing.install(command)
+        except HutchError as error:
+            failures.append(error)
+    failures += repairing.repair(places, options.path, tell)
+    if not said and not failures:
+        options.say("nothing to repair")
+    return failures
+
+
+def asks(question: str) -> bool:
+    return sys.stdin.isatty() and click.confirm(question, err=True)
+
+
+def take_back(places: Places, options: Options) -> int:
+    said: list[str] = []
+    failures = repairing.take_back(places, teller(options, said))
+    for failure in failures:
+        click.echo(f"hutch: this stays: {printable(failure)}", err=True)
+    if not said and not failures:
+        options.say("nothing to take back")
+    return 1 if failures else 0
+
+
+def teller(options: Options, said: list[str]) -> Callable[[str], None]:
+    """Says each change, and keeps count of them."""
+
+    def tell(text: str) -> None:
+        said.append(text)
+        options.say(f"+ {printable(text)}")
+
+    return tell

@@ -142,12 +142,23 @@ def render_line(content: bytes, places: Places, script: Path | None) -> bytes:
 
 def install(places: Places, shells: Iterable[str], etc: Path = Path("/etc")) -> list[Path]:
     """Let every shell of this host have the aliases. Returns what was written; nothing where all is there."""
-    wanted: dict[Path, bytes] = {}
-    for shell in shells:
-        script = script_paths(places, etc)[shell]
-        wanted[script] = render_script(places, shell).encode()
-        wanted |= {path: render_line(path.read_bytes(), places, script) for path in readers(shell, etc)}
-    return _write(wanted)
+    return _write({path: content for shell in shells for path, content in _wanted(places, shell, etc).items()})
+
+
+def missing_shells(places: Places, etc: Path = Path("/etc")) -> tuple[str, ...]:
+    """The shells of this host that have no aliases, or other ones."""
+    return tuple(
+        shell
+        for shell in SCRIPTS
+        if is_here(shell, etc) and any(read_or_none(path) != new for path, new in _wanted(places, shell, etc).items())
+    )
+
+
+def _wanted(places: Places, shell: str, etc: Path) -> dict[Path, bytes]:
+    """The shell's script, and the file of the host's own with the line that reads it."""
+    script = script_paths(places, etc)[shell]
+    lines = {path: render_line(path.read_bytes(), places, script) for path in readers(shell, etc)}
+    return {script: render_script(places, shell).encode(), **lines}
 
 
 def remove(places: Places, etc: Path = Path("/etc"), shells: Iterable[str] = tuple(SCRIPTS)) -> list[Path]:

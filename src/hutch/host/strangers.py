@@ -8,41 +8,80 @@ through: these come earlier, and know what may come from the uplink.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
 from hutch.frozen import dataclass
+from hutch.host.repairs import Step
 
 Rules = dict[str, list[list[dict[str, Any]]]]
+
+SIGNS = {
+    "Docker": ("ip filter DOCKER-USER", "ip docker-bridges "),
+    "ufw": ("ip filter ufw-before-input",),
+    "firewalld": ("inet firewalld ",),
+    "libvirt": ("ip filter LIBVIRT_FWI", "ip libvirt_network "),
+}
+"""Who it is by the beginnings of their chains' names."""
+THEIRS = ("ip filter ", "ip nat ", "ip libvirt_network ", "ip docker-bridges ", "inet firewalld ")
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """`who` stops it, `why` in words; the commands of `repair` let it pass, and are to be given again after a reboot
-    unless it `lasts`."""
+    """`who` stops it, `why` in words; the steps of `repair` let it pass. What does not last until after a reboot, or a
+    restart of `who`, is made again by hutch at the next start."""
 
     who: str
     why: str
-    repair: tuple[tuple[str, ...], ...]
+    repair: tuple[Step, ...]
     lasts: bool
 
     def __str__(self) -> str:
-        commands = " and ".join(f"`{shlex.join(argv)}`" for argv in self.repair)
-        once = "" if self.lasts else ", until this host reboots"
-        return f"{self.who} {self.why}; {commands} lets it pass{once}"
+        commands = " and ".join(f"`{step}`" for step in self.repair)
+        return f"{self.who} {self.why}; `hutch doctor --fix` lets it pass, with {commands}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What `nft -j list ruleset` lists: the policies of base chains, the hooks that they are at, and the expressions of
+    each chain's rules, by "family table chain"."""
+
+    policies: dict[str, str]
+    hooks: dict[str, str]
+    rules: Rules
 
 
 def check_strangers(listing: str, uplink: str, host_end: str) -> tuple[Obstacle, ...]:
     """What stops the packets that come by the interface `uplink`, whose address is `host_end`; `listing` is the output
     of `nft -j list ruleset`."""
-    chains, rules = parse(listing)
-    return (*_iptables(chains, rules, uplink, host_end), *_firewalld(rules, uplink))
+    found = parse(listing)
+    return (*_iptables(found, uplink, host_end), *_firewalld(found.rules, uplink))
 
 
-def parse(listing: str) -> tuple[dict[str, str], Rules]:
-    """The policies of base chains, and the expressions of each chain's rules, by "family table chain"."""
+def who_filters(listing: str) -> tuple[str, ...]:
+    """Who has rules there, of those that are known."""
+    chains = parse(listing).rules
+    return tuple(who for who, signs in SIGNS.items() if any(name.startswith(signs) for name in chains))
+
+
+def unknown_droppers(listing: str, uplink: str) -> tuple[str, ...]:
+    """The chains of somebody else who drops by default what goes through this host, or to it, and has no rule for what
+    comes by the uplink. Another rule may let it pass all the same."""
+    found = parse(listing)
+    return tuple(
+        name
+        for name, hook in found.hooks.items()
+        if hook in ("forward", "input")
+        and found.policies[name] == "drop"
+        and name.startswith(("ip ", "inet "))
+        and not name.startswith(THEIRS)
+        and not any(_comes_by(rule, uplink) for rule in found.rules[name])
+    )
+
+
+def parse(listing: str) -> Listing:
     policies: dict[str, str] = {}
+    hooks: dict[str, str] = {}
     rules: Rules = {}
     for entry in json.loads(listing)["nftables"]:
         ((kind, body),) = entry.items()
@@ -50,13 +89,15 @@ def parse(listing: str) -> tuple[dict[str, str], Rules]:
             name = f"{body['family']} {body['table']} {body['name']}"
             rules.setdefault(name, [])
             policies[name] = body.get("policy", "")
+            hooks[name] = body.get("hook", "")
         elif kind == "rule":
             rules.setdefault(f"{body['family']} {body['table']} {body['chain']}", []).append(body["expr"])
-    return policies, rules
+    return Listing(policies, hooks, rules)
 
 
-def _iptables(policies: dict[str, str], rules: Rules, uplink: str, host_end: str) -> Iterator[Obstacle]:
+def _iptables(found: Listing, uplink: str, host_end: str) -> Iterator[Obstacle]:
     """The chains of iptables, which ufw and Docker share. The first whose policy is to drop is whose the policy is."""
+    policies, rules = found.policies, found.rules
 
     def drops(chain: str) -> bool:
         return policies.get(f"ip filter {chain}") == "drop"
@@ -71,27 +112,42 @@ def _iptables(policies: dict[str, str], rules: Rules, uplink: str, host_end: str
     if drops("FORWARD") and not lets_in("FORWARD", "DOCKER-USER", "ufw-user-forward"):
         why = "drops what goes through this host, which is all that workspaces send"
         if is_ufw:
-            yield Obstacle("ufw", why, (("ufw", "route", "allow", "in", "on", uplink),), lasts=True)
+            yield Obstacle("ufw", why, (_ufw("route", "allow", "in", "on", uplink),), lasts=True)
         else:
             chain = "DOCKER-USER" if has_docker else "FORWARD"
-            repair = (("iptables", "-I", chain, *accept), ("iptables", "-I", chain, *back))
+            repair = (_rule(chain, *accept), _rule(chain, *back))
             yield Obstacle("Docker" if has_docker else "iptables", why, repair, lasts=False)
     if drops("INPUT") and not lets_in("INPUT", "ufw-user-input"):
         why = "drops what workspaces ask this host: no name is found"
         if is_ufw:
-            command = ("ufw", "allow", "in", "on", uplink, "to", host_end, "port", "53")
-            yield Obstacle("ufw", why, (command,), lasts=True)
+            step = _ufw("allow", "in", "on", uplink, "to", host_end, "port", "53")
+            yield Obstacle("ufw", why, (step,), lasts=True)
         else:
-            yield Obstacle("iptables", why, (("iptables", "-I", "INPUT", *accept),), lasts=False)
+            yield Obstacle("iptables", why, (_rule("INPUT", *accept),), lasts=False)
+
+
+def _rule(chain: str, *words: str) -> Step:
+    make, undo, test = (("iptables", "--wait", action, chain, *words) for action in ("-I", "-D", "-C"))
+    return Step(make, undo, test)
+
+
+def _ufw(*words: str) -> Step:
+    """ufw lists its rules as the commands that made them, whether it is on or off."""
+    kind = words[:1] if words[0] == "route" else ()
+    make = ("ufw", *words)
+    return Step(make, ("ufw", *kind, "delete", *words[len(kind) :]), ("ufw", "show", "added"), " ".join(make))
 
 
 def _firewalld(rules: Rules, uplink: str) -> Iterator[Obstacle]:
     """It has a zone for each interface, and rejects what goes from the usual one to another."""
     ours = [rule for name, found in rules.items() if name.startswith("inet firewalld ") for rule in found]
     if ours and not any(_comes_by(rule, uplink) for rule in ours):
-        command = ("firewall-cmd", "--zone=trusted", f"--add-interface={uplink}")
-        repair = (command, ("firewall-cmd", "--permanent", *command[1:]))
-        yield Obstacle("firewalld", "rejects what workspaces send and ask", repair, lasts=True)
+        add, remove, query = (("--zone=trusted", f"--{verb}-interface={uplink}") for verb in ("add", "remove", "query"))
+        now = Step(("firewall-cmd", *add), ("firewall-cmd", *remove), ("firewall-cmd", *query))
+        # What is written down can be asked for, and taken back, when it does not run.
+        offline = "firewall-offline-cmd"
+        later = Step(("firewall-cmd", "--permanent", *add), (offline, *remove), (offline, *query))
+        yield Obstacle("firewalld", "rejects what workspaces send and ask", (now, later), lasts=True)
 
 
 def _accepts(rule: list[dict[str, Any]], uplink: str) -> bool:

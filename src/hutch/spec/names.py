@@ -231,6 +231,11 @@ class Places:
         return self.state / "network.json"
 
     @property
+    def repairs(self) -> Path:
+        """What `hutch doctor --fix` has changed of others' on this host."""
+        return self.state / "repairs.json"
+
+    @property
     def known_hosts(self) -> Path:
         return self.state / "known_hosts"
 

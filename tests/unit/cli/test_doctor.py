@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from hutch.host import abilities
 from hutch.host.abilities import Abilities
 from hutch.host.packages import REQUIREMENTS
 from hutch.spec.names import Places
+from tests.unit.apply.test_coexistence import QUIET, SCENES
 from tests.unit.cli.conftest import Run
 
 GOOD = Abilities(
@@ -80,22 +82,80 @@ def test_what_is_slower_or_less_but_works() -> None:
     assert "homes in /var/lib/hutch may" in found(unlimited="no quotas")["limit of homes"].means
 
 
-def test_the_command(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hutch.cli.doctor.observe_abilities", lambda places: GOOD)
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the command sees: of the host itself, and of others on it."""
+    facts: dict[str, Any] = {"own": GOOD, "others": QUIET}
+    monkeypatch.setattr("hutch.cli.doctor.observe_abilities", lambda places: facts["own"])
+    monkeypatch.setattr("hutch.apply.repairing.look", lambda places, file: facts["others"])
+    return facts
+
+
+def test_the_command(hutch: Run, looked: dict[str, Any]) -> None:
     good = hutch("doctor", "--json")
     assert good.code == 0
     assert {"name", "state", "means", "do"} == set(json.loads(good.out)[0])
-    monkeypatch.setattr("hutch.cli.doctor.observe_abilities", lambda places: replace(GOOD, missing=(NSPAWN,)))
+    looked["own"] = replace(GOOD, missing=(NSPAWN,))
     bad = hutch("doctor")
     assert bad.code == 1
     assert "systemd-nspawn" in bad.out
     assert "→ systemd-nspawn: `apt-get install systemd-container`" in bad.out
 
 
-def test_its_help_says_what_it_does_not_do(hutch: Run) -> None:
-    text = " ".join(hutch("doctor", "--help").out.split())
-    assert "does not look yet for conflicts with Docker, ufw, NetworkManager or systemd-resolved" in text
-    assert "repairs nothing" in text
+def test_a_conflict_counts_only_where_it_stops_workspaces(hutch: Run, looked: dict[str, Any]) -> None:
+    looked["others"] = SCENES["docker"]
+    assert hutch("doctor").code == 1
+    looked["others"] = SCENES["docker-first"]
+    found = hutch("doctor")
+    assert found.code == 0 and "→ Docker: `sudo hutch doctor --fix`, which gives `iptables" in found.out
+
+
+def test_what_failed_is_told_and_the_rest_is_done(
+    hutch: Run, looked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repair(places: Places, file: object, tell: Callable[[str], None]) -> list[HutchError]:
+        tell("ufw route allow in on hutch-up")
+        return [HutchError("iptables failed with code 4")]
+
+    monkeypatch.setattr("hutch.apply.repairing.repair", repair)
+    found = hutch("doctor", "--fix")
+    assert found.code == 1
+    assert "+ ufw route allow in on hutch-up" in found.err and "hutch: iptables failed" in found.err
+    monkeypatch.setattr("hutch.apply.repairing.repair", lambda places, file, tell: [])
+    assert "nothing to repair" in hutch("doctor", "--fix").err
+
+
+def test_packages_wait_for_a_word(hutch: Run, looked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those that are needed; without a terminal nobody is asked, and nothing is installed."""
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr("hutch.apply.repairing.install", commands.append)
+    monkeypatch.setattr("hutch.apply.repairing.repair", lambda places, file, tell: [])
+    looked["own"] = replace(GOOD, missing=(NSPAWN, EXTRA))
+    hutch("doctor", "--fix")
+    assert commands == []
+    hutch("doctor", "--fix", "--yes")
+    assert commands == [("apt-get", "install", "--yes", "systemd-container")]
+    looked["own"] = replace(GOOD, missing=(NSPAWN,), manager=("", ""))
+    assert hutch("doctor", "--fix", "--yes").code == 1
+    assert len(commands) == 1
+
+
+def test_options_that_exclude_each_other(hutch: Run) -> None:
+    assert hutch("doctor", "--fix", "--undo").code == 2
+    assert hutch("doctor", "--yes").code == 2
+
+
+def test_what_cannot_be_taken_back_is_told(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hutch.apply.repairing.take_back", lambda places, tell: ["/etc/x has been changed"])
+    found = hutch("doctor", "--undo")
+    assert (found.code, found.err) == (1, "hutch: this stays: /etc/x has been changed\n")
+
+
+@pytest.mark.usefixtures("not_root")
+@pytest.mark.parametrize("option", ["--fix", "--undo"])
+def test_changing_needs_root(hutch: Run, option: str) -> None:
+    found = hutch("doctor", option)
+    assert found.code == 1 and "needs root" in found.err
 
 
 def test_looking_needs_no_root(monkeypatch: pytest.MonkeyPatch, places: Places) -> None:

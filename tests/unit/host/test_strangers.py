@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hutch.host.strangers import Obstacle, check_strangers
+from hutch.host.strangers import Obstacle, check_strangers, unknown_droppers, who_filters
 
 UPLINK, HOST_END = "hutch-up", "192.168.84.1"
 ACCEPT = {"accept": None}
@@ -17,9 +17,10 @@ ELSEWHERE = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right"
 COUNTER = {"counter": {"packets": 0, "bytes": 0}}
 
 
-def chain(name: str, policy: str = "", table: str = "ip filter") -> dict[str, Any]:
+def chain(name: str, policy: str = "", table: str = "ip filter", hook: str = "") -> dict[str, Any]:
     family, table = table.split()
-    return {"chain": {"family": family, "table": table, "name": name, **({"policy": policy} if policy else {})}}
+    base = {key: value for key, value in (("policy", policy), ("hook", hook)) if value}
+    return {"chain": {"family": family, "table": table, "name": name, **base}}
 
 
 def rule(name: str, *expressions: dict[str, Any], table: str = "ip filter") -> dict[str, Any]:
@@ -45,7 +46,7 @@ FIREWALLD = (
 
 
 def commands(found: tuple[Obstacle, ...]) -> list[str]:
-    return [" ".join(argv) for obstacle in found for argv in obstacle.repair]
+    return [str(step) for obstacle in found for step in obstacle.repair]
 
 
 def test_nobody() -> None:
@@ -55,12 +56,13 @@ def test_nobody() -> None:
 
 def test_docker_after_it_has_turned_forwarding_on() -> None:
     assert commands(check(*DOCKER)) == [
-        "iptables -I DOCKER-USER -i hutch-up -j ACCEPT",
-        "iptables -I DOCKER-USER -o hutch-up -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT",
+        "iptables --wait -I DOCKER-USER -i hutch-up -j ACCEPT",
+        "iptables --wait -I DOCKER-USER -o hutch-up -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT",
     ]
     (found,) = check(*DOCKER)
     assert str(found).startswith("Docker drops what goes through this host")
-    assert str(found).endswith("lets it pass, until this host reboots")
+    assert "`hutch doctor --fix` lets it pass, with `iptables --wait -I DOCKER-USER" in str(found)
+    assert not found.lasts
 
 
 def test_ufw_stops_questions_as_well() -> None:
@@ -99,3 +101,45 @@ def test_what_is_let_pass_is_no_obstacle(added: tuple[dict[str, Any], ...], left
 
 def test_other_tables_of_these_names_are_not_meant() -> None:
     assert check(chain("FORWARD", "drop", "ip6 filter"), chain("INPUT", "drop", "inet filter")) == ()
+
+
+@pytest.mark.parametrize("scene", [DOCKER, UFW, FIREWALLD, (FORWARD, INPUT)])
+def test_each_step_can_be_tested_and_taken_back(scene: tuple[dict[str, Any], ...]) -> None:
+    for obstacle in check(*scene):
+        for step in obstacle.repair:
+            assert len({step.make, step.undo, step.test}) == 3
+            if not step.line:  # they differ by what is to be done, and by nothing else
+                words = [set(argv) for argv in (step.make, step.undo, step.test)]
+                common = set.intersection(*words)
+                assert all(len(argv - common) <= 3 for argv in words), step
+            assert UPLINK in " ".join(step.undo)
+
+
+def test_ufw_is_asked_for_its_rules_by_the_commands_that_made_them() -> None:
+    forward, ask = (obstacle.repair[0] for obstacle in check(*UFW))
+    assert forward.undo == ("ufw", "route", "delete", "allow", "in", "on", UPLINK)
+    assert ask.undo == ("ufw", "delete", "allow", "in", "on", UPLINK, "to", HOST_END, "port", "53")
+    assert (forward.test, forward.line) == (("ufw", "show", "added"), f"ufw route allow in on {UPLINK}")
+
+
+def test_who_is_there() -> None:
+    def there(*entries: dict[str, Any]) -> tuple[str, ...]:
+        return who_filters(json.dumps({"nftables": [*entries]}))
+
+    assert there() == ()
+    assert there(*DOCKER) == ("Docker",)
+    assert there(*UFW, *FIREWALLD) == ("ufw", "firewalld")
+    assert there(chain("guest_input", table="ip libvirt_network")) == ("libvirt",)
+
+
+def test_rules_of_somebody_unknown_are_named() -> None:
+    def droppers(*entries: dict[str, Any]) -> tuple[str, ...]:
+        return unknown_droppers(json.dumps({"nftables": [*entries]}), UPLINK)
+
+    theirs = chain("fwd", "drop", "inet filter", "forward")
+    assert droppers(theirs) == ("inet filter fwd",)
+    assert droppers(theirs, rule("fwd", COMES, ACCEPT, table="inet filter")) == ()
+    assert (
+        droppers(chain("fwd", "accept", "inet filter", "forward"), chain("out", "drop", "inet filter", "output")) == ()
+    )
+    assert droppers(chain("FORWARD", "drop", hook="forward")) == ()  # that is iptables', and has a finding of its own

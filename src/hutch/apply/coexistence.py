@@ -1,0 +1,227 @@
+"""What others on this host do to workspaces, and what hutch may do about it: facts in, findings and repairs out."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+
+from hutch.apply.doctor import Finding, State
+from hutch.frozen import dataclass
+from hutch.host.neighbours import Neighbours
+from hutch.host.repairs import DropIn, Step
+from hutch.host.router import networks_of
+from hutch.host.strangers import Obstacle, check_strangers, unknown_droppers, who_filters
+
+FIX = "`sudo hutch doctor --fix`"
+STUB = ("127.0.0.53", "127.0.0.54")
+UNMANAGED = "[keyfile]\nunmanaged-devices+={devices}\n"
+SUBNETS = ipaddress.IPv4Network("192.168.0.0/16")
+"""Where another subnet is looked for when the usual one is somebody's."""
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """What `doctor --fix` is to see to; `forwarding` is that it must be on."""
+
+    steps: tuple[Step, ...] = ()
+    files: tuple[DropIn, ...] = ()
+    shells: tuple[str, ...] = ()
+    forwarding: bool = False
+
+
+def check_neighbours(seen: Neighbours) -> list[Finding]:
+    """All findings, in the order in which they are shown."""
+    return [
+        *check_firewalls(seen),
+        *check_manager(seen),
+        check_names(seen),
+        *check_port(seen),
+        check_upstream(seen),
+        check_forwarding(seen),
+        check_addresses(seen),
+        check_aliases(seen),
+        *([Finding("records", "warning", seen.workspaces.damage, "`sudo hutch up`")] if seen.workspaces.damage else []),
+    ]
+
+
+def wanted_repairs(seen: Neighbours) -> Repairs:
+    """What is safe: it opens no more than hutch's own rules let through, and can be taken back."""
+    return Repairs(
+        steps=tuple(step for obstacle in obstacles_of(seen) for step in obstacle.repair),
+        files=(unmanaged(seen),) if is_managed(seen) else (),
+        shells=seen.without_aliases,
+        forwarding=is_cut_off(seen),
+    )
+
+
+def obstacles_of(seen: Neighbours) -> tuple[Obstacle, ...]:
+    if seen.listing is None or not seen.host_end:
+        return ()
+    return check_strangers(seen.listing, seen.uplink, seen.host_end)
+
+
+def stopping(seen: Neighbours) -> State:
+    """What workspaces cannot do without is a conflict now where there are any."""
+    return "conflict" if seen.workspaces.addresses or seen.is_linked else "warning"
+
+
+def check_firewalls(seen: Neighbours) -> Iterator[Finding]:
+    if seen.listing is None or not seen.host_end:
+        why = "that takes root, and nft" if seen.listing is None else "there is no uplink that they could stop"
+        yield Finding("other firewalls", "unknown", f"not looked at: {why}", "`sudo hutch doctor`")
+        return
+    obstacles = obstacles_of(seen)
+    there = who_filters(seen.listing)
+    for who in dict.fromkeys((*there, *(obstacle.who for obstacle in obstacles))):
+        found = [obstacle for obstacle in obstacles if obstacle.who == who]
+        if not found:
+            yield Finding(who, "ok", "it is here, and stops nothing of workspaces")
+            continue
+        commands = " and ".join(f"`{step}`" for obstacle in found for step in obstacle.repair)
+        again = "" if all(obstacle.lasts for obstacle in found) else "; after a reboot, the first start does so again"
+        means = "; ".join(f"it {obstacle.why}" for obstacle in found)
+        yield Finding(who, stopping(seen), means, f"{FIX}, which gives {commands}{again}")
+    for chain in unknown_droppers(seen.listing, seen.uplink):
+        yield Finding(
+            f"nftables {chain}", "warning", "it drops by default; unless another of its rules accepts what workspaces "
+            "send and ask, it stops that", f'a rule `iifname "{seen.uplink}" accept` there, where its rules are kept',
+        )  # fmt: skip
+    if not there and not obstacles:
+        yield Finding("other firewalls", "ok", "none that is known stops anything")
+
+
+def is_managed(seen: Neighbours) -> bool:
+    """Whether NetworkManager takes our interface for one of its own."""
+    return seen.managed not in (None, "", "unmanaged")
+
+
+def unmanaged(seen: Neighbours) -> DropIn:
+    devices = "".join(f"interface-name:{name};" for name in seen.guarded)
+    return DropIn(seen.drop_in, UNMANAGED.format(devices=devices), ("nmcli", "general", "reload", "conf"))
+
+
+def check_manager(seen: Neighbours) -> Iterator[Finding]:
+    if seen.managed is None:
+        return
+    if is_managed(seen):
+        means = f"it manages {seen.uplink} ({seen.managed}): it may take its address from it"
+        yield Finding("NetworkManager", "warning", means, f"{FIX}, which writes {seen.drop_in}")
+    elif seen.managed:
+        yield Finding("NetworkManager", "ok", f"it leaves {seen.uplink} alone")
+    else:
+        yield Finding("NetworkManager", "unknown", f"not seen yet whether it leaves {seen.uplink} alone", "`hutch up`")
+
+
+def check_names(seen: Neighbours) -> Finding:
+    """What workspaces find out is what this host's own programs find out: the router asks as they do."""
+    name = "names" if seen.answers is None else "systemd-resolved"
+    if not seen.servers:
+        return Finding(name, "warning", "/etc/resolv.conf names no server: workspaces find no names", "add one")
+    if seen.answers is None:
+        return Finding(
+            name, "ok", f"workspaces ask whom this host asks, {', '.join(seen.servers)}, also when it changes"
+        )
+    for workspace, address in seen.answers.items():
+        wanted = seen.workspaces.addresses[workspace]
+        if address != wanted:
+            return Finding(
+                name, "warning", f"it answers {address or 'nothing'} for workspace-{workspace}, not {wanted}",
+                "ReadEtcHosts=yes in /etc/systemd/resolved.conf, which is its default; then `systemctl restart "
+                "systemd-resolved`",
+            )  # fmt: skip
+    if not set(seen.servers).intersection(STUB):
+        return Finding(
+            name, "warning", "it runs, and /etc/resolv.conf leads past it: workspaces do not see what it knows of VPNs",
+            "`ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf`",
+        )  # fmt: skip
+    return Finding(name, "ok", "workspaces ask it, VPNs and split DNS included; it answers for their own names here")
+
+
+def check_port(seen: Neighbours) -> Iterator[Finding]:
+    """A resolver at every address leaves none for the one that answers workspaces."""
+    if seen.everywhere is not None:
+        yield Finding(
+            "port 53", "conflict", f"{seen.everywhere.program or 'somebody'} listens at every address of this host, so "
+            "the workspaces' resolver cannot start", "have it listen at its own addresses only (dnsmasq: bind-dynamic)",
+        )  # fmt: skip
+
+
+def check_upstream(seen: Neighbours) -> Finding:
+    if not seen.upstream:
+        return Finding("way out", "warning", "this host has no default route: workspaces reach no Internet either")
+    return Finding("way out", "ok", f"by {seen.upstream[0]}; workspaces follow when that changes")
+
+
+def is_cut_off(seen: Neighbours) -> bool:
+    return seen.is_linked and not seen.is_foreign and not seen.forwards
+
+
+def check_forwarding(seen: Neighbours) -> Finding:
+    if is_cut_off(seen):
+        means = "something turned it off (net.ipv4.ip_forward): workspaces reach nothing"
+        return Finding("forwarding", "conflict", means, f"{FIX}, or `hutch up`")
+    return Finding("forwarding", "ok", "it is on" if seen.forwards else "off, until the first workspace comes")
+
+
+def check_addresses(seen: Neighbours) -> Finding:
+    """Others' networks, and ours."""
+    network = seen.workspaces.network
+    if seen.is_foreign:
+        return Finding(
+            "addresses", "conflict", f"there is an interface {seen.uplink} that is not this hutch's: no workspace can "
+            "start", "rename or remove it",
+        )  # fmt: skip
+    clashes = list(find_clashes(seen))
+    if clashes:
+        means = "; ".join(f"{key} {own} overlaps {other}" for key, own, other in clashes)
+        keys = dict.fromkeys(key for key, _, _ in clashes)
+        news = [f'subnet = "{free_subnet(seen)}"' if key == "subnet" else "another uplink" for key in keys]
+        return Finding("addresses", "conflict", means, f"{' and '.join(news)} in [network] of hutch.toml")
+    if not network.uplink:
+        return Finding("addresses", "conflict", "no /30 is free for the uplink", "uplink in [network] of hutch.toml")
+    return Finding("addresses", "ok", f"nobody else has {network.subnet} or {network.uplink}")
+
+
+def find_clashes(seen: Neighbours) -> Iterator[tuple[str, str, str]]:
+    """(key, our network, theirs): by the addresses of interfaces, and by routes, of which two may be alike."""
+    network = seen.workspaces.network
+    others = others_of(seen)
+    for key, prefix in (("subnet", network.subnet), ("uplink", network.uplink)):
+        for other, there in others.items():
+            if prefix and ipaddress.IPv4Network(prefix).overlaps(there):
+                yield key, prefix, other
+
+
+def others_of(seen: Neighbours) -> dict[str, ipaddress.IPv4Network]:
+    """The networks that are not ours, by what they are called."""
+    found = {
+        f"{info['local']}/{info['prefixlen']} of {name}": ipaddress.IPv4Interface(
+            f"{info['local']}/{info['prefixlen']}"
+        ).network
+        for name, link in seen.host.links.items()
+        if name not in ("lo", seen.uplink)
+        for info in link["addr_info"]
+        if info["family"] == "inet"
+    }
+    own = {seen.workspaces.network.subnet, seen.workspaces.network.uplink} if seen.is_linked else set()
+    routes = networks_of(seen.host)
+    return found | {
+        f"the route to {route}": there
+        for route, there in routes.items()
+        if route not in own and there not in found.values()
+    }
+
+
+def free_subnet(seen: Neighbours) -> str:
+    """A /24 that nobody here has."""
+    taken = [*others_of(seen).values(), ipaddress.IPv4Network(seen.workspaces.network.uplink or "192.168.84.0/24")]
+    free = (candidate for candidate in SUBNETS.subnets(new_prefix=24) if not any(map(candidate.overlaps, taken)))
+    return str(next((candidate for candidate in free if candidate.network_address.packed[2] >= 83), "10.83.0.0/24"))
+
+
+def check_aliases(seen: Neighbours) -> Finding:
+    if seen.without_aliases:
+        shells = ", ".join(seen.without_aliases)
+        do = f"if you want them: {FIX}, or `hutch aliases --install`"
+        return Finding("aliases", "ok", f"{shells} has no short names for workspaces", do)
+    return Finding("aliases", "ok", "every shell has short names for workspaces")

@@ -1,0 +1,124 @@
+"""What `hutch doctor` sees of a host's other software, and what it changes there when asked to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from hutch.apply import converge
+from hutch.apply.coexistence import Repairs, wanted_repairs
+from hutch.apply.hardware import any_machine
+from hutch.errors import HutchError
+from hutch.host import repairs, router
+from hutch.host.accelerator import observe_accelerator, recall_accelerator
+from hutch.host.lock import host_lock, lock
+from hutch.host.neighbours import Neighbours, Workspaces, observe_neighbours
+from hutch.host.repairs import Told
+from hutch.host.tools import QEMU, find_program
+from hutch.run import run
+from hutch.spec.loading import load
+from hutch.spec.lookup import find_file, look_for_file
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+from hutch.state import read_network, read_records
+
+INSTALLING = 1800.0  # seconds that a package manager may take
+
+
+def look(places: Places, file: Path | None) -> Neighbours:
+    """`file` is the hutch.toml whose network is meant where none is set up yet."""
+    is_root = os.geteuid() == 0
+    return observe_neighbours(places, workspaces_of(places, file, is_root=is_root), is_root=is_root)
+
+
+def workspaces_of(places: Places, file: Path | None, *, is_root: bool) -> Workspaces:
+    record, addresses, damage = None, {}, ""
+    if is_root:
+        try:
+            record = read_network(places)
+            serving = converge.in_force(places, read_records(places))
+            addresses = {name: found.wanted.ip for name, found in serving.items() if found.wanted.ip is not None}
+        except HutchError as error:
+            damage = error.brief
+    network = record.network if record is not None else declared_network(places, file)
+    if not network.uplink:
+        host = router.observe_host()
+        with suppress(HutchError):
+            uplink = router.find_uplink(places, host) or router.choose_uplink(network, host)
+            network = replace(network, uplink=uplink)
+    return Workspaces(network, addresses, damage)
+
+
+def declared_network(places: Places, file: Path | None) -> Network:
+    """What is wrong with a hutch.toml is for `plan` to say."""
+    if look_for_file(file) is None:
+        return Network()
+    try:
+        return load(find_file(file), places=places).network
+    except HutchError:
+        return Network()
+
+
+@contextmanager
+def changing(places: Places) -> Iterator[None]:
+    """Hold the locks: this hutch's, and that of all hutches, since others' configuration is everybody's."""
+    with lock(places), host_lock():
+        yield
+
+
+def repair(places: Places, file: Path | None, tell: Told) -> list[HutchError]:
+    """Make what is safe, and is not there. Returns what has failed: the rest is done all the same."""
+    failures = []
+    with changing(places):
+        for make in _repairs(places, wanted_repairs(look(places, file)), tell):
+            try:
+                make()
+            except HutchError as error:
+                failures.append(error)
+    return failures
+
+
+def _repairs(places: Places, wanted: Repairs, tell: Told) -> Iterator[Callable[[], None]]:
+    for step in wanted.steps:
+        yield partial(repairs.ensure_step, places, step, tell)
+    for drop_in in wanted.files:
+        yield partial(repairs.ensure_file, places, drop_in, tell)
+    if wanted.shells:
+        yield partial(repairs.ensure_aliases, places, wanted.shells, tell)
+    if wanted.forwarding:
+        yield partial(forward, places, tell)
+    yield partial(try_kvm, places, tell)
+
+
+def forward(places: Places, tell: Told) -> None:
+    """It is what `up` does, and the last workspace takes it back as ever."""
+    record = read_network(places)
+    if record is not None:
+        tell(f"sysctl -w {router.FORWARDING.replace('/', '.')}=1")
+        members = converge.members_of(converge.in_force(places, read_records(places)), record.network)
+        converge.ensure_settings(places, record, members)
+
+
+def try_kvm(places: Places, tell: Told) -> None:
+    """Find out whether guests run under KVM, unless that is known, or there is nothing to boot."""
+    if recall_accelerator(places) is not None or find_program(QEMU) is None:
+        return
+    machine = any_machine(places)
+    if machine is not None:
+        found = observe_accelerator(places, machine)
+        tell(f"boot a guest under KVM: {found.why}")  # what need not be so next time is not remembered, so it is said
+
+
+def take_back(places: Places, tell: Told) -> list[str]:
+    """Take back what `repair` has made. Returns what could not be, in words."""
+    with changing(places):
+        return repairs.take_back(places, tell)
+
+
+def install(command: Sequence[str]) -> None:
+    """Packages, which stay: nobody knows who else wants them by then."""
+    run(command, timeout=INSTALLING)

@@ -1,0 +1,27 @@
+"""What `doctor --fix` opened in others' firewalls, opened again where it has been lost: by a reboot, say. Imports stay
+few: starts wait for it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from hutch.errors import HutchError
+from hutch.host.repairs import is_made, read_made
+from hutch.host.strangers import check_strangers
+from hutch.run import run
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+
+
+def repeat_repairs(places: Places, network: Network, listing: str) -> None:
+    """Only what is noted, and only where something is in the way. What fails is told by `plan` and `status`, as what
+    nobody has repaired yet. The caller holds the lock."""
+    host_end, _ = names.uplink_addresses(network.uplink)
+    with suppress(HutchError):
+        steps = read_made(places).steps
+        for obstacle in check_strangers(listing, places.uplink_host, host_end):
+            for step in obstacle.repair:
+                if step in steps and not is_made(step):
+                    run(step.make, timeout=60.0)

@@ -1,0 +1,122 @@
+"""When repairs are made again, and given back; whose network is looked at, and what KVM is tried with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.apply import hardware, removal, repairing, repeating
+from hutch.errors import HutchError
+from hutch.host.accelerator import Accelerator
+from hutch.host.repairs import Made, Step, write_made
+from hutch.host.strangers import check_strangers
+from hutch.spec.names import Places
+from tests.unit.apply.test_coexistence import NETWORK, listing
+from tests.unit.host.test_strangers import DOCKER, UFW
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(Path("/var/lib/hutch"), tmp_path / "run")
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, ...]]]:
+    """Sets the scene: what is noted and what is in force; returns what will have been run."""
+
+    def set_scene(*steps: Step, in_force: tuple[Step, ...] = ()) -> list[tuple[str, ...]]:
+        ran: list[tuple[str, ...]] = []
+        monkeypatch.setattr(repeating, "read_made", lambda places: Made(steps))
+        monkeypatch.setattr(repeating, "is_made", lambda step: step in in_force)
+        monkeypatch.setattr(repeating, "run", lambda argv, timeout: ran.append(argv))
+        return ran
+
+    return set_scene
+
+
+def steps_of(*entries: dict[str, Any]) -> tuple[Step, ...]:
+    found = check_strangers(listing(*entries), "hutch-up", "192.168.84.1")
+    return tuple(step for obstacle in found for step in obstacle.repair)
+
+
+def test_a_start_makes_again_what_a_reboot_has_lost(places: Places, noted: Callable[..., Any]) -> None:
+    steps = steps_of(*DOCKER)
+    ran = noted(*steps)
+    repeating.repeat_repairs(places, NETWORK, listing(*DOCKER))
+    assert ran == [step.make for step in steps]
+    ran = noted(*steps, in_force=steps[1:])
+    repeating.repeat_repairs(places, NETWORK, listing(*DOCKER))
+    assert ran == [steps[0].make]
+
+
+@pytest.mark.parametrize("entries", [(), UFW])
+def test_only_what_is_noted_and_only_where_something_is_in_the_way(
+    places: Places, noted: Callable[..., Any], entries: tuple[dict[str, Any], ...]
+) -> None:
+    ran = noted(*steps_of(*DOCKER))
+    repeating.repeat_repairs(places, NETWORK, listing(*entries))
+    assert ran == []
+
+
+def test_a_start_goes_on_without_it(places: Places, noted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    noted(*steps_of(*DOCKER))
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise HutchError("iptables failed")
+
+    monkeypatch.setattr(repeating, "run", fail)
+    repeating.repeat_repairs(places, NETWORK, listing(*DOCKER))
+
+
+def test_the_purge_of_the_last_gives_back_what_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = Places(tmp_path / "state", tmp_path / "run")
+    assert removal.give_back(places) == ()
+    write_made(places, Made(shells=("bash",)))
+    monkeypatch.setattr(removal, "host_lock", nullcontext)
+    monkeypatch.setattr("hutch.host.repairs.take_back", lambda places, tell: ["/etc/x has been changed"])
+    (note,) = removal.give_back(places)
+    assert "/etc/x has been changed" in note and "`hutch doctor --undo`" in note
+    monkeypatch.undo()
+    monkeypatch.setattr(removal, "host_lock", nullcontext)
+    places.repairs.write_bytes(b"{}")
+    assert "is damaged" in removal.give_back(places)[0]
+
+
+def test_the_declared_network_is_meant_where_none_is_set_up(tmp_path: Path) -> None:
+    places = Places(tmp_path / "state", tmp_path / "run")
+    file = tmp_path / "hutch.toml"
+    file.write_text('[network]\nsubnet = "10.9.0.0/24"\n')
+    assert repairing.declared_network(places, file).subnet == "10.9.0.0/24"
+    file.write_text('[network]\nsubnet = "nonsense"\n')
+    assert repairing.declared_network(places, file).subnet == "192.168.83.0/24"
+    with pytest.raises(HutchError, match="no such file"):
+        repairing.declared_network(places, tmp_path / "other.toml")
+
+
+def test_kvm_is_tried_once_and_with_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = Places(tmp_path / "state", tmp_path / "run")
+    tried: list[object] = []
+    known: list[Accelerator | None] = [None]
+    monkeypatch.setattr(repairing, "recall_accelerator", lambda places: known[0])
+
+    def observe(places: Places, machine: object) -> Accelerator:
+        tried.append(machine)
+        return Accelerator("tcg", None, None, "no answer")
+
+    monkeypatch.setattr(repairing, "observe_accelerator", observe)
+    monkeypatch.setattr(repairing, "find_program", lambda name: name)
+    said: list[str] = []
+    repairing.try_kvm(places, said.append)
+    assert tried == [] and said == []
+    monkeypatch.setattr(hardware, "observe_machine", lambda places, image: image if image == "b" else None)
+    for image in "abc":
+        (places.images / image).mkdir(parents=True)
+    repairing.try_kvm(places, said.append)
+    assert tried == ["b"] and said == ["boot a guest under KVM: no answer"]
+    known[0] = Accelerator("tcg", None, None, "it hung")
+    repairing.try_kvm(places, said.append)
+    assert len(tried) == 1

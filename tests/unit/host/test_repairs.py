@@ -1,0 +1,151 @@
+"""What is changed of others' is noted first, made once, and taken back, on a host whose commands do as they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from hutch.errors import HutchError
+from hutch.host import repairs
+from hutch.host.repairs import DropIn, Made, Step, ensure_file, ensure_step, read_made, take_back, write_made
+from hutch.spec.names import Places
+from hutch.state import Damaged
+
+
+def step(name: str, line: str = "") -> Step:
+    return Step(("tool", "add", name), ("tool", "remove", name), ("tool", "list", name), line)
+
+
+class Host:
+    """One whose commands do what their words say."""
+
+    def __init__(self) -> None:
+        self.there: set[str] = set()
+        self.ran: list[str] = []
+        self.broken: set[str] = set()
+        self.has_tool = True
+
+    def run(self, argv: tuple[str, ...], *, check: bool = True, **options: Any) -> CompletedProcess[str]:
+        _, verb, name = argv
+        if verb in self.broken:
+            raise HutchError("tool failed", resolution="to replay it")
+        if verb == "list":
+            return CompletedProcess(
+                argv, 0 if name in self.there else 1, "\n".join(f" tool add {n}" for n in self.there)
+            )
+        self.ran.append(f"{verb} {name}")
+        (self.there.discard if verb == "remove" else self.there.add)(name)
+        return CompletedProcess(argv, 0, "")
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path / "state", tmp_path / "run")
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = Host()
+    monkeypatch.setattr(repairs, "run", host.run)
+    monkeypatch.setattr(repairs, "find_program", lambda name: name if host.has_tool else None)
+    monkeypatch.setattr("hutch.host.shells.remove", lambda places, shells: [])
+    return host
+
+
+def test_a_note_is_read_as_it_was_written(places: Places) -> None:
+    assert read_made(places) == Made()
+    made = Made((step("a"), step("b", "line")), (DropIn("/etc/x", "text\n", ("tool", "reload", "it")),), ("bash",))
+    write_made(places, made)
+    assert read_made(places) == made
+    assert places.repairs.stat().st_mode & 0o777 == 0o600
+    write_made(places, Made())
+    assert not places.repairs.exists()
+
+
+def test_a_step_is_made_once_and_taken_back(places: Places, host: Host) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        ensure_step(places, step("a"), said.append)
+    assert host.ran == ["add a"] and said == ["tool add a"]
+    assert read_made(places).steps == (step("a"),)
+    assert take_back(places, said.append) == []
+    assert (host.there, said[1:]) == (set(), ["tool remove a"])
+    assert take_back(places, said.append) == [] and len(said) == 2
+
+
+def test_what_was_there_already_is_not_ours(places: Places, host: Host) -> None:
+    host.there = {"a"}
+    ensure_step(places, step("a"), print)
+    assert take_back(places, print) == []
+    assert host.there == {"a"} and host.ran == []
+
+
+def test_it_is_noted_before_it_is_made(places: Places, host: Host) -> None:
+    host.broken = {"add"}
+    with pytest.raises(HutchError):
+        ensure_step(places, step("a"), print)
+    assert read_made(places).steps == (step("a"),)
+    assert take_back(places, print) == [] and host.ran == []
+
+
+def test_one_that_cannot_be_taken_back_stays_noted_and_holds_up_no_other(
+    places: Places, host: Host, tmp_path: Path
+) -> None:
+    for name in "ab":
+        ensure_step(places, step(name), print)
+    file = DropIn(str(tmp_path / "etc" / "x"), "text\n", ("tool", "reload", "it"))
+    ensure_file(places, file, print)
+    host.broken = {"remove"}
+    assert take_back(places, print) == ["tool failed; to replay it"] * 2
+    assert read_made(places) == Made((step("a"), step("b")))
+    assert not Path(file.path).exists()
+    host.broken = set()
+    assert take_back(places, print) == []
+    assert not places.repairs.exists()
+
+
+def test_a_program_that_is_gone_took_what_it_did_with_it(places: Places, host: Host) -> None:
+    ensure_step(places, step("a"), print)
+    host.has_tool = False
+    assert take_back(places, print) == []
+
+
+def test_a_line_among_those_that_are_listed(places: Places, host: Host) -> None:
+    host.there = {"b"}
+    assert repairs.is_made(step("b", "tool add b"))
+    assert not repairs.is_made(step("b", "tool add"))
+
+
+def test_a_file_of_somebody_elses_is_left_alone(places: Places, host: Host, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("theirs\n")
+    file = DropIn(str(path), "text\n", ("tool", "reload", "it"))
+    with pytest.raises(HutchError, match="hutch did not write that"):
+        ensure_file(places, file, print)
+    path.unlink()
+    ensure_file(places, file, print)
+    path.write_text("changed\n")
+    with pytest.raises(HutchError, match="hutch did not write that"):
+        ensure_file(places, file, print)
+    assert "has been changed since" in take_back(places, print)[0]
+    assert path.read_text() == "changed\n"
+    path.unlink()
+    assert take_back(places, print) == []
+
+
+def test_a_file_that_is_as_it_should_be_is_not_ours(places: Places, host: Host, tmp_path: Path) -> None:
+    file = DropIn(str(tmp_path / "x"), "text\n", ("tool", "reload", "it"))
+    Path(file.path).write_text(file.content)
+    ensure_file(places, file, print)
+    assert host.ran == ["reload it"] and take_back(places, print) == []
+    assert Path(file.path).exists()
+
+
+def test_a_damaged_note_is_named(places: Places) -> None:
+    write_made(places, Made((step("a"),)))
+    places.repairs.write_bytes(places.repairs.read_bytes().replace(b"tool", b"fool"))
+    with pytest.raises(Damaged, match="checksum"):
+        read_made(places)
