@@ -154,15 +154,15 @@ def container_probes(ground: Ground) -> Iterator[Probe]:
     )
     yield refuses("device", "it makes no device, not even in memory", "mknod /run/hutch-prove c 1 1", device)
     yield refuses("devices", "what it has of /dev is harmless", "ls /dev", (), "")
-    for name, where, mode, says in (
-        ("core-pattern", "/proc/sys/kernel/core_pattern", "w", "it does not say what handles the host's crashes"),
-        ("modprobe", "/proc/sys/kernel/modprobe", "w", "nor what loads its modules"),
-        ("sysrq", "/proc/sysrq-trigger", "w", "nor presses its SysRq"),
-        ("uevent-helper", "/sys/kernel/uevent_helper", "w", "/sys is read-only"),
-        ("kernel-memory", "/proc/kcore", "r", "it reads no memory of the kernel"),
+    for name, where, says in (
+        ("core-pattern", "/proc/sys/kernel/core_pattern", "it does not say what handles the host's crashes"),
+        ("modprobe", "/proc/sys/kernel/modprobe", "nor what loads its modules"),
+        ("sysrq", "/proc/sysrq-trigger", "nor presses its SysRq"),
+        ("uevent-helper", "/sys/kernel/uevent_helper", "/sys is read-only"),
     ):
-        command = f"cat {where}" if mode == "r" else f": >{where}"
-        yield refuses(name, says, command, ("open", mode, path(where)), REFUSED)
+        yield refuses(name, says, f": >{where}", ("open", "w", path(where)), REFUSED)
+    memory = ("read", path("/proc/kcore"))
+    yield refuses("kernel-memory", "it reads no memory of the kernel", "cat /proc/kcore", memory, f"{REFUSED}|ENODATA")
     yield refuses("uid-map", "its root is an unprivileged range of uids of its own", "cat /proc/LEADER/uid_map", ())
     yield refuses("processes", "all its processes have uids of that range", "ps -o uid,pid,comm", ())
     yield refuses(
