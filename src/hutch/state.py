@@ -35,8 +35,12 @@ def _without_origin(body: Body) -> Body:
     return {"origin": [], **body, "booted": booted and {"memory": None, **booted}}
 
 
+def _not_ejected(body: Body) -> Body:
+    return {"ejected": "", **body}
+
+
 MIGRATIONS: dict[str, dict[int, Callable[[Body], Body]]] = {
-    WORKSPACE: {1: _without_origin},
+    WORKSPACE: {1: _without_origin, 2: _not_ejected},
     NETWORK: {},
     JOURNAL: {},
     ACCELERATOR: {},
@@ -67,7 +71,8 @@ class Record:
     """A workspace as hutch remembers it. `image` is the id of the wanted image in the cache.
 
     `file` declared it, and `origin` tells that file again when it has been moved (see apply/ownership). `removed` marks
-    a workspace of which only home, key, address and uid range are kept.
+    a workspace of which only home, key, address and uid range are kept. `ejected` is the directory that it is ejected
+    to; it is on its way there until it is `removed` too, and then only address and uid range are kept of it.
     """
 
     name: str
@@ -79,6 +84,7 @@ class Record:
     booted: Booted | None = None
     removed: bool = False
     origin: tuple[int, ...] = ()
+    ejected: str = ""
 
     def with_booted(self) -> Record:
         memory = (self.wanted.memory or MACHINE_MEMORY) if self.wanted.type == "vm" else None
@@ -351,6 +357,8 @@ def make_directory(path: Path, mode: int = 0o755) -> None:
 
 PURGE = "purge"
 """The journal's name for the one action that is finished rather than undone: what it deletes cannot be had back."""
+EJECT = "eject"
+"""The journal's name for what is undone or finished, as the record says."""
 
 
 @contextmanager

@@ -120,6 +120,12 @@ def test_it_comes_and_goes(debian: Instance, built: list[Path]) -> None:
     run(debian, "rm", "/var/lib/hutch/network.json")
 
     dpkg(debian, "--install", second)
+    dpkg(debian, "--remove", "hutch")
+    run(debian, "sh", "-c", "echo PURGE | debconf-communicate hutch")
+    assert "stays as it is" in dpkg(debian, "--purge", "hutch")  # the question fails, which is no answer
+    run(debian, "test", "-e", f"{HOME}/precious")
+
+    dpkg(debian, "--install", second)
     assert "deleting /var/lib/hutch" in dpkg(debian, "--purge", "hutch")
     assert run(debian, *TREE).stdout == before
     assert "hutch" not in run(debian, "debconf-show", "hutch").stdout

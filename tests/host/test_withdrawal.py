@@ -47,11 +47,17 @@ def test_with_purge_nothing_is_left_but_what_is_peoples_own(make_instance: MakeI
     instance.up()
     instance.ssh("web", "echo kept > /src/kept; git init -q ~/work; touch ~/work/new")
     instance.hutch("rm", "other")
+    instance.hutch("doctor", "--fix", check=False)
+    assert (instance.state / "repairs.json").exists()
     refused = instance.hutch("withdraw", "--purge", check=False)
     assert refused.returncode == 1
     assert "web: ~/work: uncommitted changes" in refused.stderr.replace("./", "~/")
     assert instance.status("web")["state"] == "running"
 
+    instance.hutch("withdraw")
+    assert not (instance.state / "repairs.json").exists()
+    instance.up()
+    instance.hutch("doctor", "--fix", check=False)
     subprocess.run(["umount", instance.state / "images"], check=True, timeout=10)  # the tier's
     try:
         instance.hutch("withdraw", "--purge", "--force")

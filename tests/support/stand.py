@@ -105,7 +105,7 @@ def run(boot: Boot, disks: dict[str, Path], accelerator: Accelerator, console: P
 
 
 def render_machine(boot: Boot, disks: dict[str, Path], accelerator: Accelerator, console: Path, told: str) -> list[str]:
-    """QEMU's arguments. What is written to the disks goes to a temporary file that nobody sees."""
+    """QEMU's arguments. What is written to disks outlives a reboot, in a temporary file that nobody sees."""
     is_kvm = accelerator.name == "kvm"
     words = "root=/dev/vda rw console=ttyS0 panic=-1 net.ifnames=0 systemd.show_status=0 lsm=landlock,yama,apparmor"
     if accelerator.tsc_khz is not None:
@@ -113,7 +113,7 @@ def render_machine(boot: Boot, disks: dict[str, Path], accelerator: Accelerator,
     argv = [
         *("qemu-system-x86_64", "-M", f"microvm,accel={accelerator.name},pcie=on,rtc=on", "-m", MEMORY, "-smp", "2"),
         *("-cpu", "host" if is_kvm else "qemu64,+rdrand,+rdtscp,-svm"),
-        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-bios", str(boot.firmware)),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-bios", str(boot.firmware)),
         *("-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", words),
         *("-serial", f"file:{console}", "-fw_cfg", f"name=opt/hutch/stand,string={told.replace(',', ',,')}"),
         *("-chardev", "file,id=said,path=/proc/self/fd/1", "-device", "virtio-serial-pci"),

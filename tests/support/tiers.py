@@ -41,6 +41,7 @@ OUTER_NETWORK = "HUTCH_TEST_OUTER_NETNS"
 HOST_ENTRY = """
 set -e
 mount --bind /proc/self/ns/net "$1"
+[ ! -d /run/systemd/system ] || mount -t tmpfs -o mode=755 tmpfs /run/systemd # the host's systemd is not the tests'
 shift
 exec unshare --net --pid --fork --kill-child --mount-proc -- sh -c '"$@"; exit $?' sh "$@"
 """

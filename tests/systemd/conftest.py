@@ -17,6 +17,7 @@ from tests.host.opening import NUMBERS
 from tests.host.residue import observe
 from tests.support import machine
 from tests.support.world import RESOLVERS, World
+from tests.systemd.stand.start import ANOTHER
 
 IMAGES = Path(os.environ.get("HUTCH_TEST_CACHE", "")) / "images"
 
@@ -24,6 +25,22 @@ IMAGES = Path(os.environ.get("HUTCH_TEST_CACHE", "")) / "images"
 def pytest_configure() -> None:
     if "HUTCH_STAND" not in os.environ:
         pytest.exit("these tests change the host that they run on: `script/test systemd` makes one for them", 4)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each boot of the stand has its own tests: the first one all that do not say which, and then those that do. They
+    come last, since what they leave is for the next boot."""
+    now = int(os.environ["HUTCH_STAND"])
+    marks = {item: item.get_closest_marker("boot") for item in items}
+    dropped = [item for item, mark in marks.items() if (mark.args[0] if mark else 1) != now]
+    items[:] = sorted((item for item in items if item not in dropped), key=lambda item: marks[item] is not None)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+
+
+def ask_for_another_boot() -> None:
+    """Have the stand boot again after the tests of this boot, unless one of them fails."""
+    ANOTHER.touch()
 
 
 @pytest.fixture(scope="session")

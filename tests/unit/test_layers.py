@@ -149,6 +149,7 @@ def test_only_one_layer_imports(module: str, allowed: str) -> None:
 BY_NAME = frozenset({"rmtree", "walk", "fwalk", "copytree", "chown", "lchown"})
 COMMANDS_BY_NAME = ({"rm", "-rf"}, {"rm", "-r"}, {"chown", "-R"}, {"chmod", "-R"}, {"cp", "-a"})
 ROOTS_OWN = {
+    "hutch/host/listen.py": "a socket in the runtime directory",
     "hutch/host/shares.py": "ensure_closed: a workspace's own directory, whose parent is root's",
     "hutch/host/ssh.py": "a key's file, in a directory of root's",
     "hutch/host/warden.py": "a directory of the state or runtime directory",

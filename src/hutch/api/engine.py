@@ -46,6 +46,10 @@ def agreed(plan: Plan) -> None:
     """For callers that ask nobody."""
 
 
+def unasked(what: str) -> None:
+    """For callers that ask nobody."""
+
+
 def unheard(results: tuple[Result, ...]) -> None:
     """For callers that wait for all results."""
 
@@ -185,6 +189,8 @@ class Hutch:
         if not is_name(name):
             raise UsageError(f"{name!r} is not the name of a workspace")
         record = self._known(name)
+        if record is not None and record.removed and record.ejected:
+            raise UsageError(f"{name} was ejected and is not hutch's any more", resolution=f"see {record.ejected}")
         if record is None or record.removed:
             raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them; `hutch up` makes them")
         return record
@@ -293,7 +299,15 @@ class Hutch:
         record = read_record(self.places, name) if is_name(name) else None
         if record is None or (record.removed and not purge):
             raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them")
-        if not force:
+        if record.removed and record.ejected:
+            from hutch.apply.ejecting import is_there
+
+            if is_there(record):
+                raise HutchError(
+                    f"{name} was ejected and is still there, with the address and the user ids that hutch keeps for it",
+                    resolution=f"{record.ejected}/remove takes it away",
+                )
+        elif not force:
             found = obstacles(self.places, record)
             if found:
                 raise HutchError(
@@ -330,6 +344,27 @@ class Hutch:
             if purge:
                 delete_state(self.places)
         return tuple(notes)
+
+    @mended
+    def eject(self, name: str, to: Path | None = None, *, confirm: Callable[[str], None] = unasked) -> Path:
+        """Have a workspace go on as plain units and files, without hutch; returns the directory that has all of it:
+        `to`, or one beside hutch's own. `confirm` is asked before anything is touched, and told what is to be."""
+        from hutch.apply.ejecting import check, eject
+        from hutch.apply.recovery import recover
+        from hutch.apply.unsaved import live_sessions
+        from hutch.spec.ejected import Ejected
+
+        target = Ejected.beside(self.places, self.record(name).name, to)
+        check(self.places, self.record(name), target)
+        at_work = live_sessions(self.places, self.record(name)) if self.observe(name).is_up else []
+        confirm(", ".join((f"{name} goes to {target.state}, and hutch forgets it", *at_work)))
+        with lock(self.places):
+            recover(self.places, self.listen)
+            record = self.record(name)
+            self._check_startable([record], ", so it was not ejected")
+            check(self.places, record, target)
+            eject(self.places, record, target, self.listen)
+        return target.state
 
     def explain(self, name: str) -> tuple[Section, ...]:
         """The commands, rules and files behind a workspace, as its next start would make them."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hutch.apply.doctor import Finding, State
 from hutch.frozen import dataclass
 from hutch.host.neighbours import Neighbours
-from hutch.host.repairs import DropIn, Step
+from hutch.host.repairs import DropIn
 from hutch.host.router import networks_of
 from hutch.host.strangers import Obstacle, check_strangers, unknown_droppers, who_filters
 
@@ -23,7 +23,7 @@ SUBNETS = ipaddress.IPv4Network("192.168.0.0/16")
 class Repairs:
     """What `doctor --fix` is to see to; `forwarding` is that it must be on."""
 
-    steps: tuple[Step, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
     files: tuple[DropIn, ...] = ()
     shells: tuple[str, ...] = ()
     forwarding: bool = False
@@ -47,7 +47,7 @@ def check_neighbours(seen: Neighbours) -> list[Finding]:
 def wanted_repairs(seen: Neighbours) -> Repairs:
     """What is safe: it opens no more than hutch's own rules let through, and can be taken back."""
     return Repairs(
-        steps=tuple(step for obstacle in obstacles_of(seen) for step in obstacle.repair),
+        obstacles=obstacles_of(seen),
         files=(unmanaged(seen),) if is_managed(seen) else (),
         shells=seen.without_aliases,
         forwarding=is_cut_off(seen),

@@ -15,8 +15,9 @@ from hutch.host.dns import own_names, service_user, wanted_resolvers
 from hutch.host.firewall import Member
 from hutch.host.lock import host_lock
 from hutch.host.namespace import inside
-from hutch.host.service import Service, observe_service, remove_services, start_service, stop_service
+from hutch.host.service import Service, observe_service, remove_services, start_services, stop_service
 from hutch.host.tools import check_tools
+from hutch.host.units import has_systemd, remove_units
 from hutch.host.vsock import has_vsock
 from hutch.host.watch import wanted_watch
 from hutch.run import Gathering, run
@@ -65,6 +66,11 @@ def members_of(records: Mapping[str, Record], network: Network) -> tuple[Member,
     return tuple(members)
 
 
+def ejected_routes(records: Mapping[str, Record]) -> set[str]:
+    """The ways to workspaces that have been ejected: they keep their addresses, in the midst of the others'."""
+    return {f"{record.wanted.ip}/32" for record in records.values() if record.ejected}
+
+
 def settle_network(places: Places, network: Network) -> Network:
     """The network with its uplink chosen: the one it had, or the first free one. One that is there and that no record
     tells of is what a lost record leaves."""
@@ -103,6 +109,7 @@ def converge_network(
     record = new_record(places, network, file) if before is None else replace(before, network=network, file=file)
     write_network(places, record)
     host, facts = router.observe_all(places, network, looking)
+    host = host.without_routes(ejected_routes(records))
     is_same = before is not None and before.network == network
     views = views_of(places, network, members)
     if views:
@@ -183,9 +190,8 @@ def ensure_services(places: Places, network: Network, views: str) -> None:
             warden.forget_views(places)
         elif not warden.has_views(places, views):
             warden.write_views(places, views)
-    for service in wanted_services(places, network, is_watched=bool(views)):
-        if observe_service(service) is None:
-            start_service(places, service)
+    wanted = wanted_services(places, network, is_watched=bool(views))
+    start_services(places, [service for service in wanted if observe_service(service) is None])
 
 
 def find_survivor(places: Places, serving: Iterable[str]) -> int | None:
@@ -284,6 +290,8 @@ def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
     """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write."""
     guests: dict[str, set[shares.Guest]] = {}
     for name, record in in_force(places, records).items():
+        if record.ejected:
+            continue  # its home is on its way
         workspace = record.wanted
         assert isinstance(workspace.owner, int) and workspace.home is not None
         gid, _ = ssh.owner_of(workspace.owner)
@@ -314,6 +322,9 @@ def limit_home(places: Places, record: Record) -> None:
 def converge_shown(places: Places, records: Mapping[str, Record]) -> None:
     """What owners and the group `hutch` see."""
     found = present(records)
+    if has_systemd():  # which starts them without us
+        for name in found:
+            places.runtime(name).mkdir(mode=0o700, parents=True, exist_ok=True)
     machines = [name for name, r in found.items() if r.booted is not None and r.booted.workspace.type == "vm"]
     facts = {name: observe_facts(places, name) for name in machines if observe(places, name).is_up}
     shown.ensure_shown(places, found, facts)
@@ -326,10 +337,13 @@ def settle(
     records: Mapping[str, Record],
     looking: Gathering | None = None,
     connect: Callable[[], None] = lambda: None,
+    *,
+    is_unit: bool = False,
 ) -> None:
     """The host as the records want it, or bare again when there is no workspace left.
 
-    `connect` is called once the network is in place: what waits to join it need not wait for names and keys.
+    `connect` is called once the network is in place: what waits to join it need not wait for names and keys. `is_unit`
+    is said by the host's own unit, which is active once it has settled the host.
     """
     if present(records):
         converge_homes(places, records)
@@ -337,17 +351,31 @@ def settle(
         connect()
         converge_trust(places, records)
         converge_shown(places, records)
+        if has_systemd():
+            from hutch.apply.units import converge_host_units, converge_units
+
+            converge_units(places, network, records)
+            converge_host_units(places, network, records, is_unit=is_unit)
     else:
         dismantle(places)
 
 
 def dismantle(places: Places) -> None:
     """The last workspace is gone: take away everything on the host that is not a home, a key or an image."""
-    record = read_network(places)
     hosts_file.ensure_hosts(places, {})
     ssh.remove_trust(places)
     shown.remove_shown(places)
+    clear(places)
+    remove_network(places)
+    if has_systemd():
+        remove_units((places.target, places.network_unit, places.slice_of_all))
+
+
+def clear(places: Places) -> None:
+    """Take away what serves workspaces that run. It is what a reboot takes away too; what is written down stays."""
+    places.settled.unlink(missing_ok=True)
     shares.ensure_shares(places, ())
+    record = read_network(places)
     remove_services(places)
     if record is None:
         router.remove_router(places)
@@ -355,4 +383,3 @@ def dismantle(places: Places) -> None:
     with host_lock():  # another hutch that comes now must find forwarding either as it was or in use
         router.remove_router(places)
         router.write_sysctls(restorable(record, router.observe_forwarders()))
-        remove_network(places)

@@ -6,6 +6,7 @@ All of it comes from the very functions that make these things; what is put toge
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
@@ -16,6 +17,7 @@ from hutch.frozen import dataclass
 from hutch.host import firewall, hosts_file, router, ruleset, shares, ssh
 from hutch.host.accelerator import Accelerator, recall_accelerator
 from hutch.host.firewall import Member
+from hutch.host.units import has_systemd
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
@@ -38,10 +40,10 @@ def explain(places: Places, network: Network, records: Mapping[str, Record], rec
         Section("workspace", describe(places, record)),
         Section(f"router namespace {places.namespace}", shlex.join(router.render_namespace(places))),
         *explain_firewall(places, network, members),  # before the links: nothing gets carrier without rules
-        *explain_network(places, network, members),
+        *explain_network(places, network, records, members),
         *explain_names(places, serving[record.name]),
         Section("directories that the guest can write, nosuid and nodev on the host", guards(serving[record.name])),
-        *explain_start(make_launch(places, record, network, known_accelerator(places, record))),
+        *explain_launch(places, make_launch(places, record, network, known_accelerator(places, record))),
     )
 
 
@@ -67,8 +69,10 @@ def describe(places: Places, record: Record) -> str:
     return "\n".join(lines)
 
 
-def explain_network(places: Places, network: Network, members: Sequence[Member]) -> Iterable[Section]:
-    """Uplink, bridge, kernel settings and resolvers."""
+def explain_network(
+    places: Places, network: Network, records: Mapping[str, Record], members: Sequence[Member]
+) -> Iterable[Section]:
+    """Uplink, bridge, kernel settings and what serves all."""
     in_router = ["ip", "-n", places.namespace, "-batch", "-"]
     yield Section(
         f"network: bridge {network.bridge} ({network.subnet}), "
@@ -86,8 +90,15 @@ def explain_network(places: Places, network: Network, members: Sequence[Member])
     settings = router.wanted_sysctls(places, members)
     yield Section("kernel settings", "\n".join(f"echo {value} >/proc/sys/{name}" for name, value in settings.items()))
     views = views_of(places, network, members)
-    services = wanted_services(places, network, is_watched=bool(views))
-    yield Section("services", "\n".join(f"{shlex.join(service.command)}  # {service.name}" for service in services))
+    if has_systemd():
+        from hutch.apply.units import wanted_host_units
+
+        for unit, text in wanted_host_units(places, network, records).items():
+            yield Section(f"unit {unit}", text.rstrip())
+    else:
+        services = wanted_services(places, network, is_watched=bool(views))
+        lines = (f"{shlex.join(service.command)}  # {service.name}" for service in services)
+        yield Section("services", "\n".join(lines))
     if views:
         yield Section("what the warden is told", views)
 
@@ -124,6 +135,24 @@ def explain_names(places: Places, record: Record) -> Iterable[Section]:
 def guards(record: Record) -> str:
     """The mounts that keep what a guest makes from counting on the host."""
     return "\n".join(shlex.join(shares.render_guard(path)) for path in shares.writable_paths(record.wanted))
+
+
+def explain_launch(places: Places, launch: Launch) -> Iterable[Section]:
+    """How it is run: by systemd, as units, or by a supervisor of ours."""
+    if not launch.unit:
+        yield from explain_start(launch)
+        return
+    from hutch.supervise.units import render_script, render_service, render_slice
+
+    for unit, text in (
+        (launch.unit, render_service(launch, places)),
+        (places.slice(launch.workspace), render_slice(launch)),
+    ):
+        yield Section(f"unit {unit}", text.rstrip())
+    yield Section(
+        f"what the service runs: {places.unit_script(launch.workspace)}",
+        render_script(launch, places, sys.executable).rstrip(),
+    )
 
 
 def explain_start(launch: Launch) -> Iterable[Section]:

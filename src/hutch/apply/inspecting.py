@@ -7,7 +7,7 @@ is about to change is no damage.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from hutch.host import hosts_file, router, shares, ssh
 from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.host.namespace import look
 from hutch.host.strangers import check_strangers
+from hutch.host.units import different_units, has_systemd
 from hutch.plan.actions import Change, Plan, Repair, Wanted
 from hutch.spec import names
 from hutch.spec.model import Network
@@ -56,13 +57,22 @@ def inspect(places: Places, applied: Network | None, records: Mapping[str, Recor
         return NOTHING
     with closing(look(places)) as looking:
         lost = lost_keys(places, serving)
-        elsewhere = (*wrong_homes(places, serving), *wrong_trust(places, serving, lost))
+        elsewhere = tuple(wrong_trust(places, serving, lost))
         host, facts = router.observe_all(places, applied, looking)
-    repairs = (*wrong_network(places, applied, serving, host, facts), *elsewhere)
+    there: tuple[Repair, ...] = ()
+    if not is_bare(places, serving):
+        there = (*wrong_network(places, applied, serving, host, facts), *wrong_homes(places, serving))
+    repairs = (*there, *elsewhere)
     lost |= forgotten_workspaces(places, serving)
     host_end, _ = names.uplink_addresses(applied.uplink)
     obstacles = tuple(map(str, check_strangers(facts.host_listing, places.uplink_host, host_end)))
     return Findings(repairs, broken_workspaces(places, serving, facts.links), lost, obstacles)
+
+
+def is_bare(places: Places, serving: Iterable[str]) -> bool:
+    """Whether nothing has been made that only workspaces that run have need of: systemd has it made when it starts the
+    first of them, so after a boot without any, that it is not there is no damage."""
+    return has_systemd() and not places.settled.exists() and not any(observe(places, name).is_up for name in serving)
 
 
 def wrong_network(
@@ -87,6 +97,11 @@ def wrong_network(
                 yield Repair("port", found, name)
     for missing in converge.missing_services(places, applied, members):
         yield Repair("service", missing)
+    if has_systemd():
+        from hutch.apply.units import wanted_host_units
+
+        for unit in different_units(wanted_host_units(places, applied, serving)):
+            yield Repair("unit", f"{unit} is gone, or is not what hutch has written")
     settings = router.wanted_sysctls(places, members)
     for name, value in router.observe_sysctls(settings).items():
         yield Repair(name.replace("/", "."), f"is {value}, not {settings[name]}")

@@ -34,6 +34,7 @@ def prepare_machines(places: Places, records: Iterable[Record], listen: Listener
     from hutch.apply.hardware import accelerator_of, hardware_of
     from hutch.backends.hypervisor import check_hypervisor
     from hutch.host.accelerator import describe_accelerator
+    from hutch.host.units import has_systemd
 
     machines = [record for record in records if record.wanted.type == "vm"]
     starting = [(record.file, record.name, record.wanted) for record in machines]
@@ -45,7 +46,10 @@ def prepare_machines(places: Places, records: Iterable[Record], listen: Listener
         (record.file, problem)
         for record in named
         for problem in check_hypervisor(
-            f"workspaces.{record.name}", record.wanted, hardware_of(places, record.image, accelerator)
+            f"workspaces.{record.name}",
+            record.wanted,
+            hardware_of(places, record.image, accelerator),
+            by_systemd=has_systemd(),
         )
     )
     if text := describe_accelerator(accelerator):

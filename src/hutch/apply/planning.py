@@ -18,6 +18,7 @@ from hutch.apply.ownership import check_ownership, former_paths, origin_of, orph
 from hutch.apply.starting import check_shares
 from hutch.errors import ConfigError, Problem, UsageError
 from hutch.host.listening import check_ports
+from hutch.host.units import has_systemd
 from hutch.plan.actions import Plan
 from hutch.plan.decide import Facts, Ownership, decide
 from hutch.spec.marker import Invalid
@@ -82,6 +83,7 @@ def observe_facts(places: Places, config: Config) -> Facts:
         image_of=image_of,
         real=os.path.realpath,
         exists=functools.cache(os.path.exists),
+        has_systemd=has_systemd(),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from hutch.files import TEMPORARY, entries, temporary_of
 from hutch.host.lock import host_lock
 from hutch.spec.names import Places
-from hutch.state import PURGE, Record, journaled, read_network, read_records, unfinished
+from hutch.state import EJECT, PURGE, Record, journaled, read_network, read_records, unfinished
 from hutch.supervise import control
 from hutch.supervise.control import Listener
 from hutch.supervise.observe import observe
@@ -32,6 +32,10 @@ def recover(places: Places, listen: Listener) -> None:
         listen(name, "warning", f"{earlier} did not come to its end; that is seen to first")
         if observe(places, name).state != "running" or action == PURGE:
             control.stop_all(places, [name])
+    if action in (EJECT, "unknown"):
+        from hutch.apply.ejecting import recover_ejected
+
+        recover_ejected(places, names)
     network = read_network(places)
     records = {name: r for name, r in read_records(places).items() if not (action == PURGE and name in names)}
     if network is not None and converge.present(records):

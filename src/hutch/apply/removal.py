@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from hutch.apply import converge
 from hutch.egress import journal
-from hutch.errors import HutchError
+from hutch.errors import HutchError, troubles_told
 from hutch.files import entries
 from hutch.host import repairs, shares, shells
 from hutch.host.lock import host_lock
 from hutch.host.quota import release_quota
+from hutch.host.units import has_systemd
 from hutch.spec.names import Places
 from hutch.state import PURGE, Record, journaled, read_network, read_records, write_record
 from hutch.supervise import control
@@ -24,6 +25,10 @@ def mark_removed(places: Places, records: dict[str, Record], name: str) -> tuple
     write_record(places, records[name])
     remove_root(places, name)
     control.forget(places, name)
+    if has_systemd():
+        from hutch.supervise.systemd import withdraw
+
+        withdraw(places, name)
     return notes
 
 
@@ -113,7 +118,7 @@ def give_back(places: Places) -> tuple[str, ...]:
     if not places.repairs.exists():
         return ()
     try:
-        with host_lock():
+        with troubles_told(), host_lock():
             failures = repairs.take_back(places, unheard)
     except HutchError as error:
         failures = [error.brief]

@@ -12,7 +12,7 @@ from pathlib import Path
 from hutch.apply import converge
 from hutch.apply.coexistence import Repairs, wanted_repairs
 from hutch.apply.hardware import any_machine
-from hutch.errors import HutchError
+from hutch.errors import HutchError, troubles_told
 from hutch.host import repairs, router
 from hutch.host.accelerator import observe_accelerator, recall_accelerator
 from hutch.host.lock import host_lock, lock
@@ -76,15 +76,16 @@ def repair(places: Places, file: Path | None, tell: Told) -> list[HutchError]:
     with changing(places):
         for make in _repairs(places, wanted_repairs(look(places, file)), tell):
             try:
-                make()
+                with troubles_told():
+                    make()
             except HutchError as error:
                 failures.append(error)
     return failures
 
 
 def _repairs(places: Places, wanted: Repairs, tell: Told) -> Iterator[Callable[[], None]]:
-    for step in wanted.steps:
-        yield partial(repairs.ensure_step, places, step, tell)
+    for obstacle in wanted.obstacles:
+        yield partial(repairs.ensure_steps, places, obstacle.repair, tell)
     for drop_in in wanted.files:
         yield partial(repairs.ensure_file, places, drop_in, tell)
     if wanted.shells:

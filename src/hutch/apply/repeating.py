@@ -7,6 +7,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from hutch.errors import HutchError
+from hutch.host.lock import host_lock
 from hutch.host.repairs import is_made, read_made
 from hutch.host.strangers import check_strangers
 from hutch.run import run
@@ -17,11 +18,14 @@ from hutch.spec.names import Places
 
 def repeat_repairs(places: Places, network: Network, listing: str) -> None:
     """Only what is noted, and only where something is in the way. What fails is told by `plan` and `status`, as what
-    nobody has repaired yet. The caller holds the lock."""
+    nobody has repaired yet, and holds up no other. The caller holds the lock."""
     host_end, _ = names.uplink_addresses(network.uplink)
-    with suppress(HutchError):
+    try:
         steps = read_made(places).steps
-        for obstacle in check_strangers(listing, places.uplink_host, host_end):
+    except HutchError:
+        return
+    for obstacle in check_strangers(listing, places.uplink_host, host_end):
+        with suppress(HutchError), host_lock():
             for step in obstacle.repair:
                 if step in steps and not is_made(step):
                     run(step.make, timeout=60.0)

@@ -16,6 +16,7 @@ from hutch.host.namespace import has_namespace, look
 from hutch.host.shares import check_shares as check_directories
 from hutch.host.shares import has_mount_points
 from hutch.host.ssh import key_holders, owner_of
+from hutch.host.units import has_systemd
 from hutch.spec.model import Network, Workspace
 from hutch.spec.names import PACKAGE, Places
 from hutch.state import Record, read_network, write_record
@@ -192,4 +193,5 @@ def surroundings_of(
         python=sys.executable,
         package=str(PACKAGE),
         hardware=hardware,
+        by_systemd=has_systemd(),
     )

@@ -60,7 +60,7 @@ def live_sessions(places: Places, record: Record) -> list[str]:
     listing = run(["ss", "--no-header", "--tcp", "--numeric", "state", "established", "dst", f"{ip}:22"])
     count = len(listing.stdout.splitlines()) + vsock_connections(record)
     found = [f"{count} open ssh connection{'s' if count > 1 else ''}"] if count else []
-    cgroup = Cgroup(places.cgroup(record.name))
+    cgroup = Cgroup(observe(places, record.name).cgroup)
     if cgroup.is_populated("exec"):
         found.append("a command started by `hutch exec` is running")
     cgroup.close()

@@ -5,11 +5,12 @@ workspaces again.
 from __future__ import annotations
 
 from hutch.apply import converge
-from hutch.apply.removal import disarm
+from hutch.apply.removal import disarm, give_back
 from hutch.errors import HutchError
 from hutch.files import entries
 from hutch.host import shares, shells
 from hutch.host.quota import release_quota
+from hutch.host.units import has_systemd
 from hutch.spec.names import Places
 from hutch.state import Record, journaled, read_network, read_records
 from hutch.supervise import control
@@ -21,10 +22,10 @@ def withdraw(places: Places) -> tuple[str, ...]:
     notes for the user."""
     records = read_records(places)
     names = tuple(sorted({*converge.present(records), *(entry.name for entry in entries(places.run / "workspaces"))}))
+    notes = [*give_back(places)]
     shells.remove(places)
     if not names and read_network(places) is None:
-        return ()  # nothing else was ever made, or all of it is gone
-    notes: list[str] = []
+        return tuple(notes)  # nothing else was ever made, or all of it is gone
     with journaled(places, "withdraw", names):
         control.stop_all(places, names)
         for record in records.values():
@@ -32,6 +33,10 @@ def withdraw(places: Places) -> tuple[str, ...]:
             _lift_quota(places, record)
         for name in names:
             control.forget(places, name)
+            if has_systemd():
+                from hutch.supervise import systemd
+
+                systemd.withdraw(places, name)
         converge.dismantle(places)
     return (*notes, *shares.kept_guards(places))
 
@@ -47,4 +52,10 @@ def delete_state(places: Places) -> None:
     """Delete what is left once no workspace is: images, above all, and what was learned of this host."""
     if found := read_records(places):
         raise HutchError(f"{places.state} stays: there is {', '.join(found)}", resolution="remove that first")
+    if places.repairs.exists():
+        raise HutchError(
+            f"{places.state} stays: {places.repairs} is the note of what `hutch doctor --fix` changed, and not all of "
+            "that could be taken back",
+            resolution="`hutch doctor --undo` says what is in the way; or do without, and delete the note",
+        )
     remove_tree(places.state)

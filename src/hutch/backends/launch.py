@@ -12,6 +12,9 @@ from hutch.frozen import dataclass
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 
+REBOOT = 133
+"""The exit code that means "the guest asked for a reboot": nspawn's own, with --keep-unit."""
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -43,7 +46,7 @@ class Surroundings:
     `owner_gid` is the owner's primary group on the host; `image_root` the image's tree; `keys`
     the public keys of hutch's own that open it; `hardware` is there for virtual machines; `python` and
     `package` the interpreter and the directory of hutch's own code, for steps that are programs of ours; `ceiling` is
-    the memory, in bytes, that a machine which runs was started with.
+    the memory, in bytes, that a machine which runs was started with. It is run `by_systemd` on a host that has it.
     """
 
     places: Places
@@ -57,6 +60,7 @@ class Surroundings:
     package: str
     hardware: Hardware | None = None
     ceiling: int | None = None
+    by_systemd: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,10 @@ class Launch:
     A Launch may be handed in while the workspace runs: its `limits` and `grafts` count at once, and so do `balloon`,
     the bytes that are left to a machine of its memory, and `resize`, which gives a root in memory the size that it is
     to have; all else counts when the guest boots again.
+
+    `unit` is the service of systemd's that it is run as, "" where the embedded supervisor runs it. A machine's `links`
+    are named pipes then, its `helpers` open their sockets themselves, and its `inward` steps take the pid of its main
+    process.
     """
 
     workspace: str
@@ -185,3 +193,4 @@ class Launch:
     restart_codes: tuple[int, ...] = ()
     start_seconds: float = 60.0
     stop_seconds: float = 15.0
+    unit: str = ""

@@ -15,15 +15,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 
 from hutch.backends.identity import guest_uid, identify
-from hutch.backends.launch import File, Forbidden, Graft, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import REBOOT, File, Forbidden, Graft, Launch, Limits, Step, Surroundings
 from hutch.backends.port import port_of
+from hutch.backends.service import forget_step
 from hutch.backends.share import OVERLAY, STORE, bind_step, share_places, sources, store_step
 from hutch.errors import Problem
 from hutch.guest.credentials import HOST_KEY, render_credentials
 from hutch.spec import names
 from hutch.spec.model import Workspace
 
-REBOOT = 133  # nspawn's exit code, with --keep-unit, when the guest rebooted
 SCRATCH = 2 << 30  # bytes that an ephemeral root may grow by when `disk` does not say
 TASKS = 16384
 FORBIDDEN = Forbidden(
@@ -62,7 +62,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         workspace=name,
         backend="nspawn",
         network_namespace=str(places.namespace_path),
-        cgroup=places.cgroup(name),
+        cgroup=places.unit_cgroup(name) if host.by_systemd else places.cgroup(name),
         directories=(
             f"{runtime}/credentials",
             *(f"{runtime}/{layer}" for layer in LAYERS),
@@ -87,10 +87,11 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         grafts=grafts,
         resize=None if workspace.persist == "all" else resize_step(workspace, runtime),
         argv=nspawn_argv(name, inner, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
-        cleanup=port.cleanup(),
+        cleanup=(*port.cleanup(), *((forget_step(places.machine(name)),) if host.by_systemd else ())),
         limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
         runtime=runtime,
         restart_codes=(REBOOT,),
+        unit=places.unit(name) if host.by_systemd else "",
     )
 
 
@@ -275,18 +276,18 @@ def nspawn_argv(
     return (
         "systemd-nspawn",
         "--settings=no",  # an image may carry a .nspawn file
-        "--register=no",
+        f"--register={'yes' if host.by_systemd else 'no'}",
         "--keep-unit",
         "--quiet",
         f"--directory={host.places.runtime(name)}/root",
-        f"--machine={name}",
+        f"--machine={host.places.machine(name) if host.by_systemd else name}",
         f"--hostname={name}",
         f"--uuid={host.machine_id}",
         f"--private-users={host.uid_base}:{names.UID_COUNT}",
         "--private-users-ownership=off",
         f"--network-interface={names.interface('vi', name)}:{names.GUEST_INTERFACE}",
         "--notify-ready=yes",
-        "--console=interactive",
+        f"--console={'read-only' if host.by_systemd else 'interactive'}",
         "--link-journal=no",
         "--resolv-conf=off",
         "--timezone=off",

@@ -26,6 +26,7 @@ from hutch.backends.machine import (
     share_servers,
 )
 from hutch.backends.port import port_of
+from hutch.backends.service import LOG, as_service, listening
 from hutch.backends.share import share_places, share_tags
 from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
@@ -33,7 +34,8 @@ from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
 from hutch.spec import names
 from hutch.spec.model import MACHINE_CPUS, Workspace
 
-TAP, VSOCK = 5, 6  # the descriptors after those of the links
+CONSOLE, CONTROL = 3, 4  # descriptors, where systemd runs it; the embedded supervisor's links are there otherwise
+TAP, VSOCK = 5, 6  # the ones after those
 EMULATED = "qemu64,+rdrand,+rdtscp,-svm"
 """The processor that is emulated the fastest: every feature more is looked for, and used where it costs."""
 DISK_OPTIONS = "discard=unmap,detect-zeroes=unmap,werror=report,rerror=report"
@@ -58,12 +60,12 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
     vsock = None
-    if hardware.has_vsock and workspace.cid is not None:
+    if hardware.has_vsock and workspace.cid is not None and not host.by_systemd:
         vsock = Vsock(workspace.cid, f"{runtime}/vm/{NOTIFY_SOCKET}", host.uid_base)
     told = (*credentials, HOST_KEY, *((NOTIFY_SOCKET,) if vsock else ()))
     key = f"{runtime}/vm/{HOST_KEY}"
     owned = ("install", "-m", "400", "-o", str(host.uid_base), "-g", str(host.uid_base))
-    return Launch(
+    found = Launch(
         workspace=name,
         backend="qemu",
         network_namespace=str(places.namespace_path),
@@ -91,6 +93,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         start_seconds=(60.0 if hardware.accelerator == "kvm" else 180.0) * hardware.slowness,
         stop_seconds=15.0 if hardware.accelerator == "kvm" else 30.0,  # on any host: a guest may just ignore it
     )
+    return as_service(found, host) if host.by_systemd else found
 
 
 # The processes.
@@ -111,7 +114,7 @@ def qemu_argv(
     command = (
         hardware.qemu,
         *machine_options(workspace, hardware, memory_of(workspace, host) >> 20),
-        *device_options(workspace, disk is not None, hardware.has_vsock),
+        *device_options(workspace, disk is not None, hardware.has_vsock, host.by_systemd),
         *(word for key in credentials for word in ("-fw_cfg", f"name=opt/io.systemd.credentials/{key},file=/vm/{key}")),
         *("-fw_cfg", "name=opt/hutch/shares,file=/vm/shares"),
         *("-append", " ".join(kernel_arguments(name, tsc_khz=hardware.tsc_khz, has_disk=disk is not None))),
@@ -119,7 +122,8 @@ def qemu_argv(
     jail = jailed(tuple(files), host.uid_base, command, groups)
     tap = (host.python, "-I", "-S", f"{host.package}/host/tap.py", names.port(name, "vm"), str(TAP))
     vsock = ("--open", "/dev/vhost-vsock", str(VSOCK)) if hardware.has_vsock else ()
-    return (*tap, *vsock, "--", *jail)
+    sockets = ((f"{runtime}/console", 0, CONSOLE), (f"{runtime}/control", 0, CONTROL))
+    return (*(listening(host, *sockets) if host.by_systemd else ()), *tap, *vsock, "--", *jail)
 
 
 def machine_options(workspace: Workspace, hardware: Hardware, memory: int) -> tuple[str, ...]:
@@ -138,7 +142,7 @@ def machine_options(workspace: Workspace, hardware: Hardware, memory: int) -> tu
     )
 
 
-def device_options(workspace: Workspace, has_disk: bool, has_vsock: bool) -> tuple[str, ...]:
+def device_options(workspace: Workspace, has_disk: bool, has_vsock: bool, by_systemd: bool) -> tuple[str, ...]:
     """Disks, network, shares, console, and the two links."""
     devices = [
         *("-drive", "if=none,id=root,file=/root.erofs,format=raw,readonly=on"),
@@ -152,11 +156,29 @@ def device_options(workspace: Workspace, has_disk: bool, has_vsock: bool) -> tup
     for tag in share_tags(workspace):
         devices += ["-chardev", f"socket,id={tag},path=/vm/{tag}"]
         devices += ["-device", f"vhost-user-fs-pci,chardev={tag},tag={tag}"]
-    devices += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
-    devices += ["-chardev", "socket,id=port,fd=3", "-device", "virtio-serial-pci,max_ports=2"]
+    console, port, monitors = character_devices(by_systemd)
+    devices += ["-chardev", console, "-serial", "chardev:console"]
+    devices += ["-chardev", port, "-device", "virtio-serial-pci,max_ports=2"]
     devices += ["-device", "virtserialport,chardev=port,nr=1,name=hutch.port"]
-    devices += ["-chardev", "socket,id=monitor,fd=4", "-mon", "chardev=monitor,mode=control"]
+    for id, monitor in monitors.items():
+        devices += ["-chardev", monitor, "-mon", f"chardev={id},mode=control"]
     devices += ["-device", "virtio-balloon-pci,free-page-reporting=on", "-device", "pvpanic-pci"]
     if has_vsock:  # ssh reaches the machine by it, whatever becomes of its network
         devices += ["-device", f"vhost-vsock-pci,guest-cid={workspace.cid},vhostfd={VSOCK}"]
     return tuple(devices)
+
+
+def character_devices(by_systemd: bool) -> tuple[str, str, dict[str, str]]:
+    """What the machine talks through: its console, its port, and its monitors by their ids. Where systemd runs it, a
+    shell holds the other ends, so they are named pipes; commands come to sockets that listen, one at a time."""
+    if not by_systemd:
+        return "stdio,id=console,signal=off", "socket,id=port,fd=3", {"monitor": "socket,id=monitor,fd=4"}
+    waiting = "server=on,wait=off"
+    return (
+        f"socket,id=console,fd={CONSOLE},{waiting},logfile=/vm/{LOG},logappend=on",
+        "pipe,id=port,path=/vm/port",
+        {
+            "monitor": "pipe,id=monitor,path=/vm/monitor",
+            "control": f"socket,id=control,fd={CONTROL},{waiting}",
+        },
+    )

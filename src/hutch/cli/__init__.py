@@ -34,6 +34,7 @@ COMMANDS = {
     "rm": ("lifecycle", "rm", "Stop and remove a workspace; home is kept unless --purge."),
     "withdraw": ("lifecycle", "withdraw", "Take hutch off this host; homes are kept unless --purge."),
     "explain": ("explain", "explain", "Print the commands, rules and files behind a workspace."),
+    "eject": ("eject", "eject", "Make plain units and files of a workspace, which need no hutch."),
     "prove": ("prove", "prove", "Try what hutch promises, on this host; exits 1 when a promise is broken."),
     "doctor": ("doctor", "doctor", "Check what this host can do, and what it cannot enforce."),
     "image": ("image", "image", "The image cache."),

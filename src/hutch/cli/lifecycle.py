@@ -73,8 +73,9 @@ def rm(options: Options, name: str, purge: bool, force: bool) -> None:
 def withdraw(options: Options, purge: bool, force: bool, yes: bool) -> None:
     """Take hutch off this host, as before it is uninstalled.
 
-    All workspaces are stopped; the network, the names in /etc/hosts, the ssh configuration and installed aliases go.
-    Homes, keys, images and records stay unless --purge: the next `hutch up` brings the same workspaces back."""
+    All workspaces are stopped; the network, the names in /etc/hosts, the ssh configuration and installed aliases go,
+    and what `hutch doctor --fix` changed of others'. Homes, keys, images and records stay unless --purge: the next
+    `hutch up` brings the same workspaces back."""
     hutch = Hutch(listen=options.listen)
     state = hutch.places.state
     question = f"delete {state}, with the homes of all workspaces?"

@@ -18,6 +18,8 @@ from hutch.api.workspace import Workspace
 from hutch.cli.common import Options, global_options, needs_root, printable
 from hutch.cli.completing import existing_names
 from hutch.errors import HutchError
+from hutch.host.units import has_systemd
+from hutch.spec.names import Places
 from hutch.supervise.relay import Channel, open_unblocked, raw, relay
 
 NAME = click.argument("name", shell_complete=existing_names)
@@ -36,10 +38,8 @@ def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:
     """Show the machine log (console, starts and stops), then the guest's journal while it runs."""
     hutch = Hutch()
     hutch.record(name)
-    log = hutch.places.log(name)
-    older = log.with_name(log.name + ".1")
-    said = "".join(path.read_text(encoding="utf-8", errors="replace") for path in (older, log) if path.exists())
-    click.echo("".join(f"{line}\n" for line in last_lines(printable(said.replace("\r", "")), lines)), nl=False)
+    said = printable(machine_log(hutch.places, name, lines).replace("\r", ""))
+    click.echo("".join(f"{line}\n" for line in last_lines(said, lines)), nl=False)
     if hutch.observe(name).state != "running":
         return 0
     command = ["journalctl", "--no-pager", f"--lines={lines}", *(["--follow"] if follow else [])]
@@ -55,6 +55,20 @@ def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:
     finally:
         os.close(writing)
         os.waitpid(printer, 0)
+
+
+def machine_log(places: Places, name: str, lines: int) -> str:
+    """What the console said, and whoever runs the workspace: the journal of its service, or its supervisor's log."""
+    if has_systemd():
+        from hutch.supervise.systemd import journal
+
+        said = journal(places, name, lines)
+        if not said and os.geteuid() != 0:
+            click.echo("what its console said is in the host's journal, which is not yours to read", err=True)
+        return said
+    log = places.log(name)
+    older = log.with_name(log.name + ".1")
+    return "".join(path.read_text(encoding="utf-8", errors="replace") for path in (older, log) if path.exists())
 
 
 def last_lines(text: str, count: int) -> list[str]:
@@ -82,11 +96,17 @@ def _print_all(source: int) -> NoReturn:
 @global_options
 @needs_root
 def console(options: Options, name: str) -> None:
-    """Attach to the console, with a root shell; ^] detaches. The machine goes on."""
+    """Attach to the console, with a root shell; ^] detaches. The machine goes on.
+
+    Where systemd runs a container, what it prints there goes to the journal (`hutch logs`), and this is a root shell
+    alone; `exit` ends it."""
     hutch = Hutch()
     workspace = hutch.workspace(name)
     if not hutch.observe(name).is_up:
         raise HutchError(f"{name} is not running", resolution=f"`hutch start {name}`")
+    if has_systemd() and not hutch.places.console(name).exists():  # a container's output is the journal's
+        workspace.attach(["/bin/bash", "--login"], root=True)
+        return
     with socket.socket(socket.AF_UNIX) as link:
         try:
             link.connect(str(hutch.places.console(name)))

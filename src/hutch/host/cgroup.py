@@ -141,7 +141,7 @@ class Cgroup:
         self._enable("memory", [""])
         try:
             if _read(self._root, f"{all_of_them}/memory.max").strip() == "max":
-                _write(self._root, f"{all_of_them}/memory.max", str(for_workspaces(_memory_total())))
+                _write(self._root, f"{all_of_them}/memory.max", str(memory_for_workspaces()))
         except OSError:
             pass
 
@@ -254,13 +254,14 @@ class Cgroup:
         _rmdir(path, self._root)
 
 
+def memory_for_workspaces() -> int:
+    """What all workspaces may use of this host's memory, in bytes."""
+    return for_workspaces(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
 def for_workspaces(total: int) -> int:
     """What all workspaces may use of `total` bytes of memory: a sixteenth is the host's, within reason."""
     return total - min(max(total // 16, LEAST_RESERVE), MOST_RESERVE)
-
-
-def _memory_total() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _groups(directory: int) -> list[str]:

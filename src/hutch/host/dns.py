@@ -14,13 +14,24 @@ from pathlib import Path
 
 from hutch.files import read_or_none
 from hutch.host.firewall import RESOLVER_PORT
-from hutch.host.service import Service
+from hutch.host.service import Service, only_writes
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 
 MOST_WAITING = 20_000  # questions, of all workspaces: more than one of them can ask before they are given up
 NAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*", re.ASCII)
+SANDBOX = (
+    "CapabilityBoundingSet=CAP_NET_BIND_SERVICE CAP_SETGID CAP_SETUID CAP_CHOWN",
+    "MemoryDenyWriteExecute=yes",
+    "ProtectHome=tmpfs",
+    "ProtectProc=invisible",
+    "RestrictAddressFamilies=AF_INET AF_INET6 AF_NETLINK AF_UNIX",
+    "RestrictNamespaces=yes",
+    "RestrictSUIDSGID=yes",
+    "SystemCallFilter=@system-service",
+)
+"""It binds its port, gives its pid file to its account, and becomes that."""
 
 
 def wanted_resolvers(places: Places, network: Network, user: str, own: Sequence[str]) -> tuple[Service, ...]:
@@ -32,6 +43,7 @@ def wanted_resolvers(places: Places, network: Network, user: str, own: Sequence[
         # The host's resolver may know its own names and its neighbours'; the warden asks it too.
         *("--domain-needed", "--bogus-priv", *((f"--local=/{'/'.join(own)}/",) if own else ())),
     )
+    sandbox = (*SANDBOX, *only_writes(places.services))
     host_pid, router_pid = str(places.services / "host.pid"), str(places.services / "router.pid")
     return (
         Service(
@@ -45,6 +57,7 @@ def wanted_resolvers(places: Places, network: Network, user: str, own: Sequence[
                 "--cache-size=0",
                 f"--pid-file={host_pid}",
             ),
+            sandbox=sandbox,
         ),
         Service(
             "the resolver of the workspaces",
@@ -58,6 +71,7 @@ def wanted_resolvers(places: Places, network: Network, user: str, own: Sequence[
                 f"--server={host_end}",
                 f"--pid-file={router_pid}",
             ),
+            sandbox=sandbox,
         ),
     )
 

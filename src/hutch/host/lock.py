@@ -25,6 +25,10 @@ POLITE = 1.0  # seconds that a wait may last before it is worth a word
 _held_here: set[str] = set()
 
 
+class Busy(HutchError):
+    """Somebody else has held a lock for as long as one was willing to wait."""
+
+
 def nobody(holder: str) -> None:
     """A listener that does not care."""
 
@@ -91,7 +95,7 @@ def _locked(descriptor: int, patience: float) -> Iterator[None]:
             except BlockingIOError:
                 waited = time.monotonic() - began
                 if waited > patience:
-                    raise HutchError(
+                    raise Busy(
                         f"{find_holder(descriptor) or UNSEEN} has been changing this host for more than {patience:g} s",
                         resolution="let it come to its end, or end it; then try again",
                     ) from None

@@ -7,12 +7,12 @@ nothing else is. All of it may be made, and taken back, again.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from hutch.errors import HutchError
+from hutch.errors import HutchError, troubles_told
 from hutch.files import read_or_none, write_atomic
 from hutch.frozen import dataclass
 from hutch.host import shells
@@ -94,15 +94,26 @@ def is_made(step: Step) -> bool:
     return result.returncode == 0 and (not step.line or step.line in lines)
 
 
+def ensure_steps(places: Places, steps: Iterable[Step], tell: Told) -> None:
+    """Do what is not done of them; after one that fails, no other. The caller holds the lock."""
+    for step in steps:
+        ensure_step(places, step, tell)
+
+
 def ensure_step(places: Places, step: Step, tell: Told) -> None:
-    """Do it, unless it is done. The caller holds the lock."""
+    """Do it, unless it is done. Where it fails it is not noted: whoever does it by hand then, keeps it."""
     if is_made(step):
         return
     made = read_made(places)
     if step not in made.steps:
         write_made(places, replace(made, steps=(*made.steps, step)))
     tell(shlex.join(step.make))
-    run(step.make, timeout=60.0)
+    try:
+        run(step.make, timeout=60.0)
+    except HutchError:
+        if not is_made(step):
+            write_made(places, replace(made, steps=tuple(noted for noted in made.steps if noted != step)))
+        raise
 
 
 def ensure_file(places: Places, file: DropIn, tell: Told) -> None:
@@ -139,10 +150,12 @@ def take_back(places: Places, tell: Told) -> list[str]:
     """Take back all that is noted. Returns, in words, what could not be: it stays noted, and the rest does not. May be
     called again. The caller holds the lock."""
     made, failures = read_made(places), []
-    for path in shells.remove(places, shells=made.shells):
-        tell(f"take the aliases out of {path}")
     files: list[DropIn] = []
     steps: list[Step] = []
+    kept: tuple[str, ...] = ()
+    if failure := _failure(partial(remove_aliases, places, made.shells, tell)):
+        kept = made.shells
+        failures.append(failure)
     for file in made.files:
         if failure := _failure(partial(remove_file, file, tell)):
             files.append(file)
@@ -151,16 +164,22 @@ def take_back(places: Places, tell: Told) -> list[str]:
         if failure := _failure(partial(undo_step, step, tell)):
             steps.insert(0, step)
             failures.append(failure)
-    write_made(places, Made(tuple(steps), tuple(files)))
+    write_made(places, Made(tuple(steps), tuple(files), kept))
     return failures
 
 
 def _failure(undo: Callable[[], None]) -> str:
     try:
-        undo()
+        with troubles_told():
+            undo()
     except HutchError as error:
         return f"{error.brief}; {error.resolution}" if error.resolution else error.brief
     return ""
+
+
+def remove_aliases(places: Places, made: tuple[str, ...], tell: Told) -> None:
+    for path in shells.remove(places, shells=made):
+        tell(f"take the aliases out of {path}")
 
 
 def undo_step(step: Step, tell: Told) -> None:

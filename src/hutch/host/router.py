@@ -49,6 +49,10 @@ class HostNetwork:
     links: Links
     routes: tuple[str, ...]
 
+    def without_routes(self, routes: Collection[str]) -> HostNetwork:
+        """The same, but for these destinations."""
+        return replace(self, routes=tuple(route for route in self.routes if route not in routes))
+
     def addresses(self, *, without: str = "") -> tuple[str, ...]:
         """The host's IPv4 addresses, those of the interface `without` and of loopback aside."""
         return tuple(

@@ -8,7 +8,7 @@ from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.host import ruleset
 from hutch.host.namespace import inside
-from hutch.host.service import start_service, stop_service
+from hutch.host.service import start_services, stop_service
 from hutch.host.watch import note_rules, rules_file, wanted_watch
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Network
@@ -55,7 +55,7 @@ def load_watched(places: Places, network: Network, tables: tuple[ruleset.Table, 
         note_rules(places, tables)
     except HutchError:
         if rules_file(places).exists():
-            start_service(places, watch)
+            start_services(places, (watch,))
         raise
 
 

@@ -1,7 +1,8 @@
 """Small processes that serve all workspaces: observed by what they were started with, started, and ended.
 
-None of them watches over another: what has gone is started again by the next command that settles the host, and while
-it is gone, less works and nothing is open.
+Where systemd is process 1, each is a unit of its own, which is started again when it fails. Elsewhere none of them
+watches over another: what has gone is started again by the next command that settles the host. While it is gone, less
+works and nothing is open.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ import os
 import select
 import shlex
 import signal
+import time
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.files import remove_flat
 from hutch.frozen import dataclass
-from hutch.host.cgroup import JOIN, Cgroup
+from hutch.host.cgroup import JOIN, Cgroup, memory_for_workspaces
 from hutch.host.process import start_time, terminate
-from hutch.run import PIPE, Popen, TimeoutExpired, start
+from hutch.host.units import directory, ensure_units, has_systemd, remove_units, systemctl
+from hutch.run import PIPE, Popen, TimeoutExpired, run, start
 from hutch.spec.names import Places
 from hutch.state import make_directory
 
 READY_SECONDS = 20.0
 END_SECONDS = 5.0
+UNIT_SECONDS = 100.0  # that systemd has to start or end one, by force in the end
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Service:
     """One such process. `name` is shown to people; `pid_file` names it, and stands in its arguments; `namespace` is
     where it runs ("" for the host's own). `argv` starts it: a program that goes into the background once it serves, or
     one that `says_pid`: it stays, and writes the pid of who serves to its output then. `shown` are the arguments that
-    this has, where they are others."""
+    this has, where they are others. `sandbox` are lines of its unit that keep it from what it has no need of."""
 
     name: str
     pid_file: str
@@ -39,11 +44,17 @@ class Service:
     argv: tuple[str, ...]
     says_pid: bool = False
     shown: tuple[str, ...] = ()
+    sandbox: tuple[str, ...] = ()
 
     @property
     def command(self) -> tuple[str, ...]:
         """What starts it, as a sysadmin may replay it."""
         return (*(("nsenter", f"--net={self.namespace}", "--") if self.namespace else ()), *self.argv)
+
+
+def only_writes(directory: Path) -> tuple[str, ...]:
+    """The lines of a sandbox in which this directory can be written, wherever it is."""
+    return f"BindPaths={directory}", f"ReadWritePaths={directory}"
 
 
 def observe_service(service: Service) -> int | None:
@@ -59,11 +70,43 @@ def observe_service(service: Service) -> int | None:
     return pid if found == (service.shown or service.argv) and is_there else None
 
 
-def start_service(places: Places, service: Service) -> None:
-    """Start it in place of what is left of an earlier one, in a cgroup of its kind, out of the session that happened to
-    do so. Raises HutchError when it does not run then."""
-    stop_service(places, service.pid_file)
+def start_services(places: Places, services: Sequence[Service]) -> None:
+    """Start them, each in place of what is left of an earlier one. Raises HutchError for one that does not run then."""
     make_directory(places.services)
+    for service in services:
+        stop_service(places, service.pid_file)
+    if services and has_systemd():
+        _start_units(places, services)
+        return
+    for service in services:
+        _start_here(places, service)
+
+
+def _start_units(places: Places, services: Sequence[Service]) -> None:
+    """Start them as units, all at once."""
+    from hutch.host.unit_texts import render_service, render_slice
+
+    units = {places.service_unit(service.pid_file): service for service in services}
+    texts = {unit: render_service(service, places) for unit, service in units.items()}
+    ensure_units({places.slice_of_all: render_slice(places, memory_for_workspaces()), **texts})
+    systemctl("start", *units, check=False, timeout=UNIT_SECONDS)  # what came of it is looked at
+    deadline = time.monotonic() + UNIT_SECONDS
+    for unit, service in units.items():
+        while observe_service(service) is None:
+            if time.monotonic() > deadline:
+                said = ("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=15", f"--unit={unit}")
+                details = run(said, check=False).stdout
+                systemctl("stop", unit, check=False)  # it would be tried for ever
+                raise HutchError(
+                    f"{service.name} does not run although {unit} was started",
+                    details=details,
+                    resolution=f"`systemctl start {unit}` tries again; to replay it: {shlex.join(service.command)}",
+                )
+            time.sleep(0.01)
+
+
+def _start_here(places: Places, service: Service) -> None:
+    """Start it in a cgroup of its kind, out of the session that happened to do so."""
     with closing(Cgroup(places.services_cgroup)) as cgroup:
         cgroup.make()
         group = cgroup.open("")
@@ -101,7 +144,9 @@ def _wait(service: Service, process: Popen[bytes]) -> None:
 
 def stop_service(places: Places, pid_file: str) -> None:
     """End the process that this pid file names, whatever its other arguments were, and whatever became of the file;
-    with it go those that it has started."""
+    with it go those that it has started. It may be a unit, or what was started before there were units."""
+    if has_systemd() and (directory() / places.service_unit(pid_file)).is_file():
+        systemctl("stop", places.service_unit(pid_file), timeout=UNIT_SECONDS)
     with closing(Cgroup(places.services_cgroup)) as cgroup:
         candidates = cgroup.processes()
     with suppress(OSError, ValueError):
@@ -127,13 +172,15 @@ def _end(pid: int, started: int) -> None:
 
 def remove_services(places: Places) -> None:
     """End all of them, and remove what they were told."""
+    if has_systemd():
+        remove_units(places.service_units)
     for pid_file in places.services.glob("*.pid"):
         stop_service(places, str(pid_file))
     with closing(Cgroup(places.services_cgroup)) as cgroup:
         cgroup.kill()  # what has lost its pid file
         cgroup.remove()
-    for directory in (places.services, places.warden):
-        remove_flat(directory)
+    for told in (places.services, places.warden):
+        remove_flat(told)
     with suppress(OSError):
         places.run.rmdir()
 

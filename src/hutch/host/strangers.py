@@ -28,8 +28,9 @@ THEIRS = ("ip filter ", "ip nat ", "ip libvirt_network ", "ip docker-bridges ", 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """`who` stops it, `why` in words; the steps of `repair` let it pass. What does not last until after a reboot, or a
-    restart of `who`, is made again by hutch at the next start."""
+    """`who` stops it, `why` in words; the steps of `repair` let it pass. The last of them is what is looked for: what
+    is half made is an obstacle still. What does not last until after a reboot, or a restart of `who`, is made again by
+    hutch at the next start."""
 
     who: str
     why: str
@@ -115,7 +116,7 @@ def _iptables(found: Listing, uplink: str, host_end: str) -> Iterator[Obstacle]:
             yield Obstacle("ufw", why, (_ufw("route", "allow", "in", "on", uplink),), lasts=True)
         else:
             chain = "DOCKER-USER" if has_docker else "FORWARD"
-            repair = (_rule(chain, *accept), _rule(chain, *back))
+            repair = (_rule(chain, *back), _rule(chain, *accept))
             yield Obstacle("Docker" if has_docker else "iptables", why, repair, lasts=False)
     if drops("INPUT") and not lets_in("INPUT", "ufw-user-input"):
         why = "drops what workspaces ask this host: no name is found"
@@ -147,7 +148,7 @@ def _firewalld(rules: Rules, uplink: str) -> Iterator[Obstacle]:
         # What is written down can be asked for, and taken back, when it does not run.
         offline = "firewall-offline-cmd"
         later = Step(("firewall-cmd", "--permanent", *add), (offline, *remove), (offline, *query))
-        yield Obstacle("firewalld", "rejects what workspaces send and ask", (now, later), lasts=True)
+        yield Obstacle("firewalld", "rejects what workspaces send and ask", (later, now), lasts=True)
 
 
 def _accepts(rule: list[dict[str, Any]], uplink: str) -> bool:

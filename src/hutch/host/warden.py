@@ -25,6 +25,13 @@ from hutch.spec.model import Network
 from hutch.spec.names import PACKAGE, Places
 from hutch.state import make_directory
 
+SANDBOX = (
+    "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_READ_SEARCH CAP_SETGID CAP_SETPCAP CAP_SETUID CAP_NET_ADMIN",
+    "RestrictAddressFamilies=AF_INET AF_NETLINK AF_UNIX",
+    "RestrictNamespaces=mnt ipc uts cgroup",
+    "SystemCallFilter=@system-service @mount",
+)
+"""What bwrap needs to make its jail, which has less. With RestrictSUIDSGID= it would have no openat2()."""
 CAPABILITY = "net_admin"  # to fill sets, and to hear what rules log
 RENEW_SECONDS = 10.0
 OWN = "/hutch"  # where its programs are inside
@@ -39,6 +46,7 @@ def wanted_warden(places: Places) -> Service:
     python = os.path.realpath(sys.executable)
     command = (python, "-s", "-S", "-m", "hutch.egress", *told)
     only = f"-all,+{CAPABILITY}"
+    sandbox = (*SANDBOX, f"ReadWritePaths={places.warden} {places.egress}")
     argv = (
         *("bwrap", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", *PROGRAMS, *_interpreter()),
         *("--dir", OWN, "--ro-bind", str(PACKAGE), f"{OWN}/hutch", "--ro-bind", _dnspython(), f"{OWN}/dns"),
@@ -48,7 +56,7 @@ def wanted_warden(places: Places) -> Service:
         *("--", "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
         *(f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}", "--no-new-privs", "--", *command),
     )
-    return Service("the warden", pid_file, str(places.namespace_path), argv, says_pid=True, shown=command)
+    return Service("the warden", pid_file, str(places.namespace_path), argv, True, command, sandbox)
 
 
 KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN")  # until setpriv has dropped all but the last

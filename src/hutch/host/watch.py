@@ -12,7 +12,7 @@ from pathlib import Path
 from hutch.files import read_or_none, write_atomic
 from hutch.host.namespace import inside
 from hutch.host.ruleset import Table
-from hutch.host.service import Service, observe_service
+from hutch.host.service import Service, observe_service, only_writes
 from hutch.run import run
 from hutch.spec.model import Network
 from hutch.spec.names import Places
@@ -54,6 +54,16 @@ nft monitor 2>/dev/null | {{
 """What changes comes in many lines, so it waits until no more come. It looks twice in the beginning, since the monitor
 does not say from when on it sees. What the warden opens is of no interest. It stops traffic too when it can no longer
 see."""
+SANDBOX = (
+    "CapabilityBoundingSet=CAP_NET_ADMIN",
+    "MemoryDenyWriteExecute=yes",
+    "ProtectHome=tmpfs",
+    "ProtectProc=invisible",
+    "RestrictAddressFamilies=AF_NETLINK AF_UNIX",
+    "RestrictNamespaces=yes",
+    "RestrictSUIDSGID=yes",
+    "SystemCallFilter=@system-service",
+)
 
 
 def wanted_watch(places: Places, network: Network) -> Service:
@@ -75,6 +85,7 @@ def wanted_watch(places: Places, network: Network) -> Service:
             bridge,
         ),
         says_pid=True,
+        sandbox=(*SANDBOX, *only_writes(places.services)),
     )
 
 

@@ -54,6 +54,8 @@ class Facts:
     real: Callable[[str], str]
     """A path with its symbolic links resolved."""
     exists: Callable[[str], bool]
+    has_systemd: bool = False
+    """Whether systemd is the host's process 1."""
     broken: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
     """What was taken from workspaces that run."""
 
@@ -84,7 +86,9 @@ def decide(
     # Whoever has no part in this plan stays as recorded.
     parties = {*wanted, *remove}
     others = {name: r.wanted for name, r in facts.records.items() if not r.removed and name not in parties}
-    everybody = {**others, **{name: target.workspace for name, target in wanted.items()}}
+    ejected = {name: r.wanted for name, r in facts.records.items() if r.ejected and r.removed}
+    refuse_ejected(config.file, [facts.records[name] for name in wanted if name in ejected])
+    everybody = {**ejected, **others, **{name: target.workspace for name, target in wanted.items()}}
     standing = {name: _standing(record, facts) for name, record in facts.records.items() if name in parties}
     moved = network_changes(facts.applied, facts.network)
     check_bystanders(others, moved)
@@ -100,6 +104,7 @@ def decide(
         remove=remove,
         undeclared=() if prune else whose.undeclared,
         start=start,
+        has_systemd=facts.has_systemd,
     )
     if running:
         stopping = {action.workspace for action in found.actions if action.stops}
@@ -145,6 +150,17 @@ def _standing(record: Record, facts: Facts) -> Standing:
         reason=now.reason,
         broken=facts.broken.get(record.name, ()),
     )
+
+
+def refuse_ejected(file: str, ejected: Sequence[Record]) -> None:
+    """What was ejected runs beside hutch, by that name and at that address."""
+    if ejected:
+        names = ", ".join(record.name for record in ejected)
+        raise HutchError(
+            f"{file} declares {names}, which hutch has ejected",
+            details="\n".join(f"{record.name} goes on without hutch, in {record.ejected}" for record in ejected),
+            resolution="take it out of the file; or remove it there (the script `remove`), and `hutch rm --purge` it",
+        )
 
 
 def refuse_clashes(clashes: Sequence[str]) -> None:

@@ -51,12 +51,14 @@ def plan(
     remove: tuple[str, ...] = (),
     undeclared: Iterable[str] = (),
     start: bool = True,
+    has_systemd: bool = False,
 ) -> Plan:
     """The actions that lead from `standing` to `wanted`; `remove` names workspaces that are to go, and
-    `undeclared` such as would go with --prune."""
+    `undeclared` such as would go with --prune. Only a host that `has_systemd` can start any when it boots."""
     moved = tuple(network_changes(applied_network, network))
     actions = [
-        plan_one(name, target, standing.get(name), moved, file=file, start=start) for name, target in wanted.items()
+        plan_one(name, target, standing.get(name), moved, file=file, start=start, has_systemd=has_systemd)
+        for name, target in wanted.items()
     ]
     for name in remove:
         reason = Change("workspace", "declared", None, "recreate")
@@ -85,11 +87,12 @@ def plan_one(
     *,
     file: str | None = None,
     start: bool = True,
+    has_systemd: bool = False,
 ) -> Action:
     """The one action for a workspace. `moved` are changes of the network; `file` declares it, None for whoever did."""
     notes = tuple(without_effect(name, target.workspace))
-    if target.workspace.autostart:
-        notes += ("autostart is recorded; nothing starts it at boot yet",)
+    if target.workspace.autostart and not has_systemd:
+        notes += ("autostart is recorded; without systemd, nothing starts it when this host boots",)
     if now is None or now.removed:
         if now is not None and file not in (None, now.file):
             notes += (f"gets the home, key and address that are kept of the one which {now.file} declared",)

@@ -57,7 +57,7 @@ def leader_of(subject: Subject) -> int:
 
 def processes_of(subject: Subject, part: str = "machine") -> list[int]:
     """The processes of the guest, by its cgroup as the kernel tells it of each."""
-    inside = re.compile(rf"^0::.*/{re.escape(subject.places.cgroup(subject.name))}/{part}(/|$)", re.MULTILINE)
+    inside = re.compile(rf"^0::.*/{re.escape(subject.now.cgroup)}/{part}(/|$)", re.MULTILINE)
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():

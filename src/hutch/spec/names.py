@@ -317,6 +317,63 @@ class Places:
         """Which bind mounts of the host's are ours."""
         return self.run / "shares.json"
 
+    # Units, on a host whose process 1 is systemd.
+
+    def unit(self, name: str) -> str:
+        """The service that a workspace is."""
+        return f"{self.instance}@{name}.service"
+
+    def machine(self, name: str) -> str:
+        """What machinectl calls it: whoever else runs machines may have one of the workspace's own name."""
+        return f"{self.instance}-{name}"
+
+    def slice(self, name: str) -> str:
+        """What the service and its helpers may use together. A dash would stand for a slice within another."""
+        escaped = name.replace("-", "\\x2d")
+        return f"{self.instance}-{escaped}.slice"
+
+    def unit_cgroup(self, name: str) -> str:
+        """Where systemd puts the service, relative to the root of the cgroup2 hierarchy: each dash of a slice's name
+        is a level."""
+        parts = self.slice(name).removesuffix(".slice").split("-")
+        levels = ("-".join(parts[: count + 1]) for count in range(len(parts)))
+        return "/".join((*(f"{level}.slice" for level in levels), self.unit(name)))
+
+    @property
+    def network_unit(self) -> str:
+        """What the host has for all workspaces; it is there before any of them is."""
+        return f"{self.instance}-network.service"
+
+    @property
+    def target(self) -> str:
+        """All that runs of this hutch; what it wants is started when the host boots."""
+        return f"{self.instance}.target"
+
+    @property
+    def slice_of_all(self) -> str:
+        """Where the slices of workspaces are, and what serves them all."""
+        return f"{self.instance}.slice"
+
+    def service_unit(self, pid_file: str) -> str:
+        """The unit of a process that serves all workspaces, by the file that names it."""
+        called = {"host": "dns-host", "router": "dns"}
+        stem = Path(pid_file).stem
+        return f"{self.instance}-{called.get(stem, stem)}.service"
+
+    @property
+    def service_units(self) -> tuple[str, ...]:
+        """All of those."""
+        return tuple(map(self.service_unit, ("host.pid", "router.pid", "watch.pid", "warden.pid")))
+
+    @property
+    def settled(self) -> Path:
+        """There once the host is as the records want it."""
+        return self.run / "settled"
+
+    def unit_script(self, name: str) -> Path:
+        """What the workspace's service runs, the next time that it starts."""
+        return self.workspace(name) / "unit" / "run"
+
     # What serves all workspaces: resolvers, the warden, the watch.
 
     @property

@@ -24,7 +24,7 @@ type = "container"               # or "vm"
 # '''
 # vcpus = 2
 # memory = "4GiB"
-# autostart = true               # recorded for later: nothing starts it at boot yet
+# autostart = true               # start it when the host boots, where systemd is
 # persist = "home"               # only the home outlives a restart; "all" keeps the whole system
 # mounts = [{ source = "~/src/@NAME@", target = "/src", readonly = true, create = true }]
 # egress = ["*.debian.org", "api.example.com:443"]   # all that it may reach; default: "internet"

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
 from hutch.supervise.filters import INSTRUCTION, render_filter
 
 TYPE_CHECKING = False  # see supervise/status
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
     from hutch.errors import HutchError
 
@@ -74,6 +75,18 @@ def install_filters(filters: list[bytes]) -> None:
         program = Program(len(code) // INSTRUCTION, code)
         if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "the filter of the guest's system calls cannot be installed")
+
+
+def main(forbidden: str, *argv: str) -> NoReturn:
+    """A program of its own, which becomes `argv`, bound to `forbidden`, JSON of a Launch, and with an empty keyring."""
+    import json
+
+    leave_keyring()
+    try:
+        forbid(json.loads(forbidden))
+        os.execvp(argv[0], argv)
+    except (OSError, ValueError) as error:
+        sys.exit(f"system calls cannot be kept from the guest, so it is not run: {error}")
 
 
 def leave_keyring() -> None:

@@ -22,6 +22,7 @@ from hutch import run
 from hutch.errors import HutchError
 from hutch.host.cgroup import Cgroup
 from hutch.host.process import open_process, start_time
+from hutch.host.units import has_systemd
 from hutch.spec import names as derived
 from hutch.spec.names import PACKAGE, Places
 from hutch.supervise.gate import GO, MOVED, encode_launch
@@ -58,6 +59,10 @@ def start_all(
     what settles it while the supervisors make their mounts; none of them joins the network before that says so, by
     calling what it is given. When interrupted, those that are not ready yet are stopped.
     """
+    if has_systemd():
+        from hutch.supervise import systemd
+
+        return systemd.start_all(places, names, make, listen, settling)
     starting: list[Starting] = []
     seconds = 0.0
 
@@ -219,6 +224,10 @@ class _Descriptors:
 def renew(places: Places, name: str, launch: Launch) -> dict[str, str]:
     """Have a running workspace's supervisor take up a Launch that differs in what needs no restart: see
     backends/launch. Returns key -> why it cannot be as the Launch says."""
+    if (read_launch(places.launch(name)) or {}).get("unit"):  # by whom it was started, an older hutch perhaps
+        from hutch.supervise import systemd
+
+        return systemd.renew(places, launch)
     revision = time.time_ns()
     write_launch(places.launch(name), {**asdict(launch), "revision": revision})
     supervisor = _open_supervisor(places, name)
@@ -278,6 +287,10 @@ def stop_all(places: Places, names: Iterable[str], *, patience: float | None = N
     names = list(names)
     if patience is None:
         patience = max((_stop_seconds(places, name) for name in names), default=0.0) + CLEANUP
+    if has_systemd():
+        from hutch.supervise import systemd
+
+        systemd.stop(places, names, patience=patience)
     waiting: dict[int, str] = {}
     try:
         for name in names:
@@ -352,8 +365,11 @@ def is_forgotten(places: Places, name: str) -> bool:
     Other than by its status, a workspace is known by its cgroup."""
     if os.path.exists(places.status(name)):
         return False
-    with closing(Cgroup(places.cgroup(name))) as cgroup:
-        return cgroup.is_populated()
+    for path in (places.cgroup(name), places.unit_cgroup(name)):
+        with closing(Cgroup(path)) as cgroup:
+            if cgroup.is_populated():
+                return True
+    return False
 
 
 def _cleanup_of(places: Places, name: str) -> tuple[str, list[list[str]]]:

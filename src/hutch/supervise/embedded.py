@@ -23,6 +23,7 @@ from hutch.supervise.console import Log
 from hutch.supervise.entry import Boot
 from hutch.supervise.grafts import Grafts
 from hutch.supervise.limits import control_files
+from hutch.supervise.renewal import resize
 from hutch.supervise.sources import open_sources
 from hutch.supervise.status import first_words, write_status
 from hutch.supervise.steps import CalledOff, SideBySide, StartFailed
@@ -184,14 +185,7 @@ class Supervisor:
         return next((answer for answer in answers if answer is not None), "nothing here can change it")
 
     def _resize_root(self) -> str:
-        """Give a root in memory the size that the Launch says. Returns why not."""
-        step = self.launch["resize"]
-        try:
-            SideBySide([[step]] if step else []).finish(time.monotonic(), CLEANUP_SECONDS)
-        except StartFailed as error:
-            said = str(error).partition("\n")[0]
-            return f"the root cannot become so small while more of it is in use ({said})"
-        return ""
+        return resize(self.launch["resize"])
 
     def _renew_grafts(self) -> str:
         """Show a container what its Launch shows it, and nothing else. Returns why not."""

@@ -105,7 +105,7 @@ class Inside:
 def enter_container(inside: Inside, login: Login, argv: list[str], capture: int | None) -> int:
     if inside.now.leader is None:
         raise HutchError(f"{inside.name} has just ended", resolution=f"`hutch start {inside.name}`")
-    return enter(inside.places.cgroup(inside.name), inside.now.leader, login, argv, capture=capture)
+    return enter(inside.now.cgroup, inside.now.leader, login, argv, capture=capture)
 
 
 def reach_by_own_key(inside: Inside, login: Login, argv: list[str], capture: int | None) -> int:

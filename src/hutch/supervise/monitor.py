@@ -1,4 +1,6 @@
-"""A machine's monitor (QMP), heard by the QEMU project's own library. Only the supervisors of machines import this."""
+"""A machine's monitor (QMP), heard by the QEMU project's own library. Only the supervisors of machines import this, and
+commands that have something to say to a machine that systemd runs.
+"""
 
 from __future__ import annotations
 
@@ -100,3 +102,29 @@ class Monitor(Source):
             reason = data.get("reason") if isinstance(data, dict) else None
             if isinstance(reason, str) and len(reason) < 64 and reason.replace("-", "").isalnum():
                 os.write(self._write, f"{reason}\n".encode())
+
+
+def leave_memory(path: str, library: str, size: int) -> str:
+    """Have the balloon of a machine whose monitor listens at a path leave it `size` bytes. Returns why that cannot be.
+    One is answered at a time."""
+    if library not in sys.path:
+        sys.path.append(library)
+    logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+    try:
+        asyncio.run(asyncio.wait_for(_execute(path, "balloon", {"value": size}), PATIENCE))
+    except TimeoutError:
+        return "the machine's monitor does not answer"
+    except Exception as error:  # noqa: BLE001 - whatever a machine sends
+        return f"the machine's monitor refuses: {error}"
+    return ""
+
+
+async def _execute(path: str, command: str, arguments: dict[str, object]) -> None:
+    from qemu.qmp import QMPClient
+
+    client = QMPClient("hutch")
+    await client.connect(path)
+    try:
+        await client.execute(command, arguments)
+    finally:
+        await client.disconnect()

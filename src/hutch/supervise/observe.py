@@ -13,7 +13,8 @@ from hutch.supervise.status import read_status
 
 @dataclass(frozen=True)
 class Observation:
-    """How a workspace stands. `leader` is (pid, start time) of its PID 1 as the host sees it."""
+    """How a workspace stands. `leader` is (pid, start time) of its PID 1 as the host sees it; `cgroup` is where it is,
+    or was."""
 
     state: str = "stopped"
     pid: int | None = None
@@ -21,6 +22,7 @@ class Observation:
     ready_seconds: float | None = None
     leader: tuple[int, int] | None = None
     reason: str = ""
+    cgroup: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -40,7 +42,7 @@ def observe(places: Places, name: str) -> Observation:
     except PermissionError:
         raise HutchError(f"how {name} stands is not shown to you yet", resolution="`sudo hutch up` does that") from None
     if status is None:
-        return Observation()
+        return Observation(cgroup=places.cgroup(name))
     state, reason, pid = status["state"], status["reason"], status["pid"]
     if state in ("starting", "running", "stopping") and not is_alive(pid, status["started"]) and are_shown():
         state, reason = "failed", "its supervisor was killed"
@@ -52,5 +54,6 @@ def observe(places: Places, name: str) -> Observation:
         ready_seconds=status["ready_seconds"],
         leader=tuple(status["leader"]) if alive and status["leader"] else None,
         reason=reason,
+        cgroup=status.get("cgroup") or places.cgroup(name),
         warnings=tuple(status["warnings"]),
     )

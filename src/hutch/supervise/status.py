@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     Status = dict[str, Any]
     """Keys: state, pid, started (clock ticks), since (Unix time), ready_seconds, leader, reason, warnings;
-    revision, of the Launch that counts; complaints, by key, why not all that it asks for is so."""
+    revision, of the Launch that counts; complaints, by key, why not all that it asks for is so; cgroup, where that is
+    not an embedded supervisor's."""
 
 
 STATES = ("starting", "running", "stopping", "stopped", "failed")
@@ -79,6 +80,7 @@ def is_status(found: object) -> bool:
         and isinstance(found.get("reason"), str)
         and type(found.get("revision", 0)) is int  # an older hutch's has none
         and isinstance(found.get("complaints", {}), dict)
+        and isinstance(found.get("cgroup", ""), str)
         and isinstance(warnings, list)
         and all(isinstance(text, str) for text in warnings)
     )

@@ -1,11 +1,13 @@
-"""Where the host has vsock. Few hosts that run these tests have it, so a machine is that host: it is shown this
-checkout and the image, and runs a machine of its own, by a KVM that is emulated.
+"""Where the host has vsock, and where systemd is its process 1. Few hosts that run these tests have either, so a
+machine is that host: it is shown this checkout and the image, and runs a machine of its own, by a KVM that is emulated.
+Hosts with systemd have no need of vsock to hear a machine, so it is hidden at first.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -62,6 +64,8 @@ mkdir "$project"
 cat >"$project/hutch.toml"
 """
 NOTIFY_SOCKET = f"/run/hutch/workspaces/inner/vm/{CREDENTIAL}"
+SYSTEMD, HIDDEN = "/run/systemd/system", "/run/systemd/hidden"  # by the first of them it is known to be process 1
+UNIT = "hutch@inner.service"
 LOG = "/run/hutch/workspaces/inner/machine.log"
 KNOWN_HOSTS = "/var/lib/hutch/known_hosts"
 LIE = """
@@ -168,6 +172,7 @@ def ensure_image(instance: Instance, images: Path) -> tuple[Path, Path]:
 def inner(stand: Stand) -> Stand:
     """With its machine, which has come up while somebody else said that it was up."""
     stand.run("modprobe", "vsock_loopback")
+    stand.run("mv", SYSTEMD, HIDDEN)
     with stand.outer.spawn("exec", "--root", "stand", "--", *stand.command("up")) as up:
         wait_until(lambda: stand.run("grep", "-q", "vsock-stream:2:", NOTIFY_SOCKET, check=False).returncode == 0)
         stand.run(sys.executable, "-c", LIE, NOTIFY_SOCKET)
@@ -199,6 +204,61 @@ def test_that_way_too_its_host_key_is_checked(inner: Stand) -> None:
     finally:
         inner.shell(f"cat /tmp/known >{KNOWN_HOSTS}")
     assert inner.ssh("true").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def service(stand: Stand) -> Stand:
+    """With its machine, which systemd runs, and waits for: its own patience is for a KVM that is not emulated."""
+    drop_in = f"/etc/systemd/system/{UNIT}.d"
+    stand.shell(f"mkdir -p {drop_in} && printf '[Service]\\nTimeoutStopSec=600\\n' >{drop_in}/slow.conf")
+    stand.shell(f"[ ! -d {HIDDEN} ] || {{ {' '.join(stand.command('stop', 'inner'))} && mv {HIDDEN} {SYSTEMD}; }}")
+    stand.hutch("up")
+    return stand
+
+
+def shown(stand: Stand, *names: str) -> list[str]:
+    said = stand.run("systemctl", "show", *(f"--property={name}" for name in names), UNIT).stdout
+    found = dict(line.partition("=")[::2] for line in said.splitlines())
+    return [found[name] for name in names]
+
+
+def test_systemd_runs_a_machine(service: Stand) -> None:
+    status = service.status()
+    assert (status["state"], status["hypervisor"]) == ("running", "qemu")
+    assert shown(service, "ActiveState", "MainPID") == ["active", str(status["pid"])]
+    said = service.run("journalctl", "--no-pager", "-u", UNIT).stdout
+    assert "ready, says the guest over its port" in said
+    assert service.hutch("exec", "inner", "--", "uname", "-n").stdout == "inner\n"
+    assert service.ssh("uname -n").stdout == "inner\n"
+    listed = service.run("machinectl", "list", "--no-legend").stdout.split()
+    assert listed[:2] == ["inner", "vm"]
+    assert "hutch-inner.slice" in service.run("cat", f"/proc/{status['pid']}/cgroup").stdout
+    tree = service.run("systemd-cgls", "--no-pager", "--full", f"--unit={UNIT}").stdout
+    assert "qemu-system" in tree and "virtiofsd" in tree and "python" not in tree
+
+
+def test_its_memory_changes_while_it_runs(service: Stand) -> None:
+    before = shown(service, "MainPID")
+    service.shell(f"sed -i s/512MiB/400MiB/ hutch.toml && {shlex.join(service.command('up'))}")
+    total = "until [ $(awk '/^MemTotal/ { print $2 }' /proc/meminfo) -le 409600 ]; do sleep 0.5; done"
+    service.hutch("exec", "inner", "--", "timeout", "120", "sh", "-c", total)
+    assert shown(service, "MainPID") == before
+
+
+def test_a_reboot_inside_is_another_start_of_its_service(service: Stand) -> None:
+    before = shown(service, "MainPID")
+    service.hutch("exec", "--root", "inner", "--", "systemctl", "reboot", check=False)
+    wait_until(lambda: shown(service, "MainPID") != before and shown(service, "ActiveState") == ["active"])
+    assert service.ssh("uname -n").stdout == "inner\n"
+
+
+def test_systemd_ends_it_in_order(service: Stand) -> None:
+    service.run("systemctl", "stop", UNIT)
+    assert shown(service, "ActiveState", "Result", "ExecMainStatus") == ["inactive", "success", "0"]
+    assert service.status()["state"] == "stopped"
+    assert "Power down" in service.run("journalctl", "--no-pager", "-u", UNIT).stdout
+    assert service.run("machinectl", "list", "--no-legend").stdout == ""
+    assert service.shell("pgrep qemu-system; pgrep virtiofsd", check=False).stdout == ""
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

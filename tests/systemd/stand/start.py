@@ -1,5 +1,6 @@
 """Runs in the stand, by the distribution's Python: puts the checkout where it is on the machine outside, runs pytest,
-says how it ended on the last line, and switches the stand off.
+says how it ended on the last line, and switches the stand off. Where a test has asked for another boot, and all went
+well, it boots again, and runs those tests that are for that boot (see conftest).
 """
 
 from __future__ import annotations
@@ -11,32 +12,48 @@ import sys
 from pathlib import Path
 
 TOLD = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/hutch/stand/raw")
+OWN = Path("/var/lib/hutch-stand")  # what is to be known after a reboot
+ANOTHER = OWN / "another"  # made by a test that wants another boot
+NEXT = OWN / "next"  # the number of the boot that comes; none is expected while this one lasts
 ENDED = "the stand ended with code"
 
 
 def main() -> None:
     """Whatever happens, the last line says so."""
-    code = 3
+    code, is_over = 3, True
     try:
-        code = run_tests(json.loads(TOLD.read_text()))
+        OWN.mkdir(exist_ok=True)
+        number = int(NEXT.read_text()) if NEXT.exists() else 1
+        NEXT.write_text("0")
+        if number == 0:
+            print("the stand has rebooted although nobody asked for it", flush=True)
+            return
+        code = run_tests(json.loads(TOLD.read_text()), number)
+        if code == 0 and ANOTHER.exists():
+            ANOTHER.unlink()
+            NEXT.write_text(str(number + 1))
+            is_over = False
     finally:
-        print(f"{ENDED} {code}", flush=True)
-        subprocess.run(["systemctl", "--no-block", "poweroff", "--force"], check=False)
+        if is_over:
+            print(f"{ENDED} {code}", flush=True)
+            subprocess.run(["systemctl", "--no-block", "poweroff", "--force"], check=False)
+        else:
+            print("the stand reboots", flush=True)
+            subprocess.run(["systemctl", "--no-block", "reboot"], check=False)
 
 
-def run_tests(told: dict[str, list[str]]) -> int:
-    show("checkout", *told["checkout"])
-    show("venv", *told["venv"])
-    show("python", *told["python"])
-    os.makedirs("/srv/cache/images")
-    call("mount", "/dev/disk/by-id/virtio-images", "/srv/cache/images")
-    call("mount", "-o", "ro", "/dev/disk/by-id/virtio-packages", "/srv/packages")
+def run_tests(told: dict[str, list[str]], number: int) -> int:
+    for disk in ("checkout", "venv", "python"):
+        for place in told[disk]:
+            show(disk, place, "ro")
+    show("images", "/srv/cache/images", "rw")
+    show("packages", "/srv/packages", "ro")
     (checkout,) = told["checkout"]
     environment = {
         **os.environ,
         "HOME": "/root",
         "LC_ALL": "C.UTF-8",
-        "HUTCH_STAND": "yes",
+        "HUTCH_STAND": str(number),
         "HUTCH_TEST_CACHE": "/srv/cache",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
@@ -45,17 +62,14 @@ def run_tests(told: dict[str, list[str]]) -> int:
     return subprocess.run(told["command"], cwd=checkout, env=environment, stdin=subprocess.DEVNULL).returncode
 
 
-def show(disk: str, *places: str) -> None:
-    """Mount a disk, and bind it to the places, if any."""
-    for place in places:
-        if not os.path.ismount(f"/srv/{disk}"):
-            call("mount", "-o", "ro", f"/dev/disk/by-id/virtio-{disk}", f"/srv/{disk}")
-        Path(place).mkdir(parents=True, exist_ok=True)
-        call("mount", "--bind", f"/srv/{disk}", place)
-
-
-def call(*argv: str) -> None:
-    subprocess.run(argv, check=True, stdout=sys.stderr)
+def show(disk: str, place: str, options: str) -> None:
+    """Have a disk mounted there, in this boot and in those that follow."""
+    if os.path.ismount(place):
+        return
+    Path(place).mkdir(parents=True, exist_ok=True)
+    with open("/etc/fstab", "a") as file:
+        file.write(f"/dev/disk/by-id/virtio-{disk} {place} auto {options} 0 0\n")
+    subprocess.run(["mount", place], check=True, stdout=sys.stderr)
 
 
 if __name__ == "__main__":

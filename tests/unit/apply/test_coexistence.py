@@ -91,7 +91,7 @@ def render(findings: list[Finding], repairs: Repairs) -> str:
     for finding in findings:
         lines.append(f"{finding.name}: {finding.state}: {finding.means}")
         lines += [f"    {finding.do}"] if finding.do else []
-    lines += [f"+ {step}" for step in repairs.steps]
+    lines += [f"+ {step}" for obstacle in repairs.obstacles for step in obstacle.repair]
     for file in repairs.files:
         lines += [f"+ {file}", *(f"    {line}" for line in file.content.splitlines())]
     lines += [f"+ aliases for {shell}" for shell in repairs.shells]

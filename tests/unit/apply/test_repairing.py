@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from hutch.apply import hardware, removal, repairing, repeating
+from hutch.apply import hardware, removal, repairing, repeating, withdrawal
 from hutch.errors import HutchError
 from hutch.host.accelerator import Accelerator
 from hutch.host.repairs import Made, Step, write_made
 from hutch.host.strangers import check_strangers
 from hutch.spec.names import Places
 from tests.unit.apply.test_coexistence import NETWORK, listing
-from tests.unit.host.test_strangers import DOCKER, UFW
+from tests.unit.host.test_strangers import DOCKER, FIREWALLD, UFW
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, ...]
         monkeypatch.setattr(repeating, "read_made", lambda places: Made(steps))
         monkeypatch.setattr(repeating, "is_made", lambda step: step in in_force)
         monkeypatch.setattr(repeating, "run", lambda argv, timeout: ran.append(argv))
+        monkeypatch.setattr(repeating, "host_lock", nullcontext)
         return ran
 
     return set_scene
@@ -63,13 +65,62 @@ def test_only_what_is_noted_and_only_where_something_is_in_the_way(
 
 
 def test_a_start_goes_on_without_it(places: Places, noted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    noted(*steps_of(*DOCKER))
+    scene = (*DOCKER, *FIREWALLD)
+    back, _, permanent, _ = steps = steps_of(*scene)
+    noted(*steps)
+    tried = []
 
-    def fail(*arguments: object, **options: object) -> None:
-        raise HutchError("iptables failed")
+    def fail(argv: tuple[str, ...], timeout: float) -> None:
+        tried.append(argv)
+        raise HutchError("that failed")
 
     monkeypatch.setattr(repeating, "run", fail)
-    repeating.repeat_repairs(places, NETWORK, listing(*DOCKER))
+    repeating.repeat_repairs(places, NETWORK, listing(*scene))
+    assert tried == [back.make, permanent.make]  # after one that fails nothing of the same, and all of the others
+
+    def refuse(places: Places) -> Made:
+        raise HutchError("it is damaged")
+
+    monkeypatch.setattr(repeating, "read_made", refuse)
+    repeating.repeat_repairs(places, NETWORK, listing(*scene))
+
+
+def test_what_a_disk_refuses_holds_up_no_other_repair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def refuse() -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "/etc/x")
+
+    monkeypatch.setattr(repairing, "changing", nullcontext)
+    monkeypatch.setattr(repairing, "look", lambda *arguments: None)
+    monkeypatch.setattr(repairing, "wanted_repairs", lambda seen: None)
+    monkeypatch.setattr(repairing, "_repairs", lambda *arguments: [refuse, lambda: done.append(True)])
+    (failure,) = repairing.repair(Places(tmp_path, tmp_path), None, print)
+    assert "/etc/x cannot be written or read: Read-only file system" in failure.brief and done == [True]
+
+
+def test_what_leaves_gives_back_and_deletes_no_note_of_what_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = Places(tmp_path / "state", tmp_path / "run")
+    write_made(places, Made(shells=("bash",)))
+    stays = ["/etc/x has been changed"]
+
+    def take_back(places: Places, tell: object) -> list[str]:
+        write_made(places, Made(shells=("bash",)) if stays else Made())
+        return stays
+
+    monkeypatch.setattr(removal, "host_lock", nullcontext)
+    monkeypatch.setattr("hutch.host.repairs.take_back", take_back)
+    monkeypatch.setattr("hutch.host.shells.remove", lambda places: [])
+    (note,) = withdrawal.withdraw(places)
+    assert "/etc/x has been changed" in note
+    with pytest.raises(HutchError, match="the note of what `hutch doctor --fix` changed"):
+        withdrawal.delete_state(places)
+    stays.clear()
+    assert withdrawal.withdraw(places) == ()
+    withdrawal.delete_state(places)
+    assert not places.state.exists()
 
 
 def test_the_purge_of_the_last_gives_back_what_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hutch.backends import hypervisor
 from hutch.backends.cloud_hypervisor import EVENTS, LINKS, NOTIFY, TAP, check, launch
 from hutch.backends.hypervisor import OLDEST, check_hypervisor, choose_hypervisor, parse_version
 from hutch.backends.launch import Hardware, Launch
+from hutch.errors import HutchError
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET
 from hutch.spec.model import Workspace
 from tests.support.fake_cloud_hypervisor import Refused, parse_config, parse_options
@@ -162,6 +164,15 @@ CHOICES: dict[str, tuple[Workspace, Hardware, str]] = {
 @pytest.mark.parametrize(("declared", "hardware", "chosen"), CHOICES.values(), ids=CHOICES)
 def test_choice(declared: Workspace, hardware: Hardware, chosen: str) -> None:
     assert choose_hypervisor(declared, hardware) == chosen
+
+
+def test_systemd_does_not_run_it() -> None:
+    """Its events and its guest's calls are heard by a process that stays; there, none does."""
+    assert choose_hypervisor(wants("auto"), HARDWARE, by_systemd=True) == "qemu"
+    (problem,) = check_hypervisor("workspaces.web", wants("cloud-hypervisor"), HARDWARE, by_systemd=True)
+    assert "systemd" in problem.message and problem.hint == 'use "qemu" or "auto"'
+    with pytest.raises(HutchError, match="systemd"):
+        hypervisor.launch("web", wants("cloud-hypervisor"), replace(HOST, by_systemd=True))
 
 
 def test_what_is_named_and_cannot_run_is_refused() -> None:

@@ -50,6 +50,24 @@ def test_launch(case: str, given: tuple[str, Workspace, dict[str, Any]]) -> None
     check_golden(f"qemu/{case}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
+@pytest.mark.parametrize("case", ["minimal", "everything", "vsock"])
+def test_as_a_service(case: str) -> None:
+    name, declared, hardware = LAUNCHES[case]
+    found = asdict(launch(name, declared, replace(host(**hardware), by_systemd=True)))
+    check_golden(f"qemu/{case}-by-systemd.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def test_a_service_has_no_link_that_only_a_process_of_ours_could_hear() -> None:
+    found = launch("web", workspace(type="vm"), replace(host(has_vsock=True), by_systemd=True))
+    assert found.vsock is None
+    assert not any("hutch.notify-socket" in word for word in found.argv)
+    assert any("vhost-vsock-pci" in word for word in found.argv)  # ssh goes that way all the same
+    assert not any(word.startswith(("stdio", "socket,id=port")) for word in found.argv)
+    assert [helper.argv[4:7] for helper in found.helpers] == [
+        ("/run/hutch/workspaces/web/vm/share0", str(names.UID_FIRST), "3")
+    ]
+
+
 def machine(**keys: Any) -> Launch:
     return launch("web", workspace(type="vm", **keys), host())
 

@@ -48,6 +48,7 @@ ARGUMENTS = {
     "egress": ["web"],
     "rm": ["web"],
     "explain": ["web"],
+    "eject": ["web"],
 }
 
 

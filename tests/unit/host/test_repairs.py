@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -10,7 +11,17 @@ import pytest
 
 from hutch.errors import HutchError
 from hutch.host import repairs
-from hutch.host.repairs import DropIn, Made, Step, ensure_file, ensure_step, read_made, take_back, write_made
+from hutch.host.repairs import (
+    DropIn,
+    Made,
+    Step,
+    ensure_file,
+    ensure_step,
+    ensure_steps,
+    read_made,
+    take_back,
+    write_made,
+)
 from hutch.spec.names import Places
 from hutch.state import Damaged
 
@@ -84,11 +95,44 @@ def test_what_was_there_already_is_not_ours(places: Places, host: Host) -> None:
 
 
 def test_it_is_noted_before_it_is_made(places: Places, host: Host) -> None:
+    noted: list[tuple[Step, ...]] = []
+    ensure_step(places, step("a"), lambda text: noted.append(read_made(places).steps))
+    assert noted == [(step("a"),)]
+
+
+def test_one_that_failed_is_not_ours_when_somebody_makes_it_by_hand(places: Places, host: Host) -> None:
+    ensure_step(places, step("a"), print)
     host.broken = {"add"}
+    with pytest.raises(HutchError):
+        ensure_step(places, step("b"), print)
+    assert read_made(places).steps == (step("a"),)
+    host.there.add("b")
+    assert take_back(places, print) == [] and host.there == {"b"}
+
+
+def test_one_that_was_made_although_it_failed_stays_noted(
+    places: Places, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(argv: tuple[str, ...], **options: Any) -> CompletedProcess[str]:
+        result = host.run(argv, **options)
+        if argv[1] == "add":
+            raise HutchError("tool came to no end")
+        return result
+
+    monkeypatch.setattr(repairs, "run", run)
     with pytest.raises(HutchError):
         ensure_step(places, step("a"), print)
     assert read_made(places).steps == (step("a"),)
-    assert take_back(places, print) == [] and host.ran == []
+
+
+def test_after_one_that_fails_the_last_is_not_made(places: Places, host: Host) -> None:
+    host.broken = {"add"}
+    with pytest.raises(HutchError):
+        ensure_steps(places, (step("a"), step("b")), host.ran.append)
+    assert host.ran == ["tool add a"]
+    host.broken = set()
+    ensure_steps(places, (step("a"), step("b")), print)
+    assert read_made(places).steps == (step("a"), step("b"))
 
 
 def test_one_that_cannot_be_taken_back_stays_noted_and_holds_up_no_other(
@@ -105,6 +149,26 @@ def test_one_that_cannot_be_taken_back_stays_noted_and_holds_up_no_other(
     host.broken = set()
     assert take_back(places, print) == []
     assert not places.repairs.exists()
+
+
+def test_what_cannot_be_written_stays_noted_and_holds_up_no_other(
+    places: Places, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    file = DropIn(str(path), "text\n", ("tool", "reload", "it"))
+    ensure_step(places, step("a"), print)
+    ensure_file(places, file, print)
+    write_made(places, Made(read_made(places).steps, (file,), ("bash",)))
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("hutch.host.shells.remove", refuse)
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda self, **options: refuse() if self == path else unlink(self, **options))
+    failures = take_back(places, print)
+    assert len(failures) == 2 and all("Read-only file system" in failure for failure in failures)
+    assert read_made(places) == Made((), (file,), ("bash",)) and host.there == {"it"}
 
 
 def test_a_program_that_is_gone_took_what_it_did_with_it(places: Places, host: Host) -> None:

@@ -56,8 +56,8 @@ def test_nobody() -> None:
 
 def test_docker_after_it_has_turned_forwarding_on() -> None:
     assert commands(check(*DOCKER)) == [
-        "iptables --wait -I DOCKER-USER -i hutch-up -j ACCEPT",
         "iptables --wait -I DOCKER-USER -o hutch-up -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT",
+        "iptables --wait -I DOCKER-USER -i hutch-up -j ACCEPT",
     ]
     (found,) = check(*DOCKER)
     assert str(found).startswith("Docker drops what goes through this host")
@@ -78,8 +78,8 @@ def test_with_ufw_the_policy_is_ufws_and_not_dockers() -> None:
 
 def test_firewalld() -> None:
     assert commands(check(*FIREWALLD)) == [
-        "firewall-cmd --zone=trusted --add-interface=hutch-up",
         "firewall-cmd --permanent --zone=trusted --add-interface=hutch-up",
+        "firewall-cmd --zone=trusted --add-interface=hutch-up",
     ]
     assert check(*FIREWALLD, rule("filter_FORWARD_ZONES", COMES, jump("x"), table="inet firewalld")) == ()
 
@@ -97,6 +97,14 @@ def test_what_is_let_pass_is_no_obstacle(added: tuple[dict[str, Any], ...], left
     assert len(check(*DOCKER, rule("DOCKER-USER", *added))) == left
     assert len(check(FORWARD, rule("FORWARD", *added))) == left
     assert len(check(*UFW, rule("ufw-user-forward", *added), rule("ufw-user-input", *added))) == 2 * left
+
+
+def test_what_is_half_repaired_is_still_an_obstacle() -> None:
+    goes = {"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": UPLINK}}
+    for added, words in (((goes, ACCEPT), "-o"), ((COMES, ACCEPT), "-i")):
+        left = check(*DOCKER, rule("DOCKER-USER", *added))
+        last = check(*DOCKER)[0].repair[-1]
+        assert (left == ()) == (words in last.make)
 
 
 def test_other_tables_of_these_names_are_not_meant() -> None:

@@ -142,10 +142,11 @@ def test_no_start_leaves_what_runs_alone(keys: dict[str, Any]) -> None:
     assert plan_one("web", wanted(**keys), recorded, start=False).action == "no change"
 
 
-def test_autostart_is_not_promised() -> None:
+def test_autostart_is_promised_where_there_is_systemd() -> None:
     assert plan_one("web", wanted(autostart=True), None).notes == (
-        "autostart is recorded; nothing starts it at boot yet",
+        "autostart is recorded; without systemd, nothing starts it when this host boots",
     )
+    assert plan_one("web", wanted(autostart=True), None, has_systemd=True).notes == ()
 
 
 def test_a_new_workspace() -> None:

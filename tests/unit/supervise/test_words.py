@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,14 @@ def see(places: Places, words: dict[str, Any]) -> Observation:
 
 
 def test_nothing_was_ever_said(places: Places) -> None:
-    assert observe(places, "web") == Observation() == observe(places, "never-made")
+    assert observe(places, "web") == Observation(cgroup=places.cgroup("web"))
     assert not Observation().is_up
 
 
 def test_running(places: Places) -> None:
-    assert see(places, said("running")) == Observation("running", os.getpid(), 5.0, 0.4, (7, 8), "", ("w",))
+    found = Observation("running", os.getpid(), 5.0, 0.4, (7, 8), "", places.cgroup("web"), ("w",))
+    assert see(places, said("running")) == found
+    assert see(places, said("running", cgroup="a.slice/b.service")) == replace(found, cgroup="a.slice/b.service")
 
 
 @pytest.mark.parametrize("state", ["starting", "running", "stopping"])

@@ -1,0 +1,76 @@
+"""The host's side as a unit: what settles the host when it boots, and clears it when systemd is told to stop all. A
+short program; nothing of it stays.
+
+The command line settles the host itself and then starts services that want this unit, and it holds the lock meanwhile.
+So nothing is done, and no lock waited for, where what is asked for is so already.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from hutch.apply import converge
+from hutch.apply.mending import mended
+from hutch.errors import HutchError, troubles_told
+from hutch.host.lock import Busy, lock
+from hutch.host.namespace import has_namespace
+from hutch.host.units import is_stopping, is_wanted_again
+from hutch.spec.names import Places
+from hutch.state import read_network, read_records
+
+PATIENCE = 0.2  # seconds between two looks whether whoever holds the lock has done it
+
+
+class Host:
+    """One hutch's side of the host."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+
+    def listen(self, name: str, event: str, text: str) -> None:
+        """For the journal."""
+        os.write(2, f"{name}: {text}\n".encode())
+
+    def is_settled(self) -> bool:
+        return self.places.settled.exists() and has_namespace(self.places)
+
+    @mended
+    def start(self) -> None:
+        """Settle the host as the records say; systemd gives up on it in the end."""
+        while not self.is_settled():
+            try:
+                with lock(self.places, patience=PATIENCE):
+                    self._settle()
+                return
+            except Busy:
+                continue
+
+    def _settle(self) -> None:
+        network, records = read_network(self.places), read_records(self.places)
+        if network is None or not converge.present(records):
+            raise HutchError("there is no workspace", resolution="`hutch up` makes those of a hutch.toml")
+        converge.settle(self.places, network.network, network.file, records, is_unit=True)
+
+    def stop(self) -> None:
+        """Clear the host. When it goes down, all that is there goes with the kernel. Whoever holds the lock may be
+        waiting for this unit to start again: then all stays as it is."""
+        while has_namespace(self.places):
+            if is_stopping():
+                self.places.settled.unlink(missing_ok=True)
+                return
+            try:
+                with lock(self.places, patience=PATIENCE):
+                    converge.clear(self.places)
+            except Busy:
+                if is_wanted_again(self.places.network_unit):
+                    return
+
+
+def main() -> None:
+    try:
+        with troubles_told():
+            host = Host(Places.from_environment())
+            {"start": host.start, "stop": host.stop}[sys.argv[1]]()
+    except HutchError as error:
+        sys.exit("\n".join(filter(None, (error.brief, error.details, error.resolution))))

@@ -1,0 +1,257 @@
+"""Pure: a workspace as plain units and files that go on working without hutch.
+
+They are made by the renderers that hutch itself goes by. What hutch decides anew each time that it settles the host is
+decided here once, and becomes a shell script.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from hutch.backends.launch import Launch
+from hutch.frozen import dataclass
+from hutch.host import firewall, router, ruleset, unit_texts
+from hutch.host.firewall import Member
+from hutch.host.service import Service
+from hutch.host.shares import writable_paths
+from hutch.host.units import WRITTEN_BY, quoted
+from hutch.host.watch import LIST
+from hutch.run import SEARCH_PATH
+from hutch.spec import names
+from hutch.spec.ejected import Ejected
+from hutch.spec.model import Network, Workspace
+from hutch.supervise import units
+from hutch.supervise.units import function
+
+NETWORK_LIBRARY = Path(__file__).with_name("ejected_network.sh")
+REMOVAL_LIBRARY = Path(__file__).with_name("ejected_remove.sh")
+PYTHON = "/usr/bin/python3"
+"""The host's own, for the programs that steps run: its standard library is all that they need."""
+PROGRAMS = ("host/bind.py", "host/graft.py", "supervise/confine.py", "supervise/filters.py")
+PACKAGES = ("__init__.py", "host/__init__.py", "supervise/__init__.py")
+PARTS = (
+    *("image", "keys", "network", "programs", "units", "known_hosts", "hosts", "README", "remove"),
+    *(f"workspace/{part}" for part in ("root", "ssh", "unit")),
+)
+"""What the script `remove` deletes: everything but the home."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A file of an ejected workspace; a script where it `runs`. What holds secrets is root's alone."""
+
+    content: str
+    runs: bool = False
+    is_secret: bool = False
+
+    @property
+    def mode(self) -> int:
+        return (0o755 if self.runs else 0o644) & (0o700 if self.is_secret else 0o777)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be ejected: where to, its Launch there, what it is made from, and what serves it."""
+
+    places: Ejected
+    launch: Launch
+    workspace: Workspace
+    member: Member
+    network: Network
+    uid_base: int
+    services: tuple[Service, ...]
+
+
+def render_units(subject: Subject) -> dict[str, str]:
+    """The units by their names. The workspace's own comes first."""
+    places, launch = subject.places, subject.launch
+    serving = {places.service_unit(service.pid_file): service for service in subject.services}
+    found = {
+        launch.unit: units.render_service(launch, places, tuple(serving)),
+        places.slice(launch.workspace): units.render_slice(launch),
+        places.network_unit: render_network_unit(places),
+        **{
+            unit: unit_texts.render_service(service, places, (places.network_unit,))
+            for unit, service in serving.items()
+        },
+    }
+    return {unit: _plain(text, places) for unit, text in found.items()}
+
+
+def _plain(text: str, places: Ejected) -> str:
+    """The words that lead to hutch lead to the directory instead."""
+    header = f"# Of the workspace {places.name}, see {places.readme}. Nothing writes it anew.\n"
+    text = text.replace(WRITTEN_BY, header).replace(unit_texts.DOCUMENTATION, f"Documentation=file:{places.readme}")
+    return text.replace("Description=hutch: ", f"Description=Workspace {places.name}: ")
+
+
+def render_network_unit(places: Ejected) -> str:
+    script = quoted(str(places.network / "run"))
+    lines = [
+        "[Unit]",
+        "Description=hutch: network",
+        unit_texts.DOCUMENTATION,
+        f"RequiresMountsFor={places.state}",
+        f"After=systemd-sysctl.service network-pre.target network.target {' '.join(unit_texts.FIREWALLS)}",
+        "Before=docker.service",
+        "",
+        "[Service]",
+        "Type=oneshot",
+        "RemainAfterExit=yes",
+        f"Slice={places.slice_of_all}",
+        f"ExecStart=/bin/sh {script} start",
+        f"ExecStop=/bin/sh {script} stop",
+    ]
+    return WRITTEN_BY + "\n".join(lines) + "\n"
+
+
+def render_files(subject: Subject) -> dict[Path, Text]:
+    """All other texts, by their paths."""
+    places, launch = subject.places, subject.launch
+    tables = firewall.router_tables(places, subject.network, (subject.member,), ())
+    sets = "".join(
+        f"{table.family} {table.name} {item.kind} {item.name}\n"
+        for table in tables
+        for item in table.sets
+        if not item.is_filled
+    )
+    outer = firewall.host_tables(places, subject.network, (subject.member,))
+    script = places.unit_script(places.name)
+    return {
+        script: Text(units.render_script(launch, places, PYTHON, places.programs), runs=True, is_secret=True),
+        script.with_name("launch.json"): Text(json.dumps(asdict(launch)), is_secret=True),
+        places.network / "run": Text(render_network(subject), runs=True),
+        places.network / "router.nft": Text(ruleset.render_tables(tables)),
+        places.network / "host.nft": Text(ruleset.render_tables(outer)),
+        places.network / "sets": Text(sets),
+        places.uplink_file: Text(f"{subject.network.uplink}\n"),
+        places.removal: Text(render_removal(subject), runs=True),
+        places.readme: Text(render_readme(subject)),
+        **{places.state / "units" / unit: Text(text) for unit, text in render_units(subject).items()},
+        **{places.programs / package: Text("") for package in PACKAGES},
+    }
+
+
+def render_network(subject: Subject) -> str:
+    """The script that makes the network and takes it away: what hutch does when it settles a host."""
+    places, network = subject.places, subject.network
+    settings = {
+        "here": str(places.state),
+        "run": str(places.run),
+        "namespace": places.namespace,
+        "uplink": places.uplink_host,
+        "mac": places.uplink_mac,
+        "tag": router.tag(places),
+        "bind": shlex.join((PYTHON, "-I", "-S", str(places.programs / "host" / "bind.py"))),
+        "list": LIST,
+    }
+    in_router = f"ip -n {places.namespace} -batch -"
+    sysctls = router.wanted_sysctls(places, (subject.member,))
+    kernel = [f"echo {value} >/proc/sys/{name}" for name, value in sysctls.items() if name != router.FORWARDING]
+    _, router_end = names.uplink_addresses(network.uplink)
+    way_in = f"ip route replace {subject.member.ip} via {router_end} dev {places.uplink_host}"
+    functions = (
+        function("make_namespace", [shlex.join(router.render_namespace(places))]),
+        _fed(
+            "make_uplink",
+            ("ip -batch -", router.render_uplink(places, network)),
+            (in_router, router.render_router_end(places, network)),
+        ),
+        _fed("make_bridge", (in_router, router.render_bridge(network)), (in_router, router.render_fence(network))),
+        function("make_way_in", [way_in]),
+        function("settings", kernel),
+        function("writable", [f'"$1" {shlex.quote(path)}' for path in writable_paths(subject.workspace)]),
+    )
+    about = f"The network of the workspace {places.name}: `start` makes it, `stop` takes it away."
+    return _script(about, settings, functions) + NETWORK_LIBRARY.read_text(encoding="utf-8")
+
+
+def render_removal(subject: Subject) -> str:
+    places, workspace = subject.places, subject.workspace
+    all_units = render_units(subject)
+    own = str(places.home(places.name))
+    others = [path for path in writable_paths(workspace) if path != own]
+    settings = {
+        "name": places.instance,
+        "unit": places.unit(places.name),
+        "units": " ".join(reversed(all_units)),
+        "here": str(places.state),
+        "run": str(places.run),
+        "home": str(workspace.home),
+        "drop_in": str(places.ssh_config),
+        "parts": " ".join(PARTS),
+        "owner": str(workspace.owner),
+        "first": str(subject.uid_base),
+        "count": str(names.UID_COUNT),
+    }
+    functions = (function("shared", [f'"$1" {shlex.quote(path)}' for path in others]),)
+    about = f"Takes the workspace {places.name} away, and keeps its home."
+    return _script(about, settings, functions) + REMOVAL_LIBRARY.read_text(encoding="utf-8")
+
+
+def _script(about: str, settings: Mapping[str, str], functions: Sequence[str]) -> str:
+    words = {**settings, "PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8"}
+    lines = [
+        "#!/bin/sh",
+        f"# {about}",
+        "set -eu",
+        *(f"{name}={shlex.quote(value)}" for name, value in words.items()),
+        "export PATH LC_ALL",
+        "",
+        *functions,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _fed(name: str, *commands: tuple[str, str]) -> str:
+    """A function of commands, each with its standard input."""
+    fed = "".join(f"  {command} <<'END'\n{text}END\n" for command, text in commands)
+    return f"{name}() {{\n{fed}}}\n"
+
+
+def render_readme(subject: Subject) -> str:
+    places, workspace = subject.places, subject.workspace
+    unit, name = places.unit(places.name), places.name
+    published = "".join(f"Published, as host:guest: {item}\n" for item in workspace.publish)
+    return f"""The workspace {name}, a container of systemd-nspawn. It was ejected from hutch and needs it no more.
+Its address is {subject.member.ip}, its user {workspace.user}, its home {workspace.home}.
+
+    ssh {names.hostname(name)}
+    systemctl status {unit}       and start, stop, restart; enable has it start when this host boots
+    systemctl stop {places.network_unit}
+                                  it, and its network
+    systemctl edit {places.slice(name)}
+                                  what it may use: MemoryMax=, CPUQuota=, TasksMax=
+    journalctl -u {unit}          what its console said; `journalctl -M {places.machine(name)}` is its own journal
+    {places.removal}
+                                  takes all of it away but the home
+
+It needs systemd with systemd-container, nft, iproute2, dnsmasq, bash and {PYTHON}.
+
+In this directory, which all of it names, so that it cannot be moved:
+
+    units/              the units, copies of which lie in /etc/systemd/system
+    workspace/unit/run  what the service runs; it holds what the guest is told, so it is root's alone
+    workspace/ssh/      the guest's host key
+    workspace/home/     the home, unless that is a directory of the owner's
+    workspace/root/     what the guest wrote elsewhere, if that is kept
+    image/root/         the tree that the guest is made from, never written
+    network/run         makes the network and clears it: a router in the network namespace {places.namespace}
+    network/router.nft  its rules; network/host.nft are those of this host
+    network/sets        the sets that are watched together with the rules; network/uplink is what joins it to this host
+    programs/           small programs that the scripts run; each says what it is for
+    keys/               private keys that open it, by the uid of who owns them
+    known_hosts         its host key, for ssh
+
+Elsewhere: a block in /etc/hosts; {places.ssh_config};
+and in {places.run} what a reboot takes away. On this host it uses
+{subject.network.uplink}, the interface {places.uplink_host}, tables {places.table}, and the user ids
+{subject.uid_base} to {subject.uid_base + names.UID_COUNT - 1}.
+{published}
+What it may reach does not change any more; it is what egress = "{workspace.egress}" says. To change it, change
+network/router.nft and restart {places.network_unit}.
+"""

@@ -1,0 +1,332 @@
+"""Ejecting: a workspace goes on as plain units and files, and hutch keeps its address for it and nothing else.
+
+Until the record says that it is gone, it is undone whatever fails, or by the next command; from then on it is finished.
+The home is never copied: it is renamed, once there and once back.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from hutch.apply import converge
+from hutch.apply.ejected_texts import PACKAGES, PROGRAMS, PYTHON, Subject, render_files, render_units
+from hutch.apply.starting import public_keys, start, surroundings_of
+from hutch.backends import launch
+from hutch.errors import HutchError, Unmet
+from hutch.files import read_or_none, sync_directory, write_atomic
+from hutch.host import hosts_file, router, shares, ssh, units
+from hutch.host.dns import own_names, service_user, wanted_resolvers
+from hutch.host.namespace import has_namespace
+from hutch.host.watch import wanted_watch
+from hutch.run import run
+from hutch.spec.ejected import Ejected
+from hutch.spec.model import Network
+from hutch.spec.names import PACKAGE, Places
+from hutch.spec.policy import policy_of
+from hutch.state import (
+    EJECT,
+    Record,
+    journaled,
+    make_directory,
+    read_network,
+    read_records,
+    write_record,
+)
+from hutch.supervise import control
+from hutch.supervise.control import Listener
+from hutch.supervise.observe import observe
+from hutch.supervise.systemd import LAST_LINES, withdraw
+from hutch.trees.removing import remove_tree
+
+COPY_SECONDS = 1800.0
+START_SECONDS = 180.0  # of its network and what serves it; and of the workspace itself, whose own deadline is shorter
+TRY = "import sys; sys.path.insert(0, sys.argv[1]); import hutch.supervise.confine, hutch.host.bind, hutch.host.graft"
+
+
+def check(places: Places, record: Record, target: Ejected) -> None:
+    """Refuse, before anything is touched, what cannot be ejected."""
+    name, workspace = record.name, record.wanted
+    if not units.has_systemd():
+        raise HutchError(
+            f"{name} cannot be ejected: systemd is not this host's process 1, so there is nothing to run units",
+            resolution=f"`hutch explain {name}` prints the commands behind it",
+        )
+    if units.directory() != units.LASTING:
+        raise HutchError(
+            f"{name} cannot be ejected: units cannot be written to {units.LASTING} on this host",
+            resolution=f"`hutch explain {name}` prints them, for this host's own configuration",
+        )
+    if workspace.type != "container":
+        raise HutchError(
+            f"{name} cannot be ejected: it is a virtual machine, which needs hutch to run it",
+            resolution='with type = "container" it can; its home stays the same',
+        )
+    policy = policy_of(workspace)
+    if policy.kind == "list" or policy.learn:
+        raise HutchError(
+            f"{name} cannot be ejected: its egress is a list, which is the business of hutch's warden",
+            resolution='with egress = "internet", "all" or "none" it can: change hutch.toml, then `hutch up`',
+        )
+    if not os.access(PYTHON, os.X_OK):
+        raise HutchError(
+            f"{name} cannot be ejected: there is no {PYTHON}, which it would need", resolution="install it"
+        )
+    _check_place(places, record, target)
+
+
+def _check_place(places: Places, record: Record, target: Ejected) -> None:
+    """Refuse what would be in the way of somebody, or cannot take the home."""
+    taken = [str(units.directory() / unit) for unit in _units_of(target) if os.path.lexists(units.directory() / unit)]
+    taken += [f"network namespace {target.namespace}"] if has_namespace(target) else []
+    taken += [f"interface {target.uplink_host}"] if target.uplink_host in router.observe_host().links else []
+    if os.path.lexists(target.state):
+        taken.append(str(target.state))
+    if taken:
+        raise HutchError(
+            f"{record.name} cannot be ejected: what it would be is there already",
+            details="\n".join(taken),
+            resolution="remove it first (its script `remove`), or give another directory with --to",
+        )
+    wrong = shares.check_directory(str(target.state.parent), may_be_absent=True)
+    if wrong:
+        raise HutchError(f"{record.name} cannot be ejected to {target.state}: {target.state.parent} {wrong}")
+    if target.state.is_relative_to(places.state):
+        raise HutchError(f"{target.state} is in hutch's own state", resolution="give another directory with --to")
+    there = next(path for path in target.state.parents if path.is_dir())
+    if os.stat(there).st_dev != os.stat(places.workspace(record.name)).st_dev:
+        raise HutchError(
+            f"{target.state} is on another file system than {places.workspace(record.name)}",
+            details="A home is moved in one go, so that it cannot be lost on its way.",
+            resolution="give a directory of the same one with --to",
+        )
+
+
+def eject(places: Places, record: Record, target: Ejected, listen: Listener) -> None:
+    """Eject a workspace that can be. What ran runs again afterwards. The caller holds the lock."""
+    is_up = observe(places, record.name).is_up
+    network, records = read_network(places), read_records(places)
+    if network is None:
+        raise HutchError("the network is not set up", resolution="`hutch up` does that")
+    going = replace(record, ejected=str(target.state))
+    with journaled(places, EJECT, (record.name,)):
+        write_record(places, going)
+        try:
+            _move(places, records, going, target, network.network, is_up=is_up)
+        except BaseException as error:
+            undo(places, going)
+            converge.settle(places, network.network, network.file, read_records(places))
+            if is_up and not observe(places, record.name).is_up:
+                start(places, network.network, network.file, read_records(places), [record.name], listen)
+            if isinstance(error, HutchError):
+                raise Unmet(
+                    f"{record.name} was not ejected: {error.brief}", details=error.details, resolution=error.resolution
+                ) from error
+            raise
+        home = subject_home(places, record, target)
+        gone = replace(going, removed=True, booted=None, wanted=replace(record.wanted, home=home))
+        write_record(places, gone)
+        finish(places, gone)
+
+
+def _move(
+    places: Places, records: Mapping[str, Record], record: Record, target: Ejected, network: Network, *, is_up: bool
+) -> None:
+    """All that can be undone."""
+    subject = make_subject(places, records, record, target, network)
+    _copy(places, record, target)
+    _write(subject)
+    control.stop_all(places, [record.name])
+    _release(places, records, record)
+    for own, there in _moved(places, record, target):
+        if os.path.lexists(own):
+            os.rename(own, there)
+            sync_directory(there.parent)
+            sync_directory(own.parent)
+    _install(places, record, subject, is_up=is_up)
+
+
+def make_subject(
+    places: Places, records: Mapping[str, Record], record: Record, target: Ejected, network: Network
+) -> Subject:
+    """What it becomes. Its network is as hutch's, with a way to the host of its own: one that nobody has, also of those
+    that do not run now."""
+    host = router.observe_host()
+    earlier = [Ejected.beside(places, r.name, Path(r.ejected)) for r in records.values() if r.ejected]
+    uplinks = [network.uplink, *(_text(other.uplink_file) for other in earlier)]
+    taken = replace(host, routes=(*host.routes, *filter(None, uplinks)))
+    own = replace(network, uplink=router.choose_uplink(network, taken))
+    wanted = replace(record.wanted, home=subject_home(places, record, target))
+    keys = tuple(_text(path) for path in public_keys(places, record))
+    surroundings = replace(
+        surroundings_of(places, record, own, keys),
+        places=target,
+        image_root=str(target.image_root(record.image)),
+        python=PYTHON,
+        package=str(target.programs),
+    )
+    (_, member) = converge.members_of({record.name: replace(record, wanted=wanted)}, own)
+    return Subject(
+        target,
+        launch(record.name, wanted, surroundings),
+        wanted,
+        member,
+        own,
+        record.uid_base,
+        (*wanted_resolvers(target, own, service_user(), own_names()), wanted_watch(target, own)),
+    )
+
+
+def _text(path: Path) -> str:
+    return (read_or_none(path) or b"").decode("ascii", "replace").strip()
+
+
+def subject_home(places: Places, record: Record, target: Ejected) -> str:
+    """Where the home is afterwards. A directory of the owner's stays where it is."""
+    own = record.wanted.home
+    return str(target.home(record.name)) if own == str(places.home(record.name)) else str(own)
+
+
+def _moved(places: Places, record: Record, target: Ejected) -> tuple[tuple[Path, Path], ...]:
+    """What is neither copied nor lost: (hutch's, the other's)."""
+    name = record.name
+    return (places.home(name), target.home(name)), (places.root(name), target.root(name))
+
+
+def _copy(places: Places, record: Record, target: Ejected) -> None:
+    """The image, the keys, and the programs. Nothing of that is a guest's."""
+    name = record.name
+    assert isinstance(record.wanted.owner, int)
+    make_directory(target.state)
+    gid, _ = ssh.owner_of(record.wanted.owner)
+    shares.ensure_closed(target.workspace(name), gid)
+    make_directory(target.image_root(record.image).parent, 0o700)
+    _copy_image(places.image_root(record.image), target.image_root(record.image))
+    archive = ("cp", "--archive", "--")
+    run([*archive, str(places.host_key(name).parent), str(target.host_key(name).parent)])
+    make_directory(target.state / "keys")
+    held = {path.parent for path in public_keys(places, record)}
+    held |= {places.group_key.parent} if places.group_key.exists() else set()
+    for directory in sorted(held):
+        run([*archive, str(directory), str(target.state / "keys" / directory.name)])
+    for program in (*PROGRAMS, *PACKAGES):
+        make_directory((target.programs / program).parent)
+    for program in PROGRAMS:
+        shutil.copyfile(PACKAGE / program, target.programs / program)
+    run([PYTHON, "-I", "-S", "-c", TRY, str(target.programs.parent)])
+
+
+def _copy_image(tree: Path, copy: Path) -> None:
+    """Nobody ever writes in an image: where the file system is the same one, it need not be there twice."""
+    linked = run(["cp", "--archive", "--link", "--", str(tree), str(copy)], check=False, timeout=COPY_SECONDS)
+    if linked.returncode != 0:
+        remove_tree(copy)
+        run(["cp", "--archive", "--reflink=auto", "--", str(tree), str(copy)], timeout=COPY_SECONDS)
+
+
+def _write(subject: Subject) -> None:
+    """All texts; and nothing of it, nor of what has been copied, is lost when the power fails."""
+    target = subject.places
+    for path, text in render_files(subject).items():
+        make_directory(path.parent, 0o700 if text.is_secret else 0o755)
+        write_atomic(path, text.content.encode(), mode=text.mode, is_lasting=False)
+    run(["sync", "--file-system", str(target.state)], timeout=COPY_SECONDS)
+
+
+def _release(places: Places, records: Mapping[str, Record], record: Record) -> None:
+    """Take hutch's mounts from what the workspace can write; from now on it has its own."""
+    others = converge.in_force(places, {name: r for name, r in records.items() if name != record.name})
+    shared = {path for other in others.values() for path in shares.writable_paths(other.wanted)}
+    for path in shares.writable_paths(record.wanted):
+        if path not in shared:
+            shares.release(places, path)
+
+
+def _install(places: Places, record: Record, subject: Subject, *, is_up: bool) -> None:
+    """Where the host looks for it; and start it, if it ran."""
+    target, texts = subject.places, render_units(subject)
+    host_key = _text(target.host_key(record.name).with_name(target.host_key(record.name).name + ".pub"))
+    peer = ssh.Peer(record.name, subject.member.ip, subject.workspace.user, host_key)
+    keys = {uid: str(target.key(uid)) for uid in converge.own_keys(places, {record.name: record})}
+    hosts_file.ensure_hosts(target, {record.name: subject.member.ip})
+    ssh.ensure_trust(target, (peer,), keys)
+    units.ensure_units(texts)
+    unit = target.unit(record.name)
+    units.enable_units({unit: record.wanted.autostart})
+    if not is_up:
+        return
+    try:
+        units.systemctl("start", unit, timeout=START_SECONDS)
+    except HutchError as error:
+        logs = "\n".join(_last_words(each) for each in (unit, target.network_unit))
+        raise HutchError(f"{unit} does not start", details=f"{error.details}\n{logs}".strip()) from error
+
+
+def _last_words(unit: str) -> str:
+    options = ("--quiet", "--no-pager", "--output=cat", f"--lines={LAST_LINES}")
+    return run(("journalctl", *options, f"--unit={unit}"), check=False).stdout.strip()
+
+
+def _units_of(target: Ejected) -> tuple[str, ...]:
+    """The names of all its units, in the order in which they are stopped."""
+    return (target.unit(target.name), *target.service_units, target.network_unit, target.slice(target.name))
+
+
+def undo(places: Places, record: Record) -> None:
+    """It is hutch's again, and stopped. May be called again."""
+    target = Ejected.beside(places, record.name, Path(record.ejected))
+    units.remove_units(_units_of(target))
+    hosts_file.ensure_hosts(target, {})
+    ssh.remove_trust(target)
+    for own, there in _moved(places, record, target):
+        if os.path.lexists(there):
+            _move_back(there, own)
+    remove_tree(target.run)
+    remove_tree(target.state)
+    for parent in (target.run.parent, target.state.parent):
+        with suppress(OSError):  # there are others in it
+            parent.rmdir()
+    write_record(places, replace(record, ejected=""))
+
+
+def _move_back(there: Path, own: Path) -> None:
+    """Never over a directory that has anything in it."""
+    try:
+        os.rename(there, own)
+    except OSError as error:
+        raise HutchError(
+            f"{there} cannot be moved back to {own}: {error.strerror}",
+            details="Nothing of it is lost.",
+            resolution=f"move {own} away, if there is such a directory, and try again",
+        ) from error
+    sync_directory(own.parent)
+
+
+def finish(places: Places, record: Record) -> None:
+    """Hutch has nothing of it any more. May be called again."""
+    control.stop_all(places, [record.name])
+    control.forget(places, record.name)
+    withdraw(places, record.name)
+    remove_tree(places.host_key(record.name).parent)
+    remove_tree(places.unit_script(record.name).parent)
+    network, records = read_network(places), read_records(places)
+    if network is not None and converge.present(records):
+        converge.settle(places, network.network, network.file, records)
+    else:
+        converge.dismantle(places)
+
+
+def is_there(record: Record) -> bool:
+    """Whether what was ejected has not been removed since."""
+    return bool(record.ejected) and (Path(record.ejected) / "README").exists()
+
+
+def recover_ejected(places: Places, names: Sequence[str]) -> None:
+    """What a killed run left half done, before the host is settled again."""
+    for name, record in read_records(places).items():
+        if name in names and record.ejected:
+            (finish if record.removed else undo)(places, record)

@@ -1,0 +1,78 @@
+"""Units of all workspaces, so that systemd can start each by itself: at boot, or when somebody tells it to; and the
+host's own, which come before them and hold them together.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+
+from hutch.apply.converge import in_force, members_of, present, wanted_services
+from hutch.apply.starting import make_launch
+from hutch.errors import HutchError
+from hutch.files import write_atomic
+from hutch.host import units
+from hutch.host.accelerator import recall_accelerator
+from hutch.host.cgroup import memory_for_workspaces
+from hutch.host.unit_texts import START_SECONDS, render_network, render_service, render_slice, render_target
+from hutch.plan.actions import Wanted
+from hutch.plan.planner import pending
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+from hutch.state import Record, make_directory, write_record
+from hutch.supervise.observe import observe
+from hutch.supervise.systemd import provide
+
+
+def converge_units(places: Places, network: Network, records: Mapping[str, Record]) -> None:
+    """The units of workspaces that do not run say what is wanted of them. One whose root would have to be made anew for
+    that, or whose image is not there, keeps the units that it has."""
+    launches = []
+    for name, record in records.items():
+        if record.removed or record.ejected or observe(places, name).is_up or _must_wait(places, record):
+            continue
+        accelerator = recall_accelerator(places) if record.wanted.type == "vm" else None
+        if record.wanted.type == "vm" and accelerator is None:
+            continue  # its first start tries what machines run under here
+        with suppress(HutchError):
+            launches.append(make_launch(places, record, network, accelerator))
+            if record != record.with_booted():  # as what it will have been started, whoever does so
+                write_record(places, record.with_booted())
+    provide(places, launches)
+
+
+def _must_wait(places: Places, record: Record) -> bool:
+    if not places.image_root(record.image).is_dir():
+        return True
+    if record.booted is None:
+        return False
+    booted = Wanted(record.booted.workspace, record.booted.image)
+    return pending(booted, Wanted(record.wanted, record.image), record.booted.memory) == "recreate"
+
+
+def wanted_host_units(places: Places, network: Network, records: Mapping[str, Record]) -> dict[str, str]:
+    """The host's own: the target for all, the network, and what serves all."""
+    members = members_of(in_force(places, records), network)
+    services = wanted_services(places, network, is_watched=any(member.policy.is_watched for member in members))
+    return {
+        places.slice_of_all: render_slice(places, memory_for_workspaces()),
+        places.target: render_target(places),
+        places.network_unit: render_network(places, sys.executable),
+        **{places.service_unit(service.pid_file): render_service(service, places) for service in services},
+    }
+
+
+def converge_host_units(places: Places, network: Network, records: Mapping[str, Record], *, is_unit: bool) -> None:
+    """The host is settled: have systemd know it, now and when it boots. What calls this as the network's own unit
+    (`is_unit`) is known by its end; for everybody else, that unit finds that there is nothing left to do. The target is
+    there to be stopped, with all that is part of it; what it wants is not started now."""
+    units.ensure_units(wanted_host_units(places, network, records))
+    wanted = {places.unit(name): record.wanted.autostart for name, record in present(records).items()}
+    there = {unit: wish for unit, wish in wanted.items() if (units.directory() / unit).is_file()}
+    units.enable_units({places.target: True, **there})
+    make_directory(places.run)
+    write_atomic(places.settled, b"", is_lasting=False)
+    if not is_unit:
+        only = "--job-mode=ignore-dependencies"
+        units.systemctl("start", only, places.network_unit, places.target, timeout=START_SECONDS)

@@ -1,0 +1,127 @@
+"""The host's systemd, asked by its own command: units that hutch writes, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.files import read_or_none, write_atomic
+from hutch.run import run
+
+WRITTEN_BY = "# Written by hutch, which writes it anew; `hutch explain` shows the whole.\n"
+LASTING, VOLATILE = Path("/etc/systemd/system"), Path("/run/systemd/system")
+"""Where units go. NixOS lets nobody write the first: what is to start with such a host, its own configuration says."""
+BOOTED = "/run/systemd/system"  # see sd_booted(3)
+RELOAD_SECONDS = 90.0
+
+
+def quoted(text: str) -> str:
+    """A word of a command in a unit: systemd.syntax(7), systemd.service(5). What begins with % or $ there stands for
+    something else."""
+    if re.fullmatch(r"[A-Za-z0-9/._=:,-]+", text, re.ASCII):
+        return text
+    for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("%", "%%"), ("$", "$$")):
+        text = text.replace(character, escaped)
+    return f'"{text}"'
+
+
+def has_systemd() -> bool:
+    """Whether systemd is this host's process 1."""
+    return os.path.isdir(BOOTED)
+
+
+@cache
+def directory() -> Path:
+    """Where units go on this host."""
+    return LASTING if os.access(LASTING, os.W_OK) or os.geteuid() != 0 else VOLATILE
+
+
+def different_units(units: Mapping[str, str]) -> list[str]:
+    """Of these, by name, the ones that are not there word for word."""
+    return [name for name, text in units.items() if read_or_none(directory() / name) != text.encode()]
+
+
+def ensure_units(units: Mapping[str, str]) -> bool:
+    """Have exactly these texts in these units, and have systemd know: what runs is limited by them from then on.
+    Returns whether anything had to change."""
+    changed = different_units(units)
+    for name in changed:
+        if (directory() / name).is_symlink():
+            raise HutchError(f"{directory() / name} is a link: it was masked", resolution=f"`systemctl unmask {name}`")
+        write_atomic(directory() / name, units[name].encode())
+    if changed or (units and _are_stale(units)):
+        reload()
+    return bool(changed)
+
+
+def _are_stale(units: Iterable[str]) -> bool:
+    """Whether systemd has read any of them before it was written: whoever wrote it was killed."""
+    return "yes" in systemctl("show", "--property=NeedDaemonReload", "--value", "--", *units).split()
+
+
+def remove_units(names: Iterable[str]) -> None:
+    """Stop them, take them away, and forget how they ended."""
+    found = [name for name in names if any((place / name).is_file() for place in (LASTING, VOLATILE))]
+    if not found:
+        return
+    systemctl("stop", *found, check=False)
+    systemctl("disable", *scope(), *found, check=False)
+    for path in (place / name for place in (LASTING, VOLATILE) for name in found):
+        path.unlink(missing_ok=True)
+    reload()
+    systemctl("reset-failed", *found, check=False)
+
+
+def enable_units(wanted: Mapping[str, bool]) -> None:
+    """Have exactly those of them start with the target that wants them. Nothing is started or stopped now."""
+    for command, is_wanted in (("enable", True), ("disable", False)):
+        names = [name for name, wish in wanted.items() if wish is is_wanted and is_enabled(name) is not wish]
+        if names:
+            systemctl(command, *scope(), *names)
+
+
+def scope() -> tuple[str, ...]:
+    """Links lie where the units do."""
+    return ("--runtime",) if directory() == VOLATILE else ()
+
+
+def is_enabled(name: str) -> bool:
+    """Whether any target wants it: `systemctl enable` makes a link there, and nothing else does."""
+    return any(os.path.lexists(wants / name) for wants in directory().glob("*.wants"))
+
+
+def is_stopping() -> bool:
+    """Whether the host is going down."""
+    return systemctl("is-system-running", check=False).strip() == "stopping"
+
+
+def is_wanted_again(unit: str) -> bool:
+    """Whether somebody waits for a unit to start that is just being stopped."""
+    jobs = (line.split() for line in systemctl("list-jobs", "--no-legend", "--", unit, check=False).splitlines())
+    return any(len(job) > 2 and job[2] in ("start", "restart") for job in jobs)
+
+
+def reload() -> None:
+    """Have systemd read its units anew."""
+    systemctl("daemon-reload", timeout=RELOAD_SECONDS)
+
+
+def properties(unit: str, *names: str) -> dict[str, str]:
+    """What systemd knows of a unit; of one that it does not have, what all units begin with."""
+    words = [word for name in names for word in ("--property", name)]
+    shown = systemctl("show", *words, "--", unit)
+    return dict(line.partition("=")[::2] for line in shown.splitlines())
+
+
+def systemctl(*words: str, check: bool = True, timeout: float = 30.0) -> str:
+    """What the command says. Never a question, a pager or colours."""
+    try:
+        return run(("systemctl", "--no-ask-password", "--no-pager", *words), check=check, timeout=timeout).stdout
+    except HutchError as error:
+        raise HutchError(
+            f"systemd does not do as it is told: {error.brief}", details=error.details, resolution=error.resolution
+        ) from error

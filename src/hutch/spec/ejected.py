@@ -1,0 +1,95 @@
+"""Where an ejected workspace keeps its things, and what carries its name on the host: it goes on without hutch, and
+beside one that goes on.
+
+A name of a workspace has no dot: so what serves one has a dot in its name where another workspace could have a dash.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hutch.errors import UsageError
+from hutch.frozen import dataclass
+from hutch.spec.names import Places, interface
+
+
+@dataclass(frozen=True)
+class Ejected(Places):
+    """The places of one workspace. `state` is the directory that has all of it, apart from a home of the owner's."""
+
+    name: str
+
+    @classmethod
+    def beside(cls, places: Places, name: str, directory: Path | None = None) -> Ejected:
+        """Where a workspace of that hutch goes, unless somebody says where. The path ends in mount options, in units
+        and in ssh's configuration."""
+        state = directory or Path(f"{places.state}-ejected") / name
+        if not re.fullmatch(r"(/[A-Za-z0-9_.+-]+)+", str(state), re.ASCII) or ".." in state.parts:
+            raise UsageError(f"{str(state)!r} cannot be used", resolution="letters, digits and _.+-/ only")
+        return cls(state, Path(f"{places.run}-ejected") / name, name)
+
+    @property
+    def instance(self) -> str:
+        return f"workspace-{self.name}"
+
+    @property
+    def uplink_host(self) -> str:
+        return interface("wu", self.name)
+
+    @property
+    def readme(self) -> Path:
+        return self.state / "README"
+
+    @property
+    def removal(self) -> Path:
+        """The script that takes everything away."""
+        return self.state / "remove"
+
+    @property
+    def programs(self) -> Path:
+        """What steps run of our own: hutch's package, as far as they need it."""
+        return self.state / "programs" / "hutch"
+
+    @property
+    def network(self) -> Path:
+        """What the network is made of."""
+        return self.state / "network"
+
+    @property
+    def uplink_file(self) -> Path:
+        """The /30 that joins it to the host, for whoever chooses another one."""
+        return self.network / "uplink"
+
+    def workspace(self, name: str) -> Path:
+        return self.state / "workspace"
+
+    def image_root(self, id: str) -> Path:
+        """Its own copy. What is in it may be setuid, so nobody but root gets there."""
+        return self.state / "image" / "root"
+
+    def machine(self, name: str) -> str:
+        return self.instance
+
+    def unit(self, name: str) -> str:
+        return f"{self.instance}.service"
+
+    def slice(self, name: str) -> str:
+        escaped = name.replace("-", "\\x2d")
+        return f"workspace-{escaped}.slice"
+
+    @property
+    def slice_of_all(self) -> str:
+        return "workspace.slice"
+
+    @property
+    def network_unit(self) -> str:
+        return f"{self.instance}.network.service"
+
+    @property
+    def target(self) -> str:
+        """What wants it, if it is to start when the host boots."""
+        return "multi-user.target"
+
+    def service_unit(self, pid_file: str) -> str:
+        return super().service_unit(pid_file).replace(f"{self.instance}-", f"{self.instance}.", 1)

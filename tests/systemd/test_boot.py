@@ -1,0 +1,295 @@
+"""Three workspaces that start with the host: what systemd has of them, and two reboots.
+
+They are those of the host's own hutch, in its usual places, since nobody sets variables when a host boots. Each boot of
+the stand leaves its facts to the next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.host.namespace import has_namespace
+from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Places
+from tests.host.instance import DEFAULTS
+from tests.support.world import World
+from tests.systemd.conftest import IMAGES, ask_for_another_boot, call
+from tests.systemd.stand.start import OWN
+
+NAMES = ("one", "two", "three")
+PLACES = Places(Path(DEFAULT_STATE_DIR), Path(DEFAULT_RUN_DIR))
+UNITS = Path("/etc/systemd/system")
+FILE = OWN / "project" / "hutch.toml"
+PATIENT = UNITS / f"{PLACES.instance}@.service.d" / "patient.conf"
+"""This host may be emulated, on one that has other things to do, and three guests start at once."""
+FACTS = OWN / "facts.json"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIE9a4D3FApx0bbUSIVYFwKsCfzCL1GKRWlPbwWhcCLx nobody"  # of accounts that go
+LIMIT = 0.3  # seconds that a boot may last longer because of hutch where nothing of it starts
+SERVICES = PLACES.service_units
+
+
+def hutch(*words: str, timeout: float = 600.0) -> str:
+    """The command line, as an administrator types it."""
+    environment = {"PATH": os.environ["PATH"], "HOME": "/root", "LC_ALL": "C.UTF-8"}
+    result = subprocess.run(
+        [sys.executable, "-m", "hutch", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=FILE.parent,
+        env=environment,
+    )
+    assert result.returncode == 0, f"hutch {' '.join(words)}: {result.returncode}\n{result.stdout}{result.stderr}"
+    return result.stdout
+
+
+def declare(*, autostart: bool) -> None:
+    """The first one has a list of what it may reach, so that the warden runs too."""
+    keys = f'autostart = {str(autostart).lower()}\nauthorized_keys = ["{KEY}"]'
+    tables = [f'[workspaces.{name}]\ntype = "container"\n{keys}\n' for name in NAMES]
+    FILE.write_text(f'[defaults]\n{DEFAULTS}\n{tables[0]}egress = ["public.example"]\n{"".join(tables[1:])}')
+
+
+def show(unit: str, *names: str) -> dict[str, str]:
+    words = [word for name in names for word in ("--property", name)]
+    return dict(line.partition("=")[::2] for line in call("systemctl", "show", *words, unit).splitlines())
+
+
+def state(*units: str) -> dict[str, str]:
+    return {unit: show(unit, "ActiveState")["ActiveState"] for unit in units}
+
+
+def moment(unit: str, what: str) -> float:
+    """When it became so, in seconds since the kernel began; 0 for never."""
+    return int(show(unit, f"{what}TimestampMonotonic")[f"{what}TimestampMonotonic"]) / 1e6
+
+
+def facts() -> dict[str, Any]:
+    """What a reboot is to leave as it is."""
+    found = {item["name"]: item for item in json.loads(hutch("status", "--json"))}
+    return {
+        name: {
+            "ip": found[name]["ip"],
+            "mac": found[name]["mac"],
+            "key": PLACES.host_key(name).with_suffix(".pub").read_text(),
+            "kept": (PLACES.home(name) / "kept").read_text() if (PLACES.home(name) / "kept").exists() else "",
+            "home": PLACES.home(name).stat().st_ino,
+        }
+        for name in NAMES
+    }
+
+
+def ssh(name: str, command: str) -> str:
+    return call("ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", f"workspace-{name}", command)
+
+
+def planned() -> tuple[set[str], list[object]]:
+    """The actions of the plan, and the repairs."""
+    found = json.loads(hutch("plan", "--json"))
+    return {action["action"] for action in found["actions"]}, found["repairs"]
+
+
+def guards() -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [point for point in (line.split()[4] for line in lines) if point.startswith(f"{PLACES.workspaces}/")]
+
+
+def left_running() -> dict[str, object]:
+    """All that may be there only while the network is."""
+    listed = call(
+        "systemctl",
+        "list-units",
+        "--plain",
+        "--no-legend",
+        "--state=active,activating,deactivating",
+        f"{PLACES.instance}*",
+    )
+    units = [line.split()[0] for line in listed.splitlines()]
+    return {
+        "units": [unit for unit in units if unit != "hutch-stand.service"],
+        "namespace": has_namespace(PLACES),
+        "uplink": PLACES.uplink_host in os.listdir("/sys/class/net"),
+        "rules": PLACES.table in call("nft", "list", "tables").split(),
+        "guards": guards(),
+        "processes": processes(),
+        "forwarding": Path("/proc/sys/net/ipv4/ip_forward").read_text().strip(),
+    }
+
+
+NOTHING = {
+    "units": [],
+    "namespace": False,
+    "uplink": False,
+    "rules": False,
+    "guards": [],
+    "processes": [],
+    "forwarding": "0",
+}
+
+
+def processes() -> list[str]:
+    """The command lines of all processes in the slices of this hutch, but for those of guests."""
+    found = []
+    for directory, _, _ in os.walk(Path("/sys/fs/cgroup") / PLACES.slice_of_all):
+        if "/payload" not in directory:
+            with suppress(OSError):  # it has just ended
+                pids = Path(directory, "cgroup.procs").read_text().split()
+                lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
+                found += [line.replace("\0", " ") for line in lines]
+    return found
+
+
+@pytest.fixture(scope="module")
+def project(world: World) -> None:
+    """The images, and a file; for the boots to come as well."""
+    FILE.parent.mkdir(parents=True)
+    PLACES.images.mkdir(parents=True)
+    with open("/etc/fstab", "a") as file:
+        file.write(f"{IMAGES} {PLACES.images} none bind 0 0\n")
+    call("mount", str(PLACES.images))
+    call("sysctl", "-w", "net.ipv4.ip_forward=0")
+    PATIENT.parent.mkdir(exist_ok=True)
+    PATIENT.write_text("[Service]\nTimeoutStartSec=900\n")
+
+
+@pytest.mark.boot(1)
+def test_the_host_has_units_for_all_of_it(project: None) -> None:
+    declare(autostart=True)
+    hutch("up", timeout=1200)
+    units = [PLACES.target, PLACES.network_unit, *SERVICES, *map(PLACES.unit, NAMES)]
+    assert state(*units) == dict.fromkeys(units, "active")
+    enabled = call("systemctl", "is-enabled", PLACES.target, *map(PLACES.unit, NAMES)).split()
+    assert enabled == ["enabled"] * 4
+    assert "python" not in "".join(item for item in processes() if "hutch.egress" not in item)
+    call("systemctl", "status", PLACES.network_unit, *SERVICES)
+    assert planned() == ({"no change"}, [])
+    assert "Restart=on-failure" in hutch("explain", "one")
+
+
+@pytest.mark.boot(1)
+@pytest.mark.parametrize("unit", SERVICES)
+def test_a_service_that_is_killed_is_started_again(project: None, unit: str) -> None:
+    before = int(show(unit, "MainPID")["MainPID"])
+    assert before
+    os.kill(before, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while (now := show(unit, "MainPID", "ActiveState"))["ActiveState"] != "active" or now["MainPID"] == str(before):
+        assert time.monotonic() < deadline, now
+        time.sleep(0.2)
+
+
+@pytest.mark.boot(1)
+def test_stopping_the_target_leaves_nothing_and_starting_it_brings_all_back(project: None) -> None:
+    before = facts()
+    call("systemctl", "stop", PLACES.target)
+    deadline = time.monotonic() + 120  # systemctl waits for the target alone
+    while left_running() != NOTHING and time.monotonic() < deadline:
+        time.sleep(1)
+    assert left_running() == NOTHING
+    call("systemctl", "start", PLACES.target, timeout=1200)
+    assert state(*map(PLACES.unit, NAMES)) == dict.fromkeys(map(PLACES.unit, NAMES), "active")
+    assert [ssh(name, "uname -n") for name in NAMES] == [f"{name}\n" for name in NAMES]
+    assert facts() == before
+    assert len(guards()) == len(NAMES)
+    hutch("up")
+    assert planned() == ({"no change"}, [])
+
+
+@pytest.mark.boot(1)
+def test_the_host_is_rebooted(project: None) -> None:
+    for name in NAMES:
+        ssh(name, f"echo {name} >kept")
+    FACTS.write_text(json.dumps(facts()))
+    ask_for_another_boot()
+
+
+@pytest.mark.boot(2)
+def test_after_a_reboot_they_are_ready_in_order_before_the_host_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    units = [PLACES.network_unit, *SERVICES, *map(PLACES.unit, NAMES), PLACES.target]
+    with capsys.disabled():
+        for unit in (*units, "multi-user.target"):
+            print(f"\n{unit}: {moment(unit, 'InactiveExit'):.2f} to {moment(unit, 'ActiveEnter'):.2f} s", end="")
+    assert state(*units) == dict.fromkeys(units, "active")
+    for unit in map(PLACES.unit, NAMES):
+        assert moment(PLACES.network_unit, "ActiveEnter") <= moment(unit, "InactiveExit")
+        assert moment(unit, "ActiveEnter") <= moment(PLACES.target, "ActiveEnter")
+        assert show(unit, "NRestarts")["NRestarts"] == "0"
+    assert moment(PLACES.target, "ActiveEnter") <= moment("multi-user.target", "ActiveEnter")
+
+
+@pytest.mark.boot(2)
+def test_they_were_stopped_before_their_network() -> None:
+    stopped = [gone(unit) for unit in map(PLACES.unit, NAMES)]
+    assert min(stopped) > 0 and max(stopped) <= gone(PLACES.network_unit)
+
+
+def gone(unit: str) -> float:
+    """When a unit was stopped at the end of the boot before this one."""
+    words = ("--quiet", "--boot=-1", "--output=json", f"UNIT={unit}", "JOB_TYPE=stop", "JOB_RESULT=done")
+    lines = call("journalctl", *words).splitlines()
+    return int(json.loads(lines[-1])["__MONOTONIC_TIMESTAMP"]) / 1e6 if lines else 0.0
+
+
+@pytest.mark.boot(2)
+def test_after_a_reboot_they_are_the_same() -> None:
+    assert facts() == json.loads(FACTS.read_text())
+    assert [ssh(name, "uname -n; cat kept") for name in NAMES] == [f"{name}\n{name}\n" for name in NAMES]
+    assert len(guards()) == len(NAMES)
+    assert [item["state"] for item in json.loads(hutch("status", "--json"))] == ["running"] * 3
+
+
+@pytest.mark.boot(2)
+def test_those_that_do_not_start_with_the_host_are_not_enabled() -> None:
+    declare(autostart=False)
+    hutch("up", timeout=1200)
+    enabled = subprocess.run(
+        ["systemctl", "is-enabled", *map(PLACES.unit, NAMES)], capture_output=True, text=True, timeout=60
+    )
+    assert enabled.stdout.split() == ["disabled"] * 3
+    ask_for_another_boot()
+
+
+@pytest.mark.boot(3)
+def test_a_boot_that_starts_no_workspace_is_not_delayed(capsys: pytest.CaptureFixture[str]) -> None:
+    lasted = moment(PLACES.target, "ActiveEnter") - moment(PLACES.target, "InactiveExit")
+    with capsys.disabled():
+        print(f"\n{PLACES.target} took {lasted:.3f} s of {moment('multi-user.target', 'ActiveEnter'):.2f} s", end="")
+    assert moment(PLACES.target, "ActiveEnter") > 0
+    assert lasted < LIMIT
+    others = [PLACES.network_unit, *SERVICES, *map(PLACES.unit, NAMES)]
+    assert {unit: moment(unit, "InactiveExit") for unit in others} == dict.fromkeys(others, 0.0)
+    assert left_running() == {**NOTHING, "units": [PLACES.target]}
+    assert planned() == ({"start"}, [])
+    assert [item["warnings"] for item in json.loads(hutch("status", "--json"))] == [[]] * len(NAMES)
+
+
+@pytest.mark.boot(3)
+def test_a_start_afterwards_settles_the_host() -> None:
+    call("systemctl", "start", PLACES.unit("two"), timeout=900)
+    assert ssh("two", "uname -n") == "two\n"
+    assert state(PLACES.network_unit, PLACES.unit("one")) == {
+        PLACES.network_unit: "active",
+        PLACES.unit("one"): "inactive",
+    }
+
+
+@pytest.mark.boot(3)
+def test_the_last_purge_leaves_nothing() -> None:
+    PATIENT.unlink()
+    PATIENT.parent.rmdir()
+    for name in NAMES:
+        hutch("rm", "--purge", "--force", name)
+    assert left_running() == NOTHING
+    assert [path for path in UNITS.rglob("hutch*") if path.name != "hutch-stand.service"] == []
+    assert not PLACES.run.exists()
+    assert PLACES.instance not in Path("/etc/hosts").read_text()

@@ -1,0 +1,204 @@
+"""What is ejected goes on without hutch, and beside a hutch that goes on; and leaves nothing when it is removed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import hutch
+from hutch.host.units import directory
+from hutch.spec.ejected import Ejected
+from hutch.spec.names import Places
+from tests.host.instance import PROBE, Instance, Target
+from tests.support.world import PUBLIC, World
+from tests.systemd.conftest import call, open_instance
+from tests.systemd.test_coexistence import BLOCKED, PATIENCE, REACHED
+
+SECONDS = 300.0
+UNIT, NETWORK, RESOLVER = (f"workspace-web{part}.service" for part in ("", ".network", ".dns"))
+
+
+@pytest.fixture(scope="module")
+def both(world: World) -> Iterator[Instance]:
+    """Two workspaces of a hutch; `web` has something in its home."""
+    with open_instance(world) as instance:
+        instance.declare("container", web="", beside="")
+        instance.hutch("up", timeout=SECONDS)
+        instance.ssh("web", "echo kept >~/file")
+        yield instance
+
+
+def ejected(instance: Instance) -> Ejected:
+    return Ejected.beside(Places(instance.state, instance.run), "web")
+
+
+def is_as_it_was(instance: Instance) -> bool:
+    """The same home, by the same name and address, with a host key that is trusted."""
+    said = instance.ssh("web", "cat ~/file; hostname; ip -4 -o addr show host0").stdout
+    return said.startswith("kept\nweb\n") and f" {address(instance, 'web')}/24 " in said
+
+
+def address(instance: Instance, name: str) -> str:
+    record = instance.state / "workspaces" / name / "workspace.json"
+    return str(json.loads(record.read_text().split("\n", 1)[1].rsplit("}", 1)[0])["wanted"]["ip"])
+
+
+def answers(instance: Instance, *more: Target) -> list[str]:
+    """The names of the targets that answer, of those that may and those that must not; asked for without hutch."""
+    internet = [Target("internet", PUBLIC, 80), Target("internet-udp", PUBLIC, 7000, "udp")]
+    targets = [*internet, Target("gateway-dns", instance.gateway, 53, "udp"), *BLOCKED, *more]
+    wanted = json.dumps([target.as_json() for target in targets])
+    program = ("doas", "python3", "-c", PROBE.read_text(), wanted, str(PATIENCE))
+    found = json.loads(instance.ssh("web", shlex.join(program)).stdout)
+    return [name for name, answer in found.items() if answer]
+
+
+def main_process(unit: str) -> str:
+    return call("systemctl", "show", "--value", "--property=MainPID", unit).strip()
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@contextmanager
+def without_hutch(empty: Path) -> Iterator[None]:
+    """Neither its code is there, nor the interpreter that it has."""
+    hidden = (Path(hutch.__file__).parent, Path(sys.executable).parent)
+    empty.mkdir(exist_ok=True)
+    for place in hidden:
+        call("mount", "--bind", str(empty), str(place))
+    try:
+        yield
+    finally:
+        for place in hidden:
+            call("umount", str(place))
+
+
+def test_what_cannot_start_is_not_ejected(both: Instance) -> None:
+    drop_in = directory() / f"{UNIT}.d"
+    drop_in.mkdir()
+    (drop_in / "fails.conf").write_text("[Service]\nExecStartPre=false\n")
+    try:
+        failed = both.hutch("eject", "web", check=False, timeout=SECONDS)
+    finally:
+        (drop_in / "fails.conf").unlink()
+        drop_in.rmdir()
+    assert failed.returncode == 1
+    assert f"web was not ejected: {UNIT} does not start" in failed.stderr
+    assert nothing_of_it(both)
+    assert both.status("web")["state"] == "running"
+    assert is_as_it_was(both)
+
+
+def test_what_is_cut_short_is_undone(both: Instance) -> None:
+    home = ejected(both).home("web")
+    process = both.spawn("eject", "web")
+    until(home.exists)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    both.hutch("up", timeout=SECONDS)
+    assert nothing_of_it(both)
+    assert is_as_it_was(both)
+
+
+def nothing_of_it(instance: Instance) -> bool:
+    places = ejected(instance)
+    units = [path for path in directory().rglob("*") if path.name.startswith("workspace-web")]
+    links = call("ip", "-o", "link")
+    return not (units or places.state.exists() or places.uplink_host in links or places.ssh_config.exists())
+
+
+def test_it_is_a_unit_of_its_own(both: Instance) -> None:
+    known = (both.state / "known_hosts").read_text()
+    (line,) = (line for line in known.splitlines() if line.startswith("workspace-web,"))
+    said = both.hutch("eject", "web", timeout=SECONDS)
+    assert said.stdout == f"{ejected(both).state}\n"
+    assert call("systemctl", "is-active", UNIT) == "active\n"
+    assert "workspace-web" in call("machinectl", "list", "--no-legend")
+    assert is_as_it_was(both)
+    assert (ejected(both).state / "known_hosts").read_text() == f"{line}\n"
+    assert both.names() == ["beside"]
+
+
+def test_without_hutch(both: Instance) -> None:
+    neighbour = Target("neighbour", address(both, "beside"), 22)
+    with without_hutch(both.directory / "empty"):
+        with pytest.raises(FileNotFoundError):
+            both.hutch("ls")
+        call("systemctl", "restart", UNIT)
+        assert is_as_it_was(both)
+        assert answers(both, neighbour) == REACHED
+        call("systemctl", "stop", NETWORK)
+        assert "wu-web" not in call("ip", "-o", "link")
+        assert call("systemctl", "is-active", UNIT, check=False) == "inactive\n"
+        call("systemctl", "start", UNIT)
+        assert is_as_it_was(both)
+        assert answers(both, neighbour) == REACHED
+
+
+def test_it_goes_on_while_what_serves_it_is_started_again(both: Instance) -> None:
+    before, resolver = main_process(UNIT), main_process(RESOLVER)
+    call("kill", "-KILL", resolver)
+    until(lambda: main_process(RESOLVER) not in ("0", resolver))
+    until(lambda: call("systemctl", "is-active", RESOLVER, check=False) == "active\n")
+    assert main_process(UNIT) == before
+    assert "gateway-dns" in answers(both)
+
+
+def test_rules_that_somebody_changes_stop_it(both: Instance) -> None:
+    places = ejected(both)
+    inside = ("ip", "netns", "exec", places.namespace)
+    call(*inside, "nft", "flush", "chain", "inet", places.table, "forward")
+    until(lambda: "state DOWN" in call(*inside, "ip", "-o", "link", "show", "hutch0"))
+    call("systemctl", "restart", NETWORK)
+    call("systemctl", "start", UNIT)
+    assert answers(both) == REACHED
+
+
+def test_hutch_goes_on_beside_it(both: Instance) -> None:
+    refused = both.hutch("plan", check=False)
+    assert refused.returncode == 1
+    assert "declares web, which hutch has ejected" in refused.stderr
+    refused = both.hutch("rm", "--purge", "web", check=False)
+    assert refused.returncode == 1
+    assert "is still there" in refused.stderr
+    both.declare("container", beside="", other="")
+    both.hutch("up", timeout=SECONDS)
+    both.hutch("restart", "beside", timeout=SECONDS)
+    assert address(both, "other") != address(both, "web")
+    reach = both.probe("beside", [Target("web", address(both, "web"), 22), Target("internet", PUBLIC, 80)])
+    assert (reach["web"], reach["internet"]) == ("", "internet")
+    assert is_as_it_was(both)
+
+
+def test_it_goes_on_when_hutch_has_nothing_left(both: Instance) -> None:
+    both.remove_all()
+    assert is_as_it_was(both)
+    assert answers(both) == REACHED
+
+
+def test_it_is_removed(both: Instance) -> None:
+    """What else would be left, the fixture sees."""
+    places = ejected(both)
+    said = call(str(places.removal))
+    assert said == f"the home is kept in {places.home('web')}\n"
+    assert (places.home("web") / "file").read_text() == "kept\n"
+    left = {path.name for path in places.state.rglob("*") if places.home("web") not in path.parents}
+    assert left == {"workspace", "home"}
+    assert "workspace-web" not in call("machinectl", "list", "--no-legend")
+    subprocess.run(["rm", "-r", places.state], check=True)
+    assert nothing_of_it(both)
+    both.hutch("rm", "--purge", "web", timeout=SECONDS)

@@ -1,0 +1,190 @@
+"""Workspaces as services of systemd's: what an administrator sees and does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.host.units import directory
+from hutch.spec.names import Places
+from tests.host.instance import Instance
+from tests.support.world import PUBLIC_NAME, World
+from tests.systemd.conftest import call, open_instance
+
+HERS = 'owner = "alice"\n'
+SECONDS = 400.0  # for what takes one or two on a host that is not emulated
+
+
+@pytest.fixture(scope="module")
+def web(world: World) -> Iterator[Instance]:
+    with open_instance(world) as instance:
+        instance.declare("container", web=HERS)
+        instance.hutch("up", timeout=300)
+        yield instance
+
+
+def places(instance: Instance) -> Places:
+    return Places(instance.state, instance.run)
+
+
+def service(instance: Instance) -> dict[str, str]:
+    names = ("ActiveState", "Type", "MainPID", "Slice", "Result")
+    words = [word for name in names for word in ("--property", name)]
+    lines = call("systemctl", "show", *words, places(instance).unit("web")).splitlines()
+    return dict(line.partition("=")[::2] for line in lines)
+
+
+def until(look: Callable[[], dict[str, Any]], is_so: Callable[[dict[str, Any]], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not is_so(found := look()):
+        assert time.monotonic() < end, found
+        time.sleep(0.2)
+
+
+def await_another(instance: Instance, pid: str) -> None:
+    """It runs again, with another main process."""
+    until(lambda: service(instance), lambda now: now["ActiveState"] == "active" and now["MainPID"] not in ("0", pid))
+    assert instance.ssh("web", "uname -n").stdout == "web\n"
+
+
+def test_it_is_a_service_that_says_when_it_is_ready(web: Instance) -> None:
+    found = service(web)
+    assert (found["ActiveState"], found["Type"], found["Slice"]) == ("active", "notify", places(web).slice("web"))
+    assert Path(f"/proc/{found['MainPID']}/comm").read_text() == "systemd-nspawn\n"
+    status = web.status("web")
+    assert status["state"] == "running" and status["ready_seconds"] > 0
+    assert str(status["pid"]) == found["MainPID"]
+    assert web.ssh("web", "uname -n").stdout == "web\n"
+    assert web.hutch("exec", "web", "--", "uname", "-n").stdout == "web\n"
+
+
+def test_nothing_of_hutch_stays(web: Instance) -> None:
+    """No Python, in no unit of it."""
+    group = Path("/sys/fs/cgroup") / places(web).slice_of_all
+    programs = {
+        Path(f"/proc/{pid}/comm").read_text().strip()
+        for procs in group.rglob("cgroup.procs")
+        if "payload" not in procs.parts
+        for pid in procs.read_text().split()
+    }
+    assert programs <= {"systemd-nspawn", "dnsmasq", "bash", "nft"}
+
+
+def test_machinectl_and_the_journal_know_it(web: Instance) -> None:
+    machine = places(web).machine("web")
+    assert machine in call("machinectl", "list", "--no-legend")
+    assert "Server listening" in call("journalctl", "--no-pager", "-M", machine, "-u", "ssh.service")
+    assert "Detected virtualization" in call("journalctl", "--no-pager", "-u", places(web).unit("web"))
+    assert "Detected virtualization" in web.hutch("logs", "web").stdout
+
+
+def test_its_owner_enters_and_changes_nothing(web: Instance) -> None:
+    """What changes it goes through sudo or polkit, as with all services."""
+    env = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}  # the interpreter's own
+    assert web.hutch("ssh", "web", "--", "uname", "-n", as_user="alice", env=env).stdout == "web\n"
+    assert "running" in web.hutch("ls", as_user="alice", env=env).stdout
+    refused = web.hutch("ssh", "web", "--", "true", as_user="bob", check=False, env=env)
+    assert refused.returncode != 0 and "Permission denied" in refused.stderr
+    for account in ("alice", "bob"):
+        stop = web.world.accounts[account].command("systemctl", "--no-ask-password", "stop", places(web).unit("web"))
+        assert subprocess.run(stop, capture_output=True, timeout=30).returncode != 0
+        assert "this needs root" in web.hutch("stop", "web", as_user=account, check=False, env=env).stderr
+    assert service(web)["ActiveState"] == "active"
+
+
+def test_systemctl_stops_and_starts_it(web: Instance) -> None:
+    unit = places(web).unit("web")
+    call("systemctl", "stop", unit)
+    assert web.status("web")["state"] == "stopped"
+    call("systemctl", "start", unit)
+    assert web.status("web")["state"] == "running"
+    web.ssh("web")
+    call("systemctl", "restart", unit)
+    web.ssh("web")
+    web.hutch("restart", "web", timeout=SECONDS)
+    web.ssh("web")
+
+
+def test_a_reboot_inside_starts_it_anew(web: Instance) -> None:
+    before = service(web)["MainPID"]
+    web.inside("web", "systemctl", "reboot", root=True, check=False)
+    await_another(web, before)
+
+
+def test_what_powers_off_is_stopped(web: Instance) -> None:
+    web.inside("web", "systemctl", "poweroff", root=True, check=False)
+    until(lambda: web.status("web"), lambda status: bool(status["state"] == "stopped"))
+    assert service(web)["Result"] == "success"
+    web.hutch("start", "web", timeout=SECONDS)
+
+
+def test_what_is_killed_starts_again(web: Instance) -> None:
+    before = service(web)["MainPID"]
+    os.kill(int(before), signal.SIGKILL)
+    await_another(web, before)
+
+
+def test_limits_are_the_slices_and_change_while_it_runs(web: Instance) -> None:
+    before = service(web)["MainPID"]
+    group = (Path("/sys/fs/cgroup") / places(web).unit_cgroup("web")).parent
+
+    def limits() -> tuple[str, str]:
+        return (group / "memory.max").read_text().strip(), (group / "cpu.max").read_text().strip()
+
+    web.declare("container", web=f'{HERS}memory = "300MiB"\nvcpus = 1')
+    web.hutch("up", timeout=SECONDS)
+    assert limits() == (str(300 << 20), "100000 100000")
+    web.declare("container", web=HERS)
+    web.hutch("up", timeout=SECONDS)
+    assert limits() == ("max", "max 100000")
+    assert service(web)["MainPID"] == before
+
+
+def test_mounts_come_and_go(web: Instance) -> None:
+    source = web.directory / "shown"
+    source.mkdir()
+    (source / "file").write_text("text")
+    web.declare("container", web=f'{HERS}mounts = [{{ source = "{source}", target = "/shown" }}]')
+    web.hutch("up", timeout=SECONDS)
+    assert web.ssh("web", "cat /shown/file").stdout == "text"
+    web.hutch("restart", "web", timeout=SECONDS)
+    assert web.ssh("web", "cat /shown/file").stdout == "text"
+    before = service(web)["MainPID"]
+    web.declare("container", web=HERS)
+    web.hutch("up", timeout=SECONDS)
+    assert web.ssh("web", "ls /shown").stdout == ""
+    assert service(web)["MainPID"] == before
+
+
+def test_all_promises_hold(web: Instance) -> None:
+    result = web.hutch("prove", "web", "--json", "--target", f"{PUBLIC_NAME}:80", check=False, timeout=600)
+    assert [probe for probe in json.loads(result.stdout) if probe["result"] == "broken"] == []
+    assert result.returncode == 0
+
+
+def test_a_start_that_fails_says_why_and_is_not_tried_again(web: Instance) -> None:
+    """Something has the name of one end of its port."""
+    web.hutch("stop", "web", timeout=SECONDS)
+    inside = ("ip", "-n", places(web).namespace, "link")
+    call(*inside, "add", "vi-web", "type", "dummy")
+    failed = web.hutch("start", "web", check=False, timeout=SECONDS)
+    call(*inside, "delete", "vi-web")
+    assert failed.returncode == 1
+    assert "cannot make the port: RTNETLINK answers: File exists" in failed.stderr
+    assert service(web)["ActiveState"] in ("failed", "inactive")
+    web.hutch("start", "web", timeout=SECONDS)
+
+
+def test_the_last_removal_takes_the_units_away(web: Instance) -> None:
+    """What else would be left, the fixture sees."""
+    web.hutch("rm", "--purge", "--force", "web", timeout=SECONDS)
+    assert [path for path in directory().rglob("*") if places(web).instance in path.name] == []
+    assert places(web).machine("web") not in call("machinectl", "list", "--no-legend")

@@ -1,0 +1,92 @@
+"""The host's own unit, and whoever holds the lock while systemd starts or stops it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hutch.apply import boot, converge
+from hutch.errors import HutchError
+from hutch.spec.names import Places
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> boot.Host:
+    places = Places(tmp_path / "state", tmp_path / "run")
+    places.state.mkdir()
+    places.run.mkdir()
+    return boot.Host(places)
+
+
+@pytest.fixture
+def cleared(monkeypatch: pytest.MonkeyPatch) -> list[Places]:
+    """What is cleared, and nothing is."""
+    found: list[Places] = []
+    monkeypatch.setattr(converge, "clear", found.append)
+    return found
+
+
+@contextmanager
+def held(host: boot.Host) -> Iterator[None]:
+    """Somebody else holds the lock."""
+    descriptor = os.open(host.places.lock, os.O_RDONLY | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def test_a_settled_host_needs_no_lock(host: boot.Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot, "has_namespace", lambda places: True)
+    host.places.settled.touch()
+    with held(host):
+        host.start()
+
+
+def test_whoever_holds_the_lock_may_settle_the_host(host: boot.Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def has_namespace(places: Places) -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > 2
+
+    monkeypatch.setattr(boot, "has_namespace", has_namespace)
+    monkeypatch.setattr(boot, "PATIENCE", 0.01)
+    host.places.settled.touch()
+    with held(host):
+        host.start()
+    assert looks == 3
+
+
+def test_what_was_settled_before_its_network_went_is_not(host: boot.Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot, "has_namespace", lambda places: False)
+    host.places.settled.touch()
+    with pytest.raises(HutchError, match="no workspace"):
+        host.start()
+
+
+def test_a_cleared_host_needs_no_lock(host: boot.Host, monkeypatch: pytest.MonkeyPatch, cleared: list[Places]) -> None:
+    monkeypatch.setattr(boot, "has_namespace", lambda places: False)
+    with held(host):
+        host.stop()
+    assert cleared == []
+
+
+@pytest.mark.parametrize("is_stopping", [False, True])
+def test_only_a_host_that_stays_up_is_cleared(
+    host: boot.Host, monkeypatch: pytest.MonkeyPatch, cleared: list[Places], *, is_stopping: bool
+) -> None:
+    """One that goes down is not settled all the same: its kernel may stay."""
+    monkeypatch.setattr(boot, "has_namespace", lambda places: True)
+    monkeypatch.setattr(boot, "is_stopping", lambda: is_stopping)
+    host.places.settled.touch()
+    host.stop()
+    assert cleared == ([] if is_stopping else [host.places])
+    assert host.places.settled.exists() is not is_stopping

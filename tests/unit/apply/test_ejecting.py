@@ -1,0 +1,218 @@
+"""A workspace as units and files that need no hutch."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.apply.ejected_texts import (
+    NETWORK_LIBRARY,
+    PACKAGES,
+    PARTS,
+    PROGRAMS,
+    PYTHON,
+    REMOVAL_LIBRARY,
+    Subject,
+    render_files,
+    render_units,
+)
+from hutch.apply.ejecting import check, recover_ejected, subject_home
+from hutch.backends import launch
+from hutch.backends.nspawn import NEST
+from hutch.errors import HutchError, UsageError
+from hutch.host import units
+from hutch.host.dns import wanted_resolvers
+from hutch.host.firewall import Member
+from hutch.host.watch import wanted_watch
+from hutch.plan.decide import refuse_ejected
+from hutch.spec import names
+from hutch.spec.ejected import Ejected
+from hutch.spec.entries import Publish
+from hutch.spec.model import Workspace
+from hutch.spec.names import IFNAMSIZ, PACKAGE, Places
+from hutch.state import Record, read_record, write_record
+from hutch.supervise.units import LIBRARY
+from tests.unit.facts import NETWORK, PLACES, check_golden, everything, surroundings, workspace
+
+CASES = {
+    "minimal": ("web", workspace()),
+    "everything": ("my-project", everything(vcpus=2, publish=(Publish("127.0.0.1", 8080, 80, "tcp"),))),
+    "nesting": ("web", workspace(nesting=True, egress="none")),
+}
+
+
+def subject(name: str, declared: Workspace, places: Places = PLACES) -> Subject:
+    target, network = Ejected.beside(places, name), replace(NETWORK, uplink="192.168.84.4/30")
+    declared = replace(declared, home=str(declared.home).replace(str(PLACES.home("web")), str(target.home(name))))
+    host = replace(
+        surroundings(),
+        places=target,
+        network=network,
+        image_root=str(target.image_root("")),
+        python=PYTHON,
+        package=str(target.programs),
+        by_systemd=True,
+    )
+    assert declared.mac and declared.ip
+    port = names.port(name, "container")
+    member = Member(name, port, declared.mac, declared.ip, declared.publish)
+    services = (*wanted_resolvers(target, network, "dnsmasq", ["box.example"]), wanted_watch(target, network))
+    return Subject(target, launch(name, declared, host), declared, member, network, 0x7000_0000, services)
+
+
+def texts(of: Subject) -> dict[str, str]:
+    libraries = (LIBRARY, NETWORK_LIBRARY, REMOVAL_LIBRARY)
+    found = {}
+    for path, text in render_files(of).items():
+        content = text.content
+        for library in libraries:
+            content = content.replace(library.read_text(), "# … and what is the same for all\n")
+        found[f"{path} ({text.mode:o})"] = content
+    return found
+
+
+@pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in CASES.items()], ids=CASES)
+def test_units_and_files(case: str, name: str, declared: Workspace) -> None:
+    parts = {title: text for title, text in texts(subject(name, declared)).items() if "launch.json" not in title}
+    check_golden(f"ejected/{case}.txt", "".join(f"==> {title}\n{text}\n" for title, text in parts.items()))
+
+
+@pytest.mark.parametrize(("name", "declared"), CASES.values(), ids=CASES)
+def test_nothing_leads_back_to_hutch(name: str, declared: Workspace) -> None:
+    for title, text in texts(subject(name, declared)).items():
+        text = text.replace(NEST, "")  # in the guest
+        for place in (str(PLACES.state), str(PLACES.run), str(PACKAGE), "man:hutch", "hutch-network", "hutch.target"):
+            assert f"{place}/" not in text and not text.endswith(place) and f"{place} " not in text, title
+
+
+def test_programs_need_nothing_else_of_hutch() -> None:
+    known = {f"hutch.{program.removesuffix('.py').replace('/', '.')}" for program in PROGRAMS}
+    for program in PROGRAMS:
+        for node in ast.parse((PACKAGE / program).read_text()).body:
+            if isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("hutch") for alias in node.names), program
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("hutch"):
+                assert node.module in known, program
+    assert all((PACKAGE / program).is_file() for program in PACKAGES)
+
+
+def test_everything_but_the_home_is_removed() -> None:
+    found = subject("web", workspace())
+    inside = {str(path.relative_to(found.places.state)) for path in render_files(found)}
+    assert [path for path in inside if not path.startswith(PARTS)] == []
+    assert not str(found.places.home("web").relative_to(found.places.state)).startswith(PARTS)
+
+
+def test_names_are_its_own() -> None:
+    """Whatever other workspaces are called, and however long the name is."""
+    all_names = ("web", "web-network", "web-dns", "web-watch", "a-name-with-all-of-its-32-letters")
+    all_units = [unit for name in all_names for unit in render_units(subject(name, workspace()))]
+    assert len(all_units) == len(set(all_units))
+    assert {len(Ejected.beside(PLACES, name).uplink_host) <= IFNAMSIZ for name in all_names} == {True}
+    assert Ejected.beside(PLACES, "a-b").unit_cgroup("a-b") == (
+        "workspace.slice/workspace-a\\x2db.slice/workspace-a-b.service"
+    )
+
+
+def test_what_serves_it_is_waited_for() -> None:
+    text = render_units(subject("web", workspace()))["workspace-web.service"]
+    assert "Requires=workspace-web.network.service\n" in text
+    for part in ("dns-host", "dns", "watch"):
+        assert f"After=workspace-web.{part}.service\n" in text
+        assert f"ExecStartPre=systemctl is-active --quiet workspace-web.{part}.service\n" in text
+
+
+@pytest.mark.parametrize("path", ["relative", "/with space", "/with,comma", "/a:b", "/a/../b", "/"])
+def test_a_directory_that_cannot_be_written_down_everywhere(path: str) -> None:
+    with pytest.raises(UsageError):
+        Ejected.beside(PLACES, "web", Path(path))
+
+
+def test_a_home_of_the_owners_stays() -> None:
+    target = Ejected.beside(PLACES, "web")
+    own = Record("web", "/f", workspace(), "image", 0, "")
+    assert subject_home(PLACES, own, target) == "/var/lib/hutch-ejected/web/workspace/home"
+    other = replace(own, wanted=workspace(home="/home/alice/web"))
+    assert subject_home(PLACES, other, target) == "/home/alice/web"
+
+
+def test_words_stay_words() -> None:
+    found = texts(subject("my-project", everything()))
+    (network,) = [text for title, text in found.items() if "/network/run" in title]
+    assert f'"$1" {shlex.quote("/srv/my home")}' in network and "/srv/b c" not in network
+
+
+# What cannot be, and what was cut short.
+
+RECORD = Record("web", "/f", workspace(), "image", 0, "")
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"type": "vm"}, "it is a virtual machine"),
+        ({"egress": ("*.example.org",)}, "its egress is a list"),
+        ({"egress": ("10.0.0.0/8",)}, "its egress is a list"),
+    ],
+)
+def test_what_needs_hutch_stays(keys: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "has_systemd", lambda: True)
+    monkeypatch.setattr(units, "directory", lambda: units.LASTING)
+    with pytest.raises(HutchError, match=f"web cannot be ejected: {why}") as caught:
+        check(PLACES, replace(RECORD, wanted=workspace(**keys)), Ejected.beside(PLACES, "web"))
+    assert caught.value.resolution
+
+
+def test_a_host_that_runs_no_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "has_systemd", lambda: False)
+    with pytest.raises(HutchError, match="systemd is not this host's process 1"):
+        check(PLACES, RECORD, Ejected.beside(PLACES, "web"))
+    monkeypatch.setattr(units, "has_systemd", lambda: True)
+    monkeypatch.setattr(units, "directory", lambda: units.VOLATILE)
+    with pytest.raises(HutchError, match="units cannot be written"):
+        check(PLACES, RECORD, Ejected.beside(PLACES, "web"))
+
+
+def cut_short(tmp_path: Path) -> tuple[Places, Ejected]:
+    """A hutch whose workspace was on its way when it was killed."""
+    places = Places(tmp_path / "state", tmp_path / "run")
+    target = Ejected.beside(places, "web")
+    write_record(places, replace(RECORD, ejected=str(target.state)))
+    target.home("web").mkdir(parents=True)
+    (target.home("web") / "file").write_text("kept")
+    (target.state / "README").write_text("")
+    return places, target
+
+
+def test_what_was_cut_short_is_undone(tmp_path: Path) -> None:
+    places, target = cut_short(tmp_path)
+    recover_ejected(places, ["other"])
+    assert target.home("web").exists()
+    for _ in range(2):
+        recover_ejected(places, ["web"])
+        assert (places.home("web") / "file").read_text() == "kept"
+        assert not target.state.exists()
+        assert read_record(places, "web") == RECORD
+
+
+def test_no_home_is_lost(tmp_path: Path) -> None:
+    """Somebody has made another one meanwhile."""
+    places, target = cut_short(tmp_path)
+    places.home("web").mkdir()
+    (places.home("web") / "file").write_text("another")
+    with pytest.raises(HutchError, match="cannot be moved back"):
+        recover_ejected(places, ["web"])
+    assert (target.home("web") / "file").read_text() == "kept"
+    assert (places.home("web") / "file").read_text() == "another"
+
+
+def test_a_file_does_not_declare_what_is_ejected() -> None:
+    refuse_ejected("/f", [])
+    with pytest.raises(HutchError, match="/f declares web, which hutch has ejected") as caught:
+        refuse_ejected("/f", [replace(RECORD, removed=True, ejected="/var/lib/hutch-ejected/web")])
+    assert "/var/lib/hutch-ejected/web" in caught.value.details

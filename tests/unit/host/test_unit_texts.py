@@ -1,0 +1,67 @@
+"""The host's side as units of systemd's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hutch.host.dns import wanted_resolvers
+from hutch.host.service import Service
+from hutch.host.unit_texts import render_network, render_service, render_slice, render_target
+from hutch.host.units import quoted
+from hutch.host.watch import wanted_watch
+from hutch.spec.names import PACKAGE, Places
+from tests.unit.facts import NETWORK, PLACES, check_golden
+
+SECOND = Places(state=Path("/srv/second"), run=Path("/run/second"))
+PYTHON = "/usr/bin/python3"
+WARDEN = Service(
+    "the warden",
+    str(PLACES.services / "warden.pid"),
+    str(PLACES.namespace_path),
+    ("bwrap", "--", "python3", "-m", "hutch.egress"),
+    says_pid=True,
+    sandbox=("RestrictNamespaces=mnt",),
+)
+
+
+def rendered(places: Places) -> str:
+    services = (*wanted_resolvers(places, NETWORK, "dnsmasq", ["box.example"]), wanted_watch(places, NETWORK))
+    units = {places.service_unit(service.pid_file): render_service(service, places) for service in services}
+    units |= {places.network_unit: render_network(places, PYTHON), places.target: render_target(places)}
+    units |= {places.slice_of_all: render_slice(places, 15 << 30)}
+    text = "".join(f"==> {name}\n{text}\n" for name, text in units.items())
+    return text.replace(str(PACKAGE.parent), "/usr/lib/hutch")
+
+
+@pytest.mark.parametrize(("case", "places"), [("host", PLACES), ("second-host", SECOND)])
+def test_units_of_the_host(case: str, places: Places) -> None:
+    check_golden(f"units/{case}.txt", rendered(places))
+
+
+def test_who_says_its_pid_writes_it_where_it_is_looked_for() -> None:
+    lines = render_service(WARDEN, PLACES).splitlines()
+    assert {"Type=exec", "StandardOutput=truncate:/run/hutch/services/warden.pid"} <= set(lines)
+    assert "NetworkNamespacePath=/run/netns/hutch" in lines
+
+
+def test_nothing_waits_for_what_starts_it() -> None:
+    """What settles the host starts these, and may be the network's own unit."""
+    text = render_service(WARDEN, PLACES)
+    assert not any(line.startswith(("After=", "Requires=", "BindsTo=")) for line in text.splitlines())
+
+
+def test_all_units_have_names() -> None:
+    assert PLACES.service_units == (
+        "hutch-dns-host.service",
+        "hutch-dns.service",
+        "hutch-watch.service",
+        "hutch-warden.service",
+    )
+    assert not set(PLACES.service_units) & set(SECOND.service_units)
+
+
+def test_a_word_of_several_lines() -> None:
+    assert quoted('one\n"$2" 3% \\') == '"one\\n\\"$$2\\" 3%% \\\\"'
+    assert quoted("") == '""'
