@@ -62,6 +62,7 @@ class Host:
             try:
                 with lock(self.places, patience=PATIENCE):
                     converge.clear(self.places)
+                return
             except Busy:
                 if is_wanted_again(self.places.network_unit):
                     return

@@ -9,12 +9,14 @@ from functools import cache
 from pathlib import Path
 
 from hutch.errors import HutchError
-from hutch.files import read_or_none, write_atomic
+from hutch.files import read_or_none, remove_flat, write_atomic
 from hutch.run import run
 
 WRITTEN_BY = "# Written by hutch, which writes it anew; `hutch explain` shows the whole.\n"
 LASTING, VOLATILE = Path("/etc/systemd/system"), Path("/run/systemd/system")
 """Where units go. NixOS lets nobody write the first: what is to start with such a host, its own configuration says."""
+SETTINGS = Path("/run/systemd/system.control")
+"""What was set beside a unit's text while it ran."""
 BOOTED = "/run/systemd/system"  # see sd_booted(3)
 RELOAD_SECONDS = 90.0
 
@@ -46,16 +48,29 @@ def different_units(units: Mapping[str, str]) -> list[str]:
 
 
 def ensure_units(units: Mapping[str, str]) -> bool:
-    """Have exactly these texts in these units, and have systemd know: what runs is limited by them from then on.
-    Returns whether anything had to change."""
-    changed = different_units(units)
+    """Have exactly these texts in these units, with nothing set beside them, and have systemd know. Returns whether
+    anything had to change."""
+    changed, is_set = different_units(units), _forget_settings(units)
     for name in changed:
         if (directory() / name).is_symlink():
             raise HutchError(f"{directory() / name} is a link: it was masked", resolution=f"`systemctl unmask {name}`")
         write_atomic(directory() / name, units[name].encode())
-    if changed or (units and _are_stale(units)):
+    if changed or is_set or (units and _are_stale(units)):
         reload()
-    return bool(changed)
+    return bool(changed or is_set)
+
+
+def _forget_settings(units: Iterable[str]) -> bool:
+    found = [place for unit in units if (place := SETTINGS / f"{unit}.d").is_dir()]
+    for place in found:
+        remove_flat(place)
+    return bool(found)
+
+
+def set_properties(unit: str, *assignments: str) -> None:
+    """Have a unit that runs be like that from now on, until its text is written anew or the host reboots: reading units
+    anew does nothing to the limits of one that runs."""
+    systemctl("set-property", "--runtime", unit, *assignments)
 
 
 def _are_stale(units: Iterable[str]) -> bool:
@@ -72,6 +87,7 @@ def remove_units(names: Iterable[str]) -> None:
     systemctl("disable", *scope(), *found, check=False)
     for path in (place / name for place in (LASTING, VOLATILE) for name in found):
         path.unlink(missing_ok=True)
+    _forget_settings(found)
     reload()
     systemctl("reset-failed", *found, check=False)
 

@@ -27,7 +27,7 @@ from hutch.spec.names import PACKAGE, Places
 from hutch.state import make_directory
 from hutch.supervise.launched import read_launch, write_launch
 from hutch.supervise.status import read_status, write_status
-from hutch.supervise.units import render_script, render_service, render_slice
+from hutch.supervise.units import render_limits, render_script, render_service, render_slice
 
 if TYPE_CHECKING:
     from typing import Any
@@ -156,6 +156,7 @@ def renew(places: Places, launch: Launch) -> dict[str, str]:
     else:
         limits, why = _bearable(launch.limits, status["cgroup"])
         provide(places, [replace(launch, limits=limits)])
+        units.set_properties(places.slice(name), *render_limits(limits))
         complaints = {"memory": why, **_renew_mounts(before, asdict(launch), status)}
     revision = time.time_ns()
     write_launch(places.launch(name), {**asdict(launch), "revision": revision})

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hutch.backends.launch import File, Graft, Helper, Launch, Step
+from hutch.backends.launch import File, Graft, Helper, Launch, Limits, Step
 from hutch.host.cgroup import DEPTH, DESCENDANTS
 from hutch.host.units import WRITTEN_BY, quoted
 from hutch.run import SEARCH_PATH
@@ -91,7 +91,6 @@ def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()
 
 def render_slice(launch: Launch) -> str:
     """What the workspace and its helpers may use together."""
-    limits = launch.limits
     lines = [
         "[Unit]",
         f"Description=What workspace {launch.workspace} may use",
@@ -100,11 +99,19 @@ def render_slice(launch: Launch) -> str:
         "[Slice]",
         "IPAccounting=yes",
         "CPUWeight=100",
-        *((f"CPUQuota={limits.cpus * 100}%",) if limits.cpus else ()),
-        *((f"MemoryMax={limits.memory}", "MemorySwapMax=0") if limits.memory else ()),
-        *((f"TasksMax={limits.tasks}",) if limits.tasks else ()),
+        *render_limits(launch.limits),
     ]
     return WRITTEN_BY + "\n".join(lines) + "\n"
+
+
+def render_limits(limits: Limits) -> tuple[str, ...]:
+    """Properties of a slice; an empty quota is none."""
+    return (
+        f"CPUQuota={f'{limits.cpus * 100}%' if limits.cpus else ''}",
+        f"MemoryMax={limits.memory or 'infinity'}",
+        f"MemorySwapMax={0 if limits.memory else 'infinity'}",
+        f"TasksMax={limits.tasks or 'infinity'}",
+    )
 
 
 def render_script(launch: Launch, places: Places, python: str, package: Path = PACKAGE) -> str:

@@ -14,7 +14,7 @@ from hutch.backends.launch import Launch, Limits, Step
 from hutch.host.units import quoted
 from hutch.spec.model import Mount, Workspace
 from hutch.spec.names import PACKAGE
-from hutch.supervise.units import library, render_script, render_service, render_slice, side_by_side
+from hutch.supervise.units import library, render_limits, render_script, render_service, render_slice, side_by_side
 from tests.unit.backends.test_qemu import host as machine_host
 from tests.unit.facts import PLACES, check_golden, everything, surroundings, workspace
 
@@ -50,9 +50,15 @@ def test_it_lies_in_its_slice() -> None:
     assert PLACES.unit_cgroup("a-b") == "hutch.slice/hutch-a\\x2db.slice/hutch@a-b.service"
 
 
-def test_no_limit_is_no_line() -> None:
-    found = replace(launched("web", workspace()), limits=Limits())
-    assert "Max=" not in render_slice(found) and "Quota=" not in render_slice(found)
+def test_no_limit_takes_back_what_was_one() -> None:
+    properties = ("CPUQuota=", "MemoryMax=infinity", "MemorySwapMax=infinity", "TasksMax=infinity")
+    assert render_limits(Limits()) == properties
+    assert render_limits(Limits(2, 1 << 30, 100)) == (
+        "CPUQuota=200%",
+        "MemoryMax=1073741824",
+        "MemorySwapMax=0",
+        "TasksMax=100",
+    )
 
 
 def systemd_reads(word: str) -> str:
