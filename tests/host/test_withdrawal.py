@@ -49,7 +49,7 @@ def test_with_purge_nothing_is_left_but_what_is_peoples_own(make_instance: MakeI
     instance.hutch("rm", "other")
     instance.hutch("doctor", "--fix", check=False)
     assert (instance.state / "repairs.json").exists()
-    refused = instance.hutch("withdraw", "--purge", check=False)
+    refused = instance.hutch("withdraw", "--purge", "--yes", check=False)
     assert refused.returncode == 1
     assert "web: ~/work: uncommitted changes" in refused.stderr.replace("./", "~/")
     assert instance.status("web")["state"] == "running"
@@ -60,7 +60,7 @@ def test_with_purge_nothing_is_left_but_what_is_peoples_own(make_instance: MakeI
     instance.hutch("doctor", "--fix", check=False)
     subprocess.run(["umount", instance.state / "images"], check=True, timeout=10)  # the tier's
     try:
-        instance.hutch("withdraw", "--purge", "--force")
+        instance.hutch("withdraw", "--purge", "--force", "--yes")
         assert not instance.state.exists()
         assert differences(before) == ""
         assert (instance.directory / "own/kept").read_text() == "kept\n"

@@ -322,8 +322,7 @@ class Hutch:
         the same workspaces back. With `purge` they go too; without `force`, not while unsaved git work or a live
         session is in the way."""
         from hutch.apply.recovery import recover
-        from hutch.apply.unsaved import obstacles
-        from hutch.apply.withdrawal import delete_state, withdraw
+        from hutch.apply.withdrawal import check_saved, delete_state, withdraw
 
         if not self.places.state.exists():
             return ()
@@ -331,13 +330,9 @@ class Hutch:
             recover(self.places, self.listen)
         notes: list[str] = []
         if purge:
-            records = read_records(self.places)
-            found = {name: obstacles(self.places, record) for name, record in records.items() if not force}
-            if details := [f"{name}: {line}" for name, lines in found.items() for line in lines]:
-                raise HutchError(
-                    "nothing was removed", details="\n".join(details), resolution="--force removes it all the same"
-                )
-            for name in records:
+            if not force:
+                check_saved(self.places)
+            for name in read_records(self.places):
                 notes += self.remove(name, purge=True, force=True)
         with lock(self.places):
             notes += withdraw(self.places)

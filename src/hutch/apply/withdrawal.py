@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from hutch.apply import converge
 from hutch.apply.removal import disarm, give_back
+from hutch.apply.unsaved import obstacles
 from hutch.errors import HutchError
 from hutch.files import entries
 from hutch.host import shares, shells
@@ -39,6 +40,15 @@ def withdraw(places: Places) -> tuple[str, ...]:
                 systemd.withdraw(places, name)
         converge.dismantle(places)
     return (*notes, *shares.kept_guards(places))
+
+
+def check_saved(places: Places) -> None:
+    """Refuse where unsaved git work or a live session is in the way."""
+    found = {name: obstacles(places, record) for name, record in read_records(places).items()}
+    if details := [f"{name}: {line}" for name, lines in found.items() for line in lines]:
+        raise HutchError(
+            "nothing was removed", details="\n".join(details), resolution="--force removes it all the same"
+        )
 
 
 def _lift_quota(places: Places, record: Record) -> None:

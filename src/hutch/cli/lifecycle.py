@@ -67,7 +67,7 @@ def rm(options: Options, name: str, purge: bool, force: bool) -> None:
 @click.command()
 @click.option("--purge", is_flag=True, help="Delete all homes, keys and images too, and the state directory.")
 @click.option("--force", is_flag=True, help="With --purge: even with unsaved git work or a live session.")
-@click.option("--yes", is_flag=True, help="With --purge: do not ask.")
+@click.option("--yes", is_flag=True, help="With --purge: do not ask, which nobody could answer without a terminal.")
 @global_options
 @needs_root
 def withdraw(options: Options, purge: bool, force: bool, yes: bool) -> None:
@@ -79,8 +79,10 @@ def withdraw(options: Options, purge: bool, force: bool, yes: bool) -> None:
     hutch = Hutch(listen=options.listen)
     state = hutch.places.state
     question = f"delete {state}, with the homes of all workspaces?"
-    if purge and not yes and sys.stdin.isatty() and not click.confirm(question, err=True):
-        raise HutchError("nothing was changed", resolution="--yes does not ask")
+    if purge and not yes and not (sys.stdin.isatty() and click.confirm(question, err=True)):
+        raise HutchError(
+            f"nothing was changed: --purge deletes {state} with all homes", resolution="--yes does not ask"
+        )
     for note in hutch.withdraw(purge=purge, force=force):
         options.say(note)
     options.say("hutch has left this host" + (f"; homes, keys and images are kept in {state}" if not purge else ""))
