@@ -14,7 +14,7 @@ from hutch.host import hosts_file, router, shares, shown, ssh
 from hutch.host.dns import own_names, service_user, wanted_resolvers
 from hutch.host.firewall import Member
 from hutch.host.lock import host_lock
-from hutch.host.namespace import inside
+from hutch.host.namespace import has_namespace, inside
 from hutch.host.service import Service, observe_service, remove_services, start_services, stop_service
 from hutch.host.tools import check_tools
 from hutch.host.units import has_systemd, remove_units
@@ -346,6 +346,8 @@ def settle(
     is said by the host's own unit, which is active once it has settled the host.
     """
     if present(records):
+        if has_systemd() and not has_namespace(places):
+            places.settled.unlink(missing_ok=True)
         converge_homes(places, records)
         converge_network(places, network, file, records, looking)
         connect()

@@ -29,8 +29,10 @@ def converge_units(places: Places, network: Network, records: Mapping[str, Recor
     """The units of workspaces that do not run say what is wanted of them. One whose root would have to be made anew for
     that, or whose image is not there, keeps the units that it has."""
     launches = []
-    for name, record in records.items():
-        if record.removed or record.ejected or observe(places, name).is_up or _must_wait(places, record):
+    here = {name: record for name, record in present(records).items() if not record.ejected}
+    resting = units.resting_units(map(places.unit, here))
+    for name, record in here.items():
+        if places.unit(name) not in resting or observe(places, name).is_up or _must_wait(places, record):
             continue
         accelerator = recall_accelerator(places) if record.wanted.type == "vm" else None
         if record.wanted.type == "vm" and accelerator is None:

@@ -115,6 +115,16 @@ def is_stopping() -> bool:
     return systemctl("is-system-running", check=False).strip() == "stopping"
 
 
+def resting_units(names: Iterable[str]) -> set[str]:
+    """Of these, the ones that neither run nor are about to: systemd starts what has failed again after a while."""
+    names = list(names)
+    if not names:
+        return set()
+    shown = systemctl("show", "--property=Id", "--property=ActiveState", "--", *names)
+    found = (dict(line.partition("=")[::2] for line in block.splitlines()) for block in shown.split("\n\n"))
+    return {unit["Id"] for unit in found if unit.get("ActiveState") in ("inactive", "failed")}
+
+
 def is_wanted_again(unit: str) -> bool:
     """Whether somebody waits for a unit to start that is just being stopped."""
     jobs = (line.split() for line in systemctl("list-jobs", "--no-legend", "--", unit, check=False).splitlines())

@@ -324,13 +324,15 @@ class Places:
         return f"{self.instance}@{name}.service"
 
     def machine(self, name: str) -> str:
-        """What machinectl calls it: whoever else runs machines may have one of the workspace's own name."""
-        return f"{self.instance}-{name}"
+        """What machinectl calls it: whoever else runs machines may have one of the workspace's own name. Who asks
+        machined for addresses is told what the guest says, so this is a name that /etc/hosts answers for."""
+        return hostname(name) if self.instance == "hutch" else f"{self.instance}-{hostname(name)}"
 
     def slice(self, name: str) -> str:
-        """What the service and its helpers may use together. A dash would stand for a slice within another."""
+        """What the service and its helpers may use together. A dash stands for a slice within another; no second hutch
+        has a slice of such a name."""
         escaped = name.replace("-", "\\x2d")
-        return f"{self.instance}-{escaped}.slice"
+        return f"{self.instance}-ws-{escaped}.slice"
 
     def unit_cgroup(self, name: str) -> str:
         """Where systemd puts the service, relative to the root of the cgroup2 hierarchy: each dash of a slice's name

@@ -12,11 +12,11 @@ from hutch.files import read_or_none, write_atomic
 CHECKSUM = "crc32"
 
 
-def write_launch(path: Path, launch: dict[str, Any]) -> None:
-    """Whole or not at all. It lives in the runtime directory, so it need not survive a power cut."""
+def write_launch(path: Path, launch: dict[str, Any], *, is_lasting: bool = False) -> None:
+    """Whole or not at all. In the runtime directory it need not survive a power cut."""
     text = json.dumps(launch)
     content = f'{{"{CHECKSUM}": {zlib.crc32(text.encode())}, {text[1:]}'.encode()
-    write_atomic(path, content, mode=0o600, is_lasting=False)
+    write_atomic(path, content, mode=0o600, is_lasting=is_lasting)
 
 
 def read_launch(path: Path) -> dict[str, Any] | None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 LAST_LINES = 12
 RENEWAL = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.renewal import main; main(*sys.argv[2:])"
 RENEWAL_SECONDS = 60.0  # that a guest can hold up a change of what it is shown
+STOP_SECONDS = 60.0  # for one that systemd runs although nobody knew
 GRACE = 15.0  # seconds beyond its own deadlines that systemd is given
 
 
@@ -50,7 +51,7 @@ def provide(places: Places, launches: Iterable[Launch]) -> None:
         content = render_script(launch, places, sys.executable).encode()
         if read_or_none(places.unit_script(launch.workspace)) != content:
             write_atomic(places.unit_script(launch.workspace), content, mode=0o700)
-        write_launch(directory / "launch.json", asdict(launch))
+        write_launch(directory / "launch.json", asdict(launch), is_lasting=True)
         texts[places.slice(launch.workspace)] = render_slice(launch)
         texts[launch.unit] = render_service(launch, places)
     units.ensure_units(texts)
@@ -70,6 +71,8 @@ def start_all(
 ) -> dict[str, str]:
     """See control.start_all."""
     names = list(names)
+    # systemd may just be starting one again, with what it was told before.
+    stop(places, names, patience=STOP_SECONDS)
     provide(places, [make(name) for name in names])
     with settling() as settle:
         settle(lambda: None)
@@ -139,9 +142,16 @@ def _journal(lines: int, *what: str) -> str:
 
 def stop(places: Places, names: Iterable[str], *, patience: float = 0.0) -> None:
     """End services in order, and by force when their own time is over; `patience` is how long that may take."""
-    found = [unit for unit in map(places.unit, names) if (units.directory() / unit).is_file()]
-    if found:
-        units.systemctl("stop", *found, timeout=patience + 2 * GRACE)
+    found = {name: unit for name in names if (units.directory() / (unit := places.unit(name))).is_file()}
+    if not found:
+        return
+    try:
+        units.systemctl("stop", *found.values(), timeout=patience + 2 * GRACE)
+    except HutchError:  # a guest can take all the time that its service has, that of what ends it too
+        for name in found:
+            with closing(Cgroup(places.unit_cgroup(name))) as cgroup:
+                cgroup.kill()
+        units.systemctl("stop", *found.values(), timeout=patience + 2 * GRACE)
 
 
 def renew(places: Places, launch: Launch) -> dict[str, str]:

@@ -156,6 +156,7 @@ stopped() {
   main=$$ # it is no more: of those who ask for its pid, nobody must be given a process that stays
   rm -f "$runtime/noted/leader"
   cleanup
+  EXIT_STATUS=${EXIT_STATUS:-none} # there is none where nothing was ever started
   if [ "$SERVICE_RESULT" = timeout ] && [ -f "$runtime/noted/asked" ]; then
     say stopped # by force, as it is to be then
   elif [ "$SERVICE_RESULT" != success ]; then
