@@ -357,7 +357,8 @@ def test_eight_workspaces_at_once(
         told: list[str] = []
         plan = await hutch.aio.up(config, listen=lambda name, event, text: told.append(f"{name} {event}"))
         assert [a.workspace for a in plan.actions] == list(EIGHT)
-        assert sorted(told) == [f"{name} ready" for name in EIGHT]
+        ours = [line for line in told if line != " waiting"]  # for a tier that runs beside this one
+        assert sorted(ours) == [f"{name} ready" for name in EIGHT]
         workspaces = [hutch.aio.Workspace(name) for name in EIGHT]
         runs = (w.run(["sh", "-c", script], capture=True, text=True, timeout=120, check=True) for w in workspaces)
         return [result.stdout.strip() for result in await asyncio.gather(*runs)]
