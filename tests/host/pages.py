@@ -23,6 +23,7 @@ PROMPT = "$ "
 # Where the page's hutch would be, were it the first one of an ordinary host.
 DIRECTORY, STATE, SUBNET = "/srv/shop", "/var/lib/hutch", "192.168.83."
 DIFFERS = (
+    (r"^hutch: waiting for another hutch\n", ""),  # of a tier that runs beside this one
     (r"\b[0-9]+\.[0-9]{2} s\b", "TIME"),
     (r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) [A-Z][a-z]{2} [ 0-9]?[0-9] [0-9:]{8} [0-9]{4}", "DATE"),
     (r"\bpid [0-9]+", "PID"),
