@@ -83,6 +83,7 @@ def is_source(path: Path) -> bool:
     return path.is_file() and path.suffix != ".pyc"
 
 
+@pytest.mark.long  # a minute, and the stand does it for real
 def test_it_comes_and_goes(debian: Instance, built: list[Path]) -> None:
     first, second = (f"/home/dev/{path.name}" for path in built)
     before = run(debian, *TREE).stdout
