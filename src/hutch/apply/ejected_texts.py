@@ -19,7 +19,7 @@ from hutch.host.firewall import Member
 from hutch.host.service import Service
 from hutch.host.shares import writable_paths
 from hutch.host.units import WRITTEN_BY, quoted
-from hutch.host.watch import LIST
+from hutch.host.watch import LIST, fixed_sets
 from hutch.run import SEARCH_PATH
 from hutch.spec import names
 from hutch.spec.ejected import Ejected
@@ -96,8 +96,7 @@ def render_network_unit(places: Ejected) -> str:
         "Description=hutch: network",
         unit_texts.DOCUMENTATION,
         f"RequiresMountsFor={places.state}",
-        f"After=systemd-sysctl.service network-pre.target network.target {' '.join(unit_texts.FIREWALLS)}",
-        "Before=docker.service",
+        *unit_texts.ORDER,
         "",
         "[Service]",
         "Type=oneshot",
@@ -113,12 +112,6 @@ def render_files(subject: Subject) -> dict[Path, Text]:
     """All other texts, by their paths."""
     places, launch = subject.places, subject.launch
     tables = firewall.router_tables(places, subject.network, (subject.member,), ())
-    sets = "".join(
-        f"{table.family} {table.name} {item.kind} {item.name}\n"
-        for table in tables
-        for item in table.sets
-        if not item.is_filled
-    )
     outer = firewall.host_tables(places, subject.network, (subject.member,))
     script = places.unit_script(places.name)
     return {
@@ -127,7 +120,7 @@ def render_files(subject: Subject) -> dict[Path, Text]:
         places.network / "run": Text(render_network(subject), runs=True),
         places.network / "router.nft": Text(ruleset.render_tables(tables)),
         places.network / "host.nft": Text(ruleset.render_tables(outer)),
-        places.network / "sets": Text(sets),
+        places.network / "sets": Text(fixed_sets(tables)),
         places.uplink_file: Text(f"{subject.network.uplink}\n"),
         places.removal: Text(render_removal(subject), runs=True),
         places.readme: Text(render_readme(subject)),

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from hutch.apply.boot import main; main()"
 DOCUMENTATION = "Documentation=man:hutch(1)"
 FIREWALLS = ("nftables.service", "ufw.service", "firewalld.service")  # each begins with rules of its own
+ORDER = (
+    f"After=systemd-sysctl.service network-pre.target network.target {' '.join(FIREWALLS)}",
+    "Before=docker.service",
+)
+"""When a network begins: whoever has rules of their own for the host's packets has them by then, but for Docker."""
 START_SECONDS, STOP_SECONDS = 300, 300
 SANDBOX = (
     "NoNewPrivileges=yes",
@@ -84,8 +89,7 @@ def render_network(places: Places, python: str) -> str:
         DOCUMENTATION,
         f"PartOf={places.target}",
         f"RequiresMountsFor={' '.join(map(quoted, map(str, (places.state, places.run, python, PACKAGE))))}",
-        f"After=systemd-sysctl.service network-pre.target network.target {' '.join(FIREWALLS)}",
-        "Before=docker.service",
+        *ORDER,
         "",
         "[Service]",
         "Type=oneshot",

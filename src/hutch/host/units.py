@@ -47,9 +47,8 @@ def different_units(units: Mapping[str, str]) -> list[str]:
     return [name for name, text in units.items() if read_or_none(directory() / name) != text.encode()]
 
 
-def ensure_units(units: Mapping[str, str]) -> bool:
-    """Have exactly these texts in these units, with nothing set beside them, and have systemd know. Returns whether
-    anything had to change."""
+def ensure_units(units: Mapping[str, str]) -> None:
+    """Have exactly these texts in these units, with nothing set beside them, and have systemd know."""
     changed, is_set = different_units(units), _forget_settings(units)
     for name in changed:
         if (directory() / name).is_symlink():
@@ -57,7 +56,6 @@ def ensure_units(units: Mapping[str, str]) -> bool:
         write_atomic(directory() / name, units[name].encode())
     if changed or is_set or (units and _are_stale(units)):
         reload()
-    return bool(changed or is_set)
 
 
 def _forget_settings(units: Iterable[str]) -> bool:

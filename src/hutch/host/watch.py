@@ -114,16 +114,20 @@ def texts_of(tables: Iterable[Table]) -> bytes:
     return "\n".join(rule.text for table in tables for chain in table.chains for rule in chain.rules).encode()
 
 
-def note_rules(places: Places, tables: Sequence[Table]) -> None:
-    """Note what has just been loaded, and read back, for what is to be in force."""
-    fixed = (
+def fixed_sets(tables: Iterable[Table]) -> str:
+    """The sets that only hutch fills, a line each, as LIST reads them."""
+    return "".join(
         f"{table.family} {table.name} {item.kind} {item.name}\n"
         for table in tables
         for item in table.sets
         if not item.is_filled
     )
+
+
+def note_rules(places: Places, tables: Sequence[Table]) -> None:
+    """Note what has just been loaded, and read back, for what is to be in force."""
     make_directory(places.services)
-    write_atomic(list_file(places), "".join(fixed).encode(), mode=0o600, is_lasting=False)
+    write_atomic(list_file(places), fixed_sets(tables).encode(), mode=0o600, is_lasting=False)
     listed = run(inside(places, ["sh", "-c", LIST, "sh", str(list_file(places))])).stdout
     write_atomic(rules_file(places), listed.encode(), mode=0o600, is_lasting=False)
     write_atomic(texts_file(places), texts_of(tables), mode=0o600, is_lasting=False)

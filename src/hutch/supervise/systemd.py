@@ -122,10 +122,10 @@ def _why(places: Places, name: str, said: str) -> str:
     """Why it did not come up: in the words of what failed, or of systemd, with the end of its log."""
     status = read_status(str(places.status(name)))
     reason = status["reason"] if status is not None and status["state"] == "failed" else ""
+    found = units.properties(places.unit(name), "Result", "InvocationID")
+    result, invocation = found["Result"], found["InvocationID"]
     if not reason:
-        result = units.properties(places.unit(name), "Result")["Result"]
         reason = f"systemd says {result!r} of {places.unit(name)}" if result != "success" else said.strip()
-    invocation = units.properties(places.unit(name), "InvocationID")["InvocationID"]
     tail = _journal(LAST_LINES, f"_SYSTEMD_INVOCATION_ID={invocation}").strip() if invocation else ""
     return f"{reason}; the end of its log:\n{tail}" if tail else reason
 
