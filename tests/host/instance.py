@@ -124,22 +124,34 @@ class Instance:
         env: Mapping[str, str] | None = None,
     ) -> Completed:
         """Run the command line to its end, in the directory of the project."""
-        result = subprocess.run(
-            self.world.accounts[as_user].command(*self.program, *arguments),
-            input=stdin,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout,
-            cwd=self.directory,
-            env=self.environment(env, as_user),
-        )
+        try:
+            result = subprocess.run(
+                self.world.accounts[as_user].command(*self.program, *arguments),
+                input=stdin,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=timeout,
+                cwd=self.directory,
+                env=self.environment(env, as_user),
+            )
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError(f"{late}\n{self.last_words()}") from None
         assert "Traceback (most recent call last)" not in result.stderr, result.stderr
         # Of a tier that runs beside this one: nobody of this host's can be seen to hold the lock of all hutches.
         result.stderr = result.stderr.replace("hutch: waiting for another hutch\n", "")
         if check:
             assert result.returncode == 0, explain(("hutch", *arguments), result)
         return result
+
+    def last_words(self) -> str:
+        """What the workspaces are doing and the ends of their logs, for a test that waited in vain."""
+        logs = sorted(self.run.glob("workspaces/*/machine.log"))
+        ends = [f"{log}:\n{log.read_text(errors='replace')[-3000:]}" for log in logs]
+        processes = subprocess.run(
+            ["ps", "-eo", "pid,ppid,stat,pcpu,etime,wchan:24,args"], capture_output=True, text=True, timeout=10
+        ).stdout
+        return "\n".join([*ends, processes])
 
     def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[Any]:
         """Start the command line and return at once."""

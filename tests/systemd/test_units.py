@@ -167,7 +167,9 @@ def test_mounts_come_and_go(web: Instance) -> None:
 
 def test_all_promises_hold(web: Instance) -> None:
     result = web.hutch("prove", "web", "--json", "--target", f"{PUBLIC_NAME}:80", check=False, timeout=600)
-    assert [probe for probe in json.loads(result.stdout) if probe["result"] == "broken"] == []
+    probes = json.loads(result.stdout)
+    assert [probe for probe in probes if probe["result"] == "broken"] == []
+    assert [probe["result"] for probe in probes if probe["probe"] == "log-size"] == ["kept"]
     assert result.returncode == 0
 
 

@@ -44,6 +44,8 @@ def suggest(records: Iterable[Record], workspace: Workspace) -> str:
     present = workspace.egress if isinstance(workspace.egress, tuple) else ()
     entries = (*present, *map(_words, sorted(domains, key=_order)), *map(_words, sorted(reaches, key=_order)))
     comments = [*remarks, *(f"left out, {why}: {_some(what)}" for why, what in sorted(seen.left_out.items()))]
+    if not everything:
+        comments.append("nothing has been recorded yet")
     if seen.lost:
         comments.append(f"{seen.lost} more were not recorded, so the list may lack something")
     lines = [f"# {comment}" for comment in comments]

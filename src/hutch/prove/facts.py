@@ -17,6 +17,7 @@ from hutch.errors import HutchError
 from hutch.host import shares
 from hutch.host.cgroup import DESCENDANTS, Cgroup
 from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
+from hutch.host.units import properties
 from hutch.prove.local import LED_TO, PREFIX
 from hutch.prove.machine import MACHINE, guest_memory, guest_processors
 from hutch.prove.model import Fact
@@ -298,9 +299,12 @@ def root_size(subject: Subject) -> Fact:
 
 
 def log_size(subject: Subject) -> Fact:
+    """A service's words go to the host's journal. That has a bound of its own; nobody is to fill it for the others."""
     log = subject.places.log(subject.name)
     if not log.exists():
-        return Fact("unknown", "its service writes to the host's journal, which has bounds of its own")
+        found = properties(subject.places.unit(subject.name), "LogRateLimitBurst", "LogRateLimitIntervalUSec")
+        lines, interval = found.get("LogRateLimitBurst", "0"), found.get("LogRateLimitIntervalUSec", "0")
+        return held("0" not in (lines, interval), f"{lines} lines in {interval}, in the host's journal")
     size = log.stat().st_size
     return held(size <= 2 * LOG_BYTES, f"{size} bytes")
 

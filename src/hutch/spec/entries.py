@@ -51,17 +51,17 @@ class Publish:
 
 class Published(Marker):
     pattern = r"([0-9.]+:)?[0-9]{1,5}:[0-9]{1,5}(/(tcp|udp))?"
+    form = '"[host_ip:]host_port:guest_port[/udp]", such as "8080:80" or "127.0.0.1:5353:53/udp"'
 
     def parse(self, value: object) -> Publish:
-        hint = '"[host_ip:]host_port:guest_port[/udp]", such as "8080:80" or "127.0.0.1:5353:53/udp"'
-        match = matches(r"(?:([^:/]*):)?([0-9]+):([0-9]+)(?:/(tcp|udp))?", text(value, hint))
+        match = matches(r"(?:([^:/]*):)?([0-9]+):([0-9]+)(?:/(tcp|udp))?", text(value, self.form))
         if not match:
-            raise Invalid("is not a published port", hint)
-        ip = ipv4_address(match[1], f"an address of the host; {hint}") if match[1] is not None else ""
+            raise Invalid("is not a published port", self.form)
+        ip = ipv4_address(match[1], f"an address of the host; {self.form}") if match[1] is not None else ""
         return Publish(
             host_ip="" if ip == "0.0.0.0" else ip,
-            host_port=port_number(match[2], hint),
-            guest_port=port_number(match[3], hint),
+            host_port=port_number(match[2], self.form),
+            guest_port=port_number(match[3], self.form),
             protocol="udp" if match[4] == "udp" else "tcp",
         )
 
@@ -88,7 +88,7 @@ class Egress(Marker):
     """One of three words, or a list of destinations."""
 
     words = ("internet", "none", "all")
-    hint = '"internet", "none", "all", or a list such as ["*.example.org", "api.example.com:443", "198.51.100.0/24"]'
+    form = '"internet", "none", "all", or a list such as ["*.example.org", "api.example.com:443", "198.51.100.0/24"]'
     label = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 
     def parse(self, value: object) -> str | tuple[str, ...]:
@@ -98,9 +98,9 @@ class Egress(Marker):
 
     def parse_word(self, value: object) -> str:
         if not isinstance(value, str):
-            raise Invalid("must be a string or a list", self.hint)
+            raise Invalid("must be a string or a list", self.form)
         if value not in self.words:
-            raise Invalid("is not one of the known words", self.hint)
+            raise Invalid("is not one of the known words", self.form)
         return value
 
     def parse_destination(self, value: object) -> str:
@@ -162,11 +162,11 @@ class EnvironmentTable(Marker):
     """Variables of login sessions, as pairs in the order of their names."""
 
     name = r"[A-Za-z_][A-Za-z0-9_]{0,127}"
-    hint = 'a table of strings such as { EDITOR = "vim" }'
+    form = 'a table of strings such as { EDITOR = "vim" }'
 
     def parse(self, value: object) -> tuple[tuple[str, str], ...]:
         if not isinstance(value, dict):
-            raise Invalid("must be a table", self.hint)
+            raise Invalid("must be a table", self.form)
         return self.pairs({self.parse_name(name): self.parse_value(entry) for name, entry in value.items()})
 
     def parse_name(self, value: object) -> str:
@@ -196,20 +196,20 @@ class PublicKey(Marker):
     """A public key as a line, or a path or glob of .pub files, which loading reads."""
 
     pattern: ClassVar[str] = r"(((ssh|ecdsa|sk)-[^ ]+ [A-Za-z0-9+/=]+( .*)?)|(.+\.pub))"
+    form = 'a line such as "ssh-ed25519 AAAA... name", or a path or glob such as "~/.ssh/*.pub"'
 
     def parse(self, value: object) -> str:
-        hint = 'a line such as "ssh-ed25519 AAAA… name", or a path or glob such as "~/.ssh/*.pub"'
-        entry = text(value, hint, longest=2**14)
+        entry = text(value, self.form, longest=2**14)
         first = entry.split(" ", 1)[0]
         if first in KEY_TYPES:
             return parse_key_line(entry)
         if any(f" {known} " in entry for known in KEY_TYPES):
             raise Invalid("holds options or other words before the key", "only the type, the key and a comment")
         if "PRIVATE KEY" in entry:
-            raise Invalid("is a private key", hint)
+            raise Invalid("is a private key", self.form)
         if not entry.endswith(".pub"):
-            raise Invalid("is neither a public key nor a path of .pub files", hint)
-        return path_text(entry, hint)
+            raise Invalid("is neither a public key nor a path of .pub files", self.form)
+        return path_text(entry, self.form)
 
 
 def parse_key_line(line: str) -> str:

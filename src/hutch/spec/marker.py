@@ -93,9 +93,11 @@ def ipv4_network(value: str, hint: str) -> ipaddress.IPv4Network:
 
 
 class Marker(ABC):
-    """How one kind of value is parsed and described. `pattern` goes to the JSON Schema."""
+    """How one kind of value is parsed and described. `pattern` goes to the JSON Schema; `form` says in words what would
+    be right, to readers of the schema and the manual, and to those who have written something else."""
 
     pattern: ClassVar[str] = ""
+    form: ClassVar[str] = ""
 
     @abstractmethod
     def parse(self, value: object) -> Any:
@@ -108,7 +110,7 @@ class Marker(ABC):
         return plain(self.parse)
 
     def __get_pydantic_json_schema__(self, schema: object, handler: object) -> JsonSchema:
-        return self.json_schema()
+        return {**self.json_schema(), **({"description": self.form} if self.form else {})}
 
 
 def plain(parse: Callable[[object], Any]) -> Any:

@@ -125,11 +125,15 @@ class Workspace:
     __pydantic_config__ = STRICT
 
     type: Literal["container", "vm"] = key("the isolation boundary", weight="recreate", default=MISSING)
-    engine: Literal["local", "incus"] = key("who runs it", weight="recreate", default="local")
+    engine: Literal["local", "incus"] = key(
+        "who runs it (incus: not supported yet)", weight="recreate", default="local"
+    )
     hypervisor: Literal["auto", "qemu", "cloud-hypervisor"] = key(
         "the virtual machine monitor", only="vm", default="auto"
     )
-    image: Annotated[str, Image()] = key("guest operating system", default="debian:trixie")
+    image: Annotated[str, Image()] = key(
+        "guest operating system (oci and nix: not supported yet)", default="debian:trixie"
+    )
     packages: tuple[Annotated[str, PackageName()], ...] = key(
         "distribution packages built into the image", default=DEFAULT_PACKAGES
     )
@@ -174,10 +178,10 @@ class Workspace:
         "share the host's /nix/store read-only with a writable overlay, whose fate is the root's; not /nix/var",
         default=False,
     )
-    gpu: bool = key("pass the host's GPU render nodes through", only="container", default=False)
+    gpu: bool = key("pass the host's GPU render nodes through (not supported yet)", only="container", default=False)
     nesting: bool = key("allow user namespaces inside", only="container", default=False)
     learn: bool = key("record what an egress list would refuse, and let it pass", weight="live", default=False)
-    idle: Idle | None = key("what happens when nobody uses it", weight="live")
+    idle: Idle | None = key("what happens when nobody uses it (not supported yet)", weight="live")
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ class Incus:
 
     remote: Annotated[str, Remote()] = key("a remote of the incus client", default="local")
     project: Annotated[str, Remote()] = key("the Incus project that workspaces live in", default="hutch")
-    target: Annotated[str, Target()] = key('"auto", a cluster member, or "@" and a group', default="auto")
+    target: Annotated[str, Target()] = key("which members of a cluster run workspaces", default="auto")
 
 
 @dataclass(frozen=True)

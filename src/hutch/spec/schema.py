@@ -66,7 +66,8 @@ def definitions() -> dict[str, Any]:
 
 
 def described_key(schema: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one key with its meaning. TOML has no null: to leave a key out is its default."""
+    """The schema of one key with its meaning, and with the form of its values where that says more than their type.
+    TOML has no null: to leave a key out is its default."""
     if "anyOf" in schema:
         options = [option for option in schema["anyOf"] if option != {"type": "null"}]
         schema = {**schema, "anyOf": options}
@@ -77,4 +78,5 @@ def described_key(schema: dict[str, Any], metadata: dict[str, Any]) -> dict[str,
         schema.pop("default", None)
     schema.pop("title", None)
     only = f' (for type = "{metadata["only"]}")' if metadata.get("only") else ""
-    return {**schema, "description": metadata["meaning"] + only}
+    form = schema.get("description") or schema.get("items", {}).pop("description", "")
+    return {**schema, "description": f"{metadata['meaning']}{only}{form and f'; {form}'}"}

@@ -99,14 +99,14 @@ class ContextId(WholeNumber):
 class Size(Marker):
     minimum: int = 0
     pattern: ClassVar[str] = r"([0-9]{1,12})([KMGT])(iB)?"
+    form: ClassVar[str] = 'a size such as "512MiB", "4GiB" or "8G"'
 
     def parse(self, value: object) -> int:
-        hint = 'a size such as "512MiB", "4GiB" or "8G"'
         if isinstance(value, int) and not isinstance(value, bool):
-            raise Invalid("has no unit", f"{hint}; units are binary")
-        match = matches(self.pattern, text(value, hint))
+            raise Invalid("has no unit", f"{self.form}; units are binary")
+        match = matches(self.pattern, text(value, self.form))
         if not match:
-            raise Invalid("is not a size", hint)
+            raise Invalid("is not a size", self.form)
         size = int(match[1]) * UNITS[match[2]]
         if size < self.minimum:
             raise Invalid("is too small", f"at least {self.minimum >> 20}MiB")
@@ -117,10 +117,10 @@ class Size(Marker):
 
 class Address(Marker):
     pattern = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
+    form = 'four numbers such as "192.168.83.10"'
 
     def parse(self, value: object) -> str:
-        hint = 'four numbers such as "192.168.83.10"'
-        return ipv4_address(text(value, hint), hint)
+        return ipv4_address(text(value, self.form), self.form)
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,14 @@ class AddressNetwork(Marker):
 
 class HardwareAddress(Marker):
     pattern = r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}"
+    form = 'six bytes such as "02:4b:5e:57:f6:eb"'
 
     def parse(self, value: object) -> str:
-        hint = 'six bytes such as "02:4b:5e:57:f6:eb"'
-        mac = word(value, self.pattern, "is not a MAC address", hint).lower()
+        mac = word(value, self.pattern, "is not a MAC address", self.form).lower()
         if int(mac[:2], 16) & 1:
             raise Invalid("is a group address", "the first byte must be even; 02 is the usual choice")
         if mac == "00:00:00:00:00:00":
-            raise Invalid("is the empty address", hint)
+            raise Invalid("is the empty address", self.form)
         return mac
 
 
@@ -157,10 +157,10 @@ class InterfaceName(Marker):
     """A bridge's name. It must differ from what else is in the router's namespace, sysctl's words included."""
 
     pattern = r"[a-z0-9][a-z0-9-]{0,11}"
+    form = "1 to 12 lower-case letters, digits and hyphens"
 
     def parse(self, value: object) -> str:
-        hint = "1 to 12 lower-case letters, digits and hyphens"
-        name = word(value, self.pattern, "cannot name a bridge", hint)
+        name = word(value, self.pattern, "cannot name a bridge", self.form)
         if name in ("lo", "up0", "all", "default") or name.startswith(("ve-", "vm-")):
             raise Invalid("is a name that hutch or the kernel uses otherwise", 'another name, such as "hutch0"')
         return name
@@ -168,10 +168,10 @@ class InterfaceName(Marker):
 
 class LoginName(Marker):
     pattern = r"[a-z_][a-z0-9_-]{0,30}"
+    form = 'a name such as "dev": up to 31 lower-case letters, digits, _ and -, no digit first'
 
     def parse(self, value: object) -> str:
-        hint = 'a name such as "dev": up to 31 lower-case letters, digits, _ and -, no digit first'
-        name = word(value, self.pattern, "cannot be a login name", hint)
+        name = word(value, self.pattern, "cannot be a login name", self.form)
         if name in SYSTEM_USERS or name.startswith(("_", "systemd-")):
             raise Invalid("is the name of a system account", 'another name, such as "dev"')
         return name
@@ -180,18 +180,19 @@ class LoginName(Marker):
 class Owner(Marker):
     """A user of the host, by name or uid. Whether the name exists is seen when the file is loaded."""
 
+    form = 'a user name such as "alice" or a uid such as 1000'
+
     def parse(self, value: object) -> int | str:
-        hint = 'a user name such as "alice" or a uid such as 1000'
         if isinstance(value, str):
-            name = text(value, hint)
+            name = text(value, self.form)
             if matches(r"[0-9]+", name):
                 raise Invalid("is a number in quotes", "a uid is written without them")
             if not matches(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", name):
-                raise Invalid("cannot be a user name", hint)
+                raise Invalid("cannot be a user name", self.form)
             if name == "root":
                 raise Invalid("is root", "a workspace's home belongs to an ordinary user")
             return name
-        uid = whole_number(value, hint)
+        uid = whole_number(value, self.form)
         if uid == 0:
             raise Invalid("is root", "a workspace's home belongs to an ordinary user")
         if uid == NOBODY or not 0 < uid < UID_FIRST:
@@ -206,49 +207,51 @@ class PackageName(Marker):
     """A final hyphen would ask apt to remove the package."""
 
     pattern = r"[a-z0-9][a-z0-9+.-]{0,126}[a-z0-9+]"
+    form = 'a name such as "git" or "libstdc++6": lower-case letters, digits, + - and .'
 
     def parse(self, value: object) -> str:
-        hint = 'a name such as "git" or "libstdc++6": lower-case letters, digits, + - and .'
-        return word(value, self.pattern, "is not a package name", hint)
+        return word(value, self.pattern, "is not a package name", self.form)
 
 
 class SetupScript(Marker):
+    form = "a shell script of at most 64 KiB"
+
     def parse(self, value: object) -> str:
-        hint = "a shell script of at most 64 KiB"
         if not isinstance(value, str):
-            raise Invalid("must be a string", hint)
+            raise Invalid("must be a string", self.form)
         if "\0" in value:
-            raise Invalid("holds a NUL character", hint)
+            raise Invalid("holds a NUL character", self.form)
         try:
             size = len(value.encode())
         except UnicodeEncodeError:
-            raise Invalid("is not valid Unicode", hint) from None
+            raise Invalid("is not valid Unicode", self.form) from None
         if size > 2**16:
-            raise Invalid("is too long", hint)
+            raise Invalid("is too long", self.form)
         return value
 
 
 class ShellPath(Marker):
     pattern = r"(/[A-Za-z0-9_.+-]+)+"
+    form = 'an absolute path such as "/bin/bash"'
 
     def parse(self, value: object) -> str:
-        hint = 'an absolute path such as "/bin/bash"'
-        path = word(value, self.pattern, "is not the path of a shell", hint)
+        path = word(value, self.pattern, "is not the path of a shell", self.form)
         if posixpath.normpath(path) != path or len(path) > 255:
-            raise Invalid("is not a plain path", hint)
+            raise Invalid("is not a plain path", self.form)
         return path
 
 
 class HostPath(Marker):
     """A directory of the host: "~", "~/x", absolute, or relative to the file. Loading makes it absolute."""
 
+    form = 'a path such as "~/src", "/srv/data" or "./here"'
+
     def parse(self, value: object) -> str:
-        hint = 'a path such as "~/src", "/srv/data" or "./here"'
-        path = path_text(value, hint)
+        path = path_text(value, self.form)
         if path.startswith("~") and path != "~" and not path.startswith("~/"):
             raise Invalid("names another user's home", 'write "~" for the owner\'s home, or an absolute path')
         if path.startswith("/") and not posixpath.normpath(path).strip("/"):
-            raise Invalid("is the whole host", hint)
+            raise Invalid("is the whole host", self.form)
         return path
 
 
@@ -258,15 +261,15 @@ class TargetPath(Marker):
     kernels = ("/proc", "/sys", "/dev", "/run")
     systems = ("/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot")
     pattern = r"(/[^/]+)+"
+    form = 'an absolute path such as "/src"'
 
     def parse(self, value: object) -> str:
-        hint = 'an absolute path such as "/src"'
-        path = path_text(value, hint)
+        path = path_text(value, self.form)
         if not path.startswith("/"):
-            raise Invalid("is not absolute", hint)
+            raise Invalid("is not absolute", self.form)
         plain_path = "/" + posixpath.normpath(path).lstrip("/")
         if plain_path == "/":
-            raise Invalid("is the root directory", hint)
+            raise Invalid("is the root directory", self.form)
         if plain_path != path:
             raise Invalid("is not a plain path", f'write "{plain_path}"')
         if path in self.systems or "/" + path.split("/")[1] in self.kernels:
@@ -277,18 +280,17 @@ class TargetPath(Marker):
 class Image(Marker):
     distributions = ("debian:trixie", "debian:bookworm", "ubuntu:noble")
     pattern = r"(debian:trixie|debian:bookworm|ubuntu:noble|oci:.+|rootfs:.+|nix:.+)"
+    form = ", ".join(f'"{name}"' for name in distributions) + ', "oci:REF", "rootfs:PATH" or "nix:PATH"'
 
     def parse(self, value: object) -> str:
-        known = ", ".join(f'"{name}"' for name in self.distributions)
-        hint = f'{known}, "oci:REF", "rootfs:PATH" or "nix:PATH"'
-        image = text(value, hint)
+        image = text(value, self.form)
         if image in self.distributions:
             return image
         scheme, _, rest = image.partition(":")
         if scheme in ("rootfs", "nix"):
             return f"{scheme}:{HostPath().parse(rest)}"
         if scheme != "oci":
-            raise Invalid("is not an image that hutch knows", hint)
+            raise Invalid("is not an image that hutch knows", self.form)
         if not matches(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}", rest):
             raise Invalid("is not an OCI reference", 'such as "oci:docker.io/library/debian:trixie"')
         return image
@@ -296,9 +298,10 @@ class Image(Marker):
 
 class Duration(Marker):
     pattern = r"[1-9][0-9]{0,5}(s|min|h|d)"
+    form = 'a number and s, min, h or d, such as "30min"'
 
     def parse(self, value: object) -> str:
-        return word(value, self.pattern, "is not a duration", 'a number and s, min, h or d, such as "30min"')
+        return word(value, self.pattern, "is not a duration", self.form)
 
 
 class Remote(Marker):
@@ -314,6 +317,7 @@ class Target(Marker):
     """An Incus member, or a group behind an @."""
 
     pattern = r"@?[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+    form = '"auto", a member, or "@" and a group'
 
     def parse(self, value: object) -> str:
-        return word(value, self.pattern, "is neither a member nor a group", '"auto", a member, or "@" and a group')
+        return word(value, self.pattern, "is neither a member nor a group", self.form)

@@ -94,7 +94,7 @@ def test_nothing_happened(hutch: Run, declare: Callable[..., None]) -> None:
     declare(egress="none")
     result = hutch("egress", "web")
     assert (rows(result.out), result.err) == ([HEADER], "")
-    assert hutch("egress", "web", "--suggest").out == "egress = []\n"
+    assert hutch("egress", "web", "--suggest").out == "# nothing has been recorded yet\negress = []\n"
 
 
 @pytest.mark.parametrize("policy", ["internet", "all"])
