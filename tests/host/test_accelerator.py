@@ -140,6 +140,16 @@ def test_a_kernel_that_is_none(tmp_path: Path) -> None:
     assert not verdict.is_lasting
 
 
+@pytest.mark.parametrize(("name", "is_believed"), [("ABRT", True), ("KILL", False)])
+def test_a_qemu_that_gives_up(name: str, is_believed: bool, tmp_path: Path) -> None:
+    """By itself, or since somebody ended it, who may not do so again."""
+    program = tmp_path / "qemu"
+    program.write_text(f"#!/bin/sh\necho it cannot be\nkill -{name} $$\n")
+    program.chmod(0o755)
+    verdict = run_guest(make_machine(tmp_path, HANGING), str(program), Access(None, "root's alone"), UID)
+    assert verdict == Verdict("QEMU ended before a guest under KVM came up: it cannot be", is_believed)
+
+
 @pytest.mark.parametrize(
     ("access", "uids", "gids"),
     [

@@ -9,10 +9,12 @@ changes anything else of the host.
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,7 +24,7 @@ from hutch.files import read_or_none, write_atomic
 from hutch.frozen import dataclass
 from hutch.host.clock import observe_rate, read_boot
 from hutch.host.tools import QEMU, find_program
-from hutch.run import PIPE, STDOUT, TimeoutExpired, start
+from hutch.run import PIPE, STDOUT, Popen, TimeoutExpired, start
 from hutch.spec.names import UID_COUNT, Places
 from hutch.state import ACCELERATOR, decode, encode, make_directory
 
@@ -268,13 +270,22 @@ def run_guest(
         assert process.stdout is not None
         stack.callback(process.stdout.close)
         try:
-            return await_answer(process.stdout.fileno(), seconds or PATIENCE * observe_slowness())
+            verdict = await_answer(process.stdout.fileno(), seconds or PATIENCE * observe_slowness())
+            return replace(verdict, is_lasting=verdict.is_lasting or gave_up(process))
         finally:
             process.kill()
             try:
                 process.wait(timeout=5)
             except TimeoutExpired:
                 pass  # it hangs in the kernel; it holds nothing of ours, and it has been killed
+
+
+def gave_up(process: Popen[bytes]) -> bool:
+    """Whether QEMU found something that cannot be (an assertion): it will find that again."""
+    try:
+        return process.wait(timeout=1) == -signal.SIGABRT
+    except TimeoutExpired:
+        return False
 
 
 def render_identity(access: Access, uid: int) -> list[str]:
