@@ -119,7 +119,7 @@ class Instance:
         *arguments: str,
         check: bool = True,
         stdin: str = "",
-        timeout: float = 120.0,
+        timeout: float = 240.0,  # longer than anything of hutch takes to give up, so that it can say why
         as_user: str = "root",
         env: Mapping[str, str] | None = None,
     ) -> Completed:
