@@ -69,3 +69,25 @@ def test_when_it_is_ready(runtime: Path) -> None:
     found = said(runtime, "ready", MAINPID=str(os.getpid()))
     assert (found["state"], found["pid"], found["leader"]) == ("running", os.getpid(), [os.getpid(), 7])
     assert found["ready_seconds"] > 0
+
+
+def test_a_console_that_floods_is_cut_short(tmp_path: Path) -> None:
+    """What comes before and after the flood is said, with how much of it is not; single words come at once."""
+    script = tmp_path / "relay"
+    script.write_text(f"set -eu\nperiod=2 most=5000\n{LIBRARY.read_text()}")
+    with subprocess.Popen(["sh", script, "relay"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as relay:
+        assert relay.stdin is not None and relay.stdout is not None
+        relay.stdin.write(b"first")
+        assert relay.stdout.read(100) == b"first"
+        relay.stdin.write(b"x" * 100_000)
+        heard = b""
+        while not heard.endswith(b"left out\n"):
+            heard += relay.stdout.read(1 << 16)
+        passed = heard.count(b"x")
+        assert heard.endswith(b"\n%d bytes more were said, and are left out\n" % (100_000 - passed))
+        assert 5000 <= passed <= 5000 + 1024
+        relay.stdin.write(b"last")
+        relay.stdin.close()
+        assert relay.stdout.read(100) == b"last"
+        assert relay.stdout.read(100) == b""
+        assert relay.wait(10) == 0

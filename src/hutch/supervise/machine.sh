@@ -6,7 +6,7 @@ emulate() {
   vm=$runtime/vm
   # Both ways of each, so that no end has gone before all is read; nobody else is to have them.
   exec 3<>"$vm/log" 4<>"$vm/port.in" 5<>"$vm/port.out" 6<>"$vm/monitor.in" 7<>"$vm/monitor.out"
-  apart exec cat <"$vm/log" &
+  apart relay <"$vm/log" &
   said=$!
   apart exec tail -c 4096 <"$vm/monitor.out" >"$runtime/noted/monitor" & # why it ends is said last
   monitored=$!

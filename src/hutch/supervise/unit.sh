@@ -105,6 +105,21 @@ give_up() { # [REASON]; a guest that has ended is no news: nspawn says why
   exit 1
 }
 
+# What a console says goes to the journal: so many bytes in a while, and no more. The rest is dropped here, where it costs
+# the workspace its own time: the journal would drop it too, but in time that is everybody's.
+
+relay() { # until nobody is left who could say something
+  exec 9>&1
+  { echo -900 >/proc/self/oom_score_adj; } 2>/dev/null || : # where memory is short, there are larger ones to end
+  while said=$(dd bs=1024 count=1 2>&1 >&9) && [ "${said#0+0 records in}" = "$said" ]; do # which costs nothing to wait for
+    begun=$(uptime)
+    timeout "$period" stdbuf -o0 head -c "$most" >&9 || continue
+    left=$((period - ($(uptime) - begun) / 100))
+    dropped=$(timeout "$((left > 0 ? left : 1))" cat | wc -c)
+    [ "$dropped" = 0 ] || printf '\n%s bytes more were said, and are left out\n' "$dropped" >&9
+  done
+}
+
 # What systemd asks for.
 
 start() {
@@ -131,8 +146,11 @@ contain() {
   echo 1 >"$cgroup/machine/payload/cgroup.freeze"
   echo 0 >"$cgroup/supervisor/cgroup.procs"
   hold &
+  rm -f "$runtime/said"
+  mkfifo -m 600 "$runtime/said"
+  relay <"$runtime/said" &
   echo 0 >"$cgroup/machine/cgroup.procs"
-  launch
+  launch >"$runtime/said"
 }
 
 ready() {

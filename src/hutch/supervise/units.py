@@ -24,6 +24,7 @@ CONFINED = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.co
 RESTART_SECONDS, MOST_RESTART_SECONDS = 2, 60  # from a failure to the next start, at first and at last
 STEPS = 5  # from the first to the last of these
 MOST_STARTS, STARTS_SECONDS = 8, 120  # for a systemd before 254, which knows no steps
+LOG_SECONDS, LOG_BYTES, LOG_LINES = 30, 1 << 18, 1000  # in so long, so much of what a console says goes to the journal
 MACHINE_DIRECTIVES = (
     "DevicePolicy=closed",
     *(f"DeviceAllow={device} rw" for device in ("/dev/kvm", "/dev/net/tun", "/dev/vhost-vsock")),
@@ -66,8 +67,8 @@ def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()
         # What the console says is the guest's: of no urgency, nobody else's, and not without end.
         f"SyslogIdentifier={places.machine(launch.workspace)}",
         "SyslogLevelPrefix=no",
-        "LogRateLimitIntervalSec=30s",
-        "LogRateLimitBurst=1000",
+        f"LogRateLimitIntervalSec={LOG_SECONDS}s",
+        f"LogRateLimitBurst={LOG_LINES}",
         *(MACHINE_DIRECTIVES if launch.links else ()),
         *(f"ExecStartPre=systemctl is-active --quiet {unit}" for unit in served_by),
         f"ExecStart=/bin/sh {quoted(str(script))} start",
@@ -125,6 +126,8 @@ def render_script(launch: Launch, places: Places, python: str, package: Path = P
         "depth": str(DEPTH),
         "descendants": str(DESCENDANTS),
         "balloon": str(launch.balloon or ""),
+        "period": str(LOG_SECONDS),
+        "most": str(LOG_BYTES),
         "PATH": SEARCH_PATH,
         "LC_ALL": "C.UTF-8",
         "TERM": "dumb",
