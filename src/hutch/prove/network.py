@@ -83,31 +83,26 @@ def blocked(
 
 
 def reached(ground: Ground) -> Iterator[Probe]:
-    yield Probe(
-        3,
-        "gateway-arp",
-        "the gateway says who it is",
-        f"arping -c1 {ground.gateway}",
-        (
-            "arp",
-            frames.ethernet(
-                frames.EVERYBODY,
-                ground.mac,
-                frames.ARP,
-                frames.arp(1, (ground.mac, ground.ip), ("00:00:00:00:00:00", ground.gateway)),
-            ).hex(),
-            ground.gateway,
-        ),
-        f"is at {ground.gateway_mac}",
-    )
-    yield Probe(
-        3,
-        "gateway-ping",
-        "the gateway answers a ping",
-        f"ping -c1 {ground.gateway}",
-        ("ping", ground.gateway, frames.echo(mark(ground, "gateway-ping")).hex()),
-        "pong",
-    )
+    """The positive controls: without them, a probe that reaches nothing says nothing."""
+    yield from gateway_answers(ground)
+    yield from leads_out(ground)
+    yield from opened(ground)
+    yield from leads_in(ground)
+
+
+def gateway_answers(ground: Ground) -> Iterator[Probe]:
+    nobody = "00:00:00:00:00:00"
+    question = frames.arp(1, (ground.mac, ground.ip), (nobody, ground.gateway))
+    frame = frames.ethernet(frames.EVERYBODY, ground.mac, frames.ARP, question)
+    command = f"arping -c1 {ground.gateway}"
+    ask = ("arp", frame.hex(), ground.gateway)
+    yield Probe(3, "gateway-arp", "the gateway says who it is", command, ask, f"is at {ground.gateway_mac}")
+    name, says = "gateway-ping", "the gateway answers a ping"
+    ask = ("ping", ground.gateway, frames.echo(mark(ground, name)).hex())
+    yield Probe(3, name, says, f"ping -c1 {ground.gateway}", ask, "pong")
+
+
+def leads_out(ground: Ground) -> Iterator[Probe]:
     policy, (name, _) = ground.policy, ground.target
     if not policy.is_watched or policy.learn or any(domain.covers(name) for domain in policy.domains):
         yield from named(ground)
@@ -115,14 +110,22 @@ def reached(ground: Ground) -> Iterator[Probe]:
         ip, beyond = ground.outside.ip, str(ground.outside.port)
         says = "what is beyond the host is reached, and sees the host's address only"
         yield Probe(3, "translated", says, f"nc -zw1 {ip} {beyond}", ("tcp", ip, beyond), "open")
-    opened = (RANGES["10.0.0.0/8"][1],) if policy.kind == "all" else ()
-    for network in (*opened, *(reach.network for reach in policy.networks if is_private(reach.network))):
+
+
+def opened(ground: Ground) -> Iterator[Probe]:
+    """Private networks that the workspace's own file opens: an address of each."""
+    policy = ground.policy
+    wide = (RANGES["10.0.0.0/8"][1],) if policy.kind == "all" else ()
+    for network in (*wide, *(reach.network for reach in policy.networks if is_private(reach.network))):
         addresses = itertools.islice(map(str, ipaddress.ip_network(network)), 8)
         open_ = [ip for ip in addresses if stopped_by(ground, ip) is None and not ip.endswith(".0")]
         for ip in open_[:1]:
             frame = datagram(ground, f"opened-{ip}", ip, ports_to(ground, network))
             says = f"the private {network}, which its file opens, is let through"
             yield Probe(5, f"opened-{ip}", says, f"nping --udp {ip}", frame=frame, must_leave=True)
+
+
+def leads_in(ground: Ground) -> Iterator[Probe]:
     for port in sorted({item.guest_port for item in ground.published}):
         says, command = "the workspace listens at a published port", f"nc -l {port}"
         want = "listening" if ground.is_ours else "listening|EADDRINUSE"
