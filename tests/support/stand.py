@@ -30,7 +30,7 @@ from tests.support.stand_disks import CHECKOUT, Boot
 from tests.support.world import World
 
 ENDED = b"the stand ended with code "  # says start.py
-SECONDS = 2400.0  # for everything that is run there, by a host without KVM and with other things to do
+SECONDS = 5400.0  # for everything that is run there, by a host without KVM and with other things to do
 MEMORY = "4G"
 CACHE = Path(os.environ.get("HUTCH_TEST_CACHE") or CHECKOUT / ".cache" / "hutch-test")
 
