@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ ENDS = {
     "it reboots": ({"ready_seconds"}, ("success", "exited", "133"), "stopped", "rebooting"),
     "called off": (set(), ("success", "killed", "TERM"), "stopped", "the start was called off"),
     "by force": ({"asked", "ready_seconds"}, ("timeout", "killed", "KILL"), "stopped", ""),
+    "in disorder": ({"asked", "ready_seconds"}, ("exit-code", "exited", "7"), "stopped", ""),
     "overdue": (set(), ("timeout", "killed", "TERM"), "failed", "it was not ready in time"),
     "too early": (set(), ("protocol", "exited", "0"), "failed", "the guest ended before it was ready"),
     "with a code": ({"ready_seconds"}, ("exit-code", "exited", "7"), "failed", "its main process ended with code 7"),
@@ -71,23 +74,37 @@ def test_when_it_is_ready(runtime: Path) -> None:
     assert found["ready_seconds"] > 0
 
 
-def test_a_console_that_floods_is_cut_short(tmp_path: Path) -> None:
-    """What comes before and after the flood is said, with how much of it is not; single words come at once."""
-    script = tmp_path / "relay"
-    script.write_text(f"set -eu\nperiod=2 most=5000\n{LIBRARY.read_text()}")
-    with subprocess.Popen(["sh", script, "relay"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as relay:
-        assert relay.stdin is not None and relay.stdout is not None
-        relay.stdin.write(b"first")
-        assert relay.stdout.read(100) == b"first"
-        relay.stdin.write(b"x" * 100_000)
+@contextmanager
+def relay(*prefix: str) -> Iterator[subprocess.Popen[bytes]]:
+    """What passes on at most 5000 bytes and 50 lines in two seconds."""
+    script = f"set -eu\nperiod=2 most_bytes=5000 most_lines=50\n{LIBRARY.read_text()}"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*prefix, "sh", "-c", script, "sh", "relay"], stdin=pipe, stdout=pipe, bufsize=0) as process:
+        yield process
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    "flood", [b"x" * 100_000, b"x\n" * 50_000, b"\\x %s\t\xff" * 10_000], ids=["long", "short", "odd"]
+)
+@pytest.mark.parametrize("is_alone", [False, True], ids=["as root", "alone"])
+def test_a_console_that_floods_is_cut_short(flood: bytes, is_alone: bool) -> None:
+    """What comes before and after the flood is said, with how much of it is not; single words come at once. It takes no
+    process more than it has: a workspace may have no more of them to give."""
+    alone = ("prlimit", "--nproc=1", "--", "setpriv", "--reuid=54321", "--clear-groups", "--")
+    with relay(*(alone if is_alone else ())) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"first")
+        assert process.stdout.read(100) == b"first"
+        process.stdin.write(flood)
         heard = b""
-        while not heard.endswith(b"left out\n"):
-            heard += relay.stdout.read(1 << 16)
-        passed = heard.count(b"x")
-        assert heard.endswith(b"\n%d bytes more were said, and are left out\n" % (100_000 - passed))
-        assert 5000 <= passed <= 5000 + 1024
-        relay.stdin.write(b"last")
-        relay.stdin.close()
-        assert relay.stdout.read(100) == b"last"
-        assert relay.stdout.read(100) == b""
-        assert relay.wait(10) == 0
+        while not heard.endswith(b" left out\n"):
+            heard += process.stdout.read(1 << 16)
+        passed = heard[: heard.rindex(b"\n", 0, -1)]
+        assert flood.startswith(passed)
+        assert heard == passed + b"\n%d bytes more were said, and are left out\n" % (len(flood) - len(passed))
+        assert len(passed) <= 5000 and passed.count(b"\n") <= 50
+        process.stdin.write(b"last")
+        process.stdin.close()
+        assert process.stdout.read(100) == b"last"
+        assert process.stdout.read(100) == b""

@@ -223,9 +223,11 @@ def _renew_mounts(before: dict[str, Any], wanted: dict[str, Any], status: dict[s
 
 
 def _write_renewed(places: Places, name: str, status: dict[str, Any]) -> None:
-    """Unless its service has said something else meanwhile: that it has ended."""
+    """Unless its service has said something else meanwhile, that it has ended, or is about to."""
     now = read_status(str(places.status(name)))
     if now is None or (now["pid"], now["started"], now["state"]) != (status["pid"], status["started"], status["state"]):
+        raise _ended(name)
+    if start_time(now["pid"]) != now["started"]:  # a shell has yet to be started that says so
         raise _ended(name)
     write_status(str(places.status(name)), status)
 

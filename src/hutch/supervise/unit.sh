@@ -105,19 +105,39 @@ give_up() { # [REASON]; a guest that has ended is no news: nspawn says why
   exit 1
 }
 
-# What a console says goes to the journal: so many bytes in a while, and no more. The rest is dropped here, where it costs
-# the workspace its own time: the journal would drop it too, but in time that is everybody's.
+# What a console says goes to the journal: so many bytes and lines in a while, and no more. The rest is dropped here, where
+# it costs the workspace its own time: the journal would drop it too, but in time that is everybody's. It is one process
+# that needs no other: a guest that has taken all which its slice may have is not to end it, nor to get past it.
 
 relay() { # until nobody is left who could say something
-  exec 9>&1
   { echo -900 >/proc/self/oom_score_adj; } 2>/dev/null || : # where memory is short, there are larger ones to end
-  while said=$(dd bs=1024 count=1 2>&1 >&9) && [ "${said#0+0 records in}" = "$said" ]; do # which costs nothing to wait for
-    begun=$(uptime)
-    timeout "$period" stdbuf -o0 head -c "$most" >&9 || continue
-    left=$((period - ($(uptime) - begun) / 100))
-    dropped=$(timeout "$((left > 0 ? left : 1))" cat | wc -c)
-    [ "$dropped" = 0 ] || printf '\n%s bytes more were said, and are left out\n' "$dropped" >&9
-  done
+  exec bash -c '
+    LC_ALL=C IFS= ends=0 bytes=0 lines=0 dropped=0
+    printf -v newline "\n"
+    begin_anew() {
+      ((dropped == 0)) || printf "\n%s bytes more were said, and are left out\n" "$dropped"
+      bytes=0 lines=0 dropped=0 ends=$((SECONDS + $1))
+    }
+    while :; do
+      code=0
+      if ((dropped)); then
+        read -r -N 1 -t "$((ends > SECONDS ? ends - SECONDS : 1))" text || code=$?
+      else
+        read -r -N 1 text || code=$?
+      fi
+      ((code == 0 || code > 128)) || break # above it, the time is over
+      ((SECONDS < ends)) || begin_anew "$1"
+      [[ $text ]] || continue
+      read -r -N 4095 -t 0.002 more || :
+      text+=$more breaks=${text//[!$newline]/}
+      if ((dropped || bytes + ${#text} > $2 || lines + ${#breaks} > $3)); then
+        ((dropped += ${#text}))
+      else
+        ((bytes += ${#text}, lines += ${#breaks}, 1))
+        printf %s "$text"
+      fi
+    done
+    begin_anew 0' relay "$period" "$most_bytes" "$most_lines"
 }
 
 # What systemd asks for.
@@ -175,8 +195,8 @@ stopped() {
   rm -f "$runtime/noted/leader"
   cleanup
   EXIT_STATUS=${EXIT_STATUS:-none} # there is none where nothing was ever started
-  if [ "$SERVICE_RESULT" = timeout ] && [ -f "$runtime/noted/asked" ]; then
-    say stopped # by force, as it is to be then
+  if [ "$SERVICE_RESULT" != success ] && [ -f "$runtime/noted/asked" ] && [ ! -f "$runtime/noted/reason" ]; then
+    say stopped # by force, or in disorder, as it may be then
   elif [ "$SERVICE_RESULT" != success ]; then
     say failed "$(noted reason "$(how_it_ended)")"
   elif [ "$EXIT_STATUS" = "$reboot" ]; then
