@@ -50,6 +50,7 @@ def examine(found: Abilities) -> list[Finding]:
         check_vsock(found),
         *check_limits(found),
         check_quota(found),
+        check_log(found),
     ]
 
 
@@ -137,3 +138,13 @@ def check_quota(found: Abilities) -> Finding:
     if not found.unlimited:
         return Finding("limit of homes", "ok", f"`disk` limits {where} too; {elsewhere}")
     return Finding("limit of homes", "warning", f"{where} may fill the disk; {elsewhere}", found.unlimited)
+
+
+def check_log(found: Abilities) -> Finding:
+    """The kernel's own: what is written there is read by the journal, in nobody's cgroup."""
+    if not found.lists_tasks:
+        return Finding("kernel log", "ok", "a workspace without memory writes a line there for what is ended")
+    return Finding(
+        "kernel log", "ok", "a workspace without memory has all its processes listed there, as often as it likes",
+        "`sysctl vm.oom_dump_tasks=0`, and in /etc/sysctl.d, keeps a hostile one from occupying the host with that",
+    )  # fmt: skip

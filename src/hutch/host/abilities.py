@@ -44,7 +44,8 @@ table bridge hutch_doctor {
 class Abilities:
     """`missing` are requirements that are not met, and `manager` is the command that installs packages. `features` are
     parts of the kernel, None where it takes root to know. `unlimited` says why no quota can limit a home in `state`;
-    `kvm` why no machine runs under KVM: "" for one that has, None where none has been tried."""
+    `kvm` why no machine runs under KVM: "" for one that has, None where none has been tried. `lists_tasks` is that the
+    kernel logs all processes of a cgroup that has no memory left."""
 
     is_root: bool
     missing: tuple[Requirement, ...]
@@ -56,6 +57,7 @@ class Abilities:
     kvm: str | None
     has_kvm_device: bool
     vsock: bool
+    lists_tasks: bool
 
 
 def observe_abilities(places: Places) -> Abilities:
@@ -72,6 +74,7 @@ def observe_abilities(places: Places) -> Abilities:
         kvm=observe_kvm(places),
         has_kvm_device=os.path.exists(KVM),
         vsock=can_open(VSOCK) or has_module(MODULE),
+        lists_tasks=read("/proc/sys/vm/oom_dump_tasks") != "0",
     )
 
 

@@ -33,6 +33,7 @@ PACKAGES = [name for item in REQUIREMENTS if item.set == "runtime" and not item.
 IMAGE = f"packages = {json.dumps(sorted(PACKAGES))}\n"
 PREPARE = """
 set -eu
+sysctl -q vm.oom_dump_tasks=0 # as doctor advises
 image=/var/lib/hutch/images/$1
 truncate -s 2G /run/state
 mkfs.ext4 -q -O project,quota -E quotatype=prjquota /run/state

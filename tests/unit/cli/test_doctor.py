@@ -26,6 +26,7 @@ GOOD = Abilities(
     controllers=frozenset({"cpu", "io", "memory", "pids"}),
     state="/var/lib/hutch",
     unlimited="",
+    lists_tasks=False,
     kvm="",
     has_kvm_device=True,
     vsock=True,
@@ -80,6 +81,9 @@ def test_what_is_slower_or_less_but_works() -> None:
     assert found(vsock=False)["vsock"].state == "warning"
     assert found(unlimited="no quotas")["limit of homes"].do == "no quotas"
     assert "homes in /var/lib/hutch may" in found(unlimited="no quotas")["limit of homes"].means
+    assert [item.name for item in examine(replace(GOOD, lists_tasks=True)) if "oom_dump_tasks" in item.do] == [
+        "kernel log"
+    ]
 
 
 @pytest.fixture
