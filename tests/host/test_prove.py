@@ -309,7 +309,7 @@ class TestRules:
 UNSEEN = {
     *("router inet door/no-ipv6", "router inet door/foreign-source", "router inet forward/between-workspaces"),
     *("router inet door/packets", "router inet door/questions", "router inet tracked/connections"),
-    "router inet forward/over",
+    *("router inet tracked/full", "router inet forward/over"),
     *("router inet door/behind-the-door", "host inet from-router/no-ipv6", "host inet from-router/untranslated"),
     *("host inet from-router/loopback-from-afar", "host inet from-router/resolver-from-afar"),
 }

@@ -29,6 +29,7 @@ HEARD = "256/second burst 512 packets"  # of what is refused; the warden writes 
 NETWORKS = "type ipv4_addr . ipv4_addr; flags interval"
 PORTS = "type ipv4_addr . ipv4_addr . inet_service; flags interval"
 METER = "type ipv4_addr; flags dynamic; size 65536"
+MOMENT = "type ipv4_addr; flags dynamic, timeout; timeout 1s; size 65536"
 BY_RESOLVER = "flags timeout; size 1048576"
 
 # Nobody listens at the port to which questions are sent: without rules, none are answered.
@@ -106,6 +107,7 @@ def _routing(places: Places, network: Network, members: tuple[Member, ...], host
                 ElementSet(name, METER, is_filled=True)
                 for name in ("packets", "questions", "pings", "connections", "heard")
             ),
+            ElementSet("full", MOMENT, is_filled=True),
         ),
         (
             Chain("door", "filter", "prerouting", -300, "accept", _at_the_door(places, network)),
@@ -214,10 +216,14 @@ def _from_the_router_itself(network: Network) -> tuple[Rule, ...]:
 
 
 def _when_tracked(network: Network) -> tuple[Rule, ...]:
-    """A connection that is dropped here takes no place in the kernel's table."""
-    inside = f'iifname "{network.bridge}"'
+    """A connection that is dropped here takes no place in the kernel's table. To count them, the kernel looks at each,
+    hundreds of times a second in a flood, in time that is nobody's: so who has too many opens none for a moment."""
+    new = f'iifname "{network.bridge}" ct state new'
     counted = f"add @connections {{ ip saddr ct count over {CONNECTIONS} }}"
-    return (Rule("connections", f"{inside} ct state new {counted} counter drop"),)
+    return (
+        Rule("full", f"{new} ip saddr @full counter drop"),
+        Rule("connections", f"{new} {counted} add @full {{ ip saddr }} counter drop"),
+    )
 
 
 def _to_the_router(places: Places, network: Network) -> tuple[Rule, ...]:

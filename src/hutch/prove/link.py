@@ -158,6 +158,7 @@ def second_barrier(ground: Ground) -> Iterator[Probe]:
     for name, rule, says in (
         ("packet-cap", "door/packets", "so many packets a second"),
         ("connection-cap", "tracked/connections", "so many connections at once"),
+        ("connection-pause", "tracked/full", "and none more for a moment then"),
         ("question-cap", "door/questions", "so many questions a second"),
         ("untracked", "door/untracked", "questions take no place among the connections"),
         ("untracked-answers", "answer/untracked", "nor do answers"),
