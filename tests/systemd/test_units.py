@@ -169,7 +169,7 @@ def test_all_promises_hold(web: Instance) -> None:
     result = web.hutch("prove", "web", "--json", "--target", f"{PUBLIC_NAME}:80", check=False, timeout=600)
     probes = json.loads(result.stdout)
     assert [probe for probe in probes if probe["result"] == "broken"] == []
-    assert [probe["result"] for probe in probes if probe["probe"] == "log-size"] == ["kept"]
+    assert [probe["result"] for probe in probes if probe["probe"] == "log-size"] == ["held"]
     assert result.returncode == 0
 
 
