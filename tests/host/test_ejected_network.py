@@ -143,6 +143,20 @@ def test_forwarding_stays_for_others(made: Made) -> None:
     assert said == "1\n"
 
 
+def test_forwarding_that_hutch_began_ends_with_whoever_is_the_last(made: Made) -> None:
+    """hutch goes, and leaves what it found: an interface that was there before needs no forwarding."""
+    here = f"{made.directory.parent.parent}/run-ejected/web"
+    said = made.run(
+        f"""
+        show() {{ cat /proc/sys/net/ipv4/ip_forward; }}
+        echo 1 >/proc/sys/net/ipv4/ip_forward; mkdir -p {here}; echo lan >{here}/inherited
+        ip link add hutch-up type bridge; $network start; $network stop; show
+        $network start; ip link delete hutch-up; show; $network stop; show
+        """
+    )
+    assert said == "1\n1\n0\n"
+
+
 @pytest.mark.parametrize("theirs", ["ip link add wu-web type bridge", "ip netns add workspace-web"])
 def test_what_is_somebody_elses_is_left_alone(made: Made, theirs: str) -> None:
     said = made.run(f"{theirs}; left; echo --; ! $network start 2>&1; left")

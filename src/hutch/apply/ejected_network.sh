@@ -33,16 +33,20 @@ forwarders() { # Interfaces for which this host might forward packets
   done | sed 's/^[0-9]*: \([^:@]*\).*/\1/' | grep -vxF "$uplink" || :
 }
 
-forward() {
+forward() { # what hutch found when it had this host forward packets is handed over when a workspace is ejected
   was=$(cat /proc/sys/net/ipv4/ip_forward)
-  [ "$was" = 1 ] && return
+  if [ "$was" = 1 ]; then
+    [ ! -f "$run/inherited" ] || mv "$run/inherited" "$run/forwarders"
+    return
+  fi
   forwarders >"$run/forwarders"
   echo 1 >/proc/sys/net/ipv4/ip_forward
 }
 
-unforward() { # As it was, unless others have come that need it
+unforward() { # As it was, unless others have come that need it: they may go before this one does
   [ -f "$run/forwarders" ] || return 0
-  [ -n "$(forwarders | grep -vxFf "$run/forwarders")" ] || echo 0 >/proc/sys/net/ipv4/ip_forward
+  [ -z "$(forwarders | grep -vxFf "$run/forwarders")" ] || return 0
+  echo 0 >/proc/sys/net/ipv4/ip_forward
   rm -f "$run/forwarders"
 }
 

@@ -27,6 +27,7 @@ if grep -q "^# BEGIN $name: " /etc/hosts; then
 fi
 rm -f "$drop_in"
 rm -rf --one-file-system -- "$run"
+rmdir "${run%/*}" 2>/dev/null || :
 for each in $parts; do
   rm -rf --one-file-system -- "$here/$each"
 done

@@ -140,6 +140,7 @@ def _move(
     subject = make_subject(places, records, record, target, network)
     _copy(places, record, target)
     _write(subject)
+    _hand_over_forwarding(places, target)
     control.stop_all(places, [record.name])
     _release(places, records, record)
     for own, there in _moved(places, record, target):
@@ -148,6 +149,15 @@ def _move(
             sync_directory(there.parent)
             sync_directory(own.parent)
     _install(places, record, subject, is_up=is_up)
+
+
+def _hand_over_forwarding(places: Places, target: Ejected) -> None:
+    """Where hutch has this host forward packets, whoever leaves last puts it back."""
+    record = read_network(places)
+    if record is not None and record.sysctls.get(router.FORWARDING) == "0":
+        make_directory(target.run)
+        found = "".join(f"{name}\n" for name in record.forwarders)
+        write_atomic(target.run / "inherited", found.encode(), is_lasting=False)
 
 
 def make_subject(
