@@ -128,12 +128,12 @@ relay() { # until nobody is left who could say something
       ((code == 0 || code > 128)) || break # above it, the time is over
       ((SECONDS < ends)) || begin_anew "$1"
       [[ $text ]] || continue
-      read -r -N 4095 -t 0.002 more || :
+      read -r -N 4095 -t 0.002 more
       text+=$more breaks=${text//[!$newline]/}
       if ((dropped || bytes + ${#text} > $2 || lines + ${#breaks} > $3)); then
         ((dropped += ${#text}))
       else
-        ((bytes += ${#text}, lines += ${#breaks}, 1))
+        ((bytes += ${#text}, lines += ${#breaks}))
         printf %s "$text"
       fi
     done
