@@ -123,7 +123,7 @@ def upgrade(host: Packaged, package: str) -> None:
             warden = (host.run / "services/warden.pid").read_text()
             assert call("ps", "-o", "stat=", "-p", warden.strip())
 
-            # The new code commands the old supervisor: what needs no restart takes effect. The warden is the new one.
+            # The new code changes what the older one started, where that needs no restart. The warden is the new one.
             host.declare("container", web=f"egress = ['{PUBLIC_NAME}']\nmemory = '512MiB'")
             host.hutch("up", timeout=300)
             now = host.status("web")
@@ -134,10 +134,10 @@ def upgrade(host: Packaged, package: str) -> None:
             assert session.stdout.readline() == "changed\n"
         finally:
             session.kill()
-    # A reboot of the guest's is the old supervisor's to see to, and names programs of the new code.
+    # A reboot of the guest's starts the service anew, with programs of the new code.
     host.inside("web", "sh", "-c", "touch /run/before; systemctl reboot", root=True, check=False)
     deadline = time.monotonic() + REBOOT_SECONDS
-    while host.ssh("web", "test ! -e /run/before", check=False).returncode:
+    while (now := host.status("web"))["pid"] == running["pid"] or now["state"] != "running":
         assert time.monotonic() < deadline, host.hutch("logs", "web", check=False).stdout
         time.sleep(0.5)
-    assert host.status("web")["pid"] == running["pid"]
+    host.ssh("web", "test ! -e /run/before")

@@ -64,7 +64,7 @@ def machine_log(places: Places, name: str, lines: int) -> str:
 
         said = journal(places, name, lines)
         if not said and os.geteuid() != 0:
-            click.echo("what its console said is in the host's journal, which is not yours to read", err=True)
+            click.echo("the host's journal has what its console said, for the group systemd-journal to read", err=True)
         return said
     log = places.log(name)
     older = log.with_name(log.name + ".1")
