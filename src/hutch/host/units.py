@@ -78,12 +78,13 @@ def _are_stale(units: Iterable[str]) -> bool:
 
 def remove_units(names: Iterable[str]) -> None:
     """Stop them, take them away, and forget how they ended."""
-    found = [name for name in names if any((place / name).is_file() for place in (LASTING, VOLATILE))]
-    if not found:
+    paths = [path for name in names for place in (LASTING, VOLATILE) if (path := place / name).is_file()]
+    if not paths:
         return
+    found = list(dict.fromkeys(path.name for path in paths))
     systemctl("stop", *found, check=False)
     systemctl("disable", *scope(), *found, check=False)
-    for path in (place / name for place in (LASTING, VOLATILE) for name in found):
+    for path in paths:  # where nobody may write, not even what is not there can be unlinked
         path.unlink(missing_ok=True)
     _forget_settings(found)
     reload()
