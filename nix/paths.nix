@@ -8,7 +8,6 @@ in
 [
   (change "run.py" path ''"${tools}/bin:/usr/local/sbin:'')
   (change "supervise/steps.py" path ''"${tools}/bin:/usr/local/sbin:'')
-  (change "host/packages.py" path ''"${tools}/bin:/usr/local/sbin:'')
   (change "host/packages.py" "/usr/lib*/virtiofsd" "${tools}/bin/virtiofsd")
   (change "host/tools.py" "/usr/lib*/virtiofsd" "${tools}/bin/virtiofsd")
   (change "host/packages.py" "/usr/share/keyrings" "${tools}/share/keyrings")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from hutch.frozen import dataclass
 from hutch.host.abilities import Abilities
-from hutch.host.packages import Requirement
+from hutch.host.packages import INSTALL, Manager, Requirement
 
 State = Literal["ok", "unknown", "warning", "missing", "conflict"]
 
@@ -26,7 +26,7 @@ LIMITS = {
     "pids": ("processes", "a fork bomb in a workspace takes the host's processes"),
     "cpu": ("processors", "a busy container takes time from everybody"),
 }
-YES = {"apt": "--yes", "dnf": "--assumeyes", "pacman": "--noconfirm"}
+YES: dict[Manager, str] = {"apt": "--yes", "dnf": "--assumeyes", "pacman": "--noconfirm"}
 """How a package manager is told that it need not ask."""
 UNIFIED = "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1), so that controllers are not taken by v1"
 
@@ -64,25 +64,24 @@ def check_packages(found: Abilities) -> Iterator[Finding]:
         yield Finding("packages", "ok", "all programs are there")
     for item in found.missing:
         what = f"nothing here {item.purpose}" if not item.optional else f"this host cannot do what {item.purpose}"
-        yield Finding(
-            item.proof[0].rpartition("/")[2], "warning" if item.optional else "missing", what, install(item, found)
-        )
+        name, do = item.proof[0].rpartition("/")[2], install(item, found.manager)
+        yield Finding(name, "warning" if item.optional else "missing", what, do)
 
 
 def installation(found: Abilities) -> tuple[str, ...]:
     """The command that installs what is missing and needed, () where nothing is, or nobody knows how."""
-    name, command = found.manager
-    packages = {name: None for item in found.missing if not item.optional for name in _packages(item, found)}
-    return (*command.split(), YES[name], *packages) if packages else ()
+    if found.manager is None:
+        return ()
+    needed = [item for item in found.missing if not item.optional]
+    packages = dict.fromkeys(name for item in needed for name in item.names(found.manager))
+    return (*INSTALL[found.manager].split(), YES[found.manager], *packages) if packages else ()
 
 
-def _packages(item: Requirement, found: Abilities) -> tuple[str, ...]:
-    return {"apt": item.apt, "dnf": item.dnf, "pacman": item.pacman}.get(found.manager[0], ())
-
-
-def install(item: Requirement, found: Abilities) -> str:
-    packages = _packages(item, found)
-    return f"`{found.manager[1]} {shlex.join(packages)}`" if packages else f"install {', '.join(item.proof)}"
+def install(item: Requirement, manager: Manager | None) -> str:
+    packages = item.names(manager) if manager is not None else ()
+    if manager is None or not packages:
+        return f"install {', '.join(item.proof)}"
+    return f"`{INSTALL[manager]} {shlex.join(packages)}`"
 
 
 def check_features(found: Abilities) -> Iterator[Finding]:

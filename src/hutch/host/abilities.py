@@ -13,16 +13,15 @@ from hutch.frozen import dataclass
 from hutch.host.accelerator import recall_accelerator
 from hutch.host.cgroup import find_mount, open_root
 from hutch.host.mountinfo import observe_mountinfo
-from hutch.host.packages import REQUIREMENTS, Requirement
+from hutch.host.packages import REQUIREMENTS, Manager, Requirement
 from hutch.host.quota import why_unlimited
-from hutch.host.tools import find_program
+from hutch.host.tools import find_manager, find_program
 from hutch.host.vsock import DEVICE as VSOCK
 from hutch.host.vsock import MODULE, can_open
 from hutch.run import run
 from hutch.spec.names import UID_FIRST, Places
 from hutch.trees.cursor import has_openat2
 
-MANAGERS = {"apt": "apt-get install", "dnf": "dnf install", "pacman": "pacman -S"}
 KVM = "/dev/kvm"
 RULES = """
 table inet hutch_doctor {
@@ -42,14 +41,14 @@ table bridge hutch_doctor {
 
 @dataclass(frozen=True)
 class Abilities:
-    """`missing` are requirements that are not met, and `manager` is the command that installs packages. `features` are
+    """`missing` are requirements that are not met, and `manager` is what installs packages here. `features` are
     parts of the kernel, None where it takes root to know. `unlimited` says why no quota can limit a home in `state`;
     `kvm` why no machine runs under KVM: "" for one that has, None where none has been tried. `lists_tasks` is that the
     kernel logs all processes of a cgroup that has no memory left."""
 
     is_root: bool
     missing: tuple[Requirement, ...]
-    manager: tuple[str, str]
+    manager: Manager | None
     features: Mapping[str, bool | None]
     controllers: frozenset[str] | None
     state: str
@@ -65,8 +64,8 @@ def observe_abilities(places: Places) -> Abilities:
     state = existing(str(places.state))
     return Abilities(
         is_root=is_root,
-        missing=tuple(item for item in REQUIREMENTS if item.set == "runtime" and not item.is_present()),
-        manager=next(((name, text) for name, text in MANAGERS.items() if find_program(text.split()[0])), ("", "")),
+        missing=tuple(item for item in REQUIREMENTS if item.set == "runtime" and not is_met(item)),
+        manager=find_manager(),
         features=observe_features(state, is_root=is_root),
         controllers=observe_controllers(),
         state=state,
@@ -76,6 +75,11 @@ def observe_abilities(places: Places) -> Abilities:
         vsock=can_open(VSOCK) or has_module(MODULE),
         lists_tasks=read("/proc/sys/vm/oom_dump_tasks") != "0",
     )
+
+
+def is_met(item: Requirement) -> bool:
+    """Whether it is where hutch looks for it."""
+    return all(find_program(proof) is not None for proof in item.proof)
 
 
 def existing(path: str) -> str:

@@ -22,8 +22,9 @@ Manager = Literal["apt", "dnf", "pacman"]
 # What people use; what a checkout of hutch needs besides; what its tests need; what its benchmark needs.
 Set = Literal["runtime", "checkout", "develop", "bench"]
 
-# Where root's commands are, which a user's PATH may lack.
-SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+INSTALL: dict[Manager, str] = {"apt": "apt-get install", "dnf": "dnf install", "pacman": "pacman -S"}
+"""The command that installs what it is given, without what tells it not to ask."""
+ROOTS_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # root's commands, which a user's PATH may lack
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,6 @@ class Requirement:
     def names(self, manager: Manager) -> tuple[str, ...]:
         """The packages to install with `manager`."""
         return {"apt": self.apt, "dnf": self.dnf, "pacman": self.pacman}[manager]
-
-    def is_present(self) -> bool:
-        """Whether this host has it."""
-        return all(_is_there(item) for item in self.proof)
 
 
 REQUIREMENTS: tuple[Requirement, ...] = (
@@ -251,11 +248,12 @@ REQUIREMENTS: tuple[Requirement, ...] = (
 
 
 def _is_there(proof: str) -> bool:
+    """Whether whoever asks has it; what hutch itself finds, host/tools knows."""
     if proof.startswith("module:"):
         return importlib.util.find_spec(proof.removeprefix("module:")) is not None
     if proof.startswith("/"):
         return bool(glob.glob(proof))
-    return shutil.which(proof, path=f"{os.environ.get('PATH', '')}:{SEARCH_PATH}") is not None
+    return shutil.which(proof, path=f"{os.environ.get('PATH', '')}:{ROOTS_PATH}") is not None
 
 
 def main() -> None:
@@ -270,7 +268,7 @@ def main() -> None:
     for item in REQUIREMENTS:
         if item.set not in (options.sets or ["runtime"]) or item.optional != options.optional:
             continue
-        if options.missing and item.is_present():
+        if options.missing and all(map(_is_there, item.proof)):
             continue
         names = item.names(options.manager)
         wanted = item.proof if options.unpackaged and not names else () if options.unpackaged else names

@@ -5,9 +5,13 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from hutch.errors import HutchError
 from hutch.run import SEARCH_PATH
+
+if TYPE_CHECKING:
+    from hutch.host.packages import Manager
 
 QEMU = "qemu-system-x86_64"
 VIRTIOFSD = "/usr/lib*/virtiofsd"  # no distribution has it on anybody's PATH
@@ -23,20 +27,26 @@ def find_program(name: str) -> str | None:
     return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
 
 
+def find_manager() -> Manager | None:
+    """The package manager of this host's distribution."""
+    from hutch.host.packages import INSTALL
+
+    return next((name for name, command in INSTALL.items() if find_program(command.split()[0])), None)
+
+
 def check_tools(names: Collection[str], brief: str) -> None:
     """Raise one HutchError that says `brief` and what to install, when any of `names` is missing."""
     missing = [name for name in names if find_program(name) is None]
     if not missing:
         return
-    from hutch.host.packages import REQUIREMENTS, Manager
+    from hutch.host.packages import INSTALL, REQUIREMENTS
 
-    managers: dict[Manager, str] = {"apt": "apt-get install", "dnf": "dnf install", "pacman": "pacman -S"}
-    found: Manager = next((name for name in managers if find_program(managers[name].split()[0])), "apt")
+    manager = find_manager() or "apt"
     purposes = {name: item.purpose for item in REQUIREMENTS for name in item.proof}
     items = [item for item in REQUIREMENTS if set(missing).intersection(item.proof)]
-    packages = dict.fromkeys(name for item in items for name in item.names(found))
+    packages = dict.fromkeys(name for item in items for name in item.names(manager))
     raise HutchError(
         brief,
         details="\n".join(f"missing: {name}, which {purposes.get(name, 'hutch runs')}" for name in missing),
-        resolution=f"`{managers[found]} {' '.join(packages)}`" if packages else "install what is missing",
+        resolution=f"`{INSTALL[manager]} {' '.join(packages)}`" if packages else "install what is missing",
     )

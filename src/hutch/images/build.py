@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from hutch.backends.launch import Step
 from hutch.backends.nspawn import bound
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
+from hutch.host.tools import check_tools
 from hutch.images import source
 from hutch.images.contain import run_contained
 from hutch.images.progress import MARK, Meter
@@ -85,19 +85,7 @@ def check_host(recipe: Recipe) -> None:
     proofs = {"systemd-nspawn", "unshare"}
     if recipe.rootfs is None:
         proofs |= {"mmdebstrap", f"/usr/share/keyrings/{DISTRIBUTIONS[recipe.image].keyring}.*"}
-    from hutch.host.packages import REQUIREMENTS, Manager
-
-    lacking = [item for item in REQUIREMENTS if proofs.intersection(item.proof) and not item.is_present()]
-    if not lacking:
-        return
-    managers: dict[Manager, str] = {"apt": "apt-get install", "dnf": "dnf install", "pacman": "pacman -S"}
-    found: Manager = next((name for name in managers if shutil.which(managers[name].split()[0])), "apt")
-    packages = [name for item in lacking for name in item.names(found)]
-    raise HutchError(
-        f"{recipe.image} cannot be built on this host yet",
-        details="\n".join(f"missing: {', '.join(item.proof)}, which {item.purpose}" for item in lacking),
-        resolution=f"`{managers[found]} {' '.join(packages)}`" if packages else "install what is missing",
-    )
+    check_tools(proofs, f"{recipe.image} cannot be built on this host yet")
 
 
 # Distributions: mmdebstrap.

@@ -21,7 +21,7 @@ from tests.unit.cli.conftest import Run
 GOOD = Abilities(
     is_root=True,
     missing=(),
-    manager=("apt", "apt-get install"),
+    manager="apt",
     features=dict.fromkeys(FEATURES, True),
     controllers=frozenset({"cpu", "io", "memory", "pids"}),
     state="/var/lib/hutch",
@@ -50,7 +50,7 @@ def test_programs_are_named_with_their_packages() -> None:
     (finding,) = found(missing=(NSPAWN,)).values()
     assert (finding.name, finding.state) == ("systemd-nspawn", "missing")
     assert finding.do == "`apt-get install systemd-container`"
-    assert found(missing=(NSPAWN,), manager=("", ""))["systemd-nspawn"].do == "install systemd-nspawn"
+    assert found(missing=(NSPAWN,), manager=None)["systemd-nspawn"].do == "install systemd-nspawn"
     (other,) = found(missing=(EXTRA,)).values()
     assert other.state == "warning"
 
@@ -139,7 +139,7 @@ def test_packages_wait_for_a_word(hutch: Run, looked: dict[str, Any], monkeypatc
     assert commands == []
     hutch("doctor", "--fix", "--yes")
     assert commands == [("apt-get", "install", "--yes", "systemd-container")]
-    looked["own"] = replace(GOOD, missing=(NSPAWN,), manager=("", ""))
+    looked["own"] = replace(GOOD, missing=(NSPAWN,), manager=None)
     assert hutch("doctor", "--fix", "--yes").code == 1
     assert len(commands) == 1
 
