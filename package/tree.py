@@ -40,6 +40,8 @@ COMPLETIONS = {
     "zsh": "usr/share/zsh/vendor-completions/_hutch",
     "fish": "usr/share/fish/vendor_completions.d/hutch.fish",
 }
+CONFIGURATION = {"etc/needrestart/conf.d/hutch.conf": "needrestart.conf"}
+"""What an administrator may change: where it lies, and what it is here."""
 NO_FILES_OF_OURS = ("__pycache__", "*.pyc")
 WHEELS_LEAVE_OUT = ("__pycache__", "*.dist-info", "bin", ".lock", "*.c")  # what is for pip alone, scripts, sources
 
@@ -62,6 +64,7 @@ def build(top: Path, output: Path, revision: str, maintainer: str, epoch: int) -
         control.mkdir()
         (control / "control").write_text(render_control(project, version, maintainer, size))
         (control / "md5sums").write_text("".join(sums(tree)))
+        (control / "conffiles").write_text("".join(f"/{path}\n" for path in CONFIGURATION))
         for name in (*SCRIPTS, "templates"):
             shutil.copyfile(HERE / name, control / name)
         settle(tree, epoch)
@@ -81,6 +84,8 @@ def lay_code(top: Path, tree: Path, metadata: str, version: str) -> None:
     write(information / "METADATA", metadata.encode())
     write(information / "INSTALLER", b"debian\n")
     write(tree / "usr/bin/hutch", (HERE / "hutch").read_bytes())
+    for path, name in CONFIGURATION.items():
+        write(tree / path, (HERE / name).read_bytes())
 
 
 def bundle(requirements: str, target: Path) -> None:
@@ -141,7 +146,7 @@ def compressed(content: bytes) -> bytes:
 def sums(tree: Path) -> Iterator[str]:
     import hashlib
 
-    for path in files(tree):
+    for path in (path for path in files(tree) if str(path.relative_to(tree)) not in CONFIGURATION):
         yield f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  {path.relative_to(tree)}\n"
 
 

@@ -20,6 +20,12 @@ from tests.systemd.conftest import IMAGES, call, lasting
 PACKAGES = Path("/srv/packages")
 FILES = ("find", "/etc", "/usr", "/var/lib", "/run/hutch", "-xdev", "-not", "-path", "/var/lib/dpkg/*")
 REBOOT_SECONDS = 120.0
+# What needrestart asks its configuration of a service: whether it may restart that.
+MAY_RESTART = """
+do "/etc/needrestart/conf.d/hutch.conf";
+die $@ || $! unless %nrconf;
+for my $unit (@ARGV) { print "$unit\n" unless grep { $unit =~ /$_/ } keys %{$nrconf{override_rc}} }
+"""
 UNREMARKABLE = ("/var/lib/systemd/", "/__pycache__")
 
 
@@ -81,6 +87,8 @@ def test_workspaces_outlive_an_upgrade_and_a_purge_leaves_nothing(world: World, 
     try:
         dpkg("--install", first)
         assert call("man", "--where", "hutch-up", "hutch.toml").count("/usr/share/man/") == 2
+        kept = ("hutch@web.service", "hutch-1a2b3c@a-b.service", "hutch-network.service", "workspace-web.service")
+        assert call("perl", "-e", MAY_RESTART, "hutch-dns.service", *kept) == "hutch-dns.service\n"
         host.declare("container", web=f"egress = ['{PUBLIC_NAME}']")
         host.hutch("up", timeout=300)
         key = (host.state / "known_hosts").read_text()
