@@ -329,10 +329,10 @@ class Places:
         return hostname(name) if self.instance == "hutch" else f"{self.instance}-{hostname(name)}"
 
     def slice(self, name: str) -> str:
-        """What the service and its helpers may use together. A dash stands for a slice within another; no second hutch
-        has a slice of such a name."""
+        """What the service and its helpers may use together. A dash stands for a slice within another, and one that
+        nobody writes a unit for stays when it is empty; no second hutch has a slice of such a name."""
         escaped = name.replace("-", "\\x2d")
-        return f"{self.instance}-ws-{escaped}.slice"
+        return f"{self.instance}-ws_{escaped}.slice"
 
     def unit_cgroup(self, name: str) -> str:
         """Where systemd puts the service, relative to the root of the cgroup2 hierarchy: each dash of a slice's name
@@ -350,6 +350,11 @@ class Places:
     def target(self) -> str:
         """All that runs of this hutch; what it wants is started when the host boots."""
         return f"{self.instance}.target"
+
+    @property
+    def stopped_by(self) -> tuple[str, ...]:
+        """The units that end all of it when they are stopped."""
+        return (self.target,)
 
     @property
     def slice_of_all(self) -> str:

@@ -145,7 +145,7 @@ relay() { # until nobody is left who could say something
 start() {
   main=$$
   mkdir -p -m 700 "$runtime"
-  mkdir -p "$runtime/noted"
+  mkdir -p -m 700 "$runtime/noted"
   rm -f "$runtime/noted/"*
   install -m 700 "$0" "$runtime/unit" # what is started is what will be stopped, whatever is written meanwhile
   install -m 600 "${0%/*}/launch.json" "$runtime/launch.json"

@@ -62,7 +62,7 @@ disk = "64MiB"
 [workspaces.good]
 type = "container"
 """
-SLICE = "hutch.slice/hutch-ws.slice/hutch-ws-bad.slice"  # the machine's own process 1 is systemd
+SLICE = "hutch.slice/hutch-ws_bad.slice"  # the machine's own process 1 is systemd
 SECONDS = 600.0
 SAMPLES = 20  # the 95th percentile leaves out one
 

@@ -232,7 +232,7 @@ def test_systemd_runs_a_machine(service: Stand) -> None:
     assert service.ssh("uname -n").stdout == "inner\n"
     listed = service.run("machinectl", "list", "--no-legend").stdout.split()
     assert listed[:2] == ["workspace-inner", "vm"]
-    assert "hutch-ws-inner.slice" in service.run("cat", f"/proc/{status['pid']}/cgroup").stdout
+    assert "hutch-ws_inner.slice" in service.run("cat", f"/proc/{status['pid']}/cgroup").stdout
     tree = service.run("systemd-cgls", "--no-pager", "--full", f"--unit={UNIT}").stdout
     assert "qemu-system" in tree and "virtiofsd" in tree and "python" not in tree
 

@@ -46,8 +46,8 @@ def test_units(case: str, name: str, declared: Workspace) -> None:
 
 
 def test_it_lies_in_its_slice() -> None:
-    assert PLACES.unit_cgroup("web") == "hutch.slice/hutch-ws.slice/hutch-ws-web.slice/hutch@web.service"
-    assert PLACES.unit_cgroup("a-b") == "hutch.slice/hutch-ws.slice/hutch-ws-a\\x2db.slice/hutch@a-b.service"
+    assert PLACES.unit_cgroup("web") == "hutch.slice/hutch-ws_web.slice/hutch@web.service"
+    assert PLACES.unit_cgroup("a-b") == "hutch.slice/hutch-ws_a\\x2db.slice/hutch@a-b.service"
 
 
 def test_no_limit_takes_back_what_was_one() -> None:
