@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.files import read_or_none, write_atomic
+from hutch.host.lock import host_lock
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Places, hostname
 from hutch.state import make_directory
 
@@ -116,9 +117,11 @@ def script_paths(places: Places, etc: Path) -> dict[str, Path]:
 
 def readers(shell: str, etc: Path) -> list[Path]:
     """The files of the host's own that must name a script, since the shell reads no directory: the first is the
-    distribution's. bash reads profile.d in login shells alone."""
+    distribution's. bash reads profile.d in login shells alone. What leads out of /etc, as on NixOS, is written by
+    something else, again and again."""
     candidates = {"bash": ("bash.bashrc",), "zsh": ("zsh/zshrc", "zshrc")}.get(shell, ())
-    return [Path(os.path.realpath(etc / name)) for name in candidates if (etc / name).is_file()][:1]
+    found = [Path(os.path.realpath(etc / name)) for name in candidates if (etc / name).is_file()]
+    return [path for path in found[:1] if path.is_relative_to(os.path.realpath(etc))]
 
 
 def is_here(shell: str, etc: Path = Path("/etc")) -> bool:
@@ -142,7 +145,8 @@ def render_line(content: bytes, places: Places, script: Path | None) -> bytes:
 
 def install(places: Places, shells: Iterable[str], etc: Path = Path("/etc")) -> list[Path]:
     """Let every shell of this host have the aliases. Returns what was written; nothing where all is there."""
-    return _write({path: content for shell in shells for path, content in _wanted(places, shell, etc).items()})
+    with host_lock():  # another hutch has lines of its own in the same files
+        return _write({path: content for shell in shells for path, content in _wanted(places, shell, etc).items()})
 
 
 def missing_shells(places: Places, etc: Path = Path("/etc")) -> tuple[str, ...]:
@@ -164,13 +168,14 @@ def _wanted(places: Places, shell: str, etc: Path) -> dict[Path, bytes]:
 def remove(places: Places, etc: Path = Path("/etc"), shells: Iterable[str] = tuple(SCRIPTS)) -> list[Path]:
     """Take away what was installed, and the line in the host's own files. May be called again."""
     gone = []
-    for shell in shells:
-        blocks = {path: render_line(path.read_bytes(), places, None) for path in readers(shell, etc)}
-        gone += _write(blocks)
-        script = script_paths(places, etc)[shell]
-        if script.exists():
-            script.unlink()
-            gone.append(script)
+    with host_lock():
+        for shell in shells:
+            blocks = {path: render_line(path.read_bytes(), places, None) for path in readers(shell, etc)}
+            gone += _write(blocks)
+            script = script_paths(places, etc)[shell]
+            if script.exists():
+                script.unlink()
+                gone.append(script)
     return gone
 
 
