@@ -48,8 +48,7 @@ def is_as_it_was(instance: Instance) -> bool:
 
 
 def address(instance: Instance, name: str) -> str:
-    record = instance.state / "workspaces" / name / "workspace.json"
-    return str(json.loads(record.read_text().split("\n", 1)[1].rsplit("}", 1)[0])["wanted"]["ip"])
+    return call("getent", "ahostsv4", f"workspace-{name}").split()[0]
 
 
 def answers(instance: Instance, *more: Target) -> list[str]:
@@ -181,6 +180,8 @@ def test_hutch_goes_on_beside_it(both: Instance) -> None:
     assert address(both, "other") != address(both, "web")
     reach = both.probe("beside", [Target("web", address(both, "web"), 22), Target("internet", PUBLIC, 80)])
     assert (reach["web"], reach["internet"].partition(" ")[0]) == ("", "internet")  # and from which address
+    found = json.loads(both.hutch("doctor", "--json", check=False).stdout)
+    assert [item["state"] for item in found if item["name"] == "addresses"] == ["ok"]
     assert is_as_it_was(both)
 
 
@@ -202,3 +203,20 @@ def test_it_is_removed(both: Instance) -> None:
     subprocess.run(["rm", "-r", places.state], check=True)
     assert nothing_of_it(both)
     both.hutch("rm", "--purge", "web", timeout=SECONDS)
+
+
+def test_it_goes_on_after_a_purge_of_all_that_hutch_has(both: Instance) -> None:
+    both.declare("container", beside="", web="")
+    both.hutch("up", timeout=SECONDS)
+    both.ssh("web", "echo kept >~/file")
+    both.hutch("eject", "web", "--yes", timeout=SECONDS)
+    call("umount", str(both.state / "images"))  # the tier's
+    both.hutch("withdraw", "--purge", "--force", "--yes", timeout=SECONDS)
+    assert not both.state.exists()
+    both.state.mkdir()  # for whoever cleans up
+    assert is_as_it_was(both)
+    assert answers(both) == REACHED
+    places = ejected(both)
+    call(str(places.removal))
+    subprocess.run(["rm", "-r", places.state], check=True)
+    assert nothing_of_it(both)

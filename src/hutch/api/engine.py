@@ -332,8 +332,11 @@ class Hutch:
         if purge:
             if not force:
                 check_saved(self.places)
-            for name in read_records(self.places):
-                notes += self.remove(name, purge=True, force=True)
+            for name, record in read_records(self.places).items():
+                if record.ejected:
+                    notes.append(f"{name} was ejected and needs hutch no more: it stays in {record.ejected}")
+                else:
+                    notes += self.remove(name, purge=True, force=True)
         with lock(self.places):
             notes += withdraw(self.places)
             if purge:

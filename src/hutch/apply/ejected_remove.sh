@@ -21,8 +21,11 @@ for each in $units; do
 done
 systemctl daemon-reload
 systemctl reset-failed $units 2>/dev/null || :
-if grep -q "^# BEGIN $name: " /etc/hosts; then
-  sed "/^# BEGIN $name: /,/^# END $name\$/d" /etc/hosts >"$here/hosts"
+if grep -q "^# BEGIN $name: " /etc/hosts; then # between the marks, nothing goes but what is of this workspace
+  end=$(printf '\r')*\$
+  sed "/^# BEGIN $name: /,/^# END $name$end/ {
+    /^# BEGIN $name: /d; /^# END $name$end/d; /^[0-9.]* $name$end/d
+  }" /etc/hosts >"$here/hosts"
   cat "$here/hosts" >/etc/hosts # which may be a mount
 fi
 rm -f "$drop_in"

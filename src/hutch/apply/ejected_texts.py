@@ -22,7 +22,7 @@ from hutch.host.units import WRITTEN_BY, quoted
 from hutch.host.watch import LIST, fixed_sets
 from hutch.run import SEARCH_PATH
 from hutch.spec import names
-from hutch.spec.ejected import Ejected
+from hutch.spec.ejected import Ejected, render_note
 from hutch.spec.model import Network, Workspace
 from hutch.supervise import units
 from hutch.supervise.units import function
@@ -71,7 +71,7 @@ def render_units(subject: Subject) -> dict[str, str]:
     places, launch = subject.places, subject.launch
     serving = {places.service_unit(service.pid_file): service for service in subject.services}
     found = {
-        launch.unit: units.render_service(launch, places, tuple(serving)),
+        launch.unit: units.render_service(launch, places, tuple(serving)) + render_note(subject.uid_base),
         places.slice(launch.workspace): units.render_slice(launch),
         places.network_unit: render_network_unit(places),
         **{

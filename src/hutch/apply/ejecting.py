@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -95,6 +96,12 @@ def _check_place(places: Places, record: Record, target: Ejected) -> None:
     wrong = shares.check_directory(str(target.state.parent), may_be_absent=True)
     if wrong:
         raise HutchError(f"{record.name} cannot be ejected to {target.state}: {target.state.parent} {wrong}")
+    if loose := _open_to_others(target.state.parent):
+        raise HutchError(
+            f"{target.state} is not root's alone: {loose} can be changed by others",
+            details="What systemd starts as root lies there.",
+            resolution="give a directory with --to that only root can change, with all that it lies in",
+        )
     if target.state.is_relative_to(places.state):
         raise HutchError(f"{target.state} is in hutch's own state", resolution="give another directory with --to")
     there = next(path for path in target.state.parents if path.is_dir())
@@ -104,6 +111,20 @@ def _check_place(places: Places, record: Record, target: Ejected) -> None:
             details="A home is moved in one go, so that it cannot be lost on its way.",
             resolution="give a directory of the same one with --to",
         )
+
+
+def _open_to_others(directory: Path) -> Path | None:
+    """The first of the directories that lead there in which others than root can rename what is root's, and so put
+    something else in its place."""
+    for path in (*reversed(directory.parents), directory):
+        if path.is_dir() and may_be_renamed_in(path.stat().st_uid, path.stat().st_mode):
+            return path
+    return None
+
+
+def may_be_renamed_in(uid: int, mode: int) -> bool:
+    """Whether others than root may rename what is root's in a directory of that owner and mode."""
+    return uid != 0 or (mode & 0o022 != 0 and not mode & stat.S_ISVTX)
 
 
 def eject(places: Places, record: Record, target: Ejected, listen: Listener) -> None:

@@ -31,7 +31,8 @@ def withdraw(places: Places) -> tuple[str, ...]:
         control.stop_all(places, names)
         for record in records.values():
             notes += disarm(places, record) if not record.removed else ()
-            _lift_quota(places, record)
+            if not record.ejected:  # its home is nobody's but its own
+                _lift_quota(places, record)
         for name in names:
             control.forget(places, name)
             if has_systemd():
@@ -44,7 +45,7 @@ def withdraw(places: Places) -> tuple[str, ...]:
 
 def check_saved(places: Places) -> None:
     """Refuse where unsaved git work or a live session is in the way."""
-    found = {name: obstacles(places, record) for name, record in read_records(places).items()}
+    found = {name: obstacles(places, record) for name, record in read_records(places).items() if not record.ejected}
     if details := [f"{name}: {line}" for name, lines in found.items() for line in lines]:
         raise HutchError(
             "nothing was removed", details="\n".join(details), resolution="--force removes it all the same"
@@ -59,8 +60,9 @@ def _lift_quota(places: Places, record: Record) -> None:
 
 
 def delete_state(places: Places) -> None:
-    """Delete what is left once no workspace is: images, above all, and what was learned of this host."""
-    if found := read_records(places):
+    """Delete what is left once no workspace is: images, above all, and what was learned of this host. What has been
+    ejected needs nothing of it."""
+    if found := [name for name, record in read_records(places).items() if not record.ejected]:
         raise HutchError(f"{places.state} stays: there is {', '.join(found)}", resolution="remove that first")
     if places.repairs.exists():
         raise HutchError(

@@ -26,11 +26,13 @@ RESOLV_CONF = Path("/etc/resolv.conf")
 @dataclass(frozen=True)
 class Workspaces:
     """What is asked about: the network as it is set up, or as it would be (without an uplink where none is free); the
-    addresses of workspaces by their names; and what cannot be read of the records, in words."""
+    addresses of workspaces by their names; what cannot be read of the records, in words; and the routes to workspaces
+    that have been ejected, which keep their addresses."""
 
     network: Network
     addresses: dict[str, str]
     damage: str = ""
+    ejected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Neighbours:
 
 
 def observe_neighbours(places: Places, workspaces: Workspaces, *, is_root: bool) -> Neighbours:
-    host = router.observe_host()
+    host = router.observe_host().without_routes(workspaces.ejected)
     link = host.links.get(places.uplink_host)
     return Neighbours(
         workspaces=workspaces,

@@ -13,6 +13,20 @@ from hutch.errors import UsageError
 from hutch.frozen import dataclass
 from hutch.spec.names import Places, interface
 
+NOTE = "[X-Hutch]\nUserIds="
+"""What its unit says for a hutch that knows nothing of it any more, and may be there anew; systemd reads past it."""
+
+
+def render_note(uid_base: int) -> str:
+    """The end of the unit, which keeps its user ids from being given to somebody else."""
+    return f"\n{NOTE}{uid_base}\n"
+
+
+def parse_note(unit: str) -> int | None:
+    """The first of its user ids."""
+    found = re.search(rf"^{re.escape(NOTE)}([0-9]+)$", unit, re.MULTILINE | re.ASCII)
+    return int(found[1]) if found else None
+
 
 @dataclass(frozen=True)
 class Ejected(Places):
@@ -90,6 +104,11 @@ class Ejected(Places):
     def target(self) -> str:
         """What wants it, if it is to start when the host boots."""
         return "multi-user.target"
+
+    @property
+    def stopped_by(self) -> tuple[str, ...]:
+        """That target is everybody's, and may be restarted for reasons of their own."""
+        return ()
 
     def service_unit(self, pid_file: str) -> str:
         return super().service_unit(pid_file).replace(f"{self.instance}-", f"{self.instance}.", 1)

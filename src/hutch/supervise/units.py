@@ -52,7 +52,7 @@ def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()
         f"Requires={places.network_unit}",
         f"After={places.network_unit}",
         *(f"{relation}={unit}" for relation in ("Wants", "After") for unit in served_by),
-        f"PartOf={places.target}",
+        *(f"PartOf={unit}" for unit in places.stopped_by),
         f"StartLimitIntervalSec={STARTS_SECONDS}",
         f"StartLimitBurst={MOST_STARTS}",
         "",

@@ -21,7 +21,7 @@ from hutch.apply.ejected_texts import (
     render_files,
     render_units,
 )
-from hutch.apply.ejecting import check, recover_ejected, subject_home
+from hutch.apply.ejecting import check, may_be_renamed_in, recover_ejected, subject_home
 from hutch.backends import launch
 from hutch.backends.nspawn import NEST
 from hutch.errors import HutchError, UsageError
@@ -31,7 +31,7 @@ from hutch.host.firewall import Member
 from hutch.host.watch import wanted_watch
 from hutch.plan.decide import refuse_ejected
 from hutch.spec import names
-from hutch.spec.ejected import Ejected
+from hutch.spec.ejected import Ejected, parse_note
 from hutch.spec.entries import Publish
 from hutch.spec.model import Workspace
 from hutch.spec.names import IFNAMSIZ, PACKAGE, Places
@@ -127,6 +127,14 @@ def test_what_serves_it_is_waited_for() -> None:
         assert f"ExecStartPre=systemctl is-active --quiet workspace-web.{part}.service\n" in text
 
 
+@pytest.mark.parametrize(
+    ("uid", "mode", "is_open"),
+    [(0, 0o755, False), (0, 0o1777, False), (0, 0o775, True), (0, 0o777, True), (1000, 0o700, True)],
+)
+def test_what_systemd_starts_is_nobody_elses_to_put_there(uid: int, mode: int, is_open: bool) -> None:
+    assert may_be_renamed_in(uid, mode) is is_open
+
+
 @pytest.mark.parametrize("path", ["relative", "/with space", "/with,comma", "/a:b", "/a/../b", "/"])
 def test_a_directory_that_cannot_be_written_down_everywhere(path: str) -> None:
     with pytest.raises(UsageError):
@@ -139,6 +147,12 @@ def test_a_home_of_the_owners_stays() -> None:
     assert subject_home(PLACES, own, target) == "/var/lib/hutch-ejected/web/workspace/home"
     other = replace(own, wanted=workspace(home="/home/alice/web"))
     assert subject_home(PLACES, other, target) == "/home/alice/web"
+
+
+def test_its_user_ids_are_not_given_to_anybody_else() -> None:
+    unit = render_units(subject("web", workspace()))["workspace-web.service"]
+    assert parse_note(unit) == 0x7000_0000
+    assert parse_note("[Unit]\nDescription=of somebody else's\n") is None
 
 
 def test_words_stay_words() -> None:
