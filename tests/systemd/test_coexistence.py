@@ -29,6 +29,7 @@ BLOCKED = [
 ]
 REACHED = ["internet", "internet-udp", "gateway-dns"]
 PATIENCE = 5.0
+PUBLISHED = 18022
 FIREWALLS = ("Docker", "ufw", "firewalld", "iptables")
 DOCKER = ("docker.socket", "docker", "containerd")
 VIRSH = ("virsh", "--connect", "network:///system")
@@ -40,7 +41,7 @@ IN_DOCKER = ("docker", "run", "--rm", "box", "/busybox", "wget", "-q", "-T", "20
 @pytest.fixture(scope="module")
 def web(world: World) -> Iterator[Instance]:
     with open_instance(world, alone=False) as instance:
-        instance.declare("container", web="")
+        instance.declare("container", web=f'publish = ["{PUBLISHED}:22"]')
         instance.hutch("up", timeout=300)
         yield instance
 
@@ -51,6 +52,12 @@ def reached(instance: Instance, name: str = "web") -> list[str]:
     dns = Target("gateway-dns", instance.gateway, 53, "udp")
     answers = instance.probe(name, [*internet, dns, *BLOCKED], patience=PATIENCE)
     return [name for name, answer in answers.items() if answer]
+
+
+def is_published(instance: Instance) -> bool:
+    """Whether the LAN reaches what the workspace publishes: its sshd, which speaks first."""
+    script = f"exec 3<>/dev/tcp/{HOST_LAN}/{PUBLISHED}; head -c 4 <&3"
+    return instance.world.inside("lan", "timeout", str(PATIENCE), "bash", "-c", script).stdout == "SSH-"
 
 
 def uplink_of(instance: Instance) -> str:
@@ -108,6 +115,7 @@ def theirs(instance: Instance) -> str:
 
 def test_a_flush_of_all_rules_opens_nothing(web: Instance) -> None:
     assert reached(web) == REACHED
+    assert is_published(web)
     call("nft", "flush", "ruleset")
     assert set(reached(web)) <= set(REACHED)  # this Internet knows a way back to what is not translated any more
     web.hutch("up", timeout=300)
@@ -133,6 +141,7 @@ def test_docker_that_was_there_first(web: Instance) -> None:
         assert any("-I DOCKER-USER -i" in command for command in fix(web))
         assert in_the_way(web) == []
         assert reached(web) == REACHED
+        assert is_published(web)
         call("systemctl", "restart", "docker")
         assert in_the_way(web) == []
         assert reached(web) == REACHED
@@ -151,10 +160,12 @@ def test_ufw_that_denies_by_default(web: Instance) -> None:
         try:
             assert in_the_way(web) == ["ufw"]
             assert reached(web) == []
-            assert [command.split()[0] for command in fix(web) if "write" not in command] == ["ufw", "ufw"]
+            assert not is_published(web)
+            assert [command.split()[0] for command in fix(web) if "write" not in command] == ["ufw"] * 3
             call("ufw", "reload")
             assert in_the_way(web) == []
             assert reached(web) == REACHED
+            assert is_published(web)
             web.hutch("doctor", "--undo")
             assert in_the_way(web) == ["ufw"]
             assert call("ufw", "show", "added").splitlines()[1:] == ["(None)"]
@@ -170,6 +181,7 @@ def test_firewalld(web: Instance) -> None:
         call("firewall-cmd", "--reload")
         assert in_the_way(web) == []
         assert reached(web) == REACHED
+        assert is_published(web)
         call("systemctl", "stop", "firewalld")
         web.hutch("doctor", "--undo")  # of what is written down, though it does not run
         call("systemctl", "start", "firewalld")

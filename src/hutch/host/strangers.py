@@ -113,7 +113,9 @@ def _iptables(found: Listing, uplink: str, host_end: str) -> Iterator[Obstacle]:
     if drops("FORWARD") and not lets_in("FORWARD", "DOCKER-USER", "ufw-user-forward"):
         why = "drops what goes through this host, which is all that workspaces send"
         if is_ufw:
-            yield Obstacle("ufw", why, (_ufw("route", "allow", "in", "on", uplink),), lasts=True)
+            # What is published comes from others; ufw lets answers pass by itself.
+            repair = (_ufw("route", "allow", "out", "on", uplink), _ufw("route", "allow", "in", "on", uplink))
+            yield Obstacle("ufw", why, repair, lasts=True)
         else:
             chain = "DOCKER-USER" if has_docker else "FORWARD"
             repair = (_rule(chain, *back), _rule(chain, *accept))

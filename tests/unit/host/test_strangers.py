@@ -67,6 +67,7 @@ def test_docker_after_it_has_turned_forwarding_on() -> None:
 
 def test_ufw_stops_questions_as_well() -> None:
     assert commands(check(*UFW)) == [
+        "ufw route allow out on hutch-up",
         "ufw route allow in on hutch-up",
         "ufw allow in on hutch-up to 192.168.84.1 port 53",
     ]
@@ -124,7 +125,7 @@ def test_each_step_can_be_tested_and_taken_back(scene: tuple[dict[str, Any], ...
 
 
 def test_ufw_is_asked_for_its_rules_by_the_commands_that_made_them() -> None:
-    forward, ask = (obstacle.repair[0] for obstacle in check(*UFW))
+    forward, ask = (obstacle.repair[-1] for obstacle in check(*UFW))
     assert forward.undo == ("ufw", "route", "delete", "allow", "in", "on", UPLINK)
     assert ask.undo == ("ufw", "delete", "allow", "in", "on", UPLINK, "to", HOST_END, "port", "53")
     assert (forward.test, forward.line) == (("ufw", "show", "added"), f"ufw route allow in on {UPLINK}")
