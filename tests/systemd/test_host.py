@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from hutch.host.units import LASTING, VOLATILE
 from hutch.spec.names import Places
@@ -44,3 +47,44 @@ def test_where_nobody_may_write_lasting_units_they_are_there_until_it_reboots(in
         assert not (VOLATILE / unit).exists()
     finally:
         call("umount", str(LASTING))
+
+
+@pytest.fixture
+def disk() -> Iterator[tuple[str, Path]]:
+    """Something that systemd mounts, its unit and its place; whoever needs it says so."""
+    content, place, unit = Path("/srv/disk"), Path("/srv/late"), LASTING / "srv-late.mount"
+    content.mkdir()
+    place.mkdir()
+    unit.write_text(f"[Mount]\nWhat={content}\nWhere={place}\nType=none\nOptions=bind\n")
+    call("systemctl", "daemon-reload")
+    call("systemctl", "start", unit.name)
+    yield unit.name, place
+    call("systemctl", "stop", unit.name)
+    unit.unlink()
+    call("systemctl", "daemon-reload")
+    place.rmdir()
+    call("rm", "-r", str(content))
+
+
+def test_a_home_waits_for_what_it_lies_on(disk: tuple[str, Path], instance: Instance) -> None:
+    mount, place = disk
+    places = Places(instance.state, instance.run)
+    instance.declare("container", web=f'home = "{place}/web"', other="")
+    instance.hutch("up", timeout=300)
+    instance.ssh("web", "echo kept >file")
+    call("systemctl", "stop", places.unit("web"), places.unit("other"), places.network_unit)
+    call("systemctl", "stop", mount)
+    refused = instance.hutch("start", "web", check=False)
+    assert refused.returncode == 1
+    assert f"its home {place}/web is gone" in refused.stderr
+    call("systemctl", "start", places.unit("web"))
+    assert instance.ssh("web", "cat file").stdout == "kept\n"
+    assert {"nosuid", "nodev"} <= set(call("findmnt", "-n", "-o", "OPTIONS", f"{place}/web").strip().split(","))
+    assert not json.loads(instance.hutch("plan", "--json").stdout)["repairs"]
+    call("systemctl", "stop", places.unit("web"), places.unit("other"), places.network_unit)
+    call("systemctl", "stop", mount)
+    instance.hutch("start", "other", timeout=300)
+    assert list(place.iterdir()) == []  # nothing that would be hidden later
+    call("systemctl", "start", mount)
+    instance.hutch("rm", "--purge", "--force", "web", timeout=300)
+    instance.hutch("rm", "--purge", "--force", "other", timeout=300)

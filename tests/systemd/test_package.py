@@ -97,7 +97,8 @@ def test_workspaces_outlive_an_upgrade_and_a_purge_leaves_nothing(world: World, 
 
         told = dpkg("--remove", "hutch")
         assert "homes, keys and images stay in /var/lib/hutch" in told
-        assert machine.difference(before, lasting()) == ""
+        left = machine.difference(before, lasting()).splitlines()
+        assert [line for line in left if "needrestart" not in line] in ([], ["etc:"]), left  # which dpkg purges
         assert not host.run.exists()
         assert (host.state / "workspaces/web/home/precious").read_text() == "precious\n"
 

@@ -188,6 +188,10 @@ def test_a_start_that_fails_says_why_and_is_not_tried_again(web: Instance) -> No
 
 def test_the_last_removal_takes_the_units_away(web: Instance) -> None:
     """What else would be left, the fixture sees."""
-    web.hutch("rm", "--purge", "--force", "web", timeout=SECONDS)
+    own = directory() / f"{places(web).slice('web')}.d"
+    own.mkdir()
+    said = web.hutch("rm", "--purge", "--force", "web", timeout=SECONDS).stderr
+    assert f"{own} is your own and was left alone" in said
+    own.rmdir()
     assert [path for path in directory().rglob("*") if places(web).instance in path.name] == []
     assert places(web).machine("web") not in call("machinectl", "list", "--no-legend")

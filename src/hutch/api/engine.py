@@ -237,7 +237,7 @@ class Hutch:
 
     def _check_startable(self, starting: Sequence[Record], consequence: str = "") -> None:
         """Refuse, before anything is stopped or started, what could not be started as it is."""
-        from hutch.apply.starting import check_shares
+        from hutch.apply.starting import check_recorded_shares
 
         if any(record.wanted.type == "vm" for record in starting):
             from hutch.apply.machines import check_machines
@@ -258,7 +258,7 @@ class Hutch:
                 from hutch.apply.hardware import machine_of
 
                 machine_of(self.places, record.image)
-        check_shares((record.file, record.name, record.wanted) for record in starting)
+        check_recorded_shares(starting)
 
     @mended
     def stop(self, names: Sequence[str]) -> None:

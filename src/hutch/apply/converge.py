@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -286,8 +286,9 @@ def peers_of(places: Places, serving: Mapping[str, Record]) -> tuple[ssh.Peer, .
     return tuple(peers)
 
 
-def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
-    """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write."""
+def converge_homes(places: Places, records: Mapping[str, Record], making: Collection[str]) -> None:
+    """Homes belong to their owners, and are nosuid,nodev together with all else that guests can write. Those of the
+    workspaces in `making` are made where they are absent; others may be on something that has yet to be mounted."""
     guests: dict[str, set[shares.Guest]] = {}
     for name, record in in_force(places, records).items():
         if record.ejected:
@@ -297,10 +298,11 @@ def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
         gid, _ = ssh.owner_of(workspace.owner)
         # One that cannot be does not hold up the others: whoever starts it has been told by check_shares.
         with suppress(HutchError, NotADirectoryError):
-            shares.ensure_home(Path(workspace.home), workspace.owner, gid)
             shares.ensure_closed(places.workspace(name), gid)
+            if name in making or os.path.lexists(workspace.home):
+                shares.ensure_home(Path(workspace.home), workspace.owner, gid)
             for mount in workspace.mounts:
-                if mount.create and not os.path.lexists(mount.source):
+                if name in making and mount.create and not os.path.lexists(mount.source):
                     shares.ensure_home(Path(mount.source), workspace.owner, gid)
             shares.ensure_mount_points(name, workspace, gid)
         limit_home(places, record)
@@ -338,9 +340,11 @@ def settle(
     looking: Gathering | None = None,
     connect: Callable[[], None] = lambda: None,
     *,
+    making: Collection[str] = (),
     is_unit: bool = False,
 ) -> None:
-    """The host as the records want it, or bare again when there is no workspace left.
+    """The host as the records want it, or bare again when there is no workspace left. Absent homes are made for the
+    workspaces in `making`, those that somebody has asked for.
 
     `connect` is called once the network is in place: what waits to join it need not wait for names and keys. `is_unit`
     is said by the host's own unit, which is active once it has settled the host.
@@ -348,7 +352,7 @@ def settle(
     if present(records):
         if has_systemd() and not has_namespace(places):
             places.settled.unlink(missing_ok=True)
-        converge_homes(places, records)
+        converge_homes(places, records, making)
         converge_network(places, network, file, records, looking)
         connect()
         converge_trust(places, records)

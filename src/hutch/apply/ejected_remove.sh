@@ -35,4 +35,9 @@ for each in $parts; do
   rm -rf --one-file-system -- "$here/$each"
 done
 rmdir "$here/workspace" "$here" 2>/dev/null || :
+for each in $units; do
+  for place in system system.control; do
+    [ ! -d "/etc/systemd/$place/$each.d" ] || echo "your own settings are kept in /etc/systemd/$place/$each.d"
+  done
+done
 [ ! -d "$home" ] || echo "the home is kept in $home"

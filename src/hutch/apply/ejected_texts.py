@@ -18,7 +18,7 @@ from hutch.host import firewall, router, ruleset, unit_texts
 from hutch.host.firewall import Member
 from hutch.host.service import Service
 from hutch.host.shares import writable_paths
-from hutch.host.units import WRITTEN_BY, quoted
+from hutch.host.units import WRITTEN_BY, quoted, quoted_path
 from hutch.host.watch import LIST, fixed_sets
 from hutch.run import SEARCH_PATH
 from hutch.spec import names
@@ -73,7 +73,7 @@ def render_units(subject: Subject) -> dict[str, str]:
     found = {
         launch.unit: units.render_service(launch, places, tuple(serving)) + render_note(subject.uid_base),
         places.slice(launch.workspace): units.render_slice(launch),
-        places.network_unit: render_network_unit(places),
+        places.network_unit: render_network_unit(places, writable_paths(subject.workspace)),
         **{
             unit: unit_texts.render_service(service, places, (places.network_unit,))
             for unit, service in serving.items()
@@ -89,13 +89,13 @@ def _plain(text: str, places: Ejected) -> str:
     return text.replace("Description=hutch: ", f"Description=Workspace {places.name}: ")
 
 
-def render_network_unit(places: Ejected) -> str:
+def render_network_unit(places: Ejected, shared: Sequence[str]) -> str:
     script = quoted(str(places.network / "run"))
     lines = [
         "[Unit]",
         "Description=hutch: network",
         unit_texts.DOCUMENTATION,
-        f"RequiresMountsFor={places.state}",
+        f"RequiresMountsFor={' '.join(map(quoted_path, (str(places.state), *shared)))}",
         *unit_texts.ORDER,
         "",
         "[Service]",

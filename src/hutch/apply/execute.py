@@ -72,7 +72,8 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping
     starting = [a.workspace for a in plan.actions if a.starts and plan.start]
     unmet: list[Unmet] = []
     if live or not starting:
-        converge.settle(places, plan.network, plan.file, records)
+        making = [action.workspace for action in plan.actions]
+        converge.settle(places, plan.network, plan.file, records, making=making)
     if live:
         from hutch.apply.live import apply_live
 

@@ -109,7 +109,7 @@ def wrong_network(
 
 def wrong_homes(places: Places, serving: Mapping[str, Record]) -> Iterator[Repair]:
     """Homes, and what keeps the host safe from what guests write there."""
-    mounts = shares.observe_mounts()
+    mounts = shares.observe_tree()
     for name, record in serving.items():
         workspace = record.wanted
         assert isinstance(workspace.owner, int) and workspace.home is not None

@@ -11,7 +11,7 @@ from hutch.files import entries
 from hutch.host import repairs, shares, shells
 from hutch.host.lock import host_lock
 from hutch.host.quota import release_quota
-from hutch.host.units import has_systemd
+from hutch.host.units import has_systemd, own_settings
 from hutch.spec.names import Places
 from hutch.state import PURGE, Record, journaled, read_network, read_records, write_record
 from hutch.supervise import control
@@ -79,6 +79,8 @@ def remove(places: Places, record: Record, *, purge: bool) -> tuple[str, ...]:
     notes += tuple(shares.kept_guards(places))
     if not purge:
         return (f"home is kept in {home}", *notes)
+    kept = own_settings((places.unit(name), places.slice(name)))
+    notes += tuple(f"{path} is your own and was left alone; it counts for the next {name}, too" for path in kept)
     is_own = home == str(places.home(name))
     with journaled(places, PURGE, (name,)):
         if home is not None:

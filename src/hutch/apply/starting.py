@@ -49,6 +49,7 @@ def start(
     once, and no workspace joins the network before it is settled.
     """
 
+    names = tuple(names)
     starting = [records[name] for name in names]
     accelerator = None
     if any(record.wanted.type == "vm" for record in starting):
@@ -58,14 +59,14 @@ def start(
     if not is_prepared(places, network, starting):
         from hutch.apply.converge import settle
 
-        settle(places, network, file, records)
+        settle(places, network, file, records, making=names)
 
     @contextmanager
     def settling() -> Iterator[Settle]:
         with closing(look(places)) as looking:  # it goes on while the rest is imported
             from hutch.apply.converge import settle
 
-            yield lambda connect: settle(places, network, file, records, looking, connect)
+            yield lambda connect: settle(places, network, file, records, looking, connect, making=names)
 
     def make(name: str) -> Launch:
         if lacks_shell(places, records[name]):
@@ -112,6 +113,20 @@ def check_shares(starting: Iterable[tuple[str, str, Workspace]]) -> None:
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def check_recorded_shares(starting: Iterable[Record]) -> None:
+    """The same, of workspaces as recorded. A home that was there may be on something that is not mounted: only `up`,
+    whose plan says so, makes another one."""
+    starting = tuple(starting)
+    for record in starting:
+        home = str(record.wanted.home)
+        if record.booted is not None and record.booted.workspace.home == home and not os.path.lexists(home):
+            raise HutchError(
+                f"{record.name}: its home {home} is gone",
+                resolution=f"mount what it lies on; or `hutch up {record.name}` makes another one, empty",
+            )
+    check_shares((record.file, record.name, record.wanted) for record in starting)
 
 
 def is_prepared(places: Places, network: Network, starting: Iterable[Record]) -> bool:

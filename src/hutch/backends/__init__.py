@@ -6,6 +6,7 @@ The registry: adding a backend touches its own file and one line here.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -66,4 +67,8 @@ def launch(name: str, workspace: Workspace, surroundings: Surroundings) -> Launc
     """What makes the workspace run."""
     backend = backend_of(workspace)
     assert backend is not None  # or `check` would have refused it
-    return backend.launch(name, workspace, surroundings)
+    assert workspace.home is not None
+    shares = (workspace.home, *(mount.source for mount in workspace.mounts))
+    if workspace.nix_store:
+        shares += (names.NIX_STORE,)
+    return replace(backend.launch(name, workspace, surroundings), shares=shares)

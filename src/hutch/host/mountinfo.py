@@ -30,6 +30,32 @@ def _lines(text: str) -> Iterator[tuple[list[str], str]]:
             yield fields, after.partition(" ")[0]
 
 
+class Tree:
+    """What is mounted where, as a path finds it: a mount is hidden by one on top of it, and by one at a directory
+    that leads there."""
+
+    def __init__(self, text: str) -> None:
+        self._options: dict[str, set[str]] = {}
+        self._at: dict[tuple[str, str], str] = {}  # (id of the mount around it, mount point) -> id
+        self._top = ""
+        for fields, _ in _lines(text):
+            number, around, point = fields[0], fields[1], plain(fields[4])
+            if around not in self._options and point == "/":
+                self._top = number
+            self._options[number] = set(fields[5].split(","))
+            self._at[around, point] = number
+
+    def options(self, path: str) -> set[str]:
+        """Those of the mount at exactly this path, empty where there is none."""
+        mount, found = self._top, False
+        parts = [part for part in path.split("/") if part]
+        for place in ("/", *("/" + "/".join(parts[: count + 1]) for count in range(len(parts)))):
+            found = place == "/"
+            while (mount, place) in self._at and self._at[mount, place] != mount:
+                mount, found = self._at[mount, place], True
+        return self._options.get(mount, set()) if found else set()
+
+
 def self_binds(text: str) -> dict[str, int]:
     """Mount point -> id of each directory that is mounted over itself. The id stays when the directory is renamed."""
     found: dict[str, int] = {}

@@ -17,7 +17,7 @@ from typing import Any
 from hutch.errors import HutchError, Problem
 from hutch.files import read_or_none, write_atomic
 from hutch.frozen import dataclass
-from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo, self_binds
+from hutch.host.mountinfo import Tree, observe_mountinfo, parse_mountinfo, self_binds
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Workspace
 from hutch.spec.names import NIX_STORE, UID_COUNT, Places
@@ -125,8 +125,8 @@ def find_mounts(mountinfo: str) -> dict[str, set[str]]:
     return {point: options for _, _, point, options, _ in parse_mountinfo(mountinfo)}
 
 
-def observe_mounts() -> dict[str, set[str]]:
-    return find_mounts(observe_mountinfo())
+def observe_tree() -> Tree:
+    return Tree(observe_mountinfo())
 
 
 def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Iterable[Guest]] | None = None) -> None:
@@ -152,9 +152,9 @@ def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Ite
         else:
             _unmount(path)
             kept.remove(path)
-    open_ones = unguarded(wanted, mounts)
+    open_ones = unguarded(wanted, Tree(text))
     for path in open_ones:
-        kept.append(path)
+        kept += [path] if path not in kept else []  # its mount may be below another one, which came later
         _note(places, kept, binds, known, stuck)  # before the mount: a crash in between leaves none that nobody knows
         _mount(path)
     _note(places, kept, self_binds(observe_mountinfo()) if open_ones else binds, known, stuck)
@@ -225,9 +225,9 @@ def noted_shares(places: Places, wanted: Iterable[str], mounts: Iterable[str], b
     return list(dict.fromkeys((*noted, *inside)))
 
 
-def unguarded(paths: Iterable[str], mounts: Mapping[str, set[str]]) -> tuple[str, ...]:
+def unguarded(paths: Iterable[str], mounts: Tree) -> tuple[str, ...]:
     """The paths that are to have the options, and do not. What cannot be shared needs no guard."""
-    open_ones = [path for path in dict.fromkeys(paths) if not mounts.get(path, set()) >= OPTIONS]
+    open_ones = [path for path in dict.fromkeys(paths) if not mounts.options(path) >= OPTIONS]
     return tuple(path for path in open_ones if not check_directory(path, may_be_absent=False))
 
 

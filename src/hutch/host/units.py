@@ -17,16 +17,22 @@ LASTING, VOLATILE = Path("/etc/systemd/system"), Path("/run/systemd/system")
 """Where units go. NixOS lets nobody write the first: what is to start with such a host, its own configuration says."""
 SETTINGS = Path("/run/systemd/system.control")
 """What was set beside a unit's text while it ran."""
+OWN_SETTINGS = (LASTING, Path("/etc/systemd/system.control"))
+"""Where an administrator's own are: `systemctl edit`, and `set-property`."""
 BOOTED = "/run/systemd/system"  # see sd_booted(3)
 RELOAD_SECONDS = 90.0
 
 
 def quoted(text: str) -> str:
-    """A word of a command in a unit: systemd.syntax(7), systemd.service(5). What begins with % or $ there stands for
-    something else."""
+    """A word of a command in a unit: systemd.service(5). What begins with $ there stands for something else."""
+    return quoted_path(text).replace("$", "$$")
+
+
+def quoted_path(text: str) -> str:
+    """A word of any other setting: systemd.syntax(7). What begins with % there stands for something else."""
     if re.fullmatch(r"[A-Za-z0-9/._=:,-]+", text, re.ASCII):
         return text
-    for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("%", "%%"), ("$", "$$")):
+    for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("%", "%%")):
         text = text.replace(character, escaped)
     return f'"{text}"'
 
@@ -89,6 +95,11 @@ def remove_units(names: Iterable[str]) -> None:
     _forget_settings(found)
     reload()
     systemctl("reset-failed", *found, check=False)
+
+
+def own_settings(names: Iterable[str]) -> list[Path]:
+    """What an administrator has set beside these units. It is theirs, and stays."""
+    return [path for name in names for place in OWN_SETTINGS if (path := place / f"{name}.d").is_dir()]
 
 
 def enable_units(wanted: Mapping[str, bool]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hutch.backends.launch import File, Graft, Helper, Launch, Limits, Step
 from hutch.host.cgroup import DEPTH, DESCENDANTS
-from hutch.host.units import WRITTEN_BY, quoted
+from hutch.host.units import WRITTEN_BY, quoted, quoted_path
 from hutch.run import SEARCH_PATH
 from hutch.spec.names import PACKAGE, Places
 
@@ -53,6 +53,7 @@ def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()
         f"After={places.network_unit}",
         *(f"{relation}={unit}" for relation in ("Wants", "After") for unit in served_by),
         *(f"PartOf={unit}" for unit in places.stopped_by),
+        f"RequiresMountsFor={' '.join(map(quoted_path, launch.shares))}",
         f"StartLimitIntervalSec={STARTS_SECONDS}",
         f"StartLimitBurst={MOST_STARTS}",
         "",

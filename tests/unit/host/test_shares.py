@@ -25,11 +25,15 @@ class Mounts:
         self.bad: dict[str, str] = {}
         self.tried: list[str] = []
         monkeypatch.setattr(shares, "observe_mountinfo", lambda: "")
+        monkeypatch.setattr(shares, "Tree", lambda text: self)
         monkeypatch.setattr(shares, "find_mounts", lambda text: dict.fromkeys(self.points, shares.OPTIONS))
         monkeypatch.setattr(shares, "self_binds", lambda text: {path: n for n, path in enumerate(self.points)})
         monkeypatch.setattr(shares, "_mount", self.points.append)
         monkeypatch.setattr(shares, "_unmount", self.points.remove)
         monkeypatch.setattr(shares, "disarm", self.disarm)
+
+    def options(self, path: str) -> set[str]:
+        return shares.OPTIONS if path in self.points else set()
 
     def disarm(self, path: str, guest: Guest) -> None:
         self.tried.append(path)

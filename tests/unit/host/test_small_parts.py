@@ -13,7 +13,7 @@ from hutch.errors import HutchError
 from hutch.host import cgroup, shares
 from hutch.host.bind import open_strictly
 from hutch.host.dns import choose_names, wanted_resolvers
-from hutch.host.mountinfo import self_binds
+from hutch.host.mountinfo import Tree, self_binds
 from hutch.host.process import is_alive, open_process, start_time
 from hutch.host.service import Service, observe_service
 from hutch.spec.model import Mount, Workspace
@@ -75,8 +75,39 @@ def test_find_mounts() -> None:
     }
 
 
-def test_find_mounts_of_this_host() -> None:
-    assert "/proc" in shares.observe_mounts()
+# /srv/disk/home and /srv/plain/home are mounted over themselves; then a disk came to /srv/disk, and another to /srv/two
+# twice, whose home lies on the one that is seen.
+HIDING = """
+20 1 254:1 / / rw - ext4 /dev/vda1 rw
+21 20 254:1 /srv/disk/home /srv/disk/home rw,nosuid,nodev - ext4 /dev/vda1 rw
+22 20 254:1 /srv/plain/home /srv/plain/home rw,nosuid,nodev - ext4 /dev/vda1 rw
+23 20 254:2 / /srv/disk rw - ext4 /dev/vdb rw
+24 20 254:3 / /srv/two rw - ext4 /dev/vdc rw
+25 24 254:4 / /srv/two rw - ext4 /dev/vdd rw
+26 25 254:4 /home /srv/two/home rw,nosuid,nodev - ext4 /dev/vdd rw
+27 22 254:1 /srv/plain/home /srv/plain/home rw,nosuid,nodev,noexec - ext4 /dev/vda1 rw
+""".lstrip()
+
+
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        ("/", {"rw"}),
+        ("/srv", set()),
+        ("/srv/disk", {"rw"}),
+        ("/srv/disk/home", set()),
+        ("/srv/plain/home", {"rw", "nosuid", "nodev", "noexec"}),
+        ("/srv/plain/home/inner", set()),
+        ("/srv/two/home", {"rw", "nosuid", "nodev"}),
+        ("/srv/twohome", set()),
+    ],
+)
+def test_a_mount_is_what_a_path_finds(path: str, options: set[str]) -> None:
+    assert Tree(HIDING).options(path) == options
+
+
+def test_mounts_of_this_host() -> None:
+    assert shares.observe_tree().options("/proc")
 
 
 def test_a_home_is_made_for_its_owner(tmp_path: Path) -> None:
