@@ -223,5 +223,5 @@ def check_aliases(seen: Neighbours) -> Finding:
     if seen.without_aliases:
         shells = ", ".join(seen.without_aliases)
         do = f"if you want them: {FIX}, or `hutch aliases --install`"
-        return Finding("aliases", "ok", f"{shells} has no short names for workspaces", do)
+        return Finding("aliases", "ok", f"no short names for workspaces in {shells}", do)
     return Finding("aliases", "ok", "every shell has short names for workspaces")
