@@ -49,42 +49,65 @@ def test_where_nobody_may_write_lasting_units_they_are_there_until_it_reboots(in
         call("umount", str(LASTING))
 
 
+DISK = LASTING / "srv-late.mount"
+PLACE = Path("/srv/late")
+
+
+def mount_from(content: str) -> None:
+    DISK.write_text(f"[Mount]\nWhat={content}\nWhere={PLACE}\nType=none\nOptions=bind\n")
+    call("systemctl", "daemon-reload")
+
+
 @pytest.fixture
-def disk() -> Iterator[tuple[str, Path]]:
-    """Something that systemd mounts, its unit and its place; whoever needs it says so."""
-    content, place, unit = Path("/srv/disk"), Path("/srv/late"), LASTING / "srv-late.mount"
-    content.mkdir()
-    place.mkdir()
-    unit.write_text(f"[Mount]\nWhat={content}\nWhere={place}\nType=none\nOptions=bind\n")
+def disk() -> Iterator[None]:
+    """Something that systemd mounts when somebody needs it."""
+    Path("/srv/disk").mkdir()
+    PLACE.mkdir()
+    mount_from("/srv/disk")
+    yield
+    call("systemctl", "stop", DISK.name)
+    DISK.unlink()
     call("systemctl", "daemon-reload")
-    call("systemctl", "start", unit.name)
-    yield unit.name, place
-    call("systemctl", "stop", unit.name)
-    unit.unlink()
-    call("systemctl", "daemon-reload")
-    place.rmdir()
-    call("rm", "-r", str(content))
+    PLACE.rmdir()
+    call("rm", "-r", "/srv/disk")
 
 
-def test_a_home_waits_for_what_it_lies_on(disk: tuple[str, Path], instance: Instance) -> None:
-    mount, place = disk
+def is_as_it_was(instance: Instance) -> bool:
+    """The home that is kept, in which nothing counts as somebody else's."""
+    options = call("findmnt", "-n", "-o", "OPTIONS", f"{PLACE}/web").strip().split(",")
+    repairs = json.loads(instance.hutch("plan", "--json").stdout)["repairs"]
+    return instance.ssh("web", "cat file").stdout == "kept\n" and {"nosuid", "nodev"} <= set(options) and not repairs
+
+
+def test_a_home_waits_for_what_it_lies_on(disk: None, instance: Instance) -> None:
+    """Whoever starts it, and whether or not the network is there already."""
     places = Places(instance.state, instance.run)
-    instance.declare("container", web=f'home = "{place}/web"', other="")
+    units = places.unit("web"), places.unit("other"), places.network_unit
+    instance.declare("container", web=f'home = "{PLACE}/web"', other="")
     instance.hutch("up", timeout=300)
     instance.ssh("web", "echo kept >file")
-    call("systemctl", "stop", places.unit("web"), places.unit("other"), places.network_unit)
-    call("systemctl", "stop", mount)
-    refused = instance.hutch("start", "web", check=False)
-    assert refused.returncode == 1
-    assert f"its home {place}/web is gone" in refused.stderr
-    call("systemctl", "start", places.unit("web"))
-    assert instance.ssh("web", "cat file").stdout == "kept\n"
-    assert {"nosuid", "nodev"} <= set(call("findmnt", "-n", "-o", "OPTIONS", f"{place}/web").strip().split(","))
-    assert not json.loads(instance.hutch("plan", "--json").stdout)["repairs"]
-    call("systemctl", "stop", places.unit("web"), places.unit("other"), places.network_unit)
-    call("systemctl", "stop", mount)
+    assert is_as_it_was(instance)
+
+    call("systemctl", "stop", *units)
+    call("systemctl", "stop", DISK.name)
     instance.hutch("start", "other", timeout=300)
-    assert list(place.iterdir()) == []  # nothing that would be hidden later
-    call("systemctl", "start", mount)
-    instance.hutch("rm", "--purge", "--force", "web", timeout=300)
-    instance.hutch("rm", "--purge", "--force", "other", timeout=300)
+    assert list(PLACE.iterdir()) == []  # nothing that would be hidden later
+    call("systemctl", "start", units[0])
+    assert is_as_it_was(instance)
+
+    instance.hutch("stop", "web", timeout=300)
+    call("systemctl", "stop", DISK.name)
+    instance.hutch("start", "web", timeout=300)
+    assert is_as_it_was(instance)
+
+    instance.hutch("stop", "web", timeout=300)
+    call("systemctl", "stop", DISK.name)
+    mount_from("/srv/unplugged")
+    refused = instance.hutch("start", "web", check=False, timeout=300)
+    assert f"{PLACE}/web is not there: it lies on {DISK.name}, which cannot be mounted" in refused.stderr
+    assert list(PLACE.iterdir()) == []
+
+    mount_from("/srv/disk")
+    call("systemctl", "reset-failed", DISK.name)
+    for name in ("web", "other"):
+        instance.hutch("rm", "--purge", "--force", name, timeout=300)

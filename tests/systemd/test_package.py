@@ -24,7 +24,8 @@ REBOOT_SECONDS = 120.0
 MAY_RESTART = """
 do "/etc/needrestart/conf.d/hutch.conf";
 die $@ || $! unless %nrconf;
-for my $unit (@ARGV) { print "$unit\n" unless grep { $unit =~ /$_/ } keys %{$nrconf{override_rc}} }
+my $may = $nrconf{override_rc};
+for my $unit (@ARGV) { print "$unit\n" unless grep { $unit =~ /$_/ && !$may->{$_} } keys %$may }
 """
 UNREMARKABLE = ("/var/lib/systemd/", "/__pycache__")
 

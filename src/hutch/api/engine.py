@@ -237,7 +237,7 @@ class Hutch:
 
     def _check_startable(self, starting: Sequence[Record], consequence: str = "") -> None:
         """Refuse, before anything is stopped or started, what could not be started as it is."""
-        from hutch.apply.starting import check_recorded_shares
+        from hutch.apply.starting import check_shares
 
         if any(record.wanted.type == "vm" for record in starting):
             from hutch.apply.machines import check_machines
@@ -258,7 +258,7 @@ class Hutch:
                 from hutch.apply.hardware import machine_of
 
                 machine_of(self.places, record.image)
-        check_recorded_shares(starting)
+        check_shares((record.file, record.name, record.wanted) for record in starting)
 
     @mended
     def stop(self, names: Sequence[str]) -> None:
@@ -333,9 +333,7 @@ class Hutch:
             if not force:
                 check_saved(self.places)
             for name, record in read_records(self.places).items():
-                if record.ejected:
-                    notes.append(f"{name} was ejected and needs hutch no more: it stays in {record.ejected}")
-                else:
+                if not record.ejected:  # which needs hutch no more
                     notes += self.remove(name, purge=True, force=True)
         with lock(self.places):
             notes += withdraw(self.places)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from hutch.errors import HutchError
 from hutch.files import write_atomic
 from hutch.host import hosts_file, router, shares, shown, ssh
 from hutch.host.dns import own_names, service_user, wanted_resolvers
+from hutch.host.ejected import observe_ejected
 from hutch.host.firewall import Member
 from hutch.host.lock import host_lock
 from hutch.host.namespace import has_namespace, inside
@@ -66,9 +67,9 @@ def members_of(records: Mapping[str, Record], network: Network) -> tuple[Member,
     return tuple(members)
 
 
-def ejected_routes(records: Mapping[str, Record]) -> set[str]:
+def ejected_routes() -> frozenset[str]:
     """The ways to workspaces that have been ejected: they keep their addresses, in the midst of the others'."""
-    return {f"{record.wanted.ip}/32" for record in records.values() if record.ejected}
+    return frozenset(f"{note.ip}/32" for note in observe_ejected().values())
 
 
 def settle_network(places: Places, network: Network) -> Network:
@@ -109,7 +110,7 @@ def converge_network(
     record = new_record(places, network, file) if before is None else replace(before, network=network, file=file)
     write_network(places, record)
     host, facts = router.observe_all(places, network, looking)
-    host = host.without_routes(ejected_routes(records))
+    host = host.without_routes(ejected_routes())
     is_same = before is not None and before.network == network
     views = views_of(places, network, members)
     if views:
@@ -286,9 +287,9 @@ def peers_of(places: Places, serving: Mapping[str, Record]) -> tuple[ssh.Peer, .
     return tuple(peers)
 
 
-def converge_homes(places: Places, records: Mapping[str, Record], making: Collection[str]) -> None:
-    """Homes belong to their owners, and are nosuid,nodev together with all else that guests can write. Those of the
-    workspaces in `making` are made where they are absent; others may be on something that has yet to be mounted."""
+def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
+    """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write; but for
+    those on something that systemd has yet to mount, to which their services see."""
     guests: dict[str, set[shares.Guest]] = {}
     for name, record in in_force(places, records).items():
         if record.ejected:
@@ -299,10 +300,10 @@ def converge_homes(places: Places, records: Mapping[str, Record], making: Collec
         # One that cannot be does not hold up the others: whoever starts it has been told by check_shares.
         with suppress(HutchError, NotADirectoryError):
             shares.ensure_closed(places.workspace(name), gid)
-            if name in making or os.path.lexists(workspace.home):
+            if not shares.waits_for_mount(workspace.home):
                 shares.ensure_home(Path(workspace.home), workspace.owner, gid)
             for mount in workspace.mounts:
-                if name in making and mount.create and not os.path.lexists(mount.source):
+                if mount.create and not os.path.lexists(mount.source) and not shares.waits_for_mount(mount.source):
                     shares.ensure_home(Path(mount.source), workspace.owner, gid)
             shares.ensure_mount_points(name, workspace, gid)
         limit_home(places, record)
@@ -340,11 +341,9 @@ def settle(
     looking: Gathering | None = None,
     connect: Callable[[], None] = lambda: None,
     *,
-    making: Collection[str] = (),
     is_unit: bool = False,
 ) -> None:
-    """The host as the records want it, or bare again when there is no workspace left. Absent homes are made for the
-    workspaces in `making`, those that somebody has asked for.
+    """The host as the records want it, or bare again when there is no workspace left.
 
     `connect` is called once the network is in place: what waits to join it need not wait for names and keys. `is_unit`
     is said by the host's own unit, which is active once it has settled the host.
@@ -352,7 +351,7 @@ def settle(
     if present(records):
         if has_systemd() and not has_namespace(places):
             places.settled.unlink(missing_ok=True)
-        converge_homes(places, records, making)
+        converge_homes(places, records)
         converge_network(places, network, file, records, looking)
         connect()
         converge_trust(places, records)

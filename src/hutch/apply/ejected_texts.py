@@ -22,7 +22,7 @@ from hutch.host.units import WRITTEN_BY, quoted, quoted_path
 from hutch.host.watch import LIST, fixed_sets
 from hutch.run import SEARCH_PATH
 from hutch.spec import names
-from hutch.spec.ejected import Ejected, render_note
+from hutch.spec.ejected import Ejected, Note, render_note
 from hutch.spec.model import Network, Workspace
 from hutch.supervise import units
 from hutch.supervise.units import function
@@ -69,9 +69,10 @@ class Subject:
 def render_units(subject: Subject) -> dict[str, str]:
     """The units by their names. The workspace's own comes first."""
     places, launch = subject.places, subject.launch
+    note = Note(places.name, str(places.state), subject.member.ip, subject.uid_base)
     serving = {places.service_unit(service.pid_file): service for service in subject.services}
     found = {
-        launch.unit: units.render_service(launch, places, tuple(serving)) + render_note(subject.uid_base),
+        launch.unit: units.render_service(launch, places, tuple(serving)) + render_note(note),
         places.slice(launch.workspace): units.render_slice(launch),
         places.network_unit: render_network_unit(places, writable_paths(subject.workspace)),
         **{

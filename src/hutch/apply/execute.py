@@ -12,13 +12,11 @@ from hutch.apply.ownership import origin_of
 from hutch.apply.removal import mark_removed, remove_root
 from hutch.apply.starting import StartsFailed, start
 from hutch.errors import Unmet
-from hutch.files import read_or_none
+from hutch.host.ejected import observe_ejected
 from hutch.host.shares import kept_guards
-from hutch.host.units import LASTING
 from hutch.plan.actions import Action, Plan
 from hutch.plan.noting import noted
 from hutch.plan.resolve import allocate_uids
-from hutch.spec.ejected import parse_note
 from hutch.spec.model import Workspace
 from hutch.spec.names import Places
 from hutch.state import Record, ensure_copy, journaled, read_records, write_record
@@ -45,7 +43,8 @@ def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
     if plan.start:
         check_new_machines(places, plan, records)
     new = [action.workspace for action in plan.actions if action.wanted and action.workspace not in records]
-    taken = {record.uid_base for record in records.values()} | ejected_uids()
+    taken = {record.uid_base for record in records.values()}
+    taken |= {note.uid_base for note in observe_ejected().values()}
     uids = dict(zip(new, allocate_uids(taken, len(new), places.uid_index), strict=True))
     changing = tuple(action.workspace for action in plan.actions if action.action != "no change")
     if changing:
@@ -53,13 +52,6 @@ def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
             _apply(places, plan, records, uids, listen)
     else:
         _apply(places, plan, records, uids, listen)
-
-
-def ejected_uids() -> set[int]:
-    """The user ids of what was ejected from any hutch of this host, which may have no record of it any more."""
-    texts = (read_or_none(path) or b"" for path in LASTING.glob("workspace-*.service"))
-    noted = (parse_note(text.decode("utf-8", "replace")) for text in texts)
-    return {base for base in noted if base is not None}
 
 
 def _apply(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping[str, int], listen: Listener) -> None:
@@ -72,8 +64,7 @@ def _apply(places: Places, plan: Plan, records: dict[str, Record], uids: Mapping
     starting = [a.workspace for a in plan.actions if a.starts and plan.start]
     unmet: list[Unmet] = []
     if live or not starting:
-        making = [action.workspace for action in plan.actions]
-        converge.settle(places, plan.network, plan.file, records, making=making)
+        converge.settle(places, plan.network, plan.file, records)
     if live:
         from hutch.apply.live import apply_live
 

@@ -114,7 +114,7 @@ def wrong_homes(places: Places, serving: Mapping[str, Record]) -> Iterator[Repai
         workspace = record.wanted
         assert isinstance(workspace.owner, int) and workspace.home is not None
         gid, _ = ssh.owner_of(workspace.owner)
-        if not os.path.lexists(workspace.home):
+        if not os.path.lexists(workspace.home) and not shares.waits_for_mount(workspace.home):
             yield Repair("home", f"{workspace.home} is gone; it is made anew, and empty", name)
         if not shares.is_closed(places.workspace(name), gid):
             yield Repair("home", f"{places.workspace(name)} is open to others, or closed to the owner", name)

@@ -17,6 +17,7 @@ from hutch.apply.machines import check_machines
 from hutch.apply.ownership import check_ownership, former_paths, origin_of, orphans
 from hutch.apply.starting import check_shares
 from hutch.errors import ConfigError, Problem, UsageError
+from hutch.host.ejected import observe_ejected
 from hutch.host.listening import check_ports
 from hutch.host.units import has_systemd
 from hutch.plan.actions import Plan
@@ -84,6 +85,7 @@ def observe_facts(places: Places, config: Config) -> Facts:
         real=os.path.realpath,
         exists=functools.cache(os.path.exists),
         has_systemd=has_systemd(),
+        ejected=observe_ejected(),
     )
 
 

@@ -36,13 +36,11 @@ def look(places: Places, file: Path | None) -> Neighbours:
 
 
 def workspaces_of(places: Places, file: Path | None, *, is_root: bool) -> Workspaces:
-    record, addresses, damage, ejected = None, {}, "", frozenset[str]()
+    record, addresses, damage = None, {}, ""
     if is_root:
         try:
             record = read_network(places)
-            records = read_records(places)
-            ejected = frozenset(converge.ejected_routes(records))
-            serving = converge.in_force(places, records)
+            serving = converge.in_force(places, read_records(places))
             addresses = {name: found.wanted.ip for name, found in serving.items() if found.wanted.ip is not None}
         except HutchError as error:
             damage = error.brief
@@ -52,7 +50,7 @@ def workspaces_of(places: Places, file: Path | None, *, is_root: bool) -> Worksp
         with suppress(HutchError):
             uplink = router.find_uplink(places, host) or router.choose_uplink(network, host)
             network = replace(network, uplink=uplink)
-    return Workspaces(network, addresses, damage, ejected)
+    return Workspaces(network, addresses, damage, converge.ejected_routes())
 
 
 def declared_network(places: Places, file: Path | None) -> Network:

@@ -16,7 +16,7 @@ from hutch.host.namespace import has_namespace, look
 from hutch.host.shares import check_shares as check_directories
 from hutch.host.shares import has_mount_points
 from hutch.host.ssh import key_holders, owner_of
-from hutch.host.units import has_systemd
+from hutch.host.units import has_systemd, systemctl, waiting_mounts
 from hutch.spec.model import Network, Workspace
 from hutch.spec.names import PACKAGE, Places
 from hutch.state import Record, read_network, write_record
@@ -26,6 +26,9 @@ from hutch.supervise.control import Listener, Settle
 if TYPE_CHECKING:
     from hutch.backends.launch import Launch, Surroundings
     from hutch.host.accelerator import Accelerator
+
+
+MOUNT_SECONDS = 120.0  # systemd waits 90 for a device
 
 
 class StartsFailed(Unmet):
@@ -49,8 +52,9 @@ def start(
     once, and no workspace joins the network before it is settled.
     """
 
-    names = tuple(names)
     starting = [records[name] for name in names]
+    for record in starting:
+        mount_shares(record)
     accelerator = None
     if any(record.wanted.type == "vm" for record in starting):
         from hutch.apply.machines import prepare_machines
@@ -59,14 +63,14 @@ def start(
     if not is_prepared(places, network, starting):
         from hutch.apply.converge import settle
 
-        settle(places, network, file, records, making=names)
+        settle(places, network, file, records)
 
     @contextmanager
     def settling() -> Iterator[Settle]:
         with closing(look(places)) as looking:  # it goes on while the rest is imported
             from hutch.apply.converge import settle
 
-            yield lambda connect: settle(places, network, file, records, looking, connect, making=names)
+            yield lambda connect: settle(places, network, file, records, looking, connect)
 
     def make(name: str) -> Launch:
         if lacks_shell(places, records[name]):
@@ -115,18 +119,20 @@ def check_shares(starting: Iterable[tuple[str, str, Workspace]]) -> None:
         raise ConfigError(problems)
 
 
-def check_recorded_shares(starting: Iterable[Record]) -> None:
-    """The same, of workspaces as recorded. A home that was there may be on something that is not mounted: only `up`,
-    whose plan says so, makes another one."""
-    starting = tuple(starting)
-    for record in starting:
-        home = str(record.wanted.home)
-        if record.booted is not None and record.booted.workspace.home == home and not os.path.lexists(home):
-            raise HutchError(
-                f"{record.name}: its home {home} is gone",
-                resolution=f"mount what it lies on; or `hutch up {record.name}` makes another one, empty",
-            )
-    check_shares((record.file, record.name, record.wanted) for record in starting)
+def mount_shares(record: Record) -> None:
+    """Have systemd mount what its directories lie on, before any of them is made where that is to be."""
+    for path in (str(record.wanted.home), *(mount.source for mount in record.wanted.mounts)):
+        if os.path.lexists(path):
+            continue
+        for unit in waiting_mounts(path):
+            try:
+                systemctl("start", unit, timeout=MOUNT_SECONDS)
+            except HutchError as error:
+                raise HutchError(
+                    f"{record.name}: {path} is not there: it lies on {unit}, which cannot be mounted",
+                    details=error.details,
+                    resolution=f"`systemctl status {unit}`",
+                ) from error
 
 
 def is_prepared(places: Places, network: Network, starting: Iterable[Record]) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from hutch.apply.converge import in_force, members_of, present, wanted_services
 from hutch.apply.starting import make_launch
@@ -16,7 +15,6 @@ from hutch.files import write_atomic
 from hutch.host import units
 from hutch.host.accelerator import recall_accelerator
 from hutch.host.cgroup import memory_for_workspaces
-from hutch.host.shares import writable_paths
 from hutch.host.unit_texts import START_SECONDS, render_network, render_service, render_slice, render_target
 from hutch.plan.actions import Wanted
 from hutch.plan.planner import pending
@@ -57,15 +55,12 @@ def _must_wait(places: Places, record: Record) -> bool:
 
 def wanted_host_units(places: Places, network: Network, records: Mapping[str, Record]) -> dict[str, str]:
     """The host's own: the target for all, the network, and what serves all."""
-    serving = in_force(places, records)
-    members = members_of(serving, network)
-    paths = {path for record in serving.values() for path in writable_paths(record.wanted)}
-    shared = sorted(path for path in paths if not Path(path).is_relative_to(places.state))
+    members = members_of(in_force(places, records), network)
     services = wanted_services(places, network, is_watched=any(member.policy.is_watched for member in members))
     return {
         places.slice_of_all: render_slice(places, memory_for_workspaces()),
         places.target: render_target(places),
-        places.network_unit: render_network(places, sys.executable, shared),
+        places.network_unit: render_network(places, sys.executable),
         **{places.service_unit(service.pid_file): render_service(service, places) for service in services},
     }
 

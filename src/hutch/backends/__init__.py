@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from hutch.backends.launch import Launch, Surroundings
+from hutch.backends.share import guard_steps, shown
 from hutch.errors import Problem
 from hutch.spec import names
 from hutch.spec.model import Network, Workspace
@@ -67,8 +68,5 @@ def launch(name: str, workspace: Workspace, surroundings: Surroundings) -> Launc
     """What makes the workspace run."""
     backend = backend_of(workspace)
     assert backend is not None  # or `check` would have refused it
-    assert workspace.home is not None
-    shares = (workspace.home, *(mount.source for mount in workspace.mounts))
-    if workspace.nix_store:
-        shares += (names.NIX_STORE,)
-    return replace(backend.launch(name, workspace, surroundings), shares=shares)
+    found = backend.launch(name, workspace, surroundings)
+    return replace(found, shares=shown(workspace), guards=guard_steps(workspace, surroundings))

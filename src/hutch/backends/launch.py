@@ -161,7 +161,8 @@ class Launch:
     the bytes that are left to a machine of its memory, and `resize`, which gives a root in memory the size that it is
     to have; all else counts when the guest boots again.
 
-    `shares` are the host's directories that it is shown.
+    `shares` are the host's directories that it is shown; `guards` are steps in the host's own mount namespace, which
+    keep what it makes there from counting as somebody else's, where others than hutch may mount something meanwhile.
     `unit` is the service of systemd's that it is run as, "" where the embedded supervisor runs it. A machine's `links`
     are named pipes then, its `helpers` open their sockets themselves, and its `inward` steps take the pid of its main
     process.
@@ -195,4 +196,5 @@ class Launch:
     start_seconds: float = 60.0
     stop_seconds: float = 15.0
     shares: tuple[str, ...] = ()
+    guards: tuple[Step, ...] = ()
     unit: str = ""

@@ -40,6 +40,23 @@ def store_step(target: str, host: Surroundings, mapping: str = "") -> Step:
     return Step((*bind, names.NIX_STORE, target, options), f"share {names.NIX_STORE}")
 
 
+def shown(workspace: Workspace) -> tuple[str, ...]:
+    """The directories of the host's that it is shown, the store included."""
+    store = (names.NIX_STORE,) if workspace.nix_store else ()
+    return (*(source for source, _, _ in sources(workspace)), *store)
+
+
+def guard_steps(workspace: Workspace, host: Surroundings) -> tuple[Step, ...]:
+    """Have what it can write nosuid,nodev on the host, where that is not in hutch's own state."""
+    bind = (host.python, "-I", "-S", f"{host.package}/host/bind.py")
+    writable = (source for source, _, readonly in sources(workspace) if not readonly)
+    return tuple(
+        Step((*bind, source, "=?", "nosuid,nodev"), f"guard {source}")
+        for source in writable
+        if not source.startswith(f"{host.places.state}/")
+    )
+
+
 def bind_step(name: str, source: str, target: str, readonly: bool, mapping: str, host: Surroundings) -> Step:
     """Show `source` at `target`, with the uids of `mapping`, as mount(8) reads it: "type:on disk:mapped:count …"."""
     options = f"{'ro,' if readonly else ''}nosuid,nodev,X-mount.idmap={mapping}"

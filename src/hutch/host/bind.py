@@ -4,11 +4,14 @@
 
 A share's path may lead through a directory that some guest can write; a symbolic link put there must not
 lead root elsewhere. So every component is opened with O_NOFOLLOW, and the mount is made from the
-descriptor, as ".". TARGET "=" mounts the directory over itself. It imports next to nothing and becomes mount(8).
+descriptor, as ".". TARGET "=" mounts the directory over itself, "=?" unless what lies there is nosuid,nodev already. It
+imports next to nothing and becomes mount(8).
 """
 
 import os
 import sys
+
+GUARDED = os.ST_NOSUID | os.ST_NODEV
 
 
 def open_strictly(path: str) -> int:
@@ -27,9 +30,14 @@ def main() -> None:
         descriptor = open_strictly(source)
     except OSError as error:
         sys.exit(f"{source}: {error.strerror} (a share must be a directory reached through no symbolic link)")
+    if target == "=?" and os.fstatvfs(descriptor).f_flag & GUARDED == GUARDED:
+        return
     os.fchdir(descriptor)  # "." is that very directory, whatever its path leads to by now
     here = "."
-    os.execvp("mount", ["mount", "--no-canonicalize", "--bind", "-o", options, here, here if target == "=" else target])
+    os.execvp(
+        "mount",
+        ["mount", "--no-canonicalize", "--bind", "-o", options, here, here if target in ("=", "=?") else target],
+    )
 
 
 if __name__ == "__main__":

@@ -35,25 +35,24 @@ class Tree:
     that leads there."""
 
     def __init__(self, text: str) -> None:
-        self._options: dict[str, set[str]] = {}
-        self._at: dict[tuple[str, str], str] = {}  # (id of the mount around it, mount point) -> id
-        self._top = ""
-        for fields, _ in _lines(text):
-            number, around, point = fields[0], fields[1], plain(fields[4])
-            if around not in self._options and point == "/":
-                self._top = number
-            self._options[number] = set(fields[5].split(","))
-            self._at[around, point] = number
+        lines = [fields for fields, _ in _lines(text)]
+        self._options = {fields[0]: set(fields[5].split(",")) for fields in lines}
+        # (id of the mount around it, mount point) -> id. Around the root is none that is seen; nor, in a changed root
+        # that is none itself, around all that is mounted there.
+        self._at = {
+            (fields[1] if fields[1] in self._options and fields[1] != fields[0] else "", plain(fields[4])): fields[0]
+            for fields in lines
+        }
 
     def options(self, path: str) -> set[str]:
         """Those of the mount at exactly this path, empty where there is none."""
-        mount, found = self._top, False
+        mount, found = "", False
         parts = [part for part in path.split("/") if part]
         for place in ("/", *("/" + "/".join(parts[: count + 1]) for count in range(len(parts)))):
-            found = place == "/"
-            while (mount, place) in self._at and self._at[mount, place] != mount:
+            found = False
+            while (mount, place) in self._at:
                 mount, found = self._at[mount, place], True
-        return self._options.get(mount, set()) if found else set()
+        return self._options[mount] if found else set()
 
 
 def self_binds(text: str) -> dict[str, int]:

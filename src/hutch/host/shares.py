@@ -18,6 +18,7 @@ from hutch.errors import HutchError, Problem
 from hutch.files import read_or_none, write_atomic
 from hutch.frozen import dataclass
 from hutch.host.mountinfo import Tree, observe_mountinfo, parse_mountinfo, self_binds
+from hutch.host.units import waiting_mounts
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Workspace
 from hutch.spec.names import NIX_STORE, UID_COUNT, Places
@@ -61,7 +62,7 @@ def check_shares(prefix: str, workspace: Workspace) -> Iterator[Problem]:
         hint = f"install Nix on this host, whose store must be a directory {NIX_STORE}; or leave nix_store out"
         yield Problem(f"{NIX_STORE} {wrong}", f"{prefix}.nix_store", "true", hint)
     for index, mount in enumerate(workspace.mounts):
-        wrong = check_directory(mount.source, may_be_absent=mount.create)
+        wrong = check_directory(mount.source, may_be_absent=mount.create or waits_for_mount(mount.source))
         if wrong:
             hint = "a directory of the host" if mount.create else "a directory of the host, or create = true"
             yield Problem(wrong, f"{prefix}.mounts[{index}].source", mount.source, hint)
@@ -137,7 +138,7 @@ def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Ite
     Which mounts are ours stands in a file of the runtime directory: like them, it is gone after a reboot.
     """
     text = observe_mountinfo()
-    wanted, mounts, binds = list(paths), find_mounts(text), self_binds(text)
+    wanted, mounts, binds, tree = list(paths), find_mounts(text), self_binds(text), Tree(text)
     known = noted_guests(places)
     for path, those in (guests or {}).items():
         known[path] = {*known.get(path, ()), *those}
@@ -147,14 +148,17 @@ def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Ite
     for path in sorted((path for path in kept if path not in wanted), key=len, reverse=True):  # the inner ones first
         if any(other.startswith(f"{path}/") for other in kept):
             continue  # a mount in it that is to stay would go too
+        if not tree.options(path):
+            continue  # something has been mounted over it, and would go instead
         if why := _why_stuck(path, known.get(path, ()), stuck.pop(path, None)):
             stuck[path] = why
         else:
             _unmount(path)
             kept.remove(path)
-    open_ones = unguarded(wanted, Tree(text))
+    kept += [path for path in dict.fromkeys(wanted) if waits_for_mount(path)]  # its service will put ours there
+    open_ones = unguarded(wanted, tree)
     for path in open_ones:
-        kept += [path] if path not in kept else []  # its mount may be below another one, which came later
+        kept += [path] if path not in kept else []  # a mount of ours may be below another one, which came later
         _note(places, kept, binds, known, stuck)  # before the mount: a crash in between leaves none that nobody knows
         _mount(path)
     _note(places, kept, self_binds(observe_mountinfo()) if open_ones else binds, known, stuck)
@@ -179,8 +183,9 @@ def _unmount(path: str) -> None:
 
 def release(places: Places, path: str) -> None:
     """Take our mount from what is about to be deleted, whatever is in it. May be called again."""
-    ours, binds = _mounted(places)
-    if path in ours:
+    text = observe_mountinfo()
+    ours, binds = _mounted(places, text)
+    if path in ours and Tree(text).options(path):
         _unmount(path)
         kept = [other for other in ours if other != path]
         stuck = {other: told for other, told in noted_stuck(places).items() if other in kept}
@@ -189,15 +194,14 @@ def release(places: Places, path: str) -> None:
 
 def hold(places: Places, path: str, why: str) -> bool:
     """Keep our mount there, for `ensure_shares` to find. False where there is none."""
-    ours, binds = _mounted(places)
+    ours, binds = _mounted(places, observe_mountinfo())
     if path in ours:
         _note(places, ours, binds, noted_guests(places), {**noted_stuck(places), path: (time.time(), why)})
     return path in ours
 
 
-def _mounted(places: Places) -> tuple[list[str], dict[str, int]]:
+def _mounted(places: Places, text: str) -> tuple[list[str], dict[str, int]]:
     """The paths on which mounts of ours are at this moment, and the ids of all such mounts."""
-    text = observe_mountinfo()
     mounts, binds = find_mounts(text), self_binds(text)
     return [path for path in noted_shares(places, (), mounts, binds) if path in mounts], binds
 
@@ -229,6 +233,11 @@ def unguarded(paths: Iterable[str], mounts: Tree) -> tuple[str, ...]:
     """The paths that are to have the options, and do not. What cannot be shared needs no guard."""
     open_ones = [path for path in dict.fromkeys(paths) if not mounts.options(path) >= OPTIONS]
     return tuple(path for path in open_ones if not check_directory(path, may_be_absent=False))
+
+
+def waits_for_mount(path: str) -> bool:
+    """Whether it is absent, and systemd is to mount something on the way to it."""
+    return not os.path.lexists(path) and bool(waiting_mounts(path))
 
 
 def noted_guests(places: Places) -> dict[str, set[Guest]]:

@@ -76,7 +76,7 @@ def unknown_droppers(listing: str, uplink: str) -> tuple[str, ...]:
         and found.policies[name] == "drop"
         and name.startswith(("ip ", "inet "))
         and not name.startswith(THEIRS)
-        and not any(_comes_by(rule, uplink) for rule in found.rules[name])
+        and not any(_goes_by(rule, "iifname", uplink) for rule in found.rules[name])
     )
 
 
@@ -103,24 +103,25 @@ def _iptables(found: Listing, uplink: str, host_end: str) -> Iterator[Obstacle]:
     def drops(chain: str) -> bool:
         return policies.get(f"ip filter {chain}") == "drop"
 
-    def lets_in(*names: str) -> bool:
-        return any(_accepts(rule, uplink) for name in names for rule in rules.get(f"ip filter {name}", ()))
+    def lets(way: str, *names: str) -> bool:
+        return any(_accepts(rule, way, uplink) for name in names for rule in rules.get(f"ip filter {name}", ()))
 
     is_ufw = any(_jumps(rule, "ufw-before-input") for rule in rules.get("ip filter INPUT", ()))
     has_docker = "ip filter DOCKER-USER" in rules
     accept = ("-i", uplink, "-j", "ACCEPT")
     back = ("-o", uplink, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED,DNAT", "-j", "ACCEPT")
-    if drops("FORWARD") and not lets_in("FORWARD", "DOCKER-USER", "ufw-user-forward"):
-        why = "drops what goes through this host, which is all that workspaces send"
+    passing = ("FORWARD", "DOCKER-USER", "ufw-user-forward")
+    # To a published port, others come; ufw lets nothing but answers go there by itself.
+    if drops("FORWARD") and not (lets("iifname", *passing) and (lets("oifname", *passing) or not is_ufw)):
+        why = "drops what goes through this host, which is all that workspaces send and publish"
         if is_ufw:
-            # What is published comes from others; ufw lets answers pass by itself.
             repair = (_ufw("route", "allow", "out", "on", uplink), _ufw("route", "allow", "in", "on", uplink))
             yield Obstacle("ufw", why, repair, lasts=True)
         else:
             chain = "DOCKER-USER" if has_docker else "FORWARD"
             repair = (_rule(chain, *back), _rule(chain, *accept))
             yield Obstacle("Docker" if has_docker else "iptables", why, repair, lasts=False)
-    if drops("INPUT") and not lets_in("INPUT", "ufw-user-input"):
+    if drops("INPUT") and not lets("iifname", "INPUT", "ufw-user-input"):
         why = "drops what workspaces ask this host: no name is found"
         if is_ufw:
             step = _ufw("allow", "in", "on", uplink, "to", host_end, "port", "53")
@@ -144,7 +145,7 @@ def _ufw(*words: str) -> Step:
 def _firewalld(rules: Rules, uplink: str) -> Iterator[Obstacle]:
     """It has a zone for each interface, and rejects what goes from the usual one to another."""
     ours = [rule for name, found in rules.items() if name.startswith("inet firewalld ") for rule in found]
-    if ours and not any(_comes_by(rule, uplink) for rule in ours):
+    if ours and not any(_goes_by(rule, "iifname", uplink) for rule in ours):
         add, remove, query = (("--zone=trusted", f"--{verb}-interface={uplink}") for verb in ("add", "remove", "query"))
         now = Step(("firewall-cmd", *add), ("firewall-cmd", *remove), ("firewall-cmd", *query))
         # What is written down can be asked for, and taken back, when it does not run.
@@ -153,12 +154,13 @@ def _firewalld(rules: Rules, uplink: str) -> Iterator[Obstacle]:
         yield Obstacle("firewalld", "rejects what workspaces send and ask", (later, now), lasts=True)
 
 
-def _accepts(rule: list[dict[str, Any]], uplink: str) -> bool:
-    return _comes_by(rule, uplink) and any("accept" in part for part in rule)
+def _accepts(rule: list[dict[str, Any]], way: str, uplink: str) -> bool:
+    return _goes_by(rule, way, uplink) and any("accept" in part for part in rule)
 
 
-def _comes_by(rule: list[dict[str, Any]], uplink: str) -> bool:
-    wanted = {"meta": {"key": "iifname"}}
+def _goes_by(rule: list[dict[str, Any]], way: str, uplink: str) -> bool:
+    """Whether the rule is about what comes ("iifname") or leaves ("oifname") by the uplink."""
+    wanted = {"meta": {"key": way}}
     return any(
         part["match"]["left"] == wanted and part["match"]["op"] == "==" and part["match"]["right"] == uplink
         for part in rule

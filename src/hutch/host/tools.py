@@ -41,12 +41,12 @@ def check_tools(names: Collection[str], brief: str) -> None:
         return
     from hutch.host.packages import INSTALL, REQUIREMENTS
 
-    manager = find_manager() or "apt"
+    manager = find_manager()
     purposes = {name: item.purpose for item in REQUIREMENTS for name in item.proof}
     items = [item for item in REQUIREMENTS if set(missing).intersection(item.proof)]
-    packages = dict.fromkeys(name for item in items for name in item.names(manager))
+    packages = dict.fromkeys(name for item in items if manager for name in item.names(manager))
     raise HutchError(
         brief,
         details="\n".join(f"missing: {name}, which {purposes.get(name, 'hutch runs')}" for name in missing),
-        resolution=f"`{INSTALL[manager]} {' '.join(packages)}`" if packages else "install what is missing",
+        resolution=f"`{INSTALL[manager]} {' '.join(packages)}`" if manager and packages else "install what is missing",
     )

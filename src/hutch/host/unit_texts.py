@@ -13,7 +13,7 @@ from hutch.run import SEARCH_PATH
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, PACKAGE, Places
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from hutch.host.service import Service
 
@@ -21,11 +21,10 @@ PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from hutch.apply.boo
 DOCUMENTATION = "Documentation=man:hutch(1)"
 FIREWALLS = ("nftables.service", "ufw.service", "firewalld.service")  # each begins with rules of its own
 ORDER = (
-    f"After=systemd-sysctl.service network-pre.target network.target remote-fs.target {' '.join(FIREWALLS)}",
+    f"After=systemd-sysctl.service network-pre.target network.target {' '.join(FIREWALLS)}",
     "Before=docker.service",
 )
-"""When a network begins: whoever has rules of their own for the host's packets has them by then, but for Docker; and
-homes are there, also those that are somewhere else."""
+"""When a network begins: whoever has rules of their own for the host's packets has them by then, but for Docker."""
 START_SECONDS, STOP_SECONDS = 300, 300
 SANDBOX = (
     "NoNewPrivileges=yes",
@@ -76,10 +75,9 @@ def render_service(service: Service, places: Places, needs: Sequence[str] = ()) 
     return WRITTEN_BY + "\n".join(lines) + "\n"
 
 
-def render_network(places: Places, python: str, shared: Iterable[str] = ()) -> str:
+def render_network(places: Places, python: str) -> str:
     """What settles the host for all workspaces, and clears it. Whoever has rules of their own for the host's packets
-    has them by then, but for Docker: that leaves forwarded packets alone if the host forwards them already. What the
-    `shared` directories lie on is there too, as far as it can be: a guard is put on what is seen."""
+    has them by then, but for Docker: that leaves forwarded packets alone if the host forwards them already."""
     command = " ".join(map(quoted, (python, "-I", "-c", PROGRAM, str(PACKAGE.parent))))
     own = (
         ("HUTCH_STATE_DIR", str(places.state), DEFAULT_STATE_DIR),
@@ -91,7 +89,6 @@ def render_network(places: Places, python: str, shared: Iterable[str] = ()) -> s
         DOCUMENTATION,
         *(f"PartOf={unit}" for unit in places.stopped_by),
         f"RequiresMountsFor={' '.join(map(quoted_path, map(str, (places.state, places.run, python, PACKAGE))))}",
-        *(f"WantsMountsFor={quoted_path(path)}" for path in shared),  # a systemd before 256 reads past it
         *ORDER,
         "",
         "[Service]",

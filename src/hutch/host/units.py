@@ -97,6 +97,17 @@ def remove_units(names: Iterable[str]) -> None:
     systemctl("reset-failed", *found, check=False)
 
 
+def waiting_mounts(path: str) -> list[str]:
+    """The units on the way to `path`, outermost first, by which systemd is to mount something, and has not."""
+    if not has_systemd():
+        return []
+    ways = [str(way) for way in (*reversed(Path(path).parents), Path(path))]
+    names = run(("systemd-escape", "--path", "--suffix=mount", "--", *ways)).stdout.split()
+    shown = systemctl("show", "--property=Id", "--property=LoadState", "--property=ActiveState", "--", *names)
+    found = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in shown.split("\n\n")]
+    return [unit["Id"] for unit in found if unit.get("LoadState") == "loaded" and unit.get("ActiveState") != "active"]
+
+
 def own_settings(names: Iterable[str]) -> list[Path]:
     """What an administrator has set beside these units. It is theirs, and stays."""
     return [path for name in names for place in OWN_SETTINGS if (path := place / f"{name}.d").is_dir()]

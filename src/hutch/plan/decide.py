@@ -11,6 +11,7 @@ from hutch.frozen import dataclass
 from hutch.plan.actions import Action, Affected, Change, Plan, Wanted
 from hutch.plan.planner import Standing, network_changes, plan
 from hutch.plan.resolve import collisions, resolve, still_used
+from hutch.spec.ejected import Note
 from hutch.spec.model import Config, Network, Workspace
 from hutch.spec.names import UID_RANGES, Places
 from hutch.state import Record
@@ -56,6 +57,8 @@ class Facts:
     exists: Callable[[str], bool]
     has_systemd: bool = False
     """Whether systemd is the host's process 1."""
+    ejected: Mapping[str, Note] = field(default_factory=dict)
+    """What has been ejected, from this hutch or another one, and is still there."""
     broken: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
     """What was taken from workspaces that run."""
 
@@ -87,7 +90,9 @@ def decide(
     parties = {*wanted, *remove}
     others = {name: r.wanted for name, r in facts.records.items() if not r.removed and name not in parties}
     ejected = {name: r.wanted for name, r in facts.records.items() if r.ejected and r.removed}
-    refuse_ejected(config.file, [facts.records[name] for name in wanted if name in ejected])
+    there = {name: str(facts.records[name].ejected) for name in ejected}
+    there |= {name: note.directory for name, note in facts.ejected.items()}
+    refuse_ejected(config.file, {name: there[name] for name in wanted if name in there})
     everybody = {**ejected, **others, **{name: target.workspace for name, target in wanted.items()}}
     standing = {name: _standing(record, facts) for name, record in facts.records.items() if name in parties}
     moved = network_changes(facts.applied, facts.network)
@@ -125,6 +130,7 @@ def _resolve(
     chosen = dict.fromkeys(config.select(names))
     kept = {name: record.wanted for name, record in facts.records.items()}
     in_use = [workspace.ip for workspace in running.values() if workspace.ip is not None]
+    in_use += [note.ip for note in facts.ejected.values()]
     resolved = resolve(config.workspaces, kept, facts.network, places, facts.owner, in_use)
     workspaces = {name: _with_keys(resolved[name], facts) for name in chosen}
     return {name: Wanted(workspace, facts.image_of(workspace)) for name, workspace in workspaces.items()}
@@ -152,13 +158,12 @@ def _standing(record: Record, facts: Facts) -> Standing:
     )
 
 
-def refuse_ejected(file: str, ejected: Sequence[Record]) -> None:
-    """What was ejected runs beside hutch, by that name and at that address."""
+def refuse_ejected(file: str, ejected: Mapping[str, str]) -> None:
+    """What was ejected, and to where, runs beside hutch, by that name and at that address."""
     if ejected:
-        names = ", ".join(record.name for record in ejected)
         raise HutchError(
-            f"{file} declares {names}, which hutch has ejected",
-            details="\n".join(f"{record.name} goes on without hutch, in {record.ejected}" for record in ejected),
+            f"{file} declares {', '.join(ejected)}, which hutch has ejected",
+            details="\n".join(f"{name} goes on without hutch, in {place}" for name, place in ejected.items()),
             resolution="take it out of the file; or remove it there (the script `remove`), and `hutch rm --purge` it",
         )
 

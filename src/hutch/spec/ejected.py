@@ -13,19 +13,41 @@ from hutch.errors import UsageError
 from hutch.frozen import dataclass
 from hutch.spec.names import Places, interface
 
-NOTE = "[X-Hutch]\nUserIds="
-"""What its unit says for a hutch that knows nothing of it any more, and may be there anew; systemd reads past it."""
+SECTION = "[X-Hutch]"
+"""Of its unit; systemd reads past it."""
 
 
-def render_note(uid_base: int) -> str:
-    """The end of the unit, which keeps its user ids from being given to somebody else."""
-    return f"\n{NOTE}{uid_base}\n"
+@dataclass(frozen=True)
+class Note:
+    """What its unit tells a hutch that knows nothing of it: its name, where all of it is, its address, and the first of
+    its user ids."""
+
+    name: str
+    directory: str
+    ip: str
+    uid_base: int
 
 
-def parse_note(unit: str) -> int | None:
-    """The first of its user ids."""
-    found = re.search(rf"^{re.escape(NOTE)}([0-9]+)$", unit, re.MULTILINE | re.ASCII)
-    return int(found[1]) if found else None
+def render_note(note: Note) -> str:
+    """The end of the unit."""
+    lines = (
+        SECTION,
+        f"Name={note.name}",
+        f"Directory={note.directory}",
+        f"Address={note.ip}",
+        f"UserIds={note.uid_base}",
+    )
+    return "\n" + "".join(f"{line}\n" for line in lines)
+
+
+def parse_note(unit: str) -> Note | None:
+    """What is noted there; None for a unit that has no such end."""
+    lines = unit.partition(f"\n{SECTION}\n")[2].splitlines()
+    found = dict(line.partition("=")[::2] for line in lines)
+    try:
+        return Note(found["Name"], found["Directory"], found["Address"], int(found["UserIds"]))
+    except (KeyError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)

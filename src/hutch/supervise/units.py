@@ -71,6 +71,8 @@ def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()
         "SyslogLevelPrefix=no",
         *(MACHINE_DIRECTIVES if launch.links else ()),
         *(f"ExecStartPre=systemctl is-active --quiet {unit}" for unit in served_by),
+        # On the host, once what they lie on is mounted: that may be later than the network is settled.
+        *(f"ExecStartPre=+{' '.join(map(quoted, step.argv))}" for step in launch.guards),
         f"ExecStart=/bin/sh {quoted(str(script))} start",
         f"ExecStartPost=/bin/sh {quoted(booted)} ready",
         f"ExecStop=-/bin/sh {quoted(booted)} stopping",

@@ -31,7 +31,7 @@ from hutch.host.firewall import Member
 from hutch.host.watch import wanted_watch
 from hutch.plan.decide import refuse_ejected
 from hutch.spec import names
-from hutch.spec.ejected import Ejected, parse_note
+from hutch.spec.ejected import Ejected, Note, parse_note
 from hutch.spec.entries import Publish
 from hutch.spec.model import Workspace
 from hutch.spec.names import IFNAMSIZ, PACKAGE, Places
@@ -151,7 +151,7 @@ def test_a_home_of_the_owners_stays() -> None:
 
 def test_its_user_ids_are_not_given_to_anybody_else() -> None:
     unit = render_units(subject("web", workspace()))["workspace-web.service"]
-    assert parse_note(unit) == 0x7000_0000
+    assert parse_note(unit) == Note("web", "/var/lib/hutch-ejected/web", "192.168.83.2", 0x7000_0000)
     assert parse_note("[Unit]\nDescription=of somebody else's\n") is None
 
 
@@ -226,7 +226,7 @@ def test_no_home_is_lost(tmp_path: Path) -> None:
 
 
 def test_a_file_does_not_declare_what_is_ejected() -> None:
-    refuse_ejected("/f", [])
+    refuse_ejected("/f", {})
     with pytest.raises(HutchError, match="/f declares web, which hutch has ejected") as caught:
-        refuse_ejected("/f", [replace(RECORD, removed=True, ejected="/var/lib/hutch-ejected/web")])
+        refuse_ejected("/f", {"web": "/var/lib/hutch-ejected/web"})
     assert "/var/lib/hutch-ejected/web" in caught.value.details

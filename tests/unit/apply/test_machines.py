@@ -60,7 +60,7 @@ def test_all_problems_of_all_files_at_once() -> None:
 
 
 def test_programs_are_for_machines_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tools, "find_program", lambda name: None)
+    monkeypatch.setattr(tools, "find_program", {"apt-get": "/usr/bin/apt-get"}.get)
     check_machines([(FILE, "box", workspace())])
     check_machines([(FILE, "far", replace(VM, engine="incus"))])
     with pytest.raises(HutchError, match="web, lab: this host cannot run virtual machines yet") as caught:

@@ -106,6 +106,12 @@ def test_a_mount_is_what_a_path_finds(path: str, options: set[str]) -> None:
     assert Tree(HIDING).options(path) == options
 
 
+def test_mounts_in_a_root_that_is_none() -> None:
+    """As chroot(2) leaves it: what is around them is not listed."""
+    inside = "31 20 254:1 /h /h rw,nosuid - ext4 /dev/vda1 rw\n32 31 254:2 / /h/in ro - ext4 /dev/vdb rw\n"
+    assert [Tree(inside).options(path) for path in ("/", "/h", "/h/in")] == [set(), {"rw", "nosuid"}, {"ro"}]
+
+
 def test_mounts_of_this_host() -> None:
     assert shares.observe_tree().options("/proc")
 

@@ -12,6 +12,7 @@ from hutch.host.strangers import Obstacle, check_strangers, unknown_droppers, wh
 UPLINK, HOST_END = "hutch-up", "192.168.84.1"
 ACCEPT = {"accept": None}
 COMES = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": UPLINK}}
+GOES = {"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": UPLINK}}
 COMES_NOT = {"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": UPLINK}}
 ELSEWHERE = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "docker0"}}
 COUNTER = {"counter": {"packets": 0, "bytes": 0}}
@@ -97,12 +98,18 @@ def test_firewalld() -> None:
 def test_what_is_let_pass_is_no_obstacle(added: tuple[dict[str, Any], ...], left: int) -> None:
     assert len(check(*DOCKER, rule("DOCKER-USER", *added))) == left
     assert len(check(FORWARD, rule("FORWARD", *added))) == left
-    assert len(check(*UFW, rule("ufw-user-forward", *added), rule("ufw-user-input", *added))) == 2 * left
+    out = rule("ufw-user-forward", GOES, ACCEPT)
+    assert len(check(*UFW, out, rule("ufw-user-forward", *added), rule("ufw-user-input", *added))) == 2 * left
+
+
+def test_ufw_has_to_let_others_come_to_published_ports() -> None:
+    asks = rule("ufw-user-input", COMES, ACCEPT)
+    both = (rule("ufw-user-forward", COMES, ACCEPT), rule("ufw-user-forward", GOES, ACCEPT))
+    assert [len(check(*UFW, asks, *there)) for there in (both[:1], both[1:], both)] == [1, 1, 0]
 
 
 def test_what_is_half_repaired_is_still_an_obstacle() -> None:
-    goes = {"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": UPLINK}}
-    for added, words in (((goes, ACCEPT), "-o"), ((COMES, ACCEPT), "-i")):
+    for added, words in (((GOES, ACCEPT), "-o"), ((COMES, ACCEPT), "-i")):
         left = check(*DOCKER, rule("DOCKER-USER", *added))
         last = check(*DOCKER)[0].repair[-1]
         assert (left == ()) == (words in last.make)

@@ -30,7 +30,7 @@ def rendered(places: Places) -> str:
     services = (*wanted_resolvers(places, NETWORK, "dnsmasq", ["box.example"]), wanted_watch(places, NETWORK))
     units = {places.service_unit(service.pid_file): render_service(service, places) for service in services}
     units |= {
-        places.network_unit: render_network(places, PYTHON, ("/srv/a b", "/srv/home")),
+        places.network_unit: render_network(places, PYTHON),
         places.target: render_target(places),
     }
     units |= {places.slice_of_all: render_slice(places, 15 << 30)}
