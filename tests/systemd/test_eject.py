@@ -214,6 +214,10 @@ def test_it_goes_on_after_a_purge_of_all_that_hutch_has(both: Instance) -> None:
     both.hutch("withdraw", "--purge", "--force", "--yes", timeout=SECONDS)
     assert not both.state.exists()
     both.state.mkdir()  # for whoever cleans up
+    refused = both.hutch("plan", check=False)
+    assert "declares web, which hutch has ejected" in refused.stderr
+    found = json.loads(both.hutch("doctor", "--json", check=False).stdout)
+    assert [item["state"] for item in found if item["name"] == "addresses"] == ["ok"]
     assert is_as_it_was(both)
     assert answers(both) == REACHED
     places = ejected(both)

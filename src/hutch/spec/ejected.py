@@ -30,14 +30,8 @@ class Note:
 
 def render_note(note: Note) -> str:
     """The end of the unit."""
-    lines = (
-        SECTION,
-        f"Name={note.name}",
-        f"Directory={note.directory}",
-        f"Address={note.ip}",
-        f"UserIds={note.uid_base}",
-    )
-    return "\n" + "".join(f"{line}\n" for line in lines)
+    found = {"Name": note.name, "Directory": note.directory, "Address": note.ip, "UserIds": note.uid_base}
+    return f"\n{SECTION}\n" + "".join(f"{key}={value}\n" for key, value in found.items())
 
 
 def parse_note(unit: str) -> Note | None:
