@@ -6,6 +6,7 @@ from hutch.backends.launch import Step, Surroundings
 from hutch.spec import names
 from hutch.spec.model import Workspace
 
+HOST = ("nsenter", "--mount=/proc/1/ns/mnt", "--")
 STORE = "nix"
 """What the host's Nix store is called among the shares."""
 OVERLAY = "index=off,metacopy=off,redirect_dir=off,xino=off"
@@ -47,8 +48,8 @@ def shown(workspace: Workspace) -> tuple[str, ...]:
 
 
 def guard_steps(workspace: Workspace, host: Surroundings) -> tuple[Step, ...]:
-    """Have what it can write nosuid,nodev on the host, where that is not in hutch's own state."""
-    bind = (host.python, "-I", "-S", f"{host.package}/host/bind.py")
+    """Have what it can write nosuid,nodev in the host's own mount namespace, where that is not in hutch's state."""
+    bind = (*HOST, host.python, "-I", "-S", f"{host.package}/host/bind.py")
     writable = (source for source, _, readonly in sources(workspace) if not readonly)
     return tuple(
         Step((*bind, source, "=?", "nosuid,nodev"), f"guard {source}")

@@ -153,6 +153,7 @@ start() {
   note cgroup "$(own_cgroup | cut -c 2-)"
   say starting
   files
+  guard
   prepare
   connect
   begin

@@ -71,8 +71,6 @@ def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()
         "SyslogLevelPrefix=no",
         *(MACHINE_DIRECTIVES if launch.links else ()),
         *(f"ExecStartPre=systemctl is-active --quiet {unit}" for unit in served_by),
-        # On the host, once what they lie on is mounted: that may be later than the network is settled.
-        *(f"ExecStartPre=+{' '.join(map(quoted, step.argv))}" for step in launch.guards),
         f"ExecStart=/bin/sh {quoted(str(script))} start",
         f"ExecStartPost=/bin/sh {quoted(booted)} ready",
         f"ExecStop=-/bin/sh {quoted(booted)} stopping",
@@ -138,6 +136,7 @@ def render_script(launch: Launch, places: Places, python: str, package: Path = P
     }
     functions = (
         function("files", [f"mkdir -p {shlex.join(launch.directories)}", *map(_put, launch.files)]),
+        function("guard", map(_step, launch.guards)),
         function("prepare", side_by_side(launch.prepare)),
         function("connect", [line for stage in launch.connect for line in side_by_side([(step,) for step in stage])]),
         function("launch", [f"exec {shlex.join(confined(launch, python, package))}"]),
