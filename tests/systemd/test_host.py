@@ -51,10 +51,11 @@ def test_where_nobody_may_write_lasting_units_they_are_there_until_it_reboots(in
 
 DISK = LASTING / "srv-late.mount"
 PLACE = Path("/srv/late")
+THERE = "What=/srv/disk\nType=none\nOptions=bind"
 
 
-def mount_from(content: str) -> None:
-    DISK.write_text(f"[Mount]\nWhat={content}\nWhere={PLACE}\nType=none\nOptions=bind\n")
+def mount_from(what: str) -> None:
+    DISK.write_text(f"[Mount]\nWhere={PLACE}\n{what}\n")
     call("systemctl", "daemon-reload")
 
 
@@ -63,9 +64,8 @@ def disk() -> Iterator[None]:
     """Something that systemd mounts when somebody needs it."""
     Path("/srv/disk").mkdir()
     PLACE.mkdir()
-    mount_from("/srv/disk")
+    mount_from(THERE)
     yield
-    call("systemctl", "stop", DISK.name)
     DISK.unlink()
     call("systemctl", "daemon-reload")
     PLACE.rmdir()
@@ -102,12 +102,13 @@ def test_a_home_waits_for_what_it_lies_on(disk: None, instance: Instance) -> Non
 
     instance.hutch("stop", "web", timeout=300)
     call("systemctl", "stop", DISK.name)
-    mount_from("/srv/unplugged")
+    mount_from("What=/srv/unplugged\nType=ext4\nOptions=loop")
     refused = instance.hutch("start", "web", check=False, timeout=300)
     assert f"{PLACE}/web is not there: it lies on {DISK.name}, which cannot be mounted" in refused.stderr
     assert list(PLACE.iterdir()) == []
 
-    mount_from("/srv/disk")
+    mount_from(THERE)
     call("systemctl", "reset-failed", DISK.name)
     for name in ("web", "other"):
         instance.hutch("rm", "--purge", "--force", name, timeout=300)
+    call("systemctl", "stop", DISK.name)
