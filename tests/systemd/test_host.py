@@ -104,6 +104,7 @@ def test_a_home_waits_for_what_it_lies_on(disk: None, instance: Instance) -> Non
     call("systemctl", "stop", DISK.name)
     mount_from("What=/srv/unplugged\nType=ext4\nOptions=loop")
     refused = instance.hutch("start", "web", check=False, timeout=300)
+    assert refused.returncode == 1
     assert f"{PLACE}/web is not there: it lies on {DISK.name}, which cannot be mounted" in refused.stderr
     assert list(PLACE.iterdir()) == []
 

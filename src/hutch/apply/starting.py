@@ -54,7 +54,7 @@ def start(
 
     starting = [records[name] for name in names]
     for record in starting:
-        mount_shares(record)
+        mount_shares(record, listen)
     accelerator = None
     if any(record.wanted.type == "vm" for record in starting):
         from hutch.apply.machines import prepare_machines
@@ -119,8 +119,9 @@ def check_shares(starting: Iterable[tuple[str, str, Workspace]]) -> None:
         raise ConfigError(problems)
 
 
-def mount_shares(record: Record) -> None:
-    """Have systemd mount what its directories lie on, before any of them is made where that is to be."""
+def mount_shares(record: Record, listen: Listener) -> None:
+    """Have systemd mount what its directories lie on, before any of them is made where that is to be. Where it cannot,
+    the workspace will not start, and others may."""
     for path in (str(record.wanted.home), *(mount.source for mount in record.wanted.mounts)):
         if os.path.lexists(path):
             continue
@@ -128,11 +129,9 @@ def mount_shares(record: Record) -> None:
             try:
                 systemctl("start", unit, timeout=MOUNT_SECONDS)
             except HutchError as error:
-                raise HutchError(
-                    f"{record.name}: {path} is not there: it lies on {unit}, which cannot be mounted",
-                    details=error.details,
-                    resolution=f"`systemctl status {unit}`",
-                ) from error
+                why = f"it lies on {unit}, which cannot be mounted: {error.details or error.brief}"
+                listen(record.name, "warning", f"{path} is not there: {why}")
+                break
 
 
 def is_prepared(places: Places, network: Network, starting: Iterable[Record]) -> bool:
