@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -92,13 +94,23 @@ def rename(old: str, new: str) -> None:
         subprocess.run(["ip", *command.split()], check=True, timeout=10)
 
 
+@contextmanager
+def somebody_with(address: str) -> Iterator[None]:
+    """Another interface of the host's with that address, and the route that comes with it."""
+    for words in ("add other0 type bridge", "set other0 up"):
+        subprocess.run(["ip", "link", *words.split()], check=True, timeout=10)
+    try:
+        subprocess.run(["ip", "address", "add", address, "dev", "other0"], check=True, timeout=10)
+        yield
+    finally:
+        subprocess.run(["ip", "link", "delete", "other0"], check=True, timeout=10)
+
+
 def test_addresses_that_somebody_else_has(instance: Instance) -> None:
     instance.declare("container", web="")
     assert states(instance)["addresses"] == "ok"
-    subprocess.run(["ip", "link", "add", "other0", "type", "bridge"], check=True, timeout=10)
-    try:
-        address = f"{instance.gateway}/24"
-        subprocess.run(["ip", "address", "add", address, "dev", "other0"], check=True, timeout=10)
+    address = f"{instance.gateway}/24"
+    with somebody_with(address):
         (found,) = [
             item
             for item in json.loads(instance.hutch("doctor", "--json", check=False).stdout)
@@ -107,8 +119,32 @@ def test_addresses_that_somebody_else_has(instance: Instance) -> None:
         assert found["state"] == "conflict"
         assert f"overlaps {address} of other0" in found["means"]
         assert 'subnet = "192.168.' in found["do"]
-    finally:
-        subprocess.run(["ip", "link", "delete", "other0"], check=True, timeout=10)
+        for command in ("plan", "up"):
+            refused = instance.hutch(command, check=False)
+            assert refused.returncode == 1
+            assert "which this host already uses" in refused.stderr
+        assert not (instance.state / "network.json").exists() and instance.names() == []
+
+
+def test_addresses_that_somebody_else_has_taken_meanwhile(instance: Instance) -> None:
+    """As while the host was off. What wants another network, or none, is not held up by the one that cannot be."""
+    instance.declare("container", web="", other="")
+    instance.up()
+    places = Places(instance.state, instance.run)
+    instance.hutch("stop", "web", "other")
+    subprocess.run(["ip", "link", "delete", places.uplink_host], check=True, timeout=10)
+    with somebody_with(f"{instance.gateway}/24"):
+        refused = instance.hutch("start", "web", check=False)
+        assert refused.returncode == 1
+        assert "which this host already uses" in refused.stderr
+        instance.file.write_text(instance.file.read_text().replace(instance.subnet, "192.168.219.0/24"))
+        instance.up()
+        assert instance.ssh("web", "uname -n").stdout == "web\n"
+    with somebody_with("192.168.219.1/24"):
+        instance.hutch("stop", "web", "other")
+        subprocess.run(["ip", "link", "delete", places.uplink_host], check=True, timeout=10)
+        assert instance.hutch("start", "web", check=False).returncode == 1
+        instance.hutch("withdraw", "--yes")
 
 
 @pytest.mark.skipif(shutil.which("iptables") is not None, reason="it is about a host without iptables")

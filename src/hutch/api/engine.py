@@ -259,6 +259,7 @@ class Hutch:
 
                 machine_of(self.places, record.image)
         check_shares((record.file, record.name, record.wanted) for record in starting)
+        self._network()
 
     @mended
     def stop(self, names: Sequence[str]) -> None:

@@ -11,19 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hutch.apply.building import recipe_of
-from hutch.apply.converge import settle_network
+from hutch.apply.converge import ejected_routes, settle_network
 from hutch.apply.inspecting import inspect, unbuilt_images, with_findings
 from hutch.apply.machines import check_machines
 from hutch.apply.ownership import check_ownership, former_paths, origin_of, orphans
 from hutch.apply.starting import check_shares
 from hutch.errors import ConfigError, Problem, UsageError
+from hutch.host import router
 from hutch.host.ejected import observe_ejected
 from hutch.host.listening import check_ports
 from hutch.host.units import has_systemd
 from hutch.plan.actions import Plan
 from hutch.plan.decide import Facts, Ownership, decide
 from hutch.spec.marker import Invalid
-from hutch.spec.model import Config, Workspace
+from hutch.spec.model import Config, Network, Workspace
 from hutch.spec.names import SUN_PATH, Places
 from hutch.spec.owner import default_owner, find_owner, owner_keys
 from hutch.state import read_network, read_records
@@ -44,6 +45,7 @@ def make_plan(
     their images: looked for unless given."""
     check_sockets(places, config)
     facts = observe_facts(places, config)
+    check_network(places, facts.network, facts.applied)
     seen = inspect(places, facts.applied, facts.records)
     facts = replace(facts, broken=seen.broken)
     found = decide(places, config, names, facts, settle_ownership(config, facts, adopt=adopt), start=start, prune=prune)
@@ -94,6 +96,15 @@ def settle_ownership(config: Config, facts: Facts, *, adopt: bool) -> Ownership:
     former = former_paths(config, facts.records, facts.origin, facts.exists)
     check_ownership(config, facts.records, former, facts.exists, adopt=adopt)
     return Ownership(frozenset(former), tuple(orphans(config, facts.records, former)))
+
+
+def check_network(places: Places, network: Network, applied: Network | None) -> None:
+    """Refuse a network that is yet to be made, and cannot be: somebody else has its addresses."""
+    if network == applied and router.has_uplink(places):
+        return
+    own = {applied.subnet, applied.uplink} if applied else set()
+    host = router.observe_host().without_routes(ejected_routes() | own)
+    router.check_overlap(places, network, host)
 
 
 def check_sockets(places: Places, config: Config) -> None:

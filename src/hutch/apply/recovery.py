@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from hutch.errors import HutchError
 from hutch.files import TEMPORARY, entries, temporary_of
 from hutch.host.lock import host_lock
 from hutch.spec.names import Places
-from hutch.state import EJECT, PURGE, Record, journaled, read_network, read_records, unfinished
+from hutch.state import EJECT, PURGE, NetworkRecord, Record, journaled, read_network, read_records, unfinished
 from hutch.supervise import control
 from hutch.supervise.control import Listener
 from hutch.supervise.observe import observe
@@ -38,8 +39,9 @@ def recover(places: Places, listen: Listener) -> None:
         recover_ejected(places, names)
     network = read_network(places)
     records = {name: r for name, r in read_records(places).items() if not (action == PURGE and name in names)}
+    is_settled = True
     if network is not None and converge.present(records):
-        converge.settle(places, network.network, network.file, records)
+        is_settled = _settle(places, network, records, listen)
     else:
         converge.dismantle(places)
     if action == PURGE:
@@ -48,7 +50,21 @@ def recover(places: Places, listen: Listener) -> None:
                 for note in delete_workspace(places, name):
                     listen(name, "warning", note)
     collect_leftovers(places, converge.present(records))
-    places.journal.unlink(missing_ok=True)
+    if is_settled:
+        places.journal.unlink(missing_ok=True)
+
+
+def _settle(places: Places, network: NetworkRecord, records: Mapping[str, Record], listen: Listener) -> bool:
+    """Settle the host as recorded. Where that cannot be, as with addresses that somebody else has by now, it is no
+    reason to refuse a command that wants another network, or none: it settles the host itself, or clears it."""
+    from hutch.apply import converge
+
+    try:
+        converge.settle(places, network.network, network.file, records)
+    except HutchError as error:
+        listen("network", "warning", f"cannot be as it was: {error.brief}")
+        return False
+    return True
 
 
 # What lies about.

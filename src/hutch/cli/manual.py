@@ -21,7 +21,8 @@ EXIT_STATUS = {
 }
 ENVIRONMENT = {
     "HUTCH_FILE": "The hutch.toml to use, unless -f says another.",
-    "HUTCH_STATE_DIR, HUTCH_RUN_DIR": "Other directories than /var/lib/hutch and /run/hutch: a second hutch.",
+    "HUTCH_STATE_DIR, HUTCH_RUN_DIR": "Other directories than /var/lib/hutch and /run/hutch: a second hutch. "
+    "By itself, the first one has a runtime directory of its own too.",
 }
 FILES = {
     "./hutch.toml, /etc/hutch/hutch.toml": "What is declared; the first that is there.",

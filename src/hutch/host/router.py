@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
@@ -169,6 +170,11 @@ def choose_uplink(network: Network, host: HostNetwork) -> str:
         if not any(candidate.overlaps(used) for used in taken):
             return str(candidate)
     raise HutchError(f"no free /30 is left in {names.UPLINKS}", resolution='set "uplink" in [network]')
+
+
+def has_uplink(places: Places) -> bool:
+    """Whether the host's end is there, whosever it is."""
+    return os.path.exists(f"/sys/class/net/{places.uplink_host}")
 
 
 def check_overlap(places: Places, network: Network, host: HostNetwork) -> None:

@@ -64,7 +64,8 @@ def check_shares(prefix: str, workspace: Workspace) -> Iterator[Problem]:
     for index, mount in enumerate(workspace.mounts):
         wrong = check_directory(mount.source, may_be_absent=mount.create or waits_for_mount(mount.source))
         if wrong:
-            hint = "a directory of the host" if mount.create else "a directory of the host, or create = true"
+            is_absent = not mount.create and not os.path.lexists(mount.source)
+            hint = "a directory of the host, or create = true" if is_absent else "a directory of the host"
             yield Problem(wrong, f"{prefix}.mounts[{index}].source", mount.source, hint)
         point = mount_points(workspace).get(mount.target)
         if point is not None and (wrong := check_directory(str(point), may_be_absent=True)):

@@ -79,10 +79,8 @@ def render_network(places: Places, python: str) -> str:
     """What settles the host for all workspaces, and clears it. Whoever has rules of their own for the host's packets
     has them by then, but for Docker: that leaves forwarded packets alone if the host forwards them already."""
     command = " ".join(map(quoted, (python, "-I", "-c", PROGRAM, str(PACKAGE.parent))))
-    own = (
-        ("HUTCH_STATE_DIR", str(places.state), DEFAULT_STATE_DIR),
-        ("HUTCH_RUN_DIR", str(places.run), DEFAULT_RUN_DIR),
-    )
+    is_usual = (str(places.state), str(places.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR)
+    own = () if is_usual else (f"HUTCH_STATE_DIR={places.state}", f"HUTCH_RUN_DIR={places.run}")
     lines = [
         "[Unit]",
         "Description=hutch: network, names and keys of all workspaces",
@@ -95,7 +93,7 @@ def render_network(places: Places, python: str) -> str:
         "Type=oneshot",
         "RemainAfterExit=yes",
         f"Slice={places.slice_of_all}",
-        *(f"Environment={variable}={path}" for variable, path, usual in own if path != usual),
+        *(f"Environment={setting}" for setting in own),
         f"ExecStart={command} start",
         f"ExecStop={command} stop",
         f"TimeoutStartSec={START_SECONDS}",

@@ -18,6 +18,8 @@ from hutch.prove.model import Fact, Ground, Probe, Result, Verdict
 ANSWER = re.compile(r"answer\t([a-z0-9.-]{1,64})\t([\x20-\x7e]{0,300})")
 UNCOUNTED = -1
 """What stands for a rule without a counter."""
+SHARED = frozenset({"from-router/loopback-from-afar"})
+"""Rules that are the same for every hutch of a host: that which was there first drops the packets, and counts them."""
 WORST_FIRST: tuple[Verdict, ...] = ("broken", "unknown")
 NOBODY_KNOWS = Fact("unknown", "this host cannot tell")
 
@@ -55,14 +57,19 @@ def parse_answers(text: str) -> dict[str, str]:
 def parse_counters(listing: str, table: str, where: str) -> dict[str, int]:
     """ "host inet to-router/forward-denied" -> packets, from `nft -j list ruleset`."""
     found: dict[str, int] = {}
+    others: dict[str, int] = {}
     for entry in json.loads(listing)["nftables"]:
         rule = entry.get("rule")
-        if rule is None or rule["table"] != table:
+        if rule is None:
             continue
         counts = [part["counter"]["packets"] for part in rule["expr"] if isinstance(part.get("counter"), dict)]
-        key = f"{where} {rule['family']} {rule['chain']}/{rule.get('comment', '')}"
-        found[key] = counts[0] if counts else UNCOUNTED
-    return found
+        name = f"{rule['chain']}/{rule.get('comment', '')}"
+        key = f"{where} {rule['family']} {name}"
+        if rule["table"] == table:
+            found[key] = counts[0] if counts else UNCOUNTED
+        elif name in SHARED and rule["table"].startswith("hutch"):
+            others[key] = others.get(key, 0) + sum(counts)
+    return {key: packets + others.get(key, 0) if packets != UNCOUNTED else packets for key, packets in found.items()}
 
 
 def rounds(probes: Iterable[Probe]) -> list[list[Probe]]:

@@ -112,6 +112,14 @@ def uplink_addresses(uplink: str) -> tuple[str, str]:
     return str(host), str(router)
 
 
+def _directory(variable: str, default: str) -> Path:
+    """What a variable says. It ends in mount options and in ssh's configuration."""
+    path = os.path.abspath(os.environ.get(variable) or default)
+    if not re.fullmatch(r"(/[A-Za-z0-9_.+-]+)+", path, re.ASCII):
+        raise UsageError(f"{variable}={path!r} cannot be used", resolution="letters, digits and _.+-/ only")
+    return Path(path)
+
+
 @dataclass(frozen=True)
 class Places:
     """Where one hutch on this host keeps its things. A second one has other directories, hence other names."""
@@ -121,13 +129,10 @@ class Places:
 
     @classmethod
     def from_environment(cls) -> Places:
-        """By $HUTCH_STATE_DIR and $HUTCH_RUN_DIR. They end in mount options and in ssh's configuration."""
-        found = {}
-        for variable, default in (("HUTCH_STATE_DIR", DEFAULT_STATE_DIR), ("HUTCH_RUN_DIR", DEFAULT_RUN_DIR)):
-            path = found[variable] = os.path.abspath(os.environ.get(variable) or default)
-            if not re.fullmatch(r"(/[A-Za-z0-9_.+-]+)+", path, re.ASCII):
-                raise UsageError(f"{variable}={path!r} cannot be used", resolution="letters, digits and _.+-/ only")
-        return cls(state=Path(found["HUTCH_STATE_DIR"]), run=Path(found["HUTCH_RUN_DIR"]))
+        """By $HUTCH_STATE_DIR and $HUTCH_RUN_DIR. Who has another state alone gets a runtime directory that is no other
+        hutch's."""
+        places = cls(_directory("HUTCH_STATE_DIR", DEFAULT_STATE_DIR), Path(DEFAULT_RUN_DIR))
+        return cls(places.state, _directory("HUTCH_RUN_DIR", f"/run/{places.instance}"))
 
     # What carries this hutch's name on the host.
 

@@ -95,6 +95,7 @@ def test_places_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUTCH_STATE_DIR", "")
     assert Places.from_environment() == PLACES
     monkeypatch.setenv("HUTCH_STATE_DIR", "/srv/x/../second")
+    assert Places.from_environment() == Places(SECOND.state, Path(f"/run/{SECOND.instance}"))  # nobody else's
     monkeypatch.setenv("HUTCH_RUN_DIR", "/run/second/")
     assert Places.from_environment() == SECOND
 

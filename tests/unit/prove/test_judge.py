@@ -166,6 +166,21 @@ def test_counters() -> None:
     assert parse_counters(listing, "hutch", "router") == {RULE: 4, "router inet forward/open": UNCOUNTED}
 
 
+def test_a_rule_that_all_hutches_have_is_counted_by_the_first_of_them() -> None:
+    def rule(table: str, comment: str, packets: int) -> dict[str, object]:
+        found = {"family": "inet", "table": table, "chain": "from-router", "comment": comment}
+        return {"rule": {**found, "expr": [{"counter": {"packets": packets}}]}}
+
+    shared, own = "loopback-from-afar", "resolver-from-afar"
+    rules = [rule("hutch-1a2b3c", shared, 3), rule("hutch-1a2b3c", own, 3), rule("other", shared, 3)]
+    listing = json.dumps({"nftables": [*rules, rule("hutch", shared, 1), rule("hutch", own, 1)]})
+    assert parse_counters(listing, "hutch", "host") == {
+        f"host inet from-router/{shared}": 4,
+        f"host inet from-router/{own}": 1,
+    }
+    assert parse_counters(json.dumps({"nftables": rules}), "hutch", "host") == {}
+
+
 def test_in_a_round_every_rule_is_met_once() -> None:
     probes = [replace(BLOCKED, name=str(number)) for number in range(3)]
     other = replace(BLOCKED, name="other", rule="host inet from-router/host")
