@@ -23,7 +23,7 @@ from hutch.host.vsock import has_vsock
 from hutch.host.watch import wanted_watch
 from hutch.run import Gathering, run
 from hutch.spec import names
-from hutch.spec.model import Network
+from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
 from hutch.spec.policy import policy_of
 from hutch.state import NetworkRecord, Record, read_network, remove_network, write_network
@@ -291,17 +291,16 @@ def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
     """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write; but for
     those on something that systemd has yet to mount, to which their services see."""
     guests: dict[str, set[shares.Guest]] = {}
-    for name, record in in_force(places, records).items():
-        if record.ejected:
-            continue  # its home is on its way
+    settled = {name: record for name, record in in_force(places, records).items() if not record.ejected}
+    for record in settled.values():  # before anything is made in one of them
+        _ensure_home(record.wanted)
+    for name, record in settled.items():
         workspace = record.wanted
-        assert isinstance(workspace.owner, int) and workspace.home is not None
+        assert isinstance(workspace.owner, int)
         gid, _ = ssh.owner_of(workspace.owner)
         # One that cannot be does not hold up the others: whoever starts it has been told by check_shares.
         with suppress(HutchError, NotADirectoryError):
             shares.ensure_closed(places.workspace(name), gid)
-            if not shares.waits_for_mount(workspace.home):
-                shares.ensure_home(Path(workspace.home), workspace.owner, gid)
             for mount in workspace.mounts:
                 if mount.create and not os.path.lexists(mount.source) and not shares.waits_for_mount(mount.source):
                     shares.ensure_home(Path(mount.source), workspace.owner, gid)
@@ -311,6 +310,14 @@ def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
         for path in shares.writable_paths(workspace):
             guests.setdefault(path, set()).add(guest)
     shares.ensure_shares(places, guests, guests)
+
+
+def _ensure_home(workspace: Workspace) -> None:
+    assert isinstance(workspace.owner, int) and workspace.home is not None
+    gid, _ = ssh.owner_of(workspace.owner)
+    with suppress(HutchError, NotADirectoryError):
+        if not shares.waits_for_mount(workspace.home):
+            shares.ensure_home(Path(workspace.home), workspace.owner, gid)
 
 
 def limit_home(places: Places, record: Record) -> None:

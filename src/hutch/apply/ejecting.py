@@ -96,12 +96,7 @@ def _check_place(places: Places, record: Record, target: Ejected) -> None:
     wrong = shares.check_directory(str(target.state.parent), may_be_absent=True)
     if wrong:
         raise HutchError(f"{record.name} cannot be ejected to {target.state}: {target.state.parent} {wrong}")
-    if loose := _open_to_others(target.state.parent):
-        raise HutchError(
-            f"{target.state} is not root's alone: {loose} can be changed by others",
-            details="What systemd starts as root lies there.",
-            resolution="give a directory with --to that only root can change, with all that it lies in",
-        )
+    _check_roots_own(target.state)
     if target.state.is_relative_to(places.state):
         raise HutchError(f"{target.state} is in hutch's own state", resolution="give another directory with --to")
     there = next(path for path in target.state.parents if path.is_dir())
@@ -110,6 +105,15 @@ def _check_place(places: Places, record: Record, target: Ejected) -> None:
             f"{target.state} is on another file system than {places.workspace(record.name)}",
             details="A home is moved in one go, so that it cannot be lost on its way.",
             resolution="give a directory of the same one with --to",
+        )
+
+
+def _check_roots_own(directory: Path) -> None:
+    if loose := _open_to_others(directory.parent):
+        raise HutchError(
+            f"{directory} is not root's alone: {loose} can be changed by others",
+            details="What systemd starts as root lies there.",
+            resolution="give a directory with --to that only root can change, with all that it lies in",
         )
 
 
@@ -233,6 +237,7 @@ def _copy(places: Places, record: Record, target: Ejected) -> None:
     name = record.name
     assert isinstance(record.wanted.owner, int)
     make_directory(target.state)
+    _check_roots_own(target.state)  # as it is now: somebody may have been faster in a directory like /tmp
     gid, _ = ssh.owner_of(record.wanted.owner)
     shares.ensure_closed(target.workspace(name), gid)
     make_directory(target.image_root(record.image).parent, 0o700)

@@ -103,13 +103,13 @@ def become_root() -> None:
 
 def print_error(error: HutchError) -> None:
     """The one place where a failure is shown: brief, details, what to do."""
-    click.echo(f"hutch: {error.brief}", err=True)
+    click.echo(f"hutch: {printable(error.brief)}", err=True)
     if error.details:
         indent = "" if isinstance(error, ConfigError) else "  "
         for line in error.details.splitlines():
             click.echo(indent + printable(line), err=True)
     if error.resolution:
-        click.echo(f"  → {error.resolution}", err=True)
+        click.echo(f"  → {printable(error.resolution)}", err=True)
 
 
 def printable(text: str) -> str:

@@ -35,24 +35,37 @@ class Tree:
     that leads there."""
 
     def __init__(self, text: str) -> None:
-        lines = [fields for fields, _ in _lines(text)]
-        self._options = {fields[0]: set(fields[5].split(",")) for fields in lines}
+        self._fields = {fields[0]: fields for fields, _ in _lines(text)}
         # (id of the mount around it, mount point) -> id. Around the root is none that is seen; nor, in a changed root
         # that is none itself, around all that is mounted there.
-        self._at = {
-            (fields[1] if fields[1] in self._options and fields[1] != fields[0] else "", plain(fields[4])): fields[0]
-            for fields in lines
-        }
+        self._at = {(self._around(fields), plain(fields[4])): number for number, fields in self._fields.items()}
 
     def options(self, path: str) -> set[str]:
         """Those of the mount at exactly this path, empty where there is none."""
+        number = self._find(path)
+        return set(self._fields[number][5].split(",")) if number else set()
+
+    def over_itself(self, path: str) -> str:
+        """The id of the mount at exactly this path, if it is that very directory; "" for all else."""
+        number = self._find(path)
+        outer = self._fields.get(self._around(self._fields[number])) if number else None
+        if outer is None:
+            return ""
+        device, root = self._fields[number][2], plain(self._fields[number][3])
+        inner = path.removeprefix(plain(outer[4]).rstrip("/"))
+        return number if (device, root) == (outer[2], plain(outer[3]).rstrip("/") + inner or "/") else ""
+
+    def _find(self, path: str) -> str:
         mount, found = "", False
         parts = [part for part in path.split("/") if part]
         for place in ("/", *("/" + "/".join(parts[: count + 1]) for count in range(len(parts)))):
             found = False
             while (mount, place) in self._at:
                 mount, found = self._at[mount, place], True
-        return self._options[mount] if found else set()
+        return mount if found else ""
+
+    def _around(self, fields: list[str]) -> str:
+        return fields[1] if fields[1] in self._fields and fields[1] != fields[0] else ""
 
 
 def self_binds(text: str) -> dict[str, int]:

@@ -10,18 +10,19 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from hutch.errors import HutchError, Problem
 from hutch.files import read_or_none, write_atomic
 from hutch.frozen import dataclass
+from hutch.host import unbind
 from hutch.host.mountinfo import Tree, observe_mountinfo, parse_mountinfo, self_binds
 from hutch.host.units import waiting_mounts
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Workspace
-from hutch.spec.names import NIX_STORE, UID_COUNT, Places
+from hutch.spec.names import NIX_STORE, PACKAGE, UID_COUNT, Places
 from hutch.state import SHARES, decode, encode, make_directory
 from hutch.trees.cursor import opened
 from hutch.trees.making import make_inside, make_owned
@@ -139,30 +140,44 @@ def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Ite
     Which mounts are ours stands in a file of the runtime directory: like them, it is gone after a reboot.
     """
     text = observe_mountinfo()
-    wanted, mounts, binds, tree = list(paths), find_mounts(text), self_binds(text), Tree(text)
+    wanted, binds = list(dict.fromkeys(paths)), self_binds(text)
     known = noted_guests(places)
     for path, those in (guests or {}).items():
         known[path] = {*known.get(path, ()), *those}
-    ours = noted_shares(places, wanted, mounts, binds)
+    ours = noted_shares(places, wanted, find_mounts(text), binds)
+    stuck = _take_away([path for path in ours if path not in wanted], ours, known, noted_stuck(places))
+    text = observe_mountinfo()
+    mounts = find_mounts(text)
     kept = [path for path in ours if path in mounts]
-    stuck = {path: told for path, told in noted_stuck(places).items() if path in kept and path not in wanted}
-    for path in sorted((path for path in kept if path not in wanted), key=len, reverse=True):  # the inner ones first
-        if any(other.startswith(f"{path}/") for other in kept):
-            continue  # a mount in it that is to stay would go too
-        if not tree.options(path):
-            continue  # something has been mounted over it, and would go instead
-        if why := _why_stuck(path, known.get(path, ()), stuck.pop(path, None)):
-            stuck[path] = why
-        else:
-            _unmount(path)
-            kept.remove(path)
-    kept += [path for path in dict.fromkeys(wanted) if waits_for_mount(path)]  # its service will put ours there
-    open_ones = unguarded(wanted, tree)
-    for path in open_ones:
-        kept += [path] if path not in kept else []  # a mount of ours may be below another one, which came later
+    kept += [path for path in wanted if path not in kept and waits_for_mount(path)]  # its service puts ours there
+    binds = self_binds(text)
+    for path in sorted(unguarded(wanted, Tree(text)), key=len):  # one that is around others hides theirs
+        kept += [path] if path not in kept else []
         _note(places, kept, binds, known, stuck)  # before the mount: a crash in between leaves none that nobody knows
         _mount(path)
-    _note(places, kept, self_binds(observe_mountinfo()) if open_ones else binds, known, stuck)
+    for path in unguarded(wanted, observe_tree()):
+        _mount(path)
+    _note(places, kept, self_binds(observe_mountinfo()), known, stuck)
+
+
+def _take_away(
+    gone: Collection[str], ours: Collection[str], known: Mapping[str, Iterable[Guest]], before: Mapping[str, Stuck]
+) -> dict[str, Stuck]:
+    """Unmount what is over itself at the paths that are `gone`, as often as it is there, the inner ones first. Returns
+    those that have to stay, and why. What is hidden by something else's mount is not touched, nor is that."""
+    stuck: dict[str, Stuck] = {}
+    while True:
+        tree = observe_tree()
+        there = [path for path in ours if tree.over_itself(path)]
+        free = [
+            path
+            for path in there
+            if path in gone and path not in stuck and not any(other.startswith(f"{path}/") for other in there)
+        ]  # a mount in it that is to stay would go too
+        if not free:
+            return stuck
+        if why := _why_stuck(free[0], known.get(free[0], ()), before.get(free[0])) or _unmount(free[0]):
+            stuck[free[0]] = why
 
 
 def _why_stuck(path: str, guests: Iterable[Guest], before: Stuck | None) -> Stuck | None:
@@ -178,31 +193,39 @@ def _why_stuck(path: str, guests: Iterable[Guest], before: Stuck | None) -> Stuc
     return None
 
 
-def _unmount(path: str) -> None:
-    run(["umount", "--lazy", "--no-canonicalize", path])
+def _unmount(path: str) -> Stuck | None:
+    """Take away what is mounted over itself there. Returns why that could not be: it may have been moved just now."""
+    try:
+        run([sys.executable, "-I", "-S", "-c", unbind.PROGRAM, str(PACKAGE.parent), path])
+    except CommandFailed as error:
+        return time.time(), error.details or error.brief
+    return None
 
 
 def release(places: Places, path: str) -> None:
     """Take our mount from what is about to be deleted, whatever is in it. May be called again."""
-    text = observe_mountinfo()
-    ours, binds = _mounted(places, text)
-    if path in ours and Tree(text).options(path):
-        _unmount(path)
-        kept = [other for other in ours if other != path]
-        stuck = {other: told for other, told in noted_stuck(places).items() if other in kept}
-        _note(places, kept, binds, noted_guests(places), stuck)
+    ours, binds = _mounted(places)
+    if path not in ours:
+        return
+    while observe_tree().over_itself(path):
+        if why := _unmount(path):
+            raise HutchError(f"{path} stays mounted over itself: {why[1]}")
+    kept = [other for other in ours if other != path]
+    stuck = {other: told for other, told in noted_stuck(places).items() if other in kept}
+    _note(places, kept, binds, noted_guests(places), stuck)
 
 
 def hold(places: Places, path: str, why: str) -> bool:
     """Keep our mount there, for `ensure_shares` to find. False where there is none."""
-    ours, binds = _mounted(places, observe_mountinfo())
+    ours, binds = _mounted(places)
     if path in ours:
         _note(places, ours, binds, noted_guests(places), {**noted_stuck(places), path: (time.time(), why)})
     return path in ours
 
 
-def _mounted(places: Places, text: str) -> tuple[list[str], dict[str, int]]:
+def _mounted(places: Places) -> tuple[list[str], dict[str, int]]:
     """The paths on which mounts of ours are at this moment, and the ids of all such mounts."""
+    text = observe_mountinfo()
     mounts, binds = find_mounts(text), self_binds(text)
     return [path for path in noted_shares(places, (), mounts, binds) if path in mounts], binds
 

@@ -106,6 +106,22 @@ def test_a_mount_is_what_a_path_finds(path: str, options: set[str]) -> None:
     assert Tree(HIDING).options(path) == options
 
 
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [
+        ("/", ""),
+        ("/srv/disk", ""),  # another file system
+        ("/srv/disk/home", ""),  # hidden
+        ("/srv/plain/home", "27"),  # twice over itself
+        ("/srv/two/home", "26"),
+        ("/srv/elsewhere", ""),
+    ],
+)
+def test_a_directory_that_is_mounted_over_itself(path: str, number: str) -> None:
+    elsewhere = "28 20 254:1 /srv/plain /srv/elsewhere rw,nosuid,nodev - ext4 /dev/vda1 rw\n"
+    assert Tree(HIDING + elsewhere).over_itself(path) == number
+
+
 def test_mounts_in_a_root_that_is_none() -> None:
     """As chroot(2) leaves it: what is around them is not listed."""
     inside = "31 20 254:1 /h /h rw,nosuid - ext4 /dev/vda1 rw\n32 31 254:2 / /h/in ro - ext4 /dev/vdb rw\n"
