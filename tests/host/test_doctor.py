@@ -106,6 +106,17 @@ def somebody_with(address: str) -> Iterator[None]:
         subprocess.run(["ip", "link", "delete", "other0"], check=True, timeout=10)
 
 
+@contextmanager
+def somebody_beyond(network: str) -> Iterator[None]:
+    """A way to that network, as a VPN has it."""
+    way = (network, "via", ROUTER)
+    subprocess.run(["ip", "route", "add", *way], check=True, timeout=10)
+    try:
+        yield
+    finally:
+        subprocess.run(["ip", "route", "delete", *way], check=True, timeout=10)
+
+
 def test_addresses_that_somebody_else_has(instance: Instance) -> None:
     instance.declare("container", web="")
     assert states(instance)["addresses"] == "ok"
@@ -133,16 +144,16 @@ def test_addresses_that_somebody_else_has_taken_meanwhile(instance: Instance) ->
     places = Places(instance.state, instance.run)
     instance.hutch("stop", "web", "other")
     subprocess.run(["ip", "link", "delete", places.uplink_host], check=True, timeout=10)
-    with somebody_with(f"{instance.gateway}/24"):
+    with somebody_beyond(instance.subnet):
         refused = instance.hutch("start", "web", check=False)
         assert refused.returncode == 1
         assert "which this host already uses" in refused.stderr
         instance.file.write_text(instance.file.read_text().replace(instance.subnet, "192.168.219.0/24"))
         instance.up()
         assert instance.ssh("web", "uname -n").stdout == "web\n"
-    with somebody_with("192.168.219.1/24"):
-        instance.hutch("stop", "web", "other")
-        subprocess.run(["ip", "link", "delete", places.uplink_host], check=True, timeout=10)
+    instance.hutch("stop", "web", "other")
+    subprocess.run(["ip", "link", "delete", places.uplink_host], check=True, timeout=10)
+    with somebody_beyond("192.168.219.0/24"):
         assert instance.hutch("start", "web", check=False).returncode == 1
         instance.hutch("withdraw", "--yes")
 
