@@ -57,7 +57,7 @@ guard() { # DIRECTORY: what the guest makes there must not count on the host
 
 unguard() { # DIRECTORY
   if grep -qxF -- "$1" "$run/guarded" 2>/dev/null; then
-    umount --lazy --no-canonicalize -- "$1" || :
+    unbind "$1" || :
   fi
 }
 

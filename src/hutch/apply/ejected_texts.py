@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hutch.backends.launch import Launch
 from hutch.frozen import dataclass
-from hutch.host import firewall, router, ruleset, unit_texts
+from hutch.host import firewall, router, ruleset, unbind, unit_texts
 from hutch.host.firewall import Member
 from hutch.host.service import Service
 from hutch.host.shares import writable_paths
@@ -26,13 +26,18 @@ from hutch.spec.ejected import Ejected, Note, render_note
 from hutch.spec.model import Network, Workspace
 from hutch.supervise import units
 from hutch.supervise.units import function
+from hutch.trees import changing
 
 NETWORK_LIBRARY = Path(__file__).with_name("ejected_network.sh")
 REMOVAL_LIBRARY = Path(__file__).with_name("ejected_remove.sh")
 PYTHON = "/usr/bin/python3"
 """The host's own, for the programs that steps run: its standard library is all that they need."""
-PROGRAMS = ("host/bind.py", "host/graft.py", "supervise/confine.py", "supervise/filters.py")
-PACKAGES = ("__init__.py", "host/__init__.py", "supervise/__init__.py")
+PROGRAMS = (
+    *("host/bind.py", "host/unbind.py", "host/mountinfo.py", "host/graft.py"),
+    *("supervise/confine.py", "supervise/filters.py"),
+    *("trees/changing.py", "trees/cursor.py", "errors.py", "frozen.py"),
+)
+PACKAGES = ("__init__.py", "host/__init__.py", "supervise/__init__.py", "trees/__init__.py")
 PARTS = (
     *("image", "keys", "network", "programs", "units", "known_hosts", "hosts", "README", "remove"),
     *(f"workspace/{part}" for part in ("root", "ssh", "unit")),
@@ -158,10 +163,16 @@ def render_network(subject: Subject) -> str:
         _fed("make_bridge", (in_router, router.render_bridge(network)), (in_router, router.render_fence(network))),
         function("make_way_in", [way_in]),
         function("settings", kernel),
+        function("unbind", [_program(places, unbind.PROGRAM, '"$1"')]),
         function("writable", [f'"$1" {shlex.quote(path)}' for path in writable_paths(subject.workspace)]),
     )
     about = f"The network of the workspace {places.name}: `start` makes it, `stop` takes it away."
     return _script(about, settings, functions) + NETWORK_LIBRARY.read_text(encoding="utf-8")
+
+
+def _program(places: Ejected, program: str, arguments: str) -> str:
+    """A line that runs one of those that import others; `arguments` in the words of the shell."""
+    return f"{shlex.join((PYTHON, '-I', '-S', '-c', program, str(places.programs.parent)))} {arguments}"
 
 
 def render_removal(subject: Subject) -> str:
@@ -182,7 +193,10 @@ def render_removal(subject: Subject) -> str:
         "first": str(subject.uid_base),
         "count": str(names.UID_COUNT),
     }
-    functions = (function("shared", [f'"$1" {shlex.quote(path)}' for path in others]),)
+    functions = (
+        function("shared", [f'"$1" {shlex.quote(path)}' for path in others]),
+        function("take_setuid", [_program(places, changing.DISARM, '"$1" "$owner" "$first" "$count"')]),
+    )
     about = f"Takes the workspace {places.name} away, and keeps its home."
     return _script(about, settings, functions) + REMOVAL_LIBRARY.read_text(encoding="utf-8")
 

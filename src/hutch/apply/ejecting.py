@@ -46,7 +46,8 @@ from hutch.trees.removing import remove_tree
 
 COPY_SECONDS = 1800.0
 START_SECONDS = 180.0  # of its network and what serves it; and of the workspace itself, whose own deadline is shorter
-TRY = "import sys; sys.path.insert(0, sys.argv[1]); import hutch.supervise.confine, hutch.host.bind, hutch.host.graft"
+NEEDED = "hutch.supervise.confine, hutch.host.graft, hutch.host.unbind, hutch.trees.changing"
+TRY = f"import sys; sys.path.insert(0, sys.argv[1]); import {NEEDED}"
 
 
 def check(places: Places, record: Record, target: Ejected) -> None:

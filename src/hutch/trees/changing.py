@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from hutch.trees.cursor import PATIENCE, SUPERFLUOUS, call, pinned, walk, way_to
+from hutch.errors import HutchError
+from hutch.trees.cursor import PATIENCE, SUPERFLUOUS, call, opened, pinned, walk, way_to
 
 AT_EMPTY_PATH = 0x1000
+DISARM = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.trees.changing import main; main(*sys.argv[2:])"
+"""How Python is told to run `main`: with the directory that hutch's package is in, and its arguments."""
 
 
 def give(top: int, makers: Collection[int], uid: int, gid: int, *, seconds: float = PATIENCE) -> int:
@@ -42,6 +46,15 @@ def take_setuid(top: int, makers: Collection[int], *, seconds: float = PATIENCE)
                 os.chmod(way_to(descriptor), stat.S_IMODE(status.st_mode) & 0o1777)
                 changed += 1
     return changed
+
+
+def main(path: str, owner: str, first: str, count: str) -> None:
+    """Take setuid and setgid from what a guest made in a directory: from files of its owner, and of its own uids."""
+    try:
+        with opened(path) as top:
+            take_setuid(top, {int(owner), *range(int(first), int(first) + int(count))})
+    except (OSError, HutchError) as error:
+        sys.exit(f"{path} cannot be looked through for setuid files: {error}")
 
 
 @contextmanager
