@@ -85,4 +85,6 @@ def withdraw(options: Options, purge: bool, force: bool, yes: bool) -> None:
         )
     for note in hutch.withdraw(purge=purge, force=force):
         options.say(note)
-    options.say("hutch has left this host" + (f"; homes, keys and images are kept in {state}" if not purge else ""))
+    options.say(
+        "hutch has left this host" + (f"; homes, keys and images are kept in {state}" if state.exists() else "")
+    )
