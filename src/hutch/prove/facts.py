@@ -110,12 +110,10 @@ def link_to_the_host(subject: Subject) -> Fact:
 
 
 def guarded(subject: Subject) -> Fact:
-    options = {point: found for _, _, point, found, _ in parse_mountinfo(observe_mountinfo())}
-    wrong = [
-        path
-        for path in shares.writable_paths(subject.booted)
-        if not {"nosuid", "nodev"} <= options.get(os.path.realpath(path), set())
-    ]
+    """By what a path leads to, not by the list of mounts, in which one may be hidden."""
+    wanted = os.ST_NOSUID | os.ST_NODEV
+    paths = shares.writable_paths(subject.booted)
+    wrong = [path for path in paths if os.statvfs(path).f_flag & wanted != wanted]
     return held(not wrong, f"{', '.join(wrong)} is not mounted nosuid,nodev" if wrong else "")
 
 
