@@ -100,7 +100,7 @@ def settle_ownership(config: Config, facts: Facts, *, adopt: bool) -> Ownership:
 
 def check_network(places: Places, network: Network, applied: Network | None) -> None:
     """Refuse a network that is yet to be made, and cannot be: somebody else has its addresses."""
-    if network == applied and router.has_uplink(places):
+    if network == applied and os.path.exists(f"/sys/class/net/{places.uplink_host}"):
         return
     own = {applied.subnet, applied.uplink} if applied else set()
     host = router.observe_host().without_routes(ejected_routes() | own)

@@ -7,9 +7,9 @@ somebody else's and is refused, never taken over.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
-import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
@@ -172,11 +172,6 @@ def choose_uplink(network: Network, host: HostNetwork) -> str:
     raise HutchError(f"no free /30 is left in {names.UPLINKS}", resolution='set "uplink" in [network]')
 
 
-def has_uplink(places: Places) -> bool:
-    """Whether the host's end is there, whosever it is."""
-    return os.path.exists(f"/sys/class/net/{places.uplink_host}")
-
-
 def check_overlap(places: Places, network: Network, host: HostNetwork) -> None:
     """Refuse a network that would shadow one that the host already reaches."""
     own = {network.subnet, network.uplink} if places.uplink_host in host.links else set()
@@ -292,7 +287,12 @@ def ensure_router(
 
 def _make_namespace(places: Places, survivor: int | None) -> None:
     """It gets its name last, so that one with our name is whole and carries our tag, wherever a crash comes."""
-    places.namespace_path.unlink(missing_ok=True)
+    try:
+        places.namespace_path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return  # a command of a hutch that was killed has come to its end just now: it is there
     if survivor is None:
         run(render_namespace(places))
     else:
