@@ -37,6 +37,11 @@ EMULATED = (
     # gives the counter up, and waits for ever for another clock's tick. So it is told the rate, and not to doubt it;
     # "lpj", which follows from the rate, spares every further processor a tenth of a second of the same search.
     "tsc=reliable",
+    # A processor's timer, told one event at a time, is told the next one by who has heard of the last: where that got
+    # lost, on a busy host, once in some hundred boots, the kernel waited for ever ("timer wakeup didn't happen"). One
+    # that ticks by itself goes on. It costs nothing that can be seen, idle or at a start.
+    "nohz=off",
+    "highres=off",
     # Self-tests and tables that the kernel spends most of its own start on, and that the hosts of these kernels have no
     # use for: the ciphers', the jitter generator's (random.trust_cpu), the keys that modules are signed with, and
     # keyctl's "encrypted" keys.
