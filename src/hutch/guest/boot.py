@@ -39,7 +39,7 @@ EMULATED = (
     "tsc=reliable",
     # A processor's timer, told one event at a time, is told the next one by who has heard of the last: where that got
     # lost, on a busy host, once in some hundred boots, the kernel waited for ever ("timer wakeup didn't happen"). One
-    # that ticks by itself goes on. It costs nothing that can be seen, idle or at a start.
+    # that ticks by itself goes on.
     "nohz=off",
     "highres=off",
     # Self-tests and tables that the kernel spends most of its own start on, and that the hosts of these kernels have no

@@ -48,12 +48,20 @@ class Tree:
     def over_itself(self, path: str) -> str:
         """The id of the mount at exactly this path, if it is that very directory; "" for all else."""
         number = self._find(path)
-        outer = self._fields.get(self._around(self._fields[number])) if number else None
+        return number if number and self._is_over_itself(number) else ""
+
+    def self_binds(self) -> dict[str, int]:
+        """Mount point -> id of each directory that is mounted over itself, hidden ones too. The id stays when the
+        directory is renamed."""
+        return {plain(self._fields[number][4]): int(number) for number in self._fields if self._is_over_itself(number)}
+
+    def _is_over_itself(self, number: str) -> bool:
+        fields = self._fields[number]
+        outer = self._fields.get(self._around(fields))
         if outer is None:
-            return ""
-        device, root = self._fields[number][2], plain(self._fields[number][3])
-        inner = path.removeprefix(plain(outer[4]).rstrip("/"))
-        return number if (device, root) == (outer[2], plain(outer[3]).rstrip("/") + inner or "/") else ""
+            return False
+        inner = plain(fields[4]).removeprefix(plain(outer[4]).rstrip("/"))
+        return (fields[2], plain(fields[3])) == (outer[2], plain(outer[3]).rstrip("/") + inner or "/")
 
     def _find(self, path: str) -> str:
         mount, found = "", False
@@ -66,23 +74,6 @@ class Tree:
 
     def _around(self, fields: list[str]) -> str:
         return fields[1] if fields[1] in self._fields and fields[1] != fields[0] else ""
-
-
-def self_binds(text: str) -> dict[str, int]:
-    """Mount point -> id of each directory that is mounted over itself. The id stays when the directory is renamed."""
-    found: dict[str, int] = {}
-    seen: dict[str, tuple[str, str]] = {}  # parents come before what is mounted on them
-    for fields, _ in _lines(text):
-        device, root, point = fields[2], plain(fields[3]), plain(fields[4])
-        around = point
-        while around not in seen and around != "/":
-            around = around.rpartition("/")[0] or "/"
-        if around in seen:
-            inner = point.removeprefix(around.rstrip("/"))
-            if (device, root) == (seen[around][0], seen[around][1].rstrip("/") + inner or "/"):
-                found[point] = int(fields[0])
-        seen[point] = device, root
-    return found
 
 
 def is_below(path: str, directory: str) -> bool:

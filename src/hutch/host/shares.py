@@ -18,7 +18,7 @@ from hutch.errors import HutchError, Problem
 from hutch.files import read_or_none, write_atomic
 from hutch.frozen import dataclass
 from hutch.host import unbind
-from hutch.host.mountinfo import Tree, observe_mountinfo, parse_mountinfo, self_binds
+from hutch.host.mountinfo import Tree, observe_mountinfo, parse_mountinfo
 from hutch.host.units import waiting_mounts
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Workspace
@@ -140,24 +140,29 @@ def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Ite
     Which mounts are ours stands in a file of the runtime directory: like them, it is gone after a reboot.
     """
     text = observe_mountinfo()
-    wanted, binds = list(dict.fromkeys(paths)), self_binds(text)
+    wanted = list(dict.fromkeys(paths))
     known = noted_guests(places)
     for path, those in (guests or {}).items():
         known[path] = {*known.get(path, ()), *those}
-    ours = noted_shares(places, wanted, find_mounts(text), binds)
-    stuck = _take_away([path for path in ours if path not in wanted], ours, known, noted_stuck(places))
-    text = observe_mountinfo()
-    mounts = find_mounts(text)
+    ours = noted_shares(places, wanted, find_mounts(text), Tree(text).self_binds())
+    stuck: dict[str, Stuck] = {}
+    if gone := [path for path in ours if path not in wanted]:
+        stuck = _take_away(gone, ours, known, noted_stuck(places))
+        text = observe_mountinfo()
+    mounts, tree = find_mounts(text), Tree(text)
     kept = [path for path in ours if path in mounts]
     kept += [path for path in wanted if path not in kept and waits_for_mount(path)]  # its service puts ours there
-    binds = self_binds(text)
-    for path in sorted(unguarded(wanted, Tree(text)), key=len):  # one that is around others hides theirs
+    binds = tree.self_binds()
+    open_ones = sorted(unguarded(wanted, tree), key=len)  # one that is around others hides theirs
+    for path in open_ones:
         kept += [path] if path not in kept else []
         _note(places, kept, binds, known, stuck)  # before the mount: a crash in between leaves none that nobody knows
         _mount(path)
-    for path in unguarded(wanted, observe_tree()):
-        _mount(path)
-    _note(places, kept, self_binds(observe_mountinfo()), known, stuck)
+    if open_ones:
+        for path in unguarded(wanted, observe_tree()):
+            _mount(path)
+        binds = observe_tree().self_binds()
+    _note(places, kept, binds, known, stuck)
 
 
 def _take_away(
@@ -226,7 +231,7 @@ def hold(places: Places, path: str, why: str) -> bool:
 def _mounted(places: Places) -> tuple[list[str], dict[str, int]]:
     """The paths on which mounts of ours are at this moment, and the ids of all such mounts."""
     text = observe_mountinfo()
-    mounts, binds = find_mounts(text), self_binds(text)
+    mounts, binds = find_mounts(text), Tree(text).self_binds()
     return [path for path in noted_shares(places, (), mounts, binds) if path in mounts], binds
 
 

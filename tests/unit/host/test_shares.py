@@ -27,13 +27,15 @@ class Mounts:
         monkeypatch.setattr(shares, "observe_mountinfo", lambda: "")
         monkeypatch.setattr(shares, "Tree", lambda text: self)
         monkeypatch.setattr(shares, "find_mounts", lambda text: dict.fromkeys(self.points, shares.OPTIONS))
-        monkeypatch.setattr(shares, "self_binds", lambda text: {path: n for n, path in enumerate(self.points)})
         monkeypatch.setattr(shares, "_mount", self.points.append)
         monkeypatch.setattr(shares, "_unmount", self.points.remove)
         monkeypatch.setattr(shares, "disarm", self.disarm)
 
     def options(self, path: str) -> set[str]:
         return shares.OPTIONS if path in self.points else set()
+
+    def self_binds(self) -> dict[str, int]:
+        return {path: number for number, path in enumerate(self.points)}
 
     def over_itself(self, path: str) -> str:
         return "1" if path in self.points else ""

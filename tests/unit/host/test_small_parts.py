@@ -13,7 +13,7 @@ from hutch.errors import HutchError
 from hutch.host import cgroup, shares
 from hutch.host.bind import open_strictly
 from hutch.host.dns import choose_names, wanted_resolvers
-from hutch.host.mountinfo import Tree, self_binds
+from hutch.host.mountinfo import Tree
 from hutch.host.process import is_alive, open_process, start_time
 from hutch.host.service import Service, observe_service
 from hutch.spec.model import Mount, Workspace
@@ -323,8 +323,8 @@ MOUNTS = """
 
 
 def test_directories_that_are_mounted_over_themselves() -> None:
-    assert self_binds(MOUNTS) == {"/srv/a": 31, "/home/me/b": 32}
-    assert self_binds("") == {}
+    assert Tree(MOUNTS).self_binds() == {"/srv/a": 31, "/home/me/b": 32}
+    assert Tree("").self_binds() == {}
 
 
 def test_the_host_keeps_a_part_of_its_memory() -> None:
