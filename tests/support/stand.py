@@ -20,6 +20,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from hutch.guest.boot import MICROVM
 from hutch.host.accelerator import Accelerator, observe_accelerator
 from hutch.images.kernel import ensure_kernel
 from hutch.images.progress import Meter, no_progress
@@ -109,9 +110,9 @@ def render_machine(boot: Boot, disks: dict[str, Path], accelerator: Accelerator,
     is_kvm = accelerator.name == "kvm"
     words = "root=/dev/vda rw console=ttyS0 panic=-1 net.ifnames=0 systemd.show_status=0 lsm=landlock,yama,apparmor"
     if accelerator.tsc_khz is not None:
-        words += f" tsc=reliable tsc_early_khz={accelerator.tsc_khz}"
+        words += f" tsc=reliable tsc_early_khz={accelerator.tsc_khz} maxcpus=1 noreplace-smp"
     argv = [
-        *("qemu-system-x86_64", "-M", f"microvm,accel={accelerator.name},pcie=on,rtc=on", "-m", MEMORY, "-smp", "2"),
+        *("qemu-system-x86_64", "-M", f"{MICROVM},accel={accelerator.name}", "-m", MEMORY, "-smp", "2"),
         *("-cpu", "host" if is_kvm else "qemu64,+rdrand,+rdtscp,-svm"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-bios", str(boot.firmware)),
         *("-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", words),

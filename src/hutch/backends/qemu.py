@@ -29,7 +29,7 @@ from hutch.backends.port import port_of
 from hutch.backends.service import LOG, as_service, listening
 from hutch.backends.share import share_places, share_tags
 from hutch.errors import Problem
-from hutch.guest.boot import kernel_arguments
+from hutch.guest.boot import MICROVM, kernel_arguments
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
 from hutch.spec import names
 from hutch.spec.model import MACHINE_CPUS, Workspace
@@ -131,7 +131,7 @@ def machine_options(workspace: Workspace, hardware: Hardware, memory: int) -> tu
     of its sandbox."""
     accelerator = hardware.accelerator
     return (
-        *("-M", f"microvm,accel={accelerator},pcie=on,rtc=on,memory-backend=memory"),
+        *("-M", f"{MICROVM},accel={accelerator},memory-backend=memory"),
         *("-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on"),
         *("-m", f"{memory}M", "-smp", str(workspace.vcpus or MACHINE_CPUS)),
         *("-cpu", "host" if accelerator == "kvm" else EMULATED),

@@ -18,6 +18,9 @@ def kernel_arguments(name: str, *, tsc_khz: int | None, has_disk: bool) -> tuple
     )
 
 
+MICROVM = "microvm,pcie=on,rtc=on,pic=off,pit=off"
+"""QEMU's machine. Its kernel, told by ACPI that there are none, lets the ancient interrupt controller and timer be; but
+they are not without effect: the timer ticks, and its interrupt, whose number nobody set, is a division by zero."""
 ALWAYS = (
     "console=ttyS0",
     "quiet",  # every character on a serial line is a trip to the host; errors still come, and `dmesg` has all
@@ -37,11 +40,12 @@ EMULATED = (
     # gives the counter up, and waits for ever for another clock's tick. So it is told the rate, and not to doubt it;
     # "lpj", which follows from the rate, spares every further processor a tenth of a second of the same search.
     "tsc=reliable",
-    # A processor's timer, told one event at a time, is told the next one by who has heard of the last: where that got
-    # lost, on a busy host, once in some hundred boots, the kernel waited for ever ("timer wakeup didn't happen"). One
-    # that ticks by itself goes on.
-    "nohz=off",
-    "highres=off",
+    # One processor until every device is set up, then the others (init.sh starts them). Where one has a device shown in
+    # memory, QEMU renumbers what lies above it at once, and the others' translations only when they next look up
+    # (iotlb_to_section in 10.0): what they write to their interrupt controllers in between is lost. Once in some
+    # hundred boots, on a busy host, that was the end of an interrupt, and the processor heard of no other ever again.
+    "maxcpus=1",
+    "noreplace-smp",  # nor made for one processor first: making it fit for several takes 0.2 s
     # Self-tests and tables that the kernel spends most of its own start on, and that the hosts of these kernels have no
     # use for: the ciphers', the jitter generator's (random.trust_cpu), the keys that modules are signed with, and
     # keyctl's "encrypted" keys.

@@ -41,6 +41,15 @@ while read -r module pattern; do
   [ -d "/sys/module/$module" ] || $b insmod "/lib/$module.ko" || fail "cannot load the kernel module $module"
 done </lib/modules
 
+# The other processors, where the kernel was told to leave them for later (see guest/boot.py): by now no device is to be
+# set up any more.
+read -r waiting </sys/devices/system/cpu/offline
+if [ -n "$waiting" ]; then
+  for processor in /sys/devices/system/cpu/cpu[0-9]*/online; do
+    echo 1 >"$processor" || fail "cannot start the processor of $processor"
+  done
+fi
+
 # The root: what is written goes to the disk, if the machine has one, and to memory otherwise.
 $b mount -t erofs -o ro /dev/vda /image || fail "cannot mount the image"
 if is_given hutch.disk; then

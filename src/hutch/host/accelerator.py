@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 from hutch.errors import HutchError
 from hutch.files import read_or_none, write_atomic
 from hutch.frozen import dataclass
+from hutch.guest.boot import MICROVM
 from hutch.host.clock import observe_rate, read_boot
 from hutch.host.tools import QEMU, find_program
 from hutch.run import PIPE, STDOUT, Popen, TimeoutExpired, start
@@ -300,7 +301,7 @@ def render_identity(access: Access, uid: int) -> list[str]:
 def render_machine(qemu: str, accelerator: str) -> list[str]:
     """As the backend makes it, but bare: a console and nothing else."""
     return [
-        *(qemu, "-M", f"microvm,accel={accelerator},pcie=on,rtc=on", "-m", f"{MEMORY_MIB}M", "-smp", "1"),
+        *(qemu, "-M", f"{MICROVM},accel={accelerator}", "-m", f"{MEMORY_MIB}M", "-smp", "1"),
         *("-cpu", "host" if accelerator == "kvm" else "max", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-serial", "stdio", "-no-reboot"),
     ]

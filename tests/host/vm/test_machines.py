@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hutch.spec.model import MACHINE_CPUS
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.host.processes import processes
@@ -72,6 +73,16 @@ def test_status_names_what_runs_it(running: Instance) -> None:
     assert (status["type"], status["hypervisor"]) == ("vm", "qemu")
     assert status["accelerator"] in ("kvm", "tcg")
     assert status["ready_seconds"] > 0
+
+
+def test_all_its_processors_run_and_none_before_the_devices_are_set_up(running: Instance) -> None:
+    """Without KVM, a processor that runs while another sets up a device may lose an interrupt for good."""
+    said = running.hutch("exec", "lab", "--", "sh", "-c", "nproc; doas dmesg").stdout
+    count, _, log = said.partition("\n")
+    assert int(count) == MACHINE_CPUS
+    if running.status("lab")["accelerator"] == "tcg":
+        devices, started = log.rindex(": enabling device ("), log.index("smpboot: Booting Node 0 Processor 1 ")
+        assert devices < started
 
 
 @pytest.mark.parametrize("program", ["qemu-system-", "virtiofsd"])

@@ -13,9 +13,15 @@ def test_a_guest_without_kvm_is_told_the_clock() -> None:
     assert {"tsc_early_khz=2600000", "lpj=10400000", "tsc=reliable"} <= set(arguments)
 
 
+def test_without_kvm_devices_are_set_up_by_one_processor() -> None:
+    assert "maxcpus=1" in kernel_arguments(NAME, tsc_khz=2_600_000, has_disk=False)
+
+
 def test_a_guest_with_kvm_has_a_clock_of_its_own_and_all_of_its_kernel() -> None:
     arguments = kernel_arguments(NAME, tsc_khz=None, has_disk=False)
-    assert not [word for word in arguments if word.startswith(("tsc", "lpj", "initcall_blacklist", "cryptomgr"))]
+    assert not [
+        word for word in arguments if word.startswith(("tsc", "lpj", "initcall_blacklist", "cryptomgr", "maxcpus"))
+    ]
 
 
 def test_init_learns_of_the_disk() -> None:
