@@ -85,6 +85,12 @@ def test_all_its_processors_run_and_none_before_the_devices_are_set_up(running: 
         assert devices < started
 
 
+def test_its_processors_rest(running: Instance) -> None:
+    """They have their next event told, and nothing wakes them until then."""
+    told = running.hutch("exec", "lab", "--", "doas", "grep", "hres_active", "/proc/timer_list").stdout
+    assert [line.rpartition(":")[2].strip() for line in told.splitlines()] == ["1"] * MACHINE_CPUS
+
+
 @pytest.mark.parametrize("program", ["qemu-system-", "virtiofsd"])
 def test_posture(running: Instance, program: str) -> None:
     """A uid of its own, no capability, no way to any, a filter of system calls, and namespaces with its own files."""
