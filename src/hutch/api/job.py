@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.run import describe, start
-from hutch.spec.names import HANDED_ON, PACKAGE, Places
+from hutch.spec.names import HANDED_ON, Places
+from hutch.spec.programs import own_program
 from hutch.supervise.piped import Canceller, Piped, Take
 
 if TYPE_CHECKING:
     from hutch.spec.model import Config
 
-BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.api.worker import main; main(int(sys.argv[2]))"
 HEADER = struct.Struct("!I")  # the length of the frame that follows
 
 Streams = tuple[int | None, int | None, int | None]
@@ -66,7 +66,7 @@ class Job(Piped):
             undo.callback(self.control.close)
             with theirs:
                 process = start(
-                    [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(PACKAGE.parent), str(theirs.fileno())],
+                    [*own_program("hutch.api.worker", sys.executable), str(theirs.fileno())],
                     stdin=streams[0],
                     stdout=streams[1],
                     stderr=streams[2],

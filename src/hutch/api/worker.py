@@ -19,12 +19,12 @@ from hutch.host import lock
 from hutch.host.process import die_with_parent
 
 
-def main(descriptor: int) -> NoReturn:
+def main(descriptor: str) -> NoReturn:
     """Take a Call from the socket, answer, and end."""
     parent = os.getppid()
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the caller's threads may leave signals to one of their own
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    control = socket.socket(fileno=descriptor)
+    control = socket.socket(fileno=int(descriptor))
     control.set_inheritable(False)
     os.umask(0o022)  # as the command line has it
     try:

@@ -68,10 +68,10 @@ class Host:
                     return
 
 
-def main() -> None:
+def main(what: str) -> None:
     try:
         with troubles_told():
             host = Host(Places.from_environment())
-            {"start": host.start, "stop": host.stop}[sys.argv[1]]()
+            {"start": host.start, "stop": host.stop}[what]()
     except HutchError as error:
         sys.exit("\n".join(filter(None, (error.brief, error.details, error.resolution))))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hutch.backends.launch import Launch
 from hutch.frozen import dataclass
-from hutch.host import firewall, router, ruleset, unbind, unit_texts
+from hutch.host import firewall, router, ruleset, unit_texts
 from hutch.host.firewall import Member
 from hutch.host.service import Service
 from hutch.host.shares import writable_paths
@@ -24,9 +24,9 @@ from hutch.run import SEARCH_PATH
 from hutch.spec import names
 from hutch.spec.ejected import Ejected, Note, render_note
 from hutch.spec.model import Network, Workspace
+from hutch.spec.programs import own_program
 from hutch.supervise import units
 from hutch.supervise.units import function
-from hutch.trees import changing
 
 NETWORK_LIBRARY = Path(__file__).with_name("ejected_network.sh")
 REMOVAL_LIBRARY = Path(__file__).with_name("ejected_remove.sh")
@@ -163,16 +163,16 @@ def render_network(subject: Subject) -> str:
         _fed("make_bridge", (in_router, router.render_bridge(network)), (in_router, router.render_fence(network))),
         function("make_way_in", [way_in]),
         function("settings", kernel),
-        function("unbind", [_program(places, unbind.PROGRAM, '"$1"')]),
+        function("unbind", [_program(places, "hutch.host.unbind", '"$1"')]),
         function("writable", [f'"$1" {shlex.quote(path)}' for path in writable_paths(subject.workspace)]),
     )
     about = f"The network of the workspace {places.name}: `start` makes it, `stop` takes it away."
     return _script(about, settings, functions) + NETWORK_LIBRARY.read_text(encoding="utf-8")
 
 
-def _program(places: Ejected, program: str, arguments: str) -> str:
+def _program(places: Ejected, module: str, arguments: str) -> str:
     """A line that runs one of those that import others; `arguments` in the words of the shell."""
-    return f"{shlex.join((PYTHON, '-I', '-S', '-c', program, str(places.programs.parent)))} {arguments}"
+    return f"{shlex.join(own_program(module, PYTHON, places.programs))} {arguments}"
 
 
 def render_removal(subject: Subject) -> str:
@@ -195,7 +195,7 @@ def render_removal(subject: Subject) -> str:
     }
     functions = (
         function("shared", [f'"$1" {shlex.quote(path)}' for path in others]),
-        function("take_setuid", [_program(places, changing.DISARM, '"$1" "$owner" "$first" "$count"')]),
+        function("take_setuid", [_program(places, "hutch.trees.changing", '"$1" "$owner" "$first" "$count"')]),
     )
     about = f"Takes the workspace {places.name} away, and keeps its home."
     return _script(about, settings, functions) + REMOVAL_LIBRARY.read_text(encoding="utf-8")

@@ -8,7 +8,6 @@ in the Launch's own mount namespace and end with it.
 from __future__ import annotations
 
 import json
-import os.path
 import shlex
 import zlib
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ from hutch.errors import Problem
 from hutch.guest.credentials import HOST_KEY, render_credentials
 from hutch.spec import names
 from hutch.spec.model import Workspace
+from hutch.spec.programs import own_program
 
 SCRATCH = 2 << 30  # bytes that an ephemeral root may grow by when `disk` does not say
 TASKS = 16384
@@ -34,7 +34,6 @@ FORBIDDEN = Forbidden(
     other_families_than=("AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"),
 )
 WITHOUT_RESOURCES = "--drop-capability=CAP_SYS_RESOURCE"  # see no_namespaces
-BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.bound import main; main(*sys.argv[2:])"
 DEVICES = {"fuse": (10, 229), "net/tun": (10, 200)}  # what rootless containers need; the host's may be root's alone
 NEST = "/run/hutch/nest"  # in the guest
 LAYERS = ("lower", "scratch", "root")  # mount points below the runtime directory
@@ -266,8 +265,8 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
 def bound(python: str, package: str, argv: Sequence[str]) -> tuple[str, ...]:
     """A command line of nspawn's that is bound as that of a container is: see supervise/bound."""
     bounds = json.dumps({"forbidden": asdict(FORBIDDEN), "held": [asdict(no_namespaces())]})
-    program = (python, "-I", "-S", "-c", BOOTSTRAP, os.path.dirname(package), bounds)
-    return (*program, argv[0], WITHOUT_RESOURCES, *argv[1:])
+    program = own_program("hutch.supervise.bound", python, package)
+    return (*program, bounds, argv[0], WITHOUT_RESOURCES, *argv[1:])
 
 
 def nspawn_argv(

@@ -17,12 +17,12 @@ from typing import Any
 from hutch.errors import HutchError, Problem
 from hutch.files import read_or_none, write_atomic
 from hutch.frozen import dataclass
-from hutch.host import unbind
 from hutch.host.mountinfo import Tree, observe_mountinfo, parse_mountinfo
 from hutch.host.units import waiting_mounts
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Workspace
-from hutch.spec.names import NIX_STORE, PACKAGE, UID_COUNT, Places
+from hutch.spec.names import NIX_STORE, UID_COUNT, Places
+from hutch.spec.programs import own_program
 from hutch.state import SHARES, decode, encode, make_directory
 from hutch.trees.cursor import opened
 from hutch.trees.making import make_inside, make_owned
@@ -201,7 +201,7 @@ def _why_stuck(path: str, guests: Iterable[Guest], before: Stuck | None) -> Stuc
 def _unmount(path: str) -> Stuck | None:
     """Take away what is mounted over itself there. Returns why that could not be: it may have been moved just now."""
     try:
-        run([sys.executable, "-I", "-S", "-c", unbind.PROGRAM, str(PACKAGE.parent), path])
+        run([*own_program("hutch.host.unbind", sys.executable), path])
     except CommandFailed as error:
         return time.time(), error.details or error.brief
     return None

@@ -15,8 +15,6 @@ from hutch.host.bind import open_strictly
 from hutch.host.mountinfo import Tree, observe_mountinfo
 
 MNT_DETACH = 2
-PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.host.unbind import main; main(*sys.argv[2:])"
-"""How Python is told to run it: with the directory that hutch's package is in, and the path."""
 
 
 def main(path: str) -> None:

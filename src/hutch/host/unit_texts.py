@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from hutch.host.units import WRITTEN_BY, quoted, quoted_path
 from hutch.run import SEARCH_PATH
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, PACKAGE, Places
+from hutch.spec.programs import own_program
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hutch.host.service import Service
 
-PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from hutch.apply.boot import main; main()"
 DOCUMENTATION = "Documentation=man:hutch(1)"
 FIREWALLS = ("nftables.service", "ufw.service", "firewalld.service")  # each begins with rules of its own
 ORDER = (
@@ -78,7 +78,7 @@ def render_service(service: Service, places: Places, needs: Sequence[str] = ()) 
 def render_network(places: Places, python: str) -> str:
     """What settles the host for all workspaces, and clears it. Whoever has rules of their own for the host's packets
     has them by then, but for Docker: that leaves forwarded packets alone if the host forwards them already."""
-    command = " ".join(map(quoted, (python, "-I", "-c", PROGRAM, str(PACKAGE.parent))))
+    command = " ".join(map(quoted, own_program("hutch.apply.boot", python, needs_others=True)))
     is_usual = (str(places.state), str(places.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR)
     own = () if is_usual else (f"HUTCH_STATE_DIR={places.state}", f"HUTCH_RUN_DIR={places.run}")
     lines = [

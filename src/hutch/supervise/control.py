@@ -24,7 +24,8 @@ from hutch.host.cgroup import Cgroup
 from hutch.host.process import open_process, start_time
 from hutch.host.units import has_systemd
 from hutch.spec import names as derived
-from hutch.spec.names import PACKAGE, Places
+from hutch.spec.names import Places
+from hutch.spec.programs import own_program
 from hutch.supervise.gate import GO, MOVED, encode_launch
 from hutch.supervise.launched import read_launch, write_launch
 from hutch.supervise.status import first_words, read_status, write_status
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from hutch.backends.launch import Launch
 
-BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.entry import main; main(*sys.argv[2:])"
 LOCK_SECONDS = 15.0  # that an earlier supervisor has to clean up and end
 STOP, CLEANUP = 15.0, 10.0  # seconds that a guest has where its Launch cannot be read; and a supervisor after that
 RENEWAL_SECONDS = 60.0  # that a supervisor has to take up another Launch, whatever the guest puts in its way
@@ -194,7 +194,7 @@ def _run_supervisor(places: Places, name: str, handed: tuple[int, ...], log: int
         [
             *("unshare", "--mount", "--propagation", "slave", "--"),
             *("nsenter", f"--net={places.namespace_path}", "--"),
-            *(sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(PACKAGE.parent)),
+            *own_program("hutch.supervise.entry", sys.executable),
             *(str(places.runtime(name)), places.cgroup(name), *map(str, handed)),
         ],
         stdout=log,

@@ -23,7 +23,8 @@ from hutch.host import units
 from hutch.host.cgroup import Cgroup
 from hutch.host.process import start_time
 from hutch.run import PIPE, Popen, TimeoutExpired, run, start
-from hutch.spec.names import PACKAGE, Places
+from hutch.spec.names import Places
+from hutch.spec.programs import own_program
 from hutch.state import make_directory
 from hutch.supervise.launched import read_launch, write_launch
 from hutch.supervise.status import read_status, write_status
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from hutch.supervise.control import Listener, Settle
 
 LAST_LINES = 12
-RENEWAL = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.renewal import main; main(*sys.argv[2:])"
 RENEWAL_SECONDS = 60.0  # that a guest can hold up a change of what it is shown
 STOP_SECONDS = 60.0  # for one that systemd runs although nobody knew
 GRACE = 15.0  # seconds beyond its own deadlines that systemd is given
@@ -205,7 +205,7 @@ def _renew_mounts(before: dict[str, Any], wanted: dict[str, Any], status: dict[s
     try:
         if start_time(pid) != status["started"]:
             raise _ended(name)
-        program = (sys.executable, "-I", "-S", "-c", RENEWAL, str(PACKAGE.parent))
+        program = own_program("hutch.supervise.renewal", sys.executable)
         command = ("nsenter", f"--mount=/proc/self/fd/{mounts}", "--", *program)
         process = start(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, pass_fds=(mounts,))
     finally:

@@ -18,9 +18,9 @@ from hutch.host.cgroup import DEPTH, DESCENDANTS
 from hutch.host.units import WRITTEN_BY, quoted, quoted_path
 from hutch.run import SEARCH_PATH
 from hutch.spec.names import PACKAGE, Places
+from hutch.spec.programs import own_program
 
 LIBRARY, MACHINE = (Path(__file__).with_name(name) for name in ("unit.sh", "machine.sh"))
-CONFINED = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.supervise.confine import main; main(*sys.argv[2:])"
 RESTART_SECONDS, MOST_RESTART_SECONDS = 2, 60  # from a failure to the next start, at first and at last
 STEPS = 5  # from the first to the last of these
 MOST_STARTS, STARTS_SECONDS = 8, 120  # for a systemd before 254, which knows no steps
@@ -176,7 +176,7 @@ def confined(launch: Launch, python: str, package: Path = PACKAGE) -> tuple[str,
     filters know nothing of the other ABIs that a kernel offers."""
     if launch.forbidden is None:
         return launch.argv
-    program = (python, "-I", "-S", "-c", CONFINED, str(package.parent))
+    program = own_program("hutch.supervise.confine", python, package)
     return (*program, json.dumps(asdict(launch.forbidden)), *launch.argv)
 
 

@@ -12,8 +12,6 @@ from hutch.errors import HutchError
 from hutch.trees.cursor import PATIENCE, SUPERFLUOUS, call, opened, pinned, walk, way_to
 
 AT_EMPTY_PATH = 0x1000
-DISARM = "import sys; sys.path.insert(0, sys.argv[1]); from hutch.trees.changing import main; main(*sys.argv[2:])"
-"""How Python is told to run `main`: with the directory that hutch's package is in, and its arguments."""
 
 
 def give(top: int, makers: Collection[int], uid: int, gid: int, *, seconds: float = PATIENCE) -> int:

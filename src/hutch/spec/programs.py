@@ -1,0 +1,17 @@
+"""Commands that run a module of hutch's own as a program."""
+
+from __future__ import annotations
+
+import os
+
+from hutch.spec.names import PACKAGE
+
+
+def own_program(
+    module: str, python: str, package: str | os.PathLike[str] = PACKAGE, *, needs_others: bool = False
+) -> tuple[str, ...]:
+    """The beginning of a command that calls `main` of that module with the arguments that follow, as strings. `package`
+    is where hutch's code lies when it runs. Nothing of a user's is read, and unless the module `needs_others`, of other
+    people's packages, nothing but Python's own library: that takes longer to start."""
+    text = f"import sys; sys.path.insert(0, sys.argv[1]); from {module} import main; main(*sys.argv[2:])"
+    return (python, "-I", *(() if needs_others else ("-S",)), "-c", text, os.path.dirname(package))
