@@ -19,7 +19,19 @@ def make_golden(instance: Instance, workspace_type: str) -> list[str]:
     instance.declare(workspace_type, web=KEYS)
     instance.up()
     instance.ssh("web", "echo precious > ~/precious")
-    return shape(instance)
+    return steady_shape(instance)
+
+
+def steady_shape(instance: Instance) -> list[str]:
+    """The shape, once it has been the same for a second: the watch over the rules looks once more after a start."""
+    last, since = shape(instance), time.monotonic()
+    deadline = since + 30
+    while time.monotonic() < since + 1:
+        assert time.monotonic() < deadline, "the host does not come to rest"
+        time.sleep(0.1)
+        if (now := shape(instance)) != last:
+            last, since = now, time.monotonic()
+    return last
 
 
 def shape(instance: Instance) -> list[str]:
