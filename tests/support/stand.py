@@ -113,7 +113,7 @@ def render_machine(boot: Boot, disks: dict[str, Path], accelerator: Accelerator,
         words += f" tsc=reliable tsc_early_khz={accelerator.tsc_khz} maxcpus=1 noreplace-smp"
     argv = [
         *("qemu-system-x86_64", "-M", f"{MICROVM},accel={accelerator.name}", "-m", MEMORY, "-smp", "2"),
-        *("-cpu", "host" if is_kvm else "qemu64,+rdrand,+rdtscp,-svm,+arat"),
+        *("-cpu", "host" if is_kvm else "qemu64,+rdrand,+rdtscp,+arat,-svm"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-bios", str(boot.firmware)),
         *("-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", words),
         *("-serial", f"file:{console}", "-fw_cfg", f"name=opt/hutch/stand,string={told.replace(',', ',,')}"),

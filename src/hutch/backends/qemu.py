@@ -36,7 +36,7 @@ from hutch.spec.model import MACHINE_CPUS, Workspace
 
 CONSOLE, CONTROL = 3, 4  # descriptors, where systemd runs it; the embedded supervisor's links are there otherwise
 TAP, VSOCK = 5, 6  # the ones after those
-EMULATED = "qemu64,+rdrand,+rdtscp,-svm,+arat"
+EMULATED = "qemu64,+rdrand,+rdtscp,+arat,-svm"
 """The processor that is emulated the fastest: every feature more is looked for, and used where it costs. Without ARAT,
 a kernel takes the processor's timer to stop when the processor rests, and ticks 250 times a second instead."""
 DISK_OPTIONS = "discard=unmap,detect-zeroes=unmap,werror=report,rerror=report"
