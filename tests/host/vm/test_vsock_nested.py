@@ -183,7 +183,7 @@ def inner(stand: Stand) -> Stand:
 
 def test_a_machine_says_by_vsock_that_it_is_ready(inner: Stand) -> None:
     status = inner.status()
-    assert (status["state"], status["hypervisor"]) == ("running", "qemu")
+    assert (status["state"], status["hypervisor"], status["accelerator"]) == ("running", "qemu", "kvm")
     assert "ready, says the guest over vsock" in inner.run("cat", LOG).stdout
 
 
