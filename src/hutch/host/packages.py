@@ -230,10 +230,10 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     ),
     Requirement(
         "makes the initrd of the virtual machine that hutch is measured against",
-        proof=("cpio", "zstd", "xz"),
-        apt=("cpio", "zstd", "xz-utils"),
-        dnf=("cpio", "zstd", "xz"),
-        pacman=("cpio", "zstd", "xz"),
+        proof=("busybox", "cpio", "zstd", "xz"),
+        apt=("busybox-static", "cpio", "zstd", "xz-utils"),
+        dnf=("busybox", "cpio", "zstd", "xz"),
+        pacman=("busybox", "cpio", "zstd", "xz"),
         set="bench",
     ),
     Requirement(

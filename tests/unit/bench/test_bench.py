@@ -11,6 +11,7 @@ from bench import __main__ as command
 from bench import bare, barevm, byhand, ours, report, rows, stock, vms
 from bench.measure import BenchError, Samples
 from bench.table import Row
+from hutch.host.packages import REQUIREMENTS
 
 
 def row(
@@ -107,3 +108,9 @@ def test_the_clock_of_the_processor_is_read() -> None:
     one, two = barevm.observe_tsc_khz(), barevm.observe_tsc_khz()
     assert 100_000 < one < 10_000_000
     assert abs(one - two) < one / 100
+
+
+def test_setup_installs_all_that_it_asks_for() -> None:
+    """Who has the packages anyway does not see what `script/setup --bench` forgets."""
+    listed = {name for requirement in REQUIREMENTS for name in requirement.names("apt")}
+    assert {*command.TOOLS.values(), *command.TOOLS_FOR_VMS.values()} - {"python3"} <= listed
