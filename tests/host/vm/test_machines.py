@@ -85,6 +85,15 @@ def test_all_its_processors_run_and_none_before_the_devices_are_set_up(running: 
         assert devices < started
 
 
+def test_one_processor_is_enough(running: Instance) -> None:
+    """There is none then that could be started later."""
+    running.declare("vm", lab="", one="vcpus = 1")
+    running.up()
+    assert running.hutch("exec", "one", "--", "nproc").stdout == "1\n"
+    running.hutch("rm", "one")
+    running.declare("vm", lab="")
+
+
 def test_its_processors_rest(running: Instance) -> None:
     """They have their next event told, and nothing wakes them until then."""
     told = running.hutch("exec", "lab", "--", "doas", "grep", "hres_active", "/proc/timer_list").stdout
