@@ -20,7 +20,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from hutch.guest.boot import MICROVM
+from hutch.backends.qemu import EMULATED
+from hutch.guest.boot import MICROVM, ONE_PROCESSOR_FIRST
 from hutch.host.accelerator import Accelerator, observe_accelerator
 from hutch.images.kernel import ensure_kernel
 from hutch.images.progress import Meter, no_progress
@@ -110,10 +111,10 @@ def render_machine(boot: Boot, disks: dict[str, Path], accelerator: Accelerator,
     is_kvm = accelerator.name == "kvm"
     words = "root=/dev/vda rw console=ttyS0 panic=-1 net.ifnames=0 systemd.show_status=0 lsm=landlock,yama,apparmor"
     if accelerator.tsc_khz is not None:
-        words += f" tsc=reliable tsc_early_khz={accelerator.tsc_khz} maxcpus=1 noreplace-smp"
+        words += f" tsc=reliable tsc_early_khz={accelerator.tsc_khz} {' '.join(ONE_PROCESSOR_FIRST)}"
     argv = [
         *("qemu-system-x86_64", "-M", f"{MICROVM},accel={accelerator.name}", "-m", MEMORY, "-smp", "2"),
-        *("-cpu", "host" if is_kvm else "qemu64,+rdrand,+rdtscp,+arat,-svm"),
+        *("-cpu", "host" if is_kvm else EMULATED),
         *("-nodefaults", "-no-user-config", "-display", "none", "-bios", str(boot.firmware)),
         *("-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", words),
         *("-serial", f"file:{console}", "-fw_cfg", f"name=opt/hutch/stand,string={told.replace(',', ',,')}"),

@@ -35,17 +35,20 @@ ALWAYS = (
 TICKS = 250
 """A second's ticks, at least, of the kernels that are booted. With fewer than a kernel has, it waits too long where it
 waits by counting; that is harmless."""
+ONE_PROCESSOR_FIRST = (
+    "maxcpus=1",
+    "noreplace-smp",  # nor made for one processor first: making it fit for several takes 0.2 s
+)
+"""One processor until every device is set up, then the others, which init starts. Where one has a device shown in
+memory, QEMU renumbers what lies above it at once, and the others' translations only when they next look up (its
+iotlb_to_section, in 10.0): what they write to their interrupt controllers in between is lost. Once in some hundred
+boots, on a busy host, that was the end of an interrupt, and the processor heard of no other ever again."""
 EMULATED = (
     # Without KVM the guest reads the host's counter. It finds out the rate by itself unless the host is busy; then it
     # gives the counter up, and waits for ever for another clock's tick. So it is told the rate, and not to doubt it;
     # "lpj", which follows from the rate, spares every further processor a tenth of a second of the same search.
     "tsc=reliable",
-    # One processor until every device is set up, then the others (init.sh starts them). Where one has a device shown in
-    # memory, QEMU renumbers what lies above it at once, and the others' translations only when they next look up
-    # (iotlb_to_section in 10.0): what they write to their interrupt controllers in between is lost. Once in some
-    # hundred boots, on a busy host, that was the end of an interrupt, and the processor heard of no other ever again.
-    "maxcpus=1",
-    "noreplace-smp",  # nor made for one processor first: making it fit for several takes 0.2 s
+    *ONE_PROCESSOR_FIRST,
     # Self-tests and tables that the kernel spends most of its own start on, and that the hosts of these kernels have no
     # use for: the ciphers', the jitter generator's (random.trust_cpu), the keys that modules are signed with, and
     # keyctl's "encrypted" keys.
