@@ -1,4 +1,4 @@
-# What hutch needs of a host, as nixpkgs calls it, by the names that Debian's packages have in src/hutch/host/packages.py.
+# What hutch needs of a host, as nixpkgs calls it, by the names that Debian's packages have in src/hutch/host/doctor/packages.py.
 # Programs that every Debian has come first.
 pkgs: {
   essential = with pkgs; [

@@ -7,15 +7,15 @@ let
 in
 [
   (change "run.py" path ''"${tools}/bin:/usr/local/sbin:'')
-  (change "supervise/steps.py" path ''"${tools}/bin:/usr/local/sbin:'')
-  (change "host/packages.py" "/usr/lib*/virtiofsd" "${tools}/bin/virtiofsd")
-  (change "host/tools.py" "/usr/lib*/virtiofsd" "${tools}/bin/virtiofsd")
-  (change "host/packages.py" "/usr/share/keyrings" "${tools}/share/keyrings")
+  (change "runtime/steps.py" path ''"${tools}/bin:/usr/local/sbin:'')
+  (change "host/doctor/packages.py" "/usr/lib*/virtiofsd" "${tools}/bin/virtiofsd")
+  (change "host/doctor/tools.py" "/usr/lib*/virtiofsd" "${tools}/bin/virtiofsd")
+  (change "host/doctor/packages.py" "/usr/share/keyrings" "${tools}/share/keyrings")
   (change "images/build.py" "/usr/share/keyrings" "${tools}/share/keyrings")
   (change "images/machine.py" ''("/usr/share/qemu*/qboot.rom", "/usr/share/*/qboot.rom")''
     ''("${tools}/share/qemu/qboot.rom",)''
   )
-  (change "host/ssh.py" "/usr/lib/systemd/systemd-ssh-proxy" "${systemd}/lib/systemd/systemd-ssh-proxy")
+  (change "host/identity/ssh.py" "/usr/lib/systemd/systemd-ssh-proxy" "${systemd}/lib/systemd/systemd-ssh-proxy")
 
   # Jails show the store, and the tools as /usr. What bwrap makes itself on the way is root's alone.
   (change "backends/jail.py" ''"--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin"''

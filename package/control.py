@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
 
-from hutch.host.packages import REQUIREMENTS
+from hutch.host.doctor.packages import REQUIREMENTS
 
 # Python packages that Debian has, under its names. They are preferred: Debian mends them, and all programs share them.
 DEBIAN = {
@@ -58,8 +58,8 @@ def render_control(project: Mapping[str, Any], version: str, maintainer: str, si
 
 
 def depends(dependencies: Iterable[str]) -> tuple[list[str], list[str]]:
-    """What must be there, and what is better there: the runtime set of hutch.host.packages, Debian's Python packages,
-    and what the bundled and compiled ones were compiled for."""
+    """What must be there, and what is better there: the runtime set of hutch.host.doctor.packages, Debian's Python
+    packages, and what the bundled and compiled ones were compiled for."""
     needed = programs(is_optional=False)
     recommended = programs(is_optional=True) - needed
     modules = [f"{DEBIAN[name]} (>= {least})" for name, least in map(parse, dependencies) if name not in BUNDLED]

@@ -14,18 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from hutch import api
+from hutch.access.piped import Canceller
 from hutch.api.engine import Hutch, Progress, no_progress, silent
 from hutch.api.job import Call, call_on, call_up, change
 from hutch.api.workspace import MAX_COPY, MAX_OUTPUT, Argument
 from hutch.api.workspace import Workspace as SyncWorkspace
 from hutch.errors import troubles_told
-from hutch.supervise.piped import Canceller
 
 if TYPE_CHECKING:
     from hutch.api.result import Copied, Result
     from hutch.plan.actions import Plan
+    from hutch.runtime.control import Listener
     from hutch.spec.model import Config
-    from hutch.supervise.control import Listener
 
 __all__ = ["Workspace", "load", "plan", "up"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hutch.__main__ import entry
-from hutch.supervise import inside
+from hutch.access import inside
 
 if __name__ == "__main__":
     inside.enter_container = inside.reach_machine

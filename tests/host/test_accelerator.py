@@ -23,9 +23,9 @@ from pathlib import Path
 
 import pytest
 
-from hutch.host import accelerator, clock, vsock
-from hutch.host.accelerator import ANSWER, DEVICE, Access, Verdict, run_guest
-from hutch.host.tools import QEMU, find_program
+from hutch.host.doctor.tools import QEMU, find_program
+from hutch.host.hardware import accelerator, clock, vsock
+from hutch.host.hardware.accelerator import ANSWER, DEVICE, Access, Verdict, run_guest
 from hutch.spec.names import Places
 
 UID = 0x7FFF_0001

@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from hutch.backends.hypervisor import OLDEST, parse_version
-from hutch.supervise.calls import MOST_AT_ONCE, MOST_CALLS
-from hutch.supervise.cloud_hypervisor import (
+from hutch.runtime.calls import MOST_AT_ONCE, MOST_CALLS
+from hutch.runtime.cloud_hypervisor import (
     MOST_EVENT_BYTES,
     PANIC,
     POWEROFF_PORT,
@@ -29,6 +27,8 @@ from hutch.supervise.cloud_hypervisor import (
     RESET,
     CloudHypervisor,
 )
+
+from hutch.backends.hypervisor import OLDEST, parse_version
 from tests.host.instance import Instance
 from tests.support.fake_cloud_hypervisor import FakeMachine
 

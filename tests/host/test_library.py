@@ -18,7 +18,7 @@ import pytest
 
 import hutch
 from hutch.api.job import Call, Job
-from hutch.host.lock import lock
+from hutch.host.services.lock import lock
 from hutch.spec.names import Places
 from tests.host.instance import Instance
 from tests.host.opening import open_instance

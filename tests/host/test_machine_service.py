@@ -15,7 +15,7 @@ import pytest
 
 from hutch.backends.launch import REBOOT, Helper, Launch, Limits
 from hutch.backends.service import listening, pipes_step
-from hutch.host.process import is_alive
+from hutch.host.services.process import is_alive
 from hutch.spec.names import Places
 from tests.support.service import Service
 from tests.unit.facts import surroundings

@@ -10,8 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-from hutch.supervise.monitor import PATIENCE, Monitor
+from hutch.runtime.monitor import PATIENCE, Monitor
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}
 PANIC = {"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-panic"}}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import hutch
-from hutch.host import shells
+from hutch.host.identity import shells
 from hutch.spec import loading, lookup, names
 from hutch.spec.model import WORKSPACE_KEYS, Incus, Mount, Network, Workspace
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Places

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hutch.host.service import stop_service
+from hutch.host.services.service import stop_service
 from hutch.prove.subject import HeldUp, output_of
 from hutch.spec.names import Places
 from tests.host.instance import Instance

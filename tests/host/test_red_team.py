@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.host.firewall import CONNECTIONS
+from hutch.host.network.firewall import CONNECTIONS
 from hutch.spec.names import Places
 from tests.host.instance import Instance
 from tests.host.opening import open_instance

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hutch.supervise.remote_script import GO, Command, Ear, render_first, render_line
+from hutch.access.remote_script import GO, Command, Ear, render_first, render_line
 
 SHELLS = [path for path in map(shutil.which, ("sh", "dash", "bash", "zsh", "fish", "tcsh")) if path]
 WORDS = st.lists(st.binary(max_size=60).map(lambda word: word.replace(b"\0", b"")), max_size=6)

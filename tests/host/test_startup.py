@@ -52,7 +52,7 @@ NOT_BEFORE_A_GUEST = frozenset(
 SUPERVISOR = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import hutch.supervise.entry, hutch.supervise.confine
+import hutch.runtime.entry, hutch.confine.install
 print(*sys.modules)
 """
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from hutch.host.cgroup import open_root
+from hutch.host.services.cgroup import open_root
+from hutch.runtime import control
 from hutch.spec.names import Places
-from hutch.supervise import control
 from tests.host.instance import HUTCH, Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
@@ -167,7 +167,7 @@ def start_changed(instance: Instance, **changes: object) -> tuple[dict[str, str]
     stored |= {"held": [], **changes}  # what runs in place of nspawn has nothing to hold
     program = (
         "import json, sys; from contextlib import nullcontext;"
-        "from hutch.supervise import control; from hutch.spec.names import Places; from pathlib import Path;"
+        "from hutch.runtime import control; from hutch.spec.names import Places; from pathlib import Path;"
         "from hutch.backends.launch import Launch; stored = json.load(sys.stdin);"
         "launch = Launch(**stored);"
         "print(json.dumps(control.start_all(Places(Path(sys.argv[1]), Path(sys.argv[2])), ['web'],"
@@ -376,7 +376,7 @@ def test_a_guests_cgroups_are_bounded_and_go(running: Instance) -> None:
 
 
 def test_cgroups_that_are_too_deep_for_a_path_are_removed() -> None:
-    from hutch.host.cgroup import Cgroup
+    from hutch.host.services.cgroup import Cgroup
 
     cgroup = Cgroup("hutch-test-deep/one")
     cgroup.make("machine")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.host.lock import find_holder
+from hutch.host.services.lock import find_holder
 from tests.host.faults import check_idle, check_ports, fill_home, home_digest, places_of
 from tests.host.instance import HUTCH, Instance
 from tests.host.opening import open_instance

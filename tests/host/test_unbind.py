@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.host.shares import render_guard
+from hutch.host.storage.shares import render_guard
 from hutch.spec.programs import own_program
 from tests.host.instance import Instance
 
@@ -29,7 +29,7 @@ SCENES = {
 def test_what_is_unmounted(scene: str, tmp_path: Path) -> None:
     happens, is_taken = SCENES[scene]
     guard = shlex.join(render_guard("@")).replace("@", '"$PWD/$1"')
-    unbind = shlex.join(own_program("hutch.host.unbind", sys.executable))
+    unbind = shlex.join(own_program("hutch.host.storage.unbind", sys.executable))
     script = f"""
         guard() {{ {guard}; }}
         elsewhere() {{ unshare --mount --propagation private -- sh -euc "umount share; $1"; }} # as a guest may

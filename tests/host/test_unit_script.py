@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from hutch.supervise.status import read_status
-from hutch.supervise.units import LIBRARY
+from hutch.runtime.status import read_status
+from hutch.runtime.units import LIBRARY
 
 STUBS = 'set -eu\nreboot=133 calm=120 unit=hutch@web.service\ncleanup() { :; }\nsystemctl() { echo "$*"; }\n'
 

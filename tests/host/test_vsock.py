@@ -8,8 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-
-from hutch.supervise.main_process import listen_to_guest
+from hutch.runtime.main_process import listen_to_guest
 
 UID = 0x7FFF_0001
 

@@ -16,14 +16,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from hutch.runtime.console import Log
+from hutch.runtime.main_process import Main
+from hutch.runtime.sources import Source, open_sources
+from hutch.runtime.steps import SideBySide, prepare
+
 import hutch
 from hutch.backends.cloud_hypervisor import launch
 from hutch.backends.launch import Hardware
 from hutch.spec.names import Places
-from hutch.supervise.console import Log
-from hutch.supervise.main_process import Main
-from hutch.supervise.sources import Source, open_sources
-from hutch.supervise.steps import SideBySide, prepare
 from tests.unit.facts import surroundings, workspace
 
 SECONDS = 20.0

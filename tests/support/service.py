@@ -14,10 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hutch.runtime.launched import write_launch
+from hutch.runtime.units import render_script
+
 from hutch.backends.launch import Launch
 from hutch.spec.names import Places
-from hutch.supervise.launched import write_launch
-from hutch.supervise.units import render_script
 
 NAMESPACE = ("unshare", "--mount", "--propagation", "slave", "--")
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from hutch.backends.qemu import EMULATED
 from hutch.guest.boot import MICROVM, ONE_PROCESSOR_FIRST
-from hutch.host.accelerator import Accelerator, observe_accelerator
+from hutch.host.hardware.accelerator import Accelerator, observe_accelerator
 from hutch.images.kernel import ensure_kernel
 from hutch.images.progress import Meter, no_progress
 from hutch.spec.names import Places

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hutch.guest.initrd import choose_modules, render_initrd
-from hutch.host.packages import REQUIREMENTS
+from hutch.host.doctor.packages import REQUIREMENTS
 from hutch.images.kernel import Kernel
 from hutch.images.machine import find_firmware
 from package.control import DEBIAN

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from hutch.host.namespace import has_namespace
+from hutch.host.network.namespace import has_namespace
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Places
 from tests.host.instance import DEFAULTS
 from tests.support.world import World

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import hutch
-from hutch.host.units import directory
+from hutch.host.services.units import directory
 from hutch.spec.ejected import Ejected
 from hutch.spec.names import Places
 from tests.host.instance import PROBE, Instance, Target

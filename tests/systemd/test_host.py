@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.host.units import LASTING, VOLATILE
+from hutch.host.services.units import LASTING, VOLATILE
 from hutch.spec.names import Places
 from tests.host.instance import Instance
 from tests.support.world import PUBLIC_NAME

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hutch.host.units import directory
+from hutch.host.services.units import directory
 from hutch.spec.names import Places
 from tests.host.instance import Instance
 from tests.support.world import PUBLIC_NAME, World

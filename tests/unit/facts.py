@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hutch.backends.launch import Surroundings
-from hutch.host.firewall import Member
+from hutch.host.network.firewall import Member
 from hutch.spec import names
 from hutch.spec.entries import Publish
 from hutch.spec.model import Mount, Network, Workspace

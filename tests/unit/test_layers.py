@@ -25,7 +25,7 @@ LAYERS = (
     ("api",),
     ("prove",),
     ("apply",),
-    ("plan", "backends", "guest", "supervise", "host", "images", "state"),
+    ("plan", "backends", "guest", "runtime", "access", "confine", "host", "images", "state"),
     ("egress",),
     ("spec",),
     ("run", "files", "trees"),
@@ -36,14 +36,14 @@ RANK = {layer: len(LAYERS) - row for row, layers in enumerate(LAYERS) for layer 
 
 # These compute and touch nothing, so they import none that does.
 PURE = ("plan", "backends", "guest")
-IMPURE_LAYERS = frozenset({"run", "files", "trees", "host", "supervise", "images"})
+IMPURE_LAYERS = frozenset({"run", "files", "trees", "host", "runtime", "access", "confine", "images"})
 IMPURE_MODULES = frozenset(
     {"asyncio", "ctypes", "fcntl", "glob", "io", "multiprocessing", "pty", "shutil", "signal", "socket", "subprocess"}
     | {"tempfile", "threading", "time"}
 )
 
 # Programs of their own, which are run by path and talk to whoever ran them.
-PROGRAMS = frozenset({"host/packages.py"})
+PROGRAMS = frozenset({"host/doctor/packages.py"})
 STREAM_WRITES = frozenset(f"sys.{stream}.{method}" for stream in ("stdout", "stderr") for method in ("write", "buffer"))
 LONGEST = 450
 
@@ -149,12 +149,12 @@ def test_only_one_layer_imports(module: str, allowed: str) -> None:
 BY_NAME = frozenset({"rmtree", "walk", "fwalk", "copytree", "chown", "lchown"})
 COMMANDS_BY_NAME = ({"rm", "-rf"}, {"rm", "-r"}, {"chown", "-R"}, {"chmod", "-R"}, {"cp", "-a"})
 ROOTS_OWN = {
-    "hutch/host/listen.py": "a socket in the runtime directory",
-    "hutch/host/shares.py": "ensure_closed: a workspace's own directory, whose parent is root's",
-    "hutch/host/ssh.py": "a key's file, in a directory of root's",
-    "hutch/host/warden.py": "a directory of the state or runtime directory",
+    "hutch/host/services/listen.py": "a socket in the runtime directory",
+    "hutch/host/storage/shares.py": "ensure_closed: a workspace's own directory, whose parent is root's",
+    "hutch/host/identity/ssh.py": "a key's file, in a directory of root's",
+    "hutch/host/network/warden.py": "a directory of the state or runtime directory",
     "hutch/images/source.py": "the tree that a file names as its image, which is only looked at",
-    "hutch/supervise/main_process.py": "a socket in the runtime directory",
+    "hutch/runtime/main_process.py": "a socket in the runtime directory",
 }
 
 

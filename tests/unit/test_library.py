@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from hutch.runtime.control import Event
 
 import hutch
 from hutch import aio
 from hutch.run import CommandFailed
-from hutch.supervise.control import Event
 
 PAGE = (Path(__file__).parents[2] / "docs" / "library.md").read_text()
 METHODS = ("run", "put", "get", "start", "stop", "status")

@@ -16,8 +16,8 @@ from hutch.errors import troubles_told
 
 if TYPE_CHECKING:
     from hutch.plan.actions import Plan
+    from hutch.runtime.control import Listener
     from hutch.spec.model import Config
-    from hutch.supervise.control import Listener
 
 __all__ = ["Hutch", "agreed", "load", "plan", "up"]
 
@@ -60,8 +60,8 @@ def up(
     another hutch, with "" for a workspace). `progress` is told (image, stage, fraction from 0 to 1) while an image is
     built. When interrupted, workspaces that are not ready yet are stopped.
     """
+    from hutch.access.piped import Canceller
     from hutch.api.job import call_up, change
-    from hutch.supervise.piped import Canceller
 
     events: dict[str, Callable[..., None]] = {"listen": listen, "progress": progress}
     plan: Plan = change(call_up(config, names, start=start, prune=prune, adopt=adopt), events, Canceller())

@@ -10,13 +10,13 @@ from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from hutch.access.piped import Canceller, Overdue, Piped, Take
+from hutch.access.remote_script import encode, render_line
 from hutch.api.copying import Side
 from hutch.api.running import call_of, started
 from hutch.errors import HutchError
 from hutch.run import PIPE, start
 from hutch.spec.names import hostname
-from hutch.supervise.piped import Canceller, Overdue, Piped, Take
-from hutch.supervise.remote_script import encode, render_line
 
 if TYPE_CHECKING:
     from hutch.api.workspace import Workspace

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from hutch.access.pack import Packer
+from hutch.access.piped import Take
+from hutch.access.unpack import Unpacker
 from hutch.api.result import Copied
 from hutch.errors import HutchError, UsageError
 from hutch.frozen import dataclass
-from hutch.supervise.pack import Packer
-from hutch.supervise.piped import Take
-from hutch.supervise.unpack import Unpacker
 from hutch.trees.cursor import DIRECTORY
 from hutch.trees.removing import remove_below
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hutch.runtime.observe import Observation
     from hutch.state import Record
-    from hutch.supervise.observe import Observation
 
 
 def describe(record: Record, now: Observation, facts: Mapping[str, str] | None = None) -> dict[str, Any]:

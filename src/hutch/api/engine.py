@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from hutch.api.describe import describe, pending_of
 from hutch.apply.mending import mended
 from hutch.errors import HutchError, Problem, UsageError, ways_in
-from hutch.host.lock import lock
+from hutch.host.services.lock import lock
+from hutch.runtime.observe import Observation, observe
 from hutch.spec.names import Places, is_name
 from hutch.state import NetworkRecord, Record, journaled, read_network, read_record, read_records
-from hutch.supervise.observe import Observation, observe
 
 if TYPE_CHECKING:
     from hutch.api.proving import Proof
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from hutch.egress.record import Record as Event
     from hutch.plan.actions import Plan
     from hutch.prove.model import Result
+    from hutch.runtime.control import Listener
     from hutch.spec.model import Config, Network
     from hutch.spec.model import Workspace as Spec
-    from hutch.supervise.control import Listener
 
 Progress = Callable[[str, str, float], None]
 """Told (image, stage, fraction from 0 to 1) while an image is built."""
@@ -73,7 +73,7 @@ class Hutch:
     def load(self, path: Path | None = None) -> Config:
         """Read and validate a hutch.toml. Raises ConfigError with all of its problems."""
         from hutch.backends import check
-        from hutch.host.capacity import check_host, observe_capacity
+        from hutch.host.hardware.capacity import check_host, observe_capacity
         from hutch.spec.loading import load
         from hutch.spec.lookup import find_file
 
@@ -151,7 +151,7 @@ class Hutch:
 
     def ssh_problem(self) -> str:
         """Why plain `ssh workspace-NAME` does not work on this host, "" when it does."""
-        from hutch.host.ssh import check_include
+        from hutch.host.identity.ssh import check_include
 
         return check_include()
 
@@ -179,7 +179,7 @@ class Hutch:
     def records(self) -> dict[str, Record]:
         """The records of all existing workspaces by name; for who is not root, of those that they may see."""
         if os.geteuid() != 0:
-            from hutch.host.shown import read_all_shown
+            from hutch.host.identity.shown import read_all_shown
 
             return read_all_shown(self.places)
         return {name: record for name, record in read_records(self.places).items() if not record.removed}
@@ -198,7 +198,7 @@ class Hutch:
     def _known(self, name: str) -> Record | None:
         if os.geteuid() == 0:
             return read_record(self.places, name)
-        from hutch.host.shown import read_shown
+        from hutch.host.identity.shown import read_shown
 
         shown = read_shown(self.places, name)
         return shown.record if shown is not None else None
@@ -269,7 +269,7 @@ class Hutch:
 
     def _stop(self, records: Sequence[Record]) -> None:
         """The caller holds the lock."""
-        from hutch.supervise.control import stop_all
+        from hutch.runtime.control import stop_all
 
         stop_all(self.places, [record.name for record in records])
         for record in records:
@@ -440,10 +440,10 @@ class Hutch:
         if not now.is_up or record.booted is None or record.booted.workspace.type != "vm":
             return {}
         if os.geteuid() != 0:
-            from hutch.host.shown import read_shown
+            from hutch.host.identity.shown import read_shown
 
             shown = read_shown(self.places, record.name)
             return shown.facts if shown else {}
-        from hutch.supervise.facts import observe_facts
+        from hutch.runtime.facts import observe_facts
 
         return observe_facts(self.places, record.name)

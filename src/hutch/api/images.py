@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hutch.errors import HutchError, ways_in
-from hutch.host.lock import lock
+from hutch.host.services.lock import lock
 from hutch.state import Record
 
 if TYPE_CHECKING:

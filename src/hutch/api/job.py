@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from hutch.access.piped import Canceller, Piped, Take
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.run import describe, start
 from hutch.spec.names import HANDED_ON, Places
 from hutch.spec.programs import own_program
-from hutch.supervise.piped import Canceller, Piped, Take
 
 if TYPE_CHECKING:
     from hutch.spec.model import Config

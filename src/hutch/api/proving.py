@@ -11,12 +11,13 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hutch.access.piped import Canceller, Overdue
 from hutch.api.running import call_of, started
 from hutch.apply.machines import check_machines
 from hutch.apply.removal import remove
 from hutch.errors import HutchError, UsageError
 from hutch.frozen import dataclass
-from hutch.host.lock import lock
+from hutch.host.services.lock import lock
 from hutch.prove.ground import make_decoys, only_one, remove_ground, start_outside
 from hutch.prove.known import check_known
 from hutch.prove.model import Result
@@ -25,7 +26,6 @@ from hutch.prove.subject import Subject
 from hutch.run import PIPE
 from hutch.spec.model import Config, Network, Publish, Workspace
 from hutch.state import read_network, read_records, write_network
-from hutch.supervise.piped import Canceller, Overdue
 
 if TYPE_CHECKING:
     from hutch.api.engine import Hutch

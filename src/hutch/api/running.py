@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from hutch.access.piped import Canceller, Overdue
+from hutch.access.streams import BY_FORCE, fill_gaps
 from hutch.api.job import Call, Job, Streams
 from hutch.api.result import Result, RunFailed, RunTimeout
 from hutch.errors import UsageError
@@ -16,8 +18,6 @@ from hutch.frozen import dataclass
 from hutch.run import PIPE
 from hutch.spec.entries import EnvironmentTable
 from hutch.state import needs_root
-from hutch.supervise.piped import Canceller, Overdue
-from hutch.supervise.streams import BY_FORCE, fill_gaps
 
 if TYPE_CHECKING:
     from hutch.api.workspace import Argument, Workspace

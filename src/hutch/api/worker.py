@@ -15,8 +15,8 @@ from typing import NoReturn
 from hutch.api.engine import Hutch
 from hutch.api.job import Call, frame, receive
 from hutch.errors import HutchError, troubles_told
-from hutch.host import lock
-from hutch.host.process import die_with_parent
+from hutch.host.services import lock
+from hutch.host.services.process import die_with_parent
 
 
 def main(descriptor: str) -> NoReturn:

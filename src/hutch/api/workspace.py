@@ -39,8 +39,8 @@ class Workspace:
         self._change("stop")
 
     def _change(self, method: str) -> None:
+        from hutch.access.piped import Canceller
         from hutch.api.job import call_on, change
-        from hutch.supervise.piped import Canceller
 
         change(call_on(self.name, self.hutch.places, method), {"listen": self.hutch.listen}, Canceller())
 
@@ -120,8 +120,8 @@ class Workspace:
         command and all in its process group are killed, and RunTimeout is raised. One that writes more than
         `max_output` bytes is killed as well. HutchError when the workspace does not run.
         """
+        from hutch.access.piped import Canceller
         from hutch.api.running import Order, run
-        from hutch.supervise.piped import Canceller
 
         order = Order(argv, root, input, capture, text, check, env, cwd, timeout, max_output)
         return run(self, order, Canceller())
@@ -132,9 +132,9 @@ class Workspace:
         Symbolic links are copied as links, but for `source` itself. What is copied belongs to the login user there;
         modes and times are kept. Needs tar inside.
         """
+        from hutch.access.piped import Canceller
         from hutch.api.carriers import own_side
         from hutch.api.copying import put
-        from hutch.supervise.piped import Canceller
 
         return put(own_side(self, Canceller(), timeout), source, target, into=into)
 
@@ -160,9 +160,9 @@ class Workspace:
         were moved by then stay. Devices, sockets and links that lead out of the tree are left out, and are told of in
         what is returned. Nobody but the owner may write what comes, and nothing is setuid.
         """
+        from hutch.access.piped import Canceller
         from hutch.api.carriers import own_side
         from hutch.api.copying import get
-        from hutch.supervise.piped import Canceller
 
         return get(own_side(self, Canceller(), timeout), source, target, limit=limit, into=into)
 
@@ -181,7 +181,7 @@ class Workspace:
 
         `capture` is a descriptor that takes its output instead.
         """
-        from hutch.supervise.inside import run_inside
+        from hutch.access.inside import run_inside
 
         record = self.hutch.record(self.name)
         return run_inside(self.hutch.places, record, argv, root=root, capture=capture, env=env, cwd=cwd)

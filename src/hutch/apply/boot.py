@@ -13,9 +13,9 @@ import sys
 from hutch.apply import converge
 from hutch.apply.mending import mended
 from hutch.errors import HutchError, troubles_told
-from hutch.host.lock import Busy, lock
-from hutch.host.namespace import has_namespace
-from hutch.host.units import is_stopping, is_wanted_again
+from hutch.host.network.namespace import has_namespace
+from hutch.host.services.lock import Busy, lock
+from hutch.host.services.units import is_stopping, is_wanted_again
 from hutch.spec.names import Places
 from hutch.state import read_network, read_records
 

@@ -11,7 +11,7 @@ from hutch.apply.converge import converge_network, dismantle, first_network, pre
 from hutch.backends.port import Port
 from hutch.errors import HutchError
 from hutch.files import write_atomic
-from hutch.host.lock import lock
+from hutch.host.services.lock import lock
 from hutch.images.build import BuilderNetwork
 from hutch.images.cache import (
     WAITING,

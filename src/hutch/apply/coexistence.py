@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from hutch.apply.doctor import Finding, State
 from hutch.frozen import dataclass
-from hutch.host.neighbours import Neighbours
-from hutch.host.repairs import DropIn
-from hutch.host.router import networks_of
-from hutch.host.strangers import Obstacle, check_strangers, unknown_droppers, who_filters
+from hutch.host.doctor.repairs import DropIn
+from hutch.host.network.neighbours import Neighbours
+from hutch.host.network.router import networks_of
+from hutch.host.network.strangers import Obstacle, check_strangers, unknown_droppers, who_filters
 
 FIX = "`sudo hutch doctor --fix`"
 STUB = ("127.0.0.53", "127.0.0.54")

@@ -10,25 +10,27 @@ from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.files import write_atomic
-from hutch.host import hosts_file, router, shares, shown, ssh
-from hutch.host.dns import own_names, service_user, wanted_resolvers
-from hutch.host.ejected import observe_ejected
-from hutch.host.firewall import Member
-from hutch.host.lock import host_lock
-from hutch.host.namespace import has_namespace, inside
-from hutch.host.service import Service, observe_service, remove_services, start_services, stop_service
-from hutch.host.tools import check_tools
-from hutch.host.units import has_systemd, remove_units
-from hutch.host.vsock import has_vsock
-from hutch.host.watch import wanted_watch
+from hutch.host.doctor.tools import check_tools
+from hutch.host.hardware.vsock import has_vsock
+from hutch.host.identity import hosts_file, shown, ssh
+from hutch.host.network import router
+from hutch.host.network.dns import own_names, service_user, wanted_resolvers
+from hutch.host.network.firewall import Member
+from hutch.host.network.namespace import has_namespace, inside
+from hutch.host.network.watch import wanted_watch
+from hutch.host.services.ejected import observe_ejected
+from hutch.host.services.lock import host_lock
+from hutch.host.services.service import Service, observe_service, remove_services, start_services, stop_service
+from hutch.host.services.units import has_systemd, remove_units
+from hutch.host.storage import shares
 from hutch.run import Gathering, run
+from hutch.runtime.facts import observe_facts
+from hutch.runtime.observe import observe
 from hutch.spec import names
 from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
 from hutch.spec.policy import policy_of
 from hutch.state import NetworkRecord, Record, read_network, remove_network, write_network
-from hutch.supervise.facts import observe_facts
-from hutch.supervise.observe import observe
 
 IDENTITY = ("type", "hypervisor", "ip", "mac", "cid", "user", "owner", "home")
 
@@ -141,7 +143,7 @@ def views_of(places: Places, network: Network, members: Iterable[Member]) -> str
     """What the warden is to be told; "" where nobody is watched, and there is to be none."""
     if not any(member.policy.is_watched for member in members):
         return ""
-    from hutch.host.warden import render_views
+    from hutch.host.network.warden import render_views
 
     return render_views(places, network, members)
 
@@ -149,7 +151,7 @@ def views_of(places: Places, network: Network, members: Iterable[Member]) -> str
 def renew_views(places: Places, views: str) -> None:
     """Tell a warden that runs. It comes before the rules: what these ask for under the new policies, such as addresses
     of names that stay listed, is there by then."""
-    from hutch.host import warden
+    from hutch.host.network import warden
 
     service = warden.wanted_warden(places)
     if observe_service(service) is not None:
@@ -164,7 +166,7 @@ def wanted_services(places: Places, network: Network, *, is_watched: bool) -> tu
     common = (*wanted_resolvers(places, network, service_user(), own_names()), wanted_watch(places, network))
     if not is_watched:
         return common
-    from hutch.host.warden import wanted_warden
+    from hutch.host.network.warden import wanted_warden
 
     return (*common, wanted_warden(places))
 
@@ -175,7 +177,7 @@ def missing_services(places: Places, network: Network, members: Iterable[Member]
     wanted = wanted_services(places, network, is_watched=bool(views))
     missing = [f"{service.name} does not run" for service in wanted if observe_service(service) is None]
     if views and not missing:
-        from hutch.host.warden import has_views
+        from hutch.host.network.warden import has_views
 
         missing += [] if has_views(places, views) else ["the warden was told something else"]
     return missing
@@ -184,7 +186,7 @@ def missing_services(places: Places, network: Network, members: Iterable[Member]
 def ensure_services(places: Places, network: Network, views: str) -> None:
     """Start whichever does not run as wanted, once the rules are in place and have been read back."""
     if views or places.warden.exists():
-        from hutch.host import warden
+        from hutch.host.network import warden
 
         if not views:
             stop_service(places, warden.wanted_warden(places).pid_file)
@@ -322,7 +324,7 @@ def _ensure_home(workspace: Workspace) -> None:
 
 def limit_home(places: Places, record: Record) -> None:
     """Its home holds as much as its root may, where the file system can; `up` and `status` tell where it cannot."""
-    from hutch.host.quota import ensure_quota
+    from hutch.host.storage.quota import ensure_quota
 
     assert record.wanted.home is not None
     with suppress(HutchError, OSError):

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from hutch.frozen import dataclass
-from hutch.host.abilities import Abilities
-from hutch.host.packages import INSTALL, Manager, Requirement
+from hutch.host.doctor.abilities import Abilities
+from hutch.host.doctor.packages import INSTALL, Manager, Requirement
 
 State = Literal["ok", "unknown", "warning", "missing", "conflict"]
 

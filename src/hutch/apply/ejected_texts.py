@@ -14,30 +14,31 @@ from pathlib import Path
 
 from hutch.backends.launch import Launch
 from hutch.frozen import dataclass
-from hutch.host import firewall, router, ruleset, unit_texts
-from hutch.host.firewall import Member
-from hutch.host.service import Service
-from hutch.host.shares import writable_paths
-from hutch.host.units import WRITTEN_BY, quoted, quoted_path
-from hutch.host.watch import LIST, fixed_sets
+from hutch.host.network import firewall, router, ruleset
+from hutch.host.network.firewall import Member
+from hutch.host.network.watch import LIST, fixed_sets
+from hutch.host.services import unit_texts
+from hutch.host.services.service import Service
+from hutch.host.services.units import WRITTEN_BY, quoted, quoted_path
+from hutch.host.storage.shares import writable_paths
 from hutch.run import SEARCH_PATH
+from hutch.runtime import units
+from hutch.runtime.units import function
 from hutch.spec import names
 from hutch.spec.ejected import Ejected, Note, render_note
 from hutch.spec.model import Network, Workspace
 from hutch.spec.programs import own_program
-from hutch.supervise import units
-from hutch.supervise.units import function
 
 NETWORK_LIBRARY = Path(__file__).with_name("ejected_network.sh")
 REMOVAL_LIBRARY = Path(__file__).with_name("ejected_remove.sh")
 PYTHON = "/usr/bin/python3"
 """The host's own, for the programs that steps run: its standard library is all that they need."""
 PROGRAMS = (
-    *("host/bind.py", "host/unbind.py", "host/mountinfo.py", "host/graft.py"),
-    *("supervise/confine.py", "supervise/filters.py"),
+    *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/graft.py"),
+    *("confine/install.py", "confine/filters.py"),
     *("trees/changing.py", "trees/cursor.py", "errors.py", "frozen.py"),
 )
-PACKAGES = ("__init__.py", "host/__init__.py", "supervise/__init__.py", "trees/__init__.py")
+PACKAGES = tuple(f"{package}__init__.py" for package in ("", "host/", "host/storage/", "confine/", "trees/"))
 PARTS = (
     *("image", "keys", "network", "programs", "units", "known_hosts", "hosts", "README", "remove"),
     *(f"workspace/{part}" for part in ("root", "ssh", "unit")),
@@ -163,7 +164,7 @@ def render_network(subject: Subject) -> str:
         _fed("make_bridge", (in_router, router.render_bridge(network)), (in_router, router.render_fence(network))),
         function("make_way_in", [way_in]),
         function("settings", kernel),
-        function("unbind", [_program(places, "hutch.host.unbind", '"$1"')]),
+        function("unbind", [_program(places, "hutch.host.storage.unbind", '"$1"')]),
         function("writable", [f'"$1" {shlex.quote(path)}' for path in writable_paths(subject.workspace)]),
     )
     about = f"The network of the workspace {places.name}: `start` makes it, `stop` takes it away."

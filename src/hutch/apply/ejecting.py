@@ -20,11 +20,18 @@ from hutch.apply.starting import public_keys, start, surroundings_of
 from hutch.backends import launch
 from hutch.errors import HutchError, Unmet
 from hutch.files import read_or_none, sync_directory, write_atomic
-from hutch.host import hosts_file, router, shares, ssh, units
-from hutch.host.dns import own_names, service_user, wanted_resolvers
-from hutch.host.namespace import has_namespace
-from hutch.host.watch import wanted_watch
+from hutch.host.identity import hosts_file, ssh
+from hutch.host.network import router
+from hutch.host.network.dns import own_names, service_user, wanted_resolvers
+from hutch.host.network.namespace import has_namespace
+from hutch.host.network.watch import wanted_watch
+from hutch.host.services import units
+from hutch.host.storage import shares
 from hutch.run import run
+from hutch.runtime import control
+from hutch.runtime.control import Listener
+from hutch.runtime.observe import observe
+from hutch.runtime.systemd import LAST_LINES, withdraw
 from hutch.spec.ejected import Ejected
 from hutch.spec.model import Network
 from hutch.spec.names import PACKAGE, Places
@@ -38,15 +45,11 @@ from hutch.state import (
     read_records,
     write_record,
 )
-from hutch.supervise import control
-from hutch.supervise.control import Listener
-from hutch.supervise.observe import observe
-from hutch.supervise.systemd import LAST_LINES, withdraw
 from hutch.trees.removing import remove_tree
 
 COPY_SECONDS = 1800.0
 START_SECONDS = 180.0  # of its network and what serves it; and of the workspace itself, whose own deadline is shorter
-NEEDED = "hutch.supervise.confine, hutch.host.graft, hutch.host.unbind, hutch.trees.changing"
+NEEDED = "hutch.confine.install, hutch.host.storage.graft, hutch.host.storage.unbind, hutch.trees.changing"
 TRY = f"import sys; sys.path.insert(0, sys.argv[1]); import {NEEDED}"
 
 

@@ -12,16 +12,16 @@ from hutch.apply.ownership import origin_of
 from hutch.apply.removal import mark_removed, remove_root
 from hutch.apply.starting import StartsFailed, start
 from hutch.errors import Unmet
-from hutch.host.ejected import observe_ejected
-from hutch.host.shares import kept_guards
+from hutch.host.services.ejected import observe_ejected
+from hutch.host.storage.shares import kept_guards
 from hutch.plan.actions import Action, Plan
 from hutch.plan.noting import noted
 from hutch.plan.resolve import allocate_uids
+from hutch.runtime import control
+from hutch.runtime.control import Listener
 from hutch.spec.model import Workspace
 from hutch.spec.names import Places
 from hutch.state import Record, ensure_copy, journaled, read_records, write_record
-from hutch.supervise import control
-from hutch.supervise.control import Listener
 
 
 class LiveFailed(Unmet):

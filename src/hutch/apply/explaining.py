@@ -14,16 +14,18 @@ from hutch.apply.converge import in_force, members_of, views_of, wanted_services
 from hutch.apply.starting import make_launch
 from hutch.backends.launch import Launch, Step
 from hutch.frozen import dataclass
-from hutch.host import firewall, hosts_file, router, ruleset, shares, ssh
-from hutch.host.accelerator import Accelerator, recall_accelerator
-from hutch.host.firewall import Member
-from hutch.host.units import has_systemd
+from hutch.host.hardware.accelerator import Accelerator, recall_accelerator
+from hutch.host.identity import hosts_file, ssh
+from hutch.host.network import firewall, router, ruleset
+from hutch.host.network.firewall import Member
+from hutch.host.services.units import has_systemd
+from hutch.host.storage import shares
+from hutch.runtime.limits import control_files
+from hutch.runtime.observe import observe
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 from hutch.state import Record
-from hutch.supervise.limits import control_files
-from hutch.supervise.observe import observe
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def explain_launch(places: Places, launch: Launch) -> Iterable[Section]:
     if not launch.unit:
         yield from explain_start(launch)
         return
-    from hutch.supervise.units import render_script, render_service, render_slice
+    from hutch.runtime.units import render_script, render_service, render_slice
 
     for unit, text in (
         (launch.unit, render_service(launch, places)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from hutch.backends.share import sources
 from hutch.errors import HutchError
-from hutch.host.ssh import owner_of
+from hutch.host.identity.ssh import owner_of
 from hutch.spec.names import UID_COUNT
 from hutch.state import Record
 from hutch.trees.changing import give

@@ -10,9 +10,9 @@ from hutch.backends.launch import Hardware
 from hutch.bundled import use_bundled
 from hutch.errors import HutchError
 from hutch.files import entries
-from hutch.host.accelerator import Accelerator, observe_accelerator, observe_slowness
-from hutch.host.tools import QEMU, VIRTIOFSD, find_program
-from hutch.host.vsock import has_vsock
+from hutch.host.doctor.tools import QEMU, VIRTIOFSD, find_program
+from hutch.host.hardware.accelerator import Accelerator, observe_accelerator, observe_slowness
+from hutch.host.hardware.vsock import has_vsock
 from hutch.images.machine import Machine, observe_machine
 from hutch.run import run
 from hutch.spec.names import Places

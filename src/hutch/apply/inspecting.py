@@ -18,18 +18,20 @@ from hutch.apply.starting import unlimited_home
 from hutch.errors import HutchError
 from hutch.files import read_or_none
 from hutch.frozen import dataclass
-from hutch.host import hosts_file, router, shares, ssh
-from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
-from hutch.host.namespace import look
-from hutch.host.strangers import check_strangers
-from hutch.host.units import different_units, has_systemd
+from hutch.host.identity import hosts_file, ssh
+from hutch.host.network import router
+from hutch.host.network.namespace import look
+from hutch.host.network.strangers import check_strangers
+from hutch.host.services.units import different_units, has_systemd
+from hutch.host.storage import shares
+from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.plan.actions import Change, Plan, Repair, Wanted
+from hutch.runtime.control import is_forgotten
+from hutch.runtime.observe import observe
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 from hutch.state import Record
-from hutch.supervise.control import is_forgotten
-from hutch.supervise.observe import observe
 
 DELETED = "//deleted"
 """What the kernel puts behind the directory of a mount that has been deleted."""

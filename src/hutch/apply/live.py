@@ -14,15 +14,15 @@ from hutch.apply.starting import make_launch, unlimited_home
 from hutch.errors import HutchError
 from hutch.plan.actions import Wanted
 from hutch.plan.planner import differences, with_live_changes
+from hutch.runtime import control
+from hutch.runtime.observe import Observation, observe
 from hutch.state import Booted, Record, write_record
-from hutch.supervise import control
-from hutch.supervise.observe import Observation, observe
 
 if TYPE_CHECKING:
     from hutch.backends.launch import Launch
+    from hutch.runtime.control import Listener
     from hutch.spec.model import Network
     from hutch.spec.names import Places
-    from hutch.supervise.control import Listener
 
 Action = Callable[[], dict[str, str]]
 """Returns key -> why it could not be done; HutchError when nothing could."""
@@ -134,13 +134,13 @@ class _Live:
     def _forget_names(self) -> dict[str, str]:
         """What it was told under another policy opens nothing under this one, so it is to ask again. Whether the guest
         does as it is told is its own business."""
-        from hutch.supervise.inside import told_inside
+        from hutch.access.inside import told_inside
 
         told_inside(self.places, self.record, ["resolvectl", "flush-caches"], seconds=GUEST_SECONDS)
         return {}
 
     def _refresh_guest(self) -> dict[str, str]:
-        from hutch.supervise.inside import told_inside
+        from hutch.access.inside import told_inside
 
         text = next(file.content for file in self.launch.files if file.path.endswith("/tmpfiles.extra"))
         command = ["sh", "-c", REFRESH, "sh", *text.splitlines()]

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from hutch.errors import ConfigError, HutchError, Problem
+from hutch.runtime.observe import observe
 from hutch.spec.model import Workspace
-from hutch.supervise.observe import observe
 
 if TYPE_CHECKING:
-    from hutch.host.accelerator import Accelerator
+    from hutch.host.hardware.accelerator import Accelerator
     from hutch.plan.actions import Plan, Wanted
+    from hutch.runtime.control import Listener
     from hutch.spec.names import Places
     from hutch.state import Record
-    from hutch.supervise.control import Listener
 
 Starting = tuple[str, str, Workspace]
 
@@ -33,8 +33,8 @@ def prepare_machines(places: Places, records: Iterable[Record], listen: Listener
     caller holds the lock."""
     from hutch.apply.hardware import accelerator_of, hardware_of
     from hutch.backends.hypervisor import check_hypervisor
-    from hutch.host.accelerator import describe_accelerator
-    from hutch.host.units import has_systemd
+    from hutch.host.hardware.accelerator import describe_accelerator
+    from hutch.host.services.units import has_systemd
 
     machines = [record for record in records if record.wanted.type == "vm"]
     starting = [(record.file, record.name, record.wanted) for record in machines]
@@ -63,9 +63,9 @@ def check_machines(starting: Iterable[Starting]) -> None:
     machines = machines_of(starting)
     if not machines:
         return
-    from hutch.host.accelerator import ARCHITECTURES
-    from hutch.host.capacity import check_host, observe_capacity
-    from hutch.host.tools import MACHINE_TOOLS, check_tools
+    from hutch.host.doctor.tools import MACHINE_TOOLS, check_tools
+    from hutch.host.hardware.accelerator import ARCHITECTURES
+    from hutch.host.hardware.capacity import check_host, observe_capacity
 
     names, architecture = ", ".join(name for _, name, _ in machines), os.uname().machine
     if architecture not in ARCHITECTURES:
@@ -130,7 +130,7 @@ def check_context_ids(starting: Iterable[Starting]) -> None:
     machines = machines_of(starting)
     if not machines:
         return
-    from hutch.host import vsock
+    from hutch.host.hardware import vsock
 
     refuse_files(
         (

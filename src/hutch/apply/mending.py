@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hutch.files import entries
-from hutch.host.lock import lock
+from hutch.host.services.lock import lock
 from hutch.spec.names import Places
 from hutch.state import Damaged, aside_of, read_network, read_record, restore
 
 if TYPE_CHECKING:
-    from hutch.supervise.control import Listener
+    from hutch.runtime.control import Listener
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -17,18 +17,18 @@ from hutch.apply.machines import check_machines
 from hutch.apply.ownership import check_ownership, former_paths, origin_of, orphans
 from hutch.apply.starting import check_shares
 from hutch.errors import ConfigError, Problem, UsageError
-from hutch.host import router
-from hutch.host.ejected import observe_ejected
-from hutch.host.listening import check_ports
-from hutch.host.units import has_systemd
+from hutch.host.network import router
+from hutch.host.network.listening import check_ports
+from hutch.host.services.ejected import observe_ejected
+from hutch.host.services.units import has_systemd
 from hutch.plan.actions import Plan
 from hutch.plan.decide import Facts, Ownership, decide
+from hutch.runtime.observe import observe
 from hutch.spec.marker import Invalid
 from hutch.spec.model import Config, Network, Workspace
 from hutch.spec.names import SUN_PATH, Places
 from hutch.spec.owner import default_owner, find_owner, owner_keys
 from hutch.state import read_network, read_records
-from hutch.supervise.observe import observe
 
 
 def make_plan(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.files import TEMPORARY, entries, temporary_of
-from hutch.host.lock import host_lock
+from hutch.host.services.lock import host_lock
+from hutch.runtime import control
+from hutch.runtime.control import Listener
+from hutch.runtime.observe import observe
 from hutch.spec.names import Places
 from hutch.state import EJECT, PURGE, NetworkRecord, Record, journaled, read_network, read_records, unfinished
-from hutch.supervise import control
-from hutch.supervise.control import Listener
-from hutch.supervise.observe import observe
 
 COMMANDS = {PURGE: "rm --purge", "remove": "rm"}
 
@@ -73,7 +73,7 @@ def _settle(places: Places, network: NetworkRecord, records: Mapping[str, Record
 def collect_leftovers(places: Places, records: Mapping[str, Record]) -> None:
     """Remove what a killed run began to write, and what it kept of workspaces that are no more. `records` are those of
     the workspaces that exist. The caller holds the lock."""
-    from hutch.host.hosts_file import HOSTS
+    from hutch.host.identity.hosts_file import HOSTS
 
     for path in half_written(places):
         path.unlink(missing_ok=True)

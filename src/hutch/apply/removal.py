@@ -8,13 +8,15 @@ from hutch.apply import converge
 from hutch.egress import journal
 from hutch.errors import HutchError, troubles_told
 from hutch.files import entries
-from hutch.host import repairs, shares, shells
-from hutch.host.lock import host_lock
-from hutch.host.quota import release_quota
-from hutch.host.units import has_systemd, own_settings
+from hutch.host.doctor import repairs
+from hutch.host.identity import shells
+from hutch.host.services.lock import host_lock
+from hutch.host.services.units import has_systemd, own_settings
+from hutch.host.storage import shares
+from hutch.host.storage.quota import release_quota
+from hutch.runtime import control
 from hutch.spec.names import Places
 from hutch.state import PURGE, Record, journaled, read_network, read_records, write_record
-from hutch.supervise import control
 from hutch.trees.removing import remove_tree
 
 
@@ -26,7 +28,7 @@ def mark_removed(places: Places, records: dict[str, Record], name: str) -> tuple
     remove_root(places, name)
     control.forget(places, name)
     if has_systemd():
-        from hutch.supervise.systemd import withdraw
+        from hutch.runtime.systemd import withdraw
 
         withdraw(places, name)
     return notes

@@ -13,12 +13,13 @@ from hutch.apply import converge
 from hutch.apply.coexistence import Repairs, wanted_repairs
 from hutch.apply.hardware import any_machine
 from hutch.errors import HutchError, troubles_told
-from hutch.host import repairs, router
-from hutch.host.accelerator import observe_accelerator, recall_accelerator
-from hutch.host.lock import host_lock, lock
-from hutch.host.neighbours import Neighbours, Workspaces, observe_neighbours
-from hutch.host.repairs import Told
-from hutch.host.tools import QEMU, find_program
+from hutch.host.doctor import repairs
+from hutch.host.doctor.repairs import Told
+from hutch.host.doctor.tools import QEMU, find_program
+from hutch.host.hardware.accelerator import observe_accelerator, recall_accelerator
+from hutch.host.network import router
+from hutch.host.network.neighbours import Neighbours, Workspaces, observe_neighbours
+from hutch.host.services.lock import host_lock, lock
 from hutch.run import run
 from hutch.spec.loading import load
 from hutch.spec.lookup import find_file, look_for_file

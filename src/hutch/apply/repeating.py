@@ -7,9 +7,9 @@ from __future__ import annotations
 from contextlib import suppress
 
 from hutch.errors import HutchError
-from hutch.host.lock import host_lock
-from hutch.host.repairs import is_made, read_made
-from hutch.host.strangers import check_strangers
+from hutch.host.doctor.repairs import is_made, read_made
+from hutch.host.network.strangers import check_strangers
+from hutch.host.services.lock import host_lock
 from hutch.run import run
 from hutch.spec import names
 from hutch.spec.model import Network

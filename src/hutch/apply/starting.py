@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING
 
 from hutch.errors import ConfigError, HutchError, Unmet
 from hutch.files import read_or_none
-from hutch.host.namespace import has_namespace, look
-from hutch.host.shares import check_shares as check_directories
-from hutch.host.shares import has_mount_points
-from hutch.host.ssh import key_holders, owner_of
-from hutch.host.units import has_systemd, systemctl, waiting_mounts
+from hutch.host.identity.ssh import key_holders, owner_of
+from hutch.host.network.namespace import has_namespace, look
+from hutch.host.services.units import has_systemd, systemctl, waiting_mounts
+from hutch.host.storage.shares import check_shares as check_directories
+from hutch.host.storage.shares import has_mount_points
+from hutch.runtime import control
+from hutch.runtime.control import Listener, Settle
 from hutch.spec.model import Network, Workspace
 from hutch.spec.names import PACKAGE, Places
 from hutch.state import Record, read_network, write_record
-from hutch.supervise import control
-from hutch.supervise.control import Listener, Settle
 
 if TYPE_CHECKING:
     from hutch.backends.launch import Launch, Surroundings
-    from hutch.host.accelerator import Accelerator
+    from hutch.host.hardware.accelerator import Accelerator
 
 
 MOUNT_SECONDS = 120.0  # systemd waits 90 for a device
@@ -94,7 +94,7 @@ def unlimited_home(places: Places, record: Record) -> str:
     home, size = record.wanted.home, record.wanted.disk
     if size is None or home is None:
         return ""
-    from hutch.host.quota import why_partly, why_unlimited
+    from hutch.host.storage.quota import why_partly, why_unlimited
 
     if why := why_unlimited(home):
         return f"`disk` does not limit its home here: {why}"

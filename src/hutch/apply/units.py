@@ -12,17 +12,17 @@ from hutch.apply.converge import in_force, members_of, present, wanted_services
 from hutch.apply.starting import make_launch
 from hutch.errors import HutchError
 from hutch.files import write_atomic
-from hutch.host import units
-from hutch.host.accelerator import recall_accelerator
-from hutch.host.cgroup import memory_for_workspaces
-from hutch.host.unit_texts import START_SECONDS, render_network, render_service, render_slice, render_target
+from hutch.host.hardware.accelerator import recall_accelerator
+from hutch.host.services import units
+from hutch.host.services.cgroup import memory_for_workspaces
+from hutch.host.services.unit_texts import START_SECONDS, render_network, render_service, render_slice, render_target
 from hutch.plan.actions import Wanted
 from hutch.plan.planner import pending
+from hutch.runtime.observe import observe
+from hutch.runtime.systemd import provide
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 from hutch.state import Record, make_directory, write_record
-from hutch.supervise.observe import observe
-from hutch.supervise.systemd import provide
 
 
 def converge_units(places: Places, network: Network, records: Mapping[str, Record]) -> None:

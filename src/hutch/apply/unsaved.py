@@ -9,14 +9,14 @@ from __future__ import annotations
 from hutch.apply.starting import surroundings_of
 from hutch.backends.nspawn import inspection
 from hutch.errors import HutchError
-from hutch.host import vsock
-from hutch.host.cgroup import Cgroup
+from hutch.host.hardware import vsock
+from hutch.host.services.cgroup import Cgroup
 from hutch.images.contain import run_contained
 from hutch.run import CommandFailed, run
+from hutch.runtime.observe import observe
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 from hutch.state import Record
-from hutch.supervise.observe import observe
 from hutch.trees.cursor import is_empty
 
 PATIENCE = 60.0  # seconds that looking for repositories may take

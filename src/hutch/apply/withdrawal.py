@@ -9,12 +9,13 @@ from hutch.apply.removal import disarm, give_back
 from hutch.apply.unsaved import obstacles
 from hutch.errors import HutchError
 from hutch.files import entries
-from hutch.host import shares, shells
-from hutch.host.quota import release_quota
-from hutch.host.units import has_systemd
+from hutch.host.identity import shells
+from hutch.host.services.units import has_systemd
+from hutch.host.storage import shares
+from hutch.host.storage.quota import release_quota
+from hutch.runtime import control
 from hutch.spec.names import Places
 from hutch.state import Record, journaled, read_network, read_records
-from hutch.supervise import control
 from hutch.trees.removing import remove_tree
 
 
@@ -36,7 +37,7 @@ def withdraw(places: Places) -> tuple[str, ...]:
         for name in names:
             control.forget(places, name)
             if has_systemd():
-                from hutch.supervise import systemd
+                from hutch.runtime import systemd
 
                 systemd.withdraw(places, name)
         converge.dismantle(places)

@@ -35,7 +35,7 @@ from hutch.spec.model import MACHINE_CPUS, Workspace
 
 LINKS = ("events",)
 EVENTS, TAP = 3, 4  # descriptors: the link, and the device after it
-NOTIFY = "vsock-stream:2:901\n"  # the host's port at which supervise/cloud_hypervisor listens
+NOTIFY = "vsock-stream:2:901\n"  # the host's port at which runtime/cloud_hypervisor listens
 QUIET = ("debian:bookworm",)
 """Images whose systemd (before 254) cannot tell over a stream of vsock that it is ready."""
 
@@ -119,7 +119,7 @@ def machine_argv(name: str, workspace: Workspace, host: Surroundings, hardware: 
     groups = str(hardware.kvm_gid) if hardware.kvm_gid is not None else ""
     command = machine_command(name, workspace, hardware, memory_of(workspace, host) >> 20, disk is not None)
     jail = jailed(tuple(files), host.uid_base, command, groups)
-    tap = (host.python, "-I", "-S", f"{host.package}/host/tap.py", names.port(name, "vm"), str(TAP))
+    tap = (host.python, "-I", "-S", f"{host.package}/host/hardware/tap.py", names.port(name, "vm"), str(TAP))
     return (*tap, "--", *jail)
 
 

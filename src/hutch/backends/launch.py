@@ -152,7 +152,7 @@ class Launch:
     1, one after the other, and then `grafts`; each takes its pid as one more argument. `helpers` are there before
     `argv` is; when one ends, so does the workspace. `argv` tells that it is ready by sd_notify; a virtual machine does
     so over `vsock`, or by its port. `links` names the sockets that it inherits as descriptors 3, 4, …, see
-    supervise/sources. `restart_codes` are exit codes of `argv` that mean "the guest asked for a reboot", as a machine's
+    runtime/sources. `restart_codes` are exit codes of `argv` that mean "the guest asked for a reboot", as a machine's
     monitor may say too: everything is cleaned up, prepared, connected and started again. `library` is where the
     supervisor finds what it needs of other people's for that; `facts` are told to people.
     `memory` are the bytes that a machine is made with.

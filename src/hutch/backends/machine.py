@@ -1,7 +1,7 @@
 """What every virtual machine has, whichever monitor runs it: its size, its shares, its disk, and what it cannot do.
 
 A share is an idmapped bind mount on which the owner's files belong to the workspace's own uid; a virtiofsd serves it as
-that uid. What the host has for machines is host/capacity's.
+that uid. What the host has for machines is host/hardware/capacity's.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def disk_steps(name: str, workspace: Workspace, host: Surroundings) -> tuple[tup
     disk = disk_path(name, workspace, host)
     if disk is None:
         return ()
-    program = (host.python, "-I", "-S", f"{host.package}/host/disk.py")
+    program = (host.python, "-I", "-S", f"{host.package}/host/storage/disk.py")
     fresh = ("--fresh",) if workspace.persist != "all" else ()
     size = workspace.disk or DISK
     return ((Step((*program, *fresh, disk, str(size), str(host.uid_base)), "provide the disk"),),)

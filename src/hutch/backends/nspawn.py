@@ -128,7 +128,7 @@ def device_steps(runtime: str) -> tuple[Step, ...]:
 def reveal_step(host: Surroundings) -> Step:
     """The kernel lets a user namespace mount /proc and /sys only where it sees them whole already, and nspawn covers
     parts of them."""
-    program = (host.python, "-I", "-S", f"{host.package}/host/graft.py")
+    program = (host.python, "-I", "-S", f"{host.package}/host/storage/graft.py")
     return Step((*program, "reveal", NEST), "show nested namespaces /proc and /sys whole")
 
 
@@ -203,7 +203,7 @@ def make_grafts(name: str, workspace: Workspace, host: Surroundings, runtime: st
     """The workspace's mounts, parents first, each at a place of its own for as long as it is what it is."""
     assert isinstance(workspace.owner, int)
     mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
-    program = (host.python, "-I", "-S", f"{host.package}/host/graft.py")
+    program = (host.python, "-I", "-S", f"{host.package}/host/storage/graft.py")
     grafts = []
     for mount in sorted(workspace.mounts, key=lambda mount: mount.target.count("/")):
         digest = zlib.crc32(f"{mount.source}\0{mount.target}\0{mount.readonly}".encode())
@@ -263,9 +263,9 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
 
 
 def bound(python: str, package: str, argv: Sequence[str]) -> tuple[str, ...]:
-    """A command line of nspawn's that is bound as that of a container is: see supervise/bound."""
+    """A command line of nspawn's that is bound as that of a container is: see runtime/bound."""
     bounds = json.dumps({"forbidden": asdict(FORBIDDEN), "held": [asdict(no_namespaces())]})
-    program = own_program("hutch.supervise.bound", python, package)
+    program = own_program("hutch.runtime.bound", python, package)
     return (*program, bounds, argv[0], WITHOUT_RESOURCES, *argv[1:])
 
 

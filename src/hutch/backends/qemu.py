@@ -121,7 +121,7 @@ def qemu_argv(
         *("-append", " ".join(kernel_arguments(name, tsc_khz=hardware.tsc_khz, has_disk=disk is not None))),
     )
     jail = jailed(tuple(files), host.uid_base, command, groups)
-    tap = (host.python, "-I", "-S", f"{host.package}/host/tap.py", names.port(name, "vm"), str(TAP))
+    tap = (host.python, "-I", "-S", f"{host.package}/host/hardware/tap.py", names.port(name, "vm"), str(TAP))
     vsock = ("--open", "/dev/vhost-vsock", str(VSOCK)) if hardware.has_vsock else ()
     sockets = ((f"{runtime}/console", 0, CONSOLE), (f"{runtime}/control", 0, CONTROL))
     return (*(listening(host, *sockets) if host.by_systemd else ()), *tap, *vsock, "--", *jail)

@@ -1,7 +1,7 @@
 """What runs as a service of systemd's: what differs for a machine from one that the embedded supervisor runs, and what
 machinectl is told of both.
 
-Beside the machine there is no process but a shell (supervise/machine.sh). It holds the other ends of named pipes, and
+Beside the machine there is no process but a shell (runtime/machine.sh). It holds the other ends of named pipes, and
 commands of root's come to sockets that listen.
 """
 
@@ -48,7 +48,7 @@ def pipes_step(directory: str, links: Iterable[str], uid: int) -> Step:
 def listening(host: Surroundings, *sockets: tuple[str, int, int]) -> tuple[str, ...]:
     """The beginning of a command line: what has it inherit sockets that listen, given as (path, who may connect,
     descriptor)."""
-    program = (host.python, "-I", "-S", f"{host.package}/host/listen.py")
+    program = (host.python, "-I", "-S", f"{host.package}/host/services/listen.py")
     return (*program, *(str(word) for socket in sockets for word in socket), "--")
 
 

@@ -37,7 +37,7 @@ def store_step(target: str, host: Surroundings, mapping: str = "") -> Step:
     """Show the host's Nix store at `target`, read-only. Without a mapping its files keep their owners: everybody may
     read them."""
     options = f"ro,nosuid,nodev{',X-mount.idmap=' if mapping else ''}{mapping}"
-    bind = (host.python, "-I", "-S", f"{host.package}/host/bind.py")
+    bind = (host.python, "-I", "-S", f"{host.package}/host/storage/bind.py")
     return Step((*bind, names.NIX_STORE, target, options), f"share {names.NIX_STORE}")
 
 
@@ -49,7 +49,7 @@ def shown(workspace: Workspace) -> tuple[str, ...]:
 
 def guard_steps(workspace: Workspace, host: Surroundings) -> tuple[Step, ...]:
     """Have what it can write nosuid,nodev in the host's own mount namespace, where that is not in hutch's state."""
-    bind = (*HOST, host.python, "-I", "-S", f"{host.package}/host/bind.py")
+    bind = (*HOST, host.python, "-I", "-S", f"{host.package}/host/storage/bind.py")
     writable = (source for source, _, readonly in sources(workspace) if not readonly)
     return tuple(
         Step((*bind, source, "=?", "nosuid,nodev"), f"guard {source}")
@@ -63,5 +63,5 @@ def bind_step(name: str, source: str, target: str, readonly: bool, mapping: str,
     options = f"{'ro,' if readonly else ''}nosuid,nodev,X-mount.idmap={mapping}"
     if source == str(host.places.home(name)):  # root's own directories all the way: there can be no link on it
         return Step(("mount", "--bind", "-o", options, source, target), f"share {source}")
-    bind = (host.python, "-I", "-S", f"{host.package}/host/bind.py")
+    bind = (host.python, "-I", "-S", f"{host.package}/host/storage/bind.py")
     return Step((*bind, source, target, options), f"share {source}")

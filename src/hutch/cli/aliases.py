@@ -21,7 +21,7 @@ def aliases(options: Options, shell: str | None, install: bool, remove: bool) ->
 
     In a profile: eval "$(hutch aliases bash)", or for fish: hutch aliases fish | source. With --install or --remove it
     is about the given shell, or about all three."""
-    from hutch.host import shells, shown
+    from hutch.host.identity import shells, shown
 
     places = Places.from_environment()
     if install and remove:

@@ -13,7 +13,7 @@ import click
 
 from hutch.errors import ConfigError, HutchError
 from hutch.frozen import dataclass
-from hutch.host import lock
+from hutch.host.services import lock
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -48,7 +48,7 @@ def _places() -> Places | None:
 
 def existing_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The workspaces that one may look at."""
-    from hutch.host.shown import shown_names
+    from hutch.host.identity.shown import shown_names
 
     places = _places()
     return [name for name in shown_names(places) if name.startswith(incomplete)] if places else []

@@ -15,7 +15,7 @@ from hutch.apply.coexistence import check_neighbours
 from hutch.apply.doctor import Finding, examine, installation, is_broken
 from hutch.cli.common import Options, become_root, global_options, print_error, print_json, print_table, printable
 from hutch.errors import HutchError, UsageError
-from hutch.host.abilities import observe_abilities
+from hutch.host.doctor.abilities import observe_abilities
 from hutch.spec.names import Places
 
 

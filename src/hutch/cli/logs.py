@@ -13,14 +13,14 @@ from typing import NoReturn
 
 import click
 
+from hutch.access.relay import Channel, open_unblocked, raw, relay
 from hutch.api import Hutch
 from hutch.api.workspace import Workspace
 from hutch.cli.common import Options, global_options, needs_root, printable
 from hutch.cli.completing import existing_names
 from hutch.errors import HutchError
-from hutch.host.units import has_systemd
+from hutch.host.services.units import has_systemd
 from hutch.spec.names import Places
-from hutch.supervise.relay import Channel, open_unblocked, raw, relay
 
 NAME = click.argument("name", shell_complete=existing_names)
 DETACH = b"\x1d"  # ^]
@@ -60,7 +60,7 @@ def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:
 def machine_log(places: Places, name: str, lines: int) -> str:
     """What the console said, and whoever runs the workspace: the journal of its service, or its supervisor's log."""
     if has_systemd():
-        from hutch.supervise.systemd import journal
+        from hutch.runtime.systemd import journal
 
         said = journal(places, name, lines)
         if not said and os.geteuid() != 0:

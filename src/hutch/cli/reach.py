@@ -105,7 +105,7 @@ def side(name: str) -> Side:
 
     if os.geteuid() != 0:
         return ssh_side(name)
-    from hutch.supervise.piped import Canceller
+    from hutch.access.piped import Canceller
 
     return own_side(Hutch().workspace(name), Canceller())
 

@@ -99,7 +99,7 @@ class Ruling:
 
 
 def read_views(text: str) -> Told:
-    """As host/warden writes it."""
+    """As host/network/warden writes it."""
     document = json.loads(text)
     views = {}
     for item in document["views"]:

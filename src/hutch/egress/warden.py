@@ -46,7 +46,7 @@ RULES: dict[str, tuple[Verdict, str]] = {
     "host": ("refused", "the host"),
     "between-workspaces": ("refused", "another workspace"),
 }
-"""What it means that a rule of host/firewall has logged a packet."""
+"""What it means that a rule of host/network/firewall has logged a packet."""
 MOST_STEPS = 4  # questions that one question leads to, where names lead to names
 BREATH = 0.05  # seconds between two looks at what the kernel has logged
 

@@ -59,7 +59,7 @@ ExecStart=-systemd-tmpfiles --prefix=/dev --create --boot
 ExecStart=-udevadm trigger --type=all --action=add
 """,
     "multi-user.target.wants/hutch-devices.service": "../hutch-devices.service",
-    # Where the host can call its machines, ssh goes that way: see hutch.host.ssh.
+    # Where the host can call its machines, ssh goes that way: see hutch.host.identity.ssh.
     "hutch-ssh.socket": """\
 [Unit]
 Description=ssh from the Host

@@ -19,7 +19,7 @@ from hutch.backends.launch import Step
 from hutch.backends.nspawn import bound
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
-from hutch.host.tools import check_tools
+from hutch.host.doctor.tools import check_tools
 from hutch.images import source
 from hutch.images.contain import run_contained
 from hutch.images.progress import MARK, Meter

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
-from hutch.host.cgroup import JOIN, Cgroup
+from hutch.host.services.cgroup import JOIN, Cgroup
 from hutch.run import PIPE, STDOUT, CommandFailed, Popen, TimeoutExpired, describe, start
 
 KEPT_LINES = 400

@@ -116,7 +116,7 @@ def find_firmware() -> Path:
 
 def check_host() -> None:
     """Raise HutchError when the host lacks what making a machine needs."""
-    from hutch.host.tools import check_tools
+    from hutch.host.doctor.tools import check_tools
 
     find_firmware()
     check_tools(

@@ -18,7 +18,7 @@ from hutch.state import Record
 
 
 class Observed(Protocol):
-    """How a workspace stands: see supervise/observe."""
+    """How a workspace stands: see runtime/observe."""
 
     @property
     def state(self) -> str: ...

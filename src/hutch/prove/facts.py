@@ -14,24 +14,24 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from hutch.errors import HutchError
-from hutch.host import shares
-from hutch.host.cgroup import DESCENDANTS, Cgroup
-from hutch.host.mountinfo import observe_mountinfo, parse_mountinfo
+from hutch.host.services.cgroup import DESCENDANTS, Cgroup
+from hutch.host.storage import shares
+from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.prove.local import LED_TO, PREFIX
 from hutch.prove.machine import MACHINE, guest_memory, guest_processors
 from hutch.prove.model import Fact
 from hutch.prove.subject import HeldUp, Subject, held, leader_of, output_of, processes_of, status_of
+from hutch.runtime.launched import read_launch
+from hutch.runtime.limits import control_files
+from hutch.runtime.units import LOG_BYTES, LOG_SECONDS
 from hutch.spec.model import Workspace
 from hutch.spec.names import UID_COUNT
-from hutch.supervise.launched import read_launch
-from hutch.supervise.limits import control_files
-from hutch.supervise.units import LOG_BYTES, LOG_SECONDS
 from hutch.trees.cursor import open_strictly, pinned
 
 FORBIDDEN = {"sys_module": 16, "sys_rawio": 17, "sys_time": 25, "syslog": 34, "mac_admin": 33, "perfmon": 38, "bpf": 39}
 """Capabilities that are about the kernel as a whole, by their numbers in linux/capability.h."""
 HARMLESS = {"null", "zero", "full", "random", "urandom", "tty", "console", "net/tun", "fuse"}
-FILE_BYTES = 1 << 20  # see supervise/embedded; one more is written before it is cut
+FILE_BYTES = 1 << 20  # see runtime/embedded; one more is written before it is cut
 NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user", "cgroup")
 
 
@@ -306,7 +306,7 @@ def log_size(subject: Subject) -> Fact:
 
 
 def relays(subject: Subject) -> bool:
-    """Whether what a service's console says takes the way through a pipe, see supervise/unit.sh."""
+    """Whether what a service's console says takes the way through a pipe, see runtime/unit.sh."""
     runtime = subject.places.runtime(subject.name)
     pipe = runtime / ("said" if subject.booted.type == "container" else "vm/log")
     return pipe.is_fifo()

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
-from hutch.host import router, ruleset
-from hutch.host.namespace import RULES, inside
+from hutch.host.network import router, ruleset
+from hutch.host.network.namespace import RULES, inside
 from hutch.prove.model import Outside
 from hutch.run import run
 from hutch.spec import names

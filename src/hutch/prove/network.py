@@ -6,7 +6,7 @@ import ipaddress
 import itertools
 from collections.abc import Iterator
 
-from hutch.host.firewall import RESOLVER_PORT, WARDEN_PORT
+from hutch.host.network.firewall import RESOLVER_PORT, WARDEN_PORT
 from hutch.prove import frames
 from hutch.prove.link import link_probes
 from hutch.prove.model import Ground, Probe

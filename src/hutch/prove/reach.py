@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from hutch.apply import converge
-from hutch.host import router
-from hutch.host.firewall import RESOLVER_PORT
-from hutch.host.service import observe_service
-from hutch.host.watch import wanted_watch
+from hutch.host.network import router
+from hutch.host.network.firewall import RESOLVER_PORT
+from hutch.host.network.watch import wanted_watch
+from hutch.host.services.service import observe_service
 from hutch.prove.frames import echo, question
 from hutch.prove.ground import Sockets, in_namespace, namespace_path
 from hutch.prove.model import Fact, Ground

@@ -17,8 +17,8 @@ from pathlib import Path
 from hutch.backends.identity import guest_uid
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
-from hutch.host import router
-from hutch.host.namespace import RULES, inside
+from hutch.host.network import router
+from hutch.host.network.namespace import RULES, inside
 from hutch.prove.facts import gather_facts, opened_home
 from hutch.prove.ground import (
     ALONE,

@@ -11,10 +11,10 @@ from pathlib import Path
 from hutch.frozen import dataclass
 from hutch.prove.model import Fact
 from hutch.run import PIPE, TimeoutExpired, start
+from hutch.runtime.observe import Observation
 from hutch.spec.model import Workspace
 from hutch.spec.names import Places
 from hutch.state import Record
-from hutch.supervise.observe import Observation
 
 PATIENCE, GOING = 5.0, 1.0  # seconds for a look at what a guest may answer itself; and until it is killed
 

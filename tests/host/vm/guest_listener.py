@@ -13,8 +13,8 @@ import subprocess
 import sys
 from socket import socket
 
-from hutch.supervise.calls import Calls
-from hutch.supervise.main_process import listen_to_guest
+from hutch.runtime.calls import Calls
+from hutch.runtime.main_process import listen_to_guest
 
 
 def main(told: str, cid: str, *command: str) -> None:

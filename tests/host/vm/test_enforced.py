@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from hutch.host.capacity import observe_capacity
-from hutch.host.packages import REQUIREMENTS
+from hutch.host.doctor.packages import REQUIREMENTS
+from hutch.host.hardware.capacity import observe_capacity
 from tests.host.instance import Completed, Instance
 from tests.host.opening import open_instance
 from tests.host.vm.test_vsock_nested import CHECKOUT, needed_directories
@@ -198,7 +198,7 @@ def test_red_team(stand: Stand, capsys: pytest.CaptureFixture[str]) -> None:
 LIMIT_OF = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from hutch.host.quota import read_limit
+from hutch.host.storage.quota import read_limit
 print(read_limit(os.open("/var/lib/hutch", os.O_RDONLY), int(sys.argv[2])))
 """
 

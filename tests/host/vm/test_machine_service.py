@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hutch.runtime.monitor import leave_memory
 
 from hutch.apply.hardware import accelerator_of
 from hutch.apply.starting import public_keys, surroundings_of
@@ -18,7 +19,6 @@ from hutch.backends import launch
 from hutch.backends.launch import REBOOT, Launch
 from hutch.spec.names import Places
 from hutch.state import read_network, read_records, write_record
-from hutch.supervise.monitor import leave_memory
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.service import Service

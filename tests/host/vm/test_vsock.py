@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hutch.guest.credentials import NOTIFY_SOCKET
-from hutch.host.ssh import VSOCK_PROXY, Peer, choose_proxy, render_argv
-from hutch.host.vsock import has_vsock
+from hutch.host.hardware.vsock import has_vsock
+from hutch.host.identity.ssh import VSOCK_PROXY, Peer, choose_proxy, render_argv
 from hutch.spec.names import Places
 from tests.host.instance import Completed, Instance
 from tests.host.opening import open_instance

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from hutch.guest.credentials import NOTIFY_SOCKET as CREDENTIAL
-from hutch.host.capacity import observe_capacity
-from hutch.host.packages import REQUIREMENTS
-from hutch.host.tools import QEMU, find_program
+from hutch.host.doctor.packages import REQUIREMENTS
+from hutch.host.doctor.tools import QEMU, find_program
+from hutch.host.hardware.capacity import observe_capacity
 from hutch.images.machine import machine_directory
 from hutch.spec.names import Places
 from tests.host.instance import DEFAULTS, SSH_OPTIONS, Completed, Instance

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from hutch.access.piped import Take
 from hutch.api.copying import Side, get, put
 from hutch.errors import HutchError
-from hutch.supervise.piped import Take
 
 
 def sender(*paths: str) -> Side:

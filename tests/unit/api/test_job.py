@@ -78,7 +78,7 @@ def test_a_process_that_cannot_be_watched_is_ended(tmp_path: Path, monkeypatch: 
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(jobs, "start", lambda *arguments, **options: process)
-    monkeypatch.setattr("hutch.supervise.piped.os.pidfd_open", pidfd_open)
+    monkeypatch.setattr("hutch.access.piped.os.pidfd_open", pidfd_open)
     before = descriptors()
     with pytest.raises(OSError, match="Too many open files"):
         Job(call(tmp_path))
@@ -90,8 +90,8 @@ def test_whoever_is_interrupted_again_leaves_nothing_open(tmp_path: Path, monkey
     """The first Ctrl-C has it end what was begun, which takes a while; the second does not wait for that."""
     monkeypatch.setattr(jobs, "start", lambda *arguments, **options: Stubborn())
     before = descriptors()
-    monkeypatch.setattr("hutch.supervise.piped.os.pidfd_open", lambda pid: os.open("/dev/null", os.O_RDONLY))
-    monkeypatch.setattr("hutch.supervise.piped.signal.pidfd_send_signal", lambda descriptor, number: None)
+    monkeypatch.setattr("hutch.access.piped.os.pidfd_open", lambda pid: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr("hutch.access.piped.signal.pidfd_send_signal", lambda descriptor, number: None)
     with pytest.raises(KeyboardInterrupt):
         Job(call(tmp_path)).close()
     assert descriptors() == before
@@ -106,7 +106,7 @@ def test_a_call_that_cannot_be_sent_starts_nothing(tmp_path: Path, monkeypatch: 
 
 
 def test_a_socket_whose_other_end_left_something_unread_has_ended() -> None:
-    from hutch.supervise.piped import _hear
+    from hutch.access.piped import _hear
 
     heard: list[bytes] = []
     mine, theirs = socket.socketpair()
@@ -166,7 +166,7 @@ def test_what_is_wrong_with_the_host_is_told_by_every_way_in(
     monkeypatch.setattr("hutch.api.engine.read_record", fail)
     monkeypatch.setattr("hutch.api.job.start", fail)
     monkeypatch.setattr("hutch.api.running.os.geteuid", lambda: 0)
-    monkeypatch.setattr("hutch.host.capacity.observe_capacity", fail)
+    monkeypatch.setattr("hutch.host.hardware.capacity.observe_capacity", fail)
     web = hutch.Workspace("web", engine)
     for way_in in (web.status, web.start, lambda: web.run(["true"]), lambda: web.put(tmp_path, "x"), hutch.load):
         with pytest.raises(hutch.HutchError, match=f"hutch/x cannot be written or read: {os.strerror(number)}"):

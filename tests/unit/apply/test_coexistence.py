@@ -10,9 +10,9 @@ import pytest
 
 from hutch.apply.coexistence import Repairs, check_neighbours, free_subnet, wanted_repairs
 from hutch.apply.doctor import Finding, is_broken
-from hutch.host.listening import Listener
-from hutch.host.neighbours import Neighbours, Workspaces, parse_servers, parse_upstream
-from hutch.host.router import HostNetwork
+from hutch.host.network.listening import Listener
+from hutch.host.network.neighbours import Neighbours, Workspaces, parse_servers, parse_upstream
+from hutch.host.network.router import HostNetwork
 from hutch.spec.model import Network
 from tests.unit.facts import check_golden
 from tests.unit.host.test_strangers import DOCKER, FIREWALLD, UFW, chain

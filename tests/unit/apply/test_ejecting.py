@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hutch.runtime.units import LIBRARY
 
 from hutch.apply.ejected_texts import (
     NETWORK_LIBRARY,
@@ -25,10 +26,10 @@ from hutch.apply.ejecting import check, may_be_renamed_in, recover_ejected, subj
 from hutch.backends import launch
 from hutch.backends.nspawn import NEST
 from hutch.errors import HutchError, UsageError
-from hutch.host import units
-from hutch.host.dns import wanted_resolvers
-from hutch.host.firewall import Member
-from hutch.host.watch import wanted_watch
+from hutch.host.network.dns import wanted_resolvers
+from hutch.host.network.firewall import Member
+from hutch.host.network.watch import wanted_watch
+from hutch.host.services import units
 from hutch.plan.decide import refuse_ejected
 from hutch.spec import names
 from hutch.spec.ejected import Ejected, Note, parse_note
@@ -36,7 +37,6 @@ from hutch.spec.entries import Publish
 from hutch.spec.model import Workspace
 from hutch.spec.names import IFNAMSIZ, PACKAGE, Places
 from hutch.state import Record, read_record, write_record
-from hutch.supervise.units import LIBRARY
 from tests.unit.facts import NETWORK, PLACES, check_golden, everything, surroundings, workspace
 
 CASES = {

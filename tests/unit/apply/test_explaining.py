@@ -6,7 +6,7 @@ import shlex
 
 from hutch.apply.explaining import describe, explain_names, explain_start, fed, guards
 from hutch.backends.launch import File, Launch, Limits, Step
-from hutch.host import router
+from hutch.host.network import router
 from hutch.spec.model import Mount
 from hutch.spec.names import Places
 from hutch.state import Record

@@ -7,19 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hutch.runtime.status import first_words, write_status
 
 from hutch.apply.execute import apply_plan
 from hutch.apply.machines import Starting, check_context_ids, check_hypervisors, check_machines, check_new_machines
 from hutch.errors import ConfigError, HutchError
-from hutch.host import capacity, tools, vsock
-from hutch.host.accelerator import Accelerator
-from hutch.host.capacity import Capacity
+from hutch.host.doctor import tools
+from hutch.host.hardware import capacity, vsock
+from hutch.host.hardware.accelerator import Accelerator
+from hutch.host.hardware.capacity import Capacity
 from hutch.images import machine as images_machine
 from hutch.plan.actions import Action, Kind, Plan, Wanted
 from hutch.spec.model import Workspace
 from hutch.spec.names import Places
 from hutch.state import Booted, Record
-from hutch.supervise.status import first_words, write_status
 from tests.unit.facts import NETWORK, workspace
 
 GIB = 1 << 30

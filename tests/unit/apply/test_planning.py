@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hutch.runtime.status import write_status
 
 from hutch.api import Hutch
 from hutch.apply import converge
@@ -26,9 +27,10 @@ from hutch.apply.converge import (
 from hutch.apply.planning import check_owners, check_sockets
 from hutch.apply.starting import check_shares, make_launch, public_keys
 from hutch.errors import ConfigError, HutchError, UsageError
-from hutch.host import router, shares
-from hutch.host.process import start_time
-from hutch.host.ssh import key_holders
+from hutch.host.identity.ssh import key_holders
+from hutch.host.network import router
+from hutch.host.services.process import start_time
+from hutch.host.storage import shares
 from hutch.plan.actions import Wanted
 from hutch.plan.decide import check_bystanders, check_stopped
 from hutch.plan.planner import Standing, network_changes
@@ -36,7 +38,6 @@ from hutch.spec.entries import Publish
 from hutch.spec.model import Config, Mount, Workspace
 from hutch.spec.names import Places
 from hutch.state import Booted, NetworkRecord, Record, write_network, write_record
-from hutch.supervise.status import write_status
 from tests.unit.facts import NETWORK, workspace
 
 CHANGED = network_changes(NETWORK, replace(NETWORK, bridge="other0"))

@@ -12,9 +12,9 @@ import pytest
 
 from hutch.apply import hardware, removal, repairing, repeating, withdrawal
 from hutch.errors import HutchError
-from hutch.host.accelerator import Accelerator
-from hutch.host.repairs import Made, Step, write_made
-from hutch.host.strangers import check_strangers
+from hutch.host.doctor.repairs import Made, Step, write_made
+from hutch.host.hardware.accelerator import Accelerator
+from hutch.host.network.strangers import check_strangers
 from hutch.spec.names import Places
 from tests.unit.apply.test_coexistence import NETWORK, listing
 from tests.unit.host.test_strangers import DOCKER, FIREWALLD, UFW
@@ -111,8 +111,8 @@ def test_what_leaves_gives_back_and_deletes_no_note_of_what_stays(
         return stays
 
     monkeypatch.setattr(removal, "host_lock", nullcontext)
-    monkeypatch.setattr("hutch.host.repairs.take_back", take_back)
-    monkeypatch.setattr("hutch.host.shells.remove", lambda places: [])
+    monkeypatch.setattr("hutch.host.doctor.repairs.take_back", take_back)
+    monkeypatch.setattr("hutch.host.identity.shells.remove", lambda places: [])
     (note,) = withdrawal.withdraw(places)
     assert "/etc/x has been changed" in note
     with pytest.raises(HutchError, match="the note of what `hutch doctor --fix` changed"):
@@ -128,7 +128,7 @@ def test_the_purge_of_the_last_gives_back_what_it_can(tmp_path: Path, monkeypatc
     assert removal.give_back(places) == ()
     write_made(places, Made(shells=("bash",)))
     monkeypatch.setattr(removal, "host_lock", nullcontext)
-    monkeypatch.setattr("hutch.host.repairs.take_back", lambda places, tell: ["/etc/x has been changed"])
+    monkeypatch.setattr("hutch.host.doctor.repairs.take_back", lambda places, tell: ["/etc/x has been changed"])
     (note,) = removal.give_back(places)
     assert "/etc/x has been changed" in note and "`hutch doctor --undo`" in note
     monkeypatch.undo()

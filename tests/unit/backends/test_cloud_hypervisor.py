@@ -100,7 +100,7 @@ def test_descriptors_follow_the_links() -> None:
     assert options["event-monitor"] == [f"fd={3 + found.links.index('events')}"] == [f"fd={EVENTS}"]
     assert 3 + len(found.links) == TAP
     assert options["net"][0].startswith(f"fd=[{TAP}],")
-    assert found.argv[found.argv.index("/usr/lib/hutch/host/tap.py") + 2] == str(TAP)
+    assert found.argv[found.argv.index("/usr/lib/hutch/host/hardware/tap.py") + 2] == str(TAP)
 
 
 def test_the_archive_is_the_last_disk() -> None:
@@ -128,7 +128,7 @@ def test_a_command_line_holds_no_secret() -> None:
 
 
 def test_the_guest_calls_the_port_that_is_listened_at() -> None:
-    from hutch.supervise.cloud_hypervisor import READY_PORT
+    from hutch.runtime.cloud_hypervisor import READY_PORT
 
     assert f"vsock-stream:2:{READY_PORT}\n" == NOTIFY  # 2 is the host
 

@@ -11,7 +11,7 @@ from bench import __main__ as command
 from bench import bare, barevm, byhand, ours, report, rows, stock, vms
 from bench.measure import BenchError, Samples
 from bench.table import Row
-from hutch.host.packages import REQUIREMENTS
+from hutch.host.doctor.packages import REQUIREMENTS
 
 
 def row(

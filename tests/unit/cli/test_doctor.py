@@ -11,9 +11,9 @@ import pytest
 
 from hutch.apply.doctor import FEATURES, LIMITS, Finding, examine, is_broken
 from hutch.errors import HutchError
-from hutch.host import abilities
-from hutch.host.abilities import Abilities
-from hutch.host.packages import REQUIREMENTS
+from hutch.host.doctor import abilities
+from hutch.host.doctor.abilities import Abilities
+from hutch.host.doctor.packages import REQUIREMENTS
 from hutch.spec.names import Places
 from tests.unit.apply.test_coexistence import QUIET, SCENES
 from tests.unit.cli.conftest import Run

@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hutch.runtime.facts import observe_facts
+from hutch.runtime.launched import write_launch
+from hutch.runtime.observe import Observation
+from hutch.runtime.status import first_words, write_status
 
 from hutch.api import Hutch
 from hutch.api.describe import describe
 from hutch.cli.show import absent, show_type
 from hutch.errors import ConfigError
-from hutch.host import capacity
-from hutch.host.capacity import Capacity
+from hutch.host.hardware import capacity
+from hutch.host.hardware.capacity import Capacity
 from hutch.spec.names import Places
 from hutch.state import Record, write_record
-from hutch.supervise.facts import observe_facts
-from hutch.supervise.launched import write_launch
-from hutch.supervise.observe import Observation
-from hutch.supervise.status import first_words, write_status
 from tests.unit.facts import workspace
 
 VM = Record("web", "/srv/hutch.toml", workspace(type="vm"), "image-1", 0x7000_0000, "0" * 32).with_booted()

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hutch.runtime.observe import Observation
+from hutch.runtime.status import write_status
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,14 +19,12 @@ from hutch.cli.common import print_table, printable
 from hutch.cli.declare import explain_action, print_plan
 from hutch.cli.show import absent
 from hutch.cli.values import shown, shown_pair
-from hutch.host.process import start_time
+from hutch.host.services.process import start_time
 from hutch.plan.actions import Action, Change, Kind, Plan
 from hutch.plan.planner import LEARNS
 from hutch.spec.model import Idle, Mount, Publish
 from hutch.spec.names import Places
 from hutch.state import Booted, Record, copy_of, write_record
-from hutch.supervise.observe import Observation
-from hutch.supervise.status import write_status
 from tests.unit.cli.conftest import Run
 from tests.unit.facts import KEY, NETWORK, workspace
 

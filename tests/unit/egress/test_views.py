@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.egress.views import AAAA, ANY, HTTPS, A, Ruling, View, listed_by, plain_name, read_views, rule_on
-from hutch.host.firewall import Member
-from hutch.host.warden import render_views
+from hutch.host.network.firewall import Member
+from hutch.host.network.warden import render_views
 from hutch.spec.policy import Domain, Policy, Reach
 from tests.unit.facts import NETWORK, PLACES
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from hutch.backends import machine
 from hutch.errors import HutchError
-from hutch.host import accelerator, capacity, clock, tools, vsock
-from hutch.host.accelerator import Accelerator, Access, Verdict, await_answer, describe_accelerator, last_line
+from hutch.host.doctor import tools
+from hutch.host.hardware import accelerator, capacity, clock, vsock
+from hutch.host.hardware.accelerator import Accelerator, Access, Verdict, await_answer, describe_accelerator, last_line
 from hutch.spec.names import Places
 from tests.unit.facts import workspace
 
@@ -407,7 +408,7 @@ def test_missing_programs_are_one_error(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_every_tool_of_a_machine_is_in_some_package() -> None:
-    from hutch.host.packages import REQUIREMENTS
+    from hutch.host.doctor.packages import REQUIREMENTS
 
     proofs = {proof for item in REQUIREMENTS for proof in item.proof}
     assert set(tools.MACHINE_TOOLS) <= proofs

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from hutch.egress.warden import RULES
-from hutch.host import ruleset
-from hutch.host.firewall import host_tables, router_tables
-from hutch.host.ruleset import (
+from hutch.host.network import ruleset
+from hutch.host.network.firewall import host_tables, router_tables
+from hutch.host.network.ruleset import (
     Chain,
     ElementSet,
     Rule,

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hutch.errors import HutchError
-from hutch.host.hosts_file import ensure_hosts, render_hosts
+from hutch.host.identity.hosts_file import ensure_hosts, render_hosts
 from tests.unit.facts import PLACES, SECOND, check_golden
 
 ADDRESSES = {"web": "192.168.83.2", "lab": "192.168.83.3"}
@@ -125,7 +125,7 @@ def test_a_damaged_block(content: bytes, rest: bytes) -> None:
 
 @pytest.fixture
 def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("hutch.host.lock.HOST_LOCK", str(tmp_path))
+    monkeypatch.setattr("hutch.host.services.lock.HOST_LOCK", str(tmp_path))
     path = tmp_path / "hosts"
     path.write_bytes(BEFORE)
     path.chmod(0o640)

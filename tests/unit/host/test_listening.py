@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from hutch.errors import ConfigError
-from hutch.host import listening
-from hutch.host.listening import Listener, check_ports, parse_listeners, taken_by
+from hutch.host.network import listening
+from hutch.host.network.listening import Listener, check_ports, parse_listeners, taken_by
 from hutch.spec.entries import Publish
 from hutch.state import Record
 from tests.unit.facts import workspace

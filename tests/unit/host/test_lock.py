@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import HutchError
-from hutch.host import lock as locks
-from hutch.host.lock import Holder, find_holder, host_lock, lock, spoken
+from hutch.host.services import lock as locks
+from hutch.host.services.lock import Holder, find_holder, host_lock, lock, spoken
 from hutch.spec.names import Places
 from hutch.state import make_directory
 

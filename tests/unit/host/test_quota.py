@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import HutchError
-from hutch.host import quota
+from hutch.host.storage import quota
 from hutch.trees.cursor import opened
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from hutch.errors import HutchError
-from hutch.host import repairs
-from hutch.host.repairs import (
+from hutch.host.doctor import repairs
+from hutch.host.doctor.repairs import (
     DropIn,
     Made,
     Step,
@@ -62,7 +62,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host()
     monkeypatch.setattr(repairs, "run", host.run)
     monkeypatch.setattr(repairs, "find_program", lambda name: name if host.has_tool else None)
-    monkeypatch.setattr("hutch.host.shells.remove", lambda places, shells: [])
+    monkeypatch.setattr("hutch.host.identity.shells.remove", lambda places, shells: [])
     return host
 
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_written_stays_noted_and_holds_up_no_other(
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr("hutch.host.shells.remove", refuse)
+    monkeypatch.setattr("hutch.host.identity.shells.remove", refuse)
     unlink = Path.unlink
     monkeypatch.setattr(Path, "unlink", lambda self, **options: refuse() if self == path else unlink(self, **options))
     failures = take_back(places, print)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from hutch.errors import HutchError
-from hutch.host.firewall import host_tables, router_tables
-from hutch.host.namespace import inside
-from hutch.host.router import (
+from hutch.host.network.firewall import host_tables, router_tables
+from hutch.host.network.namespace import inside
+from hutch.host.network.router import (
     HostNetwork,
     Part,
     RouterFacts,
@@ -23,7 +23,7 @@ from hutch.host.router import (
     wanted_rules,
     wanted_sysctls,
 )
-from hutch.host.ruleset import shape_of
+from hutch.host.network.ruleset import shape_of
 from hutch.spec.model import Network
 from tests.unit.facts import MEMBERS, NETWORK, PLACES, SECOND, member
 

@@ -10,8 +10,8 @@ import pytest
 
 from hutch.apply import removal
 from hutch.errors import HutchError
-from hutch.host import shares
-from hutch.host.shares import Guest
+from hutch.host.storage import shares
+from hutch.host.storage.shares import Guest
 from hutch.spec.names import Places
 
 GUEST = Guest(70_000, 1000)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.host.shells import render_aliases, render_line
+from hutch.host.identity.shells import render_aliases, render_line
 from tests.unit.facts import PLACES, SECOND
 
 SCRIPT = Path("/etc/zsh/hutch.zsh")

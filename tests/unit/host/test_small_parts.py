@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import HutchError
-from hutch.host import cgroup, shares
-from hutch.host.bind import open_strictly
-from hutch.host.dns import choose_names, wanted_resolvers
-from hutch.host.mountinfo import Tree
-from hutch.host.process import is_alive, open_process, start_time
-from hutch.host.service import Service, observe_service
+from hutch.host.network.dns import choose_names, wanted_resolvers
+from hutch.host.services import cgroup
+from hutch.host.services.process import is_alive, open_process, start_time
+from hutch.host.services.service import Service, observe_service
+from hutch.host.storage import shares
+from hutch.host.storage.bind import open_strictly
+from hutch.host.storage.mountinfo import Tree
 from hutch.spec.model import Mount, Workspace
 from hutch.spec.names import Places
 from tests.unit.facts import NETWORK, PLACES, check_golden, workspace

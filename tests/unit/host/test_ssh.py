@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import HutchError
-from hutch.host import ssh
-from hutch.host.ssh import Peer, check_include, ensure_trust, owner_of, render_config, render_known_hosts
+from hutch.host.identity import ssh
+from hutch.host.identity.ssh import Peer, check_include, ensure_trust, owner_of, render_config, render_known_hosts
 from hutch.spec.names import Places
 from tests.unit.facts import KEY, PLACES, check_golden
 

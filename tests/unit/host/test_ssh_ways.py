@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hutch.host import ssh
-from hutch.host.ssh import VSOCK_PROXY, Peer, choose_proxy, proxy_of, render_argv, render_config
+from hutch.host.identity import ssh
+from hutch.host.identity.ssh import VSOCK_PROXY, Peer, choose_proxy, proxy_of, render_argv, render_config
 from tests.unit.facts import PLACES, check_golden, workspace
 
 SYSTEMD, SOCAT = f"{VSOCK_PROXY} vsock/77 22", "socat - VSOCK-CONNECT:77:22"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hutch.host.strangers import Obstacle, check_strangers, unknown_droppers, who_filters
+from hutch.host.network.strangers import Obstacle, check_strangers, unknown_droppers, who_filters
 
 UPLINK, HOST_END = "hutch-up", "192.168.84.1"
 ACCEPT = {"accept": None}

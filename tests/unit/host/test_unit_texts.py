@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from hutch.host.dns import wanted_resolvers
-from hutch.host.service import Service
-from hutch.host.unit_texts import render_network, render_service, render_slice, render_target
-from hutch.host.units import quoted
-from hutch.host.watch import wanted_watch
+from hutch.host.network.dns import wanted_resolvers
+from hutch.host.network.watch import wanted_watch
+from hutch.host.services.service import Service
+from hutch.host.services.unit_texts import render_network, render_service, render_slice, render_target
+from hutch.host.services.units import quoted
 from hutch.spec.names import PACKAGE, Places
 from tests.unit.facts import NETWORK, PLACES, check_golden
 

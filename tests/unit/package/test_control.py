@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.host.packages import REQUIREMENTS
+from hutch.host.doctor.packages import REQUIREMENTS
 from package.control import (
     BUNDLED,
     DEBIAN,

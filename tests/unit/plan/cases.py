@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hutch.runtime.observe import Observation
+
 from hutch.apply.inspecting import Findings, with_findings
 from hutch.apply.planning import settle_ownership
 from hutch.plan.actions import Change, Plan, Repair
@@ -20,7 +22,6 @@ from hutch.spec import loading
 from hutch.spec.model import Config, Network, Workspace
 from hutch.spec.values import Size
 from hutch.state import Booted, Record
-from hutch.supervise.observe import Observation
 from tests.unit.facts import GOLDEN, KEY, PLACES
 
 FOLDER = GOLDEN / "plan"

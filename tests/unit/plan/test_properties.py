@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from hutch.runtime.observe import Observation
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -25,7 +26,6 @@ from hutch.plan.planner import HEAVIER, differences, with_live_changes
 from hutch.plan.resolve import resolve
 from hutch.spec.model import WORKSPACE_KEYS, Config, Mount, Network, Publish, Workspace
 from hutch.state import Booted, Record
-from hutch.supervise.observe import Observation
 from tests.unit.facts import KEY, NETWORK, PLACES
 from tests.unit.plan.cases import image_of
 

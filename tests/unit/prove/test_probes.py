@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import UsageError
-from hutch.host.firewall import router_tables
+from hutch.host.network.firewall import router_tables
 from hutch.prove import local
 from hutch.prove.known import check_known
 from hutch.prove.link import link_probes

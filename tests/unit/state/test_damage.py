@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hutch.runtime.facts import observe_facts
+from hutch.runtime.launched import read_launch, write_launch
+from hutch.runtime.observe import observe
+from hutch.runtime.status import first_words, write_status
 
 from hutch.errors import HutchError
-from hutch.host.accelerator import Memory, read_memory, write_memory
-from hutch.host.service import Service, observe_service
-from hutch.host.shares import noted_shares
-from hutch.host.ssh import is_pair, is_published
+from hutch.host.hardware.accelerator import Memory, read_memory, write_memory
+from hutch.host.identity.ssh import is_pair, is_published
+from hutch.host.services.service import Service, observe_service
+from hutch.host.storage.shares import noted_shares
 from hutch.images.cache import observe_image, observe_images, render_image
 from hutch.images.recipe import make_recipe
 from hutch.spec.model import Network
@@ -40,10 +44,6 @@ from hutch.state import (
     write_network,
     write_record,
 )
-from hutch.supervise.facts import observe_facts
-from hutch.supervise.launched import read_launch, write_launch
-from hutch.supervise.observe import observe
-from hutch.supervise.status import first_words, write_status
 from tests.unit.facts import workspace
 
 ROUNDS = 1000

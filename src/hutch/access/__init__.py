@@ -1,0 +1,1 @@
+"""Ways into a workspace that runs: commands, copies, ssh."""

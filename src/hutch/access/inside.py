@@ -1,0 +1,138 @@
+"""The way into a workspace that runs: a container is entered by its namespaces, a machine, which has none, by ssh."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hutch.access.enter import Login, enter
+from hutch.access.streams import BY_FORCE
+from hutch.backends.identity import guest_uid
+from hutch.errors import HutchError
+from hutch.frozen import dataclass
+from hutch.runtime.observe import Observation, are_shown, observe
+
+if TYPE_CHECKING:
+    from hutch.spec.model import Workspace
+    from hutch.spec.names import Places
+    from hutch.state import Record
+
+GRACE = 2.0  # seconds that it may take to end what is to be ended
+
+
+def run_inside(
+    places: Places,
+    record: Record,
+    argv: Sequence[str],
+    *,
+    root: bool = False,
+    capture: int | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str = "",
+) -> int:
+    """Run a command with the caller's own streams; returns its exit code, 128 + n when signal n ended it.
+
+    `capture` is a descriptor that takes its output instead. `env` adds to the environment of a login session; `cwd` is
+    relative to home. HutchError when the workspace does not run.
+    """
+    name, now = record.name, observe(places, record.name)
+    booted = record.booted.workspace if record.booted else record.wanted
+    if now.state != "running":
+        raise HutchError(f"{name} is {now.state}", resolution=f"`hutch start {name}`")
+    way = reach_by_own_key if os.geteuid() != 0 else reach_machine if booted.type == "vm" else enter_container
+    login = login_of(booted, root=root)
+    if env or cwd:
+        login = replace(login, env=(*booted.env, *(env or {}).items()), cwd=cwd and os.path.join(login.home, cwd))
+    return way(Inside(places, name, booted, now), login, list(argv), capture)
+
+
+def told_inside(places: Places, record: Record, argv: Sequence[str], *, seconds: float) -> int | None:
+    """Run a command as root, with nobody to hear it; returns its exit code, None when it did not end in time.
+
+    A guest's root can keep a command of ours, and whoever waits for it, from ever ending: by tracing it, by a file
+    system that does not answer. So that is done by a child, which is left behind then, and has none of our descriptors:
+    locks above all. What it leaves behind is in the workspace's cgroup.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 255
+        try:
+            os.closerange(3, 1 << 20)
+            os.setsid()
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(nowhere, stream)
+            code = run_inside(places, record, argv, root=True, capture=nowhere)
+        finally:
+            os._exit(code)
+    pidfd = os.pidfd_open(child)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        for number, patience in ((0, seconds), (BY_FORCE, GRACE), (signal.SIGKILL, GRACE)):
+            if number:
+                signal.pidfd_send_signal(pidfd, number)
+            if poll.poll(patience * 1000):
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                return None if number else code
+        return None
+    finally:
+        os.close(pidfd)
+
+
+def login_of(booted: Workspace, *, root: bool) -> Login:
+    """As whom a command runs: the login user, or root."""
+    if root:
+        return Login("root", 0, "/root", "/bin/bash", booted.env)
+    assert isinstance(booted.owner, int)
+    return Login(booted.user, guest_uid(booted.owner), f"/home/{booted.user}", booted.shell, booted.env)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A workspace that runs: what it was booted from, and how it stands."""
+
+    places: Places
+    name: str
+    booted: Workspace
+    now: Observation
+
+
+def enter_container(inside: Inside, login: Login, argv: list[str], capture: int | None) -> int:
+    if inside.now.leader is None:
+        raise HutchError(f"{inside.name} has just ended", resolution=f"`hutch start {inside.name}`")
+    return enter(inside.now.cgroup, inside.now.leader, login, argv, capture=capture)
+
+
+def reach_by_own_key(inside: Inside, login: Login, argv: list[str], capture: int | None) -> int:
+    """For who is not root: by their own ssh, as hutch has configured it, with keys that the workspace knows."""
+    from hutch.access.remote import Target, run_remotely
+    from hutch.access.remote_script import Command
+    from hutch.host.identity.ssh import Peer
+
+    peer = Peer(inside.name, str(inside.booted.ip), inside.booted.user)
+    target = Target(inside.places, peer, inside.now.leader if are_shown() else None, by_own_key=True)
+    command = Command(login.home, login.environment(), argv, login.cwd)
+    return run_remotely(target, command, root=login.uid == 0, capture=capture)
+
+
+def reach_machine(inside: Inside, login: Login, argv: list[str], capture: int | None) -> int:
+    from hutch.access.remote import Target, run_remotely
+    from hutch.access.remote_script import Command
+    from hutch.host.hardware import vsock
+    from hutch.host.identity import ssh
+    from hutch.runtime.facts import observe_facts
+
+    places, name, booted = inside.places, inside.name, inside.booted
+    assert booted.ip is not None
+    hypervisor = observe_facts(places, name).get("hypervisor", "")
+    proxy = ssh.proxy_of(booted, hypervisor, has_vsock=vsock.can_open(vsock.DEVICE))
+    if proxy and ssh.answers(booted.ip):
+        proxy = ""
+    target = Target(places, ssh.Peer(name, booted.ip, booted.user, proxy=proxy), inside.now.leader)
+    command = Command(login.home, login.environment(), argv, login.cwd)
+    return run_remotely(target, command, root=login.uid == 0, capture=capture)

@@ -1,0 +1,77 @@
+"""Pure: a filter of system calls as the program that the kernel runs for each of them, see seccomp(2).
+
+It looks at numbers, which differ between the ABIs that a kernel offers at once; what comes by one that is not listed
+here is refused. Part of the supervisor: imports stay few.
+"""
+
+from __future__ import annotations
+
+import struct
+from errno import EAFNOSUPPORT, ENOSYS
+
+TYPE_CHECKING = False  # see runtime/status
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LOAD, RETURN, IF_EQUAL, IF_AT_LEAST = 0x20, 0x06, 0x15, 0x35  # BPF_LD|W|ABS, RET|K, JMP|JEQ|K, JMP|JGE|K
+NUMBER, ABI, ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; of the first argument, the lower half
+ALLOW, REFUSE = 0x7FFF_0000, 0x0005_0000  # SECCOMP_RET_ALLOW, and SECCOMP_RET_ERRNO with the error added
+INSTRUCTION = 8  # bytes of a struct sock_filter
+
+# Where a program may pass the arguments of socket(2) in memory, a filter cannot see them: such calls are refused.
+SOCKETCALL, SOCKETCALL_KINDS = "socketcall", (1, 8)  # SYS_SOCKET, SYS_SOCKETPAIR
+X32 = 0x4000_0000  # numbers from here on are a third ABI's of x86-64, which nobody uses
+
+SAME = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427}
+GENERIC = {**SAME, "add_key": 217, "request_key": 218, "keyctl": 219, "socket": 198, "socketpair": 199}
+X86_64 = {**SAME, "add_key": 248, "request_key": 249, "keyctl": 250, "socket": 41, "socketpair": 53}
+I386 = {**SAME, "add_key": 286, "request_key": 287, "keyctl": 288, "socket": 359, "socketpair": 360, SOCKETCALL: 102}
+ARM = {**SAME, "add_key": 309, "request_key": 310, "keyctl": 311, "socket": 281, "socketpair": 288}
+MACHINES = {
+    "x86_64": {0xC000_003E: X86_64, 0x4000_0003: I386},
+    "aarch64": {0xC000_00B7: GENERIC, 0x4000_0028: ARM},
+    "riscv64": {0xC000_00F3: GENERIC},
+}
+"""What `uname -m` says -> AUDIT_ARCH_… of each ABI of such a kernel -> the numbers of its calls."""
+FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10, "AF_NETLINK": 16, "AF_PACKET": 17}
+
+
+def render_filter(machine: str, forbidden: Iterable[str], families: Iterable[str]) -> bytes:
+    """The program that refuses the system calls of these names, and sockets of families other than these. ValueError
+    for a machine whose numbers are not known."""
+    if machine not in MACHINES:
+        raise ValueError(f"the system calls of {machine} are not known")
+    allowed = [FAMILIES[family] for family in families]
+    program = _load(ABI)
+    for abi, numbers in MACHINES[machine].items():
+        calls = _load(NUMBER)
+        if numbers is X86_64:
+            calls += _instruction(IF_AT_LEAST, X32, skip=1) + _return(REFUSE + ENOSYS)
+        for name in forbidden:
+            calls += _when(numbers[name], _return(REFUSE + ENOSYS))
+        for name in ("socket", "socketpair"):
+            chosen = b"".join(_when(family, _return(ALLOW)) for family in allowed)
+            calls += _when(numbers[name], _load(ARGUMENT) + chosen + _return(REFUSE + EAFNOSUPPORT))
+        if SOCKETCALL in numbers:
+            hidden = b"".join(_when(kind, _return(REFUSE + EAFNOSUPPORT)) for kind in SOCKETCALL_KINDS)
+            calls += _when(numbers[SOCKETCALL], _load(ARGUMENT) + hidden + _return(ALLOW))
+        program += _when(abi, calls + _return(ALLOW))
+    return program + _return(REFUSE + ENOSYS)
+
+
+def _when(value: int, then: bytes) -> bytes:
+    """Do something if what was loaded is `value`; otherwise go on behind it."""
+    return _instruction(IF_EQUAL, value, skip=len(then) // INSTRUCTION) + then
+
+
+def _load(offset: int) -> bytes:
+    return _instruction(LOAD, offset)
+
+
+def _return(verdict: int) -> bytes:
+    return _instruction(RETURN, verdict)
+
+
+def _instruction(code: int, value: int, *, skip: int = 0) -> bytes:
+    """A struct sock_filter; a comparison that fails skips so many."""
+    return struct.pack("=HBBI", code, 0, skip, value)

@@ -1,0 +1,94 @@
+"""What binds a guest beside its namespaces: filters of system calls, and an empty keyring. A container has them from
+its supervisor. A command that enters takes those of the guest's PID 1: otherwise guest root could borrow from it what
+its own processes lack. Part of the supervisor: imports stay few.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+from hutch.confine.filters import INSTRUCTION, render_filter
+
+TYPE_CHECKING = False  # see runtime/status
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from hutch.errors import HutchError
+
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SECCOMP_GET_FILTER = 17, 0x4206, 0x4207, 0x420C
+WALL = 0x4000_0000  # __WALL: also for a child that is traced rather than born
+KEYCTL_JOIN_SESSION_KEYRING = 1
+KEYCTL = 250 if os.uname().machine == "x86_64" else 219  # the number of keyctl(2); libc does not offer it
+
+
+class Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def forbid(forbidden: dict[str, Any]) -> None:
+    """Bind this process, and all that comes of it, to what a Launch forbids. OSError or ValueError where that cannot
+    be."""
+    families = forbidden["other_families_than"]
+    install_filters([render_filter(os.uname().machine, forbidden["system_calls"], families)])
+
+
+def read_filters(pid: int) -> list[bytes]:
+    """The seccomp filters of a process, oldest first. It is stopped for a moment; see ptrace(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.restype = ctypes.c_long
+    libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+    if libc.ptrace(PTRACE_SEIZE, pid, None, None) != 0 or libc.ptrace(PTRACE_INTERRUPT, pid, None, None) != 0:
+        raise _unreadable(ctypes.get_errno())
+    try:
+        os.waitpid(pid, WALL)
+        filters: list[bytes] = []
+        while (length := libc.ptrace(PTRACE_SECCOMP_GET_FILTER, pid, len(filters), None)) > 0:
+            buffer = ctypes.create_string_buffer(length * INSTRUCTION)
+            libc.ptrace(PTRACE_SECCOMP_GET_FILTER, pid, len(filters), buffer)
+            filters.append(buffer.raw)
+        if not filters:
+            raise _unreadable(ctypes.get_errno())
+        return filters
+    finally:
+        libc.ptrace(PTRACE_DETACH, pid, None, None)
+
+
+def _unreadable(code: int) -> HutchError:
+    from hutch.errors import HutchError  # it brings more with it than all that a supervisor runs before its guest
+
+    return HutchError(
+        "the guest's system call filters cannot be read, so nothing was run without them",
+        details=os.strerror(code),
+        resolution="use ssh; `hutch exec` needs ptrace and a kernel with CONFIG_CHECKPOINT_RESTORE",
+    )
+
+
+def install_filters(filters: list[bytes]) -> None:
+    """Bind this process, and what it becomes, to the filters. Needs CAP_SYS_ADMIN in its user namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for code in filters:
+        program = Program(len(code) // INSTRUCTION, code)
+        if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "the filter of the guest's system calls cannot be installed")
+
+
+def main(forbidden: str, *argv: str) -> NoReturn:
+    """A program of its own, which becomes `argv`, bound to `forbidden`, JSON of a Launch, and with an empty keyring."""
+    import json
+
+    leave_keyring()
+    try:
+        forbid(json.loads(forbidden))
+        os.execvp(argv[0], argv)
+    except (OSError, ValueError) as error:
+        sys.exit(f"system calls cannot be kept from the guest, so it is not run: {error}")
+
+
+def leave_keyring() -> None:
+    """Take a new, empty session keyring: the caller's may hold secrets. A kernel without keyrings has none."""
+    ctypes.CDLL(None).syscall(KEYCTL, KEYCTL_JOIN_SESSION_KEYRING, None)

@@ -1,0 +1,1 @@
+"""What this host lacks, and how it is repaired."""

@@ -1,0 +1,168 @@
+"""What this host can do, as facts. Looks, and changes nothing that outlives the look: what has to be tried is tried in
+namespaces of its own. What only root may ask is None for others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.frozen import dataclass
+from hutch.host.doctor.packages import REQUIREMENTS, Manager, Requirement
+from hutch.host.doctor.tools import find_manager, find_program
+from hutch.host.hardware.accelerator import recall_accelerator
+from hutch.host.hardware.vsock import DEVICE as VSOCK
+from hutch.host.hardware.vsock import MODULE, can_open
+from hutch.host.services.cgroup import find_mount, open_root
+from hutch.host.storage.mountinfo import observe_mountinfo
+from hutch.host.storage.quota import why_unlimited
+from hutch.run import run
+from hutch.spec.names import UID_FIRST, Places
+from hutch.trees.cursor import has_openat2
+
+KVM = "/dev/kvm"
+RULES = """
+table inet hutch_doctor {
+  chain c {
+    type filter hook prerouting priority 0
+    fib daddr type local accept
+  }
+}
+table bridge hutch_doctor {
+  chain c {
+    type filter hook forward priority 0
+    ether type ip accept
+  }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """`missing` are requirements that are not met, and `manager` is what installs packages here. `features` are
+    parts of the kernel, None where it takes root to know. `unlimited` says why no quota can limit a home in `state`;
+    `kvm` why no machine runs under KVM: "" for one that has, None where none has been tried. `lists_tasks` is that the
+    kernel logs all processes of a cgroup that has no memory left."""
+
+    is_root: bool
+    missing: tuple[Requirement, ...]
+    manager: Manager | None
+    features: Mapping[str, bool | None]
+    controllers: frozenset[str] | None
+    state: str
+    unlimited: str
+    kvm: str | None
+    has_kvm_device: bool
+    vsock: bool
+    lists_tasks: bool
+
+
+def observe_abilities(places: Places) -> Abilities:
+    is_root = os.geteuid() == 0
+    state = existing(str(places.state))
+    return Abilities(
+        is_root=is_root,
+        missing=tuple(item for item in REQUIREMENTS if item.set == "runtime" and not is_met(item)),
+        manager=find_manager(),
+        features=observe_features(state, is_root=is_root),
+        controllers=observe_controllers(),
+        state=state,
+        unlimited=why_unlimited(state),
+        kvm=observe_kvm(places),
+        has_kvm_device=os.path.exists(KVM),
+        vsock=can_open(VSOCK) or has_module(MODULE),
+        lists_tasks=read("/proc/sys/vm/oom_dump_tasks") != "0",
+    )
+
+
+def is_met(item: Requirement) -> bool:
+    """Whether it is where hutch looks for it."""
+    return all(find_program(proof) is not None for proof in item.proof)
+
+
+def existing(path: str) -> str:
+    """The directory itself, or the first above it that is there."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return os.path.realpath(path)
+
+
+def read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def observe_features(state: str, *, is_root: bool) -> dict[str, bool | None]:
+    kinds = read("/proc/filesystems").split()
+    return {
+        "user namespaces": read("/proc/sys/user/max_user_namespaces") not in ("", "0"),
+        "overlayfs": "overlay" in kinds or has_module("overlay"),
+        "idmapped mounts": can_map(state) if is_root else None,
+        "nf_tables": can_filter() if is_root else None,
+        "cgroup v2": "cgroup2" in kinds,
+        "openat2": has_openat2(),
+        "pidfd": has_pidfd(),
+    }
+
+
+def has_module(name: str) -> bool:
+    """Whether the kernel's module could be loaded."""
+    try:
+        return run(["modprobe", "--dry-run", "--quiet", name], check=False).returncode == 0
+    except HutchError:
+        return False
+
+
+def can_map(directory: str) -> bool:
+    """Whether the file system of a directory can be mounted with other uids."""
+    mapping = f"X-mount.idmap=b:0:{UID_FIRST}:1"
+    return succeeds(["unshare", "--mount", "mount", "--bind", "-o", mapping, directory, directory])
+
+
+def can_filter() -> bool:
+    """Whether the kernel takes rules of the kinds that hutch loads: in a network of their own, which ends at once."""
+    return succeeds(["unshare", "--net", "nft", "--file", "-"], RULES)
+
+
+def succeeds(argv: list[str], stdin: str | None = None) -> bool:
+    try:
+        return run(argv, stdin=stdin, check=False).returncode == 0
+    except HutchError:
+        return False
+
+
+def has_pidfd() -> bool:
+    try:
+        descriptor = os.pidfd_open(os.getpid())
+    except OSError:
+        return False
+    os.close(descriptor)
+    return True
+
+
+def observe_controllers() -> frozenset[str] | None:
+    """The controllers that limit what is in cgroups; None where that cannot be seen."""
+    mount = find_mount(observe_mountinfo())
+    if mount is not None:
+        return frozenset(read(f"{mount}/cgroup.controllers").split())
+    try:
+        root = open_root()
+    except OSError:
+        return None
+    try:
+        with open(os.open("cgroup.controllers", os.O_RDONLY | os.O_CLOEXEC, dir_fd=root), encoding="ascii") as file:
+            return frozenset(file.read().split())
+    finally:
+        os.close(root)
+
+
+def observe_kvm(places: Places) -> str | None:
+    try:
+        found = recall_accelerator(places)
+    except (HutchError, OSError):
+        return None  # what is remembered is root's to read
+    return None if found is None else "" if found.name == "kvm" else found.why

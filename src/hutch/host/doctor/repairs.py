@@ -1,0 +1,203 @@
+"""What `hutch doctor --fix` changes of others' on this host: each change as data, the note of it, and its way back.
+
+A change is noted before it is made, and only where it was not there already: what is noted is ours to take back, and
+nothing else is. All of it may be made, and taken back, again.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+from hutch.errors import HutchError, troubles_told
+from hutch.files import read_or_none, write_atomic
+from hutch.frozen import dataclass
+from hutch.host.doctor.tools import find_program
+from hutch.host.identity import shells
+from hutch.run import run
+from hutch.spec.names import Places
+from hutch.state import REPAIRS, decode, encode, make_directory
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, the one that takes back what it does, and the one that tells whether it is done: `test` succeeds then,
+    and where there is a `line`, that is among the lines it prints."""
+
+    make: tuple[str, ...]
+    undo: tuple[str, ...]
+    test: tuple[str, ...]
+    line: str = ""
+
+    def __str__(self) -> str:
+        return shlex.join(self.make)
+
+
+@dataclass(frozen=True)
+class DropIn:
+    """A file of ours among another program's configuration, and the command that has it read."""
+
+    path: str
+    content: str
+    reload: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"a file {self.path}, and {shlex.join(self.reload)}"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What has been changed, in that order; `shells` are those that were given aliases."""
+
+    steps: tuple[Step, ...] = ()
+    files: tuple[DropIn, ...] = ()
+    shells: tuple[str, ...] = ()
+
+
+Told = Callable[[str], None]
+"""Told each command, and each file, before it is run or written."""
+
+
+def read_made(places: Places) -> Made:
+    """Raises Damaged, a HutchError, when the note does not say what was written into it."""
+    data = read_or_none(places.repairs)
+    if data is None:
+        return Made()
+    body = decode(REPAIRS, places.repairs, data)
+    steps = (
+        Step(tuple(item["make"]), tuple(item["undo"]), tuple(item["test"]), item["line"]) for item in body["steps"]
+    )
+    files = (DropIn(item["path"], item["content"], tuple(item["reload"])) for item in body["files"])
+    return Made(tuple(steps), tuple(files), tuple(body["shells"]))
+
+
+def write_made(places: Places, made: Made) -> None:
+    if made == Made():
+        places.repairs.unlink(missing_ok=True)
+        return
+    make_directory(places.state)
+    write_atomic(places.repairs, encode(REPAIRS, asdict(made)), mode=0o600)
+
+
+# Making.
+
+
+def is_made(step: Step) -> bool:
+    """Whether it is done. What a program that is gone did is gone with it."""
+    if find_program(step.test[0]) is None:
+        return False
+    result = run(step.test, check=False)
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    return result.returncode == 0 and (not step.line or step.line in lines)
+
+
+def ensure_steps(places: Places, steps: Iterable[Step], tell: Told) -> None:
+    """Do what is not done of them; after one that fails, no other. The caller holds the lock."""
+    for step in steps:
+        ensure_step(places, step, tell)
+
+
+def ensure_step(places: Places, step: Step, tell: Told) -> None:
+    """Do it, unless it is done. Where it fails it is not noted: whoever does it by hand then, keeps it."""
+    if is_made(step):
+        return
+    made = read_made(places)
+    if step not in made.steps:
+        write_made(places, replace(made, steps=(*made.steps, step)))
+    tell(shlex.join(step.make))
+    try:
+        run(step.make, timeout=60.0)
+    except HutchError:
+        if not is_made(step):
+            write_made(places, replace(made, steps=tuple(noted for noted in made.steps if noted != step)))
+        raise
+
+
+def ensure_file(places: Places, file: DropIn, tell: Told) -> None:
+    """Write it and have it read. One that is there and not as hutch wrote it is left alone; the caller has the lock."""
+    path, made = Path(file.path), read_made(places)
+    before, content = read_or_none(path), file.content.encode()
+    ours = [noted.content.encode() for noted in made.files if noted.path == file.path]
+    if before not in (None, content, *ours):
+        raise HutchError(f"{path} is there, and hutch did not write that", resolution="move it away, and try again")
+    if before != content:
+        others = tuple(noted for noted in made.files if noted.path != file.path)
+        write_made(places, replace(made, files=(*others, file)))
+        tell(f"write {path}")
+        make_directory(path.parent)
+        write_atomic(path, content)
+    tell(shlex.join(file.reload))
+    run(file.reload)
+
+
+def ensure_aliases(places: Places, wanted: tuple[str, ...], tell: Told) -> None:
+    """Give shells the aliases. The caller holds the lock."""
+    made = read_made(places)
+    new = tuple(shell for shell in wanted if shell not in made.shells)
+    if new:
+        write_made(places, replace(made, shells=(*made.shells, *new)))
+    for path in shells.install(places, wanted):
+        tell(f"write {path}")
+
+
+# Taking back.
+
+
+def take_back(places: Places, tell: Told) -> list[str]:
+    """Take back all that is noted. Returns, in words, what could not be: it stays noted, and the rest does not. May be
+    called again. The caller holds the lock."""
+    made, failures = read_made(places), []
+    files: list[DropIn] = []
+    steps: list[Step] = []
+    kept: tuple[str, ...] = ()
+    if failure := _failure(partial(remove_aliases, places, made.shells, tell)):
+        kept = made.shells
+        failures.append(failure)
+    for file in made.files:
+        if failure := _failure(partial(remove_file, file, tell)):
+            files.append(file)
+            failures.append(failure)
+    for step in reversed(made.steps):
+        if failure := _failure(partial(undo_step, step, tell)):
+            steps.insert(0, step)
+            failures.append(failure)
+    write_made(places, Made(tuple(steps), tuple(files), kept))
+    return failures
+
+
+def _failure(undo: Callable[[], None]) -> str:
+    try:
+        with troubles_told():
+            undo()
+    except HutchError as error:
+        return f"{error.brief}; {error.resolution}" if error.resolution else error.brief
+    return ""
+
+
+def remove_aliases(places: Places, made: tuple[str, ...], tell: Told) -> None:
+    for path in shells.remove(places, shells=made):
+        tell(f"take the aliases out of {path}")
+
+
+def undo_step(step: Step, tell: Told) -> None:
+    if is_made(step):
+        tell(shlex.join(step.undo))
+        run(step.undo, timeout=60.0)
+
+
+def remove_file(file: DropIn, tell: Told) -> None:
+    """One that somebody has changed since is theirs. A program that does not run reads it when it starts."""
+    path = Path(file.path)
+    there = read_or_none(path)
+    if there is None:
+        return
+    if there != file.content.encode():
+        raise HutchError(f"{path} has been changed since hutch wrote it", resolution="remove it if you do not need it")
+    tell(f"remove {path}")
+    path.unlink()
+    if find_program(file.reload[0]) is not None:
+        tell(shlex.join(file.reload))
+        run(file.reload, check=False)

@@ -1,0 +1,52 @@
+"""The programs that hutch runs, and what to install where one is missing. Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from hutch.errors import HutchError
+from hutch.run import SEARCH_PATH
+
+if TYPE_CHECKING:
+    from hutch.host.doctor.packages import Manager
+
+QEMU = "qemu-system-x86_64"
+VIRTIOFSD = "/usr/lib*/virtiofsd"  # no distribution has it on anybody's PATH
+MACHINE_TOOLS = (QEMU, VIRTIOFSD, "bwrap", "setpriv", "mkfs.erofs", "mkfs.ext4")
+"""What virtual machines need of the host, as hutch.host.doctor.packages knows it."""
+
+
+def find_program(name: str) -> str | None:
+    """The path of a command, where hutch's own commands look for it; or of the file that a glob finds."""
+    if name.startswith("/"):
+        return next(iter(sorted(glob.glob(name))), None)
+    paths = (f"{directory}/{name}" for directory in SEARCH_PATH.split(":"))
+    return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
+
+
+def find_manager() -> Manager | None:
+    """The package manager of this host's distribution."""
+    from hutch.host.doctor.packages import INSTALL
+
+    return next((name for name, command in INSTALL.items() if find_program(command.split()[0])), None)
+
+
+def check_tools(names: Collection[str], brief: str) -> None:
+    """Raise one HutchError that says `brief` and what to install, when any of `names` is missing."""
+    missing = [name for name in names if find_program(name) is None]
+    if not missing:
+        return
+    from hutch.host.doctor.packages import INSTALL, REQUIREMENTS
+
+    manager = find_manager()
+    purposes = {name: item.purpose for item in REQUIREMENTS for name in item.proof}
+    items = [item for item in REQUIREMENTS if set(missing).intersection(item.proof)]
+    packages = dict.fromkeys(name for item in items if manager for name in item.names(manager))
+    raise HutchError(
+        brief,
+        details="\n".join(f"missing: {name}, which {purposes.get(name, 'hutch runs')}" for name in missing),
+        resolution=f"`{INSTALL[manager]} {' '.join(packages)}`" if manager and packages else "install what is missing",
+    )

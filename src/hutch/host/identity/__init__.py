@@ -1,0 +1,1 @@
+"""Names, keys, and what people without root see of workspaces."""

@@ -1,0 +1,190 @@
+"""Aliases for shells: their text, and the files by which every shell of this host has them.
+
+The installed files start nothing of hutch's: a shell finds out for itself which workspaces it may look at, each time
+that it starts. So they cost it next to nothing, follow what is there, and are silent when hutch is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.files import read_or_none, write_atomic
+from hutch.host.services.lock import host_lock
+from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Places, hostname
+from hutch.state import make_directory
+
+VERBS = ("start", "stop", "restart", "status")
+NOTE = "# Written by `hutch aliases --install`, do not edit."
+
+
+def commands(places: Places, name: str) -> dict[str, str]:
+    """The command behind each alias of a workspace. Names have no `_`, so no two workspaces have an alias in common."""
+    prefix = prefix_of(places)
+    return {
+        f"workspace_{name}": f"ssh {hostname(name)}",
+        **{f"workspace_{name}_{verb}": f"{prefix}hutch {verb} {name}" for verb in VERBS},
+    }
+
+
+def prefix_of(places: Places) -> str:
+    """What leads to another hutch of this host than the usual one."""
+    if (str(places.state), str(places.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR):
+        return ""
+    return f"env HUTCH_STATE_DIR={places.state} HUTCH_RUN_DIR={places.run} "
+
+
+def render_aliases(places: Places, shell: str, names: Iterable[str]) -> str:
+    """Lines for a shell to evaluate."""
+    lines = []
+    for name in names:
+        for alias, command in commands(places, name).items():
+            if shell == "fish":  # whose aliases are functions, and slow to make
+                lines.append(f"function {alias} --wraps {shlex.quote(command)}; {command} $argv; end")
+            else:
+                lines.append(f"alias {alias}={shlex.quote(command)}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+# What is installed.
+
+POSIX = """{note}
+for hutch_name in {directory}/*.json; do
+    [ -r "$hutch_name" ] || continue
+    hutch_name=${{hutch_name##*/}}
+    hutch_name=${{hutch_name%.json}}
+    case $hutch_name in *[!a-z0-9-]*) continue ;; esac
+    alias "workspace_$hutch_name=ssh workspace-$hutch_name"
+    for hutch_verb in {verbs}; do
+        alias "workspace_${{hutch_name}}_$hutch_verb={prefix}hutch $hutch_verb $hutch_name"
+    done
+done
+unset hutch_name hutch_verb
+"""
+ZSH = """{note}
+() {{
+    emulate -L zsh
+    local name verb
+    for name in {directory}/*.json(N:t:r); do
+        [[ -r {directory}/$name.json && $name != *[^a-z0-9-]* ]] || continue
+        alias "workspace_$name=ssh workspace-$name"
+        for verb in {verbs}; do
+            alias "workspace_${{name}}_$verb={prefix}hutch $verb $name"
+        done
+    done
+}}
+"""
+FISH = """{note}
+begin
+    set -l path
+    set -l verb
+    for path in {directory}/*.json
+        test -r $path; or continue
+        set -l name (string replace -r '^.*/([a-z0-9-]+)[.]json$' '$1' -- $path)
+        string match -qr '^[a-z0-9-]+$' -- $name; or continue
+        function workspace_$name --wraps "ssh workspace-$name" --inherit-variable name
+            ssh workspace-$name $argv
+        end
+        for verb in {verbs}
+            function workspace_{{$name}}_$verb --wraps "{prefix}hutch $verb $name" -V name -V verb
+                {prefix}hutch $verb $name $argv
+            end
+        end
+    end
+end
+"""
+SCRIPTS = {"bash": POSIX, "zsh": ZSH, "fish": FISH}
+
+
+def render_script(places: Places, shell: str) -> str:
+    """What a shell reads at its start."""
+    return SCRIPTS[shell].format(
+        note=NOTE, directory=places.shown_records, verbs=" ".join(VERBS), prefix=prefix_of(places)
+    )
+
+
+def script_paths(places: Places, etc: Path) -> dict[str, Path]:
+    """Where each shell's script is."""
+    return {
+        "bash": etc / "profile.d" / f"{places.instance}.sh",
+        "zsh": etc / "zsh" / f"{places.instance}.zsh",
+        "fish": etc / "fish" / "conf.d" / f"{places.instance}.fish",
+    }
+
+
+def readers(shell: str, etc: Path) -> list[Path]:
+    """The files of the host's own that must name a script, since the shell reads no directory: the first is the
+    distribution's. bash reads profile.d in login shells alone. What leads out of /etc, as on NixOS, is written by
+    something else, again and again."""
+    candidates = {"bash": ("bash.bashrc",), "zsh": ("zsh/zshrc", "zshrc")}.get(shell, ())
+    found = [Path(os.path.realpath(etc / name)) for name in candidates if (etc / name).is_file()]
+    return [path for path in found[:1] if path.is_relative_to(os.path.realpath(etc))]
+
+
+def is_here(shell: str, etc: Path = Path("/etc")) -> bool:
+    """Whether this host has a place for the shell's script."""
+    return shell == "bash" or (bool(readers(shell, etc)) if shell == "zsh" else (etc / "fish").is_dir())
+
+
+def render_line(content: bytes, places: Places, script: Path | None) -> bytes:
+    """`content` with a line that reads `script`, or without one. What else stands in it stays, byte for byte."""
+    mark = f"# {places.instance}: written by hutch"
+    lines = content.splitlines(keepends=True)
+    kept = [line for line in lines if f" {mark}".encode() not in line]
+    if lines and kept != lines and b"(line end added)" in lines[-1]:
+        kept[-1] = kept[-1].removesuffix(b"\n")
+    content = b"".join(kept)
+    if script is None:
+        return content
+    joint, note = (b"", "") if not content or content.endswith(b"\n") else (b"\n", " (line end added)")
+    return content + joint + f"if [ -r {script} ]; then . {script}; fi {mark}{note}\n".encode()
+
+
+def install(places: Places, shells: Iterable[str], etc: Path = Path("/etc")) -> list[Path]:
+    """Let every shell of this host have the aliases. Returns what was written; nothing where all is there."""
+    with host_lock():  # another hutch has lines of its own in the same files
+        return _write({path: content for shell in shells for path, content in _wanted(places, shell, etc).items()})
+
+
+def missing_shells(places: Places, etc: Path = Path("/etc")) -> tuple[str, ...]:
+    """The shells of this host that have no aliases, or other ones."""
+    return tuple(
+        shell
+        for shell in SCRIPTS
+        if is_here(shell, etc) and any(read_or_none(path) != new for path, new in _wanted(places, shell, etc).items())
+    )
+
+
+def _wanted(places: Places, shell: str, etc: Path) -> dict[Path, bytes]:
+    """The shell's script, and the file of the host's own with the line that reads it."""
+    script = script_paths(places, etc)[shell]
+    lines = {path: render_line(path.read_bytes(), places, script) for path in readers(shell, etc)}
+    return {script: render_script(places, shell).encode(), **lines}
+
+
+def remove(places: Places, etc: Path = Path("/etc"), shells: Iterable[str] = tuple(SCRIPTS)) -> list[Path]:
+    """Take away what was installed, and the line in the host's own files. May be called again."""
+    gone = []
+    with host_lock():
+        for shell in shells:
+            blocks = {path: render_line(path.read_bytes(), places, None) for path in readers(shell, etc)}
+            gone += _write(blocks)
+            script = script_paths(places, etc)[shell]
+            if script.exists():
+                script.unlink()
+                gone.append(script)
+    return gone
+
+
+def _write(wanted: Mapping[Path, bytes]) -> list[Path]:
+    changed = [path for path, content in wanted.items() if read_or_none(path) != content]
+    for path in changed:
+        try:
+            make_directory(path.parent)
+            write_atomic(path, wanted[path])
+        except OSError as error:
+            raise HutchError(f"{path} cannot be written: {error.strerror}") from error
+    return changed

@@ -1,0 +1,334 @@
+"""SSH trust: host keys made once, a known-hosts file of hutch's own, and the drop-in that wires both up."""
+
+from __future__ import annotations
+
+import base64
+import os
+import pwd
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.files import read_or_none, sync_directory, write_atomic
+from hutch.frozen import dataclass
+from hutch.host.doctor.tools import find_program
+from hutch.run import run
+from hutch.spec.model import Workspace
+from hutch.spec.names import Places, hostname
+from hutch.state import make_directory
+
+BEGIN, END = (b"-----%s OPENSSH PRIVATE KEY-----" % word for word in (b"BEGIN", b"END"))
+BLOB = 51  # bytes of an Ed25519 public key with its name
+WORD = b"\0\0\0\4none"
+PLAIN_KEY = b"openssh-key-v1\0" + 2 * WORD + b"\0\0\0\0" + b"\0\0\0\1" + BLOB.to_bytes(4)
+"""What precedes the public key in a private one that is not encrypted: no cipher, no way to derive its key, one key."""
+SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
+# An IdentityFile in a configuration replaces OpenSSH's own defaults, so they are named again after ours.
+DEFAULT_IDENTITIES = ("id_ed25519", "id_ed25519_sk", "id_ecdsa", "id_ecdsa_sk", "id_rsa")
+CONNECT_SECONDS = 10
+SILENCE = (15, 8)  # ask a peer that says nothing after so many seconds, and give up after so many questions
+TEST_SECONDS = 2
+VSOCK_PROXY = "/usr/lib/systemd/systemd-ssh-proxy"  # from version 256 on
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A workspace as the ssh client sees it. `proxy` is the command that connects to it, "" to connect by TCP."""
+
+    name: str
+    ip: str
+    user: str
+    host_key: str = ""
+    proxy: str = ""
+
+
+def ensure_key(path: Path, comment: str, *, uid: int = 0, gid: int = 0, published: bool = False) -> str:
+    """Make an Ed25519 key pair unless there is one; returns the public key's line. The private key is `uid`'s alone.
+
+    A damaged pair is made anew, unless it is `published`: who trusts it would refuse another one. The public half of a
+    private key that is whole is written again.
+    """
+    public = path.with_name(path.name + ".pub")
+    line = read_key(path)
+    if not line:
+        if whole := public_of(read_or_none(path)):
+            write_atomic(public, f"{whole} {comment}\n".encode())
+            return f"{whole} {comment}"
+        if published:
+            raise HutchError(
+                f"{path} is not the key that the workspace is known by: it is damaged or gone",
+                resolution=f"restore it and {public.name} from a backup; or, for a new identity, stop the workspace, "
+                f"remove both files and its line in known_hosts, and run `hutch up`",
+            )
+        _make_pair(path, public, comment, uid, gid)
+    return line or public.read_text(encoding="ascii").strip()
+
+
+def public_of(private: bytes | None) -> str:
+    """The public key, without a comment, in the text of an OpenSSH private one (PROTOCOL.key); "" for anything else."""
+    try:
+        content = base64.b64decode(b"".join((private or b"").strip().splitlines()[1:-1]), validate=True)
+    except ValueError:
+        return ""
+    blob = content[len(PLAIN_KEY) : len(PLAIN_KEY) + BLOB]
+    line = f"ssh-ed25519 {base64.b64encode(blob).decode()}"
+    return line if content.startswith(PLAIN_KEY) and is_pair(private, line.encode()) else ""
+
+
+def read_key(path: Path) -> str:
+    """The public line of a key pair; "" unless both of its files are there and whole."""
+    private, public = read_or_none(path), read_or_none(path.with_name(path.name + ".pub"))
+    return public.decode("ascii").strip() if public and is_pair(private, public) else ""
+
+
+def is_pair(private: bytes | None, public: bytes | None) -> bool:
+    """Whether these are the files of one Ed25519 key. An OpenSSH private key holds the public one, not encrypted."""
+    words = (public or b"").split()
+    lines = (private or b"").strip().splitlines()
+    if words[:1] != [b"ssh-ed25519"] or len(words) < 2 or lines[:1] != [BEGIN] or lines[-1:] != [END]:
+        return False
+    try:
+        blob = base64.b64decode(words[1], validate=True)
+        return len(blob) == BLOB and blob in base64.b64decode(b"".join(lines[1:-1]), validate=True)
+    except ValueError:
+        return False
+
+
+def _make_pair(path: Path, public: Path, comment: str, uid: int, gid: int) -> None:
+    """Make a pair, which appears whole or not at all, even if the power fails."""
+    make_directory(path.parent, 0o700 if uid == 0 else 0o755)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary_public = temporary.with_name(temporary.name + ".pub")
+    for leftover in (temporary, temporary_public):
+        leftover.unlink(missing_ok=True)
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(temporary)])
+    os.chown(temporary, uid, gid)
+    for made in (temporary, temporary_public):
+        with open(made, "rb") as file:
+            os.fsync(file.fileno())
+    os.rename(temporary_public, public)
+    os.rename(temporary, path)
+    sync_directory(path.parent)
+
+
+def is_published(places: Places, name: str) -> bool:
+    """Whether the known hosts tell of a workspace's host key."""
+    return hostname(name) in published_names(places)
+
+
+def published_names(places: Places) -> set[str]:
+    """The host names of the workspaces whose host keys the known hosts tell of."""
+    known = (read_or_none(places.known_hosts) or b"").splitlines()
+    return {line.partition(b",")[0].decode("utf-8", "replace") for line in known if b"," in line}
+
+
+def owner_of(uid: int) -> tuple[int, str]:
+    """(primary group, name) of a host user; a uid without an account has a group of the same number."""
+    try:
+        entry = pwd.getpwuid(uid)
+        return entry.pw_gid, entry.pw_name
+    except KeyError:
+        return uid, str(uid)
+
+
+def key_holders(authorized_keys: tuple[str, ...] | None, owner: int) -> tuple[int, ...]:
+    """Whose keys hutch makes for a workspace: root's always, the owner's when the owner has none."""
+    return (0,) if authorized_keys is not None else (0, owner)
+
+
+def render_known_hosts(peers: tuple[Peer, ...]) -> bytes:
+    lines = [f"{hostname(peer.name)},{peer.ip} {' '.join(peer.host_key.split()[:2])}\n" for peer in peers]
+    return "".join(lines).encode()
+
+
+def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> bytes:
+    """The drop-in. `keys` are private keys by the uid that may read them; each is offered only to who can read it."""
+    lines = ["# Written by hutch, do not edit."]
+    for peer in peers:
+        lines += [
+            f"Host {hostname(peer.name)}",
+            f"    HostName {peer.ip}",
+            f"    HostKeyAlias {hostname(peer.name)}",
+            f"    User {peer.user}",
+        ]
+        if peer.proxy:  # only where its network is broken: who has no bash has the network alone
+            lines.append(f'Match originalhost {hostname(peer.name)} exec "{render_test(peer.ip)}"')
+            lines += [f"    {key} {value}" for key, value in proxy_options(peer.proxy).items()]
+    if peers:
+        hosts = ",".join(hostname(peer.name) for peer in peers)
+        lines += [
+            f"Match originalhost {hosts}",
+            f'    UserKnownHostsFile "{places.known_hosts}"',
+            "    GlobalKnownHostsFile /dev/null",
+            "    StrictHostKeyChecking yes",
+            "    UpdateHostKeys no",
+            "    CheckHostIP no",
+            "    ForwardAgent no",
+            "    ForwardX11 no",
+            f"    ConnectTimeout {CONNECT_SECONDS}",
+        ]
+        for path in keys.values():
+            lines += [f"Match originalhost {hosts} exec \"test -r '{path}'\"", f'    IdentityFile "{path}"']
+        # For the group's members; root has the key itself, and would be warned of the mode of this copy.
+        copy = places.group_key
+        test = f"test -r '{copy}' -a ! -O '{copy}'"
+        lines += [f'Match originalhost {hosts} exec "{test}"', f'    IdentityFile "{copy}"']
+        lines.append(f"Match originalhost {hosts}")
+        lines += [f"    IdentityFile ~/.ssh/{name}" for name in DEFAULT_IDENTITIES]
+    lines += ["Match all", ""]
+    return "\n".join(lines).encode()
+
+
+def render_test(ip: str) -> str:
+    """A command that ends well when sshd does not answer at an address."""
+    return f"! timeout {TEST_SECONDS} bash -c '</dev/tcp/{ip}/22'"
+
+
+def answers(ip: str) -> bool:
+    """Whether sshd does."""
+    import socket
+
+    try:
+        socket.create_connection((ip, 22), TEST_SECONDS).close()
+        return True
+    except OSError:
+        return False
+
+
+def choose_proxy(cid: int | None, programs: Collection[str]) -> str:
+    """The command that connects to a machine's sshd by vsock, which does not need the machine's network. `cid` is None
+    for what has no vsock, and `programs` are the paths and names of what this host has; "" to connect by TCP."""
+    if cid is None:
+        return ""
+    if VSOCK_PROXY in programs:
+        return f"{VSOCK_PROXY} vsock/{cid} 22"
+    return f"socat - VSOCK-CONNECT:{cid}:22" if "socat" in programs else ""
+
+
+def proxy_of(workspace: Workspace, hypervisor: str, *, has_vsock: bool) -> str:
+    """The same for a workspace of this host. cloud-hypervisor keeps its vsock to itself."""
+    reachable = workspace.type == "vm" and workspace.engine == "local" and hypervisor != "cloud-hypervisor"
+    if not (reachable and has_vsock):
+        return ""
+    return choose_proxy(workspace.cid, [name for name in (VSOCK_PROXY, "socat") if find_program(name) is not None])
+
+
+def likely_hypervisor(workspace: Workspace) -> str:
+    """What the next start will use, as far as it can be told without trying KVM."""
+    if workspace.hypervisor != "auto":
+        return workspace.hypervisor
+    return "cloud-hypervisor" if find_program("cloud-hypervisor") is not None else "qemu"
+
+
+def proxy_options(proxy: str) -> dict[str, str]:
+    """systemd's program hands the connected socket over and is gone; the other one carries the bytes."""
+    if not proxy:
+        return {}
+    return {"ProxyCommand": proxy, "ProxyUseFdpass": "yes" if proxy.startswith(VSOCK_PROXY) else "no"}
+
+
+def render_own_argv(
+    places: Places, peer: Peer, command: str, *, terminal: bool, control: str, is_first: bool
+) -> list[str]:
+    """The same for who is not root, by what their own configuration and the drop-in say. There is no terminal to ask
+    for a passphrase on."""
+    options = {
+        "BatchMode": "yes",
+        "ForwardAgent": "no",
+        "ForwardX11": "no",
+        "ClearAllForwardings": "yes",
+        "PermitLocalCommand": "no",
+        "RemoteCommand": "none",
+        "EscapeChar": "none",
+        "LogLevel": "ERROR",
+        "ControlMaster": "yes" if control and is_first else "no",
+        "ControlPath": control or "none",
+        "ControlPersist": "no",
+        "RequestTTY": "force" if terminal else "no",
+    }
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    return ["ssh", *words, "--", hostname(peer.name), command]
+
+
+def render_argv(places: Places, peer: Peer, command: str, *, terminal: bool, control: str, is_first: bool) -> list[str]:
+    """An ssh of hutch's own, with hutch's own key: nobody's configuration, and nothing of the caller's goes along.
+
+    `control` is the socket by which a second session shares the connection of the first, "" for one of its own.
+    """
+    interval, questions = SILENCE
+    options = {
+        "BatchMode": "yes",
+        "HostName": peer.ip,
+        "HostKeyAlias": hostname(peer.name),
+        "User": peer.user,
+        **proxy_options(peer.proxy),
+        "IdentityFile": str(places.key(0)),
+        "IdentitiesOnly": "yes",
+        "IdentityAgent": "none",
+        "PreferredAuthentications": "publickey",
+        "UserKnownHostsFile": str(places.known_hosts),
+        "GlobalKnownHostsFile": "none",
+        "StrictHostKeyChecking": "yes",
+        "UpdateHostKeys": "no",
+        "VerifyHostKeyDNS": "no",
+        "CheckHostIP": "no",
+        "ForwardAgent": "no",
+        "ForwardX11": "no",
+        "ClearAllForwardings": "yes",
+        "PermitLocalCommand": "no",
+        "Tunnel": "no",
+        "EscapeChar": "none",
+        "LogLevel": "ERROR",
+        "ConnectTimeout": str(CONNECT_SECONDS),
+        "ServerAliveInterval": str(interval),
+        "ServerAliveCountMax": str(questions),
+        "ControlMaster": "yes" if control and is_first else "no",
+        "ControlPath": control or "none",
+        "ControlPersist": "no",
+        "RequestTTY": "force" if terminal else "no",
+    }
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    return ["ssh", "-F", "none", *words, "--", hostname(peer.name), command]
+
+
+def ensure_trust(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> None:
+    """Known hosts and drop-in as wanted; without peers, neither."""
+    if not peers:
+        remove_trust(places)
+        return
+    for path, content in missing_trust(places, peers, keys).items():
+        try:
+            make_directory(path.parent)
+            write_atomic(path, content)
+        except OSError as error:
+            raise HutchError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def missing_trust(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> dict[Path, bytes]:
+    """What known hosts and drop-in are to hold, as far as they do not."""
+    wanted = {
+        places.known_hosts: render_known_hosts(peers),
+        places.ssh_config: render_config(places, peers, keys),
+    }
+    return {path: content for path, content in wanted.items() if read_or_none(path) != content}
+
+
+def remove_trust(places: Places) -> None:
+    places.known_hosts.unlink(missing_ok=True)
+    places.ssh_config.unlink(missing_ok=True)
+
+
+def check_include() -> str:
+    """A warning when the system's ssh configuration does not read drop-ins; "" when it does."""
+    text = (read_or_none(SYSTEM_CONFIG) or b"").decode("utf-8", "replace")
+    reads = any(
+        line.lower().split()[:1] == ["include"]
+        and any(word.strip('"').startswith(("/etc/ssh/ssh_config.d/", "ssh_config.d/")) for word in line.split()[1:])
+        for line in text.splitlines()
+    )
+    if reads:
+        return ""
+    return (
+        f"{SYSTEM_CONFIG} does not include /etc/ssh/ssh_config.d/*.conf, so plain `ssh workspace-NAME` does not know "
+        'the workspaces: put "Include /etc/ssh/ssh_config.d/*.conf" at its top'
+    )

@@ -1,0 +1,103 @@
+"""Two dnsmasq: one in the router namespace answers workspaces; one on the host's end of the uplink asks for them.
+
+The second reads the host's /etc/resolv.conf and follows its changes, so VPN, split DNS and a stub resolver on
+the loopback address work. Neither answers from /etc/hosts: the host's names are not the workspaces' business.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hutch.files import read_or_none
+from hutch.host.network.firewall import RESOLVER_PORT
+from hutch.host.services.service import Service, only_writes
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+
+MOST_WAITING = 20_000  # questions, of all workspaces: more than one of them can ask before they are given up
+NAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*", re.ASCII)
+SANDBOX = (
+    "CapabilityBoundingSet=CAP_NET_BIND_SERVICE CAP_SETGID CAP_SETUID CAP_CHOWN",
+    "MemoryDenyWriteExecute=yes",
+    "ProtectHome=tmpfs",
+    "ProtectProc=invisible",
+    "RestrictAddressFamilies=AF_INET AF_INET6 AF_NETLINK AF_UNIX",
+    "RestrictNamespaces=yes",
+    "RestrictSUIDSGID=yes",
+    "SystemCallFilter=@system-service",
+)
+"""It binds its port, gives its pid file to its account, and becomes that."""
+
+
+def wanted_resolvers(places: Places, network: Network, user: str, own: Sequence[str]) -> tuple[Service, ...]:
+    """The two, as argument lists. `own` are the host's names, see own_names()."""
+    host_end, _ = names.uplink_addresses(network.uplink)
+    common = (
+        *("dnsmasq", "--conf-file=/dev/null", "--no-hosts", "--bind-interfaces", "--except-interface=lo"),
+        *(f"--user={user}", "--filter-AAAA", f"--dns-forward-max={MOST_WAITING}"),
+        # The host's resolver may know its own names and its neighbours'; the warden asks it too.
+        *("--domain-needed", "--bogus-priv", *((f"--local=/{'/'.join(own)}/",) if own else ())),
+    )
+    sandbox = (*SANDBOX, *only_writes(places.services))
+    host_pid, router_pid = str(places.services / "host.pid"), str(places.services / "router.pid")
+    return (
+        Service(
+            "the resolver of the router",
+            host_pid,
+            "",
+            (
+                *common,
+                f"--listen-address={host_end}",
+                "--resolv-file=/etc/resolv.conf",
+                "--cache-size=0",
+                f"--pid-file={host_pid}",
+            ),
+            sandbox=sandbox,
+        ),
+        Service(
+            "the resolver of the workspaces",
+            router_pid,
+            str(places.namespace_path),
+            (
+                *common,
+                f"--listen-address={names.gateway(network.subnet)}",
+                f"--port={RESOLVER_PORT}",
+                "--no-resolv",
+                f"--server={host_end}",
+                f"--pid-file={router_pid}",
+            ),
+            sandbox=sandbox,
+        ),
+    )
+
+
+def own_names() -> tuple[str, ...]:
+    """What the host calls itself, and what else /etc/hosts calls it, which systemd-resolved answers from."""
+    hosts = read_or_none(Path("/etc/hosts")) or b""
+    return choose_names(os.uname().nodename, hosts.decode("ascii", "replace"))
+
+
+def choose_names(nodename: str, hosts: str) -> tuple[str, ...]:
+    """The names of the host that are fit for an argument, sorted. Of all that point to this host, `localhost` is the
+    workspace's own business."""
+    own = nodename.lower()
+    found = {own, own.partition(".")[0]}
+    for line in hosts.lower().splitlines():
+        _, *names_there = line.partition("#")[0].split() or [""]
+        if found.intersection(names_there):
+            found.update(names_there)
+    return tuple(sorted(name for name in found if name != "localhost" and NAME.fullmatch(name)))
+
+
+def service_user() -> str:
+    """dnsmasq's own account where the distribution has one."""
+    try:
+        pwd.getpwnam("dnsmasq")
+        return "dnsmasq"
+    except KeyError:
+        return "nobody"

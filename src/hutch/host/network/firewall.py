@@ -1,0 +1,372 @@
+"""The rules: what a workspace may send, and what may reach it. Pure; host/network/router loads and reads back.
+
+In the router namespace: every frame is bound to its port's MAC and address; then what is closed to all, then what the
+workspace's policy lets out. The address translation lives in that same table, so a router whose rules are gone is a
+router without a way out. On the host, at its end of the uplink, a second barrier for the host itself: only translated
+packets, never to an address of the host's own (DNS aside). Other networks are the first one's to refuse.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+
+from hutch.frozen import dataclass
+from hutch.host.network.ruleset import Chain, ElementSet, Rule, Table
+from hutch.spec import names
+from hutch.spec.model import Network, Publish
+from hutch.spec.names import Places
+from hutch.spec.policy import Policy, Reach
+from hutch.spec.ranges import NEVER, PRIVATE
+
+# What each workspace may send and ask at most, so that none starves the others; and how many connections it may have
+# open, here and in the host's own table.
+PACKETS = "200000/second burst 100000 packets"
+QUESTIONS = "500/second burst 2000 packets"
+PINGS = "10/second burst 20 packets"
+CONNECTIONS = 8192
+HEARD = "256/second burst 512 packets"  # of what is refused; the warden writes down no more
+NETWORKS = "type ipv4_addr . ipv4_addr; flags interval"
+PORTS = "type ipv4_addr . ipv4_addr . inet_service; flags interval"
+METER = "type ipv4_addr; flags dynamic; size 65536"
+MOMENT = "type ipv4_addr; flags dynamic, timeout; timeout 1s; size 65536"
+BY_RESOLVER = "flags timeout; size 1048576"
+
+# Nobody listens at the port to which questions are sent: without rules, none are answered.
+WARDEN_PORT = 5300  # where the warden answers, see hutch.egress
+RESOLVER_PORT = 5301  # where dnsmasq does
+
+BRIDGE_FILTER = -200
+"""The priority at which a bridge's forwarding is filtered. At 0, as for packets that are routed, the kernel skips the
+rule for all that br_netfilter has looked at, which Docker loads for the whole host."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A workspace as the firewall sees it."""
+
+    name: str
+    port: str
+    mac: str
+    ip: str
+    publish: tuple[Publish, ...] = ()
+    policy: Policy = Policy()
+
+
+def router_tables(
+    places: Places, network: Network, members: tuple[Member, ...], host_addresses: tuple[str, ...]
+) -> tuple[Table, ...]:
+    """The tables of the router namespace. `host_addresses` are the host's own IPv4 addresses."""
+    return (_binding(places, members), _routing(places, network, members, host_addresses))
+
+
+def _binding(places: Places, members: tuple[Member, ...]) -> Table:
+    """On the bridge: a frame carries its port's own MAC and address, or goes nowhere."""
+    ip = "iifname . ether saddr . ip saddr"
+    arp = "iifname . ether saddr . arp saddr ether . arp saddr ip"
+    return Table(
+        "bridge",
+        places.table,
+        (
+            ElementSet("bound", f"typeof {ip}", tuple(f"{m.port} . {m.mac} . {m.ip}" for m in members)),
+            ElementSet("bound_arp", f"typeof {arp}", tuple(f"{m.port} . {m.mac} . {m.mac} . {m.ip}" for m in members)),
+        ),
+        (
+            Chain(
+                "prerouting",
+                "filter",
+                "prerouting",
+                -300,
+                "drop",
+                (
+                    Rule("arp", f"ether type arp {arp} @bound_arp accept"),
+                    Rule("ip", f"ether type ip {ip} @bound accept"),
+                    Rule("spoofed", "counter drop"),
+                ),
+            ),
+            Chain("forward", "filter", "forward", BRIDGE_FILTER, "drop", (Rule("between-workspaces", "counter drop"),)),
+        ),
+    )
+
+
+def _routing(places: Places, network: Network, members: tuple[Member, ...], host_addresses: tuple[str, ...]) -> Table:
+    host_end, router_end = names.uplink_addresses(network.uplink)
+    published = sorted({f"{m.ip} . {p.protocol} . {p.guest_port}" for m in members for p in m.publish})
+    way_out = Rule("way-out", f'oifname "{places.uplink_router}" ip saddr {network.subnet} snat ip to {router_end}')
+    return Table(
+        "inet",
+        places.table,
+        (
+            ElementSet("never", "type ipv4_addr; flags interval", NEVER),
+            ElementSet("denied", "type ipv4_addr; flags interval", PRIVATE),
+            # The host's end of the uplink is private, and a workspace may be allowed what is private.
+            ElementSet("host", "type ipv4_addr", tuple(sorted({*host_addresses, host_end}))),
+            ElementSet("published", "type ipv4_addr . inet_proto . inet_service", tuple(published)),
+            *_policies(members),
+            *(
+                ElementSet(name, METER, is_filled=True)
+                for name in ("packets", "questions", "pings", "connections", "heard")
+            ),
+            ElementSet("full", MOMENT, is_filled=True),
+        ),
+        (
+            Chain("door", "filter", "prerouting", -300, "accept", _at_the_door(places, network)),
+            Chain("tracked", "filter", "prerouting", -150, "accept", _when_tracked(network)),
+            Chain("input", "filter", "input", 0, "drop", _to_the_router(places, network)),
+            Chain("forward", "filter", "forward", 0, "drop", _through_the_router(places, network)),
+            Chain("answer", "filter", "output", -300, "accept", _from_the_router_itself(network)),
+            Chain("way-out", "nat", "postrouting", 100, "accept", (way_out,)),
+        ),
+    )
+
+
+def _policies(members: tuple[Member, ...]) -> tuple[ElementSet, ...]:
+    """Who may do what. Being in no set is being allowed nothing; `allowed` and `allowed_ports` are the resolver's to
+    fill, each element for as long as its answer is valid."""
+    watched = [m for m in members if m.policy.is_watched]
+    epochs = [(m.ip, m.policy.epoch) for m in watched]
+    free = [m for m in members if not m.policy.is_watched]
+    learning = tuple(m.ip for m in watched if m.policy.learn)
+    private = {m.ip: m.policy.private_networks for m in watched}
+    public = {m.ip: m.policy.public_networks for m in watched}
+    return (
+        ElementSet("internet", "type ipv4_addr", tuple(m.ip for m in free if m.policy.kind == "internet")),
+        ElementSet("everywhere", "type ipv4_addr", tuple(m.ip for m in free if m.policy.kind == "all")),
+        ElementSet("watched", "type ipv4_addr", tuple(m.ip for m in watched)),
+        ElementSet("learning", "type ipv4_addr", learning),
+        ElementSet("epochs", "type ipv4_addr : mark", tuple(f"{ip} : {epoch}" for ip, epoch in epochs), kind="map"),
+        ElementSet("open", "type ipv4_addr . mark", tuple(f"{ip} . {epoch}" for ip, epoch in epochs)),
+        ElementSet("private", NETWORKS, _whole(private)),
+        ElementSet("private_ports", PORTS, _by_port(private)),
+        ElementSet("networks", NETWORKS, _whole(public)),
+        ElementSet("network_ports", PORTS, _by_port(public)),
+        ElementSet("allowed", f"type ipv4_addr . ipv4_addr . mark; {BY_RESOLVER}", is_filled=True),
+        ElementSet("allowed_ports", f"type ipv4_addr . ipv4_addr . inet_service . mark; {BY_RESOLVER}", is_filled=True),
+    )
+
+
+def _whole(listed: Mapping[str, tuple[Reach, ...]]) -> tuple[str, ...]:
+    """Elements "address . network" of what is listed without a port. The kernel takes none that lies within another."""
+    return tuple(
+        f"{ip} . {_written(network)}"
+        for ip, reaches in listed.items()
+        for network in ipaddress.collapse_addresses(_networks(reaches, None))
+    )
+
+
+def _by_port(listed: Mapping[str, tuple[Reach, ...]]) -> tuple[str, ...]:
+    """Elements "address . network . port" of the rest."""
+    return tuple(
+        f"{ip} . {_written(network)} . {port}"
+        for ip, reaches in listed.items()
+        for port in sorted({reach.port for reach in reaches if reach.port is not None})
+        for network in ipaddress.collapse_addresses(_networks(reaches, port))
+    )
+
+
+def _networks(reaches: tuple[Reach, ...], port: int | None) -> list[ipaddress.IPv4Network]:
+    return [ipaddress.IPv4Network(reach.network) for reach in reaches if reach.port == port]
+
+
+def _written(network: ipaddress.IPv4Network) -> str:
+    """As nft writes it."""
+    return str(network.network_address) if network.prefixlen == 32 else str(network)
+
+
+def _at_the_door(places: Places, network: Network) -> tuple[Rule, ...]:
+    """Before connections are tracked. Questions to the resolvers are not tracked at all: each would fill a place in the
+    kernel's table for half a minute. They are led to who answers statelessly, for that reason; see
+    _from_the_router_itself."""
+    inside, outside = f'iifname "{network.bridge}"', f'iifname "{places.uplink_router}"'
+    asked = f"{inside} ip daddr {names.gateway(network.subnet)}"
+    return (
+        Rule("no-ipv6", f"{inside} meta nfproto ipv6 counter drop"),
+        Rule("foreign-source", f"{inside} ip saddr != {network.subnet} counter drop"),
+        Rule("spoofed-inside", f"{outside} ip saddr {network.subnet} counter drop"),
+        Rule("packets", f"{inside} update @packets {{ ip saddr limit rate over {PACKETS} }} counter drop"),
+        Rule("behind-the-door", f"{asked} th dport {{ {WARDEN_PORT}, {RESOLVER_PORT} }} counter drop"),
+        Rule(
+            "questions",
+            f"{asked} th dport 53 update @questions {{ ip saddr limit rate over {QUESTIONS} }} counter drop",
+        ),
+        *(
+            Rule(f"{who}-{kind}", f"{asked} {match} {kind} dport 53 {kind} dport set {port}")
+            for who, match, port in LED
+            for kind in ("udp", "tcp")
+        ),
+        Rule("untracked", f"{asked} meta l4proto {{ tcp, udp }} th dport {{ {WARDEN_PORT}, {RESOLVER_PORT} }} notrack"),
+    )
+
+
+LED = (("watched", "ip saddr @watched", WARDEN_PORT), ("unwatched", "ip saddr != @watched", RESOLVER_PORT))
+"""Whose questions are led where."""
+
+
+def _from_the_router_itself(network: Network) -> tuple[Rule, ...]:
+    """What resolvers answer comes from where it was asked for."""
+    to_inside = f'oifname "{network.bridge}"'
+    return (
+        *(
+            Rule(f"{who}-{kind}", f"{to_inside} {kind} sport {port} {kind} sport set 53")
+            for who, _, port in LED
+            for kind in ("udp", "tcp")
+        ),
+        Rule("untracked", f"{to_inside} meta l4proto {{ tcp, udp }} th sport 53 notrack"),
+    )
+
+
+def _when_tracked(network: Network) -> tuple[Rule, ...]:
+    """A connection that is dropped here takes no place in the kernel's table. To count them, the kernel looks at each,
+    hundreds of times a second in a flood, in time that is nobody's: so who has too many opens none for a moment."""
+    new = f'iifname "{network.bridge}" ct state new'
+    counted = f"add @connections {{ ip saddr ct count over {CONNECTIONS} }}"
+    return (
+        Rule("full", f"{new} ip saddr @full counter drop"),
+        Rule("connections", f"{new} {counted} add @full {{ ip saddr }} counter drop"),
+    )
+
+
+def _to_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
+    inside, outside = f'iifname "{network.bridge}"', f'iifname "{places.uplink_router}"'
+    gateway = names.gateway(network.subnet)
+    host_end, _ = names.uplink_addresses(network.uplink)
+    asked = f"{inside} ip daddr {gateway} meta l4proto {{ tcp, udp }}"
+    ping = f"{inside} ip daddr {gateway} icmp type echo-request"
+    return (
+        Rule("loopback", 'iifname "lo" accept'),
+        Rule("answers", f"{outside} ct state established,related accept"),
+        Rule("host-ping", f"{outside} ip saddr {host_end} icmp type echo-request accept"),
+        Rule("dns", f"{asked} th dport {RESOLVER_PORT} ip saddr != @watched accept"),
+        Rule("watched-dns", f"{asked} th dport {WARDEN_PORT} ip saddr @watched accept"),
+        Rule("ping", f"{ping} update @pings {{ ip saddr limit rate {PINGS} }} accept"),
+        Rule("input-denied", "counter drop"),
+    )
+
+
+def _through_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
+    inside, to_inside = f'iifname "{network.bridge}"', f'oifname "{network.bridge}"'
+    outside, to_outside = f'iifname "{places.uplink_router}"', f'oifname "{places.uplink_router}"'
+    host_end, _ = names.uplink_addresses(network.uplink)
+    reply = "ct direction reply"
+    going_on = f"{outside} {to_inside} {reply}"
+    return (
+        Rule("epoch", f"{inside} meta mark set ip saddr map @epochs"),
+        *_closed("between-workspaces", f"{inside} {to_inside}"),
+        # Answers to the host come before the deny set: the host's end of the uplink is private.
+        Rule("answers-out", f"{inside} ct state established,related {reply} accept"),
+        *_closed("never", f"{inside} ip daddr @never"),
+        *_closed("host", f"{inside} ip daddr @host"),
+        Rule("invalid", "ct state invalid counter drop"),
+        *_by_policy(inside, to_outside),
+        # What goes on without answers, and was let out by a policy that is over.
+        Rule("over", f"{going_on} meta l4proto != tcp ip daddr @watched ip daddr . ct mark != @open counter drop"),
+        Rule("answers-in", f"{outside} {to_inside} ct state established,related accept"),
+        Rule("host-ssh", f"{outside} {to_inside} ip saddr {host_end} tcp dport 22 accept"),
+        Rule("host-ping", f"{outside} {to_inside} ip saddr {host_end} icmp type echo-request accept"),
+        Rule("published", f"{outside} {to_inside} ip daddr . meta l4proto . th dport @published accept"),
+        Rule("forward-denied", "counter drop"),
+    )
+
+
+def _by_policy(inside: str, to_outside: str) -> tuple[Rule, ...]:
+    """A connection of a watched workspace is marked with the epoch of the policy that let it out, and goes on for as
+    long as that policy is in force; when it changes, each is judged anew. The warden hears of what is let out and of
+    what is refused."""
+    out = f"{inside} {to_outside}"
+    where = "ip saddr . ip daddr"
+
+    def accept(name: str, match: str) -> Rule:
+        return Rule(name, f"{out} {match} {_told(name)} ct mark set meta mark accept")
+
+    at_port = "meta l4proto { tcp, udp } ip saddr . ip daddr . th dport"
+    refused = f"{inside} meta mark != 0"
+    return (
+        Rule("open", f"{out} ct state established ip saddr . ct mark @open accept"),
+        Rule("everywhere", f"{out} ip saddr @everywhere accept"),
+        accept("private", f"{where} @private"),
+        accept("private-port", f"{at_port} @private_ports"),
+        *_closed("denied", f"{inside} ip daddr @denied"),
+        accept("network", f"{where} @networks"),
+        accept("network-port", f"{at_port} @network_ports"),
+        accept("listed-port", f"{at_port} . meta mark @allowed_ports"),
+        accept("listed", f"{where} . meta mark @allowed"),
+        accept("learned", "ip saddr @learning"),
+        _hear("not-listed", refused),
+        Rule("not-listed-tcp", f"{refused} meta l4proto tcp counter reject with tcp reset"),
+        Rule("not-listed", f"{refused} counter reject with icmp admin-prohibited"),
+        Rule("internet", f"{out} ip saddr @internet accept"),
+    )
+
+
+def _closed(name: str, match: str) -> tuple[Rule, Rule]:
+    """What matches is dropped; if a watched workspace sent it, the warden hears of it."""
+    return _hear(name, f"{match} meta mark != 0"), Rule(name, f"{match} counter drop")
+
+
+def _hear(name: str, match: str) -> Rule:
+    """No workspace makes so much noise that nothing is heard of the others."""
+    return Rule(f"hear-{name}", f"{match} update @heard {{ ip saddr limit rate {HEARD} }} {_told(name)}")
+
+
+def _told(name: str) -> str:
+    """The warden is told of it, under that name; where there is none, nobody is."""
+    return f'log prefix "{names.HEARD}{name}" group {names.HEARD_GROUP} snaplen 64'
+
+
+def host_tables(places: Places, network: Network, members: tuple[Member, ...]) -> tuple[Table, ...]:
+    """The one table in the host's own namespace."""
+    to_uplink = f'oifname "{places.uplink_host}"'
+    _, router_end = names.uplink_addresses(network.uplink)
+    published = tuple(rule for member in members for rule in _published(member))
+    # What claims to come for 127.0.0.1 from a network is dropped before it gets to a translation.
+    afar = tuple(rule for member in members for rule in _published(member, afar=True))
+    to_router = (
+        Rule("answers", f"{to_uplink} ct state established,related accept"),
+        Rule("published", f"{to_uplink} ct status dnat accept"),
+        Rule("forward-denied", f"{to_uplink} counter drop"),
+    )
+    way_out = (
+        Rule("way-out", f'ip saddr {router_end} oifname != "{places.uplink_host}" masquerade'),
+        Rule("from-loopback", f"{to_uplink} ip saddr 127.0.0.0/8 masquerade"),
+    )
+    chains = (
+        # After connection tracking, before the host's own address translation.
+        Chain("from-router", "filter", "prerouting", -150, "accept", _from_the_router(places, network)),
+        Chain("to-router", "filter", "forward", 0, "accept", to_router),
+        Chain("publish", "nat", "prerouting", -100, "accept", afar),
+        Chain("publish-local", "nat", "output", -100, "accept", published),
+        Chain("way-out", "nat", "postrouting", 100, "accept", way_out),
+    )
+    return (Table("inet", places.table, (), chains),)
+
+
+def _from_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
+    uplink = f'iifname "{places.uplink_host}"'
+    host_end, router_end = names.uplink_addresses(network.uplink)
+    return (
+        # Ports published on 127.0.0.1 and our resolver are for this host alone: what claims to be for them and comes
+        # from a network is dropped before it can be translated or delivered.
+        Rule("loopback-from-afar", 'iifname != "lo" ip daddr 127.0.0.0/8 counter drop'),
+        Rule("resolver-from-afar", f'iifname != {{ "lo", "{places.uplink_host}" }} ip daddr {host_end} counter drop'),
+        Rule("no-ipv6", f"{uplink} meta nfproto ipv6 counter drop"),
+        Rule("answers", f"{uplink} ct state established,related accept"),
+        Rule("untranslated", f"{uplink} ip saddr != {router_end} counter drop"),
+        Rule("dns", f"{uplink} ip daddr {host_end} meta l4proto {{ tcp, udp }} th dport 53 accept"),
+        Rule("host", f"{uplink} fib daddr type != unicast counter drop"),
+    )
+
+
+def _published(member: Member, *, afar: bool = False) -> list[Rule]:
+    rules = []
+    for item in member.publish:
+        if afar and item.host_ip.startswith("127."):
+            continue
+        address = f"ip daddr {item.host_ip}" if item.host_ip else "fib daddr type local"
+        rules.append(
+            Rule(
+                f"publish {member.name} {item}",
+                f"meta nfproto ipv4 {address} {item.protocol} dport {item.host_port} "
+                f"dnat ip to {member.ip}:{item.guest_port}",
+            )
+        )
+    return rules

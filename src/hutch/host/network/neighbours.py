@@ -1,0 +1,145 @@
+"""Who else has a say in this host's network and names, as facts: NetworkManager, resolved, firewalls, networks. Looks,
+and changes nothing. What only root may ask is None for others.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.files import read_or_none
+from hutch.frozen import dataclass
+from hutch.host.doctor.tools import find_program
+from hutch.host.identity import shells
+from hutch.host.network import router
+from hutch.host.network.listening import Listener, observe_listeners
+from hutch.host.network.namespace import RULES
+from hutch.run import run
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+
+RESOLV_CONF = Path("/etc/resolv.conf")
+
+
+@dataclass(frozen=True)
+class Workspaces:
+    """What is asked about: the network as it is set up, or as it would be (without an uplink where none is free); the
+    addresses of workspaces by their names; what cannot be read of the records, in words; and the routes to workspaces
+    that have been ejected, which keep their addresses."""
+
+    network: Network
+    addresses: dict[str, str]
+    damage: str = ""
+    ejected: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """`uplink` is our interface's name and `guarded` are all of ours on the host, there or not. `listing` is what nft
+    lists; `upstream` where the default routes lead. `managed` is NetworkManager's word for our interface: None where it
+    does not run, "" where it has none to speak of. `servers` are the host's name servers, `answers` what resolved
+    answers for each workspace: None where it does not run."""
+
+    workspaces: Workspaces
+    uplink: str
+    guarded: tuple[str, ...]
+    is_linked: bool
+    is_foreign: bool
+    listing: str | None
+    host: router.HostNetwork
+    upstream: tuple[str, ...]
+    forwards: bool
+    managed: str | None
+    servers: tuple[str, ...]
+    answers: dict[str, str] | None
+    everywhere: Listener | None
+    drop_in: str
+    without_aliases: tuple[str, ...]
+
+    @property
+    def host_end(self) -> str:
+        """Where workspaces' questions for names arrive; "" where no uplink is free."""
+        uplink = self.workspaces.network.uplink
+        return names.uplink_addresses(uplink)[0] if uplink else ""
+
+
+def observe_neighbours(places: Places, workspaces: Workspaces, *, is_root: bool) -> Neighbours:
+    host = router.observe_host().without_routes(workspaces.ejected)
+    link = host.links.get(places.uplink_host)
+    return Neighbours(
+        workspaces=workspaces,
+        uplink=places.uplink_host,
+        guarded=(places.uplink_host, places.proof_interface),
+        is_linked=link is not None,
+        is_foreign=link is not None and not router.is_ours(places, link),
+        listing=observe_rules() if is_root else None,
+        host=host,
+        upstream=parse_upstream(answer(["ip", "-j", "route", "show", "default"])),
+        forwards=not router.observe_sysctls({router.FORWARDING: "1"}),
+        managed=observe_managed(places.uplink_host),
+        servers=parse_servers((read_or_none(RESOLV_CONF) or b"").decode("ascii", "replace")),
+        answers=observe_answers(tuple(workspaces.addresses)),
+        everywhere=observe_everywhere(),
+        drop_in=f"/etc/NetworkManager/conf.d/90-{places.instance}.conf",
+        without_aliases=shells.missing_shells(places),
+    )
+
+
+def answer(argv: list[str]) -> str:
+    """What a command prints, "" where it fails, or is not there."""
+    if find_program(argv[0]) is None:
+        return ""
+    try:
+        return run(argv, check=False).stdout
+    except HutchError:  # it takes too long
+        return ""
+
+
+def observe_rules() -> str | None:
+    """None without nft, which is a finding of its own."""
+    try:
+        return run(RULES).stdout
+    except HutchError:
+        return None
+
+
+def parse_upstream(routes: str) -> tuple[str, ...]:
+    """The interfaces of default routes, the preferred one first."""
+    found = sorted(json.loads(routes or "[]"), key=lambda route: route.get("metric", 0))
+    return tuple(dict.fromkeys(route["dev"] for route in found if "dev" in route))
+
+
+def observe_managed(interface: str) -> str | None:
+    """NetworkManager's word for an interface: "unmanaged", say."""
+    if "running" not in answer(["nmcli", "-t", "-f", "RUNNING", "general"]).split():
+        return None
+    lines = answer(["nmcli", "-t", "-f", "DEVICE,STATE", "device"]).splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line).get(interface, "")
+
+
+def parse_servers(resolv_conf: str) -> tuple[str, ...]:
+    words = (line.split() for line in resolv_conf.splitlines())
+    return tuple(line[1] for line in words if len(line) > 1 and line[0] == "nameserver")
+
+
+def observe_answers(workspaces: tuple[str, ...]) -> dict[str, str] | None:
+    """What resolved says of the first of them: it takes them all from one file."""
+    if not answer(["resolvectl", "status"]):
+        return None
+    found = {}
+    for name in workspaces[:1]:
+        said = answer(["resolvectl", "query", "--legend=no", names.hostname(name)])
+        address = re.search(r"\b[0-9]+(\.[0-9]+){3}\b", said)
+        found[name] = address[0] if address else ""
+    return found
+
+
+def observe_everywhere() -> Listener | None:
+    """Who takes questions for names at every address of the host: there is no place beside them for a resolver."""
+    try:
+        return next((item for item in observe_listeners() if item.port == 53 and not item.ip), None)
+    except HutchError:
+        return None

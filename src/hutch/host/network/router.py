@@ -1,0 +1,447 @@
+"""The router namespace: bridge, filters and address translation, joined to the host by a veth and a /30.
+
+What the host's other tools do to the host's firewall does not reach in here. Nothing gets carrier before the
+rules are loaded and read back. Interfaces carry an alias that says whose they are; one without it is
+somebody else's and is refused, never taken over.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import json
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import closing
+from dataclasses import field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hutch.errors import HutchError
+from hutch.frozen import dataclass
+from hutch.host.network import ruleset
+from hutch.host.network.firewall import Member, host_tables, router_tables
+from hutch.host.network.namespace import HOST_ADDRESSES, ROUTES, has_namespace, look
+from hutch.host.network.rules import Rules, load, load_watched
+from hutch.host.network.watch import observe_watched, texts_of
+from hutch.run import Gathering, run
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+
+FORWARDING = "net/ipv4/ip_forward"
+FENCE = 83
+"""The routing table of what comes from workspaces, and the preference of the rule that leads there. It knows the way
+out and nothing else: also without any filter, no packet of a workspace is routed to another."""
+NAMESPACE = """
+ip link set dev lo alias "$1" up
+sysctl -q -e -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 net.ipv4.ip_forward=1
+ip netns attach "$2" $$
+"""
+
+Links = Mapping[str, dict[str, Any]]
+Part = Literal["router", "router rules", "host rules", "uplink", "bridge", "way out", "fence", "way in"]
+
+
+@dataclass(frozen=True)
+class HostNetwork:
+    """What the host's own namespace looks like. `routes` are destinations of its IPv4 routing table."""
+
+    links: Links
+    routes: tuple[str, ...]
+
+    def without_routes(self, routes: Collection[str]) -> HostNetwork:
+        """The same, but for these destinations."""
+        return replace(self, routes=tuple(route for route in self.routes if route not in routes))
+
+    def addresses(self, *, without: str = "") -> tuple[str, ...]:
+        """The host's IPv4 addresses, those of the interface `without` and of loopback aside."""
+        return tuple(
+            sorted(
+                {
+                    info["local"]
+                    for name, link in self.links.items()
+                    if name not in (without, "lo")
+                    for info in link["addr_info"]
+                    if info["family"] == "inet"
+                }
+            )
+        )
+
+
+@dataclass(frozen=True)
+class RouterFacts:
+    """The router as it is: interfaces by name (None without the namespace); where its default route leads; where that
+    of what comes by the interface `fence` leads, and to what it does not; both rulesets' shapes; the texts of its own
+    rules, as far as there is a watch over them; all of the host's."""
+
+    links: Links | None = None
+    gateway: str = ""
+    way_out: str = ""
+    fenced: str = ""
+    fence: str = ""
+    rules: ruleset.Shape = field(default_factory=dict)
+    watched: bytes | None = None
+    host_rules: ruleset.Shape = field(default_factory=dict)
+    host_listing: str = '{"nftables": []}'
+
+
+def tag(places: Places) -> str:
+    """The alias of our interfaces."""
+    return f"hutch {places.state}"
+
+
+# Observing.
+
+
+def observe_host() -> HostNetwork:
+    return _host_network(run(HOST_ADDRESSES).stdout)
+
+
+def _host_network(links: str) -> HostNetwork:
+    return HostNetwork(_by_name(links), parse_routes(Path(ROUTES).read_text(encoding="ascii", errors="replace")))
+
+
+def parse_routes(text: str) -> tuple[str, ...]:
+    """The destinations of an IPv4 routing table as the kernel prints it: addresses and masks as hexadecimal numbers in
+    the host's byte order. The default route is not among them."""
+    found = []
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        numbers = (int(field, 16).to_bytes(4, sys.byteorder) for field in (fields[1], fields[7]))
+        address, mask = map(ipaddress.IPv4Address, numbers)
+        if int(mask):
+            found.append(str(ipaddress.IPv4Network(f"{address}/{mask}")))
+    return tuple(found)
+
+
+def _by_name(links: str) -> Links:
+    return {link["ifname"]: link for link in json.loads(links)}
+
+
+def observe_all(places: Places, network: Network, looking: Gathering | None = None) -> tuple[HostNetwork, RouterFacts]:
+    """The host's network and the router, from a look that has been begun or from a new one."""
+    if looking is None:
+        with closing(look(places)) as new:
+            return observe_all(places, network, new)
+    links, host_rules, *router = looking.outputs()
+    facts = RouterFacts(host_rules=ruleset.observed_shape(host_rules, places.table), host_listing=host_rules)
+    if router:
+        answers, rules = router
+        links_there, routes, ways = map(json.loads, answers.splitlines())
+        out = {r.get("table", "main"): r.get("gateway", "") for r in routes if r["dst"] == "default"}
+        closed = (r["dst"] for r in routes if r.get("type") == "blackhole" and r.get("table") == str(FENCE))
+        facts = replace(
+            facts,
+            links={link["ifname"]: link for link in links_there},
+            gateway=out.get("main", ""),
+            way_out=out.get(str(FENCE), ""),
+            fenced=next(closed, ""),
+            fence=next((way.get("iif", "") for way in ways if way["priority"] == FENCE), ""),
+            rules=ruleset.observed_shape(rules, places.table),
+            watched=observe_watched(places, network),
+        )
+    return _host_network(links), facts
+
+
+# Choosing and checking, purely.
+
+
+def networks_of(host: HostNetwork) -> dict[str, ipaddress.IPv4Network]:
+    """The networks that the host reaches, by their routes. Wider than /8 is the default route in pieces, as VPNs
+    write it ("0.0.0.0/1"): everything would overlap it."""
+    found = {route: ipaddress.IPv4Network(route, strict=False) for route in host.routes}
+    return {route: network for route, network in found.items() if network.prefixlen >= 8}
+
+
+def find_uplink(places: Places, host: HostNetwork) -> str:
+    """The /30 of this hutch's uplink that is there already, "" when there is none."""
+    link = host.links.get(places.uplink_host)
+    if link is None or not is_ours(places, link):
+        return ""
+    addresses = [f"{info['local']}/{info['prefixlen']}" for info in link["addr_info"] if info["family"] == "inet"]
+    return str(ipaddress.IPv4Interface(addresses[0]).network) if addresses else ""
+
+
+def choose_uplink(network: Network, host: HostNetwork) -> str:
+    """The first /30 that nothing on the host uses."""
+    taken = [*networks_of(host).values(), ipaddress.IPv4Network(network.subnet)]
+    for candidate in names.UPLINKS.subnets(new_prefix=30):
+        if not any(candidate.overlaps(used) for used in taken):
+            return str(candidate)
+    raise HutchError(f"no free /30 is left in {names.UPLINKS}", resolution='set "uplink" in [network]')
+
+
+def check_overlap(places: Places, network: Network, host: HostNetwork) -> None:
+    """Refuse a network that would shadow one that the host already reaches."""
+    own = {network.subnet, network.uplink} if places.uplink_host in host.links else set()
+    for key, prefix in (("subnet", network.subnet), ("uplink", network.uplink)):
+        wanted = ipaddress.IPv4Network(prefix)
+        for route, used in networks_of(host).items():
+            if route not in own and wanted.overlaps(used):
+                raise HutchError(
+                    f"[network] {key} {prefix} overlaps {route}, which this host already uses",
+                    resolution=f"choose another {key} in [network]",
+                )
+
+
+def wanted_rules(places: Places, network: Network, members: tuple[Member, ...], host: HostNetwork) -> Rules:
+    inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
+    return Rules(inner, host_tables(places, network, members))
+
+
+def differences(
+    places: Places, network: Network, rules: Rules, host: HostNetwork, facts: RouterFacts
+) -> dict[Part, str]:
+    """The parts that are not as wanted, each with what is wrong in words; empty when nothing is to be done."""
+    host_end, router_end = names.uplink_addresses(network.uplink)
+    there = facts.links or {}
+    found: dict[Part, str] = {
+        "router": "" if facts.links is not None else f"the network namespace {places.namespace} is gone",
+        "router rules": ruleset.describe(ruleset.differences(ruleset.shape_of(rules.router), facts.rules)),
+        "host rules": ruleset.describe(ruleset.differences(ruleset.shape_of(rules.host), facts.host_rules)),
+        "uplink": wrong_link(host.links, places.uplink_host, f"{host_end}/30")
+        or wrong_link(there, places.uplink_router, f"{router_end}/30"),
+        "bridge": wrong_link(there, network.bridge, bridge_address(network)),
+        "way out": "" if facts.gateway == host_end else "the router has no default route to the host",
+        "fence": "" if is_fenced(network, facts) else "workspaces are routed as the router is",
+        "way in": "" if network.subnet in host.routes else f"the host has no route to {network.subnet}",
+    }
+    return {part: wrong for part, wrong in found.items() if wrong}
+
+
+def is_fenced(network: Network, facts: RouterFacts) -> bool:
+    """Whether what comes from workspaces is routed to the way out and to nowhere else."""
+    host_end, _ = names.uplink_addresses(network.uplink)
+    return (facts.fence, facts.way_out, facts.fenced) == (network.bridge, host_end, network.subnet)
+
+
+def loose_ports(network: Network, members: Iterable[Member], facts: RouterFacts) -> dict[str, str]:
+    """The members whose port is there and not in use, each with what is wrong in words. A bridge that is made anew, or
+    only raised, has lost what it knew of its ports."""
+    found = {}
+    bridge = wrong_link(facts.links or {}, network.bridge, bridge_address(network))
+    for member in members:
+        link = (facts.links or {}).get(member.port)
+        if link is None:
+            continue
+        if bridge or link.get("master") != network.bridge:
+            found[member.name] = f"{member.port} is not on the bridge"
+        elif "UP" not in link["flags"]:
+            found[member.name] = f"{member.port} is down"
+        elif not link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated"):
+            found[member.name] = f"{member.port} is not isolated from the others"
+    return found
+
+
+def bridge_address(network: Network) -> str:
+    """The gateway, with the length of the subnet's prefix."""
+    return f"{names.gateway(network.subnet)}/{network.subnet.partition('/')[2]}"
+
+
+def wrong_link(links: Links, name: str, address: str) -> str:
+    """What is wrong with an interface that is to be there, up, with the address; "" when nothing is."""
+    link = links.get(name)
+    if link is None:
+        return f"{name} is gone"
+    if "UP" not in link["flags"]:
+        return f"{name} is down"
+    if not any(f"{info['local']}/{info['prefixlen']}" == address for info in link["addr_info"]):
+        return f"{name} has lost its address {address}"
+    return ""
+
+
+# Making it so.
+
+
+def ensure_router(
+    places: Places,
+    network: Network,
+    members: tuple[Member, ...],
+    host: HostNetwork,
+    facts: RouterFacts,
+    survivor: int | None = None,
+) -> None:
+    """Bring the router from what was observed to what is wanted, writing only what differs. `survivor` is a process of
+    ours that runs in it, if any does: a namespace that has only lost its name gets that again."""
+    rules = wanted_rules(places, network, members, host)
+    wrong = differences(places, network, rules, host, facts)
+    if facts.links is not None and facts.watched != texts_of(rules.router):
+        wrong.setdefault("router rules", "nobody has watched over them")
+    if not wrong:
+        return
+    check_overlap(places, network, host)
+    if places.uplink_host in host.links:
+        _check_ours(places, ["ip"], places.uplink_host, f"the host has an interface {places.uplink_host}")
+    if "router" in wrong:
+        _make_namespace(places, survivor)
+        host, facts = observe_all(places, network)
+        wrong = differences(places, network, rules, host, facts)
+    _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
+    if "router rules" in wrong or "bridge" in wrong:  # the watch may have set it down, and does so for good reasons
+        load_watched(places, network, rules.router, facts.rules)
+    if "host rules" in wrong:
+        load(["nft"], rules.host, places.table, facts.host_rules)
+    _ensure_links(places, network, wrong, host, facts)
+
+
+def _make_namespace(places: Places, survivor: int | None) -> None:
+    """It gets its name last, so that one with our name is whole and carries our tag, wherever a crash comes."""
+    try:
+        places.namespace_path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return  # a command of a hutch that was killed has come to its end just now: it is there
+    if survivor is None:
+        run(render_namespace(places))
+    else:
+        run(["ip", "netns", "attach", places.namespace, str(survivor)])
+
+
+def render_namespace(places: Places) -> list[str]:
+    """The command that makes the router namespace."""
+    return ["unshare", "--net", "--", "sh", "-euc", NAMESPACE, "sh", tag(places), places.namespace]
+
+
+def is_ours(places: Places, link: Mapping[str, Any]) -> bool:
+    """Whether an interface is this hutch's: by its tag, or untagged by an address that it was made with in one go."""
+    alias = link.get("ifalias")
+    return alias == tag(places) or (alias is None and link.get("address") == places.uplink_mac)
+
+
+def _check_ours(places: Places, ip: list[str], interface: str, what: str) -> None:
+    """Before anything is changed."""
+    (link,) = json.loads(run([*ip, "-j", "link", "show", "dev", interface]).stdout)
+    if not is_ours(places, link):
+        raise HutchError(
+            f"{what} that is not this hutch's",
+            resolution=f"rename or remove it; ours carry the alias {tag(places)!r}",
+        )
+
+
+def _ensure_links(
+    places: Places, network: Network, wrong: Collection[Part], host: HostNetwork, facts: RouterFacts
+) -> None:
+    """Interfaces, addresses and routes, after the rules. Each `ip -batch` is one process."""
+    in_router = ["ip", "-n", places.namespace, "-batch", "-"]
+    if "uplink" in wrong:
+        if places.uplink_host in host.links:
+            run(["ip", "link", "delete", places.uplink_host])
+        run(["ip", "-batch", "-"], stdin=render_uplink(places, network))
+        run(in_router, stdin=render_router_end(places, network))
+    elif "way out" in wrong:
+        run(in_router, stdin=render_way_out(network))
+    if "fence" in wrong or "uplink" in wrong or "way out" in wrong:
+        run(in_router, stdin=render_fence(network, is_there=bool(facts.fence)))
+    if "bridge" in wrong:
+        run(in_router, stdin=render_bridge(network, is_there=network.bridge in (facts.links or {})))
+    if "way in" in wrong or "uplink" in wrong:  # it went with the interface
+        run(render_route(places, network))
+
+
+def render_uplink(places: Places, network: Network) -> str:
+    """The host's end of the uplink, for `ip -batch`."""
+    host_end, _ = names.uplink_addresses(network.uplink)
+    outer, inner = places.uplink_host, places.uplink_router
+    return (
+        f"link add {outer} address {places.uplink_mac} type veth peer name {inner} netns {places.namespace}\n"
+        f'link set {outer} alias "{tag(places)}"\n'
+        f"addr add {host_end}/30 dev {outer}\n"
+        f"link set {outer} up\n"
+    )
+
+
+def render_router_end(places: Places, network: Network) -> str:
+    """The router's end of the uplink, for `ip -batch` in its namespace."""
+    _, router_end = names.uplink_addresses(network.uplink)
+    inner = places.uplink_router
+    return f"addr add {router_end}/30 dev {inner}\nlink set {inner} up\n{render_way_out(network)}"
+
+
+def render_way_out(network: Network) -> str:
+    """The router's default route, for `ip -batch` in its namespace."""
+    host_end, _ = names.uplink_addresses(network.uplink)
+    return f"route replace default via {host_end}\n"
+
+
+def render_fence(network: Network, *, is_there: bool = False) -> str:
+    """How what comes from workspaces is routed, for `ip -batch` in the router namespace."""
+    host_end, _ = names.uplink_addresses(network.uplink)
+    remove = f"rule del pref {FENCE}\n" if is_there else ""
+    return (
+        f"route replace default via {host_end} table {FENCE}\n"
+        f"route replace blackhole {network.subnet} table {FENCE}\n"
+        f"{remove}rule add pref {FENCE} iif {network.bridge} lookup {FENCE}\n"
+    )
+
+
+def render_bridge(network: Network, *, is_there: bool = False) -> str:
+    """The bridge, for `ip -batch` in the router namespace. Its MAC is its own: one that follows its ports' would
+    change as they come and go, and with it the gateway that guests know; and the kernel would drop what is pinned."""
+    bridge, mac = network.bridge, names.mac(f"bridge {network.bridge}")
+    add = "" if is_there else f"link add {bridge} address {mac} type bridge mcast_snooping 0\n"
+    address = f"addr flush dev {bridge}\naddr add {bridge_address(network)} dev {bridge}\n"
+    return f"{add}{address}link set {bridge} up\n"
+
+
+def render_route(places: Places, network: Network) -> list[str]:
+    """The command that gives the host its way to the workspaces."""
+    _, router_end = names.uplink_addresses(network.uplink)
+    return ["ip", "route", "replace", network.subnet, "via", router_end, "dev", places.uplink_host]
+
+
+def remove_router(places: Places) -> None:
+    """Take everything away again; what is not there, or not ours, is left alone. The host's barrier goes last, when
+    there is nothing any more that it holds back."""
+    if places.uplink_host in observe_host().links:
+        _check_ours(places, ["ip"], places.uplink_host, f"the host has an interface {places.uplink_host}")
+        run(["ip", "link", "delete", places.uplink_host])
+    if has_namespace(places):
+        _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
+        run(["ip", "netns", "delete", places.namespace])
+    run(["nft", "-f", "-"], stdin=ruleset.render_removal([("inet", places.table)]))
+
+
+# Kernel settings of the host.
+
+
+def wanted_sysctls(places: Places, members: Iterable[Member]) -> dict[str, str]:
+    """Settings that the host must have, by their path below /proc/sys.
+
+    `route_localnet`, on our own interface only, lets a published port answer on 127.0.0.1 too.
+    """
+    settings = {FORWARDING: "1"}
+    if any(member.publish for member in members):
+        settings[f"net/ipv4/conf/{places.uplink_host}/route_localnet"] = "1"
+    return settings
+
+
+def observe_sysctls(settings: Mapping[str, str]) -> dict[str, str]:
+    """The values that are there, for the settings that differ. Those of an interface that is gone are not there."""
+    paths = {name: Path("/proc/sys") / name for name in settings}
+    found = {name: path.read_text(encoding="ascii").strip() for name, path in paths.items() if path.exists()}
+    return {name: value for name, value in found.items() if value != settings[name]}
+
+
+def write_sysctls(settings: Mapping[str, str]) -> None:
+    """Those of an interface that is gone are gone with it."""
+    for name, value in settings.items():
+        path = Path("/proc/sys") / name
+        if path.exists():
+            path.write_text(value, encoding="ascii")
+
+
+def observe_forwarders() -> dict[str, str]:
+    """Interfaces of the host for which it might forward packets, with their aliases."""
+    links = json.loads(run(["ip", "-j", "-d", "link"]).stdout)
+    kinds = ("bridge", "veth", "tun", "wireguard")
+    return {
+        link["ifname"]: link.get("ifalias", "") for link in links if link.get("linkinfo", {}).get("info_kind") in kinds
+    }
+
+
+def tagged_state(alias: str) -> Path | None:
+    """The state directory of the hutch whose interface carries this alias; None for everybody else's."""
+    word, _, path = alias.partition(" ")
+    return Path(path) if word == "hutch" and path.startswith("/") else None

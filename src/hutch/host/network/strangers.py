@@ -1,0 +1,172 @@
+"""Others' firewalls on this host that stop what workspaces may do, and what lets it pass: Docker, ufw, firewalld.
+
+Pure: reads what `nft` lists. A packet must pass the chains of all tables, so nothing in hutch's own can make up for
+what another's drops; the repair belongs to whoever dropped it. What it opens is no more than what hutch's rules let
+through: these come earlier, and know what may come from the uplink.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from hutch.frozen import dataclass
+from hutch.host.doctor.repairs import Step
+
+Rules = dict[str, list[list[dict[str, Any]]]]
+
+SIGNS = {
+    "Docker": ("ip filter DOCKER-USER", "ip docker-bridges "),
+    "ufw": ("ip filter ufw-before-input",),
+    "firewalld": ("inet firewalld ",),
+    "libvirt": ("ip filter LIBVIRT_FWI", "ip libvirt_network "),
+}
+"""Who it is by the beginnings of their chains' names."""
+THEIRS = ("ip filter ", "ip nat ", "ip libvirt_network ", "ip docker-bridges ", "inet firewalld ")
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """`who` stops it, `why` in words; the steps of `repair` let it pass. The last of them is what is looked for: what
+    is half made is an obstacle still. What does not last until after a reboot, or a restart of `who`, is made again by
+    hutch at the next start."""
+
+    who: str
+    why: str
+    repair: tuple[Step, ...]
+    lasts: bool
+
+    def __str__(self) -> str:
+        commands = " and ".join(f"`{step}`" for step in self.repair)
+        return f"{self.who} {self.why}; `hutch doctor --fix` lets it pass, with {commands}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What `nft -j list ruleset` lists: the policies of base chains, the hooks that they are at, and the expressions of
+    each chain's rules, by "family table chain"."""
+
+    policies: dict[str, str]
+    hooks: dict[str, str]
+    rules: Rules
+
+
+def check_strangers(listing: str, uplink: str, host_end: str) -> tuple[Obstacle, ...]:
+    """What stops the packets that come by the interface `uplink`, whose address is `host_end`; `listing` is the output
+    of `nft -j list ruleset`."""
+    found = parse(listing)
+    return (*_iptables(found, uplink, host_end), *_firewalld(found.rules, uplink))
+
+
+def who_filters(listing: str) -> tuple[str, ...]:
+    """Who has rules there, of those that are known."""
+    chains = parse(listing).rules
+    return tuple(who for who, signs in SIGNS.items() if any(name.startswith(signs) for name in chains))
+
+
+def unknown_droppers(listing: str, uplink: str) -> tuple[str, ...]:
+    """The chains of somebody else who drops by default what goes through this host, or to it, and has no rule for what
+    comes by the uplink. Another rule may let it pass all the same."""
+    found = parse(listing)
+    return tuple(
+        name
+        for name, hook in found.hooks.items()
+        if hook in ("forward", "input")
+        and found.policies[name] == "drop"
+        and name.startswith(("ip ", "inet "))
+        and not name.startswith(THEIRS)
+        and not any(_goes_by(rule, "iifname", uplink) for rule in found.rules[name])
+    )
+
+
+def parse(listing: str) -> Listing:
+    policies: dict[str, str] = {}
+    hooks: dict[str, str] = {}
+    rules: Rules = {}
+    for entry in json.loads(listing)["nftables"]:
+        ((kind, body),) = entry.items()
+        if kind == "chain":
+            name = f"{body['family']} {body['table']} {body['name']}"
+            rules.setdefault(name, [])
+            policies[name] = body.get("policy", "")
+            hooks[name] = body.get("hook", "")
+        elif kind == "rule":
+            rules.setdefault(f"{body['family']} {body['table']} {body['chain']}", []).append(body["expr"])
+    return Listing(policies, hooks, rules)
+
+
+def _iptables(found: Listing, uplink: str, host_end: str) -> Iterator[Obstacle]:
+    """The chains of iptables, which ufw and Docker share. The first whose policy is to drop is whose the policy is."""
+    policies, rules = found.policies, found.rules
+
+    def drops(chain: str) -> bool:
+        return policies.get(f"ip filter {chain}") == "drop"
+
+    def lets(way: str, *names: str) -> bool:
+        return any(_accepts(rule, way, uplink) for name in names for rule in rules.get(f"ip filter {name}", ()))
+
+    is_ufw = any(_jumps(rule, "ufw-before-input") for rule in rules.get("ip filter INPUT", ()))
+    has_docker = "ip filter DOCKER-USER" in rules
+    accept = ("-i", uplink, "-j", "ACCEPT")
+    back = ("-o", uplink, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED,DNAT", "-j", "ACCEPT")
+    passing = ("FORWARD", "DOCKER-USER", "ufw-user-forward")
+    # To a published port, others come; ufw lets nothing but answers go there by itself.
+    if drops("FORWARD") and not (lets("iifname", *passing) and (lets("oifname", *passing) or not is_ufw)):
+        why = "drops what goes through this host, which is all that workspaces send and publish"
+        if is_ufw:
+            repair = (_ufw("route", "allow", "out", "on", uplink), _ufw("route", "allow", "in", "on", uplink))
+            yield Obstacle("ufw", why, repair, lasts=True)
+        else:
+            chain = "DOCKER-USER" if has_docker else "FORWARD"
+            repair = (_rule(chain, *back), _rule(chain, *accept))
+            yield Obstacle("Docker" if has_docker else "iptables", why, repair, lasts=False)
+    if drops("INPUT") and not lets("iifname", "INPUT", "ufw-user-input"):
+        why = "drops what workspaces ask this host: no name is found"
+        if is_ufw:
+            step = _ufw("allow", "in", "on", uplink, "to", host_end, "port", "53")
+            yield Obstacle("ufw", why, (step,), lasts=True)
+        else:
+            yield Obstacle("iptables", why, (_rule("INPUT", *accept),), lasts=False)
+
+
+def _rule(chain: str, *words: str) -> Step:
+    make, undo, test = (("iptables", "--wait", action, chain, *words) for action in ("-I", "-D", "-C"))
+    return Step(make, undo, test)
+
+
+def _ufw(*words: str) -> Step:
+    """ufw lists its rules as the commands that made them, whether it is on or off."""
+    kind = words[:1] if words[0] == "route" else ()
+    make = ("ufw", *words)
+    return Step(make, ("ufw", *kind, "delete", *words[len(kind) :]), ("ufw", "show", "added"), " ".join(make))
+
+
+def _firewalld(rules: Rules, uplink: str) -> Iterator[Obstacle]:
+    """It has a zone for each interface, and rejects what goes from the usual one to another."""
+    ours = [rule for name, found in rules.items() if name.startswith("inet firewalld ") for rule in found]
+    if ours and not any(_goes_by(rule, "iifname", uplink) for rule in ours):
+        add, remove, query = (("--zone=trusted", f"--{verb}-interface={uplink}") for verb in ("add", "remove", "query"))
+        now = Step(("firewall-cmd", *add), ("firewall-cmd", *remove), ("firewall-cmd", *query))
+        # What is written down can be asked for, and taken back, when it does not run.
+        offline = "firewall-offline-cmd"
+        later = Step(("firewall-cmd", "--permanent", *add), (offline, *remove), (offline, *query))
+        yield Obstacle("firewalld", "rejects what workspaces send and ask", (later, now), lasts=True)
+
+
+def _accepts(rule: list[dict[str, Any]], way: str, uplink: str) -> bool:
+    return _goes_by(rule, way, uplink) and any("accept" in part for part in rule)
+
+
+def _goes_by(rule: list[dict[str, Any]], way: str, uplink: str) -> bool:
+    """Whether the rule is about what comes ("iifname") or leaves ("oifname") by the uplink."""
+    wanted = {"meta": {"key": way}}
+    return any(
+        part["match"]["left"] == wanted and part["match"]["op"] == "==" and part["match"]["right"] == uplink
+        for part in rule
+        if "match" in part
+    )
+
+
+def _jumps(rule: list[dict[str, Any]], chain: str) -> bool:
+    return any(part["jump"]["target"] == chain for part in rule if "jump" in part)

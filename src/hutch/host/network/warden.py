@@ -1,0 +1,168 @@
+"""The warden (hutch.egress) as a service: in which jail it runs, and what it is told.
+
+It reads what guests and name servers send, so it is given next to nothing: an account without rights, the router's
+network namespace and CAP_NET_ADMIN there, its own two directories, and programs to read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from hutch.backends.jail import PROGRAMS
+from hutch.egress.views import digest
+from hutch.errors import HutchError
+from hutch.files import read_or_none, remove_flat, write_atomic
+from hutch.host.network.firewall import WARDEN_PORT, Member
+from hutch.host.services.service import Service
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import PACKAGE, Places
+from hutch.state import make_directory
+
+SANDBOX = (
+    "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_READ_SEARCH CAP_SETGID CAP_SETPCAP CAP_SETUID CAP_NET_ADMIN",
+    "RestrictAddressFamilies=AF_INET AF_NETLINK AF_UNIX",
+    "RestrictNamespaces=mnt ipc uts cgroup",
+    "SystemCallFilter=@system-service @mount",
+)
+"""What bwrap needs to make its jail, which has less. With RestrictSUIDSGID= it would have no openat2()."""
+CAPABILITY = "net_admin"  # to fill sets, and to hear what rules log
+RENEW_SECONDS = 10.0
+OWN = "/hutch"  # where its programs are inside
+
+
+def wanted_warden(places: Places) -> Service:
+    """The warden, as a service."""
+    pid_file = str(places.services / "warden.pid")
+    named = (f"--pid-file={pid_file}", f"--code={_code()}")
+    told = (str(views_file(places)), str(control_socket(places)), str(places.egress), *named)
+    uid = places.warden_uid
+    python = os.path.realpath(sys.executable)
+    command = (python, "-s", "-S", "-m", "hutch.egress", *told)
+    only = f"-all,+{CAPABILITY}"
+    sandbox = (*SANDBOX, f"ReadWritePaths={places.warden} {places.egress}")
+    argv = (
+        *("bwrap", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", *PROGRAMS, *_interpreter()),
+        *("--dir", OWN, "--ro-bind", str(PACKAGE), f"{OWN}/hutch", "--ro-bind", _dnspython(), f"{OWN}/dns"),
+        *_directories(places),
+        *("--chdir", "/", "--clearenv", "--setenv", "PYTHONPATH", OWN, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"),
+        *(word for capability in KEPT for word in ("--cap-add", capability)),
+        *("--", "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
+        *(f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}", "--no-new-privs", "--", *command),
+    )
+    return Service("the warden", pid_file, str(places.namespace_path), argv, True, command, sandbox)
+
+
+KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN")  # until setpriv has dropped all but the last
+
+
+def _code() -> str:
+    """Which code it is. An upgrade puts other files in place of these, and a warden of before is to go then."""
+    found = os.stat(PACKAGE / "egress" / "__main__.py")
+    return f"{found.st_ino}-{found.st_mtime_ns}"
+
+
+def _interpreter() -> tuple[str, ...]:
+    """Where Python is, unless it is the distribution's."""
+    base = os.path.realpath(sys.base_prefix)
+    if Path(base).is_relative_to("/usr"):
+        return ()
+    return (*_ways_to(Path(base)), "--ro-bind", base, base)
+
+
+def _ways_to(*paths: Path) -> tuple[str, ...]:
+    """The directories above, made before something is mounted there: those that bwrap makes itself are root's alone."""
+    above = sorted({str(parent) for path in paths for parent in path.parents if str(parent) != "/"})
+    return tuple(word for parent in above for word in ("--dir", parent))
+
+
+def _dnspython() -> str:
+    """Where it is installed, found without importing it."""
+    found = find_spec("dns")
+    if found is None or not found.submodule_search_locations:
+        raise HutchError("the Python package dnspython is not installed", resolution="install hutch anew")
+    return str(Path(found.submodule_search_locations[0]).resolve())
+
+
+def _directories(places: Places) -> tuple[str, ...]:
+    """Its own, to write in; and where it is told what to do."""
+    shown = ((places.services, "--ro-bind"), (places.warden, "--bind"), (places.egress, "--bind"))
+    return (
+        *_ways_to(*(path for path, _ in shown)),
+        *(word for path, how in shown for word in (how, str(path), str(path))),
+    )
+
+
+def views_file(places: Places) -> Path:
+    """What the warden is to do for whom."""
+    return places.services / "views.json"
+
+
+def control_socket(places: Places) -> Path:
+    """Who connects there has the views read again, and is told when they are in force."""
+    return places.warden / "control"
+
+
+def render_views(places: Places, network: Network, members: Iterable[Member]) -> str:
+    """The views of the watched among the members, as hutch.egress.views reads them; "" where nobody is."""
+    views = [
+        {
+            "workspace": member.name,
+            "address": member.ip,
+            "kind": member.policy.kind,
+            "learn": member.policy.learn,
+            "domains": [[item.name, item.is_wildcard, item.port] for item in member.policy.domains],
+            "networks": [[item.network, item.port] for item in member.policy.networks],
+        }
+        for member in members
+        if member.policy.is_watched
+    ]
+    if not views:
+        return ""
+    upstream, _ = names.uplink_addresses(network.uplink)
+    document = {
+        "listen": [names.gateway(network.subnet), WARDEN_PORT],
+        "upstream": [upstream, 53],
+        "table": places.table,
+        "views": views,
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def has_views(places: Places, views: str) -> bool:
+    """Whether these are what a warden that starts is told."""
+    return (read_or_none(views_file(places)) or b"").decode("utf-8", "replace") == views
+
+
+def write_views(places: Places, views: str) -> None:
+    """Tell a warden that is about to start, or about to be renewed."""
+    for directory in (places.warden, places.egress):
+        make_directory(directory)
+        os.chown(directory, places.warden_uid, places.warden_uid, follow_symlinks=False)
+        os.chmod(directory, 0o700)
+    make_directory(places.services)
+    write_atomic(views_file(places), views.encode(), is_lasting=False)
+
+
+def renew_warden(places: Places, views: str) -> bool:
+    """Have a warden that runs take its views anew; whether these are in force then. That they stand in the file is not
+    enough: a hutch that was killed may have written it and told nobody."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(RENEW_SECONDS)
+        try:
+            client.connect(str(control_socket(places)))
+            return client.recv(16).decode("ascii", "replace").strip() == digest(views)
+        except OSError:
+            return False
+
+
+def forget_views(places: Places) -> None:
+    """Nobody is watched any more."""
+    views_file(places).unlink(missing_ok=True)
+    remove_flat(places.warden)

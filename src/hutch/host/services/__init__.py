@@ -1,0 +1,1 @@
+"""Processes, units, cgroups and locks of this host."""

@@ -1,0 +1,163 @@
+"""The locks under which hutch changes a host, and who holds one.
+
+Who holds a lock is asked of the kernel, which shows the locks of every open file (/proc/PID/fdinfo/N): what a holder
+wrote down about itself would outlive it, and a full disk would not take it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from hutch.errors import HutchError
+from hutch.frozen import dataclass
+from hutch.host.services.process import start_time
+from hutch.spec.names import Places
+from hutch.state import make_directory, needs_root
+
+HOST_LOCK = "/root"  # is there on every host, and nobody else can open it: a lock on /run could be held by anyone
+UNSEEN = "another hutch"
+POLITE = 1.0  # seconds that a wait may last before it is worth a word
+
+_held_here: set[str] = set()
+
+
+class Busy(HutchError):
+    """Somebody else has held a lock for as long as one was willing to wait."""
+
+
+def nobody(holder: str) -> None:
+    """A listener that does not care."""
+
+
+listener: Callable[[str], None] = nobody
+"""Told once, in words, for whom a lock is waited; the command line says it on."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds a lock. `since` is when it was started, in Unix time."""
+
+    pid: int
+    command: tuple[str, ...]
+    since: float
+
+    def __str__(self) -> str:
+        is_today = time.time() - self.since < 86400
+        since = time.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"`{spoken(self.command)}` (pid {self.pid}, since {since})"
+
+
+@contextmanager
+def lock(places: Places, *, patience: float = 600.0) -> Iterator[None]:
+    """Hold the one lock under which this hutch changes the host. Children do not inherit it.
+
+    Waits at most `patience` seconds for another hutch.
+    """
+    make_directory(places.state)
+    descriptor = os.open(places.lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with _locked(descriptor, patience):
+        yield
+
+
+@contextmanager
+def host_lock(*, patience: float = 600.0) -> Iterator[None]:
+    """Hold the one lock of all hutches of this host. Whoever holds another one takes this one last; whoever holds it
+    already may take it again."""
+    if HOST_LOCK in _held_here:
+        yield
+        return
+    try:
+        descriptor = os.open(HOST_LOCK, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise needs_root() from error
+    with _locked(descriptor, patience):
+        _held_here.add(HOST_LOCK)
+        try:
+            yield
+        finally:
+            _held_here.discard(HOST_LOCK)
+
+
+@contextmanager
+def _locked(descriptor: int, patience: float) -> Iterator[None]:
+    """Lock the file, and close it in the end."""
+    try:
+        began = time.monotonic()
+        is_said = False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waited = time.monotonic() - began
+                if waited > patience:
+                    raise Busy(
+                        f"{find_holder(descriptor) or UNSEEN} has been changing this host for more than {patience:g} s",
+                        resolution="let it come to its end, or end it; then try again",
+                    ) from None
+                if waited > POLITE and not is_said:
+                    listener(str(find_holder(descriptor) or UNSEEN))
+                    is_said = True
+                time.sleep(0.02)  # flock has no deadline of its own, and a signal handler would need a main thread
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# Who it is.
+
+
+def find_holder(descriptor: int) -> Holder | None:
+    """Who holds a lock on the same file; None where that is not to be seen, by another process namespace say."""
+    wanted = os.fstat(descriptor)
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        if any(_is_lock_on(wanted, pid, number) for number in _descriptors(pid)):
+            started = start_time(pid)
+            if started is not None:
+                return Holder(pid, _command(pid), _boot_time() + started / os.sysconf("SC_CLK_TCK"))
+    return None
+
+
+def _descriptors(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/fdinfo")
+    except OSError:  # it has ended, or is not ours to look at
+        return []
+
+
+def _is_lock_on(wanted: os.stat_result, pid: int, number: str) -> bool:
+    """Whether an open file of a process holds a lock, on that very file. Its inode is compared first: to look at a file
+    may take forever, on a network file system say."""
+    try:
+        with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as file:
+            locks = [line.split() for line in file if line.startswith("lock:") and " FLOCK " in line]
+        inodes = {word.rpartition(":")[2] for words in locks for word in words if word.count(":") == 2}
+        return str(wanted.st_ino) in inodes and os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), wanted)
+    except OSError:
+        return False
+
+
+def _command(pid: int) -> tuple[str, ...]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return tuple(file.read().decode("utf-8", "replace").split("\0")[:-1])
+    except OSError:
+        return ()
+
+
+def _boot_time() -> float:
+    with open("/proc/stat", encoding="ascii") as file:
+        return next(float(line.split()[1]) for line in file if line.startswith("btime "))
+
+
+def spoken(command: tuple[str, ...]) -> str:
+    """A command line as its user typed it: without the interpreter, on one line, and harmless on a terminal."""
+    names = [os.path.basename(word) for word in command[:4]]
+    start = next((index for index, name in enumerate(names) if name in ("hutch", "__main__.py")), None)
+    words = command if start is None else ("hutch", *command[start + 1 :])
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(words))
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -1,0 +1,197 @@
+"""Small processes that serve all workspaces: observed by what they were started with, started, and ended.
+
+Where systemd is process 1, each is a unit of its own, which is started again when it fails. Elsewhere none of them
+watches over another: what has gone is started again by the next command that settles the host. While it is gone, less
+works and nothing is open.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shlex
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.files import remove_flat
+from hutch.frozen import dataclass
+from hutch.host.services.cgroup import JOIN, Cgroup, memory_for_workspaces
+from hutch.host.services.process import start_time, terminate
+from hutch.host.services.units import directory, ensure_units, has_systemd, remove_units, systemctl
+from hutch.run import PIPE, Popen, TimeoutExpired, run, start
+from hutch.spec.names import Places
+from hutch.state import make_directory
+
+READY_SECONDS = 20.0
+END_SECONDS = 5.0
+UNIT_SECONDS = 100.0  # that systemd has to start or end one, by force in the end
+
+
+@dataclass(frozen=True)
+class Service:
+    """One such process. `name` is shown to people; `pid_file` names it, and stands in its arguments; `namespace` is
+    where it runs ("" for the host's own). `argv` starts it: a program that goes into the background once it serves, or
+    one that `says_pid`: it stays, and writes the pid of who serves to its output then. `shown` are the arguments that
+    this has, where they are others. `sandbox` are lines of its unit that keep it from what it has no need of."""
+
+    name: str
+    pid_file: str
+    namespace: str
+    argv: tuple[str, ...]
+    says_pid: bool = False
+    shown: tuple[str, ...] = ()
+    sandbox: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What starts it, as a sysadmin may replay it."""
+        return (*(("nsenter", f"--net={self.namespace}", "--") if self.namespace else ()), *self.argv)
+
+
+def only_writes(directory: Path) -> tuple[str, ...]:
+    """The lines of a sandbox in which this directory can be written, wherever it is."""
+    return f"BindPaths={directory}", f"ReadWritePaths={directory}"
+
+
+def observe_service(service: Service) -> int | None:
+    """The pid of that very process, None when it does not run. A pid file alone proves nothing; its arguments do, and
+    where it runs: its namespace may have been made anew."""
+    try:
+        with open(service.pid_file, encoding="ascii") as file:
+            pid = int(file.read())
+        found = _arguments(pid)
+        is_there = os.path.samefile(f"/proc/{pid}/ns/net", service.namespace or "/proc/self/ns/net")
+    except (OSError, ValueError):
+        return None
+    return pid if found == (service.shown or service.argv) and is_there else None
+
+
+def start_services(places: Places, services: Sequence[Service]) -> None:
+    """Start them, each in place of what is left of an earlier one. Raises HutchError for one that does not run then."""
+    make_directory(places.services)
+    for service in services:
+        stop_service(places, service.pid_file)
+    if services and has_systemd():
+        _start_units(places, services)
+        return
+    for service in services:
+        _start_here(places, service)
+
+
+def _start_units(places: Places, services: Sequence[Service]) -> None:
+    """Start them as units, all at once."""
+    from hutch.host.services.unit_texts import render_service, render_slice
+
+    units = {places.service_unit(service.pid_file): service for service in services}
+    texts = {unit: render_service(service, places) for unit, service in units.items()}
+    ensure_units({places.slice_of_all: render_slice(places, memory_for_workspaces()), **texts})
+    systemctl("start", *units, check=False, timeout=UNIT_SECONDS)  # what came of it is looked at
+    deadline = time.monotonic() + UNIT_SECONDS
+    for unit, service in units.items():
+        while observe_service(service) is None:
+            if time.monotonic() > deadline:
+                said = ("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=15", f"--unit={unit}")
+                details = run(said, check=False).stdout
+                systemctl("stop", unit, check=False)  # it would be tried for ever
+                raise HutchError(
+                    f"{service.name} does not run although {unit} was started",
+                    details=details,
+                    resolution=f"`systemctl start {unit}` tries again; to replay it: {shlex.join(service.command)}",
+                )
+            time.sleep(0.01)
+
+
+def _start_here(places: Places, service: Service) -> None:
+    """Start it in a cgroup of its kind, out of the session that happened to do so."""
+    with closing(Cgroup(places.services_cgroup)) as cgroup:
+        cgroup.make()
+        group = cgroup.open("")
+    log = Path(service.pid_file).with_suffix(".log")
+    try:
+        with open(log, "wb") as errors:
+            joining = (*JOIN, "/dev/null", *service.command)
+            process = start(joining, stdin=group, stdout=PIPE, stderr=errors, new_session=True)
+    finally:
+        os.close(group)
+    _wait(service, process)
+    if observe_service(service) is None:
+        raise HutchError(
+            f"{service.name} does not run although it was started",
+            details=log.read_text(encoding="utf-8", errors="replace"),
+            resolution=f"to replay it: {shlex.join(service.command)}",
+        )
+
+
+def _wait(service: Service, process: Popen[bytes]) -> None:
+    """Until it serves, as it says itself or as its program does by going into the background; or until it has ended."""
+    assert process.stdout is not None
+    with process.stdout as said, suppress(TimeoutExpired):
+        if not service.says_pid:
+            process.wait(READY_SECONDS)
+            return
+        line = said.readline(16) if select.select([said], [], [], READY_SECONDS)[0] else b""
+        if line.strip().isdigit():
+            Path(service.pid_file).write_bytes(line)
+            return
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def stop_service(places: Places, pid_file: str) -> None:
+    """End the process that this pid file names, whatever its other arguments were, and whatever became of the file;
+    with it go those that it has started. It may be a unit, or what was started before there were units."""
+    if has_systemd() and (directory() / places.service_unit(pid_file)).is_file():
+        systemctl("stop", places.service_unit(pid_file), timeout=UNIT_SECONDS)
+    with closing(Cgroup(places.services_cgroup)) as cgroup:
+        candidates = cgroup.processes()
+    with suppress(OSError, ValueError):
+        candidates.append(int(Path(pid_file).read_text(encoding="ascii")))
+    for pid in dict.fromkeys(candidates):
+        started = start_time(pid)
+        if started is not None and _is_named(pid, pid_file):
+            _end(pid, started)
+    Path(pid_file).unlink(missing_ok=True)
+
+
+def _end(pid: int, started: int) -> None:
+    """End it, and with it the rest of its session."""
+    try:
+        session = os.getsid(pid)
+    except ProcessLookupError:
+        return
+    terminate(pid, started, patience=END_SECONDS)
+    if session != os.getsid(0):
+        with suppress(ProcessLookupError):
+            os.killpg(session, signal.SIGKILL)
+
+
+def remove_services(places: Places) -> None:
+    """End all of them, and remove what they were told."""
+    if has_systemd():
+        remove_units(places.service_units)
+    for pid_file in places.services.glob("*.pid"):
+        stop_service(places, str(pid_file))
+    with closing(Cgroup(places.services_cgroup)) as cgroup:
+        cgroup.kill()  # what has lost its pid file
+        cgroup.remove()
+    for told in (places.services, places.warden):
+        remove_flat(told)
+    with suppress(OSError):
+        places.run.rmdir()
+
+
+def _arguments(pid: int) -> tuple[str, ...]:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return tuple(file.read().decode("utf-8", "replace").split("\0")[:-1])
+
+
+def _is_named(pid: int, pid_file: str) -> bool:
+    try:
+        return any(word.rpartition("=")[2] == pid_file for word in _arguments(pid))
+    except OSError:
+        return False

@@ -1,0 +1,131 @@
+"""Pure: the host's side as units of systemd's: what serves all workspaces, the network, the target, the slice of all.
+
+The services are started by what settles the host, which the network's unit is at boot. So they wait for no other unit,
+but end with that one; and the network is there before any workspace is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hutch.host.services.units import WRITTEN_BY, quoted, quoted_path
+from hutch.run import SEARCH_PATH
+from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, PACKAGE, Places
+from hutch.spec.programs import own_program
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hutch.host.services.service import Service
+
+DOCUMENTATION = "Documentation=man:hutch(1)"
+FIREWALLS = ("nftables.service", "ufw.service", "firewalld.service")  # each begins with rules of its own
+ORDER = (
+    f"After=systemd-sysctl.service network-pre.target network.target {' '.join(FIREWALLS)}",
+    "Before=docker.service",
+)
+"""When a network begins: whoever has rules of their own for the host's packets has them by then, but for Docker."""
+START_SECONDS, STOP_SECONDS = 300, 300
+SANDBOX = (
+    "NoNewPrivileges=yes",
+    "ProtectSystem=strict",
+    "PrivateDevices=yes",
+    "ProtectClock=yes",
+    "ProtectControlGroups=yes",
+    "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "KeyringMode=private",
+    "LockPersonality=yes",
+    "RestrictRealtime=yes",
+    "SystemCallArchitectures=native",
+)
+"""What holds for each of the services; they say themselves what else does."""
+
+
+def render_service(service: Service, places: Places, needs: Sequence[str] = ()) -> str:
+    """One of the services for all. Who says its pid writes it where it is looked for. It waits for the units that it
+    `needs`."""
+    pid: tuple[str, ...] = (f"PIDFile={service.pid_file}",)
+    if service.says_pid:
+        pid = (f"StandardOutput=truncate:{service.pid_file}", "StandardError=journal")
+    lines = [
+        "[Unit]",
+        f"Description=hutch: {service.name}",
+        DOCUMENTATION,
+        f"PartOf={' '.join((places.network_unit, *places.stopped_by))}",
+        *(f"{relation}={unit}" for relation in ("Requires", "After") for unit in needs),
+        "StartLimitIntervalSec=0",
+        "",
+        "[Service]",
+        f"Type={'exec' if service.says_pid else 'forking'}",
+        f"Slice={places.slice_of_all}",
+        f"ExecSearchPath={SEARCH_PATH}",
+        f"ExecStart={' '.join(map(quoted, service.argv))}",
+        *pid,
+        *((f"NetworkNamespacePath={service.namespace}",) if service.namespace else ()),
+        "Restart=on-failure",
+        "RestartSec=1",
+        "RestartSteps=5",
+        "RestartMaxDelaySec=60",
+        *SANDBOX,
+        *service.sandbox,
+    ]
+    return WRITTEN_BY + "\n".join(lines) + "\n"
+
+
+def render_network(places: Places, python: str) -> str:
+    """What settles the host for all workspaces, and clears it. Whoever has rules of their own for the host's packets
+    has them by then, but for Docker: that leaves forwarded packets alone if the host forwards them already."""
+    command = " ".join(map(quoted, own_program("hutch.apply.boot", python, needs_others=True)))
+    is_usual = (str(places.state), str(places.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR)
+    own = () if is_usual else (f"HUTCH_STATE_DIR={places.state}", f"HUTCH_RUN_DIR={places.run}")
+    lines = [
+        "[Unit]",
+        "Description=hutch: network, names and keys of all workspaces",
+        DOCUMENTATION,
+        *(f"PartOf={unit}" for unit in places.stopped_by),
+        f"RequiresMountsFor={' '.join(map(quoted_path, map(str, (places.state, places.run, python, PACKAGE))))}",
+        *ORDER,
+        "",
+        "[Service]",
+        "Type=oneshot",
+        "RemainAfterExit=yes",
+        f"Slice={places.slice_of_all}",
+        *(f"Environment={setting}" for setting in own),
+        f"ExecStart={command} start",
+        f"ExecStop={command} stop",
+        f"TimeoutStartSec={START_SECONDS}",
+        f"TimeoutStopSec={STOP_SECONDS}",
+    ]
+    return WRITTEN_BY + "\n".join(lines) + "\n"
+
+
+def render_slice(places: Places, memory: int) -> str:
+    """All that runs of this hutch, with the memory, in bytes, that it leaves the rest of the host. It is there for as
+    long as anything in it is."""
+    lines = [
+        "[Unit]",
+        "Description=hutch: workspaces, and what serves them",
+        DOCUMENTATION,
+        "StopWhenUnneeded=yes",
+        "",
+        "[Slice]",
+        f"MemoryMax={memory}",
+    ]
+    return WRITTEN_BY + "\n".join(lines) + "\n"
+
+
+def render_target(places: Places) -> str:
+    """All workspaces that start when the host boots: systemd has it wait for what it wants, and the host's own target
+    wait for it."""
+    lines = [
+        "[Unit]",
+        "Description=hutch: workspaces",
+        DOCUMENTATION,
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ]
+    return WRITTEN_BY + "\n".join(lines) + "\n"

@@ -1,0 +1,371 @@
+"""The host's side of what a guest can write: homes and writable mounts are nosuid,nodev here.
+
+A setuid file that a guest makes must not be honoured by anyone on the host, so each such directory is
+bind-mounted over itself with these options for as long as the workspace is declared.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hutch.errors import HutchError, Problem
+from hutch.files import read_or_none, write_atomic
+from hutch.frozen import dataclass
+from hutch.host.services.units import waiting_mounts
+from hutch.host.storage.mountinfo import Tree, observe_mountinfo, parse_mountinfo
+from hutch.run import CommandFailed, run
+from hutch.spec.model import Workspace
+from hutch.spec.names import NIX_STORE, UID_COUNT, Places
+from hutch.spec.programs import own_program
+from hutch.state import SHARES, decode, encode, make_directory
+from hutch.trees.cursor import opened
+from hutch.trees.making import make_inside, make_owned
+
+OPTIONS = {"nosuid", "nodev"}
+TRY_AGAIN = 86400.0  # seconds
+BIND = str(Path(__file__).with_name("bind.py"))
+
+
+Stuck = tuple[float, str]  # since when a mount has to stay that nobody wants, and why
+
+
+@dataclass(frozen=True)
+class Guest:
+    """Whom files belong to that a workspace makes: its own range of uids, and its owner."""
+
+    uid_base: int
+    owner: int
+
+
+def writable_paths(workspace: Workspace) -> tuple[str, ...]:
+    """Host directories that the workspace can write."""
+    assert workspace.home is not None
+    return (workspace.home, *(mount.source for mount in workspace.mounts if not mount.readonly))
+
+
+def check_shares(prefix: str, workspace: Workspace) -> Iterator[Problem]:
+    """What is wrong with the directories of a workspace that is about to start. `prefix` is its key in the file."""
+    assert workspace.home is not None
+    key, home = f"{prefix}.home", workspace.home
+    wrong = check_directory(home, may_be_absent=True)
+    if wrong:
+        yield Problem(wrong, key, home, "a directory of the owner's; hutch makes it when it is absent")
+    elif os.path.lexists(home) and os.lstat(home).st_uid != workspace.owner:
+        hint = f"if that is meant: chown -R {workspace.owner} {home} (while the workspace is stopped)"
+        yield Problem(f"belongs to uid {os.lstat(home).st_uid}, not to the owner {workspace.owner}", key, home, hint)
+    if workspace.nix_store and (wrong := check_directory(NIX_STORE, may_be_absent=False)):
+        hint = f"install Nix on this host, whose store must be a directory {NIX_STORE}; or leave nix_store out"
+        yield Problem(f"{NIX_STORE} {wrong}", f"{prefix}.nix_store", "true", hint)
+    for index, mount in enumerate(workspace.mounts):
+        wrong = check_directory(mount.source, may_be_absent=mount.create or waits_for_mount(mount.source))
+        if wrong:
+            is_absent = not mount.create and not os.path.lexists(mount.source)
+            hint = "a directory of the host, or create = true" if is_absent else "a directory of the host"
+            yield Problem(wrong, f"{prefix}.mounts[{index}].source", mount.source, hint)
+        point = mount_points(workspace).get(mount.target)
+        if point is not None and (wrong := check_directory(str(point), may_be_absent=True)):
+            hint = "remove what is in the way; hutch makes the directories when they are absent"
+            yield Problem(f"{point} {wrong}", f"{prefix}.mounts[{index}].target", mount.target, hint)
+
+
+def check_directory(path: str, *, may_be_absent: bool) -> str:
+    """Why a directory cannot be shared, in words; "" when it can. The same way as bind.py takes: no symbolic links."""
+    for part in [*reversed(Path(path).parents), Path(path)]:
+        what = "" if part == Path(path) else f"leads through {part}, which "
+        try:
+            mode = os.lstat(part).st_mode
+        except FileNotFoundError:
+            return "" if may_be_absent else f"{what}does not exist"
+        except OSError as error:
+            return f"{what}cannot be looked at: {error.strerror}"
+        if stat.S_ISLNK(mode):
+            return f"{what}is a symbolic link; what it leads to is {os.path.realpath(path)}"
+        if not stat.S_ISDIR(mode):
+            return f"{what}is not a directory"
+    return ""
+
+
+def mount_points(workspace: Workspace) -> dict[str, Path]:
+    """Target -> the directory of the host's that it covers, for mounts inside the home. What is inside another mount
+    is not in the home."""
+    assert workspace.home is not None
+    inside = Path("/home", workspace.user)
+    targets = [Path(mount.target) for mount in workspace.mounts]
+    return {
+        str(target): Path(workspace.home, target.relative_to(inside))
+        for target in targets
+        if inside in target.parents and not any(other in target.parents for other in targets)
+    }
+
+
+def has_mount_points(workspace: Workspace) -> bool:
+    """Whether every mount inside the home has a directory to be mounted on."""
+    return not any(check_directory(str(point), may_be_absent=False) for point in mount_points(workspace).values())
+
+
+def ensure_mount_points(name: str, workspace: Workspace, gid: int) -> None:
+    """Directories of the owner's for the mounts inside the home. A container's own root cannot make them: in a home
+    that is mapped to the owner's uid, it has none."""
+    assert isinstance(workspace.owner, int) and workspace.home is not None
+    for target, point in mount_points(workspace).items():
+        try:
+            make_inside(Path(workspace.home), point.relative_to(workspace.home).parts, workspace.owner, gid)
+        except OSError as error:
+            raise HutchError(
+                f"{name}: there can be no mount on {target}: {point} cannot be made: {error.strerror}",
+                resolution="each part of it must be a directory, not a file or a symbolic link, or be absent",
+            ) from error
+
+
+def find_mounts(mountinfo: str) -> dict[str, set[str]]:
+    """Mount point -> options of the topmost mount there, from the text of /proc/self/mountinfo."""
+    return {point: options for _, _, point, options, _ in parse_mountinfo(mountinfo)}
+
+
+def observe_tree() -> Tree:
+    return Tree(observe_mountinfo())
+
+
+def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Iterable[Guest]] | None = None) -> None:
+    """Put the options on every path that does not have them; take our mounts from paths that are no longer shared, once
+    nothing there would count that they kept from counting. `guests` are those who write there. What a guest made so
+    that it cannot be looked through keeps its mount, and holds up nothing else: `kept_guards` tells of it.
+
+    Which mounts are ours stands in a file of the runtime directory: like them, it is gone after a reboot.
+    """
+    text = observe_mountinfo()
+    wanted = list(dict.fromkeys(paths))
+    known = noted_guests(places)
+    for path, those in (guests or {}).items():
+        known[path] = {*known.get(path, ()), *those}
+    ours = noted_shares(places, wanted, find_mounts(text), Tree(text).self_binds())
+    stuck: dict[str, Stuck] = {}
+    if gone := [path for path in ours if path not in wanted]:
+        stuck = _take_away(gone, ours, known, noted_stuck(places))
+        text = observe_mountinfo()
+    mounts, tree = find_mounts(text), Tree(text)
+    kept = [path for path in ours if path in mounts]
+    kept += [path for path in wanted if path not in kept and waits_for_mount(path)]  # its service puts ours there
+    binds = tree.self_binds()
+    open_ones = sorted(unguarded(wanted, tree), key=len)  # one that is around others hides theirs
+    for path in open_ones:
+        kept += [path] if path not in kept else []
+        _note(places, kept, binds, known, stuck)  # before the mount: a crash in between leaves none that nobody knows
+        _mount(path)
+    if open_ones:
+        for path in unguarded(wanted, observe_tree()):
+            _mount(path)
+        binds = observe_tree().self_binds()
+    _note(places, kept, binds, known, stuck)
+
+
+def _take_away(
+    gone: Collection[str], ours: Collection[str], known: Mapping[str, Iterable[Guest]], before: Mapping[str, Stuck]
+) -> dict[str, Stuck]:
+    """Unmount what is over itself at the paths that are `gone`, as often as it is there, the inner ones first. Returns
+    those that have to stay, and why. What is hidden by something else's mount is not touched, nor is that."""
+    stuck: dict[str, Stuck] = {}
+    while True:
+        tree = observe_tree()
+        there = [path for path in ours if tree.over_itself(path)]
+        free = [
+            path
+            for path in there
+            if path in gone and path not in stuck and not any(other.startswith(f"{path}/") for other in there)
+        ]  # a mount in it that is to stay would go too
+        if not free:
+            return stuck
+        if why := _why_stuck(free[0], known.get(free[0], ()), before.get(free[0])) or _unmount(free[0]):
+            stuck[free[0]] = why
+
+
+def _why_stuck(path: str, guests: Iterable[Guest], before: Stuck | None) -> Stuck | None:
+    """Why a mount that nobody wants has to stay; None when it may go. What failed is let be for a while: whoever
+    settles the host waits for it."""
+    if before is not None and 0 <= time.time() - before[0] < TRY_AGAIN:
+        return before
+    try:
+        for guest in guests:
+            disarm(path, guest)
+    except HutchError as error:
+        return time.time(), error.brief
+    return None
+
+
+def _unmount(path: str) -> Stuck | None:
+    """Take away what is mounted over itself there. Returns why that could not be: it may have been moved just now."""
+    try:
+        run([*own_program("hutch.host.storage.unbind", sys.executable), path])
+    except CommandFailed as error:
+        return time.time(), error.details or error.brief
+    return None
+
+
+def release(places: Places, path: str) -> None:
+    """Take our mount from what is about to be deleted, whatever is in it. May be called again."""
+    ours, binds = _mounted(places)
+    if path not in ours:
+        return
+    while observe_tree().over_itself(path):
+        if why := _unmount(path):
+            raise HutchError(f"{path} stays mounted over itself: {why[1]}")
+    kept = [other for other in ours if other != path]
+    stuck = {other: told for other, told in noted_stuck(places).items() if other in kept}
+    _note(places, kept, binds, noted_guests(places), stuck)
+
+
+def hold(places: Places, path: str, why: str) -> bool:
+    """Keep our mount there, for `ensure_shares` to find. False where there is none."""
+    ours, binds = _mounted(places)
+    if path in ours:
+        _note(places, ours, binds, noted_guests(places), {**noted_stuck(places), path: (time.time(), why)})
+    return path in ours
+
+
+def _mounted(places: Places) -> tuple[list[str], dict[str, int]]:
+    """The paths on which mounts of ours are at this moment, and the ids of all such mounts."""
+    text = observe_mountinfo()
+    mounts, binds = find_mounts(text), Tree(text).self_binds()
+    return [path for path in noted_shares(places, (), mounts, binds) if path in mounts], binds
+
+
+def kept_guards(places: Places) -> list[str]:
+    """What is guarded although nobody shares it any more, and why, in sentences."""
+    return [f"{path} stays mounted nosuid,nodev over itself: {why}" for path, (_, why) in noted_stuck(places).items()]
+
+
+def noted_shares(places: Places, wanted: Iterable[str], mounts: Iterable[str], binds: Mapping[str, int]) -> list[str]:
+    """The paths on which mounts of ours are. Nobody else mounts anything in the directories of workspaces; elsewhere it
+    stands in the file, and without one that can be read what is shared is taken for ours. A directory may have been
+    renamed since: its mount, one of `binds`, goes with it and keeps its id."""
+    inside = [path for path in mounts if path.startswith(f"{places.workspaces}/")]
+    data = read_or_none(places.shares)
+    if data is None:
+        return inside
+    try:
+        body = decode(SHARES, places.shares, data)
+        known = {int(number): point for point, number in binds.items()}
+        moved = {path: known[number] for path, number in body["ids"].items() if number in known and path not in mounts}
+        noted = [moved.get(path, str(path)) for path in body["paths"]]
+    except (HutchError, KeyError, TypeError):
+        noted = [path for path in wanted if path in mounts]
+    return list(dict.fromkeys((*noted, *inside)))
+
+
+def unguarded(paths: Iterable[str], mounts: Tree) -> tuple[str, ...]:
+    """The paths that are to have the options, and do not. What cannot be shared needs no guard."""
+    open_ones = [path for path in dict.fromkeys(paths) if not mounts.options(path) >= OPTIONS]
+    return tuple(path for path in open_ones if not check_directory(path, may_be_absent=False))
+
+
+def waits_for_mount(path: str) -> bool:
+    """Whether it is absent, and systemd is to mount something on the way to it."""
+    return not os.path.lexists(path) and bool(waiting_mounts(path))
+
+
+def noted_guests(places: Places) -> dict[str, set[Guest]]:
+    """Who could write in the paths on which mounts of ours are, as far as it can be read."""
+    try:
+        noted = _body(places).get("guests", {}).items()
+        return {path: {Guest(int(base), int(owner)) for base, owner in those} for path, those in noted}
+    except (TypeError, ValueError, AttributeError):
+        return {}
+
+
+def noted_stuck(places: Places) -> dict[str, Stuck]:
+    """The paths whose mounts have to stay: since when, and why."""
+    try:
+        noted = _body(places).get("stuck", {}).items()
+        return {path: (float(since), str(why)) for path, (since, why) in noted}
+    except (TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _body(places: Places) -> dict[str, Any]:
+    try:
+        data = read_or_none(places.shares)
+        return {} if data is None else decode(SHARES, places.shares, data)
+    except (HutchError, OSError):
+        return {}
+
+
+def disarm(path: str, guest: Guest) -> None:
+    """Take setuid and setgid from what a guest made: nothing will keep them from counting any more. What is not the
+    guest's, and not its owner's, stays as it is."""
+    from hutch.trees.changing import take_setuid
+
+    own = {guest.owner, *range(guest.uid_base, guest.uid_base + UID_COUNT)}
+    try:
+        with opened(path) as top:
+            take_setuid(top, own)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # nothing is shared where no directory is
+    except OSError as error:
+        raise HutchError(f"{path} cannot be looked through for setuid files: {error.strerror}") from error
+
+
+def _note(
+    places: Places,
+    kept: list[str],
+    binds: Mapping[str, int],
+    guests: Mapping[str, set[Guest]],
+    stuck: Mapping[str, Stuck],
+) -> None:
+    ids = {path: binds[path] for path in kept if path in binds}
+    numbers = {path: sorted((guest.uid_base, guest.owner) for guest in guests.get(path, ())) for path in kept}
+    content = encode(SHARES, {"paths": kept, "ids": ids, "guests": numbers, **({"stuck": stuck} if stuck else {})})
+    if kept and read_or_none(places.shares) != content:
+        make_directory(places.run)
+        write_atomic(places.shares, content, mode=0o600, is_lasting=False)
+    elif not kept:
+        places.shares.unlink(missing_ok=True)
+
+
+def render_guard(path: str) -> list[str]:
+    """The command that puts the options on a directory, by mounting it over itself."""
+    return [sys.executable, "-I", "-S", BIND, path, "=", ",".join(sorted(OPTIONS, reverse=True))]
+
+
+def _mount(path: str) -> None:
+    try:
+        run(render_guard(path))
+    except CommandFailed as error:
+        raise HutchError(
+            f"{path} cannot be shared",
+            details=error.details,
+            resolution="name the directory itself, by a path without symbolic links",
+        ) from error
+
+
+def ensure_closed(directory: Path, gid: int) -> None:
+    """Let nobody but root and the owner's group pass into a workspace's own directory: the home in it keeps what a
+    guest made setuid, also when no mount guards it, after a removal or a reboot."""
+    make_directory(directory, 0o750)
+    if not is_closed(directory, gid):
+        os.chown(directory, 0, gid)
+        directory.chmod(0o750)
+
+
+def is_closed(directory: Path, gid: int) -> bool:
+    found = os.stat(directory)
+    return (found.st_gid, stat.S_IMODE(found.st_mode)) == (gid, 0o750)
+
+
+def ensure_home(path: Path, uid: int, gid: int) -> None:
+    """A home of the owner's. An existing one must be the owner's already: root does not chown what guests write."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        make_owned(path, uid, gid)
+        return
+    if found.st_uid != uid:
+        raise HutchError(
+            f"{path} belongs to uid {found.st_uid}, not to the workspace's owner {uid}",
+            resolution=f"if that is meant: chown -R {uid}:{gid} {path} (while the workspace is stopped)",
+        )

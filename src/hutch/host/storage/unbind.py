@@ -1,0 +1,35 @@
+"""A program of its own: unmount a directory that is mounted over itself, and nothing else.
+
+Whoever can write around a share may put something else in the place of its name at any moment: a symbolic link that
+leads to another mount, say. So the directory is opened without following links, the mount that was opened is looked for
+in the kernel's list, and that very mount is detached, by its descriptor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+from hutch.host.storage.bind import open_strictly
+from hutch.host.storage.mountinfo import Tree, observe_mountinfo
+
+MNT_DETACH = 2
+
+
+def main(path: str) -> None:
+    try:
+        descriptor = open_strictly(path)
+    except OSError as error:
+        sys.exit(f"{path}: {error.strerror}")
+    if Tree(observe_mountinfo()).over_itself(path) != mount_of(descriptor):
+        sys.exit(f"{path} is not mounted over itself")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(f"/proc/self/fd/{descriptor}".encode(), MNT_DETACH) != 0:
+        sys.exit(f"{path} cannot be unmounted: {os.strerror(ctypes.get_errno())}")
+
+
+def mount_of(descriptor: int) -> str:
+    """The id of the mount that it was opened on."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+        return next(line.split()[1] for line in file if line.startswith("mnt_id:"))

@@ -1,0 +1,56 @@
+"""A program of its own: runs systemd-nspawn as a workspace's supervisor does, for what is not trusted and has no
+supervisor, such as the setup of an image.
+
+    main(BOUNDS, ARGV...)
+
+BOUNDS is JSON, `forbidden` and `held` of a Launch. It runs in a cgroup that nothing else uses and that whoever started
+it will kill; its code is that of ARGV.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+from hutch.confine.install import forbid, leave_keyring
+from hutch.host.services.cgroup import Cgroup
+from hutch.runtime.steps import StartFailed, bind_held
+
+TYPE_CHECKING = False  # see runtime/status
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+PAYLOAD = "payload"
+PATIENCE = 60.0  # seconds, for nspawn to get as far as its payload
+
+
+def main(bounds: str, *argv: str) -> NoReturn:
+    wanted = json.loads(bounds)
+    try:
+        leave_keyring()
+        forbid(wanted["forbidden"])
+        cgroup = Cgroup(own_group())
+        cgroup.freeze(PAYLOAD)
+        pid = os.posix_spawnp(argv[0], argv, os.environ)
+    except (OSError, ValueError) as error:
+        refuse(error)
+    try:
+        bind_held(cgroup, PAYLOAD, wanted["held"], os.pidfd_open(pid), time.monotonic(), PATIENCE)
+    except (OSError, StartFailed) as error:
+        os.kill(pid, signal.SIGKILL)  # what it has started dies with it
+        refuse(error)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+def refuse(error: Exception) -> NoReturn:
+    sys.exit(f"what is not trusted cannot be bound, so it is not run: {error}")
+
+
+def own_group() -> str:
+    """The cgroup of this process, as cgroup v2 has it."""
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        return next(line.rstrip("\n").partition("::")[2].lstrip("/") for line in file if line.startswith("0::"))

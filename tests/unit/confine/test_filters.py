@@ -1,0 +1,86 @@
+"""The filter of system calls, run here as the kernel runs it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from errno import EAFNOSUPPORT, ENOSYS
+
+import pytest
+
+from hutch.backends.nspawn import FORBIDDEN
+from hutch.confine import filters
+from hutch.confine.filters import MACHINES, SOCKETCALL, render_filter
+
+ALLOWED, REFUSED = 0x7FFF0000, 0x00050000
+NATIVE = [(machine, abi) for machine, abis in MACHINES.items() for abi in abis]
+I386 = ("x86_64", 0x4000_0003)
+VSOCK, INET, UNIX = 40, 2, 1
+
+
+def verdict(machine: str, abi: int, number: int, first: int = 0) -> int:
+    """What the kernel makes of a system call: the number of an error, 0 when it is allowed."""
+    program = render_filter(machine, FORBIDDEN.system_calls, FORBIDDEN.other_families_than)
+    assert len(program) // 8 < 4096  # BPF_MAXINSNS
+    data = struct.pack("=IIQQ", number, abi, 0, first)
+    code = list(struct.iter_unpack("=HBBI", program))
+    at, accumulator = 0, 0
+    while True:
+        operation, if_true, if_false, value = code[at]
+        at += 1
+        if operation == filters.LOAD:
+            (accumulator,) = struct.unpack_from("=I", data, value)
+        elif operation == filters.RETURN:
+            assert value & 0xFFFF0000 in (ALLOWED, REFUSED)
+            return int(value & 0xFFFF)
+        else:
+            holds = accumulator == value if operation == filters.IF_EQUAL else accumulator >= value
+            at += if_true if holds else if_false
+
+
+def numbers(machine: str, abi: int) -> Iterator[tuple[str, int]]:
+    yield from MACHINES[machine][abi].items()
+
+
+@pytest.mark.parametrize(("machine", "abi"), NATIVE)
+def test_what_is_forbidden_is_not_there(machine: str, abi: int) -> None:
+    known = dict(numbers(machine, abi))
+    assert {verdict(machine, abi, known[name]) for name in FORBIDDEN.system_calls} == {ENOSYS}
+
+
+@pytest.mark.parametrize(("machine", "abi"), NATIVE)
+def test_sockets_are_of_a_few_families(machine: str, abi: int) -> None:
+    known = dict(numbers(machine, abi))
+    for name in ("socket", "socketpair"):
+        allowed = {family for family in range(64) if not verdict(machine, abi, known[name], family)}
+        assert allowed == {UNIX, INET, 10, 16, 17}
+        assert verdict(machine, abi, known[name], VSOCK) == EAFNOSUPPORT
+        # The kernel reads an int: what stands above it does not make another family of it, nor the same of another.
+        assert verdict(machine, abi, known[name], VSOCK | 1 << 32) == EAFNOSUPPORT
+        assert verdict(machine, abi, known[name], INET | 1 << 32) == 0
+
+
+@pytest.mark.parametrize(("machine", "abi"), NATIVE)
+def test_everything_else_is_allowed(machine: str, abi: int) -> None:
+    refused = {number for _, number in numbers(machine, abi)}
+    assert {verdict(machine, abi, number) for number in range(600) if number not in refused} == {0}
+
+
+def test_no_family_hides_behind_an_old_call() -> None:
+    number = MACHINES["x86_64"][I386[1]][SOCKETCALL]
+    assert [verdict(*I386, number, kind) for kind in (1, 8)] == [EAFNOSUPPORT] * 2
+    assert verdict(*I386, number, 3) == 0  # connect
+
+
+@pytest.mark.parametrize("number", [0x4000_0000, 0x4000_0000 + 425, 0x4000_0000 + 41])
+def test_an_abi_that_nobody_uses_is_refused(number: int) -> None:
+    assert verdict("x86_64", 0xC000_003E, number) == ENOSYS
+
+
+def test_an_unknown_abi_is_refused() -> None:
+    assert verdict("aarch64", 0xC000_003E, 1) == ENOSYS
+
+
+def test_an_unknown_machine_is_told() -> None:
+    with pytest.raises(ValueError, match="s390x"):
+        render_filter("s390x", (), ())
