@@ -16,8 +16,8 @@ class ManualPages(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "editable":
             return
-        sys.path.insert(0, str(Path(self.root) / "src"))
-        from hutch.cli.manual import main
+        sys.path[:0] = [self.root, str(Path(self.root) / "src")]
+        from package.manual import main
 
         self.pages = tempfile.TemporaryDirectory()
         main(self.pages.name)

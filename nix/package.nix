@@ -52,6 +52,7 @@ python.pkgs.buildPythonApplication {
       ../LICENSE
       ../README.md
       ../hatch_build.py
+      ../package
       ../pyproject.toml
       ../src
     ];

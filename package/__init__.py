@@ -1,1 +1,1 @@
-"""The Debian package of hutch, built by script/package. Nothing of it is installed."""
+"""The Debian package of hutch, built by script/package, and every package's manual pages. None of it is installed."""

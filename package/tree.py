@@ -18,7 +18,6 @@ from pathlib import Path
 
 from hutch.cli import cli
 from hutch.cli.completing import render_completion
-from hutch.cli.manual import render_pages
 from package.control import (
     ARCHITECTURE,
     LIBC,
@@ -30,6 +29,7 @@ from package.control import (
     render_control,
     render_metadata,
 )
+from package.manual import render_pages
 
 HERE = Path(__file__).parent / "debian"
 MODULES = "usr/lib/python3/dist-packages"

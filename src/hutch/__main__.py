@@ -13,6 +13,7 @@ def entry() -> NoReturn:
     nothing for it to do, since whatever must be undone has been when main returns. For the same reason nothing
     collects garbage: a command ends before that could pay, and it is a seventh of the start-up of `hutch start`."""
     gc.disable()
+    # Spares the start-up of `hutch start` the collecting while all that is imported.
     from hutch.cli import main
 
     try:

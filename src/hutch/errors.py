@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FunctionType
 from typing import TypeVar
 
@@ -30,13 +31,7 @@ class HutchError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """How it goes to another process: as it is, whatever the arguments of its class are."""
-        return _rebuild, (type(self), self.args), self.__dict__
-
-
-def _rebuild(cls: type[HutchError], args: tuple[object, ...]) -> HutchError:
-    error = cls.__new__(cls)
-    error.args = args
-    return error
+        return Exception.__new__, (type(self), *self.args), self.__dict__
 
 
 TROUBLES = frozenset(
@@ -45,14 +40,8 @@ TROUBLES = frozenset(
 """What can be wrong with a host's disks and memory at any call; any other OSError that nobody expects is a bug."""
 
 
-def trouble_of(error: OSError) -> HutchError | None:
-    """A failure of the host's own, in words; None for what is rather a bug."""
-    if error.errno not in TROUBLES:
-        return None
-    return HutchError(
-        f"{error.filename or 'a file'} cannot be written or read: {error.strerror}",
-        resolution="see to the disk (df, dmesg); the next `hutch up` goes on from where this one stopped",
-    )
+def lacks_root() -> HutchError:
+    return HutchError("this needs root: run it with sudo or doas")
 
 
 @contextmanager
@@ -61,10 +50,21 @@ def troubles_told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        trouble = trouble_of(error)
-        if trouble is None:
+        if error.errno not in TROUBLES:
             raise
-        raise trouble from error
+        raise HutchError(
+            f"{error.filename or 'a file'} cannot be written or read: {error.strerror}",
+            resolution="see to the disk (df, dmesg); the next `hutch up` goes on from where this one stopped",
+        ) from error
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Where what the file system refuses becomes a HutchError, which says `what` cannot be done, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise HutchError(f"{what}: {error.strerror}") from error
 
 
 def ways_in(cls: type[T]) -> type[T]:
@@ -120,3 +120,10 @@ class ConfigError(HutchError):
             f"{file or 'hutch.toml'}: {count} problem{'s' if count != 1 else ''}; nothing was changed",
             details="\n".join(str(problem) for problem in self.problems),
         )
+
+
+def refuse_files(found: Iterable[tuple[str, Problem]]) -> None:
+    """Raise all problems as one ConfigError, each with the file that it is in, if there is any."""
+    problems = [replace(problem, file=file) for file, problem in found]
+    if problems:
+        raise ConfigError(problems)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LABEL = "security.selinux"
@@ -35,18 +36,18 @@ def _write_atomic(path: Path, content: bytes, mode: int, is_lasting: bool) -> No
         before = path.stat()
     except FileNotFoundError:
         before = None
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        try:
+        with kept_open(os.open(temporary, flags, 0o600)) as descriptor:
             write_all(descriptor, content)
             if before is not None:
                 os.fchown(descriptor, before.st_uid, before.st_gid)
-                keep_label(path, descriptor)
+                with suppress(OSError):  # no SELinux here, or none for this file system
+                    # /etc/hosts with another label is no use to confined services.
+                    os.setxattr(descriptor, LABEL, os.getxattr(path, LABEL))
             os.fchmod(descriptor, before.st_mode & 0o7777 if before is not None else mode)
             if is_lasting:
                 os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         os.rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -55,27 +56,25 @@ def _write_atomic(path: Path, content: bytes, mode: int, is_lasting: bool) -> No
         sync_directory(path.parent)
 
 
+@contextmanager
+def kept_open(descriptor: int) -> Iterator[int]:
+    """A descriptor that is closed in the end."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def write_all(descriptor: int, content: bytes) -> None:
     """A disk that fills up takes a part of what is written, before it takes nothing."""
     while content:
         content = content[os.write(descriptor, content) :]
 
 
-def keep_label(path: Path, descriptor: int) -> None:
-    """Give a new file the label of the one it replaces: /etc/hosts with another one is no use to confined services."""
-    try:
-        os.setxattr(descriptor, LABEL, os.getxattr(path, LABEL))
-    except OSError:
-        pass  # no SELinux here, or none for this file system
-
-
 def sync_directory(path: Path) -> None:
     """Make renames in `path` survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with kept_open(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def entries(directory: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -163,8 +164,6 @@ def describe(returncode: int) -> str:
     """ "failed with code 3" or "was killed by SIGKILL"."""
     if returncode >= 0:
         return f"failed with code {returncode}"
-    import signal
-
     try:
         return f"was killed by {signal.Signals(-returncode).name}"
     except ValueError:  # a real-time signal: all but the first and the last have no name

@@ -13,15 +13,15 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, field, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from hutch.errors import HutchError, Unmet
+from hutch.errors import HutchError, Unmet, lacks_root
 from hutch.files import read_or_none, sync_directory, write_atomic
-from hutch.frozen import dataclass
-from hutch.spec.model import MACHINE_MEMORY, Idle, Mount, Network, Publish, Workspace
+from hutch.spec.model import Idle, Mount, Network, Publish, Workspace
 from hutch.spec.names import Places
+from hutch.spec.record import Booted, NetworkRecord, Record
 
 Body = dict[str, Any]
 
@@ -35,12 +35,8 @@ def _without_origin(body: Body) -> Body:
     return {"origin": [], **body, "booted": booted and {"memory": None, **booted}}
 
 
-def _not_ejected(body: Body) -> Body:
-    return {"ejected": "", **body}
-
-
 MIGRATIONS: dict[str, dict[int, Callable[[Body], Body]]] = {
-    WORKSPACE: {1: _without_origin, 2: _not_ejected},
+    WORKSPACE: {1: _without_origin, 2: lambda body: {"ejected": "", **body}},
     NETWORK: {},
     JOURNAL: {},
     ACCELERATOR: {},
@@ -54,55 +50,6 @@ is a pure function. A record is migrated when it is read, and written as it then
 def schema_of(kind: str) -> int:
     """The schema in which records of a kind are written."""
     return 1 + len(MIGRATIONS[kind])
-
-
-@dataclass(frozen=True)
-class Booted:
-    """What a workspace runs with; the difference to what is wanted is what is pending. `memory` is what a machine was
-    started with, in bytes; its balloon may have taken some of it since."""
-
-    workspace: Workspace
-    image: str
-    memory: int | None = None
-
-
-@dataclass(frozen=True)
-class Record:
-    """A workspace as hutch remembers it. `image` is the id of the wanted image in the cache.
-
-    `file` declared it, and `origin` tells that file again when it has been moved (see apply/ownership). `removed` marks
-    a workspace of which only home, key, address and uid range are kept. `ejected` is the directory that it is ejected
-    to; it is on its way there until it is `removed` too, and then only address and uid range are kept of it.
-    """
-
-    name: str
-    file: str
-    wanted: Workspace
-    image: str
-    uid_base: int
-    machine_id: str
-    booted: Booted | None = None
-    removed: bool = False
-    origin: tuple[int, ...] = ()
-    ejected: str = ""
-
-    def with_booted(self) -> Record:
-        memory = (self.wanted.memory or MACHINE_MEMORY) if self.wanted.type == "vm" else None
-        return replace(self, booted=Booted(self.wanted, self.image, memory))
-
-
-@dataclass(frozen=True)
-class NetworkRecord:
-    """The network as it was last set up, and what the host had before.
-
-    `sysctls` maps each kernel setting that hutch changed to the value it had; `forwarders` are the interfaces
-    for which the host might forward packets that were there then.
-    """
-
-    network: Network
-    file: str
-    sysctls: dict[str, str] = field(default_factory=dict)
-    forwarders: tuple[str, ...] = ()
 
 
 # One record as bytes.
@@ -297,17 +244,13 @@ def read_records(places: Places) -> dict[str, Record]:
     except FileNotFoundError:
         return {}
     except PermissionError as error:
-        raise needs_root() from error
+        raise lacks_root() from error
     records = {}
     for name in names:
         record = read_record(places, name)
         if record is not None:
             records[name] = record
     return records
-
-
-def needs_root() -> HutchError:
-    return HutchError("this needs root: run it with sudo or doas")
 
 
 def write_record(places: Places, record: Record) -> None:

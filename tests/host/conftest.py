@@ -11,6 +11,7 @@ import pytest
 
 from tests.host.instance import Instance
 from tests.host.opening import open_instance, open_instances
+from tests.support.leaving import leave_out
 from tests.support.world import World, WorldError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -33,15 +34,11 @@ def world() -> Iterator[World]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Each tier takes its own: `host` what is about containers or no boundary at all; `vm` the same tests with
     machines, as far as they are marked `vm` (each boot takes seconds there), and those in the folder of that name."""
-    wanted, with_long = config.getoption("--boundary"), config.getoption("--long")
-    kept: list[pytest.Item] = []
-    dropped: list[pytest.Item] = []
-    for item in items:
-        is_kept = boundary_of(item) == wanted and (with_long or not item.get_closest_marker("long"))
-        (kept if is_kept else dropped).append(item)
-    items[:] = kept
-    if dropped:
-        config.hook.pytest_deselected(items=dropped)
+    wanted = config.getoption("--boundary")
+    others = {item for item in items if boundary_of(item) != wanted}
+    items[:] = [item for item in items if item not in others]
+    config.hook.pytest_deselected(items=list(others))
+    leave_out(config, items, lambda item: takes_too_long(item, config))
 
 
 def boundary_of(item: pytest.Item) -> str:
@@ -53,6 +50,14 @@ def boundary_of(item: pytest.Item) -> str:
     if asked == "vm":
         return "vm" if item.get_closest_marker("vm") and not item.get_closest_marker("container") else ""
     return "container"
+
+
+def takes_too_long(item: pytest.Item, config: pytest.Config) -> bool:
+    """Whether a run that was not asked for it leaves this out. What is `vm(slow=True)` is so with machines only."""
+    machines = item.get_closest_marker("vm") if config.getoption("--boundary") == "vm" else None
+    is_slow = bool(item.get_closest_marker("slow") or (machines and machines.kwargs.get("slow")))
+    is_long = bool(item.get_closest_marker("long"))
+    return (is_slow and not config.getoption("--slow")) or (is_long and not config.getoption("--long"))
 
 
 @pytest.fixture(scope="session", params=["container", "vm"])

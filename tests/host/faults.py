@@ -98,7 +98,7 @@ class Guard:
     instance: Instance
     outside: subprocess.Popen[str]
     hits: Path
-    supervisor: int
+    main: int  # the main process of `lab`
     rules: dict[str, list[str]] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -107,7 +107,7 @@ class Guard:
         assert not said, f"reached from the LAN: {set(said)}"
         found = set(self.hits.read_text().split()) if self.hits.exists() else set()
         assert found <= {PUBLIC}, f"reached from inside: {found}"
-        assert json.loads(places_of(self.instance).status("lab").read_text())["pid"] == self.supervisor
+        assert json.loads(places_of(self.instance).status("lab").read_text())["pid"] == self.main
         check_ports(self.instance)
 
     def check_control(self) -> None:
@@ -257,7 +257,7 @@ def _stamps(instance: Instance) -> tuple[str, ...]:
     paths = [*_files(instance), Path("/etc/hosts"), places_of(instance).ssh_config]
     stamps = []
     for path in paths:
-        if path.name in ("machine.log", "console", "status.json"):  # of the supervisor, which lives its own life
+        if path.name in ("machine.log", "console", "status.json"):  # of the service, which lives its own life
             continue
         state = path.lstat()
         stamps.append(f"{path} {state.st_ino} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_size}")
@@ -266,7 +266,7 @@ def _stamps(instance: Instance) -> tuple[str, ...]:
 
 def _lasting() -> machine.Snapshot:
     """Processes of the host's that are there twice, a moment apart: those of guests, and what looks something up for a
-    supervisor or a shell, come and go."""
+    service or a shell, come and go."""
     first = _running()
     time.sleep(0.3)  # there is no event for "nobody runs a short command"
     return {"processes": tuple(sorted(first & _running()))}

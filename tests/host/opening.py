@@ -21,8 +21,8 @@ def open_instances(world: World) -> Iterator[Callable[..., Instance]]:
     with ExitStack() as stack:
         made: list[Instance] = []
 
-        def make(images: Path | None, defaults: str = DEFAULTS) -> Instance:
-            instance = Instance(world, next(NUMBERS), images, defaults)
+        def make(images: Path | None, defaults: str = DEFAULTS, kind: type[Instance] = Instance) -> Instance:
+            instance = kind(world, next(NUMBERS), images, defaults)
             stack.callback(instance.close)
             made.append(instance)
             return instance
@@ -35,7 +35,7 @@ def open_instances(world: World) -> Iterator[Callable[..., Instance]]:
 
 
 @contextmanager
-def open_instance(world: World, images: Path | None) -> Iterator[Instance]:
+def open_instance(world: World, images: Path | None, kind: type[Instance] = Instance) -> Iterator[Instance]:
     """A hutch for a while."""
     with open_instances(world) as make:
-        yield make(images)
+        yield make(images, kind=kind)

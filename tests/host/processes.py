@@ -43,23 +43,15 @@ def kill_processes(matches: Callable[[tuple[str, ...]], bool]) -> int:
     return len(victims)
 
 
-def nspawn_of(instance: Instance, name: str) -> Process:
-    """The systemd-nspawn that runs a workspace: the first of its kind below its supervisor."""
-    mine = {
-        process.pid: process
-        for process in processes()
-        if process.command[0].endswith("systemd-nspawn")
-        and any(word == f"--machine={name}" for word in process.command)
-        and any(str(instance.state) in word or str(instance.run) in word for word in process.command)
-    }
-    first = [process for process in mine.values() if process.parent not in mine]
-    assert len(first) == 1, (name, mine)
-    return first[0]
+def main_of(instance: Instance, name: str) -> Process:
+    """A workspace's main process: systemd-nspawn, or the shell that stays beside a machine."""
+    pid = instance.status(name)["pid"]
+    return next(process for process in processes() if process.pid == pid)
 
 
-def supervisor_of(instance: Instance, name: str) -> Process:
-    """The parent of a workspace's systemd-nspawn."""
-    parent = nspawn_of(instance, name).parent
+def runner_of(instance: Instance, name: str) -> Process:
+    """What runs a workspace's service: the parent of its main process."""
+    parent = main_of(instance, name).parent
     return next(process for process in processes() if process.pid == parent)
 
 

@@ -6,5 +6,5 @@ from hutch.__main__ import entry
 from hutch.access import inside
 
 if __name__ == "__main__":
-    inside.enter_container = inside.reach_machine
+    inside.enter_container = inside.reach_by_ssh
     entry()

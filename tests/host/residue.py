@@ -57,8 +57,9 @@ def differences(before: machine.Snapshot, *, patience: float = 5.0) -> str:
 def cgroups_of(instance: Instance) -> list[str]:
     """Control groups that carry the name of this hutch, in every hierarchy."""
     name = Places(instance.state, instance.run).instance
-    places = (*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}"))
-    return sorted(str(path) for path in places if path.is_dir())
+    called = (name, f"hutch.slice/{name}.slice")
+    tops = [path for top in ("", "*/") for each in called for path in Path("/sys/fs/cgroup").glob(f"{top}{each}")]
+    return sorted(str(path) for path in tops if path.is_dir())
 
 
 def _tree(top: Path) -> Iterator[str]:

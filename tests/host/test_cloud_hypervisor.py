@@ -1,239 +1,198 @@
-"""Machines under cloud-hypervisor: what its supervisor hears and says, against a server that takes nothing but what is
-published; and a real boot, on hosts that have the program and a KVM that runs guests."""
+"""Machines under cloud-hypervisor: what is heard of them and said to them, against a server that takes nothing but what
+is published; and a real boot, on hosts that have the program and a KVM that runs guests."""
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-from _socket import socket as link
-from _socket import socketpair
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hutch.runtime.calls import MOST_AT_ONCE, MOST_CALLS
-from hutch.runtime.cloud_hypervisor import (
-    MOST_EVENT_BYTES,
-    PANIC,
-    POWEROFF_PORT,
-    READY_PORT,
-    RESET,
-    CloudHypervisor,
-)
 
-from hutch.backends.hypervisor import OLDEST, parse_version
+import hutch
+from hutch.backends.cloud_hypervisor import OLDEST, READY_PORT, parse_version
+from hutch.backends.cloud_hypervisor_calls import AGAIN, POWEROFF_PORT
+from hutch.runtime.hear import MOST_AT_ONCE, MOST_CALLS, Calls, listen_in
+from hutch.spec.programs import own_program
 from tests.host.instance import Instance
 from tests.support.fake_cloud_hypervisor import FakeMachine
 
-Said = list[tuple[str, str]]
-REBOOTING = b'{\n  "source": "vm",\n  "event": "rebooting",\n  "properties": null\n}\n\n'
-PANICKED = b'{"source": "guest", "event": "panic", "properties": {"event": "panic"}}\n\n'
-
-
-class Bench:
-    """A source, and both ends of what it hears; the machine's process is one that sleeps."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.ours, self.theirs = socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.process = subprocess.Popen(["sleep", "60"])
-        self.pidfd = os.pidfd_open(self.process.pid)
-        self.source = CloudHypervisor(self.ours, str(directory), self.pidfd)
-        self.machine = FakeMachine(directory, (POWEROFF_PORT,))
-
-    def hear(self, until: Callable[[Said], object] = bool) -> Said:
-        """What is said, until there is enough of it, or for a moment."""
-        said: Said = []
-        deadline = time.monotonic() + 0.3
-        while not until(said) and time.monotonic() < deadline:
-            said += self.source.hear()
-            time.sleep(0.005)
-        return said
-
-    def is_killed(self) -> bool:
-        """Whether the machine's process has been; one that has not been lives on."""
-        try:
-            return self.process.wait(0.2) == -signal.SIGKILL
-        except subprocess.TimeoutExpired:
-            return False
-
-    def close(self) -> None:
-        self.source.close()
-        self.machine.close()
-        for end in (self.ours, self.theirs):
-            end.close()
-        os.close(self.pidfd)
-        self.process.kill()
-        self.process.wait()
-
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
-    try:
-        yield bench
-    finally:
-        bench.close()
+def machine(tmp_path: Path) -> Iterator[FakeMachine]:
+    machine = FakeMachine(tmp_path, (POWEROFF_PORT,))
+    yield machine
+    machine.close()
 
 
 # Being ready.
 
 
-def call(bench: Bench, text: bytes) -> None:
-    with bench.machine.call(READY_PORT) as connection:
+@pytest.fixture
+def calls(tmp_path: Path) -> Iterator[Calls]:
+    calls = listen_in(str(tmp_path), f"vm_{READY_PORT}")
+    yield calls
+    calls.close()
+
+
+def hears_ready(calls: Calls) -> bool:
+    """Whether it is said; what is said is heard for a moment."""
+    deadline = time.monotonic() + 0.3
+    while time.monotonic() < deadline and not calls.is_spent:
+        if select.select([calls], [], [], 0.05)[0] and calls.hears_ready():
+            return True
+    return False
+
+
+def call(machine: FakeMachine, text: bytes) -> None:
+    with machine.call(READY_PORT) as connection:
         connection.sendall(text)
 
 
-def test_a_guest_that_calls_is_ready(bench: Bench) -> None:
+def test_a_guest_that_calls_is_ready(machine: FakeMachine, calls: Calls) -> None:
     for text in (b"STATUS=Starting\n", b"X_SYSTEMD_UNIT_ACTIVE=multi-user.target", b"READY=0\n", b"NOT_READY=1\n"):
-        call(bench, text)
-        assert bench.hear() == []
-    call(bench, b"STATUS=Up\nREADY=1\nX=2")
-    assert bench.hear() == [("ready", "vsock")]
+        call(machine, text)
+        assert not hears_ready(calls)
+    call(machine, b"STATUS=Up\nREADY=1\nX=2")
+    assert hears_ready(calls)
     with pytest.raises((FileNotFoundError, ConnectionRefusedError)):  # at once, so nothing inside waits for an answer
-        bench.machine.call(READY_PORT)
-    assert not bench.is_killed()
+        machine.call(READY_PORT)
 
 
-def test_a_call_is_over_once_something_was_said(bench: Bench) -> None:
-    with bench.machine.call(READY_PORT) as connection:
+def test_a_call_is_over_once_something_was_said(machine: FakeMachine, calls: Calls) -> None:
+    with machine.call(READY_PORT) as connection:
         connection.sendall(b"STATUS=Starting")
-        bench.hear()
+        hears_ready(calls)
         assert connection.recv(1) == b""  # systemd waits for it, before it goes on with the boot
 
 
-def test_calls_that_say_nothing_or_too_much_change_nothing(bench: Bench) -> None:
-    held = [bench.machine.call(READY_PORT) for _ in range(MOST_AT_ONCE)]
-    bench.hear()
-    with bench.machine.call(READY_PORT) as one_too_many:
-        bench.hear()
+def test_calls_that_say_nothing_or_too_much_change_nothing(machine: FakeMachine, calls: Calls) -> None:
+    held = [machine.call(READY_PORT) for _ in range(MOST_AT_ONCE)]
+    hears_ready(calls)
+    with machine.call(READY_PORT) as one_too_many:
+        hears_ready(calls)
         assert one_too_many.recv(1) == b""
     for connection in held:
         connection.sendall(b"x" * 8192)
-    assert bench.hear() == []
+    assert not hears_ready(calls)
     for connection in held:
         connection.close()
-    call(bench, b"READY=1")
-    assert bench.hear() == [("ready", "vsock")]
+    call(machine, b"READY=1")
+    assert hears_ready(calls)
 
 
-def test_calls_without_end_are_not_answered_without_end(bench: Bench) -> None:
+def test_calls_without_end_are_not_answered_without_end(machine: FakeMachine, calls: Calls) -> None:
     for _ in range(MOST_CALLS):
-        with bench.machine.call(READY_PORT):
-            list(bench.source.hear())
-    assert list(bench.source.hear()) == []
+        assert not calls.is_spent
+        with machine.call(READY_PORT):
+            calls.hears_ready()
+    assert calls.is_spent
+    assert not hears_ready(calls)
     with pytest.raises((FileNotFoundError, ConnectionRefusedError)):
-        bench.machine.call(READY_PORT)
+        machine.call(READY_PORT)
 
 
-# The end.
+# What is said to it.
+
+
+def program(directory: Path, *words: str) -> list[str]:
+    """What says something to a machine."""
+    own = own_program("hutch.backends.cloud_hypervisor_calls", sys.executable, Path(hutch.__file__).parent)
+    return [*own, str(directory), *words]
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Begins to ask for the end. What asks ends with the machine's service, and says nothing."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def ask() -> subprocess.Popen[bytes]:
+        begun.append(subprocess.Popen(program(tmp_path, "end"), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE))
+        return begun[-1]
+
+    yield ask
+    for process in begun:
+        process.kill()
+        assert process.communicate(timeout=10)[1] == b""
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_it_is_asked_to_end_in_both_ways(bench: Bench) -> None:
-    bench.source.power_off()
-    wait_for(lambda: bench.machine.connected and bench.machine.requests)
-    assert bench.machine.connected == [POWEROFF_PORT]
-    assert bench.machine.requests == [("PUT", "/vm.power-button")]
-    assert bench.machine.refused == []
-    assert not bench.is_killed()
+Ask = Callable[[], "subprocess.Popen[bytes]"]
 
 
-def test_its_balloon_is_told(bench: Bench) -> None:
-    assert bench.source.leave_memory(600 << 20, 1 << 30) == ""
-    assert bench.machine.requests == [("PUT", "/vm.resize")]
-    assert json.loads(bench.machine.bodies[0]) == {"desired_balloon": 424 << 20}
-    (bench.machine.directory / "api").unlink()
-    assert "does not answer" in (bench.source.leave_memory(600 << 20, 1 << 30) or "")
+def test_it_is_asked_to_end_in_both_ways(machine: FakeMachine, asking: Ask) -> None:
+    process = asking()
+    wait_for(lambda: machine.connected and machine.requests)
+    time.sleep(2 * AGAIN)
+    assert machine.connected == [POWEROFF_PORT]
+    assert machine.requests == [("PUT", "/vm.power-button")]
+    assert machine.refused == []
+    assert process.poll() is None  # it stays on the line
 
 
-def test_a_guest_that_did_not_listen_yet_is_asked_again(bench: Bench) -> None:
-    bench.machine.ports = ()
-    bench.source.power_off()
-    wait_for(lambda: bench.machine.missed == [POWEROFF_PORT])
-    assert bench.machine.connected == []
-    bench.machine.ports = (POWEROFF_PORT,)
-    call(bench, b"READY=1")
-    assert bench.hear() == [("ready", "vsock")]
-    wait_for(lambda: POWEROFF_PORT in bench.machine.connected)
+def test_a_guest_that_did_not_listen_yet_is_asked_again(machine: FakeMachine, asking: Ask) -> None:
+    machine.ports = ()
+    asking()
+    wait_for(lambda: machine.missed[:2] == [POWEROFF_PORT] * 2)
+    assert machine.connected == []
+    machine.ports = (POWEROFF_PORT,)
+    wait_for(lambda: POWEROFF_PORT in machine.connected)
+    assert machine.requests == [("PUT", "/vm.power-button")]
 
 
-def test_asking_a_machine_that_is_gone_harms_nothing(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    bench.machine.close()
-    bench.source.power_off()
+def test_asking_a_machine_that_is_gone_harms_nothing(machine: FakeMachine, asking: Ask) -> None:
+    machine.close()
+    processes = [asking()]
+    time.sleep(2 * AGAIN)
     for name in ("vm", "api"):
-        (tmp_path / name).unlink()
-    bench.source.power_off()
-    bench.close()
+        (machine.directory / name).unlink()
+    processes.append(asking())
+    time.sleep(2 * AGAIN)
+    assert [process.poll() for process in processes] == [None, None]
+
+
+def leave(directory: Path, size: int) -> str:
+    """Tell the balloon; why it cannot be."""
+    result = subprocess.run(program(directory, "balloon", str(size)), capture_output=True, text=True, timeout=60)
+    assert (result.returncode != 0) == bool(result.stderr)
+    return result.stderr.strip()
+
+
+def test_its_balloon_is_told(machine: FakeMachine) -> None:
+    assert leave(machine.directory, 424 << 20) == ""
+    assert machine.requests == [("PUT", "/vm.resize")]
+    assert json.loads(machine.bodies[0]) == {"desired_balloon": 424 << 20}
+    machine.status = "500 \x1b[31mno"
+    assert leave(machine.directory, 424 << 20) == "cloud-hypervisor refuses: HTTP/1.1 500 [31mno"
+    (machine.directory / "api").unlink()
+    assert leave(machine.directory, 424 << 20) == "cloud-hypervisor does not answer"
 
 
 def test_links_that_a_machine_puts_there_are_not_followed(
-    bench: Bench, tmp_path_factory: pytest.TempPathFactory
+    machine: FakeMachine, asking: Ask, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     other = FakeMachine(elsewhere, (POWEROFF_PORT,))
     for name in ("vm", "api"):
-        (bench.directory / name).unlink()
-        (bench.directory / name).symlink_to(elsewhere / name)
-    bench.source.power_off()
-    assert not other.heard.wait(0.2)
+        (machine.directory / name).unlink()
+        (machine.directory / name).symlink_to(elsewhere / name)
+    asking()
+    assert leave(machine.directory, 1 << 20) == "cloud-hypervisor does not answer"
+    assert not other.heard.wait(2 * AGAIN)
     other.close()
-
-
-@pytest.mark.parametrize(("said", "outcome"), [(REBOOTING, RESET), (PANICKED + REBOOTING, PANIC)])
-def test_a_machine_that_would_go_on_is_ended(bench: Bench, said: bytes, outcome: str) -> None:
-    bench.theirs.send(said[:20])
-    assert bench.hear() == []
-    assert not bench.is_killed()
-    bench.theirs.send(said[20:])
-    assert bench.hear() == [("outcome", outcome)]
-    assert bench.is_killed()
-    bench.theirs.send(REBOOTING)
-    assert list(bench.source.last_words()) == []  # the first outcome counts
-
-
-def test_what_it_said_last_is_heard(bench: Bench) -> None:
-    bench.theirs.send(b'{"source": "vmm", "event": "starting"}\n\n' + REBOOTING)
-    bench.theirs.close()
-    assert list(bench.source.last_words()) == [("outcome", RESET)]
-
-
-def test_events_without_end_are_not_read_without_end(bench: Bench) -> None:
-    noise = b'{"source": "virtio-device", "event": "reset", "properties": {"id": "_net1"}}\n\n' * 40
-    bench.theirs.settimeout(0.05)
-    sent = 0
-    while sent < 2 * MOST_EVENT_BYTES:
-        try:
-            sent += bench.theirs.send(noise)
-        except TimeoutError:
-            if not bench.hear(lambda said: True) and not flows(bench.theirs):
-                break
-        list(bench.source.hear())
-    assert MOST_EVENT_BYTES <= sent < 2 * MOST_EVENT_BYTES
-    call(bench, b"READY=1")
-    assert bench.hear() == [("ready", "vsock")]
-
-
-def flows(connection: link) -> bool:
-    """Whether there is room for one more byte."""
-    try:
-        return bool(connection.send(b"\n"))
-    except TimeoutError:
-        return False
 
 
 # In its jail, with a program that plays the machine.
@@ -251,9 +210,9 @@ def player(tmp_path: Path) -> Path:
     return path
 
 
-def play(directory: Path, player: Path) -> dict[str, Any]:
+def play(directory: Path, player: Path, how: str) -> dict[str, Any]:
     namespaces = ("unshare", "--mount", "--propagation", "private", "--net", "--")
-    program = (sys.executable, "-m", "tests.support.cloud_hypervisor_bench", str(directory), str(player))
+    program = (sys.executable, "-m", "tests.support.cloud_hypervisor_bench", str(directory), str(player), how)
     result = subprocess.run(
         [*namespaces, *program],
         cwd=PLAYER.parents[2],
@@ -273,9 +232,11 @@ needs_device = pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="there 
 
 @needs_device
 def test_what_a_machine_finds_in_its_jail(tmp_path: Path, player: Path) -> None:
-    found = play(tmp_path, player)
-    assert (found["said"], found["code"]) == ([["ready", "vsock"]], 0), found["log"]
-    seen = json.loads(found["log"].splitlines()[0])
+    found = play(tmp_path, player, "stopped")
+    assert (found["is_ready"], found["how"]) == (True, "success exited 0"), found["log"]
+    assert (found["state"], found["reason"]) == ("stopped", "")
+    assert "ready, says the guest over vsock\n" in found["log"]
+    seen = json.loads(next(line for line in found["log"].splitlines() if line.startswith("{")))
     uid = str(0x7000_0000)
     assert seen["uids"] == [uid] * 4
     assert seen["groups"] == ["4242"]
@@ -294,15 +255,15 @@ def test_what_a_machine_finds_in_its_jail(tmp_path: Path, player: Path) -> None:
     assert seen["told"]["shares"] == "share0 rw /home/dev\n"
     assert seen["told"]["credentials/hutch.ssh-host-key"] == "the ssh_host_ed25519_key"
     assert seen["told"]["credentials/system.hostname"] == "web"
-    assert seen["is_terminal"]
+    assert not seen["is_terminal"]
 
 
 @needs_device
 def test_a_machine_that_resets_is_ended_in_its_jail(tmp_path: Path, player: Path) -> None:
     player.write_text(player.read_text().replace("RESETS = False", "RESETS = True"))
-    found = play(tmp_path, player)
-    assert found["said"] == [["ready", "vsock"], ["outcome", RESET]]
-    assert found["code"] == -signal.SIGKILL
+    found = play(tmp_path, player, "ended")
+    assert (found["is_ready"], found["how"]) == (True, "success exited 133"), found["log"]
+    assert (found["state"], found["reason"]) == ("stopped", "rebooting")
 
 
 # A real one.

@@ -147,14 +147,16 @@ def test_posture(pair: Instance) -> None:
     for kind in NAMESPACES:
         assert os.readlink(f"/proc/{leader}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"), kind
     group = Path(f"/proc/{leader}/cgroup").read_text()
-    assert "/web/machine/payload" in group.splitlines()[-1]
+    assert "@web.service/machine/payload" in group.splitlines()[-1]
     assert pair.inside("web", "cat", "/proc/sys/user/max_user_namespaces").stdout == "0\n"
 
 
 def test_explain_shows_what_binds_it(pair: Instance) -> None:
     shown = pair.hutch("explain", "web").stdout
-    assert "SystemCallFilter=~io_uring_setup io_uring_enter io_uring_register add_key request_key keyctl\n" in shown
-    assert "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET\n" in shown
+    calls = '"io_uring_setup", "io_uring_enter", "io_uring_register", "add_key", "request_key", "keyctl"'
+    assert f'"system_calls": [{calls}]' in shown
+    families = '"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"'
+    assert f'"other_families_than": [{families}]' in shown
     assert "/proc/sys/user/max_user_namespaces" in shown
     assert "--drop-capability=CAP_SYS_RESOURCE" in shown
     assert "/proc/sys/user/max_user_namespaces" not in pair.hutch("explain", "nest").stdout
@@ -288,6 +290,7 @@ if unshare --user true; then exit 1; fi
 """
 
 
+@pytest.mark.slow
 def test_rootless_podman(instance: Instance) -> None:
     """As the login user: its own uids, a /proc and a /sys of its own, a network or none, a firewall, an image built."""
     instance.defaults = f'packages = ["podman", "uidmap", "passt", "busybox-static", "nftables"]\nsetup = """{BOUND}"""'

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from hutch.spec.names import Places
 from tests.host.golden import assert_as_declared, make_golden
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
-from tests.host.processes import Process, ended, nspawn_of, supervisor_of
+from tests.host.processes import Process, ended, main_of, processes, runner_of
 from tests.host.residue import cgroups_of
 from tests.support.world import World
 
@@ -73,22 +75,60 @@ def kill_after(instance: Instance, seconds: float, *arguments: str) -> None:
         process.wait(10)
 
 
-@pytest.mark.parametrize("victim", ["supervisor", "nspawn"])
-def test_what_runs_a_workspace_is_killed(golden: tuple[Instance, list[str]], victim: str) -> None:
+def test_what_runs_a_workspace_is_killed(golden: tuple[Instance, list[str]]) -> None:
+    """The guest ends in order, and nobody starts it again."""
     instance, expected = golden
-    supervisor, nspawn = supervisor_of(instance, "web"), nspawn_of(instance, "web")
-    end = os.pidfd_open(supervisor.pid)
-    kill(supervisor if victim == "supervisor" else nspawn)
+    end = os.pidfd_open(main_of(instance, "web").pid)
+    kill(runner_of(instance, "web"))
     ended(end)
-    assert instance.status("web")["state"] == "failed"
+    status = instance.status("web")
+    assert (status["state"], status["reason"]) == ("failed", "its main process was killed")
     assert instance.plan()["web"]["action"] == "start"
     instance.up()
     assert_as_declared(instance, expected)
 
 
+def test_its_main_process_is_killed(golden: tuple[Instance, list[str]]) -> None:
+    """It is started again, a while later."""
+    instance, expected = golden
+    runner, main = runner_of(instance, "web"), main_of(instance, "web")
+    kill(main)
+    await_state(instance, "failed")
+    os.kill(runner.pid, signal.SIGSTOP)  # while it is looked at
+    status = instance.status("web")
+    assert (status["state"], status["reason"]) == ("failed", "nspawn was killed by SIGKILL")
+    assert instance.plan()["web"]["action"] == "start"
+    os.kill(runner.pid, signal.SIGCONT)
+    await_state(instance, "running")
+    assert (runner_of(instance, "web").pid, main_of(instance, "web").pid != main.pid) == (runner.pid, True)
+    assert_as_declared(instance, expected)
+
+
+def test_its_main_process_is_killed_and_somebody_is_faster(golden: tuple[Instance, list[str]]) -> None:
+    instance, expected = golden
+    kill(main_of(instance, "web"))
+    instance.up()
+    assert instance.status("web")["state"] == "running"
+    assert_as_declared(instance, expected)
+    assert len(processes_of(instance, "hutch.runtime.runner")) == 1
+
+
+def await_state(instance: Instance, state: str) -> None:
+    path, deadline = Places(instance.state, instance.run).status("web"), time.monotonic() + 30
+    while json.loads(path.read_text())["state"] != state:
+        assert time.monotonic() < deadline, path.read_text()
+        time.sleep(0.02)
+
+
+def processes_of(instance: Instance, word: str) -> list[Process]:
+    """Those of a hutch's own whose command line has a word in it."""
+    mine = [process for process in processes() if any(word in part for part in process.command)]
+    return [process for process in mine if any(str(instance.run) in part for part in process.command)]
+
+
 def test_everything_of_a_workspace_is_killed_at_once(golden: tuple[Instance, list[str]]) -> None:
     instance, expected = golden
-    victims = [supervisor_of(instance, "web"), nspawn_of(instance, "web")]
+    victims = [runner_of(instance, "web"), main_of(instance, "web")]
     for victim in victims:
         os.kill(victim.pid, signal.SIGSTOP)
     for victim in victims:
@@ -104,9 +144,12 @@ def kill(process: Process) -> None:
     ended(descriptor)
 
 
-def test_a_killed_workspace_can_be_removed(golden: tuple[Instance, list[str]]) -> None:
+@pytest.mark.parametrize("victim", [runner_of, main_of])
+def test_a_killed_workspace_can_be_removed(
+    golden: tuple[Instance, list[str]], victim: Callable[[Instance, str], Process]
+) -> None:
     instance, expected = golden
-    kill(supervisor_of(instance, "web"))
+    kill(victim(instance, "web"))
     instance.hutch("rm", "web", "--force")
     assert cgroups_of(instance) == [] or not instance.names()
     instance.up()

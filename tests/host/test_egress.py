@@ -358,6 +358,7 @@ def test_garbage_does_not_stop_the_resolver(place: Place) -> None:
     assert [process.pid for process in wardens(place.instance)] == before
 
 
+@pytest.mark.slow
 def test_ten_thousand_questions_are_answered_rightly_in_bounded_memory(place: Place) -> None:
     place.listed.flood("t.example", "u.example", 500, 8)
     since, before = len(place.zone.asked()), memory(place.instance)

@@ -27,7 +27,7 @@ def test_an_example_can_be_planned(path: Path, shared: Instance) -> None:
     assert [(a["workspace"], a["action"]) for a in found] == [(n, "create") for n in tomllib.loads(text)["workspaces"]]
 
 
-@pytest.mark.vm
+@pytest.mark.vm(slow=True)
 def test_the_agents_mounts(shared: Instance, name: str, workspace_type: str) -> None:
     """Those inside the home need directories there, which a container's root cannot make."""
     declared = tomllib.loads(adapted(Path(EXAMPLES[0]), shared))["workspaces"]["agent"]["mounts"]

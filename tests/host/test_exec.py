@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from hutch.spec.names import Places
+from hutch.state import read_records
 from tests.host.instance import HUTCH, Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
@@ -186,6 +188,29 @@ def test_the_console_shows_the_machine_and_lets_go(web: Instance) -> None:
         web.inside("web", "sh", "-c", "echo hello console > /dev/console", root=True)
         terminal.read_until(b"hello console")
         os.write(terminal.primary, b"\x1d")
+        assert terminal.process.wait(10) == 0
+    finally:
+        terminal.close()
+    assert web.status("web")["state"] == "running"
+
+
+def test_its_machine_id_is_the_recorded_one(web: Instance) -> None:
+    record = read_records(Places(web.state, web.run))["web"]
+    assert web.inside("web", "cat", "/etc/machine-id").stdout == f"{record.machine_id}\n"
+
+
+@pytest.mark.parametrize("end", [b"\x1d", b"exit 3\n"], ids=["detached", "left"])
+@pytest.mark.container
+def test_a_containers_console_is_a_root_shell(web: Instance, end: bytes) -> None:
+    """Beside what is printed on the console, which takes no input."""
+    terminal = Terminal(web, "console", "web")
+    try:
+        terminal.read_until(b"^]")
+        os.write(terminal.primary, b"test -t 0 && echo as ''$(id -un)\n")
+        terminal.read_until(b"as root")
+        web.inside("web", "sh", "-c", "echo printed beside it > /dev/console", root=True)
+        terminal.read_until(b"printed beside it\r\n")
+        os.write(terminal.primary, end)
         assert terminal.process.wait(10) == 0
     finally:
         terminal.close()

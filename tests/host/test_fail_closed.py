@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -16,7 +16,7 @@ import pytest
 
 from tests.host.egress import eventually, open_hutch, wardens
 from tests.host.instance import Instance
-from tests.host.processes import kill_processes
+from tests.host.processes import Process, kill_processes, main_of, runner_of
 from tests.host.test_network import uplink_of_host
 from tests.support.world import (
     BENCHMARK,
@@ -242,9 +242,10 @@ def test_while_policies_change_nothing_opens(siege: Siege) -> None:
     assert siege.closed()
 
 
-def test_without_a_supervisor_nothing_opens(siege: Siege) -> None:
+@pytest.mark.parametrize("victim", [runner_of, main_of])
+def test_without_what_runs_it_nothing_opens(siege: Siege, victim: Callable[[Instance, str], Process]) -> None:
     web, other = siege.probers["web"], siege.probers["other"]
-    os.kill(siege.instance.status("web")["pid"], signal.SIGKILL)
+    os.kill(victim(siege.instance, "web").pid, signal.SIGKILL)
     goes_on = other.goes_on() and other.reaches()
     siege.up()
     siege.probe("web")

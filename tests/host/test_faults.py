@@ -1,7 +1,8 @@
 """`kill -9` of the command line at each of its effects, and errors of the disk at each of its writes, one by one.
 
 Each fault is followed by the four checks of tests/host/faults. By default every command is struck at a few of its
-effects, spread over all of them; `script/test --all` takes them one by one.
+effects, spread over all of them, and some commands only where slow tests run; `script/test --all` takes the effects
+one by one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tests.support.world import World
 
 FEW = 2  # effects of each command that are struck by default
 KINDS = ("kill", "ENOSPC", "EIO")
+USUAL = ("create", "live", "rm")  # commands that are killed in every run; the others' turn comes where slow tests run
 PLAIN = 'publish = ["18090:80"]\n'
 
 
@@ -105,8 +107,10 @@ class Failures:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """All commands with all kinds of faults, or each command and each kind at least once."""
     if "how" in metafunc.fixturenames:
-        every_one = [(name, how) for how in KINDS for name in SCENARIOS]
-        few = [*((name, "kill") for name in SCENARIOS), ("create", "ENOSPC"), ("recreate", "EIO")]
+        every_one = [pytest.param(name, how) for how in KINDS for name in SCENARIOS]
+        rest = [*((name, "kill") for name in SCENARIOS if name not in USUAL), ("create", "ENOSPC"), ("recreate", "EIO")]
+        few = [pytest.param(name, "kill") for name in USUAL]
+        few += [pytest.param(*case, marks=pytest.mark.slow) for case in rest]
         metafunc.parametrize(("name", "how"), every_one if metafunc.config.getoption("--long") else few)
 
 
@@ -168,6 +172,7 @@ def number_of(how: str, instance: Instance, *command: str) -> int:
 # The first and the last workspace of a host.
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_effect_of_the_first_up_and_of_the_last_rm(
     world: World, images: Path, workspace_type: str, request: pytest.FixtureRequest
 ) -> None:
@@ -201,6 +206,7 @@ def test_a_kill_at_every_effect_of_the_first_up_and_of_the_last_rm(
     failures.end()
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_effect_of_a_purge(
     world: World, images: Path, workspace_type: str, request: pytest.FixtureRequest
 ) -> None:

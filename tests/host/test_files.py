@@ -115,6 +115,7 @@ def test_a_readonly_mount_cannot_be_made_writable(files: Instance) -> None:
     assert not (files.directory / "read" / "x").exists()
 
 
+@pytest.mark.vm(slow=True)
 def test_the_root_is_ephemeral_unless_all_persists(files: Instance) -> None:
     for name in ("web", "keep"):
         files.inside(name, "sh", "-c", "echo kept > /etc/kept; echo kept > /home/dev/kept", root=True)
@@ -157,6 +158,7 @@ def test_a_guest_range_is_disjoint_from_every_other(files: Instance) -> None:
     assert len(bases) == 3
 
 
+@pytest.mark.vm(slow=True)
 def test_a_guest_cannot_trick_root_by_links_in_its_home(files: Instance) -> None:
     """The next start follows no link that the guest left where root writes files."""
     bait = files.directory / "bait"

@@ -6,12 +6,13 @@ import json
 import os
 import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.host.instance import HUTCH, Instance
-from tests.host.processes import ended, nspawn_of
+from tests.host.processes import ended
 from tests.host.residue import cgroups_of
 
 
@@ -76,7 +77,7 @@ def test_start_stop_restart_may_be_repeated(shared: Instance, name: str, workspa
     assert "stopped" in result.stderr or "not running" in result.stderr
 
 
-@pytest.mark.vm
+@pytest.mark.vm(slow=True)
 def test_a_second_up_writes_nothing_and_starts_nothing(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: 'publish = ["18080:80"]'})
     shared.up()
@@ -112,7 +113,7 @@ def is_write(line: str) -> bool:
     return any(call.startswith(change) for change in CHANGES)
 
 
-STARTED = ("nspawn", "qemu", "virtiofsd", "supervise")
+STARTED = ("nspawn", "qemu", "virtiofsd", "hutch.runtime")
 CHANGES = (
     *("creat", "rename", "mkdir", "rmdir", "unlink", "link", "symlink", "mknod", "trunc", "utime"),
     *("chmod", "fchmod", "chown", "lchown", "fchown", "setxattr", "lsetxattr", "mount", "umount"),
@@ -219,13 +220,40 @@ def test_a_guest_that_reboots_comes_back_clean(shared: Instance, name: str, work
     shared.declare(workspace_type, **{name: ""})
     shared.up()
     shared.inside(name, "sh", "-c", "echo x > /etc/mark", root=True)
-    main = os.pidfd_open(nspawn_of(shared, name).pid)
+    before = shared.status(name)["pid"]
+    main = os.pidfd_open(before)
     shared.inside(name, "systemctl", "reboot", root=True, check=False)
     ended(main)
-    shared.hutch("start", name)  # waits until it is ready, should it not be yet
-    assert shared.status(name)["state"] == "running"
+    await_running(shared, name)
+    assert shared.status(name)["pid"] != before
     assert shared.inside(name, "test", "-e", "/etc/mark", check=False).returncode != 0
     shared.ssh(name)
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "restart", "up", "rm"])
+def test_one_that_is_about_to_come_back_obeys(shared: Instance, name: str, workspace_type: str, verb: str) -> None:
+    """A command comes between the end and the next start, which is two seconds later."""
+    shared.declare(workspace_type, **{name: ""})
+    shared.up()
+    main = os.pidfd_open(shared.status(name)["pid"])
+    shared.inside(name, "systemctl", "reboot", root=True, check=False)
+    ended(main)
+    shared.hutch(verb, *(() if verb == "up" else ("--force", name) if verb == "rm" else (name,)))
+    if verb in ("stop", "rm"):
+        time.sleep(4)  # by then it would have come back
+        assert (name in shared.names()) == (verb == "stop")
+        if verb == "stop":
+            assert shared.status(name)["state"] == "stopped"
+    else:
+        assert shared.status(name)["state"] == "running"
+        shared.ssh(name)
+
+
+def await_running(shared: Instance, name: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while shared.status(name)["state"] != "running":
+        assert time.monotonic() < deadline, shared.status(name)
+        time.sleep(0.1)
 
 
 @pytest.mark.vm

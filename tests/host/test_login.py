@@ -35,6 +35,7 @@ def test_ssh_asks_nothing(web: Instance, account: str) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.vm(slow=True)
 def test_an_owner_who_lost_the_keys_gets_one_of_hutchs(world: World, images: Path, workspace_type: str) -> None:
     alice = world.accounts["alice"]
     kept = alice.home / ".ssh-kept"

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.enclosure import ROOT
+
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
 def test_pages_are_formatted_without_a_warning(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "hutch.cli.manual", tmp_path], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "package.manual", tmp_path], cwd=ROOT, check=True, timeout=60)
     pages = sorted(tmp_path.iterdir())
     assert len(pages) > 20
     command = ["groff", "-man", "-ww", "-Tutf8", "-P-cbou", *map(str, pages)]

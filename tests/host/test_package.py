@@ -15,8 +15,8 @@ import pytest
 
 from hutch.cli import COMMANDS
 from tests.host.instance import Completed, Instance
+from tests.support.enclosure import OUTER_NETWORK
 from tests.support.packages import CHECKOUT, build_package
-from tests.support.world import OUTER_NETNS
 
 MODULES = "/usr/lib/python3/dist-packages/hutch"
 HOME = "/var/lib/hutch/workspaces/web/home"
@@ -137,7 +137,7 @@ def test_uv_installs_it(tmp_path: Path) -> None:
     """As pipx does: a virtual environment of its own, and the command elsewhere."""
     environment = {**os.environ, "UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin")}
     uv = Path(sys.executable).with_name("uv")
-    command = ["nsenter", f"--net={os.environ[OUTER_NETNS]}", "--", str(uv), "tool", "install", "-q", str(CHECKOUT)]
+    command = ["nsenter", f"--net={os.environ[OUTER_NETWORK]}", "--", str(uv), "tool", "install", "-q", str(CHECKOUT)]
     subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=300)
     hutch = tmp_path / "bin/hutch"
     said = subprocess.run([hutch, "--version"], capture_output=True, text=True, check=True, timeout=60)

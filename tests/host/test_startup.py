@@ -47,19 +47,21 @@ def test_reading_commands_load_little(command: list[str], tmp_path: Path) -> Non
 
 # Each takes milliseconds, most of them since they bring the others with them.
 NOT_BEFORE_A_GUEST = frozenset(
-    {"collections", "enum", "functools", "inspect", "re", "typing", "dataclasses", "socket", "json"}
+    {"collections", "enum", "functools", "inspect", "re", "typing", "dataclasses", "socket", "json", "signal"}
 )
-SUPERVISOR = """
+PROGRAMS = ("hutch.runtime.runner", "hutch.runtime.hold", "hutch.confine.install")
+LOADED = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import hutch.runtime.entry, hutch.confine.install
+__import__(sys.argv[2])
 print(*sys.modules)
 """
 
 
-def test_a_supervisor_loads_next_to_nothing_before_its_guest_begins() -> None:
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_runs_before_a_guest_loads_next_to_nothing(program: str) -> None:
     source = Path(__file__).parents[2] / "src"
-    argv = [sys.executable, "-I", "-S", "-c", SUPERVISOR, str(source)]
+    argv = [sys.executable, "-I", "-S", "-c", LOADED, str(source), program]
     result = subprocess.run(argv, capture_output=True, text=True, timeout=30)
     assert result.returncode == 0, result.stderr
     loaded = set(result.stdout.split())

@@ -1,4 +1,5 @@
-"""What a guest, a hanging command or a killed one can do to the supervisor and to the commands that talk to it."""
+"""What a guest, a hanging command or a killed one can do to what runs a workspace, and to the commands that talk to it.
+What the runner does by itself: test_runner."""
 
 from __future__ import annotations
 
@@ -7,19 +8,26 @@ import json
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hutch.host.services.cgroup import open_root
+from hutch.backends.launch import Launch, Step, encode_launch
+from hutch.host.services.cgroup import Cgroup, open_root
 from hutch.runtime import control
+from hutch.runtime.observe import read_launch
 from hutch.spec.names import Places
 from tests.host.instance import HUTCH, Instance
 from tests.host.opening import open_instance
+from tests.host.processes import Process, main_of, runner_of
+from tests.host.residue import cgroups_of
 from tests.support.world import World
 
 
@@ -159,40 +167,48 @@ def test_a_big_paste_while_the_command_writes(running: Instance) -> None:
 # Deadlines.
 
 
-def start_changed(instance: Instance, **changes: object) -> tuple[dict[str, str], float]:
+STARTING = """
+import json, sys
+from contextlib import nullcontext
+from pathlib import Path
+from hutch.backends.launch import decode_launch
+from hutch.runtime import control
+from hutch.spec.names import Places
+launch = decode_launch(sys.stdin.buffer.read())
+settling = lambda: nullcontext(lambda go: go())
+places = Places(Path(sys.argv[1]), Path(sys.argv[2]))
+print(json.dumps(control.start_all(places, ["web"], lambda name: launch, lambda *_: None, settling)))
+"""
+
+
+def launch_of(instance: Instance) -> Launch:
+    launch = read_launch(places_of(instance).launch("web"))
+    assert launch is not None
+    return launch
+
+
+def start_changed(instance: Instance, **changes: Any) -> tuple[dict[str, str], float]:
     """Start `web` by its own launch with some changes; how that failed, and how long it took."""
-    stored = json.loads(places_of(instance).launch("web").read_text())
+    launch = replace(launch_of(instance), **{"held": (), **changes})  # what runs in place of nspawn has nothing to hold
     instance.hutch("stop", "web")
-    del stored["crc32"]
-    stored |= {"held": [], **changes}  # what runs in place of nspawn has nothing to hold
-    program = (
-        "import json, sys; from contextlib import nullcontext;"
-        "from hutch.runtime import control; from hutch.spec.names import Places; from pathlib import Path;"
-        "from hutch.backends.launch import Launch; stored = json.load(sys.stdin);"
-        "launch = Launch(**stored);"
-        "print(json.dumps(control.start_all(Places(Path(sys.argv[1]), Path(sys.argv[2])), ['web'],"
-        "lambda name: launch, lambda *_: None, lambda: nullcontext(lambda go: go()))))"
-    )
     begun = time.monotonic()
     result = subprocess.run(
-        [HUTCH[0], "-c", program, instance.state, instance.run],
-        input=json.dumps(stored),
+        [HUTCH[0], "-c", STARTING, instance.state, instance.run],
+        input=encode_launch(launch),
         capture_output=True,
-        text=True,
         timeout=60,
         env=instance.environment(),
     )
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stderr.decode()
     return json.loads(result.stdout), time.monotonic() - begun
 
 
-def step(*argv: str) -> dict[str, object]:
-    return {"argv": argv, "why": "wait for the far end", "may_fail": False}
+def step(*argv: str) -> Step:
+    return Step(argv, "wait for the far end")
 
 
 def test_a_step_that_hangs_ends_at_the_deadline(running: Instance) -> None:
-    mounts = [[step("sh", "-c", "sleep 4321; true")]]
-    failures, seconds = start_changed(running, prepare=mounts, start_seconds=2.0)
+    failures, seconds = start_changed(running, prepare=((step("sh", "-c", "sleep 4321; true"),),), start_seconds=2.0)
     assert "cannot wait for the far end" in failures["web"]
     assert "2 s" in failures["web"]
     assert seconds < 6
@@ -202,11 +218,11 @@ def test_a_step_that_hangs_ends_at_the_deadline(running: Instance) -> None:
 
 def test_what_cannot_be_connected_runs_nothing_of_its_own(running: Instance) -> None:
     """nspawn has begun by then; what it makes PID 1 of is still held."""
-    stored = json.loads(places_of(running).launch("web").read_text())
-    argv = [word for word in stored["argv"] if word != "--boot" and not word.startswith("systemd.")]
-    held = {"held": stored["held"], "argv": [*argv, "touch", "/home/dev/has-run"]}
+    launch = launch_of(running)
+    argv = tuple(word for word in launch.argv if word != "--boot" and not word.startswith("systemd."))
+    held = {"held": launch.held, "argv": (*argv, "touch", "/home/dev/has-run")}
     trace = running.state / "workspaces" / "web" / "home" / "has-run"
-    failures, _ = start_changed(running, **held, connect=[[step("sh", "-c", "sleep 1; exit 7")]])
+    failures, _ = start_changed(running, **held, connect=((step("sh", "-c", "sleep 1; exit 7"),),))
     assert "cannot wait for the far end" in failures["web"]
     assert not trace.exists()
     running.up()
@@ -217,59 +233,34 @@ def test_what_cannot_be_connected_runs_nothing_of_its_own(running: Instance) -> 
 
 
 def test_a_reboot_before_it_is_ready_is_a_failure(running: Instance) -> None:
-    failures, seconds = start_changed(running, argv=["sh", "-c", "exit 133"], restart_codes=[133])
+    failures, seconds = start_changed(running, argv=("sh", "-c", "exit 133"), restart_codes=(133,))
     assert "rebooted before it was ready" in failures["web"]
     assert seconds < 5
     running.up()
 
 
-def test_later_reboots_are_throttled(running: Instance) -> None:
-    counted = running.directory / "boots"
-    ready = "import os, socket; socket.socket(1, 2).sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])"
-    argv = ["sh", "-c", f'echo >> {counted}; {HUTCH[0]} -c "{ready}"; sleep 0.5; exit 133']
-    failures, _ = start_changed(running, argv=argv, restart_codes=[133], prepare=[], connect=[])
-    assert not failures
-    time.sleep(7)
-    assert len(counted.read_text()) == 2
-    begun = time.monotonic()
-    running.hutch("stop", "web")
-    assert time.monotonic() - begun < 5
-    assert running.status("web")["state"] == "stopped"
-    running.up()
-
-
-def test_a_reboot_takes_the_root_with_it(running: Instance) -> None:
-    """Its mounts live in the supervisor's namespace: each boot must find as many as the first."""
-    supervisor = running.status("web")["pid"]
-    counts = []
+def test_reboots_leave_nothing_of_the_root_behind(running: Instance) -> None:
+    """Its mounts are in a namespace of its own at each boot, which is as the first was."""
+    counts, runner = [], runner_of(running, "web").pid
     for _ in range(2):
-        mountinfo = Path(f"/proc/{supervisor}/mountinfo").read_text()
+        before = running.status("web")["pid"]
+        mountinfo = Path(f"/proc/{before}/mountinfo").read_text()
         counts.append(sum(str(running.run) in line or " /sys" in line for line in mountinfo.splitlines()))
-        before = running.status("web")["since"]
+        assert str(running.run) not in mounts_of(runner)
         running.inside("web", "systemctl", "reboot", root=True, check=False)
         deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            status = running.status("web")
-            if status["state"] == "running" and status["since"] != before:
-                break
+        while (status := running.status("web"))["state"] != "running" or status["pid"] == before:
+            assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert running.status("web")["pid"] == supervisor
+        assert runner_of(running, "web").pid == runner
+        running.ssh("web")
     assert counts[0] == counts[1]
 
 
-# Helpers.
-
-
-def test_what_a_helper_says_last_is_told_however_much_it_said(running: Instance) -> None:
-    """More than the log holds comes first, so its file has been replaced twice."""
-    script = "yes 'a line of the flood' | head -c 2000000 >&2; echo its last words >&2; exit 3"
-    socket = f"{running.run}/workspaces/web/helper"
-    helper = {"argv": ["sh", "-c", script], "why": "try", "socket": socket, "uid": 0, "open_files": 100}
-    failures, _ = start_changed(running, helpers=[helper], argv=["sleep", "60"], prepare=[], connect=[])
-    assert "the process beside it ended with code 3: try" in failures["web"]
-    assert failures["web"].endswith("its last words")
-    assert sum(path.stat().st_size for path in (running.run / "workspaces" / "web").glob("machine.log*")) <= 1 << 20
-    running.up()
+def mounts_of(pid: int) -> str:
+    """Where what is mounted for one process alone lies."""
+    shared = Path("/proc/self/mountinfo").read_text().splitlines()
+    return "\n".join(line for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines() if line not in shared)
 
 
 # Floods.
@@ -311,8 +302,8 @@ def peak_memory(pid: int) -> int:
 
 
 @pytest.mark.parametrize("count", range(4))
-def test_up_after_a_command_was_killed_while_it_starts_a_supervisor(running: Instance, count: int) -> None:
-    """SIGKILL as soon as the supervisor's launch is there, and a little later; the next command finds it at work."""
+def test_up_after_a_command_was_killed_while_it_starts_a_runner(running: Instance, count: int) -> None:
+    """SIGKILL as soon as the service has begun, and a little later; the next command finds it at work."""
     running.hutch("stop", "web")
     launch = places_of(running).launch("web")
     launch.unlink()
@@ -331,22 +322,22 @@ def test_up_after_a_command_was_killed_while_it_starts_a_supervisor(running: Ins
 @pytest.mark.parametrize("content", ["", '{"network_namespace": ', "[]", "{}"])
 def test_a_damaged_launch_is_cleaned_up_by_names(running: Instance, content: str) -> None:
     places_of(running).launch("web").write_text(content)
-    supervisor = running.status("web")
-    status = json.loads(places_of(running).status("web").read_text())
-    assert supervisor["state"] == "running"
-    os.kill(status["pid"], 9)
+    assert running.status("web")["state"] == "running"
+    victims = [runner_of(running, "web"), main_of(running, "web")]
+    for victim in victims:  # so nobody else cleans up
+        os.kill(victim.pid, signal.SIGKILL)
     running.up()
     assert running.status("web")["state"] == "running"
     running.ssh("web")
 
 
-def test_a_supervisor_that_does_not_react_is_killed(running: Instance) -> None:
-    places = places_of(running)
-    status = json.loads(places.status("web").read_text())
-    os.kill(status["pid"], 19)
+@pytest.mark.parametrize("deaf", [runner_of, main_of])
+def test_what_does_not_react_is_killed(running: Instance, deaf: Callable[[Instance, str], Process]) -> None:
+    os.kill(deaf(running, "web").pid, signal.SIGSTOP)
     begun = time.monotonic()
-    control.stop_all(places, ["web"], patience=0.0)
+    control.stop_all(places_of(running), ["web"], patience=0.0)
     assert time.monotonic() - begun < 15
+    assert [path for top in cgroups_of(running) for path in Path(top).rglob("*.service")] == []
     running.up()
     running.ssh("web")
 
@@ -376,8 +367,6 @@ def test_a_guests_cgroups_are_bounded_and_go(running: Instance) -> None:
 
 
 def test_cgroups_that_are_too_deep_for_a_path_are_removed() -> None:
-    from hutch.host.services.cgroup import Cgroup
-
     cgroup = Cgroup("hutch-test-deep/one")
     cgroup.make("machine")
     root = open_root()

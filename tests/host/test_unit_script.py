@@ -1,23 +1,31 @@
-"""The shell that a service runs, here without systemd: what it says of a workspace that has ended or is ready."""
+"""The shell that a service runs, one command of it at a time: what it says of a workspace that has ended or is ready,
+and what it lets through of a console."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hutch.runtime.status import read_status
+
+from hutch.runtime.status import Status, read_status
 from hutch.runtime.units import LIBRARY
 
-STUBS = 'set -eu\nreboot=133 calm=120 unit=hutch@web.service\ncleanup() { :; }\nsystemctl() { echo "$*"; }\n'
+CGROUP = "hutch.slice/hutch-a\\x2db.slice/hutch@a-b.service"
+STUBS = f"""
+set -eu
+reboot=133 calm=120 patience=60 overdue=6000 backend=nspawn unit=hutch@web.service where='{json.dumps(CGROUP)}'
+cleanup() {{ :; }}
+systemctl() {{ echo "$*" >>"$runtime/told"; }}
+"""
 
 
-def said(runtime: Path, verb: str, **environment: str) -> dict[str, Any]:
-    script = runtime / "unit"
+def said(runtime: Path, verb: str, **environment: str) -> Status:
+    script = runtime / "run"
     script.write_text(f"runtime={runtime}\n{STUBS}{LIBRARY.read_text()}")
     path = {"PATH": os.environ["PATH"]}
     subprocess.run(["sh", script, verb], env={**path, **environment}, check=True, timeout=20, stdout=subprocess.PIPE)
@@ -30,7 +38,6 @@ def said(runtime: Path, verb: str, **environment: str) -> dict[str, Any]:
 def runtime(tmp_path: Path) -> Path:
     (tmp_path / "noted").mkdir()
     (tmp_path / "noted" / "begun").write_text("100")
-    (tmp_path / "noted" / "cgroup").write_text("hutch.slice/hutch-a\\x2db.slice/hutch@a-b.service")
     return tmp_path
 
 
@@ -41,36 +48,76 @@ ENDS = {
     "called off": (set(), ("success", "killed", "TERM"), "stopped", "the start was called off"),
     "by force": ({"asked", "ready_seconds"}, ("timeout", "killed", "KILL"), "stopped", ""),
     "in disorder": ({"asked", "ready_seconds"}, ("exit-code", "exited", "7"), "stopped", ""),
-    "overdue": (set(), ("timeout", "killed", "TERM"), "failed", "it was not ready in time"),
+    "overdue": (set(), ("timeout", "killed", "TERM"), "failed", "not ready after 60 s"),
+    "overdue, once ready": ({"ready_seconds"}, ("timeout", "killed", "KILL"), "failed", "it did not end in time"),
     "too early": (set(), ("protocol", "exited", "0"), "failed", "the guest ended before it was ready"),
-    "with a code": ({"ready_seconds"}, ("exit-code", "exited", "7"), "failed", "its main process ended with code 7"),
-    "killed": ({"ready_seconds"}, ("signal", "killed", "KILL"), "failed", "its main process was killed by SIGKILL"),
+    "reboots too early": (set(), ("protocol", "exited", "133"), "failed", "the guest rebooted before it was ready"),
+    "never begun": (set(), ("exit-code", None, None), "failed", "nspawn ended with code none"),
+    "with a code": ({"ready_seconds"}, ("exit-code", "exited", "7"), "failed", "nspawn ended with code 7"),
+    "killed": ({"ready_seconds"}, ("signal", "killed", "KILL"), "failed", "nspawn was killed by SIGKILL"),
     "else": ({"ready_seconds"}, ("oom-kill", "killed", "KILL"), "failed", "systemd ended it: oom-kill"),
 }
 
 
 @pytest.mark.parametrize(("noted", "how", "state", "reason"), ENDS.values(), ids=ENDS)
-def test_how_it_ended(runtime: Path, noted: set[str], how: tuple[str, str, str], state: str, reason: str) -> None:
+def test_how_it_ended(
+    runtime: Path, noted: set[str], how: tuple[str, str | None, str | None], state: str, reason: str
+) -> None:
     for name in noted:
         (runtime / "noted" / name).write_text("1.5")
-    found = said(runtime, "stopped", **dict(zip(("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"), how, strict=True)))
-    assert (found["state"], found["reason"], found["leader"]) == (state, reason, None)
-    assert found["cgroup"] == "hutch.slice/hutch-a\\x2db.slice/hutch@a-b.service"
+    told = zip(("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"), how, strict=True)
+    found = said(runtime, "stopped", **{name: value for name, value in told if value is not None})
+    assert (found.state, found.reason, found.leader, found.cgroup) == (state, reason, None, CGROUP)
+
+
+def test_a_start_that_was_called_off_by_force(runtime: Path) -> None:
+    """A guest that is held, or has just begun, hears nobody, and its time to end runs out before that to start."""
+    (runtime / "noted" / "begun").write_text(str(round(float(Path("/proc/uptime").read_text().split()[0]) * 100)))
+    found = said(runtime, "stopped", SERVICE_RESULT="timeout", EXIT_CODE="killed", EXIT_STATUS="KILL")
+    assert (found.state, found.reason) == ("stopped", "the start was called off")
+
+
+def test_which_step_was_overdue(runtime: Path) -> None:
+    for name, text in {"step": "", "step0": "", "step1": "wait for the far end", "step2": ""}.items():
+        (runtime / "noted" / name).write_text(text)
+    found = said(runtime, "stopped", SERVICE_RESULT="timeout", EXIT_CODE="killed", EXIT_STATUS="TERM")
+    assert found.reason == "cannot wait for the far end: it had not ended after 60 s"
+
+
+@pytest.mark.parametrize(("begun", "is_forgiven"), [("100", True), (None, False)], ids=["calm", "at once"])
+def test_reboots_count_unless_it_ran_for_a_while(runtime: Path, begun: str | None, is_forgiven: bool) -> None:
+    now = Path("/proc/uptime").read_text().split()[0].replace(".", "")
+    for name, text in (("ready_seconds", "1.5"), ("begun", begun or now)):
+        (runtime / "noted" / name).write_text(text)
+    said(runtime, "stopped", SERVICE_RESULT="success", EXIT_CODE="exited", EXIT_STATUS="133")
+    told = runtime / "told"
+    assert (told.read_text() if told.exists() else "") == (
+        "--no-block reset-failed hutch@web.service\n" if is_forgiven else ""
+    )
 
 
 def test_what_failed_is_told_whatever_it_says(runtime: Path) -> None:
     text = "cannot 'share \\x' \"y\": a\tb\nc\x1b[31m"
     (runtime / "noted" / "reason").write_text(text)
     found = said(runtime, "stopped", SERVICE_RESULT="exit-code", EXIT_CODE="exited", EXIT_STATUS="1")
-    assert found["reason"] == "cannot 'share \\x' \"y\": a b\nc[31m"
+    assert found.reason == "cannot 'share \\x' \"y\": a b\nc[31m"
 
 
 def test_when_it_is_ready(runtime: Path) -> None:
     for name, text in (("shown", "yes"), ("leader", f"[{os.getpid()}, 7]"), ("begun", "100")):
         (runtime / "noted" / name).write_text(text)
     found = said(runtime, "ready", MAINPID=str(os.getpid()))
-    assert (found["state"], found["pid"], found["leader"]) == ("running", os.getpid(), [os.getpid(), 7])
-    assert found["ready_seconds"] > 0
+    assert (found.state, found.pid, found.leader) == ("running", os.getpid(), (os.getpid(), 7))
+    assert found.ready_seconds is not None and found.ready_seconds > 0
+    began = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    assert found.started == int(began)
+
+
+def test_that_it_is_told_to_end(runtime: Path) -> None:
+    found = said(runtime, "stopping", MAINPID=str(os.getpid()))
+    assert (found.state, found.pid, found.reason) == ("stopping", os.getpid(), "")
+    found = said(runtime, "stopped", SERVICE_RESULT="success", EXIT_CODE="exited", EXIT_STATUS="0")
+    assert (found.state, found.reason) == ("stopped", "")
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hutch.runtime.main_process import listen_to_guest
+
+from hutch.runtime.hear import listen_to_vsock
 
 UID = 0x7FFF_0001
 
@@ -24,14 +25,15 @@ def has_sockets() -> bool:
 @pytest.mark.skipif(not has_sockets(), reason="the kernel has no sockets of vsock")
 def test_each_machine_is_told_a_port_of_its_own(tmp_path: Path) -> None:
     told = []
-    with closing(listen_to_guest({"cid": 77, "file": f"{tmp_path}/a", "uid": UID})[0]) as first:
-        listener, caller = listen_to_guest({"cid": 78, "file": f"{tmp_path}/b", "uid": UID})
-        with closing(listener):
-            assert caller == 78
-            for socket_, name in ((first, "a"), (listener, "b")):
-                text = (tmp_path / name).read_text()
-                assert text == f"vsock-stream:2:{socket_.getsockname()[1]}\n"
-                assert ((tmp_path / name).stat().st_uid, (tmp_path / name).stat().st_mode & 0o777) == (UID, 0o600)
-                assert not os.get_inheritable(socket_.fileno())
-                told.append(text)
+    with (
+        closing(listen_to_vsock(77, f"{tmp_path}/a", UID)) as first,
+        closing(listen_to_vsock(78, f"{tmp_path}/b", UID)) as second,
+    ):
+        assert (first._caller, second._caller) == (77, 78)
+        for calls, name in ((first, "a"), (second, "b")):
+            text = (tmp_path / name).read_text()
+            assert text == f"vsock-stream:2:{calls._listener.getsockname()[1]}\n"
+            assert ((tmp_path / name).stat().st_uid, (tmp_path / name).stat().st_mode & 0o777) == (UID, 0o600)
+            assert not os.get_inheritable(calls._listener.fileno())
+            told.append(text)
     assert told[0] != told[1]

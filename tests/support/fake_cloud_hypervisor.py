@@ -125,7 +125,8 @@ def parse_request(data: bytes) -> tuple[str, str]:
 
 class FakeMachine:
     """The two sockets of a machine in `directory`. It answers as cloud-hypervisor does, keeps what was asked, and a
-    request that is wrong as its refusal. `ports` are those at which its guest listens."""
+    request that is wrong as its refusal. `ports` are those at which its guest listens; `status` is its answer to any
+    request, by default as published."""
 
     def __init__(self, directory: Path, ports: Sequence[int] = ()) -> None:
         self.directory, self.ports = directory, ports
@@ -134,6 +135,7 @@ class FakeMachine:
         self.connected: list[int] = []
         self.missed: list[int] = []
         self.refused: list[str] = []
+        self.status = ""
         self.heard = threading.Event()
         self._open: list[socket.socket] = []
         self._listen("api", self._answer_request)
@@ -170,9 +172,9 @@ class FakeMachine:
         method, path = parse_request(data)
         self.requests.append((method, path))
         self.bodies.append(data.partition(b"\r\n\r\n")[2])
-        status = FACTS["paths"][path][method.lower()][0]
+        status = self.status or f"{FACTS['paths'][path][method.lower()][0]} "
         connection.sendall(
-            f"HTTP/1.1 {status} \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\r\n".encode()
+            f"HTTP/1.1 {status}\r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\r\n".encode()
         )
 
     def _answer_call(self, connection: socket.socket) -> None:

@@ -1,5 +1,5 @@
 """A program that plays cloud-hypervisor in the jail that it would run in: reports what it finds there, as JSON on its
-terminal, then boots a guest that is ready at once and ends when it is asked to. It stands alone, and runs with what
+console, then boots a guest that is ready at once and ends when it is asked to. It stands alone, and runs with what
 every host has.
 """
 
@@ -61,6 +61,7 @@ def main() -> None:
         call.sendall(b"READY=1")
         assert call.recv(1) == b""  # systemd waits for that too
     if RESETS:
+        time.sleep(2)  # or it would not have been ready for long enough to be known as such
         os.write(3, b'{\n  "source": "vm",\n  "event": "rebooting"\n}\n\n')
         time.sleep(60)  # cloud-hypervisor would go on too
     asked, _ = vm.accept()

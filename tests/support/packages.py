@@ -8,14 +8,14 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.support.world import OUTER_NETNS
+from tests.support.enclosure import OUTER_NETWORK
 
 CHECKOUT = Path(__file__).parents[2]
 
 
 def build_package(output: Path, revision: str) -> Path:
     """The file; what stands in it as the version ends with `revision`."""
-    outside = ("nsenter", f"--net={os.environ[OUTER_NETNS]}", "--")
+    outside = ("nsenter", f"--net={os.environ[OUTER_NETWORK]}", "--")
     command = [*outside, str(CHECKOUT / "script/package"), f"--output={output}", f"--revision={revision}"]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr

@@ -1,122 +1,142 @@
-"""A service of systemd's, run without systemd: what its unit says is done by hand, as systemd does it."""
+"""A workspace's service, run by the product's own runner as on a host whose process 1 is not systemd, without the rest
+of a hutch: a Launch of the test's own, below directories of the test's own, hence in a cgroup of its own."""
 
 from __future__ import annotations
 
-import json
 import os
+import select
 import signal
-import socket
-import struct
-import subprocess
+import sys
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hutch.runtime.launched import write_launch
-from hutch.runtime.units import render_script
-
-from hutch.backends.launch import Launch
+import hutch
+from hutch.backends.launch import REBOOT, Launch, Limits, Step, Surroundings
+from hutch.host.services.cgroup import Cgroup
+from hutch.host.services.process import is_alive
+from hutch.runtime.control import provide
+from hutch.runtime.runners import Runners
+from hutch.runtime.status import Status, read_status
 from hutch.spec.names import Places
+from tests.unit.facts import surroundings
 
-NAMESPACE = ("unshare", "--mount", "--propagation", "slave", "--")
+NAME = "lab"
+QUICK = 20.0  # seconds
+OVER = ("stopped", "failed")
+
+
+def own_surroundings(directory: Path) -> Surroundings:
+    """Of a hutch below a directory, whose programs are this checkout's."""
+    places = Places(directory / "state", directory / "run")
+    return surroundings(places=places, python=sys.executable, package=str(Path(hutch.__file__).parent))
+
+
+def make_launch(places: Places, dialect: str, script: str, **more: Any) -> Launch:
+    """One whose main process, or what that starts, is a shell script."""
+    runtime = str(places.runtime(NAME))
+    known: dict[str, Any] = {
+        "workspace": NAME,
+        "backend": "qemu",
+        "unit": places.unit(NAME),
+        "network_namespace": "",
+        "cgroup": places.cgroup(NAME),
+        "runtime": runtime,
+        "dialect": dialect,
+        "directories": (runtime,),
+        "files": (),
+        "prepare": (),
+        "connect": (),
+        "argv": ("sh", "-euc", script),
+        "cleanup": (),
+        "limits": Limits(),
+        "restart_codes": (REBOOT,),
+        "start_seconds": QUICK,
+        "stop_seconds": QUICK,
+    }
+    return Launch(**{**known, **more})
 
 
 class Service:
-    """One start of a Launch: `process` is its main process. What it says goes to `said`."""
+    """From its first start on. `change` may have the unit say something else than what is rendered. To be closed."""
 
-    def __init__(self, launch: Launch, places: Places, directory: Path) -> None:
-        directory.mkdir(exist_ok=True)
-        self.launch, self.runtime = launch, Path(launch.runtime)
-        self.is_overdue = False
-        self.said = directory / "said"
-        self.script = directory / "run"
-        self.script.write_text(render_script(launch, places, "/usr/bin/python3"))
-        write_launch(directory / "launch.json", asdict(launch))
-        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        path = directory / "notify"
-        path.unlink(missing_ok=True)
-        self.notify.bind(str(path))
-        joining = ("nsenter", f"--net={launch.network_namespace}", "--") if launch.network_namespace else ()
-        with self.said.open("wb") as output:
-            self.process = subprocess.Popen(
-                [*joining, *NAMESPACE, "/bin/sh", str(self.script), "start"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                env={"NOTIFY_SOCKET": str(path), "PATH": "/usr/bin:/bin"},
-                start_new_session=True,
-            )
+    def __init__(self, launch: Launch, places: Places, change: Callable[[str], str] = str) -> None:
+        self.places, self.name = places, launch.workspace
+        self.runtime = places.runtime(self.name)
+        self.ends = places.run / "ends"
+        told = ("sh", "-c", 'echo "$SERVICE_RESULT $EXIT_CODE $EXIT_STATUS" >>"$0"', str(self.ends))
+        self.launch = replace(launch, cleanup=(*launch.cleanup, Step(told, "tell how it ended", may_fail=True)))
+        self.manager = Runners(places)
+        places.state.mkdir(exist_ok=True)
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # a runner outlives who started it
+            self.manager.prepare(self.name)
+        provide(places, self.manager, [self.launch])
+        unit = places.unit_directory(self.name) / places.unit(self.name)
+        unit.write_text(change(unit.read_text()))
+        self.manager.begin([self.launch])
+        self.manager.connect()
+        (self.report,) = self.manager.start([self.launch])
 
-    # What systemd does.
+    def is_ready(self, seconds: float = QUICK) -> bool:
+        """Whether it is before that time is over, and before it has ended."""
+        if not select.select([self.report], [], [], seconds)[0]:
+            return False
+        return self.manager.outcome(self.report, self.name) == ""
 
-    def is_ready(self, seconds: float) -> bool:
-        """Whether it says so within some time: its main process does, nobody else is heard."""
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            self.notify.settimeout(left)
-            try:
-                text, ancillary, _, _ = self.notify.recvmsg(4096, 256)
-            except TimeoutError:
-                return False
-            (pid, *_) = struct.unpack("3i", ancillary[0][2])
-            if b"READY=1" in text.split(b"\n") and pid == self.process.pid:
-                self.verb("ready")
-                return True
-        return False
+    def stop(self, seconds: float = QUICK) -> str:
+        """As `hutch stop`; how it ended."""
+        self.manager.stop([self.name], seconds)
+        return self.how[-1]
 
-    def stop(self) -> int:
-        """As `systemctl stop`; the exit code of the main process."""
-        self.verb("stopping")
-        self.process.send_signal(signal.SIGTERM)
-        return self.ended(self.launch.stop_seconds)
+    def ended(self, seconds: float = QUICK) -> str:
+        """Wait for the end of the first start, unless that is over; how it ended."""
+        self.until(lambda: self.how and self.status.state in OVER, seconds)
+        return self.how[0]
 
-    def ended(self, seconds: float) -> int:
-        """What it ended with, by force when its time is over, and what becomes of the rest then."""
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.is_overdue = True
-        self.end()
-        return self.process.returncode
-
-    def end(self) -> None:
-        """What is left is killed, as the rest of a cgroup is. May be called again."""
-        if self.notify.fileno() < 0:
-            return
-        self.notify.close()
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        code = self.process.wait(10)
-        result = "timeout" if self.is_overdue else "success" if code in (0, *self.launch.restart_codes) else "exit-code"
-        self.verb("stopped", SERVICE_RESULT=result, EXIT_CODE="exited", EXIT_STATUS=str(code))
-
-    def verb(self, verb: str, **environment: str) -> None:
-        """One of the commands around the main process."""
-        joining = ("nsenter", f"--net={self.launch.network_namespace}", "--") if self.launch.network_namespace else ()
-        told = {"PATH": "/usr/bin:/bin", "MAINPID": str(self.process.pid), **environment}
-        argv = [*joining, *NAMESPACE, "/bin/sh", str(self.runtime / "unit"), verb]
-        result = subprocess.run(argv, env=told, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-        assert result.returncode == 0, result.stdout + result.stderr
+    def close(self) -> None:
+        """End it, and see that nothing of it is left."""
+        self.manager.give_up()
+        self.manager.stop([self.name], 0.0)
+        with closing(Cgroup(self.places.slice_cgroup(self.name))) as cgroup:
+            assert not cgroup.has("cgroup.procs")
 
     # What is seen of it.
 
     @property
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.runtime / "status.json").read_text())
-        return found
+    def status(self) -> Status:
+        found = read_status(str(self.places.status(self.name)))
+        return found or Status("absent", 0, None, 0.0, None, None, "", "")
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its main process is."""
+        return is_alive(self.status.pid, self.status.started)
+
+    @property
+    def how(self) -> list[str]:
+        """How each start ended: the result, and whether the main process exited or was killed, and with what."""
+        return self.ends.read_text().splitlines() if self.ends.exists() else []
 
     @property
     def text(self) -> str:
-        return self.said.read_text(errors="replace")
+        return self.manager.log(self.name, 1 << 20)
 
-    def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+    @property
+    def runner(self) -> int:
+        """Its pid; 0 when there is none."""
+        with closing(Cgroup(self.places.slice_cgroup(self.name))) as cgroup:
+            return next(iter(cgroup.processes("runner")), 0)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """A signal for the main process."""
+        os.kill(self.status.pid, number)
+
+    def until(self, condition: Callable[[], object], seconds: float = QUICK) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, self.text
+            assert time.monotonic() < deadline, (self.status, self.how, self.text)
             time.sleep(0.02)

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support import world_files
+from tests.support.enclosure import OUTER_NETWORK
 from tests.support.world_zone import ZoneFile
 
-OUTER_NETNS = "HUTCH_TEST_OUTER_NETNS"
 HERE = Path(__file__).parent
 
 HOST = "198.51.100.2"  # the host under test, on the internet's side
@@ -216,9 +216,9 @@ class World:
 
 def outer_network() -> int:
     """A descriptor of the machine's own network namespace; refuses to go on when that is where we are."""
-    path = os.environ.get(OUTER_NETNS)
+    path = os.environ.get(OUTER_NETWORK)
     if not path:
-        raise WorldError(f"{OUTER_NETNS} is not set: these tests run by script/test, in namespaces of their own")
+        raise WorldError(f"{OUTER_NETWORK} is not set: these tests run by script/test, in namespaces of their own")
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     if os.fstat(descriptor).st_ino == os.stat("/proc/self/ns/net").st_ino:
         raise WorldError("these tests run by script/test, in namespaces of their own")

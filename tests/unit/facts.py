@@ -6,11 +6,14 @@ difference before it is committed.
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from hutch.backends.launch import Surroundings
+from hutch.backends import nspawn
+from hutch.backends.launch import Launch, Surroundings
 from hutch.host.network.firewall import Member
 from hutch.spec import names
 from hutch.spec.entries import Publish
@@ -68,6 +71,11 @@ def surroundings(**keys: Any) -> Surroundings:
     return Surroundings(**{**known, **keys})
 
 
+def launched(name: str = "web", **keys: Any) -> Launch:
+    """The start of a container, as its backend describes it."""
+    return replace(nspawn.launch(name, workspace(name), surroundings()), **keys)
+
+
 def member(name: str, ip: str, *publish: Publish) -> Member:
     return Member(name, names.port(name, "container"), names.mac(name), ip, publish)
 
@@ -85,3 +93,10 @@ def check_golden(name: str, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8"), f"differs from {path}"
+
+
+def check_golden_launch(name: str, launch: Launch) -> None:
+    """But for its dialect, which is a file of the source's."""
+    found = asdict(launch)
+    del found["dialect"]
+    check_golden(name, json.dumps(found, indent=1, ensure_ascii=False) + "\n")

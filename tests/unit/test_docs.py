@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hutch.spec.model import WORKSPACE_KEYS, Workspace, weight_of
+from hutch.backends import weight_of
+from hutch.spec.model import WORKSPACE_KEYS, has_effect
+from tests.unit.facts import workspace
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -20,6 +22,6 @@ def test_the_weights_of_keys(column: int, kind: str) -> None:
     told = {
         row[0]: set(re.findall(r"`(\w+)`", row[column])) for row in rows if row[0] in ("live", "restart", "recreate")
     }
-    own = [key for key in WORKSPACE_KEYS if Workspace.__dataclass_fields__[key].metadata["only"] in ("", kind)]
-    assert told == {weight: {key for key in own if weight_of(key, kind) == weight} for weight in told}
+    own = [key for key in WORKSPACE_KEYS if has_effect(key, kind)]
+    assert told == {weight: {key for key in own if weight_of(key, workspace(type=kind)) == weight} for weight in told}
     assert set.union(*told.values()) == set(own)

@@ -7,10 +7,12 @@ cut between the layers is wrong.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,14 +38,14 @@ RANK = {layer: len(LAYERS) - row for row, layers in enumerate(LAYERS) for layer 
 
 # These compute and touch nothing, so they import none that does.
 PURE = ("plan", "backends", "guest")
-IMPURE_LAYERS = frozenset({"run", "files", "trees", "host", "runtime", "access", "confine", "images"})
+IMPURE_LAYERS = frozenset({"run", "files", "trees", "host", "runtime", "access", "confine", "images", "state"})
 IMPURE_MODULES = frozenset(
     {"asyncio", "ctypes", "fcntl", "glob", "io", "multiprocessing", "pty", "shutil", "signal", "socket", "subprocess"}
     | {"tempfile", "threading", "time"}
 )
 
-# Programs of their own, which are run by path and talk to whoever ran them.
-PROGRAMS = frozenset({"host/doctor/packages.py"})
+# Programs of their own, which nobody imports and which talk to whoever ran them.
+PROGRAMS = frozenset({"host/doctor/packages.py", "backends/qemu_monitor.py", "backends/cloud_hypervisor_calls.py"})
 STREAM_WRITES = frozenset(f"sys.{stream}.{method}" for stream in ("stdout", "stderr") for method in ("write", "buffer"))
 LONGEST = 450
 
@@ -99,6 +101,79 @@ def layer_imports(path: Path) -> Iterator[tuple[str, str]]:
             yield item.module.split(".")[1], item.where
 
 
+def file_imports(path: Path) -> Iterator[Path]:
+    """Every file of hutch's own that `path` imports when it is run, but for the packages that these are in."""
+    for node in running(tree(path)):
+        for alias in node.names:
+            whole = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+            found = file_of(whole) or file_of(whole.rpartition(".")[0])
+            if found is not None:
+                yield found
+
+
+def file_of(module: str) -> Path | None:
+    """Where a module of hutch's own is; None for anything else."""
+    place = SOURCE.parent.joinpath(*module.split("."))
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+
+def running(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports below a node, but for those that only who checks types looks at."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            child = ast.Module(child.orelse, [])
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        yield from running(child)
+
+
+SPARING = re.compile(r" *# Spares the start-up of `(hutch [a-z]+|import hutch)`|.* import .*  # (?!noqa)")
+"""What stands before imports in a function, or behind the first of them: whom they would make wait at the top."""
+DONE = tuple(RANK)
+"""The layers whose imports stand at the top, or say why not."""
+
+
+def unexplained(path: Path) -> Iterator[str]:
+    """Imports in functions that do not say whose start-up they spare."""
+    lines = path.read_text().splitlines()
+    for function in ast.walk(tree(path)):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for block in blocks(function):
+            runs = (node for before, node in pairwise([None, *block]) if is_import(node) and not is_import(before))
+            yield from (
+                where(path, node)
+                for node in runs
+                if node and not any(map(SPARING.match, lines[node.lineno - 2 : node.end_lineno]))
+            )
+
+
+def is_import(node: ast.stmt | None) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def blocks(node: ast.AST) -> Iterator[list[ast.stmt]]:
+    """Every list of statements in a node, but for those of functions inside."""
+    for _, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from blocks(child)
+        if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
+            yield value
+
+
+def test_imports_stand_at_the_top_or_say_whom_they_spare() -> None:
+    assert [place for path in modules() if layer_of(path) in DONE for place in unexplained(path)] == []
+
+
+def test_no_circle_of_files() -> None:
+    graph = {
+        str(path.relative_to(SOURCE)): {str(file.relative_to(SOURCE)) for file in file_imports(path)}
+        for path in modules()
+    }
+    TopologicalSorter(graph).prepare()
+
+
 def test_every_module_has_a_layer() -> None:
     assert {layer_of(path) for path in modules()} <= RANK.keys()
 
@@ -120,7 +195,7 @@ def test_no_circle_of_layers() -> None:
 def test_pure_layers_import_no_effects() -> None:
     found = []
     for path in modules():
-        if layer_of(path) in PURE:
+        if layer_of(path) in PURE and str(path.relative_to(SOURCE)) not in PROGRAMS:
             found += [f"{place}: imports {layer}" for layer, place in layer_imports(path) if layer in IMPURE_LAYERS]
             found += [
                 f"{item.where}: imports {item.module}"
@@ -154,7 +229,6 @@ ROOTS_OWN = {
     "hutch/host/identity/ssh.py": "a key's file, in a directory of root's",
     "hutch/host/network/warden.py": "a directory of the state or runtime directory",
     "hutch/images/source.py": "the tree that a file names as its image, which is only looked at",
-    "hutch/runtime/main_process.py": "a socket in the runtime directory",
 }
 
 
@@ -185,6 +259,75 @@ def test_only_the_command_line_prints() -> None:
             if isinstance(node, ast.Attribute) and ast.unparse(node) in STREAM_WRITES:
                 found.append(where(path, node))
     assert found == []
+
+
+# What tells one backend from another. Outside of backends/ and spec/, everybody asks for a trait.
+KINDS = frozenset({"container", "vm", "nspawn", "qemu", "cloud-hypervisor"})
+VMM_WORDS = ("qemu", "qmp", "cloud-hypervisor")
+COMPARING: dict[str, str] = {}
+NAMING = {
+    "apply/hardware.py": "finds on this host what machines are made of, the QMP library among it",
+    "guest/initrd.py": "names a module of the guest's kernel",
+    "host/doctor/tools.py": "names the programs that hutch needs",
+    "host/hardware/accelerator.py": "tries KVM with a guest that is no workspace",
+    "images/machine.py": "finds the firmware, which comes with QEMU",
+}
+
+
+def words(node: ast.AST) -> set[object]:
+    return {item.value for item in ast.walk(node) if isinstance(item, ast.Constant)}
+
+
+def tells_apart(node: ast.AST) -> bool:
+    """Whether it compares a type or a hypervisor, looks something up by it, or asks whether a Launch has links."""
+    if isinstance(node, ast.Compare):
+        return bool(words(node) & KINDS) or "hypervisor" in {getattr(side, "attr", "") for side in ast.walk(node)}
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.slice, ast.Attribute) and node.slice.attr in ("type", "hypervisor")
+    asked = (
+        node.values if isinstance(node, ast.BoolOp) else [getattr(node, "test", None), getattr(node, "operand", None)]
+    )
+    return any(isinstance(item, ast.Attribute) and ast.unparse(item) == "launch.links" for item in asked)
+
+
+def outside_of_backends() -> dict[str, ast.Module]:
+    return {
+        str(path.relative_to(SOURCE)): tree(path) for path in modules() if layer_of(path) not in ("backends", "spec")
+    }
+
+
+def test_nobody_but_a_backend_tells_types_and_hypervisors_apart() -> None:
+    found = {name for name, module in outside_of_backends().items() if any(map(tells_apart, ast.walk(module)))}
+    assert found == COMPARING.keys()
+
+
+def test_nobody_but_a_backend_knows_the_words_of_a_monitor() -> None:
+    found = {
+        name
+        for name, module in outside_of_backends().items()
+        for node in ast.walk(module)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and "\n" not in node.value
+        and len(node.value) < 60
+        and any(word in node.value.lower() for word in VMM_WORDS)
+    }
+    assert found == NAMING.keys()
+
+
+ASKING = {
+    "apply/ejecting.py": "units are what a workspace is ejected as",
+    "apply/planning.py": "a plan says where nothing can start a workspace when the host boots",
+    "apply/units.py": "there is somebody to write units for",
+    "host/services/service.py": "who runs what serves all workspaces",
+    "host/services/units.py": "the answer itself",
+    "runtime/control.py": "who runs a workspace",
+}
+
+
+def test_who_runs_a_workspace_is_asked_in_few_places() -> None:
+    found = {name for name, module in outside_of_backends().items() if "has_systemd(" in ast.unparse(module)}
+    assert found == ASKING.keys()
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))

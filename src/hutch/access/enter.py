@@ -14,12 +14,12 @@ import signal
 import stat
 import struct
 import sys
-from contextlib import closing
 from typing import NoReturn
 
 from hutch.access.streams import BY_FORCE, Streams, captured, own_streams
 from hutch.confine.install import install_filters, leave_keyring, read_filters
 from hutch.errors import HutchError
+from hutch.files import kept_open
 from hutch.frozen import dataclass
 from hutch.host.services.cgroup import Cgroup
 from hutch.host.services.process import open_process, start_time
@@ -56,12 +56,9 @@ class Login:
         }
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the guest's PID 1 may not do, and so the command may not either: see capabilities(7) and seccomp(2)."""
-
-    bounding: int
-    filters: list[bytes]
+Limits = tuple[int, list[bytes]]
+"""The guest's PID 1's bounding set and filters: what it may not do, the command may not either. See capabilities(7) and
+seccomp(2)."""
 
 
 def enter(
@@ -107,24 +104,14 @@ def enter(
         if len(data) == 4:
             _forward_signals(struct.unpack("i", data)[0], seen, by_force=capture is not None)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        with closing(_Ending(go_between)) as ending:
-            streams.relay(ending.pidfd)
+        with kept_open(os.pidfd_open(go_between)) as ending:
+            streams.relay(ending)
         code = _exit_code(os.waitpid(go_between, 0)[1])
         return 128 + seen[0] if seen and capture is not None else code
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _Ending:
-    """A pidfd of a child."""
-
-    def __init__(self, pid: int) -> None:
-        self.pidfd = os.pidfd_open(pid)
-
-    def close(self) -> None:
-        os.close(self.pidfd)
 
 
 def _go_between(login: Login, argv: list[str], limits: Limits, streams: Streams, writing: int) -> NoReturn:
@@ -152,12 +139,9 @@ def _is_in(pid: int, cgroup_path: str) -> bool:
 
 def _read_limits(leader: int, cgroup: Cgroup) -> Limits:
     """A process can be traced by one at a time, so the commands that enter take turns; no guest can hold this lock."""
-    turn = cgroup.open("exec")
-    try:
+    with kept_open(cgroup.open("exec")) as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
-        return Limits(_bounding_set(leader), read_filters(leader))
-    finally:
-        os.close(turn)
+        return _bounding_set(leader), read_filters(leader)
 
 
 def _bounding_set(pid: int) -> int:
@@ -182,18 +166,18 @@ def _enter_namespaces(pidfd: int) -> None:
 
 def _become(login: Login, argv: list[str], limits: Limits, streams: Streams, writing: int) -> NoReturn:
     """The child inside: drop privileges, arrange the streams, become the command."""
-    code = NOT_EXECUTABLE
+    code, (bounding, filters) = NOT_EXECUTABLE, limits
     try:
         os.setsid()  # also without a terminal of its own: the caller's must not be the guest's to type on
         streams.arrange()
         os.closerange(3, 1 << 20)  # whatever the caller happened to have open
         for capability in range(64):
-            if not limits.bounding >> capability & 1:
+            if not bounding >> capability & 1:
                 try:
                     _call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
                 except OSError:
                     break  # past the last capability that this kernel knows
-        install_filters(limits.filters)
+        install_filters(filters)
         os.setgroups(_groups(login.user))
         os.setresgid(login.uid, login.uid, login.uid)
         os.setresuid(login.uid, login.uid, login.uid)

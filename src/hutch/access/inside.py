@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 
 from hutch.access.enter import Login, enter
 from hutch.access.streams import BY_FORCE
+from hutch.backends import is_machine, traits_named
 from hutch.backends.identity import guest_uid
 from hutch.errors import HutchError
+from hutch.files import kept_open
 from hutch.frozen import dataclass
-from hutch.runtime.observe import Observation, are_shown, observe
+from hutch.runtime.observe import are_shown, observe, observe_facts
+from hutch.spec.record import Observation
 
 if TYPE_CHECKING:
     from hutch.spec.model import Workspace
     from hutch.spec.names import Places
-    from hutch.state import Record
+    from hutch.spec.record import Record
 
 GRACE = 2.0  # seconds that it may take to end what is to be ended
 
@@ -40,10 +43,10 @@ def run_inside(
     relative to home. HutchError when the workspace does not run.
     """
     name, now = record.name, observe(places, record.name)
-    booted = record.booted.workspace if record.booted else record.wanted
+    booted = record.effective
     if now.state != "running":
         raise HutchError(f"{name} is {now.state}", resolution=f"`hutch start {name}`")
-    way = reach_by_own_key if os.geteuid() != 0 else reach_machine if booted.type == "vm" else enter_container
+    way = reach_by_ssh if is_machine(booted) or os.geteuid() != 0 else enter_container
     login = login_of(booted, root=root)
     if env or cwd:
         login = replace(login, env=(*booted.env, *(env or {}).items()), cwd=cwd and os.path.join(login.home, cwd))
@@ -69,8 +72,7 @@ def told_inside(places: Places, record: Record, argv: Sequence[str], *, seconds:
             code = run_inside(places, record, argv, root=True, capture=nowhere)
         finally:
             os._exit(code)
-    pidfd = os.pidfd_open(child)
-    try:
+    with kept_open(os.pidfd_open(child)) as pidfd:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         for number, patience in ((0, seconds), (BY_FORCE, GRACE), (signal.SIGKILL, GRACE)):
@@ -79,9 +81,7 @@ def told_inside(places: Places, record: Record, argv: Sequence[str], *, seconds:
             if poll.poll(patience * 1000):
                 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
                 return None if number else code
-        return None
-    finally:
-        os.close(pidfd)
+    return None
 
 
 def login_of(booted: Workspace, *, root: bool) -> Login:
@@ -108,31 +108,23 @@ def enter_container(inside: Inside, login: Login, argv: list[str], capture: int 
     return enter(inside.now.cgroup, inside.now.leader, login, argv, capture=capture)
 
 
-def reach_by_own_key(inside: Inside, login: Login, argv: list[str], capture: int | None) -> int:
-    """For who is not root: by their own ssh, as hutch has configured it, with keys that the workspace knows."""
-    from hutch.access.remote import Target, run_remotely
-    from hutch.access.remote_script import Command
-    from hutch.host.identity.ssh import Peer
-
-    peer = Peer(inside.name, str(inside.booted.ip), inside.booted.user)
-    target = Target(inside.places, peer, inside.now.leader if are_shown() else None, by_own_key=True)
-    command = Command(login.home, login.environment(), argv, login.cwd)
-    return run_remotely(target, command, root=login.uid == 0, capture=capture)
-
-
-def reach_machine(inside: Inside, login: Login, argv: list[str], capture: int | None) -> int:
-    from hutch.access.remote import Target, run_remotely
+def reach_by_ssh(inside: Inside, login: Login, argv: list[str], capture: int | None) -> int:
+    """With hutch's own key; for who is not root, by their own ssh, as hutch has configured it, with keys that the
+    workspace knows."""
+    from hutch.access.remote import Target, run_remotely  # `exec` in a container starts without ssh
     from hutch.access.remote_script import Command
     from hutch.host.hardware import vsock
     from hutch.host.identity import ssh
-    from hutch.runtime.facts import observe_facts
 
-    places, name, booted = inside.places, inside.name, inside.booted
+    places, booted, leader = inside.places, inside.booted, inside.now.leader
     assert booted.ip is not None
-    hypervisor = observe_facts(places, name).get("hypervisor", "")
-    proxy = ssh.proxy_of(booted, hypervisor, has_vsock=vsock.can_open(vsock.DEVICE))
-    if proxy and ssh.answers(booted.ip):
-        proxy = ""
-    target = Target(places, ssh.Peer(name, booted.ip, booted.user, proxy=proxy), inside.now.leader)
+    is_own, proxy = os.geteuid() != 0, ""
+    if is_own:
+        leader = leader if are_shown() else None
+    else:
+        traits = traits_named(booted, observe_facts(places, inside.name).get("hypervisor", ""))
+        proxy = ssh.proxy_of(booted, traits, has_vsock=vsock.can_open(vsock.DEVICE))
+        proxy = "" if proxy and ssh.answers(booted.ip) else proxy
+    target = Target(places, ssh.Peer(inside.name, booted.ip, booted.user, proxy=proxy), leader, by_own_key=is_own)
     command = Command(login.home, login.environment(), argv, login.cwd)
     return run_remotely(target, command, root=login.uid == 0, capture=capture)

@@ -8,9 +8,10 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
-from hutch.errors import HutchError
+from hutch.errors import HutchError, explained
+from hutch.files import kept_open
 
 CHUNK = 1 << 18
 DEPTH = 200  # directories within each other
@@ -18,14 +19,6 @@ ODD = "a device, a pipe or a socket"
 RECORD = 10240  # what tar reads and writes in one go
 CHANGED = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EINVAL)
 """What opening an entry says that is not there any more, or is another thing than it was."""
-
-
-class Opened:
-    """A file or a directory that is open, its name in the archive, and what of a directory is still to be read."""
-
-    def __init__(self, descriptor: int, name: str) -> None:
-        self.descriptor, self.name = descriptor, name
-        self.entries: list[str] = []
 
 
 class Packer:
@@ -36,10 +29,8 @@ class Packer:
         self.files = self.size = 0
         self.is_handed_on = False
         self.left_out: list[str] = []
-        try:
+        with explained(f"{path} cannot be read"):
             self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise HutchError(f"{path} cannot be read: {error.strerror}") from error
         self.status = os.fstat(self.descriptor)
         if not (self.is_tree or stat.S_ISREG(self.status.st_mode)):
             self.close()
@@ -55,60 +46,47 @@ class Packer:
     def pieces(self, name: str) -> Iterator[bytes]:
         """The archive, from its first byte to its last."""
         size = 0
-        for piece in self._tree(name) if self.is_tree else self._file(self.descriptor, name):
+        for piece in self._entry(self.descriptor, name, 0):
             size += len(piece)
             yield piece
         self.is_handed_on = True  # all but the end, of which tar does not read more than it needs
         yield bytes(-(size + 1024) % RECORD + 1024)
 
-    def _tree(self, top: str) -> Iterator[bytes]:
-        """A directory, and what is in it: each directory on the way down is held open while what is in it is read."""
-        above = [Opened(os.dup(self.descriptor), top)]
-        try:
-            yield from self._begin(above[0])
-            while above:
-                if not above[-1].entries:
-                    os.close(above.pop().descriptor)
-                    continue
-                found = self._open(above[-1], above[-1].entries.pop())
-                if isinstance(found, bytes):
-                    yield found
-                elif found and stat.S_ISDIR(os.fstat(found.descriptor).st_mode):
-                    above.append(found)
-                    if len(above) > DEPTH + 1:
-                        raise HutchError(f"{self.path}: there are more than {DEPTH} directories within each other")
-                    yield from self._begin(found)
-                elif found:
-                    try:
-                        yield from self._file(found.descriptor, found.name)
-                    finally:
-                        os.close(found.descriptor)
-        finally:
-            for directory in above:
-                os.close(directory.descriptor)
+    def _entry(self, descriptor: int, name: str, depth: int) -> Iterator[bytes]:
+        """A file; or a directory, and what is in it: each on the way down is held open while what is in it is read."""
+        with self._explained(name):
+            status = os.fstat(descriptor)
+            entries = sorted(os.listdir(descriptor)) if stat.S_ISDIR(status.st_mode) else None
+        if entries is None:
+            yield from self._file(descriptor, name, status)
+            return
+        if depth > DEPTH:
+            raise HutchError(f"{self.path}: there are more than {DEPTH} directories within each other")
+        if name:  # what it is unpacked in stays as it is
+            yield _header(name, status, tarfile.DIRTYPE)
+        for entry in entries:
+            below = f"{name}/{entry}" if name else entry
+            found = self._open(descriptor, entry, below)
+            if isinstance(found, bytes):
+                yield found
+            elif found is not None:
+                with kept_open(found):
+                    yield from self._entry(found, below, depth + 1)
 
-    def _begin(self, directory: Opened) -> Iterator[bytes]:
-        with self._explained(directory.name):
-            status = os.fstat(directory.descriptor)
-            directory.entries = sorted(os.listdir(directory.descriptor), reverse=True)
-        if directory.name:  # what it is unpacked in stays as it is
-            yield _header(directory.name, status, tarfile.DIRTYPE)
-
-    def _open(self, directory: Opened, entry: str) -> Opened | bytes | None:
+    def _open(self, directory: int, entry: str, name: str) -> int | bytes | None:
         """A file or a directory, open; or the header of a link; or nothing, for what is left out."""
-        name = f"{directory.name}/{entry}" if directory.name else entry
         with self._explained(name):
             try:
-                status = os.stat(entry, dir_fd=directory.descriptor, follow_symlinks=False)
+                status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
                 if stat.S_ISLNK(status.st_mode):
-                    target = os.readlink(entry, dir_fd=directory.descriptor)
-                    return _header(name, status, tarfile.SYMTYPE, target)
+                    return _header(name, status, tarfile.SYMTYPE, os.readlink(entry, dir_fd=directory))
                 if stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
-                    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                    opened = Opened(os.open(entry, flags, dir_fd=directory.descriptor), name)
-                    if stat.S_IFMT(os.fstat(opened.descriptor).st_mode) in (stat.S_IFDIR, stat.S_IFREG):
+                    opened = os.open(
+                        entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
+                    )
+                    if stat.S_IFMT(os.fstat(opened).st_mode) in (stat.S_IFDIR, stat.S_IFREG):
                         return opened
-                    os.close(opened.descriptor)
+                    os.close(opened)
                 self.left_out.append(f"{name!r}: {ODD}")
             except OSError as error:
                 if error.errno not in CHANGED:
@@ -116,9 +94,7 @@ class Packer:
                 self.left_out.append(f"{name!r}: it has just gone")
         return None
 
-    def _file(self, descriptor: int, name: str) -> Iterator[bytes]:
-        with self._explained(name):
-            status = os.fstat(descriptor)
+    def _file(self, descriptor: int, name: str, status: os.stat_result) -> Iterator[bytes]:
         yield _header(name, status, tarfile.REGTYPE)
         self.files += 1
         self.size += status.st_size
@@ -131,12 +107,8 @@ class Packer:
             yield piece
         yield bytes(-status.st_size % tarfile.BLOCKSIZE)
 
-    @contextmanager
-    def _explained(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise HutchError(f"{self.path}: {name or '.'!r} cannot be read: {error.strerror}") from error
+    def _explained(self, name: str) -> AbstractContextManager[None]:
+        return explained(f"{self.path}: {name or '.'!r} cannot be read")
 
 
 def _header(name: str, status: os.stat_result, kind: bytes, target: str = "") -> bytes:

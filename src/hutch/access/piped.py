@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 
+from hutch.access.relay import CHUNK, read_some
 from hutch.run import Popen, TimeoutExpired
 
-CHUNK = 1 << 16
 DRAIN = 1 << 20  # bytes that are still taken from a stream when the process has ended: a pipe holds no more
 GRACE = 5.0  # seconds that a process may take to end when it is asked to
 
@@ -33,9 +34,11 @@ class Cancelled(BaseException):
 
 
 class Canceller:
-    """Calls off what another thread carries, or will: `cancel` may be called by any thread, at any time."""
+    """Calls off what another thread carries, or will: `cancel` may be called by any thread, at any time. `tell` calls
+    the listeners of that thread: it is given one, and what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[..., object] = lambda listener, *words: listener(*words)) -> None:
+        self.tell = tell
         self._lock = threading.Lock()
         self._is_cancelled = False
         self._running: Piped | None = None
@@ -59,6 +62,14 @@ class Canceller:
             self._is_cancelled = True
             if self._running is not None:
                 self._running.cancel()
+
+
+CURRENT: ContextVar[Canceller | None] = ContextVar("CURRENT", default=None)
+"""What calls off the work of this thread, where somebody may."""
+
+
+def current_canceller() -> Canceller:
+    return CURRENT.get() or Canceller()
 
 
 class Piped:
@@ -197,32 +208,15 @@ class _Source:
 
 def _hear(descriptor: int, take: Take) -> bool:
     """Hand on what there is; False at the end of the stream."""
-    try:
-        data = _read(descriptor, CHUNK)
-    except BlockingIOError:
-        return True
+    data = read_some(descriptor)
     if data:
         take(data)
-    return bool(data)
+    return data != b""
 
 
 def _drain(descriptor: int, take: Take) -> None:
     """What the process said and nobody heard yet. What it left behind may go on to write, and is not waited for."""
     left = DRAIN
-    while left > 0:
-        try:
-            data = _read(descriptor, min(CHUNK, left))
-        except BlockingIOError:
-            return
-        if not data:
-            return
+    while left > 0 and (data := read_some(descriptor, min(CHUNK, left))):
         take(data)
         left -= len(data)
-
-
-def _read(descriptor: int, size: int) -> bytes:
-    """What there is, up to a size; nothing at the end of the stream."""
-    try:
-        return os.read(descriptor, size)
-    except ConnectionResetError:  # so ends a socket whose other end was closed with something unread in it
-        return b""

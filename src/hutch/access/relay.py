@@ -18,8 +18,15 @@ DRAIN_CHUNKS = 64
 BACKGROUND_SECONDS = 0.3  # until a terminal whose foreground we are not is looked at again
 
 
-def _everything(data: bytes) -> tuple[bytes, bool]:
-    return data, False
+def read_some(source: int, size: int = CHUNK) -> bytes | None:
+    """What there is, up to a size: None for nothing yet, b"" at the end of the stream. A pseudo-terminal whose other
+    side has closed ends by an error, and so does a socket whose other end was closed with something unread in it."""
+    try:
+        return os.read(source, size)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 class Channel:
@@ -32,7 +39,7 @@ class Channel:
         sink: int,
         *,
         owned: Sequence[int] = (),
-        take: Callable[[bytes], tuple[bytes, bool]] = _everything,
+        take: Callable[[bytes], tuple[bytes, bool]] = lambda data: (data, False),
     ) -> None:
         self.source = source
         self.sink = sink
@@ -46,14 +53,10 @@ class Channel:
         return self.has_ended and not self.pending
 
     def read(self) -> None:
-        try:
-            data = os.read(self.source, CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:  # Linux's way of saying that the other side of a pseudo-terminal has closed
-            data = b""
-        self.pending, is_last = self.take(data)
-        self.has_ended = is_last or not data
+        data = read_some(self.source)
+        if data is not None:
+            self.pending, is_last = self.take(data)
+            self.has_ended = is_last or not data
 
     def write(self) -> None:
         try:
@@ -126,7 +129,7 @@ def _drain(channels: Sequence[Channel], patience: float = 30.0) -> None:
         if channel.source <= 2:
             continue  # nobody is left to read what we say
         more = DRAIN_CHUNKS  # what it started may go on to write without end
-        while channel.pending or (more and not channel.has_ended and _can_be_read(channel.source)):
+        while channel.pending or (more and not channel.has_ended and is_ready(channel.source)):
             if not channel.pending:
                 channel.read()
                 more -= 1
@@ -136,7 +139,8 @@ def _drain(channels: Sequence[Channel], patience: float = 30.0) -> None:
                 break
 
 
-def _can_be_read(descriptor: int) -> bool:
+def is_ready(descriptor: int) -> bool:
+    """Whether it can be read now."""
     return bool(select.select([descriptor], [], [], 0)[0])
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 
-from hutch.access.relay import CHUNK, Channel
+from hutch.access.relay import CHUNK, Channel, is_ready
 from hutch.access.remote_script import (
     DONE,
     GO,
@@ -34,7 +34,7 @@ from hutch.access.remote_script import (
     render_second,
     render_signal,
 )
-from hutch.access.session import GRACE, Session, Spoken, is_ready, sink_of
+from hutch.access.session import GRACE, Session, Spoken, sink_of
 from hutch.access.streams import BY_FORCE, Streams, fill_gaps
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
@@ -91,7 +91,7 @@ def run_remotely(target: Target, command: Command, *, root: bool = False, captur
         with _blocked():  # no signal may come between the last look and the moment from which on it is passed on
             if caught.seen:
                 return 128 + caught.seen[0]
-            remote.let_go()
+            os.write(remote.first.input, GO)
             caught.forward = remote.forward
         remote.carry(caught.wake)
         return 128 + caught.seen[0] if caught.seen and capture is not None else remote.result()
@@ -212,9 +212,6 @@ class _Remote:
             raise HutchError(f"{self.name} did not answer by ssh within {PATIENCE:g} s", details=self._explain())
         if wake in dict(poll.poll(1000 * (LOOKS if self.watch is None and self.socket else left))):
             os.read(wake, CHUNK)
-
-    def let_go(self) -> None:
-        os.write(self.first.input, GO)
 
     def forward(self, number: int) -> None:
         """A signal of ours is the command's. What nobody is there to pass on ends the connection."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from hutch.access.relay import CHUNK, Channel, open_unblocked
+from hutch.access.relay import Channel, open_unblocked, read_some
 from hutch.access.remote_script import Ear
 from hutch.run import Popen, TimeoutExpired, start
 
@@ -62,7 +62,7 @@ class Session:
             self.unsent = self.unsent[os.write(self.input, self.unsent) :]
         goes_on = True
         for source, ear in self.ears.items():
-            while (data := _read(source)) is not None:
+            while (data := read_some(source)) is not None:
                 if not data:
                     goes_on = False
                     break
@@ -89,16 +89,6 @@ class Session:
                 return
             except TimeoutExpired:
                 continue
-
-
-def _read(source: int) -> bytes | None:
-    """What there is; None for nothing yet."""
-    try:
-        return os.read(source, CHUNK)
-    except BlockingIOError:
-        return None
-    except OSError:  # Linux's way of saying that the other side of a pseudo-terminal has closed
-        return b""
 
 
 class Spoken(Channel):
@@ -142,7 +132,3 @@ def sink_of(number: int) -> int:
     if stat.S_ISREG(os.fstat(number).st_mode):
         return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
     return open_unblocked(number)
-
-
-def is_ready(descriptor: int) -> bool:
-    return bool(select.select([descriptor], [], [], 0)[0])

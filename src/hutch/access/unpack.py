@@ -13,10 +13,11 @@ import re
 import stat
 import tarfile
 from collections.abc import Generator
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, suppress
 
-from hutch.errors import HutchError
-from hutch.trees.cursor import DIRECTORY
+from hutch.errors import HutchError, explained
+from hutch.files import kept_open, write_all
+from hutch.trees.cursor import DIRECTORY, shown
 
 BLOCK = 512
 ENTRIES = 1_000_000
@@ -186,9 +187,10 @@ class Unpacker:
         self._spend(member.size)
         self.files += 1
         self.size += member.size
-        with self._explained(where), ExitStack() as stack:
-            descriptor = os.open(where[-1], NEW_FILE, 0o600, dir_fd=self._directory(where[:-1]))
-            stack.callback(os.close, descriptor)
+        with (
+            self._explained(where),
+            kept_open(os.open(where[-1], NEW_FILE, 0o600, dir_fd=self._directory(where[:-1]))) as descriptor,
+        ):
             left = member.size
             while left:
                 if not self._buffer:
@@ -196,8 +198,7 @@ class Unpacker:
                 piece = bytes(self._buffer[:left])
                 del self._buffer[:left]
                 left -= len(piece)
-                while piece:
-                    piece = piece[os.write(descriptor, piece) :]
+                write_all(descriptor, piece)
             os.fchmod(descriptor, member.mode & 0o755 | 0o600)
             when = int(min(max(member.mtime, 0), LATEST))
             os.utime(descriptor, (when, when))
@@ -220,15 +221,11 @@ class Unpacker:
     def _make_hard_link(self, member: tarfile.TarInfo, where: Parts) -> None:
         """Another name for a file that has come already."""
         source = (self.ITEM, *self._parts_of(member.linkname))
-        with self._explained(where):
-            there = os.dup(self._directory(source[:-1]))
-            try:
-                if not stat.S_ISREG(os.stat(source[-1], dir_fd=there, follow_symlinks=False).st_mode):
-                    raise self._refuse("a hard link to what is no file")
-                here = self._directory(where[:-1])
-                os.link(source[-1], where[-1], src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
-            finally:
-                os.close(there)
+        with self._explained(where), kept_open(os.dup(self._directory(source[:-1]))) as there:
+            if not stat.S_ISREG(os.stat(source[-1], dir_fd=there, follow_symlinks=False).st_mode):
+                raise self._refuse("a hard link to what is no file")
+            here = self._directory(where[:-1])
+            os.link(source[-1], where[-1], src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
         self.files += 1
 
     def _directory(self, where: Parts) -> int:
@@ -236,11 +233,8 @@ class Unpacker:
         if self._descriptor < 0 or where != self._at:
             following = os.dup(self.root)
             for part in where:
-                before = following
-                try:
+                with kept_open(following) as before:
                     following = os.open(part, DIRECTORY, dir_fd=before)
-                finally:
-                    os.close(before)
             if self._descriptor >= 0:
                 os.close(self._descriptor)
             self._at, self._descriptor = where, following
@@ -267,25 +261,12 @@ class Unpacker:
             )
         self._left -= size
 
-    def _explained(self, where: Parts) -> _Explained:
-        return _Explained(self.sender, where[1:])
+    def _explained(self, where: Parts) -> AbstractContextManager[None]:
+        """For a name that is too long, that came twice, below a file."""
+        return explained(f"{self.sender}: {shown(where[1:])} cannot be written")
 
     def _refuse(self, what: str) -> HutchError:
         return HutchError(f"{self.sender} sends {what}; nothing was kept")
-
-
-class _Explained:
-    """What the file system refuses, as a HutchError: a name that is too long, that came twice, below a file."""
-
-    def __init__(self, sender: str, parts: Parts) -> None:
-        self.sender, self.parts = sender, parts
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, OSError):
-            raise HutchError(f"{self.sender}: {shown(self.parts)} cannot be written: {error.strerror}") from error
 
 
 def stays_inside(target: str, depth: int) -> bool:
@@ -299,12 +280,6 @@ def stays_inside(target: str, depth: int) -> bool:
     parts = [part for part in target.split("/") if part not in ("", ".")]
     up = next((number for number, part in enumerate(parts) if part != ".."), len(parts))
     return up <= depth and ".." not in parts[up:]
-
-
-def shown(parts: Parts) -> str:
-    """A path of the sender's for people."""
-    text = "/".join(parts) or "."
-    return repr(text if len(text) <= 200 else f"{text[:200]}…")
 
 
 def _padded(size: int) -> int:

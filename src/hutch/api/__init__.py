@@ -7,19 +7,20 @@ what happens is told to a listener.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hutch.api.engine import Hutch, Progress, agreed, no_progress, silent
+from hutch.api.engine import Hutch, Progress, silent
 from hutch.errors import troubles_told
+from hutch.spec.names import Places
 
 if TYPE_CHECKING:
     from hutch.plan.actions import Plan
     from hutch.runtime.control import Listener
     from hutch.spec.model import Config
 
-__all__ = ["Hutch", "agreed", "load", "plan", "up"]
+__all__ = ["Hutch", "load", "plan", "silent", "up"]
 
 
 def load(path: str | os.PathLike[str] | None = None) -> Config:
@@ -49,7 +50,7 @@ def up(
     prune: bool = False,
     adopt: bool = False,
     listen: Listener = silent,
-    progress: Progress = no_progress,
+    progress: Progress = silent,
 ) -> Plan:
     """Make the host as the file says, and return the plan that was carried out: every workspace is ready for ssh then.
 
@@ -60,9 +61,10 @@ def up(
     another hutch, with "" for a workspace). `progress` is told (image, stage, fraction from 0 to 1) while an image is
     built. When interrupted, workspaces that are not ready yet are stopped.
     """
-    from hutch.access.piped import Canceller
-    from hutch.api.job import call_up, change
+    # Spares the start-up of `hutch ls`.
+    from hutch.api.job import Call, change
 
-    events: dict[str, Callable[..., None]] = {"listen": listen, "progress": progress}
-    plan: Plan = change(call_up(config, names, start=start, prune=prune, adopt=adopt), events, Canceller())
+    options = {"start": start, "prune": prune, "adopt": adopt}
+    call = Call(Places.from_environment(), "up", {"config": config, "names": tuple(names), **options})
+    plan: Plan = change(call, listen=listen, progress=progress)
     return plan

@@ -10,10 +10,10 @@ from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from hutch.access.piped import Canceller, Overdue, Piped, Take
+from hutch.access.piped import Overdue, Piped, Take
 from hutch.access.remote_script import encode, render_line
 from hutch.api.copying import Side
-from hutch.api.running import call_of, started
+from hutch.api.running import call_of, carry_through
 from hutch.errors import HutchError
 from hutch.run import PIPE, start
 from hutch.spec.names import hostname
@@ -24,19 +24,15 @@ if TYPE_CHECKING:
 NOISE = 1 << 20  # bytes that a login shell may say before it begins
 
 
-def own_side(workspace: Workspace, canceller: Canceller, seconds: float | None = None) -> Side:
+def own_side(workspace: Workspace, seconds: float | None = None) -> Side:
     """As `run` does it, which takes root."""
 
     def carry(argv: Sequence[str], output: Take, errors: Take, stdin: Iterable[bytes | None]) -> int:
-        with started(call_of(workspace, argv), (PIPE, PIPE, PIPE), canceller) as job:
-            assert job.process.stdout is not None and job.process.stderr is not None
-            takes = {job.process.stdout.fileno(): output, job.process.stderr.fileno(): errors}
-            try:
-                code = job.result(takes, stdin, seconds=seconds)
-            except Overdue:
-                raise HutchError(f"{workspace.name}: the copy did not end within {seconds:g} s") from None
-            assert isinstance(code, int)
-            return code
+        call = call_of(workspace.hutch.places, workspace.name, argv)
+        try:
+            return carry_through(call, output, errors, stdin, seconds)
+        except Overdue:
+            raise HutchError(f"{workspace.name}: the copy did not end within {seconds:g} s") from None
 
     return Side(workspace.name, carry)
 

@@ -11,7 +11,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from hutch.access.pack import Packer
@@ -19,6 +19,7 @@ from hutch.access.piped import Take
 from hutch.access.unpack import Unpacker
 from hutch.api.result import Copied
 from hutch.errors import HutchError, UsageError
+from hutch.files import kept_open
 from hutch.frozen import dataclass
 from hutch.trees.cursor import DIRECTORY
 from hutch.trees.removing import remove_below
@@ -93,8 +94,7 @@ def get(side: Side, source: Argument, target: Argument, *, limit: int, into: boo
     is_there = os.path.isdir(local)
     parent = local if is_there else os.path.dirname(local.rstrip("/")) or ("/" if local.startswith("/") else ".")
     with _explained(local), ExitStack() as stack:
-        above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, above)
+        above = stack.enter_context(kept_open(os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
         staging = stack.enter_context(_staging(above))
         unpacker = stack.enter_context(closing(Unpacker(staging, limit, side.name)))
         code = side.carry(["sh", "-c", SEND, "sh", path, directory, name], unpacker.feed, errors.take, ())
@@ -196,13 +196,8 @@ def _merge(source: int, name: str, target: int) -> None:
             _place(come, entry, target, entry)
 
 
-@contextmanager
-def _opened(directory: int, name: str) -> Iterator[int]:
-    descriptor = os.open(name, DIRECTORY, dir_fd=directory)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _opened(directory: int, name: str) -> AbstractContextManager[int]:
+    return kept_open(os.open(name, DIRECTORY, dir_fd=directory))
 
 
 @contextmanager

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hutch.api.describe import describe, pending_of
 from hutch.apply.mending import mended
-from hutch.errors import HutchError, Problem, UsageError, ways_in
-from hutch.host.services.lock import lock
-from hutch.runtime.observe import Observation, observe
+from hutch.errors import Problem, UsageError, ways_in
+from hutch.runtime.observe import observe, observe_facts
+from hutch.spec.model import has_effect
 from hutch.spec.names import Places, is_name
-from hutch.state import NetworkRecord, Record, journaled, read_network, read_record, read_records
+from hutch.spec.record import Observation, Record, has_processes, present, state_of
+from hutch.state import read_network, read_record, read_records
 
 if TYPE_CHECKING:
     from hutch.api.proving import Proof
-    from hutch.api.workspace import Workspace
     from hutch.apply.explaining import Section
+    from hutch.apply.up import Confirm
     from hutch.egress.record import Record as Event
-    from hutch.plan.actions import Plan
+    from hutch.host.identity.shown import Shown
+    from hutch.plan.actions import Plan, Verb
     from hutch.prove.model import Result
     from hutch.runtime.control import Listener
     from hutch.spec.model import Config, Network
@@ -30,28 +32,8 @@ Progress = Callable[[str, str, float], None]
 """Told (image, stage, fraction from 0 to 1) while an image is built."""
 
 
-def silent(name: str, event: str, text: str) -> None:
-    """A listener that does not care."""
-
-
-def no_progress(image: str, stage: str, fraction: float) -> None:
-    """For callers that draw no bar."""
-
-
-Confirm = Callable[["Plan"], None]
-"""Asked before a plan stops workspaces in which somebody is at work; it raises what is to stop that plan."""
-
-
-def agreed(plan: Plan) -> None:
-    """For callers that ask nobody."""
-
-
-def unasked(what: str) -> None:
-    """For callers that ask nobody."""
-
-
-def unheard(results: tuple[Result, ...]) -> None:
-    """For callers that wait for all results."""
+def silent(*words: object) -> None:
+    """For callers that listen to nothing, draw no bar, and ask nobody."""
 
 
 @ways_in
@@ -61,9 +43,7 @@ class Hutch:
     Every method that changes the host takes the lock for as long as it needs it and may be called again.
     """
 
-    def __init__(
-        self, places: Places | None = None, *, listen: Listener = silent, progress: Progress = no_progress
-    ) -> None:
+    def __init__(self, places: Places | None = None, *, listen: Listener = silent, progress: Progress = silent) -> None:
         self.places = places or Places.from_environment()
         self.listen = listen
         self.progress = progress
@@ -72,6 +52,7 @@ class Hutch:
 
     def load(self, path: Path | None = None) -> Config:
         """Read and validate a hutch.toml. Raises ConfigError with all of its problems."""
+        # Spares the start-up of `hutch ls`.
         from hutch.backends import check
         from hutch.host.hardware.capacity import check_host, observe_capacity
         from hutch.spec.loading import load
@@ -99,6 +80,7 @@ class Hutch:
         Without `start` nothing is started. `prune` removes workspaces that this file brought up and declares no more;
         `adopt` takes over those that belong to another file.
         """
+        # Spares the start-up of `hutch ls`.
         from hutch.apply.planning import make_plan
 
         return make_plan(self.places, config, names, start=start, prune=prune, adopt=adopt)
@@ -112,51 +94,29 @@ class Hutch:
         start: bool = True,
         prune: bool = False,
         adopt: bool = False,
-        confirm: Confirm = agreed,
+        confirm: Confirm = silent,
     ) -> Plan:
         """Plan and apply; returns the plan when every workspace is ready for ssh. The arguments are those of `plan`.
 
         `confirm` is asked before workspaces are stopped in which somebody is at work.
         """
-        from hutch.apply.converge import first_network
-        from hutch.apply.execute import apply_plan
-        from hutch.apply.inspecting import unbuilt_images
+        # Spares the start-up of `hutch ls`.
         from hutch.apply.planning import make_plan
-        from hutch.apply.recovery import recover
+        from hutch.apply.up import up
 
-        def make(unbuilt: Mapping[str, str] | None = None) -> Plan:
-            return make_plan(self.places, config, names, start=start, prune=prune, adopt=adopt, unbuilt=unbuilt)
-
-        allowed: set[str] = set()
-        unbuilt: dict[str, str] = {}
-        for _ in range(5):
-            plan = make()
-            if plan.disturbed - allowed:
-                confirm(plan)
-                allowed |= plan.disturbed
-            unbuilt |= unbuilt_images(self.places, plan.wanted)
-            self._ensure_images({name: wanted.workspace for name, wanted in plan.wanted.items()}, config)
-            with lock(self.places), first_network(self.places):
-                recover(self.places, self.listen)
-                plan = make(unbuilt)
-                # Until the lock was taken, an image may have been removed, the tree that it is made from may have
-                # changed, or somebody may have come.
-                if not unbuilt_images(self.places, plan.wanted) and plan.disturbed <= allowed:
-                    apply_plan(self.places, plan, self.listen)
-                    return plan
-        raise HutchError(
-            f"{config.file}: what its workspaces need, or who is in them, changed as soon as it was seen to",
-            resolution="try again when nothing removes images or writes in the trees that they are made from",
-        )
+        make = partial(make_plan, self.places, config, names, start=start, prune=prune, adopt=adopt)
+        return up(self.places, config, make, confirm=confirm, listen=self.listen, progress=self.progress)
 
     def ssh_problem(self) -> str:
         """Why plain `ssh workspace-NAME` does not work on this host, "" when it does."""
+        # Spares the start-up of `hutch ls`.
         from hutch.host.identity.ssh import check_include
 
         return check_include()
 
     def declared(self, path: Path | None = None) -> tuple[str, dict[str, Any]]:
         """The file that `load` would take, "" for none, and the names and types in it as they stand, unvalidated."""
+        # Spares the start-up of `hutch ssh`.
         from hutch.spec.lookup import glance, look_for_file
 
         found = look_for_file(path)
@@ -164,214 +124,105 @@ class Hutch:
 
     def brought_up(self, path: Path | None = None) -> list[str]:
         """The existing workspaces that the file which `load` would take has brought up."""
+        # Spares the start-up of `hutch ssh`.
         from hutch.spec.lookup import find_file
 
         file = os.path.realpath(find_file(path))
         return [name for name, record in self.records().items() if record.file == file]
-
-    def _ensure_images(self, workspaces: Mapping[str, Spec], config: Config) -> None:
-        from hutch.apply.building import ensure_images
-
-        ensure_images(self.places, workspaces, config.network, config.file, self.progress)
 
     # Workspaces that are there.
 
     def records(self) -> dict[str, Record]:
         """The records of all existing workspaces by name; for who is not root, of those that they may see."""
         if os.geteuid() != 0:
+            # Spares the start-up of `hutch ls` for root.
             from hutch.host.identity.shown import read_all_shown
 
             return read_all_shown(self.places)
-        return {name: record for name, record in read_records(self.places).items() if not record.removed}
+        return present(read_records(self.places))
 
     def record(self, name: str) -> Record:
         """One record; UsageError when there is no such workspace."""
         if not is_name(name):
             raise UsageError(f"{name!r} is not the name of a workspace")
-        record = self._known(name)
+        if os.geteuid() == 0:
+            record = read_record(self.places, name)
+        else:
+            shown = self._shown(name)
+            record = shown.record if shown else None
         if record is not None and record.removed and record.ejected:
             raise UsageError(f"{name} was ejected and is not hutch's any more", resolution=f"see {record.ejected}")
         if record is None or record.removed:
             raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them; `hutch up` makes them")
         return record
 
-    def _known(self, name: str) -> Record | None:
-        if os.geteuid() == 0:
-            return read_record(self.places, name)
+    def _shown(self, name: str) -> Shown | None:
+        # Spares the start-up of `hutch ls` for root.
         from hutch.host.identity.shown import read_shown
 
-        shown = read_shown(self.places, name)
-        return shown.record if shown is not None else None
+        return read_shown(self.places, name)
 
     def observe(self, name: str) -> Observation:
         return observe(self.places, name)
 
-    def workspace(self, name: str) -> Workspace:
-        """One workspace that is there; UsageError when it is not."""
-        from hutch.api.workspace import Workspace
-
-        self.record(name)
-        return Workspace(name, self)
-
     @mended
     def start(self, names: Sequence[str]) -> None:
         """Start workspaces; returns when they are ready."""
-        from hutch.apply.recovery import recover
-
-        with lock(self.places):
-            recover(self.places, self.listen)
-            records = [self.record(name) for name in dict.fromkeys(names)]
-            starting = [r for r in records if observe(self.places, r.name).state != "running"]
-            if starting:
-                self._check_startable(starting)
-                with journaled(self.places, "start", tuple(r.name for r in starting), is_lasting=False):
-                    self._start(starting)
-
-    def _start(self, starting: Sequence[Record]) -> None:
-        """Start what does not run, and can. The caller holds the lock, and has noted it down."""
-        from hutch.apply.starting import start
-
-        network, records = self._network(), read_records(self.places)
-        names = [record.name for record in starting]
-        start(self.places, network.network, network.file, records, names, self.listen)
-
-    def _check_startable(self, starting: Sequence[Record], consequence: str = "") -> None:
-        """Refuse, before anything is stopped or started, what could not be started as it is."""
-        from hutch.apply.starting import check_shares
-
-        if any(record.wanted.type == "vm" for record in starting):
-            from hutch.apply.machines import check_machines
-
-            check_machines((record.file, record.name, record.wanted) for record in starting)
-        for record in starting:
-            if pending_of(record) == "recreate":
-                raise HutchError(
-                    f"{record.name}: its root must be made anew for what has changed since it was started{consequence}",
-                    resolution=f"`hutch stop {record.name}`, then `hutch up {record.name}`",
-                )
-            if not self.places.image_root(record.image).is_dir():
-                raise HutchError(
-                    f"{record.name}: its image {record.image} is not in the cache{consequence}",
-                    resolution="`hutch up` builds it again",
-                )
-            if record.wanted.type == "vm":
-                from hutch.apply.hardware import machine_of
-
-                machine_of(self.places, record.image)
-        check_shares((record.file, record.name, record.wanted) for record in starting)
-        self._network()
+        self._turn("start", names)
 
     @mended
     def stop(self, names: Sequence[str]) -> None:
         """Stop workspaces; their state stays."""
-        with lock(self.places):
-            self._stop([self.record(name) for name in dict.fromkeys(names)])
-
-    def _stop(self, records: Sequence[Record]) -> None:
-        """The caller holds the lock."""
-        from hutch.runtime.control import stop_all
-
-        stop_all(self.places, [record.name for record in records])
-        for record in records:
-            self.listen(record.name, "stopped", "")
+        self._turn("stop", names)
 
     @mended
     def restart(self, names: Sequence[str]) -> None:
         """Stop and start workspaces. What could not be started again is not stopped."""
-        from hutch.apply.recovery import recover
+        self._turn("restart", names)
 
-        with lock(self.places):
-            recover(self.places, self.listen)
-            records = [self.record(name) for name in dict.fromkeys(names)]
-            self._check_startable(records, ", so it was not stopped")
-            with journaled(self.places, "restart", tuple(record.name for record in records), is_lasting=False):
-                self._stop(records)
-                self._start(records)
+    def _turn(self, verb: Verb, names: Sequence[str]) -> None:
+        # Spares the start-up of `hutch ls`.
+        from hutch.apply.turning import turn
+
+        turn(self.places, verb, names, self.record, self.listen)
 
     @mended
     def remove(self, name: str, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
         """Stop and remove. Without `force`, refuses while unsaved git work or a live session is in the way."""
-        from hutch.apply.recovery import recover
-        from hutch.apply.removal import remove
-        from hutch.apply.unsaved import obstacles
+        # Spares the start-up of `hutch ls`.
+        from hutch.apply.leaving import remove
 
-        with lock(self.places):
-            recover(self.places, self.listen)
-        record = read_record(self.places, name) if is_name(name) else None
-        if record is None or (record.removed and not purge):
-            raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them")
-        if record.removed and record.ejected:
-            from hutch.apply.ejecting import is_there
-
-            if is_there(record):
-                raise HutchError(
-                    f"{name} was ejected and is still there, with the address and the user ids that hutch keeps for it",
-                    resolution=f"{record.ejected}/remove takes it away",
-                )
-        elif not force:
-            found = obstacles(self.places, record)
-            if found:
-                raise HutchError(
-                    f"{name} was not removed", details="\n".join(found), resolution="--force removes it all the same"
-                )
-        with lock(self.places):
-            return remove(self.places, record, purge=purge)
+        return remove(self.places, name, self.listen, purge=purge, force=force)
 
     @mended
     def withdraw(self, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
         """Stop all workspaces and take hutch off this host. Homes, keys, images and records stay, so that `up` brings
         the same workspaces back. With `purge` they go too; without `force`, not while unsaved git work or a live
         session is in the way."""
-        from hutch.apply.recovery import recover
-        from hutch.apply.withdrawal import check_saved, delete_state, withdraw
+        # Spares the start-up of `hutch ls`.
+        from hutch.apply.leaving import withdraw
 
-        if not self.places.state.exists():
-            return ()
-        with lock(self.places):
-            recover(self.places, self.listen)
-        notes: list[str] = []
-        if purge:
-            if not force:
-                check_saved(self.places)
-            for name, record in read_records(self.places).items():
-                if not record.ejected:  # which needs hutch no more
-                    notes += self.remove(name, purge=True, force=True)
-        with lock(self.places):
-            notes += withdraw(self.places)
-            if purge:
-                delete_state(self.places)
-        return tuple(notes)
+        return withdraw(self.places, self.listen, purge=purge, force=force)
 
     @mended
-    def eject(self, name: str, to: Path | None = None, *, confirm: Callable[[str], None] = unasked) -> Path:
+    def eject(self, name: str, to: Path | None = None, *, confirm: Callable[[str], None] = silent) -> Path:
         """Have a workspace go on as plain units and files, without hutch; returns the directory that has all of it:
         `to`, or one beside hutch's own. `confirm` is asked before anything is touched, and told what is to be."""
-        from hutch.apply.ejecting import check, eject
-        from hutch.apply.recovery import recover
-        from hutch.apply.unsaved import live_sessions
-        from hutch.spec.ejected import Ejected
+        # Spares the start-up of `hutch ls`.
+        from hutch.apply.leaving import eject
 
-        target = Ejected.beside(self.places, self.record(name).name, to)
-        check(self.places, self.record(name), target)
-        at_work = live_sessions(self.places, self.record(name)) if self.observe(name).is_up else []
-        confirm(", ".join((f"{name} goes to {target.state}, and hutch forgets it", *at_work)))
-        with lock(self.places):
-            recover(self.places, self.listen)
-            record = self.record(name)
-            self._check_startable([record], ", so it was not ejected")
-            check(self.places, record, target)
-            eject(self.places, record, target, self.listen)
-        return target.state
+        return eject(self.places, name, to, self.listen, find=self.record, confirm=confirm)
 
     def explain(self, name: str) -> tuple[Section, ...]:
         """The commands, rules and files behind a workspace, as its next start would make them."""
+        # Spares the start-up of `hutch ls`.
         from hutch.apply.explaining import explain
 
-        record = self.record(name)
-        return explain(self.places, self._network().network, read_records(self.places), record)
+        return explain(self.places, self.record(name))
 
     def egress(self, name: str) -> list[Event]:
         """What a workspace asked for and reached, as far as that is recorded, oldest first."""
+        # Spares the start-up of `hutch ls`.
         from hutch.egress.journal import read
 
         self.record(name)
@@ -379,6 +230,7 @@ class Hutch:
 
     def follow_egress(self, name: str) -> Generator[list[Event], None, None]:
         """The same, in one, and then what is recorded from now on, as it comes. Never ends by itself."""
+        # Spares the start-up of `hutch ls`.
         from hutch.egress.journal import follow
 
         self.record(name)
@@ -386,6 +238,7 @@ class Hutch:
 
     def suggest_egress(self, name: str) -> str:
         """A list for hutch.toml, made of what the workspace has and what it asked for and reached beyond that."""
+        # Spares the start-up of `hutch ls`.
         from hutch.egress.suggest import suggest
 
         return suggest(self.egress(name), self.record(name).wanted)
@@ -398,22 +251,16 @@ class Hutch:
         target: tuple[str, int] = ("deb.debian.org", 80),
         only: Sequence[str] = (),
         types: Sequence[str] | None = None,
-        told: Callable[[tuple[Result, ...]], None] = unheard,
+        told: Callable[[tuple[Result, ...]], None] = silent,
     ) -> Proof:
         """Try what is promised, from inside: in a workspace that runs, or in a throw-away one of each kind, made from
         what the first one of `config` is made from. `target` is a public name and port, `only` the numbers of promises
         and names of probes that are asked for, all without; `told` hears the results of each workspace as soon as they
         are there. `types` are the kinds of throw-away workspaces."""
+        # Spares the start-up of `hutch ls`.
         from hutch.api.proving import TYPES, Order, prove_on
 
         return prove_on(self, name, config, Order(target, tuple(only), tuple(types or TYPES), told))
-
-    def _network(self) -> NetworkRecord:
-        """The network as set up. An `up` that was cut short may have left a workspace without one."""
-        network = read_network(self.places)
-        if network is None:
-            raise HutchError("the network is not set up", resolution="`hutch up` does that")
-        return network
 
     def status(self, name: str) -> dict[str, Any]:
         """One entry of `hutch status --json`."""
@@ -425,6 +272,7 @@ class Hutch:
         only root can."""
         if os.geteuid() != 0:
             return {}
+        # Spares the start-up of `hutch ls`.
         from hutch.apply.inspecting import warnings_of
 
         record = read_network(self.places)
@@ -436,14 +284,48 @@ class Hutch:
         return describe(record, now, self._facts(record, now))
 
     def _facts(self, record: Record, now: Observation) -> Mapping[str, str]:
-        """What is told of the machine that runs."""
-        if not now.is_up or record.booted is None or record.booted.workspace.type != "vm":
+        """What is told of a machine that runs: by what it does. `ls` asks, and loads no backend."""
+        runs = has_processes(now.state) and record.booted is not None
+        if not runs or not has_effect("hypervisor", record.effective.type):
             return {}
         if os.geteuid() != 0:
-            from hutch.host.identity.shown import read_shown
-
-            shown = read_shown(self.places, record.name)
+            shown = self._shown(record.name)
             return shown.facts if shown else {}
-        from hutch.runtime.facts import observe_facts
-
         return observe_facts(self.places, record.name)
+
+
+def describe(record: Record, now: Observation, facts: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A workspace as `hutch status --json` shows it (docs: interface, machine-readable state). `facts` are those of a
+    machine that runs."""
+    facts, state, pending = facts or {}, state_of(record, now), "none"
+    if state == "running" and record.booted != record.with_booted().booted:
+        # Spares the start-up of `hutch ls`, for which nothing is pending as a rule.
+        from hutch.plan.planner import pending_of
+
+        pending = pending_of(record)
+    return {
+        "name": record.name,
+        "type": record.wanted.type,
+        "engine": record.wanted.engine,
+        "state": state,
+        "ip": record.wanted.ip,
+        "mac": record.wanted.mac,
+        "cid": record.wanted.cid if has_effect("cid", record.wanted.type) else None,
+        "image": record.wanted.image,
+        "image_id": record.image,
+        "home": record.wanted.home,
+        "user": record.wanted.user,
+        "hypervisor": facts.get("hypervisor"),
+        "accelerator": facts.get("accelerator"),
+        "pid": now.pid,
+        "since": now.since,
+        "ready_seconds": now.ready_seconds,
+        "start_kind": "cold" if now.ready_seconds is not None else None,
+        "autostart": record.wanted.autostart,
+        "egress": list(egress) if isinstance(egress := record.wanted.egress, tuple) else egress,
+        "learn": record.wanted.learn,
+        "pending": pending,
+        "reason": now.reason,
+        "warnings": [],
+        "file": record.file,
+    }

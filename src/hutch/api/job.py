@@ -13,19 +13,17 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-from hutch.access.piped import Canceller, Piped, Take
+from hutch.access.piped import Piped, Take, current_canceller
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.run import describe, start
 from hutch.spec.names import HANDED_ON, Places
 from hutch.spec.programs import own_program
-
-if TYPE_CHECKING:
-    from hutch.spec.model import Config
 
 HEADER = struct.Struct("!I")  # the length of the frame that follows
 
@@ -60,7 +58,7 @@ class Job(Piped):
         self.events = events or {}
         self.outcome: tuple[str, Any] | None = None
         self.heard = b""
-        frames = [frame(sys.path), frame(call)]
+        told = pickle.dumps(sys.path) + pickle.dumps(call)
         with ExitStack() as undo:
             self.control, theirs = socket.socketpair()
             undo.callback(self.control.close)
@@ -79,8 +77,7 @@ class Job(Piped):
             super().__init__(process, end_by=call.end_by, patience=patience)
             undo.callback(self.close)
             with suppress(ConnectionError):  # it has ended already, which is found out below
-                for data in frames:
-                    self.control.sendall(data)
+                self.control.sendall(told)
             undo.pop_all()
 
     def result(
@@ -120,40 +117,16 @@ class Job(Piped):
             self.control.close()
 
 
-def call_up(config: Config, names: Sequence[str], **options: object) -> Call:
-    return Call(Places.from_environment(), "up", {"config": config, "names": tuple(names), **options})
-
-
-def call_on(name: str, places: Places, method: str) -> Call:
-    """A method of a Hutch that takes the names of workspaces, for one of them."""
-    return Call(places, method, {"names": [name]})
-
-
-def change(call: Call, events: Mapping[str, Callable[..., object]], canceller: Canceller) -> Any:
+def change(call: Call, **events: Callable[..., object]) -> Any:
     """Carry out what changes the host, and return what the call returns. Interrupted, it undoes what is half done, as
     an interrupted command does."""
-    with canceller.watching(job := Job(call, events=events)):
+    canceller = current_canceller()
+    told = {kind: partial(canceller.tell, listener) for kind, listener in events.items()}
+    with canceller.watching(job := Job(call, events=told)):
         return job.result()
 
 
 def frame(value: object) -> bytes:
-    """A value as it is sent."""
+    """A value as the caller hears it."""
     data = pickle.dumps(value)
     return HEADER.pack(len(data)) + data
-
-
-def receive(control: socket.socket) -> Any:
-    """One value from a caller of ours; EOFError when it is gone."""
-    with control.makefile("rb", buffering=0) as file:
-        (size,) = HEADER.unpack(_exactly(file, HEADER.size))
-        return pickle.loads(_exactly(file, size))
-
-
-def _exactly(file: Any, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = file.read(size - len(data))
-        if not more:
-            raise EOFError
-        data += more
-    return data

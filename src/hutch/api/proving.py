@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hutch.access.piped import Canceller, Overdue
-from hutch.api.running import call_of, started
+from hutch.access.piped import Overdue
+from hutch.api.running import call_of, carry_through
 from hutch.apply.machines import check_machines
+from hutch.apply.recovery import recover
 from hutch.apply.removal import remove
 from hutch.errors import HutchError, UsageError
 from hutch.frozen import dataclass
@@ -23,7 +24,6 @@ from hutch.prove.known import check_known
 from hutch.prove.model import Result
 from hutch.prove.run import Talk, Task, prove, sweep
 from hutch.prove.subject import Subject
-from hutch.run import PIPE
 from hutch.spec.model import Config, Network, Publish, Workspace
 from hutch.state import read_network, read_records, write_network
 
@@ -98,8 +98,11 @@ def prove_throw_away(hutch: Hutch, config: Config | None, order: Order) -> Proof
     before = read_network(hutch.places)
     network = before.network if before else config.network if config else Network()
     results: list[Result] = []
-    # The place beyond the host is taken away before the workspaces are: the last of them puts the host's settings back.
-    with undone(hutch), start_outside(hutch.places, network) as outside:
+    with ExitStack() as undo:
+        # The place beyond the host is taken away before the workspaces are: the last of them puts the host's settings
+        # back.
+        undo.callback(remove_leftovers, hutch)
+        outside = undo.enter_context(start_outside(hutch.places, network))
         workspaces, left_out = throw_away(hutch, config, order, outside)
         hutch.up(Config(origin(hutch), network, workspaces))
         settled = read_network(hutch.places)
@@ -125,12 +128,9 @@ def talk_to(hutch: Hutch, name: str) -> Talk:
     """By the same way as `hutch exec --root`. What does not come to its end is cut off."""
 
     def talk(argv: Sequence[str], sentences: Iterator[bytes | None], take: Callable[[bytes], None]) -> int:
-        call = call_of(hutch.workspace(name), argv, root=True)
-        with started(call, (PIPE, PIPE, PIPE), Canceller()) as job:
-            hears = {stream.fileno(): take for stream in (job.process.stdout, job.process.stderr) if stream is not None}
-            with suppress(Overdue):
-                return int(job.result(hears, sentences, seconds=SECONDS))
-            return 128 + 9
+        with suppress(Overdue):
+            return carry_through(call_of(hutch.places, name, argv, root=True), take, take, sentences, SECONDS)
+        return 128 + 9
 
     return talk
 
@@ -181,19 +181,8 @@ def free_port(address: str) -> int:
         return int(probe.getsockname()[1])
 
 
-@contextmanager
-def undone(hutch: Hutch) -> Iterator[None]:
-    """Whatever happens, the throw-away workspaces are gone at the end."""
-    try:
-        yield
-    finally:
-        remove_leftovers(hutch)
-
-
 def remove_leftovers(hutch: Hutch) -> None:
     """All throw-away workspaces, with everything of theirs."""
-    from hutch.apply.recovery import recover
-
     found = [record for record in read_records(hutch.places).values() if record.file == origin(hutch)]
     if not found:
         return

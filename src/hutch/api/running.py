@@ -5,24 +5,36 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
-from hutch.access.piped import Canceller, Overdue
+from hutch.access.piped import Overdue, Take, current_canceller
 from hutch.access.streams import BY_FORCE, fill_gaps
 from hutch.api.job import Call, Job, Streams
 from hutch.api.result import Result, RunFailed, RunTimeout
-from hutch.errors import UsageError
+from hutch.errors import UsageError, lacks_root
 from hutch.frozen import dataclass
 from hutch.run import PIPE
 from hutch.spec.entries import EnvironmentTable
-from hutch.state import needs_root
+from hutch.spec.names import Places
 
 if TYPE_CHECKING:
     from hutch.api.workspace import Argument, Workspace
 
 PATIENCE = 5.0  # seconds that a command which is killed has until what carries it is killed too
+
+
+class Options(TypedDict, total=False):
+    """The options of `Workspace.run` that do not change what it returns."""
+
+    root: bool
+    input: str | bytes | None
+    check: bool
+    env: Mapping[str, str] | None
+    cwd: Argument | None
+    timeout: float | None
+    max_output: int
 
 
 @dataclass(frozen=True)
@@ -41,10 +53,10 @@ class Order:
     max_output: int
 
 
-def run(workspace: Workspace, order: Order, canceller: Canceller) -> Result[str] | Result[bytes] | Result[None]:
+def run(workspace: Workspace, order: Order) -> Result[str] | Result[bytes] | Result[None]:
     """Run a command to its end."""
     words = check_words(order.argv)
-    call = call_of(workspace, words, root=order.root, env=order.env, cwd=order.cwd)
+    call = call_of(workspace.hutch.places, workspace.name, words, root=order.root, env=order.env, cwd=order.cwd)
     given = order.input.encode() if isinstance(order.input, str) else order.input
     stdout, stderr = (Kept(order.max_output), Kept(order.max_output)) if order.capture else (None, None)
     stdin = PIPE if given is not None else None if order.capture else 0
@@ -61,7 +73,7 @@ def run(workspace: Workspace, order: Order, canceller: Canceller) -> Result[str]
             return Result(words, code, stdout.text(), stderr.text())
         return Result(words, code, stdout.data(), stderr.data())
 
-    with started(call, streams, canceller) as job:
+    with started(call, streams) as job:
         takes = {
             stream.fileno(): kept.take
             for stream, kept in ((job.process.stdout, stdout), (job.process.stderr, stderr))
@@ -91,28 +103,37 @@ def check_words(argv: Sequence[Argument]) -> tuple[str, ...]:
 
 
 def call_of(
-    workspace: Workspace,
+    places: Places,
+    name: str,
     argv: Sequence[str],
     *,
     root: bool = False,
     env: Mapping[str, str] | None = None,
     cwd: Argument | None = None,
 ) -> Call:
-    for name, value in (env or {}).items():
-        if not re.fullmatch(EnvironmentTable.name, name, re.ASCII) or "\0" in value:
-            raise UsageError(f"{name!r} cannot be set as a variable")
+    for variable, value in (env or {}).items():
+        if not re.fullmatch(EnvironmentTable.name, variable, re.ASCII) or "\0" in value:
+            raise UsageError(f"{variable!r} cannot be set as a variable")
     where = os.fspath(cwd) if cwd is not None else ""
     arguments = {"argv": list(argv), "root": root, "env": dict(env or {}), "cwd": where}
-    return Call(workspace.hutch.places, "attach", arguments, workspace.name, end_by=BY_FORCE)
+    return Call(places, "attach", arguments, name, end_by=BY_FORCE)
 
 
 @contextmanager
-def started(call: Call, streams: Streams, canceller: Canceller) -> Iterator[Job]:
+def started(call: Call, streams: Streams) -> Iterator[Job]:
     """A command that runs. When it is left, it has ended."""
     if os.geteuid() != 0:
-        raise needs_root()
-    with canceller.watching(job := Job(call, streams, patience=PATIENCE)):
+        raise lacks_root()
+    with current_canceller().watching(job := Job(call, streams, patience=PATIENCE)):
         yield job
+
+
+def carry_through(call: Call, output: Take, errors: Take, stdin: Iterable[bytes | None], seconds: float | None) -> int:
+    """Run a command to its end, which has pipes of ours for its streams; returns its exit code. Raises Overdue."""
+    with started(call, (PIPE, PIPE, PIPE)) as job:
+        assert job.process.stdout is not None and job.process.stderr is not None
+        takes = {job.process.stdout.fileno(): output, job.process.stderr.fileno(): errors}
+        return int(job.result(takes, stdin, seconds=seconds))
 
 
 class TooMuch(Exception):

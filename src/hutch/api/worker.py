@@ -13,7 +13,8 @@ from functools import partial
 from typing import NoReturn
 
 from hutch.api.engine import Hutch
-from hutch.api.job import Call, frame, receive
+from hutch.api.job import Call, frame
+from hutch.api.workspace import Workspace
 from hutch.errors import HutchError, troubles_told
 from hutch.host.services import lock
 from hutch.host.services.process import die_with_parent
@@ -28,9 +29,10 @@ def main(descriptor: str) -> NoReturn:
     control.set_inheritable(False)
     os.umask(0o022)  # as the command line has it
     try:
-        sys.path[:] = receive(control)
-        call: Call = receive(control)
-    except EOFError:
+        with control.makefile("rb") as told:
+            sys.path[:] = pickle.load(told)
+            call: Call = pickle.load(told)
+    except (EOFError, pickle.UnpicklingError):  # the caller has gone
         os._exit(1)
     die_with_parent(call.end_by, parent)
     if call.end_by == signal.SIGTERM:
@@ -64,5 +66,5 @@ def _carry_out(call: Call, control: socket.socket) -> object:
 
     lock.listener = lambda holder: tell("listen", "", "waiting", f"for {holder}")
     hutch = Hutch(call.places, listen=partial(tell, "listen"), progress=partial(tell, "progress"))
-    target = hutch.workspace(call.workspace) if call.workspace else hutch
+    target = Workspace(call.workspace, hutch) if call.workspace else hutch
     return getattr(target, call.method)(**call.arguments)

@@ -10,7 +10,10 @@ from hutch.api.engine import Hutch
 from hutch.errors import ways_in
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from hutch.api.result import Copied, Result
+    from hutch.api.running import Options
 
 MAX_OUTPUT = 64 << 20  # bytes of a command's output that are kept in memory
 MAX_COPY = 16 << 30  # bytes that a workspace may hand out in one go
@@ -39,10 +42,10 @@ class Workspace:
         self._change("stop")
 
     def _change(self, method: str) -> None:
-        from hutch.access.piped import Canceller
-        from hutch.api.job import call_on, change
+        # Spares the start-up of `hutch exec`.
+        from hutch.api.job import Call, change
 
-        change(call_on(self.name, self.hutch.places, method), {"listen": self.hutch.listen}, Canceller())
+        change(Call(self.hutch.places, method, {"names": [self.name]}), listen=self.hutch.listen)
 
     def status(self) -> dict[str, Any]:
         """How it stands: the same as an entry of `hutch status --json`."""
@@ -53,15 +56,9 @@ class Workspace:
         self,
         argv: Sequence[Argument],
         *,
-        root: bool = False,
-        input: str | bytes | None = None,
         capture: Literal[False] = False,
         text: bool = False,
-        check: bool = False,
-        env: Mapping[str, str] | None = None,
-        cwd: Argument | None = None,
-        timeout: float | None = None,
-        max_output: int = MAX_OUTPUT,
+        **options: Unpack[Options],
     ) -> Result[None]: ...
 
     @overload
@@ -69,31 +66,14 @@ class Workspace:
         self,
         argv: Sequence[Argument],
         *,
-        root: bool = False,
-        input: str | bytes | None = None,
         capture: Literal[True],
         text: Literal[False] = False,
-        check: bool = False,
-        env: Mapping[str, str] | None = None,
-        cwd: Argument | None = None,
-        timeout: float | None = None,
-        max_output: int = MAX_OUTPUT,
+        **options: Unpack[Options],
     ) -> Result[bytes]: ...
 
     @overload
     def run(
-        self,
-        argv: Sequence[Argument],
-        *,
-        root: bool = False,
-        input: str | bytes | None = None,
-        capture: Literal[True],
-        text: Literal[True],
-        check: bool = False,
-        env: Mapping[str, str] | None = None,
-        cwd: Argument | None = None,
-        timeout: float | None = None,
-        max_output: int = MAX_OUTPUT,
+        self, argv: Sequence[Argument], *, capture: Literal[True], text: Literal[True], **options: Unpack[Options]
     ) -> Result[str]: ...
 
     def run(
@@ -120,11 +100,10 @@ class Workspace:
         command and all in its process group are killed, and RunTimeout is raised. One that writes more than
         `max_output` bytes is killed as well. HutchError when the workspace does not run.
         """
-        from hutch.access.piped import Canceller
+        # Spares the start-up of `hutch exec`.
         from hutch.api.running import Order, run
 
-        order = Order(argv, root, input, capture, text, check, env, cwd, timeout, max_output)
-        return run(self, order, Canceller())
+        return run(self, Order(argv, root, input, capture, text, check, env, cwd, timeout, max_output))
 
     def put(self, source: Argument, target: Argument, *, timeout: float | None = None, into: bool = False) -> Copied:
         """Copy a file or a directory of the host to `target` inside, as the login user; see `get`.
@@ -132,11 +111,11 @@ class Workspace:
         Symbolic links are copied as links, but for `source` itself. What is copied belongs to the login user there;
         modes and times are kept. Needs tar inside.
         """
-        from hutch.access.piped import Canceller
+        # Spares the start-up of `hutch exec`.
         from hutch.api.carriers import own_side
         from hutch.api.copying import put
 
-        return put(own_side(self, Canceller(), timeout), source, target, into=into)
+        return put(own_side(self, timeout), source, target, into=into)
 
     def get(
         self,
@@ -160,11 +139,11 @@ class Workspace:
         were moved by then stay. Devices, sockets and links that lead out of the tree are left out, and are told of in
         what is returned. Nobody but the owner may write what comes, and nothing is setuid.
         """
-        from hutch.access.piped import Canceller
+        # Spares the start-up of `hutch exec`.
         from hutch.api.carriers import own_side
         from hutch.api.copying import get
 
-        return get(own_side(self, Canceller(), timeout), source, target, limit=limit, into=into)
+        return get(own_side(self, timeout), source, target, limit=limit, into=into)
 
     def attach(
         self,
@@ -181,6 +160,7 @@ class Workspace:
 
         `capture` is a descriptor that takes its output instead.
         """
+        # Spares the start-up of `import hutch`.
         from hutch.access.inside import run_inside
 
         record = self.hutch.record(self.name)

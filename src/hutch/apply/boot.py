@@ -17,6 +17,7 @@ from hutch.host.network.namespace import has_namespace
 from hutch.host.services.lock import Busy, lock
 from hutch.host.services.units import is_stopping, is_wanted_again
 from hutch.spec.names import Places
+from hutch.spec.record import present
 from hutch.state import read_network, read_records
 
 PATIENCE = 0.2  # seconds between two looks whether whoever holds the lock has done it
@@ -48,7 +49,7 @@ class Host:
 
     def _settle(self) -> None:
         network, records = read_network(self.places), read_records(self.places)
-        if network is None or not converge.present(records):
+        if network is None or not present(records):
             raise HutchError("there is no workspace", resolution="`hutch up` makes those of a hutch.toml")
         converge.settle(self.places, network.network, network.file, records, is_unit=True)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
-from hutch.apply.converge import converge_network, dismantle, first_network, present, settle_network
+from hutch.apply.converge import converge_network, dismantle, first_network, settle_network
+from hutch.backends import is_machine
 from hutch.backends.port import Port
 from hutch.errors import HutchError
 from hutch.files import write_atomic
@@ -17,9 +18,9 @@ from hutch.images.cache import (
     WAITING,
     collect_leftovers,
     ensure_image,
-    is_whole,
     locked,
     prepare_directory,
+    whole_image,
 )
 from hutch.images.progress import Stage
 from hutch.images.recipe import Recipe, make_recipe
@@ -27,6 +28,7 @@ from hutch.images.source import observe_fingerprint
 from hutch.spec import names
 from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
+from hutch.spec.record import present
 from hutch.state import make_directory, read_network, read_records
 
 
@@ -50,43 +52,10 @@ def ensure_images(
     for name, workspace in workspaces.items():
         recipe = recipe_of(places, workspace)
         users.setdefault(recipe, []).append(name)
-        if workspace.type == "vm":
+        if is_machine(workspace):
             machines.add(recipe)
-    missing = [recipe for recipe in users if not is_whole(places, recipe.id)]
-    _ensure_trees(places, missing, users, network, file, progress)
-    for recipe in machines:
-        from hutch.images.machine import ensure_machine
-
-        with named(users[recipe]):
-            ensure_machine(recipe, places, progress=partial(_report, progress, recipe.id))
-
-
-def missing_of(places: Places, image: str, type: str) -> str:
-    """What is not in the cache of all that a start of a workspace of that type takes from there; "" for nothing."""
-    if not is_whole(places, image):
-        return image
-    if type != "vm":
-        return ""
-    from hutch.images.machine import observe_machine
-
-    return "" if observe_machine(places, image) else f"what machines boot of {image}"
-
-
-def _report(progress: Callable[[str, str, float], None], id: str, stage: Stage) -> None:
-    progress(id, stage.name, stage.fraction)
-
-
-def _ensure_trees(
-    places: Places,
-    missing: Sequence[Recipe],
-    users: Mapping[Recipe, list[str]],
-    network: Network,
-    file: str,
-    progress: Callable[[str, str, float], None],
-) -> None:
-    """Build the images that are not there."""
     collect_leftovers(places)
-    for recipe in missing:
+    for recipe in [recipe for recipe in users if not whole_image(places, recipe.id)]:
         report = partial(_report, progress, recipe.id)
         with named(users[recipe]):
             if not recipe.wants_network:
@@ -95,9 +64,31 @@ def _ensure_trees(
             prepare_directory(places)
             # There is one builder's place in the network, and whoever leaves it may take the network away.
             with locked(places, "network", waiting=partial(progress, recipe.id, WAITING, 0.0)):
-                if not is_whole(places, recipe.id):
+                if not whole_image(places, recipe.id):
                     with builder_network(places, network, file) as builder:
                         ensure_image(recipe, places, progress=report, builder=builder)
+    for recipe in machines:
+        # Spares the start-up of `hutch up` for containers.
+        from hutch.images.machine import ensure_machine
+
+        with named(users[recipe]):
+            ensure_machine(recipe, places, progress=partial(_report, progress, recipe.id))
+
+
+def missing_of(places: Places, image: str, boots_machine: bool) -> str:
+    """What is not in the cache of all that a start of a workspace takes from there; "" for nothing."""
+    if not whole_image(places, image):
+        return image
+    if not boots_machine:
+        return ""
+    # Spares the start-up of `hutch up` for containers.
+    from hutch.images.machine import observe_machine
+
+    return "" if observe_machine(places, image) else f"what machines boot of {image}"
+
+
+def _report(progress: Callable[[str, str, float], None], id: str, stage: Stage) -> None:
+    progress(id, stage.name, stage.fraction)
 
 
 @contextmanager

@@ -4,74 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from hutch.apply.serving import ejected_routes, in_force, members_of, own_keys, peers_of, views_of, wanted_services
+from hutch.backends import is_machine
+from hutch.backends.port import port_of
 from hutch.errors import HutchError
-from hutch.files import write_atomic
+from hutch.files import remove_flat, write_atomic
 from hutch.host.doctor.tools import check_tools
-from hutch.host.hardware.vsock import has_vsock
 from hutch.host.identity import hosts_file, shown, ssh
 from hutch.host.network import router
-from hutch.host.network.dns import own_names, service_user, wanted_resolvers
 from hutch.host.network.firewall import Member
 from hutch.host.network.namespace import has_namespace, inside
-from hutch.host.network.watch import wanted_watch
-from hutch.host.services.ejected import observe_ejected
 from hutch.host.services.lock import host_lock
-from hutch.host.services.service import Service, observe_service, remove_services, start_services, stop_service
-from hutch.host.services.units import has_systemd, remove_units
+from hutch.host.services.service import observe_service, remove_services, start_services, stop_service
+from hutch.host.services.units import ensure_rooms, remove_units
 from hutch.host.storage import shares
+from hutch.host.storage.quota import ensure_quota
 from hutch.run import Gathering, run
-from hutch.runtime.facts import observe_facts
-from hutch.runtime.observe import observe
+from hutch.runtime.observe import observe, observe_facts
 from hutch.spec import names
-from hutch.spec.model import Network, Workspace
+from hutch.spec.model import Network
 from hutch.spec.names import Places
-from hutch.spec.policy import policy_of
-from hutch.state import NetworkRecord, Record, read_network, remove_network, write_network
-
-IDENTITY = ("type", "hypervisor", "ip", "mac", "cid", "user", "owner", "home")
-
-
-def present(records: Mapping[str, Record]) -> dict[str, Record]:
-    """Records of workspaces that exist, not those of which only home and key are kept. In the order of their names:
-    files that are written from them must not depend on who came last."""
-    return {name: record for name, record in sorted(records.items()) if not record.removed}
-
-
-def in_force(places: Places, records: Mapping[str, Record]) -> dict[str, Record]:
-    """The records as the host must serve them: a workspace that is up keeps its identity until it is restarted, and
-    what it can write stays guarded."""
-    found = {}
-    for name, record in present(records).items():
-        wanted, booted = record.wanted, record.booted.workspace if record.booted else record.wanted
-        if booted != wanted and observe(places, name).is_up:
-            identity = {key: getattr(booted, key) for key in IDENTITY}
-            # What it runs with is guarded, and made for nobody: its directory may have been moved.
-            running = (replace(mount, create=False) for mount in booted.mounts if mount not in wanted.mounts)
-            mounts = (*running, *wanted.mounts)
-            record = replace(record, wanted=replace(wanted, **identity, mounts=mounts))
-        found[name] = record
-    return found
-
-
-def members_of(records: Mapping[str, Record], network: Network) -> tuple[Member, ...]:
-    """The workspaces as the firewall sees them, and the place that is kept for image builds."""
-    port = names.port(names.BUILDER, "container")
-    members = [Member(names.BUILDER, port, names.BUILDER_MAC, names.builder_address(network.subnet))]
-    for name, record in present(records).items():
-        workspace = record.wanted
-        assert workspace.ip is not None and workspace.mac is not None
-        port = names.port(name, workspace.type)
-        members.append(Member(name, port, workspace.mac, workspace.ip, workspace.publish, policy_of(workspace)))
-    return tuple(members)
-
-
-def ejected_routes() -> frozenset[str]:
-    """The ways to workspaces that have been ejected: they keep their addresses, in the midst of the others'."""
-    return frozenset(f"{note.ip}/32" for note in observe_ejected().values())
+from hutch.spec.record import NetworkRecord, Record, has_processes, present
+from hutch.state import read_network, remove_network, write_network
 
 
 def settle_network(places: Places, network: Network) -> Network:
@@ -86,14 +44,17 @@ def settle_network(places: Places, network: Network) -> Network:
     return replace(network, uplink=router.find_uplink(places, host) or router.choose_uplink(network, host))
 
 
+_choosing = ExitStack()
+"""Has the host's lock while a first network is chosen and made."""
+
+
 @contextmanager
 def first_network(places: Places) -> Iterator[None]:
-    """Hold the host's lock where there is no network yet: a free uplink is chosen, and nobody else may choose the
-    same one before it is set up."""
-    if read_network(places) is None:
-        with host_lock():
-            yield
-    else:
+    """Hold the host's lock where there is no network yet, until there is: a free uplink is chosen, and nobody else may
+    choose the same one before it is set up."""
+    with _choosing:
+        if read_network(places) is None:
+            _choosing.enter_context(host_lock())
         yield
 
 
@@ -125,6 +86,7 @@ def converge_network(
     ensure_settings(places, record, members)
     ensure_services(places, network, views)
     if places.repairs.exists():
+        # Spares the start-up of `hutch start` where nothing of others' is repaired.
         from hutch.apply.repeating import repeat_repairs
 
         repeat_repairs(places, network, facts.host_listing)
@@ -139,18 +101,10 @@ def ensure_settings(places: Places, record: NetworkRecord, members: Iterable[Mem
         router.write_sysctls({name: settings[name] for name in different})
 
 
-def views_of(places: Places, network: Network, members: Iterable[Member]) -> str:
-    """What the warden is to be told; "" where nobody is watched, and there is to be none."""
-    if not any(member.policy.is_watched for member in members):
-        return ""
-    from hutch.host.network.warden import render_views
-
-    return render_views(places, network, members)
-
-
 def renew_views(places: Places, views: str) -> None:
     """Tell a warden that runs. It comes before the rules: what these ask for under the new policies, such as addresses
     of names that stay listed, is there by then."""
+    # Spares the start-up of `hutch start` where nobody is watched.
     from hutch.host.network import warden
 
     service = warden.wanted_warden(places)
@@ -161,31 +115,10 @@ def renew_views(places: Places, views: str) -> None:
             stop_service(places, service.pid_file)
 
 
-def wanted_services(places: Places, network: Network, *, is_watched: bool) -> tuple[Service, ...]:
-    """What serves all workspaces."""
-    common = (*wanted_resolvers(places, network, service_user(), own_names()), wanted_watch(places, network))
-    if not is_watched:
-        return common
-    from hutch.host.network.warden import wanted_warden
-
-    return (*common, wanted_warden(places))
-
-
-def missing_services(places: Places, network: Network, members: Iterable[Member]) -> list[str]:
-    """What does not run as wanted, or is not told what it should be, in words."""
-    views = views_of(places, network, members)
-    wanted = wanted_services(places, network, is_watched=bool(views))
-    missing = [f"{service.name} does not run" for service in wanted if observe_service(service) is None]
-    if views and not missing:
-        from hutch.host.network.warden import has_views
-
-        missing += [] if has_views(places, views) else ["the warden was told something else"]
-    return missing
-
-
 def ensure_services(places: Places, network: Network, views: str) -> None:
     """Start whichever does not run as wanted, once the rules are in place and have been read back."""
     if views or places.warden.exists():
+        # Spares the start-up of `hutch start` where nobody is watched.
         from hutch.host.network import warden
 
         if not views:
@@ -200,7 +133,7 @@ def ensure_services(places: Places, network: Network, views: str) -> None:
 def find_survivor(places: Places, serving: Iterable[str]) -> int | None:
     """The supervisor of a workspace that is up, if any is: it runs in the router's namespace."""
     states = (observe(places, name) for name in serving)
-    return next((now.pid for now in states if now.is_up and now.pid is not None), None)
+    return next((now.pid for now in states if has_processes(now.state) and now.pid is not None), None)
 
 
 def reconnect(places: Places, network: Network, serving: Mapping[str, Record], loose: Iterable[str]) -> None:
@@ -209,8 +142,6 @@ def reconnect(places: Places, network: Network, serving: Mapping[str, Record], l
     for name in loose:
         if name not in serving or observe(places, name).state != "running":
             continue
-        from hutch.backends.port import port_of
-
         port = port_of(name, serving[name].wanted, places, network)
         batch = places.runtime(name) / "port"
         write_atomic(batch, port.render_batch().encode(), mode=0o600)
@@ -243,29 +174,12 @@ def converge_keys(places: Places, records: Mapping[str, Record]) -> dict[int, st
     """Host keys of workspaces, and the keys that hutch makes for users; returns those by uid."""
     serving = in_force(places, records)
     for name in serving:
-        ensure_host_key(places, name)
+        ssh.ensure_key(places.host_key(name), names.hostname(name), published=ssh.is_published(places, name))
     keys = own_keys(places, serving)
     for uid in keys:
         gid, who = ssh.owner_of(uid)
         ssh.ensure_key(places.key(uid), f"hutch key of {who}", uid=uid, gid=gid)
     return keys
-
-
-def own_keys(places: Places, serving: Mapping[str, Record]) -> dict[int, str]:
-    """The private keys that hutch makes for users, by uid."""
-    keys: dict[int, str] = {}
-    for record in serving.values():
-        workspace = record.wanted
-        assert isinstance(workspace.owner, int)
-        for uid in ssh.key_holders(workspace.authorized_keys, workspace.owner):
-            if uid not in keys:
-                keys[uid] = str(places.key(uid))
-    return keys
-
-
-def ensure_host_key(places: Places, name: str) -> str:
-    """The host key of a workspace, made once; returns its public line."""
-    return ssh.ensure_key(places.host_key(name), names.hostname(name), published=ssh.is_published(places, name))
 
 
 def converge_trust(places: Places, records: Mapping[str, Record]) -> None:
@@ -276,56 +190,37 @@ def converge_trust(places: Places, records: Mapping[str, Record]) -> None:
     ssh.ensure_trust(places, peers, keys)
 
 
-def peers_of(places: Places, serving: Mapping[str, Record]) -> tuple[ssh.Peer, ...]:
-    """The workspaces as the ssh client is to see them; without a host key where there is none."""
-    peers = []
-    for name, record in serving.items():
-        workspace = record.wanted
-        assert workspace.ip is not None
-        is_machine = workspace.type == "vm"
-        proxy = ssh.proxy_of(workspace, ssh.likely_hypervisor(workspace), has_vsock=is_machine and has_vsock())
-        host_key = ssh.read_key(places.host_key(name))
-        peers.append(ssh.Peer(name, workspace.ip, workspace.user, host_key, proxy))
-    return tuple(peers)
-
-
 def converge_homes(places: Places, records: Mapping[str, Record]) -> None:
     """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write; but for
     those on something that systemd has yet to mount, to which their services see."""
     guests: dict[str, set[shares.Guest]] = {}
     settled = {name: record for name, record in in_force(places, records).items() if not record.ejected}
     for record in settled.values():  # before anything is made in one of them
-        _ensure_home(record.wanted)
+        home, uid = record.wanted.home, record.wanted.uid
+        assert home is not None
+        gid, _ = ssh.owner_of(uid)
+        with suppress(HutchError, NotADirectoryError):
+            if not shares.waits_for_mount(home):
+                shares.ensure_home(Path(home), uid, gid)
     for name, record in settled.items():
         workspace = record.wanted
-        assert isinstance(workspace.owner, int)
-        gid, _ = ssh.owner_of(workspace.owner)
+        gid, _ = ssh.owner_of(workspace.uid)
         # One that cannot be does not hold up the others: whoever starts it has been told by check_shares.
         with suppress(HutchError, NotADirectoryError):
             shares.ensure_closed(places.workspace(name), gid)
             for mount in workspace.mounts:
                 if mount.create and not os.path.lexists(mount.source) and not shares.waits_for_mount(mount.source):
-                    shares.ensure_home(Path(mount.source), workspace.owner, gid)
+                    shares.ensure_home(Path(mount.source), workspace.uid, gid)
             shares.ensure_mount_points(name, workspace, gid)
         limit_home(places, record)
-        guest = shares.Guest(record.uid_base, workspace.owner)
+        guest = shares.Guest(record.uid_base, workspace.uid)
         for path in shares.writable_paths(workspace):
             guests.setdefault(path, set()).add(guest)
     shares.ensure_shares(places, guests, guests)
 
 
-def _ensure_home(workspace: Workspace) -> None:
-    assert isinstance(workspace.owner, int) and workspace.home is not None
-    gid, _ = ssh.owner_of(workspace.owner)
-    with suppress(HutchError, NotADirectoryError):
-        if not shares.waits_for_mount(workspace.home):
-            shares.ensure_home(Path(workspace.home), workspace.owner, gid)
-
-
 def limit_home(places: Places, record: Record) -> None:
     """Its home holds as much as its root may, where the file system can; `up` and `status` tell where it cannot."""
-    from hutch.host.storage.quota import ensure_quota
-
     assert record.wanted.home is not None
     with suppress(HutchError, OSError):
         ensure_quota(record.wanted.home, record.uid_base, record.wanted.disk, places.quota(record.name))
@@ -334,11 +229,9 @@ def limit_home(places: Places, record: Record) -> None:
 def converge_shown(places: Places, records: Mapping[str, Record]) -> None:
     """What owners and the group `hutch` see."""
     found = present(records)
-    if has_systemd():  # which starts them without us
-        for name in found:
-            places.runtime(name).mkdir(mode=0o700, parents=True, exist_ok=True)
-    machines = [name for name, r in found.items() if r.booted is not None and r.booted.workspace.type == "vm"]
-    facts = {name: observe_facts(places, name) for name in machines if observe(places, name).is_up}
+    ensure_rooms(map(places.runtime, found))
+    machines = [name for name, r in found.items() if r.booted is not None and is_machine(r.booted.workspace)]
+    facts = {name: observe_facts(places, name) for name in machines if has_processes(observe(places, name).state)}
     shown.ensure_shown(places, found, facts)
 
 
@@ -358,18 +251,26 @@ def settle(
     is said by the host's own unit, which is active once it has settled the host.
     """
     if present(records):
-        if has_systemd() and not has_namespace(places):
+        if not has_namespace(places):
             places.settled.unlink(missing_ok=True)
         converge_homes(places, records)
         converge_network(places, network, file, records, looking)
+        _choosing.close()  # whoever chooses one from now on sees this
         connect()
         converge_trust(places, records)
         converge_shown(places, records)
-        if has_systemd():
-            from hutch.apply.units import converge_host_units, converge_units
+        # Spares the start-up of `hutch start` where there is no systemd.
+        from hutch.apply.units import hand_over
 
-            converge_units(places, network, records)
-            converge_host_units(places, network, records, is_unit=is_unit)
+        hand_over(places, network, records, is_unit=is_unit)
+    else:
+        dismantle(places)
+
+
+def settle_again(places: Places, network: NetworkRecord | None, records: Mapping[str, Record]) -> None:
+    """The host as it was set up last, for these records."""
+    if network is not None:
+        settle(places, network.network, network.file, records)
     else:
         dismantle(places)
 
@@ -378,11 +279,10 @@ def dismantle(places: Places) -> None:
     """The last workspace is gone: take away everything on the host that is not a home, a key or an image."""
     hosts_file.ensure_hosts(places, {})
     ssh.remove_trust(places)
-    shown.remove_shown(places)
+    remove_flat(places.shown_records)
     clear(places)
     remove_network(places)
-    if has_systemd():
-        remove_units((places.target, places.network_unit, places.slice_of_all))
+    remove_units((places.target, places.network_unit, places.slice_of_all))
 
 
 def clear(places: Places) -> None:

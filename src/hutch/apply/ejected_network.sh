@@ -34,8 +34,7 @@ forwarders() { # Interfaces for which this host might forward packets
 }
 
 forward() { # what hutch found when it had this host forward packets is handed over when a workspace is ejected
-  was=$(cat /proc/sys/net/ipv4/ip_forward)
-  if [ "$was" = 1 ]; then
+  if [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ]; then
     [ ! -f "$run/inherited" ] || mv "$run/inherited" "$run/forwarders"
     return
   fi
@@ -45,7 +44,7 @@ forward() { # what hutch found when it had this host forward packets is handed o
 
 unforward() { # As it was, unless others have come that need it: they may go before this one does
   [ -f "$run/forwarders" ] || return 0
-  [ -z "$(forwarders | grep -vxFf "$run/forwarders")" ] || return 0
+  ! forwarders | grep -qvxFf "$run/forwarders" || return 0
   echo 0 >/proc/sys/net/ipv4/ip_forward
   rm -f "$run/forwarders"
 }
@@ -56,9 +55,7 @@ guard() { # DIRECTORY: what the guest makes there must not count on the host
 }
 
 unguard() { # DIRECTORY
-  if grep -qxF -- "$1" "$run/guarded" 2>/dev/null; then
-    unbind "$1" || :
-  fi
+  ! grep -qxF -- "$1" "$run/guarded" 2>/dev/null || unbind "$1" || :
 }
 
 check_ours() {

@@ -9,6 +9,7 @@ stop() { # UNIT
 }
 
 cd /
+# shellcheck disable=SC2086 # names of units hold no blanks
 systemctl disable $units 2>/dev/null || :
 stop "$unit"
 shared disarm
@@ -19,9 +20,10 @@ for each in $units; do
   rm -f "/etc/systemd/system/$each"
 done
 systemctl daemon-reload
+# shellcheck disable=SC2086 # likewise
 systemctl reset-failed $units 2>/dev/null || :
 if grep -q "^# BEGIN $name: " /etc/hosts; then # between the marks, nothing goes but what is of this workspace
-  end=$(printf '\r')*\$
+  end="$(printf '\r')*\$"
   sed "/^# BEGIN $name: /,/^# END $name$end/ {
     /^# BEGIN $name: /d; /^# END $name$end/d; /^[0-9.]* $name$end/d
   }" /etc/hosts >"$here/hosts"
@@ -31,7 +33,7 @@ rm -f "$drop_in"
 rm -rf --one-file-system -- "$run"
 rmdir "${run%/*}" 2>/dev/null || :
 for each in $parts; do
-  rm -rf --one-file-system -- "$here/$each"
+  rm -rf --one-file-system -- "${here:?}/$each"
 done
 rmdir "$here/workspace" "$here" 2>/dev/null || :
 for each in $units; do

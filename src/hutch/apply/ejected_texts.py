@@ -19,7 +19,7 @@ from hutch.host.network.firewall import Member
 from hutch.host.network.watch import LIST, fixed_sets
 from hutch.host.services import unit_texts
 from hutch.host.services.service import Service
-from hutch.host.services.units import WRITTEN_BY, quoted, quoted_path
+from hutch.host.services.units import WRITTEN_BY
 from hutch.host.storage.shares import writable_paths
 from hutch.run import SEARCH_PATH
 from hutch.runtime import units
@@ -31,14 +31,19 @@ from hutch.spec.programs import own_program
 
 NETWORK_LIBRARY = Path(__file__).with_name("ejected_network.sh")
 REMOVAL_LIBRARY = Path(__file__).with_name("ejected_remove.sh")
+README = Path(__file__).with_name("ejected_readme.txt")
 PYTHON = "/usr/bin/python3"
 """The host's own, for the programs that steps run: its standard library is all that they need."""
 PROGRAMS = (
     *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/graft.py"),
     *("confine/install.py", "confine/filters.py"),
-    *("trees/changing.py", "trees/cursor.py", "errors.py", "frozen.py"),
+    *("runtime/hold.py", "runtime/steps.py", "host/services/cgroup.py"),
+    *("trees/changing.py", "trees/cursor.py", "errors.py", "files.py", "frozen.py"),
 )
-PACKAGES = tuple(f"{package}__init__.py" for package in ("", "host/", "host/storage/", "confine/", "trees/"))
+PACKAGES = tuple(
+    f"{package}__init__.py"
+    for package in ("", "host/", "host/services/", "host/storage/", "confine/", "runtime/", "trees/")
+)
 PARTS = (
     *("image", "keys", "network", "programs", "units", "known_hosts", "hosts", "README", "remove"),
     *(f"workspace/{part}" for part in ("root", "ssh", "unit")),
@@ -80,7 +85,12 @@ def render_units(subject: Subject) -> dict[str, str]:
     found = {
         launch.unit: units.render_service(launch, places, tuple(serving)) + render_note(note),
         places.slice(launch.workspace): units.render_slice(launch),
-        places.network_unit: render_network_unit(places, writable_paths(subject.workspace)),
+        places.network_unit: unit_texts.network_unit(
+            places,
+            "network",
+            (str(places.state), *writable_paths(subject.workspace)),
+            ("/bin/sh", str(places.network / "run")),
+        ),
         **{
             unit: unit_texts.render_service(service, places, (places.network_unit,))
             for unit, service in serving.items()
@@ -96,25 +106,6 @@ def _plain(text: str, places: Ejected) -> str:
     return text.replace("Description=hutch: ", f"Description=Workspace {places.name}: ")
 
 
-def render_network_unit(places: Ejected, shared: Sequence[str]) -> str:
-    script = quoted(str(places.network / "run"))
-    lines = [
-        "[Unit]",
-        "Description=hutch: network",
-        unit_texts.DOCUMENTATION,
-        f"RequiresMountsFor={' '.join(map(quoted_path, (str(places.state), *shared)))}",
-        *unit_texts.ORDER,
-        "",
-        "[Service]",
-        "Type=oneshot",
-        "RemainAfterExit=yes",
-        f"Slice={places.slice_of_all}",
-        f"ExecStart=/bin/sh {script} start",
-        f"ExecStop=/bin/sh {script} stop",
-    ]
-    return WRITTEN_BY + "\n".join(lines) + "\n"
-
-
 def render_files(subject: Subject) -> dict[Path, Text]:
     """All other texts, by their paths."""
     places, launch = subject.places, subject.launch
@@ -122,7 +113,7 @@ def render_files(subject: Subject) -> dict[Path, Text]:
     outer = firewall.host_tables(places, subject.network, (subject.member,))
     script = places.unit_script(places.name)
     return {
-        script: Text(units.render_script(launch, places, PYTHON, places.programs), runs=True, is_secret=True),
+        script: Text(units.render_script(launch, PYTHON, places.programs), runs=True, is_secret=True),
         script.with_name("launch.json"): Text(json.dumps(asdict(launch)), is_secret=True),
         places.network / "run": Text(render_network(subject), runs=True),
         places.network / "router.nft": Text(ruleset.render_tables(tables)),
@@ -146,7 +137,7 @@ def render_network(subject: Subject) -> str:
         "uplink": places.uplink_host,
         "mac": places.uplink_mac,
         "tag": router.tag(places),
-        "bind": shlex.join((PYTHON, "-I", "-S", str(places.programs / "host" / "bind.py"))),
+        "bind": shlex.join((PYTHON, "-I", "-S", str(places.programs / "host" / "storage" / "bind.py"))),
         "list": LIST,
     }
     in_router = f"ip -n {places.namespace} -batch -"
@@ -224,43 +215,16 @@ def _fed(name: str, *commands: tuple[str, str]) -> str:
 
 def render_readme(subject: Subject) -> str:
     places, workspace = subject.places, subject.workspace
-    unit, name = places.unit(places.name), places.name
-    published = "".join(f"Published, as host:guest: {item}\n" for item in workspace.publish)
-    return f"""The workspace {name}, a container of systemd-nspawn. It was ejected from hutch and needs it no more.
-Its address is {subject.member.ip}, its user {workspace.user}, its home {workspace.home}.
-
-    ssh {names.hostname(name)}
-    systemctl status {unit}       and start, stop, restart; enable has it start when this host boots
-    systemctl stop {places.network_unit}
-                                  it, and its network
-    systemctl edit {places.slice(name)}
-                                  what it may use: MemoryMax=, CPUQuota=, TasksMax=
-    journalctl -u {unit}          what its console said; `journalctl -M {places.machine(name)}` is its own journal
-    {places.removal}
-                                  takes all of it away but the home
-
-It needs systemd with systemd-container, nft, iproute2, dnsmasq, bash and {PYTHON}.
-
-In this directory, which all of it names, so that it cannot be moved:
-
-    units/              the units, copies of which lie in /etc/systemd/system
-    workspace/unit/run  what the service runs; it holds what the guest is told, so it is root's alone
-    workspace/ssh/      the guest's host key
-    workspace/home/     the home, unless that is a directory of the owner's
-    workspace/root/     what the guest wrote elsewhere, if that is kept
-    image/root/         the tree that the guest is made from, never written
-    network/run         makes the network and clears it: a router in the network namespace {places.namespace}
-    network/router.nft  its rules; network/host.nft are those of this host
-    network/sets        the sets that are watched together with the rules; network/uplink is what joins it to this host
-    programs/           small programs that the scripts run; each says what it is for
-    keys/               private keys that open it, by the uid of who owns them
-    known_hosts         its host key, for ssh
-
-Elsewhere: a block in /etc/hosts; {places.ssh_config};
-and in {places.run} what a reboot takes away. On this host it uses
-{subject.network.uplink}, the interface {places.uplink_host}, tables {places.table}, and the user ids
-{subject.uid_base} to {subject.uid_base + names.UID_COUNT - 1}.
-{published}
-What it may reach does not change any more; it is what egress = "{workspace.egress}" says. To change it, change
-network/router.nft and restart {places.network_unit}.
-"""
+    return README.read_text(encoding="utf-8").format(
+        subject=subject,
+        places=places,
+        workspace=workspace,
+        name=places.name,
+        unit=places.unit(places.name),
+        slice=places.slice(places.name),
+        machine=places.machine(places.name),
+        hostname=names.hostname(places.name),
+        last=subject.uid_base + names.UID_COUNT - 1,
+        published="".join(f"Published, as host:guest: {item}\n" for item in workspace.publish),
+        python=PYTHON,
+    )

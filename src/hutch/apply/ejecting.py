@@ -16,8 +16,10 @@ from pathlib import Path
 
 from hutch.apply import converge
 from hutch.apply.ejected_texts import PACKAGES, PROGRAMS, PYTHON, Subject, render_files, render_units
-from hutch.apply.starting import public_keys, start, surroundings_of
-from hutch.backends import launch
+from hutch.apply.launching import public_keys, surroundings_of
+from hutch.apply.serving import in_force, members_of, own_keys
+from hutch.apply.starting import start
+from hutch.backends import is_machine, launch_of
 from hutch.errors import HutchError, Unmet
 from hutch.files import read_or_none, sync_directory, write_atomic
 from hutch.host.identity import hosts_file, ssh
@@ -29,16 +31,15 @@ from hutch.host.services import units
 from hutch.host.storage import shares
 from hutch.run import run
 from hutch.runtime import control
-from hutch.runtime.control import Listener
+from hutch.runtime.control import LAST_LINES, Listener
 from hutch.runtime.observe import observe
-from hutch.runtime.systemd import LAST_LINES, withdraw
 from hutch.spec.ejected import Ejected
 from hutch.spec.model import Network
 from hutch.spec.names import PACKAGE, Places
 from hutch.spec.policy import policy_of
+from hutch.spec.record import Record, has_processes
 from hutch.state import (
     EJECT,
-    Record,
     journaled,
     make_directory,
     read_network,
@@ -55,32 +56,32 @@ TRY = f"import sys; sys.path.insert(0, sys.argv[1]); import {NEEDED}"
 
 def check(places: Places, record: Record, target: Ejected) -> None:
     """Refuse, before anything is touched, what cannot be ejected."""
-    name, workspace = record.name, record.wanted
-    if not units.has_systemd():
-        raise HutchError(
-            f"{name} cannot be ejected: systemd is not this host's process 1, so there is nothing to run units",
-            resolution=f"`hutch explain {name}` prints the commands behind it",
-        )
-    if units.directory() != units.LASTING:
-        raise HutchError(
-            f"{name} cannot be ejected: units cannot be written to {units.LASTING} on this host",
-            resolution=f"`hutch explain {name}` prints them, for this host's own configuration",
-        )
-    if workspace.type != "container":
-        raise HutchError(
-            f"{name} cannot be ejected: it is a virtual machine, which needs hutch to run it",
-            resolution='with type = "container" it can; its home stays the same',
-        )
-    policy = policy_of(workspace)
-    if policy.kind == "list" or policy.learn:
-        raise HutchError(
-            f"{name} cannot be ejected: its egress is a list, which is the business of hutch's warden",
-            resolution='with egress = "internet", "all" or "none" it can: change hutch.toml, then `hutch up`',
-        )
-    if not os.access(PYTHON, os.X_OK):
-        raise HutchError(
-            f"{name} cannot be ejected: there is no {PYTHON}, which it would need", resolution="install it"
-        )
+    name, policy = record.name, policy_of(record.wanted)
+    for is_so, why, resolution in (
+        (
+            not units.has_systemd(),
+            "systemd is not this host's process 1, so there is nothing to run units",
+            f"`hutch explain {name}` prints the commands behind it",
+        ),
+        (
+            units.directory() != units.LASTING,
+            f"units cannot be written to {units.LASTING} on this host",
+            f"`hutch explain {name}` prints them, for this host's own configuration",
+        ),
+        (
+            is_machine(record.wanted),
+            "it is a virtual machine, which needs hutch to run it",
+            'with type = "container" it can; its home stays the same',
+        ),
+        (
+            policy.kind == "list" or policy.learn,
+            "its egress is a list, which is the business of hutch's warden",
+            'with egress = "internet", "all" or "none" it can: change hutch.toml, then `hutch up`',
+        ),
+        (not os.access(PYTHON, os.X_OK), f"there is no {PYTHON}, which it would need", "install it"),
+    ):
+        if is_so:
+            raise HutchError(f"{name} cannot be ejected: {why}", resolution=resolution)
     _check_place(places, record, target)
 
 
@@ -137,7 +138,7 @@ def may_be_renamed_in(uid: int, mode: int) -> bool:
 
 def eject(places: Places, record: Record, target: Ejected, listen: Listener) -> None:
     """Eject a workspace that can be. What ran runs again afterwards. The caller holds the lock."""
-    is_up = observe(places, record.name).is_up
+    is_up = has_processes(observe(places, record.name).state)
     network, records = read_network(places), read_records(places)
     if network is None:
         raise HutchError("the network is not set up", resolution="`hutch up` does that")
@@ -148,8 +149,8 @@ def eject(places: Places, record: Record, target: Ejected, listen: Listener) -> 
             _move(places, records, going, target, network.network, is_up=is_up)
         except BaseException as error:
             undo(places, going)
-            converge.settle(places, network.network, network.file, read_records(places))
-            if is_up and not observe(places, record.name).is_up:
+            converge.settle_again(places, network, read_records(places))
+            if is_up and not has_processes(observe(places, record.name).state):
                 start(places, network.network, network.file, read_records(places), [record.name], listen)
             if isinstance(error, HutchError):
                 raise Unmet(
@@ -208,10 +209,10 @@ def make_subject(
         python=PYTHON,
         package=str(target.programs),
     )
-    (_, member) = converge.members_of({record.name: replace(record, wanted=wanted)}, own)
+    (_, member) = members_of({record.name: replace(record, wanted=wanted)}, own)
     return Subject(
         target,
-        launch(record.name, wanted, surroundings),
+        launch_of(record.name, wanted, surroundings),
         wanted,
         member,
         own,
@@ -239,10 +240,9 @@ def _moved(places: Places, record: Record, target: Ejected) -> tuple[tuple[Path,
 def _copy(places: Places, record: Record, target: Ejected) -> None:
     """The image, the keys, and the programs. Nothing of that is a guest's."""
     name = record.name
-    assert isinstance(record.wanted.owner, int)
     make_directory(target.state)
     _check_roots_own(target.state)  # as it is now: somebody may have been faster in a directory like /tmp
-    gid, _ = ssh.owner_of(record.wanted.owner)
+    gid, _ = ssh.owner_of(record.wanted.uid)
     shares.ensure_closed(target.workspace(name), gid)
     make_directory(target.image_root(record.image).parent, 0o700)
     _copy_image(places.image_root(record.image), target.image_root(record.image))
@@ -279,7 +279,7 @@ def _write(subject: Subject) -> None:
 
 def _release(places: Places, records: Mapping[str, Record], record: Record) -> None:
     """Take hutch's mounts from what the workspace can write; from now on it has its own."""
-    others = converge.in_force(places, {name: r for name, r in records.items() if name != record.name})
+    others = in_force(places, {name: r for name, r in records.items() if name != record.name})
     shared = {path for other in others.values() for path in shares.writable_paths(other.wanted)}
     for path in shares.writable_paths(record.wanted):
         if path not in shared:
@@ -291,7 +291,7 @@ def _install(places: Places, record: Record, subject: Subject, *, is_up: bool) -
     target, texts = subject.places, render_units(subject)
     host_key = _text(target.host_key(record.name).with_name(target.host_key(record.name).name + ".pub"))
     peer = ssh.Peer(record.name, subject.member.ip, subject.workspace.user, host_key)
-    keys = {uid: str(target.key(uid)) for uid in converge.own_keys(places, {record.name: record})}
+    keys = {uid: str(target.key(uid)) for uid in own_keys(places, {record.name: record})}
     hosts_file.ensure_hosts(target, {record.name: subject.member.ip})
     ssh.ensure_trust(target, (peer,), keys)
     units.ensure_units(texts)
@@ -302,13 +302,8 @@ def _install(places: Places, record: Record, subject: Subject, *, is_up: bool) -
     try:
         units.systemctl("start", unit, timeout=START_SECONDS)
     except HutchError as error:
-        logs = "\n".join(_last_words(each) for each in (unit, target.network_unit))
+        logs = "\n".join(units.last_words(each, LAST_LINES).strip() for each in (unit, target.network_unit))
         raise HutchError(f"{unit} does not start", details=f"{error.details}\n{logs}".strip()) from error
-
-
-def _last_words(unit: str) -> str:
-    options = ("--quiet", "--no-pager", "--output=cat", f"--lines={LAST_LINES}")
-    return run(("journalctl", *options, f"--unit={unit}"), check=False).stdout.strip()
 
 
 def _units_of(target: Ejected) -> tuple[str, ...]:
@@ -350,14 +345,9 @@ def finish(places: Places, record: Record) -> None:
     """Hutch has nothing of it any more. May be called again."""
     control.stop_all(places, [record.name])
     control.forget(places, record.name)
-    withdraw(places, record.name)
     remove_tree(places.host_key(record.name).parent)
-    remove_tree(places.unit_script(record.name).parent)
-    network, records = read_network(places), read_records(places)
-    if network is not None and converge.present(records):
-        converge.settle(places, network.network, network.file, records)
-    else:
-        converge.dismantle(places)
+    remove_tree(places.unit_directory(record.name))
+    converge.settle_again(places, read_network(places), read_records(places))
 
 
 def is_there(record: Record) -> bool:

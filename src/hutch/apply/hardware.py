@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from hutch.backends.hypervisor import OLDEST, parse_version
+from hutch.backends.cloud_hypervisor import OLDEST, TRAITS, parse_version
 from hutch.backends.launch import Hardware
 from hutch.bundled import use_bundled
 from hutch.errors import HutchError
@@ -62,7 +62,7 @@ def hardware_of(places: Places, image: str, accelerator: Accelerator) -> Hardwar
 
 def cloud_hypervisor() -> str | None:
     """The program, where one that is new enough is installed."""
-    program = find_program("cloud-hypervisor")
+    program = find_program(TRAITS.program)
     if program is None:
         return None
     said = parse_version(run([program, "--version"], check=False).stdout)

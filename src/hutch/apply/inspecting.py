@@ -12,9 +12,11 @@ from contextlib import closing
 from dataclasses import field, replace
 from pathlib import Path
 
-from hutch.apply import converge
 from hutch.apply.building import missing_of
+from hutch.apply.serving import in_force, members_of, missing_services, own_keys, peers_of
 from hutch.apply.starting import unlimited_home
+from hutch.apply.units import wanted_host_units
+from hutch.backends import is_machine
 from hutch.errors import HutchError
 from hutch.files import read_or_none
 from hutch.frozen import dataclass
@@ -22,16 +24,16 @@ from hutch.host.identity import hosts_file, ssh
 from hutch.host.network import router
 from hutch.host.network.namespace import look
 from hutch.host.network.strangers import check_strangers
-from hutch.host.services.units import different_units, has_systemd
+from hutch.host.services.units import awaits_a_start, different_units
 from hutch.host.storage import shares
 from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.plan.actions import Change, Plan, Repair, Wanted
-from hutch.runtime.control import is_forgotten
-from hutch.runtime.observe import observe
+from hutch.runtime.control import is_forgotten, unlimited_launch
+from hutch.runtime.observe import observe, read_launch
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
-from hutch.state import Record
+from hutch.spec.record import Record, has_processes, present
 
 DELETED = "//deleted"
 """What the kernel puts behind the directory of a mount that has been deleted."""
@@ -48,15 +50,12 @@ class Findings:
     obstacles: tuple[str, ...] = ()
 
 
-NOTHING = Findings()
-
-
 def inspect(places: Places, applied: Network | None, records: Mapping[str, Record]) -> Findings:
     """Compare the host with the records. Nothing can be damaged before a first `up` has set the network up. Raises
     HutchError when the host cannot be looked at."""
-    serving = converge.in_force(places, records) if applied is not None else {}
+    serving = in_force(places, records) if applied is not None else {}
     if applied is None or not serving:
-        return NOTHING
+        return Findings()
     with closing(look(places)) as looking:
         lost = lost_keys(places, serving)
         elsewhere = tuple(wrong_trust(places, serving, lost))
@@ -74,7 +73,8 @@ def inspect(places: Places, applied: Network | None, records: Mapping[str, Recor
 def is_bare(places: Places, serving: Iterable[str]) -> bool:
     """Whether nothing has been made that only workspaces that run have need of: systemd has it made when it starts the
     first of them, so after a boot without any, that it is not there is no damage."""
-    return has_systemd() and not places.settled.exists() and not any(observe(places, name).is_up for name in serving)
+    idle = not any(has_processes(observe(places, name).state) for name in serving)
+    return awaits_a_start(places.settled) and idle
 
 
 def wrong_network(
@@ -85,7 +85,7 @@ def wrong_network(
     facts: router.RouterFacts,
 ) -> Iterator[Repair]:
     """The router, the ports on it, the resolvers and the settings of the kernel."""
-    members = converge.members_of(serving, applied)
+    members = members_of(serving, applied)
     rules = router.wanted_rules(places, applied, members, host)
     wrong = router.differences(places, applied, rules, host, facts)
     if "router" in wrong:  # all else went with it
@@ -97,13 +97,10 @@ def wrong_network(
         for name, found in router.loose_ports(applied, members, facts).items():
             if name in serving and observe(places, name).state == "running":
                 yield Repair("port", found, name)
-    for missing in converge.missing_services(places, applied, members):
+    for missing in missing_services(places, applied, members):
         yield Repair("service", missing)
-    if has_systemd():
-        from hutch.apply.units import wanted_host_units
-
-        for unit in different_units(wanted_host_units(places, applied, serving)):
-            yield Repair("unit", f"{unit} is gone, or is not what hutch has written")
+    for unit in different_units(wanted_host_units(places, applied, serving)):
+        yield Repair("unit", f"{unit} is gone, or is not what hutch has written")
     settings = router.wanted_sysctls(places, members)
     for name, value in router.observe_sysctls(settings).items():
         yield Repair(name.replace("/", "."), f"is {value}, not {settings[name]}")
@@ -114,8 +111,8 @@ def wrong_homes(places: Places, serving: Mapping[str, Record]) -> Iterator[Repai
     mounts = shares.observe_tree()
     for name, record in serving.items():
         workspace = record.wanted
-        assert isinstance(workspace.owner, int) and workspace.home is not None
-        gid, _ = ssh.owner_of(workspace.owner)
+        assert workspace.home is not None
+        gid, _ = ssh.owner_of(workspace.uid)
         if not os.path.lexists(workspace.home) and not shares.waits_for_mount(workspace.home):
             yield Repair("home", f"{workspace.home} is gone; it is made anew, and empty", name)
         if not shares.is_closed(places.workspace(name), gid):
@@ -136,7 +133,7 @@ def lost_keys(places: Places, serving: Collection[str]) -> dict[str, str]:
 
 def wrong_trust(places: Places, serving: Mapping[str, Record], lost: Collection[str]) -> Iterator[Repair]:
     """Keys, names, and what ssh is told of them."""
-    peers, keys = converge.peers_of(places, serving), converge.own_keys(places, serving)
+    peers, keys = peers_of(places, serving), own_keys(places, serving)
     unnamed = [peer.name for peer in peers if not peer.host_key]
     for name in unnamed:
         if name not in lost:
@@ -166,7 +163,7 @@ def broken_workspaces(
         port, broken = names.port(name, record.wanted.type), []
         if links is not None and port not in links:
             broken.append(Change("port", f"{port} is gone", port, "restart"))
-        if record.wanted.type == "container" and has_lost_tree(places, name, now.pid):
+        if has_lost_tree(places, name, now.pid):
             broken.append(Change("image", "its tree was deleted", record.image, "restart"))
         if broken and observe(places, name) == now:
             found[name] = tuple(broken)
@@ -183,8 +180,8 @@ def forgotten_workspaces(places: Places, serving: Mapping[str, Record]) -> dict[
 
 
 def has_lost_tree(places: Places, name: str, pid: int) -> bool:
-    """Whether the image's tree was deleted that a container runs on: its supervisor's mounts tell, also when the image
-    has been built again since."""
+    """Whether the image's tree was deleted that it runs on: its supervisor's mounts tell, also when the image has been
+    built again since. A machine has none there."""
     try:
         text = observe_mountinfo(pid)
     except OSError:  # it has just ended
@@ -195,7 +192,7 @@ def has_lost_tree(places: Places, name: str, pid: int) -> bool:
 
 def unbuilt_images(places: Places, wanted: Mapping[str, Wanted]) -> dict[str, str]:
     """The workspaces of which something is not in the cache that they start from, each with what, in words."""
-    needed = {name: (target.image, target.workspace.type) for name, target in wanted.items()}
+    needed = {name: (target.image, is_machine(target.workspace)) for name, target in wanted.items()}
     missing = {need: missing_of(places, *need) for need in set(needed.values())}
     return {name: f"{missing[need]} is not in the cache" for name, need in needed.items() if missing[need]}
 
@@ -219,22 +216,24 @@ def with_findings(plan: Plan, seen: Findings, unbuilt: Mapping[str, str], record
 
 def warnings_of(places: Places, applied: Network | None, records: Mapping[str, Record]) -> dict[str, list[str]]:
     """What is wrong, in words, by workspace. What is everybody's is said with each."""
-    present = converge.present(records)
-    targets = {name: Wanted(record.wanted, record.image) for name, record in present.items()}
+    there = present(records)
+    targets = {name: Wanted(record.wanted, record.image) for name, record in there.items()}
     try:
         seen, unbuilt = inspect(places, applied, records), unbuilt_images(places, targets)
     except (HutchError, OSError) as error:  # status is there for when things are broken
         why = f"the host cannot be looked at: {error.brief if isinstance(error, HutchError) else error}"
-        return {name: [why] for name in present}
+        return {name: [why] for name in there}
     told = {}
-    for name in present:
+    for name in there:
+        runs = has_processes(observe(places, name).state)
+        limits = unlimited_launch(places, read_launch(places.launch(name))) if runs else ""
         mended = [str(repair) for repair in seen.repairs if repair.workspace in (None, name)]
         mended += [f"image: {unbuilt[name]}"] if name in unbuilt else []
         told[name] = [
             *(f"{text} (`hutch up` repairs it)" for text in mended),
             *(f"{change.key}: {change.old} (a restart brings it back)" for change in seen.broken.get(name, ())),
             *([seen.lost[name]] if name in seen.lost else []),
-            *filter(None, [unlimited_home(places, present[name])]),
+            *filter(None, [unlimited_home(places, there[name]), limits]),
             *seen.obstacles,
             *shares.kept_guards(places),
         ]

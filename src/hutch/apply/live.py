@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hutch.apply.starting import make_launch, unlimited_home
+from hutch import guest
+from hutch.apply.launching import make_launch
+from hutch.apply.starting import unlimited_home
+from hutch.backends import is_machine
 from hutch.errors import HutchError
 from hutch.plan.actions import Wanted
 from hutch.plan.planner import differences, with_live_changes
 from hutch.runtime import control
-from hutch.runtime.observe import Observation, observe
-from hutch.state import Booted, Record, write_record
+from hutch.runtime.observe import observe
+from hutch.spec.record import Booted, Observation, Record
+from hutch.state import write_record
 
 if TYPE_CHECKING:
     from hutch.backends.launch import Launch
@@ -29,28 +34,7 @@ Action = Callable[[], dict[str, str]]
 
 LIMITS = {"vcpus", "memory"}
 GUEST_SECONDS = 15.0  # that a guest has for what it is told; without KVM, a login alone takes one of them
-REFRESH = """
-set -e
-printf '%s\\n' "$@" | systemd-tmpfiles --create -
-sockets() {
-  while read -r _ address _ state _ _ _ _ _ inode _; do
-    case "$address $state" in *":0016 0A") echo $inode ;; esac
-  done
-}
-listening() { cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | sockets; }
-for unit in ssh.service sshd.service; do
-  systemctl --quiet is-active $unit || continue
-  before=$(listening)
-  systemctl reload $unit
-  for _ in 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9; do
-    now=$(listening)
-    [ "$now" = "$before" ] || [ -z "$now" ] || break
-    sleep 0.1
-  done
-done
-"""
-"""What a guest does at boot with what it is told of keys and environment; and sshd reads its files again: for a moment
-it does not listen, and then it does on another socket."""
+IDENTITY = Path(guest.__file__).with_name("identity.sh")
 
 
 def apply_live(
@@ -72,9 +56,8 @@ def apply_live(
         if done != record.booted:
             records[name] = replace(record, booted=done)
             write_record(places, records[name])
-        if change.keys & LIMITS:
-            for warning in observe(places, name).warnings:
-                listen(name, "warning", warning)
+        if change.keys & LIMITS and (warning := control.unlimited_launch(places, change.launch)):
+            listen(name, "warning", warning)
         if "disk" in change.keys and (text := unlimited_home(places, record)):
             listen(name, "warning", text)
         if why:
@@ -98,7 +81,8 @@ class _Live:
 
     def _make_launch(self) -> Launch:
         accelerator = None
-        if self.target.type == "vm":
+        if is_machine(self.target):
+            # Spares the start-up of `hutch up` for containers.
             from hutch.apply.hardware import accelerator_of
 
             accelerator = accelerator_of(self.places, self.booted.image)
@@ -123,27 +107,26 @@ class _Live:
         no effect on this type need nothing."""
         renewed = {"vcpus", "memory", "disk", "mounts", "env", "authorized_keys"}
         return [
-            (renewed, self._renew),
+            (renewed, lambda: control.renew(self.places, self.launch)),
             ({"env", "authorized_keys"}, self._refresh_guest),
             ({"egress", "learn"}, self._forget_names),
         ]
 
-    def _renew(self) -> dict[str, str]:
-        return control.renew(self.places, self.record.name, self.launch)
-
     def _forget_names(self) -> dict[str, str]:
         """What it was told under another policy opens nothing under this one, so it is to ask again. Whether the guest
         does as it is told is its own business."""
+        # Spares the start-up of `hutch up` where the guest need not be told.
         from hutch.access.inside import told_inside
 
         told_inside(self.places, self.record, ["resolvectl", "flush-caches"], seconds=GUEST_SECONDS)
         return {}
 
     def _refresh_guest(self) -> dict[str, str]:
+        # Spares the start-up of `hutch up` where the guest need not be told.
         from hutch.access.inside import told_inside
 
         text = next(file.content for file in self.launch.files if file.path.endswith("/tmpfiles.extra"))
-        command = ["sh", "-c", REFRESH, "sh", *text.splitlines()]
+        command = ["sh", "-c", IDENTITY.read_text(encoding="utf-8"), "sh", *text.splitlines()]
         code = told_inside(self.places, self.record, command, seconds=GUEST_SECONDS)
         if code != 0:
             how = f"within {GUEST_SECONDS:g} s" if code is None else f"(exit code {code})"

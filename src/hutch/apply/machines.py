@@ -10,7 +10,11 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from hutch.errors import ConfigError, HutchError, Problem
+from hutch.backends import alternatives, backends_of, check_named, is_machine
+from hutch.errors import HutchError, Problem, refuse_files
+from hutch.host.doctor.tools import MACHINE_TOOLS, check_tools
+from hutch.host.hardware import vsock
+from hutch.host.hardware.capacity import check_host, observe_capacity
 from hutch.runtime.observe import observe
 from hutch.spec.model import Workspace
 
@@ -19,38 +23,32 @@ if TYPE_CHECKING:
     from hutch.plan.actions import Plan, Wanted
     from hutch.runtime.control import Listener
     from hutch.spec.names import Places
-    from hutch.state import Record
+    from hutch.spec.record import Record
 
 Starting = tuple[str, str, Workspace]
 
 
 def machines_of(starting: Iterable[Starting]) -> list[Starting]:
-    return [item for item in starting if item[2].type == "vm" and item[2].engine == "local"]
+    return [item for item in starting if is_machine(item[2])]
 
 
 def prepare_machines(places: Places, records: Iterable[Record], listen: Listener) -> Accelerator:
     """What the machines among `records` run under, once nothing speaks against starting them. None of them runs. The
     caller holds the lock."""
+    # Spares the start-up of `hutch up` for containers.
     from hutch.apply.hardware import accelerator_of, hardware_of
-    from hutch.backends.hypervisor import check_hypervisor
     from hutch.host.hardware.accelerator import describe_accelerator
-    from hutch.host.services.units import has_systemd
 
-    machines = [record for record in records if record.wanted.type == "vm"]
+    machines = [record for record in records if is_machine(record.wanted)]
     starting = [(record.file, record.name, record.wanted) for record in machines]
     check_context_ids(starting)
     accelerator = accelerator_of(places, machines[0].image)
     check_hypervisors(starting, accelerator)
-    named = [record for record in machines if record.wanted.hypervisor == "cloud-hypervisor"]
     refuse_files(
         (record.file, problem)
-        for record in named
-        for problem in check_hypervisor(
-            f"workspaces.{record.name}",
-            record.wanted,
-            hardware_of(places, record.image, accelerator),
-            by_systemd=has_systemd(),
-        )
+        for record in machines
+        for hardware in (hardware_of(places, record.image, accelerator),)
+        for problem in check_named(record.name, record.wanted, hardware)
     )
     if text := describe_accelerator(accelerator):
         listen(", ".join(record.name for record in machines), "warning", text)
@@ -63,9 +61,8 @@ def check_machines(starting: Iterable[Starting]) -> None:
     machines = machines_of(starting)
     if not machines:
         return
-    from hutch.host.doctor.tools import MACHINE_TOOLS, check_tools
+    # Spares the start-up of `hutch up` for containers.
     from hutch.host.hardware.accelerator import ARCHITECTURES
-    from hutch.host.hardware.capacity import check_host, observe_capacity
 
     names, architecture = ", ".join(name for _, name, _ in machines), os.uname().machine
     if architecture not in ARCHITECTURES:
@@ -81,6 +78,7 @@ def check_machines(starting: Iterable[Starting]) -> None:
         for problem in check_host({name: workspace}, capacity.memory, capacity.cpus)
     )
     check_tools(MACHINE_TOOLS, f"{names}: this host cannot run virtual machines yet")
+    # Spares the start-up of `hutch up` for containers.
     from hutch.images.machine import find_firmware
 
     find_firmware()
@@ -90,18 +88,16 @@ def check_hypervisors(starting: Iterable[Starting], accelerator: Accelerator) ->
     """Refuse a hypervisor that cannot do without KVM where there is none. Comes once the accelerator is known."""
     if accelerator.name == "kvm":
         return
+    why = f"does not run without KVM, and this host has none that works: {accelerator.why}"
     refuse_files(
         (
             file,
             Problem(
-                f"does not run without KVM, and this host has none that works: {accelerator.why}",
-                f"workspaces.{name}.hypervisor",
-                workspace.hypervisor,
-                '"auto" or "qemu" run without it',
+                why, f"workspaces.{name}.hypervisor", workspace.hypervisor, f"{alternatives(workspace)} run without it"
             ),
         )
         for file, name, workspace in machines_of(starting)
-        if workspace.hypervisor == "cloud-hypervisor"
+        if all(backend.TRAITS.needs_kvm for backend in backends_of(workspace))
     )
 
 
@@ -120,37 +116,16 @@ def _may_have(places: Places, record: Record | None, wanted: Wanted) -> bool:
     if record is None or record.booted is None:
         return False
     booted = record.booted.workspace
-    has_it = booted.type == "vm" and booted.cid == wanted.workspace.cid
+    has_it = is_machine(booted) and booted.cid == wanted.workspace.cid
     return has_it and observe(places, record.name).state != "stopped"
 
 
 def check_context_ids(starting: Iterable[Starting]) -> None:
     """Refuse a context id that a machine of somebody else's has. Those of one hutch are compared when planning; comes
     when none of `starting` runs, or each would find its own taken."""
-    machines = machines_of(starting)
-    if not machines:
-        return
-    from hutch.host.hardware import vsock
-
+    wrong, right = "is in use by a machine that this hutch did not start", "another one, from 3 to 4294967294"
     refuse_files(
-        (
-            file,
-            Problem(
-                "is in use by a machine that this hutch did not start",
-                f"workspaces.{name}.cid",
-                str(workspace.cid),
-                "another one, from 3 to 4294967294",
-            ),
-        )
-        for file, name, workspace in machines
+        (file, Problem(wrong, f"workspaces.{name}.cid", str(workspace.cid), right))
+        for file, name, workspace in machines_of(starting)
         if workspace.cid is not None and not vsock.is_free(workspace.cid)
     )
-
-
-def refuse_files(found: Iterable[tuple[str, Problem]]) -> None:
-    """Raise all problems as one ConfigError, if there is any."""
-    from dataclasses import replace
-
-    problems = [replace(problem, file=file) for file, problem in found]
-    if problems:
-        raise ConfigError(problems)

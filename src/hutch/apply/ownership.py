@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from hutch.errors import HutchError
 from hutch.spec.model import Config
-from hutch.state import Record
+from hutch.spec.record import Record
 
 AT_FDCWD, MAX_HANDLE = -100, 128
 

@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hutch.apply.building import recipe_of
-from hutch.apply.converge import ejected_routes, settle_network
+from hutch.apply.converge import settle_network
 from hutch.apply.inspecting import inspect, unbuilt_images, with_findings
 from hutch.apply.machines import check_machines
 from hutch.apply.ownership import check_ownership, former_paths, origin_of, orphans
+from hutch.apply.serving import ejected_routes
 from hutch.apply.starting import check_shares
-from hutch.errors import ConfigError, Problem, UsageError
+from hutch.errors import Problem, UsageError, refuse_files
 from hutch.host.network import router
 from hutch.host.network.listening import check_ports
-from hutch.host.services.ejected import observe_ejected
-from hutch.host.services.units import has_systemd
+from hutch.host.services.units import has_systemd, observe_ejected
 from hutch.plan.actions import Plan
 from hutch.plan.decide import Facts, Ownership, decide
 from hutch.runtime.observe import observe
@@ -35,11 +35,11 @@ def make_plan(
     places: Places,
     config: Config,
     names: Sequence[str],
+    unbuilt: Mapping[str, str] | None = None,
     *,
     start: bool,
     prune: bool,
     adopt: bool = False,
-    unbuilt: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan for the named workspaces of a file, or for all of them. `unbuilt` says of workspaces what is missing of
     their images: looked for unless given."""
@@ -70,6 +70,7 @@ def observe_facts(places: Places, config: Config) -> Facts:
         return images[made_from]
 
     def sessions_of(name: str) -> tuple[str, ...]:
+        # Spares the start-up of `hutch plan` where nothing is stopped.
         from hutch.apply.unsaved import live_sessions
 
         return tuple(live_sessions(places, records[name]))
@@ -121,15 +122,12 @@ def check_owners(file: str, resolved: Mapping[str, Workspace]) -> None:
     """An account may have changed since the file or a record named it."""
     problems = []
     for name, workspace in resolved.items():
-        assert isinstance(workspace.owner, int)
         try:
-            find_owner(workspace.owner)
+            find_owner(workspace.uid)
         except Invalid as error:
-            problems.append(
-                Problem(error.message, f"workspaces.{name}.owner", str(workspace.owner), error.hint, file=file)
-            )
-    if problems:
-        raise ConfigError(problems)
+            problem = Problem(error.message, f"workspaces.{name}.owner", str(workspace.uid), error.hint)
+            problems.append((file, problem))
+    refuse_files(problems)
 
 
 def _keys_of(owner: int) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from hutch.errors import HutchError
@@ -13,7 +14,8 @@ from hutch.runtime import control
 from hutch.runtime.control import Listener
 from hutch.runtime.observe import observe
 from hutch.spec.names import Places
-from hutch.state import EJECT, PURGE, NetworkRecord, Record, journaled, read_network, read_records, unfinished
+from hutch.spec.record import Record, present
+from hutch.state import EJECT, PURGE, journaled, read_network, read_records, unfinished
 
 COMMANDS = {PURGE: "rm --purge", "remove": "rm"}
 
@@ -24,7 +26,9 @@ def recover(places: Places, listen: Listener) -> None:
     found = unfinished(places)
     if found is None:
         return
+    # Spares the start-up of `hutch start`, which finds nothing half done as a rule.
     from hutch.apply import converge
+    from hutch.apply.ejecting import recover_ejected
     from hutch.apply.removal import delete_workspace
 
     action, names = found
@@ -34,37 +38,26 @@ def recover(places: Places, listen: Listener) -> None:
         if observe(places, name).state != "running" or action == PURGE:
             control.stop_all(places, [name])
     if action in (EJECT, "unknown"):
-        from hutch.apply.ejecting import recover_ejected
-
         recover_ejected(places, names)
-    network = read_network(places)
     records = {name: r for name, r in read_records(places).items() if not (action == PURGE and name in names)}
-    is_settled = True
-    if network is not None and converge.present(records):
-        is_settled = _settle(places, network, records, listen)
-    else:
-        converge.dismantle(places)
+    network, is_settled = read_network(places), True
+    try:
+        converge.settle_again(places, network, records)
+    except HutchError as error:
+        # As with addresses that somebody else has by now. That is no reason to refuse a command that wants another
+        # network, or none: it settles the host itself, or clears it.
+        if network is None or not present(records):
+            raise
+        listen("network", "warning", f"cannot be as it was: {error.brief}")
+        is_settled = False
     if action == PURGE:
         with journaled(places, PURGE, names):
             for name in names:
                 for note in delete_workspace(places, name):
                     listen(name, "warning", note)
-    collect_leftovers(places, converge.present(records))
+    collect_leftovers(places, present(records))
     if is_settled:
         places.journal.unlink(missing_ok=True)
-
-
-def _settle(places: Places, network: NetworkRecord, records: Mapping[str, Record], listen: Listener) -> bool:
-    """Settle the host as recorded. Where that cannot be, as with addresses that somebody else has by now, it is no
-    reason to refuse a command that wants another network, or none: it settles the host itself, or clears it."""
-    from hutch.apply import converge
-
-    try:
-        converge.settle(places, network.network, network.file, records)
-    except HutchError as error:
-        listen("network", "warning", f"cannot be as it was: {error.brief}")
-        return False
-    return True
 
 
 # What lies about.
@@ -73,6 +66,7 @@ def _settle(places: Places, network: NetworkRecord, records: Mapping[str, Record
 def collect_leftovers(places: Places, records: Mapping[str, Record]) -> None:
     """Remove what a killed run began to write, and what it kept of workspaces that are no more. `records` are those of
     the workspaces that exist. The caller holds the lock."""
+    # Spares the start-up of `hutch start`, as above.
     from hutch.host.identity.hosts_file import HOSTS
 
     for path in half_written(places):
@@ -86,10 +80,8 @@ def collect_leftovers(places: Places, records: Mapping[str, Record]) -> None:
             control.stop_all(places, [runtime.name])
             control.forget(places, runtime.name)
     for directory in entries(places.workspaces):
-        try:
+        with suppress(OSError):  # there is something in it
             directory.rmdir()
-        except OSError:
-            pass  # there is something in it
 
 
 def half_written(places: Places) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from hutch.apply import converge
@@ -11,12 +12,13 @@ from hutch.files import entries
 from hutch.host.doctor import repairs
 from hutch.host.identity import shells
 from hutch.host.services.lock import host_lock
-from hutch.host.services.units import has_systemd, own_settings
+from hutch.host.services.units import own_settings
 from hutch.host.storage import shares
 from hutch.host.storage.quota import release_quota
 from hutch.runtime import control
 from hutch.spec.names import Places
-from hutch.state import PURGE, Record, journaled, read_network, read_records, write_record
+from hutch.spec.record import Record
+from hutch.state import PURGE, journaled, read_network, read_records, write_record
 from hutch.trees.removing import remove_tree
 
 
@@ -25,12 +27,8 @@ def mark_removed(places: Places, records: dict[str, Record], name: str) -> tuple
     notes = disarm(places, records[name])
     records[name] = replace(records[name], removed=True, booted=None)
     write_record(places, records[name])
-    remove_root(places, name)
+    remove_tree(places.root(name))  # in which the guest wrote
     control.forget(places, name)
-    if has_systemd():
-        from hutch.runtime.systemd import withdraw
-
-        withdraw(places, name)
     return notes
 
 
@@ -41,8 +39,7 @@ def disarm(places: Places, record: Record) -> tuple[str, ...]:
     notes = []
     known = [record.wanted, *([record.booted.workspace] if record.booted else [])]
     for workspace in known:
-        assert isinstance(workspace.owner, int)
-        guest = shares.Guest(record.uid_base, workspace.owner)
+        guest = shares.Guest(record.uid_base, workspace.uid)
         for path in shares.writable_paths(workspace):
             if path != str(places.home(record.name)):
                 notes += _disarm(places, path, guest)
@@ -58,26 +55,19 @@ def _disarm(places: Places, path: str, guest: shares.Guest) -> list[str]:
     return []
 
 
-def remove_root(places: Places, name: str) -> None:
-    """Delete the kept root, in which the guest wrote."""
-    remove_tree(places.root(name))
-
-
 def remove(places: Places, record: Record, *, purge: bool) -> tuple[str, ...]:
     """Remove a workspace; with `purge` its home, key and address too. Returns notes for the user."""
     name, home = record.name, record.wanted.home
     records, network = read_records(places), read_network(places)
-    root = record.booted.workspace if record.booted else record.wanted
-    lost = ("everything outside its home is deleted",) if root.persist == "all" and not record.removed else ()
+    lost = (
+        ("everything outside its home is deleted",) if record.effective.persist == "all" and not record.removed else ()
+    )
     if name not in records:
         raise HutchError(f"{name} has just been removed by somebody else")
     with journaled(places, "remove", (name,)):
         control.stop_all(places, [name])
         notes = (*lost, *mark_removed(places, records, name))
-        if converge.present(records) and network is not None:
-            converge.settle(places, network.network, network.file, records)
-        else:
-            converge.dismantle(places)
+        converge.settle_again(places, network, records)
     notes += tuple(shares.kept_guards(places))
     if not purge:
         return (f"home is kept in {home}", *notes)
@@ -110,10 +100,8 @@ def delete_workspace(places: Places, name: str) -> tuple[str, ...]:
         shells.remove(places)
         remove_tree(places.state / "keys")
         for directory in (places.workspaces, places.egress, places.run / "workspaces", places.run):
-            try:
+            with suppress(OSError):
                 directory.rmdir()
-            except OSError:
-                pass
     return notes
 
 
@@ -123,11 +111,7 @@ def give_back(places: Places) -> tuple[str, ...]:
         return ()
     try:
         with troubles_told(), host_lock():
-            failures = repairs.take_back(places, unheard)
+            failures = repairs.take_back(places, lambda change: None)
     except HutchError as error:
         failures = [error.brief]
     return tuple(f"of `doctor --fix`, this stays: {failure}; then `hutch doctor --undo`" for failure in failures)
-
-
-def unheard(text: str) -> None:
-    """For callers that do not show each change."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from hutch.apply import converge
 from hutch.apply.coexistence import Repairs, wanted_repairs
 from hutch.apply.hardware import any_machine
+from hutch.apply.serving import ejected_routes, in_force, members_of
 from hutch.errors import HutchError, troubles_told
 from hutch.host.doctor import repairs
 from hutch.host.doctor.repairs import Told
@@ -41,7 +42,7 @@ def workspaces_of(places: Places, file: Path | None, *, is_root: bool) -> Worksp
     if is_root:
         try:
             record = read_network(places)
-            serving = converge.in_force(places, read_records(places))
+            serving = in_force(places, read_records(places))
             addresses = {name: found.wanted.ip for name, found in serving.items() if found.wanted.ip is not None}
         except HutchError as error:
             damage = error.brief
@@ -51,7 +52,7 @@ def workspaces_of(places: Places, file: Path | None, *, is_root: bool) -> Worksp
         with suppress(HutchError):
             uplink = router.find_uplink(places, host) or router.choose_uplink(network, host)
             network = replace(network, uplink=uplink)
-    return Workspaces(network, addresses, damage, converge.ejected_routes())
+    return Workspaces(network, addresses, damage, ejected_routes())
 
 
 def declared_network(places: Places, file: Path | None) -> Network:
@@ -101,7 +102,7 @@ def forward(places: Places, tell: Told) -> None:
     record = read_network(places)
     if record is not None:
         tell(f"sysctl -w {router.FORWARDING.replace('/', '.')}=1")
-        members = converge.members_of(converge.in_force(places, read_records(places)), record.network)
+        members = members_of(in_force(places, read_records(places)), record.network)
         converge.ensure_settings(places, record, members)
 
 

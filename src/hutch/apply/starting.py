@@ -1,31 +1,30 @@
-"""Starting workspaces: the path that people wait for, so it imports what settles the host only when it gets there."""
+"""Carries out plans: `execute` is the one way in which anything is stopped or started. Starting is the path that people
+wait for, so it imports what settles the host only when it gets there."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from hutch.errors import ConfigError, HutchError, Unmet
-from hutch.files import read_or_none
-from hutch.host.identity.ssh import key_holders, owner_of
+from hutch.apply.launching import make_launch, public_keys
+from hutch.backends import is_machine
+from hutch.errors import HutchError, Unmet, refuse_files
 from hutch.host.network.namespace import has_namespace, look
-from hutch.host.services.units import has_systemd, systemctl, waiting_mounts
+from hutch.host.services.units import systemctl, waiting_mounts
 from hutch.host.storage.shares import check_shares as check_directories
 from hutch.host.storage.shares import has_mount_points
+from hutch.plan.actions import Plan
 from hutch.runtime import control
 from hutch.runtime.control import Listener, Settle
 from hutch.spec.model import Network, Workspace
-from hutch.spec.names import PACKAGE, Places
-from hutch.state import Record, read_network, write_record
+from hutch.spec.names import Places
+from hutch.spec.record import Record
+from hutch.state import journaled, read_network, write_record
 
 if TYPE_CHECKING:
-    from hutch.backends.launch import Launch, Surroundings
-    from hutch.host.hardware.accelerator import Accelerator
+    from hutch.backends.launch import Launch
 
 
 MOUNT_SECONDS = 120.0  # systemd waits 90 for a device
@@ -43,6 +42,28 @@ class StartsFailed(Unmet):
         )
 
 
+def execute(
+    places: Places, plan: Plan, records: dict[str, Record], listen: Listener, between: Callable[[], None] = lambda: None
+) -> None:
+    """Stop what the plan stops, do what is to be done `between`, start what it starts. The caller holds the lock, and
+    has undone what an earlier run left half done.
+
+    It is noted first, so that one which is killed is undone by the next; but for a stop, which is nowhere half done. An
+    `up` has records to write, and is noted for good.
+    """
+    changing = tuple(action.workspace for action in plan.actions if action.action not in ("no change", "stop"))
+    is_lasting = plan.command == "up"
+    with journaled(places, plan.command, changing, is_lasting=is_lasting) if changing else nullcontext():
+        if stopping := [action.workspace for action in plan.actions if action.stops]:
+            control.stop_all(places, stopping)
+        if plan.command != "up":  # which tells by its plan
+            for name in stopping:
+                listen(name, "stopped", "")
+        between()
+        if starting := [action.workspace for action in plan.actions if action.starts and plan.start]:
+            start(places, plan.network, plan.file, records, starting, listen)
+
+
 def start(
     places: Places, network: Network, file: str, records: dict[str, Record], names: Iterable[str], listen: Listener
 ) -> None:
@@ -56,11 +77,13 @@ def start(
     for record in starting:
         mount_shares(record, listen)
     accelerator = None
-    if any(record.wanted.type == "vm" for record in starting):
+    if any(is_machine(record.wanted) for record in starting):
+        # Spares the start-up of `hutch start` for containers.
         from hutch.apply.machines import prepare_machines
 
         accelerator = prepare_machines(places, starting, listen)
     if not is_prepared(places, network, starting):
+        # Spares the start-up of `hutch start`: it is done while the guest's own processes begin.
         from hutch.apply.converge import settle
 
         settle(places, network, file, records)
@@ -68,6 +91,7 @@ def start(
     @contextmanager
     def settling() -> Iterator[Settle]:
         with closing(look(places)) as looking:  # it goes on while the rest is imported
+            # Spares the start-up of `hutch start`: it is done while the guest's own processes begin.
             from hutch.apply.converge import settle
 
             yield lambda connect: settle(places, network, file, records, looking, connect)
@@ -94,6 +118,7 @@ def unlimited_home(places: Places, record: Record) -> str:
     home, size = record.wanted.home, record.wanted.disk
     if size is None or home is None:
         return ""
+    # Spares the start-up of `hutch start` where no `disk` is set.
     from hutch.host.storage.quota import why_partly, why_unlimited
 
     if why := why_unlimited(home):
@@ -110,13 +135,11 @@ def lacks_shell(places: Places, record: Record) -> bool:
 
 def check_shares(starting: Iterable[tuple[str, str, Workspace]]) -> None:
     """Refuse to start workspaces, given as (file, name, workspace), whose directories are not as they must be."""
-    problems = [
-        replace(problem, file=file)
+    refuse_files(
+        (file, problem)
         for file, name, workspace in starting
         for problem in check_directories(f"workspaces.{name}", workspace)
-    ]
-    if problems:
-        raise ConfigError(problems)
+    )
 
 
 def mount_shares(record: Record, listen: Listener) -> None:
@@ -152,66 +175,4 @@ def _has_home_and_keys(places: Places, record: Record) -> bool:
         and os.path.isdir(str(record.wanted.home))
         and has_mount_points(record.wanted)
         and all(key.exists() for key in keys)
-    )
-
-
-def public_keys(places: Places, record: Record) -> list[Path]:
-    """The files of hutch's own keys that open the workspace."""
-    assert isinstance(record.wanted.owner, int)
-    holders = key_holders(record.wanted.authorized_keys, record.wanted.owner)
-    return [places.key(uid).with_name("id_ed25519.pub") for uid in holders]
-
-
-def make_launch(
-    places: Places,
-    record: Record,
-    network: Network,
-    accelerator: Accelerator | None = None,
-    *,
-    ceiling: int | None = None,
-) -> Launch:
-    """The Launch of a workspace as recorded; a machine needs to know what it runs under, and one that runs already with
-    how much memory it was started (`ceiling`). The backends are imported while its supervisor starts up."""
-    from hutch.backends import launch
-
-    keys = []
-    for path in public_keys(places, record):
-        text = read_or_none(path)
-        if text is None:  # without it, somebody could not log in
-            raise HutchError(f"{path} is not there", resolution=f"`hutch up {record.name}` makes it")
-        keys.append(text.decode("ascii", "replace").strip())
-    surroundings = surroundings_of(places, record, network, tuple(keys), accelerator)
-    return launch(record.name, record.wanted, replace(surroundings, ceiling=ceiling))
-
-
-def surroundings_of(
-    places: Places,
-    record: Record,
-    network: Network,
-    keys: tuple[str, ...],
-    accelerator: Accelerator | None = None,
-) -> Surroundings:
-    """What a backend must know beside the workspace itself; `keys` are hutch's own that open it."""
-    from hutch.backends.launch import Surroundings
-
-    workspace = record.wanted
-    assert isinstance(workspace.owner, int)
-    gid, _ = owner_of(workspace.owner)
-    hardware = None
-    if accelerator is not None and workspace.type == "vm":
-        from hutch.apply.hardware import hardware_of
-
-        hardware = hardware_of(places, record.image, accelerator)
-    return Surroundings(
-        places=places,
-        network=network,
-        image_root=str(places.image_root(record.image)),
-        uid_base=record.uid_base,
-        owner_gid=gid,
-        machine_id=record.machine_id,
-        keys=keys,
-        python=sys.executable,
-        package=str(PACKAGE),
-        hardware=hardware,
-        by_systemd=has_systemd(),
     )

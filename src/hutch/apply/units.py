@@ -8,53 +8,59 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
-from hutch.apply.converge import in_force, members_of, present, wanted_services
-from hutch.apply.starting import make_launch
+from hutch.apply.launching import make_launch
+from hutch.apply.serving import in_force, members_of, wanted_services
+from hutch.backends import is_machine
 from hutch.errors import HutchError
 from hutch.files import write_atomic
 from hutch.host.hardware.accelerator import recall_accelerator
 from hutch.host.services import units
 from hutch.host.services.cgroup import memory_for_workspaces
 from hutch.host.services.unit_texts import START_SECONDS, render_network, render_service, render_slice, render_target
-from hutch.plan.actions import Wanted
-from hutch.plan.planner import pending
-from hutch.runtime.observe import observe
-from hutch.runtime.systemd import provide
+from hutch.plan.planner import pending_of
+from hutch.runtime.control import manager_of, provide
+from hutch.runtime.observe import observe_state
 from hutch.spec.model import Network
 from hutch.spec.names import Places
-from hutch.state import Record, make_directory, write_record
+from hutch.spec.record import Record, holds_identity, served
+from hutch.state import make_directory, write_record
+
+
+def hand_over(places: Places, network: Network, records: Mapping[str, Record], *, is_unit: bool) -> None:
+    """Have systemd, where it is, know all that is wanted, now that the host is settled."""
+    if units.has_systemd():
+        converge_units(places, network, records)
+        converge_host_units(places, network, records, is_unit=is_unit)
 
 
 def converge_units(places: Places, network: Network, records: Mapping[str, Record]) -> None:
     """The units of workspaces that do not run say what is wanted of them. One whose root would have to be made anew for
     that, or whose image is not there, keeps the units that it has."""
     launches = []
-    here = {name: record for name, record in present(records).items() if not record.ejected}
+    here = {name: record for name, record in served(records).items() if not record.ejected}
     resting = units.resting_units(map(places.unit, here))
     for name, record in here.items():
-        if places.unit(name) not in resting or observe(places, name).is_up or _must_wait(places, record):
+        if (
+            places.unit(name) not in resting
+            or holds_identity(observe_state(places, record))
+            or pending_of(record) == "recreate"
+            or not places.image_root(record.image).is_dir()
+        ):
             continue
-        accelerator = recall_accelerator(places) if record.wanted.type == "vm" else None
-        if record.wanted.type == "vm" and accelerator is None:
+        accelerator = recall_accelerator(places) if is_machine(record.wanted) else None
+        if is_machine(record.wanted) and accelerator is None:
             continue  # its first start tries what machines run under here
         with suppress(HutchError):
             launches.append(make_launch(places, record, network, accelerator))
             if record != record.with_booted():  # as what it will have been started, whoever does so
                 write_record(places, record.with_booted())
-    provide(places, launches)
-
-
-def _must_wait(places: Places, record: Record) -> bool:
-    if not places.image_root(record.image).is_dir():
-        return True
-    if record.booted is None:
-        return False
-    booted = Wanted(record.booted.workspace, record.booted.image)
-    return pending(booted, Wanted(record.wanted, record.image), record.booted.memory) == "recreate"
+    provide(places, manager_of(places), launches)
 
 
 def wanted_host_units(places: Places, network: Network, records: Mapping[str, Record]) -> dict[str, str]:
-    """The host's own: the target for all, the network, and what serves all."""
+    """The host's own: the target for all, the network, and what serves all. Without systemd, none."""
+    if not units.has_systemd():
+        return {}
     members = members_of(in_force(places, records), network)
     services = wanted_services(places, network, is_watched=any(member.policy.is_watched for member in members))
     return {
@@ -70,7 +76,7 @@ def converge_host_units(places: Places, network: Network, records: Mapping[str, 
     (`is_unit`) is known by its end; for everybody else, that unit finds that there is nothing left to do. The target is
     there to be stopped, with all that is part of it; what it wants is not started now."""
     units.ensure_units(wanted_host_units(places, network, records))
-    wanted = {places.unit(name): record.wanted.autostart for name, record in present(records).items()}
+    wanted = {places.unit(name): record.wanted.autostart for name, record in served(records).items()}
     there = {unit: wish for unit, wish in wanted.items() if (units.directory() / unit).is_file()}
     units.enable_units({places.target: True, **there})
     make_directory(places.run)

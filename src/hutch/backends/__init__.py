@@ -1,6 +1,6 @@
-"""Pure: workspace -> Launch. One file for each engine; what a backend cannot do it says in `check`.
+"""Pure: workspace -> Launch. One file for each backend: its traits, what it cannot do (`check`), and its `launch`.
 
-The registry: adding a backend touches its own file and one line here.
+The registry: adding a backend touches its own file and one line here. Nobody else asks for a type or a hypervisor.
 """
 
 from __future__ import annotations
@@ -8,17 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib import import_module
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-from hutch.backends.launch import Launch, Surroundings
-from hutch.backends.share import guard_steps, shown
+from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.spec import names
-from hutch.spec.model import Network, Workspace
+from hutch.spec.model import Network, Weight, Workspace, declared_weight, has_effect
+
+if TYPE_CHECKING:
+    from hutch.backends.launch import Hardware, Launch, Surroundings
 
 
 class Backend(Protocol):
     """What a backend's module offers."""
+
+    TRAITS: Traits
 
     def check(self, prefix: str, workspace: Workspace) -> Iterable[Problem]:
         """What it cannot do for a workspace whose table is called `prefix`, before anything is touched."""
@@ -27,20 +31,70 @@ class Backend(Protocol):
         """What makes the workspace run."""
 
 
-BACKENDS = {("local", "container"): "nspawn", ("local", "vm"): "hypervisor"}
-"""(engine, type) -> the module of its backend, which is imported only for workspaces of that kind."""
+BACKENDS: tuple[tuple[str, str, str], ...] = (
+    ("local", "container", "hutch.backends.nspawn"),
+    ("local", "vm", "hutch.backends.qemu"),
+    ("local", "vm", "hutch.backends.cloud_hypervisor"),
+)
+"""(engine, type, module); a module is imported only for workspaces of its kind."""
 UNSUPPORTED = "not supported yet"
+FOREIGN = Traits("")
+"""Of a workspace that no backend here runs: this host has nothing to do for it."""
 
 
-def backend_of(workspace: Workspace) -> Backend | None:
-    module = BACKENDS.get((workspace.engine, workspace.type))
-    return cast(Backend, import_module(f"hutch.backends.{module}")) if module else None
+def backends_of(workspace: Workspace) -> list[Backend]:
+    """Those that the workspace leaves to choose from, the highest rank first: all of its kind, or the one that it
+    names."""
+    kind = (workspace.engine, workspace.type)
+    found = [cast(Backend, import_module(module)) for *of, module in BACKENDS if tuple(of) == kind]
+    if has_effect("hypervisor", workspace.type) and workspace.hypervisor != "auto":
+        found = [backend for backend in found if backend.TRAITS.name == workspace.hypervisor]
+    return sorted(found, key=lambda backend: backend.TRAITS.rank, reverse=True)
+
+
+def choose(workspace: Workspace, hardware: Hardware | None = None) -> Backend | None:
+    """The first that can run the workspace on this host, or on one that lacks nothing where its hardware is not given.
+    Where none can, it is the last: what speaks against that one is told."""
+    found = backends_of(workspace)
+    for backend in found[:-1]:
+        lacks = backend.TRAITS.lacks(hardware) if hardware is not None else ()
+        if not [*lacks, *backend.check("", workspace)]:
+            return backend
+    return found[-1] if found else None
+
+
+def traits_of(workspace: Workspace) -> Traits:
+    """What holds for the workspace whichever backend runs it, see Traits."""
+    backend = choose(workspace)
+    return backend.TRAITS if backend is not None else FOREIGN
+
+
+def traits_named(workspace: Workspace, name: str) -> Traits:
+    """Those of the backend that has started it, by its name."""
+    found = (backend.TRAITS for backend in backends_of(workspace))
+    return next((traits for traits in found if traits.name == name), traits_of(workspace))
+
+
+def is_machine(workspace: Workspace) -> bool:
+    return traits_of(workspace).is_machine
+
+
+def initial_memory(workspace: Workspace) -> int | None:
+    """The bytes that it is started with and that stay its most; None where `memory` is but a limit."""
+    default = traits_of(workspace).memory
+    return (workspace.memory or default) if default is not None else None
+
+
+def weight_of(key: str, workspace: Workspace) -> Weight:
+    """What it takes to apply a change of a key to the workspace; one without effect is free."""
+    is_live = not has_effect(key, workspace.type) or key in traits_of(workspace).live
+    return "live" if is_live else declared_weight(key)
 
 
 def check(name: str, workspace: Workspace, network: Network) -> Iterable[Problem]:
     """What this hutch cannot do for the workspace; keys are dotted as in the file."""
     prefix = f"workspaces.{name}"
-    backend = backend_of(workspace)
+    backend = choose(workspace)
     if backend is None:
         yield Problem(UNSUPPORTED, f"{prefix}.engine", hint='use "local"')
     yield from _check_common(prefix, workspace)
@@ -49,24 +103,40 @@ def check(name: str, workspace: Workspace, network: Network) -> Iterable[Problem
 
 
 def _check_common(prefix: str, workspace: Workspace) -> Iterable[Problem]:
-    """Features that no backend has yet."""
+    """Features that no backend has yet, and those that few have."""
     if workspace.image.startswith(("oci:", "nix:")):
         hint = "use a distribution, or rootfs:PATH"
         yield Problem(f"{workspace.image.split(':')[0]}: images are {UNSUPPORTED}", f"{prefix}.image", hint=hint)
-    if workspace.gpu and workspace.type == "container":  # elsewhere it has no effect, as plan says
+    if workspace.gpu and has_effect("gpu", workspace.type):  # elsewhere plan says that it has none
         yield Problem(UNSUPPORTED, f"{prefix}.gpu", hint="use false or leave it out")
     if workspace.nix_store:
         for index, mount in enumerate(workspace.mounts):
             if f"{mount.target}/".startswith(f"{names.NIX_STORE}/") or mount.target == "/nix":
                 message = f"{mount.target} is in the way of {names.NIX_STORE}, which nix_store shares"
                 yield Problem(message, f"{prefix}.mounts[{index}].target", hint="another target, or nix_store = false")
-    if workspace.idle is not None:
+    if workspace.idle is not None and not traits_of(workspace).can_suspend:
         yield Problem(UNSUPPORTED, f"{prefix}.idle", hint="leave it out")
 
 
-def launch(name: str, workspace: Workspace, surroundings: Surroundings) -> Launch:
+def check_named(name: str, workspace: Workspace, hardware: Hardware | None) -> Iterable[Problem]:
+    """What this host lacks for the one backend that a workspace names. Where it names none, another one is taken."""
+    backend, *others = backends_of(workspace)
+    if not others:
+        for message in backend.TRAITS.lacks(hardware):
+            yield Problem(message, f"workspaces.{name}.hypervisor", hint=f"use {alternatives(workspace)}")
+
+
+def alternatives(workspace: Workspace) -> str:
+    """What `hypervisor` may be instead, in words."""
+    others = (backend.TRAITS.name for backend in backends_of(replace(workspace, hypervisor="auto")))
+    return " or ".join(f'"{word}"' for word in (*others, "auto") if word != workspace.hypervisor)
+
+
+def launch_of(name: str, workspace: Workspace, surroundings: Surroundings) -> Launch:
     """What makes the workspace run."""
-    backend = backend_of(workspace)
+    from hutch.backends.share import guard_steps, shown  # whoever reads a record, as `hutch ls` does, has no use for it
+
+    backend = choose(workspace, surroundings.hardware)
     assert backend is not None  # or `check` would have refused it
     found = backend.launch(name, workspace, surroundings)
     return replace(found, shares=shown(workspace), guards=guard_steps(workspace, surroundings))

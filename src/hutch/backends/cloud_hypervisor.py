@@ -7,35 +7,67 @@ host. So what the guest is told travels as a second read-only disk, which is a t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from hutch.backends import machine
 from hutch.backends.identity import identify
 from hutch.backends.jail import jailed
-from hutch.backends.launch import File, Hardware, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import REBOOT, File, Hardware, Launch, Limits, Step, Surroundings
 from hutch.backends.machine import (
+    SANDBOX,
     TASKS,
-    balloon_of,
+    dialect,
     disk_cleanup,
     disk_path,
     disk_steps,
+    hear_command,
+    left_of,
     memory_limit,
     memory_of,
+    pipes_step,
     render_shares,
     share_mounts,
     share_servers,
 )
+from hutch.backends.machined import forget_step, register_step
 from hutch.backends.port import port_of
 from hutch.backends.share import share_places, share_tags
+from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
 from hutch.spec import names
-from hutch.spec.model import MACHINE_CPUS, Workspace
+from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, Workspace
+from hutch.spec.programs import own_program
 
-LINKS = ("events",)
-EVENTS, TAP = 3, 4  # descriptors: the link, and the device after it
-NOTIFY = "vsock-stream:2:901\n"  # the host's port at which runtime/cloud_hypervisor listens
+OLDEST = 52
+"""The first cloud-hypervisor that does what is asked of it: `image_type` of disks, and a network device by descriptor
+from another network namespace."""
+VERSION = re.compile(r"cloud-hypervisor v?([0-9]{1,6})[.]", re.ASCII)
+
+
+def lacks(hardware: Hardware | None) -> Iterable[str]:
+    """What this host lacks for it."""
+    if hardware is None or hardware.cloud_hypervisor is None:
+        yield f"cloud-hypervisor {OLDEST} or newer is not installed"
+    if hardware is None or hardware.accelerator != "kvm":
+        yield "cloud-hypervisor needs KVM, and no guest runs under KVM on this host"
+
+
+TRAITS = Traits(
+    name="cloud-hypervisor",
+    rank=1,
+    program="cloud-hypervisor",
+    console=machine.CONSOLE_UNIT,
+    is_machine=True,
+    memory=MACHINE_MEMORY,
+    needs_kvm=True,
+    sizes={"processors": ("--cpus", r"boot=(\d+)"), "MiB": ("--memory", r"size=(\d+)M,.*")},
+    lacks=lacks,
+)
+EVENTS, TAP = 3, 4  # descriptors: the pipe that its events go to, and the device
+READY_PORT = 901  # of the host: a call of the guest's to it reaches the socket vm_901 in the machine's directory
 QUIET = ("debian:bookworm",)
 """Images whose systemd (before 254) cannot tell over a stream of vsock that it is ready."""
 
@@ -56,7 +88,9 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     hardware = host.hardware
     assert hardware is not None
     places, runtime = host.places, str(host.places.runtime(name))
-    credentials = render_credentials(identify(name, workspace, host, "Name=eth0")) | {NOTIFY_SOCKET: NOTIFY}
+    credentials = render_credentials(identify(name, workspace, host, "Name=eth0")) | {
+        NOTIFY_SOCKET: f"vsock-stream:2:{READY_PORT}\n"
+    }
     files = [File(f"{runtime}/archive/credentials/{key}", text) for key, text in credentials.items()]
     files.append(File(f"{runtime}/archive/shares", render_shares(workspace)))
     port = port_of(name, workspace, places, host.network)
@@ -65,8 +99,11 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     return Launch(
         workspace=name,
         backend="cloud-hypervisor",
+        unit=places.unit(name),
         network_namespace=str(places.namespace_path),
         cgroup=places.cgroup(name),
+        runtime=runtime,
+        dialect=dialect("cloud_hypervisor"),
         directories=(f"{runtime}/vm", f"{runtime}/archive/credentials", f"{runtime}/sockets", *shares),
         files=tuple(files),
         prepare=(
@@ -75,18 +112,43 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             (sockets_step(f"{runtime}/sockets", host.uid_base),),
             *((step,) for step in share_mounts(name, workspace, host, shares)),
             *disk_steps(name, workspace, host),
+            (pipes_step(f"{runtime}/vm", host.uid_base, "events"),),
         ),
         connect=port.connect(f"{runtime}/port"),
         helpers=share_servers(workspace, host, hardware.virtiofsd, runtime),
         argv=machine_argv(name, workspace, host, hardware),
-        links=LINKS,
-        cleanup=(*port.cleanup(), *disk_cleanup(name, workspace, host)),
+        commands={
+            "hear": hear_command(host, name, "socket", f"{runtime}/sockets", f"vm_{READY_PORT}"),
+            "ask": calls_command(name, host, "end"),
+        },
+        sandbox=SANDBOX,
+        inward=(register_step(places.machine(name), host.machine_id),) if host.has_machined else (),
+        cleanup=(
+            *port.cleanup(),
+            *disk_cleanup(name, workspace, host),
+            *((forget_step(places.machine(name)),) if host.has_machined else ()),
+        ),
+        restart_codes=(REBOOT,),
         limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),
-        runtime=runtime,
         memory=memory_of(workspace, host),
-        balloon=balloon_of(workspace, host),
+        balloon=balloon_step(name, workspace, host),
         facts={"hypervisor": "cloud-hypervisor", "accelerator": hardware.accelerator},
     )
+
+
+def calls_command(name: str, host: Surroundings, *words: str) -> tuple[str, ...]:
+    """What says something to the machine."""
+    program = own_program("hutch.backends.cloud_hypervisor_calls", host.python, host.package)
+    return (*program, f"{host.places.runtime(name)}/sockets", *words)
+
+
+def balloon_step(name: str, workspace: Workspace, host: Surroundings) -> Step | None:
+    """What leaves a machine that runs less memory than it was made with."""
+    size = left_of(workspace, host)
+    if size is None:
+        return None
+    command = calls_command(name, host, "balloon", str(memory_of(workspace, host) - size))
+    return Step(command, f"leave it {size >> 20} MiB of its memory", may_fail=True)
 
 
 def archive_steps(name: str, host: Surroundings) -> tuple[Step, ...]:
@@ -94,7 +156,9 @@ def archive_steps(name: str, host: Surroundings) -> tuple[Step, ...]:
     runtime, uid = str(host.places.runtime(name)), str(host.uid_base)
     place, archive = f"{runtime}/archive", f"{runtime}/archive.tar"
     key = ("install", "-m", "400", str(host.places.host_key(name)), f"{place}/credentials/{HOST_KEY}")
-    pack = ("tar", "--create", "--format=ustar", f"--file={archive}", f"--directory={place}", "shares", "credentials")
+    # It is not to be read on its way: who owns the workspace may pass through its runtime directory.
+    tar = 'umask 077; rm -f -- "$1"; exec tar --create --format=ustar --file="$1" --directory="$2" shares credentials'
+    pack = ("sh", "-euc", tar, "sh", archive, place)
     owned = ("install", "-m", "400", "-o", uid, "-g", uid, archive, f"{runtime}/vm/archive")
     return (Step(key, "hand in the host key"), Step(pack, "pack what the guest is told"), Step(owned, "hand it in"))
 
@@ -117,19 +181,19 @@ def machine_argv(name: str, workspace: Workspace, host: Surroundings, hardware: 
     if disk:
         files += ["--bind", disk, "/disk"]
     groups = str(hardware.kvm_gid) if hardware.kvm_gid is not None else ""
-    command = machine_command(name, workspace, hardware, memory_of(workspace, host) >> 20, disk is not None)
+    command = machine_command(name, workspace, host, hardware, disk is not None)
     jail = jailed(tuple(files), host.uid_base, command, groups)
     tap = (host.python, "-I", "-S", f"{host.package}/host/hardware/tap.py", names.port(name, "vm"), str(TAP))
     return (*tap, "--", *jail)
 
 
 def machine_command(
-    name: str, workspace: Workspace, hardware: Hardware, memory: int, has_disk: bool
+    name: str, workspace: Workspace, host: Surroundings, hardware: Hardware, has_disk: bool
 ) -> tuple[str, ...]:
-    """The command line; `memory` in MiB. Every disk's format is given: one that is guessed from its contents is the
+    """The command line. Every disk's format is given: one that is guessed from its contents is the
     guest's to choose. See docs/ of cloud-hypervisor, and `cloud-hypervisor --help`."""
     archive = "/dev/vdc" if has_disk else "/dev/vdb"
-    arguments = (*kernel_arguments(name, tsc_khz=hardware.tsc_khz, has_disk=has_disk), f"hutch.archive={archive}")
+    arguments = kernel_arguments(name, host.machine_id, tsc_khz=hardware.tsc_khz, has_disk=has_disk)
     disks = ["path=/root.erofs,readonly=on,image_type=raw"]
     if has_disk:
         disks.append("path=/disk,image_type=raw")
@@ -138,9 +202,16 @@ def machine_command(
     return (
         "/cloud-hypervisor",
         *("--seccomp", "true", "--event-monitor", f"fd={EVENTS}", "--api-socket", "path=/sockets/api"),
-        *("--kernel", "/kernel", "--initramfs", "/initrd", "--cmdline", " ".join(arguments)),
+        *(
+            "--kernel",
+            "/kernel",
+            "--initramfs",
+            "/initrd",
+            "--cmdline",
+            " ".join((*arguments, f"hutch.archive={archive}")),
+        ),
         *("--cpus", f"boot={workspace.vcpus or MACHINE_CPUS}"),
-        *("--memory", f"size={memory}M,shared=on"),
+        *("--memory", f"size={memory_of(workspace, host) >> 20}M,shared=on"),
         *("--balloon", "size=0,free_page_reporting=on"),
         *("--disk", *disks),
         *("--net", f"fd=[{TAP}],mac={workspace.mac}"),
@@ -148,3 +219,9 @@ def machine_command(
         *("--vsock", f"cid={workspace.cid},socket=/sockets/vm"),
         *("--serial", "tty", "--console", "off", "--pvpanic"),
     )
+
+
+def parse_version(text: str) -> int | None:
+    """The major version in what `cloud-hypervisor --version` prints; None when there is none in it."""
+    found = VERSION.match(text)
+    return int(found[1]) if found else None

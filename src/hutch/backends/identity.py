@@ -7,7 +7,7 @@ import ipaddress
 from hutch.backends.launch import Surroundings
 from hutch.guest.credentials import Identity
 from hutch.spec import names
-from hutch.spec.model import Workspace
+from hutch.spec.model import Workspace, has_effect
 
 SUBORDINATES = range(10_000, names.GUEST_UIDS.stop)  # below are people, above are services of systemd's
 
@@ -39,6 +39,6 @@ def identify(name: str, workspace: Workspace, host: Surroundings, match: str) ->
         env=workspace.env,
         match=match,
         subordinates=subordinates(guest_uid(workspace.owner))
-        if workspace.nesting and workspace.type == "container"
+        if workspace.nesting and has_effect("nesting", workspace.type)
         else (),
     )

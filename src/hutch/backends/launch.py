@@ -1,12 +1,16 @@
 """A Launch: everything that makes one workspace run, as plain data.
 
-A backend makes it, purely; the embedded supervisor runs it; systemd units can be rendered from it; and
-`hutch explain` prints it. It holds no objects of ours, so it travels as JSON.
+A backend makes it, purely; runtime/units renders it as a unit and the script that this runs, which `hutch explain`
+prints. It holds no objects of ours, so it travels as JSON.
 """
 
 from __future__ import annotations
 
-from dataclasses import field
+import json
+import zlib
+from dataclasses import asdict, field, is_dataclass
+from types import NoneType
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from hutch.frozen import dataclass
 from hutch.spec.model import Network
@@ -21,7 +25,7 @@ class Hardware:
     """What virtual machines are made of on this host. `kernel`, `initrd`, `root` and `firmware` are files of the image
     cache and of the host; `accelerator` is "kvm" or "tcg", `tsc_khz` the rate of the host's time stamp counter for the
     latter, `kvm_gid` the group that may use the former; `qemu`, `virtiofsd` and `library` (where qemu.qmp lies) are
-    paths, and so is `cloud_hypervisor`, if a version that can be used is installed: see backends/hypervisor.
+    paths, and so is `cloud_hypervisor`, if a version that can be used is installed: see backends/cloud_hypervisor.
     `slowness` is how many times as long as usual a start may take here."""
 
     kernel: str
@@ -46,7 +50,8 @@ class Surroundings:
     `owner_gid` is the owner's primary group on the host; `image_root` the image's tree; `keys`
     the public keys of hutch's own that open it; `hardware` is there for virtual machines; `python` and
     `package` the interpreter and the directory of hutch's own code, for steps that are programs of ours; `ceiling` is
-    the memory, in bytes, that a machine which runs was started with. It is run `by_systemd` on a host that has it.
+    the memory, in bytes, that a machine which runs was started with. `has_machined` says that machinectl lists what
+    runs here.
     """
 
     places: Places
@@ -60,7 +65,7 @@ class Surroundings:
     package: str
     hardware: Hardware | None = None
     ceiling: int | None = None
-    by_systemd: bool = False
+    has_machined: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,14 +88,13 @@ class File:
 
 @dataclass(frozen=True)
 class Helper:
-    """A process beside the main one, which talks to it over a socket. It is started before it and inherits, as
-    descriptor 3, the listening socket at `socket`, which belongs to `uid`. It may have `open_files` files open, or as
-    many as this host allows. `why` is shown to people."""
+    """A process beside the main one, which talks to it over the socket at `socket`; the command opens that. It is there
+    before the main process is. It may have `open_files` files open, or as many as this host allows. `why` is shown to
+    people."""
 
     argv: tuple[str, ...]
     why: str
     socket: str
-    uid: int
     open_files: int
 
 
@@ -98,7 +102,7 @@ class Helper:
 class Graft:
     """A directory that is shown to a container once that has a PID 1, and can be taken away from it while it runs.
 
-    `bind` makes it ready at `place`, in the supervisor's mount namespace. `attach`, with the pid of PID 1 as one more
+    `bind` makes it ready at `place`, in the service's mount namespace. `attach`, with the pid of PID 1 as one more
     argument, shows it at `target`; `detach` takes the same pid and then the mount points to take away.
     """
 
@@ -110,21 +114,10 @@ class Graft:
 
 
 @dataclass(frozen=True)
-class Vsock:
-    """How a machine whose context id is `cid` calls its host: at a port of the host's that is chosen for each start.
-    Its address is written to `file`, in the words of sd_notify, before the main process begins; nobody but `uid` can
-    read it."""
-
-    cid: int
-    file: str
-    uid: int
-
-
-@dataclass(frozen=True)
 class Forbidden:
     """What the kernel refuses to the main process and to all that comes of it, whoever that is inside: system calls by
-    their names, and sockets of all families but these. A unit of systemd's says the same with SystemCallFilter=~ and
-    RestrictAddressFamilies=."""
+    their names, and sockets of all families but these. systemd's own filters know nothing of the other ABIs that a
+    kernel offers, so a program of ours installs these."""
 
     system_calls: tuple[str, ...]
     other_families_than: tuple[str, ...]
@@ -141,37 +134,41 @@ class Limits:
 
 @dataclass(frozen=True)
 class Launch:
-    """The processes, devices, files and limits of one start of one workspace.
+    """The processes, devices, files and limits of one start of one workspace; runtime/units renders it as a unit.
 
     `prepare`, `connect`, `argv` and `cleanup` run in a mount namespace of their own (a slave of the host's) and in the
     network namespace at `network_namespace`; so mounts vanish with the last process. `prepare` are chains of steps that
-    do not depend on each other: the chains may run side by side, and while the host's network is still being set up;
-    `connect` joins the network, so it waits: its stages follow one another, the steps of a stage may run side by side.
-    `forbidden` binds the supervisor too. `held` are steps while that which becomes PID 1 is held in its cgroup, before
-    anything of the guest's has run; the word PID in them stands for its pid. `inward` follow as soon as there is a PID
-    1, one after the other, and then `grafts`; each takes its pid as one more argument. `helpers` are there before
-    `argv` is; when one ends, so does the workspace. `argv` tells that it is ready by sd_notify; a virtual machine does
-    so over `vsock`, or by its port. `links` names the sockets that it inherits as descriptors 3, 4, …, see
-    runtime/sources. `restart_codes` are exit codes of `argv` that mean "the guest asked for a reboot", as a machine's
-    monitor may say too: everything is cleaned up, prepared, connected and started again. `library` is where the
-    supervisor finds what it needs of other people's for that; `facts` are told to people.
-    `memory` are the bytes that a machine is made with.
+    do not depend on each other; `connect` joins the network: its stages follow one another, the steps of a stage may
+    run side by side. `forbidden` binds the main process, and `sandbox` are lines of the unit that bind all processes.
+
+    `dialect` are functions of a shell: what only this backend knows. `begin` has all made ready, connects, and starts
+    or becomes `argv`; it sees to READY=1 once the guest serves, and notes "shown" before. Where the main process is a
+    shell that stays, it asks the guest to end on SIGTERM, and ends with a code, and a reason in the file
+    "noted/reason", as runtime/unit.sh knows them. `commands` are programs that it runs, by the names of functions.
+
+    `held` are steps while that which becomes PID 1 is held in its cgroup, before anything of the guest's has run; the
+    word PID in them stands for its pid. `inward` follow as soon as there is a PID 1, one after the other, and then
+    `grafts`; each takes its pid (of a machine, that of the main process) as one more argument. `helpers` are there
+    before `argv` is; when one ends, so does the workspace. `restart_codes` are exit codes of the main process that mean
+    "the guest asked for a reboot": everything is cleaned up, prepared, connected and started again. `facts` are told to
+    people. `memory` are the bytes that a machine is made with.
 
     A Launch may be handed in while the workspace runs: its `limits` and `grafts` count at once, and so do `balloon`,
-    the bytes that are left to a machine of its memory, and `resize`, which gives a root in memory the size that it is
-    to have; all else counts when the guest boots again.
+    which leaves a machine less of its memory, and `resize`, which gives a root in memory the size that it is to have;
+    all else counts when the guest boots again.
 
     `shares` are the host's directories that it is shown; `guards` are steps in the host's own mount namespace, which
     keep what it makes there from counting as somebody else's, where others than hutch may mount something meanwhile.
-    `unit` is the service of systemd's that it is run as, "" where the embedded supervisor runs it. A machine's `links`
-    are named pipes then, its `helpers` open their sockets themselves, and its `inward` steps take the pid of its main
-    process.
+    `unit` is the service that it is.
     """
 
     workspace: str
     backend: str
+    unit: str
     network_namespace: str
     cgroup: str
+    runtime: str
+    dialect: str
     directories: tuple[str, ...]
     files: tuple[File, ...]
     prepare: tuple[tuple[Step, ...], ...]
@@ -179,17 +176,15 @@ class Launch:
     argv: tuple[str, ...]
     cleanup: tuple[Step, ...]
     limits: Limits
-    runtime: str
+    commands: dict[str, tuple[str, ...]] = field(default_factory=dict)
     forbidden: Forbidden | None = None
+    sandbox: tuple[str, ...] = ()
     held: tuple[Step, ...] = ()
     inward: tuple[Step, ...] = ()
     grafts: tuple[Graft, ...] = ()
     helpers: tuple[Helper, ...] = ()
-    links: tuple[str, ...] = ()
-    vsock: Vsock | None = None
-    library: str = ""
     memory: int | None = None
-    balloon: int | None = None
+    balloon: Step | None = None
     resize: Step | None = None
     facts: dict[str, str] = field(default_factory=dict)
     restart_codes: tuple[int, ...] = ()
@@ -197,4 +192,48 @@ class Launch:
     stop_seconds: float = 15.0
     shares: tuple[str, ...] = ()
     guards: tuple[Step, ...] = ()
-    unit: str = ""
+
+
+# A Launch as it stands in a file.
+
+CHECKSUM = "crc32"
+
+
+def encode_launch(launch: Launch) -> bytes:
+    """With a checksum, since commands are run that stand in it."""
+    text = json.dumps(asdict(launch))
+    return f'{{"{CHECKSUM}": {zlib.crc32(text.encode())}, {text[1:]}'.encode()
+
+
+def decode_launch(content: bytes) -> Launch | None:
+    """None for what cannot be believed, or is another version's."""
+    try:
+        found = dict(json.loads(content))
+        checksum = found.pop(CHECKSUM)
+        launch: Launch = rebuild(Launch, found)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return launch if zlib.crc32(json.dumps(found).encode()) == checksum else None
+
+
+def rebuild(kind: Any, value: Any) -> Any:
+    """A value of this type from what JSON has made of it. ValueError or TypeError where it is none."""
+    if is_dataclass(kind):
+        if type(value) is not dict:
+            raise ValueError(f"{value!r} is no table")
+        hints = get_type_hints(kind)
+        return cast(Any, kind)(**{name: rebuild(hints.get(name, NoneType), item) for name, item in value.items()})
+    inner = get_args(kind)
+    if not inner:
+        if type(value) is not kind and (kind, type(value)) != (float, int):
+            raise ValueError(f"{value!r} is no {kind}")
+        return value
+    if NoneType in inner:
+        return None if value is None else rebuild(inner[0], value)
+    if get_origin(kind) is dict:
+        if type(value) is not dict:
+            raise ValueError(f"{value!r} is no table")
+        return {rebuild(inner[0], key): rebuild(inner[1], item) for key, item in value.items()}
+    if type(value) is not list:
+        raise ValueError(f"{value!r} is no list")
+    return tuple(rebuild(inner[0], item) for item in value)

@@ -7,6 +7,7 @@ that uid. What the host has for machines is host/hardware/capacity's.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from hutch.backends.identity import guest_uid
 from hutch.backends.jail import jailed
@@ -15,13 +16,29 @@ from hutch.backends.share import STORE, bind_step, share_places, share_tags, sou
 from hutch.errors import Problem
 from hutch.spec import names
 from hutch.spec.model import MACHINE_MEMORY, MOST_MACHINE_CPUS, Workspace
+from hutch.spec.programs import own_program
 
+PLACE = Path(__file__).parent
+CONSOLE_UNIT = "serial-getty@ttyS0.service"
 DISK = 8 << 30  # bytes of a kept root that the file says nothing of; it is sparse
 TASKS = 4096
 OPEN_FILES = 1 << 18
 """Of one virtiofsd, which keeps each file open that its guest remembers; with fewer, a guest that looks at a large tree
 is told that too many are open."""
 REMEMBERED = OPEN_FILES << 11  # bytes of the kernel and of virtiofsd for so many
+SANDBOX = (
+    "DevicePolicy=closed",
+    *(f"DeviceAllow={device} rw" for device in ("/dev/kvm", "/dev/net/tun", "/dev/vhost-vsock")),
+    "SystemCallArchitectures=native",
+    "NoNewPrivileges=yes",
+    "LockPersonality=yes",
+    "RestrictRealtime=yes",
+    "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_VSOCK",
+    "ProtectClock=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+)
+"""What binds a machine's processes beside the jails that they are in."""
 LEAST_MEMORY = 256 << 20  # with less, a guest's systemd and sshd do not come up
 
 
@@ -40,7 +57,7 @@ def memory_of(workspace: Workspace, host: Surroundings) -> int:
     return host.ceiling or workspace.memory or MACHINE_MEMORY
 
 
-def balloon_of(workspace: Workspace, host: Surroundings) -> int | None:
+def left_of(workspace: Workspace, host: Surroundings) -> int | None:
     """Bytes that the balloon leaves to a machine which runs; None for one that is to be started."""
     return (workspace.memory or MACHINE_MEMORY) if host.ceiling else None
 
@@ -50,6 +67,32 @@ def memory_limit(workspace: Workspace, host: Surroundings, hardware: Hardware) -
     much as each virtiofsd needs to remember what a guest has looked at."""
     emulation = 0 if hardware.accelerator == "kvm" else 1 << 30
     return memory_of(workspace, host) + emulation + (512 << 20) + REMEMBERED * len(share_tags(workspace))
+
+
+def dialect(name: str) -> str:
+    """What a shell knows of machines, and of the monitor of that name."""
+    return "".join((PLACE / f"{part}.sh").read_text(encoding="utf-8") for part in ("machine", name))
+
+
+def pipes_step(directory: str, uid: int, *links: str) -> Step:
+    """The pipes through which a shell and a machine talk: new, and the machine's own. What the machine says goes to the
+    one called log."""
+    script = 'uid=$1; shift; rm -f -- "$@"; mkfifo -m 600 -- "$@"; chown "$uid:$uid" -- "$@"'
+    paths = (f"{directory}/{pipe}" for pipe in ("log", *links))
+    return Step(("sh", "-euc", script, "sh", str(uid), *paths), "make the pipes that it talks through")
+
+
+def listening(host: Surroundings, *sockets: tuple[str, int, int]) -> tuple[str, ...]:
+    """The beginning of a command line: what has it inherit sockets that listen, given as (path, who may connect,
+    descriptor)."""
+    program = (host.python, "-I", "-S", f"{host.package}/host/services/listen.py")
+    return (*program, *(str(word) for socket in sockets for word in socket), "--")
+
+
+def hear_command(host: Surroundings, name: str, *sources: str) -> tuple[str, ...]:
+    """What hears the guest until it is ready, see runtime/hear."""
+    noted = f"{host.places.runtime(name)}/noted/hearing"
+    return (*own_program("hutch.runtime.hear", host.python, host.package), noted, *sources)
 
 
 # The guest's files.
@@ -94,7 +137,7 @@ def share_server(
         command.append("--readonly")
     bind = "--ro-bind" if is_store else "--bind"
     jail = jailed(("--proc", "/proc", bind, share, "/share"), outside, tuple(command))
-    return Helper(jail, f"share {share}", socket, outside, OPEN_FILES)
+    return Helper((*listening(host, (socket, outside, 3)), *jail), f"share {share}", socket, OPEN_FILES)
 
 
 def share_servers(workspace: Workspace, host: Surroundings, virtiofsd: str, runtime: str) -> tuple[Helper, ...]:

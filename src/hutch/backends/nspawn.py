@@ -12,18 +12,27 @@ import shlex
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from hutch.backends.identity import guest_uid, identify
 from hutch.backends.launch import REBOOT, File, Forbidden, Graft, Launch, Limits, Step, Surroundings
+from hutch.backends.machined import forget_step
 from hutch.backends.port import port_of
-from hutch.backends.service import forget_step
 from hutch.backends.share import OVERLAY, STORE, bind_step, share_places, sources, store_step
+from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.guest.credentials import HOST_KEY, render_credentials
 from hutch.spec import names
 from hutch.spec.model import Workspace
 from hutch.spec.programs import own_program
 
+TRAITS = Traits(
+    name="nspawn",
+    program="systemd-nspawn",
+    console="console-getty.service",
+    live=frozenset({"vcpus", "memory", "disk", "mounts"}),
+)
+DIALECT = Path(__file__).with_name("nspawn.sh")
 SCRATCH = 2 << 30  # bytes that an ephemeral root may grow by when `disk` does not say
 TASKS = 16384
 FORBIDDEN = Forbidden(
@@ -60,8 +69,11 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     return Launch(
         workspace=name,
         backend="nspawn",
+        unit=places.unit(name),
         network_namespace=str(places.namespace_path),
-        cgroup=places.unit_cgroup(name) if host.by_systemd else places.cgroup(name),
+        cgroup=places.cgroup(name),
+        runtime=runtime,
+        dialect=DIALECT.read_text(encoding="utf-8"),
         directories=(
             f"{runtime}/credentials",
             *(f"{runtime}/{layer}" for layer in LAYERS),
@@ -86,11 +98,9 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         grafts=grafts,
         resize=None if workspace.persist == "all" else resize_step(workspace, runtime),
         argv=nspawn_argv(name, inner, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
-        cleanup=(*port.cleanup(), *((forget_step(places.machine(name)),) if host.by_systemd else ())),
+        cleanup=(*port.cleanup(), *((forget_step(places.machine(name)),) if host.has_machined else ())),
         limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
-        runtime=runtime,
         restart_codes=(REBOOT,),
-        unit=places.unit(name) if host.by_systemd else "",
     )
 
 
@@ -275,18 +285,18 @@ def nspawn_argv(
     return (
         "systemd-nspawn",
         "--settings=no",  # an image may carry a .nspawn file
-        f"--register={'yes' if host.by_systemd else 'no'}",
+        f"--register={'yes' if host.has_machined else 'no'}",
         "--keep-unit",
         "--quiet",
         f"--directory={host.places.runtime(name)}/root",
-        f"--machine={host.places.machine(name) if host.by_systemd else name}",
+        f"--machine={host.places.machine(name)}",
         f"--hostname={name}",
         f"--uuid={host.machine_id}",
         f"--private-users={host.uid_base}:{names.UID_COUNT}",
         "--private-users-ownership=off",
         f"--network-interface={names.interface('vi', name)}:{names.GUEST_INTERFACE}",
         "--notify-ready=yes",
-        f"--console={'read-only' if host.by_systemd else 'interactive'}",
+        "--console=read-only",
         "--link-journal=no",
         "--resolv-conf=off",
         "--timezone=off",

@@ -12,36 +12,51 @@ from collections.abc import Iterable
 from hutch.backends import machine
 from hutch.backends.identity import identify
 from hutch.backends.jail import jailed
-from hutch.backends.launch import File, Hardware, Launch, Limits, Step, Surroundings, Vsock
+from hutch.backends.launch import REBOOT, File, Hardware, Launch, Limits, Step, Surroundings
 from hutch.backends.machine import (
+    SANDBOX,
     TASKS,
-    balloon_of,
+    dialect,
     disk_cleanup,
     disk_path,
     disk_steps,
+    hear_command,
+    left_of,
+    listening,
     memory_limit,
     memory_of,
+    pipes_step,
     render_shares,
     share_mounts,
     share_servers,
 )
+from hutch.backends.machined import forget_step, register_step
 from hutch.backends.port import port_of
-from hutch.backends.service import LOG, as_service, listening
 from hutch.backends.share import share_places, share_tags
+from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.guest.boot import MICROVM, kernel_arguments
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
 from hutch.spec import names
-from hutch.spec.model import MACHINE_CPUS, Workspace
+from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, Workspace
+from hutch.spec.programs import own_program
 
-CONSOLE, CONTROL = 3, 4  # descriptors, where systemd runs it; the embedded supervisor's links are there otherwise
-TAP, VSOCK = 5, 6  # the ones after those
+TRAITS = Traits(
+    name="qemu",
+    program="qemu-system-x86_64",
+    console=machine.CONSOLE_UNIT,
+    is_machine=True,
+    memory=MACHINE_MEMORY,
+    has_vsock=True,
+    sizes={"processors": ("-smp", r"(\d+)"), "MiB": ("-m", r"(\d+)M")},
+)
+CONSOLE, CONTROL, TAP, VSOCK = 3, 4, 5, 6  # descriptors
 EMULATED = "qemu64,+rdrand,+rdtscp,+arat,-svm"
 """The processor that is emulated the fastest: every feature more is looked for, and used where it costs. Without ARAT,
 a kernel takes the processor's timer to stop when the processor rests, and ticks 250 times a second instead."""
 DISK_OPTIONS = "discard=unmap,detect-zeroes=unmap,werror=report,rerror=report"
 """A full disk of the host's is the guest's to hear of: otherwise QEMU would stop it, and nobody would know why."""
-LINKS = ("port", "monitor")
+PIPES = ("port.in", "port.out", "monitor.in", "monitor.out")
 
 
 def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
@@ -60,17 +75,20 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     port = port_of(name, workspace, places, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
-    vsock = None
-    if hardware.has_vsock and workspace.cid is not None and not host.by_systemd:
-        vsock = Vsock(workspace.cid, f"{runtime}/vm/{NOTIFY_SOCKET}", host.uid_base)
-    told = (*credentials, HOST_KEY, *((NOTIFY_SOCKET,) if vsock else ()))
+    told, sources = (*credentials, HOST_KEY), ["port", f"{runtime}/vm/port.out"]
+    if hardware.has_vsock and workspace.cid is not None:
+        told = (*told, NOTIFY_SOCKET)
+        sources += ["vsock", str(workspace.cid), f"{runtime}/vm/{NOTIFY_SOCKET}", str(host.uid_base)]
     key = f"{runtime}/vm/{HOST_KEY}"
     owned = ("install", "-m", "400", "-o", str(host.uid_base), "-g", str(host.uid_base))
-    found = Launch(
+    return Launch(
         workspace=name,
         backend="qemu",
+        unit=places.unit(name),
         network_namespace=str(places.namespace_path),
         cgroup=places.cgroup(name),
+        runtime=runtime,
+        dialect=dialect("qemu"),
         directories=(f"{runtime}/vm", *shares),
         files=tuple(files),
         prepare=(
@@ -78,23 +96,37 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             (Step((*owned, str(places.host_key(name)), key), "hand in the host key"),),
             *((step,) for step in share_mounts(name, workspace, host, shares)),
             *disk_steps(name, workspace, host),
+            (pipes_step(f"{runtime}/vm", host.uid_base, *PIPES),),
         ),
         connect=port.connect(f"{runtime}/port"),
         helpers=share_servers(workspace, host, hardware.virtiofsd, runtime),
         argv=qemu_argv(name, workspace, host, hardware, told),
-        links=LINKS,
-        vsock=vsock,
-        library=hardware.library,
-        cleanup=(*port.cleanup(), *disk_cleanup(name, workspace, host)),
+        commands={"hear": hear_command(host, name, *sources)},
+        sandbox=SANDBOX,
+        inward=(register_step(places.machine(name), host.machine_id),) if host.has_machined else (),
+        cleanup=(
+            *port.cleanup(),
+            *disk_cleanup(name, workspace, host),
+            *((forget_step(places.machine(name)),) if host.has_machined else ()),
+        ),
+        restart_codes=(REBOOT,),
         limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),
-        runtime=runtime,
         memory=memory_of(workspace, host),
-        balloon=balloon_of(workspace, host),
+        balloon=balloon_step(name, workspace, host),
         facts={"hypervisor": "qemu", "accelerator": hardware.accelerator},
         start_seconds=(60.0 if hardware.accelerator == "kvm" else 180.0) * hardware.slowness,
         stop_seconds=15.0 if hardware.accelerator == "kvm" else 30.0,  # on any host: a guest may just ignore it
     )
-    return as_service(found, host) if host.by_systemd else found
+
+
+def balloon_step(name: str, workspace: Workspace, host: Surroundings) -> Step | None:
+    """What leaves a machine that runs less memory than it was made with."""
+    size = left_of(workspace, host)
+    if size is None or host.hardware is None:
+        return None
+    program = own_program("hutch.backends.qemu_monitor", host.python, host.package, needs_others=True)
+    told = (f"{host.places.runtime(name)}/control", host.hardware.library, str(size))
+    return Step((*program, *told), f"leave it {size >> 20} MiB of its memory", may_fail=True)
 
 
 # The processes.
@@ -115,16 +147,19 @@ def qemu_argv(
     command = (
         hardware.qemu,
         *machine_options(workspace, hardware, memory_of(workspace, host) >> 20),
-        *device_options(workspace, disk is not None, hardware.has_vsock, host.by_systemd),
+        *device_options(workspace, disk is not None, hardware.has_vsock),
         *(word for key in credentials for word in ("-fw_cfg", f"name=opt/io.systemd.credentials/{key},file=/vm/{key}")),
         *("-fw_cfg", "name=opt/hutch/shares,file=/vm/shares"),
-        *("-append", " ".join(kernel_arguments(name, tsc_khz=hardware.tsc_khz, has_disk=disk is not None))),
+        *(
+            "-append",
+            " ".join(kernel_arguments(name, host.machine_id, tsc_khz=hardware.tsc_khz, has_disk=disk is not None)),
+        ),
     )
     jail = jailed(tuple(files), host.uid_base, command, groups)
     tap = (host.python, "-I", "-S", f"{host.package}/host/hardware/tap.py", names.port(name, "vm"), str(TAP))
     vsock = ("--open", "/dev/vhost-vsock", str(VSOCK)) if hardware.has_vsock else ()
     sockets = ((f"{runtime}/console", 0, CONSOLE), (f"{runtime}/control", 0, CONTROL))
-    return (*(listening(host, *sockets) if host.by_systemd else ()), *tap, *vsock, "--", *jail)
+    return (*listening(host, *sockets), *tap, *vsock, "--", *jail)
 
 
 def machine_options(workspace: Workspace, hardware: Hardware, memory: int) -> tuple[str, ...]:
@@ -143,8 +178,8 @@ def machine_options(workspace: Workspace, hardware: Hardware, memory: int) -> tu
     )
 
 
-def device_options(workspace: Workspace, has_disk: bool, has_vsock: bool, by_systemd: bool) -> tuple[str, ...]:
-    """Disks, network, shares, console, and the two links."""
+def device_options(workspace: Workspace, has_disk: bool, has_vsock: bool) -> tuple[str, ...]:
+    """Disks, network, shares, console, port, and monitors."""
     devices = [
         *("-drive", "if=none,id=root,file=/root.erofs,format=raw,readonly=on"),
         *("-device", "virtio-blk-pci,drive=root"),
@@ -157,29 +192,15 @@ def device_options(workspace: Workspace, has_disk: bool, has_vsock: bool, by_sys
     for tag in share_tags(workspace):
         devices += ["-chardev", f"socket,id={tag},path=/vm/{tag}"]
         devices += ["-device", f"vhost-user-fs-pci,chardev={tag},tag={tag}"]
-    console, port, monitors = character_devices(by_systemd)
+    waiting = "server=on,wait=off"
+    console = f"socket,id=console,fd={CONSOLE},{waiting},logfile=/vm/log,logappend=on"
     devices += ["-chardev", console, "-serial", "chardev:console"]
-    devices += ["-chardev", port, "-device", "virtio-serial-pci,max_ports=2"]
+    devices += ["-chardev", "pipe,id=port,path=/vm/port", "-device", "virtio-serial-pci,max_ports=2"]
     devices += ["-device", "virtserialport,chardev=port,nr=1,name=hutch.port"]
-    for id, monitor in monitors.items():
-        devices += ["-chardev", monitor, "-mon", f"chardev={id},mode=control"]
+    # One is read by a shell to the end; commands come to the other, one at a time.
+    devices += ["-chardev", "pipe,id=monitor,path=/vm/monitor", "-mon", "chardev=monitor,mode=control"]
+    devices += ["-chardev", f"socket,id=control,fd={CONTROL},{waiting}", "-mon", "chardev=control,mode=control"]
     devices += ["-device", "virtio-balloon-pci,free-page-reporting=on", "-device", "pvpanic-pci"]
     if has_vsock:  # ssh reaches the machine by it, whatever becomes of its network
         devices += ["-device", f"vhost-vsock-pci,guest-cid={workspace.cid},vhostfd={VSOCK}"]
     return tuple(devices)
-
-
-def character_devices(by_systemd: bool) -> tuple[str, str, dict[str, str]]:
-    """What the machine talks through: its console, its port, and its monitors by their ids. Where systemd runs it, a
-    shell holds the other ends, so they are named pipes; commands come to sockets that listen, one at a time."""
-    if not by_systemd:
-        return "stdio,id=console,signal=off", "socket,id=port,fd=3", {"monitor": "socket,id=monitor,fd=4"}
-    waiting = "server=on,wait=off"
-    return (
-        f"socket,id=console,fd={CONSOLE},{waiting},logfile=/vm/{LOG},logappend=on",
-        "pipe,id=port,path=/vm/port",
-        {
-            "monitor": "pipe,id=monitor,path=/vm/monitor",
-            "control": f"socket,id=control,fd={CONTROL},{waiting}",
-        },
-    )

@@ -27,20 +27,20 @@ COMMANDS = {
     "status": ("show", "status", "Show workspaces in detail."),
     "ssh": ("reach", "ssh", "OpenSSH to a workspace."),
     "exec": ("reach", "execute", "Run a command inside, without a shell in between."),
-    "cp": ("reach", "cp", "Copy files; NAME:path is the workspace side."),
+    "cp": ("copy", "cp", "Copy files; NAME:path is the workspace side."),
     "logs": ("logs", "logs", "Show the machine log and the guest's journal."),
     "console": ("logs", "console", "Attach to the console; ^] detaches."),
     "egress": ("egress", "egress", "Show what a workspace asked for and reached."),
     "rm": ("lifecycle", "rm", "Stop and remove a workspace; home is kept unless --purge."),
     "withdraw": ("lifecycle", "withdraw", "Take hutch off this host; homes are kept unless --purge."),
-    "explain": ("explain", "explain", "Print the commands, rules and files behind a workspace."),
-    "eject": ("eject", "eject", "Make plain units and files of a workspace, which need no hutch."),
+    "explain": ("show", "explain", "Print the commands, rules and files behind a workspace."),
+    "eject": ("lifecycle", "eject", "Make plain units and files of a workspace, which need no hutch."),
     "prove": ("prove", "prove", "Try what hutch promises, on this host; exits 1 when a promise is broken."),
     "doctor": ("doctor", "doctor", "Check what this host can do, and what it cannot enforce."),
     "image": ("image", "image", "The image cache."),
-    "aliases": ("aliases", "aliases", "Print or install shell aliases: workspace_NAME and others."),
+    "aliases": ("shells", "aliases", "Print or install shell aliases: workspace_NAME and others."),
     "schema": ("declare", "schema", "Print the JSON Schema of hutch.toml."),
-    "completion": ("declare", "completion", "Print a completion script for bash, zsh or fish."),
+    "completion": ("shells", "completion", "Print a completion script for bash, zsh or fish."),
 }
 
 WITH_COMMANDS = ("exec", "ssh")  # these take a command line of somebody else's
@@ -63,6 +63,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            # Spares the start-up of `hutch ls`.
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, 1)
@@ -74,19 +75,11 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
 
-def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        from importlib.metadata import version
-
-        click.echo(f"hutch {version('hutch')}")
-        ctx.exit()
-
-
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-f", "--file", type=click.Path(), help="The hutch.toml to use.")
 @click.option("-q", "--quiet", is_flag=True, help="Only results and errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Show each command that hutch runs.")
-@click.option("--version", is_flag=True, callback=show_version, expose_value=False, is_eager=True, help="The version.")
+@click.version_option(package_name="hutch", message="hutch %(version)s", help="The version.")
 @click.pass_context
 def cli(ctx: click.Context, file: str | None, quiet: bool, verbose: bool) -> None:
     """A machine of its own for every project, checkout or coding agent: a VM or a container, from one file."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hutch.errors import ConfigError, HutchError
+from hutch.errors import ConfigError, HutchError, lacks_root
 from hutch.frozen import dataclass
 from hutch.host.services import lock
 
@@ -65,15 +65,17 @@ def global_options(function: F) -> F:
 
 def show_commands() -> None:
     """Print every command that is run from now on, as one could type it."""
+    # Spares the start-up of `hutch ls`.
     import shlex
 
-    from hutch import run
+    from hutch import run  # `ls` starts without it and what it imports
 
     run.listener = lambda argv: click.echo(printable(f"+ {shlex.join(argv)}"), err=True)
 
 
 def needs_root(function: F) -> F:
-    """Run the command again through sudo, doas or (by polkit) run0 on a terminal; say so otherwise."""
+    """Accept the global options, and run the command again through sudo, doas or (by polkit) run0 on a terminal; say so
+    otherwise."""
 
     @functools.wraps(function)
     def wrapper(*arguments: Any, **values: Any) -> Any:
@@ -81,17 +83,17 @@ def needs_root(function: F) -> F:
             become_root()
         return function(*arguments, **values)
 
-    return wrapper  # type: ignore[return-value]
+    return global_options(wrapper)  # type: ignore[return-value]
 
 
 def become_root() -> None:
+    # Spares the start-up of `hutch ls`.
     import shutil
 
     elevate = next((name for name in ("sudo", "doas", "run0") if shutil.which(name)), None)
     if elevate is None or not sys.stdin.isatty():
-        from hutch import state
-
-        raise state.needs_root()
+        raise lacks_root()
+    # Spares the start-up of `hutch ls`.
     from hutch import run
 
     click.echo(f"hutch: this needs root, asking {elevate}", err=True)
@@ -132,6 +134,7 @@ def print_row(row: Sequence[str], widths: Sequence[int]) -> None:
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
+    # Spares the start-up of `hutch ssh`.
     import json
 
     click.echo(json.dumps(value, indent=indent))

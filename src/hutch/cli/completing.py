@@ -30,6 +30,7 @@ PATCHES = {"bash": (END_BASH, OPEN_BASH + END_BASH), "zsh": (END_ZSH, OPEN_ZSH),
 
 def render_completion(shell: str) -> str:
     """The script for a shell: click's, which puts no space behind a word that goes on."""
+    # Spares the start-up of `hutch ls`.
     from click.shell_completion import get_completion_class
 
     from hutch.cli import cli
@@ -48,6 +49,7 @@ def _places() -> Places | None:
 
 def existing_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The workspaces that one may look at."""
+    # Spares the start-up of `hutch ls`.
     from hutch.host.identity.shown import shown_names
 
     places = _places()
@@ -56,6 +58,7 @@ def existing_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 def declared_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Those of the file, where that can be read, and those that are there."""
+    # Spares the start-up of `hutch ls`.
     from hutch.spec.lookup import glance, look_for_file
 
     file = ctx.params.get("file") or ctx.find_root().params.get("file")
@@ -70,6 +73,7 @@ def declared_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 def copied_paths(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
     """Files of the host, and workspaces; not what is in these. bash makes three words of what stands around a colon."""
+    # Spares the start-up of `hutch ls`.
     from click.shell_completion import CompletionItem
 
     given = [*(ctx.params.get("source") or ()), ctx.params.get("target")]

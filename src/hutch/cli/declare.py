@@ -1,19 +1,25 @@
-"""Commands around the file: init, plan, up, schema, completion."""
+"""Commands around the file: init, plan, up, schema."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hutch.api import Hutch, agreed
+from hutch.api import Hutch, silent
 from hutch.cli.common import Options, global_options, needs_root, print_json, printable
-from hutch.cli.completing import declared_names, render_completion
-from hutch.cli.values import shown_pair
-from hutch.errors import HutchError
+from hutch.cli.completing import declared_names
+from hutch.cli.progress import Bar
+from hutch.errors import HutchError, UsageError
+from hutch.spec.entries import Publish
+from hutch.spec.lookup import render_starter
+from hutch.spec.names import is_name
+from hutch.spec.values import render_size
 
 if TYPE_CHECKING:
     from hutch.plan.actions import Action, Plan, Repair
@@ -21,16 +27,15 @@ if TYPE_CHECKING:
 ADOPT = click.option("--adopt", is_flag=True, help="Take over workspaces that another file declared.")
 NAMES = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=declared_names)
 
+SIZES = ("memory", "disk")
+LONGEST = 70
+
 
 @click.command()
 @click.argument("name", required=False, default="dev")
 @global_options
 def init(options: Options, name: str) -> None:
     """Write a commented starter hutch.toml in the current directory, with a workspace called NAME."""
-    from hutch.errors import UsageError
-    from hutch.spec.names import is_name
-    from hutch.spec.starter import render_starter
-
     if not is_name(name):
         raise UsageError(f"{name!r} is not a name for a workspace", resolution="use a-z, 0-9 and inner hyphens")
     path = options.path or Path("hutch.toml")
@@ -52,7 +57,6 @@ def init(options: Options, name: str) -> None:
 @click.option("--no-start", is_flag=True, help="As for `up --no-start`.")
 @click.option("--prune", is_flag=True, help="Also remove workspaces that this file no longer declares.")
 @ADOPT
-@global_options
 @needs_root
 def plan(
     options: Options,
@@ -80,7 +84,6 @@ def plan(
 @ADOPT
 @click.option("--yes", is_flag=True, help="Do not ask before stopping a workspace in which somebody is at work.")
 @click.option("--json", "as_json", is_flag=True, help="Print the executed plan as JSON.")
-@global_options
 @needs_root
 def up(
     options: Options,
@@ -92,12 +95,10 @@ def up(
     as_json: bool,
 ) -> None:
     """Make the host as the file says; returns when every workspace is ready for ssh."""
-    from hutch.cli.progress import Bar
-
     begun = time.monotonic()
-    with Bar(options) as bar:
+    with closing(Bar(options)) as bar:
         hutch = Hutch(listen=bar.listen, progress=bar.show)
-        confirm = agreed if yes or not sys.stdin.isatty() else ask
+        confirm = silent if yes or not sys.stdin.isatty() else ask
         config = hutch.load(options.path)
         result = hutch.up(config, names, start=not no_start, prune=prune, adopt=adopt, confirm=confirm)
     if as_json:
@@ -156,18 +157,58 @@ def explain_action(action: Action) -> list[str]:
     return [*lines, *(f"note: {note}" for note in action.notes)]
 
 
+# Values of hutch.toml as a plan shows them: on one line, in the words of the file, and safe for a terminal.
+
+
+def shown_pair(key: str, old: Any, new: Any) -> tuple[str, str]:
+    """Two values of a key, shortened unless they would look the same."""
+    short = shown(old, key), shown(new, key)
+    return short if short[0] != short[1] else (words(old, key), words(new, key))
+
+
+def shown(value: Any, key: str = "") -> str:
+    """A value of a key, shortened."""
+    text = words(value, key)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "…"
+
+
+def words(value: Any, key: str = "") -> str:
+    """All of a value, as JSON has it, in the words of the file."""
+    if value is None:
+        text = "unset"
+    elif key in SIZES and isinstance(value, int):
+        text = render_size(value)
+    elif isinstance(value, list):
+        text = ", ".join(entry(item, key) for item in value) or "none"
+    elif isinstance(value, dict):
+        text = entry(value, key)
+    else:
+        text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    return printable(text.replace("\n", "⏎"))
+
+
+def entry(value: Any, key: str) -> str:
+    """An entry of a list, or a small table."""
+    if key == "publish":
+        return str(Publish(**value))
+    if key == "mounts":
+        return f"{value['source']} on {value['target']}{', readonly' if value['readonly'] else ''}"
+    if key == "env":
+        return "=".join(value)
+    if key == "idle":
+        return f"{value['then']} after {value['after']}"
+    if key == "authorized_keys":
+        kind, _, rest = value.partition(" ")
+        blob, _, comment = rest.partition(" ")
+        return f"{kind} …{blob[-8:]} {comment}".rstrip()
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 @click.command()
 @global_options
 def schema(options: Options) -> None:
     """Print the JSON Schema of hutch.toml, for editors."""
+    # Spares the start-up of `hutch up`, which has no use for pydantic's schema.
     from hutch.spec.schema import render_schema
 
     print_json(render_schema())
-
-
-@click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@global_options
-def completion(options: Options, shell: str) -> None:
-    """Print a completion script: `hutch completion bash > /etc/bash_completion.d/hutch`."""
-    click.echo(render_completion(shell))

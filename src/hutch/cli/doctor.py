@@ -71,7 +71,8 @@ def repair(places: Places, options: Options, *, is_agreed: bool) -> list[HutchEr
     said: list[str] = []
     tell, failures = teller(options, said), []
     command = installation(observe_abilities(places))
-    if command and (is_agreed or asks(f"install what is missing, with `{shlex.join(command)}`?")):
+    question = f"install what is missing, with `{shlex.join(command)}`?"
+    if command and (is_agreed or (sys.stdin.isatty() and click.confirm(question, err=True))):
         tell(shlex.join(command))
         try:
             repairing.install(command)
@@ -81,10 +82,6 @@ def repair(places: Places, options: Options, *, is_agreed: bool) -> list[HutchEr
     if not said and not failures:
         options.say("nothing to repair")
     return failures
-
-
-def asks(question: str) -> bool:
-    return sys.stdin.isatty() and click.confirm(question, err=True)
 
 
 def take_back(places: Places, options: Options) -> int:

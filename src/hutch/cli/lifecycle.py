@@ -1,22 +1,24 @@
-"""down, start, stop, restart, rm, withdraw."""
+"""down, start, stop, restart, rm, withdraw, eject."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from hutch.api import Hutch
-from hutch.cli.common import Options, global_options, needs_root
+from hutch.api import Hutch, silent
+from hutch.cli.common import Options, needs_root
 from hutch.cli.completing import existing_names
 from hutch.errors import HutchError
 
-NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=existing_names)
+if TYPE_CHECKING:
+    from hutch.plan.actions import Verb
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=existing_names)
-@global_options
 @needs_root
 def down(options: Options, names: tuple[str, ...]) -> None:
     """Stop the named workspaces, or all that the file has brought up."""
@@ -24,38 +26,27 @@ def down(options: Options, names: tuple[str, ...]) -> None:
     hutch.stop(names or hutch.brought_up(options.path))
 
 
-@click.command()
-@NAMES
-@global_options
-@needs_root
-def start(options: Options, names: tuple[str, ...]) -> None:
-    """Start workspaces; returns when they are ready."""
-    Hutch(listen=options.listen).start(names)
+def turning(verb: Verb, text: str) -> click.Command:
+    """The command that turns workspaces on or off; `text` is its help."""
+
+    @click.command(verb, help=text)
+    @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=existing_names)
+    @needs_root
+    def command(options: Options, names: tuple[str, ...]) -> None:
+        getattr(Hutch(listen=options.listen), verb)(names)
+
+    return command
 
 
-@click.command()
-@NAMES
-@global_options
-@needs_root
-def stop(options: Options, names: tuple[str, ...]) -> None:
-    """Stop workspaces: in order first, by force after a deadline."""
-    Hutch(listen=options.listen).stop(names)
-
-
-@click.command()
-@NAMES
-@global_options
-@needs_root
-def restart(options: Options, names: tuple[str, ...]) -> None:
-    """Stop and start workspaces; what was pending takes effect."""
-    Hutch(listen=options.listen).restart(names)
+start = turning("start", "Start workspaces; returns when they are ready.")
+stop = turning("stop", "Stop workspaces: in order first, by force after a deadline.")
+restart = turning("restart", "Stop and start workspaces; what was pending takes effect.")
 
 
 @click.command()
 @click.argument("name", shell_complete=existing_names)
 @click.option("--purge", is_flag=True, help="Delete the home, the host key and the address too.")
 @click.option("--force", is_flag=True, help="Even with unsaved git work or a live session.")
-@global_options
 @needs_root
 def rm(options: Options, name: str, purge: bool, force: bool) -> None:
     """Stop and remove a workspace. Its home is kept unless --purge."""
@@ -68,7 +59,6 @@ def rm(options: Options, name: str, purge: bool, force: bool) -> None:
 @click.option("--purge", is_flag=True, help="Delete all homes, keys and images too, and the state directory.")
 @click.option("--force", is_flag=True, help="With --purge: even with unsaved git work or a live session.")
 @click.option("--yes", is_flag=True, help="With --purge: do not ask, which nobody could answer without a terminal.")
-@global_options
 @needs_root
 def withdraw(options: Options, purge: bool, force: bool, yes: bool) -> None:
     """Take hutch off this host, as before it is uninstalled.
@@ -88,3 +78,28 @@ def withdraw(options: Options, purge: bool, force: bool, yes: bool) -> None:
     options.say(
         "hutch has left this host" + (f"; homes, keys and images are kept in {state}" if state.exists() else "")
     )
+
+
+@click.command()
+@click.argument("name", shell_complete=existing_names)
+@click.option(
+    "--to", type=click.Path(path_type=Path), help="The directory for it; default: /var/lib/hutch-ejected/NAME."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@needs_root
+def eject(options: Options, name: str, to: Path | None, yes: bool) -> None:
+    """Make plain units and files of a workspace, which go on working without hutch. Home, keys and address stay.
+
+    A container that runs is started again as a unit of its own. hutch keeps its address for it, and manages it no more.
+    """
+    hutch = Hutch(listen=options.listen)
+    asks = not yes and sys.stdin.isatty()
+    there = hutch.eject(name, to.absolute() if to else None, confirm=ask if asks else silent)
+    options.say(f"{name}: ejected; {there}/README says what is what")
+    options.say(f"{name}: take it out of hutch.toml: a file that declares it is refused")
+    click.echo(str(there))
+
+
+def ask(what: str) -> None:
+    if not click.confirm(f"{what}; do it?", err=True):
+        raise HutchError("nothing was changed", resolution="--yes does not ask")

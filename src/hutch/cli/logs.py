@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import fcntl
 import os
+import pty
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import NoReturn
 
 import click
@@ -16,15 +19,17 @@ import click
 from hutch.access.relay import Channel, open_unblocked, raw, relay
 from hutch.api import Hutch
 from hutch.api.workspace import Workspace
-from hutch.cli.common import Options, global_options, needs_root, printable
+from hutch.backends import traits_of
+from hutch.cli.common import Options, needs_root, printable
 from hutch.cli.completing import existing_names
 from hutch.errors import HutchError
-from hutch.host.services.units import has_systemd
+from hutch.run import PIPE, start
+from hutch.runtime import control
 from hutch.spec.names import Places
+from hutch.spec.record import has_processes
 
 NAME = click.argument("name", shell_complete=existing_names)
 DETACH = b"\x1d"  # ^]
-GETTY = {"container": "console-getty.service", "vm": "serial-getty@ttyS0.service"}
 LINES = 1000
 CHUNK = 65536
 
@@ -38,7 +43,10 @@ def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:
     """Show the machine log (console, starts and stops), then the guest's journal while it runs."""
     hutch = Hutch()
     hutch.record(name)
-    said = printable(machine_log(hutch.places, name, lines).replace("\r", ""))
+    said = control.read_log(hutch.places, name, lines)
+    if said is None:
+        click.echo("the host's journal has what its console said, for the group systemd-journal to read", err=True)
+    said = printable((said or "").replace("\r", ""))
     click.echo("".join(f"{line}\n" for line in last_lines(said, lines)), nl=False)
     if hutch.observe(name).state != "running":
         return 0
@@ -51,24 +59,10 @@ def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:
         _print_all(reading)
     os.close(reading)
     try:
-        return hutch.workspace(name).attach(command, root=True, capture=writing)
+        return Workspace(name, hutch).attach(command, root=True, capture=writing)
     finally:
         os.close(writing)
         os.waitpid(printer, 0)
-
-
-def machine_log(places: Places, name: str, lines: int) -> str:
-    """What the console said, and whoever runs the workspace: the journal of its service, or its supervisor's log."""
-    if has_systemd():
-        from hutch.runtime.systemd import journal
-
-        said = journal(places, name, lines)
-        if not said and os.geteuid() != 0:
-            click.echo("the host's journal has what its console said, for the group systemd-journal to read", err=True)
-        return said
-    log = places.log(name)
-    older = log.with_name(log.name + ".1")
-    return "".join(path.read_text(encoding="utf-8", errors="replace") for path in (older, log) if path.exists())
 
 
 def last_lines(text: str, count: int) -> list[str]:
@@ -93,19 +87,21 @@ def _print_all(source: int) -> NoReturn:
 
 @click.command()
 @NAME
-@global_options
 @needs_root
 def console(options: Options, name: str) -> None:
     """Attach to the console, with a root shell; ^] detaches. The machine goes on.
 
-    Where systemd runs a container, what it prints there goes to the journal (`hutch logs`), and this is a root shell
-    alone; `exit` ends it."""
+    A container's console takes no input: the shell has a terminal of its own, on which all that is printed on the
+    console shows as well; `exit` ends it."""
     hutch = Hutch()
-    workspace = hutch.workspace(name)
-    if not hutch.observe(name).is_up:
+    hutch.record(name)
+    workspace = Workspace(name, hutch)
+    if not has_processes(hutch.observe(name).state):
         raise HutchError(f"{name} is not running", resolution=f"`hutch start {name}`")
-    if has_systemd() and not hutch.places.console(name).exists():  # a container's output is the journal's
-        workspace.attach(["/bin/bash", "--login"], root=True)
+    if not hutch.places.console(name).exists():
+        options.say(f"attached to {name}; ^] detaches")
+        with shell_of(workspace) as terminal, following(hutch.places, name) as said:
+            attach(terminal, said)
         return
     with socket.socket(socket.AF_UNIX) as link:
         try:
@@ -113,27 +109,61 @@ def console(options: Options, name: str) -> None:
         except (ConnectionRefusedError, FileNotFoundError) as error:
             raise HutchError(f"{name} has just ended", resolution=f"`hutch start {name}`") from error
         options.say(f"attached to {name}; ^] detaches")
-        with meanwhile(lambda: ask_for_shell(workspace)):
-            attach(link)
-
-
-def ask_for_shell(workspace: Workspace) -> None:
-    """Have the guest put its shell on the console."""
-    hutch, record = workspace.hutch, workspace.hutch.record(workspace.name)
-    if hutch.observe(workspace.name).state == "running":
-        booted = record.booted.workspace if record.booted else record.wanted
-        null = os.open("/dev/null", os.O_WRONLY)
-        workspace.attach(["systemctl", "start", "--no-block", GETTY[booted.type]], root=True, capture=null)
+        with asking_for_shell(workspace):
+            attach(link.fileno())
 
 
 @contextmanager
-def meanwhile(work: Callable[[], None]) -> Iterator[None]:
-    """Do `work` in a process of its own, so that nobody waits for a guest that cannot be reached: one that fails says
-    nothing, since the terminal is the console's. What is not done in the end is called off."""
+def shell_of(workspace: Workspace) -> Iterator[int]:
+    """A root shell inside, on a terminal as large as ours; yields the other end."""
+    child, terminal = pty.fork()
+    if child == 0:
+        code = 255
+        try:
+            code = workspace.attach(["/bin/bash", "--login"], root=True)
+        except HutchError as error:
+            click.echo(error.brief, err=True)
+        finally:
+            os._exit(code)
+
+    def resize(number: int = 0, frame: object = None) -> None:
+        with suppress(OSError):  # ours is no terminal
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8)))
+
+    resize()
+    before = signal.signal(signal.SIGWINCH, resize)
+    try:
+        yield terminal
+    finally:
+        signal.signal(signal.SIGWINCH, before)
+        os.close(terminal)  # which hangs up
+        os.waitpid(child, 0)
+
+
+@contextmanager
+def following(places: Places, name: str) -> Iterator[int]:
+    """What it prints on its console from now on, to be read."""
+    process = start(control.manager_of(places).follow_command(name), stdout=PIPE)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.fileno()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def asking_for_shell(workspace: Workspace) -> Iterator[None]:
+    """Have the guest put its shell on the console. A process of its own does, so that nobody waits for a guest that
+    cannot be reached: one that fails says nothing, since the terminal is the console's, and one that is not done in the
+    end is called off."""
     child = os.fork()
     if child == 0:
         try:
-            work()
+            record = workspace.hutch.record(workspace.name)
+            if workspace.hutch.observe(workspace.name).state == "running":
+                command = ["systemctl", "start", "--no-block", traits_of(record.effective).console]
+                workspace.attach(command, root=True, capture=os.open("/dev/null", os.O_WRONLY))
         except HutchError:
             pass
         finally:
@@ -145,17 +175,23 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
         os.waitpid(child, 0)
 
 
-def attach(link: socket.socket) -> None:
-    """Join the terminal and the console until ^], the end of input, or the end of the machine."""
+def attach(link: int, *others: int) -> None:
+    """Join the terminal and the console until ^], the end of input, or the end of the machine. What comes from `others`
+    is shown as well."""
 
     def until_detached(data: bytes) -> tuple[bytes, bool]:
         before, escape, _ = data.partition(DETACH)
         return before, bool(escape)
 
-    link.setblocking(False)
-    sink = open_unblocked(1)
+    def as_lines(data: bytes) -> tuple[bytes, bool]:
+        return data.replace(b"\r", b"").replace(b"\n", b"\r\n"), False
+
+    os.set_blocking(link, False)
+    sinks = [open_unblocked(1) for _ in (link, *others)]
     terminal = sys.stdin.isatty()
+    channels = [Channel(0, link, take=until_detached), Channel(link, sinks[0], owned=sinks[:1])]
+    channels += [Channel(each, sink, owned=[sink], take=as_lines) for each, sink in zip(others, sinks[1:], strict=True)]
     with raw(0) if terminal else nullcontext():
-        relay([Channel(0, link.fileno(), take=until_detached), Channel(link.fileno(), sink, owned=[sink])])
+        relay(channels)
     if terminal:
         click.echo("\r", err=True)

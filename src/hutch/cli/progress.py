@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hutch.cli.common import Options
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 
 class Bar:
-    """A context manager whose `show` takes (image, stage, fraction)."""
+    """Its `show` takes (image, stage, fraction). To be closed."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -20,12 +17,9 @@ class Bar:
         self.tasks: dict[str, Any] = {}
         self.stages: dict[str, str] = {}
 
-    def __enter__(self) -> Bar:
-        return self
-
     def listen(self, name: str, event: str, text: str) -> None:
         """Tell what the engine tells, below the bar, which is done by then."""
-        self._end()
+        self.close()
         self.options.listen(name, event, text)
 
     def show(self, image: str, stage: str, fraction: float) -> None:
@@ -39,6 +33,7 @@ class Bar:
 
     def _draw(self, image: str, stage: str, fraction: float) -> None:
         if self.progress is None:
+            # Spares the start-up of `hutch up`.
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -54,12 +49,7 @@ class Bar:
             self.tasks[image] = self.progress.add_task(image, total=1.0)
         self.progress.update(self.tasks[image], completed=fraction, description=f"{image}: {stage}")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
+    def close(self) -> None:
         if self.progress is not None:
             self.progress.stop()
             self.progress, self.tasks = None, {}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
 
 from hutch.api import Hutch
-from hutch.cli.common import Options, global_options, needs_root, print_json, print_table, printable
+from hutch.cli.common import Options, needs_root, print_json, print_table, printable
 from hutch.cli.completing import existing_names
 from hutch.cli.progress import Bar
 from hutch.errors import UsageError
@@ -41,7 +42,6 @@ def read_target(ctx: click.Context, param: click.Parameter, value: str) -> tuple
 @click.option("--only", multiple=True, metavar="PROMISE|PROBE", help="Nothing but that promise, by number, or probe.")
 @click.option("--type", "types", type=click.Choice(["container", "vm"]), help="Throw-away workspaces of one kind only.")
 @click.option("--json", "as_json", is_flag=True, help="A list of objects.")
-@global_options
 @needs_root
 def prove(
     options: Options, name: str | None, target: tuple[str, int], only: tuple[str, ...], types: str | None, as_json: bool
@@ -59,7 +59,7 @@ def prove(
     reserved for documentation, and listens at a port."""
     if name is not None and types:
         raise UsageError("--type is for throw-away workspaces, and NAME is one that runs", resolution="leave one out")
-    with Bar(options) as bar:
+    with closing(Bar(options)) as bar:
         hutch = Hutch(listen=bar.listen, progress=bar.show)
         config = None
         if name is None and hutch.declared(options.path)[0]:

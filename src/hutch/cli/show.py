@@ -1,4 +1,4 @@
-"""ls and status: what is there. They read the records and the supervisors' words, and start in a blink."""
+"""ls, status and explain: what is there. They read the records and the supervisors' words, and start in a blink."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from hutch.api import Hutch
-from hutch.cli.common import Options, global_options, print_json, print_table, printable
+from hutch.cli.common import Options, global_options, needs_root, print_json, print_table, printable
 from hutch.cli.completing import existing_names
 from hutch.errors import UsageError
 
@@ -84,6 +84,7 @@ def show_egress(entry: dict[str, Any]) -> str:
 def warn_of_learning(options: Options, entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         if entry["learn"]:
+            # Spares the start-up of `hutch ls`.
             from hutch.plan.planner import LEARNS
 
             options.listen(entry["name"], "warning", LEARNS)
@@ -133,3 +134,12 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
             for line in value if isinstance(value, list) else [value]:
                 if line not in (None, ""):
                     click.echo(f"{key:>14}  {line}")
+
+
+@click.command()
+@click.argument("name", shell_complete=existing_names)
+@needs_root
+def explain(options: Options, name: str) -> None:
+    """Print the exact commands, firewall rules and files behind a workspace's next start."""
+    for number, section in enumerate(Hutch().explain(name)):
+        click.echo(printable(f"{chr(10) if number else ''}# {section.title}\n{section.text}"))

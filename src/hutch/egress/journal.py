@@ -14,10 +14,12 @@ import stat
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from hutch.egress.record import LONGEST_LINE, Record, lost, parse_line
 from hutch.errors import HutchError
+from hutch.files import kept_open
 
 LARGEST = 1 << 20
 WINDOW = 1.0
@@ -40,21 +42,22 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._pending: dict[str, dict[tuple[object, ...], _Heard]] = {}
+        # By workspace and subject: when it happened first, and how often by now.
+        self._pending: dict[str, dict[tuple[object, ...], tuple[float, Record]]] = {}
 
     def note(self, workspace: str, record: Record) -> None:
         pending = self._pending.setdefault(workspace, {})
-        heard = pending.get(record.subject)
-        if heard is not None:
-            heard.add(record)
+        if heard := pending.get(record.subject):
+            first, before = heard
+            pending[record.subject] = first, replace(record, count=before.count + record.count)
         elif len(pending) < MOST_AT_ONCE or record.verdict == "lost":
-            pending[record.subject] = _Heard(record)
+            pending[record.subject] = record.time, record
         else:
             self.note(workspace, lost(record.time, record.count, TOO_MANY))
 
     def next_flush(self, now: float) -> float | None:
         """In how many seconds there is something to write; None when there is nothing."""
-        oldest = [next(iter(pending.values())).first for pending in self._pending.values()]
+        oldest = [next(iter(pending.values()))[0] for pending in self._pending.values()]
         return min(max(min(oldest) + WINDOW - now, PAUSE), WINDOW) if oldest else None
 
     def flush(self, now: float | None = None) -> None:
@@ -64,8 +67,9 @@ class Journal:
         it can be.
         """
         for workspace, pending in list(self._pending.items()):
-            due = [subject for subject, heard in pending.items() if now is None or heard.is_due(now)]
-            records = [pending.pop(subject).record for subject in due]
+            # A clock that was set back is no reason to wait.
+            due = [subject for subject, (first, _) in pending.items() if now is None or not 0 <= now - first < WINDOW]
+            records = [pending.pop(subject)[1] for subject in due]
             if not pending:
                 del self._pending[workspace]
             try:
@@ -77,27 +81,6 @@ class Journal:
     def forget(self, workspace: str) -> None:
         """Write nothing more of a workspace that is gone."""
         self._pending.pop(workspace, None)
-
-
-class _Heard:
-    """A record that may happen again before it is written."""
-
-    def __init__(self, record: Record) -> None:
-        self.first = self.last = record.time
-        self.count = record.count
-        self._record = record
-
-    def add(self, record: Record) -> None:
-        self.last = record.time
-        self.count += record.count
-
-    def is_due(self, now: float) -> bool:
-        """A clock that was set back is no reason to wait."""
-        return not 0 <= now - self.first < WINDOW
-
-    @property
-    def record(self) -> Record:
-        return Record(**{**self._record.__dict__, "time": self.last, "count": self.count})
 
 
 def current_file(directory: Path, workspace: str) -> Path:
@@ -113,8 +96,7 @@ def _append(path: Path, data: bytes) -> None:
     if not data:
         return
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
-    try:
+    with kept_open(os.open(path, flags, 0o600)) as descriptor:
         size = os.fstat(descriptor).st_size
         is_full = size > 0 and size + len(data) > LARGEST
         if not is_full:
@@ -123,8 +105,6 @@ def _append(path: Path, data: bytes) -> None:
             if os.write(descriptor, data) < len(data):
                 os.ftruncate(descriptor, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    finally:
-        os.close(descriptor)
     if is_full:
         path.rename(path.with_name(f"{path.name}.1"))
         _append(path, data)
@@ -142,11 +122,7 @@ def read(directory: Path, workspace: str) -> list[Record]:
         return next(batches)
 
 
-def wait_a_little() -> None:
-    time.sleep(INTERVAL)
-
-
-def follow(directory: Path, workspace: str, wait: Callable[[], None] = wait_a_little) -> Batches:
+def follow(directory: Path, workspace: str, wait: Callable[[], None] = lambda: time.sleep(INTERVAL)) -> Batches:
     """All that is written so far, in one; then what comes, as it comes. Ends with whoever reads.
 
     It looks at the file's size now and then rather than being told: what it reads has waited a second before it was

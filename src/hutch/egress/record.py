@@ -10,6 +10,7 @@ import ipaddress
 import json
 import math
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from hutch.frozen import dataclass
@@ -117,22 +118,14 @@ CHECKS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Seen:
+class Seen(Record):
     """What happened again and again, between `first` and `time`. `why` is the last one's."""
 
-    time: float
-    first: float
-    what: What
-    verdict: Verdict
-    name: str | None
-    address: str | None
-    port: int | None
-    protocol: str | None
-    count: int
-    why: str
+    first: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "time": iso(self.time), "first": iso(self.first)}
+        times = {"time": iso(self.time), "first": iso(self.first)}
+        return {**times, **self.__dict__, **times}
 
 
 def aggregate(records: Iterable[Record]) -> list[Seen]:
@@ -152,6 +145,4 @@ def aggregate(records: Iterable[Record]) -> list[Seen]:
 
 def iso(time: float) -> str:
     """A time as ISO 8601 has it, in UTC."""
-    from datetime import UTC, datetime
-
     return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")

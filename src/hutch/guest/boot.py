@@ -7,11 +7,12 @@ KVM, every instruction counts that is not run. What they switch off, a workspace
 from __future__ import annotations
 
 
-def kernel_arguments(name: str, *, tsc_khz: int | None, has_disk: bool) -> tuple[str, ...]:
-    """The command line of the machine of that name. `tsc_khz` is the rate of the host's time stamp counter where there
-    is no KVM, None with KVM; `has_disk` says that the root is kept on /dev/vdb and not in memory."""
+def kernel_arguments(name: str, machine_id: str, *, tsc_khz: int | None, has_disk: bool) -> tuple[str, ...]:
+    """The command line of the machine of that name and id. `tsc_khz` is the rate of the host's time stamp counter where
+    there is no KVM, None with KVM; `has_disk` says that the root is kept on /dev/vdb and not in memory."""
     return (
         *ALWAYS,
+        f"systemd.machine_id={machine_id}",
         f"systemd.hostname={name}",  # systemd knows the credential for it since version 256 only
         *((f"tsc_early_khz={tsc_khz}", f"lpj={tsc_khz * 1000 // TICKS}", *EMULATED) if tsc_khz is not None else ()),
         *(("hutch.disk",) if has_disk else ()),  # for our init
@@ -43,6 +44,8 @@ ONE_PROCESSOR_FIRST = (
 memory, QEMU renumbers what lies above it at once, and the others' translations only when they next look up (its
 iotlb_to_section, in 10.0): what they write to their interrupt controllers in between is lost. Once in some hundred
 boots, on a busy host, that was the end of an interrupt, and the processor heard of no other ever again."""
+WITHOUT_LIBBPF = "/run/systemd/hutch"
+"""A directory of the guest's in whose libbpf.so.1 there is no library."""
 EMULATED = (
     # Without KVM the guest reads the host's counter. It finds out the rate by itself unless the host is busy; then it
     # gives the counter up, and waits for ever for another clock's tick. So it is told the rate, and not to doubt it;
@@ -54,4 +57,8 @@ EMULATED = (
     # keyctl's "encrypted" keys.
     "cryptomgr.notests",
     "initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted",
+    # Before systemd starts anything, it has the kernel check programs that would enforce SocketBindAllow= and
+    # RestrictNetworkInterfaces=: 7 % of all that a machine runs until it is ready. As in a container, it does
+    # without them where it cannot load libbpf. What it starts does not inherit the variable.
+    f"LD_LIBRARY_PATH={WITHOUT_LIBBPF}",
 )

@@ -35,7 +35,7 @@ while read -r module pattern; do
         [ -e "$file" ] && read -r alias <"$file" && devices="$devices $alias "
       done
     fi
-    # shellcheck disable=SC2254 # it is a pattern
+    # shellcheck disable=SC2027,SC2254 # it is a pattern
     case $devices in *" "$pattern" "*) ;; *) continue ;; esac
   fi
   [ -d "/sys/module/$module" ] || $b insmod "/lib/$module.ko" || fail "cannot load the kernel module $module"
@@ -116,5 +116,6 @@ $b cp -a -f /nodes/. /dev/ || fail "cannot make device nodes"
 for directory in dev proc sys; do
   $b mount --move /$directory $new/$directory || fail "cannot hand over /$directory"
 done
+# shellcheck disable=SC2093 # what comes next is for an exec that fails
 exec $b switch_root $new /sbin/init
 fail "cannot start the image's init"

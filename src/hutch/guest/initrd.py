@@ -1,7 +1,7 @@
 """The initial RAM disk of a virtual machine: what is in it, and its bytes. The same content has the same bytes.
 
-It holds busybox, kernel modules and `init.sh`, the guest's first program. Reads nothing: the caller brings the
-files' contents.
+It holds busybox, kernel modules and `init.sh`, the guest's first program. Reads nothing but the units beside it: the
+caller brings the files' contents.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from hutch.frozen import dataclass
+from hutch.guest.boot import WITHOUT_LIBBPF
 
 INIT = Path(__file__).with_name("init.sh")
 
@@ -32,6 +33,7 @@ MODULES = (
 device asks for, which come first. What a kernel has built in, or does not have at all, is left out."""
 
 NULL = "/dev/null"
+UNITS_DIRECTORY = Path(__file__).with_name("units")
 UNITS = {
     # init makes the nodes of modules that are loaded when they are opened, so udev and all that waits for it can start
     # at once; hutch-devices does the rest.
@@ -39,78 +41,21 @@ UNITS = {
     "systemd-tmpfiles-setup-dev-early.service": NULL,
     "systemd-tmpfiles-setup-dev.service": NULL,
     # The devices that the start waits for come first, and all others when it is over.
-    "systemd-udev-trigger.service.d/50-hutch.conf": """\
-[Service]
-ExecStart=
-ExecStart=-udevadm trigger --type=all --action=add --subsystem-match=net --subsystem-match=block
-""",
-    "hutch-devices.service": """\
-[Unit]
-Description=All Other Devices
-DefaultDependencies=no
-After=sysinit.target ssh.service sshd.service hutch-port.service
-Conflicts=shutdown.target
-Before=shutdown.target
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=-systemd-tmpfiles --prefix=/dev --create --boot
-ExecStart=-udevadm trigger --type=all --action=add
-""",
+    "systemd-udev-trigger.service.d/50-hutch.conf": "",
+    "hutch-devices.service": "",
     "multi-user.target.wants/hutch-devices.service": "../hutch-devices.service",
     # Where the host can call its machines, ssh goes that way: see hutch.host.identity.ssh.
-    "hutch-ssh.socket": """\
-[Unit]
-Description=ssh from the Host
-ConditionPathExists=/dev/vsock
-DefaultDependencies=no
-Before=sockets.target
-
-[Socket]
-ListenStream=vsock::22
-Accept=yes
-MaxConnections=100
-TriggerLimitIntervalSec=0
-""",
-    "hutch-ssh@.service": """\
-[Unit]
-Description=ssh from the Host
-CollectMode=inactive-or-failed
-
-[Service]
-ExecStart=-sshd -i
-StandardInput=socket
-KillMode=process
-RuntimeDirectory=sshd
-RuntimeDirectoryPreserve=yes
-""",
+    "hutch-ssh.socket": "",
+    "hutch-ssh@.service": "",
     "sockets.target.wants/hutch-ssh.socket": "../hutch-ssh.socket",
     # Under cloud-hypervisor, which has no port, a call from the host powers the machine off.
-    "hutch-poweroff.socket": """\
-[Unit]
-Description=Calls from the Host
-ConditionKernelCommandLine=hutch.archive
-DefaultDependencies=no
-Before=sockets.target
-
-[Socket]
-ListenStream=vsock::900
-""",
-    "hutch-poweroff.service": """\
-[Unit]
-Description=Power Off for the Host
-DefaultDependencies=no
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=systemctl --no-block poweroff
-""",
+    "hutch-poweroff.socket": "",
+    "hutch-poweroff.service": "",
     "sockets.target.wants/hutch-poweroff.socket": "../hutch-poweroff.socket",
 }
-"""What the systemd of a virtual machine does otherwise, in /run/systemd/system: the text of a file, or what
-a symbolic link points to."""
+UNITS = {name: target or (UNITS_DIRECTORY / name).read_text() for name, target in UNITS.items()}
+"""What the systemd of a virtual machine does otherwise, in /run/systemd/system: what a symbolic link points to, or the
+text of a file, from here."""
 
 DIRECTORIES = ("bin", "dev", "image", "layer", "lib", "new", "nodes", "proc", "run", "sys")
 TRAILER = "TRAILER!!!"
@@ -182,8 +127,9 @@ def render_initrd(
         Entry(f"run/systemd/system/{name}", *((LINK, text.encode()) if "\n" not in text else (FILE, text.encode())))
         for name, text in UNITS.items()
     ]
+    library = Entry(f"{WITHOUT_LIBBPF[1:]}/libbpf.so.1", LINK, NULL.encode())
     devices = [Entry(f"nodes/{node.path}", DEVICE, b"", node.major, node.minor) for node in nodes]
-    for entry in (*units, *devices):
+    for entry in (*units, library, *devices):
         entries += [Entry(str(parent), DIRECTORY) for parent in reversed(PurePosixPath(entry.name).parents)]
         entries.append(entry)
     unique = {entry.name: entry for entry in entries if entry.name != "."}

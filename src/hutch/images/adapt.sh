@@ -5,20 +5,18 @@
 set -eu
 export SYSTEMD_OFFLINE=1
 
-first() { # the first of the paths that exists
-  for candidate in "$@"; do
-    [ ! -e "$candidate" ] || { echo "$candidate" && return; }
-  done
-}
+units=/etc/systemd/system
+put() { mkdir -p "${1%/*}" && cat >"$1"; } # FILE
+drop_in() { put "$units/$1.d/50-hutch.conf"; } # UNIT
 
-missing=""
-systemd=$(first /usr/lib/systemd/systemd /lib/systemd/systemd)
-[ -n "$systemd" ] || missing="$missing systemd"
-[ -n "$(first /usr/lib/systemd/systemd-networkd /lib/systemd/systemd-networkd)" ] || missing="$missing systemd-networkd"
-[ -n "$(first /usr/lib/systemd/systemd-resolved /lib/systemd/systemd-resolved)" ] || missing="$missing systemd-resolved"
+missing="" programs=/usr/lib/systemd
+[ -e "$programs/systemd" ] || programs=/lib/systemd
+for program in systemd systemd-networkd systemd-resolved; do
+  [ -e "$programs/$program" ] || missing="$missing $program"
+done
 for command in sshd doas; do command -v "$command" >/dev/null || missing="$missing $command"; done
 [ -z "$missing" ] || { echo "hutch: missing:$missing"; exit 3; }
-version=$("$systemd" --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
+version=$("$programs/systemd" --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
 
 # Identity: each workspace brings its own, as credentials. An empty machine-id (not an absent one) keeps systemd from
 # taking the start for the first boot of an installation and asking questions.
@@ -31,9 +29,9 @@ ln -s ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
 
 # sshd: one host key, which the host hands in as a credential; keys only; the keys of the login user lie where it
 # cannot write.
-mkdir -p /etc/ssh/sshd_config.d /etc/ssh/authorized_keys.d
+mkdir -p /etc/ssh/authorized_keys.d
 chmod 0755 /etc/ssh/authorized_keys.d
-cat >/etc/ssh/sshd_config.d/10-hutch.conf <<'EOF'
+put /etc/ssh/sshd_config.d/10-hutch.conf <<'EOF'
 HostKey /run/credentials/@system/hutch.ssh-host-key
 AuthorizedKeysFile /etc/ssh/authorized_keys.d/%u .ssh/authorized_keys
 PasswordAuthentication no
@@ -49,13 +47,11 @@ if ! grep -qi '^[[:space:]]*Include[[:space:]]\+/etc/ssh/sshd_config\.d/' /etc/s
   sed -i '1i Include /etc/ssh/sshd_config.d/*.conf' /etc/ssh/sshd_config
 fi
 
-units=/etc/systemd/system
-drop_in() { mkdir -p "$units/$1.d" && cat >"$units/$1.d/50-hutch.conf"; }
 mask() { for unit in "$@"; do ln -sfn /dev/null "$units/$unit"; done; }
 
 # Debian calls it ssh.service, Fedora and Arch sshd.service.
 ssh=ssh.service
-[ -n "$(first /usr/lib/systemd/system/ssh.service /lib/systemd/system/ssh.service)" ] || ssh=sshd.service
+[ -e /usr/lib/systemd/system/ssh.service ] || [ -e /lib/systemd/system/ssh.service ] || ssh=sshd.service
 systemctl --quiet disable ssh.socket getty@tty1.service 2>/dev/null || true
 systemctl --quiet unmask systemd-networkd.service systemd-networkd-wait-online.service systemd-resolved.service "$ssh"
 systemctl --quiet enable systemd-networkd.service systemd-resolved.service "$ssh"
@@ -85,10 +81,8 @@ fi
 drop_in systemd-networkd-wait-online.service <<EOF
 [Service]
 ExecStart=
-ExecStart=-$(first /usr/lib/systemd/systemd-networkd-wait-online /lib/systemd/systemd-networkd-wait-online) --any --ipv4 --timeout=20
+ExecStart=-$programs/systemd-networkd-wait-online --any --ipv4 --timeout=20
 EOF
-mkdir -p "$units/multi-user.target.wants"
-ln -sfn ../systemd-networkd-wait-online.service "$units/multi-user.target.wants/systemd-networkd-wait-online.service"
 
 # A console on demand: nothing starts it at boot; `hutch console` does. The second is a machine's.
 for getty in console-getty.service serial-getty@.service; do
@@ -118,7 +112,6 @@ ExecStart=/bin/sh -c 'set -- /dev/vport*p1; [ ! -e "$$1" ] || exec 3<>"$$1"; \
   [ -e "$$TOLD" ] && read -r NOTIFY_SOCKET <"$$TOLD" && export NOTIFY_SOCKET && systemd-notify --no-block --ready || echo READY=1 >&3; \
   [ -e "$$1" ] || exit 0; while read -r line <&3; do [ "$$line" != poweroff ] || systemctl --no-block poweroff; done'
 EOF
-ln -sfn ../hutch-port.service "$units/multi-user.target.wants/hutch-port.service"
 
 # Its root may lie on a disk, which is enlarged while it is off.
 cat >"$units/hutch-grow.service" <<EOF
@@ -134,22 +127,27 @@ Before=shutdown.target
 Type=oneshot
 RemainAfterExit=yes
 ExecStartPre=-udevadm wait --timeout=30 /dev/vdb
-ExecStart=$(first /usr/lib/systemd/systemd-growfs /lib/systemd/systemd-growfs) /run/hutch/disk
+ExecStart=$programs/systemd-growfs /run/hutch/disk
 EOF
-ln -sfn ../hutch-grow.service "$units/multi-user.target.wants/hutch-grow.service"
+mkdir -p "$units/multi-user.target.wants"
+for unit in systemd-networkd-wait-online.service hutch-port.service hutch-grow.service; do
+  ln -sfn "../$unit" "$units/multi-user.target.wants/$unit"
+done
 
 # The journal lives and dies with the root.
-mkdir -p /etc/systemd/journald.conf.d
-printf '[Journal]\nStorage=volatile\nRuntimeMaxUse=16M\n' >/etc/systemd/journald.conf.d/50-hutch.conf
+printf '[Journal]\nStorage=volatile\nRuntimeMaxUse=16M\n' | put /etc/systemd/journald.conf.d/50-hutch.conf
 
-mkdir -p /etc/systemd/resolved.conf.d
-printf '[Resolve]\nLLMNR=no\nMulticastDNS=no\n' >/etc/systemd/resolved.conf.d/50-hutch.conf
+printf '[Resolve]\nLLMNR=no\nMulticastDNS=no\n' | put /etc/systemd/resolved.conf.d/50-hutch.conf
+# OpenSSL reads the file of all certificate authorities when resolved starts, which has to do with none. For DNS over TLS
+# it finds each of them by the directory, where there is one with links to find them by.
+if [ -n "$(find -L /etc/ssl/certs -name '*.0' -print -quit 2>/dev/null)" ]; then
+  printf '[Service]\nEnvironment=SSL_CERT_FILE=/dev/null\n' | drop_in systemd-resolved.service
+fi
 
 # Lets everybody ping. The distributions' own range ends above what a user namespace maps, so it is refused there.
-mkdir -p /etc/sysctl.d
-echo 'net.ipv4.ping_group_range = 0 65534' >/etc/sysctl.d/50-hutch.conf
+echo 'net.ipv4.ping_group_range = 0 65534' | put /etc/sysctl.d/50-hutch.conf
 
-[ -e /etc/default/locale ] || { mkdir -p /etc/default && echo LANG=C.UTF-8 >/etc/default/locale; }
+[ -e /etc/default/locale ] || echo LANG=C.UTF-8 | put /etc/default/locale
 
 # A container gets its /dev from outside.
 for unit in systemd-tmpfiles-setup-dev-early.service systemd-tmpfiles-setup-dev.service; do

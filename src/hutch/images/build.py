@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -74,7 +74,10 @@ def make_tree(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None) ->
         unpack(recipe, shop)
         check_places(recipe, shop.tree)
     else:
-        bootstrap(recipe, shop)
+        try:
+            run_mmdebstrap(mmdebstrap_command(recipe, os.uname().machine), shop.scratch, shop.group, shop.meter)
+        except CommandFailed as error:
+            raise explain_bootstrap(recipe, error) from error
     finish(recipe, shop, network if recipe.wants_network else None)
     check_places(recipe, shop.tree)  # a setup script can move them
     run(["sync", "--file-system", str(shop.tree)], timeout=600)
@@ -89,14 +92,6 @@ def check_host(recipe: Recipe) -> None:
 
 
 # Distributions: mmdebstrap.
-
-
-def bootstrap(recipe: Recipe, shop: Workshop) -> None:
-    """Install a distribution with all packages into the tree."""
-    try:
-        run_mmdebstrap(mmdebstrap_command(recipe, os.uname().machine), shop.scratch, shop.group, shop.meter)
-    except CommandFailed as error:
-        raise explain_bootstrap(recipe, error) from error
 
 
 def run_mmdebstrap(command: list[str], scratch: Path, group: str, meter: Meter, timeout: float = 3600.0) -> None:
@@ -261,19 +256,13 @@ def lent(network: BuilderNetwork | None) -> Iterator[None]:
     if network is None:
         yield
         return
+    inside = ("nsenter", f"--net={network.namespace_path}")
     with ExitStack() as undo:
         for step in reversed(network.after):
-            undo.callback(in_namespace(network, step))
+            undo.callback(run, (*inside, *step.argv), check=not step.may_fail)
         for step in network.before:
-            in_namespace(network, step)()
+            run((*inside, *step.argv), check=not step.may_fail)
         yield
-
-
-def in_namespace(network: BuilderNetwork, step: Step) -> Callable[[], None]:
-    def call() -> None:
-        run(["nsenter", f"--net={network.namespace_path}", *step.argv], check=not step.may_fail)
-
-    return call
 
 
 def nspawn_command(shop: Workshop, directory: Path, network: BuilderNetwork | None) -> list[str]:

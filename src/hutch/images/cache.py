@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from hutch.errors import HutchError
 from hutch.files import read_or_none, sync_directory, write_atomic
@@ -27,6 +28,8 @@ from hutch.run import run
 from hutch.spec.names import Places
 from hutch.state import make_directory
 from hutch.trees.removing import remove_tree
+
+T = TypeVar("T")
 
 SCRATCH = ".build-"
 DAMAGED = "damaged"
@@ -80,13 +83,13 @@ def observe_image(places: Places, id: str) -> Image | None:
         ) from error
 
 
-def is_whole(places: Places, id: str) -> bool:
-    """Whether an image is in the cache, with its tree and a record that can be read."""
+def whole_image(places: Places, id: str) -> Image | None:
+    """An image with its tree and a record that can be read; None where it has to be made."""
     try:
         image = observe_image(places, id)
     except HutchError:
-        return False
-    return image is not None and image.root.is_dir()
+        return None
+    return image if image is not None and image.root.is_dir() else None
 
 
 def render_image(recipe: Recipe, created: str, size: int) -> bytes:
@@ -117,57 +120,55 @@ def ensure_image(
     `builder` lends a network to what runs in the tree; without it, setup scripts have none. Whoever passes one holds
     the lock "network": there is one builder's place in it. That lock comes before an image's.
     """
-    if is_whole(places, recipe.id):
-        return found_image(places, recipe.id)
+    if (found := whole_image(places, recipe.id)) is not None:
+        return found
     check_host(recipe)
-    prepare_directory(places)
     meter = Meter(progress)
-    with locked(places, recipe.id, waiting=lambda: meter.advance(WAITING, 0.0)) as lock:
-        if is_whole(places, recipe.id):
-            return found_image(places, recipe.id)
-        try:
-            if places.image_root(recipe.id).is_dir():  # it was published whole, and only its record is damaged
-                write_image(places.images / recipe.id, recipe)
-                return found_image(places, recipe.id)
-            return build(recipe, places, meter, builder)
-        except BaseException:
-            lock.unlink(missing_ok=True)
-            raise
+
+    def make(scratch: Path) -> None:
+        if places.image_root(recipe.id).is_dir():  # it was published whole, and only its record is damaged
+            write_image(places.images / recipe.id, recipe)
+        else:
+            build(recipe, places, meter, builder, scratch)
+
+    return ensure(places, recipe.id, meter, lambda: whole_image(places, recipe.id), make)
 
 
-def found_image(places: Places, id: str) -> Image:
-    """An image that is known to be there."""
-    image = observe_image(places, id)
-    assert image is not None
-    return image
+def ensure(places: Places, id: str, meter: Meter, observe: Callable[[], T | None], make: Callable[[Path], None]) -> T:
+    """What `observe` finds in the cache; unless it does, `make` makes it, in a directory of its own, under the lock
+    `id`. While somebody else makes it, waits for theirs. Whatever fails, nothing of it is left."""
+    prepare_directory(places)
+    with locked(places, id, waiting=lambda: meter.advance(WAITING, 0.0)) as lock:
+        if observe() is None:
+            try:
+                with new_scratch(places, id) as scratch:
+                    make(scratch)
+            except BaseException:
+                lock.unlink(missing_ok=True)
+                raise
+        found = observe()
+    assert found is not None
+    return found
 
 
-def build(recipe: Recipe, places: Places, meter: Meter, builder: BuilderNetwork | None) -> Image:
-    """Build an image and publish it. The caller holds its lock. Whatever fails, nothing of it is left."""
-    scratch = places.images / f"{SCRATCH}{recipe.id}"
-    remove_scratch(places, recipe.id)  # a killed build's
-    try:
-        scratch.mkdir(mode=0o755)
-        scratch.chmod(0o755)
-        shop = Workshop(scratch, places.build_cgroup(recipe.id), places.builder_uid, meter)
-        make_tree(recipe, shop, builder if recipe.wants_network else None)
-        meter.advance(stages.PUBLISHING, 0.96)
-        for entry in list(scratch.iterdir()):
-            if entry != shop.tree:
-                remove_tree(entry)
-        write_image(scratch, recipe)
-        publish(scratch, places.images / recipe.id)
-    except BaseException:
-        remove_scratch(places, recipe.id)
-        raise
+def build(recipe: Recipe, places: Places, meter: Meter, builder: BuilderNetwork | None, scratch: Path) -> None:
+    """Build an image and publish it. The caller holds its lock."""
+    shop = Workshop(scratch, places.build_cgroup(recipe.id), places.builder_uid, meter)
+    make_tree(recipe, shop, builder if recipe.wants_network else None)
+    meter.advance(stages.PUBLISHING, 0.96)
+    for entry in list(scratch.iterdir()):
+        if entry != shop.tree:
+            remove_tree(entry)
+    write_image(scratch, recipe)
+    publish(scratch, places.images / recipe.id)
     meter.advance(stages.PUBLISHING, 1.0)
-    return found_image(places, recipe.id)
 
 
 def write_image(directory: Path, recipe: Recipe) -> None:
     """The record of the tree in an image's directory."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    content = render_image(recipe, created, observe_size(directory / "root"))
+    on_disk = run(["du", "--summarize", "--one-file-system", "--block-size=1", str(directory / "root")], timeout=600)
+    content = render_image(recipe, created, int(on_disk.stdout.split()[0]))
     write_atomic(directory / "image.json", content, mode=0o600)
 
 
@@ -177,7 +178,6 @@ def publish(scratch: Path, target: Path) -> None:
         os.rename(scratch / "root", target / "root")
         os.rename(scratch / "image.json", target / "image.json")
         sync_directory(target)
-        remove_tree(scratch)
     else:
         os.rename(scratch, target)
     sync_directory(target.parent)
@@ -224,19 +224,31 @@ def prepare_directory(places: Places) -> None:
     places.images.chmod(0o700)
 
 
+@contextmanager
+def new_scratch(places: Places, id: str) -> Iterator[Path]:
+    """An empty directory to build in; what is left in it goes in the end, with what runs there. The caller holds the
+    image's lock."""
+    remove_scratch(places, id)  # a killed build's
+    scratch = places.images / f"{SCRATCH}{id}"
+    try:
+        make_open(scratch)
+        yield scratch
+    finally:
+        remove_scratch(places, id)
+
+
+def make_open(directory: Path) -> None:
+    """A directory that those who build may look into, whatever the umask."""
+    directory.mkdir(mode=0o755)
+    directory.chmod(0o755)
+
+
 def remove_scratch(places: Places, id: str) -> None:
     """End and remove what is left of a build. The caller holds the image's lock."""
     scratch = places.images / f"{SCRATCH}{id}"
     if scratch.exists():
         end_contained(places.build_cgroup(id))
         remove_tree(scratch)
-
-
-def observe_size(tree: Path) -> int:
-    """Bytes that a tree takes on disk."""
-    return int(
-        run(["du", "--summarize", "--one-file-system", "--block-size=1", str(tree)], timeout=600).stdout.split()[0]
-    )
 
 
 @contextmanager

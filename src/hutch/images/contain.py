@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
+from hutch.files import kept_open
 from hutch.host.services.cgroup import JOIN, Cgroup
 from hutch.run import PIPE, STDOUT, CommandFailed, Popen, TimeoutExpired, describe, start
 
@@ -55,14 +56,11 @@ def _started(argv: list[str], group: str, stdin: str, env: Mapping[str, str] | N
     with closing(Cgroup(group)) as cgroup:
         cgroup.make()
         try:
-            directory = cgroup.open("")
-            try:
+            with kept_open(cgroup.open("")) as directory:
                 joining = [*JOIN, stdin, *argv]
                 process = start(
                     joining, stdin=directory, stdout=PIPE, stderr=STDOUT, env=env, cwd="/", new_session=True
                 )
-            finally:
-                os.close(directory)
             try:
                 yield process
             finally:

@@ -25,7 +25,7 @@ from hutch.files import sync_directory
 from hutch.frozen import dataclass
 from hutch.guest.initrd import MODULES, module_name
 from hutch.images.build import SCRIPTS, keyring_options, last_lines, run_mmdebstrap
-from hutch.images.cache import SCRATCH, WAITING, locked, prepare_directory, remove_scratch
+from hutch.images.cache import ensure, locked
 from hutch.images.progress import Meter
 from hutch.images.recipe import DISTRIBUTIONS
 from hutch.run import CommandFailed, run
@@ -91,38 +91,20 @@ def observe_kernel(places: Places, image: str) -> Kernel | None:
 
 def ensure_kernel(image: str, places: Places, meter: Meter) -> Kernel:
     """The kernel for an image, fetched unless it is there. While somebody else fetches it, waits for theirs."""
-    found = observe_kernel(places, image)
-    if found is not None:
+    if (found := observe_kernel(places, image)) is not None:
         return found
-    prepare_directory(places)
     id = kernel_id(image)
-    with locked(places, id, waiting=lambda: meter.advance(WAITING, 0.0)) as lock:
-        found = observe_kernel(places, image)
-        if found is not None:
-            return found
+    target = places.images / DIRECTORY / id
+
+    def make(scratch: Path) -> None:
         meter.advance(FETCHING, 0.05)
-        remove_scratch(places, id)  # a killed run's
-        scratch = places.images / f"{SCRATCH}{id}"
-        try:
-            scratch.mkdir(mode=0o755)
-            scratch.chmod(0o755)
-            fetch(image, scratch, places.build_cgroup(id), meter)
-            publish(scratch, places.images / DIRECTORY / id)
-        except BaseException:
-            remove_scratch(places, id)
-            lock.unlink(missing_ok=True)
-            raise
-        remove_scratch(places, id)
-    found = observe_kernel(places, image)
-    assert found is not None
-    return found
+        fetch(image, scratch, places.build_cgroup(id), meter)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        run(["sync", "--file-system", str(scratch)], timeout=600)
+        os.rename(scratch / "kernel", target)
+        sync_directory(target.parent)
 
-
-def publish(scratch: Path, target: Path) -> None:
-    target.parent.mkdir(mode=0o700, exist_ok=True)
-    run(["sync", "--file-system", str(scratch)], timeout=600)
-    os.rename(scratch / "kernel", target)
-    sync_directory(target.parent)
+    return ensure(places, id, meter, lambda: observe_kernel(places, image), make)
 
 
 def remove_unused_kernels(places: Places) -> tuple[str, ...]:

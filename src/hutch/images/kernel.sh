@@ -13,4 +13,5 @@ mkdir -p "$directory/extra"
 cd "$directory"
 # shellcheck disable=SC2086 # names of packages hold no blanks
 apt-get --quiet download $kernel "$@"
+# shellcheck disable=SC2086 # likewise
 [ -z "$extra" ] || { cd extra && apt-get --quiet download $extra; }

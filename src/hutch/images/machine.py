@@ -12,16 +12,17 @@ import json
 import os
 import uuid
 from collections.abc import Collection
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.files import sync_directory
 from hutch.frozen import dataclass
 from hutch.guest.initrd import INIT, MODULES, UNITS, choose_modules, choose_nodes, render_initrd
+from hutch.host.doctor.tools import check_tools
 from hutch.images import kernel as kernels
 from hutch.images.build import SCRIPTS, Workshop, contain, last_lines, make_tools, nspawn_command, write_scripts
-from hutch.images.cache import SCRATCH, WAITING, is_whole, locked, observe_images, remove_scratch
+from hutch.images.cache import ensure, locked, make_open, observe_images, whole_image
 from hutch.images.kernel import Kernel, ensure_kernel
 from hutch.images.progress import PUBLISHING, Meter, Progress, no_progress
 from hutch.images.recipe import Recipe
@@ -29,7 +30,7 @@ from hutch.run import CommandFailed, run
 from hutch.spec.names import Places
 from hutch.trees.removing import remove_tree
 
-MACHINE_VERSION = 1
+MACHINE_VERSION = 2
 """Raised when machines must be made anew although neither their init nor their modules have changed."""
 
 PREFIX = "machine-"
@@ -81,25 +82,13 @@ def observe_machine(places: Places, image_id: str) -> Machine | None:
 
 def ensure_machine(recipe: Recipe, places: Places, *, progress: Progress = no_progress) -> Machine:
     """What machines of an image boot from, made unless it is there. The image itself is in the cache already."""
-    found = observe_machine(places, recipe.id)
-    if found is not None:
+    if (found := observe_machine(places, recipe.id)) is not None:
         return found
     check_host()
     meter = Meter(progress)
     kernel = ensure_kernel(recipe.image, places, meter)
-    with locked(places, recipe.id, waiting=lambda: meter.advance(WAITING, 0.0)):
-        found = observe_machine(places, recipe.id)
-        if found is not None:
-            return found
-        if not is_whole(places, recipe.id):
-            raise HutchError(f"the image {recipe.id} has been removed meanwhile", resolution="`hutch up` builds it")
-        try:
-            make(recipe, kernel, places, meter)
-        finally:
-            remove_scratch(places, recipe.id)
-    found = observe_machine(places, recipe.id)
-    assert found is not None
-    return found
+    observe = partial(observe_machine, places, recipe.id)
+    return ensure(places, recipe.id, meter, observe, partial(make, recipe, kernel, places, meter))
 
 
 def find_firmware() -> Path:
@@ -116,8 +105,6 @@ def find_firmware() -> Path:
 
 def check_host() -> None:
     """Raise HutchError when the host lacks what making a machine needs."""
-    from hutch.host.doctor.tools import check_tools
-
     find_firmware()
     check_tools(
         ("mmdebstrap", "mkfs.erofs", "systemd-nspawn", "dpkg-deb", "depmod", "zstd"),
@@ -125,16 +112,13 @@ def check_host() -> None:
     )
 
 
-def make(recipe: Recipe, kernel: Kernel, places: Places, meter: Meter) -> None:
-    """Make a machine and publish it. The caller holds the image's lock and removes the scratch directory."""
-    remove_scratch(places, recipe.id)  # a killed run's
-    scratch = places.images / f"{SCRATCH}{recipe.id}"
-    scratch.mkdir(mode=0o755)
-    scratch.chmod(0o755)
+def make(recipe: Recipe, kernel: Kernel, places: Places, meter: Meter, scratch: Path) -> None:
+    """Make a machine and publish it. The caller holds the image's lock."""
+    if whole_image(places, recipe.id) is None:
+        raise HutchError(f"the image {recipe.id} has been removed meanwhile", resolution="`hutch up` builds it")
     shop = Workshop(scratch, places.build_cgroup(recipe.id), places.builder_uid, meter)
     made = scratch / "machine"
-    made.mkdir(mode=0o755)
-    made.chmod(0o755)
+    make_open(made)
     meter.advance(PACKING, 0.5)
     pack(recipe, kernel, shop, places.image_root(recipe.id))
     os.rename(shop.tree / "root.erofs", made / "root.erofs")

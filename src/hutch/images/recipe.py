@@ -88,13 +88,7 @@ class Recipe:
         return f"{slug}-{self.digest[:12]}"
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "image": self.image,
-            "packages": list(self.packages),
-            "setup": self.setup,
-            "fingerprint": self.fingerprint,
-            "base": self.base,
-        }
+        return {**self.__dict__, "packages": list(self.packages)}
 
 
 def make_recipe(image: str, packages: tuple[str, ...] = (), setup: str = "", *, fingerprint: str = "") -> Recipe:

@@ -54,6 +54,7 @@ def digest_metadata(root: str) -> str:
     digest = hashlib.sha256()
     device = os.stat(root).st_dev
     for path, directories, files, descriptor in os.fwalk(root, onerror=_fail):
+        inside = []
         for name in sorted(directories + files):
             status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
             if status.st_dev != device:
@@ -61,12 +62,10 @@ def digest_metadata(root: str) -> str:
             size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
             fields = (path, name, status.st_mode, status.st_uid, status.st_gid, size, status.st_mtime_ns)
             digest.update(repr(fields).encode("utf-8", "surrogateescape"))
-        directories[:] = sorted(name for name in directories if _is_on(device, name, descriptor))
+            if stat.S_ISDIR(status.st_mode):
+                inside.append(name)
+        directories[:] = inside
     return digest.hexdigest()
-
-
-def _is_on(device: int, name: str, descriptor: int) -> bool:
-    return os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_dev == device
 
 
 def _fail(error: OSError) -> None:

@@ -10,7 +10,10 @@ from typing import Any, Literal
 from hutch.frozen import dataclass
 from hutch.spec.model import Network, Weight, Workspace
 
-Kind = Literal["no change", "create", "start", "live", "restart", "recreate", "remove"]
+Kind = Literal["no change", "create", "start", "live", "restart", "recreate", "remove", "stop"]
+Verb = Literal["start", "stop", "restart"]
+Command = Literal["up"] | Verb
+"""What a plan is of."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Action:
 
     @property
     def stops(self) -> bool:
-        return self.action in ("restart", "recreate", "remove")
+        return self.action in ("restart", "recreate", "remove", "stop")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -89,7 +92,7 @@ class Repair:
 
 @dataclass(frozen=True)
 class Plan:
-    """All actions of one `up`, in the order of the file; `network` is what they run on, `start` whether they start.
+    """All actions of one command, in the order of the file; `network` is what they run on, `start` whether they start.
 
     `inherited` are workspaces of the same file from before it was moved, which it declares no more. `notes` are about
     none of its workspaces. `repairs` are of what somebody else changed: what the actions themselves change is not among
@@ -103,6 +106,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     inherited: tuple[str, ...] = ()
     repairs: tuple[Repair, ...] = ()
+    command: Command = "up"
 
     @property
     def changes(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field, replace
-from typing import Protocol
 
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
@@ -14,20 +13,7 @@ from hutch.plan.resolve import collisions, resolve, still_used
 from hutch.spec.ejected import Note
 from hutch.spec.model import Config, Network, Workspace
 from hutch.spec.names import UID_RANGES, Places
-from hutch.state import Record
-
-
-class Observed(Protocol):
-    """How a workspace stands: see runtime/observe."""
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def is_up(self) -> bool: ...
-    @property
-    def since(self) -> float | None: ...
-    @property
-    def reason(self) -> str: ...
+from hutch.spec.record import Observation, Record, holds_identity, state_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +30,7 @@ class Facts:
     network: Network
     owner: int
     origin: tuple[int, ...]
-    observe: Callable[[str], Observed]
+    observe: Callable[[str], Observation]
     """By the name of a workspace."""
     sessions_of: Callable[[str], tuple[str, ...]]
     """Who is at work in it, in words."""
@@ -118,9 +104,9 @@ def decide(
 
 
 def _running(facts: Facts) -> dict[str, Workspace]:
-    """What runs, as it was booted."""
-    booted = {name: record.booted.workspace for name, record in facts.records.items() if record.booted is not None}
-    return {name: workspace for name, workspace in booted.items() if facts.observe(name).is_up}
+    """What holds an identity, as it was booted."""
+    booted = {name: record for name, record in facts.records.items() if record.booted is not None}
+    return {n: r.effective for n, r in booted.items() if holds_identity(state_of(r, facts.observe(n)))}
 
 
 def _resolve(
@@ -140,8 +126,7 @@ def _with_keys(workspace: Workspace, facts: Facts) -> Workspace:
     """Keys that the file does not say are the owner's."""
     if workspace.authorized_keys is not None:
         return workspace
-    assert isinstance(workspace.owner, int)
-    return replace(workspace, authorized_keys=facts.keys_of(workspace.owner) or None)
+    return replace(workspace, authorized_keys=facts.keys_of(workspace.uid) or None)
 
 
 def _standing(record: Record, facts: Facts) -> Standing:
@@ -150,8 +135,7 @@ def _standing(record: Record, facts: Facts) -> Standing:
         file=record.file,
         wanted=Wanted(record.wanted, record.image),
         booted=Wanted(booted.workspace, booted.image) if booted else None,
-        state=now.state,
-        removed=record.removed,
+        state=state_of(record, now),
         ceiling=booted.memory if booted else None,
         reason=now.reason,
         broken=facts.broken.get(record.name, ()),
@@ -190,7 +174,7 @@ def check_bystanders(others: Collection[str], changes: Sequence[Change]) -> None
 
 def check_stopped(standing: Mapping[str, Standing], changes: Sequence[Change]) -> None:
     """A workspace cannot run on while its network is made anew, and without a start it would be left stopped."""
-    running = [name for name, now in standing.items() if now.is_up]
+    running = [name for name, now in standing.items() if now.is_running]
     if changes and running:
         raise HutchError(
             f"a change of [network] restarts {', '.join(running)}, which --no-start forbids",
@@ -214,3 +198,17 @@ def _with_affected(action: Action, facts: Facts) -> Action:
     if now is None or now.state != "running":
         return action
     return replace(action, affected=Affected(facts.sessions_of(action.workspace), now.since))
+
+
+def noted(before: Record, action: Action, wanted: Wanted, file: str, origin: tuple[int, ...]) -> Record:
+    """The record of a workspace that `file` wants like that from now on. What it is booted from stays until it starts
+    again, unless its root goes with it."""
+    return replace(
+        before,
+        file=file,
+        wanted=wanted.workspace,
+        image=wanted.image,
+        booted=None if action.action == "recreate" else before.booted,
+        removed=False,
+        origin=origin,
+    )

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
+from hutch.backends import initial_memory, is_machine, weight_of
 from hutch.frozen import dataclass
 from hutch.plan.actions import Action, Change, Plan, Wanted
 from hutch.spec import names
-from hutch.spec.model import MACHINE_MEMORY, WORKSPACE_KEYS, Network, Weight, Workspace, weight_of
+from hutch.spec.model import WORKSPACE_KEYS, Network, Weight, Workspace, has_effect
+from hutch.spec.record import Record, State
 
 HEAVIER: dict[Weight, int] = {"live": 0, "restart": 1, "recreate": 2}
 LEARNS = "learn = true: whatever `egress` would refuse of the Internet passes, and is recorded"
@@ -29,14 +31,13 @@ class Standing:
     file: str
     wanted: Wanted
     booted: Wanted | None
-    state: str
-    removed: bool = False
+    state: State
     ceiling: int | None = None
     reason: str = ""
     broken: tuple[Change, ...] = ()
 
     @property
-    def is_up(self) -> bool:
+    def is_running(self) -> bool:
         """One that is starting while nobody waits for it, since whoever did was killed, is started again."""
         return self.state == "running"
 
@@ -65,12 +66,8 @@ def plan(
         notes = ("its home is kept", *(deleted_root(standing[name]) if name in standing else ()))
         actions.append(Action(name, "remove", (reason,), notes))
     learning = [f"{name}: {LEARNS}" for name, target in wanted.items() if target.workspace.learn]
-    return Plan(file, network, tuple(actions), start, (*learning, *map(orphaned, undeclared)))
-
-
-def orphaned(name: str) -> str:
-    """The note on a workspace that the file brought up and declares no more."""
-    return f"{name} is no longer declared here: `hutch up --prune` removes it, its home is kept"
+    gone = "is no longer declared here: `hutch up --prune` removes it, its home is kept"
+    return Plan(file, network, tuple(actions), start, (*learning, *(f"{name} {gone}" for name in undeclared)))
 
 
 def deleted_root(now: Standing) -> tuple[str, ...]:
@@ -93,20 +90,21 @@ def plan_one(
     notes = tuple(without_effect(name, target.workspace))
     if target.workspace.autostart and not has_systemd:
         notes += ("autostart is recorded; without systemd, nothing starts it when this host boots",)
-    if now is None or now.removed:
+    if now is None or now.state == "absent":
         if now is not None and file not in (None, now.file):
             notes += (f"gets the home, key and address that are kept of the one which {now.file} declared",)
         return Action(name, "create", (Change("workspace", None, "declared", "recreate"),), notes, target)
     owned = () if file in (None, now.file) else (Change("file", now.file, file, "live"),)
     since_booted = (*owned, *differences(now.booted or now.wanted, target, now.ceiling), *moved, *now.broken)
     since_record = (*owned, *differences(now.wanted, target, now.ceiling))
-    if not now.is_up:
+    if not now.is_running:
         unrecorded = (*since_record, *moved)
         return _plan_stopped(name, target, now, since_booted, unrecorded, notes, start=start)
     notes += kept_disk(since_booted, target)
     heaviest = max((change.weight for change in since_booted), key=HEAVIER.__getitem__, default=None)
-    if heaviest is None:
-        return Action(name, "live" if since_record else "no change", taken_back(since_record), notes, target)
+    if heaviest is None:  # what was recorded and never put in force is taken back, which takes nothing
+        taken_back = tuple(replace(change, weight="live") for change in since_record)
+        return Action(name, "live" if taken_back else "no change", taken_back, notes, target)
     why = "--no-start" if not start else "" if target.workspace.restart_if_changed else "restart_if_changed is false"
     if heaviest != "live" and why and not moved:  # nobody stays on a network that is gone
         keys = ", ".join(change.key for change in since_booted if change.weight != "live")
@@ -146,13 +144,8 @@ def _plan_stopped(
 def kept_disk(changes: tuple[Change, ...], target: Wanted) -> tuple[str, ...]:
     """The note that a machine's root which is kept on a disk does not shrink."""
     shrinks = any(change.key == "disk" and (change.new or 0) < (change.old or 0) for change in changes)
-    is_kept = target.workspace.type == "vm" and target.workspace.persist == "all"
+    is_kept = is_machine(target.workspace) and target.workspace.persist == "all"
     return ("disk: a root that is kept grows, and does not shrink",) if shrinks and is_kept else ()
-
-
-def taken_back(changes: tuple[Change, ...]) -> tuple[Change, ...]:
-    """Changes that were recorded and never put in force, so taking them back takes nothing."""
-    return tuple(replace(change, weight="live") for change in changes)
 
 
 def differences(old: Wanted, new: Wanted, ceiling: int | None = None) -> tuple[Change, ...]:
@@ -171,9 +164,9 @@ def effective_weight(key: str, workspace: Workspace, ceiling: int | None = None)
     """A key's weight here: a kept root cannot move onto another image, and a machine's balloon knows its ceiling."""
     if key in IMAGE_KEYS and workspace.persist == "all":
         return "recreate"
-    if key == "memory" and workspace.type == "vm" and ceiling is not None:
-        return "live" if (workspace.memory or MACHINE_MEMORY) <= ceiling else "restart"
-    return weight_of(key, workspace.type)
+    if key == "memory" and ceiling is not None and (memory := initial_memory(workspace)) is not None:
+        return "live" if memory <= ceiling else "restart"
+    return weight_of(key, workspace)
 
 
 def with_live_changes(booted: Wanted, wanted: Wanted, ceiling: int | None = None) -> Wanted:
@@ -186,11 +179,13 @@ def with_live_changes(booted: Wanted, wanted: Wanted, ceiling: int | None = None
     return replace(booted, workspace=replace(booted.workspace, **live))
 
 
-def pending(booted: Wanted | None, wanted: Wanted, ceiling: int | None = None) -> str:
-    """What a running workspace waits for: "none", "live", "restart" or "recreate"."""
-    if booted is None:
+def pending_of(record: Record) -> str:
+    """What a workspace waits for, by its record: "none", "live", "restart" or "recreate"."""
+    booted = record.booted
+    if booted is None or (booted.workspace == record.wanted and booted.image == record.image):
         return "none"
-    weights = [change.weight for change in differences(booted, wanted, ceiling)]
+    now, then = Wanted(booted.workspace, booted.image), Wanted(record.wanted, record.image)
+    weights = [change.weight for change in differences(now, then, booted.memory)]
     return max(weights, key=HEAVIER.__getitem__, default="none")
 
 
@@ -209,9 +204,9 @@ def without_effect(name: str, workspace: Workspace) -> list[str]:
     """Notes on keys that are for the other type only. A context id is always there: derived, unless given."""
     notes = []
     for key, field in Workspace.__dataclass_fields__.items():
-        only, value = field.metadata["only"], getattr(workspace, key)
+        value = getattr(workspace, key)
         unsaid = (field.default, names.cid(name)) if key == "cid" else (field.default,)
-        if only and only != workspace.type and value not in unsaid:
+        if not has_effect(key, workspace.type) and value not in unsaid:
             notes.append(f"{key} has no effect on a {workspace.type}")
     return notes
 

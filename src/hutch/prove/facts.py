@@ -9,37 +9,37 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
+from hutch.backends import is_machine
+from hutch.backends.launch import Limits
 from hutch.errors import HutchError
-from hutch.host.services.cgroup import DESCENDANTS, Cgroup
+from hutch.files import kept_open
+from hutch.host.services.cgroup import DESCENDANTS, Cgroup, control_files
 from hutch.host.storage import shares
-from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
+from hutch.host.storage.mountinfo import is_below, observe_mountinfo, parse_mountinfo
 from hutch.prove.local import LED_TO, PREFIX
 from hutch.prove.machine import MACHINE, guest_memory, guest_processors
 from hutch.prove.model import Fact
 from hutch.prove.subject import HeldUp, Subject, held, leader_of, output_of, processes_of, status_of
-from hutch.runtime.launched import read_launch
-from hutch.runtime.limits import control_files
+from hutch.runtime.observe import read_launch
 from hutch.runtime.units import LOG_BYTES, LOG_SECONDS
 from hutch.spec.model import Workspace
 from hutch.spec.names import UID_COUNT
-from hutch.trees.cursor import open_strictly, pinned
+from hutch.trees.cursor import DIRECTORY, open_strictly, pinned
 
 FORBIDDEN = {"sys_module": 16, "sys_rawio": 17, "sys_time": 25, "syslog": 34, "mac_admin": 33, "perfmon": 38, "bpf": 39}
 """Capabilities that are about the kernel as a whole, by their numbers in linux/capability.h."""
 HARMLESS = {"null", "zero", "full", "random", "urandom", "tty", "console", "net/tun", "fuse"}
-FILE_BYTES = 1 << 20  # see runtime/embedded; one more is written before it is cut
 NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user", "cgroup")
 
 
 def gather_facts(subject: Subject) -> dict[str, Fact]:
     """All facts of a workspace of its type."""
-    looks: dict[str, Callable[[Subject], Fact]] = {**FILES, **LIMITS}
-    looks |= CONTAINER if subject.booted.type == "container" else MACHINE
-    return {name: looked(look, subject) for name, look in looks.items()}
+    looks = (*FILES, *LIMITS, *(MACHINE if is_machine(subject.booted) else CONTAINER))
+    return {look.__name__.replace("_", "-"): looked(look, subject) for look in looks}
 
 
 def looked(look: Callable[[Subject], Fact], subject: Subject) -> Fact:
@@ -54,15 +54,10 @@ def looked(look: Callable[[Subject], Fact], subject: Subject) -> Fact:
 # Files.
 
 
-@contextmanager
-def opened_home(workspace: Workspace) -> Iterator[int]:
+def opened_home(workspace: Workspace) -> AbstractContextManager[int]:
     """What is found there is the guest's, so all goes by this descriptor."""
     assert workspace.home is not None
-    directory = os.open(workspace.home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        yield directory
-    finally:
-        os.close(directory)
+    return kept_open(os.open(workspace.home, DIRECTORY))
 
 
 def entry_of(subject: Subject, name: str) -> os.stat_result | None:
@@ -125,13 +120,8 @@ def host_key(subject: Subject) -> Fact:
     return held(is_ours and all(modes), f"mode {found.st_mode & 0o777:o}, uid {found.st_uid}")
 
 
-FILES = {
-    "setuid-file": setuid_file,
-    "device-in-home": device_in_home,
-    "link-to-the-host": link_to_the_host,
-    "guarded": guarded,
-    "host-key": host_key,
-}
+FILES = (setuid_file, device_in_home, link_to_the_host, guarded, host_key)
+"""Each is the fact of the probe that has its name."""
 
 
 # A container.
@@ -198,17 +188,13 @@ def mounts(subject: Subject) -> Fact:
     expected |= {"/nix/store"} if subject.booted.nix_store else set()
     wrong = []
     for device, _, point, _, type in parse_mountinfo(observe_mountinfo(leader_of(subject), most=1 << 20)):
-        if device in devices and type not in SHARED and not is_expected(point, expected):
+        if device in devices and type not in SHARED and not any(is_below(point, path) for path in expected):
             wrong.append(point)
     return held(not wrong, f"unexpected: {', '.join(wrong[:3])}" if wrong else "")
 
 
 SHARED = ("proc", "sysfs", "devtmpfs", "devpts", "mqueue", "cgroup2", "cgroup", "binfmt_misc")
 """File systems of the kernel's own, of which namespaces show each their part; /dev has a probe of its own."""
-
-
-def is_expected(point: str, expected: Iterable[str]) -> bool:
-    return any(point == path or point.startswith(f"{path}/") for path in expected)
 
 
 def devices(subject: Subject) -> Fact:
@@ -222,15 +208,7 @@ def devices(subject: Subject) -> Fact:
     return held(not wrong, f"it has {', '.join(sorted(wrong)[:3])}" if wrong else "")
 
 
-CONTAINER = {
-    "uid-map": uid_map,
-    "processes": processes,
-    "capabilities": capabilities,
-    "seccomp": seccomp,
-    "namespaces": namespaces,
-    "mounts": mounts,
-    "devices": devices,
-}
+CONTAINER = (uid_map, processes, capabilities, seccomp, namespaces, mounts, devices)
 
 
 # Limits.
@@ -238,11 +216,12 @@ CONTAINER = {
 
 def control(subject: Subject, file: str) -> Fact:
     """A control file of the workspace's cgroup, compared with what its launch says."""
-    launch = read_launch(subject.places.launch(subject.name)) or {}
-    wanted = control_files(launch.get("limits") or {"cpus": None, "memory": None, "tasks": None}).get(file)
-    if wanted is None:
+    launch = read_launch(subject.places.launch(subject.name))
+    limits = launch.limits if launch is not None else Limits()
+    wanted = control_files(limits.cpus, limits.memory, limits.tasks)[file]
+    if wanted == "max":
         return Fact("unknown", "its file sets no limit")
-    found = read_control(subject, ".." if launch.get("unit") else "", file)  # a service's are its slice's
+    found = read_control(subject, "..", file)  # a service's are its slice's
     if found is None:
         return Fact("unknown", f"this host cannot enforce it: its cgroups have no {file}")
     return held(same_limit(found, wanted), f"{file} is {found}")
@@ -257,21 +236,26 @@ def same_limit(found: str, wanted: str) -> bool:
 
 
 def read_control(subject: Subject, group: str, file: str) -> str | None:
-    with closing(Cgroup(subject.now.cgroup)) as cgroup:
-        directory = cgroup.open(group or ".")
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    except FileNotFoundError:
-        return None
-    finally:
-        os.close(directory)
+    with closing(Cgroup(subject.now.cgroup)) as cgroup, kept_open(cgroup.open(group or ".")) as directory:
+        try:
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError:
+            return None
     with open(descriptor, encoding="ascii") as opened:
         return opened.read().strip()
 
 
-def processors(subject: Subject) -> Fact:
+def memory(subject: Subject) -> Fact:
+    return control(subject, "memory.max")
+
+
+def tasks(subject: Subject) -> Fact:
+    return control(subject, "pids.max")
+
+
+def cpus(subject: Subject) -> Fact:
     """A machine has as many as it was given."""
-    if subject.booted.type == "vm":
+    if is_machine(subject.booted):
         return guest_processors(subject)
     return control(subject, "cpu.max")
 
@@ -283,7 +267,7 @@ def cgroups(subject: Subject) -> Fact:
 
 def root_size(subject: Subject) -> Fact:
     """Of a container, the layer that takes what is written; of a machine, the memory that it was made with."""
-    if subject.booted.type == "vm":
+    if is_machine(subject.booted):
         return guest_memory(subject)
     if subject.booted.persist == "all":
         return Fact("unknown", "a root that is kept shares the space of the host's file system")
@@ -297,26 +281,15 @@ def root_size(subject: Subject) -> Fact:
 
 
 def log_size(subject: Subject) -> Fact:
-    """A service's words go to the host's journal, which has a bound, by a shell that drops most of a flood."""
-    log = subject.places.log(subject.name)
-    if not log.exists():
-        return held(relays(subject), f"{LOG_BYTES >> 10} KiB in {LOG_SECONDS} s, to the host's journal")
-    size = log.stat().st_size
-    return held(size <= 2 * FILE_BYTES, f"{size} bytes")
+    """A service's words go to the host's log, which has a bound, by a shell that drops most of a flood."""
+    return held(relays(subject), f"{LOG_BYTES >> 10} KiB in {LOG_SECONDS} s, to the host's log")
 
 
 def relays(subject: Subject) -> bool:
     """Whether what a service's console says takes the way through a pipe, see runtime/unit.sh."""
     runtime = subject.places.runtime(subject.name)
-    pipe = runtime / ("said" if subject.booted.type == "container" else "vm/log")
+    pipe = runtime / ("vm/log" if is_machine(subject.booted) else "said")
     return pipe.is_fifo()
 
 
-LIMITS: dict[str, Callable[[Subject], Fact]] = {
-    "memory": lambda subject: control(subject, "memory.max"),
-    "cpus": processors,
-    "tasks": lambda subject: control(subject, "pids.max"),
-    "cgroups": cgroups,
-    "root-size": root_size,
-    "log-size": log_size,
-}
+LIMITS = (memory, cpus, tasks, cgroups, root_size, log_size)

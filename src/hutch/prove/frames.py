@@ -1,7 +1,7 @@
 """Ethernet frames and questions to a resolver, byte by byte. Pure.
 
 A guest's own kernel refuses to send much of what an attacker would: so what is to be refused is made here, and the
-guest only puts it on the wire.
+guest only puts it on the wire. At the end stand packets as a workspace sends them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Iterable
+
+from hutch.prove.model import Ground
 
 ARP, IPV4, IPV6, VLAN, EXPERIMENT = 0x0806, 0x0800, 0x86DD, 0x8100, 0x88B5
 EVERYBODY = "ff:ff:ff:ff:ff:ff"
@@ -85,3 +87,29 @@ def question(name: str, kind: int = 1, number: int = 0x4875) -> bytes:
     labels: Iterable[str] = (label for label in name.rstrip(".").split(".") if label)
     encoded = b"".join(bytes([len(label)]) + label.encode("ascii") for label in labels)
     return struct.pack("!HHHHHH", number, 0x0100, 1, 0, 0, 0) + encoded + struct.pack("!BHH", 0, kind, 1)
+
+
+def mark(ground: Ground, name: str) -> bytes:
+    return f"{ground.token}:{name};".encode()
+
+
+def packet(
+    ground: Ground, target: str, protocol: int, payload: bytes, *, source: str = "", mac: str = "", to: str = ""
+) -> bytes:
+    """A packet of a workspace's by way of the gateway, as itself, or as who else it is to claim to be."""
+    content = ipv4(source or ground.ip, target, protocol, payload)
+    return ethernet(to or ground.gateway_mac, mac or ground.mac, IPV4, content)
+
+
+def datagram(ground: Ground, name: str, target: str, port: int = 9, **identity: str) -> bytes:
+    return packet(ground, target, UDP, udp(40000, port, mark(ground, name)), **identity)
+
+
+def segment(ground: Ground, name: str, target: str, flags: int = SYN) -> bytes:
+    return packet(ground, target, TCP, tcp(ground.ip, target, (40000, 80), flags, mark(ground, name)))
+
+
+def datagram6(ground: Ground, name: str, target: str, mac: str) -> bytes:
+    """By way of the gateway, or to everybody."""
+    to = "33:33:00:00:00:01" if target == "ff02::1" else ground.gateway_mac
+    return ethernet(to, mac, IPV6, ipv6("fe80::5", target, UDP, udp(40000, 9, mark(ground, name))))

@@ -6,7 +6,6 @@ All of it hangs on one network namespace and goes with it, so what a killed run 
 
 from __future__ import annotations
 
-import ctypes
 import ipaddress
 import json
 import os
@@ -14,8 +13,10 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from hutch.errors import HutchError
+from hutch.files import kept_open
 from hutch.frozen import dataclass
 from hutch.host.network import router, ruleset
 from hutch.host.network.namespace import RULES, inside
@@ -24,6 +25,7 @@ from hutch.run import run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
+from hutch.trees.cursor import call
 
 DOCUMENTATION = tuple(map(ipaddress.IPv4Network, ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")))
 """Public by the rules, and nobody's: so what is beyond the host gets an address of these."""
@@ -56,20 +58,13 @@ def in_namespace(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    libc = ctypes.CDLL(None, use_errno=True)
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if libc.setns(there, CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), f"{path} cannot be entered")
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    with kept_open(os.open("/proc/thread-self/ns/net", flags)) as own, kept_open(os.open(path, flags)) as there:
+        call("setns", there, CLONE_NEWNET)
         try:
             yield
         finally:
-            if libc.setns(own, CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), "cannot leave a network namespace again")
-    finally:
-        os.close(own)
-        os.close(there)
+            call("setns", own, CLONE_NEWNET)
 
 
 # The place beyond the host.
@@ -86,20 +81,23 @@ def remove_ground(places: Places) -> None:
         ("", places.proof_interface),
         *((places.namespace, end) for end in ON_BRIDGE.values()),
     ):
-        if alias_of(namespace, interface) == router.tag(places):
-            where = ["-n", namespace] if namespace else []
-            run(["ip", *where, "link", "delete", interface], check=False)
+        if link_of(namespace, interface, check=False).get("ifalias") == router.tag(places):
+            run([*ip_in(namespace), "link", "delete", interface], check=False)
     if namespace_path(places).exists():
         with suppress(HutchError):  # a file that a crash left and that is no namespace
             run(["ip", "netns", "delete", places.proof_namespace])
         namespace_path(places).unlink(missing_ok=True)
 
 
-def alias_of(namespace: str, interface: str) -> str:
-    """ "" where there is no such interface, or it has none."""
-    where = ["-n", namespace] if namespace else []
-    found = run(["ip", *where, "-j", "link", "show", "dev", interface], check=False)
-    return str(json.loads(found.stdout)[0].get("ifalias", "")) if found.returncode == 0 else ""
+def ip_in(namespace: str) -> list[str]:
+    """`namespace` is "" for the host's own."""
+    return ["ip", "-n", namespace] if namespace else ["ip"]
+
+
+def link_of(namespace: str, interface: str, *, check: bool = True) -> dict[str, Any]:
+    """What `ip` says of an interface; without `check`, nothing where there is none."""
+    found = run([*ip_in(namespace), "-j", "link", "show", "dev", interface], check=check)
+    return dict(json.loads(found.stdout)[0]) if found.returncode == 0 else {}
 
 
 def choose_outside(network: Network, host: router.HostNetwork) -> tuple[str, str] | None:
@@ -162,10 +160,7 @@ def make_decoys(places: Places, network: Network) -> None:
 
 
 def mac_of(namespace: str, interface: str) -> str:
-    """`namespace` is "" for the host's own."""
-    where = ["-n", namespace] if namespace else []
-    (link,) = json.loads(run(["ip", *where, "-j", "link", "show", "dev", interface]).stdout)
-    return str(link["address"])
+    return str(link_of(namespace, interface)["address"])
 
 
 # Sockets.

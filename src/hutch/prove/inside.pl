@@ -18,9 +18,9 @@ sub now { (POSIX::times())[0] / POSIX::sysconf(POSIX::_SC_CLK_TCK()) }
 sub raw { pack 'H*', $_[0] }
 
 sub name_of {
-    local $! = $_[0];
+    local $! = my $error = $_[0] + 0;    # which may be $! itself
     for my $name (sort keys %!) { return $name if $!{$name} }
-    return "error $_[0]";
+    return "error $error";
 }
 
 sub answer {
@@ -46,10 +46,7 @@ sub attempt {    # in a child, so that nothing that is granted stays; its exit c
     answer($id, $? ? name_of($? >> 8) : 'ok');
 }
 
-sub opened {
-    my ($path, $flags) = @_;
-    return sysopen my $file, $path, $flags | O_NONBLOCK | O_NOCTTY;
-}
+sub opened { sysopen my $file, $_[0], $_[1] | O_NONBLOCK | O_NOCTTY }
 
 sub has_content {    # nspawn puts an empty file over what is not to be read
     my ($path) = @_;
@@ -145,14 +142,18 @@ sub start_tcp {
     });
 }
 
+sub start_packet {
+    my ($id, $kind, $protocol, $host, $port, $packet, $on) = @_;
+    socket my $socket, AF_INET, $kind, $protocol or return answer($id, name_of($!));
+    connect $socket, pack_sockaddr_in($port, inet_aton($host)) or return answer($id, name_of($!));
+    defined send $socket, $packet, 0 or return answer($id, name_of($!));
+    await($id, $socket, 'read', sub { recv($socket, my $data, 4096, 0) // return name_of($!); $on->($data) });
+}
+
 sub start_udp {
     my ($id, $host, $port, $question, $then) = @_;
-    socket my $socket, AF_INET, SOCK_DGRAM, 0 or return answer($id, name_of($!));
-    connect $socket, pack_sockaddr_in($port, inet_aton($host)) or return answer($id, name_of($!));
-    defined send $socket, $question, 0 or return answer($id, name_of($!));
-    await($id, $socket, 'read', sub {
-        defined recv $socket, my $data, 4096, 0 or return name_of($!);
-        my $text = answered($data);
+    start_packet($id, SOCK_DGRAM, 0, $host, $port, $question, sub {
+        my $text = answered($_[0]);
         return $text unless $then and $text =~ /^rcode 0 ([0-9.]+)/;
         start_tcp($id, $1, $then);
         return undef;
@@ -189,14 +190,8 @@ sub past_name {
 
 sub start_ping {
     my ($id, $host, $hex) = @_;
-    socket my $socket, AF_INET, SOCK_RAW, 1 or return answer($id, name_of($!));
-    connect $socket, pack_sockaddr_in(0, inet_aton($host)) or return answer($id, name_of($!));
-    defined send $socket, raw($hex), 0 or return answer($id, name_of($!));
-    await($id, $socket, 'read', sub {
-        recv $socket, my $data, 4096, 0;
-        my $type = ord substr $data, 4 * (ord($data) & 15), 1;
-        return $type == 0 ? 'pong' : undef;
-    });
+    my $on = sub { return ord(substr $_[0], 4 * (ord($_[0]) & 15), 1) == 0 ? 'pong' : undef };
+    start_packet($id, SOCK_RAW, 1, $host, 0, raw($hex), $on);
 }
 
 sub start_arp {
@@ -218,21 +213,15 @@ sub await_all {
             vec($task->{for} eq 'read' ? $reading : $writing, fileno $task->{socket}, 1) = 1;
         }
         select $reading, $writing, undef, 0.1;
-        my @tasks = @waiting;
-        @waiting = ();
-        for my $task (@tasks) {
-            my $number = fileno $task->{socket};
-            if (vec $task->{for} eq 'read' ? $reading : $writing, $number, 1) {
-                my $before = @waiting;
-                my $text = $task->{on}->();
-                if (defined $text) { answer($task->{id}, $text) }
-                elsif (@waiting == $before) { push @waiting, $task }    # it was not what is waited for
-            }
-            else { push @waiting, $task }
+        for my $task (splice @waiting) {
+            my $is_ready = vec $task->{for} eq 'read' ? $reading : $writing, fileno $task->{socket}, 1;
+            my $before = @waiting;
+            my $text = $is_ready ? $task->{on}->() : undef;
+            if (defined $text) { answer($task->{id}, $text) }
+            elsif (@waiting == $before) { push @waiting, $task }    # it was not what is waited for
         }
     }
-    answer($_->{id}, 'timeout') for @waiting;
-    @waiting = ();
+    answer($_->{id}, 'timeout') for splice @waiting;
 }
 
 my %do = (
@@ -263,12 +252,10 @@ while (my $line = <DATA>) {
     my ($id, $what, @words) = split /\t/, $line;
     last if $id eq 'end';
     if ($id ne 'go') { push @asked, [$id, $what, @words]; next }
-    for my $item (@asked) {
+    for my $item (splice @asked) {
         my ($name, $kind, @rest) = @$item;
-        if ($do{$kind}) { $do{$kind}->($name, @rest) }
-        else { answer($name, 'no such probe') }
+        ($do{$kind} // sub { answer($name, 'no such probe') })->($name, @rest);
     }
-    @asked = ();
     await_all();
     print "done\n";
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 
 from hutch.frozen import dataclass
@@ -88,10 +88,6 @@ def rounds(probes: Iterable[Probe]) -> list[list[Probe]]:
 
 def needed(probe: Probe) -> int:
     return probe.least or probe.copies
-
-
-def judge_all(probes: Sequence[Probe], ground: Ground, evidence: Evidence) -> tuple[Result, ...]:
-    return tuple(judge(probe, ground, evidence) for probe in probes)
 
 
 def judge(probe: Probe, ground: Ground, evidence: Evidence) -> Result:

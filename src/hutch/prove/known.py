@@ -16,6 +16,7 @@ from hutch.spec.policy import Policy
 SAMPLE = Ground(
     workspace="web",
     type="container",
+    is_machine=False,
     ip="192.168.83.2",
     mac="02:4b:5e:57:f6:eb",
     user="dev",
@@ -46,19 +47,14 @@ SAMPLE = Ground(
 OF_ADDRESSES = r"(host|host-ssh|opened)-[0-9.]+|(resolver|listen|gateway|resolver-port)-[0-9]{1,5}"
 
 
-def known_names() -> set[str]:
-    """All but those that addresses and ports are in."""
-    grounds = [replace(SAMPLE, type=type, policy=policy) for type in ("container", "vm") for policy in POLICIES]
-    probes = [probe for ground in grounds for probe in (*network_probes(ground), *local_probes(ground))]
-    return {CONVERSATION.name, *(probe.name for probe in probes)}
-
-
 POLICIES = (Policy(), Policy("none"))
 
 
 def check_known(only: Iterable[str]) -> None:
     """Whether each is the number of a promise or the name of a probe."""
-    known = {*map(str, PROMISES), *known_names()} if only else set()
+    known = {*map(str, PROMISES), CONVERSATION.name}
+    for ground in (replace(SAMPLE, is_machine=kind, policy=policy) for kind in (False, True) for policy in POLICIES):
+        known |= {probe.name for probe in (*network_probes(ground), *local_probes(ground))}
     unknown = [word for word in only if word not in known and not re.fullmatch(OF_ADDRESSES, word, re.ASCII)]
     if unknown:
         raise UsageError(

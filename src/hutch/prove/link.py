@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hutch.prove import frames
-from hutch.prove.model import Ground, Probe
-from hutch.prove.packets import FORWARD, HOST_DOOR, NOWHERE, SPOOFED, datagram, mark
+from hutch.prove.frames import datagram, mark
+from hutch.prove.model import FORWARD, HOST_DOOR, NOWHERE, SPOOFED, Ground, Probe
 
 
 def link_probes(ground: Ground) -> list[Probe]:
@@ -78,25 +78,12 @@ def identities(ground: Ground) -> Iterator[Probe]:
         inner = frames.ipv4(ground.ip, NOWHERE, frames.UDP, frames.udp(40000, 9, mark(ground, name)))
         frame = frames.ethernet(ground.gateway_mac, ground.mac, kind, frames.tagged(5, frames.IPV4, inner))
         yield spoofs(name, f"frames with {what} go nowhere", f"a frame of type 0x{kind:04x}", frame)
-    yield spoofs(
-        "spanning-tree",
-        "it cannot take part in the bridge's own protocols",
-        "a frame to 01:80:c2:00:00:00",
-        frames.ethernet(
-            "01:80:c2:00:00:00", ground.mac, 38, b"\x42\x42\x03" + bytes(35) + mark(ground, "spanning-tree")
-        ),
-    )
-    null = frames.tcp(ground.ip, NOWHERE, (40000, 80), frames.SYN | frames.FIN, mark(ground, "invalid"))
-    yield Probe(
-        3,
-        "invalid",
-        "packets that belong to no connection and open none are dropped",
-        f"nmap -sX {NOWHERE}",
-        frame=frames.ethernet(
-            ground.gateway_mac, ground.mac, frames.IPV4, frames.ipv4(ground.ip, NOWHERE, frames.TCP, null)
-        ),
-        rule=f"{FORWARD}invalid",
-    )
+    group, says = "01:80:c2:00:00:00", "it cannot take part in the bridge's own protocols"
+    hello = b"\x42\x42\x03" + bytes(35) + mark(ground, "spanning-tree")
+    yield spoofs("spanning-tree", says, f"a frame to {group}", frames.ethernet(group, ground.mac, 38, hello))
+    says = "packets that belong to no connection and open none are dropped"
+    frame = frames.segment(ground, "invalid", NOWHERE, frames.SYN | frames.FIN)
+    yield Probe(3, "invalid", says, f"nmap -sX {NOWHERE}", frame=frame, rule=f"{FORWARD}invalid")
 
 
 def ipv6(ground: Ground) -> Iterator[Probe]:
@@ -114,9 +101,7 @@ def ipv6(ground: Ground) -> Iterator[Probe]:
         ("ipv6-everybody", "ff02::1", "none reaches the others"),
         ("ipv6-local", "fe80::1", "none reaches the gateway"),
     ):
-        content = frames.ipv6("fe80::5", target, frames.UDP, frames.udp(40000, 9, mark(ground, name)))
-        to = "33:33:00:00:00:01" if target == "ff02::1" else ground.gateway_mac
-        frame = frames.ethernet(to, ground.mac, frames.IPV6, content)
+        frame = frames.datagram6(ground, name, target, ground.mac)
         yield Probe(3, name, says, f"ping -6 -c1 {target}", frame=frame, rule=SPOOFED)
 
 
@@ -138,17 +123,9 @@ def second_barrier(ground: Ground) -> Iterator[Probe]:
     target = next(iter(ground.host_addresses), here)
     yield sends("barrier-untranslated", "the host takes no untranslated packet", "untranslated", ground.ip, target)
     yield sends("barrier-host", "nor any for itself", "host", there, target)
-    content = frames.ipv6("fe80::5", "ff02::1", frames.UDP, frames.udp(40000, 9, mark(ground, "barrier-ipv6")))
-    yield Probe(
-        4,
-        "barrier-ipv6",
-        "nor IPv6",
-        f"ip netns exec {ground.table} ping -6 ff02::1",
-        frame=frames.ethernet("33:33:00:00:00:01", inner, frames.IPV6, content),
-        via="router",
-        rule=f"{HOST_DOOR}no-ipv6",
-        may_leave=True,
-    )
+    name, frame = "barrier-ipv6", frames.datagram6(ground, "barrier-ipv6", "ff02::1", inner)
+    command, rule = f"ip netns exec {ground.table} ping -6 ff02::1", f"{HOST_DOOR}no-ipv6"
+    yield Probe(4, name, "nor IPv6", command, frame=frame, via="router", rule=rule, may_leave=True)
     for name, rule, says in (
         ("second-ipv6", "door/no-ipv6", "behind the bridge's rules stands another against IPv6"),
         ("second-source", "door/foreign-source", "and one against foreign addresses"),

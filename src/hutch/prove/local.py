@@ -9,45 +9,26 @@ from collections.abc import Iterator
 
 from hutch.prove.model import Ground, Probe
 
-CALLS = {
-    "x86_64": {
-        "add_key": 248,
-        "keyctl": 250,
-        "mknodat": 259,
-        "unshare": 272,
-        "perf_event_open": 298,
-        "open_by_handle_at": 304,
-        "finit_module": 313,
-        "kexec_load": 246,
-        "bpf": 321,
-        "userfaultfd": 323,
-        "io_uring_setup": 425,
-        "swapon": 167,
-        "clock_settime": 227,
-        "mount": 165,
-        "acct": 163,
-        "syslog": 103,
-    },
-    "aarch64": {
-        "add_key": 217,
-        "keyctl": 219,
-        "mknodat": 33,
-        "unshare": 97,
-        "perf_event_open": 241,
-        "open_by_handle_at": 265,
-        "finit_module": 273,
-        "kexec_load": 104,
-        "bpf": 280,
-        "userfaultfd": 282,
-        "io_uring_setup": 425,
-        "swapon": 224,
-        "clock_settime": 112,
-        "mount": 40,
-        "acct": 89,
-        "syslog": 116,
-    },
+NUMBERS = {
+    "add_key": (248, 217),
+    "keyctl": (250, 219),
+    "mknodat": (259, 33),
+    "unshare": (272, 97),
+    "perf_event_open": (298, 241),
+    "open_by_handle_at": (304, 265),
+    "finit_module": (313, 273),
+    "kexec_load": (246, 104),
+    "bpf": (321, 280),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "swapon": (167, 224),
+    "clock_settime": (227, 112),
+    "mount": (165, 40),
+    "acct": (163, 89),
+    "syslog": (103, 116),
 }
 """The numbers of system calls that libc has no function for, or that a guest's libc need not be asked for."""
+CALLS = {m: {name: pair[at] for name, pair in NUMBERS.items()} for at, m in enumerate(("x86_64", "aarch64"))}
 REFUSED = (
     r"E(PERM|ACCES|NOSYS|ROFS|NOENT|NODEV|NXIO|OPNOTSUPP|AFNOSUPPORT|INVAL|PROTONOSUPPORT|SOCKTNOSUPPORT)|killed 31"
 )
@@ -63,7 +44,7 @@ LED_TO = "/etc/shadow"
 
 def local_probes(ground: Ground) -> list[Probe]:
     """All of them for a workspace of its type."""
-    own = container_probes(ground) if ground.type == "container" else machine_probes(ground)
+    own = machine_probes(ground) if ground.is_machine else container_probes(ground)
     return [*file_probes(ground), *own, *limit_probes(ground), *key_probes(ground)]
 
 
@@ -80,48 +61,20 @@ def in_home(ground: Ground, name: str) -> str:
 
 def file_probes(ground: Ground) -> Iterator[Probe]:
     """What it makes counts for nothing on the host, and it sees nothing of the host."""
-    suid, node = in_home(ground, "setuid"), in_home(ground, "device")
-    yield Probe(
-        6,
-        "setuid-file",
-        "a setuid file of its root's is not root's on the host",
-        f"chmod 4755 {suid}",
-        ("file", path(suid), "04755"),
-        "ok|EPERM",
-    )
+    suid, node, link = (in_home(ground, name) for name in MADE)
+    says = "a setuid file of its root's is not root's on the host"
+    yield Probe(6, "setuid-file", says, f"chmod 4755 {suid}", ("file", path(suid), "04755"), "ok|EPERM")
     yield Probe(6, "guarded", "what it writes is nosuid and nodev on the host", "findmnt -o TARGET,OPTIONS")
-    yield Probe(
-        6,
-        "device-in-home",
-        "it can make no device in its home",
-        f"mknod {node} b 8 0",
-        call(ground, "mknodat", f"n:{HERE}", f"s:{path(node)}", f"n:{BLOCK}", f"n:{8 << 8}"),
-        f"{DENIED}|EINVAL|EOPNOTSUPP",
-    )
-    yield Probe(
-        6,
-        "link-to-the-host",
-        "a link in its home to a file of the host's leads no tool of hutch's there",
-        f"ln -s {LED_TO} {in_home(ground, 'link')}",
-        ("link", path(LED_TO), path(in_home(ground, "link"))),
-        "ok",
-    )
-    yield Probe(
-        6,
-        "host-state",
-        "hutch's own files are not to be seen",
-        f"ls {ground.state}/network.json",
-        ("seen", path(f"{ground.state}/network.json")),
-        "ENOENT|EACCES|ENOTDIR",
-    )
-    yield Probe(
-        6,
-        "host-marker",
-        "nor a file that the host has just made",
-        f"ls {ground.marker}",
-        ("seen", path(ground.marker)),
-        "ENOENT|EACCES|ENOTDIR",
-    )
+    ask = call(ground, "mknodat", f"n:{HERE}", f"s:{path(node)}", f"n:{BLOCK}", f"n:{8 << 8}")
+    want = f"{DENIED}|EINVAL|EOPNOTSUPP"
+    yield Probe(6, "device-in-home", "it can make no device in its home", f"mknod {node} b 8 0", ask, want)
+    says = "a link in its home to a file of the host's leads no tool of hutch's there"
+    yield Probe(6, "link-to-the-host", says, f"ln -s {LED_TO} {link}", ("link", path(LED_TO), path(link)), "ok")
+    for name, says, file in (
+        ("host-state", "hutch's own files are not to be seen", f"{ground.state}/network.json"),
+        ("host-marker", "nor a file that the host has just made", ground.marker),
+    ):
+        yield Probe(6, name, says, f"ls {file}", ("seen", path(file)), "ENOENT|EACCES|ENOTDIR")
 
 
 def call(ground: Ground, name: str, *arguments: str) -> tuple[str, ...]:
@@ -153,7 +106,6 @@ def container_probes(ground: Ground) -> Iterator[Probe]:
         ground, "mknodat", f"n:{HERE}", f"s:{path('/run/hutch-prove')}", f"n:{CHARACTER}", f"n:{(1 << 8) + 1}"
     )
     yield refuses("device", "it makes no device, not even in memory", "mknod /run/hutch-prove c 1 1", device)
-    yield refuses("devices", "what it has of /dev is harmless", "ls /dev", (), "")
     for name, where, says in (
         ("core-pattern", "/proc/sys/kernel/core_pattern", "it does not say what handles the host's crashes"),
         ("modprobe", "/proc/sys/kernel/modprobe", "nor what loads its modules"),
@@ -163,17 +115,14 @@ def container_probes(ground: Ground) -> Iterator[Probe]:
         yield refuses(name, says, f": >{where}", ("open", "w", path(where)), REFUSED)
     memory = ("read", path("/proc/kcore"))
     yield refuses("kernel-memory", "it reads no memory of the kernel", "cat /proc/kcore", memory, f"{REFUSED}|ENODATA")
-    yield refuses("uid-map", "its root is an unprivileged range of uids of its own", "cat /proc/LEADER/uid_map", ())
-    yield refuses("processes", "all its processes have uids of that range", "ps -o uid,pid,comm", ())
-    yield refuses(
-        "capabilities",
-        "its root lacks what the host's kernel would be opened with",
-        "grep CapBnd /proc/LEADER/status",
-        (),
-    )
-    yield refuses("seccomp", "its system calls are filtered", "grep Seccomp /proc/LEADER/status", ())
-    yield refuses("namespaces", "it shares no namespace with the host", "ls -l /proc/LEADER/ns", ())
-    yield refuses("mounts", "of the host's file systems it has what its file says", "cat /proc/LEADER/mountinfo", ())
+    capabilities = "its root lacks what the host's kernel would be opened with"
+    yield Probe(2, "devices", "what it has of /dev is harmless", "ls /dev")
+    yield Probe(2, "uid-map", "its root is an unprivileged range of uids of its own", "cat /proc/LEADER/uid_map")
+    yield Probe(2, "processes", "all its processes have uids of that range", "ps -o uid,pid,comm")
+    yield Probe(2, "capabilities", capabilities, "grep CapBnd /proc/LEADER/status")
+    yield Probe(2, "seccomp", "its system calls are filtered", "grep Seccomp /proc/LEADER/status")
+    yield Probe(2, "namespaces", "it shares no namespace with the host", "ls -l /proc/LEADER/ns")
+    yield Probe(2, "mounts", "of the host's file systems it has what its file says", "cat /proc/LEADER/mountinfo")
 
 
 def system_calls(ground: Ground) -> Iterator[Probe]:
@@ -202,8 +151,10 @@ def system_calls(ground: Ground) -> Iterator[Probe]:
 
 def machine_probes(ground: Ground) -> Iterator[Probe]:
     """A machine's guest is behind its processes: what these could do, somebody who broke out of it could."""
+    boot = "/proc/sys/kernel/random/boot_id"
+    other = rf"lines (?!{ground.boot_id})[0-9a-f-]{{36}}"
+    yield Probe(1, "kernel", "it runs a kernel of its own", f"cat {boot}", ("lines", path(boot), path(".")), other)
     for name, says, command in (
-        ("kernel", "it runs a kernel of its own", "cat /proc/sys/kernel/random/boot_id"),
         ("vmm-uid", "its processes run as a uid that nothing else uses", "grep Uid /proc/PID/status"),
         ("vmm-capabilities", "they have no capability", "grep Cap /proc/PID/status"),
         ("vmm-privileges", "and can get none", "grep NoNewPrivs /proc/PID/status"),
@@ -213,8 +164,7 @@ def machine_probes(ground: Ground) -> Iterator[Probe]:
         ("vmm-cgroup", "they are in the workspace's cgroup", "cat /proc/PID/cgroup"),
         ("vmm-devices", "of devices they have one network port, and /dev/kvm", "ls -l /proc/PID/fd"),
     ):
-        ask = ("lines", path("/proc/sys/kernel/random/boot_id"), path(".")) if name == "kernel" else ()
-        yield Probe(1, name, says, command, ask, rf"lines (?!{ground.boot_id})[0-9a-f-]{{36}}" if ask else "")
+        yield Probe(1, name, says, command)
 
 
 def limit_probes(ground: Ground) -> Iterator[Probe]:
@@ -223,29 +173,19 @@ def limit_probes(ground: Ground) -> Iterator[Probe]:
     yield Probe(11, "tasks", "the number of its processes is", "cat pids.max")
     yield Probe(11, "root-size", "what it writes outside of its home has a bound", "df /")
     yield Probe(11, "log-size", "what it says is kept up to a bound", "ls -l machine.log")
-    if ground.type == "container":
+    if not ground.is_machine:
         yield Probe(11, "cgroups", "it can make so many cgroups and no more", "cat cgroup.max.descendants")
 
 
 def key_probes(ground: Ground) -> Iterator[Probe]:
     credential = "/run/credentials/@system/hutch.ssh-host-key"
-    yield Probe(
-        7,
-        "host-key-user",
-        "its login user cannot read its host key",
-        f"cat {credential}",
-        ("read_as", str(ground.uid), path(credential)),
-        "EACCES|ENOENT|EPERM",
-    )
+    says, ask = "its login user cannot read its host key", ("read_as", str(ground.uid), path(credential))
+    yield Probe(7, "host-key-user", says, f"cat {credential}", ask, "EACCES|ENOENT|EPERM")
     yield Probe(7, "host-key", "the key on the host is root's alone", "ls -l HOST_KEY")
-    host = f"workspace-{ground.workspace}"
+    host, elsewhere = f"workspace-{ground.workspace}", "ssh -o UserKnownHostsFile=…"
     for name, says, command in (
         ("ssh", "ssh trusts it without a question", f"ssh -o BatchMode=yes {host} true"),
-        (
-            "ssh-changed-key",
-            "another key in its place is refused without a question",
-            f"ssh -o UserKnownHostsFile=… {host}",
-        ),
+        ("ssh-changed-key", "another key in its place is refused without a question", f"{elsewhere} {host}"),
         ("ssh-strict", "only hutch's own known hosts count", f"ssh -G {host}"),
         ("ssh-agent", "the agent is not handed on", f"ssh -G {host}"),
         ("ssh-x11", "nor the display", f"ssh -G {host}"),

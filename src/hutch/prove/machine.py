@@ -9,23 +9,23 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from hutch.prove.model import Fact
-from hutch.prove.subject import Subject, held, output_of, processes_of, status_of
+from hutch.prove.subject import Subject, all_processes, held, output_of, processes_of, status_of
 from hutch.spec.model import MACHINE_CPUS
 
-VMM = re.compile(r"qemu-system-|virtiofsd|cloud-hypervisor")
+BESIDE = "virtiofsd"
 
 
 def machine_processes(subject: Subject) -> dict[int, dict[str, str]]:
-    """QEMU and every virtiofsd, by what they are programs of."""
-    found = {}
+    """What runs its guest and every virtiofsd, by what they are programs of."""
+    found, programs = {}, (subject.traits.program, BESIDE)
     for pid in processes_of(subject):
         try:
             program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-            if VMM.match(program):
+            if program.startswith(programs):
                 found[pid] = {**status_of(pid), "program": program}
         except OSError:
             continue
-    if not any(not status["program"].startswith("virtiofsd") for status in found.values()):
+    if all(status["program"].startswith(BESIDE) for status in found.values()):
         raise ValueError("the machine's process is not in its cgroup")
     return found
 
@@ -71,7 +71,7 @@ def vmm_cgroup(subject: Subject) -> Fact:
     """Whatever runs as the machine's uid, wherever it is."""
     uid, inside = str(subject.record.uid_base), set(processes_of(subject))
     found = {}
-    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+    for pid in all_processes():
         with suppress(OSError):  # it has ended
             status = status_of(pid)
             if uid in status["Uid"].split() and not status["State"].startswith("Z"):
@@ -100,17 +100,10 @@ def kernel(subject: Subject) -> Fact:
     return held("systemd" not in names, ", ".join(sorted(names)))
 
 
-MACHINE = {
-    "kernel": kernel,
-    "vmm-uid": vmm_uid,
-    "vmm-capabilities": vmm_capabilities,
-    "vmm-privileges": vmm_privileges,
-    "vmm-seccomp": vmm_seccomp,
-    "vmm-network": vmm_network,
-    "vmm-files": vmm_files,
-    "vmm-cgroup": vmm_cgroup,
-    "vmm-devices": vmm_devices,
-}
+MACHINE = (
+    *(kernel, vmm_uid, vmm_capabilities, vmm_privileges, vmm_seccomp, vmm_network),
+    *(vmm_files, vmm_cgroup, vmm_devices),
+)
 
 
 # What it was made with.
@@ -118,21 +111,14 @@ MACHINE = {
 
 def given(subject: Subject, what: str) -> int:
     """A number on the command line of the machine's process. Reading that goes by its memory."""
+    option, form = subject.traits.sizes[what]
     for pid, status in machine_processes(subject).items():
-        if not status["program"].startswith("virtiofsd"):
+        if not status["program"].startswith(BESIDE):
             words = output_of(["cat", f"/proc/{pid}/cmdline"]).split("\0")
-            for option, form in OPTIONS[what]:
-                for word, value in itertools.pairwise(words):
-                    if word == option and (match := re.fullmatch(form, value, re.ASCII)):
-                        return int(match[1])
+            for word, value in itertools.pairwise(words):
+                if word == option and (match := re.fullmatch(form, value, re.ASCII)):
+                    return int(match[1])
     raise ValueError(f"its command line does not say its {what}")
-
-
-OPTIONS = {
-    "processors": (("-smp", r"(\d+)"), ("--cpus", r"boot=(\d+)")),
-    "MiB": (("-m", r"(\d+)M"), ("--memory", r"size=(\d+)M,.*")),
-}
-"""As QEMU takes them, and cloud-hypervisor."""
 
 
 def guest_processors(subject: Subject) -> Fact:

@@ -22,6 +22,15 @@ PROMISES = {
 """By their numbers in docs/threat-model.md. Those about hutch itself (its file, crashes, residue) are not a guest's to
 break, so its tests are what shows them."""
 
+# The rules of the firewall that probes meet.
+SPOOFED = "router bridge prerouting/spoofed"
+INPUT = "router inet input/input-denied"
+FORWARD = "router inet forward/"
+HOST_DOOR = "host inet from-router/"
+FENCED = ""  # between workspaces nothing is routed, which the kernel counts nowhere
+NOWHERE = "192.0.2.77"
+"""A public address by the rules that nobody has, for what is never to get that far."""
+
 Verdict = Literal["held", "broken", "unknown"]
 Via = Literal["guest", "router", "host", "outside"]
 
@@ -103,6 +112,7 @@ class Ground:
 
     workspace: str
     type: str
+    is_machine: bool
     ip: str
     mac: str
     user: str

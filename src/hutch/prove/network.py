@@ -8,12 +8,13 @@ from collections.abc import Iterator
 
 from hutch.host.network.firewall import RESOLVER_PORT, WARDEN_PORT
 from hutch.prove import frames
+from hutch.prove.frames import datagram, mark
 from hutch.prove.link import link_probes
-from hutch.prove.model import Ground, Probe
-from hutch.prove.packets import FENCED, FORWARD, HOST_DOOR, INPUT, NOWHERE, datagram, mark
+from hutch.prove.model import FENCED, FORWARD, HOST_DOOR, INPUT, NOWHERE, Ground, Probe
 from hutch.spec.ranges import NEVER, PRIVATE, is_never, is_private
 
 NOT_REACHED = r"timeout|E(HOSTUNREACH|NETUNREACH|ACCES|INVAL|PERM|ADDRNOTAVAIL|NETDOWN|AFNOSUPPORT)"
+CLOSED = rf"ECONNREFUSED|{NOT_REACHED}"
 UNANSWERED = r"rcode [235]|rcode 0|timeout"
 """A refusal, or no address."""
 UNLISTED = "unlisted.hutch-prove.example"
@@ -39,8 +40,9 @@ DROPPED_BY_ROUTING = ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4")
 
 def network_probes(ground: Ground) -> list[Probe]:
     """All of them, positive controls first."""
-    probes = [*reached(ground), *names(ground), *listed(ground), *ranges(ground), *host(ground), *gateway(ground)]
-    return [*probes, *others(ground), *link_probes(ground)]
+    reached = [*gateway_answers(ground), *leads_out(ground), *opened(ground), *leads_in(ground)]
+    probes = [*names(ground), *listed(ground), *ranges(ground), *host(ground), *gateway(ground)]
+    return [*reached, *probes, *others(ground), *link_probes(ground)]
 
 
 def stopped_by(ground: Ground, ip: str, *, tcp: bool = False) -> str | None:
@@ -56,15 +58,10 @@ def stopped_by(ground: Ground, ip: str, *, tcp: bool = False) -> str | None:
         return f"{FORWARD}host"
     if is_private(ip):
         return None if policy.opens(ip) else f"{FORWARD}denied"
-    if not policy.is_watched or policy.learn or lists(ground, ip):
+    is_listed = any(address in ipaddress.ip_network(reach.network) for reach in policy.networks)
+    if not policy.is_watched or policy.learn or is_listed:
         return None
     return f"{FORWARD}not-listed{'-tcp' if tcp else ''}"
-
-
-def lists(ground: Ground, ip: str) -> bool:
-    """Whether the workspace's file lists a network with this address."""
-    address = ipaddress.ip_address(ip)
-    return any(address in ipaddress.ip_network(reach.network) for reach in ground.policy.networks)
 
 
 def blocked(
@@ -74,20 +71,19 @@ def blocked(
     rule = stopped_by(ground, ip) if rule is None else rule
     if rule is not None:
         ask, frame = ("tcp", ip, str(port)), datagram(ground, name, ip, port)
-        refused = rf"ECONNREFUSED|{NOT_REACHED}" if "not-listed" in rule else NOT_REACHED
+        refused = CLOSED if "not-listed" in rule else NOT_REACHED
         command = f"nc -zw1 {ip} {port}"
         yield Probe(3, name, says, command, ask, refused, frame=frame, rule=rule, may_leave=may_leave)
 
 
-# What is reached.
+def unanswered(ground: Ground, name: str, says: str, ip: str, rule: str) -> Probe:
+    """A ping that must have no answer."""
+    content = frames.echo(mark(ground, name))
+    ask, frame = ("ping", ip, content.hex()), frames.packet(ground, ip, frames.ICMP, content)
+    return Probe(3, name, says, f"ping -c1 {ip}", ask, NOT_REACHED, frame=frame, rule=rule)
 
 
-def reached(ground: Ground) -> Iterator[Probe]:
-    """The positive controls: without them, a probe that reaches nothing says nothing."""
-    yield from gateway_answers(ground)
-    yield from leads_out(ground)
-    yield from opened(ground)
-    yield from leads_in(ground)
+# What is reached, the positive controls: without them, a probe that reaches nothing says nothing.
 
 
 def gateway_answers(ground: Ground) -> Iterator[Probe]:
@@ -120,7 +116,8 @@ def opened(ground: Ground) -> Iterator[Probe]:
         addresses = itertools.islice(map(str, ipaddress.ip_network(network)), 8)
         open_ = [ip for ip in addresses if stopped_by(ground, ip) is None and not ip.endswith(".0")]
         for ip in open_[:1]:
-            frame = datagram(ground, f"opened-{ip}", ip, ports_to(ground, network))
+            port = next((reach.port for reach in policy.networks if reach.network == network and reach.port), 9)
+            frame = datagram(ground, f"opened-{ip}", ip, port)
             says = f"the private {network}, which its file opens, is let through"
             yield Probe(5, f"opened-{ip}", says, f"nping --udp {ip}", frame=frame, must_leave=True)
 
@@ -133,15 +130,10 @@ def leads_in(ground: Ground) -> Iterator[Probe]:
     yield Probe(3, "host-ssh", "the host reaches sshd in the workspace", f"ssh-keyscan {ground.ip}")
     yield Probe(3, "host-to-workspace-ping", "the host's ping is answered", f"ping -c1 {ground.ip}")
     yield Probe(3, "host-to-gateway-ping", "the router answers the host's ping", f"ping -c1 {ground.uplink[1]}")
-    yield Probe(
-        3,
-        "router-to-itself",
-        "programs in the router reach each other",
-        f"ip netns exec {ground.table} nc -zuw1 {ground.gateway} {RESOLVER_PORT}",
-    )
-    yield Probe(
-        3, "host-listener", "the host itself reaches what the workspace must not", f"nc -zw1 HOST {ground.host_port}"
-    )
+    command = f"ip netns exec {ground.table} nc -zuw1 {ground.gateway} {RESOLVER_PORT}"
+    yield Probe(3, "router-to-itself", "programs in the router reach each other", command)
+    says, command = "the host itself reaches what the workspace must not", f"nc -zw1 HOST {ground.host_port}"
+    yield Probe(3, "host-listener", says, command)
     if ground.published:
         yield Probe(3, "published-here", "what is published answers the host", "nc -z 127.0.0.1 PORT")
         if ground.outside and any(item.host_ip != LOOPBACK for item in ground.published):
@@ -161,63 +153,43 @@ def named(ground: Ground) -> Iterator[Probe]:
     yield Probe(3, "internet", says, f"nc -zw1 {name} {port}", ("reach", gateway, asked, str(port)), "open")
 
 
-def ports_to(ground: Ground, network: str) -> int:
-    """A port at which a listed network is open."""
-    return next((reach.port for reach in ground.policy.networks if reach.network == network and reach.port), 9)
-
-
 def listed(ground: Ground) -> Iterator[Probe]:
     """What a workspace with a list does not reach."""
     if stopped_by(ground, NOWHERE) is None:
         return
-    name, asked = UNLISTED, frames.question(UNLISTED).hex()
-    says = "a name that is not listed is refused at once"
-    yield Probe(
-        5, "unlisted-name", says, f"dig @{ground.gateway} {name}", ("udp", ground.gateway, "53", asked), "rcode 5"
-    )
-    says = "and no question leaves by another type of record"
-    command = f"dig @{ground.gateway} -t AXFR {ground.target[0]}"
-    asked = frames.question(ground.target[0], 252).hex()
-    yield Probe(5, "unlisted-type", says, command, ("udp", ground.gateway, "53", asked), "rcode [1-5]")
-    segment = frames.tcp(ground.ip, NOWHERE, (40000, 80), frames.SYN, mark(ground, "unlisted-tcp"))
-    yield Probe(
-        5,
-        "unlisted-tcp",
-        "an address that no listed name has is refused",
-        f"nc -zw1 {NOWHERE} 80",
-        ("tcp", NOWHERE, "80"),
-        rf"ECONNREFUSED|{NOT_REACHED}",
-        frame=frames.ethernet(
-            ground.gateway_mac, ground.mac, frames.IPV4, frames.ipv4(ground.ip, NOWHERE, frames.TCP, segment)
-        ),
-        rule=f"{FORWARD}not-listed-tcp",
-    )
+    gateway, public = ground.gateway, ground.target[0]
+    says, ask = "a name that is not listed is refused at once", asks(gateway, UNLISTED)
+    yield Probe(5, "unlisted-name", says, f"dig @{gateway} {UNLISTED}", ask, "rcode 5")
+    says, ask = "and no question leaves by another type of record", asks(gateway, public, 252)
+    yield Probe(5, "unlisted-type", says, f"dig @{gateway} -t AXFR {public}", ask, "rcode [1-5]")
+    name, says = "unlisted-tcp", "an address that no listed name has is refused"
+    ask, frame, rule = ("tcp", NOWHERE, "80"), frames.segment(ground, name, NOWHERE), f"{FORWARD}not-listed-tcp"
+    yield Probe(5, name, says, f"nc -zw1 {NOWHERE} 80", ask, CLOSED, frame=frame, rule=rule)
     says, frame = "by whatever protocol", datagram(ground, "unlisted-udp", NOWHERE)
     yield Probe(5, "unlisted-udp", says, f"nping --udp {NOWHERE}", frame=frame, rule=f"{FORWARD}not-listed")
 
 
+def asks(resolver: str, name: str, kind: int = 1) -> tuple[str, ...]:
+    """The words for a question to a resolver."""
+    return ("udp", resolver, "53", frames.question(name, kind).hex())
+
+
 def names(ground: Ground) -> Iterator[Probe]:
     """What the resolver must not tell."""
-
-    def asks(name: str, says: str, question: str, kind: int = 1, want: str = UNANSWERED) -> Probe:
-        word = "-t PTR " if kind == 12 else ""
-        return Probe(
-            3,
-            name,
-            says,
-            f"dig @{ground.gateway} {word}{question}",
-            ("udp", ground.gateway, "53", frames.question(question, kind).hex()),
-            want,
-        )
-
-    yield asks("dns-host-name", "the host's own name is not told", ground.hostname.partition(".")[0])
-    yield asks("dns-localhost", "nor what the host calls localhost", "ip6-localhost")
-    yield asks("dns-other-name", "the names of workspaces are not told", f"workspace-{ground.other[0]}")
-    yield asks("dns-own-name", "not even its own", f"workspace-{ground.workspace}")
-    reverse = ipaddress.ip_address(ground.other[1]).reverse_pointer
-    yield asks("dns-other-address", "nor whose a workspace's address is", reverse, 12)
-    reverse = ipaddress.ip_address(ground.uplink[0]).reverse_pointer
-    yield asks("dns-host-address", "nor whose the host's private address is", reverse, 12)
+    gateway = ground.gateway
+    for name, says, question in (
+        ("dns-host-name", "the host's own name is not told", ground.hostname.partition(".")[0]),
+        ("dns-localhost", "nor what the host calls localhost", "ip6-localhost"),
+        ("dns-other-name", "the names of workspaces are not told", f"workspace-{ground.other[0]}"),
+        ("dns-own-name", "not even its own", f"workspace-{ground.workspace}"),
+    ):
+        yield Probe(3, name, says, f"dig @{gateway} {question}", asks(gateway, question), UNANSWERED)
+    for name, says, ip in (
+        ("dns-other-address", "nor whose a workspace's address is", ground.other[1]),
+        ("dns-host-address", "nor whose the host's private address is", ground.uplink[0]),
+    ):
+        pointer = ipaddress.ip_address(ip).reverse_pointer
+        yield Probe(3, name, says, f"dig @{gateway} -t PTR {pointer}", asks(gateway, pointer, 12), UNANSWERED)
 
 
 def ranges(ground: Ground) -> Iterator[Probe]:
@@ -241,18 +213,7 @@ def host(ground: Ground) -> Iterator[Probe]:
         yield from blocked(ground, f"host-{ip}", says, ip, ground.host_port)
         yield from blocked(ground, f"host-ssh-{ip}", "its sshd too", ip, 22)
     here, there = ground.uplink
-    probe = frames.echo(mark(ground, "host-ping"))
-    content = frames.ipv4(ground.ip, here, frames.ICMP, probe)
-    yield Probe(
-        3,
-        "host-ping",
-        "the host does not answer a ping",
-        f"ping -c1 {here}",
-        ("ping", here, probe.hex()),
-        NOT_REACHED,
-        frame=frames.ethernet(ground.gateway_mac, ground.mac, frames.IPV4, content),
-        rule=f"{FORWARD}host",
-    )
+    yield unanswered(ground, "host-ping", "the host does not answer a ping", here, f"{FORWARD}host")
     yield from blocked(ground, "uplink-host", "nor the host's end of the uplink", here, ground.host_port)
     yield from blocked(ground, "uplink-resolver", "nor the resolver there", here, 53)
     yield from blocked(ground, "uplink-router", "the router's other address answers nobody", there, 53, INPUT)
@@ -275,33 +236,15 @@ def gateway(ground: Ground) -> Iterator[Probe]:
         name, says = f"resolver-port-{port}", "who answers questions is asked by way of the gateway only"
         frame, command = datagram(ground, name, ground.gateway, port), f"nping --udp -p {port} {ground.gateway}"
         yield Probe(3, name, says, command, frame=frame, rule="router inet door/behind-the-door")
-    yield Probe(
-        3,
-        "gateway-dhcp",
-        "the gateway hands out no addresses",
-        f"nping --udp -p 67 {ground.gateway}",
-        frame=datagram(ground, "gateway-dhcp", ground.gateway, 67),
-        rule=INPUT,
-    )
-    flood = frames.ipv4(ground.ip, ground.gateway, frames.ICMP, frames.echo(mark(ground, "gateway-ping-flood")))
-    yield Probe(
-        3,
-        "gateway-ping-flood",
-        "of a flood of pings, most are dropped",
-        f"ping -f -c60 {ground.gateway}",
-        frame=frames.ethernet(ground.gateway_mac, ground.mac, frames.IPV4, flood),
-        rule=INPUT,
-        copies=60,
-        least=20,
-    )
-    yield Probe(
-        3,
-        "group-address",
-        "a frame for the bridge itself goes by no other way",
-        "a frame to 01:80:c2:00:00:03",
-        frame=datagram(ground, "group-address", ground.gateway, 53, to="01:80:c2:00:00:03"),
-        rule=INPUT,
-    )
+    says, command = "the gateway hands out no addresses", f"nping --udp -p 67 {ground.gateway}"
+    frame = datagram(ground, "gateway-dhcp", ground.gateway, 67)
+    yield Probe(3, "gateway-dhcp", says, command, frame=frame, rule=INPUT)
+    name, says = "gateway-ping-flood", "of a flood of pings, most are dropped"
+    frame = frames.packet(ground, ground.gateway, frames.ICMP, frames.echo(mark(ground, name)))
+    yield Probe(3, name, says, f"ping -f -c60 {ground.gateway}", frame=frame, rule=INPUT, copies=60, least=20)
+    group, says = "01:80:c2:00:00:03", "a frame for the bridge itself goes by no other way"
+    frame = datagram(ground, "group-address", ground.gateway, 53, to=group)
+    yield Probe(3, "group-address", says, f"a frame to {group}", frame=frame, rule=INPUT)
 
 
 def others(ground: Ground) -> Iterator[Probe]:
@@ -309,16 +252,5 @@ def others(ground: Ground) -> Iterator[Probe]:
     name, ip = ground.other
     yield from blocked(ground, "other-ssh", f"the workspace {name} is out of reach", ip, 22, FENCED)
     yield from blocked(ground, "other-port", "any port of it", ip, 8080, FENCED)
-    probe = frames.echo(mark(ground, "other-ping"))
-    yield Probe(
-        3,
-        "other-ping",
-        "it does not answer a ping",
-        f"ping -c1 {ip}",
-        ("ping", ip, probe.hex()),
-        NOT_REACHED,
-        frame=frames.ethernet(
-            ground.gateway_mac, ground.mac, frames.IPV4, frames.ipv4(ground.ip, ip, frames.ICMP, probe)
-        ),
-    )
+    yield unanswered(ground, "other-ping", "it does not answer a ping", ip, FENCED)
     yield from blocked(ground, "builder", "nor are image builds", ground.builder, 22, FENCED)

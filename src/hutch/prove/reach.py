@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hutch.apply import converge
+from hutch.apply.serving import in_force, members_of
 from hutch.host.network import router
 from hutch.host.network.firewall import RESOLVER_PORT
 from hutch.host.network.watch import wanted_watch
@@ -88,7 +88,7 @@ def port_facts(subject: Subject, ground: Ground, network: Network) -> dict[str, 
 
 def as_written(subject: Subject, ground: Ground, network: Network) -> Fact:
     """The rules of both places, compared as every start compares them."""
-    members = converge.members_of(converge.in_force(subject.places, read_records(subject.places)), network)
+    members = members_of(in_force(subject.places, read_records(subject.places)), network)
     host, facts = router.observe_all(subject.places, network)
     late = ground.outside is not None and not ground.outside.is_known  # an address that came after the rules
     links = {name: link for name, link in host.links.items() if not late or name != subject.places.proof_interface}

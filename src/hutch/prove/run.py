@@ -14,23 +14,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from hutch.backends import is_machine
 from hutch.backends.identity import guest_uid
 from hutch.errors import HutchError
+from hutch.files import read_or_none
 from hutch.frozen import dataclass
+from hutch.host.hardware.clock import read_boot
 from hutch.host.network import router
 from hutch.host.network.namespace import RULES, inside
+from hutch.host.network.neighbours import RESOLV_CONF, parse_servers
 from hutch.prove.facts import gather_facts, opened_home
-from hutch.prove.ground import (
-    ALONE,
-    AT_PORT,
-    PLAIN,
-    Sockets,
-    mac_of,
-    open_sockets,
-    outside_of,
-    subnet_address,
-)
-from hutch.prove.judge import UNCOUNTED, Evidence, Sent, judge_all, needed, parse_answers, parse_counters, rounds
+from hutch.prove.ground import ALONE, AT_PORT, PLAIN, Sockets, mac_of, open_sockets, outside_of, subnet_address
+from hutch.prove.judge import UNCOUNTED, Evidence, Sent, judge, needed, parse_answers, parse_counters, rounds
 from hutch.prove.local import CONVERSATION, MADE, PREFIX, in_home, local_probes, path
 from hutch.prove.model import Fact, Ground, Probe, Result
 from hutch.prove.network import network_probes
@@ -41,7 +36,8 @@ from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 from hutch.spec.policy import policy_of
-from hutch.state import Record, read_records
+from hutch.spec.record import Record
+from hutch.state import read_records
 from hutch.trees.removing import remove_below
 
 PROGRAM = Path(__file__).with_name("inside.pl")
@@ -50,7 +46,6 @@ LIMIT = 1 << 18  # bytes that are taken from inside
 SWEEPING = 10.0  # seconds for each thing of ours in a home
 SETTLING = 1.5  # seconds that a packet may take until it is counted
 NETWORK, LOCAL, KEYS = {3, 4}, {1, 2, 6, 7, 11}, 7  # promises that facts of the host are about
-RESOLV_CONF = Path("/etc/resolv.conf")
 
 Talk = Callable[[Sequence[str], Iterator[bytes | None], Callable[[bytes], None]], int]
 """Runs a command inside as root, given what it reads and who hears it; returns its exit code."""
@@ -93,7 +88,7 @@ def prove(subject: Subject, task: Task, talk: Talk) -> tuple[Result, ...]:
             if not probes:
                 return ()
             evidence = observe_evidence(Scene(subject, ground, task.network, sockets, probes), talk)
-            return judge_all((*probes, CONVERSATION), ground, evidence)
+            return tuple(judge(probe, ground, evidence) for probe in (*probes, CONVERSATION))
     finally:
         sweep(subject.places, subject.record)
 
@@ -128,6 +123,7 @@ def observe_ground(subject: Subject, task: Task, sockets: Sockets, token: str) -
     return Ground(
         workspace=subject.name,
         type=booted.type,
+        is_machine=is_machine(booted),
         ip=booted.ip,
         mac=booted.mac,
         user=booted.user,
@@ -156,17 +152,14 @@ def observe_ground(subject: Subject, task: Task, sockets: Sockets, token: str) -
         policy=policy_of(booted),
         nesting=booted.nesting,
         machine=os.uname().machine,
-        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        boot_id=read_boot(),
     )
 
 
 def nameservers() -> tuple[str, ...]:
     """The host's own IPv4 resolvers."""
-    with suppress(OSError):
-        words = (line.split() for line in RESOLV_CONF.read_text(encoding="utf-8", errors="replace").splitlines())
-        found = (word[1] for word in words if len(word) == 2 and word[0] == "nameserver")
-        return tuple(dict.fromkeys(ip for ip in found if ip.replace(".", "").isdigit()))
-    return ()
+    found = parse_servers((read_or_none(RESOLV_CONF) or b"").decode("ascii", "replace"))
+    return tuple(dict.fromkeys(ip for ip in found if ip.replace(".", "").isdigit()))
 
 
 def observe_evidence(scene: Scene, talk: Talk) -> Evidence:
@@ -203,7 +196,7 @@ class Conversation:
         """For `talk`: None is asked again once something was heard."""
         ground, probes = self.scene.ground, self.scene.probes
         asked = [(probe.name, *probe.ask) for probe in probes if probe.ask]
-        if ground.type == "vm":
+        if ground.is_machine:
             asked.insert(0, ("patience", "patience", "4"))
         yield PROGRAM.read_bytes()
         yield from self.ask(asked)

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from hutch.backends import traits_named
+from hutch.backends.traits import Traits
 from hutch.frozen import dataclass
 from hutch.prove.model import Fact
 from hutch.run import PIPE, TimeoutExpired, start
-from hutch.runtime.observe import Observation
+from hutch.runtime.observe import observe_facts
 from hutch.spec.model import Workspace
 from hutch.spec.names import Places
-from hutch.state import Record
+from hutch.spec.record import Observation, Record
 
 PATIENCE, GOING = 5.0, 1.0  # seconds for a look at what a guest may answer itself; and until it is killed
 
@@ -34,6 +36,10 @@ class Subject:
     @property
     def booted(self) -> Workspace:
         return self.record.booted.workspace if self.record.booted else self.record.wanted
+
+    @property
+    def traits(self) -> Traits:
+        return traits_named(self.booted, observe_facts(self.places, self.name).get("hypervisor", ""))
 
     @property
     def name(self) -> str:
@@ -59,15 +65,15 @@ def processes_of(subject: Subject, part: str = "machine") -> list[int]:
     """The processes of the guest, by its cgroup as the kernel tells it of each."""
     inside = re.compile(rf"^0::.*/{re.escape(subject.now.cgroup)}/{part}(/|$)", re.MULTILINE)
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                text = Path(f"/proc/{entry}/cgroup").read_text(encoding="utf-8", errors="replace")
-            except OSError:
-                continue
-            if inside.search(text):
-                found.append(int(entry))
+    for pid in all_processes():
+        with suppress(OSError):  # it has ended
+            if inside.search(Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="replace")):
+                found.append(pid)
     return found
+
+
+def all_processes() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
 
 
 def output_of(argv: Sequence[str], seconds: float = PATIENCE) -> str:

@@ -1,1 +1,1 @@
-"""Runs a Launch: `control` is the command's side, `embedded` the one small process that each workspace has."""
+"""How a workspace runs: as a unit and its script; and who runs that."""

@@ -1,5 +1,5 @@
-"""A program of its own: runs systemd-nspawn as a workspace's supervisor does, for what is not trusted and has no
-supervisor, such as the setup of an image.
+"""A program of its own: runs systemd-nspawn as a workspace's service does, for what is not trusted and is no workspace,
+such as the setup of an image.
 
     main(BOUNDS, ARGV...)
 
@@ -13,17 +13,16 @@ import json
 import os
 import signal
 import sys
-import time
 
 from hutch.confine.install import forbid, leave_keyring
 from hutch.host.services.cgroup import Cgroup
-from hutch.runtime.steps import StartFailed, bind_held
+from hutch.runtime.hold import PAYLOAD, bind_held
+from hutch.runtime.steps import StepFailed
 
-TYPE_CHECKING = False  # see runtime/status
+TYPE_CHECKING = False  # see runtime/steps
 if TYPE_CHECKING:
     from typing import NoReturn
 
-PAYLOAD = "payload"
 PATIENCE = 60.0  # seconds, for nspawn to get as far as its payload
 
 
@@ -38,8 +37,9 @@ def main(bounds: str, *argv: str) -> NoReturn:
     except (OSError, ValueError) as error:
         refuse(error)
     try:
-        bind_held(cgroup, PAYLOAD, wanted["held"], os.pidfd_open(pid), time.monotonic(), PATIENCE)
-    except (OSError, StartFailed) as error:
+        steps = [(step["why"], step["argv"]) for step in wanted["held"]]
+        bind_held(cgroup, PAYLOAD, steps, os.pidfd_open(pid), PATIENCE)
+    except (OSError, StepFailed) as error:
         os.kill(pid, signal.SIGKILL)  # what it has started dies with it
         refuse(error)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

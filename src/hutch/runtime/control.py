@@ -1,49 +1,98 @@
-"""The command's side of supervision: start, observe, stop, and clean up after a supervisor that was killed.
+"""The command's side of workspaces that run: start, change, stop, and clean up after what was killed.
 
-Each supervisor holds its workspace's lock from before it is started until it has ended. A command that was killed
-may leave one behind that has not said a word yet: the next command waits for that lock before it does anything.
+A workspace is a service (see runtime/units). systemd runs it where that is process 1; elsewhere a small runner does.
+Which of the two, `manager_of` says once; both are a Manager.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import select
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from hutch import run
+from hutch.backends.launch import encode_launch
 from hutch.errors import HutchError
+from hutch.files import read_or_none, write_atomic
 from hutch.host.services.cgroup import Cgroup
-from hutch.host.services.process import open_process, start_time
 from hutch.host.services.units import has_systemd
-from hutch.runtime.gate import GO, MOVED, encode_launch
-from hutch.runtime.launched import read_launch, write_launch
-from hutch.runtime.status import first_words, read_status, write_status
+from hutch.run import run
+from hutch.runtime.observe import KILLED, observe, read_launch
+from hutch.runtime.units import render_script, render_service, render_slice
 from hutch.spec import names as derived
 from hutch.spec.names import Places
-from hutch.spec.programs import own_program
+from hutch.spec.record import has_processes
+from hutch.state import make_directory
 
 if TYPE_CHECKING:
-    from typing import Any
+    from hutch.backends.launch import Launch, Limits
 
-    from hutch.backends.launch import Launch
-
-LOCK_SECONDS = 15.0  # that an earlier supervisor has to clean up and end
-STOP, CLEANUP = 15.0, 10.0  # seconds that a guest has where its Launch cannot be read; and a supervisor after that
-RENEWAL_SECONDS = 60.0  # that a supervisor has to take up another Launch, whatever the guest puts in its way
-GRACE = 5.0  # seconds beyond its own deadlines that a supervisor is given
+STOP, CLEANUP = 15.0, 10.0  # seconds that a guest has where its Launch cannot be read; and its service after that
+GRACE = 5.0  # seconds beyond its own deadlines that a service is given
+LAST_LINES = 12
 
 Settle = Callable[[Callable[[], None]], None]
 Event = Literal["ready", "changed", "stopped", "failed", "warning", "waiting"]
 Listener = Callable[[str, Event, str], None]
 """Told (workspace, event, text)."""
+
+
+class Manager(Protocol):
+    """What runs services on this host. Each method may be called again."""
+
+    def ensure(self, units: Mapping[str, Mapping[str, str]]) -> None:
+        """Have exactly these texts in these units, workspace -> unit -> text, from their next start on."""
+
+    def remove(self, name: str) -> None:
+        """Take a workspace's units away; it does not run."""
+
+    def prepare(self, name: str) -> None:
+        """It is about to be started: what can be done before that is begun now."""
+
+    def begin(self, launches: Iterable[Launch]) -> None:
+        """Services have their units: what they do before the network is in place may begin."""
+
+    def connect(self) -> None:
+        """The network is in place: they may join it."""
+
+    def start(self, launches: Iterable[Launch]) -> dict[int, str]:
+        """All is in place. Returns descriptors, each of which can be read once its workspace is ready or has failed."""
+
+    def outcome(self, descriptor: int, name: str) -> str:
+        """How the start went, once that can be read: "" for one that is ready."""
+
+    def give_up(self) -> None:
+        """Nobody waits any more for those that were prepared or begun."""
+
+    def stop(self, names: Iterable[str], patience: float) -> None:
+        """End services: in order first, by force after so many seconds."""
+
+    def limit(self, name: str, limits: Limits) -> None:
+        """Have what runs use no more than this, from now on."""
+
+    def log(self, name: str, lines: int, *, last_start: bool = False) -> str:
+        """The last lines of what a service wrote, and of what is said of it."""
+
+    def follow_command(self, name: str) -> tuple[str, ...]:
+        """A command that goes on to print what it writes from now on."""
+
+
+def manager_of(places: Places) -> Manager:
+    """Who runs services here."""
+    if has_systemd():
+        from hutch.runtime.systemd import Systemd  # not needed on other hosts, whose starts it would hold up
+
+        return Systemd(places)
+    from hutch.runtime.runners import Runners  # the same
+
+    return Runners(places)
+
+
+# Starting.
 
 
 def start_all(
@@ -55,230 +104,148 @@ def start_all(
 ) -> dict[str, str]:
     """Start workspaces side by side and wait until each is ready or has failed; returns name -> why for the failed.
 
-    `make` makes a workspace's Launch, while its supervisor starts up. `settling` begins to look at the host, and yields
-    what settles it while the supervisors make their mounts; none of them joins the network before that says so, by
-    calling what it is given. When interrupted, those that are not ready yet are stopped.
+    `make` makes a workspace's Launch. `settling` begins to look at the host, and yields what settles it: that calls
+    what it is given as soon as workspaces can join the network. When interrupted, those that are not ready yet are
+    stopped.
     """
-    if has_systemd():
-        from hutch.runtime import systemd
-
-        return systemd.start_all(places, names, make, listen, settling)
-    starting: list[Starting] = []
-    seconds = 0.0
-
-    def go() -> None:
-        for start in starting:
-            start.go()
-
+    manager, names = manager_of(places), list(names)
+    stop_all(places, names)  # one that was to be started again after a failure
+    failures: dict[str, str] = {}
     try:
         for name in names:
-            starting.append(spawn(places, name))  # noqa: PERF401 - each is noted at once
-        for start in starting:
-            launch = make(start.name)
-            content = asdict(launch)
-            write_launch(places.launch(start.name), content)
-            start.hand(content)
-            seconds = max(seconds, launch.start_seconds)
-        for start in starting:
-            start.enter_guest(places)
+            manager.prepare(name)
+        launches = {name: make(name) for name in names}
+        provide(places, manager, launches.values())
+        patience = max((launch.start_seconds + launch.stop_seconds for launch in launches.values()), default=0.0)
+
         with settling() as settle:
-            settle(go)
-        failures = _await_all(starting, listen, seconds + GRACE)
-        stop_all(places, [start.name for start in starting if start.is_overdue], patience=0.0)
-        return failures
+            manager.begin(launches.values())
+            settle(manager.connect)
+        failures = _await_all(manager, manager.start(launches.values()), listen, patience + GRACE)
     except BaseException:
-        for start in starting:
-            start.close()  # those that wait for the network give up
-        stop_all(places, [start.name for start in starting if not start.is_ready])
+        manager.give_up()
+        stop_all(places, [name for name in names if observe(places, name).state != "running"])
         raise
-    finally:
-        for start in starting:
-            start.close()
+    for name, why in failures.items():
+        failures[name] = _why(places, manager, name, why)
+    stop_all(places, failures)  # they would be tried again
+    for name, why in failures.items():
+        listen(name, "failed", why)
+    for name in names:
+        if name not in failures and (text := unlimited_launch(places, launches[name])):
+            listen(name, "warning", text)
+    return failures
 
 
-class Starting:
-    """A supervisor on its way. `report` is where it tells how it goes; at `gate` it waits for its Launch, for being
-    moved, and for the network."""
-
-    def __init__(self, name: str, pid: int, report: int, gate: int) -> None:
-        self.name, self.pid, self.report, self.gate = name, pid, report, gate
-        self.is_ready = self.is_overdue = False
-        self.rest = b""
-
-    def hand(self, launch: dict[str, Any]) -> None:
-        """Give it its Launch; it begins at once."""
-        self._write(encode_launch(launch))
-
-    def enter_guest(self, places: Places) -> None:
-        """Have it where its guest is to run, before it starts that: the kernel lets wait whoever changes a cgroup, and
-        meanwhile it begins to run."""
-        with closing(Cgroup(places.cgroup(self.name))) as cgroup, suppress(ProcessLookupError):
-            cgroup.enter_guest(self.pid)  # one that has ended says so itself
-        self._write(MOVED)
-
-    def go(self) -> None:
-        """Let it join the network."""
-        self._write(GO)
-
-    def _write(self, data: bytes) -> None:
-        try:
-            os.write(self.gate, data)
-        except BrokenPipeError:
-            pass  # it has failed already, and says so on the other descriptor
-
-    def close(self) -> None:
-        """May be called again."""
-        for descriptor in (self.report, self.gate):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self.report = self.gate = -1
+def provide(places: Places, manager: Manager, launches: Iterable[Launch]) -> None:
+    """Have the units say what these Launches say, from their next start on."""
+    units = {}
+    for launch in launches:
+        name = launch.workspace
+        make_directory(places.unit_directory(name), 0o700)
+        content = render_script(launch, sys.executable).encode()
+        if read_or_none(places.unit_script(name)) != content:
+            write_atomic(places.unit_script(name), content, mode=0o700)
+        if read_or_none(noted := places.unit_directory(name) / "launch.json") != encode_launch(launch):
+            write_atomic(noted, encode_launch(launch), mode=0o600)
+        units[name] = {places.slice(name): render_slice(launch), launch.unit: render_service(launch, places)}
+    manager.ensure(units)
 
 
-def _await_all(starting: list[Starting], listen: Listener, seconds: float) -> dict[str, str]:
+def _await_all(manager: Manager, waiting: dict[int, str], listen: Listener, seconds: float) -> dict[str, str]:
+    """Wait until each is ready or has failed. Whoever runs them keeps their deadlines."""
     failures: dict[str, str] = {}
-    waiting = {start.report: start for start in starting}
     poll = select.poll()
     for descriptor in waiting:
         poll.register(descriptor, select.POLLIN)
     deadline = time.monotonic() + seconds
     while waiting:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            for start in waiting.values():
-                start.is_overdue = True
-                failures.setdefault(start.name, f"its supervisor did not answer within {seconds:g} s")
+        found = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if not found:
+            failures |= dict.fromkeys(waiting.values(), f"nothing was heard of its start within {seconds:g} s")
+            manager.give_up()
             break
-        for descriptor, _ in poll.poll(left * 1000):
-            start = waiting[descriptor]
-            data = os.read(descriptor, 65536)
-            *lines, start.rest = (start.rest + data).split(b"\n")
-            for message in map(json.loads, lines):
-                start.is_ready |= message["event"] == "ready"
-                if message["event"] == "failed":
-                    failures[start.name] = message["text"]
-                listen(start.name, message["event"], message["text"])
-            if start.is_ready or not data:
-                poll.unregister(descriptor)
-                del waiting[descriptor]
-            if not data and not start.is_ready and start.name not in failures:
-                failures[start.name] = "its supervisor ended unexpectedly"
+        for descriptor, _ in found:
+            poll.unregister(descriptor)
+            name = waiting.pop(descriptor)
+            if why := manager.outcome(descriptor, name):
+                failures[name] = why
+            else:
+                listen(name, "ready", "")
     return failures
 
 
-def spawn(places: Places, name: str) -> Starting:
-    """Start the supervisor of one workspace, which then waits for its Launch."""
-    places.runtime(name).mkdir(mode=0o700, parents=True, exist_ok=True)
-    with closing(_Descriptors()) as ours:
-        lock = ours.add(_take_lock(places, name))
-        if read_status(str(places.status(name))) is not None or is_forgotten(places, name):
-            clean_up(places, name)
-        log = ours.add(os.open(places.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
-        report, their_report = os.pipe2(os.O_CLOEXEC)
-        their_gate, gate = os.pipe2(os.O_CLOEXEC)
-        handed = (ours.add(their_report), ours.add(their_gate), lock)
-        try:
-            pid = _run_supervisor(places, name, handed, log)
-            # It waits for its Launch. What it does then can be cleaned up after, since it is known that it was there.
-            write_status(str(places.status(name)), first_words(pid))
-        except BaseException as error:
-            os.close(report)
-            os.close(gate)
-            if isinstance(error, OSError):
-                raise HutchError(f"{name}: its supervisor cannot be started: {error}") from error
-            raise
-    return Starting(name, pid, report, gate)
+def _why(places: Places, manager: Manager, name: str, otherwise: str) -> str:
+    """Why it did not come up: in the words of what failed, with the end of its log."""
+    now = observe(places, name)
+    reason = now.reason if now.state == "failed" and now.reason else otherwise
+    tail = manager.log(name, LAST_LINES, last_start=True).strip()
+    return f"{reason}; the end of its log:\n{tail}" if tail else reason
 
 
-def _run_supervisor(places: Places, name: str, handed: tuple[int, ...], log: int) -> int:
-    process = run.start(
-        [
-            *("unshare", "--mount", "--propagation", "slave", "--"),
-            *("nsenter", f"--net={places.namespace_path}", "--"),
-            *own_program("hutch.runtime.entry", sys.executable),
-            *(str(places.runtime(name)), places.cgroup(name), *map(str, handed)),
-        ],
-        stdout=log,
-        stderr=log,
-        cwd="/",
-        pass_fds=handed,
-        new_session=True,
-    )
-    return process.pid
+def unlimited_launch(places: Places, launch: Launch | None) -> str:
+    """Which limits of a workspace that runs this host's cgroups do not enforce, in words. A machine's hardware holds
+    without."""
+    if launch is None or launch.memory is not None:
+        return ""
+    wanted = {"vcpus": ("cpu.max", launch.limits.cpus), "memory": ("memory.max", launch.limits.memory)}
+    with closing(Cgroup(places.slice_cgroup(launch.workspace))) as cgroup:
+        missing = [key for key, (file, limit) in wanted.items() if limit and not cgroup.has(file)]
+    what = " and ".join(missing)
+    return f"this host's cgroups cannot limit {what}: the workspace may use all of it" if what else ""
 
 
-class _Descriptors:
-    """Descriptors to close together."""
-
-    def __init__(self) -> None:
-        self._open: list[int] = []
-
-    def add(self, descriptor: int) -> int:
-        self._open.append(descriptor)
-        return descriptor
-
-    def close(self) -> None:
-        while self._open:
-            os.close(self._open.pop())
+# Changing what runs.
 
 
-def renew(places: Places, name: str, launch: Launch) -> dict[str, str]:
-    """Have a running workspace's supervisor take up a Launch that differs in what needs no restart: see
-    backends/launch. Returns key -> why it cannot be as the Launch says."""
-    if (read_launch(places.launch(name)) or {}).get("unit"):  # by whom it was started, an older hutch perhaps
-        from hutch.runtime import systemd
+def renew(places: Places, launch: Launch) -> dict[str, str]:
+    """Have a workspace that runs be as a Launch says that differs in what needs no restart: see backends/launch.
+    Returns key -> why it cannot be as the Launch says."""
+    # Spares the start-up of `hutch start`.
+    from hutch.runtime.renewal import renew_mounts
 
-        return systemd.renew(places, launch)
-    revision = time.time_ns()
-    write_launch(places.launch(name), {**asdict(launch), "revision": revision})
-    supervisor = _open_supervisor(places, name)
-    if supervisor is not None:
-        _signal_all([supervisor], signal.SIGHUP)
-        os.close(supervisor)
-    deadline = time.monotonic() + RENEWAL_SECONDS
-    while (status := read_status(str(places.status(name)))) is None or status.get("revision") != revision:
-        if supervisor is None or time.monotonic() > deadline:
-            raise HutchError(f"{name}: its supervisor does not answer", resolution=f"`hutch restart {name}`")
-        time.sleep(0.01)
-    return {key: str(why) for key, why in status["complaints"].items() if why}
-
-
-def _take_lock(places: Places, name: str) -> int:
-    """Hold the lock of a workspace's supervisor, after the end of an earlier one that is still on its way out."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(places.supervisor_lock(name), flags, 0o600)
-    deadline = time.monotonic() + LOCK_SECONDS
-    sent = None
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except BlockingIOError:
-            pass
-        left = deadline - time.monotonic()
-        if left <= 0:
-            os.close(descriptor)
-            path = places.supervisor_lock(name)
-            raise HutchError(
-                f"{name}: the supervisor of an earlier start has not ended",
-                details=f"it did not let go of {path} within {LOCK_SECONDS:g} s",
-                resolution=f"`fuser -v {path}` shows it",
-            )
-        wanted = signal.SIGTERM if left > GRACE else signal.SIGKILL
-        if sent != wanted and (holder := _open_supervisor(places, name)) is not None:
-            _signal_all([holder], wanted)
-            os.close(holder)
-            sent = wanted
-        time.sleep(0.01)
+    name = launch.workspace
+    before, now = read_launch(places.launch(name)), observe(places, name)
+    if not has_processes(now.state):
+        raise ended(name)
+    if before is None:
+        raise HutchError(
+            f"{name} cannot be changed while it runs: an older hutch started it, or its launch.json is damaged",
+            resolution=f"`hutch restart {name}`",
+        )
+    manager, complaints = manager_of(places), {}
+    limits, complaints["memory"] = _bearable(places, launch)
+    launch = replace(launch, limits=limits)
+    provide(places, manager, [launch])
+    manager.limit(name, limits)
+    if launch.balloon is not None:
+        result = run(launch.balloon.argv, check=False)
+        complaints["memory"] = result.stderr.strip() if result.returncode else ""
+    if now.leader is not None:
+        shown, complaints["mounts"], complaints["disk"] = renew_mounts(before.grafts, launch, now)
+        launch = replace(launch, grafts=shown)
+    if not has_processes(observe(places, name).state):
+        raise ended(name)
+    write_atomic(places.launch(name), encode_launch(launch), mode=0o600, is_lasting=False)
+    return {key: why for key, why in complaints.items() if why}
 
 
-def _open_supervisor(places: Places, name: str) -> int | None:
-    """A pidfd of the supervisor: by what it says of itself, or where that is damaged or gone, by its place."""
-    status = read_status(str(places.status(name)))
-    found = None if status is None else open_process(status["pid"], status["started"])
-    if found is not None or not places.runtime(name).is_dir():
-        return found
-    with closing(Cgroup(places.cgroup(name))) as cgroup:
-        return next(filter(None, (open_process(pid, start_time(pid)) for pid in cgroup.processes("supervisor"))), None)
+def ended(name: str) -> HutchError:
+    return HutchError(f"{name} has just ended", resolution=f"`hutch up {name}`")
+
+
+def _bearable(places: Places, launch: Launch) -> tuple[Limits, str]:
+    """What a slice can be limited to now, and why that is not what is wanted. The kernel would end processes of the
+    guest's to make room for less memory than is in use."""
+    limits = launch.limits
+    with closing(Cgroup(places.slice_cgroup(launch.workspace))) as cgroup:
+        used = cgroup.memory_in_use()
+    if launch.memory is not None or limits.memory is None or used is None or used <= limits.memory:
+        return limits, ""
+    return replace(limits, memory=used), f"{used >> 20} MiB are in use; that much has to be given up first"
+
+
+# Stopping.
 
 
 def stop_all(places: Places, names: Iterable[str], *, patience: float | None = None) -> None:
@@ -286,107 +253,77 @@ def stop_all(places: Places, names: Iterable[str], *, patience: float | None = N
     leave nothing behind."""
     names = list(names)
     if patience is None:
-        patience = max((_stop_seconds(places, name) for name in names), default=0.0) + CLEANUP
-    if has_systemd():
-        from hutch.runtime import systemd
-
-        systemd.stop(places, names, patience=patience)
-    waiting: dict[int, str] = {}
-    try:
-        for name in names:
-            descriptor = _open_supervisor(places, name)
-            if descriptor is not None:
-                waiting[descriptor] = name
-        _signal_all(waiting, signal.SIGTERM)
-        _await_ends(waiting, patience + GRACE)
-        _signal_all(waiting, signal.SIGKILL)
-        _await_ends(waiting, GRACE)
-    finally:
-        for descriptor in waiting:
-            os.close(descriptor)
+        launches = (read_launch(places.launch(name)) for name in names)
+        patience = max((launch.stop_seconds if launch else STOP for launch in launches), default=0.0) + CLEANUP
+    forgotten = {name for name in names if is_forgotten(places, name)}
+    manager_of(places).stop(names, patience)
     for name in names:
-        if places.runtime(name).is_dir():
-            os.close(_take_lock(places, name))
-        clean_up(places, name)
+        clean_up(places, name, was_forgotten=name in forgotten)
 
 
-def _stop_seconds(places: Places, name: str) -> float:
-    """How long a workspace may take to stop, by its Launch."""
-    launch = read_launch(places.launch(name))
-    return STOP if launch is None else float(launch["stop_seconds"])
-
-
-def _signal_all(descriptors: Iterable[int], number: signal.Signals) -> None:
-    for descriptor in descriptors:
-        try:
-            signal.pidfd_send_signal(descriptor, number)
-        except ProcessLookupError:
-            pass  # it has ended meanwhile
-
-
-def _await_ends(waiting: dict[int, str], patience: float) -> None:
-    """Wait for processes by their pidfds; those that end are closed and taken out."""
-    poll = select.poll()
-    for descriptor in waiting:
-        poll.register(descriptor, select.POLLIN)
-    deadline = time.monotonic() + patience
-    while waiting and (left := deadline - time.monotonic()) > 0:
-        for descriptor, _ in poll.poll(left * 1000):
-            poll.unregister(descriptor)
-            del waiting[descriptor]
-            os.close(descriptor)
-
-
-def clean_up(places: Places, name: str) -> None:
+def clean_up(places: Places, name: str, *, was_forgotten: bool) -> None:
     """Make sure that nothing of a workspace runs or lies about, by what was booted; harmless when all is well."""
-    forgotten = is_forgotten(places, name)
-    with closing(Cgroup(places.cgroup(name))) as cgroup:
-        if not cgroup.kill():
-            raise HutchError(
-                f"{name}: some of its processes cannot be ended",
-                details=f"SIGKILL did not end them; they are in the cgroup {places.cgroup(name)}",
-                resolution="they hang in the kernel, on storage perhaps; try again when that answers",
-            )
-        cgroup.remove()
-    status = read_status(str(places.status(name)))
-    if (status is None and not forgotten) or (status is not None and status["state"] == "stopped"):
+    for path in _cgroups(places, name):
+        with closing(Cgroup(path)) as cgroup:
+            if not cgroup.kill():
+                raise HutchError(
+                    f"{name}: some of its processes cannot be ended",
+                    details=f"SIGKILL did not end them; they are in the cgroup {path}",
+                    resolution="they hang in the kernel, on storage perhaps; try again when that answers",
+                )
+            cgroup.remove()
+    now = observe(places, name)
+    if not was_forgotten and (now.since is None or now.state == "stopped"):
         return
     namespace, cleanup = _cleanup_of(places, name)
     if os.path.exists(namespace):
         for argv in cleanup:
-            run.run(["nsenter", f"--net={namespace}", "--", *argv], check=False)
-    if status is not None and status["state"] != "failed":
-        status |= {"state": "stopped", "reason": "", "since": time.time(), "leader": None}
-        write_status(str(places.status(name)), status)
+            run(["nsenter", f"--net={namespace}", "--", *argv], check=False)
+    if now.state != "failed" or now.reason == KILLED:
+        places.status(name).unlink(missing_ok=True)
+
+
+def _cgroups(places: Places, name: str) -> tuple[str, str]:
+    """Where a workspace's processes are, and where an older hutch had them."""
+    return places.cgroup(name), f"{places.instance}/{name}"
 
 
 def is_forgotten(places: Places, name: str) -> bool:
-    """Whether something of a workspace runs although nothing is said of it: somebody deleted what its supervisor said.
+    """Whether something of a workspace runs although nothing is said of it: somebody deleted what its service said.
     Other than by its status, a workspace is known by its cgroup."""
     if os.path.exists(places.status(name)):
         return False
-    for path in (places.cgroup(name), places.unit_cgroup(name)):
+    for path in _cgroups(places, name):
         with closing(Cgroup(path)) as cgroup:
             if cgroup.is_populated():
                 return True
     return False
 
 
-def _cleanup_of(places: Places, name: str) -> tuple[str, list[list[str]]]:
+def _cleanup_of(places: Places, name: str) -> tuple[str, list[tuple[str, ...]]]:
     """The network namespace that was booted into and the commands to clean up there: by the launch, or by the names
     that everything has when that cannot be read."""
     launch = read_launch(places.launch(name))
     if launch is not None:
-        return launch["network_namespace"], [step["argv"] for step in launch["cleanup"]]
+        return launch.network_namespace, [step.argv for step in launch.cleanup]
     ports = {derived.port(name, kind) for kind in ("container", "vm")}
-    return str(places.namespace_path), [["ip", "link", "delete", port] for port in sorted(ports)]
+    return str(places.namespace_path), [("ip", "link", "delete", port) for port in sorted(ports)]
+
+
+def read_log(places: Places, name: str, lines: int) -> str | None:
+    """The last lines of what its console said, and of what whoever runs it says. None where the host's journal has
+    them, which is not the caller's to read."""
+    said = manager_of(places).log(name, lines)
+    return said if said or os.geteuid() == 0 or not has_systemd() else None
 
 
 def forget(places: Places, name: str) -> None:
-    """Remove the runtime directory of a stopped workspace. A machine's monitor can write in a part of it, and its guest
-    may have taken that over."""
+    """Remove the units and the runtime directory of a stopped workspace. A machine's monitor can write in a part of
+    that, and its guest may have taken it over."""
+    # Spares the start-up of `hutch start`.
     from hutch.trees.removing import remove_tree
 
+    manager_of(places).remove(name)
     with suppress(HutchError):  # it goes with the next reboot
         remove_tree(places.runtime(name))
     for parent in (places.run / "workspaces", places.run):

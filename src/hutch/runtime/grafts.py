@@ -1,5 +1,5 @@
 """Directories that a container is shown once it has a PID 1, and that come and go while it runs: see Graft in
-backends/launch. Part of the supervisor, in whose mount namespace they are bound first.
+backends/launch. They are bound in the mount namespace of its service first, and this runs there.
 
 A mount that is taken away is gone wherever the guest has moved it in its main mount namespace. What root inside has
 taken into another one, or holds open, stays with it until the workspace restarts.
@@ -9,87 +9,75 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
+from hutch.backends.launch import Graft, Step
 from hutch.host.storage.mountinfo import is_below, observe_mountinfo, parse_mountinfo
-from hutch.runtime.steps import SideBySide, StartFailed
-
-TYPE_CHECKING = False  # see runtime/status
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
-
-    Graft = dict[str, Any]
+from hutch.runtime.steps import StepFailed, do
 
 MOST_TEXT = 4 << 20  # characters of a guest's mountinfo, which it can make as long as it likes
 PATIENCE = 10.0  # seconds; a guest's own file systems may never answer
 
 
 class Grafts:
-    """What a container has been shown."""
+    """What a container is shown, in whose mounts `leader` is PID 1."""
 
-    def __init__(self) -> None:
-        self.shown: list[Graft] = []
+    def __init__(self, shown: Sequence[Graft], leader: int) -> None:
+        self.shown = list(shown)
+        self.leader = str(leader)
+        self.deadline = time.monotonic() + PATIENCE
 
-    def show(self, before: Sequence[dict[str, Any]], grafts: Sequence[Graft], leader: int) -> None:
-        """Show, in their order, what has been bound already, after the steps that come `before`. Raises StartFailed."""
-        deadline = Deadline()
-        for step in before:
-            deadline.do(step, str(leader))
-        self._show(grafts, leader, deadline)
-
-    def _show(self, grafts: Sequence[Graft], leader: int, deadline: Deadline) -> None:
-        for graft in grafts:
-            deadline.do(graft["attach"], str(leader))
-            self.shown.append(graft)
-
-    def renew(self, wanted: Sequence[Graft], leader: int) -> None:
-        """From what is shown to what is wanted, as far as that goes. Raises StartFailed."""
+    def renew(self, wanted: Sequence[Graft]) -> str:
+        """From what is shown to what is wanted, as far as that goes. Returns why not all of it."""
         leave, come = changes(self.shown, wanted)
-        deadline, trouble = Deadline(), []
+        trouble = []
         for action, grafts in ((self._take_away, [*reversed(leave)]), (self._bring, come)):
             for graft in grafts:
                 try:
-                    action(graft, leader, deadline)
-                except (StartFailed, OSError) as error:  # the others have nothing to do with it
+                    action(graft)
+                except (StepFailed, OSError) as error:  # the others have nothing to do with it
                     trouble.append(str(error))
-        if trouble:
-            raise StartFailed("\n".join(trouble))
+        return "\n".join(trouble)
 
-    def _bring(self, graft: Graft, leader: int, deadline: Deadline) -> None:
-        os.makedirs(graft["place"], exist_ok=True)
-        deadline.do(graft["bind"])
+    def _do(self, step: Step, *more: str) -> None:
+        do(step.why, (*step.argv, *more), self.deadline - time.monotonic())
+
+    def _bring(self, graft: Graft) -> None:
+        os.makedirs(graft.place, exist_ok=True)
+        self._do(graft.bind)
         try:
-            self._show([graft], leader, deadline)
-        except StartFailed:
-            _unmount(graft["place"])
+            self._do(graft.attach, self.leader)
+        except StepFailed:
+            _unmount(graft.place)
             raise
+        self.shown.append(graft)
 
-    def _take_away(self, graft: Graft, leader: int, deadline: Deadline) -> None:
-        kept = {other["target"] for other in self.shown if other is not graft}
+    def _take_away(self, graft: Graft) -> None:
+        kept = {other.target for other in self.shown if other is not graft}
         outside = observe_mountinfo()
 
         def points() -> list[str]:
-            inside = observe_mountinfo(leader, most=MOST_TEXT)
+            inside = observe_mountinfo(self.leader, most=MOST_TEXT)
             if len(inside) == MOST_TEXT:
-                raise StartFailed(f"{graft['target']} cannot be taken away: the guest has too many mounts")
-            return points_of(inside, outside, graft["place"], kept)
+                raise StepFailed(f"{graft.target} cannot be taken away: the guest has too many mounts")
+            return points_of(inside, outside, graft.place, kept)
 
         if found := points():
-            deadline.do(graft["detach"], str(leader), *reversed(found))
+            self._do(graft.detach, self.leader, *reversed(found))
         if points():
-            raise StartFailed(f"{graft['target']} is still mounted: the guest is in the way")
+            raise StepFailed(f"{graft.target} is still mounted: the guest is in the way")
         self.shown.remove(graft)
-        _unmount(graft["place"])
+        _unmount(graft.place)
 
 
 def changes(shown: Sequence[Graft], wanted: Sequence[Graft]) -> tuple[list[Graft], list[Graft]]:
     """(what has to leave, what has to come), each with parents first. What lies below a place that changes leaves and
     comes again, or it would be covered, or lost."""
-    here, there = ({graft["place"] for graft in grafts} for grafts in (shown, wanted))
-    touched = [graft["target"] for graft in (*shown, *wanted) if graft["place"] in here ^ there]
+    here, there = ({graft.place for graft in grafts} for grafts in (shown, wanted))
+    touched = [graft.target for graft in (*shown, *wanted) if graft.place in here ^ there]
 
     def is_touched(graft: Graft) -> bool:
-        return any(is_below(graft["target"], target) for target in touched)
+        return any(is_below(graft.target, target) for target in touched)
 
     return list(filter(is_touched, shown)), list(filter(is_touched, wanted))
 
@@ -117,16 +105,6 @@ def points_of(inside: str, outside: str, place: str, kept: set[str]) -> list[str
     ]
 
 
-class Deadline:
-    """For all that is done from now on, since the supervisor serves nobody else meanwhile."""
-
-    def __init__(self) -> None:
-        self.begun = time.monotonic()
-
-    def do(self, step: dict[str, Any], *more: str) -> None:
-        SideBySide([[{**step, "argv": [*step["argv"], *more]}]]).finish(self.begun, PATIENCE)
-
-
 def _unmount(place: str) -> None:
     """Nobody can be in the way of that."""
-    Deadline().do({"argv": ["umount", "--lazy", place], "why": f"unmount {place}", "may_fail": False})
+    do(f"unmount {place}", ("umount", "--lazy", place), PATIENCE)

@@ -1,33 +1,20 @@
-"""How a workspace stands, read from what its supervisor last said. Cheap: `hutch ls` reads nothing else."""
+"""How a workspace stands, read from what its service last said. Cheap: `hutch ls` reads nothing else."""
 
 from __future__ import annotations
 
 import os
+from contextlib import closing
+from pathlib import Path
 
+from hutch.backends.launch import Launch, decode_launch
 from hutch.errors import HutchError
-from hutch.frozen import dataclass
+from hutch.files import read_or_none
 from hutch.host.services.process import is_alive
 from hutch.runtime.status import read_status
 from hutch.spec.names import Places
+from hutch.spec.record import Observation, Record, State, has_processes, state_of
 
-
-@dataclass(frozen=True)
-class Observation:
-    """How a workspace stands. `leader` is (pid, start time) of its PID 1 as the host sees it; `cgroup` is where it is,
-    or was."""
-
-    state: str = "stopped"
-    pid: int | None = None
-    since: float | None = None
-    ready_seconds: float | None = None
-    leader: tuple[int, int] | None = None
-    reason: str = ""
-    cgroup: str = ""
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def is_up(self) -> bool:
-        return self.state in ("starting", "running", "stopping")
+KILLED = "its main process was killed"
 
 
 def are_shown() -> bool:
@@ -35,25 +22,49 @@ def are_shown() -> bool:
     return os.path.exists("/proc/1")
 
 
+def observe_state(places: Places, record: Record) -> State:
+    """How a workspace stands, by its record and by what is seen of it."""
+    return state_of(record, observe(places, record.name))
+
+
 def observe(places: Places, name: str) -> Observation:
-    """What the workspace's supervisor last said, believed only while that very process lives."""
+    """What the workspace's service last said, believed only while its main process lives."""
     try:
         status = read_status(str(places.status(name)))
     except PermissionError:
         raise HutchError(f"how {name} stands is not shown to you yet", resolution="`sudo hutch up` does that") from None
     if status is None:
         return Observation(cgroup=places.cgroup(name))
-    state, reason, pid = status["state"], status["reason"], status["pid"]
-    if state in ("starting", "running", "stopping") and not is_alive(pid, status["started"]) and are_shown():
-        state, reason = "failed", "its supervisor was killed"
-    alive = state in ("starting", "running", "stopping")
+    state, reason = status.state, status.reason
+    alive = has_processes(state) and (is_alive(status.pid, status.started) or not are_shown())
+    cgroup = status.cgroup or f"{places.instance}/{name}"  # where an older hutch had its workspaces
+    if has_processes(state) and not alive:
+        state, reason = ("stopping", "") if _is_being_cleaned_up(cgroup) else ("failed", KILLED)
     return Observation(
         state=state,
-        pid=pid if alive else None,
-        since=status["since"],
-        ready_seconds=status["ready_seconds"],
-        leader=tuple(status["leader"]) if alive and status["leader"] else None,
+        pid=status.pid if alive else None,
+        since=status.since,
+        ready_seconds=status.ready_seconds,
+        leader=status.leader if alive else None,
         reason=reason,
-        cgroup=status.get("cgroup") or places.cgroup(name),
-        warnings=tuple(status["warnings"]),
+        cgroup=cgroup,
     )
+
+
+def _is_being_cleaned_up(cgroup: str) -> bool:
+    """Whether somebody is about to say how a service has ended whose main process is no more."""
+    from hutch.host.services.cgroup import Cgroup  # `hutch ls` has no other use for it
+
+    with closing(Cgroup(os.path.dirname(cgroup))) as slice_of_it:
+        return slice_of_it.is_populated()
+
+
+def read_launch(path: Path) -> Launch | None:
+    """What was launched, None where there is none that can be believed."""
+    return decode_launch(read_or_none(path) or b"null")
+
+
+def observe_facts(places: Places, name: str) -> dict[str, str]:
+    """What is told to people of what runs: the facts of its last start. The caller knows that it is still up."""
+    launch = read_launch(places.launch(name))
+    return launch.facts if launch is not None else {}

@@ -1,41 +1,80 @@
-"""A program of its own: changes what a container is shown, in the mount namespace of its service, where it is started.
+"""Changes what a container is shown, and the size of its root: by a program of its own, `main`, in the mount namespace
+of its service, where `renew_mounts` starts it.
 
-It reads JSON, what is `shown`, what is `wanted` (grafts of a Launch), the step that may `resize` the root, and the
-`leader`, the guest's PID 1, with when that was `started`; and writes JSON, by key, why something is not so.
+It reads JSON: what is `shown` and `wanted` (grafts of a Launch), the step that may `resize` the root, and the `leader`,
+the guest's PID 1, with when that was `started`. It writes JSON: the places that are `shown` now, and why not all is so.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
+from hutch.backends.launch import Graft, Step, rebuild
+from hutch.errors import HutchError
 from hutch.host.services.process import start_time
+from hutch.run import PIPE, TimeoutExpired, start
 from hutch.runtime.grafts import Grafts
-from hutch.runtime.steps import SideBySide, StartFailed
+from hutch.runtime.steps import StepFailed, do
+from hutch.spec.programs import own_program
+
+if TYPE_CHECKING:
+    from hutch.backends.launch import Launch
+    from hutch.spec.record import Observation
 
 PATIENCE = 10.0  # seconds for a root to be given another size
+RENEWAL_SECONDS = 60.0  # that a guest can hold up a change of what it is shown
+
+
+def renew_mounts(shown: Sequence[Graft], launch: Launch, now: Observation) -> tuple[tuple[Graft, ...], str, str]:
+    """Have a container that runs show what its Launch says: (what it shows now, why not all mounts are so, why its root
+    has not that size)."""
+    name, pid = launch.workspace, now.pid
+    assert pid is not None and now.leader is not None
+    wanted = {"shown": [asdict(graft) for graft in shown], "wanted": [asdict(graft) for graft in launch.grafts]}
+    resize = asdict(launch.resize) if launch.resize else None
+    change = {**wanted, "resize": resize, "leader": now.leader[0], "started": now.leader[1]}
+    # To the mounts of the very process that was meant.
+    mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        program = own_program("hutch.runtime.renewal", sys.executable)
+        command = ("nsenter", f"--mount=/proc/self/fd/{mounts}", "--", *program)
+        process = start(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, pass_fds=(mounts,))
+    finally:
+        os.close(mounts)
+    try:
+        said, error = process.communicate(json.dumps(change).encode(), timeout=RENEWAL_SECONDS)
+    except TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise HutchError(f"{name}: its mounts cannot be changed: the guest is in the way") from None
+    if process.returncode:
+        raise HutchError(f"{name}: its mounts cannot be changed", details=error.decode("utf-8", "replace"))
+    found = json.loads(said)
+    known = {graft.place: graft for graft in (*shown, *launch.grafts)}
+    return tuple(known[place] for place in found["shown"]), found["mounts"], found["disk"]
 
 
 def main() -> None:
     change = json.load(sys.stdin)
-    grafts = Grafts()
-    grafts.shown = change["shown"]
-    complaints = {"mounts": "", "disk": ""}
-    try:
-        if start_time(change["leader"]) == change["started"]:
-            grafts.renew(change["wanted"], change["leader"])
-    except (StartFailed, OSError) as error:
-        complaints["mounts"] = str(error)
-    complaints["disk"] = resize(change["resize"])
-    json.dump(complaints, sys.stdout)
+    shown, wanted = (tuple(rebuild(Graft, graft) for graft in change[key]) for key in ("shown", "wanted"))
+    grafts = Grafts(shown, change["leader"])
+    trouble = ""
+    if start_time(change["leader"]) == change["started"]:
+        trouble = grafts.renew(wanted)
+    disk = resize(rebuild(Step, change["resize"])) if change["resize"] else ""
+    json.dump({"shown": [graft.place for graft in grafts.shown], "mounts": trouble, "disk": disk}, sys.stdout)
 
 
-def resize(step: dict[str, object] | None) -> str:
+def resize(step: Step) -> str:
     """Give a root in memory the size that the Launch says. Returns why not."""
     try:
-        SideBySide([[step]] if step else []).finish(time.monotonic(), PATIENCE)
-    except StartFailed as error:
+        do(step.why, step.argv, PATIENCE)
+    except StepFailed as error:
         said = str(error).partition("\n")[0]
         return f"the root cannot become so small while more of it is in use ({said})"
     return ""

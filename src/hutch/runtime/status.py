@@ -1,86 +1,61 @@
-"""What a supervisor says of itself, in one small JSON file that others read. Imports stay few."""
+"""What a workspace's service says of itself, in one small JSON file, which only runtime/unit.sh writes."""
 
 from __future__ import annotations
 
+import json
 import os
-import time
 
-from hutch.host.services.process import start_time
+from hutch.frozen import dataclass
+from hutch.spec.record import State
 
-TYPE_CHECKING = False  # typing's own constant costs the import of typing, a third of a supervisor's start-up
-if TYPE_CHECKING:
-    from typing import Any
-
-    Status = dict[str, Any]
-    """Keys: state, pid, started (clock ticks), since (Unix time), ready_seconds, leader, reason, warnings;
-    revision, of the Launch that counts; complaints, by key, why not all that it asks for is so; cgroup, where that is
-    not an embedded supervisor's."""
+STATES: tuple[State, ...] = ("starting", "running", "stopping", "stopped", "failed")
 
 
-STATES = ("starting", "running", "stopping", "stopped", "failed")
+@dataclass(frozen=True)
+class Status:
+    """`pid` is the main process, which `started` at that clock tick since the host booted; `since` is a Unix time;
+    `leader` is (pid, start time) of the guest's PID 1 as the host sees it; `cgroup` is the service's, "" where an older
+    hutch wrote this."""
 
-
-def first_words(pid: int) -> Status:
-    """What is said of a supervisor that has just been started."""
-    return {
-        "state": "starting",
-        "pid": pid,
-        "started": start_time(pid),
-        "since": time.time(),
-        "ready_seconds": None,
-        "leader": None,
-        "reason": "",
-        "warnings": [],
-        "revision": 0,
-        "complaints": {},
-    }
-
-
-def write_status(path: str, status: Status) -> None:
-    """Replace the file at once; it lives in the runtime directory, so it need not survive a power cut."""
-    import json  # see the supervisor: it has time for this later
-
-    content = json.dumps(status).encode()
-    temporary = f"{path}.new"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        while content:
-            content = content[os.write(descriptor, content) :]
-    finally:
-        os.close(descriptor)
-    os.rename(temporary, path)
+    state: State
+    pid: int
+    started: int | None
+    since: float
+    ready_seconds: float | None
+    leader: tuple[int, int] | None
+    reason: str
+    cgroup: str
 
 
 def read_status(path: str) -> Status | None:
-    """The last words of a supervisor, None when there are none. What makes no sense counts as those of one that has
+    """The last words of a service, None when there are none. What makes no sense counts as those of one that has
     failed: something was there, and may be still."""
-    import json
-
     try:
         with open(path, "rb") as file:
+            since = os.fstat(file.fileno()).st_mtime
             found = json.load(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError):
-        found = None
-    return found if is_status(found) else {**first_words(0), "state": "failed", "reason": f"{path} is damaged"}
+        found, since = None, 0.0
+    if not is_status(found):
+        return Status("failed", 0, None, since, None, None, f"{path} is damaged", "")
+    leader = tuple(found["leader"]) if found["leader"] else None
+    more = (found["ready_seconds"], leader, found["reason"], found.get("cgroup", ""))
+    return Status(found["state"], found["pid"], found["started"], since, *more)
 
 
 def is_status(found: object) -> bool:
-    """Whether that is what a supervisor says."""
+    """Whether that is what a service says."""
     if not isinstance(found, dict):
         return False
-    pid, leader, warnings = found.get("pid"), found.get("leader", ""), found.get("warnings")
+    pid, leader = found.get("pid"), found.get("leader", "")
     return (
         found.get("state") in STATES
         and type(pid) is int
         and pid > 0
-        and all(type(found.get(key, "")) in (int, float, type(None)) for key in ("started", "since", "ready_seconds"))
+        and all(type(found.get(key, "")) in (int, float, type(None)) for key in ("started", "ready_seconds"))
         and (leader is None or (isinstance(leader, list) and [type(number) for number in leader] == [int, int]))
         and isinstance(found.get("reason"), str)
-        and type(found.get("revision", 0)) is int  # an older hutch's has none
-        and isinstance(found.get("complaints", {}), dict)
         and isinstance(found.get("cgroup", ""), str)
-        and isinstance(warnings, list)
-        and all(isinstance(text, str) for text in warnings)
     )

@@ -1,13 +1,19 @@
-# The rest is the same for all workspaces. systemd runs `start` as the main process, in a mount namespace of its own and
+# The rest is the same for all workspaces. The service runs `start` as its main process, in a mount namespace of its own and
 # in the router's network namespace; `ready` once that has said so by sd_notify; `stopping` before it is told to end;
-# `stopped` when it has ended, however that came about. See runtime/units.
+# `stopped` when it has ended, however that came about. See runtime/units. Much is written without a process of its own: on
+# the way to a guest that is ready, each of them counts.
 
-# What is said of the workspace. The state stands in a file that others read, in the form that runtime/status has.
+# The status. It stands in a file that others read, in the form that runtime/status has.
 
 say() { # STATE [REASON]
-  printf '{"state": "%s", "pid": %s, "started": %s, "since": %s, "ready_seconds": %s, "leader": %s, "cgroup": "%s", "reason": "%s", "warnings": [], "revision": 0, "complaints": {}}\n' \
-    "$1" "$main" "$(started "$main")" "$(date +%s)" "$(noted ready_seconds null)" "$(noted leader null)" \
-    "$(quoted "$(noted cgroup '')")" "$(quoted "${2:-}")" >"$runtime/status.json.new"
+  it=${2:-}
+  [ -z "$it" ] || it=$(quoted "$it")
+  reason=$it
+  noted ready_seconds null; ready_seconds=$it
+  noted leader null; leader=$it
+  started "$main"
+  printf '{"state": "%s", "pid": %s, "started": %s, "ready_seconds": %s, "leader": %s, "reason": "%s", "cgroup": %s}\n' \
+    "$1" "$main" "$it" "$ready_seconds" "$leader" "$reason" "$where" >"$runtime/status.json.new"
   mv "$runtime/status.json.new" "$runtime/status.json"
 }
 
@@ -15,26 +21,34 @@ quoted() { # TEXT
   printf %s "$1" | tr -d '\000-\010\013-\037\177' | sed 's/[\\"]/\\&/g; s/\t/ /g' | sed ':more; $!{ N; b more; }; s/\n/\\n/g'
 }
 
-noted() { # NAME DEFAULT
-  if [ -f "$runtime/noted/$1" ]; then cat "$runtime/noted/$1"; else printf %s "$2"; fi
+# These leave what they find in $it.
+
+noted() { # NAME DEFAULT; one line
+  it=$2
+  [ ! -f "$runtime/noted/$1" ] || IFS= read -r it <"$runtime/noted/$1" || :
+}
+
+started() { # PID; in clock ticks since the host booted, null for one that is no more
+  it=null
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
+  # shellcheck disable=SC2086 # the fields after the name, one by one
+  set -- ${stat##*) }
+  it=${20}
+}
+
+uptime() { # hundredths of a second
+  read -r it _ </proc/uptime
+  it=${it%.*}${it#*.}
+}
+
+are_there() { # DIRECTORY...
+  for directory; do
+    [ -d "$directory" ] || return 1
+  done
 }
 
 note() { # NAME TEXT
   printf %s "$2" >"$runtime/noted/$1"
-}
-
-started() { # PID; in clock ticks since the host booted, null for one that is no more
-  if stat=$(cat "/proc/$1/stat" 2>/dev/null); then
-    set -- ${stat##*) }
-    printf %s "${20}"
-  else
-    printf null
-  fi
-}
-
-uptime() { # hundredths of a second
-  read -r seconds _ </proc/uptime
-  printf %s "${seconds%.*}${seconds#*.}"
 }
 
 # Steps. What fails says so to the journal, and to whoever waits for the start.
@@ -48,7 +62,16 @@ fail() {
 step() { # WHY COMMAND...
   why=$1
   shift
+  note "step${chain-}" "$why"
   said=$("$@" 2>&1 </dev/null) || fail "cannot $why: ${said:-code $?}"
+  note "step${chain-}" ""
+}
+
+connect() { # once the host is settled: who starts this may still be at it
+  while [ -e "$runtime/unsettled" ]; do
+    sleep 0.01
+  done
+  join
 }
 
 attempt() { # WHY COMMAND...
@@ -58,51 +81,10 @@ attempt() { # WHY COMMAND...
 
 all_ended() { # PID...: chains that run side by side
   failed=
-  for chain; do
-    wait "$chain" || failed=1
+  for each; do
+    wait "$each" || failed=1
   done
   [ -z "$failed" ] || exit 1
-}
-
-put() { # PATH UID TEXT
-  rm -f -- "$1"
-  (umask 077 && printf %s "$3" >"$1")
-  [ "$2" = 0 ] || chown "$2:$2" "$1"
-}
-
-own_cgroup() {
-  while IFS=: read -r number controllers path; do
-    [ "$number$controllers" != 0 ] || printf %s "$path"
-  done </proc/self/cgroup
-}
-
-# What becomes the guest's PID 1 is put into the cgroup `payload`, and is frozen there until it is bound.
-
-hold() {
-  while pids=$(cat "$cgroup/machine/payload/cgroup.procs") && [ -z "$pids" ]; do
-    [ -d "/proc/$main" ] || exit
-    sleep 0.01
-  done
-  case $pids in *[!0-9]*) give_up "one process was to be held, and there are several" ;; esac
-  (held "$pids") || give_up
-  echo 0 >"$cgroup/machine/payload/cgroup.freeze"
-  note leader "[$pids, $(started "$pids")]"
-  program=$(readlink "/proc/$main/exe") # nspawn's, until the guest's own begins
-  while [ "$(readlink "/proc/$pids/exe")" = "$program" ]; do
-    sleep 0.01
-  done
-  (inward "$pids") || give_up
-  note shown yes
-}
-
-give_up() { # [REASON]; a guest that has ended is no news: nspawn says why
-  if [ ! -d "/proc/$pids" ]; then
-    rm -f "$runtime/noted/reason"
-    exit
-  fi
-  [ -z "${1:-}" ] || note reason "$1"
-  kill -KILL "$main"
-  exit 1
 }
 
 # What a console says goes to the journal: so many bytes and lines in a while, and no more. The rest is dropped here, where
@@ -111,6 +93,7 @@ give_up() { # [REASON]; a guest that has ended is no news: nspawn says why
 
 relay() { # until nobody is left who could say something
   { echo -900 >/proc/self/oom_score_adj; } 2>/dev/null || : # where memory is short, there are larger ones to end
+  # shellcheck disable=SC2016 # bash is to expand it
   exec bash -c '
     LC_ALL=C IFS= ends=0 bytes=0 lines=0 dropped=0
     printf -v newline "\n"
@@ -144,34 +127,24 @@ relay() { # until nobody is left who could say something
 
 start() {
   main=$$
-  mkdir -p -m 700 "$runtime"
-  mkdir -p -m 700 "$runtime/noted"
-  rm -f "$runtime/noted/"*
-  install -m 700 "$0" "$runtime/unit" # what is started is what will be stopped, whatever is written meanwhile
-  install -m 600 "${0%/*}/launch.json" "$runtime/launch.json"
-  note begun "$(uptime)"
-  note cgroup "$(own_cgroup | cut -c 2-)"
-  say starting
-  files
-  guard
-  prepare
-  connect
+  # shellcheck disable=SC2174 # what is above, the owner may pass through
+  [ -d "$runtime/noted" ] || mkdir -p -m 700 "$runtime/noted"
+  forget "$runtime/noted/"*
+  uptime
+  note begun "$it"
   begin
 }
 
-contain() {
-  cgroup=/sys/fs/cgroup/$(noted cgroup)
-  mkdir -p "$cgroup/supervisor" "$cgroup/exec" "$cgroup/machine/payload"
-  echo "$depth" >"$cgroup/machine/cgroup.max.depth"
-  echo "$descendants" >"$cgroup/machine/cgroup.max.descendants"
-  echo 1 >"$cgroup/machine/payload/cgroup.freeze"
-  echo 0 >"$cgroup/supervisor/cgroup.procs"
-  hold &
-  rm -f "$runtime/said"
-  mkfifo -m 600 "$runtime/said"
-  relay <"$runtime/said" &
-  echo 0 >"$cgroup/machine/cgroup.procs"
-  launch >"$runtime/said"
+make_ready() { # what is there before the main process begins
+  # What is started is what will be stopped, whatever is written meanwhile.
+  install -m 700 -t "$runtime" "$0" "${0%/*}/launch.json" &
+  installed=$!
+  say starting &
+  told=$!
+  files
+  guard
+  prepare
+  all_ended "$installed" "$told"
 }
 
 ready() {
@@ -179,9 +152,17 @@ ready() {
   until [ -f "$runtime/noted/shown" ]; do
     sleep 0.01
   done
-  hundredths=$(($(uptime) - $(noted begun 0)))
-  note ready_seconds "$((hundredths / 100)).$(printf %02d $((hundredths % 100)))"
+  lasted
+  hundredths=$((it % 100))
+  note ready_seconds "$((it / 100)).$((hundredths / 10))$((hundredths % 10))"
   say running
+}
+
+lasted() { # hundredths of a second, since it began
+  uptime
+  now=$it
+  noted begun "$now"
+  it=$((now - it))
 }
 
 stopping() {
@@ -191,39 +172,62 @@ stopping() {
   say stopping
 }
 
+# What its end means. Where the main process is a shell that stayed, that has said why in the file `reason`.
+
 stopped() {
   main=$$ # it is no more: of those who ask for its pid, nobody must be given a process that stays
   rm -f "$runtime/noted/leader"
   cleanup
   EXIT_STATUS=${EXIT_STATUS:-none} # there is none where nothing was ever started
-  if [ "$SERVICE_RESULT" != success ] && [ -f "$runtime/noted/asked" ] && [ ! -f "$runtime/noted/reason" ]; then
-    say stopped # by force, or in disorder, as it may be then
+  is_asked='' is_ready=''
+  [ ! -f "$runtime/noted/asked" ] || is_asked=yes
+  [ ! -f "$runtime/noted/ready_seconds" ] || is_ready=yes
+  if [ -f "$runtime/noted/reason" ] && [ "$SERVICE_RESULT" != success ]; then
+    say failed "$(cat "$runtime/noted/reason")"
+  elif [ -n "$is_asked" ]; then
+    say stopped # perhaps by force, or in disorder
+  elif [ "$SERVICE_RESULT" = timeout ] && [ -z "$is_ready" ] && ! is_overdue; then
+    say stopped "the start was called off" # by force: its time was not over
   elif [ "$SERVICE_RESULT" != success ]; then
-    say failed "$(noted reason "$(how_it_ended)")"
+    say failed "$(how_it_ended)"
   elif [ "$EXIT_STATUS" = "$reboot" ]; then
     say stopped rebooting
     forgive
-  elif [ ! -f "$runtime/noted/ready_seconds" ]; then
+  elif [ -z "$is_ready" ]; then
     say stopped "the start was called off"
-  elif [ -f "$runtime/noted/asked" ]; then
-    say stopped
   else
     say stopped "it powered off by itself"
   fi
 }
 
 forgive() { # systemd counts reboots as failures: each starts later than the one before, unless it ran for a while
-  [ $(($(uptime) - $(noted begun 0))) -lt "${calm}00" ] || systemctl --no-block reset-failed "$unit"
+  lasted
+  [ "$it" -lt "${calm}00" ] || attempt "forget earlier reboots" systemctl --no-block reset-failed "$unit"
+}
+
+is_overdue() {
+  lasted
+  [ "$it" -ge "$overdue" ]
 }
 
 how_it_ended() { # in the words of systemd.exec(5), section "Environment variables set or propagated by the service manager"
   case $SERVICE_RESULT in
-    protocol) echo "the guest ended before it was ready" ;;
-    timeout) if [ -f "$runtime/noted/ready_seconds" ]; then echo "it did not end in time"; else echo "it was not ready in time"; fi ;;
-    exit-code) echo "its main process ended with code $EXIT_STATUS" ;;
-    signal | core-dump) echo "its main process was killed by SIG$EXIT_STATUS" ;;
+    protocol)
+      if [ "$EXIT_STATUS" = "$reboot" ]; then echo "the guest rebooted before it was ready"; else echo "the guest ended before it was ready"; fi
+      ;;
+    timeout) if [ -n "$is_ready" ]; then echo "it did not end in time"; else overdue; fi ;;
+    exit-code) echo "$backend ended with code $EXIT_STATUS" ;;
+    signal | core-dump) echo "$backend was killed by SIG$EXIT_STATUS" ;;
     *) echo "systemd ended it: $SERVICE_RESULT" ;;
   esac
+}
+
+overdue() {
+  for file in "$runtime/noted/step"*; do
+    noted "${file##*/}" ""
+    [ -z "$it" ] || break
+  done
+  if [ -n "$it" ]; then echo "cannot $it: it had not ended after $patience s"; else echo "not ready after $patience s"; fi
 }
 
 "$1"

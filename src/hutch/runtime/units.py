@@ -1,49 +1,39 @@
-"""Pure: a Launch as units of systemd's, and as the script that they run.
+"""Pure: a Launch as a unit of systemd's, and as the script that this runs: the only description of a workspace that
+runs. Where systemd is not process 1, runtime/runner does for such a unit what systemd does.
 
 A workspace is one service. Its main process is what the Launch says, in a mount namespace of its own and in the
-router's network namespace; a shell makes what it needs there and becomes it. The service lies in a slice of its own,
-which has the limits, with the helpers of a machine.
+router's network namespace; a shell makes what it needs there and becomes it, or stays beside it. The service lies in a
+slice of its own, which has the limits.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hutch.backends.launch import File, Graft, Helper, Launch, Limits, Step
+from hutch.backends.launch import File, Helper, Launch, Limits, Step
 from hutch.host.services.cgroup import DEPTH, DESCENDANTS
 from hutch.host.services.units import WRITTEN_BY, quoted, quoted_path
 from hutch.run import SEARCH_PATH
+from hutch.runtime.hold import encode_steps
 from hutch.spec.names import PACKAGE, Places
 from hutch.spec.programs import own_program
 
-LIBRARY, MACHINE = (Path(__file__).with_name(name) for name in ("unit.sh", "machine.sh"))
+LIBRARY = Path(__file__).with_name("unit.sh")
 RESTART_SECONDS, MOST_RESTART_SECONDS = 2, 60  # from a failure to the next start, at first and at last
 STEPS = 5  # from the first to the last of these
 MOST_STARTS, STARTS_SECONDS = 8, 120  # for a systemd before 254, which knows no steps
-LOG_SECONDS, LOG_BYTES, LOG_LINES = 30, 1 << 18, 1000  # in so long, so much of what a console says goes to the journal
-MACHINE_DIRECTIVES = (
-    "DevicePolicy=closed",
-    *(f"DeviceAllow={device} rw" for device in ("/dev/kvm", "/dev/net/tun", "/dev/vhost-vsock")),
-    "SystemCallArchitectures=native",
-    "NoNewPrivileges=yes",
-    "LockPersonality=yes",
-    "RestrictRealtime=yes",
-    "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET",
-    "ProtectClock=yes",
-    "ProtectKernelLogs=yes",
-    "ProtectKernelModules=yes",
-)
-"""What binds a machine's processes beside the jails that they are in."""
+SLACK = 0.5  # seconds that a start may have been under way before its script could look at the clock
+LOG_SECONDS, LOG_BYTES, LOG_LINES = 30, 1 << 18, 1000  # in so long, so much of what a console says is logged
 
 
 def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()) -> str:
     """The workspace's own unit. It does not start unless the units are active that it is `served_by`; when one of them
     is started again later, it goes on."""
-    script, booted = places.unit_script(launch.workspace), f"{launch.runtime}/unit"
+    script, booted = places.unit_script(launch.workspace), f"{launch.runtime}/run"
     reboots = " ".join(map(str, launch.restart_codes))
     lines = [
         "[Unit]",
@@ -69,7 +59,7 @@ def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()
         # What the console says is the guest's: of no urgency, and nobody else's.
         f"SyslogIdentifier={places.machine(launch.workspace)}",
         "SyslogLevelPrefix=no",
-        *(MACHINE_DIRECTIVES if launch.links else ()),
+        *launch.sandbox,
         *(f"ExecStartPre=systemctl is-active --quiet {unit}" for unit in served_by),
         f"ExecStart=/bin/sh {quoted(str(script))} start",
         f"ExecStartPost=/bin/sh {quoted(booted)} ready",
@@ -115,17 +105,22 @@ def render_limits(limits: Limits) -> tuple[str, ...]:
     )
 
 
-def render_script(launch: Launch, places: Places, python: str, package: Path = PACKAGE) -> str:
+def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
     """What the service runs: the Launch in the words of a shell, and what is the same for all. `package` is the
     directory of hutch's code, or of as much of it as that needs."""
     settings = {
         "runtime": launch.runtime,
         "unit": launch.unit,
+        "backend": launch.backend,
+        "cgroup": launch.cgroup,
+        "where": json.dumps(launch.cgroup),
+        "patience": f"{launch.start_seconds:g}",
+        "overdue": str(int((launch.start_seconds - SLACK) * 100)),  # hundredths of a second
         "calm": str(STARTS_SECONDS),
         "reboot": " ".join(map(str, launch.restart_codes[:1])),
         "depth": str(DEPTH),
         "descendants": str(DESCENDANTS),
-        "balloon": str(launch.balloon or ""),
+        "shows": "yes" if launch.inward or launch.grafts else "",
         "period": str(LOG_SECONDS),
         "most_bytes": str(LOG_BYTES),
         "most_lines": str(LOG_LINES),
@@ -134,15 +129,21 @@ def render_script(launch: Launch, places: Places, python: str, package: Path = P
         "TERM": "dumb",
         "SYSTEMD_LOG_COLOR": "0",
     }
+    hold = own_program("hutch.runtime.hold", python, package)
+    held = (f"{launch.start_seconds:g}", *encode_steps((step.why, step.argv) for step in launch.held))
     functions = (
-        function("files", [f"mkdir -p {shlex.join(launch.directories)}", *map(_put, launch.files)]),
+        function("forget", [f'rm -f -- "$@" {shlex.join(file.path for file in launch.files)}'.rstrip()]),
+        function("files", files(launch.directories, launch.files)),
         function("guard", map(_step, launch.guards)),
         function("prepare", side_by_side(launch.prepare)),
-        function("connect", [line for stage in launch.connect for line in side_by_side([(step,) for step in stage])]),
+        function("join", [line for stage in launch.connect for line in side_by_side([(step,) for step in stage])]),
+        function("helpers", map(_serve, launch.helpers)),
         function("launch", [f"exec {shlex.join(confined(launch, python, package))}"]),
-        function("inward", [_step(step, ' "$1"') for step in (*launch.inward, *_attaching(launch.grafts))]),
-        function("cleanup", [_step(step) for step in launch.cleanup]),
-        *(_machine(launch) if launch.links else _container(launch)),
+        function("hold", [f'{shlex.join((*hold, *held))} "$@"']),
+        function("inward", [_step(step, ' "$1"') for step in (*launch.inward, *(g.attach for g in launch.grafts))]),
+        function("shrink", [_step(launch.balloon)] if launch.balloon else ()),
+        function("cleanup", map(_step, launch.cleanup)),
+        *(function(name, [f'exec {shlex.join(argv)} "$@"']) for name, argv in launch.commands.items()),
     )
     lines = [
         "#!/bin/sh",
@@ -154,26 +155,11 @@ def render_script(launch: Launch, places: Places, python: str, package: Path = P
         "",
         *functions,
     ]
-    return "\n".join(lines) + "\n" + library(launch)
-
-
-def _container(launch: Launch) -> tuple[str, ...]:
-    return function("begin", ["contain"]), function("held", [_step(step, PID='"$1"') for step in launch.held])
-
-
-def _machine(launch: Launch) -> tuple[str, ...]:
-    return function("begin", ["emulate"]), function("helpers", map(_serve, launch.helpers))
-
-
-def library(launch: Launch) -> str:
-    """What is the same for all workspaces of its kind."""
-    parts = (MACHINE, LIBRARY) if launch.links else (LIBRARY,)
-    return "".join(part.read_text(encoding="utf-8") for part in parts)
+    return "\n".join(lines) + f"\n{launch.dialect}\n" + LIBRARY.read_text(encoding="utf-8")
 
 
 def confined(launch: Launch, python: str, package: Path = PACKAGE) -> tuple[str, ...]:
-    """The main process, bound to what is forbidden to it: a program of ours sees to that and becomes it. systemd's own
-    filters know nothing of the other ABIs that a kernel offers."""
+    """The main process, bound to what is forbidden to it: by a program of ours, which becomes it."""
     if launch.forbidden is None:
         return launch.argv
     program = own_program("hutch.confine.install", python, package)
@@ -186,8 +172,20 @@ def side_by_side(chains: Sequence[Sequence[Step]]) -> list[str]:
         return [_step(step) for step in chains[0]]
     lines = []
     for number, chain in enumerate(chains):
-        lines += ["{", *(f"  {_step(step)}" for step in chain), "} &", f"chain{number}=$!"]
+        lines += ["{", f"  chain={number}", *(f"  {_step(step)}" for step in chain), "} &", f"chain{number}=$!"]
     return [*lines, f"all_ended {' '.join(f'$chain{number}' for number in range(len(chains)))}"] if chains else []
+
+
+def files(directories: Iterable[str], contents: Sequence[File]) -> list[str]:
+    """Lines that make directories, and files that nobody but their owners can read."""
+    lines = [f"set -- {shlex.join(directories)}", 'are_there "$@" || mkdir -p "$@"']
+    if contents:
+        lines.append("umask 077")
+        lines += [f"printf %s {shlex.quote(file.content)} >{shlex.quote(file.path)}" for file in contents]
+        lines.append("umask 022")
+    for uid in sorted({file.uid for file in contents} - {0}):
+        lines.append(f"chown {uid}:{uid} -- {shlex.join(file.path for file in contents if file.uid == uid)}")
+    return lines
 
 
 def function(name: str, lines: Iterable[str]) -> str:
@@ -195,20 +193,11 @@ def function(name: str, lines: Iterable[str]) -> str:
     return f"{name}() {{\n{body}}}\n"
 
 
-def _put(file: File) -> str:
-    return f"put {shlex.quote(file.path)} {file.uid} {shlex.quote(file.content)}"
-
-
 def _serve(helper: Helper) -> str:
     words = (helper.why, helper.socket, str(helper.open_files), *helper.argv)
     return f"serve {shlex.join(words)}"
 
 
-def _step(step: Step, more: str = "", **words: str) -> str:
-    """A line that runs it. `words` stand for something else, in the words of the shell."""
-    argv = (words.get(word) or shlex.quote(word) for word in step.argv)
-    return f"{'attempt' if step.may_fail else 'step'} {shlex.quote(step.why)} {' '.join(argv)}{more}"
-
-
-def _attaching(grafts: Iterable[Graft]) -> Iterator[Step]:
-    return (graft.attach for graft in grafts)
+def _step(step: Step, more: str = "") -> str:
+    """A line that runs it."""
+    return f"{'attempt' if step.may_fail else 'step'} {shlex.quote(step.why)} {shlex.join(step.argv)}{more}"

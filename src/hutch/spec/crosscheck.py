@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hutch.frozen import dataclass
 from hutch.spec import names
 from hutch.spec.clashes import Real, is_inside, same_homes, same_identifiers, same_ports
-from hutch.spec.finding import Finding, Path
 from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
+from hutch.spec.validation import Finding, Path
 
 KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
 SYSTEM_DIRECTORIES = ("/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot", "/run")
@@ -46,6 +46,10 @@ class Draft:
         return key in self.own or key in self.inherited
 
 
+Drafts = Mapping[str, Draft]
+Workspaces = Mapping[str, Workspace]
+
+
 def check_network(network: Network) -> Iterator[Finding]:
     """The two networks must not overlap."""
     subnet = ipaddress.IPv4Network(network.subnet)
@@ -63,12 +67,14 @@ def check_workspaces(
     """Everything that concerns more than one key. `subnet` is None when the file's own is wrong."""
     if subnet is not None:
         yield from check_addresses(drafts, subnet)
-    yield from check_identifiers(drafts)
-    yield from check_ports(drafts)
+    by_name = {draft.name: draft for draft in drafts}
+    workspaces = {draft.name: draft.workspace for draft in drafts}
+    yield from check_identifiers(by_name, workspaces)
+    yield from check_ports(by_name, workspaces)
     for draft in drafts:
         yield from check_targets(draft)
         yield from check_sources(draft, places=places, file=file, real=real)
-    yield from check_homes(drafts, real)
+    yield from check_homes(by_name, workspaces, real)
 
 
 def check_addresses(drafts: Sequence[Draft], network: str) -> Iterator[Finding]:
@@ -91,14 +97,13 @@ def check_addresses(drafts: Sequence[Draft], network: str) -> Iterator[Finding]:
             yield Finding(draft.path("ip"), f"is {taken[ip]}", f"{first} to {last}")
 
 
-def check_identifiers(drafts: Sequence[Draft]) -> Iterator[Finding]:
+def check_identifiers(by_name: Drafts, workspaces: Workspaces) -> Iterator[Finding]:
     """No two workspaces have one address, MAC or context id, be it given or derived."""
-    by_name = {draft.name: draft for draft in drafts}
-    for draft in drafts:
+    for draft in by_name.values():
         if draft.workspace.mac == names.BUILDER_MAC:
             yield Finding(draft.path("mac"), "is kept for image builds", "another one, or leave it out")
     for key in ("ip", "mac", "cid"):
-        for clash in same_identifiers(workspaces_of(drafts), key):
+        for clash in same_identifiers(workspaces, key):
             draft, other = by_name[clash.name], by_name[clash.other]
             # The one to change is the one that was given; of two given ones the later.
             wrong, right = (draft, other) if draft.says(key) or not other.says(key) else (other, draft)
@@ -108,18 +113,13 @@ def check_identifiers(drafts: Sequence[Draft]) -> Iterator[Finding]:
             yield Finding(wrong.path(key), message, hint)
 
 
-def check_ports(drafts: Sequence[Draft]) -> Iterator[Finding]:
+def check_ports(by_name: Drafts, workspaces: Workspaces) -> Iterator[Finding]:
     """A port of the host leads to one place."""
-    by_name = {draft.name: draft for draft in drafts}
-    for clash in same_ports(workspaces_of(drafts)):
+    for clash in same_ports(workspaces):
         where = "twice" if clash.name == clash.other else f"by workspace {clash.other} too"
         message = f"host port {clash.value} is published {where}"
         path = by_name[clash.name].path("publish", clash.index)
         yield Finding(path, message, "another host port, or another host_ip")
-
-
-def workspaces_of(drafts: Iterable[Draft]) -> dict[str, Workspace]:
-    return {draft.name: draft.workspace for draft in drafts}
 
 
 def check_targets(draft: Draft) -> Iterator[Finding]:
@@ -171,10 +171,9 @@ def check_sources(draft: Draft, *, places: Places, file: str, real: Real) -> Ite
             yield Finding(path, message, hint)
 
 
-def check_homes(drafts: Sequence[Draft], real: Real) -> Iterator[Finding]:
+def check_homes(by_name: Drafts, workspaces: Workspaces, real: Real) -> Iterator[Finding]:
     """Each workspace has a home of its own: not the same directory, nor one inside another."""
-    by_name = {draft.name: draft for draft in drafts}
-    for clash in same_homes(workspaces_of(drafts), real):
+    for clash in same_homes(workspaces, real):
         others, home = clash.homes
         how = "is also" if home == others else "overlaps"
         path = by_name[clash.name].path("home")
@@ -184,8 +183,3 @@ def check_homes(drafts: Sequence[Draft], real: Real) -> Iterator[Finding]:
 def any_inside(paths: Iterable[str], trees: Iterable[str]) -> bool:
     """Whether any of `paths` is in any of `trees`."""
     return any(is_inside(path, tree) for tree in trees for path in paths)
-
-
-def once(findings: Iterable[Finding]) -> list[Finding]:
-    """Without repetitions: what [defaults] says is found again in every workspace."""
-    return list(dict.fromkeys(findings))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hutch.errors import UsageError
 from hutch.frozen import dataclass
-from hutch.spec.names import Places, interface
+from hutch.spec.names import Derived, Places, interface
 
 SECTION = "[X-Hutch]"
 """Of its unit; systemd reads past it."""
@@ -67,29 +67,15 @@ class Ejected(Places):
     def uplink_host(self) -> str:
         return interface("wu", self.name)
 
-    @property
-    def readme(self) -> Path:
-        return self.state / "README"
-
-    @property
-    def removal(self) -> Path:
-        """The script that takes everything away."""
-        return self.state / "remove"
-
-    @property
-    def programs(self) -> Path:
-        """What steps run of our own: hutch's package, as far as they need it."""
-        return self.state / "programs" / "hutch"
-
-    @property
-    def network(self) -> Path:
-        """What the network is made of."""
-        return self.state / "network"
-
-    @property
-    def uplink_file(self) -> Path:
-        """The /30 that joins it to the host, for whoever chooses another one."""
-        return self.network / "uplink"
+    readme = Derived(lambda places: places.state / "README")
+    removal = Derived(lambda places: places.state / "remove")
+    """The script that takes everything away."""
+    programs = Derived(lambda places: places.state / "programs" / "hutch")
+    """What steps run of our own: hutch's package, as far as they need it."""
+    network = Derived(lambda places: places.state / "network")
+    """What the network is made of."""
+    uplink_file = Derived(lambda places: places.state / "network" / "uplink")
+    """The /30 that joins it to the host, for whoever chooses another one."""
 
     def workspace(self, name: str) -> Path:
         return self.state / "workspace"

@@ -19,14 +19,13 @@ from typing import get_args, get_type_hints
 from hutch.errors import ConfigError, Problem
 from hutch.spec import crosscheck
 from hutch.spec.crosscheck import Draft
-from hutch.spec.finding import Finding, dotted, shorten, undotted
-from hutch.spec.finding import Path as KeyPath
 from hutch.spec.lookup import LARGEST_FILE, LONGEST_LINE, is_unwieldy
 from hutch.spec.marker import Invalid
 from hutch.spec.model import Config, Incus, Network, Workspace
 from hutch.spec.names import Places, is_name
 from hutch.spec.owner import Owner, default_owner, expand, expand_keys, find_owner, unique
-from hutch.spec.validation import Table, choices, nearest, validate
+from hutch.spec.validation import Finding, Table, choices, dotted, nearest, shorten, undotted, validate
+from hutch.spec.validation import Path as KeyPath
 from hutch.spec.values import NAME_HINT, HostPath
 
 SECTIONS = ("network", "defaults", "workspaces", "engines")
@@ -109,23 +108,17 @@ def parse_toml(file: str, text: str) -> Table:
 
 
 def locate(file: str, text: str, findings: Iterable[Finding]) -> list[Problem]:
-    """The findings with their lines and the values as they are written, in the order of the file."""
+    """The findings with their lines and the values as they are written, in the order of the file; each once, though
+    what [defaults] says is found again in every workspace."""
+    # Spares the start-up of `hutch up` for files that are right.
     from hutch.spec.positions import Positions
 
     positions = Positions(text)
-    problems = []
-    for finding in crosscheck.once(findings):
-        place = positions.find(finding.path)
-        problems.append(
-            Problem(
-                finding.message,
-                key=dotted(finding.path),
-                value=shorten(place.text),
-                hint=finding.hint,
-                file=file,
-                line=place.line,
-            )
-        )
+    found = ((finding, positions.find(finding.path)) for finding in dict.fromkeys(findings))
+    problems = [
+        Problem(finding.message, dotted(finding.path), shorten(place.text), finding.hint, file, place.line)
+        for finding, place in found
+    ]
     return sorted(problems, key=lambda problem: (problem.line, problem.key))
 
 
@@ -190,6 +183,7 @@ def read_workspaces(data: Table, findings: list[Finding]) -> list[Draft]:
     findings += defaults.findings
     drafts = []
     workspaces = table_at(data, ("workspaces",), findings)
+    types = get_args(get_type_hints(Workspace)["type"])
     for name in workspaces:
         at = ("workspaces", name)
         named = is_name(name)
@@ -203,26 +197,17 @@ def read_workspaces(data: Table, findings: list[Finding]) -> list[Draft]:
         checked = validate(Workspace, {**defaults.table, **own}, at, STAND_INS)
         findings += checked.findings
         inherited = frozenset(said) & frozenset(defaults.table) - frozenset(own)
-        draft = Draft(
-            name=name,
-            workspace=checked.value,
-            own=frozenset(own) & frozenset(checked.table),
-            inherited=inherited,
-            kept={**checked.kept, **{key: kept for key, kept in defaults.kept.items() if key in inherited}},
-            whole=named and is_typed(own, said),
+        drafts.append(
+            Draft(
+                name=name,
+                workspace=checked.value,
+                own=frozenset(own) & frozenset(checked.table),
+                inherited=inherited,
+                kept={**checked.kept, **{key: kept for key, kept in defaults.kept.items() if key in inherited}},
+                whole=named and own.get("type", said.get("type")) in types,
+            )
         )
-        drafts.append(draft)
     return drafts
-
-
-def is_typed(own: Table, defaults: Table) -> bool:
-    """Whether a workspace's type is known, be it right or wrong otherwise."""
-    return own.get("type", defaults.get("type")) in known_types()
-
-
-@functools.cache
-def known_types() -> tuple[str, ...]:
-    return get_args(get_type_hints(Workspace)["type"])
 
 
 def backend_findings(draft: Draft, network: Network, check: Check) -> Iterator[Finding]:

@@ -1,4 +1,5 @@
-"""Which hutch.toml is meant, and a glance at it that neither validates nor complains. Imports are few: `ls` uses it."""
+"""Which hutch.toml is meant, a glance at it that neither validates nor complains, and what `hutch init` writes. Imports
+are few: `ls` uses it."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from hutch.spec.names import is_name
 
 SYSTEM_FILE = Path("/etc/hutch/hutch.toml")
 LOCAL_FILE = Path("hutch.toml")
+STARTER = Path(__file__).with_name("starter.toml")
+"""What `hutch init` writes: it works as it is, and shows the common keys."""
 LARGEST_FILE = 1024 * 1024  # bytes
 LONGEST_LINE = 16 * 1024  # characters: a key of many dots takes tomllib time that grows with its square
 
@@ -43,6 +46,7 @@ def find_file(explicit: Path | None) -> Path:
 
 def check_not_a_strangers(path: Path) -> None:
     """A file that merely lies in the current directory must be root's, or of who is asking: root acts on it."""
+    # Spares the start-up of `hutch ls` where there is no file.
     from hutch.spec.owner import default_owner
 
     uid = os.stat(path).st_uid
@@ -61,6 +65,7 @@ def is_unwieldy(text: str) -> int:
 def glance(path: Path) -> dict[str, Any]:
     """The workspaces that a file declares, each with what stands for its type, unvalidated. A broken file has none:
     it must not hide what runs."""
+    # Spares the start-up of `hutch ls` where there is no file.
     import tomllib
 
     try:
@@ -75,3 +80,8 @@ def glance(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
     return {name: type for name, type in declared.items() if is_name(name)}
+
+
+def render_starter(name: str = "dev") -> str:
+    """A commented hutch.toml with one workspace; the caller has checked its name."""
+    return STARTER.read_text(encoding="utf-8").replace("@NAME@", name)

@@ -13,41 +13,9 @@ from typing import Annotated, Any, Literal
 
 from hutch.errors import UsageError
 from hutch.frozen import dataclass
-from hutch.spec.entries import Egress, EnvironmentTable, PublicKey, Publish, Published
-from hutch.spec.values import (
-    Address,
-    AddressNetwork,
-    ContextId,
-    Duration,
-    HardwareAddress,
-    HostPath,
-    Image,
-    InterfaceName,
-    LoginName,
-    Owner,
-    PackageName,
-    Remote,
-    SetupScript,
-    ShellPath,
-    Size,
-    Target,
-    TargetPath,
-    WholeNumber,
-)
-
-__all__ = [
-    "DEFAULT_PACKAGES",
-    "WORKSPACE_KEYS",
-    "Config",
-    "Idle",
-    "Incus",
-    "Mount",
-    "Network",
-    "Publish",
-    "Weight",
-    "Workspace",
-    "weight_of",
-]
+from hutch.spec import values
+from hutch.spec.entries import Egress, EnvironmentTable, PublicKey, Published
+from hutch.spec.entries import Publish as Publish
 
 Weight = Literal["live", "restart", "recreate"]
 
@@ -55,15 +23,13 @@ MACHINE_CPUS, MACHINE_MEMORY = 2, 1 << 30  # what a virtual machine has where th
 MOST_MACHINE_CPUS = 255  # what a processor's number has room for, without hardware that QEMU's microvm does not have
 
 
-def key(
-    meaning: str, *, weight: Weight = "restart", in_vm: Weight | None = None, only: str = "", default: Any = None
-) -> Any:
+def key(meaning: str, *, weight: Weight = "restart", only: str = "", default: Any = None) -> Any:
     """A key of hutch.toml.
 
-    `weight` is what it takes to apply a change, `in_vm` the same for a virtual machine where that differs; `only` names
-    the one type that the key has an effect on. A `default` of MISSING makes the key required.
+    `weight` is what it takes to apply a change, unless a backend takes it live: see backends/traits. `only` names the
+    one type that the key has an effect on. A `default` of MISSING makes the key required.
     """
-    metadata = {"meaning": meaning, "weight": weight, "in_vm": in_vm or weight, "only": only}
+    metadata = {"meaning": meaning, "weight": weight, "only": only}
     return field(default=default, metadata=metadata)
 
 
@@ -77,8 +43,8 @@ class Mount:
 
     __pydantic_config__ = STRICT
 
-    source: Annotated[str, HostPath()] = key("directory on the host", default=MISSING)
-    target: Annotated[str, TargetPath()] = key("where it is inside", default=MISSING)
+    source: Annotated[str, values.HostPath()] = key("directory on the host", default=MISSING)
+    target: Annotated[str, values.TargetPath()] = key("where it is inside", default=MISSING)
     readonly: bool = key("the workspace cannot write to it", default=False)
     create: bool = key("make the directory when it is absent", default=False)
 
@@ -92,7 +58,7 @@ class Idle:
 
     __pydantic_config__ = STRICT
 
-    after: Annotated[str, Duration()] = key("how long nobody must have used it", default=MISSING)
+    after: Annotated[str, values.Duration()] = key("how long nobody must have used it", default=MISSING)
     then: Literal["suspend", "stop"] = key("what happens then", default=MISSING)
 
 
@@ -105,11 +71,11 @@ class Network:
 
     __pydantic_config__ = STRICT
 
-    bridge: Annotated[str, InterfaceName()] = key("name of the workspaces' bridge", default="hutch0")
-    subnet: Annotated[str, AddressNetwork(widest=16, narrowest=29)] = key(
+    bridge: Annotated[str, values.InterfaceName()] = key("name of the workspaces' bridge", default="hutch0")
+    subnet: Annotated[str, values.AddressNetwork(widest=16, narrowest=29)] = key(
         "the workspaces' network; its first address is their gateway and DNS server", default="192.168.83.0/24"
     )
-    uplink: Annotated[str, AddressNetwork(widest=30, narrowest=30)] = key(
+    uplink: Annotated[str, values.AddressNetwork(widest=30, narrowest=30)] = key(
         "joins the host to the workspaces' network; default: the first free /30 of 192.168.84.0/24", default=""
     )
 
@@ -131,44 +97,38 @@ class Workspace:
     hypervisor: Literal["auto", "qemu", "cloud-hypervisor"] = key(
         "the virtual machine monitor", only="vm", default="auto"
     )
-    image: Annotated[str, Image()] = key(
+    image: Annotated[str, values.Image()] = key(
         "guest operating system (oci and nix: not supported yet)", default="debian:trixie"
     )
-    packages: tuple[Annotated[str, PackageName()], ...] = key(
+    packages: tuple[Annotated[str, values.PackageName()], ...] = key(
         "distribution packages built into the image", default=DEFAULT_PACKAGES
     )
-    setup: Annotated[str, SetupScript()] = key(
+    setup: Annotated[str, values.SetupScript()] = key(
         "shell script run as root in the image build, after packages", default=""
     )
-    user: Annotated[str, LoginName()] = key("login user inside; passwordless doas", default="dev")
-    shell: Annotated[str, ShellPath()] = key("the login user's shell", default="/bin/bash")
+    user: Annotated[str, values.LoginName()] = key("login user inside; passwordless doas", default="dev")
+    shell: Annotated[str, values.ShellPath()] = key("the login user's shell", default="/bin/bash")
     authorized_keys: tuple[Annotated[str, PublicKey()], ...] | None = key(
         "public keys, or paths or globs of .pub files; default: all of the owner's", weight="live"
     )
-    owner: Annotated[int | str | None, Owner()] = key(
+    owner: Annotated[int | str | None, values.Owner()] = key(
         "host user or uid that owns home; default: who is behind sudo or doas, for root itself uid 1000"
     )
-    ip: Annotated[str | None, Address()] = key("static address; default: allocated once, then kept")
-    mac: Annotated[str | None, HardwareAddress()] = key("MAC address; default: derived from the name")
-    cid: Annotated[int | None, ContextId()] = key("vsock context id; default: derived from the name", only="vm")
-    vcpus: Annotated[int | None, WholeNumber(1, 1024)] = key(
-        "limit for containers, hardware for vms", weight="live", in_vm="restart"
-    )
-    memory: Annotated[int | None, Size(minimum=64 * 2**20)] = key(
-        "limit for containers, hardware for vms", weight="live", in_vm="restart"
-    )
-    disk: Annotated[int | None, Size(minimum=64 * 2**20)] = key(
-        "limit for containers, hardware for vms", weight="live", in_vm="restart"
-    )
+    ip: Annotated[str | None, values.Address()] = key("static address; default: allocated once, then kept")
+    mac: Annotated[str | None, values.HardwareAddress()] = key("MAC address; default: derived from the name")
+    cid: Annotated[int | None, values.ContextId()] = key("vsock context id; default: derived from the name", only="vm")
+    vcpus: Annotated[int | None, values.WholeNumber(1, 1024)] = key("limit for containers, hardware for vms")
+    memory: Annotated[int | None, values.Size(minimum=64 * 2**20)] = key("limit for containers, hardware for vms")
+    disk: Annotated[int | None, values.Size(minimum=64 * 2**20)] = key("limit for containers, hardware for vms")
     autostart: bool = key("start when the host boots", weight="live", default=False)
     restart_if_changed: bool = key(
         "`hutch up` restarts it when a key that needs a restart changed", weight="live", default=True
     )
-    home: Annotated[str | None, HostPath()] = key("host directory that persists as /home/USER")
+    home: Annotated[str | None, values.HostPath()] = key("host directory that persists as /home/USER")
     persist: Literal["home", "all"] = key(
         "root is ephemeral (home), or kept too (all)", weight="recreate", default="home"
     )
-    mounts: tuple[Mount, ...] = key("extra host directories", weight="live", in_vm="restart", default=())
+    mounts: tuple[Mount, ...] = key("extra host directories", default=())
     egress: Annotated[str | tuple[str, ...], Egress()] = key("what it may reach", weight="live", default="internet")
     publish: tuple[Annotated[Publish, Published()], ...] = key("ports on the host", weight="live", default=())
     env: Annotated[tuple[tuple[str, str], ...], EnvironmentTable()] = key(
@@ -183,6 +143,12 @@ class Workspace:
     learn: bool = key("record what an egress list would refuse, and let it pass", weight="live", default=False)
     idle: Idle | None = key("what happens when nobody uses it (not supported yet)", weight="live")
 
+    @property
+    def uid(self) -> int:
+        """The owner, once resolved."""
+        assert isinstance(self.owner, int)
+        return self.owner
+
 
 @dataclass(frozen=True)
 class Incus:
@@ -190,9 +156,9 @@ class Incus:
 
     __pydantic_config__ = STRICT
 
-    remote: Annotated[str, Remote()] = key("a remote of the incus client", default="local")
-    project: Annotated[str, Remote()] = key("the Incus project that workspaces live in", default="hutch")
-    target: Annotated[str, Target()] = key("which members of a cluster run workspaces", default="auto")
+    remote: Annotated[str, values.Remote()] = key("a remote of the incus client", default="local")
+    project: Annotated[str, values.Remote()] = key("the Incus project that workspaces live in", default="hutch")
+    target: Annotated[str, values.Target()] = key("which members of a cluster run workspaces", default="auto")
 
 
 @dataclass(frozen=True)
@@ -219,10 +185,11 @@ class Config:
 WORKSPACE_KEYS: tuple[str, ...] = tuple(Workspace.__dataclass_fields__)
 
 
-def weight_of(name: str, type: str) -> Weight:
-    """What it takes to apply a change of the key `name` to a workspace of that type; a key without effect is free."""
-    metadata = Workspace.__dataclass_fields__[name].metadata
-    if metadata["only"] not in ("", type):
-        return "live"
-    weight: Weight = metadata["in_vm" if type == "vm" else "weight"]
+def has_effect(name: str, type: str) -> bool:
+    """Whether the key `name` says anything of a workspace of that type."""
+    return Workspace.__dataclass_fields__[name].metadata["only"] in ("", type)
+
+
+def declared_weight(name: str) -> Weight:
+    weight: Weight = Workspace.__dataclass_fields__[name].metadata["weight"]
     return weight

@@ -10,10 +10,15 @@ import ipaddress
 import os
 import re
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from hutch.errors import UsageError
 from hutch.frozen import dataclass
+
+T = TypeVar("T")
 
 DEFAULT_STATE_DIR = "/var/lib/hutch"
 DEFAULT_RUN_DIR = "/run/hutch"
@@ -50,7 +55,7 @@ GUEST_UIDS = range(1000, 60001)  # what adduser gives to people, on every distri
 
 
 def _sha256(name: str) -> bytes:
-    """The digest of a name. Imported here, since it brings OpenSSL with it, which most commands have no use for."""
+    # Spares the start-up of `hutch ls`: it brings OpenSSL with it.
     import hashlib
 
     return hashlib.sha256(name.encode()).digest()
@@ -120,6 +125,23 @@ def _directory(variable: str, default: str) -> Path:
     return Path(path)
 
 
+class Derived(Generic[T]):
+    """What follows from the two directories of a hutch, as one expression: a property that is told in a line."""
+
+    def __init__(self, derive: Callable[[Places], T]) -> None:
+        self._derive = derive
+
+    def __get__(self, places: Places, owner: type[Places]) -> T:
+        return self._derive(places)
+
+
+class OfEach(Derived[Callable[[str], T]]):
+    """The same for what each workspace or image has, by its name."""
+
+    def __init__(self, derive: Callable[[Places, str], T]) -> None:
+        super().__init__(lambda places: partial(derive, places))
+
+
 @dataclass(frozen=True)
 class Places:
     """Where one hutch on this host keeps its things. A second one has other directories, hence other names."""
@@ -151,10 +173,8 @@ class Places:
             return 0
         return BUILDER_RANGES + self._checksum % (UID_RANGES - BUILDER_RANGES)
 
-    @property
-    def warden_uid(self) -> int:
-        """The warden's account: nobody else's, and below the ranges of workspaces."""
-        return UID_FIRST - 1 - self.uid_index
+    warden_uid = Derived(lambda places: UID_FIRST - 1 - places.uid_index)
+    """The warden's account: nobody else's, and below the ranges of workspaces."""
 
     @property
     def builder_uid(self) -> int:
@@ -166,44 +186,25 @@ class Places:
     def _checksum(self) -> int:
         return zlib.crc32(str(self.state).encode())
 
-    @property
-    def namespace(self) -> str:
-        """The router's network namespace, as `ip netns` knows it."""
-        return self.instance
-
-    @property
-    def namespace_path(self) -> Path:
-        return Path("/run/netns") / self.namespace
+    namespace = Derived(lambda places: places.instance)
+    """The router's network namespace, as `ip netns` knows it."""
+    namespace_path = Derived(lambda places: Path("/run/netns") / places.namespace)
 
     @property
     def uplink_host(self) -> str:
         """The host's end of the uplink: an interface of the host."""
         return f"{self.instance}-up"
 
-    @property
-    def uplink_mac(self) -> str:
-        """The address of the host's end: no other interface has it, so it says whose it is from its first moment."""
-        return mac(f"uplink of {self.state}")
-
-    @property
-    def uplink_router(self) -> str:
-        """The router's end of the uplink: an interface in the router namespace."""
-        return "up0"
-
-    @property
-    def proof_namespace(self) -> str:
-        """The network namespace that `hutch prove` has while it runs."""
-        return f"{self.instance}-prove"
-
-    @property
-    def proof_interface(self) -> str:
-        """The way from the host into it: an interface of the host."""
-        return f"{self.instance}-pv"
-
-    @property
-    def table(self) -> str:
-        """The name of the nftables tables, on the host and in the router namespace."""
-        return self.instance
+    uplink_mac = Derived(lambda places: mac(f"uplink of {places.state}"))
+    """The address of the host's end: no other interface has it, so it says whose it is from its first moment."""
+    uplink_router = "up0"
+    """The router's end of the uplink: an interface in the router namespace."""
+    proof_namespace = Derived(lambda places: f"{places.instance}-prove")
+    """The network namespace that `hutch prove` has while it runs."""
+    proof_interface = Derived(lambda places: f"{places.instance}-pv")
+    """The way from the host into it: an interface of the host."""
+    table = Derived(lambda places: places.instance)
+    """The name of the nftables tables, on the host and in the router namespace."""
 
     @property
     def ssh_config(self) -> Path:
@@ -211,118 +212,73 @@ class Places:
 
     # State: survives a reboot.
 
-    @property
-    def images(self) -> Path:
-        return self.state / "images"
+    images = Derived(lambda places: places.state / "images")
+    workspaces = Derived(lambda places: places.state / "workspaces")
+    lock = Derived(lambda places: places.state / "lock")
+    journal = Derived(lambda places: places.state / "journal.json")
+    network_record = Derived(lambda places: places.state / "network.json")
+    repairs = Derived(lambda places: places.state / "repairs.json")
+    """What `hutch doctor --fix` has changed of others' on this host."""
+    known_hosts = Derived(lambda places: places.state / "known_hosts")
+    group_key = Derived(lambda places: places.state / "keys" / "hutch" / "id_ed25519")
+    """A copy of root's key for the members of the group `hutch`."""
+    shown_records = Derived(lambda places: places.state / "shown")
+    """What owners and the group see of workspaces."""
 
     def image_root(self, id: str) -> Path:
         """An image's tree."""
         return self.images / id / "root"
 
-    @property
-    def workspaces(self) -> Path:
-        return self.state / "workspaces"
-
-    @property
-    def lock(self) -> Path:
-        return self.state / "lock"
-
-    @property
-    def journal(self) -> Path:
-        return self.state / "journal.json"
-
-    @property
-    def network_record(self) -> Path:
-        return self.state / "network.json"
-
-    @property
-    def repairs(self) -> Path:
-        """What `hutch doctor --fix` has changed of others' on this host."""
-        return self.state / "repairs.json"
-
-    @property
-    def known_hosts(self) -> Path:
-        return self.state / "known_hosts"
-
     def key(self, uid: int) -> Path:
         """The private key that hutch made for a host user: root's opens every workspace."""
         return self.state / "keys" / str(uid) / "id_ed25519"
 
-    @property
-    def group_key(self) -> Path:
-        """A copy of root's key for the members of the group `hutch`."""
-        return self.state / "keys" / "hutch" / "id_ed25519"
-
-    @property
-    def shown_records(self) -> Path:
-        """What owners and the group see of workspaces."""
-        return self.state / "shown"
-
-    def shown_record(self, name: str) -> Path:
-        return self.shown_records / f"{name}.json"
+    shown_record = OfEach(lambda places, name: places.shown_records / f"{name}.json")
 
     def workspace(self, name: str) -> Path:
         """Root's own directory for a workspace; nothing in it but `home` and `root` is written by guests."""
         return self.workspaces / name
 
-    def record(self, name: str) -> Path:
-        return self.workspace(name) / "workspace.json"
-
-    def home(self, name: str) -> Path:
-        return self.workspace(name) / "home"
-
-    def root(self, name: str) -> Path:
-        """The kept root (`persist = "all"`)."""
-        return self.workspace(name) / "root"
-
-    def host_key(self, name: str) -> Path:
-        return self.workspace(name) / "ssh" / "ssh_host_ed25519_key"
-
-    def quota(self, name: str) -> Path:
-        """Whether all that is in the home counts."""
-        return self.workspace(name) / "quota"
-
+    record = OfEach(lambda places, name: places.workspace(name) / "workspace.json")
+    home = OfEach(lambda places, name: places.workspace(name) / "home")
+    root = OfEach(lambda places, name: places.workspace(name) / "root")
+    """The kept root (`persist = "all"`)."""
+    host_key = OfEach(lambda places, name: places.workspace(name) / "ssh" / "ssh_host_ed25519_key")
+    quota = OfEach(lambda places, name: places.workspace(name) / "quota")
+    """Whether all that is in the home counts."""
     # Runtime: gone after a reboot.
+
+    shares = Derived(lambda places: places.run / "shares.json")
+    """Which bind mounts of the host's are ours."""
+    settled = Derived(lambda places: places.run / "settled")
+    """There once the host is as the records want it."""
 
     def runtime(self, name: str) -> Path:
         return self.run / "workspaces" / name
 
-    def launch(self, name: str) -> Path:
-        return self.runtime(name) / "launch.json"
+    launch = OfEach(lambda places, name: places.runtime(name) / "launch.json")
+    status = OfEach(lambda places, name: places.runtime(name) / "status.json")
+    """What its service says of itself."""
+    runner_lock = OfEach(lambda places, name: places.runtime(name) / "runner.lock")
+    """Held by what runs the workspace's service where systemd is not process 1, for as long as it lives."""
+    log = OfEach(lambda places, name: places.runtime(name) / "machine.log")
+    console = OfEach(lambda places, name: places.runtime(name) / "console")
+    """The console's socket."""
 
-    def status(self, name: str) -> Path:
-        """What the supervisor says of itself."""
-        return self.runtime(name) / "status.json"
+    def slice_cgroup(self, name: str) -> str:
+        """The cgroup that has the workspace's limits, relative to the root of the cgroup2 hierarchy: each dash of a
+        slice's name is a level."""
+        parts = self.slice(name).removesuffix(".slice").split("-")
+        levels = ("-".join(parts[: count + 1]) for count in range(len(parts)))
+        return "/".join(f"{level}.slice" for level in levels)
 
-    def supervisor_lock(self, name: str) -> Path:
-        """Held by the workspace's supervisor for as long as it lives."""
-        return self.runtime(name) / "supervisor.lock"
-
-    def log(self, name: str) -> Path:
-        return self.runtime(name) / "machine.log"
-
-    def console(self, name: str) -> Path:
-        """The console's socket."""
-        return self.runtime(name) / "console"
-
-    def cgroup(self, name: str) -> str:
-        """The workspace's cgroup, relative to the root of the cgroup2 hierarchy."""
-        return f"{self.instance}/{name}"
-
-    def build_cgroup(self, image: str) -> str:
-        """The cgroup of an image's build; a workspace's name has no dot."""
-        return f"{self.instance}/build.{image}"
-
-    def inspection_cgroup(self, name: str) -> str:
-        """The cgroup of what looks into the home of a workspace that is to be removed."""
-        return f"{self.instance}/look.{name}"
-
-    @property
-    def shares(self) -> Path:
-        """Which bind mounts of the host's are ours."""
-        return self.run / "shares.json"
-
-    # Units, on a host whose process 1 is systemd.
+    cgroup = OfEach(lambda places, name: f"{places.slice_cgroup(name)}/{places.unit(name)}")
+    """Its service's cgroup."""
+    build_cgroup = OfEach(lambda places, name: f"{places.instance}/build.{name}")
+    """The cgroup of an image's build; a workspace's name has no dot."""
+    inspection_cgroup = OfEach(lambda places, name: f"{places.instance}/look.{name}")
+    """The cgroup of what looks into the home of a workspace that is to be removed."""
+    # Units.
 
     def unit(self, name: str) -> str:
         """The service that a workspace is."""
@@ -338,13 +294,6 @@ class Places:
         nobody writes a unit for stays when it is empty; no second hutch has a slice of such a name."""
         escaped = name.replace("-", "\\x2d")
         return f"{self.instance}-ws_{escaped}.slice"
-
-    def unit_cgroup(self, name: str) -> str:
-        """Where systemd puts the service, relative to the root of the cgroup2 hierarchy: each dash of a slice's name
-        is a level."""
-        parts = self.slice(name).removesuffix(".slice").split("-")
-        levels = ("-".join(parts[: count + 1]) for count in range(len(parts)))
-        return "/".join((*(f"{level}.slice" for level in levels), self.unit(name)))
 
     @property
     def network_unit(self) -> str:
@@ -377,33 +326,17 @@ class Places:
         """All of those."""
         return tuple(map(self.service_unit, ("host.pid", "router.pid", "watch.pid", "warden.pid")))
 
-    @property
-    def settled(self) -> Path:
-        """There once the host is as the records want it."""
-        return self.run / "settled"
-
-    def unit_script(self, name: str) -> Path:
-        """What the workspace's service runs, the next time that it starts."""
-        return self.workspace(name) / "unit" / "run"
-
+    unit_directory = OfEach(lambda places, name: places.workspace(name) / "unit")
+    """Root's own copies of all that the workspace's service is, the next time that it starts."""
+    unit_script = OfEach(lambda places, name: places.unit_directory(name) / "run")
+    """What it runs."""
     # What serves all workspaces: resolvers, the warden, the watch.
 
-    @property
-    def services_cgroup(self) -> str:
-        """Their cgroup; no workspace can be called that."""
-        return f"{self.instance}/_services"
-
-    @property
-    def services(self) -> Path:
-        """What they are told, and which processes they are."""
-        return self.run / "services"
-
-    @property
-    def warden(self) -> Path:
-        """Where the warden is spoken to; its own."""
-        return self.run / "warden"
-
-    @property
-    def egress(self) -> Path:
-        """Where the warden writes down what watched workspaces ask and reach; its own."""
-        return self.state / "egress"
+    services_cgroup = Derived(lambda places: f"{places.instance}/_services")
+    """Their cgroup; no workspace can be called that."""
+    services = Derived(lambda places: places.run / "services")
+    """What they are told, and which processes they are."""
+    warden = Derived(lambda places: places.run / "warden")
+    """Where the warden is spoken to; its own."""
+    egress = Derived(lambda places: places.state / "egress")
+    """Where the warden writes down what watched workspaces ask and reach; its own."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hutch.bundled import use_bundled
 from hutch.frozen import dataclass
-from hutch.spec.finding import Path
+from hutch.spec.validation import Path
 
 if TYPE_CHECKING:
     from tree_sitter import Node
@@ -35,6 +35,7 @@ class Positions:
 
     def __init__(self, source: str) -> None:
         use_bundled()
+        # Spares the start-up of `hutch up` for files that are right; and until now, where it is bundled is not known.
         import tree_sitter
         import tree_sitter_toml
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hutch.frozen import dataclass
-from hutch.spec.finding import Finding, Path
 from hutch.spec.model import Idle, Mount
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
+Path = tuple[str | int, ...]
+"""Where a value is: keys, and indexes of arrays from 0."""
 Table = dict[str, Any]
 Kept = dict[str, list[int]]
 """For each list of a table, the indexes in the file of the entries that are still in it."""
@@ -39,6 +41,15 @@ EXPLANATIONS = {
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One thing wrong at one key path of the file, before it is known on which line that is."""
+
+    path: Path
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
 class Validated(Generic[T]):
     """What of a table is valid: as a dataclass, and as the table that is left; and what is wrong with the rest."""
 
@@ -50,6 +61,7 @@ class Validated(Generic[T]):
 
 def validate(cls: type[T], table: Table, at: Path, stand_ins: Table | None = None) -> Validated[T]:
     """`table` as `cls`, as far as it is valid. `stand_ins` are for required keys that turn out wrong."""
+    # Spares the start-up of `hutch doctor`, which reads no file where a network is set up.
     from pydantic import ValidationError
 
     model: Any = cls
@@ -72,6 +84,7 @@ def validate(cls: type[T], table: Table, at: Path, stand_ins: Table | None = Non
 @functools.cache
 def adapter(cls: Any) -> TypeAdapter[Any]:
     """Pydantic's validator of a dataclass; making one takes longer than a hundred validations."""
+    # Spares the start-up of `hutch doctor`, which reads no file where a network is set up.
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
@@ -142,3 +155,26 @@ def nearest(key: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(key.lower().replace("-", "_"), names, n=1)
     return f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(names)}"
+
+
+def dotted(path: Path) -> str:
+    """A path as it is shown to people: `workspaces.web.mounts[0].source`, odd keys in quotes."""
+    shown = ""
+    for part in path:
+        if isinstance(part, int):
+            shown += f"[{part}]"
+        else:
+            bare = re.fullmatch(r"[A-Za-z0-9_-]+", part)
+            shown += ("." if shown else "") + (part if bare else shorten(json.dumps(part)))
+    return shown
+
+
+def undotted(key: str) -> Path:
+    """The path that `dotted` shows as `key`, for keys that need no quotes."""
+    return tuple(int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)(?!\])|\[([0-9]+)\]", key))
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """`text` on one line, cut to `length` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"

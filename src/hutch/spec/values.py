@@ -31,43 +31,11 @@ PRIVATE_NETWORKS = tuple(
     ipaddress.IPv4Network(network) for network in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
 )
 SYSTEM_USERS = frozenset(
-    (
-        "root",
-        "daemon",
-        "bin",
-        "sys",
-        "sync",
-        "games",
-        "man",
-        "lp",
-        "mail",
-        "news",
-        "uucp",
-        "proxy",
-        "www-data",
-        "backup",
-        "list",
-        "irc",
-        "gnats",
-        "nobody",
-        "sshd",
-        "messagebus",
-        "dbus",
-        "polkitd",
-        "tcpdump",
-        "uuidd",
-        "syslog",
-        "ntp",
-        "dnsmasq",
-        "adm",
-        "shutdown",
-        "halt",
-        "operator",
-        "ftp",
-        "tss",
-        "landscape",
-        "pollinate",
-    )
+    """
+    root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc gnats nobody sshd
+    messagebus dbus polkitd tcpdump uuidd syslog ntp dnsmasq adm shutdown halt operator ftp tss landscape
+    pollinate
+    """.split()
 )
 NAME_HINT = "1 to 32 lower-case letters, digits and inner hyphens"
 
@@ -93,6 +61,12 @@ class ContextId(WholeNumber):
 
     def __init__(self) -> None:
         super().__init__(3, 2**32 - 2)
+
+
+def render_size(value: int) -> str:
+    """Bytes, in the largest unit that divides them."""
+    unit = next((unit for unit in reversed(UNITS) if value and value % UNITS[unit] == 0), "")
+    return f"{value // UNITS[unit]}{unit}iB" if unit else str(value)
 
 
 @dataclass(frozen=True)
@@ -208,9 +182,7 @@ class PackageName(Marker):
 
     pattern = r"[a-z0-9][a-z0-9+.-]{0,126}[a-z0-9+]"
     form = 'a name such as "git" or "libstdc++6": lower-case letters, digits, + - and .'
-
-    def parse(self, value: object) -> str:
-        return word(value, self.pattern, "is not a package name", self.form)
+    wrong = "is not a package name"
 
 
 class SetupScript(Marker):
@@ -299,9 +271,7 @@ class Image(Marker):
 class Duration(Marker):
     pattern = r"[1-9][0-9]{0,5}(s|min|h|d)"
     form = 'a number and s, min, h or d, such as "30min"'
-
-    def parse(self, value: object) -> str:
-        return word(value, self.pattern, "is not a duration", self.form)
+    wrong = "is not a duration"
 
 
 class Remote(Marker):
@@ -318,6 +288,4 @@ class Target(Marker):
 
     pattern = r"@?[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
     form = '"auto", a member, or "@" and a group'
-
-    def parse(self, value: object) -> str:
-        return word(value, self.pattern, "is neither a member nor a group", self.form)
+    wrong = "is neither a member nor a group"

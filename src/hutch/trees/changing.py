@@ -1,15 +1,18 @@
-"""Changing what a guest has made, each thing by its inode: whose it is, and what it may do."""
+"""Making directories where others may write, and changing what a guest has made, each thing by its inode."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
-from hutch.errors import HutchError
-from hutch.trees.cursor import PATIENCE, SUPERFLUOUS, call, opened, pinned, walk, way_to
+from hutch.errors import HutchError, explained
+from hutch.files import kept_open
+from hutch.trees.cursor import DIRECTORY, PATIENCE, SUPERFLUOUS, call, opened, pinned, walk, way_to
 
 AT_EMPTY_PATH = 0x1000
 
@@ -63,3 +66,49 @@ def present() -> Iterator[None]:
     except OSError as error:
         if error.errno not in SUPERFLUOUS:
             raise
+
+
+def make_owned(path: Path, uid: int, gid: int) -> None:
+    """Make the directory, and root's own ones above it. A guest may write in one of those that are there."""
+    *parents, name = path.parts[1:]
+    with explained(f"{path} cannot be made"), _descended("/", parents) as current:
+        os.close(_make_below(current, name, 0o700, uid, gid))
+        os.fsync(current)
+
+
+def make_inside(home: Path, parts: tuple[str, ...], uid: int, gid: int) -> None:
+    """Make directories below the home, as far as they are absent. The guest may write there at this very moment, so
+    only what was made here changes hands."""
+    with _descended(home, parts, uid, gid):
+        pass
+
+
+@contextmanager
+def _descended(top: str | Path, parts: Iterable[str], uid: int = -1, gid: int = -1) -> Iterator[int]:
+    """The directory to which `parts` lead from `top`; what is absent on the way is made, root's own unless it is given
+    to somebody. Each step goes by descriptor, and through no symbolic link."""
+    with ExitStack() as stack:
+        current = stack.enter_context(opened(top))
+        for part in parts:
+            try:
+                following = os.open(part, DIRECTORY, dir_fd=current)
+            except FileNotFoundError:
+                following = _make_below(current, part, 0o755, uid, gid)
+            current = stack.enter_context(kept_open(following))
+        yield current
+
+
+def _make_below(parent: int, name: str, mode: int, uid: int, gid: int) -> int:
+    """Make a directory and give it away, with -1 to nobody; returns its descriptor. Whoever can write in `parent` may
+    have put another there."""
+    os.mkdir(name, mode, dir_fd=parent)
+    descriptor = os.open(name, DIRECTORY, dir_fd=parent)
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        os.fchmod(descriptor, mode)  # whatever the umask
+        os.fchown(descriptor, uid, gid)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

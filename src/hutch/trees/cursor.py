@@ -16,10 +16,11 @@ import os
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from hutch.errors import HutchError
+from hutch.files import kept_open
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -43,6 +44,7 @@ class Moved(Exception):
 @functools.cache
 def _libc() -> Any:
     """Imported when it is needed: most commands have no use for it."""
+    # Spares the start-up of `hutch start`.
     import ctypes
 
     return ctypes.CDLL(None, use_errno=True)
@@ -52,6 +54,7 @@ def call(function: str, *arguments: object) -> int:
     """A function of the C library, whose failure is an OSError."""
     result = getattr(_libc(), function)(*arguments)
     if result < 0:
+        # Spares the start-up of `hutch start`.
         import ctypes
 
         code = ctypes.get_errno()
@@ -89,20 +92,13 @@ def opened(path: str | os.PathLike[str]) -> Iterator[int]:
         if error.errno == errno.ELOOP:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path)) from error
         raise
-    try:
+    with kept_open(descriptor):
         yield descriptor
-    finally:
-        os.close(descriptor)
 
 
-@contextmanager
-def pinned(directory: int, name: str) -> Iterator[int]:
+def pinned(directory: int, name: str) -> AbstractContextManager[int]:
     """Whatever has this name now, to be looked at and then changed as the same thing. Nothing is opened by that."""
-    descriptor = open_strictly(name, below=directory, flags=PINNED)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    return kept_open(open_strictly(name, below=directory, flags=PINNED))
 
 
 def way_to(descriptor: int) -> str:

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 
 from hutch.errors import HutchError
+from hutch.files import kept_open
 from hutch.trees.cursor import BATCH, PATIENCE, Cursor, Moved, check_time, open_strictly, shown
 
 TOLD = 5  # things that went wrong that are told of one by one
@@ -23,10 +24,8 @@ def remove_tree(path: str | os.PathLike[str], *, seconds: float = PATIENCE) -> N
         directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return
-    try:
+    with kept_open(directory):
         remove_below(directory, name, str(path), seconds=seconds)
-    finally:
-        os.close(directory)
 
 
 def remove_below(directory: int, name: str, shown_as: str = "", *, seconds: float = PATIENCE) -> None:
@@ -37,12 +36,9 @@ def remove_below(directory: int, name: str, shown_as: str = "", *, seconds: floa
             os.unlink(name, dir_fd=directory)
             return
         with suppress(FileNotFoundError, NotADirectoryError):
-            top = open_strictly(name, below=directory)
-            try:
+            with kept_open(open_strictly(name, below=directory)) as top:
                 removal = _Removal(time.monotonic() + seconds)
                 removal.empty(top)
-            finally:
-                os.close(top)
             if removal.left:
                 rest = removal.count - len(removal.left)
                 told = [*removal.left, *([f"and {rest} more"] if rest else [])]

@@ -1,9 +1,9 @@
-"""Runs inside a machine that stands for its own host: hears, as the supervisor does, what is said over vsock.
+"""Runs inside a machine that stands for its own host: hears, as a machine's service does, what is said over vsock.
 
     guest_listener.py FILE CID COMMAND...
 
-tells FILE where to call, starts the command, and prints what was heard of CID until there was something, or until the
-command has ended.
+tells FILE where to call, starts the command, and prints whether CID was heard to be ready by the time that the command
+has ended.
 """
 
 from __future__ import annotations
@@ -11,25 +11,22 @@ from __future__ import annotations
 import select
 import subprocess
 import sys
-from socket import socket
 
-from hutch.runtime.calls import Calls
-from hutch.runtime.main_process import listen_to_guest
+from hutch.runtime.hear import listen_to_vsock
 
 
 def main(told: str, cid: str, *command: str) -> None:
-    listener, caller = listen_to_guest({"cid": int(cid), "file": told, "uid": 0})
-    calls = Calls(socket(fileno=listener.detach()), caller)
-    heard: list[tuple[str, str]] = []
+    calls = listen_to_vsock(int(cid), told, 0)
+    is_heard = False
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        while not heard:
+        while not is_heard:
             has_ended = process.poll() is not None
-            select.select([calls], [], [], 0.1)
-            heard += calls.hear()
+            if select.select([calls], [], [], 0.1)[0]:
+                is_heard = calls.hears_ready()
             if has_ended:
                 break
         process.kill()
-    print(heard)
+    print("ready" if is_heard else "nothing")
     calls.close()
 
 

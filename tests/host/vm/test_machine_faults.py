@@ -31,6 +31,7 @@ def machine(world: World, images: Path) -> Iterator[tuple[Instance, list[str], s
         yield instance, shape(instance), home_digest(instance, "lab")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_kill_at_some_effects(
     machine: tuple[Instance, list[str], str], name: str, request: pytest.FixtureRequest

@@ -1,27 +1,25 @@
-"""A machine as its service runs it under systemd, without systemd: what the unit says is done by tests/support/service.
-What else may come through the pipes is tried in tests/host/test_machine_service.
+"""A machine as its service runs it: what is said to it and heard of it while it runs, and how it ends. What else may
+come through the pipes is tried in tests/host/test_machine_service, with a program that plays the machine.
 """
 
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hutch.runtime.monitor import leave_memory
 
-from hutch.apply.hardware import accelerator_of
-from hutch.apply.starting import public_keys, surroundings_of
-from hutch.backends import launch
-from hutch.backends.launch import REBOOT, Launch
+from hutch.runtime.observe import read_launch
+from hutch.runtime.status import Status, read_status
 from hutch.spec.names import Places
-from hutch.state import read_network, read_records, write_record
+from hutch.spec.programs import own_program
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
-from tests.support.service import Service
 from tests.support.world import World
 
 LEFT = 300 << 20
@@ -29,59 +27,58 @@ LEFT = 300 << 20
 
 @pytest.fixture(scope="module")
 def lab(world: World, images: Path) -> Iterator[Instance]:
-    """A machine that has never been started, on a host that is ready for it."""
     with open_instance(world, images) as instance:
         instance.declare("vm", lab="")
-        instance.hutch("up", "--no-start", timeout=300)
         yield instance
+
+
+@pytest.fixture
+def running(lab: Instance) -> Instance:
+    """Ready, whatever the test before did."""
+    lab.hutch("up", timeout=300)
+    return lab
 
 
 def places_of(instance: Instance) -> Places:
     return Places(instance.state, instance.run)
 
 
-def launched(instance: Instance) -> Launch:
-    """What its unit is made of on a host with systemd."""
-    places = places_of(instance)
-    record, network = read_records(places)["lab"], read_network(places)
-    assert network is not None
-    keys = tuple(path.read_text().strip() for path in public_keys(places, record))
-    host = surroundings_of(places, record, network.network, keys, accelerator_of(places, record.image))
-    write_record(places, record.with_booted())
-    return launch("lab", record.wanted, replace(host, by_systemd=True))
+def said(instance: Instance) -> Status:
+    """What its service says; without a command, since that may soon be something else."""
+    found = read_status(str(places_of(instance).status("lab")))
+    assert found is not None
+    return found
 
 
-@pytest.fixture
-def service(lab: Instance, tmp_path: Path) -> Iterator[Service]:
-    """One start of it, ready."""
-    service = Service(launched(lab), places_of(lab), tmp_path)
-    try:
-        assert service.is_ready(service.launch.start_seconds), service.text
-        yield service
-    finally:
-        service.end()
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
-def test_it_is_there_and_goes_when_it_is_told_to(lab: Instance, service: Service) -> None:
-    status = lab.status("lab")
-    assert (status["state"], status["hypervisor"], status["pid"]) == ("running", "qemu", service.process.pid)
+def test_it_is_there_and_goes_when_it_is_told_to(running: Instance) -> None:
+    launch = read_launch(places_of(running).launch("lab"))
+    assert launch is not None
+    status = running.status("lab")
+    assert (status["state"], status["hypervisor"], status["pid"]) == ("running", "qemu", said(running).pid)
     assert status["accelerator"] in ("kvm", "tcg")
-    assert 0 < status["ready_seconds"] < service.launch.start_seconds
-    assert lab.ssh("lab", "uname -n").stdout == "lab\n"
-    assert lab.inside("lab", "id", "-un").stdout == "dev\n"
-    check_console(lab, service)
-    check_memory(lab, service)
-    check_unheard(lab)
+    assert 0 < status["ready_seconds"] < launch.start_seconds
+    assert running.ssh("lab", "uname -n").stdout == "lab\n"
+    assert running.inside("lab", "id", "-un").stdout == "dev\n"
+    check_console(running)
+    check_memory(running)
+    check_unheard(running)
     began = time.monotonic()
-    assert service.stop() == 0
-    assert time.monotonic() - began < service.launch.stop_seconds
-    status = lab.status("lab")
-    assert status["state"] == "stopped"
-    lab.hutch("stop", "lab")  # nothing is left to do
+    running.hutch("stop", "lab")
+    assert time.monotonic() - began < launch.stop_seconds
+    assert (said(running).state, said(running).reason) == ("stopped", "")
+    assert running.status("lab")["state"] == "stopped"
+    running.hutch("stop", "lab")  # nothing is left to do
 
 
-def check_console(lab: Instance, service: Service) -> None:
-    """Whoever attaches sees it and types there; the journal has it in any case."""
+def check_console(lab: Instance) -> None:
+    """Whoever attaches sees it and types there; the log has it in any case."""
     with socket.socket(socket.AF_UNIX) as link:
         link.connect(str(places_of(lab).console("lab")))
         link.settimeout(30)
@@ -95,7 +92,8 @@ def check_console(lab: Instance, service: Service) -> None:
         while b"<heard>" not in (seen := seen + received(link)):
             assert time.monotonic() < deadline, seen
             link.sendall(b"heard\n")  # what is typed before somebody reads is lost
-    service.until(lambda: "to the console" in service.text)
+    log = places_of(lab).log("lab")
+    until(lambda: b"to the console" in log.read_bytes())
 
 
 def received(link: socket.socket) -> bytes:
@@ -107,13 +105,23 @@ def received(link: socket.socket) -> bytes:
         return b""
 
 
-def check_memory(lab: Instance, service: Service) -> None:
+def check_memory(lab: Instance) -> None:
     """What a command has to say to a machine's monitor while it runs."""
     total = "awk '/^MemTotal/ { print $2 * 1024 }' /proc/meminfo"
     assert int(lab.inside("lab", "sh", "-c", total).stdout) > LEFT
-    assert leave_memory(f"{service.runtime}/control", service.launch.library, LEFT) == ""
+    leave_memory(lab, LEFT)
     lab.inside("lab", "sh", "-c", f"until [ $({total}) -le {LEFT} ]; do sleep 0.1; done", timeout=30)
-    assert leave_memory(f"{service.runtime}/control", service.launch.library, 1 << 30) == ""
+    leave_memory(lab, 1 << 30)
+
+
+def leave_memory(lab: Instance, size: int) -> None:
+    spec = find_spec("qemu.qmp")
+    assert spec is not None and spec.origin is not None
+    program = own_program("hutch.backends.qemu_monitor", sys.executable, needs_others=True)
+    library = str(Path(spec.origin).parents[2])
+    argv = (*program, str(places_of(lab).runtime("lab") / "control"), library, str(size))
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def check_unheard(lab: Instance) -> None:
@@ -122,15 +130,18 @@ def check_unheard(lab: Instance) -> None:
     lab.inside("lab", "sh", "-c", flood.replace("vport1p1", "$(cd /dev && echo vport*p1)"), root=True)
 
 
-def test_a_reboot_inside_is_another_start(lab: Instance, service: Service) -> None:
-    lab.inside("lab", "systemctl", "reboot", root=True, check=False)
-    assert service.ended(60) == REBOOT
-    assert service.status["reason"] == "rebooting"
+def test_a_reboot_inside_is_another_start(running: Instance) -> None:
+    before = said(running).pid
+    running.inside("lab", "systemctl", "reboot", root=True, check=False)
+    until(lambda: (said(running).state, said(running).reason) == ("stopped", "rebooting"))
+    until(lambda: said(running).state == "running", 200)
+    assert said(running).pid != before
+    running.ssh("lab")
 
 
 @pytest.mark.long
-def test_a_panic_is_told(lab: Instance, service: Service) -> None:
-    lab.ssh("lab", "(sleep 0.2; echo c | doas tee /proc/sysrq-trigger) >/dev/null 2>&1 & exit")
-    assert service.ended(60) == 1
-    assert lab.status("lab")["state"] == "failed"
-    assert lab.status("lab")["reason"] == "the guest's kernel panicked"
+def test_a_panic_is_told(running: Instance) -> None:
+    running.ssh("lab", "(sleep 0.2; echo c | doas tee /proc/sysrq-trigger) >/dev/null 2>&1 & exit")
+    until(lambda: said(running).state == "failed")
+    assert said(running).reason == "the guest's kernel panicked"
+    until(lambda: said(running).state == "running", 200)  # it is started again

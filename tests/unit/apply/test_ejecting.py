@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hutch.runtime.units import LIBRARY
 
 from hutch.apply.ejected_texts import (
     NETWORK_LIBRARY,
@@ -23,20 +23,22 @@ from hutch.apply.ejected_texts import (
     render_units,
 )
 from hutch.apply.ejecting import check, may_be_renamed_in, recover_ejected, subject_home
-from hutch.backends import launch
-from hutch.backends.nspawn import NEST
+from hutch.backends import launch_of
+from hutch.backends.nspawn import DIALECT, NEST
 from hutch.errors import HutchError, UsageError
 from hutch.host.network.dns import wanted_resolvers
 from hutch.host.network.firewall import Member
 from hutch.host.network.watch import wanted_watch
 from hutch.host.services import units
 from hutch.plan.decide import refuse_ejected
+from hutch.runtime.units import LIBRARY
 from hutch.spec import names
 from hutch.spec.ejected import Ejected, Note, parse_note
 from hutch.spec.entries import Publish
 from hutch.spec.model import Workspace
 from hutch.spec.names import IFNAMSIZ, PACKAGE, Places
-from hutch.state import Record, read_record, write_record
+from hutch.spec.record import Record
+from hutch.state import read_record, write_record
 from tests.unit.facts import NETWORK, PLACES, check_golden, everything, surroundings, workspace
 
 CASES = {
@@ -56,22 +58,22 @@ def subject(name: str, declared: Workspace, places: Places = PLACES) -> Subject:
         image_root=str(target.image_root("")),
         python=PYTHON,
         package=str(target.programs),
-        by_systemd=True,
+        has_machined=True,
     )
     assert declared.mac and declared.ip
     port = names.port(name, "container")
     member = Member(name, port, declared.mac, declared.ip, declared.publish)
     services = (*wanted_resolvers(target, network, "dnsmasq", ["box.example"]), wanted_watch(target, network))
-    return Subject(target, launch(name, declared, host), declared, member, network, 0x7000_0000, services)
+    return Subject(target, launch_of(name, declared, host), declared, member, network, 0x7000_0000, services)
 
 
 def texts(of: Subject) -> dict[str, str]:
-    libraries = (LIBRARY, NETWORK_LIBRARY, REMOVAL_LIBRARY)
+    libraries = dict.fromkeys((LIBRARY, NETWORK_LIBRARY, REMOVAL_LIBRARY), "all") | {DIALECT: "all containers"}
     found = {}
     for path, text in render_files(of).items():
         content = text.content
-        for library in libraries:
-            content = content.replace(library.read_text(), "# … and what is the same for all\n")
+        for library, whom in libraries.items():
+            content = content.replace(library.read_text(), f"# … and what is the same for {whom}\n")
         found[f"{path} ({text.mode:o})"] = content
     return found
 
@@ -101,6 +103,24 @@ def test_programs_need_nothing_else_of_hutch() -> None:
     assert all((PACKAGE / program).is_file() for program in PACKAGES)
 
 
+@pytest.mark.parametrize(("name", "declared"), CASES.values(), ids=CASES)
+def test_all_that_it_runs_of_ours_goes_along(name: str, declared: Workspace) -> None:
+    found = subject(name, declared)
+    for title, text in texts(found).items():
+        modules = re.findall(r"from (hutch[.\w]*) import main", text)
+        paths = re.findall(rf"{re.escape(str(found.places.programs))}/([\w/]+[.]py)", text)
+        assert {*paths, *(f"{module.replace('.', '/')}.py".removeprefix("hutch/") for module in modules)} <= {
+            *PROGRAMS
+        }, title
+
+
+def test_programs_are_where_they_are_looked_for() -> None:
+    found = subject("web", everything())
+    copies = {str(found.places.programs / program) for program in PROGRAMS}
+    for text in render_files(found).values():
+        assert set(re.findall(r"/\S+/programs/\S+\.py", text.content)) <= copies
+
+
 def test_everything_but_the_home_is_removed() -> None:
     found = subject("web", workspace())
     inside = {str(path.relative_to(found.places.state)) for path in render_files(found)}
@@ -114,7 +134,7 @@ def test_names_are_its_own() -> None:
     all_units = [unit for name in all_names for unit in render_units(subject(name, workspace()))]
     assert len(all_units) == len(set(all_units))
     assert {len(Ejected.beside(PLACES, name).uplink_host) <= IFNAMSIZ for name in all_names} == {True}
-    assert Ejected.beside(PLACES, "a-b").unit_cgroup("a-b") == (
+    assert Ejected.beside(PLACES, "a-b").cgroup("a-b") == (
         "workspace.slice/workspace-a\\x2db.slice/workspace-a-b.service"
     )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hutch.apply.execute import _note
+from hutch.apply.up import _write_down
 from hutch.plan.actions import Action, Kind, Plan, Wanted
 from hutch.spec.entries import Publish
 from hutch.spec.names import Places
-from hutch.state import Booted, Record, read_record
+from hutch.spec.record import Booted, Record
+from hutch.state import read_record
 from tests.unit.facts import NETWORK, workspace
 
 
@@ -19,7 +20,7 @@ def noted(tmp_path: Path, kind: Kind) -> Record:
     )
     target = workspace(publish=(Publish("", 80, 80, "tcp"),), vcpus=2, autostart=True)
     action = Action("web", kind, wanted=Wanted(target, "image-1"))
-    _note(places, Plan("/f", NETWORK, (action,)), {"web": before}, action, {}, ())
+    _write_down(places, Plan("/f", NETWORK, (action,)), {"web": before}, {}, lambda *said: None)
     found = read_record(places, "web")
     assert found is not None and found.wanted == target
     return found

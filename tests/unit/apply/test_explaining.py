@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import sys
 
-from hutch.apply.explaining import describe, explain_names, explain_start, fed, guards
-from hutch.backends.launch import File, Launch, Limits, Step
+from hutch.apply.explaining import describe, explain_launch, explain_names, fed, guards
+from hutch.backends import launch_of
 from hutch.host.network import router
+from hutch.runtime.units import render_script, render_service, render_slice
 from hutch.spec.model import Mount
 from hutch.spec.names import Places
-from hutch.state import Record
-from tests.unit.facts import NETWORK, PLACES, workspace
+from hutch.spec.record import Record
+from tests.unit.facts import NETWORK, PLACES, surroundings, workspace
 
-LAUNCH = Launch(
-    workspace="web",
-    backend="nspawn",
-    network_namespace="/run/netns/hutch",
-    cgroup="hutch/web",
-    directories=("/run/a b",),
-    files=(File("/run/f", "one\ntwo\n"),),
-    prepare=((Step(("mount", "a b"), "why"),),),
-    connect=((Step(("ip", "link"), "join"),),),
-    argv=("systemd-nspawn", "--boot"),
-    cleanup=(Step(("ip", "link", "delete"), "leave"),),
-    limits=Limits(cpus=2, memory=1 << 30, tasks=10),
-    runtime="/run",
-)
+LAUNCH = launch_of("web", workspace(vcpus=2, memory=1 << 30, mounts=(Mount("/srv/a b", "/src"),)), surroundings())
 
 
 def record(places: Places = PLACES) -> Record:
@@ -34,17 +24,26 @@ def record(places: Places = PLACES) -> Record:
 
 
 def test_a_launch() -> None:
-    texts = {section.title: section.text for section in explain_start(LAUNCH)}
-    assert texts["files, root's only, before each start"] == "/run/f\n    one\n    two"
-    assert texts["limits, in the cgroup hutch/web"].splitlines()[:3] == [
-        "echo 100 >cpu.weight",
-        "echo 200000 100000 >cpu.max",
-        "echo 1073741824 >memory.max",
+    """What is shown is the unit, the slice and the script, word for word as they are written."""
+    texts = {section.title: section.text for section in explain_launch(PLACES, LAUNCH)}
+    unit, limits, script = texts.values()
+    assert list(texts) == [
+        "unit hutch@web.service",
+        "unit hutch-ws_web.slice",
+        "what the service runs: /var/lib/hutch/workspaces/web/unit/run",
     ]
-    start = texts["start: in namespaces of its own"].splitlines()
-    assert start[1:] == ["mkdir -p '/run/a b'", "mount 'a b'  # why", "ip link  # join"]
-    assert texts["then, in the cgroup hutch/web/machine"] == "systemd-nspawn --boot"
-    assert texts["after it ended"] == "ip link delete  # leave"
+    assert f"{unit}\n" == render_service(LAUNCH, PLACES)
+    assert f"{limits}\n" == render_slice(LAUNCH)
+    assert f"{script}\n" == render_script(LAUNCH, sys.executable)
+    assert {"CPUWeight=100", "CPUQuota=200%", "MemoryMax=1073741824"} <= set(limits.splitlines())
+    assert "ExecStart=/bin/sh /var/lib/hutch/workspaces/web/unit/run start" in unit.splitlines()
+    parts = dict(re.findall(r"^(\w+)\(\) \{\n(.*?)^\}$", script, re.DOTALL | re.MULTILINE))
+    assert f"printf %s web >{LAUNCH.runtime}/credentials/system.hostname\n" in parts["files"]
+    assert f"{LAUNCH.runtime}/root" in parts["files"].split()
+    assert "step 'share /srv/a b' " in parts["prepare"] and " '/srv/a b' " in parts["prepare"]
+    assert "step 'raise the port' ip link set ve-web up\n" in parts["join"]
+    assert shlex.split(parts["launch"])[-len(LAUNCH.argv) :] == list(LAUNCH.argv)
+    assert "attempt 'remove the port' ip link delete ve-web\n" in parts["cleanup"]
 
 
 def test_guards_are_for_what_can_be_written() -> None:

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from hutch.apply import inspecting
-from hutch.apply.inspecting import NOTHING, Findings, has_lost_tree, inspect, unbuilt_images, warnings_of, with_findings
+from hutch.apply.inspecting import Findings, has_lost_tree, inspect, unbuilt_images, warnings_of, with_findings
 from hutch.errors import HutchError
 from hutch.plan.actions import Action, Change, Kind, Plan, Repair, Wanted
 from hutch.plan.planner import Standing, plan_one
 from hutch.spec.names import Places
-from hutch.state import Record
+from hutch.spec.record import Record
+from tests.support.statuses import write_status
 from tests.unit.facts import NETWORK, workspace
 
+NOTHING = Findings()
 WANTED = Wanted(workspace(), "image-1")
 SEEN = Findings(
     repairs=(Repair("bridge", "hutch0 is gone"), Repair("port", "ve-lab is down", "lab")),
@@ -89,6 +91,15 @@ def test_what_is_wrong_in_words(places: Places, monkeypatch: pytest.MonkeyPatch)
     }
 
 
+def test_limits_that_are_not_in_force_are_told_while_it_runs(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspecting, "inspect", lambda *arguments: NOTHING)
+    monkeypatch.setattr(inspecting, "unbuilt_images", lambda *arguments: {})
+    monkeypatch.setattr(inspecting, "unlimited_launch", lambda places, launch: f"no limits: {launch}")
+    for state, told in (("running", ["no limits: None"]), ("stopped", [])):
+        write_status(places, "web", state)
+        assert warnings_of(places, NETWORK, {"web": record()}) == {"web": told}
+
+
 def test_a_host_that_cannot_be_looked_at(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> Findings:
         raise HutchError("nft is not installed")
@@ -112,7 +123,7 @@ def test_an_image_without_its_tree_is_none(places: Places) -> None:
 
 def test_each_image_is_looked_at_once(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("hutch.apply.building.is_whole", lambda places, id: asked.append(id))
+    monkeypatch.setattr("hutch.apply.building.whole_image", lambda places, id: asked.append(id))
     wanted = {f"w{number}": Wanted(workspace(), f"image-{number % 2}") for number in range(6)}
     assert unbuilt_images(places, wanted).keys() == wanted.keys()
     assert sorted(asked) == ["image-0", "image-1"]

@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hutch.runtime.status import first_words, write_status
 
-from hutch.apply.execute import apply_plan
 from hutch.apply.machines import Starting, check_context_ids, check_hypervisors, check_machines, check_new_machines
+from hutch.apply.up import apply_plan
 from hutch.errors import ConfigError, HutchError
 from hutch.host.doctor import tools
-from hutch.host.hardware import capacity, vsock
+from hutch.host.hardware import vsock
 from hutch.host.hardware.accelerator import Accelerator
 from hutch.host.hardware.capacity import Capacity
 from hutch.images import machine as images_machine
 from hutch.plan.actions import Action, Kind, Plan, Wanted
 from hutch.spec.model import Workspace
 from hutch.spec.names import Places
-from hutch.state import Booted, Record
+from hutch.spec.record import Booted, Record
+from tests.support.statuses import write_status
 from tests.unit.facts import NETWORK, workspace
 
 GIB = 1 << 30
@@ -35,7 +35,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host with all programs and the firmware, 4 GiB, two processors."""
     monkeypatch.setattr(images_machine, "FIRMWARES", (os.path.abspath(__file__),))
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "h", "6.12", "#1", "x86_64")))
-    monkeypatch.setattr(capacity, "observe_capacity", lambda: Capacity(4 * GIB, 2))
+    monkeypatch.setattr("hutch.apply.machines.observe_capacity", lambda: Capacity(4 * GIB, 2))
     monkeypatch.setattr(tools, "find_program", lambda name: f"/usr/bin/{name}")
 
 
@@ -126,15 +126,14 @@ def test_an_id_in_use_is_found_before_anything_is_touched(
     if booted is not None:
         record = replace(record, booted=Booted(booted, "image-1"))
     if state is not None:
-        places.runtime("web").mkdir(parents=True)
-        write_status(str(places.status("web")), first_words(os.getpid()) | {"state": state})
+        write_status(places, "web", state)
     kind: Kind = "restart" if state == "running" else "start"
     plan = Plan(FILE, NETWORK, (Action("web", kind, wanted=Wanted(VM, "image-1")),))
     if not is_asked:
         check_new_machines(places, plan, {"web": record})
         return
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr("hutch.apply.execute.read_records", lambda places: {"web": record})
+    monkeypatch.setattr("hutch.apply.up.read_records", lambda places: {"web": record})
     with pytest.raises(ConfigError) as caught:
         apply_plan(places, plan, lambda *words: None)
     assert caught.value.problems[0].key == "workspaces.web.cid"

@@ -13,7 +13,7 @@ from hutch.apply import ownership
 from hutch.apply.ownership import origin_of, orphans
 from hutch.errors import HutchError
 from hutch.spec.model import Config
-from hutch.state import Record
+from hutch.spec.record import Record
 from tests.unit.facts import NETWORK, workspace
 
 

@@ -12,24 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hutch.runtime.status import write_status
 
 from hutch.api import Hutch
 from hutch.apply import converge
-from hutch.apply.converge import (
-    converge_homes,
-    first_network,
-    in_force,
-    members_of,
-    new_record,
-    restorable,
-)
+from hutch.apply.converge import converge_homes, first_network, new_record, restorable
+from hutch.apply.launching import make_launch, public_keys
 from hutch.apply.planning import check_owners, check_sockets
-from hutch.apply.starting import check_shares, make_launch, public_keys
+from hutch.apply.serving import in_force, members_of
+from hutch.apply.starting import check_shares
 from hutch.errors import ConfigError, HutchError, UsageError
 from hutch.host.identity.ssh import key_holders
 from hutch.host.network import router
-from hutch.host.services.process import start_time
 from hutch.host.storage import shares
 from hutch.plan.actions import Wanted
 from hutch.plan.decide import check_bystanders, check_stopped
@@ -37,7 +30,9 @@ from hutch.plan.planner import Standing, network_changes
 from hutch.spec.entries import Publish
 from hutch.spec.model import Config, Mount, Workspace
 from hutch.spec.names import Places
-from hutch.state import Booted, NetworkRecord, Record, write_network, write_record
+from hutch.spec.record import Booted, NetworkRecord, Record
+from hutch.state import write_network, write_record
+from tests.support.statuses import write_status
 from tests.unit.facts import NETWORK, workspace
 
 CHANGED = network_changes(NETWORK, replace(NETWORK, bridge="other0"))
@@ -188,16 +183,8 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def up(places: Places, name: str, state: str = "running") -> None:
-    places.runtime(name).mkdir(parents=True)
-    words = {"state": state, "pid": os.getpid(), "started": start_time(os.getpid()), "since": 5.0}
-    write_status(
-        str(places.status(name)), {**words, "ready_seconds": 0.4, "leader": None, "reason": "", "warnings": []}
-    )
-
-
 def test_a_running_workspace_is_served_as_booted(places: Places) -> None:
-    up(places, "web")
+    write_status(places, "web", "running", ready_seconds=0.4)
     found = in_force(places, {"web": record(booted=BOOTED, **CHANGES)})["web"].wanted
     assert (found.ip, found.user) == (BOOTED.ip, BOOTED.user)
     assert found.mounts == (Mount("/a", "/a"), Mount("/b", "/b"))
@@ -209,7 +196,7 @@ def test_a_running_workspace_is_served_as_booted(places: Places) -> None:
 def test_a_stopped_workspace_is_served_as_wanted(places: Places) -> None:
     records = {"web": record(booted=BOOTED, **CHANGES)}
     assert in_force(places, records) == records
-    up(places, "web", "stopped")
+    write_status(places, "web", "stopped")
     assert in_force(places, records) == records
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hutch.apply import hardware, removal, repairing, repeating, withdrawal
+from hutch.apply import hardware, leaving, removal, repairing, repeating
 from hutch.errors import HutchError
 from hutch.host.doctor.repairs import Made, Step, write_made
 from hutch.host.hardware.accelerator import Accelerator
@@ -113,13 +113,13 @@ def test_what_leaves_gives_back_and_deletes_no_note_of_what_stays(
     monkeypatch.setattr(removal, "host_lock", nullcontext)
     monkeypatch.setattr("hutch.host.doctor.repairs.take_back", take_back)
     monkeypatch.setattr("hutch.host.identity.shells.remove", lambda places: [])
-    (note,) = withdrawal.withdraw(places)
+    (note,) = leaving.take_away(places)
     assert "/etc/x has been changed" in note
     with pytest.raises(HutchError, match="the note of what `hutch doctor --fix` changed"):
-        withdrawal.delete_state(places)
+        leaving.delete_state(places)
     stays.clear()
-    assert withdrawal.withdraw(places) == ()
-    withdrawal.delete_state(places)
+    assert leaving.take_away(places) == ()
+    leaving.delete_state(places)
     assert not places.state.exists()
 
 

@@ -24,16 +24,16 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     words: list[str] = []
     plan = Plan("/f", NETWORK, (Action("web", "create", wanted=Wanted(workspace(), "image-1")),))
     monkeypatch.setattr("hutch.apply.planning.make_plan", lambda *arguments, **keys: plan)
-    monkeypatch.setattr(Hutch, "_ensure_images", lambda *arguments: words.append("build"))
+    monkeypatch.setattr("hutch.apply.up.ensure_images", lambda *arguments: words.append("build"))
     monkeypatch.setattr("hutch.apply.converge.first_network", lambda places: nullcontext())
-    monkeypatch.setattr("hutch.apply.recovery.recover", lambda places, listen: words.append("recover"))
-    monkeypatch.setattr("hutch.apply.execute.apply_plan", lambda *arguments: words.append("apply"))
+    monkeypatch.setattr("hutch.apply.up.recover", lambda places, listen: words.append("recover"))
+    monkeypatch.setattr("hutch.apply.up.apply_plan", lambda *arguments: words.append("apply"))
     return words
 
 
 def in_cache(monkeypatch: pytest.MonkeyPatch, *answers: bool) -> None:
     found: list[Any] = list(answers)
-    monkeypatch.setattr("hutch.apply.building.is_whole", lambda places, id: found.pop(0))
+    monkeypatch.setattr("hutch.apply.building.whole_image", lambda places, id: found.pop(0))
 
 
 def test_an_image_that_went_meanwhile_is_built_again(

@@ -5,23 +5,21 @@ The options are checked by the facts of the published description, see tests/sup
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.backends import hypervisor
-from hutch.backends.cloud_hypervisor import EVENTS, LINKS, NOTIFY, TAP, check, launch
-from hutch.backends.hypervisor import OLDEST, check_hypervisor, choose_hypervisor, parse_version
+from hutch.backends import check_named, choose, launch_of
+from hutch.backends.cloud_hypervisor import EVENTS, OLDEST, READY_PORT, TAP, check, launch, parse_version
+from hutch.backends.cloud_hypervisor_calls import BUTTON
 from hutch.backends.launch import Hardware, Launch
-from hutch.errors import HutchError
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET
 from hutch.spec.model import Workspace
-from tests.support.fake_cloud_hypervisor import Refused, parse_config, parse_options
-from tests.unit.facts import check_golden, everything, surroundings, workspace
+from tests.support.fake_cloud_hypervisor import Refused, parse_config, parse_options, parse_request
+from tests.unit.facts import check_golden_launch, everything, surroundings, workspace
 
 HARDWARE = Hardware(
     kernel="/var/lib/hutch/images/machine/vmlinux",
@@ -49,8 +47,7 @@ LAUNCHES = {
 
 @pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in LAUNCHES.items()], ids=LAUNCHES)
 def test_launch(case: str, name: str, declared: Workspace) -> None:
-    found = asdict(launch(name, declared, HOST))
-    check_golden(f"cloud_hypervisor/{case}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    check_golden_launch(f"cloud_hypervisor/{case}.json", launch(name, declared, HOST))
 
 
 def options_of(found: Launch) -> dict[str, list[str]]:
@@ -93,14 +90,23 @@ def test_the_checker_refuses_what_is_not_described() -> None:
             parse_options(wrong)
 
 
-def test_descriptors_follow_the_links() -> None:
+def test_descriptors_are_those_that_it_is_started_with() -> None:
     found = launch("web", workspace(type="vm"), HOST)
-    assert found.links == LINKS
     options = options_of(found)
-    assert options["event-monitor"] == [f"fd={3 + found.links.index('events')}"] == [f"fd={EVENTS}"]
-    assert 3 + len(found.links) == TAP
+    assert options["event-monitor"] == [f"fd={EVENTS}"]
+    assert f'launch {EVENTS}>"$vm/events"\n' in found.dialect
     assert options["net"][0].startswith(f"fd=[{TAP}],")
     assert found.argv[found.argv.index("/usr/lib/hutch/host/hardware/tap.py") + 2] == str(TAP)
+    assert EVENTS != TAP
+    (made,) = [step for chain in found.prepare for step in chain if step.why == "make the pipes that it talks through"]
+    assert made.argv[-2:] == ("/run/hutch/workspaces/web/vm/log", "/run/hutch/workspaces/web/vm/events")
+
+
+def test_where_machinectl_lists_what_runs() -> None:
+    """It is told of the machine, and nothing else differs."""
+    usual, shown = (launch("web", workspace(type="vm"), replace(HOST, has_machined=has)) for has in (False, True))
+    assert (len(shown.inward), len(shown.cleanup)) == (1, len(usual.cleanup) + 1)
+    assert replace(shown, inward=(), cleanup=shown.cleanup[:-1]) == usual
 
 
 def test_the_archive_is_the_last_disk() -> None:
@@ -128,9 +134,24 @@ def test_a_command_line_holds_no_secret() -> None:
 
 
 def test_the_guest_calls_the_port_that_is_listened_at() -> None:
-    from hutch.runtime.cloud_hypervisor import READY_PORT
+    found = launch("web", workspace(type="vm"), HOST)
+    (told,) = [file.content for file in found.files if file.path.endswith(f"/credentials/{NOTIFY_SOCKET}")]
+    assert told == f"vsock-stream:2:{READY_PORT}\n"  # 2 is the host
+    assert found.commands["hear"][-3:] == ("socket", "/run/hutch/workspaces/web/sockets", f"vm_{READY_PORT}")
+    assert "from hutch.runtime.hear import main" in found.commands["hear"][4]
 
-    assert f"vsock-stream:2:{READY_PORT}\n" == NOTIFY  # 2 is the host
+
+def test_it_is_asked_to_end_where_its_sockets_are() -> None:
+    found = launch("web", workspace(type="vm"), HOST)
+    assert found.commands["ask"][-2:] == ("/run/hutch/workspaces/web/sockets", "end")
+    assert "from hutch.backends.cloud_hypervisor_calls import main" in found.commands["ask"][4]
+
+
+def test_the_power_button_is_a_request_of_the_published_interface() -> None:
+    assert parse_request(BUTTON) == ("PUT", "/vm.power-button")
+    for wrong in (BUTTON.replace(b"PUT", b"GET"), BUTTON.replace(b"/api/v1", b""), BUTTON[:-2], BUTTON + b"{}"):
+        with pytest.raises(Refused):
+            parse_request(wrong)
 
 
 def test_it_may_use_kvm_by_its_group() -> None:
@@ -163,28 +184,30 @@ CHOICES: dict[str, tuple[Workspace, Hardware, str]] = {
 
 @pytest.mark.parametrize(("declared", "hardware", "chosen"), CHOICES.values(), ids=CHOICES)
 def test_choice(declared: Workspace, hardware: Hardware, chosen: str) -> None:
-    assert choose_hypervisor(declared, hardware) == chosen
+    backend = choose(declared, hardware)
+    assert backend is not None and backend.TRAITS.name == chosen
 
 
-def test_systemd_does_not_run_it() -> None:
-    """Its events and its guest's calls are heard by a process that stays; there, none does."""
-    assert choose_hypervisor(wants("auto"), HARDWARE, by_systemd=True) == "qemu"
-    (problem,) = check_hypervisor("workspaces.web", wants("cloud-hypervisor"), HARDWARE, by_systemd=True)
-    assert "systemd" in problem.message and problem.hint == 'use "qemu" or "auto"'
-    with pytest.raises(HutchError, match="systemd"):
-        hypervisor.launch("web", wants("cloud-hypervisor"), replace(HOST, by_systemd=True))
+@pytest.mark.parametrize(("declared", "hardware", "chosen"), CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize("has_machined", [False, True])
+def test_what_is_chosen_is_launched(declared: Workspace, hardware: Hardware, chosen: str, has_machined: bool) -> None:
+    """On systemd hosts as elsewhere."""
+    if chosen != "cloud-hypervisor" or hardware.cloud_hypervisor is not None:
+        host = surroundings(hardware=hardware, has_machined=has_machined)
+        found = launch_of("web", declared, host)
+        assert (found.backend, found.facts["hypervisor"]) == (chosen, chosen)
 
 
 def test_what_is_named_and_cannot_run_is_refused() -> None:
     poor = replace(HARDWARE, cloud_hypervisor=None, accelerator="tcg")
-    problems = list(check_hypervisor("workspaces.web", wants("cloud-hypervisor"), poor))
+    problems = list(check_named("web", wants("cloud-hypervisor"), poor))
     assert [problem.key for problem in problems] == ["workspaces.web.hypervisor"] * 2
     assert all(problem.hint for problem in problems)
     assert str(OLDEST) in problems[0].message
     assert "KVM" in problems[1].message
-    assert not list(check_hypervisor("workspaces.web", wants("auto"), poor))
-    assert not list(check_hypervisor("workspaces.web", wants("qemu"), poor))
-    assert not list(check_hypervisor("workspaces.web", wants("cloud-hypervisor"), HARDWARE))
+    assert not list(check_named("web", wants("auto"), poor))
+    assert not list(check_named("web", wants("qemu"), poor))
+    assert not list(check_named("web", wants("cloud-hypervisor"), HARDWARE))
 
 
 @pytest.mark.parametrize(

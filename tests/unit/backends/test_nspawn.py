@@ -11,14 +11,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hutch.backends import check, launch
+from hutch.backends import check, launch_of
 from hutch.backends.identity import guest_uid, subordinates
 from hutch.backends.launch import Launch
 from hutch.backends.nspawn import check as check_container
 from hutch.backends.nspawn import inspection, render_owner_map
 from hutch.spec import names
 from hutch.spec.model import Idle, Mount, Workspace
-from tests.unit.facts import NETWORK, check_golden, everything, surroundings, workspace
+from tests.unit.facts import NETWORK, PLACES, check_golden_launch, everything, surroundings, workspace
 
 BASE = names.UID_FIRST
 LAST = names.UID_FIRST + (names.UID_RANGES - 1) * names.UID_COUNT
@@ -35,8 +35,17 @@ LAUNCHES = {
 
 @pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in LAUNCHES.items()], ids=LAUNCHES)
 def test_launch(case: str, name: str, declared: Workspace) -> None:
-    found = asdict(launch(name, declared, surroundings()))
-    check_golden(f"nspawn/{case}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    check_golden_launch(f"nspawn/{case}.json", launch_of(name, declared, surroundings()))
+
+
+def test_where_machinectl_lists_what_runs() -> None:
+    """nspawn tells it of the container, and nothing else differs."""
+    usual, shown = (launch_of("web", workspace(), surroundings(has_machined=has)) for has in (False, True))
+    assert "--register=no" in usual.argv
+    assert shown.argv == tuple(word.replace("--register=no", "--register=yes") for word in usual.argv)
+    *others, forgotten = shown.cleanup
+    assert forgotten.argv[-1] == PLACES.machine("web") and forgotten.may_fail
+    assert replace(shown, argv=usual.argv, cleanup=tuple(others)) == usual
 
 
 def bindings(found: Launch) -> list[str]:
@@ -44,7 +53,7 @@ def bindings(found: Launch) -> list[str]:
 
 
 def test_each_share_is_bound_at_its_target() -> None:
-    found = launch("web", replace(EVERYTHING, home="/srv/home"), surroundings())
+    found = launch_of("web", replace(EVERYTHING, home="/srv/home"), surroundings())
     (shared,) = [step.argv for chain in found.prepare for step in chain if step.why == "share /srv/home"]
     assert shared[-3:-1] == ("/srv/home", "/run/hutch/workspaces/web/shares/0")
     assert bindings(found) == ["--bind=/run/hutch/workspaces/web/shares/0:/home/me"]
@@ -67,7 +76,7 @@ def test_a_mount_keeps_its_place_for_as_long_as_it_is_what_it_is() -> None:
     mounts = [Mount("/srv/a", "/a/deep"), Mount("/srv/b", "/b", readonly=True)]
 
     def places(*mounts: Mount) -> list[str]:
-        return [graft.place for graft in launch("web", workspace(mounts=mounts), surroundings()).grafts]
+        return [graft.place for graft in launch_of("web", workspace(mounts=mounts), surroundings()).grafts]
 
     both = places(*mounts)
     assert places(*reversed(mounts)) == both
@@ -86,12 +95,12 @@ def test_subordinates_are_the_guests_own_and_not_its_users(owner: int) -> None:
 
 
 def test_the_filter_is_seen_before_the_port_is_raised() -> None:
-    reasons = [step.why for stage in launch("web", workspace(), surroundings()).connect for step in stage]
+    reasons = [step.why for stage in launch_of("web", workspace(), surroundings()).connect for step in stage]
     assert reasons.index("see the port's filter in place") < reasons.index("raise the port")
 
 
 def test_files_hold_no_private_key() -> None:
-    found = launch("web", workspace(), surroundings())
+    found = launch_of("web", workspace(), surroundings())
     assert not any("PRIVATE" in file.content for file in found.files)
     assert "--load-credential=hutch.ssh-host-key:/var/lib/hutch/workspaces/web/ssh/ssh_host_ed25519_key" in found.argv
 
@@ -117,7 +126,7 @@ def test_own_keys_open_it_beside_the_declared_ones() -> None:
     [({}, "/run/hutch/workspaces/web/scratch"), ({"persist": "all"}, "/var/lib/hutch/workspaces/web/root")],
 )
 def test_what_is_written_to_the_store_shares_the_roots_fate(keys: dict[str, str], beside: str) -> None:
-    found = launch("web", workspace(nix_store=True, **keys), surroundings())
+    found = launch_of("web", workspace(nix_store=True, **keys), surroundings())
     (shown,) = [step.argv for chain in found.prepare for step in chain if step.why == "share /nix/store"]
     assert shown[-3:] == (
         "/nix/store",
@@ -198,7 +207,7 @@ def test_inspection_sees_the_home_read_only_and_no_network() -> None:
     *steps, last = [shlex.split(line) for line in script.splitlines()]
     assert last[:2] == ["exec", "/usr/bin/python3"]
     at = last.index("systemd-nspawn")
-    ordinary = json.loads(json.dumps(asdict(launch("web", EVERYTHING, surroundings()))))
+    ordinary = json.loads(json.dumps(asdict(launch_of("web", EVERYTHING, surroundings()))))
     assert json.loads(last[at - 1]) == {key: ordinary[key] for key in ("forbidden", "held")}
     assert last[at + 1] == "--drop-capability=CAP_SYS_RESOURCE"
     assert last[-4:] == ["find", ".", "-name", "it's"]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
+import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from hutch.backends import launch
+from hutch.backends import launch_of
 from hutch.backends.launch import Hardware, Launch, Surroundings
+from hutch.backends.qemu import CONSOLE, CONTROL
+from hutch.guest.credentials import NOTIFY_SOCKET
 from hutch.spec import names
 from hutch.spec.model import Mount, Workspace
-from tests.unit.facts import check_golden, everything, surroundings, workspace
+from tests.unit.facts import PLACES, check_golden_launch, everything, surroundings, workspace
 
 HARDWARE = Hardware(
     kernel="/var/lib/hutch/images/kernel/vmlinux",
@@ -46,36 +48,77 @@ def host(**hardware: Any) -> Surroundings:
 @pytest.mark.parametrize(("case", "given"), LAUNCHES.items(), ids=LAUNCHES)
 def test_launch(case: str, given: tuple[str, Workspace, dict[str, Any]]) -> None:
     name, declared, hardware = given
-    found = asdict(launch(name, declared, host(**hardware)))
-    check_golden(f"qemu/{case}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    check_golden_launch(f"qemu/{case}.json", launch_of(name, declared, host(**hardware)))
 
 
 @pytest.mark.parametrize("case", ["minimal", "everything", "vsock"])
-def test_as_a_service(case: str) -> None:
+def test_where_machinectl_lists_what_runs(case: str) -> None:
+    """It is told of the machine, and nothing else differs."""
     name, declared, hardware = LAUNCHES[case]
-    found = asdict(launch(name, declared, replace(host(**hardware), by_systemd=True)))
-    check_golden(f"qemu/{case}-by-systemd.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    usual, shown = (launch_of(name, declared, replace(host(**hardware), has_machined=has)) for has in (False, True))
+    (told,) = shown.inward
+    *others, forgotten = shown.cleanup
+    assert (usual.inward, usual.cleanup) == ((), tuple(others))
+    assert replace(shown, inward=(), cleanup=usual.cleanup) == usual
+    assert told.may_fail and forgotten.may_fail
+    assert PLACES.machine(name) in shlex.split(told.argv[2]) and forgotten.argv[-1] == PLACES.machine(name)
 
 
-def test_a_service_has_no_link_that_only_a_process_of_ours_could_hear() -> None:
-    found = launch("web", workspace(type="vm"), replace(host(has_vsock=True), by_systemd=True))
-    assert found.vsock is None
-    assert not any("hutch.notify-socket" in word for word in found.argv)
-    assert any("vhost-vsock-pci" in word for word in found.argv)  # ssh goes that way all the same
-    assert not any(word.startswith(("stdio", "socket,id=port")) for word in found.argv)
+def heard(found: Launch) -> list[str]:
+    """What of the machine is listened to, in the words of runtime/hear."""
+    words = list(found.commands["hear"])
+    noted = words.index("/run/hutch/workspaces/web/noted/hearing")
+    assert "from hutch.runtime.hear import main" in words[noted - 2]
+    return words[noted + 1 :]
+
+
+def test_a_guest_is_heard_at_its_port_and_over_vsock() -> None:
+    place, uid = "/run/hutch/workspaces/web/vm", str(names.UID_FIRST)
+    without, found = (launch_of("web", workspace(type="vm"), host(has_vsock=has)) for has in (False, True))
+    port = ["port", f"{place}/port.out"]
+    assert heard(without) == port
+    assert not any("vsock" in word for word in without.argv)
+    address = f"{place}/{NOTIFY_SOCKET}"
+    assert heard(found) == [*port, "vsock", str(workspace(type="vm").cid), address, uid]
+    told = f"name=opt/io.systemd.credentials/{NOTIFY_SOCKET},file=/vm/{NOTIFY_SOCKET}"
+    assert told in found.argv and told not in without.argv
+    assert any("vhost-vsock-pci" in word for word in found.argv)  # ssh goes that way too
+
+
+def test_it_talks_through_pipes_of_its_own() -> None:
+    """What it says is read by a shell, which cannot answer a socket; and nobody else may have the pipes."""
+    found = machine()
+    (made,) = [step for chain in found.prepare for step in chain if step.why == "make the pipes that it talks through"]
+    pipes = ("log", "port.in", "port.out", "monitor.in", "monitor.out")
+    assert made.argv[-6:] == (str(names.UID_FIRST), *(f"/run/hutch/workspaces/web/vm/{pipe}" for pipe in pipes))
+    assert {"pipe,id=port,path=/vm/port", "pipe,id=monitor,path=/vm/monitor"} <= set(found.argv)
     assert [helper.argv[4:7] for helper in found.helpers] == [
         ("/run/hutch/workspaces/web/vm/share0", str(names.UID_FIRST), "3")
     ]
 
 
+def test_its_console_and_its_control_are_roots_alone() -> None:
+    argv = machine().argv
+    listening = argv[: argv.index("--")]
+    assert listening[4:] == (
+        *("/run/hutch/workspaces/web/console", "0", str(CONSOLE)),
+        *("/run/hutch/workspaces/web/control", "0", str(CONTROL)),
+    )
+    waiting = [word for word in argv if word.startswith("socket,") and ",fd=" in word]
+    assert [word.split(",")[1:3] for word in waiting] == [
+        ["id=console", f"fd={CONSOLE}"],
+        ["id=control", f"fd={CONTROL}"],
+    ]
+
+
 def machine(**keys: Any) -> Launch:
-    return launch("web", workspace(type="vm", **keys), host())
+    return launch_of("web", workspace(type="vm", **keys), host())
 
 
 @pytest.mark.parametrize("accelerator", ["tcg", "kvm"])
 def test_a_slow_host_is_given_its_time_to_start(accelerator: str) -> None:
     """And none to stop: whoever waits for `stop` waits for a guest that may just ignore it."""
-    usual, slow = (launch("web", workspace(type="vm"), host(accelerator=accelerator, slowness=n)) for n in (1, 10))
+    usual, slow = (launch_of("web", workspace(type="vm"), host(accelerator=accelerator, slowness=n)) for n in (1, 10))
     assert slow.start_seconds == 10 * usual.start_seconds
     assert replace(slow, start_seconds=usual.start_seconds) == usual
 

@@ -15,12 +15,14 @@ from click.testing import CliRunner
 
 from hutch.api.copying import Side
 from hutch.api.result import Copied
+from hutch.api.workspace import Workspace
 from hutch.cli import COMMANDS, cli, main
 from hutch.cli.common import Options
 from hutch.cli.completing import PATCHES, existing_names, render_completion
 from hutch.errors import ConfigError, HutchError, Problem
 from hutch.spec.names import Places
-from hutch.state import Record, write_record
+from hutch.spec.record import Record
+from hutch.state import write_record
 from tests.unit.cli.conftest import Run
 from tests.unit.facts import workspace
 
@@ -294,12 +296,12 @@ def test_an_unknown_workspace(command: list[str], hutch: Run) -> None:
 def test_the_code_of_a_command_is_passed_on(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[list[str], bool]] = []
 
-    class Fake:
-        def attach(self, argv: tuple[str, ...], *, root: bool) -> int:
-            seen.append((list(argv), root))
-            return 77
+    def attach(workspace: Workspace, argv: tuple[str, ...], *, root: bool) -> int:
+        assert workspace.name == "web"
+        seen.append((list(argv), root))
+        return 77
 
-    monkeypatch.setattr("hutch.api.Hutch.workspace", lambda self, name: Fake())
+    monkeypatch.setattr(Workspace, "attach", attach)
     assert hutch("exec", "web", "--", "sh", "-c", "a\nb", "--root", "--", "-f", "").code == 77
     assert hutch("exec", "--root", "web", "--", "id").code == 77
     assert seen == [(["sh", "-c", "a\nb", "--root", "--", "-f", ""], False), (["id"], True)]

@@ -13,7 +13,8 @@ from hutch.egress.journal import Journal
 from hutch.egress.record import Record as Event
 from hutch.egress.record import lost
 from hutch.spec.names import Places
-from hutch.state import Record, write_record
+from hutch.spec.record import Record
+from hutch.state import write_record
 from tests.unit.cli.conftest import Run
 from tests.unit.facts import workspace
 

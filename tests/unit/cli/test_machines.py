@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hutch.runtime.facts import observe_facts
-from hutch.runtime.launched import write_launch
-from hutch.runtime.observe import Observation
-from hutch.runtime.status import first_words, write_status
 
 from hutch.api import Hutch
-from hutch.api.describe import describe
+from hutch.api.engine import describe
+from hutch.backends.launch import encode_launch
 from hutch.cli.show import absent, show_type
 from hutch.errors import ConfigError
 from hutch.host.hardware import capacity
 from hutch.host.hardware.capacity import Capacity
+from hutch.runtime.observe import observe_facts
 from hutch.spec.names import Places
-from hutch.state import Record, write_record
+from hutch.spec.record import Observation, Record
+from hutch.state import write_record
+from tests.support.statuses import write_status
+from tests.unit.backends.test_qemu import machine
 from tests.unit.facts import workspace
 
 VM = Record("web", "/srv/hutch.toml", workspace(type="vm"), "image-1", 0x7000_0000, "0" * 32).with_booted()
@@ -28,18 +28,16 @@ FACTS = {"hypervisor": "qemu", "accelerator": "tcg"}
 
 @pytest.fixture
 def hutch(tmp_path: Path) -> Hutch:
-    """With one machine, whose supervisor is this very process."""
+    """With one machine, whose main process is this very one."""
     hutch = Hutch(Places(tmp_path / "state", tmp_path / "run"))
-    hutch.places.runtime("web").mkdir(parents=True)
     stand(hutch, VM)
-    write_launch(hutch.places.launch("web"), {"facts": FACTS})
+    hutch.places.launch("web").write_bytes(encode_launch(machine()))
     return hutch
 
 
 def stand(hutch: Hutch, record: Record, state: str = "running") -> None:
     write_record(hutch.places, record)
-    status = {**first_words(os.getpid()), "state": state, "ready_seconds": 5.0}
-    write_status(str(hutch.places.status("web")), status)
+    write_status(hutch.places, "web", state, ready_seconds=5.0)
 
 
 def say(hutch: Hutch, launch: str) -> None:

@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hutch.runtime.observe import Observation
-from hutch.runtime.status import write_status
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.api.describe import describe
+from hutch.api.engine import describe
 from hutch.cli.common import print_table, printable
-from hutch.cli.declare import explain_action, print_plan
+from hutch.cli.declare import explain_action, print_plan, shown, shown_pair
 from hutch.cli.show import absent
-from hutch.cli.values import shown, shown_pair
-from hutch.host.services.process import start_time
 from hutch.plan.actions import Action, Change, Kind, Plan
 from hutch.plan.planner import LEARNS
 from hutch.spec.model import Idle, Mount, Publish
 from hutch.spec.names import Places
-from hutch.state import Booted, Record, copy_of, write_record
+from hutch.spec.record import Booted, Observation, Record
+from hutch.state import copy_of, write_record
+from tests.support.statuses import write_status
 from tests.unit.cli.conftest import Run
 from tests.unit.facts import KEY, NETWORK, workspace
 
@@ -170,10 +168,7 @@ def vars_of(record: Record) -> dict[str, Any]:
 def running(places: Places) -> Places:
     write_record(places, RECORD.with_booted())
     write_record(places, Record("gone", "/f", workspace("gone"), "image-1", 0, "0", removed=True))
-    places.runtime("web").mkdir(parents=True)
-    words: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": start_time(os.getpid()), "since": 5.0}
-    words |= {"ready_seconds": 0.417, "leader": None, "reason": "", "warnings": ["one", "two"]}
-    write_status(str(places.status("web")), words)
+    write_status(places, "web", "running", ready_seconds=0.417)
     return places
 
 
@@ -236,7 +231,8 @@ def squeezed(line: str) -> str:
     return line
 
 
-def test_status(running: Places, hutch: Run) -> None:
+def test_status(running: Places, hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hutch.apply.inspecting.warnings_of", lambda *known: {"web": ["one", "two"]})
     (entry,) = json.loads(hutch("status", "web", "--json").out)
     assert entry["pid"] == os.getpid()
     text = hutch("status").out

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hutch.guest.boot import WITHOUT_LIBBPF
 from hutch.guest.initrd import (
     INIT,
     MODULES,
@@ -155,6 +156,11 @@ def test_units_are_files_and_links() -> None:
         mode, content, _ = members[f"run/systemd/system/{name}"]
         assert content.decode() == text
         assert mode == (0o100644 if "\n" in text else 0o120777)
+
+
+def test_a_library_that_process_1_is_not_to_find_is_none() -> None:
+    mode, content, _ = read(make())[f"{WITHOUT_LIBBPF[1:]}/libbpf.so.1"]
+    assert (mode, content) == (0o120777, b"/dev/null")
 
 
 def test_equal_contents_make_equal_bytes() -> None:

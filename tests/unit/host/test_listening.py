@@ -10,7 +10,7 @@ from hutch.errors import ConfigError
 from hutch.host.network import listening
 from hutch.host.network.listening import Listener, check_ports, parse_listeners, taken_by
 from hutch.spec.entries import Publish
-from hutch.state import Record
+from hutch.spec.record import Record
 from tests.unit.facts import workspace
 
 SS = """\

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hutch.backends import traits_named
 from hutch.host.identity import ssh
 from hutch.host.identity.ssh import VSOCK_PROXY, Peer, choose_proxy, proxy_of, render_argv, render_config
 from tests.unit.facts import PLACES, check_golden, workspace
@@ -40,7 +41,8 @@ def test_who_is_reached_by_vsock(
     keys: dict[str, Any], hypervisor: str, has_vsock: bool, proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh, "find_program", lambda name: name)
-    assert proxy_of(workspace(cid=77, **keys), hypervisor, has_vsock=has_vsock) == proxy
+    wanted = workspace(cid=77, **keys)
+    assert proxy_of(wanted, traits_named(wanted, hypervisor), has_vsock=has_vsock) == proxy
 
 
 def test_the_drop_in_says_how_to_connect() -> None:

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hutch.runtime.observe import Observation
-
 from hutch.apply.inspecting import Findings, with_findings
 from hutch.apply.planning import settle_ownership
 from hutch.plan.actions import Change, Plan, Repair
@@ -20,8 +18,8 @@ from hutch.plan.decide import Facts, decide
 from hutch.plan.resolve import resolve
 from hutch.spec import loading
 from hutch.spec.model import Config, Network, Workspace
+from hutch.spec.record import Booted, Observation, Record
 from hutch.spec.values import Size
-from hutch.state import Booted, Record
 from tests.unit.facts import GOLDEN, KEY, PLACES
 
 FOLDER = GOLDEN / "plan"

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from hutch.backends import weight_of
 from hutch.cli.common import print_error
 from hutch.cli.declare import print_plan
 from hutch.errors import HutchError
-from hutch.spec.model import WORKSPACE_KEYS, weight_of
-from tests.unit.facts import check_golden
+from hutch.spec.model import WORKSPACE_KEYS
+from tests.unit.facts import check_golden, workspace
 from tests.unit.plan.cases import FILE, FOLDER, Case, all_cases
 
 CASES = all_cases()
@@ -64,7 +65,9 @@ def planned(name: str) -> list[tuple[str, str]]:
 def test_every_key_has_a_case(kind: str) -> None:
     """In both types; the type itself in flips."""
     found = [change for weight in ("live", "restart", "recreate") for change in planned(f"{kind}-every-{weight}-key")]
-    assert sorted(found) == sorted((key, weight_of(key, kind)) for key in WORKSPACE_KEYS if key != "type")
+    assert sorted(found) == sorted(
+        (key, weight_of(key, workspace(type=kind))) for key in WORKSPACE_KEYS if key != "type"
+    )
 
 
 def test_every_action_has_a_case_and_none_is_there_twice() -> None:

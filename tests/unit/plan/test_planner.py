@@ -14,13 +14,14 @@ from hutch.plan.planner import (
     differences,
     effective_weight,
     network_changes,
-    pending,
+    pending_of,
     plan,
     plan_one,
     without_effect,
 )
 from hutch.spec.entries import Publish
 from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, Workspace
+from hutch.spec.record import Booted, Record, State
 from tests.unit.facts import NETWORK, workspace
 
 FILE = "/srv/hutch.toml"
@@ -32,10 +33,15 @@ def wanted(image: str = "image-1", **keys: Any) -> Wanted:
     return Wanted(workspace(**keys), image)
 
 
-def standing(state: str = "running", *, recorded: Wanted | None = None, booted: Wanted | None = None) -> Standing:
+def standing(state: State = "running", *, recorded: Wanted | None = None, booted: Wanted | None = None) -> Standing:
     """Booted from what is recorded, unless something else is said."""
     recorded = recorded or wanted()
     return Standing(FILE, recorded, booted or recorded, state)
+
+
+def pending(booted: Wanted | None, target: Wanted) -> str:
+    was = Booted(booted.workspace, booted.image) if booted else None
+    return pending_of(Record("web", FILE, target.workspace, target.image, 0, "", booted=was))
 
 
 def moved(old: Network = NETWORK, new: Network = MOVED) -> tuple[Change, ...]:
@@ -48,7 +54,7 @@ def keys_of(action: Action) -> list[str]:
 
 # (state, what is recorded, what it was booted from, what is wanted, action, keys that cause it)
 RECORDED = wanted()
-CASES: dict[str, tuple[str, Wanted, Wanted, Wanted, str, list[str]]] = {
+CASES: dict[str, tuple[State, Wanted, Wanted, Wanted, str, list[str]]] = {
     "nothing changed": ("running", RECORDED, RECORDED, wanted(), "no change", []),
     "a live key": ("running", RECORDED, RECORDED, wanted(autostart=True), "live", ["autostart"]),
     "a live key, not in force yet": (
@@ -110,7 +116,7 @@ CASES: dict[str, tuple[str, Wanted, Wanted, Wanted, str, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_one_action(case: tuple[str, Wanted, Wanted, Wanted, str, list[str]]) -> None:
+def test_one_action(case: tuple[State, Wanted, Wanted, Wanted, str, list[str]]) -> None:
     state, recorded, booted, target, action, keys = case
     found = plan_one("web", target, standing(state, recorded=recorded, booted=booted))
     assert (found.action, keys_of(found)) == (action, keys)
@@ -154,7 +160,7 @@ def test_a_new_workspace() -> None:
 
 
 def test_a_removed_workspace_comes_back() -> None:
-    gone = replace(standing("stopped"), removed=True, booted=None)
+    gone = replace(standing("absent"), booted=None)
     assert plan_one("web", wanted(), gone).action == "create"
 
 

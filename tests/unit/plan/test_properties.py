@@ -13,19 +13,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from hutch.runtime.observe import Observation
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hutch.apply.planning import settle_ownership
 from hutch.errors import HutchError
 from hutch.plan.actions import Action, Plan, Wanted
-from hutch.plan.decide import Facts, decide
-from hutch.plan.noting import noted
+from hutch.plan.decide import Facts, decide, noted
 from hutch.plan.planner import HEAVIER, differences, with_live_changes
 from hutch.plan.resolve import resolve
 from hutch.spec.model import WORKSPACE_KEYS, Config, Mount, Network, Publish, Workspace
-from hutch.state import Booted, Record
+from hutch.spec.record import Booted, Observation, Record, State
 from tests.unit.facts import KEY, NETWORK, PLACES
 from tests.unit.plan.cases import image_of
 
@@ -69,7 +67,7 @@ class Host:
     what the file says by now."""
 
     records: dict[str, Record] = field(default_factory=dict)
-    states: dict[str, str] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
     applied: Network | None = None
     network: Network = NETWORK
     rebuilt: int = 0
@@ -131,7 +129,8 @@ def hosts(draw: st.DrawFn) -> Host:
     except HutchError:
         assume(False)
         raise
-    records, states = {}, {}
+    records: dict[str, Record] = {}
+    states: dict[str, State] = {}
     for index, (name, workspace) in enumerate(resolved.items()):
         file, removed = draw(st.sampled_from([FILE, FILE, OTHER])), draw(st.sampled_from([False, False, True]))
         wanted, runs = (replace(w, authorized_keys=(f"{KEY} {w.owner}",)) for w in (workspace, before[name]))
@@ -145,7 +144,7 @@ def hosts(draw: st.DrawFn) -> Host:
             started = replace(record, wanted=runs, image=own.image_of(runs)).with_booted()
             record = replace(record, booted=started.booted)
         records[name] = record
-        possible = ["stopped", "failed", "starting", "running", "stopping"]
+        possible: list[State] = ["stopped", "failed", "starting", "running", "stopping"]
         states[name] = draw(st.sampled_from(possible)) if record.booted else "stopped"
     present = any(not record.removed for record in records.values())
     later = draw(st.sampled_from([applied, *NETWORKS]))
@@ -161,7 +160,7 @@ commands = st.builds(
 
 
 def applied(host: Host, plan: Plan) -> Host:
-    """What `hutch up` makes of a host, in short (see apply/execute)."""
+    """What `hutch up` makes of a host, in short (see apply/up)."""
     records, states = dict(host.records), dict(host.states)
     for action in plan.actions:
         before = records.get(action.workspace)
@@ -176,7 +175,7 @@ def applied(host: Host, plan: Plan) -> Host:
     return replace(host, records=records, states=states, applied=plan.network)
 
 
-def after(host: Host, plan: Plan, action: Action, before: Record | None) -> tuple[Record, str]:
+def after(host: Host, plan: Plan, action: Action, before: Record | None) -> tuple[Record, State]:
     """The record and the state of one workspace, once its action is done."""
     assert action.wanted is not None
     if before is None:

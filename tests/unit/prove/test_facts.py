@@ -9,16 +9,19 @@ from typing import Any, cast
 
 import pytest
 
+from hutch.backends import cloud_hypervisor, nspawn, qemu
+from hutch.backends.traits import Traits
 from hutch.prove import facts, machine
 from hutch.prove.run import sweep
 from hutch.prove.subject import Subject
 from hutch.spec.names import Places
 
 
-def subject(home: Path, **booted: Any) -> Subject:
+def subject(home: Path, traits: Traits = nspawn.TRAITS, **booted: Any) -> Subject:
     record = SimpleNamespace(uid_base=os.getuid(), booted=SimpleNamespace(memory=512 << 20))
     now = SimpleNamespace(pid=2, leader=(3, 0))
-    return cast(Subject, SimpleNamespace(booted=SimpleNamespace(home=str(home), **booted), record=record, now=now))
+    workspace = SimpleNamespace(home=str(home), **booted)
+    return cast(Subject, SimpleNamespace(booted=workspace, traits=traits, record=record, now=now))
 
 
 # A home.
@@ -109,7 +112,7 @@ def test_what_a_machine_was_made_with(
 ) -> None:
     monkeypatch.setattr(machine, "machine_processes", lambda subject: {1: {"program": program}})
     monkeypatch.setattr(machine, "output_of", lambda argv: command.replace(" ", "\0") + "\0")
-    looked_at = subject(tmp_path, vcpus=2)
+    looked_at = subject(tmp_path, {"cloud-hypervisor": cloud_hypervisor}.get(program, qemu).TRAITS, vcpus=2)
     assert (machine.guest_processors(looked_at).verdict, machine.guest_memory(looked_at).verdict) == verdicts
 
 
@@ -117,4 +120,4 @@ def test_a_command_line_that_says_nothing_is_no_proof(monkeypatch: pytest.Monkey
     monkeypatch.setattr(machine, "machine_processes", lambda subject: {1: {"program": "qemu-system-x86_64"}})
     monkeypatch.setattr(machine, "output_of", lambda argv: "")
     with pytest.raises(ValueError, match="does not say"):
-        machine.guest_processors(subject(tmp_path, vcpus=2))
+        machine.guest_processors(subject(tmp_path, qemu.TRAITS, vcpus=2))

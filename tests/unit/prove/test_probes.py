@@ -32,10 +32,10 @@ def every(ground: Ground) -> list[Probe]:
     return [*network_probes(ground), *local_probes(ground)]
 
 
-@pytest.mark.parametrize("type", ["container", "vm"])
+@pytest.mark.parametrize("is_machine", [False, True], ids=["container", "vm"])
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.kind}{policy.learn or ''}")
-def test_each_has_a_name_a_promise_and_a_way_to_be_judged(type: str, policy: Policy) -> None:
-    probes = every(replace(GROUND, type=type, policy=policy))
+def test_each_has_a_name_a_promise_and_a_way_to_be_judged(is_machine: bool, policy: Policy) -> None:
+    probes = every(replace(GROUND, is_machine=is_machine, policy=policy))
     assert len(probes) > 100
     assert len({probe.name for probe in probes}) == len(probes)
     for probe in probes:
@@ -47,10 +47,10 @@ def test_each_has_a_name_a_promise_and_a_way_to_be_judged(type: str, policy: Pol
         assert probe.command.isprintable()
 
 
-@pytest.mark.parametrize("type", ["container", "vm"])
+@pytest.mark.parametrize("is_machine", [False, True], ids=["container", "vm"])
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.kind}{policy.learn or ''}")
-def test_each_can_be_asked_for_by_its_name(type: str, policy: Policy) -> None:
-    check_known([probe.name for probe in every(replace(GROUND, type=type, policy=policy))])
+def test_each_can_be_asked_for_by_its_name(is_machine: bool, policy: Policy) -> None:
+    check_known([probe.name for probe in every(replace(GROUND, is_machine=is_machine, policy=policy))])
 
 
 @pytest.mark.parametrize("word", ["bogus", "10", "", "host", "host-x", "3 ", "metadata\n"])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
 
 import pytest
 
-from hutch.runtime.grafts import changes, points_of
+from hutch.backends.launch import Graft, Step
+from hutch.runtime import grafts as grafted
+from hutch.runtime.grafts import Grafts, changes, points_of
+from hutch.runtime.steps import StepFailed
 
 
-def grafts(*targets: str) -> list[dict[str, Any]]:
+def grafts(*targets: str) -> list[Graft]:
     """In the order in which they are shown; "/src=2" is another directory at /src."""
-    return [{"target": text.partition("=")[0], "place": f"/places/{text}"} for text in targets]
+    steps = {action: Step((action,), action) for action in ("bind", "attach", "detach")}
+    return [Graft(text.partition("=")[0], f"/places/{text}", **steps) for text in targets]
 
 
 @pytest.mark.parametrize(
@@ -51,3 +55,77 @@ def test_where_a_guest_has_it() -> None:
     assert points_of(INSIDE, OUTSIDE.replace("/srv/b ", "/srv/a/inner "), "/places/a", set()) == ["/a", "/moved here"]
     assert points_of(INSIDE, OUTSIDE, "/places/b", {"/b"}) == []
     assert points_of(INSIDE, OUTSIDE, "/places/c", set()) == []
+
+
+class Guest:
+    """A container whose mounts are what was done to them: `shown` is what it has, at its place and outside."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *shown: str) -> None:
+        self.shown = {graft.target: graft.place for graft in grafts(*shown)}
+        self.broken: set[str] = set()
+        self.done: list[str] = []
+        self.is_stubborn = False
+        monkeypatch.setattr(grafted, "do", self.do)
+        monkeypatch.setattr(os, "makedirs", lambda path, exist_ok: None)
+        monkeypatch.setattr(grafted, "observe_mountinfo", self.mountinfo)
+
+    def do(self, why: str, argv: tuple[str, ...], seconds: float) -> None:
+        self.done.append(" ".join(argv))
+        if argv[0] in self.broken:
+            raise StepFailed(f"cannot {why}")
+        if argv[0] == "detach" and not self.is_stubborn:
+            for target in argv[2:]:
+                del self.shown[target]
+
+    def mountinfo(self, process: str = "self", most: int = 0) -> str:
+        """Inside for a pid, outside else; each place is a root of its own on one device."""
+        found = {place: place for place in self.shown.values()} if process == "self" else self.shown
+        lines = (
+            f"{n} 1 8:1 {root} {point} rw - ext4 /dev/sda1 rw" for n, (point, root) in enumerate(found.items(), 30)
+        )
+        return "\n".join(lines)
+
+
+def test_what_leaves_and_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The innermost leaves first, the outermost comes first; its PID 1 is told to each."""
+    guest = Guest(monkeypatch, "/a", "/a/b")
+    found = Grafts(grafts("/a", "/a/b"), 7)
+    assert found.renew(grafts("/c", "/c/d")) == ""
+    assert guest.done == [
+        *("detach 7 /a/b", "umount --lazy /places//a/b", "detach 7 /a", "umount --lazy /places//a"),
+        *("bind", "attach 7", "bind", "attach 7"),
+    ]
+    assert found.shown == grafts("/c", "/c/d")
+
+
+def test_one_that_cannot_be_shown_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Guest(monkeypatch, "/a")
+    guest.broken = {"attach"}
+    found = Grafts(grafts("/a"), 7)
+    assert found.renew(grafts("/b", "/c")) == "cannot attach\ncannot attach"
+    assert guest.done[2:] == [
+        "bind",
+        "attach 7",
+        "umount --lazy /places//b",
+        "bind",
+        "attach 7",
+        "umount --lazy /places//c",
+    ]
+    assert found.shown == []
+
+
+def test_one_that_a_guest_keeps_is_told_and_stays_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Guest(monkeypatch, "/a", "/b")
+    guest.is_stubborn = True
+    found = Grafts(grafts("/a", "/b"), 7)
+    assert found.renew(grafts("/b")) == "/a is still mounted: the guest is in the way"
+    assert found.shown == grafts("/a", "/b")
+
+
+def test_a_guest_with_too_many_mounts_to_look_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    Guest(monkeypatch, "/a")
+    monkeypatch.setattr(grafted, "MOST_TEXT", 10)
+    monkeypatch.setattr(grafted, "observe_mountinfo", lambda process="self", most=0: "x" * 10)
+    found = Grafts(grafts("/a"), 7)
+    assert found.renew([]) == "/a cannot be taken away: the guest has too many mounts"
+    assert found.shown == grafts("/a")

@@ -5,43 +5,36 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hutch.host.services.cgroup import Cgroup
-from hutch.runtime import bound, steps
-from hutch.runtime.steps import StartFailed, bind_held, held_steps
+from hutch.runtime import bound, hold
+from hutch.runtime.hold import bind_held, decode_steps, encode_steps
+from hutch.runtime.steps import StepFailed
 
-STEPS: list[dict[str, Any]] = [{"argv": ["true"], "why": "bind it", "may_fail": False}]
+STEPS = [("bind it", ("enter", "PID", "--", "echo PID", "PID")), ("see that it is bound", ("true",))]
 
 
-class Group:
-    def __init__(self, *pids: int) -> None:
-        self.pids = pids
+class Frozen:
+    """What has these pids is in it; `thawed` says when it was let go."""
+
+    def __init__(self, *pids: int, comes: bool = True) -> None:
+        self.pids, self.comes = pids, comes
+        self.frozen: list[str] = []
+        self.thawed: list[str] = []
 
     def processes(self, *parts: str) -> list[int]:
         return list(self.pids)
 
-
-@pytest.mark.parametrize("pids", [(), (7, 8)])
-def test_it_is_one_process(pids: tuple[int, ...]) -> None:
-    with pytest.raises(StartFailed, match=f"there are {len(pids)}"):
-        held_steps(cast(Cgroup, Group(*pids)), "payload", STEPS)
-
-
-class Frozen(Group):
-    """What has these pids is in it; `thawed` says when it was let go."""
-
-    def __init__(self, *pids: int) -> None:
-        super().__init__(*pids)
-        self.thawed: list[str] = []
-
     def freeze(self, group: str) -> None:
-        pass
+        self.frozen.append(group)
 
     def await_process(self, group: str, patience: float, *, unless: int) -> bool:
-        return bool(self.pids)
+        return self.comes
 
     def thaw(self, group: str) -> None:
         self.thawed.append(group)
@@ -56,27 +49,94 @@ def ended() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def bind(group: Frozen, pidfd: int) -> None:
-    bind_held(cast(Cgroup, group), "payload", STEPS, pidfd, 0.0, 5.0)
+def bind(group: Frozen, pidfd: int) -> int | None:
+    return bind_held(cast(Cgroup, group), "payload", STEPS, pidfd, 5.0)
+
+
+@pytest.mark.parametrize("pids", [(), (7, 8)])
+def test_it_is_one_process(ended: tuple[int, int], pids: tuple[int, ...]) -> None:
+    group = Frozen(*pids)
+    with pytest.raises(StepFailed, match=f"there are {len(pids)}"):
+        bind(group, ended[0])
+    assert group.thawed == []
 
 
 def test_what_runs_without_coming_to_be_held_is_refused(ended: tuple[int, int]) -> None:
-    with pytest.raises(StartFailed, match="nothing of the guest came to be held"):
-        bind(Frozen(), ended[0])
+    group = Frozen(comes=False)
+    with pytest.raises(StepFailed, match="nothing of the guest came to be held"):
+        bind(group, ended[0])
     os.write(ended[1], b".")
-    bind(Frozen(), ended[0])  # it has said why
+    assert bind(group, ended[0]) is None  # it has said why
+    assert group.thawed == []
 
 
 def test_it_is_let_go_once_it_is_bound(ended: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     group = Frozen(7)
-    failing = steps.SideBySide((), "cannot bind it")
-    monkeypatch.setattr(steps, "held_steps", lambda cgroup, name, held: failing)
-    with pytest.raises(StartFailed, match="cannot bind it"):
+    done: list[tuple[str, list[str]]] = []
+
+    def fail(why: str, argv: list[str], seconds: float) -> None:
+        raise StepFailed(f"cannot {why}")
+
+    def do(why: str, argv: list[str], seconds: float) -> None:
+        assert group.thawed == [] and 0 < seconds <= 5.0
+        done.append((why, argv))
+
+    monkeypatch.setattr(hold, "do", fail)
+    with pytest.raises(StepFailed, match="cannot bind it"):
         bind(group, ended[0])
     assert group.thawed == []
-    monkeypatch.setattr(steps, "held_steps", lambda cgroup, name, held: steps.SideBySide(()))
-    bind(group, ended[0])
+    monkeypatch.setattr(hold, "do", do)
+    assert bind(group, ended[0]) == 7
     assert group.thawed == ["payload"]
+    assert done == [("bind it", ["enter", "7", "--", "echo PID", "7"]), ("see that it is bound", ["true"])]
+
+
+def test_its_steps_share_one_deadline(ended: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 101.0, 104.0])
+    left: list[float] = []
+    monkeypatch.setattr("hutch.runtime.hold.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(hold, "do", lambda why, argv, seconds: left.append(seconds))
+    assert bind(Frozen(7), ended[0]) == 7
+    assert left == [4.0, 1.0]
+
+
+words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9) | st.sampled_from(
+    ["2", "PID"]
+)
+
+
+@given(st.lists(st.tuples(words, st.lists(words, max_size=5)), max_size=5))
+def test_steps_travel_as_words(steps: list[tuple[str, list[str]]]) -> None:
+    assert decode_steps(encode_steps(steps)) == steps
+
+
+def hold_with(monkeypatch: pytest.MonkeyPatch, group: Frozen, pidfd: int) -> list[list[str]]:
+    """As the program runs that holds a container; returns the commands that it has run, once it has."""
+    done: list[list[str]] = []
+    monkeypatch.setattr(os, "pidfd_open", lambda pid: pidfd if pid == 4242 else pytest.fail(str(pid)))
+    monkeypatch.setattr(hold, "Cgroup", lambda path: group if path == "a.slice/b.service" else pytest.fail(path))
+    monkeypatch.setattr(hold, "do", lambda why, argv, seconds: done.append(argv))
+    hold.main("60", *encode_steps(STEPS), "a.slice/b.service", "4242")
+    return done
+
+
+def test_the_program_says_who_is_pid_1(
+    ended: tuple[int, int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    group = Frozen(7)
+    assert hold_with(monkeypatch, group, ended[0]) == [["enter", "7", "--", "echo PID", "7"], ["true"]]
+    assert capfd.readouterr().out == "7"
+    assert group.thawed == ["machine/payload"]
+
+
+def test_the_program_says_why_it_holds_nothing(ended: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing, where nspawn has ended, which has said why."""
+    with pytest.raises(SystemExit, match="nothing of the guest came to be held"):
+        hold_with(monkeypatch, Frozen(comes=False), ended[0])
+    os.write(ended[1], b".")
+    with pytest.raises(SystemExit) as silent:
+        hold_with(monkeypatch, Frozen(comes=False), ended[0])
+    assert silent.value.code == 1
 
 
 def test_a_setup_that_is_not_where_it_is_held_is_killed(
@@ -87,10 +147,12 @@ def test_a_setup_that_is_not_where_it_is_held_is_killed(
     for name in ("leave_keyring", "forbid"):
         monkeypatch.setattr(bound, name, lambda *arguments: None)
     monkeypatch.setattr(bound, "own_group", lambda: "x")
-    monkeypatch.setattr(bound, "Cgroup", lambda path: Frozen())
+    group = Frozen(comes=False)
+    monkeypatch.setattr(bound, "Cgroup", lambda path: group)
     monkeypatch.setattr(os, "posix_spawnp", lambda *arguments: 4242)
     monkeypatch.setattr(os, "pidfd_open", lambda pid: ended[0])
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
     with pytest.raises(SystemExit, match="so it is not run: nothing of the guest came to be held"):
         bound.main('{"forbidden": {}, "held": []}', "systemd-nspawn")
     assert killed == [(4242, signal.SIGKILL)]
+    assert (group.frozen, group.thawed) == (["payload"], [])

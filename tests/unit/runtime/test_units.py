@@ -2,52 +2,75 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import replace
+import shlex
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.backends import launch
-from hutch.backends.launch import Launch, Limits, Step
+from hutch.backends import launch_of
+from hutch.backends.launch import File, Forbidden, Graft, Helper, Launch, Limits, Step, Surroundings
 from hutch.host.services.units import quoted
-from hutch.runtime.units import library, render_limits, render_script, render_service, render_slice, side_by_side
+from hutch.runtime.hold import decode_steps
+from hutch.runtime.units import (
+    LIBRARY,
+    confined,
+    files,
+    render_limits,
+    render_script,
+    render_service,
+    render_slice,
+    side_by_side,
+)
 from hutch.spec.model import Mount, Workspace
 from hutch.spec.names import PACKAGE
+from tests.unit.backends.test_cloud_hypervisor import HARDWARE
 from tests.unit.backends.test_qemu import host as machine_host
-from tests.unit.facts import PLACES, check_golden, everything, surroundings, workspace
+from tests.unit.facts import PLACES, check_golden, everything, launched, surroundings, workspace
 
-NAMES = {
-    "minimal": ("web", workspace()),
-    "everything": ("my-project", everything(vcpus=2, env=(("EDITOR", "it's $(vim)"),), authorized_keys=None)),
-    "nesting": ("web", workspace(nesting=True)),
-    "machine": ("web", workspace(type="vm", mounts=(Mount("/srv/a b", "/src"),))),
+CONTAINERS = surroundings(has_machined=True)
+MACHINES = replace(machine_host(has_vsock=True), has_machined=True)
+NAMES: dict[str, tuple[str, Workspace, Surroundings]] = {
+    "minimal": ("web", workspace(), CONTAINERS),
+    "everything": (
+        "my-project",
+        everything(vcpus=2, env=(("EDITOR", "it's $(vim)"),), authorized_keys=None),
+        CONTAINERS,
+    ),
+    "nesting": ("web", workspace(nesting=True), CONTAINERS),
+    "machine": ("web", workspace(type="vm", mounts=(Mount("/srv/a b", "/src"),)), MACHINES),
+    "cloud-hypervisor": ("web", workspace(type="vm"), surroundings(hardware=HARDWARE, has_machined=True)),
 }
 
 
-def launched(name: str, declared: Workspace) -> Launch:
-    return launch(
-        name, declared, replace(surroundings() if declared.type == "container" else machine_host(), by_systemd=True)
-    )
+def rendered(found: Launch) -> str:
+    """The script, but for what is not this workspace's own."""
+    script = render_script(found, "/usr/bin/python3")
+    ending = f"\n{found.dialect}\n{LIBRARY.read_text()}"
+    assert script.endswith(ending)
+    return script.removesuffix(ending)
 
 
-@pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in NAMES.items()], ids=NAMES)
-def test_units(case: str, name: str, declared: Workspace) -> None:
-    found = launched(name, declared)
-    script = render_script(found, PLACES, "/usr/bin/python3").removesuffix(library(found))
+@pytest.mark.parametrize(("case", "given"), NAMES.items(), ids=NAMES)
+def test_units(case: str, given: tuple[str, Workspace, Surroundings]) -> None:
+    name = given[0]
+    found = launch_of(*given)
     parts = {
         found.unit: render_service(found, PLACES),
         PLACES.slice(name): render_slice(found),
-        "run": f"{script}# … and what is the same for all\n",
+        "run": f"{rendered(found)}\n# … what all of its backend have, and what is the same for all\n",
     }
     shown = "".join(f"==> {title}\n{text}\n" for title, text in parts.items())
     check_golden(f"units/{case}.txt", shown.replace(str(PACKAGE.parent), "/usr/lib/hutch"))
 
 
 def test_it_lies_in_its_slice() -> None:
-    assert PLACES.unit_cgroup("web") == "hutch.slice/hutch-ws_web.slice/hutch@web.service"
-    assert PLACES.unit_cgroup("a-b") == "hutch.slice/hutch-ws_a\\x2db.slice/hutch@a-b.service"
+    assert PLACES.slice_cgroup("web") == "hutch.slice/hutch-ws_web.slice"
+    assert PLACES.cgroup("web") == "hutch.slice/hutch-ws_web.slice/hutch@web.service"
+    assert PLACES.cgroup("a-b") == "hutch.slice/hutch-ws_a\\x2db.slice/hutch@a-b.service"
 
 
 def test_no_limit_takes_back_what_was_one() -> None:
@@ -86,11 +109,13 @@ def test_chains_are_waited_for() -> None:
     steps = [(Step(("one",), "do one"), Step(("two",), "do two", may_fail=True)), (Step(("three",), "do three"),)]
     assert side_by_side(steps) == [
         "{",
+        "  chain=0",
         "  step 'do one' one",
         "  attempt 'do two' two",
         "} &",
         "chain0=$!",
         "{",
+        "  chain=1",
         "  step 'do three' three",
         "} &",
         "chain1=$!",
@@ -98,3 +123,111 @@ def test_chains_are_waited_for() -> None:
     ]
     assert side_by_side(steps[1:]) == ["step 'do three' three"]
     assert side_by_side([]) == []
+
+
+# The script.
+
+
+def parts(found: Launch) -> dict[str, list[str]]:
+    """The functions of its own, each as its lines."""
+    bodies = re.findall(r"^(\w+)\(\) \{\n(.*?)^\}$", rendered(found), re.DOTALL | re.MULTILINE)
+    return {name: [line.removeprefix("  ") for line in body.splitlines()] for name, body in bodies}
+
+
+def test_all_that_a_dialect_may_call_is_there() -> None:
+    """A function that does nothing where there is nothing to do."""
+    bare = launched(held=(), inward=(), grafts=(), helpers=(), cleanup=(), guards=(), prepare=(), connect=())
+    found = parts(bare)
+    nothing = ("guard", "prepare", "join", "helpers", "inward", "shrink", "cleanup")
+    assert {name: found[name] for name in nothing} == {name: [":"] for name in nothing}
+    assert {"files", "launch", "hold"} <= found.keys()
+
+
+def test_what_is_held_is_bound_by_a_program() -> None:
+    steps = (Step(("enter", "PID", "it's"), "bind it"), Step(("true",), "see that it is"))
+    (line,) = parts(launched(held=steps, start_seconds=90.0))["hold"]
+    words = shlex.split(line)
+    assert words[-1] == "$@"
+    at = words.index("90")
+    assert "from hutch.runtime.hold import main" in words[at - 2]
+    assert decode_steps(words[at + 1 : -1]) == [(step.why, list(step.argv)) for step in steps]
+
+
+def test_what_follows_once_there_is_a_pid_1() -> None:
+    step = Step(("true",), "do it")
+    inward = (replace(step, argv=("reveal",)), replace(step, argv=("tell", "a b"), may_fail=True))
+    graft = Graft("/a", "/run/a", step, replace(step, argv=("attach", "/a")), step)
+    found = launched(inward=inward, grafts=(graft,))
+    assert parts(found)["inward"] == [
+        "step 'do it' reveal \"$1\"",
+        "attempt 'do it' tell 'a b' \"$1\"",
+        "step 'do it' attach /a \"$1\"",
+    ]
+    shows = [line for line in rendered(found).splitlines() if line.startswith("shows=")]
+    assert shows == ["shows=yes"]
+    assert "shows=''" in rendered(launched(inward=(), grafts=())).splitlines()
+
+
+def test_what_is_beside_it_and_what_it_calls() -> None:
+    helper = Helper(("serve", "a b"), "share it's", "/run/a socket", 4096)
+    balloon = Step(("leave", "5"), "leave it less", may_fail=True)
+    found = parts(launched(helpers=(helper,), balloon=balloon, commands={"hear": ("listen", "a b")}))
+    assert [shlex.split(line) for line in found["helpers"]] == [
+        ["serve", "share it's", "/run/a socket", "4096", "serve", "a b"]
+    ]
+    assert found["shrink"] == ["attempt 'leave it less' leave 5"]
+    (line,) = found["hear"]
+    assert shlex.split(line)[-3:] == ["listen", "a b", "$@"]
+
+
+def test_stages_follow_one_another() -> None:
+    stages = ((Step(("a",), "do a"), Step(("b",), "do b")), (Step(("c",), "do c"),))
+    lines = parts(launched(connect=stages))["join"]
+    assert lines.index("all_ended $chain0 $chain1") < lines.index("step 'do c' c")
+
+
+def test_files_are_their_owners_alone() -> None:
+    made = (File("/run/a b", "it's\n$(x)\n"), File("/run/vm/c", "", 7), File("/run/vm/d", "d", 7))
+    lines = files(("/run/x y",), made)
+    assert lines[lines.index("umask 077") + 1 :] == [
+        "printf %s 'it'\"'\"'s\n$(x)\n' >'/run/a b'",
+        "printf %s '' >/run/vm/c",
+        "printf %s d >/run/vm/d",
+        "umask 022",
+        "chown 7:7 -- /run/vm/c /run/vm/d",
+    ]
+    assert not any("umask" in line for line in files(("/run",), ()))
+
+
+def test_what_is_forbidden_binds_the_main_process() -> None:
+    forbidden = Forbidden(("io_uring_setup",), ("AF_UNIX",))
+    assert confined(launched(forbidden=None, argv=("a", "b")), "python3") == ("a", "b")
+    *program, bounds, one, two = confined(launched(forbidden=forbidden, argv=("a", "b")), "python3")
+    assert "from hutch.confine.install import main" in program[-2]
+    assert json.loads(bounds) == json.loads(json.dumps(asdict(forbidden)))
+    assert (one, two) == ("a", "b")
+    (line,) = parts(launched(forbidden=forbidden, argv=("a b",)))["launch"]
+    assert shlex.split(line)[:2] == ["exec", "/usr/bin/python3"] and shlex.split(line)[-1] == "a b"
+
+
+# The unit.
+
+
+def test_a_guest_that_cannot_reboot_has_no_code_for_it() -> None:
+    def codes(found: Launch) -> list[str]:
+        return [line for line in render_service(found, PLACES).splitlines() if "ExitStatus=" in line]
+
+    assert codes(launched()) == ["RestartForceExitStatus=133", "SuccessExitStatus=133"]
+    assert codes(launched(restart_codes=())) == []
+
+
+def test_it_starts_with_what_serves_it() -> None:
+    lines = render_service(launched(), PLACES, ("a.service", "b.service")).splitlines()
+    for unit in ("a.service", "b.service"):
+        assert {f"Wants={unit}", f"After={unit}", f"ExecStartPre=systemctl is-active --quiet {unit}"} <= set(lines)
+    assert not any(line.startswith("ExecStartPre") for line in render_service(launched(), PLACES).splitlines())
+
+
+def test_its_deadlines_and_its_sandbox() -> None:
+    lines = render_service(launched(start_seconds=180.0, stop_seconds=7.5, sandbox=("A=b", "C=d")), PLACES).splitlines()
+    assert {"TimeoutStartSec=180", "TimeoutStopSec=7.5", "A=b", "C=d"} <= set(lines)

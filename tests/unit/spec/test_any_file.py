@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hutch.spec import loading
-from hutch.spec.finding import Finding
 from hutch.spec.model import WORKSPACE_KEYS, Network
-from hutch.spec.validation import Table
+from hutch.spec.validation import Finding, Table
 from tests.unit.facts import PLACES
 
 words = st.sampled_from(

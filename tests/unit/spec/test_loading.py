@@ -13,9 +13,9 @@ import pytest
 import hutch.spec
 from hutch.errors import ConfigError, Problem, UsageError
 from hutch.spec import loading, lookup, names
+from hutch.spec.lookup import render_starter
 from hutch.spec.model import DEFAULT_PACKAGES, WORKSPACE_KEYS, Config, Idle, Incus, Mount, Network, Publish, Workspace
 from hutch.spec.names import Places
-from hutch.spec.starter import render_starter
 from tests.unit.spec.conftest import key_line
 
 Load = Callable[..., Config]
@@ -354,5 +354,5 @@ def test_models_do_without_what_is_slow_to_import(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delitem(sys.modules, module)
     for module in ("pydantic", "pydantic_core", "tree_sitter", "tree_sitter_toml"):
         monkeypatch.setitem(sys.modules, module, None)
-    for module in ("model", "names", "owner", "loading", "schema", "starter", "positions"):
+    for module in ("model", "names", "owner", "loading", "lookup", "schema", "positions"):
         importlib.import_module(f"hutch.spec.{module}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hutch.spec.finding import Path, dotted, shorten, undotted
 from hutch.spec.positions import Positions
+from hutch.spec.validation import Path, dotted, shorten, undotted
 
 SOURCE = """\
 top.level = 1 # one

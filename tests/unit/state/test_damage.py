@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hutch.runtime.facts import observe_facts
-from hutch.runtime.launched import read_launch, write_launch
-from hutch.runtime.observe import observe
-from hutch.runtime.status import first_words, write_status
 
+from hutch.backends.launch import encode_launch
 from hutch.errors import HutchError
 from hutch.host.hardware.accelerator import Memory, read_memory, write_memory
 from hutch.host.identity.ssh import is_pair, is_published
@@ -25,14 +22,14 @@ from hutch.host.services.service import Service, observe_service
 from hutch.host.storage.shares import noted_shares
 from hutch.images.cache import observe_image, observe_images, render_image
 from hutch.images.recipe import make_recipe
+from hutch.runtime.observe import observe, observe_facts, read_launch
 from hutch.spec.model import Network
 from hutch.spec.names import Places
+from hutch.spec.record import NetworkRecord, Record
 from hutch.state import (
     JOURNAL,
     SHARES,
     Damaged,
-    NetworkRecord,
-    Record,
     aside_of,
     copy_of,
     encode,
@@ -44,18 +41,14 @@ from hutch.state import (
     write_network,
     write_record,
 )
+from tests.support.statuses import write_status
+from tests.unit.backends.test_qemu import machine
 from tests.unit.facts import workspace
 
 ROUNDS = 1000
 RECORD = Record("web", "/srv/hutch.toml", workspace(), "image-1", 0x7000_0000, "0" * 32).with_booted()
 NETWORK_RECORD = NetworkRecord(Network(uplink="192.168.84.0/30"), "/srv/hutch.toml", {"net/ipv4/ip_forward": "0"})
-LAUNCH = {
-    "name": "web",
-    "facts": {"hypervisor": "qemu", "accelerator": "tcg"},
-    "stop_seconds": 15.0,
-    "network_namespace": "/run/netns/hutch",
-    "cleanup": [{"argv": ["ip", "link", "delete", "ve-web"], "why": "remove the port", "may_fail": True}],
-}
+LAUNCH = machine()
 
 
 @pytest.fixture
@@ -186,10 +179,10 @@ def test_which_mounts_are_ours(places: Places) -> None:
 
 
 @pytest.mark.parametrize("state", ["starting", "running", "stopping", "failed"])
-def test_what_a_supervisor_says(state: str, places: Places) -> None:
+def test_what_a_service_says(state: str, places: Places) -> None:
     """It is never taken for one that has stopped, or that never was."""
     path = places.status("web")
-    write_status(str(path), {**first_words(1), "state": state, "leader": [5, 6], "reason": "why"})
+    write_status(places, "web", state, pid=1, started=None, leader=[5, 6], reason="why")
 
     def check(found: Any, data: bytes) -> None:
         assert found.state in (state, "failed"), data
@@ -199,14 +192,19 @@ def test_what_a_supervisor_says(state: str, places: Places) -> None:
 
 def test_what_was_launched(places: Places) -> None:
     path = places.launch("web")
-    write_launch(path, LAUNCH)
+    path.write_bytes(encode_launch(LAUNCH))
     assert read_launch(path) == LAUNCH
+    assert observe_facts(places, "web") == LAUNCH.facts
 
     def check(found: Any, data: bytes) -> None:
         assert found in (LAUNCH, None), data
 
     assert try_all(path, lambda: read_launch(path), check) == 0
-    assert try_all(path, lambda: observe_facts(places, "web"), lambda found, data: None) == 0
+
+    def check_facts(found: Any, data: bytes) -> None:
+        assert found in (LAUNCH.facts, {}), data
+
+    assert try_all(path, lambda: observe_facts(places, "web"), check_facts) == 0
 
 
 def test_the_record_of_an_image(places: Places) -> None:

@@ -17,15 +17,13 @@ from hutch.errors import HutchError
 from hutch.spec.entries import Publish
 from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, Workspace
 from hutch.spec.names import Places
+from hutch.spec.record import Booted, NetworkRecord, Record
 from hutch.state import (
     JOURNAL,
     MIGRATIONS,
     PURGE,
     WORKSPACE,
-    Booted,
     Damaged,
-    NetworkRecord,
-    Record,
     aside_of,
     copy_of,
     decode,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hutch.errors import HutchError
+from hutch.files import kept_open
 from hutch.frozen import dataclass
 from hutch.host.doctor.packages import REQUIREMENTS, Manager, Requirement
 from hutch.host.doctor.tools import find_manager, find_program
@@ -111,10 +112,7 @@ def observe_features(state: str, *, is_root: bool) -> dict[str, bool | None]:
 
 def has_module(name: str) -> bool:
     """Whether the kernel's module could be loaded."""
-    try:
-        return run(["modprobe", "--dry-run", "--quiet", name], check=False).returncode == 0
-    except HutchError:
-        return False
+    return succeeds(["modprobe", "--dry-run", "--quiet", name])
 
 
 def can_map(directory: str) -> bool:
@@ -153,11 +151,8 @@ def observe_controllers() -> frozenset[str] | None:
         root = open_root()
     except OSError:
         return None
-    try:
-        with open(os.open("cgroup.controllers", os.O_RDONLY | os.O_CLOEXEC, dir_fd=root), encoding="ascii") as file:
-            return frozenset(file.read().split())
-    finally:
-        os.close(root)
+    with kept_open(root), open(os.open("cgroup.controllers", os.O_RDONLY, dir_fd=root), encoding="ascii") as file:
+        return frozenset(file.read().split())
 
 
 def observe_kvm(places: Places) -> str | None:

@@ -15,8 +15,9 @@ import glob
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 Manager = Literal["apt", "dnf", "pacman"]
 # What people use; what a checkout of hutch needs besides; what its tests need; what its benchmark needs.
@@ -48,203 +49,64 @@ class Requirement:
         return {"apt": self.apt, "dnf": self.dnf, "pacman": self.pacman}[manager]
 
 
-REQUIREMENTS: tuple[Requirement, ...] = (
-    Requirement(
-        "runs containers",
-        proof=("systemd-nspawn",),
-        apt=("systemd-container",),
-        dnf=("systemd-container",),
-        pacman=("systemd",),
-    ),
-    Requirement(
-        "builds Debian and Ubuntu images",
-        proof=("mmdebstrap",),
-        apt=("mmdebstrap",),
-        dnf=("mmdebstrap",),
-        pacman=(),  # only in the AUR
-    ),
-    Requirement(
-        "verifies what Debian's mirrors send",
-        proof=("/usr/share/keyrings/debian-archive-keyring.*",),
-        apt=("debian-archive-keyring",),
-        dnf=("debian-keyring",),
-        pacman=("debian-archive-keyring",),
-    ),
-    Requirement(
-        "verifies what Ubuntu's mirrors send",
-        proof=("/usr/share/keyrings/ubuntu-archive-keyring.*",),
-        apt=("ubuntu-keyring",),
-        dnf=("ubu-keyring",),
-        pacman=("ubuntu-keyring",),
-        optional=True,
-    ),
-    Requirement(
-        "answers the workspaces' DNS questions",
-        proof=("dnsmasq",),
-        apt=("dnsmasq-base",),  # without the service that `dnsmasq` would start
-        dnf=("dnsmasq",),
-        pacman=("dnsmasq",),
-    ),
-    Requirement(
-        "filters and translates the workspaces' traffic",
-        proof=("nft",),
-        apt=("nftables",),
-        dnf=("nftables",),
-        pacman=("nftables",),
-    ),
-    Requirement(
-        "makes the bridge, its ports and the router's network namespace",
-        proof=("ip", "bridge"),
-        apt=("iproute2",),
-        dnf=("iproute",),
-        pacman=("iproute2",),
-    ),
-    Requirement(
-        "reaches the workspaces and makes their keys",
-        proof=("ssh", "ssh-keygen"),
-        apt=("openssh-client",),
-        dnf=("openssh-clients",),
-        pacman=("openssh",),
-    ),
-    Requirement(
-        "runs virtual machines",
-        proof=("qemu-system-x86_64",),
-        apt=("qemu-system-x86",),
-        dnf=("qemu-system-x86-core",),
-        pacman=("qemu-system-x86",),
-    ),
-    Requirement(
-        "shares directories with virtual machines",
-        proof=("/usr/lib*/virtiofsd",),
-        apt=("virtiofsd",),
-        dnf=("virtiofsd",),
-        pacman=("virtiofsd",),
-    ),
-    Requirement(
-        "keeps virtual machines, and the warden of egress lists, away from the host's files",
-        proof=("bwrap",),
-        apt=("bubblewrap",),
-        dnf=("bubblewrap",),
-        pacman=("bubblewrap",),
-    ),
-    Requirement(
-        "makes images for virtual machines",
-        proof=("mkfs.erofs",),
-        apt=("erofs-utils",),
-        dnf=("erofs-utils",),
-        pacman=("erofs-utils",),
-    ),
-    Requirement(
-        "takes the packages of kernels apart",
-        proof=("dpkg-deb", "zstd"),
-        apt=("dpkg", "zstd"),
-        dnf=("dpkg", "zstd"),
-        pacman=("dpkg", "zstd"),
-    ),
-    Requirement(
-        "makes disks for virtual machines",
-        proof=("mkfs.ext4",),
-        apt=("e2fsprogs",),
-        dnf=("e2fsprogs",),
-        pacman=("e2fsprogs",),
-    ),
-    Requirement(
-        "makes mounts and enters namespaces",
-        proof=("mount", "umount", "unshare", "nsenter", "setpriv"),
-        apt=("util-linux", "mount"),
-        dnf=("util-linux", "util-linux-core"),
-        pacman=("util-linux",),
-    ),
-    Requirement(
-        "loads kernel modules",
-        proof=("modprobe",),
-        apt=("kmod",),
-        dnf=("kmod",),
-        pacman=("kmod",),
-    ),
-    Requirement(
-        "reads and sets kernel parameters",
-        proof=("sysctl",),
-        apt=("procps",),
-        dnf=("procps-ng",),
-        pacman=("procps-ng",),
-    ),
-    Requirement(
-        "makes the virtual environment",
-        proof=("module:ensurepip",),
-        apt=("python3-venv",),
-        dnf=("python3",),
-        pacman=("python",),
-        set="checkout",
-    ),
-    Requirement(
-        "shows what a command does to the host",
-        proof=("strace",),
-        apt=("strace",),
-        dnf=("strace",),
-        pacman=("strace",),
-        set="develop",
-    ),
-    Requirement(
-        "makes a Nix store for workspaces to share, and evaluates the NixOS module",
-        proof=("nix-store", "nix-instantiate", "jq"),
-        apt=("nix-bin", "jq"),
-        dnf=("nix", "jq"),
-        pacman=("nix", "jq"),
-        set="develop",
-        optional=True,
-    ),
-    Requirement(
-        "tries aliases and completion in other shells than bash",
-        proof=("zsh", "fish"),
-        apt=("zsh", "fish"),
-        dnf=("zsh", "fish"),
-        pacman=("zsh", "fish"),
-        set="develop",
-        optional=True,
-    ),
-    Requirement(
-        "reads manual pages as people see them",
-        proof=("groff",),
-        apt=("groff-base",),
-        dnf=("groff-base",),
-        pacman=("groff",),
-        set="develop",
-        optional=True,
-    ),
-    Requirement(
-        "what hutch is measured against",
-        proof=("incus", "/usr/lib*/incus/incusd"),
-        apt=("incus-base", "incus-client"),
-        dnf=("incus", "incus-client"),
-        pacman=("incus",),
-        set="bench",
-    ),
-    Requirement(
-        "what Incus needs to import an image and to map users",
-        proof=("unsquashfs", "setfattr", "newuidmap"),
-        apt=("squashfs-tools", "attr", "uidmap"),
-        dnf=("squashfs-tools", "attr", "shadow-utils"),
-        pacman=("squashfs-tools", "attr", "shadow"),
-        set="bench",
-    ),
-    Requirement(
-        "makes the initrd of the virtual machine that hutch is measured against",
-        proof=("busybox", "cpio", "zstd", "xz"),
-        apt=("busybox-static", "cpio", "zstd", "xz-utils"),
-        dnf=("busybox", "cpio", "zstd", "xz"),
-        pacman=("busybox", "cpio", "zstd", "xz"),
-        set="bench",
-    ),
-    Requirement(
-        "sees that a command writes no file",
-        proof=("inotifywait",),
-        apt=("inotify-tools",),
-        dnf=("inotify-tools",),
-        pacman=("inotify-tools",),
-        set="bench",
-    ),
-)
+TABLE = """
+[runtime]
+runs containers: systemd-nspawn; apt systemd-container; pacman systemd
+builds Debian and Ubuntu images: mmdebstrap; pacman
+verifies what Debian's mirrors send: /usr/share/keyrings/debian-archive-keyring.*; apt debian-archive-keyring;
+    dnf debian-keyring
+verifies what Ubuntu's mirrors send: /usr/share/keyrings/ubuntu-archive-keyring.*; apt ubuntu-keyring;
+    dnf ubu-keyring; optional
+answers the workspaces' DNS questions: dnsmasq; apt dnsmasq-base; dnf dnsmasq; pacman dnsmasq
+filters and translates the workspaces' traffic: nft; apt nftables
+makes the bridge, its ports and the router's network namespace: ip bridge; apt iproute2; dnf iproute
+reaches the workspaces and makes their keys: ssh ssh-keygen; apt openssh-client; dnf openssh-clients; pacman openssh
+runs virtual machines: qemu-system-x86_64; apt qemu-system-x86; dnf qemu-system-x86-core
+shares directories with virtual machines: /usr/lib*/virtiofsd; apt virtiofsd
+keeps virtual machines, and the warden of egress lists, away from the host's files: bwrap; apt bubblewrap
+makes images for virtual machines: mkfs.erofs; apt erofs-utils
+takes the packages of kernels apart: dpkg-deb zstd; apt dpkg zstd
+makes disks for virtual machines: mkfs.ext4; apt e2fsprogs
+makes mounts and enters namespaces: mount umount unshare nsenter setpriv; apt util-linux mount;
+    dnf util-linux util-linux-core; pacman util-linux
+loads kernel modules: modprobe; apt kmod
+reads and sets kernel parameters: sysctl; apt procps; dnf procps-ng; pacman procps-ng
+[checkout]
+makes the virtual environment: module:ensurepip; apt python3-venv; dnf python3; pacman python
+[develop]
+shows what a command does to the host: strace
+finds mistakes in shell: shellcheck; dnf ShellCheck
+makes a Nix store for workspaces to share, and evaluates the NixOS module: nix-store nix-instantiate jq;
+    apt nix-bin jq; dnf nix jq; pacman nix jq; optional
+tries aliases and completion in other shells than bash: zsh fish; optional
+reads manual pages as people see them: groff; apt groff-base; pacman groff; optional
+[bench]
+what hutch is measured against: incus /usr/lib*/incus/incusd; apt incus-base incus-client; dnf incus incus-client;
+    pacman incus
+what Incus needs to import an image and to map users: unsquashfs setfattr newuidmap; apt squashfs-tools attr uidmap;
+    dnf squashfs-tools attr shadow-utils; pacman squashfs-tools attr shadow
+makes the initrd of the virtual machine that hutch is measured against: busybox cpio zstd xz;
+    apt busybox-static cpio zstd xz-utils; dnf busybox cpio zstd xz; pacman busybox cpio zstd xz
+sees that a command writes no file: inotifywait; apt inotify-tools
+"""
+"""[SET], and below it PURPOSE: PROOF; MANAGER PACKAGES; and "optional". Packages that are not named are called as the
+proof is, with apt; elsewhere as with apt. Arch has mmdebstrap in the AUR only; Debian's package `dnsmasq` would start a
+service."""
+
+
+def _read(table: str) -> Iterator[Requirement]:
+    for section in table.replace("\n    ", " ").split("[")[1:]:
+        set, _, lines = section.partition("]")
+        for line in lines.strip().splitlines():
+            purpose, _, words = line.partition(": ")
+            proof, *more = (tuple(part.split()) for part in words.split(";"))
+            named = {word: names for word, *names in more}
+            apt = named.get("apt", proof)
+            dnf, pacman = (tuple(named.get(manager, apt)) for manager in ("dnf", "pacman"))
+            yield Requirement(purpose, proof, tuple(apt), dnf, pacman, cast("Set", set), "optional" in named)
+
+
+REQUIREMENTS = tuple(_read(TABLE))
 
 
 def _is_there(proof: str) -> bool:

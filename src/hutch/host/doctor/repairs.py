@@ -9,8 +9,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hutch.errors import HutchError, troubles_told
 from hutch.files import read_or_none, write_atomic
@@ -149,32 +149,22 @@ def ensure_aliases(places: Places, wanted: tuple[str, ...], tell: Told) -> None:
 def take_back(places: Places, tell: Told) -> list[str]:
     """Take back all that is noted. Returns, in words, what could not be: it stays noted, and the rest does not. May be
     called again. The caller holds the lock."""
-    made, failures = read_made(places), []
-    files: list[DropIn] = []
-    steps: list[Step] = []
-    kept: tuple[str, ...] = ()
-    if failure := _failure(partial(remove_aliases, places, made.shells, tell)):
-        kept = made.shells
-        failures.append(failure)
-    for file in made.files:
-        if failure := _failure(partial(remove_file, file, tell)):
-            files.append(file)
-            failures.append(failure)
-    for step in reversed(made.steps):
-        if failure := _failure(partial(undo_step, step, tell)):
-            steps.insert(0, step)
-            failures.append(failure)
-    write_made(places, Made(tuple(steps), tuple(files), kept))
+    made, failures = read_made(places), list[str]()
+
+    def stays(undo: Callable[..., None], *arguments: Any) -> bool:
+        try:
+            with troubles_told():
+                undo(*arguments, tell)
+        except HutchError as error:
+            failures.append(f"{error.brief}; {error.resolution}" if error.resolution else error.brief)
+            return True
+        return False
+
+    kept = made.shells if stays(remove_aliases, places, made.shells) else ()
+    files = tuple(file for file in made.files if stays(remove_file, file))
+    steps = tuple(step for step in reversed(made.steps) if stays(undo_step, step))
+    write_made(places, Made(steps[::-1], files, kept))
     return failures
-
-
-def _failure(undo: Callable[[], None]) -> str:
-    try:
-        with troubles_told():
-            undo()
-    except HutchError as error:
-        return f"{error.brief}; {error.resolution}" if error.resolution else error.brief
-    return ""
 
 
 def remove_aliases(places: Places, made: tuple[str, ...], tell: Told) -> None:

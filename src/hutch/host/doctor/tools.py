@@ -29,7 +29,7 @@ def find_program(name: str) -> str | None:
 
 def find_manager() -> Manager | None:
     """The package manager of this host's distribution."""
-    from hutch.host.doctor.packages import INSTALL
+    from hutch.host.doctor.packages import INSTALL  # argparse and more, which a start does without
 
     return next((name for name, command in INSTALL.items() if find_program(command.split()[0])), None)
 
@@ -39,7 +39,7 @@ def check_tools(names: Collection[str], brief: str) -> None:
     missing = [name for name in names if find_program(name) is None]
     if not missing:
         return
-    from hutch.host.doctor.packages import INSTALL, REQUIREMENTS
+    from hutch.host.doctor.packages import INSTALL, REQUIREMENTS  # as above
 
     manager = find_manager()
     purposes = {name: item.purpose for item in REQUIREMENTS for name in item.proof}

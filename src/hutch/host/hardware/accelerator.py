@@ -9,6 +9,7 @@ changes anything else of the host.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import stat
 import time
@@ -96,14 +97,9 @@ class Verdict:
 def observe_accelerator(places: Places, machine: Bootable) -> Accelerator:
     """What a machine on this host is to run under. The first time, `machine` is booted to find it out, for PATIENCE at
     most. The caller holds the lock, since the answer is remembered."""
-    accelerator = choose(places, machine)
+    accelerator = recall_accelerator(places, machine)
     assert accelerator is not None  # there is a machine to find it out with
     return accelerator
-
-
-def recall_accelerator(places: Places) -> Accelerator | None:
-    """The same for those who only look: boots nothing, writes nothing. None while nobody has found it out."""
-    return choose(places, None)
 
 
 def describe_accelerator(accelerator: Accelerator) -> str:
@@ -113,8 +109,9 @@ def describe_accelerator(accelerator: Accelerator) -> str:
     return f"it runs without KVM, by emulation (TCG), which is several times slower: {accelerator.why}"
 
 
-def choose(places: Places, machine: Bootable | None) -> Accelerator | None:
-    """See the two above; None is possible without a machine only."""
+def recall_accelerator(places: Places, machine: Bootable | None = None) -> Accelerator | None:
+    """The same. For those who only look, it needs no machine, boots nothing and writes nothing: None while nobody has
+    found it out."""
     architecture = os.uname().machine
     if architecture not in ARCHITECTURES:
         only = ", ".join(ARCHITECTURES)
@@ -309,8 +306,6 @@ def render_machine(qemu: str, accelerator: str) -> list[str]:
 
 def await_answer(output: int, seconds: float) -> Verdict:
     """Read what QEMU and the guest print, until one of them has said enough."""
-    import select
-
     began = time.monotonic()
     tail, total = b"", 0
     while total <= MOST_OUTPUT:

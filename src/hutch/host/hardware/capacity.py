@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from hutch.backends import is_machine
 from hutch.errors import Problem
 from hutch.frozen import dataclass
 from hutch.spec.model import MOST_MACHINE_CPUS, Workspace
@@ -35,7 +36,7 @@ def check_host(workspaces: Mapping[str, Workspace], memory_total: int, cpus: int
     problems = []
     most = min(CPUS_FOR_EACH * cpus, MOST_MACHINE_CPUS)
     for name, workspace in workspaces.items():
-        if workspace.type != "vm" or workspace.engine != "local":
+        if not is_machine(workspace):
             continue
         prefix, memory, vcpus = f"workspaces.{name}", workspace.memory, workspace.vcpus
         if memory is not None and memory > memory_total:

@@ -83,7 +83,7 @@ def estimate(points: Sequence[Point]) -> int | None:
 
 def make_reader() -> Callable[[], int]:
     """A function that reads the counter, which Python cannot do by itself. OSError where that is not allowed."""
-    import ctypes
+    import ctypes  # once per boot: the starts of machines do without
     import mmap
 
     protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC

@@ -12,6 +12,9 @@ import functools
 import os
 import struct
 
+from hutch.files import kept_open
+from hutch.run import CommandFailed, run
+
 DEVICE = "/dev/vhost-vsock"
 MODULE = "vhost_vsock"
 SET_GUEST_CID = 0x4008AF60  # VHOST_VSOCK_SET_GUEST_CID, _IOW(0xAF, 0x60, __u64): see linux/vhost.h
@@ -35,8 +38,6 @@ def can_open(device: str) -> bool:
 @functools.cache
 def load_module() -> bool:
     """Once for each command: a module that is not there does not come by asking twice."""
-    from hutch.run import CommandFailed, run
-
     try:
         return run(["modprobe", "--quiet", MODULE], check=False).returncode == 0
     except CommandFailed:
@@ -50,12 +51,11 @@ def is_free(cid: int) -> bool:
         device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return True
-    try:
-        fcntl.ioctl(device, SET_GUEST_CID, struct.pack("=Q", cid))
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return False
-        raise
-    finally:
-        os.close(device)
+    with kept_open(device):
+        try:
+            fcntl.ioctl(device, SET_GUEST_CID, struct.pack("=Q", cid))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise
     return True

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hutch.errors import HutchError
+from hutch.errors import explained
 from hutch.files import read_or_none, write_atomic
 from hutch.host.services.lock import host_lock
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Places, hostname
@@ -182,9 +182,7 @@ def remove(places: Places, etc: Path = Path("/etc"), shells: Iterable[str] = tup
 def _write(wanted: Mapping[Path, bytes]) -> list[Path]:
     changed = [path for path, content in wanted.items() if read_or_none(path) != content]
     for path in changed:
-        try:
+        with explained(f"{path} cannot be written"):
             make_directory(path.parent)
             write_atomic(path, wanted[path])
-        except OSError as error:
-            raise HutchError(f"{path} cannot be written: {error.strerror}") from error
     return changed

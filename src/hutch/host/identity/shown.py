@@ -11,18 +11,20 @@ Everything here lies in directories that only root writes, so nobody can put a p
 from __future__ import annotations
 
 import errno
+import grp
 import os
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from hutch.errors import HutchError
-from hutch.files import entries, read_or_none, remove_flat, temporary_of, write_all
+from hutch.files import entries, kept_open, read_or_none, remove_flat, temporary_of, write_all
 from hutch.frozen import dataclass
 from hutch.spec.names import Places
-from hutch.state import WORKSPACE, Body, Record, decode, encode, make_directory, record_from
+from hutch.spec.record import Record
+from hutch.state import WORKSPACE, Body, decode, encode, make_directory, record_from
 
 GROUP = "hutch"
 """The group whose members see and enter every workspace."""
@@ -66,6 +68,10 @@ class Access:
         is_listed = _list_of(descriptor) == self.render_list()
         return is_listed and (found.st_uid, found.st_gid, found.st_mode & 0o777) == (0, self.gid or 0, self.mode)
 
+    def ensure(self, descriptor: int) -> None:
+        if not self.is_given(descriptor):
+            self.give(descriptor)
+
     def give(self, descriptor: int) -> None:
         """Nobody has more in between: what was given before goes first."""
         if _list_of(descriptor):
@@ -95,8 +101,6 @@ def _list_of(descriptor: int) -> bytes:
 
 def group_id() -> int | None:
     """The number of the group; None on a host that has none."""
-    import grp
-
     try:
         return grp.getgrnam(GROUP).gr_gid
     except KeyError:
@@ -130,21 +134,10 @@ def viewer_of(record: Record) -> int | None:
     return owner if owner != 0 and is_settled else None
 
 
-def remove_shown(places: Places) -> None:
-    remove_flat(places.shown_records)
-
-
 def _ensure_entry(places: Places, name: str, access: Access) -> None:
     """Let them into the runtime directory, if there is one."""
-    try:
-        descriptor = os.open(places.runtime(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        if not access.is_given(descriptor):
-            access.give(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(FileNotFoundError), _opened(places.runtime(name), os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        access.ensure(descriptor)
 
 
 def _ensure_file(path: Path, content: bytes, access: Access) -> None:
@@ -161,13 +154,8 @@ def _ensure_file(path: Path, content: bytes, access: Access) -> None:
     os.rename(new, path)
 
 
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _opened(path: Path, flags: int) -> AbstractContextManager[int]:
+    return kept_open(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
 
 def _ensure_group_key(places: Places, gid: int | None) -> None:
@@ -178,9 +166,7 @@ def _ensure_group_key(places: Places, gid: int | None) -> None:
         return
     make_directory(places.group_key.parent, 0o700)
     with _opened(places.group_key.parent, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-        access = Access(None, gid, ENTER)
-        if not access.is_given(descriptor):
-            access.give(descriptor)
+        Access(None, gid, ENTER).ensure(descriptor)
     _ensure_file(places.group_key, key, Access(None, gid, READ))
 
 
@@ -210,7 +196,10 @@ def read_shown(places: Places, name: str) -> Shown | None:
     try:
         data = read_or_none(path)
     except PermissionError:
-        raise not_yours(name) from None
+        raise HutchError(
+            f"the workspace {name} is not yours",
+            resolution=f"its owner, members of the group {GROUP} and root reach it; run it with sudo or doas",
+        ) from None
     if data is None:
         return None
     body: Body = decode(WORKSPACE, path, data)
@@ -221,10 +210,3 @@ def read_all_shown(places: Places) -> dict[str, Record]:
     """The records of all that this process may look at, by name."""
     found = {name: read_shown(places, name) for name in shown_names(places)}
     return {name: shown.record for name, shown in found.items() if shown is not None}
-
-
-def not_yours(name: str) -> HutchError:
-    return HutchError(
-        f"the workspace {name} is not yours",
-        resolution=f"its owner, members of the group {GROUP} and root reach it; run it with sudo or doas",
-    )

@@ -8,7 +8,9 @@ import pwd
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from hutch.errors import HutchError
+from hutch.backends import FOREIGN, backends_of
+from hutch.backends.traits import Traits
+from hutch.errors import HutchError, explained
 from hutch.files import read_or_none, sync_directory, write_atomic
 from hutch.frozen import dataclass
 from hutch.host.doctor.tools import find_program
@@ -152,7 +154,8 @@ def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, st
             f"    User {peer.user}",
         ]
         if peer.proxy:  # only where its network is broken: who has no bash has the network alone
-            lines.append(f'Match originalhost {hostname(peer.name)} exec "{render_test(peer.ip)}"')
+            test = f"! timeout {TEST_SECONDS} bash -c '</dev/tcp/{peer.ip}/22'"
+            lines.append(f'Match originalhost {hostname(peer.name)} exec "{test}"')
             lines += [f"    {key} {value}" for key, value in proxy_options(peer.proxy).items()]
     if peers:
         hosts = ",".join(hostname(peer.name) for peer in peers)
@@ -179,14 +182,9 @@ def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, st
     return "\n".join(lines).encode()
 
 
-def render_test(ip: str) -> str:
-    """A command that ends well when sshd does not answer at an address."""
-    return f"! timeout {TEST_SECONDS} bash -c '</dev/tcp/{ip}/22'"
-
-
 def answers(ip: str) -> bool:
-    """Whether sshd does."""
-    import socket
+    """Whether sshd answers at an address."""
+    import socket  # a start does without
 
     try:
         socket.create_connection((ip, 22), TEST_SECONDS).close()
@@ -205,19 +203,17 @@ def choose_proxy(cid: int | None, programs: Collection[str]) -> str:
     return f"socat - VSOCK-CONNECT:{cid}:22" if "socat" in programs else ""
 
 
-def proxy_of(workspace: Workspace, hypervisor: str, *, has_vsock: bool) -> str:
-    """The same for a workspace of this host. cloud-hypervisor keeps its vsock to itself."""
-    reachable = workspace.type == "vm" and workspace.engine == "local" and hypervisor != "cloud-hypervisor"
-    if not (reachable and has_vsock):
+def proxy_of(workspace: Workspace, traits: Traits, *, has_vsock: bool) -> str:
+    """The same for a workspace of this host, by the backend that runs it."""
+    if not (traits.has_vsock and has_vsock):
         return ""
     return choose_proxy(workspace.cid, [name for name in (VSOCK_PROXY, "socat") if find_program(name) is not None])
 
 
-def likely_hypervisor(workspace: Workspace) -> str:
-    """What the next start will use, as far as it can be told without trying KVM."""
-    if workspace.hypervisor != "auto":
-        return workspace.hypervisor
-    return "cloud-hypervisor" if find_program("cloud-hypervisor") is not None else "qemu"
+def likely_traits(workspace: Workspace) -> Traits:
+    """Those of the backend that the next start will use, as far as it can be told without trying KVM."""
+    *better, last = [backend.TRAITS for backend in backends_of(workspace)] or [FOREIGN]
+    return next((traits for traits in better if find_program(traits.program) is not None), last)
 
 
 def proxy_options(proxy: str) -> dict[str, str]:
@@ -232,13 +228,22 @@ def render_own_argv(
 ) -> list[str]:
     """The same for who is not root, by what their own configuration and the drop-in say. There is no terminal to ask
     for a passphrase on."""
-    options = {
+    options = {"RemoteCommand": "none", **_session_options(terminal=terminal, control=control, is_first=is_first)}
+    return ["ssh", *_words(options), "--", hostname(peer.name), command]
+
+
+def _words(options: Mapping[str, str]) -> list[str]:
+    return [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+
+
+def _session_options(*, terminal: bool, control: str, is_first: bool) -> dict[str, str]:
+    """Nothing of the caller's goes along, and ssh asks and says nothing by itself."""
+    return {
         "BatchMode": "yes",
         "ForwardAgent": "no",
         "ForwardX11": "no",
         "ClearAllForwardings": "yes",
         "PermitLocalCommand": "no",
-        "RemoteCommand": "none",
         "EscapeChar": "none",
         "LogLevel": "ERROR",
         "ControlMaster": "yes" if control and is_first else "no",
@@ -246,8 +251,6 @@ def render_own_argv(
         "ControlPersist": "no",
         "RequestTTY": "force" if terminal else "no",
     }
-    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    return ["ssh", *words, "--", hostname(peer.name), command]
 
 
 def render_argv(places: Places, peer: Peer, command: str, *, terminal: bool, control: str, is_first: bool) -> list[str]:
@@ -257,7 +260,6 @@ def render_argv(places: Places, peer: Peer, command: str, *, terminal: bool, con
     """
     interval, questions = SILENCE
     options = {
-        "BatchMode": "yes",
         "HostName": peer.ip,
         "HostKeyAlias": hostname(peer.name),
         "User": peer.user,
@@ -272,23 +274,13 @@ def render_argv(places: Places, peer: Peer, command: str, *, terminal: bool, con
         "UpdateHostKeys": "no",
         "VerifyHostKeyDNS": "no",
         "CheckHostIP": "no",
-        "ForwardAgent": "no",
-        "ForwardX11": "no",
-        "ClearAllForwardings": "yes",
-        "PermitLocalCommand": "no",
         "Tunnel": "no",
-        "EscapeChar": "none",
-        "LogLevel": "ERROR",
         "ConnectTimeout": str(CONNECT_SECONDS),
         "ServerAliveInterval": str(interval),
         "ServerAliveCountMax": str(questions),
-        "ControlMaster": "yes" if control and is_first else "no",
-        "ControlPath": control or "none",
-        "ControlPersist": "no",
-        "RequestTTY": "force" if terminal else "no",
+        **_session_options(terminal=terminal, control=control, is_first=is_first),
     }
-    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    return ["ssh", "-F", "none", *words, "--", hostname(peer.name), command]
+    return ["ssh", "-F", "none", *_words(options), "--", hostname(peer.name), command]
 
 
 def ensure_trust(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> None:
@@ -297,19 +289,14 @@ def ensure_trust(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str
         remove_trust(places)
         return
     for path, content in missing_trust(places, peers, keys).items():
-        try:
+        with explained(f"{path} cannot be written"):
             make_directory(path.parent)
             write_atomic(path, content)
-        except OSError as error:
-            raise HutchError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def missing_trust(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> dict[Path, bytes]:
     """What known hosts and drop-in are to hold, as far as they do not."""
-    wanted = {
-        places.known_hosts: render_known_hosts(peers),
-        places.ssh_config: render_config(places, peers, keys),
-    }
+    wanted = {places.known_hosts: render_known_hosts(peers), places.ssh_config: render_config(places, peers, keys)}
     return {path: content for path, content in wanted.items() if read_or_none(path) != content}
 
 

@@ -43,36 +43,18 @@ def wanted_resolvers(places: Places, network: Network, user: str, own: Sequence[
         # The host's resolver may know its own names and its neighbours'; the warden asks it too.
         *("--domain-needed", "--bogus-priv", *((f"--local=/{'/'.join(own)}/",) if own else ())),
     )
-    sandbox = (*SANDBOX, *only_writes(places.services))
-    host_pid, router_pid = str(places.services / "host.pid"), str(places.services / "router.pid")
+
+    def resolver(name: str, file: str, namespace: str, *own: str) -> Service:
+        pid_file = str(places.services / file)
+        sandbox = (*SANDBOX, *only_writes(places.services))
+        return Service(name, pid_file, namespace, (*common, *own, f"--pid-file={pid_file}"), sandbox=sandbox)
+
+    hosts = (f"--listen-address={host_end}", "--resolv-file=/etc/resolv.conf", "--cache-size=0")
+    inside = (f"--listen-address={names.gateway(network.subnet)}", f"--port={RESOLVER_PORT}", "--no-resolv")
+    router = str(places.namespace_path)
     return (
-        Service(
-            "the resolver of the router",
-            host_pid,
-            "",
-            (
-                *common,
-                f"--listen-address={host_end}",
-                "--resolv-file=/etc/resolv.conf",
-                "--cache-size=0",
-                f"--pid-file={host_pid}",
-            ),
-            sandbox=sandbox,
-        ),
-        Service(
-            "the resolver of the workspaces",
-            router_pid,
-            str(places.namespace_path),
-            (
-                *common,
-                f"--listen-address={names.gateway(network.subnet)}",
-                f"--port={RESOLVER_PORT}",
-                "--no-resolv",
-                f"--server={host_end}",
-                f"--pid-file={router_pid}",
-            ),
-            sandbox=sandbox,
-        ),
+        resolver("the resolver of the router", "host.pid", "", *hosts),
+        resolver("the resolver of the workspaces", "router.pid", router, *inside, f"--server={host_end}"),
     )
 
 

@@ -9,7 +9,7 @@ packets, never to an address of the host's own (DNS aside). Other networks are t
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from hutch.frozen import dataclass
 from hutch.host.network.ruleset import Chain, ElementSet, Rule, Table
@@ -64,6 +64,11 @@ def _binding(places: Places, members: tuple[Member, ...]) -> Table:
     """On the bridge: a frame carries its port's own MAC and address, or goes nowhere."""
     ip = "iifname . ether saddr . ip saddr"
     arp = "iifname . ether saddr . arp saddr ether . arp saddr ip"
+    own = (
+        Rule("arp", f"ether type arp {arp} @bound_arp accept"),
+        Rule("ip", f"ether type ip {ip} @bound accept"),
+        Rule("spoofed", "counter drop"),
+    )
     return Table(
         "bridge",
         places.table,
@@ -72,18 +77,7 @@ def _binding(places: Places, members: tuple[Member, ...]) -> Table:
             ElementSet("bound_arp", f"typeof {arp}", tuple(f"{m.port} . {m.mac} . {m.mac} . {m.ip}" for m in members)),
         ),
         (
-            Chain(
-                "prerouting",
-                "filter",
-                "prerouting",
-                -300,
-                "drop",
-                (
-                    Rule("arp", f"ether type arp {arp} @bound_arp accept"),
-                    Rule("ip", f"ether type ip {ip} @bound accept"),
-                    Rule("spoofed", "counter drop"),
-                ),
-            ),
+            Chain("prerouting", "filter", "prerouting", -300, "drop", own),
             Chain("forward", "filter", "forward", BRIDGE_FILTER, "drop", (Rule("between-workspaces", "counter drop"),)),
         ),
     )
@@ -356,17 +350,9 @@ def _from_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
     )
 
 
-def _published(member: Member, *, afar: bool = False) -> list[Rule]:
-    rules = []
+def _published(member: Member, *, afar: bool = False) -> Iterator[Rule]:
     for item in member.publish:
-        if afar and item.host_ip.startswith("127."):
-            continue
-        address = f"ip daddr {item.host_ip}" if item.host_ip else "fib daddr type local"
-        rules.append(
-            Rule(
-                f"publish {member.name} {item}",
-                f"meta nfproto ipv4 {address} {item.protocol} dport {item.host_port} "
-                f"dnat ip to {member.ip}:{item.guest_port}",
-            )
-        )
-    return rules
+        if not (afar and item.host_ip.startswith("127.")):
+            address = f"ip daddr {item.host_ip}" if item.host_ip else "fib daddr type local"
+            match = f"meta nfproto ipv4 {address} {item.protocol} dport {item.host_port}"
+            yield Rule(f"publish {member.name} {item}", f"{match} dnat ip to {member.ip}:{item.guest_port}")

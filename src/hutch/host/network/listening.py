@@ -10,7 +10,7 @@ from hutch.frozen import dataclass
 from hutch.run import run
 from hutch.spec.entries import Publish
 from hutch.spec.model import Workspace
-from hutch.state import Record
+from hutch.spec.record import Record
 
 EVERYWHERE = ("0.0.0.0", "*", "")
 

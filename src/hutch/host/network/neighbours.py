@@ -75,7 +75,7 @@ def observe_neighbours(places: Places, workspaces: Workspaces, *, is_root: bool)
         guarded=(places.uplink_host, places.proof_interface),
         is_linked=link is not None,
         is_foreign=link is not None and not router.is_ours(places, link),
-        listing=observe_rules() if is_root else None,
+        listing=(answer(RULES) or None) if is_root else None,  # without nft too, which is a finding of its own
         host=host,
         upstream=parse_upstream(answer(["ip", "-j", "route", "show", "default"])),
         forwards=not router.observe_sysctls({router.FORWARDING: "1"}),
@@ -96,14 +96,6 @@ def answer(argv: list[str]) -> str:
         return run(argv, check=False).stdout
     except HutchError:  # it takes too long
         return ""
-
-
-def observe_rules() -> str | None:
-    """None without nft, which is a finding of its own."""
-    try:
-        return run(RULES).stdout
-    except HutchError:
-        return None
 
 
 def parse_upstream(routes: str) -> tuple[str, ...]:

@@ -22,8 +22,7 @@ from hutch.frozen import dataclass
 from hutch.host.network import ruleset
 from hutch.host.network.firewall import Member, host_tables, router_tables
 from hutch.host.network.namespace import HOST_ADDRESSES, ROUTES, has_namespace, look
-from hutch.host.network.rules import Rules, load, load_watched
-from hutch.host.network.watch import observe_watched, texts_of
+from hutch.host.network.watch import Rules, load, load_watched, observe_watched, texts_of
 from hutch.run import Gathering, run
 from hutch.spec import names
 from hutch.spec.model import Network
@@ -99,7 +98,8 @@ def observe_host() -> HostNetwork:
 
 
 def _host_network(links: str) -> HostNetwork:
-    return HostNetwork(_by_name(links), parse_routes(Path(ROUTES).read_text(encoding="ascii", errors="replace")))
+    by_name = {link["ifname"]: link for link in json.loads(links)}
+    return HostNetwork(by_name, parse_routes(Path(ROUTES).read_text(encoding="ascii", errors="replace")))
 
 
 def parse_routes(text: str) -> tuple[str, ...]:
@@ -113,10 +113,6 @@ def parse_routes(text: str) -> tuple[str, ...]:
         if int(mask):
             found.append(str(ipaddress.IPv4Network(f"{address}/{mask}")))
     return tuple(found)
-
-
-def _by_name(links: str) -> Links:
-    return {link["ifname"]: link for link in json.loads(links)}
 
 
 def observe_all(places: Places, network: Network, looking: Gathering | None = None) -> tuple[HostNetwork, RouterFacts]:

@@ -85,8 +85,9 @@ def render_removal(tables: Sequence[tuple[str, str]]) -> str:
 
 def _render_table(table: Table, *, is_kept: bool) -> str:
     where = f"{table.family} {table.name}"
-    lines = [_render_emptying(table) if is_kept else render_removal([(table.family, table.name)])]
-    lines[0] += f"table {where} {{"
+    emptied = (f"flush {item.kind} {where} {item.name}\n" for item in table.sets if not item.is_filled)
+    before = f"flush table {where}\n{''.join(emptied)}" if is_kept else render_removal([(table.family, table.name)])
+    lines = [f"{before}table {where} {{"]
     for item in table.sets:
         elements = f"\n    elements = {{ {', '.join(item.elements)} }}" if item.elements else ""
         lines.append(f"  {item.kind} {item.name} {{\n    {item.type}{elements}\n  }}")
@@ -98,12 +99,6 @@ def _render_table(table: Table, *, is_kept: bool) -> str:
         lines += [f'    {rule.text} comment "{rule.name}"' for rule in chain.rules]
         lines.append("  }")
     return "\n".join([*lines, "}", ""])
-
-
-def _render_emptying(table: Table) -> str:
-    where = f"{table.family} {table.name}"
-    emptied = (f"flush {item.kind} {where} {item.name}\n" for item in table.sets if not item.is_filled)
-    return f"flush table {where}\n{''.join(emptied)}"
 
 
 def shape_of(tables: Sequence[Table]) -> Shape:

@@ -104,9 +104,11 @@ def _iptables(found: Listing, uplink: str, host_end: str) -> Iterator[Obstacle]:
         return policies.get(f"ip filter {chain}") == "drop"
 
     def lets(way: str, *names: str) -> bool:
-        return any(_accepts(rule, way, uplink) for name in names for rule in rules.get(f"ip filter {name}", ()))
+        ours = (r for name in names for r in rules.get(f"ip filter {name}", ()) if _goes_by(r, way, uplink))
+        return any("accept" in part for rule in ours for part in rule)
 
-    is_ufw = any(_jumps(rule, "ufw-before-input") for rule in rules.get("ip filter INPUT", ()))
+    input_ = (part for rule in rules.get("ip filter INPUT", ()) for part in rule)
+    is_ufw = any(part["jump"]["target"] == "ufw-before-input" for part in input_ if "jump" in part)
     has_docker = "ip filter DOCKER-USER" in rules
     accept = ("-i", uplink, "-j", "ACCEPT")
     back = ("-o", uplink, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED,DNAT", "-j", "ACCEPT")
@@ -154,10 +156,6 @@ def _firewalld(rules: Rules, uplink: str) -> Iterator[Obstacle]:
         yield Obstacle("firewalld", "rejects what workspaces send and ask", (later, now), lasts=True)
 
 
-def _accepts(rule: list[dict[str, Any]], way: str, uplink: str) -> bool:
-    return _goes_by(rule, way, uplink) and any("accept" in part for part in rule)
-
-
 def _goes_by(rule: list[dict[str, Any]], way: str, uplink: str) -> bool:
     """Whether the rule is about what comes ("iifname") or leaves ("oifname") by the uplink."""
     wanted = {"meta": {"key": way}}
@@ -166,7 +164,3 @@ def _goes_by(rule: list[dict[str, Any]], way: str, uplink: str) -> bool:
         for part in rule
         if "match" in part
     )
-
-
-def _jumps(rule: list[dict[str, Any]], chain: str) -> bool:
-    return any(part["jump"]["target"] == chain for part in rule if "jump" in part)

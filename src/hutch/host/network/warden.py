@@ -40,7 +40,9 @@ OWN = "/hutch"  # where its programs are inside
 def wanted_warden(places: Places) -> Service:
     """The warden, as a service."""
     pid_file = str(places.services / "warden.pid")
-    named = (f"--pid-file={pid_file}", f"--code={_code()}")
+    # An upgrade puts other files in place of these, and a warden of before is to go then.
+    code = os.stat(PACKAGE / "egress" / "__main__.py")
+    named = (f"--pid-file={pid_file}", f"--code={code.st_ino}-{code.st_mtime_ns}")
     told = (str(views_file(places)), str(control_socket(places)), str(places.egress), *named)
     uid = places.warden_uid
     python = os.path.realpath(sys.executable)
@@ -60,12 +62,6 @@ def wanted_warden(places: Places) -> Service:
 
 
 KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN")  # until setpriv has dropped all but the last
-
-
-def _code() -> str:
-    """Which code it is. An upgrade puts other files in place of these, and a warden of before is to go then."""
-    found = os.stat(PACKAGE / "egress" / "__main__.py")
-    return f"{found.st_ino}-{found.st_mtime_ns}"
 
 
 def _interpreter() -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""The watch over the router's rules: when they are not those that hutch has loaded and read back, traffic stops.
+"""Loads firewall tables and reads them back; and the watch over the router's: when they are not those that were loaded
+and read back, traffic stops.
 
 Nothing on an ordinary host reaches into the router's namespace. Should somebody change the rules there all the same, by
 hand or by a program that goes through all namespaces, the bridge is set down; `hutch up` puts everything right.
@@ -6,18 +7,22 @@ hand or by a program that goes through all namespaces, the bridge is set down; `
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
+from hutch.errors import HutchError
 from hutch.files import read_or_none, write_atomic
+from hutch.frozen import dataclass
+from hutch.host.network import ruleset
 from hutch.host.network.namespace import inside
-from hutch.host.network.ruleset import Table
-from hutch.host.services.service import Service, observe_service, only_writes
-from hutch.run import run
+from hutch.host.services.service import Service, observe_service, only_writes, start_services, stop_service
+from hutch.run import CommandFailed, run
 from hutch.spec.model import Network
 from hutch.spec.names import Places
 from hutch.state import make_directory
 
+SETS, IN_FORCE, TEXTS = "sets", "rules", "texts"
+"""Files beside the services: which sets hutch alone fills; what is to be in force; what the rules were made of."""
 LIST = """
 nft --stateless --terse list ruleset && while read -r family table kind name; do
     nft --stateless list $kind $family $table $name || exit
@@ -68,53 +73,28 @@ SANDBOX = (
 
 def wanted_watch(places: Places, network: Network) -> Service:
     """The watch, as a service."""
-    bridge = network.bridge
-    pid_file = str(places.services / "watch.pid")
+    pid_file, files = str(places.services / "watch.pid"), [str(places.services / name) for name in (SETS, IN_FORCE)]
     return Service(
         "the watch over the rules",
         pid_file,
         str(places.namespace_path),
-        (
-            "bash",
-            "-c",
-            SCRIPT,
-            "bash",
-            f"--pid-file={pid_file}",
-            str(list_file(places)),
-            str(rules_file(places)),
-            bridge,
-        ),
+        ("bash", "-c", SCRIPT, "bash", f"--pid-file={pid_file}", *files, network.bridge),
         says_pid=True,
         sandbox=(*SANDBOX, *only_writes(places.services)),
     )
 
 
-def rules_file(places: Places) -> Path:
-    """What is to be in force."""
-    return places.services / "rules"
-
-
-def list_file(places: Places) -> Path:
-    """Which sets hutch alone fills."""
-    return places.services / "sets"
-
-
-def texts_file(places: Places) -> Path:
-    """What the rules were made of."""
-    return places.services / "texts"
-
-
 def observe_watched(places: Places, network: Network) -> bytes | None:
     """The texts of the rules that were loaded and read back, if there has been a watch over them since then: what is
     there can be believed to be that, word for word."""
-    return None if observe_service(wanted_watch(places, network)) is None else read_or_none(texts_file(places))
+    return None if observe_service(wanted_watch(places, network)) is None else read_or_none(places.services / TEXTS)
 
 
-def texts_of(tables: Iterable[Table]) -> bytes:
+def texts_of(tables: Iterable[ruleset.Table]) -> bytes:
     return "\n".join(rule.text for table in tables for chain in table.chains for rule in chain.rules).encode()
 
 
-def fixed_sets(tables: Iterable[Table]) -> str:
+def fixed_sets(tables: Iterable[ruleset.Table]) -> str:
     """The sets that only hutch fills, a line each, as LIST reads them."""
     return "".join(
         f"{table.family} {table.name} {item.kind} {item.name}\n"
@@ -124,10 +104,57 @@ def fixed_sets(tables: Iterable[Table]) -> str:
     )
 
 
-def note_rules(places: Places, tables: Sequence[Table]) -> None:
+def note_rules(places: Places, tables: Sequence[ruleset.Table]) -> None:
     """Note what has just been loaded, and read back, for what is to be in force."""
     make_directory(places.services)
-    write_atomic(list_file(places), fixed_sets(tables).encode(), mode=0o600, is_lasting=False)
-    listed = run(inside(places, ["sh", "-c", LIST, "sh", str(list_file(places))])).stdout
-    write_atomic(rules_file(places), listed.encode(), mode=0o600, is_lasting=False)
-    write_atomic(texts_file(places), texts_of(tables), mode=0o600, is_lasting=False)
+    write_atomic(places.services / SETS, fixed_sets(tables).encode(), mode=0o600, is_lasting=False)
+    listed = run(inside(places, ["sh", "-c", LIST, "sh", str(places.services / SETS)])).stdout
+    write_atomic(places.services / IN_FORCE, listed.encode(), mode=0o600, is_lasting=False)
+    write_atomic(places.services / TEXTS, texts_of(tables), mode=0o600, is_lasting=False)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """All that is wanted: the tables of the router, and those of the host."""
+
+    router: tuple[ruleset.Table, ...]
+    host: tuple[ruleset.Table, ...]
+
+
+def load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str, before: ruleset.Shape) -> None:
+    """Load in one transaction, then read back. What does not come back as wanted must not carry traffic. What others
+    have filled into sets stays, where the tables are of the same make."""
+    kept = ruleset.with_frame(tables, before)
+    try:
+        run([*nft, "-f", "-"], stdin=ruleset.render_tables(tables, kept))
+    except CommandFailed as error:
+        if kept:  # a set of another type, say, of an earlier hutch
+            load(nft, tables, name, {})
+            return
+        raise HutchError(
+            "the kernel does not take the firewall rules, so nothing was started",
+            details=error.details,
+            resolution="`hutch explain NAME` prints them; the kernel needs nf_tables with fib and bridge support",
+        ) from error
+    found = ruleset.observed_shape(run([*nft, "-j", "list", "ruleset"]).stdout, name)
+    wrong = ruleset.differences(ruleset.shape_of(tables), found)
+    if wrong:
+        raise HutchError("the firewall rules did not load as written, so nothing was started", details="\n".join(wrong))
+
+
+def load_watched(places: Places, network: Network, tables: tuple[ruleset.Table, ...], before: ruleset.Shape) -> None:
+    """Load the router's rules. The watch does not look meanwhile; who settles the host starts it again. Tables that are
+    not hutch's are removed: what they let pass, nobody knows."""
+    nft, watch = inside(places, ["nft"]), wanted_watch(places, network)
+    stop_service(places, watch.pid_file)
+    try:
+        listed = json.loads(run([*nft, "-j", "list", "tables"]).stdout)["nftables"]
+        there = [(entry["table"]["family"], entry["table"]["name"]) for entry in listed if "table" in entry]
+        foreign = [(family, name) for family, name in there if name != places.table]
+        run([*nft, "-f", "-"], stdin=ruleset.render_removal(foreign))
+        load(nft, tables, places.table, before)
+        note_rules(places, tables)
+    except HutchError:
+        if (places.services / IN_FORCE).exists():
+            start_services(places, (watch,))
+        raise

@@ -1,4 +1,5 @@
-"""The cgroups that hutch makes: <instance>/<workspace>/{supervisor,machine,exec}, on cgroup v2.
+"""The cgroups of workspaces, on cgroup v2: a slice for each, with its limits, and in it the service, with the groups
+supervisor, machine and exec.
 
 Hosts differ in where cgroup2 is mounted, if at all: a hybrid host has it beside the v1 controllers, a new
 network namespace made by `ip netns exec` hides it. So the hierarchy is reached through a descriptor: of
@@ -17,6 +18,7 @@ from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
 FSMOUNT_CLOEXEC = 1
 FSCONFIG_CMD_CREATE = 6
 DEPTH, DESCENDANTS = 15, 2000  # cgroups that a guest may make
+CPU_PERIOD = 100_000  # microseconds, for cpu.max
 LEAST_RESERVE, MOST_RESERVE = 256 << 20, 2 << 30  # bytes of memory that no workspace gets
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every architecture
@@ -41,18 +43,15 @@ def open_root() -> int:
             descriptor = os.open(path, DIRECTORY)
         except FileNotFoundError:  # another mount lies over it
             return _detached_mount()
-        if _has(descriptor, "cgroup.procs"):
+        if os.access("cgroup.procs", os.F_OK, dir_fd=descriptor):
             return descriptor
         os.close(descriptor)
     return _detached_mount()
 
 
-def _has(directory: int, name: str) -> bool:
-    return os.access(name, os.F_OK, dir_fd=directory)
-
-
 def _detached_mount() -> int:
     """cgroup2 mounted nowhere: fsopen(2), fsconfig(2), fsmount(2)."""
+    # Spares the start-up of `hutch start`.
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -92,15 +91,8 @@ class Cgroup:
                 os.mkdir(path, 0o755, dir_fd=self._root)
             except FileExistsError:
                 pass
-
-    def enter_guest(self, pid: int) -> None:
-        """Make what a workspace needs, and move a process to where its guest is to run. The kernel takes ten
-        milliseconds or more for a move."""
-        self.make("supervisor", "exec", "machine")
-        # Whoever a group is handed to could make others below without end.
-        _write(self._root, self._at("machine", "cgroup.max.depth"), str(DEPTH))
-        _write(self._root, self._at("machine", "cgroup.max.descendants"), str(DESCENDANTS))
-        self.join("machine", pid)
+            except FileNotFoundError:  # another hutch has just removed a parent that was empty
+                self.make(*groups)
 
     def freeze(self, group: str) -> None:
         """Make a group whose processes do not run, until it is thawed. They can be killed all the same."""
@@ -127,21 +119,12 @@ class Cgroup:
         finally:
             os.close(events)
 
-    def _enable(self, controller: str, groups: list[str]) -> None:
-        for group in groups:
-            try:
-                _write(self._root, f"{group}/cgroup.subtree_control".lstrip("/"), f"+{controller}")
-            except OSError:
-                break  # the control file below will be missing, and is reported
-
     def keep_reserve(self) -> None:
-        """Leave a part of the host's memory to the host: all workspaces together get no more than the rest, whether
-        they have a limit of their own or not. Where memory cannot be limited, nothing happens."""
-        all_of_them = _prefixes(self.path)[0]
-        self._enable("memory", [""])
+        """Leave a part of the host's memory to the host: all workspaces together, whose slice this is, get no more than
+        the rest, whether they have a limit of their own or not. Where memory cannot be limited, nothing happens."""
         try:
-            if _read(self._root, f"{all_of_them}/memory.max").strip() == "max":
-                _write(self._root, f"{all_of_them}/memory.max", str(memory_for_workspaces()))
+            if _read(self._root, self._at("memory.max")).strip() == "max":
+                _write(self._root, self._at("memory.max"), str(memory_for_workspaces()))
         except OSError:
             pass
 
@@ -149,7 +132,11 @@ class Cgroup:
         """Write control files ({"memory.max": "1073741824"}); returns the names that this host does not have."""
         missing = []
         for controller in {name.partition(".")[0] for name in limits}:
-            self._enable(controller, ["", *_prefixes(self.path)[:-1]])
+            try:
+                for group in ("", *_prefixes(self.path)[:-1]):
+                    _write(self._root, f"{group}/cgroup.subtree_control".lstrip("/"), f"+{controller}")
+            except OSError:
+                pass  # the control file below will be missing, and is reported
         for name, value in limits.items():
             try:
                 _write(self._root, self._at(name), value)
@@ -178,6 +165,10 @@ class Cgroup:
             return [pid for pid in map(int, _read(self._root, self._at(*parts, "cgroup.procs")).split()) if pid]
         except OSError:
             return []
+
+    def has(self, file: str) -> bool:
+        """Whether there is such a control file."""
+        return os.access(self._at(file), os.F_OK, dir_fd=self._root)
 
     def memory_in_use(self) -> int | None:
         """Bytes; None on a host whose cgroups do not count them."""
@@ -254,6 +245,17 @@ class Cgroup:
         _rmdir(path, self._root)
 
 
+def control_files(cpus: int | None, memory: int | None, tasks: int | None) -> dict[str, str]:
+    """What to write into which file of a workspace's slice; None is no limit. `memory` are bytes."""
+    return {
+        "cpu.weight": "100",  # however many processes it has, it is one among the workspaces
+        "cpu.max": f"{cpus * CPU_PERIOD} {CPU_PERIOD}" if cpus else "max",
+        "memory.max": str(memory or "max"),
+        "memory.swap.max": "0" if memory else "max",  # or the guest would go on in the host's swap
+        "pids.max": str(tasks or "max"),
+    }
+
+
 def memory_for_workspaces() -> int:
     """What all workspaces may use of this host's memory, in bytes."""
     return for_workspaces(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -293,19 +295,10 @@ def _prefixes(path: str) -> list[str]:
 
 
 def _read(directory: int, name: str) -> str:
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        chunks = []
-        while chunk := os.read(descriptor, 65536):
-            chunks.append(chunk)
-        return b"".join(chunks).decode()
-    finally:
-        os.close(descriptor)
+    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
+        return file.read().decode()
 
 
 def _write(directory: int, name: str, value: str) -> None:
-    descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        os.write(descriptor, value.encode())
-    finally:
-        os.close(descriptor)
+    with open(os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory), "wb", buffering=0) as file:
+        file.write(value.encode())

@@ -10,13 +10,13 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from hutch.errors import HutchError
+from hutch.errors import HutchError, lacks_root
 from hutch.frozen import dataclass
-from hutch.host.services.process import start_time
+from hutch.host.services.process import arguments, start_time
 from hutch.spec.names import Places
-from hutch.state import make_directory, needs_root
+from hutch.state import make_directory
 
 HOST_LOCK = "/root"  # is there on every host, and nobody else can open it: a lock on /run could be held by anyone
 UNSEEN = "another hutch"
@@ -73,7 +73,7 @@ def host_lock(*, patience: float = 600.0) -> Iterator[None]:
     try:
         descriptor = os.open(HOST_LOCK, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError as error:
-        raise needs_root() from error
+        raise lacks_root() from error
     with _locked(descriptor, patience):
         _held_here.add(HOST_LOCK)
         try:
@@ -116,9 +116,9 @@ def find_holder(descriptor: int) -> Holder | None:
     wanted = os.fstat(descriptor)
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         if any(_is_lock_on(wanted, pid, number) for number in _descriptors(pid)):
-            started = start_time(pid)
-            if started is not None:
-                return Holder(pid, _command(pid), _boot_time() + started / os.sysconf("SC_CLK_TCK"))
+            with suppress(OSError):
+                if (started := start_time(pid)) is not None:
+                    return Holder(pid, arguments(pid), _boot_time() + started / os.sysconf("SC_CLK_TCK"))
     return None
 
 
@@ -139,14 +139,6 @@ def _is_lock_on(wanted: os.stat_result, pid: int, number: str) -> bool:
         return str(wanted.st_ino) in inodes and os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), wanted)
     except OSError:
         return False
-
-
-def _command(pid: int) -> tuple[str, ...]:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return tuple(file.read().decode("utf-8", "replace").split("\0")[:-1])
-    except OSError:
-        return ()
 
 
 def _boot_time() -> float:

@@ -19,6 +19,12 @@ def start_time(pid: int) -> int | None:
     return None if after_name[0] == b"Z" else int(after_name[19])
 
 
+def arguments(pid: int) -> tuple[str, ...]:
+    """The command line of a process; () of one that has none, as of the kernel's own. Raises OSError for none."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return tuple(file.read().decode("utf-8", "replace").split("\0")[:-1])
+
+
 def is_alive(pid: int, started: int | None) -> bool:
     """Whether the process that had `pid` and began at `started` still runs."""
     return started is not None and start_time(pid) == started
@@ -55,6 +61,7 @@ def terminate(pid: int, started: int, *, patience: float) -> bool:
 def die_with_parent(number: int, parent: int) -> None:
     """Have the kernel send us a signal when the thread that started us ends. `parent` is the process that we were
     started by; one that has ended by now has sent nothing."""
+    # Spares the start-up of `hutch ls`.
     import ctypes
 
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)

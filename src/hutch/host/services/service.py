@@ -20,9 +20,9 @@ from hutch.errors import HutchError
 from hutch.files import remove_flat
 from hutch.frozen import dataclass
 from hutch.host.services.cgroup import JOIN, Cgroup, memory_for_workspaces
-from hutch.host.services.process import start_time, terminate
-from hutch.host.services.units import directory, ensure_units, has_systemd, remove_units, systemctl
-from hutch.run import PIPE, Popen, TimeoutExpired, run, start
+from hutch.host.services.process import arguments, start_time, terminate
+from hutch.host.services.units import directory, ensure_units, has_systemd, last_words, remove_units, systemctl
+from hutch.run import PIPE, Popen, TimeoutExpired, start
 from hutch.spec.names import Places
 from hutch.state import make_directory
 
@@ -63,7 +63,7 @@ def observe_service(service: Service) -> int | None:
     try:
         with open(service.pid_file, encoding="ascii") as file:
             pid = int(file.read())
-        found = _arguments(pid)
+        found = arguments(pid)
         is_there = os.path.samefile(f"/proc/{pid}/ns/net", service.namespace or "/proc/self/ns/net")
     except (OSError, ValueError):
         return None
@@ -84,6 +84,7 @@ def start_services(places: Places, services: Sequence[Service]) -> None:
 
 def _start_units(places: Places, services: Sequence[Service]) -> None:
     """Start them as units, all at once."""
+    # Spares the start-up of `hutch start`.
     from hutch.host.services.unit_texts import render_service, render_slice
 
     units = {places.service_unit(service.pid_file): service for service in services}
@@ -94,8 +95,7 @@ def _start_units(places: Places, services: Sequence[Service]) -> None:
     for unit, service in units.items():
         while observe_service(service) is None:
             if time.monotonic() > deadline:
-                said = ("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=15", f"--unit={unit}")
-                details = run(said, check=False).stdout
+                details = last_words(unit, 15)
                 systemctl("stop", unit, check=False)  # it would be tried for ever
                 raise HutchError(
                     f"{service.name} does not run although {unit} was started",
@@ -172,8 +172,7 @@ def _end(pid: int, started: int) -> None:
 
 def remove_services(places: Places) -> None:
     """End all of them, and remove what they were told."""
-    if has_systemd():
-        remove_units(places.service_units)
+    remove_units(places.service_units)
     for pid_file in places.services.glob("*.pid"):
         stop_service(places, str(pid_file))
     with closing(Cgroup(places.services_cgroup)) as cgroup:
@@ -185,13 +184,8 @@ def remove_services(places: Places) -> None:
         places.run.rmdir()
 
 
-def _arguments(pid: int) -> tuple[str, ...]:
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        return tuple(file.read().decode("utf-8", "replace").split("\0")[:-1])
-
-
 def _is_named(pid: int, pid_file: str) -> bool:
     try:
-        return any(word.rpartition("=")[2] == pid_file for word in _arguments(pid))
+        return any(word.rpartition("=")[2] == pid_file for word in arguments(pid))
     except OSError:
         return False

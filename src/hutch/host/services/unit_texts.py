@@ -14,7 +14,7 @@ from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, PACKAGE, Places
 from hutch.spec.programs import own_program
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from hutch.host.services.service import Service
 
@@ -78,26 +78,35 @@ def render_service(service: Service, places: Places, needs: Sequence[str] = ()) 
 def render_network(places: Places, python: str) -> str:
     """What settles the host for all workspaces, and clears it. Whoever has rules of their own for the host's packets
     has them by then, but for Docker: that leaves forwarded packets alone if the host forwards them already."""
-    command = " ".join(map(quoted, own_program("hutch.apply.boot", python, needs_others=True)))
+    command = own_program("hutch.apply.boot", python, needs_others=True)
     is_usual = (str(places.state), str(places.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR)
     own = () if is_usual else (f"HUTCH_STATE_DIR={places.state}", f"HUTCH_RUN_DIR={places.run}")
+    about, mounts = "network, names and keys of all workspaces", (places.state, places.run, python, PACKAGE)
+    lasting = f"TimeoutStartSec={START_SECONDS}\nTimeoutStopSec={STOP_SECONDS}\n"
+    return network_unit(places, about, map(str, mounts), command, own) + lasting
+
+
+def network_unit(
+    places: Places, about: str, mounts: Iterable[str], command: Iterable[str], environment: Iterable[str] = ()
+) -> str:
+    """The unit of a network: it begins by the command with the word `start`, ends by that with `stop`, and needs what
+    is mounted on the way to `mounts`."""
+    words = " ".join(map(quoted, command))
     lines = [
         "[Unit]",
-        "Description=hutch: network, names and keys of all workspaces",
+        f"Description=hutch: {about}",
         DOCUMENTATION,
         *(f"PartOf={unit}" for unit in places.stopped_by),
-        f"RequiresMountsFor={' '.join(map(quoted_path, map(str, (places.state, places.run, python, PACKAGE))))}",
+        f"RequiresMountsFor={' '.join(map(quoted_path, mounts))}",
         *ORDER,
         "",
         "[Service]",
         "Type=oneshot",
         "RemainAfterExit=yes",
         f"Slice={places.slice_of_all}",
-        *(f"Environment={setting}" for setting in own),
-        f"ExecStart={command} start",
-        f"ExecStop={command} stop",
-        f"TimeoutStartSec={START_SECONDS}",
-        f"TimeoutStopSec={STOP_SECONDS}",
+        *(f"Environment={setting}" for setting in environment),
+        f"ExecStart={words} start",
+        f"ExecStop={words} stop",
     ]
     return WRITTEN_BY + "\n".join(lines) + "\n"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from hutch.errors import HutchError
 from hutch.files import read_or_none, remove_flat, write_atomic
 from hutch.run import run
+from hutch.spec.ejected import Note, parse_note
 
 WRITTEN_BY = "# Written by hutch, which writes it anew; `hutch explain` shows the whole.\n"
 LASTING, VOLATILE = Path("/etc/systemd/system"), Path("/run/systemd/system")
@@ -40,6 +41,11 @@ def quoted_path(text: str) -> str:
 def has_systemd() -> bool:
     """Whether systemd is this host's process 1."""
     return os.path.isdir(BOOTED)
+
+
+def has_machined() -> bool:
+    """Whether machinectl can be told of what runs: its service comes with systemd, which starts it when it is asked."""
+    return has_systemd()
 
 
 @cache
@@ -83,9 +89,9 @@ def _are_stale(units: Iterable[str]) -> bool:
 
 
 def remove_units(names: Iterable[str]) -> None:
-    """Stop them, take them away, and forget how they ended."""
+    """Stop them, take them away, and forget how they ended. Without systemd there are none."""
     paths = [path for name in names for place in (LASTING, VOLATILE) if (path := place / name).is_file()]
-    if not paths:
+    if not paths or not has_systemd():
         return
     found = list(dict.fromkeys(path.name for path in paths))
     systemctl("stop", *found, check=False)
@@ -103,9 +109,20 @@ def waiting_mounts(path: str) -> list[str]:
         return []
     ways = [str(way) for way in (*reversed(Path(path).parents), Path(path))]
     names = run(("systemd-escape", "--path", "--suffix=mount", "--", *ways)).stdout.split()
-    shown = systemctl("show", "--property=Id", "--property=LoadState", "--property=ActiveState", "--", *names)
-    found = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in shown.split("\n\n")]
+    found = _shown(names, "Id", "LoadState", "ActiveState")
     return [unit["Id"] for unit in found if unit.get("LoadState") == "loaded" and unit.get("ActiveState") != "active"]
+
+
+def awaits_a_start(settled: Path) -> bool:
+    """Whether the host stays bare until systemd starts the first workspace; `settled` is there when it does not."""
+    return has_systemd() and not settled.exists()
+
+
+def ensure_rooms(directories: Iterable[Path]) -> None:
+    """Make the runtime directories of workspaces that systemd starts without us: who may look into them is said now."""
+    if has_systemd():
+        for room in directories:
+            room.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def own_settings(names: Iterable[str]) -> list[Path]:
@@ -138,11 +155,7 @@ def is_stopping() -> bool:
 
 def resting_units(names: Iterable[str]) -> set[str]:
     """Of these, the ones that neither run nor are about to: systemd starts what has failed again after a while."""
-    names = list(names)
-    if not names:
-        return set()
-    shown = systemctl("show", "--property=Id", "--property=ActiveState", "--", *names)
-    found = (dict(line.partition("=")[::2] for line in block.splitlines()) for block in shown.split("\n\n"))
+    found = _shown(names, "Id", "ActiveState")
     return {unit["Id"] for unit in found if unit.get("ActiveState") in ("inactive", "failed")}
 
 
@@ -152,6 +165,19 @@ def is_wanted_again(unit: str) -> bool:
     return any(len(job) > 2 and job[2] in ("start", "restart") for job in jobs)
 
 
+def observe_ejected() -> dict[str, Note]:
+    """What has been ejected from any hutch of this host, by name, as its units tell: no hutch need remember it."""
+    texts = (read_or_none(path) or b"" for path in sorted(LASTING.glob("workspace-*.service")))
+    notes = (parse_note(text.decode("utf-8", "replace")) for text in texts)
+    return {note.name: note for note in notes if note is not None}
+
+
+def last_words(unit: str, lines: int) -> str:
+    """The end of what a unit has said."""
+    options = ("--quiet", "--no-pager", "--output=cat", f"--lines={lines}")
+    return run(("journalctl", *options, f"--unit={unit}"), check=False).stdout
+
+
 def reload() -> None:
     """Have systemd read its units anew."""
     systemctl("daemon-reload", timeout=RELOAD_SECONDS)
@@ -159,9 +185,14 @@ def reload() -> None:
 
 def properties(unit: str, *names: str) -> dict[str, str]:
     """What systemd knows of a unit; of one that it does not have, what all units begin with."""
-    words = [word for name in names for word in ("--property", name)]
-    shown = systemctl("show", *words, "--", unit)
-    return dict(line.partition("=")[::2] for line in shown.splitlines())
+    return next(iter(_shown([unit], *names)), {})
+
+
+def _shown(units: Iterable[str], *names: str) -> list[dict[str, str]]:
+    """What systemd knows of each unit; of all units, if there is none, it would tell unasked."""
+    wanted = [f"--property={name}" for name in names]
+    shown = systemctl("show", *wanted, "--", *units) if (units := list(units)) else ""
+    return [dict(line.partition("=")[::2] for line in block.splitlines()) for block in shown.split("\n\n") if block]
 
 
 def systemctl(*words: str, check: bool = True, timeout: float = 30.0) -> str:

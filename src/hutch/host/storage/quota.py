@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hutch.errors import HutchError
-from hutch.files import write_atomic
+from hutch.files import kept_open, write_atomic
 from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
 from hutch.trees.changing import present
 from hutch.trees.cursor import DIRECTORY, PATIENCE, call, opened, pinned, walk, way_to
@@ -85,9 +85,17 @@ def ensure_quota(home: str, project: int, size: int | None, note: Path) -> None:
             return
         if read_limit(top, project) != (size or 0):
             _set_limit(top, project, size or 0)
-        since, why = _noted(note, _identity(top, project))
+        identity = _identity(top, project)
+        since, why = _noted(note, identity)
         if why != WHOLE and not 0 <= time.time() - since < TRY_AGAIN:
-            _write_note(note, _identity(top, project), _try_to_enlist(top, project))
+            try:
+                _enlist(top, project)
+                why = WHOLE
+            except HutchError as error:
+                why = error.brief
+            except OSError as error:
+                why = str(error.strerror)
+            write_atomic(note, f"{identity}\n{int(time.time())}\n{why}".encode(), mode=0o600, is_lasting=False)
 
 
 def why_partly(home: str, project: int, size: int, note: Path) -> str:
@@ -100,16 +108,6 @@ def why_partly(home: str, project: int, size: int, note: Path) -> str:
         why = _noted(note, _identity(top, project))[1]
         return "" if why in ("", WHOLE) else f"not all of what was in it before counts: {why}"
     return ""
-
-
-def _try_to_enlist(top: int, project: int) -> str:
-    try:
-        _enlist(top, project)
-    except HutchError as error:
-        return error.brief
-    except OSError as error:
-        return str(error.strerror)
-    return WHOLE
 
 
 def _identity(top: int, project: int) -> str:
@@ -125,10 +123,6 @@ def _noted(note: Path, identity: str) -> tuple[float, str]:
         return (float(since), why) if found == identity else (0.0, "")
     except (OSError, ValueError):
         return 0.0, ""
-
-
-def _write_note(note: Path, identity: str, why: str) -> None:
-    write_atomic(note, f"{identity}\n{int(time.time())}\n{why}".encode(), mode=0o600, is_lasting=False)
 
 
 def release_quota(home: str, project: int, *, is_kept: bool) -> None:
@@ -165,7 +159,7 @@ def _set_limit(descriptor: int, project: int, size: int) -> None:
 
 
 def _quotactl(descriptor: int, command: int, project: int, data: bytearray) -> None:
-    import ctypes
+    import ctypes  # a start of what has no quota does without
 
     area = (ctypes.c_char * len(data)).from_buffer(data)
     call("syscall", SYS_QUOTACTL_FD, descriptor, ctypes.c_uint(command << 8 | PROJECTS), ctypes.c_uint(project), area)
@@ -173,14 +167,9 @@ def _quotactl(descriptor: int, command: int, project: int, data: bytearray) -> N
 
 def _has_project(home: str, project: int) -> bool:
     """The same as below, for a first look that costs a start nothing and changes nothing."""
-    try:
-        descriptor = os.open(home, DIRECTORY)
-    except OSError:
-        return False
-    try:
+    with suppress(OSError), kept_open(os.open(home, DIRECTORY)) as descriptor:
         return _project_of(descriptor) == project
-    finally:
-        os.close(descriptor)
+    return False
 
 
 def _project_of(descriptor: int) -> int | None:
@@ -211,11 +200,8 @@ def _enlist_one(found: int, project: int) -> bool:
     opened."""
     if not (stat.S_ISREG(mode := os.fstat(found).st_mode) or stat.S_ISDIR(mode)):
         return False
-    descriptor = os.open(way_to(found), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
+    with kept_open(os.open(way_to(found), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)) as descriptor:
         return _mark(descriptor, project)
-    finally:
-        os.close(descriptor)
 
 
 def _mark(descriptor: int, project: int) -> bool:

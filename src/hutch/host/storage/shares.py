@@ -10,11 +10,12 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from hutch.errors import HutchError, Problem
+from hutch.errors import HutchError, Problem, explained
 from hutch.files import read_or_none, write_atomic
 from hutch.frozen import dataclass
 from hutch.host.services.units import waiting_mounts
@@ -24,8 +25,10 @@ from hutch.spec.model import Workspace
 from hutch.spec.names import NIX_STORE, UID_COUNT, Places
 from hutch.spec.programs import own_program
 from hutch.state import SHARES, decode, encode, make_directory
+from hutch.trees.changing import make_inside, make_owned, take_setuid
 from hutch.trees.cursor import opened
-from hutch.trees.making import make_inside, make_owned
+
+T = TypeVar("T")
 
 OPTIONS = {"nosuid", "nodev"}
 TRY_AGAIN = 86400.0  # seconds
@@ -271,43 +274,31 @@ def waits_for_mount(path: str) -> bool:
 
 def noted_guests(places: Places) -> dict[str, set[Guest]]:
     """Who could write in the paths on which mounts of ours are, as far as it can be read."""
-    try:
-        noted = _body(places).get("guests", {}).items()
-        return {path: {Guest(int(base), int(owner)) for base, owner in those} for path, those in noted}
-    except (TypeError, ValueError, AttributeError):
-        return {}
+    return _noted(places, "guests", lambda those: {Guest(int(base), int(owner)) for base, owner in those})
 
 
 def noted_stuck(places: Places) -> dict[str, Stuck]:
     """The paths whose mounts have to stay: since when, and why."""
-    try:
-        noted = _body(places).get("stuck", {}).items()
-        return {path: (float(since), str(why)) for path, (since, why) in noted}
-    except (TypeError, ValueError, AttributeError):
-        return {}
+    return _noted(places, "stuck", lambda told: (float(told[0]), str(told[1])))
 
 
-def _body(places: Places) -> dict[str, Any]:
+def _noted(places: Places, part: str, read: Callable[[Any], T]) -> dict[str, T]:
+    """What is noted of each path, as far as it can be read."""
     try:
         data = read_or_none(places.shares)
-        return {} if data is None else decode(SHARES, places.shares, data)
-    except (HutchError, OSError):
+        body = {} if data is None else decode(SHARES, places.shares, data)
+        return {path: read(value) for path, value in body.get(part, {}).items()}
+    except (HutchError, OSError, LookupError, TypeError, ValueError, AttributeError):
         return {}
 
 
 def disarm(path: str, guest: Guest) -> None:
     """Take setuid and setgid from what a guest made: nothing will keep them from counting any more. What is not the
     guest's, and not its owner's, stays as it is."""
-    from hutch.trees.changing import take_setuid
-
     own = {guest.owner, *range(guest.uid_base, guest.uid_base + UID_COUNT)}
-    try:
-        with opened(path) as top:
-            take_setuid(top, own)
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # nothing is shared where no directory is
-    except OSError as error:
-        raise HutchError(f"{path} cannot be looked through for setuid files: {error.strerror}") from error
+    nothing = (FileNotFoundError, NotADirectoryError)  # nothing is shared where no directory is
+    with explained(f"{path} cannot be looked through for setuid files"), suppress(*nothing), opened(path) as top:
+        take_setuid(top, own)
 
 
 def _note(

@@ -7,12 +7,11 @@ in the kernel's list, and that very mount is detached, by its descriptor.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import sys
 
 from hutch.host.storage.bind import open_strictly
 from hutch.host.storage.mountinfo import Tree, observe_mountinfo
+from hutch.trees.cursor import call, way_to
 
 MNT_DETACH = 2
 
@@ -24,9 +23,10 @@ def main(path: str) -> None:
         sys.exit(f"{path}: {error.strerror}")
     if Tree(observe_mountinfo()).over_itself(path) != mount_of(descriptor):
         sys.exit(f"{path} is not mounted over itself")
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(f"/proc/self/fd/{descriptor}".encode(), MNT_DETACH) != 0:
-        sys.exit(f"{path} cannot be unmounted: {os.strerror(ctypes.get_errno())}")
+    try:
+        call("umount2", way_to(descriptor).encode(), MNT_DETACH)
+    except OSError as error:
+        sys.exit(f"{path} cannot be unmounted: {error.strerror}")
 
 
 def mount_of(descriptor: int) -> str:

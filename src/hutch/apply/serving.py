@@ -1,0 +1,112 @@
+"""What the host has to serve, as it follows from the records: members of the network, services, keys, peers.
+
+Here it is only told; `converge` makes it so, and `inspecting` compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from hutch.host.hardware.vsock import has_vsock
+from hutch.host.identity import ssh
+from hutch.host.network.dns import own_names, service_user, wanted_resolvers
+from hutch.host.network.firewall import Member
+from hutch.host.network.watch import wanted_watch
+from hutch.host.services.service import Service, observe_service
+from hutch.host.services.units import observe_ejected
+from hutch.runtime.observe import observe_state
+from hutch.spec import names
+from hutch.spec.model import Network
+from hutch.spec.names import Places
+from hutch.spec.policy import policy_of
+from hutch.spec.record import Record, holds_identity, served
+
+IDENTITY = ("type", "hypervisor", "ip", "mac", "cid", "user", "owner", "home")
+
+
+def in_force(places: Places, records: Mapping[str, Record]) -> dict[str, Record]:
+    """The records as this host must serve them: what holds an identity keeps it until it is restarted, and what it can
+    write stays guarded."""
+    found = {}
+    for name, record in served(records).items():
+        wanted, booted = record.wanted, record.effective
+        if booted != wanted and holds_identity(observe_state(places, record)):
+            identity = {key: getattr(booted, key) for key in IDENTITY}
+            # What it runs with is guarded, and made for nobody: its directory may have been moved.
+            running = (replace(mount, create=False) for mount in booted.mounts if mount not in wanted.mounts)
+            mounts = (*running, *wanted.mounts)
+            record = replace(record, wanted=replace(wanted, **identity, mounts=mounts))
+        found[name] = record
+    return found
+
+
+def members_of(records: Mapping[str, Record], network: Network) -> tuple[Member, ...]:
+    """The workspaces as the firewall sees them, and the place that is kept for image builds."""
+    port = names.port(names.BUILDER, "container")
+    members = [Member(names.BUILDER, port, names.BUILDER_MAC, names.builder_address(network.subnet))]
+    for name, record in served(records).items():
+        workspace = record.wanted
+        assert workspace.ip is not None and workspace.mac is not None
+        port = names.port(name, workspace.type)
+        members.append(Member(name, port, workspace.mac, workspace.ip, workspace.publish, policy_of(workspace)))
+    return tuple(members)
+
+
+def ejected_routes() -> frozenset[str]:
+    """The ways to workspaces that have been ejected: they keep their addresses, in the midst of the others'."""
+    return frozenset(f"{note.ip}/32" for note in observe_ejected().values())
+
+
+def views_of(places: Places, network: Network, members: Iterable[Member]) -> str:
+    """What the warden is to be told; "" where nobody is watched, and there is to be none."""
+    if not any(member.policy.is_watched for member in members):
+        return ""
+    # Spares the start-up of `hutch start` where nobody is watched.
+    from hutch.host.network.warden import render_views
+
+    return render_views(places, network, members)
+
+
+def wanted_services(places: Places, network: Network, *, is_watched: bool) -> tuple[Service, ...]:
+    """What serves all workspaces."""
+    common = (*wanted_resolvers(places, network, service_user(), own_names()), wanted_watch(places, network))
+    if not is_watched:
+        return common
+    # Spares the start-up of `hutch start` where nobody is watched.
+    from hutch.host.network.warden import wanted_warden
+
+    return (*common, wanted_warden(places))
+
+
+def missing_services(places: Places, network: Network, members: Iterable[Member]) -> list[str]:
+    """What does not run as wanted, or is not told what it should be, in words."""
+    views = views_of(places, network, members)
+    wanted = wanted_services(places, network, is_watched=bool(views))
+    missing = [f"{service.name} does not run" for service in wanted if observe_service(service) is None]
+    if views and not missing:
+        # Spares the start-up of `hutch start` where nobody is watched.
+        from hutch.host.network.warden import has_views
+
+        missing += [] if has_views(places, views) else ["the warden was told something else"]
+    return missing
+
+
+def own_keys(places: Places, serving: Mapping[str, Record]) -> dict[int, str]:
+    """The private keys that hutch makes for users, by uid."""
+    workspaces = [record.wanted for record in serving.values()]
+    holders = (uid for wanted in workspaces for uid in ssh.key_holders(wanted.authorized_keys, wanted.uid))
+    return {uid: str(places.key(uid)) for uid in holders}
+
+
+def peers_of(places: Places, serving: Mapping[str, Record]) -> tuple[ssh.Peer, ...]:
+    """The workspaces as the ssh client is to see them; without a host key where there is none."""
+    peers = []
+    for name, record in serving.items():
+        workspace = record.wanted
+        assert workspace.ip is not None
+        traits = ssh.likely_traits(workspace)
+        proxy = ssh.proxy_of(workspace, traits, has_vsock=traits.has_vsock and has_vsock())
+        host_key = ssh.read_key(places.host_key(name))
+        peers.append(ssh.Peer(name, workspace.ip, workspace.user, host_key, proxy))
+    return tuple(peers)

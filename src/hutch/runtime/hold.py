@@ -1,0 +1,69 @@
+"""Binds what systemd-nspawn makes PID 1 of, before anything of the guest's has run; and a program of its own that does
+so for a container. nspawn puts it into the cgroup `payload` before it lets it go on, and there it is frozen. Imports
+stay few: every container's start waits for this.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+
+from hutch.host.services.cgroup import Cgroup
+from hutch.runtime.steps import StepFailed, do
+
+TYPE_CHECKING = False  # see runtime/steps
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+PAYLOAD = "payload"
+
+
+def bind_held(
+    cgroup: Cgroup, group: str, steps: Iterable[tuple[str, Sequence[str]]], pidfd: int, seconds: float
+) -> int | None:
+    """Run steps, given as (why, command), on what nspawn, which `pidfd` is of, makes PID 1 of: the word PID stands for
+    it. Then let it go on. Returns its pid; None where nspawn has ended, which has said why. Raises StepFailed where it
+    runs and nothing came to be held within so many seconds: what it starts would not be bound."""
+    deadline = time.monotonic() + seconds
+    if not cgroup.await_process(group, seconds, unless=pidfd):
+        if select.select([pidfd], [], [], 0)[0]:
+            return None
+        raise StepFailed("nothing of the guest came to be held, so it was not let go")
+    found = cgroup.processes(group)
+    if len(found) != 1:  # it may have been killed; whatever else is there would not be bound
+        raise StepFailed(f"one process was to be held, and there are {len(found)}")
+    for why, argv in steps:
+        do(why, [str(found[0]) if word == "PID" else word for word in argv], deadline - time.monotonic())
+    cgroup.thaw(group)
+    return found[0]
+
+
+def encode_steps(steps: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    """Steps as words of a command line."""
+    return [word for why, argv in steps for word in (why, str(len(argv)), *argv)]
+
+
+def decode_steps(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    found = []
+    while words:
+        why, count, *rest = words
+        found.append((why, rest[: int(count)]))
+        words = rest[int(count) :]
+    return found
+
+
+def main(seconds: str, *words: str) -> None:
+    """The steps; then the service's cgroup, and the pid of nspawn. Prints the pid of the guest's PID 1."""
+    *steps, group, pid = words
+    try:
+        pidfd = os.pidfd_open(int(pid))
+        found = bind_held(Cgroup(group), f"machine/{PAYLOAD}", decode_steps(steps), pidfd, float(seconds))
+    except ProcessLookupError:
+        sys.exit(1)
+    except (OSError, StepFailed) as error:
+        sys.exit(str(error))
+    if found is None:
+        sys.exit(1)
+    os.write(1, str(found).encode())

@@ -1,0 +1,209 @@
+"""Services on a host whose process 1 is not systemd: each has a runner (runtime/runner) of its own, which ends with it.
+
+A runner holds its workspace's lock from before it is started until it has ended. A command that was killed may leave
+one behind that has not begun yet: the next command waits for that lock before it does anything.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hutch import run
+from hutch.errors import HutchError
+from hutch.files import read_or_none, write_atomic
+from hutch.host.services.cgroup import Cgroup, control_files
+from hutch.host.services.process import open_process, start_time
+from hutch.runtime.status import read_status
+from hutch.spec.names import Places
+from hutch.spec.programs import own_program
+from hutch.spec.record import has_processes
+
+if TYPE_CHECKING:
+    from hutch.backends.launch import Launch, Limits
+
+LOCK_SECONDS = 15.0  # that an earlier runner has to clean up and end
+GRACE = 5.0  # seconds that a runner has to end after its own deadlines
+TAIL_BYTES = 4096
+
+
+class Prepared:
+    """A runner on its way. At `report` it tells how the first start went; at `gate` it waits until it may begin."""
+
+    def __init__(self, report: int, gate: int) -> None:
+        self.report, self.gate = report, gate
+
+    def close(self) -> None:
+        for descriptor in (self.report, self.gate):
+            os.close(descriptor)
+
+
+class Runners:
+    """See Manager in runtime/control."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self._prepared: dict[str, Prepared] = {}
+
+    def ensure(self, units: Mapping[str, Mapping[str, str]]) -> None:
+        for name, texts in units.items():
+            for unit, text in texts.items():
+                path = self.places.unit_directory(name) / unit
+                if read_or_none(path) != text.encode():
+                    write_atomic(path, text.encode())
+
+    def remove(self, name: str) -> None:
+        for unit in (self.places.unit(name), self.places.slice(name)):
+            (self.places.unit_directory(name) / unit).unlink(missing_ok=True)
+
+    def prepare(self, name: str) -> None:
+        places = self.places
+        places.runtime(name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        report, their_report = os.pipe2(os.O_CLOEXEC)
+        their_gate, gate = os.pipe2(os.O_CLOEXEC)
+        self._prepared[name] = Prepared(report, gate)
+        lock = self._take_lock(name)
+        handed = (their_report, their_gate, lock)
+        unit = places.unit_directory(name) / places.unit(name)
+        program = own_program("hutch.runtime.runner", sys.executable)
+        words = (str(unit), places.cgroup(name), str(places.runtime(name)), *map(str, handed))
+        log = os.open(places.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            process = run.start((*program, *words), stderr=log, cwd="/", pass_fds=handed, new_session=True)
+        finally:
+            os.close(log)
+            for descriptor in handed:
+                os.close(descriptor)
+        # It begins where its guest is to run: to move a process takes the kernel ten milliseconds, and this one loads
+        # itself meanwhile.
+        with closing(Cgroup(places.cgroup(name))) as cgroup, suppress(ProcessLookupError):
+            cgroup.make("machine")
+            cgroup.join("machine", process.pid)
+
+    def begin(self, launches: Iterable[Launch]) -> None:
+        for launch in launches:
+            self.limit(launch.workspace, launch.limits)
+            self._unsettled(launch.workspace).touch(mode=0o600)
+            with suppress(BrokenPipeError):  # it has ended, which is seen at its report
+                os.write(self._prepared[launch.workspace].gate, b"1")
+
+    def connect(self) -> None:
+        for name in self._prepared:
+            self._unsettled(name).unlink(missing_ok=True)
+
+    def start(self, launches: Iterable[Launch]) -> dict[int, str]:
+        return {self._prepared[launch.workspace].report: launch.workspace for launch in launches}
+
+    def outcome(self, descriptor: int, name: str) -> str:
+        said = os.read(descriptor, 64)
+        self._prepared.pop(name).close()
+        return "" if said == b"ready" else f"{self.places.unit(name)} failed"
+
+    def give_up(self) -> None:
+        while self._prepared:
+            self._prepared.popitem()[1].close()  # one that has not begun does not any more
+
+    def stop(self, names: Iterable[str], patience: float) -> None:
+        names = list(names)
+        waiting = [found for name in names if (found := self._open_runner(name)) is not None]
+        try:
+            for number, seconds in ((signal.SIGTERM, patience + GRACE), (signal.SIGKILL, GRACE)):
+                _signal_all(waiting, number)
+                _await_ends(waiting, seconds)
+        finally:
+            for descriptor in waiting:
+                os.close(descriptor)
+        for name in names:
+            if self.places.runtime(name).is_dir():
+                os.close(self._take_lock(name))
+            with closing(Cgroup(self.places.cgroup(name))) as cgroup:
+                cgroup.kill()
+            with closing(Cgroup(self.places.slice_cgroup(name))) as cgroup:
+                cgroup.remove()
+
+    def limit(self, name: str, limits: Limits) -> None:
+        path = self.places.slice_cgroup(name)
+        with closing(Cgroup(path)) as cgroup, closing(Cgroup(os.path.dirname(path))) as all_of_them:
+            cgroup.make("runner")
+            cgroup.limit(control_files(limits.cpus, limits.memory, limits.tasks))
+            all_of_them.keep_reserve()
+
+    def follow_command(self, name: str) -> tuple[str, ...]:
+        return ("tail", "--quiet", "--lines=0", "--follow=name", "--retry", str(self.places.log(name)))
+
+    def log(self, name: str, lines: int, *, last_start: bool = False) -> str:
+        path = self.places.log(name)
+        older = path.with_name(f"{path.name}.1")
+        text = b"".join(read_or_none(each) or b"" for each in (older, path)).decode("utf-8", "replace")
+        if last_start:
+            text = text[-TAIL_BYTES:]
+        kept = [line for line in text.replace("\r", "").split("\n") if line.strip() or not last_start]
+        return "\n".join(kept[-lines:]) if lines else ""
+
+    def _unsettled(self, name: str) -> Path:
+        """While it is there, a start does not go on to join the network."""
+        return self.places.runtime(name) / "unsettled"
+
+    def _take_lock(self, name: str) -> int:
+        """Hold the lock of a workspace's runner, after the end of an earlier one that is still on its way out."""
+        path = self.places.runner_lock(name)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                pass
+            left = deadline - time.monotonic()
+            if left <= 0:
+                os.close(descriptor)
+                raise HutchError(
+                    f"{name}: the runner of an earlier start has not ended",
+                    details=f"it did not let go of {path} within {LOCK_SECONDS:g} s",
+                    resolution=f"`fuser -v {path}` shows it",
+                )
+            if (holder := self._open_runner(name)) is not None:
+                _signal_all([holder], signal.SIGTERM if left > GRACE else signal.SIGKILL)
+                _await_ends([holder], min(left, GRACE))
+                os.close(holder)
+            time.sleep(0.01)
+
+    def _open_runner(self, name: str) -> int | None:
+        """A pidfd of the runner, by its place; or of the process that an older hutch has in its stead."""
+        with closing(Cgroup(self.places.slice_cgroup(name))) as cgroup:
+            found = cgroup.processes("runner")
+        for pid in found:
+            if (descriptor := open_process(pid, start_time(pid))) is not None:
+                return descriptor
+        status = read_status(str(self.places.status(name)))
+        if status is not None and has_processes(status.state) and not status.cgroup:
+            return open_process(status.pid, status.started)
+        return None
+
+
+def _signal_all(descriptors: Iterable[int], number: signal.Signals) -> None:
+    for descriptor in descriptors:
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            signal.pidfd_send_signal(descriptor, number)
+
+
+def _await_ends(descriptors: Iterable[int], patience: float) -> None:
+    """Wait for processes, given as pidfds, to end."""
+    waiting = {*descriptors}
+    poll = select.poll()
+    for descriptor in waiting:
+        poll.register(descriptor, select.POLLIN)
+    deadline = time.monotonic() + patience
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for descriptor, _ in poll.poll(left * 1000):
+            poll.unregister(descriptor)
+            waiting.discard(descriptor)

@@ -1,0 +1,120 @@
+"""What every backend keeps while it runs, the toy of the tests included. What can be told without running it is in
+tests/unit/backends/test_contract.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from tests.host.instance import Instance
+from tests.host.opening import open_instance
+from tests.support import toy_backend
+from tests.support.world import World
+
+
+class WithToy(Instance):
+    """A hutch whose registry has the toy in it, which is chosen for containers by its rank."""
+
+    program: ClassVar[tuple[str, ...]] = (sys.executable, str(Path(toy_backend.__file__)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A backend: the hutch that has it, and a change that it does not make while the guest runs."""
+
+    kind: type[Instance]
+    is_restarted_for: tuple[str, str]
+
+
+CASES = {
+    "nspawn": ("container", Case(Instance, ("shell", '"/bin/sh"'))),
+    "machine": ("vm", Case(Instance, ("vcpus", "1"))),
+    "toy": ("container", Case(WithToy, ("memory", '"1GiB"'))),
+}
+PARAMS = [pytest.param(*both, id=name, marks=[pytest.mark.vm] * (name == "machine")) for name, both in CASES.items()]
+
+
+@pytest.fixture(scope="module")
+def running(world: World, images: Path, workspace_type: str, case: Case) -> Iterator[Instance]:
+    with open_instance(world, images, case.kind) as instance:
+        instance.declare(workspace_type, web="")
+        instance.up()
+        yield instance
+
+
+pytestmark = pytest.mark.parametrize(("workspace_type", "case"), PARAMS, scope="module")
+
+
+def state_of(instance: Instance) -> Any:
+    return instance.status("web")["state"]
+
+
+def test_it_is_ready(running: Instance, workspace_type: str, case: Case) -> None:
+    found = running.status("web")
+    assert (found["state"], found["pending"], found["warnings"]) == ("running", "none", [])
+    assert found["ready_seconds"] > 0
+    assert running.plan()["web"]["action"] == "no change"
+
+
+def test_refused_input_is_named_and_changes_nothing(running: Instance, workspace_type: str, case: Case) -> None:
+    running.declare(workspace_type, web='owner = "root"')
+    refused = running.hutch("up", check=False)
+    assert refused.returncode == 2
+    assert "workspaces.web.owner" in refused.stderr
+    assert state_of(running) == "running"
+
+
+def test_a_change_that_it_does_not_make_live_is_refused_by_name(
+    running: Instance, workspace_type: str, case: Case
+) -> None:
+    key, value = case.is_restarted_for
+    before = running.status("web")["pid"]
+    running.declare(workspace_type, web=f"{key} = {value}\nrestart_if_changed = false")
+    told = running.up()
+    assert f"it takes effect at the next restart ({key})" in told.stdout + told.stderr
+    assert (running.status("web")["pid"], running.status("web")["pending"]) == (before, "restart")
+    running.declare(workspace_type, web="")
+    running.up()
+    assert (running.status("web")["pid"], running.status("web")["pending"]) == (before, "none")
+
+
+def test_it_is_explained(running: Instance, workspace_type: str, case: Case) -> None:
+    text = running.hutch("explain", "web").stdout
+    assert "it runs, started as shown below" in text
+    assert "put the port on the bridge" in text
+
+
+def test_it_crashes_and_is_brought_back(running: Instance, workspace_type: str, case: Case) -> None:
+    running.declare(workspace_type, web="")
+    before = running.status("web")["pid"]
+    os.kill(before, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while running.status("web")["pid"] == before:
+        assert time.monotonic() < deadline
+    running.up()
+    found = running.status("web")
+    assert found["state"] == "running" and found["pid"] != before
+
+
+def test_it_restarts(running: Instance, workspace_type: str, case: Case) -> None:
+    before = running.status("web")["pid"]
+    running.hutch("restart", "web")
+    found = running.status("web")
+    assert found["state"] == "running" and found["pid"] != before
+
+
+def test_it_stops_and_leaves_nothing(running: Instance, workspace_type: str, case: Case) -> None:
+    """What is left on the host once its hutch is closed fails the fixture."""
+    running.hutch("stop", "web")
+    assert (state_of(running), running.status("web")["pid"]) == ("stopped", None)
+    assert running.plan()["web"]["action"] == "start"
+    running.hutch("start", "web")
+    assert state_of(running) == "running"

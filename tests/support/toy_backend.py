@@ -1,0 +1,62 @@
+"""A backend that only tests have: a shell that says that it is ready, and sleeps. It shows what a new one has to bring.
+
+Run as a program, it is a hutch that has this backend too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from hutch.backends.launch import File, Launch, Limits, Surroundings
+from hutch.backends.port import port_of
+from hutch.backends.traits import Traits
+from hutch.errors import Problem
+from hutch.spec.model import Workspace
+
+LINE = ("local", "container", "tests.support.toy_backend")
+"""What the registry says of it."""
+TRAITS = Traits(name="toy", rank=1, program="sh", console="console-getty.service")
+DIALECT = "begin() { make_ready; connect; note shown yes; launch; }\n"
+SCRIPT = "trap 'exit 0' TERM; systemd-notify --ready; echo a toy is ready; sleep infinity & wait"
+
+
+def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+    """What a toy cannot do."""
+    if workspace.owner in (0, "root"):
+        yield Problem("root cannot own a workspace's home", f"{prefix}.owner", hint="name an ordinary user")
+    if workspace.nesting:
+        yield Problem("a toy holds nothing", f"{prefix}.nesting", hint="leave it out")
+
+
+def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
+    """Everything that makes the toy run. Nothing inside takes the inner end of its port, which goes with the outer."""
+    places, runtime = host.places, str(host.places.runtime(name))
+    port = port_of(name, workspace, places, host.network)
+    return Launch(
+        workspace=name,
+        backend=TRAITS.name,
+        network_namespace=str(places.namespace_path),
+        cgroup=places.cgroup(name),
+        runtime=runtime,
+        dialect=DIALECT,
+        directories=(),
+        files=(File(f"{runtime}/port", port.render_batch()),),
+        prepare=((port.make(),),),
+        connect=port.connect(f"{runtime}/port"),
+        argv=("sh", "-c", SCRIPT),
+        cleanup=port.cleanup(),
+        limits=Limits(memory=workspace.memory),
+        unit=places.unit(name),
+    )
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[2])  # nothing beside this file is to be imported by its bare name
+
+    from hutch import backends
+    from hutch.cli import main
+
+    backends.BACKENDS = (*backends.BACKENDS, LINE)
+    sys.exit(main())
