@@ -1,6 +1,7 @@
-"""The command: builds the image, makes the stand, measures in it, prints and writes.
+"""The command: builds the image, makes a place for it, measures there, prints and writes.
 
-It runs twice: once outside, where the network is, and once inside the stand, where everything is measured.
+It runs twice: once outside, where the network is, and once inside, where everything is measured: in namespaces of its
+own, or on a host with systemd, which is booted for it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import bare, barevm, byhand, incus, machine, ours, report, rows, stand, stock, table, vms
+from bench import bare, barevm, byhand, incus, machine, ours, place, report, rows, stock, systemd, table, vms
 from bench.measure import BenchError, Samples, run, say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,10 +58,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--hutch", type=shlex.split, help="how to call hutch (default: .venv/bin/hutch)")
     parser.add_argument("--images", type=Path, help="an images directory of a hutch to use instead of building one")
     parser.add_argument(
+        "--stand", action="store_true", help="on a host with systemd, which is booted for it; takes an hour without KVM"
+    )
+    parser.add_argument(
         "--stock", type=Path, metavar="DIR", help="where to keep a stock guest that later runs use again"
     )
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.stand and not set(options.only) <= set(systemd.ROWS):
+        parser.error(f"--stand measures {', '.join(systemd.ROWS)} only")
+    return options
 
 
 def main(arguments: list[str]) -> int:
@@ -69,6 +76,8 @@ def main(arguments: list[str]) -> int:
     try:
         if options.inside:
             return inside(options)
+        if options.stand:
+            return on_systemd(options, arguments)
         return outside(options, arguments)
     except BenchError as error:
         say(f"bench: {error}")
@@ -84,16 +93,16 @@ def outside(options: argparse.Namespace, arguments: list[str]) -> int:
     work = Path(tempfile.mkdtemp(prefix="hutch-bench-", dir="/var/tmp"))
     work.chmod(0o711)  # containers' users pass through
     try:
-        before = stand.observe_machine()
+        before = place.observe_machine()
         hutch = ours.Hutch(command, work)
         provide_image(hutch, options.images, ("vm",) if wants_vms else ())
         provide_others(options, work)
         python = [sys.executable, "-m", "bench"]
-        code = stand.enter([*python, *arguments, "--inside", str(work)], work)
+        code = place.enter([*python, *arguments, "--inside", str(work)], work)
         if code:
             return code
         marks = (*hutch.marks(), *incus.MARKS, *bare.MARKS, *byhand.MARKS)
-        differences = stand.check_machine(before, stand.observe_machine(), marks)
+        differences = place.check_machine(before, place.observe_machine(), marks)
         measured: list[table.Row] = pickle.loads((work / "rows").read_bytes())
     finally:
         shutil.rmtree(work)
@@ -101,8 +110,14 @@ def outside(options: argparse.Namespace, arguments: list[str]) -> int:
         say(line)
     left = "what the run changed on the machine (interfaces, mounts, namespaces, cgroups, /etc, /run, rules)"
     measured.append(table.Row("left", left, "", Samples((float(len(differences)),)), bound=0))
-    publish(options, command, measured)
-    return 0 if all(row.passed for row in measured) else 1
+    return publish(options, measured, describe(command))
+
+
+def on_systemd(options: argparse.Namespace, arguments: list[str]) -> int:
+    """The host is gone afterwards, so nothing needs to be looked at but what was measured."""
+    check_tools({})
+    with tempfile.TemporaryDirectory(prefix="hutch-bench-", dir="/var/tmp") as work:
+        return publish(options, *systemd.measure(arguments, Path(work)))
 
 
 def wants(options: argparse.Namespace, *names: str) -> bool:
@@ -148,8 +163,11 @@ def kernel_folder(work: Path) -> Path:
 def inside(options: argparse.Namespace) -> int:
     work: Path = options.inside
     command = options.hutch or ours.find(ROOT)
-    stand.furnish(work)
-    hutch = ours.Hutch(command, work)
+    if options.stand:
+        hutch = systemd.furnish(command, work)
+    else:
+        place.furnish(work)
+        hutch = ours.Hutch(command, work)
     setting = table.Setting(
         hutch,
         hutch.tree(),
@@ -161,20 +179,29 @@ def inside(options: argparse.Namespace) -> int:
         quick=options.quick,
         stock=stock_folder(options, work),
         kernel=kernel_folder(work),
-        only=frozenset(options.only),
+        only=frozenset(options.only or (systemd.ROWS if options.stand else ())),
     )
     rows.warm(setting)
-    (work / "rows").write_bytes(pickle.dumps(rows.measure(setting)))
+    measured = rows.measure(setting)
+    if options.stand:
+        systemd.tell((measured, describe(command)))
+    else:
+        (work / "rows").write_bytes(pickle.dumps(measured))
     return 0
 
 
-def publish(options: argparse.Namespace, command: list[str], measured: list[table.Row]) -> None:
+def describe(command: list[str]) -> dict[str, str]:
+    return machine.describe(ours.interpreter_of(command), SYSTEM_PYTHON)
+
+
+def publish(options: argparse.Namespace, measured: list[table.Row], facts: dict[str, str]) -> int:
+    """Print, write unless it was a part only, and return the code that says whether all bounds are met."""
     date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    facts = machine.describe(ours.interpreter_of(command), SYSTEM_PYTHON)
     print(report.render_table(measured))
     folder = options.output or (None if options.quick or options.only else ROOT / "docs")
     if folder:
-        report.write(folder, measured, facts, date)
+        report.write(folder, "systemd" if options.stand else "elsewhere", measured, facts, date)
+    return 0 if all(row.passed for row in measured) else 1
 
 
 if __name__ == "__main__":

@@ -26,14 +26,14 @@ prepare() {
         xz -dc "$path" > "lib/$name"
         echo "$name" >> lib/order
     done
-    init > init
+    print_init > init
     chmod 0755 init
     find . | cpio --create --format=newc --quiet | zstd -q -3 -o "$dir/initrd"
     mkfs.erofs -zlz4 -C65536 "$dir/root.erofs" "$tree" >/dev/null
     chmod 0644 "$dir/vmlinuz" "$dir/initrd" "$dir/root.erofs"
 }
 
-init() {
+print_init() {
     cat <<'EOF'
 #!/bin/busybox sh
 b=/bin/busybox

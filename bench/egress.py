@@ -1,6 +1,6 @@
 """What a list of names costs: the first connection to a listed name, and what passes through the filter.
 
-The Internet is a network namespace of the stand, with a name server and a server that says when it has read all.
+The Internet is a network namespace of its own, with a name server and a server that says when it has read all.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class Incus:
 
 
 def _ensure_uids() -> None:
-    """Give root a range of user ids to hand to containers (in the stand's own /etc)."""
+    """Give root a range of user ids to hand to containers (in the private /etc)."""
     for file in (Path("/etc/subuid"), Path("/etc/subgid")):
         lines = file.read_text() if file.exists() else ""
         if not any(line.startswith("root:") for line in lines.splitlines()):

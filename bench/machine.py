@@ -18,7 +18,7 @@ def describe(python: str, system_python: str) -> dict[str, str]:
         "memory": f"{kibibytes / 2**20:.0f} GiB",
         "kernel": os.uname().release,
         "distribution": _field("/etc/os-release", r'PRETTY_NAME="?([^"\n]+)'),
-        "init": "systemd" if os.path.isdir("/run/systemd/system") else "not systemd",
+        "init": "systemd" if has_systemd() else "not systemd",
         "python": _version([python, "--version"]),
         "system python": _version([system_python, "--version"]),
         "systemd-nspawn": _version(["systemd-nspawn", "--version"]),
@@ -26,6 +26,10 @@ def describe(python: str, system_python: str) -> dict[str, str]:
         "QEMU": _version(["qemu-system-x86_64", "--version"]).removeprefix("QEMU emulator version "),
         "virtiofsd": _version([VIRTIOFSD, "--version"]).removeprefix("virtiofsd "),
     }
+
+
+def has_systemd() -> bool:
+    return os.path.isdir("/run/systemd/system")
 
 
 def _field(file: str, pattern: str) -> str:

@@ -101,7 +101,7 @@ def interleave(rounds: int, *contenders: Sample) -> tuple[Samples, ...]:
     return tuple(Samples(tuple(column)) for column in columns)
 
 
-def wait_for_banner(address: str, *, limit: float = 60.0, alive: Callable[[], bool] = lambda: True) -> None:
+def wait_for_banner(address: str, *, limit: float = 300.0, alive: Callable[[], bool] = lambda: True) -> None:
     """Return as soon as sshd at `address` says its name.
 
     Each attempt is short: a packet sent before the guest has an address is lost, and TCP itself would wait

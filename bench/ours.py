@@ -17,10 +17,12 @@ HARDWARE = 'vcpus = 2\nmemory = "1GiB"\n'  # what the machines by hand have
 
 
 class Hutch:
-    """`command` is how hutch is called; everything it keeps is below `work` and, at run time, below /run."""
+    """`command` is how hutch is called; what it keeps is below `work` and, at run time, below /run. `defaults` are
+    those of its workspaces: what their image is made from."""
 
-    def __init__(self, command: Sequence[str], work: Path) -> None:
+    def __init__(self, command: Sequence[str], work: Path, defaults: str = "") -> None:
         self.command = tuple(command)
+        self.defaults = f"[defaults]\n{defaults}\n" if defaults else ""
         self.state = work / "state"
         self.runtime = Path("/run/hutch-bench")
         self.file = work / "hutch.toml"
@@ -31,8 +33,12 @@ class Hutch:
 
     def marks(self) -> tuple[str, ...]:
         """What the names of all that this hutch makes on a host contain."""
-        digest = f"{zlib.crc32(str(self.state).encode()) & 0xFFFFFF:06x}"
-        return self.state.parent.name, self.runtime.name, f"hutch-{digest}", "hutchbench"
+        return self.state.parent.name, self.runtime.name, self.instance, "hutchbench"
+
+    @property
+    def instance(self) -> str:
+        """What the names of its units and cgroups begin with."""
+        return f"hutch-{zlib.crc32(str(self.state).encode()) & 0xFFFFFF:06x}"
 
     def argv(self, *arguments: str) -> list[str]:
         return [*self.command, *arguments]
@@ -44,7 +50,7 @@ class Hutch:
         """Make hutch.toml say exactly these containers, with nothing but defaults, and virtual machines."""
         tables = [f'[workspaces.{name}]\ntype = "container"\n' for name in names]
         tables += [f'[workspaces.{name}]\ntype = "vm"\n{HARDWARE}' for name in vms]
-        self.file.write_text("\n".join([f'{NETWORK}subnet = "{subnet}"\n', *tables]))
+        self.file.write_text("\n".join([f'{NETWORK}subnet = "{subnet}"\n', self.defaults, *tables]))
         self.file.chmod(0o644)
 
     def remove(self, *names: str) -> None:
@@ -78,7 +84,8 @@ class Hutch:
         return trees[0]
 
     def pids(self, name: str) -> list[int]:
-        """Every process of a workspace, its supervisor included: what is in its cgroup and below."""
+        """Every process of a workspace, its supervisor included: what is in its cgroup, or its slice, and below."""
+        own = {name, f"{self.instance}-ws_{name}.slice"}
         found = []
         for entry in os.listdir("/proc"):
             if not entry.isdigit():
@@ -88,7 +95,7 @@ class Hutch:
             except OSError:
                 continue
             unified = [line[3:] for line in text.splitlines() if line.startswith("0::")]
-            if unified and name in unified[0].split("/"):
+            if unified and own.intersection(unified[0].split("/")):
                 found.append(int(entry))
         return found
 

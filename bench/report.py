@@ -12,7 +12,11 @@ from typing import Any
 from bench.measure import BenchError
 from bench.table import Row
 
-BEGIN, END = "<!-- results: written by bench/run -->", "<!-- end of results -->"
+BEGIN = {
+    "elsewhere": "<!-- results: written by bench/run -->",
+    "systemd": "<!-- results: written by bench/run --stand -->",
+}
+END = "<!-- end of results -->"
 INK, FAINT, OURS, OTHERS = "#1f2328", "#656d76", "#0a7d4f", "#b8c0c8"
 
 
@@ -65,7 +69,7 @@ def render_markdown(rows: Sequence[Row], machine: dict[str, str], date: str) -> 
     return "\n".join([head, "", *lines, "", "Notes:", "", *notes, "", "The machine:", "", *facts])
 
 
-def render_json(rows: Sequence[Row], machine: dict[str, str], date: str) -> str:
+def as_json(rows: Sequence[Row], machine: dict[str, str], date: str) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
     for row in rows:
         entry = asdict(row)
@@ -73,7 +77,7 @@ def render_json(rows: Sequence[Row], machine: dict[str, str], date: str) -> str:
         if row.reference:
             entry["reference"] = {"median": row.reference.median, "samples": row.reference.values}
         entries.append({**entry, "value": row.value, "passed": row.passed})
-    return json.dumps({"date": date, "machine": machine, "rows": entries}, indent=1, ensure_ascii=False) + "\n"
+    return {"date": date, "machine": machine, "rows": entries}
 
 
 def render_chart(rows: Sequence[Row]) -> str:
@@ -109,13 +113,22 @@ def _pair(row: Row, left: int, top: int, bar: int) -> list[str]:
     return parts
 
 
-def write(folder: Path, rows: Sequence[Row], machine: dict[str, str], date: str) -> None:
-    """benchmarks.json and benchmarks.svg anew, and the results within benchmarks.md."""
-    page = folder / "benchmarks.md"
-    text = page.read_text() if page.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-    if BEGIN not in text or END not in text:
+def write(folder: Path, world: str, rows: Sequence[Row], machine: dict[str, str], date: str) -> None:
+    """The results of one of the worlds, within benchmarks.md and benchmarks.json; and benchmarks.svg, where the wall
+    times themselves mean something."""
+    page, data = folder / "benchmarks.md", folder / "benchmarks.json"
+    text = (
+        page.read_text()
+        if page.exists()
+        else "# Benchmarks\n\n" + "".join(f"{mark}\n{END}\n" for mark in BEGIN.values())
+    )
+    before, mark, rest = text.partition(BEGIN[world])
+    _, end, after = rest.partition(END)
+    if not mark or not end:
         raise BenchError(f"{page} has lost the marks between which results are written")
-    before, after = text.split(BEGIN)[0], text.split(END, 1)[1]
-    page.write_text(f"{before}{BEGIN}\n\n{render_markdown(rows, machine, date)}\n\n{END}{after}")
-    (folder / "benchmarks.json").write_text(render_json(rows, machine, date))
-    (folder / "benchmarks.svg").write_text(render_chart(rows))
+    page.write_text(f"{before}{mark}\n\n{render_markdown(rows, machine, date)}\n\n{end}{after}")
+    worlds = json.loads(data.read_text()) if data.exists() else {}
+    worlds[world] = as_json(rows, machine, date)
+    data.write_text(json.dumps(worlds, indent=1, ensure_ascii=False) + "\n")
+    if world == "elsewhere":
+        (folder / "benchmarks.svg").write_text(render_chart(rows))

@@ -1,6 +1,6 @@
 """The stock contender: a Debian guest as its installer leaves one, on an ext4 disk, in QEMU's q35 machine.
 
-It is built once (outside the stand: it needs the network), booted and shut down once, and from then on only read:
+It is built once (outside: it needs the network), booted and shut down once, and from then on only read:
 what a start writes goes to a file that QEMU throws away. It gets the processor that the machine by hand gets too
 (`-cpu max`; QEMU's default one starts it a sixth sooner). What else the comparison leaves open is decided in its
 favour: no firmware and boot loader, a static address, a clock that starts with QEMU and ends at sshd's banner.

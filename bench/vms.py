@@ -49,7 +49,7 @@ def start(setting: Setting) -> Iterator[Row]:
         samples, *references = interleave(setting.rounds_of_vms, ours, *contenders.values())
     what = "cold `hutch start` of an existing virtual machine, to ready, without KVM"
     promises = {
-        "vm-start": ("a stock Debian guest in QEMU's q35, from its start to sshd's banner", 0.35),
+        "vm-start": ("a stock Debian guest in QEMU's q35, from its start to sshd's banner", 0.33),
         "vm-lab": ("QEMU's microvm by hand, from its start to sshd's banner, same root tree", 0.7),
     }
     for name, reference in zip(contenders, references, strict=True):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
 
 from bench import __main__ as command
-from bench import bare, barevm, byhand, ours, report, rows, stock, vms
+from bench import bare, barevm, byhand, ours, report, rows, stock, systemd, vms
 from bench.measure import BenchError, Samples
 from bench.table import Row
 from hutch.host.doctor.packages import REQUIREMENTS
@@ -43,6 +44,20 @@ def test_a_bound_is_the_most_or_the_least(measured: Row, passed: bool) -> None:
 def test_a_least_bound_is_told_as_one() -> None:
     text = report.render_markdown([row(2**27, 2**27, bound=0.9, at_least=True, unit="bytes/s")], {}, "today")
     assert "| 128 MiB/s | 128 MiB/s (other) | 1.00 | ≥ 0.9 times | met |" in text
+
+
+def test_each_world_keeps_its_results(tmp_path: Path) -> None:
+    for world, seconds in (("elsewhere", 0.25), ("systemd", 2.5), ("elsewhere", 0.125)):
+        report.write(tmp_path, world, [row(seconds, bound=1.0)], {}, "today")
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert text.count("| what | hutch |") == 2
+    assert "| 125 ms |" in text and "| 2.50 s |" in text and "| 250 ms |" not in text
+    found = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert {world: data["rows"][0]["value"] for world, data in found.items()} == {"elsewhere": 0.125, "systemd": 2.5}
+
+
+def test_rows_of_a_host_with_systemd_are_the_same_rows() -> None:
+    assert set(systemd.ROWS) <= set(rows.names_of_rows())
 
 
 SAID = "512+0 records in\n512+0 records out\n536870912 bytes (537 MB, 512 MiB) copied, {} s, 1.1 GB/s\n"

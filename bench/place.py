@@ -104,7 +104,7 @@ _PRIVATE = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagati
 
 
 def enter(argv: Sequence[str], work: Path) -> int:
-    """Run `argv` inside a new stand and return its exit code; when it returns, nothing of the stand is left."""
+    """Run `argv` inside a new one and return its exit code; when it returns, nothing of the place is left."""
     mountpoint = work / "cgroup2"
     mountpoint.mkdir()
     group = f"hutch-bench-{os.getpid()}"
@@ -118,7 +118,7 @@ def enter(argv: Sequence[str], work: Path) -> int:
 
 
 def furnish(work: Path) -> None:
-    """Inside the new namespaces: file systems, loopback, and a default route as an ordinary host has one."""
+    """Inside the new namespaces: file systems, loopback, and a default route."""
     private = work / "private"
     for name in ("etc-upper", "etc-work"):
         (private / name).mkdir(parents=True, exist_ok=True)
@@ -134,6 +134,11 @@ def furnish(work: Path) -> None:
     layers = f"lowerdir=/etc,upperdir={private}/etc-upper,workdir={private}/etc-work"
     run(["mount", "-t", "overlay", "-o", layers, "overlay", "/etc"])
     run(["ip", "link", "set", "lo", "up"])
+    add_route()
+
+
+def add_route() -> None:
+    """A default route, as an ordinary host has one."""
     run(["ip", "link", "add", "outside", "type", "bridge"])
     run(["ip", "address", "add", OUTSIDE_ADDRESS, "dev", "outside"])
     run(["ip", "link", "set", "outside", "up"])
