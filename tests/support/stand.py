@@ -1,10 +1,10 @@
 """The stand: a whole host with systemd as its process 1, and Docker, ufw, NetworkManager and the like. A machine
-that runs the tests of the `systemd` tier as they are in this checkout, and is gone afterwards.
+that runs a command in this checkout as it is now, and is gone afterwards.
 
-    python -m tests.support.stand CONSOLE PYTEST-OPTION...
+    python -m tests.support.stand CONSOLE COMMAND...
 
 runs in the namespaces of the host tier: what it needs of hutch (an image, a kernel) is made as that tier makes it. What
-pytest prints comes out as it is printed; what the stand's kernel and systemd say is left in the file CONSOLE.
+the command prints comes out as it is printed; what the stand's kernel and systemd say is left in the file CONSOLE.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from hutch.backends.qemu import EMULATED
 from hutch.guest.boot import MICROVM, ONE_PROCESSOR_FIRST
 from hutch.host.hardware.accelerator import Accelerator, observe_accelerator
 from hutch.images.kernel import ensure_kernel
+from hutch.images.machine import machine_directory
 from hutch.images.progress import Meter, no_progress
 from hutch.spec.names import Places
 from tests.host.opening import open_instance
@@ -34,11 +35,12 @@ from tests.support.world import World
 ENDED = b"the stand ended with code "  # says start.py
 SECONDS = 5400.0  # for everything that is run there, by a host without KVM and with other things to do
 MEMORY = "4G"
+CAN_RUN_MACHINES = EMULATED.replace("-svm", "+svm,+npt")  # AMD's, which QEMU emulates: the stand has a KVM of its own
 CACHE = Path(os.environ.get("HUTCH_TEST_CACHE") or CHECKOUT / ".cache" / "hutch-test")
 
 
 def main() -> int:
-    """Make what is lacking, boot, and end with pytest's code."""
+    """Make what is lacking, boot, and end with the command's code."""
     cache = CACHE / "stand"
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="hutch-stand-", dir="/var/tmp") as name:
@@ -47,8 +49,8 @@ def main() -> int:
         boot, disks = prepare(cache, work)
         accelerator = observe_accelerator(Places(cache, work / "run"), boot)
         print(f"the stand's disks are there after {time.monotonic() - began:.1f} s", flush=True)
-        console, *options = sys.argv[1:]
-        return run(boot, disks, accelerator, Path(console), options)
+        console, *command = sys.argv[1:]
+        return run(boot, disks, accelerator, Path(console), command)
 
 
 def prepare(cache: Path, work: Path) -> tuple[Boot, dict[str, Path]]:
@@ -57,13 +59,14 @@ def prepare(cache: Path, work: Path) -> tuple[Boot, dict[str, Path]]:
     try:
         (CACHE / "images").mkdir(exist_ok=True)
         with open_instance(world, CACHE / "images") as builder:
-            builder.declare("container", builder="")
+            builder.declare("vm", builder="")
             image = CACHE / "images" / builder.hutch("image", "build", timeout=900).stdout.strip()
             places = Places(CACHE.resolve(), builder.run)
             kernel = ensure_kernel("debian:trixie", places, Meter(no_progress))
+            machine = machine_directory(places, image.name).name
         boot = stand_disks.ensure_boot(cache, kernel)
         host = stand_disks.ensure_host(cache, kernel)
-        images = stand_disks.ensure_image(cache, image)
+        images = stand_disks.ensure_image(cache, image, machine)
         python, environment = stand_disks.ensure_python(cache)
     finally:
         world.close()
@@ -75,14 +78,13 @@ def prepare(cache: Path, work: Path) -> tuple[Boot, dict[str, Path]]:
     return boot, disks if python is None else {**disks, "python": python}
 
 
-def run(boot: Boot, disks: dict[str, Path], accelerator: Accelerator, console: Path, options: list[str]) -> int:
+def run(boot: Boot, disks: dict[str, Path], accelerator: Accelerator, console: Path, command: list[str]) -> int:
     """Boot it, pass on what it says, and return the code that it ended with."""
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
     told = {
         "checkout": [str(CHECKOUT)],
         "venv": [sys.prefix],
         "python": [sys.base_prefix] if "python" in disks else [],
-        "command": pytest,
+        "command": command,
     }
     argv = render_machine(boot, disks, accelerator, console, json.dumps(told))
     with ExitStack() as stack:
@@ -114,7 +116,7 @@ def render_machine(boot: Boot, disks: dict[str, Path], accelerator: Accelerator,
         words += f" tsc=reliable tsc_early_khz={accelerator.tsc_khz} {' '.join(ONE_PROCESSOR_FIRST)}"
     argv = [
         *("qemu-system-x86_64", "-M", f"{MICROVM},accel={accelerator.name}", "-m", MEMORY, "-smp", "2"),
-        *("-cpu", "host" if is_kvm else EMULATED),
+        *("-cpu", "host" if is_kvm else CAN_RUN_MACHINES),
         *("-nodefaults", "-no-user-config", "-display", "none", "-bios", str(boot.firmware)),
         *("-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", words),
         *("-serial", f"file:{console}", "-fw_cfg", f"name=opt/hutch/stand,string={told.replace(',', ',,')}"),

@@ -28,8 +28,8 @@ PYTHON = (3, 13)  # trixie's
 MODULES = [(name, "*") for name in ("qemu_fw_cfg", "virtio_pci", "virtio_blk", "virtio_console", "ext4", "erofs")]
 KEPT = 3  # disks of a kind; those of older checkouts go
 
-# What hutch needs to run containers there; images come from outside, and machines are not tried.
-NOT_THERE = {"qemu-system-x86", "virtiofsd", "mmdebstrap", "dpkg", "zstd", "debian-archive-keyring"}
+# What hutch needs to run workspaces there. Images come from outside.
+NOT_THERE = {"mmdebstrap", "dpkg", "zstd", "debian-archive-keyring"}
 NEEDED = [name for item in REQUIREMENTS if item.set == "runtime" and not item.optional for name in item.names("apt")]
 PACKAGES = sorted(
     {
@@ -85,15 +85,16 @@ def ensure_host(cache: Path, kernel: Kernel) -> Path:
     return ensure(cache, "host", [kernel.id, kernel.modules.name, PACKAGES, adapt.read_text(), unit.read_text()], make)
 
 
-def ensure_image(cache: Path, image: Path) -> Path:
-    """An image of hutch's, as the directory of images that it is in. Its uids are as they are there."""
+def ensure_image(cache: Path, image: Path, machine: str) -> Path:
+    """An image of hutch's, as the directory of images that it is in, with what machines of it boot from, which lies in
+    the directory `machine` of it. Its uids are as they are there."""
 
     def make(target: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="hutch-stand-", dir=image.parent) as scratch:
             call(["cp", "--archive", "--link", str(image), scratch], timeout=300)
             make_ext4(Path(scratch), target, "2G")
 
-    return ensure(cache, "images", [image.name], make)
+    return ensure(cache, "images", [image.name, machine], make)
 
 
 def ensure_python(cache: Path) -> tuple[Path | None, Path]:

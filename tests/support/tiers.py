@@ -2,7 +2,8 @@
 
 `lint` and `unit` touch nothing and run side by side, as the owner of the checkout. `host` and `vm` run as root in
 mount, network and process namespaces of their own: what they start ends with them. `systemd` runs its tests in a
-machine that is a host by itself (see stand); it takes minutes where there is no KVM, so it waits to be asked for.
+machine that is a host by itself (see stand); `smoke` is those of them that every run has. These run side by side:
+while one waits, another computes. What a run leaves out, it says at its end.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import ctypes
 import os
 import pwd
+import re
 import shlex
 import shutil
 import signal
@@ -26,25 +28,16 @@ from functools import partial
 from pathlib import Path
 
 from tests.support import machine
+from tests.support.enclosure import ROOT, enclose
 
-ROOT = Path(__file__).resolve().parents[2]
 BOUNDARIES = {"host": "container", "vm": "vm"}
-USUAL = ("lint", "unit", *BOUNDARIES)
+USUAL = ("lint", "unit", *BOUNDARIES, "smoke")
 TIERS = (*USUAL, "systemd")
+FOLDERS = {"vm": "host", "smoke": "systemd"}  # whose tests they run
+SHELL = re.compile(rb"#! ?/\S+( \S*/?busybox)?[ /](ba|da)?sh\b")
+SHELL_IN = (".ci", "bench", "examples", "package", "script", "src", "tests")
+GOLDEN = ROOT / "tests" / "unit" / "golden"  # what is written there, others make
 PR_SET_CHILD_SUBREAPER = 36
-
-# Where the host tier finds the machine's own network namespace: downloads must pass through it.
-OUTER_NETWORK = "HUTCH_TEST_OUTER_NETNS"
-
-# $1 is a file to hold that namespace; the rest is the command. A shell stays process 1 of the new process
-# namespace, because process 1 must reap what its grandchildren leave, and pytest does not.
-HOST_ENTRY = """
-set -e
-mount --bind /proc/self/ns/net "$1"
-[ ! -d /run/systemd/system ] || mount -t tmpfs -o mode=755 tmpfs /run/systemd # the host's systemd is not the tests'
-shift
-exec unshare --net --pid --fork --kill-child --mount-proc -- sh -c '"$@"; exit $?' sh "$@"
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +52,7 @@ class Outcome:
 def main() -> int:
     tiers, pytest = _options()
     is_root = os.geteuid() == 0
-    if {"host", "vm", "systemd"} & set(tiers) and not is_root:
+    if not is_root and not {"lint", "unit"}.issuperset(tiers):
         print("that tier needs root: `sudo script/test`, or without it `script/test lint unit`", file=sys.stderr)
         return 2
     os.chdir(ROOT)
@@ -78,9 +71,7 @@ def main() -> int:
             if lint:
                 outcomes.append(lint.result())
                 print((work / "lint.txt").read_text(), end="", flush=True)
-            outcomes += _boundaries([tier for tier in tiers if tier in BOUNDARIES], pytest, work, pool)
-            if "systemd" in tiers:
-                outcomes.append(_timed("systemd", lambda: _systemd(pytest, work)))
+            outcomes += _hosts([tier for tier in tiers if tier not in ("lint", "unit")], pytest, work)
     finally:
         left = _end_children()
         changed = machine.settled_difference(before) if before else ""
@@ -98,22 +89,29 @@ def _options() -> tuple[list[str], list[str]]:
     split = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
         prog="script/test",
-        usage="script/test [--all] [TIER…] [-- PYTEST OPTION…]",
-        description="Run the tests: every tier but systemd, or the named ones.",
+        usage="script/test [--ci | --all] [TIER…] [-- PYTEST OPTION…]",
+        description="Run the tests: every tier, but of systemd the smoke tests only; or the named tiers.",
         epilog="example: sudo script/test host -- -x -k ssh",
     )
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"one of {', '.join(TIERS)}")
-    parser.add_argument("--all", action="store_true", help="also the tests that take minutes, and systemd")
+    more = parser.add_mutually_exclusive_group()
+    more.add_argument("--ci", action="store_true", help="also slow tests: what decides on a change")
+    more.add_argument(
+        "--all", action="store_true", help="also the tier systemd, and the sets that take many minutes each"
+    )
     options = parser.parse_args(argv[:split])
     for tier in options.tiers:
         if tier not in TIERS:
             parser.error(f"there is no tier {tier!r}; there are {', '.join(TIERS)}")
     pytest = argv[split + 1 :]
-    named = [tier for tier in TIERS if tier != "vm" and _tests_of(tier, pytest)]
+    named = [tier for tier in TIERS if tier not in FOLDERS and _tests_of(tier, pytest)]
     wanted = options.tiers or named or (TIERS if options.all else USUAL)
-    if named and {"host" if tier == "vm" else tier for tier in wanted} != set(named):
+    if "systemd" in wanted:
+        wanted = [tier for tier in wanted if tier != "smoke"]  # it has those, too
+    if named and {FOLDERS.get(tier, tier) for tier in wanted} != set(named):
         parser.error(f"those tests are of {' and '.join(named)}; name no other tier with them")
-    return [tier for tier in TIERS if tier in wanted], [*pytest, *(["--long"] if options.all else [])]
+    depth = [*(["--slow"] if options.ci or options.all or named else []), *(["--long"] if options.all else [])]
+    return [tier for tier in TIERS if tier in wanted], [*pytest, *depth]
 
 
 def _tests_of(tier: str, pytest: Sequence[str]) -> list[str]:
@@ -138,12 +136,14 @@ def _timed(tier: str, run: Callable[[], bool]) -> Outcome:
 def _lint(output: Path) -> bool:
     """Every linter, whether or not another one complains; what they say goes to `output`."""
     tools = Path(sys.executable).parent
-    scripts = [str(path) for path in sorted(ROOT.glob("script/*")) if path.is_file()]
+    programs, libraries = _shell()
     commands = [
         [f"{tools}/ruff", "check", "--output-format=concise"],
         [f"{tools}/ruff", "format", "--check"],
         [f"{tools}/mypy"],
-        *(["bash", "-n", script] for script in [".ci/run", *scripts]),
+        ["shellcheck", "--format=gcc", *programs],
+        # What they are given is assigned by what is written before them.
+        ["shellcheck", "--format=gcc", "--shell=sh", "--exclude=SC2154", *libraries],
     ]
     passed = True
     with output.open("w") as file:
@@ -161,48 +161,58 @@ def _lint(output: Path) -> bool:
     return passed
 
 
+def _shell() -> tuple[list[str], list[str]]:
+    """Every program in shell, and every file that is a part of one."""
+    programs, libraries = [], []
+    for path in sorted(path for top in SHELL_IN for path in (ROOT / top).rglob("*")):
+        if not path.is_file() or path.suffix not in ("", ".sh") or path.is_relative_to(GOLDEN):
+            continue
+        with path.open("rb") as file:
+            first = file.readline()
+        if SHELL.match(first):
+            programs.append(str(path))
+        elif path.suffix == ".sh" and not first.startswith(b"#!"):
+            libraries.append(str(path))
+    return programs, libraries
+
+
 def _unit(pytest: Sequence[str]) -> bool:
     command = [sys.executable, "-m", "pytest", *_selection("unit", pytest)]
     return subprocess.run(_as_owner(command), stdin=subprocess.DEVNULL).returncode == 0
 
 
-def _boundaries(tiers: Sequence[str], pytest: Sequence[str], work: Path, pool: ThreadPoolExecutor) -> Iterable[Outcome]:
-    """Side by side: while one waits, the other computes. The first is shown as it goes, the others when they end."""
+def _hosts(tiers: Sequence[str], pytest: Sequence[str], work: Path) -> Iterable[Outcome]:
+    """The first is shown as it goes, the others when they end."""
     running: list[tuple[Future[Outcome], Path | None]] = []
-    for tier in tiers:
-        output = work / f"{tier}.txt" if running else None
+    pool = ThreadPoolExecutor(len(tiers) or 1)
+    try:
+        for tier in tiers:
+            output = work / f"{tier}.txt" if running else None
+            run = partial(_enclosed, _command(tier, pytest, work), work, tier, output)
+            running.append((pool.submit(_timed, tier, run), output))
+        for future, output in running:
+            yield future.result()
+            if output is not None:
+                print(output.read_text(errors="replace"), end="", flush=True)
+    finally:
+        pool.shutdown(wait=False)  # what still runs when somebody ends this, `_end_children` ends
+
+
+def _command(tier: str, pytest: Sequence[str], work: Path) -> list[str]:
+    """What runs the tests of a tier in namespaces of its own."""
+    if tier in BOUNDARIES:
         boundary = BOUNDARIES[tier]
-        run = partial(_timed, tier, partial(_host, pytest, work, boundary, output))
-        running.append((pool.submit(run), output))
-    for future, output in running:
-        yield future.result()
-        if output is not None:
-            print(output.read_text(errors="replace"), end="", flush=True)
-
-
-def _host(pytest: Sequence[str], work: Path, boundary: str, output: Path | None) -> bool:
-    selection = _selection("host", pytest)
-    options = ["-p", "no:cacheprovider", f"--basetemp={work}/{boundary}", f"--boundary={boundary}"]
-    return _enclosed([sys.executable, "-m", "pytest", *options, *selection], work, boundary, output)
-
-
-def _systemd(pytest: Sequence[str], work: Path) -> bool:
-    command = [sys.executable, "-m", "tests.support.stand", str(work / "console"), *_selection("systemd", pytest)]
-    return _enclosed(command, work, "systemd", None)
+        options = ["-p", "no:cacheprovider", f"--basetemp={work}/{boundary}", f"--boundary={boundary}"]
+        return [sys.executable, "-m", "pytest", *options, *_selection("host", pytest)]
+    some = ["--smoke"] if tier == "smoke" else []
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *some, *_selection("systemd", pytest)]
+    return [sys.executable, "-m", "tests.support.stand", f"{work}/console", *command]
 
 
 def _enclosed(command: Sequence[str], work: Path, name: str, output: Path | None) -> bool:
-    """Run a command in namespaces of its own."""
-    outer = work / f"outer-netns-{name}"
-    outer.touch()
-    entry = ["unshare", "--mount", "sh", "-c", HOST_ENTRY, "sh", str(outer), *command]
-    environment = {**os.environ, OUTER_NETWORK: str(outer)}
-    if ROOT.stat().st_uid != 0:
-        environment["PYTHONDONTWRITEBYTECODE"] = "1"  # root's files would be in the owner's way
+    argv, environment = enclose(command, work / f"outer-netns-{name}")
     with open(output, "wb") if output else nullcontext() as file:
-        return (
-            subprocess.run(entry, stdin=subprocess.DEVNULL, env=environment, stdout=file, stderr=file).returncode == 0
-        )
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, env=environment, stdout=file, stderr=file).returncode == 0
 
 
 def _as_owner(command: Sequence[str]) -> list[str]:

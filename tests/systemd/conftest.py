@@ -16,6 +16,7 @@ from tests.host.instance import Instance
 from tests.host.opening import NUMBERS
 from tests.host.residue import observe
 from tests.support import machine
+from tests.support.leaving import leave_out
 from tests.support.world import RESOLVERS, World
 from tests.systemd.stand.start import ANOTHER
 
@@ -30,12 +31,17 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Each boot of the stand has its own tests: the first one all that do not say which, and then those that do. They
     come last, since what they leave is for the next boot."""
+    smoke, long = config.getoption("--smoke"), config.getoption("--long")
+
+    def is_left_out(item: pytest.Item) -> bool:
+        return (smoke and not item.get_closest_marker("smoke")) or (not long and bool(item.get_closest_marker("long")))
+
+    leave_out(config, items, is_left_out)
     now = int(os.environ["HUTCH_STAND"])
     marks = {item: item.get_closest_marker("boot") for item in items}
-    dropped = [item for item, mark in marks.items() if (mark.args[0] if mark else 1) != now]
-    items[:] = sorted((item for item in items if item not in dropped), key=lambda item: marks[item] is not None)
-    if dropped:
-        config.hook.pytest_deselected(items=dropped)
+    others = [item for item, mark in marks.items() if (mark.args[0] if mark else 1) != now]
+    items[:] = sorted((item for item in items if item not in others), key=lambda item: marks[item] is not None)
+    config.hook.pytest_deselected(items=others)
 
 
 def ask_for_another_boot() -> None:

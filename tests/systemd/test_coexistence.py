@@ -18,6 +18,8 @@ from tests.host.instance import Instance, Target
 from tests.support.world import CGNAT, HOST, HOST_LAN, HOST_PORT, LAN, METADATA, PUBLIC, PUBLIC_NAME, World
 from tests.systemd.conftest import call, open_instance
 
+pytestmark = pytest.mark.long
+
 BLOCKED = [
     Target("metadata", METADATA, 80),
     Target("lan", LAN, 80),

@@ -50,7 +50,7 @@ def two(world: World) -> Iterator[Instance]:
 
 def group(instance: Instance, file: str) -> str:
     """What a file of the bad one's cgroup says: its slice's, which has the limits."""
-    slice_ = Path(Places(instance.state, instance.run).unit_cgroup("bad")).parent
+    slice_ = Path(Places(instance.state, instance.run).cgroup("bad")).parent
     return (Path("/sys/fs/cgroup") / slice_ / file).read_text().strip()
 
 

@@ -17,6 +17,8 @@ from tests.support.stand_disks import NOT_THERE
 from tests.support.world import PUBLIC_NAME, World
 from tests.systemd.conftest import IMAGES, call, lasting
 
+pytestmark = pytest.mark.long
+
 PACKAGES = Path("/srv/packages")
 FILES = ("find", "/etc", "/usr", "/var/lib", "/run/hutch", "-xdev", "-not", "-path", "/var/lib/dpkg/*")
 REBOOT_SECONDS = 120.0

@@ -135,7 +135,7 @@ def test_what_is_killed_starts_again(web: Instance) -> None:
 
 def test_limits_are_the_slices_and_change_while_it_runs(web: Instance) -> None:
     before = service(web)["MainPID"]
-    group = (Path("/sys/fs/cgroup") / places(web).unit_cgroup("web")).parent
+    group = (Path("/sys/fs/cgroup") / places(web).cgroup("web")).parent
 
     def limits() -> tuple[str, str]:
         return (group / "memory.max").read_text().strip(), (group / "cpu.max").read_text().strip()

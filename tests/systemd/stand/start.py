@@ -1,6 +1,6 @@
-"""Runs in the stand, by the distribution's Python: puts the checkout where it is on the machine outside, runs pytest,
-says how it ended on the last line, and switches the stand off. Where a test has asked for another boot, and all went
-well, it boots again, and runs those tests that are for that boot (see conftest).
+"""Runs in the stand, by the distribution's Python: puts the checkout where it is on the machine outside, runs the
+command that it was given, says how that ended on the last line, and switches the stand off. Where a test has asked for
+another boot, and all went well, it boots again, and runs the same once more (see conftest).
 """
 
 from __future__ import annotations
@@ -16,6 +16,13 @@ OWN = Path("/var/lib/hutch-stand")  # what is to be known after a reboot
 ANOTHER = OWN / "another"  # made by a test that wants another boot
 NEXT = OWN / "next"  # the number of the boot that comes; none is expected while this one lasts
 ENDED = "the stand ended with code"
+MODULES = Path("/etc/modules-load.d/stand.conf")
+FILTERS = (
+    *("nft_ct", "nft_limit", "nft_connlimit", "nft_log", "nft_masq", "nft_nat", "nft_chain_nat", "nft_meta_bridge"),
+    *("nft_reject_inet", "nft_reject_bridge", "nft_fib_inet", "nf_conntrack_bridge", "nfnetlink_log", "veth", "tun"),
+)
+"""Loaded at their first use otherwise, for which an emulated host takes longer than a command may that uses them."""
+KVM = {"svm": "kvm_amd", "vmx": "kvm_intel"}  # loaded by udev where it looks for a host's hardware
 
 
 def main() -> None:
@@ -28,7 +35,7 @@ def main() -> None:
         if number == 0:
             print("the stand has rebooted although nobody asked for it", flush=True)
             return
-        code = run_tests(json.loads(TOLD.read_text()), number)
+        code = run_command(json.loads(TOLD.read_text()), number)
         if code == 0 and ANOTHER.exists():
             ANOTHER.unlink()
             NEXT.write_text(str(number + 1))
@@ -42,12 +49,14 @@ def main() -> None:
             subprocess.run(["systemctl", "--no-block", "reboot"], check=False)
 
 
-def run_tests(told: dict[str, list[str]], number: int) -> int:
+def run_command(told: dict[str, list[str]], number: int) -> int:
     for disk in ("checkout", "venv", "python"):
         for place in told[disk]:
             show(disk, place, "ro")
     show("images", "/srv/cache/images", "rw")
     show("packages", "/srv/packages", "ro")
+    if number == 1:
+        load_modules()
     (checkout,) = told["checkout"]
     environment = {
         **os.environ,
@@ -61,6 +70,13 @@ def run_tests(told: dict[str, list[str]], number: int) -> int:
     with open("/proc/uptime") as file:
         print(f"the stand is up: {file.read().split()[0]} s after its kernel", flush=True)
     return subprocess.run(told["command"], cwd=checkout, env=environment, stdin=subprocess.DEVNULL).returncode
+
+
+def load_modules() -> None:
+    """In this boot and in those that follow."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    MODULES.write_text("\n".join([*FILTERS, *(module for flag, module in KVM.items() if flag in flags)]))
+    subprocess.run(["systemctl", "restart", "systemd-modules-load"], check=False)
 
 
 def show(disk: str, place: str, options: str) -> None:

@@ -1,0 +1,31 @@
+"""Namespaces for what acts as a host: mounts, network and processes of its own, which end with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Where the host tier finds the machine's own network namespace: downloads must pass through it.
+OUTER_NETWORK = "HUTCH_TEST_OUTER_NETNS"
+
+# $1 is a file to hold that namespace; the rest is the command. A shell stays process 1 of the new process
+# namespace, because process 1 must reap what its grandchildren leave, and pytest does not.
+ENTRY = """
+set -e
+mount --bind /proc/self/ns/net "$1"
+[ ! -d /run/systemd/system ] || mount -t tmpfs -o mode=755 tmpfs /run/systemd # the host's systemd is not the tests'
+shift
+exec unshare --net --pid --fork --kill-child --mount-proc -- sh -c '"$@"; exit $?' sh "$@"
+"""
+
+
+def enclose(command: Sequence[str], outer: Path) -> tuple[list[str], dict[str, str]]:
+    """A command in namespaces of its own, and its environment. The file `outer` is made, for the network outside."""
+    outer.touch()
+    environment = {**os.environ, OUTER_NETWORK: str(outer)}
+    if ROOT.stat().st_uid != 0:
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"  # root's files would be in the owner's way
+    return ["unshare", "--mount", "sh", "-c", ENTRY, "sh", str(outer), *command], environment
