@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.host.egress import eventually
 from tests.host.instance import HUTCH, Instance
 from tests.host.processes import ended
 from tests.host.residue import cgroups_of
@@ -211,7 +212,7 @@ def test_a_guest_that_powers_itself_off_is_stopped(shared: Instance, name: str, 
     main = os.pidfd_open(shared.status(name)["pid"])
     shared.inside(name, "systemctl", "poweroff", root=True, check=False)
     ended(main)
-    assert shared.status(name)["state"] == "stopped"
+    assert eventually(lambda: shared.status(name)["state"] == "stopped", 30)  # until then, it is cleaned up after it
     shared.hutch("start", name)
     shared.ssh(name)
 

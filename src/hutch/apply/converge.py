@@ -131,7 +131,7 @@ def ensure_services(places: Places, network: Network, views: str) -> None:
 
 
 def find_survivor(places: Places, serving: Iterable[str]) -> int | None:
-    """The supervisor of a workspace that is up, if any is: it runs in the router's namespace."""
+    """The main process of a workspace that is up, if any is: it runs in the router's namespace."""
     states = (observe(places, name) for name in serving)
     return next((now.pid for now in states if has_processes(now.state) and now.pid is not None), None)
 

@@ -180,7 +180,7 @@ def forgotten_workspaces(places: Places, serving: Mapping[str, Record]) -> dict[
 
 
 def has_lost_tree(places: Places, name: str, pid: int) -> bool:
-    """Whether the image's tree was deleted that it runs on: its supervisor's mounts tell, also when the image has been
+    """Whether the image's tree was deleted that it runs on: its own mounts tell, also when the image has been
     built again since. A machine has none there."""
     try:
         text = observe_mountinfo(pid)

@@ -1,4 +1,4 @@
-"""ls, status and explain: what is there. They read the records and the supervisors' words, and start in a blink."""
+"""ls, status and explain: what is there. They read the records and the services' words, and start in a blink."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Pure: a filter of system calls as the program that the kernel runs for each of them, see seccomp(2).
 
 It looks at numbers, which differ between the ABIs that a kernel offers at once; what comes by one that is not listed
-here is refused. Part of the supervisor: imports stay few.
+here is refused. It is loaded at each start: imports stay few.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from errno import EAFNOSUPPORT, ENOSYS
 
-TYPE_CHECKING = False  # see runtime/status
+TYPE_CHECKING = False  # see runtime/steps
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -1,6 +1,6 @@
 """What binds a guest beside its namespaces: filters of system calls, and an empty keyring. A container has them from
-its supervisor. A command that enters takes those of the guest's PID 1: otherwise guest root could borrow from it what
-its own processes lack. Part of the supervisor: imports stay few.
+its main process. A command that enters takes those of the guest's PID 1: otherwise guest root could borrow from it what
+its own processes lack. It is loaded at each start: imports stay few.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 from hutch.confine.filters import INSTRUCTION, render_filter
 
-TYPE_CHECKING = False  # see runtime/status
+TYPE_CHECKING = False  # see runtime/steps
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
@@ -61,7 +61,7 @@ def read_filters(pid: int) -> list[bytes]:
 
 
 def _unreadable(code: int) -> HutchError:
-    from hutch.errors import HutchError  # it brings more with it than all that a supervisor runs before its guest
+    from hutch.errors import HutchError  # it brings more with it than all that runs here before a guest
 
     return HutchError(
         "the guest's system call filters cannot be read, so nothing was run without them",

@@ -2,7 +2,7 @@
 
 Such a copy can be read by the workspace's owner (an access control list) and by the members of the group `hutch` (the
 file's group), and by nobody else. Whoever can read it passes into the workspace's runtime directory too, where what its
-supervisor says and its log can be read by name; all else in there is closed by its own mode. Members of the group have
+service says and its log can be read by name; all else in there is closed by its own mode. Members of the group have
 a copy of root's key, which opens every workspace.
 
 Everything here lies in directories that only root writes, so nobody can put a path of their own in root's way.

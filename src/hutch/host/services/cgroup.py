@@ -3,7 +3,7 @@ supervisor, machine and exec.
 
 Hosts differ in where cgroup2 is mounted, if at all: a hybrid host has it beside the v1 controllers, a new
 network namespace made by `ip netns exec` hides it. So the hierarchy is reached through a descriptor: of
-the mount where there is one, of a detached mount otherwise. Imports stay few: the supervisor uses this.
+the mount where there is one, of a detached mount otherwise. Imports stay few: the runner uses this.
 """
 
 from __future__ import annotations

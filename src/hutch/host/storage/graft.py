@@ -4,7 +4,7 @@
     python graft.py detach LEADER POINT...
     python graft.py reveal TARGET LEADER
 
-It runs in the mount namespace of the container's supervisor, where SHARE is mounted. LEADER is the pid, as seen there,
+It runs in the mount namespace of a container's main process, where SHARE is mounted. LEADER is the pid, as seen there,
 of the container's PID 1. All that lies at TARGET and at each POINT is the guest's: paths are resolved with its root as
 the root, and whoever called has set a time for all of it, since a guest's file system may never answer. See
 open_tree(2), move_mount(2), openat2(2). It imports next to nothing.

@@ -1,8 +1,8 @@
-"""The text of /proc/self/mountinfo as data. Its imports stay few: the supervisor uses it."""
+"""The text of /proc/self/mountinfo as data. Its imports stay few: each start uses it."""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # see runtime/status
+TYPE_CHECKING = False  # see runtime/steps
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
