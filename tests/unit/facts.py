@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hutch.backends import nspawn
-from hutch.backends.launch import Launch, Surroundings
+from hutch.backends.launch import Hardware, Launch, Surroundings
 from hutch.host.network.firewall import Member
 from hutch.spec import names
 from hutch.spec.entries import Publish
@@ -25,6 +25,21 @@ PLACES = Places(Path("/var/lib/hutch"), Path("/run/hutch"))
 SECOND = Places(Path("/srv/second"), Path("/run/second"))  # another hutch on the same host
 NETWORK = Network(uplink="192.168.84.0/30")
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB"
+HARDWARE = Hardware(
+    kernel="/var/lib/hutch/images/machine/vmlinux",
+    initrd="/var/lib/hutch/images/machine/initrd",
+    root="/var/lib/hutch/images/machine/root.erofs",
+    firmware="qboot.rom",
+    accelerator="kvm",
+    tsc_khz=None,
+    kvm_gid=104,
+    qemu="/usr/bin/qemu-system-x86_64",
+    virtiofsd="/usr/libexec/virtiofsd",
+    library="/usr/lib/python3/dist-packages",
+    has_vsock=False,
+    cloud_hypervisor="/usr/local/bin/cloud-hypervisor",
+)
+"""A host that can do all there is for machines."""
 
 
 def workspace(name: str = "web", **keys: Any) -> Workspace:

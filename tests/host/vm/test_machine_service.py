@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from hutch.runtime.observe import read_launch
 from hutch.runtime.status import Status, read_status
 from hutch.spec.names import Places
 from hutch.spec.programs import own_program
+from tests.host.egress import eventually
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
@@ -48,13 +49,6 @@ def said(instance: Instance) -> Status:
     found = read_status(str(places_of(instance).status("lab")))
     assert found is not None
     return found
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_it_is_there_and_goes_when_it_is_told_to(running: Instance) -> None:
@@ -93,7 +87,7 @@ def check_console(lab: Instance) -> None:
             assert time.monotonic() < deadline, seen
             link.sendall(b"heard\n")  # what is typed before somebody reads is lost
     log = places_of(lab).log("lab")
-    until(lambda: b"to the console" in log.read_bytes())
+    assert eventually(lambda: b"to the console" in log.read_bytes(), 60)
 
 
 def received(link: socket.socket) -> bytes:
@@ -133,8 +127,8 @@ def check_unheard(lab: Instance) -> None:
 def test_a_reboot_inside_is_another_start(running: Instance) -> None:
     before = said(running).pid
     running.inside("lab", "systemctl", "reboot", root=True, check=False)
-    until(lambda: (said(running).state, said(running).reason) == ("stopped", "rebooting"))
-    until(lambda: said(running).state == "running", 200)
+    assert eventually(lambda: (said(running).state, said(running).reason) == ("stopped", "rebooting"), 60)
+    assert eventually(lambda: said(running).state == "running", 200)
     assert said(running).pid != before
     running.ssh("lab")
 
@@ -142,6 +136,6 @@ def test_a_reboot_inside_is_another_start(running: Instance) -> None:
 @pytest.mark.long
 def test_a_panic_is_told(running: Instance) -> None:
     running.ssh("lab", "(sleep 0.2; echo c | doas tee /proc/sysrq-trigger) >/dev/null 2>&1 & exit")
-    until(lambda: said(running).state == "failed")
+    assert eventually(lambda: said(running).state == "failed", 60)
     assert said(running).reason == "the guest's kernel panicked"
-    until(lambda: said(running).state == "running", 200)  # it is started again
+    assert eventually(lambda: said(running).state == "running", 200)  # it is started again

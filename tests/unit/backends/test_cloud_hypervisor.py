@@ -19,22 +19,8 @@ from hutch.backends.launch import Hardware, Launch
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET
 from hutch.spec.model import Workspace
 from tests.support.fake_cloud_hypervisor import Refused, parse_config, parse_options, parse_request
-from tests.unit.facts import check_golden_launch, everything, surroundings, workspace
+from tests.unit.facts import HARDWARE, check_golden_launch, everything, surroundings, workspace
 
-HARDWARE = Hardware(
-    kernel="/var/lib/hutch/images/machine/vmlinux",
-    initrd="/var/lib/hutch/images/machine/initrd",
-    root="/var/lib/hutch/images/machine/root.erofs",
-    firmware="qboot.rom",
-    accelerator="kvm",
-    tsc_khz=None,
-    kvm_gid=104,
-    qemu="/usr/bin/qemu-system-x86_64",
-    virtiofsd="/usr/libexec/virtiofsd",
-    library="/usr/lib/python3/dist-packages",
-    has_vsock=False,
-    cloud_hypervisor="/usr/local/bin/cloud-hypervisor",
-)
 HOST = surroundings(hardware=HARDWARE)
 
 EVERYTHING = everything(type="vm", vcpus=8, env=(("TOKEN", "secret, in a way"),), authorized_keys=None)

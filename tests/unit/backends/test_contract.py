@@ -12,28 +12,14 @@ import pytest
 from hutch import backends
 from hutch.apply.explaining import explain_launch
 from hutch.backends import Backend, backends_of, check, choose, launch_of, traits_named, traits_of, weight_of
-from hutch.backends.launch import Hardware, Surroundings, decode_launch, encode_launch
+from hutch.backends.launch import Surroundings, decode_launch, encode_launch
 from hutch.backends.traits import Traits
 from hutch.plan.actions import Wanted
 from hutch.plan.planner import Standing, plan_one
 from hutch.spec.model import Workspace
 from tests.support import toy_backend
-from tests.unit.facts import NETWORK, PLACES, surroundings, workspace
+from tests.unit.facts import HARDWARE, NETWORK, PLACES, surroundings, workspace
 
-HARDWARE = Hardware(
-    kernel="/var/lib/hutch/images/machine/vmlinux",
-    initrd="/var/lib/hutch/images/machine/initrd",
-    root="/var/lib/hutch/images/machine/root.erofs",
-    firmware="qboot.rom",
-    accelerator="kvm",
-    tsc_khz=None,
-    kvm_gid=104,
-    qemu="/usr/bin/qemu-system-x86_64",
-    virtiofsd="/usr/libexec/virtiofsd",
-    library="/usr/lib/python3/dist-packages",
-    has_vsock=False,
-    cloud_hypervisor="/usr/local/bin/cloud-hypervisor",
-)
 DIFFERENT = ("name", "rank", "program", "has_vsock", "sizes", "lacks", "needs_kvm")
 """Traits that nobody asks for before it is known which backend it is."""
 CHANGES = {"vcpus": 3, "memory": 3 << 30, "disk": 3 << 30, "egress": "none"}

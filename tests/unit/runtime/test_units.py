@@ -27,9 +27,8 @@ from hutch.runtime.units import (
 )
 from hutch.spec.model import Mount, Workspace
 from hutch.spec.names import PACKAGE
-from tests.unit.backends.test_cloud_hypervisor import HARDWARE
 from tests.unit.backends.test_qemu import host as machine_host
-from tests.unit.facts import PLACES, check_golden, everything, launched, surroundings, workspace
+from tests.unit.facts import HARDWARE, PLACES, check_golden, everything, launched, surroundings, workspace
 
 CONTAINERS = surroundings(has_machined=True)
 MACHINES = replace(machine_host(has_vsock=True), has_machined=True)
