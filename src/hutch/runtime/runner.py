@@ -3,10 +3,11 @@
     main(UNIT, CGROUP, RUNTIME, REPORT, GATE, LOCK)
 
 UNIT is the path of a service as runtime/units renders it, and nothing is done for it that systemd would not do: see
-systemd.service(5) and systemd.exec(5). CGROUP is the service's; the process itself goes beside it. RUNTIME is a
-directory for the log and the socket of sd_notify. Of three inherited descriptors, REPORT is told "ready" at the first
-start, and closed when that is decided; at GATE it waits for a byte before it begins; LOCK is held for as long as it is
-open. SIGTERM stops the service.
+systemd.service(5) and systemd.exec(5). It leaves out ExecStartPre, which only systemd's own units are for, and what a
+unit says of devices, address families and privileges. CGROUP is the service's; the process itself goes beside it.
+RUNTIME is a directory for the log and the socket of sd_notify. Of three inherited descriptors, REPORT is told "ready"
+at the first start, and closed when that is decided; at GATE it waits for a byte before it begins; LOCK is held for as
+long as it is open. SIGTERM stops the service.
 
 It stays beside each workspace, so its imports are few: a MiB of them is a MiB for each.
 """
