@@ -205,13 +205,13 @@ def shape(instance: Instance) -> list[str]:
 
 
 def listing(instance: Instance) -> list[str]:
-    """Names, owners and modes of what hutch keeps, and the content of what it alone writes."""
+    """Names, owners and modes of what hutch keeps, and the content of what it alone writes; not of a Launch, in which a
+    machine's start may take longer while the host is busy."""
     lines = []
     for path in _files(instance):
         state = path.lstat()
-        content = (
-            path.read_text(errors="replace") if path.suffix == ".json" and path.is_relative_to(instance.state) else ""
-        )
+        is_steady = path.suffix == ".json" and path.name != "launch.json" and path.is_relative_to(instance.state)
+        content = path.read_text(errors="replace") if is_steady else ""
         digest = hashlib.sha256(content.encode()).hexdigest()[:12] if content else ""
         lines.append(f"file: {path} {state.st_mode:o} {state.st_uid}:{state.st_gid} {digest}")
     return lines

@@ -231,8 +231,7 @@ def converge_shown(places: Places, records: Mapping[str, Record]) -> None:
     found = present(records)
     ensure_rooms(map(places.runtime, found))
     machines = [name for name, r in found.items() if r.booted is not None and is_machine(r.booted.workspace)]
-    facts = {name: observe_facts(places, name) for name in machines if has_processes(observe(places, name).state)}
-    shown.ensure_shown(places, found, facts)
+    shown.ensure_shown(places, found, {name: observe_facts(places, name) for name in machines})
 
 
 def settle(

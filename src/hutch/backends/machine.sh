@@ -8,13 +8,13 @@ begin() {
   make_ready
   vm=$runtime/vm
   connect
-  # Both ways, so that no end has gone before all is read; nobody else is to have it.
+  # Both ways, so that no end has gone before all is read; whoever says something gets an end that only writes.
   exec 3<>"$vm/log"
   apart relay <"$vm/log" &
   said=$!
   open_links
   is_ready='' is_asked='' servers=''
-  apart hear "$main" >&3 2>&1 &
+  apart hear "$main" >"$vm/log" 2>&1 &
   hearing=$!
   helpers
   until [ -f "$runtime/noted/hearing" ]; do
@@ -23,10 +23,10 @@ begin() {
   done
   trap on_ready USR1
   trap on_stop TERM
-  apart run_machine >&3 2>&1 &
+  apart run_machine >"$vm/log" 2>&1 &
   machine=$!
   note machine "$machine"
-  apart follow <&8 >&3 2>&1 &
+  apart follow <&8 >"$vm/log" 2>&1 &
   following=$!
   apart inward "$main" >/dev/null 2>&1 &
   apart shrink >/dev/null 2>&1 &
@@ -74,7 +74,7 @@ await() { # PID; signals interrupt it only
 
 serve() { # WHY SOCKET FILES COMMAND...
   rm -f -- "$2"
-  apart served "$@" >&3 2>&1 &
+  apart served "$@" >"$vm/log" 2>&1 &
   servers="$servers $!"
   until [ -S "$2" ]; do
     [ ! -f "$runtime/noted/broken" ] || fall "$(cat "$runtime/noted/broken")"

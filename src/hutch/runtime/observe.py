@@ -65,6 +65,7 @@ def read_launch(path: Path) -> Launch | None:
 
 
 def observe_facts(places: Places, name: str) -> dict[str, str]:
-    """What is told to people of what runs: the facts of its last start. The caller knows that it is still up."""
-    launch = read_launch(places.launch(name))
+    """The facts of a workspace's last start, for people. The caller knows whether it is still up. Its unit has them
+    before the start begins; of what an older hutch started, only the launch has."""
+    launch = read_launch(places.unit_directory(name) / "launch.json") or read_launch(places.launch(name))
     return launch.facts if launch is not None else {}

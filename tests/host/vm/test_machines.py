@@ -157,10 +157,14 @@ def test_nobody_else_has_its_uid(running: Instance) -> None:
     assert not others
 
 
-@pytest.mark.parametrize("program", ["qemu-system-", "virtiofsd"])
+PIPES = {"qemu-system-": ("log", "monitor.in", "monitor.out", "port.in", "port.out"), "virtiofsd": ("log",)}
+
+
+@pytest.mark.parametrize("program", PIPES)
 def test_it_has_nothing_open_but_its_own(running: Instance, program: str) -> None:
     (pid,) = pids(running, program)
     own = {"/root.erofs", "/dev/net/tun", "/dev/vhost-vsock", "/dev/kvm", "/dev/null", "/share", "/", "/proc"}
+    own |= {path for pipe in PIPES[program] for path in pipe_names(running, pipe)}
     strange = [path for path in opened_by(pid) if path.startswith("/") and path not in own]
     assert [path for path in strange if not path.startswith(("/memfd:", "/dev/pts/", "/share/", "/proc/"))] == []
 
@@ -172,10 +176,21 @@ def test_one_tap_and_nothing_else_of_the_network(running: Instance) -> None:
     assert not [path for path in opened if path.startswith(str(running.state))]
 
 
-def test_virtiofsd_has_nothing_of_hutchs_open(running: Instance) -> None:
-    """Not even the log, which it could fill or forge."""
-    (pid,) = pids(running, "virtiofsd")
-    assert not [path for path in opened_by(pid) if path.startswith(str(running.run))]
+@pytest.mark.parametrize("program", PIPES)
+def test_the_log_is_a_pipe_that_it_cannot_read(running: Instance, program: str) -> None:
+    """What it says passes the relay, which bounds it; what others said, it does not see."""
+    names = pipe_names(running, "log")
+    assert Path(names[0]).is_fifo()
+    (pid,) = pids(running, program)
+    ends = [entry for entry in Path(f"/proc/{pid}/fd").iterdir() if os.readlink(entry) in names]
+    flags = [(Path(f"/proc/{pid}/fdinfo") / end.name).read_text() for end in ends]
+    assert ends
+    assert {int(text.split("flags:")[1].split()[0], 8) & os.O_ACCMODE for text in flags} == {os.O_WRONLY}
+
+
+def pipe_names(running: Instance, name: str) -> tuple[str, str]:
+    """On the host, and where QEMU has its own root."""
+    return f"{running.run}/workspaces/lab/vm/{name}", f"/vm/{name}"
 
 
 def opened_by(pid: int) -> list[str]:
