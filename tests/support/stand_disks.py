@@ -133,7 +133,7 @@ def ensure(cache: Path, kind: str, made_from: Sequence[object], make: Callable[[
     path = cache / f"{kind}-{digest}"
     if not path.exists():
         print(f"making the stand's {kind}", flush=True)
-        scratch = cache / f".{path.name}-{os.getpid()}"
+        scratch = cache / f".{path.name}-{os.urandom(4).hex()}"
         try:
             make(scratch)
             os.rename(scratch, path)

@@ -23,7 +23,7 @@ from hutch.host.doctor.tools import check_tools
 from hutch.images import source
 from hutch.images.contain import run_contained
 from hutch.images.progress import MARK, Meter
-from hutch.images.recipe import ADAPTATION, BASE_PACKAGES, DISTRIBUTIONS, Distribution, Recipe
+from hutch.images.recipe import BASE_PACKAGES, DISTRIBUTIONS, Distribution, Recipe, adaptation
 from hutch.run import CommandFailed, run
 from hutch.spec.names import GUEST_INTERFACE, PACKAGE, PROXIES, ROOT_DIRECTORIES, UID_COUNT
 
@@ -218,7 +218,7 @@ def make_tools(tools: Path, *places: str) -> None:
 
 def finish(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None) -> None:
     """Packages of a foreign tree, the setup script, and the adaptation."""
-    scripts = {"inside.sh": (SCRIPTS / "inside.sh").read_text(), "adapt.sh": ADAPTATION.read_text()}
+    scripts = {"inside.sh": (SCRIPTS / "inside.sh").read_text(), **adaptation()}
     if recipe.setup:
         scripts["setup"] = recipe.setup if recipe.setup.endswith("\n") else recipe.setup + "\n"
     write_scripts(shop, scripts)
@@ -290,11 +290,13 @@ def contain(shop: Workshop, nspawn: list[str], origin: str, network: BuilderNetw
 
 
 def write_scripts(shop: Workshop, scripts: dict[str, str]) -> None:
-    """Put scripts where root of the user namespace can read them, whatever the umask and the installation."""
-    shop.scripts.mkdir(exist_ok=True)
-    shop.scripts.chmod(0o755)
+    """Put files, by relative path, where root of the user namespace can read them, whatever the umask and the
+    installation."""
     for name, text in scripts.items():
         path = shop.scripts / name
+        for directory in (shop.scripts, *(shop.scripts / parent for parent in reversed(Path(name).parents))):
+            directory.mkdir(exist_ok=True)
+            directory.chmod(0o755)
         path.write_text(text)
         path.chmod(0o644)
 

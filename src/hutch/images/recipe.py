@@ -1,4 +1,4 @@
-"""What an image is made from, and the name that follows from it. Pure: reads nothing but the package's own script."""
+"""What an image is made from, and the name that follows from it. Pure: reads nothing but the package's own files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ BASE_PACKAGES = (
     *("systemd", "systemd-sysv", "systemd-resolved", "libnss-resolve", "dbus", "udev", "kmod"),
     *("iproute2", "iputils-ping", "openssh-server", "opendoas", "ca-certificates", "less", "procps"),
 )
-ADAPTATION = Path(__file__).with_name("adapt.sh")
-"""Makes any tree a guest of hutch's; its text is part of every recipe."""
+GUEST = Path(__file__).parents[1] / "guest"
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,19 @@ def make_recipe(image: str, packages: tuple[str, ...] = (), setup: str = "", *, 
 
 
 @cache
+def adaptation() -> dict[str, str]:
+    """What makes any tree a guest of hutch's, by relative path: adapt.sh, the files that it puts there, and the list of
+    those that it masks. They are part of every recipe."""
+    files = [Path(__file__).with_name("adapt.sh"), GUEST / "masked"]
+    texts = {path.name: path.read_text() for path in files}
+    tree = sorted(path for path in (GUEST / "tree").rglob("*") if path.is_file())
+    return texts | {str(path.relative_to(GUEST)): path.read_text() for path in tree}
+
+
+@cache
 def base_digest() -> str:
     """Stands for what hutch itself puts into every image."""
-    base = [BASE_VERSION, BASE_PACKAGES, ADAPTATION.read_text()]
+    base = [BASE_VERSION, BASE_PACKAGES, adaptation()]
     return hashlib.sha256(json.dumps(base).encode()).hexdigest()
 
 

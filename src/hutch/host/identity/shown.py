@@ -111,8 +111,8 @@ def group_id() -> int | None:
 
 
 def ensure_shown(places: Places, records: Mapping[str, Record], facts: Mapping[str, Mapping[str, str]]) -> None:
-    """Show exactly these workspaces, as they are now. `facts` are those of machines' last starts. The files can be made anew
-    at any time, so they need not survive a power cut."""
+    """Show exactly these workspaces, as they are now. `facts` are those of machines' last starts. The files can be made
+    anew at any time, so they need not survive a power cut."""
     gid = group_id()
     make_directory(places.shown_records)
     for record in records.values():
