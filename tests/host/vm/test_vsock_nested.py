@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -89,6 +90,7 @@ for word; do
 done
 exec {real} "$@"
 """
+CLOUD_HYPERVISOR = shutil.which("cloud-hypervisor")
 SECONDS = 900.0  # for anything in a machine that runs in one that is emulated
 
 
@@ -150,6 +152,8 @@ def stand(world: World, images: Path, tmp_path_factory: pytest.TempPathFactory) 
     with nested_kvm(tmp_path_factory.getbasetemp() / "sbin"), open_instances(world) as make:
         image, machine = ensure_image(make(images), images)
         shared = {machine: "/srv/machine", **{path: str(path) for path in needed_directories()}}
+        if CLOUD_HYPERVISOR:
+            shared[Path(CLOUD_HYPERVISOR).resolve().parent] = "/srv/cloud-hypervisor"
         mounts = (f'{{ source = "{path}", target = "{at}", readonly = true }}' for path, at in shared.items())
         outer = make(images, HOST_OF_ITS_OWN)
         outer.declare("vm", stand=f'memory = "4GiB"\nmounts = [{", ".join(mounts)}]')
@@ -259,6 +263,25 @@ def test_systemd_ends_it_in_order(service: Stand) -> None:
     assert "Power down" in service.run("journalctl", "--no-pager", "-u", UNIT).stdout
     assert service.run("machinectl", "list", "--no-legend").stdout == ""
     assert service.shell("pgrep qemu-system; pgrep virtiofsd", check=False).stdout == ""
+
+
+@pytest.mark.skipif(CLOUD_HYPERVISOR is None, reason="cloud-hypervisor is not in PATH")
+@pytest.mark.parametrize("has_systemd", [True, False], ids=["with systemd", "without systemd"])
+def test_cloud_hypervisor_is_chosen_and_boots(stand: Stand, has_systemd: bool) -> None:
+    assert CLOUD_HYPERVISOR is not None
+    program = f"/srv/cloud-hypervisor/{Path(CLOUD_HYPERVISOR).resolve().name}"
+    stand.run("ln", "-sfn", program, "/usr/local/bin/cloud-hypervisor")
+    stand.hutch("stop", "inner", check=False)
+    is_there, elsewhere = (SYSTEMD, HIDDEN) if has_systemd else (HIDDEN, SYSTEMD)
+    stand.shell(f"[ -d {is_there} ] || mv {elsewhere} {is_there}")
+    stand.hutch("up")
+    stand.hutch("start", "inner")
+    status = stand.status()
+    assert (status["state"], status["hypervisor"], status["accelerator"]) == ("running", "cloud-hypervisor", "kvm")
+    assert "ready, says the guest over vsock" in stand.hutch("logs", "inner").stdout
+    assert stand.ssh("uname -n").stdout == "inner\n"
+    stand.hutch("stop", "inner")
+    assert stand.status()["state"] == "stopped"
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
