@@ -95,17 +95,15 @@ def _options() -> tuple[list[str], list[str]]:
     )
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"one of {', '.join(TIERS)}")
     more = parser.add_mutually_exclusive_group()
-    more.add_argument("--ci", action="store_true", help="also slow tests: what decides on a change")
-    more.add_argument(
-        "--all", action="store_true", help="also the tier systemd, and the sets that take many minutes each"
-    )
+    more.add_argument("--ci", action="store_true", help="also slow tests and all of systemd: what decides on a change")
+    more.add_argument("--all", action="store_true", help="also the sets that take many minutes each")
     options = parser.parse_args(argv[:split])
     for tier in options.tiers:
         if tier not in TIERS:
             parser.error(f"there is no tier {tier!r}; there are {', '.join(TIERS)}")
     pytest = argv[split + 1 :]
     named = [tier for tier in TIERS if tier not in FOLDERS and _tests_of(tier, pytest)]
-    wanted = options.tiers or named or (TIERS if options.all else USUAL)
+    wanted = options.tiers or named or (TIERS if options.ci or options.all else USUAL)
     if "systemd" in wanted:
         wanted = [tier for tier in wanted if tier != "smoke"]  # it has those, too
     if named and {FOLDERS.get(tier, tier) for tier in wanted} != set(named):
@@ -182,9 +180,10 @@ def _unit(pytest: Sequence[str]) -> bool:
 
 
 def _hosts(tiers: Sequence[str], pytest: Sequence[str], work: Path) -> Iterable[Outcome]:
-    """The first is shown as it goes, the others when they end."""
+    """As many at once as there are processors: more would make each other late, and tests have deadlines. The first is
+    shown as it goes, the others when they end."""
     running: list[tuple[Future[Outcome], Path | None]] = []
-    pool = ThreadPoolExecutor(len(tiers) or 1)
+    pool = ThreadPoolExecutor(os.cpu_count())
     try:
         for tier in tiers:
             output = work / f"{tier}.txt" if running else None
