@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from hutch.plan.actions import Action, Change, Plan, Repair
     from hutch.spec.model import Config
 else:
-    from importlib import import_module as _import
-
     from hutch import plan  # the layer: loaded later, it would take the place of the function of that name
 
     del plan
@@ -41,6 +39,8 @@ _HOMES = {
 if not TYPE_CHECKING:  # who checks types is to know a wrong name when he sees one
 
     def __getattr__(name: str) -> object:
+        from importlib import import_module as _import  # spares the start-up of each small program of hutch's
+
         if name == "aio":
             return _import("hutch.aio")
         if name not in __all__:

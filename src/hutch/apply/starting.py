@@ -4,8 +4,8 @@ wait for, so it imports what settles the host only when it gets there."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
 from hutch.apply.launching import make_launch, public_keys
@@ -17,7 +17,7 @@ from hutch.host.storage.shares import check_shares as check_directories
 from hutch.host.storage.shares import has_mount_points
 from hutch.plan.actions import Plan
 from hutch.runtime import control
-from hutch.runtime.control import Listener, Settle
+from hutch.runtime.control import Listener
 from hutch.spec.model import Network, Workspace
 from hutch.spec.names import Places
 from hutch.spec.record import Record
@@ -88,13 +88,12 @@ def start(
 
         settle(places, network, file, records)
 
-    @contextmanager
-    def settling() -> Iterator[Settle]:
+    def settle_host(connect: Callable[[], None]) -> None:
         with closing(look(places)) as looking:  # it goes on while the rest is imported
             # Spares the start-up of `hutch start`: it is done while the guest's own processes begin.
             from hutch.apply.converge import settle
 
-            yield lambda connect: settle(places, network, file, records, looking, connect)
+            settle(places, network, file, records, looking, connect)
 
     def make(name: str) -> Launch:
         if lacks_shell(places, records[name]):
@@ -105,7 +104,7 @@ def start(
         write_record(places, records[name])
         return launch
 
-    failures = control.start_all(places, [record.name for record in starting], make, listen, settling)
+    failures = control.start_all(places, [record.name for record in starting], make, listen, settle_host)
     for record in starting:  # now that the host is settled
         if text := unlimited_home(places, record):
             listen(record.name, "warning", text)

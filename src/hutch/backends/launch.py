@@ -79,11 +79,13 @@ class Step:
 
 @dataclass(frozen=True)
 class File:
-    """A small file that must exist before the first step: a credential, say. Nobody but `uid` can read it."""
+    """A small file that must exist before the first step: a credential, say. Nobody but `uid` can read it, unless it is
+    public."""
 
     path: str
     content: str
     uid: int = 0
+    is_public: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from hutch.backends.port import port_of
 from hutch.backends.share import OVERLAY, STORE, bind_step, share_places, sources, store_step
 from hutch.backends.traits import Traits
 from hutch.errors import Problem
-from hutch.guest.credentials import HOST_KEY, render_credentials
+from hutch.guest.credentials import HOST_KEY, NETWORK, NETWORK_FILE, render_credentials
 from hutch.spec import names
 from hutch.spec.model import Workspace
 from hutch.spec.programs import own_program
@@ -60,8 +60,9 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     """Everything that makes the container run."""
     places, runtime = host.places, str(host.places.runtime(name))
     identity = identify(name, workspace, host, f"Name={names.GUEST_INTERFACE}")
-    credentials = {key: f"{runtime}/credentials/{key}" for key in render_credentials(identity)}
-    files = [File(credentials[key], text) for key, text in render_credentials(identity).items()]
+    told = render_credentials(identity)
+    credentials = {key: f"{runtime}/credentials/{key}" for key in told}
+    files = [File(credentials[key], text, is_public=key == NETWORK) for key, text in told.items()]
     port = port_of(name, workspace, places, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
     inner = replace(workspace, mounts=())  # the mounts are grafted, since they come and go
@@ -306,7 +307,8 @@ def nspawn_argv(
             f"--bind={host.places.runtime(name)}/devices/{path.replace('/', '-')}:/dev/{path}"
             for path in (DEVICES if workspace.nesting else ())
         ),
-        *(f"--load-credential={key}:{path}" for key, path in credentials.items()),
+        *(f"--load-credential={key}:{path}" for key, path in credentials.items() if key != NETWORK),
+        f"--bind-ro={credentials[NETWORK]}:{NETWORK_FILE}",
         *(
             f"--bind{'-ro' if readonly else ''}={share}:{target}"
             for share, (_, target, readonly) in zip(shares, sources(workspace), strict=False)

@@ -13,7 +13,8 @@ from hutch.confine.filters import INSTRUCTION, render_filter
 
 TYPE_CHECKING = False  # see runtime/steps
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from collections.abc import Sequence
+    from typing import NoReturn
 
     from hutch.errors import HutchError
 
@@ -35,11 +36,10 @@ class Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def forbid(forbidden: dict[str, Any]) -> None:
+def forbid(system_calls: Sequence[str], other_families_than: Sequence[str]) -> None:
     """Bind this process, and all that comes of it, to what a Launch forbids. OSError or ValueError where that cannot
     be."""
-    families = forbidden["other_families_than"]
-    install_filters([render_filter(os.uname().machine, forbidden["system_calls"], families)])
+    install_filters([render_filter(os.uname().machine, system_calls, other_families_than)])
 
 
 def read_filters(pid: int) -> list[bytes]:
@@ -78,15 +78,12 @@ def install_filters(filters: list[bytes]) -> None:
             raise OSError(ctypes.get_errno(), "the filter of the guest's system calls cannot be installed")
 
 
-def main(forbidden: str, *argv: str) -> NoReturn:
-    """A program of its own, which becomes `argv`, bound to `forbidden`, JSON of a Launch, and with an empty keyring:
-    once it reads that all is ready for it."""
-    # Spares the start-up of `hutch start`.
-    import json
-
+def main(system_calls: str, other_families_than: str, *argv: str) -> NoReturn:
+    """A program of its own, which becomes `argv`, with an empty keyring and bound to what a Launch forbids, with commas
+    in between: once it reads that all is ready for it."""
     leave_keyring()
     try:
-        forbid(json.loads(forbidden))
+        forbid(system_calls.split(","), other_families_than.split(","))
         if os.read(0, 16) != b"ready\n":
             sys.exit("nothing was made ready for the guest, so it is not run")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -10,6 +10,10 @@ import base64
 from hutch.frozen import dataclass
 
 HOST_KEY = "hutch.ssh-host-key"  # named by the image's sshd configuration
+NETWORK = "network.network.50-hutch"
+NETWORK_FILE = "/run/systemd/network/50-hutch.network"
+"""What a guest's systemd makes of NETWORK early at boot. In a container the host can put it there at once, which spares
+a program on the way to sshd."""
 NOTIFY_SOCKET = "hutch.notify-socket"
 """Where a machine says that it is ready: a line as in sd_notify's $NOTIFY_SOCKET. It is not vmm.notify_socket, by which
 PID 1 speaks for itself: it says READY=1 when no unit is left to start, whether sshd answers or not."""
@@ -43,7 +47,7 @@ def render_credentials(identity: Identity) -> dict[str, str]:
     user = identity.user
     return {
         "system.hostname": identity.hostname,
-        "network.network.50-hutch": render_network(identity),
+        NETWORK: render_network(identity),
         "sysusers.extra": f'u {user} {identity.uid} "{user}" /home/{user} {identity.shell}\n',
         "tmpfiles.extra": render_tmpfiles(identity),
     }

@@ -30,7 +30,7 @@ def main(bounds: str, *argv: str) -> NoReturn:
     wanted = json.loads(bounds)
     try:
         leave_keyring()
-        forbid(wanted["forbidden"])
+        forbid(**wanted["forbidden"])
         cgroup = Cgroup(own_group())
         cgroup.freeze(PAYLOAD)
         pid = os.posix_spawnp(argv[0], argv, os.environ)

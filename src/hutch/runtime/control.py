@@ -11,7 +11,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -100,12 +100,12 @@ def start_all(
     names: Iterable[str],
     make: Callable[[str], Launch],
     listen: Listener,
-    settling: Callable[[], AbstractContextManager[Settle]],
+    settle: Settle,
 ) -> dict[str, str]:
     """Start workspaces side by side and wait until each is ready or has failed; returns name -> why for the failed.
 
-    `make` makes a workspace's Launch. `settling` begins to look at the host, and yields what settles it: that calls
-    what it is given as soon as workspaces can join the network. When interrupted, those that are not ready yet are
+    `make` makes a workspace's Launch. `settle` settles the host, and calls what it is given as soon as
+    workspaces can join the network. When interrupted, those that are not ready yet are
     stopped.
     """
     manager, names = manager_of(places), list(names)
@@ -117,10 +117,8 @@ def start_all(
         launches = {name: make(name) for name in names}
         provide(places, manager, launches.values())
         patience = max((launch.start_seconds + launch.stop_seconds for launch in launches.values()), default=0.0)
-
-        with settling() as settle:
-            manager.begin(launches.values())
-            settle(manager.connect)
+        manager.begin(launches.values())
+        settle(manager.connect)
         failures = _await_all(manager, manager.start(launches.values()), listen, patience + GRACE)
     except BaseException:
         manager.give_up()

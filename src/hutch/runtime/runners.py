@@ -38,6 +38,8 @@ TAIL_BYTES = 4096
 class Prepared:
     """A runner on its way. At `report` it tells how the first start went; at `gate` it waits until it may begin."""
 
+    process: run.Popen[bytes]
+
     def __init__(self, report: int, gate: int) -> None:
         self.report, self.gate = report, gate
 
@@ -69,7 +71,7 @@ class Runners:
         places.runtime(name).mkdir(mode=0o700, parents=True, exist_ok=True)
         report, their_report = os.pipe2(os.O_CLOEXEC)
         their_gate, gate = os.pipe2(os.O_CLOEXEC)
-        self._prepared[name] = Prepared(report, gate)
+        self._prepared[name] = runner = Prepared(report, gate)
         lock = self._take_lock(name)
         handed = (their_report, their_gate, lock)
         unit = places.unit_directory(name) / places.unit(name)
@@ -77,23 +79,24 @@ class Runners:
         words = (str(unit), places.cgroup(name), str(places.runtime(name)), *map(str, handed))
         log = os.open(places.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            process = run.start((*program, *words), stderr=log, cwd="/", pass_fds=handed, new_session=True)
+            runner.process = run.start((*program, *words), stderr=log, cwd="/", pass_fds=handed, new_session=True)
         finally:
             os.close(log)
             for descriptor in handed:
                 os.close(descriptor)
-        # It begins where its guest is to run: to move a process takes the kernel ten milliseconds, and this one loads
-        # itself meanwhile.
-        with closing(Cgroup(places.cgroup(name))) as cgroup, suppress(ProcessLookupError):
-            cgroup.make("machine")
-            cgroup.join("machine", process.pid)
 
     def begin(self, launches: Iterable[Launch]) -> None:
         for launch in launches:
-            self.limit(launch.workspace, launch.limits)
-            self._unsettled(launch.workspace).touch(mode=0o600)
+            name, runner = launch.workspace, self._prepared[launch.workspace]
+            self.limit(name, launch.limits)
+            self._unsettled(name).touch(mode=0o600)
+            # It begins where its guest is to run: to move a process takes the kernel ten milliseconds, and this one
+            # loads itself meanwhile.
+            with closing(Cgroup(self.places.cgroup(name))) as cgroup, suppress(ProcessLookupError):
+                cgroup.make("machine")
+                cgroup.join("machine", runner.process.pid)
             with suppress(BrokenPipeError):  # it has ended, which is seen at its report
-                os.write(self._prepared[launch.workspace].gate, b"1")
+                os.write(runner.gate, b"1")
 
     def connect(self) -> None:
         for name in self._prepared:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from hutch.backends.launch import File, Helper, Launch, Limits, Step
@@ -163,7 +162,8 @@ def confined(launch: Launch, python: str, package: Path = PACKAGE) -> tuple[str,
     if launch.forbidden is None:
         return launch.argv
     program = own_program("hutch.confine.install", python, package)
-    return (*program, json.dumps(asdict(launch.forbidden)), *launch.argv)
+    forbidden = (launch.forbidden.system_calls, launch.forbidden.other_families_than)
+    return (*program, *map(",".join, forbidden), *launch.argv)
 
 
 def side_by_side(chains: Sequence[Sequence[Step]]) -> list[str]:
@@ -177,12 +177,15 @@ def side_by_side(chains: Sequence[Sequence[Step]]) -> list[str]:
 
 
 def files(directories: Iterable[str], contents: Sequence[File]) -> list[str]:
-    """Lines that make directories, and files that nobody but their owners can read."""
+    """Lines that make directories, and files."""
     lines = [f"set -- {shlex.join(directories)}", 'are_there "$@" || mkdir -p "$@"']
     if contents:
         lines.append("umask 077")
         lines += [f"printf %s {shlex.quote(file.content)} >{shlex.quote(file.path)}" for file in contents]
         lines.append("umask 022")
+    for file in contents:
+        if file.is_public:
+            lines.append(f"chmod 644 {shlex.quote(file.path)}")
     for uid in sorted({file.uid for file in contents} - {0}):
         lines.append(f"chown {uid}:{uid} -- {shlex.join(file.path for file in contents if file.uid == uid)}")
     return lines

@@ -56,7 +56,8 @@ def test_each_share_is_bound_at_its_target() -> None:
     found = launch_of("web", replace(EVERYTHING, home="/srv/home"), surroundings())
     (shared,) = [step.argv for chain in found.prepare for step in chain if step.why == "share /srv/home"]
     assert shared[-3:-1] == ("/srv/home", "/run/hutch/workspaces/web/shares/0")
-    assert bindings(found) == ["--bind=/run/hutch/workspaces/web/shares/0:/home/me"]
+    network = "/run/hutch/workspaces/web/credentials/network.network.50-hutch:/run/systemd/network/50-hutch.network"
+    assert bindings(found) == [f"--bind-ro={network}", "--bind=/run/hutch/workspaces/web/shares/0:/home/me"]
     bound = [graft.bind.argv for graft in found.grafts]
     assert [argv[-3] for argv in bound] == ["/srv/a", "/srv/b c"]
     assert [argv[-1].partition(",X-mount")[0] for argv in (shared, *bound)] == [
