@@ -38,10 +38,8 @@ TAIL_BYTES = 4096
 class Prepared:
     """A runner on its way. At `report` it tells how the first start went; at `gate` it waits until it may begin."""
 
-    process: run.Popen[bytes]
-
     def __init__(self, report: int, gate: int) -> None:
-        self.report, self.gate = report, gate
+        self.report, self.gate, self.pid = report, gate, 0
 
     def close(self) -> None:
         for descriptor in (self.report, self.gate):
@@ -79,7 +77,8 @@ class Runners:
         words = (str(unit), places.cgroup(name), str(places.runtime(name)), *map(str, handed))
         log = os.open(places.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            runner.process = run.start((*program, *words), stderr=log, cwd="/", pass_fds=handed, new_session=True)
+            process = run.start((*program, *words), stderr=log, cwd="/", pass_fds=handed, new_session=True)
+            runner.pid = process.pid
         finally:
             os.close(log)
             for descriptor in handed:
@@ -94,7 +93,7 @@ class Runners:
             # loads itself meanwhile.
             with closing(Cgroup(self.places.cgroup(name))) as cgroup, suppress(ProcessLookupError):
                 cgroup.make("machine")
-                cgroup.join("machine", runner.process.pid)
+                cgroup.join("machine", runner.pid)
             with suppress(BrokenPipeError):  # it has ended, which is seen at its report
                 os.write(runner.gate, b"1")
 
