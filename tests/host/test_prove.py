@@ -318,7 +318,7 @@ all that shows when they are gone. Of those that are not about floods, packets a
 
 
 UNTRIED = ("hear-", "private-port", "network-port")
-"""What only tells the warden; and what no workspace here has a list for."""
+"""What only tells the egress proxy; and what no workspace here has a list for."""
 
 
 def missing(rule: Rule) -> str:

@@ -59,7 +59,7 @@ def hutch(*words: str, timeout: float = 600.0) -> str:
 
 
 def declare(*, autostart: bool, memory: int = LESS_MEMORY) -> None:
-    """The first one has a list of what it may reach, so that the warden runs too."""
+    """The first one has a list of what it may reach, so that the egress proxy runs too."""
     keys = f'autostart = {str(autostart).lower()}\nauthorized_keys = ["{KEY}"]\nmemory = "{memory >> 20}MiB"'
     tables = [f"[workspaces.{name}]\n{type}\n{keys}\n" for name, type in TYPES.items()]
     FILE.write_text(f'[defaults]\n{DEFAULTS}\n{tables[0]}egress = ["public.example"]\n{"".join(tables[1:])}')

@@ -227,7 +227,7 @@ ROOTS_OWN = {
     "hutch/host/services/listen.py": "a socket in the runtime directory",
     "hutch/host/storage/shares.py": "ensure_closed: a workspace's own directory, whose parent is root's",
     "hutch/host/identity/ssh.py": "a key's file, in a directory of root's",
-    "hutch/host/network/warden.py": "a directory of the state or runtime directory",
+    "hutch/host/network/egress_proxy.py": "a directory of the state or runtime directory",
     "hutch/images/source.py": "the tree that a file names as its image, which is only looked at",
 }
 

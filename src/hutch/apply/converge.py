@@ -19,7 +19,7 @@ from hutch.host.network import router
 from hutch.host.network.firewall import Member
 from hutch.host.network.namespace import has_namespace, inside
 from hutch.host.services.lock import host_lock
-from hutch.host.services.service import observe_service, remove_services, start_services, stop_service
+from hutch.host.services.service import observe_service, remove_retired, remove_services, start_services, stop_service
 from hutch.host.services.units import ensure_rooms, remove_units
 from hutch.host.storage import shares
 from hutch.host.storage.quota import ensure_quota
@@ -102,30 +102,32 @@ def ensure_settings(places: Places, record: NetworkRecord, members: Iterable[Mem
 
 
 def renew_views(places: Places, views: str) -> None:
-    """Tell a warden that runs. It comes before the rules: what these ask for under the new policies, such as addresses
-    of names that stay listed, is there by then."""
+    """Tell an egress proxy that runs. It comes before the rules: what these ask for under the new policies, such as
+    addresses of names that stay listed, is there by then."""
     # Spares the start-up of `hutch start` where nobody is watched.
-    from hutch.host.network import warden
+    from hutch.host.network import egress_proxy
 
-    service = warden.wanted_warden(places)
+    service = egress_proxy.wanted_egress_proxy(places)
     if observe_service(service) is not None:
-        if not warden.has_views(places, views):
-            warden.write_views(places, views)
-        if not warden.renew_warden(places, views):
+        if not egress_proxy.has_views(places, views):
+            egress_proxy.write_views(places, views)
+        if not egress_proxy.renew_egress_proxy(places, views):
             stop_service(places, service.pid_file)
 
 
 def ensure_services(places: Places, network: Network, views: str) -> None:
-    """Start whichever does not run as wanted, once the rules are in place and have been read back."""
-    if views or places.warden.exists():
+    """Start whichever does not run as wanted, once the rules are in place and have been read back; what an older
+    version has started by another name would be in its way."""
+    remove_retired(places)
+    if views or places.egress_control.exists():
         # Spares the start-up of `hutch start` where nobody is watched.
-        from hutch.host.network import warden
+        from hutch.host.network import egress_proxy
 
         if not views:
-            stop_service(places, warden.wanted_warden(places).pid_file)
-            warden.forget_views(places)
-        elif not warden.has_views(places, views):
-            warden.write_views(places, views)
+            stop_service(places, egress_proxy.wanted_egress_proxy(places).pid_file)
+            egress_proxy.forget_views(places)
+        elif not egress_proxy.has_views(places, views):
+            egress_proxy.write_views(places, views)
     wanted = wanted_services(places, network, is_watched=bool(views))
     start_services(places, [service for service in wanted if observe_service(service) is None])
 

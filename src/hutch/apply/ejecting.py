@@ -75,7 +75,7 @@ def check(places: Places, record: Record, target: Ejected) -> None:
         ),
         (
             policy.kind == "list" or policy.learn,
-            "its egress is a list, which is the business of hutch's warden",
+            "its egress is a list, which is the business of hutch's egress proxy",
             'with egress = "internet", "all" or "none" it can: change hutch.toml, then `hutch up`',
         ),
         (not os.access(PYTHON, os.X_OK), f"there is no {PYTHON}, which it would need", "install it"),

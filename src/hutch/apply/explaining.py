@@ -102,7 +102,7 @@ def explain_network(
         lines = (f"{shlex.join(service.command)}  # {service.name}" for service in services)
         yield Section("services", "\n".join(lines))
     if views:
-        yield Section("what the warden is told", views)
+        yield Section("what the egress proxy is told", views)
 
 
 def explain_firewall(places: Places, network: Network, members: tuple[Member, ...]) -> Iterable[Section]:

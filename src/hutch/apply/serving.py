@@ -59,11 +59,11 @@ def ejected_routes() -> frozenset[str]:
 
 
 def views_of(places: Places, network: Network, members: Iterable[Member]) -> str:
-    """What the warden is to be told; "" where nobody is watched, and there is to be none."""
+    """What the egress proxy is to be told; "" where nobody is watched, and there is to be none."""
     if not any(member.policy.is_watched for member in members):
         return ""
     # Spares the start-up of `hutch start` where nobody is watched.
-    from hutch.host.network.warden import render_views
+    from hutch.host.network.egress_proxy import render_views
 
     return render_views(places, network, members)
 
@@ -74,9 +74,9 @@ def wanted_services(places: Places, network: Network, *, is_watched: bool) -> tu
     if not is_watched:
         return common
     # Spares the start-up of `hutch start` where nobody is watched.
-    from hutch.host.network.warden import wanted_warden
+    from hutch.host.network.egress_proxy import wanted_egress_proxy
 
-    return (*common, wanted_warden(places))
+    return (*common, wanted_egress_proxy(places))
 
 
 def missing_services(places: Places, network: Network, members: Iterable[Member]) -> list[str]:
@@ -86,9 +86,9 @@ def missing_services(places: Places, network: Network, members: Iterable[Member]
     missing = [f"{service.name} does not run" for service in wanted if observe_service(service) is None]
     if views and not missing:
         # Spares the start-up of `hutch start` where nobody is watched.
-        from hutch.host.network.warden import has_views
+        from hutch.host.network.egress_proxy import has_views
 
-        missing += [] if has_views(places, views) else ["the warden was told something else"]
+        missing += [] if has_views(places, views) else ["the egress proxy was told something else"]
     return missing
 
 

@@ -40,7 +40,7 @@ PROXIES += tuple(name.upper() for name in PROXIES)
 HANDED_ON = (*BEHIND, *PROXIES, "TERM")
 """What else of a caller's environment is of consequence, so that a process of ours is to have it too."""
 HEARD_GROUP = 83
-"""The group of NFLOG by which the router's rules tell the warden of packets."""
+"""The group of NFLOG by which the router's rules tell the egress proxy of packets."""
 HEARD = "hutch "
 """What stands before the rule's name in what they tell."""
 IFNAMSIZ = 15  # bytes of an interface name, without the closing NUL
@@ -173,8 +173,8 @@ class Places:
             return 0
         return BUILDER_RANGES + self._checksum % (UID_RANGES - BUILDER_RANGES)
 
-    warden_uid = Derived(lambda places: UID_FIRST - 1 - places.uid_index)
-    """The warden's account: nobody else's, and below the ranges of workspaces."""
+    egress_uid = Derived(lambda places: UID_FIRST - 1 - places.uid_index)
+    """The egress proxy's account: nobody else's, and below the ranges of workspaces."""
 
     @property
     def builder_uid(self) -> int:
@@ -324,19 +324,19 @@ class Places:
     @property
     def service_units(self) -> tuple[str, ...]:
         """All of those."""
-        return tuple(map(self.service_unit, ("host.pid", "router.pid", "watch.pid", "warden.pid")))
+        return tuple(map(self.service_unit, ("host.pid", "router.pid", "watch.pid", "egress.pid")))
 
     unit_directory = OfEach(lambda places, name: places.workspace(name) / "unit")
     """Root's own copies of all that the workspace's service is, the next time that it starts."""
     unit_script = OfEach(lambda places, name: places.unit_directory(name) / "run")
     """What it runs."""
-    # What serves all workspaces: resolvers, the warden, the watch.
+    # What serves all workspaces: resolvers, the egress proxy, the watch.
 
     services_cgroup = Derived(lambda places: f"{places.instance}/_services")
     """Their cgroup; no workspace can be called that."""
     services = Derived(lambda places: places.run / "services")
     """What they are told, and which processes they are."""
-    warden = Derived(lambda places: places.run / "warden")
-    """Where the warden is spoken to; its own."""
+    egress_control = Derived(lambda places: places.run / "egress")
+    """Where the egress proxy is spoken to; its own."""
     egress = Derived(lambda places: places.state / "egress")
-    """Where the warden writes down what watched workspaces ask and reach; its own."""
+    """Where the egress proxy writes down what watched workspaces ask and reach; its own."""

@@ -40,7 +40,7 @@ def declare(places: Places) -> Callable[..., None]:
 
 @pytest.fixture
 def record(places: Places) -> Callable[..., None]:
-    """Writes as the warden does."""
+    """Writes as the egress proxy does."""
 
     def record(*events: Event) -> None:
         places.egress.mkdir(exist_ok=True, parents=True)
@@ -194,7 +194,7 @@ def test_json_as_it_happens(
 
 
 def test_no_file_drives_the_terminal(hutch: Run, declare: Callable[..., None], places: Places) -> None:
-    """Not even one that the warden wrote who was taken over."""
+    """Not even one that the egress proxy wrote who was taken over."""
     declare(egress="none")
     places.egress.mkdir(parents=True)
     hostile = [

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.egress.views import AAAA, ANY, HTTPS, A, Ruling, View, listed_by, plain_name, read_views, rule_on
+from hutch.host.network.egress_proxy import render_views
 from hutch.host.network.firewall import Member
-from hutch.host.network.warden import render_views
 from hutch.spec.policy import Domain, Policy, Reach
 from tests.unit.facts import NETWORK, PLACES
 
@@ -86,7 +86,7 @@ def test_other_policies(policy: Policy, name: str | None, answer: str, verdict: 
     assert (ruling.answer, ruling.verdict) == (answer, verdict)
 
 
-def test_what_the_warden_is_told_is_what_it_reads() -> None:
+def test_what_the_egress_proxy_is_told_is_what_it_reads() -> None:
     members = (
         Member("web", "ve-web", "02:00:00:00:00:01", "192.168.83.2", policy=LIST),
         Member("free", "ve-free", "02:00:00:00:00:02", "192.168.83.3"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hutch.egress.warden import RULES
+from hutch.egress.proxy import RULES
 from hutch.host.network import ruleset
 from hutch.host.network.firewall import host_tables, router_tables
 from hutch.host.network.ruleset import (
@@ -128,7 +128,7 @@ def test_networks_that_are_listed_do_not_lie_within_each_other() -> None:
     assert elements_of("network_ports") == ("192.168.83.13 . 198.51.100.7 . 80", "192.168.83.13 . 0.0.0.0/0 . 443")
 
 
-def test_the_warden_knows_what_each_rule_means_that_tells_it() -> None:
+def test_the_egress_proxy_knows_what_each_rule_means_that_tells_it() -> None:
     told = [
         rule.text.split(f'prefix "{HEARD}')[1].split('"')[0]
         for rule in chain(ROUTER, "inet", "forward").rules

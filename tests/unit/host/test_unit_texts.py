@@ -16,9 +16,9 @@ from tests.unit.facts import NETWORK, PLACES, check_golden
 
 SECOND = Places(state=Path("/srv/second"), run=Path("/run/second"))
 PYTHON = "/usr/bin/python3"
-WARDEN = Service(
-    "the warden",
-    str(PLACES.services / "warden.pid"),
+PROXY = Service(
+    "the egress proxy",
+    str(PLACES.services / "egress.pid"),
     str(PLACES.namespace_path),
     ("bwrap", "--", "python3", "-m", "hutch.egress"),
     says_pid=True,
@@ -44,14 +44,14 @@ def test_units_of_the_host(case: str, places: Places) -> None:
 
 
 def test_who_says_its_pid_writes_it_where_it_is_looked_for() -> None:
-    lines = render_service(WARDEN, PLACES).splitlines()
-    assert {"Type=exec", "StandardOutput=truncate:/run/hutch/services/warden.pid"} <= set(lines)
+    lines = render_service(PROXY, PLACES).splitlines()
+    assert {"Type=exec", "StandardOutput=truncate:/run/hutch/services/egress.pid"} <= set(lines)
     assert "NetworkNamespacePath=/run/netns/hutch" in lines
 
 
 def test_nothing_waits_for_what_starts_it() -> None:
     """What settles the host starts these, and may be the network's own unit."""
-    text = render_service(WARDEN, PLACES)
+    text = render_service(PROXY, PLACES)
     assert not any(line.startswith(("After=", "Requires=", "BindsTo=")) for line in text.splitlines())
 
 
@@ -60,7 +60,7 @@ def test_all_units_have_names() -> None:
         "hutch-dns-host.service",
         "hutch-dns.service",
         "hutch-watch.service",
-        "hutch-warden.service",
+        "hutch-egress.service",
     )
     assert not set(PLACES.service_units) & set(SECOND.service_units)
 

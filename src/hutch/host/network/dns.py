@@ -40,7 +40,7 @@ def wanted_resolvers(places: Places, network: Network, user: str, own: Sequence[
     common = (
         *("dnsmasq", "--conf-file=/dev/null", "--no-hosts", "--bind-interfaces", "--except-interface=lo"),
         *(f"--user={user}", "--filter-AAAA", f"--dns-forward-max={MOST_WAITING}"),
-        # The host's resolver may know its own names and its neighbours'; the warden asks it too.
+        # The host's resolver may know its own names and its neighbours'; the egress proxy asks it too.
         *("--domain-needed", "--bogus-priv", *((f"--local=/{'/'.join(own)}/",) if own else ())),
     )
 

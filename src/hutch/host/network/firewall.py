@@ -25,7 +25,7 @@ PACKETS = "200000/second burst 100000 packets"
 QUESTIONS = "500/second burst 2000 packets"
 PINGS = "10/second burst 20 packets"
 CONNECTIONS = 8192
-HEARD = "256/second burst 512 packets"  # of what is refused; the warden writes down no more
+HEARD = "256/second burst 512 packets"  # of what is refused; the egress proxy writes down no more
 NETWORKS = "type ipv4_addr . ipv4_addr; flags interval"
 PORTS = "type ipv4_addr . ipv4_addr . inet_service; flags interval"
 METER = "type ipv4_addr; flags dynamic; size 65536"
@@ -33,7 +33,7 @@ MOMENT = "type ipv4_addr; flags dynamic, timeout; timeout 1s; size 65536"
 BY_RESOLVER = "flags timeout; size 1048576"
 
 # Nobody listens at the port to which questions are sent: without rules, none are answered.
-WARDEN_PORT = 5300  # where the warden answers, see hutch.egress
+EGRESS_PORT = 5300  # where the egress proxy answers, see hutch.egress
 RESOLVER_PORT = 5301  # where dnsmasq does
 
 BRIDGE_FILTER = -200
@@ -178,7 +178,7 @@ def _at_the_door(places: Places, network: Network) -> tuple[Rule, ...]:
         Rule("foreign-source", f"{inside} ip saddr != {network.subnet} counter drop"),
         Rule("spoofed-inside", f"{outside} ip saddr {network.subnet} counter drop"),
         Rule("packets", f"{inside} update @packets {{ ip saddr limit rate over {PACKETS} }} counter drop"),
-        Rule("behind-the-door", f"{asked} th dport {{ {WARDEN_PORT}, {RESOLVER_PORT} }} counter drop"),
+        Rule("behind-the-door", f"{asked} th dport {{ {EGRESS_PORT}, {RESOLVER_PORT} }} counter drop"),
         Rule(
             "questions",
             f"{asked} th dport 53 update @questions {{ ip saddr limit rate over {QUESTIONS} }} counter drop",
@@ -188,11 +188,11 @@ def _at_the_door(places: Places, network: Network) -> tuple[Rule, ...]:
             for who, match, port in LED
             for kind in ("udp", "tcp")
         ),
-        Rule("untracked", f"{asked} meta l4proto {{ tcp, udp }} th dport {{ {WARDEN_PORT}, {RESOLVER_PORT} }} notrack"),
+        Rule("untracked", f"{asked} meta l4proto {{ tcp, udp }} th dport {{ {EGRESS_PORT}, {RESOLVER_PORT} }} notrack"),
     )
 
 
-LED = (("watched", "ip saddr @watched", WARDEN_PORT), ("unwatched", "ip saddr != @watched", RESOLVER_PORT))
+LED = (("watched", "ip saddr @watched", EGRESS_PORT), ("unwatched", "ip saddr != @watched", RESOLVER_PORT))
 """Whose questions are led where."""
 
 
@@ -231,7 +231,7 @@ def _to_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
         Rule("answers", f"{outside} ct state established,related accept"),
         Rule("host-ping", f"{outside} ip saddr {host_end} icmp type echo-request accept"),
         Rule("dns", f"{asked} th dport {RESOLVER_PORT} ip saddr != @watched accept"),
-        Rule("watched-dns", f"{asked} th dport {WARDEN_PORT} ip saddr @watched accept"),
+        Rule("watched-dns", f"{asked} th dport {EGRESS_PORT} ip saddr @watched accept"),
         Rule("ping", f"{ping} update @pings {{ ip saddr limit rate {PINGS} }} accept"),
         Rule("input-denied", "counter drop"),
     )
@@ -264,8 +264,8 @@ def _through_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
 
 def _by_policy(inside: str, to_outside: str) -> tuple[Rule, ...]:
     """A connection of a watched workspace is marked with the epoch of the policy that let it out, and goes on for as
-    long as that policy is in force; when it changes, each is judged anew. The warden hears of what is let out and of
-    what is refused."""
+    long as that policy is in force; when it changes, each is judged anew. The egress proxy hears of what is let out and
+    of what is refused."""
     out = f"{inside} {to_outside}"
     where = "ip saddr . ip daddr"
 
@@ -293,7 +293,7 @@ def _by_policy(inside: str, to_outside: str) -> tuple[Rule, ...]:
 
 
 def _closed(name: str, match: str) -> tuple[Rule, Rule]:
-    """What matches is dropped; if a watched workspace sent it, the warden hears of it."""
+    """What matches is dropped; if a watched workspace sent it, the egress proxy hears of it."""
     return _hear(name, f"{match} meta mark != 0"), Rule(name, f"{match} counter drop")
 
 
@@ -303,7 +303,7 @@ def _hear(name: str, match: str) -> Rule:
 
 
 def _told(name: str) -> str:
-    """The warden is told of it, under that name; where there is none, nobody is."""
+    """The egress proxy is told of it, under that name; where there is none, nobody is."""
     return f'log prefix "{names.HEARD}{name}" group {names.HEARD_GROUP} snaplen 64'
 
 

@@ -57,8 +57,8 @@ nft monitor 2>/dev/null | {{
 }}
 """
 """What changes comes in many lines, so it waits until no more come. It looks twice in the beginning, since the monitor
-does not say from when on it sees. What the warden opens is of no interest. It stops traffic too when it can no longer
-see."""
+does not say from when on it sees. What the egress proxy opens is of no interest. It stops traffic too when it can no
+longer see."""
 SANDBOX = (
     "CapabilityBoundingSet=CAP_NET_ADMIN",
     "MemoryDenyWriteExecute=yes",

@@ -8,6 +8,7 @@ works and nothing is open.
 from __future__ import annotations
 
 import os
+import re
 import select
 import shlex
 import signal
@@ -21,7 +22,15 @@ from hutch.files import remove_flat
 from hutch.frozen import dataclass
 from hutch.host.services.cgroup import JOIN, Cgroup, memory_for_workspaces
 from hutch.host.services.process import arguments, start_time, terminate
-from hutch.host.services.units import directory, ensure_units, has_systemd, last_words, remove_units, systemctl
+from hutch.host.services.units import (
+    directory,
+    ensure_units,
+    has_systemd,
+    last_words,
+    remove_units,
+    systemctl,
+    written_units,
+)
 from hutch.run import PIPE, Popen, TimeoutExpired, start
 from hutch.spec.names import Places
 from hutch.state import make_directory
@@ -170,15 +179,30 @@ def _end(pid: int, started: int) -> None:
             os.killpg(session, signal.SIGKILL)
 
 
+def remove_retired(places: Places) -> None:
+    """End those of another version that this one does not have, or has by another name, wherever they are known by."""
+    pid_files = {str(path) for path in places.services.glob("*.pid")}
+    named = re.compile(rf"{re.escape(str(places.services))}/[a-z-]+\.pid")
+    for text in written_units(f"{places.instance}-*.service"):
+        pid_files.update(named.findall(text))
+    for pid_file in pid_files:
+        unit = places.service_unit(pid_file)
+        if unit not in places.service_units:
+            remove_units([unit])
+            stop_service(places, pid_file)
+            remove_flat(places.run / Path(pid_file).stem)
+
+
 def remove_services(places: Places) -> None:
     """End all of them, and remove what they were told."""
+    remove_retired(places)
     remove_units(places.service_units)
     for pid_file in places.services.glob("*.pid"):
         stop_service(places, str(pid_file))
     with closing(Cgroup(places.services_cgroup)) as cgroup:
         cgroup.kill()  # what has lost its pid file
         cgroup.remove()
-    for told in (places.services, places.warden):
+    for told in (places.services, places.egress_control):
         remove_flat(told)
     with suppress(OSError):
         places.run.rmdir()

@@ -103,6 +103,13 @@ def remove_units(names: Iterable[str]) -> None:
     systemctl("reset-failed", *found, check=False)
 
 
+def written_units(pattern: str) -> list[str]:
+    """The texts of the units whose names match, as far as hutch wrote them: any version of it, for any state."""
+    paths = [path for place in (LASTING, VOLATILE) for path in place.glob(pattern)]
+    texts = ((read_or_none(path) or b"").decode("utf-8", "replace") for path in paths if path.is_file())
+    return [text for text in texts if text.startswith(WRITTEN_BY)]
+
+
 def waiting_mounts(path: str) -> list[str]:
     """The units on the way to `path`, outermost first, by which systemd is to mount something, and has not."""
     if not has_systemd():

@@ -1,5 +1,5 @@
-"""The warden: answers the questions of watched workspaces by their policies, opens to them what the answers name, and
-writes down what they ask and reach.
+"""The egress proxy: answers the questions of watched workspaces by their policies, opens to them what the answers name,
+and writes down what they ask and reach.
 
 It is told by a file whom it serves. When it ends, names are no longer answered and what was opened runs out; nothing
 opens.
@@ -51,7 +51,7 @@ MOST_STEPS = 4  # questions that one question leads to, where names lead to name
 BREATH = 0.05  # seconds between two looks at what the kernel has logged
 
 
-class Warden:
+class EgressProxy:
     def __init__(self, views: Path, journal: Path) -> None:
         self._views_file = views
         text = views.read_text()

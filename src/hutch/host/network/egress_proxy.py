@@ -1,4 +1,4 @@
-"""The warden (hutch.egress) as a service: in which jail it runs, and what it is told.
+"""The egress proxy (hutch.egress) as a service: in which jail it runs, and what it is told.
 
 It reads what guests and name servers send, so it is given next to nothing: an account without rights, the router's
 network namespace and CAP_NET_ADMIN there, its own two directories, and programs to read.
@@ -18,7 +18,7 @@ from hutch.backends.jail import PROGRAMS
 from hutch.egress.views import digest
 from hutch.errors import HutchError
 from hutch.files import read_or_none, remove_flat, write_atomic
-from hutch.host.network.firewall import WARDEN_PORT, Member
+from hutch.host.network.firewall import EGRESS_PORT, Member
 from hutch.host.services.service import Service
 from hutch.spec import names
 from hutch.spec.model import Network
@@ -37,18 +37,18 @@ RENEW_SECONDS = 10.0
 OWN = "/hutch"  # where its programs are inside
 
 
-def wanted_warden(places: Places) -> Service:
-    """The warden, as a service."""
-    pid_file = str(places.services / "warden.pid")
-    # An upgrade puts other files in place of these, and a warden of before is to go then.
+def wanted_egress_proxy(places: Places) -> Service:
+    """The egress proxy, as a service."""
+    pid_file = str(places.services / "egress.pid")
+    # An upgrade puts other files in place of these, and an egress proxy of before is to go then.
     code = os.stat(PACKAGE / "egress" / "__main__.py")
     named = (f"--pid-file={pid_file}", f"--code={code.st_ino}-{code.st_mtime_ns}")
     told = (str(views_file(places)), str(control_socket(places)), str(places.egress), *named)
-    uid = places.warden_uid
+    uid = places.egress_uid
     python = os.path.realpath(sys.executable)
     command = (python, "-s", "-S", "-m", "hutch.egress", *told)
     only = f"-all,+{CAPABILITY}"
-    sandbox = (*SANDBOX, f"ReadWritePaths={places.warden} {places.egress}")
+    sandbox = (*SANDBOX, f"ReadWritePaths={places.egress_control} {places.egress}")
     argv = (
         *("bwrap", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", *PROGRAMS, *_interpreter()),
         *("--dir", OWN, "--ro-bind", str(PACKAGE), f"{OWN}/hutch", "--ro-bind", _dnspython(), f"{OWN}/dns"),
@@ -58,7 +58,7 @@ def wanted_warden(places: Places) -> Service:
         *("--", "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
         *(f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}", "--no-new-privs", "--", *command),
     )
-    return Service("the warden", pid_file, str(places.namespace_path), argv, True, command, sandbox)
+    return Service("the egress proxy", pid_file, str(places.namespace_path), argv, True, command, sandbox)
 
 
 KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN")  # until setpriv has dropped all but the last
@@ -88,7 +88,7 @@ def _dnspython() -> str:
 
 def _directories(places: Places) -> tuple[str, ...]:
     """Its own, to write in; and where it is told what to do."""
-    shown = ((places.services, "--ro-bind"), (places.warden, "--bind"), (places.egress, "--bind"))
+    shown = ((places.services, "--ro-bind"), (places.egress_control, "--bind"), (places.egress, "--bind"))
     return (
         *_ways_to(*(path for path, _ in shown)),
         *(word for path, how in shown for word in (how, str(path), str(path))),
@@ -96,13 +96,13 @@ def _directories(places: Places) -> tuple[str, ...]:
 
 
 def views_file(places: Places) -> Path:
-    """What the warden is to do for whom."""
+    """What the egress proxy is to do for whom."""
     return places.services / "views.json"
 
 
 def control_socket(places: Places) -> Path:
     """Who connects there has the views read again, and is told when they are in force."""
-    return places.warden / "control"
+    return places.egress_control / "control"
 
 
 def render_views(places: Places, network: Network, members: Iterable[Member]) -> str:
@@ -123,7 +123,7 @@ def render_views(places: Places, network: Network, members: Iterable[Member]) ->
         return ""
     upstream, _ = names.uplink_addresses(network.uplink)
     document = {
-        "listen": [names.gateway(network.subnet), WARDEN_PORT],
+        "listen": [names.gateway(network.subnet), EGRESS_PORT],
         "upstream": [upstream, 53],
         "table": places.table,
         "views": views,
@@ -132,23 +132,23 @@ def render_views(places: Places, network: Network, members: Iterable[Member]) ->
 
 
 def has_views(places: Places, views: str) -> bool:
-    """Whether these are what a warden that starts is told."""
+    """Whether these are what an egress proxy that starts is told."""
     return (read_or_none(views_file(places)) or b"").decode("utf-8", "replace") == views
 
 
 def write_views(places: Places, views: str) -> None:
-    """Tell a warden that is about to start, or about to be renewed."""
-    for directory in (places.warden, places.egress):
+    """Tell an egress proxy that is about to start, or about to be renewed."""
+    for directory in (places.egress_control, places.egress):
         make_directory(directory)
-        os.chown(directory, places.warden_uid, places.warden_uid, follow_symlinks=False)
+        os.chown(directory, places.egress_uid, places.egress_uid, follow_symlinks=False)
         os.chmod(directory, 0o700)
     make_directory(places.services)
     write_atomic(views_file(places), views.encode(), is_lasting=False)
 
 
-def renew_warden(places: Places, views: str) -> bool:
-    """Have a warden that runs take its views anew; whether these are in force then. That they stand in the file is not
-    enough: a hutch that was killed may have written it and told nobody."""
+def renew_egress_proxy(places: Places, views: str) -> bool:
+    """Have an egress proxy that runs take its views anew; whether these are in force then. That they stand in the file
+    is not enough: a hutch that was killed may have written it and told nobody."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(RENEW_SECONDS)
         try:
@@ -161,4 +161,4 @@ def renew_warden(places: Places, views: str) -> bool:
 def forget_views(places: Places) -> None:
     """Nobody is watched any more."""
     views_file(places).unlink(missing_ok=True)
-    remove_flat(places.warden)
+    remove_flat(places.egress_control)
