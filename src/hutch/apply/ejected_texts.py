@@ -35,7 +35,7 @@ README = Path(__file__).with_name("ejected_readme.txt")
 PYTHON = "/usr/bin/python3"
 """The host's own, for the programs that steps run: its standard library is all that they need."""
 PROGRAMS = (
-    *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/graft.py"),
+    *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/hot_mount.py"),
     *("confine/install.py", "confine/filters.py"),
     *("runtime/hold.py", "runtime/steps.py", "host/services/cgroup.py"),
     *("trees/changing.py", "trees/cursor.py", "errors.py", "files.py", "frozen.py"),

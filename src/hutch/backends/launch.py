@@ -99,7 +99,7 @@ class Helper:
 
 
 @dataclass(frozen=True)
-class Graft:
+class HotMount:
     """A directory that is shown to a container once that has a PID 1, and can be taken away from it while it runs.
 
     `bind` makes it ready at `place`, in the service's mount namespace. `attach`, with the pid of PID 1 as one more
@@ -148,14 +148,14 @@ class Launch:
 
     `held` are steps while that which becomes PID 1 is held in its cgroup, before anything of the guest's has run; the
     word PID in them stands for its pid. `inward` follow as soon as there is a PID 1, one after the other, and then
-    `grafts`; each takes its pid (of a machine, that of the main process) as one more argument. `helpers` are there
+    `hot_mounts`; each takes its pid (of a machine, that of the main process) as one more argument. `helpers` are there
     before `argv` is; when one ends, so does the workspace. `restart_codes` are exit codes of the main process that mean
     "the guest asked for a reboot": everything is cleaned up, prepared, connected and started again. `facts` are told to
     people. `memory` are the bytes that a machine is made with.
 
-    A Launch may be handed in while the workspace runs: its `limits` and `grafts` count at once, and so do `balloon`,
-    which leaves a machine less of its memory, and `resize`, which gives a root in memory the size that it is to have;
-    all else counts when the guest boots again.
+    A Launch may be handed in while the workspace runs: its `limits` and `hot_mounts` count at once, and so do
+    `balloon`, which leaves a machine less of its memory, and `resize`, which gives a root in memory the size that it is
+    to have; all else counts when the guest boots again.
 
     `shares` are the host's directories that it is shown; `guards` are steps in the host's own mount namespace, which
     keep what it makes there from counting as somebody else's, where others than hutch may mount something meanwhile.
@@ -181,7 +181,7 @@ class Launch:
     sandbox: tuple[str, ...] = ()
     held: tuple[Step, ...] = ()
     inward: tuple[Step, ...] = ()
-    grafts: tuple[Graft, ...] = ()
+    hot_mounts: tuple[HotMount, ...] = ()
     helpers: tuple[Helper, ...] = ()
     memory: int | None = None
     balloon: Step | None = None

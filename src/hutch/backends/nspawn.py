@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from hutch.backends.identity import guest_uid, identify
-from hutch.backends.launch import REBOOT, File, Forbidden, Graft, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import REBOOT, File, Forbidden, HotMount, Launch, Limits, Step, Surroundings
 from hutch.backends.machined import forget_step
 from hutch.backends.port import port_of
 from hutch.backends.share import OVERLAY, STORE, bind_step, share_places, sources, store_step
@@ -64,8 +64,8 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     files = [File(credentials[key], text) for key, text in render_credentials(identity).items()]
     port = port_of(name, workspace, places, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
-    inner = replace(workspace, mounts=())  # the mounts are grafted, since they come and go
-    shares, grafts = share_places(inner, runtime), make_grafts(name, workspace, host, runtime)
+    inner = replace(workspace, mounts=())  # the mounts are hot, since they come and go
+    shares, hot_mounts = share_places(inner, runtime), make_hot_mounts(name, workspace, host, runtime)
     return Launch(
         workspace=name,
         backend="nspawn",
@@ -78,7 +78,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             f"{runtime}/credentials",
             *(f"{runtime}/{layer}" for layer in LAYERS),
             *shares,
-            *(graft.place for graft in grafts),
+            *(mount.place for mount in hot_mounts),
             *((f"{runtime}/{STORE}",) if workspace.nix_store else ()),
             *((f"{runtime}/devices",) if workspace.nesting else ()),
         ),
@@ -88,14 +88,14 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             kernel_file_systems(),
             (port.make(),),
             *((step,) for step in share_mounts(name, inner, host, shares)),
-            *((graft.bind,) for graft in grafts),
+            *((mount.bind,) for mount in hot_mounts),
             *((device_steps(runtime),) if workspace.nesting else ()),
         ),
         connect=port.connect(f"{runtime}/port"),
         forbidden=FORBIDDEN,
         held=() if workspace.nesting else (no_namespaces(),),
         inward=(reveal_step(host),) if workspace.nesting else (),
-        grafts=grafts,
+        hot_mounts=hot_mounts,
         resize=None if workspace.persist == "all" else resize_step(workspace, runtime),
         argv=nspawn_argv(name, inner, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
         cleanup=(*port.cleanup(), *((forget_step(places.machine(name)),) if host.has_machined else ())),
@@ -138,7 +138,7 @@ def device_steps(runtime: str) -> tuple[Step, ...]:
 def reveal_step(host: Surroundings) -> Step:
     """The kernel lets a user namespace mount /proc and /sys only where it sees them whole already, and nspawn covers
     parts of them."""
-    program = (host.python, "-I", "-S", f"{host.package}/host/storage/graft.py")
+    program = (host.python, "-I", "-S", f"{host.package}/host/storage/hot_mount.py")
     return Step((*program, "reveal", NEST), "show nested namespaces /proc and /sys whole")
 
 
@@ -209,19 +209,21 @@ def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: li
     )
 
 
-def make_grafts(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Graft, ...]:
+def make_hot_mounts(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[HotMount, ...]:
     """The workspace's mounts, parents first, each at a place of its own for as long as it is what it is."""
     assert isinstance(workspace.owner, int)
     mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
-    program = (host.python, "-I", "-S", f"{host.package}/host/storage/graft.py")
-    grafts = []
+    program = (host.python, "-I", "-S", f"{host.package}/host/storage/hot_mount.py")
+    hot_mounts = []
     for mount in sorted(workspace.mounts, key=lambda mount: mount.target.count("/")):
         digest = zlib.crc32(f"{mount.source}\0{mount.target}\0{mount.readonly}".encode())
         place = f"{runtime}/shares/{digest:08x}"
         bind = bind_step(name, mount.source, place, mount.readonly, mapping, host)
         attach = Step((*program, "attach", place, mount.target), f"show {mount.target}")
-        grafts.append(Graft(mount.target, place, bind, attach, Step((*program, "detach"), f"take away {mount.target}")))
-    return tuple(grafts)
+        hot_mounts.append(
+            HotMount(mount.target, place, bind, attach, Step((*program, "detach"), f"take away {mount.target}"))
+        )
+    return tuple(hot_mounts)
 
 
 def render_owner_map(uid: int, gid: int, base: int) -> str:

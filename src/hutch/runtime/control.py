@@ -222,8 +222,8 @@ def renew(places: Places, launch: Launch) -> dict[str, str]:
         result = run(launch.balloon.argv, check=False)
         complaints["memory"] = result.stderr.strip() if result.returncode else ""
     if now.leader is not None:
-        shown, complaints["mounts"], complaints["disk"] = renew_mounts(before.grafts, launch, now)
-        launch = replace(launch, grafts=shown)
+        shown, complaints["mounts"], complaints["disk"] = renew_mounts(before.hot_mounts, launch, now)
+        launch = replace(launch, hot_mounts=shown)
     if not has_processes(observe(places, name).state):
         raise ended(name)
     write_atomic(places.launch(name), encode_launch(launch), mode=0o600, is_lasting=False)

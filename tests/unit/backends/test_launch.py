@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hutch.backends import launch_of
 from hutch.backends.launch import (
     CHECKSUM,
-    Graft,
+    HotMount,
     Launch,
     Limits,
     Step,
@@ -67,7 +67,7 @@ numbers = st.none() | st.integers(0, 1 << 60)
     facts=st.dictionaries(texts, texts, max_size=3),
     held=st.lists(steps, max_size=2).map(tuple),
     prepare=st.lists(st.lists(steps, max_size=2).map(tuple), max_size=2).map(tuple),
-    grafts=st.lists(st.builds(Graft, texts, texts, steps, steps, steps), max_size=2).map(tuple),
+    hot_mounts=st.lists(st.builds(HotMount, texts, texts, steps, steps, steps), max_size=2).map(tuple),
     balloon=st.none() | steps,
     restart_codes=st.lists(st.integers(0, 255), max_size=2).map(tuple),
     start_seconds=st.floats(allow_nan=False, allow_infinity=False) | st.integers(0, 1000),

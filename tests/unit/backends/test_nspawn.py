@@ -57,18 +57,18 @@ def test_each_share_is_bound_at_its_target() -> None:
     (shared,) = [step.argv for chain in found.prepare for step in chain if step.why == "share /srv/home"]
     assert shared[-3:-1] == ("/srv/home", "/run/hutch/workspaces/web/shares/0")
     assert bindings(found) == ["--bind=/run/hutch/workspaces/web/shares/0:/home/me"]
-    bound = [graft.bind.argv for graft in found.grafts]
+    bound = [mount.bind.argv for mount in found.hot_mounts]
     assert [argv[-3] for argv in bound] == ["/srv/a", "/srv/b c"]
     assert [argv[-1].partition(",X-mount")[0] for argv in (shared, *bound)] == [
         "nosuid,nodev",
         "nosuid,nodev",
         "ro,nosuid,nodev",
     ]
-    assert [graft.attach.argv[-2:] for graft in found.grafts] == [
-        (found.grafts[0].place, "/src"),
-        (found.grafts[1].place, "/home/me/b c"),
+    assert [mount.attach.argv[-2:] for mount in found.hot_mounts] == [
+        (found.hot_mounts[0].place, "/src"),
+        (found.hot_mounts[1].place, "/home/me/b c"),
     ]
-    assert all((graft.bind,) in found.prepare and graft.place in found.directories for graft in found.grafts)
+    assert all((mount.bind,) in found.prepare and mount.place in found.directories for mount in found.hot_mounts)
 
 
 def test_a_mount_keeps_its_place_for_as_long_as_it_is_what_it_is() -> None:
@@ -76,7 +76,7 @@ def test_a_mount_keeps_its_place_for_as_long_as_it_is_what_it_is() -> None:
     mounts = [Mount("/srv/a", "/a/deep"), Mount("/srv/b", "/b", readonly=True)]
 
     def places(*mounts: Mount) -> list[str]:
-        return [graft.place for graft in launch_of("web", workspace(mounts=mounts), surroundings()).grafts]
+        return [mount.place for mount in launch_of("web", workspace(mounts=mounts), surroundings()).hot_mounts]
 
     both = places(*mounts)
     assert places(*reversed(mounts)) == both

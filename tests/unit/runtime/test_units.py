@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.backends import launch_of
-from hutch.backends.launch import File, Forbidden, Graft, Helper, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import File, Forbidden, Helper, HotMount, Launch, Limits, Step, Surroundings
 from hutch.host.services.units import quoted
 from hutch.runtime.hold import decode_steps
 from hutch.runtime.units import (
@@ -135,7 +135,7 @@ def parts(found: Launch) -> dict[str, list[str]]:
 
 def test_all_that_a_dialect_may_call_is_there() -> None:
     """A function that does nothing where there is nothing to do."""
-    bare = launched(held=(), inward=(), grafts=(), helpers=(), cleanup=(), guards=(), prepare=(), connect=())
+    bare = launched(held=(), inward=(), hot_mounts=(), helpers=(), cleanup=(), guards=(), prepare=(), connect=())
     found = parts(bare)
     nothing = ("guard", "prepare", "join", "helpers", "inward", "shrink", "cleanup")
     assert {name: found[name] for name in nothing} == {name: [":"] for name in nothing}
@@ -155,8 +155,8 @@ def test_what_is_held_is_bound_by_a_program() -> None:
 def test_what_follows_once_there_is_a_pid_1() -> None:
     step = Step(("true",), "do it")
     inward = (replace(step, argv=("reveal",)), replace(step, argv=("tell", "a b"), may_fail=True))
-    graft = Graft("/a", "/run/a", step, replace(step, argv=("attach", "/a")), step)
-    found = launched(inward=inward, grafts=(graft,))
+    mount = HotMount("/a", "/run/a", step, replace(step, argv=("attach", "/a")), step)
+    found = launched(inward=inward, hot_mounts=(mount,))
     assert parts(found)["inward"] == [
         "step 'do it' reveal \"$1\"",
         "attempt 'do it' tell 'a b' \"$1\"",
@@ -164,7 +164,7 @@ def test_what_follows_once_there_is_a_pid_1() -> None:
     ]
     shows = [line for line in rendered(found).splitlines() if line.startswith("shows=")]
     assert shows == ["shows=yes"]
-    assert "shows=''" in rendered(launched(inward=(), grafts=())).splitlines()
+    assert "shows=''" in rendered(launched(inward=(), hot_mounts=())).splitlines()
 
 
 def test_what_is_beside_it_and_what_it_calls() -> None:
