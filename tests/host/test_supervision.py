@@ -189,7 +189,8 @@ def launch_of(instance: Instance) -> Launch:
 
 def start_changed(instance: Instance, **changes: Any) -> tuple[dict[str, str], float]:
     """Start `web` by its own launch with some changes; how that failed, and how long it took."""
-    launch = replace(launch_of(instance), **{"held": (), **changes})  # what runs in place of nspawn has nothing to hold
+    # What runs in place of nspawn has no PID 1 that steps could be for.
+    launch = replace(launch_of(instance), **{"pre_exec": (), **changes})
     instance.hutch("stop", "web")
     begun = time.monotonic()
     result = subprocess.run(
@@ -220,7 +221,7 @@ def test_what_cannot_be_connected_runs_nothing_of_its_own(running: Instance) -> 
     """nspawn has begun by then; what it makes PID 1 of is still held."""
     launch = launch_of(running)
     argv = tuple(word for word in launch.argv if word != "--boot" and not word.startswith("systemd."))
-    held = {"held": launch.held, "argv": (*argv, "touch", "/home/dev/has-run")}
+    held = {"pre_exec": launch.pre_exec, "argv": (*argv, "touch", "/home/dev/has-run")}
     trace = running.state / "workspaces" / "web" / "home" / "has-run"
     failures, _ = start_changed(running, **held, connect=((step("sh", "-c", "sleep 1; exit 7"),),))
     assert "cannot wait for the far end" in failures["web"]

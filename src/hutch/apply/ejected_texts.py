@@ -37,7 +37,7 @@ PYTHON = "/usr/bin/python3"
 PROGRAMS = (
     *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/hot_mount.py"),
     *("confine/install.py", "confine/filters.py"),
-    *("runtime/hold.py", "runtime/steps.py", "host/services/cgroup.py"),
+    *("runtime/pre_exec.py", "runtime/steps.py", "host/services/cgroup.py"),
     *("trees/changing.py", "trees/cursor.py", "errors.py", "files.py", "frozen.py"),
 )
 PACKAGES = tuple(

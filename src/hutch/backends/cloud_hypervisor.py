@@ -122,7 +122,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             "ask": calls_command(name, host, "end"),
         },
         sandbox=SANDBOX,
-        inward=(register_step(places.machine(name), host.machine_id),) if host.has_machined else (),
+        post_start=(register_step(places.machine(name), host.machine_id),) if host.has_machined else (),
         cleanup=(
             *port.cleanup(),
             *disk_cleanup(name, workspace, host),

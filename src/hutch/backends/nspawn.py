@@ -93,8 +93,8 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         ),
         connect=port.connect(f"{runtime}/port"),
         forbidden=FORBIDDEN,
-        held=() if workspace.nesting else (no_namespaces(),),
-        inward=(reveal_step(host),) if workspace.nesting else (),
+        pre_exec=() if workspace.nesting else (no_namespaces(),),
+        post_start=(reveal_step(host),) if workspace.nesting else (),
         hot_mounts=hot_mounts,
         resize=None if workspace.persist == "all" else resize_step(workspace, runtime),
         argv=nspawn_argv(name, inner, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
@@ -276,7 +276,7 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
 
 def bound(python: str, package: str, argv: Sequence[str]) -> tuple[str, ...]:
     """A command line of nspawn's that is bound as that of a container is: see runtime/bound."""
-    bounds = json.dumps({"forbidden": asdict(FORBIDDEN), "held": [asdict(no_namespaces())]})
+    bounds = json.dumps({"forbidden": asdict(FORBIDDEN), "pre_exec": [asdict(no_namespaces())]})
     program = own_program("hutch.runtime.bound", python, package)
     return (*program, bounds, argv[0], WITHOUT_RESOURCES, *argv[1:])
 

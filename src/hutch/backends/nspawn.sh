@@ -40,11 +40,11 @@ aside() { # COMMAND...: out of what the guest can have frozen or killed
 bind() { # the port is connected while nspawn gets as far as its PID 1
   leader=
   (connect) || give_up
-  leader=$(hold "$cgroup" "$main" 2>&1) || give_up "$leader"
+  leader=$(pre_exec "$cgroup" "$main" 2>&1) || give_up "$leader"
   started "$leader"
   note leader "[$leader, $it]"
   [ -z "$shows" ] || await_guest
-  (inward "$leader") || give_up
+  (post_start "$leader") || give_up
   note shown yes
 }
 

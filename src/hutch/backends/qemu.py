@@ -103,7 +103,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         argv=qemu_argv(name, workspace, host, hardware, told),
         commands={"hear": hear_command(host, name, *sources)},
         sandbox=SANDBOX,
-        inward=(register_step(places.machine(name), host.machine_id),) if host.has_machined else (),
+        post_start=(register_step(places.machine(name), host.machine_id),) if host.has_machined else (),
         cleanup=(
             *port.cleanup(),
             *disk_cleanup(name, workspace, host),

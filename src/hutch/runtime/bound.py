@@ -3,8 +3,8 @@ such as the setup of an image.
 
     main(BOUNDS, ARGV...)
 
-BOUNDS is JSON, `forbidden` and `held` of a Launch. It runs in a cgroup that nothing else uses and that whoever started
-it will kill; its code is that of ARGV.
+BOUNDS is JSON, `forbidden` and `pre_exec` of a Launch. It runs in a cgroup that nothing else uses and that whoever
+started it will kill; its code is that of ARGV.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 
 from hutch.confine.install import forbid, leave_keyring
 from hutch.host.services.cgroup import Cgroup
-from hutch.runtime.hold import PAYLOAD, bind_held
+from hutch.runtime.pre_exec import PAYLOAD, run_pre_exec
 from hutch.runtime.steps import StepFailed
 
 TYPE_CHECKING = False  # see runtime/steps
@@ -37,8 +37,8 @@ def main(bounds: str, *argv: str) -> NoReturn:
     except (OSError, ValueError) as error:
         refuse(error)
     try:
-        steps = [(step["why"], step["argv"]) for step in wanted["held"]]
-        bind_held(cgroup, PAYLOAD, steps, os.pidfd_open(pid), PATIENCE)
+        steps = [(step["why"], step["argv"]) for step in wanted["pre_exec"]]
+        run_pre_exec(cgroup, PAYLOAD, steps, os.pidfd_open(pid), PATIENCE)
     except (OSError, StepFailed) as error:
         os.kill(pid, signal.SIGKILL)  # what it has started dies with it
         refuse(error)

@@ -18,7 +18,7 @@ from hutch.backends.launch import File, Helper, Launch, Limits, Step
 from hutch.host.services.cgroup import DEPTH, DESCENDANTS
 from hutch.host.services.units import WRITTEN_BY, quoted, quoted_path
 from hutch.run import SEARCH_PATH
-from hutch.runtime.hold import encode_steps
+from hutch.runtime.pre_exec import encode_steps
 from hutch.spec.names import PACKAGE, Places
 from hutch.spec.programs import own_program
 
@@ -120,7 +120,7 @@ def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
         "reboot": " ".join(map(str, launch.restart_codes[:1])),
         "depth": str(DEPTH),
         "descendants": str(DESCENDANTS),
-        "shows": "yes" if launch.inward or launch.hot_mounts else "",
+        "shows": "yes" if launch.post_start or launch.hot_mounts else "",
         "period": str(LOG_SECONDS),
         "most_bytes": str(LOG_BYTES),
         "most_lines": str(LOG_LINES),
@@ -129,8 +129,9 @@ def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
         "TERM": "dumb",
         "SYSTEMD_LOG_COLOR": "0",
     }
-    hold = own_program("hutch.runtime.hold", python, package)
-    held = (f"{launch.start_seconds:g}", *encode_steps((step.why, step.argv) for step in launch.held))
+    program = own_program("hutch.runtime.pre_exec", python, package)
+    words = (f"{launch.start_seconds:g}", *encode_steps((step.why, step.argv) for step in launch.pre_exec))
+    steps = (*launch.post_start, *(mount.attach for mount in launch.hot_mounts))
     functions = (
         function("forget", [f'rm -f -- "$@" {shlex.join(file.path for file in launch.files)}'.rstrip()]),
         function("files", files(launch.directories, launch.files)),
@@ -139,8 +140,8 @@ def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
         function("join", [line for stage in launch.connect for line in side_by_side([(step,) for step in stage])]),
         function("helpers", map(_serve, launch.helpers)),
         function("launch", [f"exec {shlex.join(confined(launch, python, package))}"]),
-        function("hold", [f'{shlex.join((*hold, *held))} "$@"']),
-        function("inward", [_step(step, ' "$1"') for step in (*launch.inward, *(g.attach for g in launch.hot_mounts))]),
+        function("pre_exec", [f'{shlex.join((*program, *words))} "$@"']),
+        function("post_start", [_step(step, ' "$1"') for step in steps]),
         function("shrink", [_step(launch.balloon)] if launch.balloon else ()),
         function("cleanup", map(_step, launch.cleanup)),
         *(function(name, [f'exec {shlex.join(argv)} "$@"']) for name, argv in launch.commands.items()),

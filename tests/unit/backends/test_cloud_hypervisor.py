@@ -91,8 +91,8 @@ def test_descriptors_are_those_that_it_is_started_with() -> None:
 def test_where_machinectl_lists_what_runs() -> None:
     """It is told of the machine, and nothing else differs."""
     usual, shown = (launch("web", workspace(type="vm"), replace(HOST, has_machined=has)) for has in (False, True))
-    assert (len(shown.inward), len(shown.cleanup)) == (1, len(usual.cleanup) + 1)
-    assert replace(shown, inward=(), cleanup=shown.cleanup[:-1]) == usual
+    assert (len(shown.post_start), len(shown.cleanup)) == (1, len(usual.cleanup) + 1)
+    assert replace(shown, post_start=(), cleanup=shown.cleanup[:-1]) == usual
 
 
 def test_the_archive_is_the_last_disk() -> None:

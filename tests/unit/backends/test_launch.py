@@ -65,7 +65,7 @@ numbers = st.none() | st.integers(0, 1 << 60)
 @given(
     limits=st.builds(Limits, numbers, numbers, numbers),
     facts=st.dictionaries(texts, texts, max_size=3),
-    held=st.lists(steps, max_size=2).map(tuple),
+    pre_exec=st.lists(steps, max_size=2).map(tuple),
     prepare=st.lists(st.lists(steps, max_size=2).map(tuple), max_size=2).map(tuple),
     hot_mounts=st.lists(st.builds(HotMount, texts, texts, steps, steps, steps), max_size=2).map(tuple),
     balloon=st.none() | steps,

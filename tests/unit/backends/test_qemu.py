@@ -56,10 +56,10 @@ def test_where_machinectl_lists_what_runs(case: str) -> None:
     """It is told of the machine, and nothing else differs."""
     name, declared, hardware = LAUNCHES[case]
     usual, shown = (launch_of(name, declared, replace(host(**hardware), has_machined=has)) for has in (False, True))
-    (told,) = shown.inward
+    (told,) = shown.post_start
     *others, forgotten = shown.cleanup
-    assert (usual.inward, usual.cleanup) == ((), tuple(others))
-    assert replace(shown, inward=(), cleanup=usual.cleanup) == usual
+    assert (usual.post_start, usual.cleanup) == ((), tuple(others))
+    assert replace(shown, post_start=(), cleanup=usual.cleanup) == usual
     assert told.may_fail and forgotten.may_fail
     assert PLACES.machine(name) in shlex.split(told.argv[2]) and forgotten.argv[-1] == PLACES.machine(name)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hutch.backends import launch_of
 from hutch.backends.launch import File, Forbidden, Helper, HotMount, Launch, Limits, Step, Surroundings
 from hutch.host.services.units import quoted
-from hutch.runtime.hold import decode_steps
+from hutch.runtime.pre_exec import decode_steps
 from hutch.runtime.units import (
     LIBRARY,
     confined,
@@ -135,36 +135,38 @@ def parts(found: Launch) -> dict[str, list[str]]:
 
 def test_all_that_a_dialect_may_call_is_there() -> None:
     """A function that does nothing where there is nothing to do."""
-    bare = launched(held=(), inward=(), hot_mounts=(), helpers=(), cleanup=(), guards=(), prepare=(), connect=())
+    bare = launched(
+        pre_exec=(), post_start=(), hot_mounts=(), helpers=(), cleanup=(), guards=(), prepare=(), connect=()
+    )
     found = parts(bare)
-    nothing = ("guard", "prepare", "join", "helpers", "inward", "shrink", "cleanup")
+    nothing = ("guard", "prepare", "join", "helpers", "post_start", "shrink", "cleanup")
     assert {name: found[name] for name in nothing} == {name: [":"] for name in nothing}
-    assert {"files", "launch", "hold"} <= found.keys()
+    assert {"files", "launch", "pre_exec"} <= found.keys()
 
 
 def test_what_is_held_is_bound_by_a_program() -> None:
     steps = (Step(("enter", "PID", "it's"), "bind it"), Step(("true",), "see that it is"))
-    (line,) = parts(launched(held=steps, start_seconds=90.0))["hold"]
+    (line,) = parts(launched(pre_exec=steps, start_seconds=90.0))["pre_exec"]
     words = shlex.split(line)
     assert words[-1] == "$@"
     at = words.index("90")
-    assert "from hutch.runtime.hold import main" in words[at - 2]
+    assert "from hutch.runtime.pre_exec import main" in words[at - 2]
     assert decode_steps(words[at + 1 : -1]) == [(step.why, list(step.argv)) for step in steps]
 
 
 def test_what_follows_once_there_is_a_pid_1() -> None:
     step = Step(("true",), "do it")
-    inward = (replace(step, argv=("reveal",)), replace(step, argv=("tell", "a b"), may_fail=True))
+    post_start = (replace(step, argv=("reveal",)), replace(step, argv=("tell", "a b"), may_fail=True))
     mount = HotMount("/a", "/run/a", step, replace(step, argv=("attach", "/a")), step)
-    found = launched(inward=inward, hot_mounts=(mount,))
-    assert parts(found)["inward"] == [
+    found = launched(post_start=post_start, hot_mounts=(mount,))
+    assert parts(found)["post_start"] == [
         "step 'do it' reveal \"$1\"",
         "attempt 'do it' tell 'a b' \"$1\"",
         "step 'do it' attach /a \"$1\"",
     ]
     shows = [line for line in rendered(found).splitlines() if line.startswith("shows=")]
     assert shows == ["shows=yes"]
-    assert "shows=''" in rendered(launched(inward=(), hot_mounts=())).splitlines()
+    assert "shows=''" in rendered(launched(post_start=(), hot_mounts=())).splitlines()
 
 
 def test_what_is_beside_it_and_what_it_calls() -> None:
