@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hutch.apply.explaining import Section
     from hutch.apply.up import Confirm
     from hutch.egress.record import Record as Event
-    from hutch.host.identity.shown import Shown
+    from hutch.host.identity.user_view import UserView
     from hutch.plan.actions import Plan, Verb
     from hutch.prove.model import Result
     from hutch.runtime.control import Listener
@@ -136,9 +136,9 @@ class Hutch:
         """The records of all existing workspaces by name; for who is not root, of those that they may see."""
         if os.geteuid() != 0:
             # Spares the start-up of `hutch ls` for root.
-            from hutch.host.identity.shown import read_all_shown
+            from hutch.host.identity.user_view import visible_records
 
-            return read_all_shown(self.places)
+            return visible_records(self.places)
         return present(read_records(self.places))
 
     def record(self, name: str) -> Record:
@@ -148,19 +148,19 @@ class Hutch:
         if os.geteuid() == 0:
             record = read_record(self.places, name)
         else:
-            shown = self._shown(name)
-            record = shown.record if shown else None
+            view = self._user_view(name)
+            record = view.record if view else None
         if record is not None and record.removed and record.ejected:
             raise UsageError(f"{name} was ejected and is not hutch's any more", resolution=f"see {record.ejected}")
         if record is None or record.removed:
             raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them; `hutch up` makes them")
         return record
 
-    def _shown(self, name: str) -> Shown | None:
+    def _user_view(self, name: str) -> UserView | None:
         # Spares the start-up of `hutch ls` for root.
-        from hutch.host.identity.shown import read_shown
+        from hutch.host.identity.user_view import read_user_view
 
-        return read_shown(self.places, name)
+        return read_user_view(self.places, name)
 
     def observe(self, name: str) -> Observation:
         return observe(self.places, name)
@@ -289,8 +289,8 @@ class Hutch:
         if not runs or not has_effect("hypervisor", record.effective.type):
             return {}
         if os.geteuid() != 0:
-            shown = self._shown(record.name)
-            return shown.facts if shown else {}
+            view = self._user_view(record.name)
+            return view.facts if view else {}
         return observe_facts(self.places, record.name)
 
 

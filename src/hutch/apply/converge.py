@@ -14,7 +14,7 @@ from hutch.backends.port import port_of
 from hutch.errors import HutchError
 from hutch.files import remove_flat, write_atomic
 from hutch.host.doctor.tools import check_tools
-from hutch.host.identity import hosts_file, shown, ssh
+from hutch.host.identity import hosts_file, ssh, user_view
 from hutch.host.network import router
 from hutch.host.network.firewall import Member
 from hutch.host.network.namespace import has_namespace, inside
@@ -228,12 +228,12 @@ def limit_home(places: Places, record: Record) -> None:
         ensure_quota(record.wanted.home, record.uid_base, record.wanted.disk, places.quota(record.name))
 
 
-def converge_shown(places: Places, records: Mapping[str, Record]) -> None:
+def converge_user_views(places: Places, records: Mapping[str, Record]) -> None:
     """What owners and the group `hutch` see."""
     found = present(records)
     ensure_rooms(map(places.runtime, found))
     machines = [name for name, r in found.items() if r.booted is not None and is_machine(r.booted.workspace)]
-    shown.ensure_shown(places, found, {name: observe_facts(places, name) for name in machines})
+    user_view.ensure_user_views(places, found, {name: observe_facts(places, name) for name in machines})
 
 
 def settle(
@@ -259,7 +259,7 @@ def settle(
         _choosing.close()  # whoever chooses one from now on sees this
         connect()
         converge_trust(places, records)
-        converge_shown(places, records)
+        converge_user_views(places, records)
         # Spares the start-up of `hutch start` where there is no systemd.
         from hutch.apply.units import hand_over
 
@@ -280,7 +280,7 @@ def dismantle(places: Places) -> None:
     """The last workspace is gone: take away everything on the host that is not a home, a key or an image."""
     hosts_file.ensure_hosts(places, {})
     ssh.remove_trust(places)
-    remove_flat(places.shown_records)
+    remove_flat(places.user_views)
     clear(places)
     remove_network(places)
     remove_units((places.target, places.network_unit, places.slice_of_all))

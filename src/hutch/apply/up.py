@@ -101,7 +101,7 @@ def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
                         f"`hutch restart {next(iter(failures))}` makes sure of them",
                     )
                 )
-            converge.converge_shown(places, records)
+            converge.converge_user_views(places, records)
 
     try:
         execute(places, plan, records, listen, between)

@@ -50,10 +50,10 @@ def _places() -> Places | None:
 def existing_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The workspaces that one may look at."""
     # Spares the start-up of `hutch ls`.
-    from hutch.host.identity.shown import shown_names
+    from hutch.host.identity.user_view import visible_names
 
     places = _places()
-    return [name for name in shown_names(places) if name.startswith(incomplete)] if places else []
+    return [name for name in visible_names(places) if name.startswith(incomplete)] if places else []
 
 
 def declared_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -23,7 +23,7 @@ def aliases(options: Options, shell: str | None, install: bool, remove: bool) ->
     In a profile: eval "$(hutch aliases bash)", or for fish: hutch aliases fish | source. With --install or --remove it
     is about the given shell, or about all three."""
     # Spares the start-up of `hutch completion`.
-    from hutch.host.identity import shells, shown
+    from hutch.host.identity import shells, user_view
 
     places = Places.from_environment()
     if install and remove:
@@ -31,7 +31,7 @@ def aliases(options: Options, shell: str | None, install: bool, remove: bool) ->
     if not install and not remove:
         if shell is None:
             raise UsageError("for which shell?", resolution="`hutch aliases bash`, `zsh` or `fish`")
-        click.echo(shells.render_aliases(places, shell, shown.shown_names(places)), nl=False)
+        click.echo(shells.render_aliases(places, shell, user_view.visible_names(places)), nl=False)
         return
     if os.geteuid() != 0:
         become_root()

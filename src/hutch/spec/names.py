@@ -222,8 +222,8 @@ class Places:
     known_hosts = Derived(lambda places: places.state / "known_hosts")
     group_key = Derived(lambda places: places.state / "keys" / "hutch" / "id_ed25519")
     """A copy of root's key for the members of the group `hutch`."""
-    shown_records = Derived(lambda places: places.state / "shown")
-    """What owners and the group see of workspaces."""
+    user_views = Derived(lambda places: places.state / "shown")
+    """What owners and the group see of workspaces; installed aliases know the directory by its name."""
 
     def image_root(self, id: str) -> Path:
         """An image's tree."""
@@ -233,7 +233,7 @@ class Places:
         """The private key that hutch made for a host user: root's opens every workspace."""
         return self.state / "keys" / str(uid) / "id_ed25519"
 
-    shown_record = OfEach(lambda places, name: places.shown_records / f"{name}.json")
+    user_view = OfEach(lambda places, name: places.user_views / f"{name}.json")
 
     def workspace(self, name: str) -> Path:
         """Root's own directory for a workspace; nothing in it but `home` and `root` is written by guests."""

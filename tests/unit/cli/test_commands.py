@@ -177,8 +177,8 @@ def completions(*words: str) -> list[str]:
 
 def test_words_are_completed(places: Places) -> None:
     for name in ("web", "lab"):
-        places.shown_record(name).parent.mkdir(parents=True, exist_ok=True)
-        places.shown_record(name).write_bytes(b"")
+        places.user_view(name).parent.mkdir(parents=True, exist_ok=True)
+        places.user_view(name).write_bytes(b"")
     assert completions("sta") == ["start", "status"]
     assert completions("start", "") == ["lab", "web"]
     assert completions("ssh", "w") == ["web"]
@@ -198,8 +198,8 @@ def test_what_up_takes_is_completed_from_the_file(places: Places) -> None:
 
 
 def test_what_cp_takes_is_completed(places: Places) -> None:
-    places.shown_record("web").parent.mkdir(parents=True)
-    places.shown_record("web").write_bytes(b"")
+    places.user_view("web").parent.mkdir(parents=True)
+    places.user_view("web").write_bytes(b"")
     assert completions("cp", "") == ["", "web:"]  # files, and workspaces
     assert completions("cp", "a", "w") == ["w", "web:"]
     assert completions("cp", "./w") == ["./w"]

@@ -102,7 +102,7 @@ SCRIPTS = {"bash": POSIX, "zsh": ZSH, "fish": FISH}
 def render_script(places: Places, shell: str) -> str:
     """What a shell reads at its start."""
     return SCRIPTS[shell].format(
-        note=NOTE, directory=places.shown_records, verbs=" ".join(VERBS), prefix=prefix_of(places)
+        note=NOTE, directory=places.user_views, verbs=" ".join(VERBS), prefix=prefix_of(places)
     )
 
 

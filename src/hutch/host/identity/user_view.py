@@ -110,18 +110,18 @@ def group_id() -> int | None:
 # Root's side.
 
 
-def ensure_shown(places: Places, records: Mapping[str, Record], facts: Mapping[str, Mapping[str, str]]) -> None:
+def ensure_user_views(places: Places, records: Mapping[str, Record], facts: Mapping[str, Mapping[str, str]]) -> None:
     """Show exactly these workspaces, as they are now. `facts` are those of machines' last starts. The files can be made
     anew at any time, so they need not survive a power cut."""
     gid = group_id()
-    make_directory(places.shown_records)
+    make_directory(places.user_views)
     for record in records.values():
         uid = viewer_of(record)
         _ensure_entry(places, record.name, Access(uid, gid, ENTER))
         content = encode(WORKSPACE, {**asdict(record), "facts": dict(facts.get(record.name, {}))})
-        _ensure_file(places.shown_record(record.name), content, Access(uid, gid, READ))
-    for path in entries(places.shown_records):
-        if path not in {places.shown_record(name) for name in records}:
+        _ensure_file(places.user_view(record.name), content, Access(uid, gid, READ))
+    for path in entries(places.user_views):
+        if path not in {places.user_view(name) for name in records}:
             path.unlink(missing_ok=True)
     _ensure_group_key(places, gid)
 
@@ -174,25 +174,25 @@ def _ensure_group_key(places: Places, gid: int | None) -> None:
 
 
 @dataclass(frozen=True)
-class Shown:
+class UserView:
     """What somebody sees of a workspace. `facts` are those of its last start, if it is a machine."""
 
     record: Record
     facts: Mapping[str, str]
 
 
-def shown_names(places: Places) -> list[str]:
+def visible_names(places: Places) -> list[str]:
     """The workspaces that this process may look at; none where nobody can look."""
     try:
-        found = [entry.name.removesuffix(".json") for entry in os.scandir(places.shown_records)]
+        found = [entry.name.removesuffix(".json") for entry in os.scandir(places.user_views)]
     except OSError:
         return []
-    return sorted(name for name in found if os.access(places.shown_record(name), os.R_OK))
+    return sorted(name for name in found if os.access(places.user_view(name), os.R_OK))
 
 
-def read_shown(places: Places, name: str) -> Shown | None:
+def read_user_view(places: Places, name: str) -> UserView | None:
     """What this process may see of a workspace; None when there is none of that name. HutchError for another's."""
-    path = places.shown_record(name)
+    path = places.user_view(name)
     try:
         data = read_or_none(path)
     except PermissionError:
@@ -203,10 +203,10 @@ def read_shown(places: Places, name: str) -> Shown | None:
     if data is None:
         return None
     body: Body = decode(WORKSPACE, path, data)
-    return Shown(record_from(body), {str(key): str(value) for key, value in body.get("facts", {}).items()})
+    return UserView(record_from(body), {str(key): str(value) for key, value in body.get("facts", {}).items()})
 
 
-def read_all_shown(places: Places) -> dict[str, Record]:
+def visible_records(places: Places) -> dict[str, Record]:
     """The records of all that this process may look at, by name."""
-    found = {name: read_shown(places, name) for name in shown_names(places)}
-    return {name: shown.record for name, shown in found.items() if shown is not None}
+    found = {name: read_user_view(places, name) for name in visible_names(places)}
+    return {name: view.record for name, view in found.items() if view is not None}
