@@ -112,8 +112,8 @@ class Workspace:
         modes and times are kept. Needs tar inside.
         """
         # Spares the start-up of `hutch exec`.
-        from hutch.api.carriers import own_side
         from hutch.api.copying import put
+        from hutch.api.transports import own_side
 
         return put(own_side(self, timeout), source, target, into=into)
 
@@ -140,8 +140,8 @@ class Workspace:
         what is returned. Nobody but the owner may write what comes, and nothing is setuid.
         """
         # Spares the start-up of `hutch exec`.
-        from hutch.api.carriers import own_side
         from hutch.api.copying import get
+        from hutch.api.transports import own_side
 
         return get(own_side(self, timeout), source, target, limit=limit, into=into)
 

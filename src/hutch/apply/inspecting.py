@@ -22,8 +22,8 @@ from hutch.files import read_or_none
 from hutch.frozen import dataclass
 from hutch.host.identity import hosts_file, ssh
 from hutch.host.network import router
+from hutch.host.network.foreign_firewalls import check_foreign_firewalls
 from hutch.host.network.namespace import look
-from hutch.host.network.strangers import check_strangers
 from hutch.host.services.units import awaits_a_start, different_units
 from hutch.host.storage import shares
 from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
@@ -66,7 +66,7 @@ def inspect(places: Places, applied: Network | None, records: Mapping[str, Recor
     repairs = (*there, *elsewhere)
     lost |= forgotten_workspaces(places, serving)
     host_end, _ = names.uplink_addresses(applied.uplink)
-    obstacles = tuple(map(str, check_strangers(facts.host_listing, places.uplink_host, host_end)))
+    obstacles = tuple(map(str, check_foreign_firewalls(facts.host_listing, places.uplink_host, host_end)))
     return Findings(repairs, broken_workspaces(places, serving, facts.links), lost, obstacles)
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from hutch.errors import HutchError
 from hutch.host.doctor.repairs import is_made, read_made
-from hutch.host.network.strangers import check_strangers
+from hutch.host.network.foreign_firewalls import check_foreign_firewalls
 from hutch.host.services.lock import host_lock
 from hutch.run import run
 from hutch.spec import names
@@ -24,7 +24,7 @@ def repeat_repairs(places: Places, network: Network, listing: str) -> None:
         steps = read_made(places).steps
     except HutchError:
         return
-    for obstacle in check_strangers(listing, places.uplink_host, host_end):
+    for obstacle in check_foreign_firewalls(listing, places.uplink_host, host_end):
         with suppress(HutchError), host_lock():
             for step in obstacle.repair:
                 if step in steps and not is_made(step):

@@ -8,8 +8,8 @@ import tempfile
 import click
 
 from hutch.api import copying
-from hutch.api.carriers import own_side, ssh_side
 from hutch.api.copying import Side
+from hutch.api.transports import own_side, ssh_side
 from hutch.api.workspace import Workspace
 from hutch.cli.common import Options, global_options, printable
 from hutch.cli.completing import copied_paths

@@ -14,10 +14,10 @@ from hutch.apply import hardware, leaving, removal, repairing, repeating
 from hutch.errors import HutchError
 from hutch.host.doctor.repairs import Made, Step, write_made
 from hutch.host.hardware.accelerator import Accelerator
-from hutch.host.network.strangers import check_strangers
+from hutch.host.network.foreign_firewalls import check_foreign_firewalls
 from hutch.spec.names import Places
 from tests.unit.apply.test_coexistence import NETWORK, listing
-from tests.unit.host.test_strangers import DOCKER, FIREWALLD, UFW
+from tests.unit.host.test_foreign_firewalls import DOCKER, FIREWALLD, UFW
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, ...]
 
 
 def steps_of(*entries: dict[str, Any]) -> tuple[Step, ...]:
-    found = check_strangers(listing(*entries), "hutch-up", "192.168.84.1")
+    found = check_foreign_firewalls(listing(*entries), "hutch-up", "192.168.84.1")
     return tuple(step for obstacle in found for step in obstacle.repair)
 
 

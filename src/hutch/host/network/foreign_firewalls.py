@@ -52,7 +52,7 @@ class Listing:
     rules: Rules
 
 
-def check_strangers(listing: str, uplink: str, host_end: str) -> tuple[Obstacle, ...]:
+def check_foreign_firewalls(listing: str, uplink: str, host_end: str) -> tuple[Obstacle, ...]:
     """What stops the packets that come by the interface `uplink`, whose address is `host_end`; `listing` is the output
     of `nft -j list ruleset`."""
     found = parse(listing)
