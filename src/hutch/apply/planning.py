@@ -24,7 +24,7 @@ from hutch.host.services.units import has_systemd, observe_ejected
 from hutch.plan.actions import Plan
 from hutch.plan.decide import Facts, Ownership, decide
 from hutch.runtime.observe import observe
-from hutch.spec.marker import Invalid
+from hutch.spec.field_types import Invalid
 from hutch.spec.model import Config, Network, Workspace
 from hutch.spec.names import SUN_PATH, Places
 from hutch.spec.owner import default_owner, find_owner, owner_keys

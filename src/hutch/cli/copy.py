@@ -15,7 +15,7 @@ from hutch.cli.common import Options, global_options, printable
 from hutch.cli.completing import copied_paths
 from hutch.cli.reach import check_up, host_of
 from hutch.errors import UsageError
-from hutch.spec.marker import Invalid
+from hutch.spec.field_types import Invalid
 from hutch.spec.values import Size
 
 

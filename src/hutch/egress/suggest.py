@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from hutch.egress.record import NOT_LISTED, Record
 from hutch.spec.entries import Egress
-from hutch.spec.marker import Invalid
+from hutch.spec.field_types import Invalid
 from hutch.spec.model import Workspace
 from hutch.spec.policy import Domain, Policy, Reach, policy_of
 from hutch.spec.ranges import is_never, is_private

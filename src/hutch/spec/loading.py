@@ -19,8 +19,8 @@ from typing import get_args, get_type_hints
 from hutch.errors import ConfigError, Problem
 from hutch.spec import crosscheck
 from hutch.spec.crosscheck import Draft
+from hutch.spec.field_types import Invalid
 from hutch.spec.lookup import LARGEST_FILE, LONGEST_LINE, is_unwieldy
-from hutch.spec.marker import Invalid
 from hutch.spec.model import Config, Incus, Network, Workspace
 from hutch.spec.names import Places, is_name
 from hutch.spec.owner import Owner, default_owner, expand, expand_keys, find_owner, unique

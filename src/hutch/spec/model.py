@@ -2,7 +2,7 @@
 
 Validation (spec/loading), the JSON Schema (spec/schema), the planner and the records on disk all read
 these dataclasses. They are plain: nothing here imports pydantic, so commands that only read records
-start fast. The markers in spec/values and spec/entries tell pydantic how to parse a field once a file is loaded.
+start fast. The field types in spec/values and spec/entries tell pydantic how to parse a field once a file is loaded.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hutch.spec.entries import Egress
-from hutch.spec.marker import Invalid
+from hutch.spec.field_types import Invalid
 from hutch.spec.model import Workspace
 from hutch.spec.policy import Domain, Policy, Reach, policy_of
 
