@@ -155,7 +155,7 @@ def test_addresses_that_somebody_else_has_taken_meanwhile(instance: Instance) ->
     subprocess.run(["ip", "link", "delete", places.uplink_host], check=True, timeout=10)
     with somebody_beyond("192.168.219.0/24"):
         assert instance.hutch("start", "web", check=False).returncode == 1
-        instance.hutch("withdraw", "--yes")
+        instance.hutch("uninstall", "--yes")
 
 
 @pytest.mark.skipif(shutil.which("iptables") is not None, reason="it is about a host without iptables")

@@ -211,7 +211,7 @@ def test_it_goes_on_after_a_purge_of_all_that_hutch_has(both: Instance) -> None:
     both.ssh("web", "echo kept >~/file")
     both.hutch("eject", "web", "--yes", timeout=SECONDS)
     call("umount", str(both.state / "images"))  # the tier's
-    both.hutch("withdraw", "--purge", "--force", "--yes", timeout=SECONDS)
+    both.hutch("uninstall", "--purge", "--force", "--yes", timeout=SECONDS)
     assert not both.state.exists()
     both.state.mkdir()  # for whoever cleans up
     refused = both.hutch("plan", check=False)

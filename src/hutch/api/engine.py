@@ -195,14 +195,14 @@ class Hutch:
         return remove(self.places, name, self.listen, purge=purge, force=force)
 
     @mended
-    def withdraw(self, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
+    def uninstall(self, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
         """Stop all workspaces and take hutch off this host. Homes, keys, images and records stay, so that `up` brings
         the same workspaces back. With `purge` they go too; without `force`, not while unsaved git work or a live
         session is in the way."""
         # Spares the start-up of `hutch ls`.
-        from hutch.apply.leaving import withdraw
+        from hutch.apply.leaving import uninstall
 
-        return withdraw(self.places, self.listen, purge=purge, force=force)
+        return uninstall(self.places, self.listen, purge=purge, force=force)
 
     @mended
     def eject(self, name: str, to: Path | None = None, *, confirm: Callable[[str], None] = silent) -> Path:

@@ -1,5 +1,5 @@
-"""How workspaces leave: removed, withdrawn together, or ejected. What an earlier run left half done comes first; what
-is in the way is looked for without the lock, since that takes as long as git does."""
+"""How workspaces leave: removed, together with hutch itself, or ejected. What an earlier run left half done comes
+first; what is in the way is looked for without the lock, since that takes as long as git does."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def remove(places: Places, name: str, listen: Listener, *, purge: bool, force: b
         return removal.remove(places, record, purge=purge)
 
 
-def withdraw(places: Places, listen: Listener, *, purge: bool, force: bool) -> tuple[str, ...]:
-    """Take hutch off this host; see `Hutch.withdraw`. Returns notes for the user."""
+def uninstall(places: Places, listen: Listener, *, purge: bool, force: bool) -> tuple[str, ...]:
+    """Take hutch off this host; see `Hutch.uninstall`. Returns notes for the user."""
     if not places.state.exists():
         return ()
     with lock(places):
@@ -80,7 +80,7 @@ def take_away(places: Places) -> tuple[str, ...]:
     shells.remove(places)
     if not names and read_network(places) is None:
         return tuple(notes)  # nothing else was ever made, or all of it is gone
-    with journaled(places, "withdraw", names):
+    with journaled(places, "uninstall", names):
         control.stop_all(places, names)
         for record in records.values():
             notes += removal.disarm(places, record) if not record.removed else ()

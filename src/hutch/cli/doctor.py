@@ -34,7 +34,7 @@ def doctor(options: Options, as_json: bool, fix: bool, undo: bool, yes: bool) ->
 
     --fix lets workspaces through others' firewalls, keeps NetworkManager off their uplink, turns forwarding on where
     a workspace needs it, tries KVM with a guest, and installs the aliases; packages only after asking, or with --yes.
-    `hutch rm --purge` of the last workspace, `hutch withdraw` and --undo take all of it back, but for packages.
+    `hutch rm --purge` of the last workspace, `hutch uninstall` and --undo take all of it back, but for packages.
     """
     if undo and (fix or yes):
         raise UsageError("--undo excludes --fix and --yes")

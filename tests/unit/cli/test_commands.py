@@ -74,6 +74,13 @@ def test_every_command_is_there(name: str) -> None:
     assert command.help
 
 
+def test_a_former_name_says_what_it_is_now(hutch: Run) -> None:
+    result = hutch("withdraw", "--help")
+    assert (result.code, result.err) == (0, "hutch: `withdraw` is now called `uninstall`\n")
+    assert result.out == hutch("uninstall", "--help").out
+    assert "withdraw" not in hutch("--help").out
+
+
 @pytest.mark.parametrize("name", ["ls", "build", "rm", "prune"])
 def test_image_commands(name: str) -> None:
     assert CliRunner().invoke(cli, ["image", name, "--help"]).exit_code == 0
