@@ -27,7 +27,7 @@ LAYERS = (
     ("api",),
     ("prove",),
     ("apply",),
-    ("plan", "backends", "guest", "runtime", "access", "confine", "host", "images", "state"),
+    ("plan", "backends", "guest", "runtime", "access", "seccomp", "host", "images", "state"),
     ("egress",),
     ("spec",),
     ("run", "files", "trees"),
@@ -38,7 +38,7 @@ RANK = {layer: len(LAYERS) - row for row, layers in enumerate(LAYERS) for layer 
 
 # These compute and touch nothing, so they import none that does.
 PURE = ("plan", "backends", "guest")
-IMPURE_LAYERS = frozenset({"run", "files", "trees", "host", "runtime", "access", "confine", "images", "state"})
+IMPURE_LAYERS = frozenset({"run", "files", "trees", "host", "runtime", "access", "seccomp", "images", "state"})
 IMPURE_MODULES = frozenset(
     {"asyncio", "ctypes", "fcntl", "glob", "io", "multiprocessing", "pty", "shutil", "signal", "socket", "subprocess"}
     | {"tempfile", "threading", "time"}

@@ -36,13 +36,13 @@ PYTHON = "/usr/bin/python3"
 """The host's own, for the programs that steps run: its standard library is all that they need."""
 PROGRAMS = (
     *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/hot_mount.py"),
-    *("confine/install.py", "confine/filters.py"),
+    *("seccomp/install.py", "seccomp/filters.py"),
     *("runtime/pre_exec.py", "runtime/steps.py", "host/services/cgroup.py"),
     *("trees/changing.py", "trees/cursor.py", "errors.py", "files.py", "frozen.py"),
 )
 PACKAGES = tuple(
     f"{package}__init__.py"
-    for package in ("", "host/", "host/services/", "host/storage/", "confine/", "runtime/", "trees/")
+    for package in ("", "host/", "host/services/", "host/storage/", "seccomp/", "runtime/", "trees/")
 )
 PARTS = (
     *("image", "keys", "network", "programs", "units", "known_hosts", "hosts", "README", "remove"),

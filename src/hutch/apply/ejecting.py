@@ -50,7 +50,7 @@ from hutch.trees.removing import remove_tree
 
 COPY_SECONDS = 1800.0
 START_SECONDS = 180.0  # of its network and what serves it; and of the workspace itself, whose own deadline is shorter
-NEEDED = "hutch.confine.install, hutch.host.storage.hot_mount, hutch.host.storage.unbind, hutch.trees.changing"
+NEEDED = "hutch.seccomp.install, hutch.host.storage.hot_mount, hutch.host.storage.unbind, hutch.trees.changing"
 TRY = f"import sys; sys.path.insert(0, sys.argv[1]); import {NEEDED}"
 
 

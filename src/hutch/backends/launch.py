@@ -114,7 +114,7 @@ class HotMount:
 
 
 @dataclass(frozen=True)
-class Forbidden:
+class Seccomp:
     """What the kernel refuses to the main process and to all that comes of it, whoever that is inside: system calls by
     their names, and sockets of all families but these. systemd's own filters know nothing of the other ABIs that a
     kernel offers, so a program of ours installs these."""
@@ -139,7 +139,7 @@ class Launch:
     `prepare`, `connect`, `argv` and `cleanup` run in a mount namespace of their own (a slave of the host's) and in the
     network namespace at `network_namespace`; so mounts vanish with the last process. `prepare` are chains of steps that
     do not depend on each other; `connect` joins the network: its stages follow one another, the steps of a stage may
-    run side by side. `forbidden` binds the main process, and `sandbox` are lines of the unit that bind all processes.
+    run side by side. `seccomp` holds for the main process, and `sandbox` are lines of the unit that bind all processes.
 
     `dialect` are functions of a shell: what only this backend knows. `begin` has all made ready, connects, and starts
     or becomes `argv`; it sees to READY=1 once the guest serves, and notes "shown" before. Where the main process is a
@@ -177,7 +177,7 @@ class Launch:
     cleanup: tuple[Step, ...]
     limits: Limits
     commands: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    forbidden: Forbidden | None = None
+    seccomp: Seccomp | None = None
     sandbox: tuple[str, ...] = ()
     pre_exec: tuple[Step, ...] = ()
     post_start: tuple[Step, ...] = ()

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from hutch.backends.identity import guest_uid, identify
-from hutch.backends.launch import REBOOT, File, Forbidden, HotMount, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import REBOOT, File, HotMount, Launch, Limits, Seccomp, Step, Surroundings
 from hutch.backends.machined import forget_step
 from hutch.backends.port import port_of
 from hutch.backends.share import OVERLAY, STORE, bind_step, share_places, sources, store_step
@@ -35,7 +35,7 @@ TRAITS = Traits(
 DIALECT = Path(__file__).with_name("nspawn.sh")
 SCRATCH = 2 << 30  # bytes that an ephemeral root may grow by when `disk` does not say
 TASKS = 16384
-FORBIDDEN = Forbidden(
+SECCOMP = Seccomp(
     # nspawn's own list leaves io_uring open, whose calls no filter sees, and answers for keys in a way that runtimes of
     # containers take for a failure.
     system_calls=("io_uring_setup", "io_uring_enter", "io_uring_register", "add_key", "request_key", "keyctl"),
@@ -92,7 +92,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             *((device_steps(runtime),) if workspace.nesting else ()),
         ),
         connect=port.connect(f"{runtime}/port"),
-        forbidden=FORBIDDEN,
+        seccomp=SECCOMP,
         pre_exec=() if workspace.nesting else (no_namespaces(),),
         post_start=(reveal_step(host),) if workspace.nesting else (),
         hot_mounts=hot_mounts,
@@ -269,16 +269,16 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
         *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"),
         *command,
     )
-    nspawn = bound(host.python, host.package, nspawn)
+    nspawn = sandboxed(host.python, host.package, nspawn)
     script = "\n".join([*(shlex.join(step.argv) for step in steps), f"exec {shlex.join(nspawn)}"])
     return ["sh", "-euc", script]
 
 
-def bound(python: str, package: str, argv: Sequence[str]) -> tuple[str, ...]:
-    """A command line of nspawn's that is bound as that of a container is: see runtime/bound."""
-    bounds = json.dumps({"forbidden": asdict(FORBIDDEN), "pre_exec": [asdict(no_namespaces())]})
-    program = own_program("hutch.runtime.bound", python, package)
-    return (*program, bounds, argv[0], WITHOUT_RESOURCES, *argv[1:])
+def sandboxed(python: str, package: str, argv: Sequence[str]) -> tuple[str, ...]:
+    """A command line of nspawn's, with the seccomp filter and the steps of a container's: see runtime/sandbox."""
+    wanted = json.dumps({"seccomp": asdict(SECCOMP), "pre_exec": [asdict(no_namespaces())]})
+    program = own_program("hutch.runtime.sandbox", python, package)
+    return (*program, wanted, argv[0], WITHOUT_RESOURCES, *argv[1:])
 
 
 def nspawn_argv(
@@ -302,7 +302,7 @@ def nspawn_argv(
         "--link-journal=no",
         "--resolv-conf=off",
         "--timezone=off",
-        # Nested runtimes are told of keys that there are none (see FORBIDDEN), which nspawn's answer would not say.
+        # Nested runtimes are told of keys that there are none (see SECCOMP), which nspawn's answer would not say.
         "--system-call-filter=@keyring" if workspace.nesting else WITHOUT_RESOURCES,
         *(
             f"--bind={host.places.runtime(name)}/devices/{path.replace('/', '-')}:/dev/{path}"

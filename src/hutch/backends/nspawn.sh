@@ -1,6 +1,6 @@
 # A container. The main process becomes systemd-nspawn, in the cgroup `machine`. It puts what becomes PID 1 into the cgroup
-# `payload` before it lets it go on, and there that is frozen until it is bound. What binds the main process loads itself
-# while everything is made ready, and waits for the word that it is.
+# `payload` before it lets it go on, and there that is frozen until `pre_exec` is through. What installs the seccomp filter
+# of the main process loads itself while everything is made ready, and waits for the word that it is.
 
 begin() {
   for pipe in said ready; do

@@ -139,7 +139,7 @@ def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
         function("prepare", side_by_side(launch.prepare)),
         function("join", [line for stage in launch.connect for line in side_by_side([(step,) for step in stage])]),
         function("helpers", map(_serve, launch.helpers)),
-        function("launch", [f"exec {shlex.join(confined(launch, python, package))}"]),
+        function("launch", [f"exec {shlex.join(with_seccomp(launch, python, package))}"]),
         function("pre_exec", [f'{shlex.join((*program, *words))} "$@"']),
         function("post_start", [_step(step, ' "$1"') for step in steps]),
         function("shrink", [_step(launch.balloon)] if launch.balloon else ()),
@@ -159,12 +159,12 @@ def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
     return "\n".join(lines) + f"\n{launch.dialect}\n" + LIBRARY.read_text(encoding="utf-8")
 
 
-def confined(launch: Launch, python: str, package: Path = PACKAGE) -> tuple[str, ...]:
-    """The main process, bound to what is forbidden to it: by a program of ours, which becomes it."""
-    if launch.forbidden is None:
+def with_seccomp(launch: Launch, python: str, package: Path = PACKAGE) -> tuple[str, ...]:
+    """The main process, with its seccomp filter: a program of ours installs that, and becomes it."""
+    if launch.seccomp is None:
         return launch.argv
-    program = own_program("hutch.confine.install", python, package)
-    return (*program, json.dumps(asdict(launch.forbidden)), *launch.argv)
+    program = own_program("hutch.seccomp.install", python, package)
+    return (*program, json.dumps(asdict(launch.seccomp)), *launch.argv)
 
 
 def side_by_side(chains: Sequence[Sequence[Step]]) -> list[str]:

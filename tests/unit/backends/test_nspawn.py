@@ -208,7 +208,7 @@ def test_inspection_sees_the_home_read_only_and_no_network() -> None:
     assert last[:2] == ["exec", "/usr/bin/python3"]
     at = last.index("systemd-nspawn")
     ordinary = json.loads(json.dumps(asdict(launch_of("web", EVERYTHING, surroundings()))))
-    assert json.loads(last[at - 1]) == {key: ordinary[key] for key in ("forbidden", "pre_exec")}
+    assert json.loads(last[at - 1]) == {key: ordinary[key] for key in ("seccomp", "pre_exec")}
     assert last[at + 1] == "--drop-capability=CAP_SYS_RESOURCE"
     assert last[-4:] == ["find", ".", "-name", "it's"]
     assert {"--private-network", "--bind-ro=/mnt/home:/home/me", "--chdir=/home/me", "--reuid=1000"} <= set(last)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.host.services.cgroup import Cgroup
-from hutch.runtime import bound, pre_exec
+from hutch.runtime import pre_exec, sandbox
 from hutch.runtime.pre_exec import decode_steps, encode_steps, run_pre_exec
 from hutch.runtime.steps import StepFailed
 
@@ -144,15 +144,15 @@ def test_a_setup_that_is_not_where_it_is_held_is_killed(
 ) -> None:
     """An nspawn of another layout never puts anything into the group, and runs what it is to run elsewhere."""
     killed: list[tuple[int, int]] = []
-    for name in ("leave_keyring", "forbid"):
-        monkeypatch.setattr(bound, name, lambda *arguments: None)
-    monkeypatch.setattr(bound, "own_group", lambda: "x")
+    for name in ("leave_keyring", "install_seccomp"):
+        monkeypatch.setattr(sandbox, name, lambda *arguments: None)
+    monkeypatch.setattr(sandbox, "own_group", lambda: "x")
     group = Frozen(comes=False)
-    monkeypatch.setattr(bound, "Cgroup", lambda path: group)
+    monkeypatch.setattr(sandbox, "Cgroup", lambda path: group)
     monkeypatch.setattr(os, "posix_spawnp", lambda *arguments: 4242)
     monkeypatch.setattr(os, "pidfd_open", lambda pid: ended[0])
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
     with pytest.raises(SystemExit, match="so it is not run: nothing of the guest came to be held"):
-        bound.main('{"forbidden": {}, "pre_exec": []}', "systemd-nspawn")
+        sandbox.main('{"seccomp": {}, "pre_exec": []}', "systemd-nspawn")
     assert killed == [(4242, signal.SIGKILL)]
     assert (group.frozen, group.thawed) == (["payload"], [])

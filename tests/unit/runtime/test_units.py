@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.backends import launch_of
-from hutch.backends.launch import File, Forbidden, Helper, HotMount, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import File, Helper, HotMount, Launch, Limits, Seccomp, Step, Surroundings
 from hutch.host.services.units import quoted
 from hutch.runtime.pre_exec import decode_steps
 from hutch.runtime.units import (
     LIBRARY,
-    confined,
     files,
     render_limits,
     render_script,
     render_service,
     render_slice,
     side_by_side,
+    with_seccomp,
 )
 from hutch.spec.model import Mount, Workspace
 from hutch.spec.names import PACKAGE
@@ -200,14 +200,14 @@ def test_files_are_their_owners_alone() -> None:
     assert not any("umask" in line for line in files(("/run",), ()))
 
 
-def test_what_is_forbidden_binds_the_main_process() -> None:
-    forbidden = Forbidden(("io_uring_setup",), ("AF_UNIX",))
-    assert confined(launched(forbidden=None, argv=("a", "b")), "python3") == ("a", "b")
-    *program, bounds, one, two = confined(launched(forbidden=forbidden, argv=("a", "b")), "python3")
-    assert "from hutch.confine.install import main" in program[-2]
-    assert json.loads(bounds) == json.loads(json.dumps(asdict(forbidden)))
+def test_the_main_process_has_its_seccomp_filter() -> None:
+    seccomp = Seccomp(("io_uring_setup",), ("AF_UNIX",))
+    assert with_seccomp(launched(seccomp=None, argv=("a", "b")), "python3") == ("a", "b")
+    *program, filter, one, two = with_seccomp(launched(seccomp=seccomp, argv=("a", "b")), "python3")
+    assert "from hutch.seccomp.install import main" in program[-2]
+    assert json.loads(filter) == json.loads(json.dumps(asdict(seccomp)))
     assert (one, two) == ("a", "b")
-    (line,) = parts(launched(forbidden=forbidden, argv=("a b",)))["launch"]
+    (line,) = parts(launched(seccomp=seccomp, argv=("a b",)))["launch"]
     assert shlex.split(line)[:2] == ["exec", "/usr/bin/python3"] and shlex.split(line)[-1] == "a b"
 
 

@@ -1,4 +1,4 @@
-"""What binds a guest beside its namespaces: filters of system calls, and an empty keyring. A container has them from
+"""What holds for a guest beside its namespaces: seccomp filters, and an empty keyring. A container has them from
 its main process. A command that enters takes those of the guest's PID 1: otherwise guest root could borrow from it what
 its own processes lack. It is loaded at each start: imports stay few.
 """
@@ -9,7 +9,7 @@ import ctypes
 import os
 import sys
 
-from hutch.confine.filters import INSTRUCTION, render_filter
+from hutch.seccomp.filters import INSTRUCTION, render_filter
 
 TYPE_CHECKING = False  # see runtime/steps
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ class Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def forbid(forbidden: dict[str, Any]) -> None:
-    """Bind this process, and all that comes of it, to what a Launch forbids. OSError or ValueError where that cannot
-    be."""
-    families = forbidden["other_families_than"]
-    install_filters([render_filter(os.uname().machine, forbidden["system_calls"], families)])
+def install_seccomp(wanted: dict[str, Any]) -> None:
+    """Have the filter that a Launch asks for, in this process and all that comes of it. OSError or ValueError where
+    that cannot be."""
+    families = wanted["other_families_than"]
+    install_filters([render_filter(os.uname().machine, wanted["system_calls"], families)])
 
 
 def read_filters(pid: int) -> list[bytes]:
@@ -71,22 +71,22 @@ def _unreadable(code: int) -> HutchError:
 
 
 def install_filters(filters: list[bytes]) -> None:
-    """Bind this process, and what it becomes, to the filters. Needs CAP_SYS_ADMIN in its user namespace."""
+    """Have these filters in this process, and in what it becomes. Needs CAP_SYS_ADMIN in its user namespace."""
     for code in filters:
         program = Program(len(code) // INSTRUCTION, code)
         if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "the filter of the guest's system calls cannot be installed")
 
 
-def main(forbidden: str, *argv: str) -> NoReturn:
-    """A program of its own, which becomes `argv`, bound to `forbidden`, JSON of a Launch, and with an empty keyring:
-    once it reads that all is ready for it."""
+def main(wanted: str, *argv: str) -> NoReturn:
+    """A program of its own, which becomes `argv`, with the filter that is `wanted`, JSON of a Launch, and with an empty
+    keyring: once it reads that all is ready for it."""
     # Spares the start-up of `hutch start`.
     import json
 
     leave_keyring()
     try:
-        forbid(json.loads(forbidden))
+        install_seccomp(json.loads(wanted))
         if os.read(0, 16) != b"ready\n":
             sys.exit("nothing was made ready for the guest, so it is not run")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
