@@ -19,7 +19,7 @@ from typing import Any
 
 from hutch.errors import HutchError, Unmet, lacks_root
 from hutch.files import read_or_none, sync_directory, write_atomic
-from hutch.spec.model import Idle, Mount, Network, Publish, Workspace
+from hutch.spec.model import Idle, Mount, Network, Publish, WorkspaceSpec
 from hutch.spec.names import Places
 from hutch.spec.record import Booted, NetworkRecord, Record
 
@@ -171,9 +171,9 @@ def restore(path: Path) -> bool:
 # Records.
 
 
-def workspace_from(body: dict[str, Any]) -> Workspace:
-    """The inverse of `dataclasses.asdict` for a Workspace."""
-    values = {name: body[name] for name in Workspace.__dataclass_fields__ if name in body}
+def workspace_from(body: dict[str, Any]) -> WorkspaceSpec:
+    """The inverse of `dataclasses.asdict` for a WorkspaceSpec."""
+    values = {name: body[name] for name in WorkspaceSpec.__dataclass_fields__ if name in body}
     values["packages"] = tuple(values["packages"])
     if values["authorized_keys"] is not None:
         values["authorized_keys"] = tuple(values["authorized_keys"])
@@ -184,7 +184,7 @@ def workspace_from(body: dict[str, Any]) -> Workspace:
         values["egress"] = tuple(values["egress"])
     if values["idle"] is not None:
         values["idle"] = Idle(**values["idle"])
-    return Workspace(**values)
+    return WorkspaceSpec(**values)
 
 
 def record_from(body: Body) -> Record:

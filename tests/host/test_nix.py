@@ -16,7 +16,7 @@ import pytest
 import hutch
 from hutch.host.identity import shells
 from hutch.spec import loading, lookup, names
-from hutch.spec.model import WORKSPACE_KEYS, Incus, Mount, Network, Workspace
+from hutch.spec.model import WORKSPACE_KEYS, Incus, Mount, Network, WorkspaceSpec
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Places
 from tests.host import nix_eval
 from tests.host.nix_eval import CHECKOUT, FILES, Nix, told
@@ -113,8 +113,8 @@ def test_the_example(nix: Nix, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prefix", "model"),
     [
-        (WORKSPACE, Workspace),
-        ("defaults.", Workspace),
+        (WORKSPACE, WorkspaceSpec),
+        ("defaults.", WorkspaceSpec),
         ("network.", Network),
         ("engines.incus.", Incus),
         (MOUNT, Mount),

@@ -17,7 +17,7 @@ from hutch.backends.launch import Hardware, Launch, Surroundings
 from hutch.host.network.firewall import Member
 from hutch.spec import names
 from hutch.spec.entries import Publish
-from hutch.spec.model import Mount, Network, Workspace
+from hutch.spec.model import Mount, Network, WorkspaceSpec
 from hutch.spec.names import Places
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -42,7 +42,7 @@ HARDWARE = Hardware(
 """A host that can do all there is for machines."""
 
 
-def workspace(name: str = "web", **keys: Any) -> Workspace:
+def workspace(name: str = "web", **keys: Any) -> WorkspaceSpec:
     """A workspace as resolved."""
     resolved: dict[str, Any] = {
         "type": "container",
@@ -53,10 +53,10 @@ def workspace(name: str = "web", **keys: Any) -> Workspace:
         "home": str(PLACES.home(name)),
         "authorized_keys": (f"{KEY} alice@host",),
     }
-    return Workspace(**{**resolved, **keys})
+    return WorkspaceSpec(**{**resolved, **keys})
 
 
-def everything(**keys: Any) -> Workspace:
+def everything(**keys: Any) -> WorkspaceSpec:
     """One that says nearly all there is to say."""
     said: dict[str, Any] = {
         "ip": "192.168.83.3",

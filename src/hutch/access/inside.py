@@ -20,7 +20,7 @@ from hutch.runtime.observe import are_shown, observe, observe_facts
 from hutch.spec.record import Observation
 
 if TYPE_CHECKING:
-    from hutch.spec.model import Workspace
+    from hutch.spec.model import WorkspaceSpec
     from hutch.spec.names import Places
     from hutch.spec.record import Record
 
@@ -84,7 +84,7 @@ def told_inside(places: Places, record: Record, argv: Sequence[str], *, seconds:
     return None
 
 
-def login_of(booted: Workspace, *, root: bool) -> Login:
+def login_of(booted: WorkspaceSpec, *, root: bool) -> Login:
     """As whom a command runs: the login user, or root."""
     if root:
         return Login("root", 0, "/root", "/bin/bash", booted.env)
@@ -98,7 +98,7 @@ class Inside:
 
     places: Places
     name: str
-    booted: Workspace
+    booted: WorkspaceSpec
     now: Observation
 
 
@@ -111,7 +111,7 @@ def enter_container(inside: Inside, login: Login, argv: list[str], capture: int 
 def reach_by_ssh(inside: Inside, login: Login, argv: list[str], capture: int | None) -> int:
     """With hutch's own key; for who is not root, by their own ssh, as hutch has configured it, with keys that the
     workspace knows."""
-    from hutch.access.remote import Target, run_remotely  # `exec` in a container starts without ssh
+    from hutch.access.remote import RemoteTarget, run_remotely  # `exec` in a container starts without ssh
     from hutch.access.remote_script import Command
     from hutch.host.hardware import vsock
     from hutch.host.identity import ssh
@@ -125,6 +125,6 @@ def reach_by_ssh(inside: Inside, login: Login, argv: list[str], capture: int | N
         traits = traits_named(booted, observe_facts(places, inside.name).get("hypervisor", ""))
         proxy = ssh.proxy_of(booted, traits, has_vsock=vsock.can_open(vsock.DEVICE))
         proxy = "" if proxy and ssh.answers(booted.ip) else proxy
-    target = Target(places, ssh.Peer(inside.name, booted.ip, booted.user, proxy=proxy), leader, by_own_key=is_own)
+    target = RemoteTarget(places, ssh.Peer(inside.name, booted.ip, booted.user, proxy=proxy), leader, by_own_key=is_own)
     command = Command(login.home, login.environment(), argv, login.cwd)
     return run_remotely(target, command, root=login.uid == 0, capture=capture)

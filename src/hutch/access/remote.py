@@ -53,7 +53,7 @@ CAUGHT = (*SIGNALS, BY_FORCE)
 
 
 @dataclass(frozen=True)
-class Target:
+class RemoteTarget:
     """A workspace to reach. `leader` is (pid, start time) of a process that lives as long as it runs. `by_own_key` is
     for who is not root: with the caller's configuration and environment, since an agent may hold the key."""
 
@@ -73,7 +73,7 @@ class Target:
         return path if len(path) + SSH_SUFFIX <= SUN_PATH else ""
 
 
-def run_remotely(target: Target, command: Command, *, root: bool = False, capture: int | None = None) -> int:
+def run_remotely(target: RemoteTarget, command: Command, *, root: bool = False, capture: int | None = None) -> int:
     """Run a command inside as the login user, or as root, and return its exit code, 128 + n when signal n ended it.
 
     On a terminal the command gets one of its own. `capture` is a descriptor that takes the command's output instead of
@@ -149,7 +149,7 @@ def _blocked() -> Iterator[None]:
 class _Remote:
     """The command's session, and the one that watches it."""
 
-    def __init__(self, target: Target, capture: int | None) -> None:
+    def __init__(self, target: RemoteTarget, capture: int | None) -> None:
         self.target, self.name = target, target.peer.name
         self.capture = capture
         self.terminal = capture is None and os.isatty(0) and os.isatty(1)

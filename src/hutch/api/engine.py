@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from hutch.api.proving import Proof
     from hutch.apply.explaining import Section
     from hutch.apply.up import Confirm
-    from hutch.egress.record import Record as Event
+    from hutch.egress.record import EgressEvent
     from hutch.host.identity.user_view import UserView
     from hutch.plan.actions import Plan, Verb
-    from hutch.prove.model import Result
+    from hutch.prove.model import ProbeResult
     from hutch.runtime.control import Listener
-    from hutch.spec.model import Config, Network
-    from hutch.spec.model import Workspace as Spec
+    from hutch.spec.model import Config, Network, WorkspaceSpec
 
 Progress = Callable[[str, str, float], None]
 """Told (image, stage, fraction from 0 to 1) while an image is built."""
@@ -60,7 +59,7 @@ class Hutch:
 
         host = observe_capacity()
 
-        def check_here(name: str, workspace: Spec, network: Network) -> Iterable[Problem]:
+        def check_here(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[Problem]:
             yield from check(name, workspace, network)
             yield from check_host({name: workspace}, host.memory, host.cpus)
 
@@ -220,7 +219,7 @@ class Hutch:
 
         return explain(self.places, self.record(name))
 
-    def egress(self, name: str) -> list[Event]:
+    def egress(self, name: str) -> list[EgressEvent]:
         """What a workspace asked for and reached, as far as that is recorded, oldest first."""
         # Spares the start-up of `hutch ls`.
         from hutch.egress.journal import read
@@ -228,7 +227,7 @@ class Hutch:
         self.record(name)
         return read(self.places.egress, name)
 
-    def follow_egress(self, name: str) -> Generator[list[Event], None, None]:
+    def follow_egress(self, name: str) -> Generator[list[EgressEvent], None, None]:
         """The same, in one, and then what is recorded from now on, as it comes. Never ends by itself."""
         # Spares the start-up of `hutch ls`.
         from hutch.egress.journal import follow
@@ -251,16 +250,16 @@ class Hutch:
         target: tuple[str, int] = ("deb.debian.org", 80),
         only: Sequence[str] = (),
         types: Sequence[str] | None = None,
-        told: Callable[[tuple[Result, ...]], None] = silent,
+        told: Callable[[tuple[ProbeResult, ...]], None] = silent,
     ) -> Proof:
         """Try what is promised, from inside: in a workspace that runs, or in a throw-away one of each kind, made from
         what the first one of `config` is made from. `target` is a public name and port, `only` the numbers of promises
         and names of probes that are asked for, all without; `told` hears the results of each workspace as soon as they
         are there. `types` are the kinds of throw-away workspaces."""
         # Spares the start-up of `hutch ls`.
-        from hutch.api.proving import TYPES, Order, prove_on
+        from hutch.api.proving import TYPES, ProofRequest, prove_on
 
-        return prove_on(self, name, config, Order(target, tuple(only), tuple(types or TYPES), told))
+        return prove_on(self, name, config, ProofRequest(target, tuple(only), tuple(types or TYPES), told))
 
     def status(self, name: str) -> dict[str, Any]:
         """One entry of `hutch status --json`."""

@@ -21,10 +21,10 @@ from hutch.frozen import dataclass
 from hutch.host.services.lock import lock
 from hutch.prove.ground import make_decoys, only_one, remove_ground, start_outside
 from hutch.prove.known import check_known
-from hutch.prove.model import Result
+from hutch.prove.model import ProbeResult
 from hutch.prove.run import Talk, Task, prove, sweep
 from hutch.prove.subject import Subject
-from hutch.spec.model import Config, Network, Publish, Workspace
+from hutch.spec.model import Config, Network, Publish, WorkspaceSpec
 from hutch.state import read_network, read_records, write_network
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ LISTENING = 4242  # the port inside, of what is published
 LISTS = "5"  # the promise about egress lists
 SECONDS = 180.0  # for the whole conversation with one workspace
 
-Told = Callable[[tuple[Result, ...]], None]
+Told = Callable[[tuple[ProbeResult, ...]], None]
 """Told the results of each workspace as soon as they are there."""
 
 
@@ -45,7 +45,7 @@ Told = Callable[[tuple[Result, ...]], None]
 class Proof:
     """All results, and for each kind of workspace that was left out, why."""
 
-    results: tuple[Result, ...]
+    results: tuple[ProbeResult, ...]
     left_out: Mapping[str, str]
 
     @property
@@ -54,7 +54,7 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Order:
+class ProofRequest:
     """What is asked for. `target` is a public name and port, `only` are numbers of promises and names of probes, all
     without; `types` are the kinds of throw-away workspaces."""
 
@@ -64,7 +64,7 @@ class Order:
     told: Told
 
 
-def prove_on(hutch: Hutch, name: str | None, config: Config | None, order: Order) -> Proof:
+def prove_on(hutch: Hutch, name: str | None, config: Config | None, order: ProofRequest) -> Proof:
     """Try promises: on a workspace that runs, or on a throw-away one of each kind. `config` is where the first
     workspace's image is taken from."""
     check_known(order.only)
@@ -80,7 +80,7 @@ def prove_on(hutch: Hutch, name: str | None, config: Config | None, order: Order
         return prove_throw_away(hutch, config, order)
 
 
-def prove_running(hutch: Hutch, name: str, order: Order) -> tuple[Result, ...]:
+def prove_running(hutch: Hutch, name: str, order: ProofRequest) -> tuple[ProbeResult, ...]:
     hutch.record(name)
     if hutch.observe(name).state != "running":
         raise UsageError(f"{name} does not run", resolution=f"`hutch start {name}`")
@@ -94,10 +94,10 @@ def prove_running(hutch: Hutch, name: str, order: Order) -> tuple[Result, ...]:
         return found
 
 
-def prove_throw_away(hutch: Hutch, config: Config | None, order: Order) -> Proof:
+def prove_throw_away(hutch: Hutch, config: Config | None, order: ProofRequest) -> Proof:
     before = read_network(hutch.places)
     network = before.network if before else config.network if config else Network()
-    results: list[Result] = []
+    results: list[ProbeResult] = []
     with ExitStack() as undo:
         # The place beyond the host is taken away before the workspaces are: the last of them puts the host's settings
         # back.
@@ -119,7 +119,7 @@ def prove_throw_away(hutch: Hutch, config: Config | None, order: Order) -> Proof
     return Proof(tuple(results), left_out)
 
 
-def try_one(hutch: Hutch, name: str, task: Task) -> tuple[Result, ...]:
+def try_one(hutch: Hutch, name: str, task: Task) -> tuple[ProbeResult, ...]:
     subject = Subject(hutch.places, hutch.record(name), hutch.observe(name))
     return prove(subject, task, talk_to(hutch, name))
 
@@ -144,8 +144,8 @@ def origin(hutch: Hutch) -> str:
 
 
 def throw_away(
-    hutch: Hutch, config: Config | None, order: Order, outside: tuple[str, str] | None
-) -> tuple[dict[str, Workspace], dict[str, str]]:
+    hutch: Hutch, config: Config | None, order: ProofRequest, outside: tuple[str, str] | None
+) -> tuple[dict[str, WorkspaceSpec], dict[str, str]]:
     """One of each kind that this host can run, and a container with a list, by name; and why a kind is left out. What
     they are made from is the first workspace's of the file."""
     first = next(iter(config.workspaces.values()), None) if config else None
@@ -156,7 +156,7 @@ def throw_away(
     kinds = [*((type, type, "internet") for type in TYPES), ("list", "container", listed)]
     for kind, type, egress in (kind for kind in kinds if kind[1] in order.types):
         memory = (first.memory if first else None) or MEMORY
-        workspace = Workspace(type=type, memory=memory, vcpus=1, egress=egress, **shown)  # type: ignore[arg-type]
+        workspace = WorkspaceSpec(type=type, memory=memory, vcpus=1, egress=egress, **shown)  # type: ignore[arg-type]
         if kind in TYPES:
             workspace = replace(workspace, publish=published(outside))
         try:

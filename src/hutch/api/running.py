@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PATIENCE = 5.0  # seconds that a command which is killed has until what carries it is killed too
 
 
-class Options(TypedDict, total=False):
+class RunOptions(TypedDict, total=False):
     """The options of `Workspace.run` that do not change what it returns."""
 
     root: bool
@@ -38,7 +38,7 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Order:
+class RunRequest:
     """What `Workspace.run` is asked for."""
 
     argv: Sequence[Argument]
@@ -53,7 +53,7 @@ class Order:
     max_output: int
 
 
-def run(workspace: Workspace, order: Order) -> Result[str] | Result[bytes] | Result[None]:
+def run(workspace: Workspace, order: RunRequest) -> Result[str] | Result[bytes] | Result[None]:
     """Run a command to its end."""
     words = check_words(order.argv)
     call = call_of(workspace.hutch.places, workspace.name, words, root=order.root, env=order.env, cwd=order.cwd)

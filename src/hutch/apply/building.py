@@ -26,13 +26,13 @@ from hutch.images.progress import Stage
 from hutch.images.recipe import Recipe, make_recipe
 from hutch.images.source import observe_fingerprint
 from hutch.spec import names
-from hutch.spec.model import Network, Workspace
+from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.names import Places
 from hutch.spec.record import present
 from hutch.state import make_directory, read_network, read_records
 
 
-def recipe_of(places: Places, workspace: Workspace) -> Recipe:
+def recipe_of(places: Places, workspace: WorkspaceSpec) -> Recipe:
     """What the workspace's image is made from. For a rootfs it looks at the source, to see whether it changed."""
     scheme, _, path = workspace.image.partition(":")
     fingerprint = observe_fingerprint(path, places) if scheme == "rootfs" else ""
@@ -41,7 +41,7 @@ def recipe_of(places: Places, workspace: Workspace) -> Recipe:
 
 def ensure_images(
     places: Places,
-    workspaces: Mapping[str, Workspace],
+    workspaces: Mapping[str, WorkspaceSpec],
     network: Network,
     file: str,
     progress: Callable[[str, str, float], None],

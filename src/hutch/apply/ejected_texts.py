@@ -26,7 +26,7 @@ from hutch.runtime import units
 from hutch.runtime.units import function
 from hutch.spec import names
 from hutch.spec.ejected import Ejected, Note, render_note
-from hutch.spec.model import Network, Workspace
+from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.programs import own_program
 
 NETWORK_LIBRARY = Path(__file__).with_name("ejected_network.sh")
@@ -65,19 +65,19 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Ejection:
     """What is to be ejected: where to, its Launch there, what it is made from, and what serves it."""
 
     places: Ejected
     launch: Launch
-    workspace: Workspace
+    workspace: WorkspaceSpec
     member: Member
     network: Network
     uid_base: int
     services: tuple[Service, ...]
 
 
-def render_units(subject: Subject) -> dict[str, str]:
+def render_units(subject: Ejection) -> dict[str, str]:
     """The units by their names. The workspace's own comes first."""
     places, launch = subject.places, subject.launch
     note = Note(places.name, str(places.state), subject.member.ip, subject.uid_base)
@@ -106,7 +106,7 @@ def _plain(text: str, places: Ejected) -> str:
     return text.replace("Description=hutch: ", f"Description=Workspace {places.name}: ")
 
 
-def render_files(subject: Subject) -> dict[Path, Text]:
+def render_files(subject: Ejection) -> dict[Path, Text]:
     """All other texts, by their paths."""
     places, launch = subject.places, subject.launch
     tables = firewall.router_tables(places, subject.network, (subject.member,), ())
@@ -127,7 +127,7 @@ def render_files(subject: Subject) -> dict[Path, Text]:
     }
 
 
-def render_network(subject: Subject) -> str:
+def render_network(subject: Ejection) -> str:
     """The script that makes the network and takes it away: what hutch does when it settles a host."""
     places, network = subject.places, subject.network
     settings = {
@@ -167,7 +167,7 @@ def _program(places: Ejected, module: str, arguments: str) -> str:
     return f"{shlex.join(own_program(module, PYTHON, places.programs))} {arguments}"
 
 
-def render_removal(subject: Subject) -> str:
+def render_removal(subject: Ejection) -> str:
     places, workspace = subject.places, subject.workspace
     all_units = render_units(subject)
     own = str(places.home(places.name))
@@ -213,7 +213,7 @@ def _fed(name: str, *commands: tuple[str, str]) -> str:
     return f"{name}() {{\n{fed}}}\n"
 
 
-def render_readme(subject: Subject) -> str:
+def render_readme(subject: Ejection) -> str:
     places, workspace = subject.places, subject.workspace
     return README.read_text(encoding="utf-8").format(
         subject=subject,

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hutch.apply import converge
-from hutch.apply.ejected_texts import PACKAGES, PROGRAMS, PYTHON, Subject, render_files, render_units
+from hutch.apply.ejected_texts import PACKAGES, PROGRAMS, PYTHON, Ejection, render_files, render_units
 from hutch.apply.launching import public_keys, surroundings_of
 from hutch.apply.serving import in_force, members_of, own_keys
 from hutch.apply.starting import start
@@ -192,7 +192,7 @@ def _hand_over_forwarding(places: Places, target: Ejected) -> None:
 
 def make_subject(
     places: Places, records: Mapping[str, Record], record: Record, target: Ejected, network: Network
-) -> Subject:
+) -> Ejection:
     """What it becomes. Its network is as hutch's, with a way to the host of its own: one that nobody has, also of those
     that do not run now."""
     host = router.observe_host()
@@ -210,7 +210,7 @@ def make_subject(
         package=str(target.programs),
     )
     (_, member) = members_of({record.name: replace(record, wanted=wanted)}, own)
-    return Subject(
+    return Ejection(
         target,
         launch_of(record.name, wanted, surroundings),
         wanted,
@@ -268,7 +268,7 @@ def _copy_image(tree: Path, copy: Path) -> None:
         run(["cp", "--archive", "--reflink=auto", "--", str(tree), str(copy)], timeout=COPY_SECONDS)
 
 
-def _write(subject: Subject) -> None:
+def _write(subject: Ejection) -> None:
     """All texts; and nothing of it, nor of what has been copied, is lost when the power fails."""
     target = subject.places
     for path, text in render_files(subject).items():
@@ -286,7 +286,7 @@ def _release(places: Places, records: Mapping[str, Record], record: Record) -> N
             shares.release(places, path)
 
 
-def _install(places: Places, record: Record, subject: Subject, *, is_up: bool) -> None:
+def _install(places: Places, record: Record, subject: Ejection, *, is_up: bool) -> None:
     """Where the host looks for it; and start it, if it ran."""
     target, texts = subject.places, render_units(subject)
     host_key = _text(target.host_key(record.name).with_name(target.host_key(record.name).name + ".pub"))

@@ -16,7 +16,7 @@ from hutch.host.doctor.tools import MACHINE_TOOLS, check_tools
 from hutch.host.hardware import vsock
 from hutch.host.hardware.capacity import check_host, observe_capacity
 from hutch.runtime.observe import observe
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 
 if TYPE_CHECKING:
     from hutch.host.hardware.accelerator import Accelerator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hutch.spec.names import Places
     from hutch.spec.record import Record
 
-Starting = tuple[str, str, Workspace]
+Starting = tuple[str, str, WorkspaceSpec]
 
 
 def machines_of(starting: Iterable[Starting]) -> list[Starting]:

@@ -25,7 +25,7 @@ from hutch.plan.actions import Plan
 from hutch.plan.decide import Facts, Ownership, decide
 from hutch.runtime.observe import observe
 from hutch.spec.field_types import Invalid
-from hutch.spec.model import Config, Network, Workspace
+from hutch.spec.model import Config, Network, WorkspaceSpec
 from hutch.spec.names import SUN_PATH, Places
 from hutch.spec.owner import default_owner, find_owner, owner_keys
 from hutch.state import read_network, read_records
@@ -63,7 +63,7 @@ def observe_facts(places: Places, config: Config) -> Facts:
     records, applied = read_records(places), read_network(places)
     images: dict[tuple[object, ...], str] = {}
 
-    def image_of(workspace: Workspace) -> str:
+    def image_of(workspace: WorkspaceSpec) -> str:
         made_from = (workspace.image, workspace.packages, workspace.setup)
         if made_from not in images:
             images[made_from] = recipe_of(places, workspace).id
@@ -118,7 +118,7 @@ def check_sockets(places: Places, config: Config) -> None:
         )
 
 
-def check_owners(file: str, resolved: Mapping[str, Workspace]) -> None:
+def check_owners(file: str, resolved: Mapping[str, WorkspaceSpec]) -> None:
     """An account may have changed since the file or a record named it."""
     problems = []
     for name, workspace in resolved.items():

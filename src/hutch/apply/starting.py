@@ -18,7 +18,7 @@ from hutch.host.storage.shares import has_mount_points
 from hutch.plan.actions import Plan
 from hutch.runtime import control
 from hutch.runtime.control import Listener, Settle
-from hutch.spec.model import Network, Workspace
+from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.names import Places
 from hutch.spec.record import Record
 from hutch.state import journaled, read_network, write_record
@@ -133,7 +133,7 @@ def lacks_shell(places: Places, record: Record) -> bool:
     return record.wanted.persist != "all" and not any(os.path.lexists(f"{tree}{top}{shell}") for top in ("", "/usr"))
 
 
-def check_shares(starting: Iterable[tuple[str, str, Workspace]]) -> None:
+def check_shares(starting: Iterable[tuple[str, str, WorkspaceSpec]]) -> None:
     """Refuse to start workspaces, given as (file, name, workspace), whose directories are not as they must be."""
     refuse_files(
         (file, problem)

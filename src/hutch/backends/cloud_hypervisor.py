@@ -38,7 +38,7 @@ from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
 from hutch.spec import names
-from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, Workspace
+from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, WorkspaceSpec
 from hutch.spec.programs import own_program
 
 OLDEST = 52
@@ -72,7 +72,7 @@ QUIET = ("debian:bookworm",)
 """Images whose systemd (before 254) cannot tell over a stream of vsock that it is ready."""
 
 
-def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
     """What a machine under cloud-hypervisor cannot do."""
     yield from machine.check(prefix, workspace)
     if workspace.image in QUIET:
@@ -83,7 +83,7 @@ def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
         )
 
 
-def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
+def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     """Everything that makes the machine run."""
     hardware = host.hardware
     assert hardware is not None
@@ -142,7 +142,7 @@ def calls_command(name: str, host: Surroundings, *words: str) -> tuple[str, ...]
     return (*program, f"{host.places.runtime(name)}/sockets", *words)
 
 
-def balloon_step(name: str, workspace: Workspace, host: Surroundings) -> Step | None:
+def balloon_step(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Step | None:
     """What leaves a machine that runs less memory than it was made with."""
     size = left_of(workspace, host)
     if size is None:
@@ -169,7 +169,7 @@ def sockets_step(place: str, uid: int) -> Step:
     return Step(("mount", "-t", "tmpfs", "-o", options, "tmpfs", place), "make room for the machine's sockets")
 
 
-def machine_argv(name: str, workspace: Workspace, host: Surroundings, hardware: Hardware) -> tuple[str, ...]:
+def machine_argv(name: str, workspace: WorkspaceSpec, host: Surroundings, hardware: Hardware) -> tuple[str, ...]:
     """The main process: the machine in its jail, with the one network device that was opened for it."""
     assert hardware.cloud_hypervisor is not None
     runtime = str(host.places.runtime(name))
@@ -188,7 +188,7 @@ def machine_argv(name: str, workspace: Workspace, host: Surroundings, hardware: 
 
 
 def machine_command(
-    name: str, workspace: Workspace, host: Surroundings, hardware: Hardware, has_disk: bool
+    name: str, workspace: WorkspaceSpec, host: Surroundings, hardware: Hardware, has_disk: bool
 ) -> tuple[str, ...]:
     """The command line. Every disk's format is given: one that is guessed from its contents is the
     guest's to choose. See docs/ of cloud-hypervisor, and `cloud-hypervisor --help`."""

@@ -23,7 +23,7 @@ from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.guest.credentials import HOST_KEY, render_credentials
 from hutch.spec import names
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.programs import own_program
 
 TRAITS = Traits(
@@ -48,7 +48,7 @@ NEST = "/run/hutch/nest"  # in the guest
 LAYERS = ("lower", "scratch", "root")  # mount points below the runtime directory
 
 
-def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
     """What a container cannot do."""
     if workspace.owner in (0, "root"):
         yield Problem("root cannot own a workspace's home", f"{prefix}.owner", hint="name an ordinary user")
@@ -56,7 +56,7 @@ def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
         yield Problem("cannot limit a root that is kept", f"{prefix}.disk", hint='leave it out, or persist = "home"')
 
 
-def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
+def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     """Everything that makes the container run."""
     places, runtime = host.places, str(host.places.runtime(name))
     identity = identify(name, workspace, host, f"Name={names.GUEST_INTERFACE}")
@@ -142,7 +142,7 @@ def reveal_step(host: Surroundings) -> Step:
     return Step((*program, "reveal", NEST), "show nested namespaces /proc and /sys whole")
 
 
-def root_steps(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Step, ...]:
+def root_steps(name: str, workspace: WorkspaceSpec, host: Surroundings, runtime: str) -> tuple[Step, ...]:
     """A chain for a root: the image, mapped to the workspace's uids; a layer that is thrown away or kept; and both put
     together."""
     mapped = f"ro,X-mount.idmap=b:0:{host.uid_base}:{names.UID_COUNT}"
@@ -172,13 +172,13 @@ def links_step(upper: str) -> Step:
     return Step(argv, "trust the kept root")
 
 
-def resize_step(workspace: Workspace, runtime: str) -> Step:
+def resize_step(workspace: WorkspaceSpec, runtime: str) -> Step:
     """Make the layer that is thrown away as large as it is to be, while the guest writes in it."""
     size = workspace.disk or SCRATCH
     return Step(("mount", "-o", f"remount,size={size}", f"{runtime}/scratch"), f"make the root {size} bytes large")
 
 
-def overlay_steps(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Step, ...]:
+def overlay_steps(name: str, workspace: WorkspaceSpec, host: Surroundings, runtime: str) -> tuple[Step, ...]:
     """The root, once its layers are there; and beside it the store, as the guest sees it."""
     scratch = upper_place(name, workspace, host, runtime)
     layers = f"lowerdir={runtime}/lower,upperdir={scratch}/upper,workdir={scratch}/work"
@@ -193,12 +193,12 @@ def overlay_steps(name: str, workspace: Workspace, host: Surroundings, runtime: 
     return root, shown, store
 
 
-def upper_place(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> str:
+def upper_place(name: str, workspace: WorkspaceSpec, host: Surroundings, runtime: str) -> str:
     """Where the layer lies that the guest writes."""
     return str(host.places.root(name)) if workspace.persist == "all" else f"{runtime}/scratch"
 
 
-def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
+def share_mounts(name: str, workspace: WorkspaceSpec, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
     """The home, first of `shares`: the owner's files are the login user's inside; whatever else the guest makes belongs
     to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's."""
     assert isinstance(workspace.owner, int)
@@ -209,7 +209,7 @@ def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: li
     )
 
 
-def make_hot_mounts(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[HotMount, ...]:
+def make_hot_mounts(name: str, workspace: WorkspaceSpec, host: Surroundings, runtime: str) -> tuple[HotMount, ...]:
     """The workspace's mounts, parents first, each at a place of its own for as long as it is what it is."""
     assert isinstance(workspace.owner, int)
     mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
@@ -242,7 +242,7 @@ def render_owner_map(uid: int, gid: int, base: int) -> str:
     return " ".join(extents)
 
 
-def inspection(name: str, workspace: Workspace, host: Surroundings, command: tuple[str, ...]) -> list[str]:
+def inspection(name: str, workspace: WorkspaceSpec, host: Surroundings, command: tuple[str, ...]) -> list[str]:
     """A command line that runs `command` in a throw-away container of the workspace's image, without a network: as the
     login user, with its home read-only. It is to be run in a mount namespace of its own; /mnt serves it as a place to
     work.
@@ -282,7 +282,7 @@ def sandboxed(python: str, package: str, argv: Sequence[str]) -> tuple[str, ...]
 
 
 def nspawn_argv(
-    name: str, workspace: Workspace, host: Surroundings, credentials: dict[str, str], shares: list[str]
+    name: str, workspace: WorkspaceSpec, host: Surroundings, credentials: dict[str, str], shares: list[str]
 ) -> tuple[str, ...]:
     return (
         "systemd-nspawn",

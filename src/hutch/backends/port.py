@@ -6,7 +6,7 @@ from __future__ import annotations
 from hutch.backends.launch import Step
 from hutch.frozen import dataclass
 from hutch.spec import names
-from hutch.spec.model import Network, Workspace
+from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.names import Places
 
 
@@ -60,7 +60,7 @@ class Port:
         )
 
 
-def port_of(name: str, workspace: Workspace, places: Places, network: Network) -> Port:
+def port_of(name: str, workspace: WorkspaceSpec, places: Places, network: Network) -> Port:
     """The port of a workspace."""
     assert workspace.mac is not None and workspace.ip is not None
     return Port(

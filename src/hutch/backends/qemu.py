@@ -38,7 +38,7 @@ from hutch.errors import Problem
 from hutch.guest.boot import MICROVM, kernel_arguments
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
 from hutch.spec import names
-from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, Workspace
+from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, WorkspaceSpec
 from hutch.spec.programs import own_program
 
 TRAITS = Traits(
@@ -59,12 +59,12 @@ DISK_OPTIONS = "discard=unmap,detect-zeroes=unmap,werror=report,rerror=report"
 PIPES = ("port.in", "port.out", "monitor.in", "monitor.out")
 
 
-def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
     """What a machine cannot do."""
     yield from machine.check(prefix, workspace)
 
 
-def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
+def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     """Everything that makes the machine run."""
     hardware = host.hardware
     assert hardware is not None
@@ -119,7 +119,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     )
 
 
-def balloon_step(name: str, workspace: Workspace, host: Surroundings) -> Step | None:
+def balloon_step(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Step | None:
     """What leaves a machine that runs less memory than it was made with."""
     size = left_of(workspace, host)
     if size is None or host.hardware is None:
@@ -133,7 +133,7 @@ def balloon_step(name: str, workspace: Workspace, host: Surroundings) -> Step | 
 
 
 def qemu_argv(
-    name: str, workspace: Workspace, host: Surroundings, hardware: Hardware, credentials: tuple[str, ...]
+    name: str, workspace: WorkspaceSpec, host: Surroundings, hardware: Hardware, credentials: tuple[str, ...]
 ) -> tuple[str, ...]:
     runtime = str(host.places.runtime(name))
     disk = disk_path(name, workspace, host)
@@ -162,7 +162,7 @@ def qemu_argv(
     return (*listening(host, *sockets), *tap, *vsock, "--", *jail)
 
 
-def machine_options(workspace: Workspace, hardware: Hardware, memory: int) -> tuple[str, ...]:
+def machine_options(workspace: WorkspaceSpec, hardware: Hardware, memory: int) -> tuple[str, ...]:
     """The machine itself, with `memory` in MiB: no device that is not asked for, no file of the user's, and no way out
     of its sandbox."""
     accelerator = hardware.accelerator
@@ -178,7 +178,7 @@ def machine_options(workspace: Workspace, hardware: Hardware, memory: int) -> tu
     )
 
 
-def device_options(workspace: Workspace, has_disk: bool, has_vsock: bool) -> tuple[str, ...]:
+def device_options(workspace: WorkspaceSpec, has_disk: bool, has_vsock: bool) -> tuple[str, ...]:
     """Disks, network, shares, console, port, and monitors."""
     devices = [
         *("-drive", "if=none,id=root,file=/root.erofs,format=raw,readonly=on"),

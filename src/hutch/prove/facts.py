@@ -26,7 +26,7 @@ from hutch.prove.model import Fact
 from hutch.prove.subject import HeldUp, Subject, held, leader_of, output_of, processes_of, status_of
 from hutch.runtime.observe import read_launch
 from hutch.runtime.units import LOG_BYTES, LOG_SECONDS
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.names import UID_COUNT
 from hutch.trees.cursor import DIRECTORY, open_strictly, pinned
 
@@ -54,7 +54,7 @@ def looked(look: Callable[[Subject], Fact], subject: Subject) -> Fact:
 # Files.
 
 
-def opened_home(workspace: Workspace) -> AbstractContextManager[int]:
+def opened_home(workspace: WorkspaceSpec) -> AbstractContextManager[int]:
     """What is found there is the guest's, so all goes by this descriptor."""
     assert workspace.home is not None
     return kept_open(os.open(workspace.home, DIRECTORY))

@@ -27,7 +27,7 @@ from hutch.prove.facts import gather_facts, opened_home
 from hutch.prove.ground import ALONE, AT_PORT, PLAIN, Sockets, mac_of, open_sockets, outside_of, subnet_address
 from hutch.prove.judge import UNCOUNTED, Evidence, Sent, judge, needed, parse_answers, parse_counters, rounds
 from hutch.prove.local import CONVERSATION, MADE, PREFIX, in_home, local_probes, path
-from hutch.prove.model import Fact, Ground, Probe, Result
+from hutch.prove.model import Fact, Ground, Probe, ProbeResult
 from hutch.prove.network import network_probes
 from hutch.prove.reach import host_facts, key_facts
 from hutch.prove.subject import Subject
@@ -77,7 +77,7 @@ class Task:
         return not self.only or bool({str(probe.promise), probe.name} & set(self.only))
 
 
-def prove(subject: Subject, task: Task, talk: Talk) -> tuple[Result, ...]:
+def prove(subject: Subject, task: Task, talk: Talk) -> tuple[ProbeResult, ...]:
     """Try the promises on a workspace that runs."""
     port, token = names.port(subject.name, subject.booted.type), secrets.token_hex(8)
     try:

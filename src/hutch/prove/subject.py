@@ -14,7 +14,7 @@ from hutch.frozen import dataclass
 from hutch.prove.model import Fact
 from hutch.run import PIPE, TimeoutExpired, start
 from hutch.runtime.observe import observe_facts
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.names import Places
 from hutch.spec.record import Observation, Record
 
@@ -34,7 +34,7 @@ class Subject:
     now: Observation
 
     @property
-    def booted(self) -> Workspace:
+    def booted(self) -> WorkspaceSpec:
         return self.record.booted.workspace if self.record.booted else self.record.wanted
 
     @property

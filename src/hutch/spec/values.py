@@ -151,7 +151,7 @@ class LoginName(FieldType):
         return name
 
 
-class Owner(FieldType):
+class HostUser(FieldType):
     """A user of the host, by name or uid. Whether the name exists is seen when the file is loaded."""
 
     form = 'a user name such as "alice" or a uid such as 1000'
@@ -249,7 +249,7 @@ class TargetPath(FieldType):
         return path
 
 
-class Image(FieldType):
+class ImageReference(FieldType):
     distributions = ("debian:trixie", "debian:bookworm", "ubuntu:noble")
     pattern = r"(debian:trixie|debian:bookworm|ubuntu:noble|oci:.+|rootfs:.+|nix:.+)"
     form = ", ".join(f'"{name}"' for name in distributions) + ', "oci:REF", "rootfs:PATH" or "nix:PATH"'
@@ -283,7 +283,7 @@ class Remote(FieldType):
         return word(value, self.pattern, "is not a name", "letters, digits, dots, - and _")
 
 
-class Target(FieldType):
+class IncusTarget(FieldType):
     """An Incus member, or a group behind an @."""
 
     pattern = r"@?[A-Za-z0-9][A-Za-z0-9._-]{0,62}"

@@ -18,7 +18,7 @@ from hutch.apply.ejected_texts import (
     PROGRAMS,
     PYTHON,
     REMOVAL_LIBRARY,
-    Subject,
+    Ejection,
     render_files,
     render_units,
 )
@@ -35,7 +35,7 @@ from hutch.runtime.units import LIBRARY
 from hutch.spec import names
 from hutch.spec.ejected import Ejected, Note, parse_note
 from hutch.spec.entries import Publish
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.names import IFNAMSIZ, PACKAGE, Places
 from hutch.spec.record import Record
 from hutch.state import read_record, write_record
@@ -48,7 +48,7 @@ CASES = {
 }
 
 
-def subject(name: str, declared: Workspace, places: Places = PLACES) -> Subject:
+def subject(name: str, declared: WorkspaceSpec, places: Places = PLACES) -> Ejection:
     target, network = Ejected.beside(places, name), replace(NETWORK, uplink="192.168.84.4/30")
     declared = replace(declared, home=str(declared.home).replace(str(PLACES.home("web")), str(target.home(name))))
     host = replace(
@@ -64,10 +64,10 @@ def subject(name: str, declared: Workspace, places: Places = PLACES) -> Subject:
     port = names.port(name, "container")
     member = Member(name, port, declared.mac, declared.ip, declared.publish)
     services = (*wanted_resolvers(target, network, "dnsmasq", ["box.example"]), wanted_watch(target, network))
-    return Subject(target, launch_of(name, declared, host), declared, member, network, 0x7000_0000, services)
+    return Ejection(target, launch_of(name, declared, host), declared, member, network, 0x7000_0000, services)
 
 
-def texts(of: Subject) -> dict[str, str]:
+def texts(of: Ejection) -> dict[str, str]:
     libraries = dict.fromkeys((LIBRARY, NETWORK_LIBRARY, REMOVAL_LIBRARY), "all") | {DIALECT: "all containers"}
     found = {}
     for path, text in render_files(of).items():
@@ -79,13 +79,13 @@ def texts(of: Subject) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in CASES.items()], ids=CASES)
-def test_units_and_files(case: str, name: str, declared: Workspace) -> None:
+def test_units_and_files(case: str, name: str, declared: WorkspaceSpec) -> None:
     parts = {title: text for title, text in texts(subject(name, declared)).items() if "launch.json" not in title}
     check_golden(f"ejected/{case}.txt", "".join(f"==> {title}\n{text}\n" for title, text in parts.items()))
 
 
 @pytest.mark.parametrize(("name", "declared"), CASES.values(), ids=CASES)
-def test_nothing_leads_back_to_hutch(name: str, declared: Workspace) -> None:
+def test_nothing_leads_back_to_hutch(name: str, declared: WorkspaceSpec) -> None:
     for title, text in texts(subject(name, declared)).items():
         text = text.replace(NEST, "")  # in the guest
         for place in (str(PLACES.state), str(PLACES.run), str(PACKAGE), "man:hutch", "hutch-network", "hutch.target"):
@@ -104,7 +104,7 @@ def test_programs_need_nothing_else_of_hutch() -> None:
 
 
 @pytest.mark.parametrize(("name", "declared"), CASES.values(), ids=CASES)
-def test_all_that_it_runs_of_ours_goes_along(name: str, declared: Workspace) -> None:
+def test_all_that_it_runs_of_ours_goes_along(name: str, declared: WorkspaceSpec) -> None:
     found = subject(name, declared)
     for title, text in texts(found).items():
         modules = re.findall(r"from (hutch[.\w]*) import main", text)

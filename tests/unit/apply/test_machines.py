@@ -17,7 +17,7 @@ from hutch.host.hardware.accelerator import Accelerator
 from hutch.host.hardware.capacity import Capacity
 from hutch.images import machine as images_machine
 from hutch.plan.actions import Action, Kind, Plan, Wanted
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.names import Places
 from hutch.spec.record import Booted, Record
 from tests.support.statuses import write_status
@@ -118,7 +118,7 @@ def test_a_context_id_of_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None
     ids=["new", "its own", "maybe its own", "stopped", "another id", "a container"],
 )
 def test_an_id_in_use_is_found_before_anything_is_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, booted: Workspace | None, state: str | None, is_asked: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, booted: WorkspaceSpec | None, state: str | None, is_asked: bool
 ) -> None:
     monkeypatch.setattr(vsock, "is_free", lambda cid: False)
     places = Places(tmp_path / "state", tmp_path / "run")

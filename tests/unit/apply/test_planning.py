@@ -28,7 +28,7 @@ from hutch.plan.actions import Wanted
 from hutch.plan.decide import check_bystanders, check_stopped
 from hutch.plan.planner import Standing, network_changes
 from hutch.spec.entries import Publish
-from hutch.spec.model import Config, Mount, Workspace
+from hutch.spec.model import Config, Mount, WorkspaceSpec
 from hutch.spec.names import Places
 from hutch.spec.record import Booted, NetworkRecord, Record
 from hutch.state import write_network, write_record
@@ -43,7 +43,7 @@ def places(tmp_path: Path) -> Places:
     return Places(tmp_path / "state", tmp_path / "run")
 
 
-def record(name: str = "web", file: str = "/f", booted: Workspace | None = None, **keys: Any) -> Record:
+def record(name: str = "web", file: str = "/f", booted: WorkspaceSpec | None = None, **keys: Any) -> Record:
     found = Record(name, file, workspace(**keys), "image-1", 0x7000_0000, "0" * 32)
     return replace(found, booted=Booted(booted, "image-1")) if booted else found
 

@@ -12,7 +12,7 @@ import pytest
 
 from hutch.apply import hardware, leaving, removal, repairing, repeating
 from hutch.errors import HutchError
-from hutch.host.doctor.repairs import Made, Step, write_made
+from hutch.host.doctor.repairs import Made, RepairStep, write_made
 from hutch.host.hardware.accelerator import Accelerator
 from hutch.host.network.foreign_firewalls import check_foreign_firewalls
 from hutch.spec.names import Places
@@ -29,7 +29,7 @@ def places(tmp_path: Path) -> Places:
 def noted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, ...]]]:
     """Sets the scene: what is noted and what is in force; returns what will have been run."""
 
-    def set_scene(*steps: Step, in_force: tuple[Step, ...] = ()) -> list[tuple[str, ...]]:
+    def set_scene(*steps: RepairStep, in_force: tuple[RepairStep, ...] = ()) -> list[tuple[str, ...]]:
         ran: list[tuple[str, ...]] = []
         monkeypatch.setattr(repeating, "read_made", lambda places: Made(steps))
         monkeypatch.setattr(repeating, "is_made", lambda step: step in in_force)
@@ -40,7 +40,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, ...]
     return set_scene
 
 
-def steps_of(*entries: dict[str, Any]) -> tuple[Step, ...]:
+def steps_of(*entries: dict[str, Any]) -> tuple[RepairStep, ...]:
     found = check_foreign_firewalls(listing(*entries), "hutch-up", "192.168.84.1")
     return tuple(step for obstacle in found for step in obstacle.repair)
 

@@ -16,7 +16,7 @@ from hutch.backends.launch import Surroundings, decode_launch, encode_launch
 from hutch.backends.traits import Traits
 from hutch.plan.actions import Wanted
 from hutch.plan.planner import Standing, plan_one
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from tests.support import toy_backend
 from tests.unit.facts import HARDWARE, NETWORK, PLACES, surroundings, workspace
 
@@ -53,7 +53,7 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cas
     return request.param
 
 
-def declared(case: Case, **keys: Any) -> Workspace:
+def declared(case: Case, **keys: Any) -> WorkspaceSpec:
     return workspace(**{**case.declares, **keys})
 
 

@@ -24,11 +24,11 @@ from hutch.backends.launch import (
     encode_launch,
     rebuild,
 )
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from tests.unit.backends import test_cloud_hypervisor, test_nspawn, test_qemu
 from tests.unit.facts import launched, surroundings, workspace
 
-STARTS: dict[str, tuple[str, Workspace, Surroundings]] = {
+STARTS: dict[str, tuple[str, WorkspaceSpec, Surroundings]] = {
     **{f"nspawn, {case}": (*given, surroundings()) for case, given in test_nspawn.LAUNCHES.items()},
     **{
         f"qemu, {case}": (name, declared, test_qemu.host(**hardware))
@@ -44,7 +44,7 @@ STARTS: dict[str, tuple[str, Workspace, Surroundings]] = {
 
 
 @pytest.mark.parametrize("given", STARTS.values(), ids=STARTS)
-def test_it_is_read_back_as_it_was(given: tuple[str, Workspace, Surroundings]) -> None:
+def test_it_is_read_back_as_it_was(given: tuple[str, WorkspaceSpec, Surroundings]) -> None:
     found = launch_of(*given)
     again = decode_launch(encode_launch(found))
     assert again == found

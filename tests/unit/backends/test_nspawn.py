@@ -17,7 +17,7 @@ from hutch.backends.launch import Launch
 from hutch.backends.nspawn import check as check_container
 from hutch.backends.nspawn import inspection, render_owner_map
 from hutch.spec import names
-from hutch.spec.model import Idle, Mount, Workspace
+from hutch.spec.model import Idle, Mount, WorkspaceSpec
 from tests.unit.facts import NETWORK, PLACES, check_golden_launch, everything, surroundings, workspace
 
 BASE = names.UID_FIRST
@@ -34,7 +34,7 @@ LAUNCHES = {
 
 
 @pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in LAUNCHES.items()], ids=LAUNCHES)
-def test_launch(case: str, name: str, declared: Workspace) -> None:
+def test_launch(case: str, name: str, declared: WorkspaceSpec) -> None:
     check_golden_launch(f"nspawn/{case}.json", launch_of(name, declared, surroundings()))
 
 
@@ -219,7 +219,7 @@ def test_inspection_sees_the_home_read_only_and_no_network() -> None:
 
 # What no backend can do yet, it says.
 
-REFUSED: dict[str, tuple[Workspace, list[str]]] = {
+REFUSED: dict[str, tuple[WorkspaceSpec, list[str]]] = {
     "a plain container": (workspace(), []),
     "vm": (workspace(type="vm"), []),
     "incus": (workspace(engine="incus"), ["engine"]),
@@ -248,7 +248,7 @@ REFUSED: dict[str, tuple[Workspace, list[str]]] = {
 
 
 @pytest.mark.parametrize(("declared", "keys"), REFUSED.values(), ids=REFUSED.keys())
-def test_check(declared: Workspace, keys: list[str]) -> None:
+def test_check(declared: WorkspaceSpec, keys: list[str]) -> None:
     problems = list(check("web", declared, NETWORK))
     assert [problem.key for problem in problems] == [f"workspaces.web.{key}" for key in keys]
     assert all(problem.message and problem.hint for problem in problems)

@@ -13,7 +13,7 @@ from hutch.backends.launch import Hardware, Launch, Surroundings
 from hutch.backends.qemu import CONSOLE, CONTROL
 from hutch.guest.credentials import NOTIFY_SOCKET
 from hutch.spec import names
-from hutch.spec.model import Mount, Workspace
+from hutch.spec.model import Mount, WorkspaceSpec
 from tests.unit.facts import PLACES, check_golden_launch, everything, surroundings, workspace
 
 HARDWARE = Hardware(
@@ -30,7 +30,7 @@ HARDWARE = Hardware(
     has_vsock=False,
 )
 EVERYTHING = everything(type="vm", vcpus=4, disk=16 << 30)
-LAUNCHES: dict[str, tuple[str, Workspace, dict[str, Any]]] = {
+LAUNCHES: dict[str, tuple[str, WorkspaceSpec, dict[str, Any]]] = {
     "minimal": ("web", workspace(type="vm"), {}),
     "disk": ("web", workspace(type="vm", disk=8 << 30), {}),
     "kept": ("web", workspace(type="vm", persist="all"), {}),
@@ -46,7 +46,7 @@ def host(**hardware: Any) -> Surroundings:
 
 
 @pytest.mark.parametrize(("case", "given"), LAUNCHES.items(), ids=LAUNCHES)
-def test_launch(case: str, given: tuple[str, Workspace, dict[str, Any]]) -> None:
+def test_launch(case: str, given: tuple[str, WorkspaceSpec, dict[str, Any]]) -> None:
     name, declared, hardware = given
     check_golden_launch(f"qemu/{case}.json", launch_of(name, declared, host(**hardware)))
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from hutch.egress.journal import Journal
-from hutch.egress.record import Record as Event
-from hutch.egress.record import lost
+from hutch.egress.record import EgressEvent, lost
 from hutch.spec.names import Places
 from hutch.spec.record import Record
 from hutch.state import write_record
@@ -19,9 +18,9 @@ from tests.unit.cli.conftest import Run
 from tests.unit.facts import workspace
 
 HEADER = ["LAST", "VERDICT", "NAME", "ADDRESS", "PORT", "COUNT", "WHY"]
-ASKED = Event(1000.0, "dns", "refused", "evil.example", count=3, why="not listed")
-REACHED = Event(1001.5, "connection", "learned", "api.example.org", "203.0.113.5", 443, "tcp", why="not listed")
-PINGED = Event(1002.0, "connection", "refused", None, "10.0.0.1", None, "icmp", why="a private network")
+ASKED = EgressEvent(1000.0, "dns", "refused", "evil.example", count=3, why="not listed")
+REACHED = EgressEvent(1001.5, "connection", "learned", "api.example.org", "203.0.113.5", 443, "tcp", why="not listed")
+PINGED = EgressEvent(1002.0, "connection", "refused", None, "10.0.0.1", None, "icmp", why="a private network")
 LOST = lost(1003.0, 12, "more than could be heard")
 
 
@@ -42,7 +41,7 @@ def declare(places: Places) -> Callable[..., None]:
 def record(places: Places) -> Callable[..., None]:
     """Writes as the egress proxy does."""
 
-    def record(*events: Event) -> None:
+    def record(*events: EgressEvent) -> None:
         places.egress.mkdir(exist_ok=True, parents=True)
         journal = Journal(places.egress)
         for event in events:
@@ -59,7 +58,7 @@ def rows(text: str) -> list[list[str]]:
 def test_a_table_of_what_happened(hutch: Run, declare: Callable[..., None], record: Callable[..., None]) -> None:
     declare(egress=("example.org",))
     record(ASKED, REACHED, PINGED, LOST)
-    record(Event(**{**vars(REACHED), "time": 1004.0, "count": 2}))
+    record(EgressEvent(**{**vars(REACHED), "time": 1004.0, "count": 2}))
     result = hutch("egress", "web")
     assert (result.code, result.err) == (0, "")
     assert rows(result.out) == [
@@ -75,7 +74,7 @@ def test_as_json(hutch: Run, declare: Callable[..., None], record: Callable[...,
     declare(egress="none")
     assert hutch("egress", "web", "--json").out == "[]\n"
     record(REACHED)
-    record(Event(**{**vars(REACHED), "time": 1004.0, "count": 2}))
+    record(EgressEvent(**{**vars(REACHED), "time": 1004.0, "count": 2}))
     (entry,) = json.loads(hutch("egress", "--json", "web").out)
     assert entry == {
         "time": "1970-01-01T00:16:44.000+00:00",

@@ -14,7 +14,7 @@ from hutch.host.doctor import repairs
 from hutch.host.doctor.repairs import (
     DropIn,
     Made,
-    Step,
+    RepairStep,
     ensure_file,
     ensure_step,
     ensure_steps,
@@ -26,8 +26,8 @@ from hutch.spec.names import Places
 from hutch.state import Damaged
 
 
-def step(name: str, line: str = "") -> Step:
-    return Step(("tool", "add", name), ("tool", "remove", name), ("tool", "list", name), line)
+def step(name: str, line: str = "") -> RepairStep:
+    return RepairStep(("tool", "add", name), ("tool", "remove", name), ("tool", "list", name), line)
 
 
 class Host:
@@ -95,7 +95,7 @@ def test_what_was_there_already_is_not_ours(places: Places, host: Host) -> None:
 
 
 def test_it_is_noted_before_it_is_made(places: Places, host: Host) -> None:
-    noted: list[tuple[Step, ...]] = []
+    noted: list[tuple[RepairStep, ...]] = []
     ensure_step(places, step("a"), lambda text: noted.append(read_made(places).steps))
     assert noted == [(step("a"),)]
 

@@ -17,7 +17,7 @@ from hutch.host.services.service import Service, observe_service
 from hutch.host.storage import shares
 from hutch.host.storage.bind import open_strictly
 from hutch.host.storage.mountinfo import Tree
-from hutch.spec.model import Mount, Workspace
+from hutch.spec.model import Mount, WorkspaceSpec
 from hutch.spec.names import Places
 from tests.unit.facts import NETWORK, PLACES, check_golden, workspace
 
@@ -209,7 +209,7 @@ def test_a_store_must_be_there_to_be_shared(tmp_path: Path, monkeypatch: pytest.
     assert list(shares.check_shares("workspaces.web", sharing)) == []
 
 
-def with_points(home: Path, *targets: str) -> Workspace:
+def with_points(home: Path, *targets: str) -> WorkspaceSpec:
     return workspace(owner=os.getuid(), home=str(home), mounts=tuple(Mount(str(home.parent), t) for t in targets))
 
 

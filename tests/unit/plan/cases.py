@@ -17,7 +17,7 @@ from hutch.plan.actions import Change, Plan, Repair
 from hutch.plan.decide import Facts, decide
 from hutch.plan.resolve import resolve
 from hutch.spec import loading
-from hutch.spec.model import Config, Network, Workspace
+from hutch.spec.model import Config, Network, WorkspaceSpec
 from hutch.spec.record import Booted, Observation, Record
 from hutch.spec.values import Size
 from tests.unit.facts import GOLDEN, KEY, PLACES
@@ -154,8 +154,8 @@ class Case:
             yield name, record
 
     def resolved(
-        self, tables: Table, network: Network, kept: Mapping[str, Workspace] | None = None
-    ) -> dict[str, Workspace]:
+        self, tables: Table, network: Network, kept: Mapping[str, WorkspaceSpec] | None = None
+    ) -> dict[str, WorkspaceSpec]:
         """These tables of workspaces, loaded and resolved."""
         shared = {"defaults": self.declared.get("defaults", {}), "network": {"subnet": network.subnet}}
         findings: list[Any] = []
@@ -166,7 +166,7 @@ class Case:
         return {name: replace(w, authorized_keys=w.authorized_keys or KEYS) for name, w in found.items()}
 
 
-def image_of(workspace: Workspace) -> str:
+def image_of(workspace: WorkspaceSpec) -> str:
     """An id as a recipe gives it, which does not change when hutch's own part of the recipe does."""
     made_from = repr([getattr(workspace, key) for key in IMAGE_KEYS])
     slug = re.sub(r"[^a-z0-9]+", "-", workspace.image).strip("-")

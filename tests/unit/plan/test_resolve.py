@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from hutch.errors import HutchError
 from hutch.plan.resolve import allocate, allocate_uids, collisions, resolve, still_used
 from hutch.spec import names
-from hutch.spec.model import Publish, Workspace
+from hutch.spec.model import Publish, WorkspaceSpec
 from tests.unit.facts import NETWORK, PLACES, SECOND, workspace
 
-OPEN = Workspace(type="container")
+OPEN = WorkspaceSpec(type="container")
 SUBNET = ipaddress.IPv4Network("192.168.83.0/24")
 TINY = ipaddress.IPv4Network("192.168.83.0/29")  # .1 is the gateway, .6 is kept for builds: four are left
 
 
-def at(ip: str | None) -> Workspace:
+def at(ip: str | None) -> WorkspaceSpec:
     return replace(OPEN, ip=ip)
 
 
@@ -159,7 +159,7 @@ def test_collisions() -> None:
     ]
 
 
-def pair(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Workspace]:
+def pair(first: dict[str, Any], second: dict[str, Any]) -> dict[str, WorkspaceSpec]:
     homes = {"a": str(PLACES.home("a")), "b": str(PLACES.home("b"))}
     return {
         "a": workspace("a", **{"home": homes["a"], **first}),

@@ -25,14 +25,14 @@ from hutch.runtime.units import (
     side_by_side,
     with_seccomp,
 )
-from hutch.spec.model import Mount, Workspace
+from hutch.spec.model import Mount, WorkspaceSpec
 from hutch.spec.names import PACKAGE
 from tests.unit.backends.test_qemu import host as machine_host
 from tests.unit.facts import HARDWARE, PLACES, check_golden, everything, launched, surroundings, workspace
 
 CONTAINERS = surroundings(has_machined=True)
 MACHINES = replace(machine_host(has_vsock=True), has_machined=True)
-NAMES: dict[str, tuple[str, Workspace, Surroundings]] = {
+NAMES: dict[str, tuple[str, WorkspaceSpec, Surroundings]] = {
     "minimal": ("web", workspace(), CONTAINERS),
     "everything": (
         "my-project",
@@ -54,7 +54,7 @@ def rendered(found: Launch) -> str:
 
 
 @pytest.mark.parametrize(("case", "given"), NAMES.items(), ids=NAMES)
-def test_units(case: str, given: tuple[str, Workspace, Surroundings]) -> None:
+def test_units(case: str, given: tuple[str, WorkspaceSpec, Surroundings]) -> None:
     name = given[0]
     found = launch_of(*given)
     parts = {

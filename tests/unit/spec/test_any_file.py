@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hutch.spec import loading
 from hutch.spec.model import WORKSPACE_KEYS, Network
-from hutch.spec.validation import Finding, Table
+from hutch.spec.validation import FieldProblem, Table
 from tests.unit.facts import PLACES
 
 words = st.sampled_from(
@@ -48,7 +48,7 @@ files = st.fixed_dictionaries(
 def test_any_file_gives_a_config_or_problems(data: Table, home: object) -> None:
     text = "\n".join(f"{key} = {render(value)}" for key, value in data.items())
     assert tomllib.loads(text) == data
-    findings: list[Finding] = []
+    findings: list[FieldProblem] = []
     config = loading.read_config("/nowhere/hutch.toml", data, findings, PLACES, loading.no_check)
     problems = loading.locate("/nowhere/hutch.toml", text, findings)
     assert config.file == "/nowhere/hutch.toml"

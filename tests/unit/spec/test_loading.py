@@ -14,7 +14,17 @@ import hutch.spec
 from hutch.errors import ConfigError, Problem, UsageError
 from hutch.spec import loading, lookup, names
 from hutch.spec.lookup import render_starter
-from hutch.spec.model import DEFAULT_PACKAGES, WORKSPACE_KEYS, Config, Idle, Incus, Mount, Network, Publish, Workspace
+from hutch.spec.model import (
+    DEFAULT_PACKAGES,
+    WORKSPACE_KEYS,
+    Config,
+    Idle,
+    Incus,
+    Mount,
+    Network,
+    Publish,
+    WorkspaceSpec,
+)
 from hutch.spec.names import Places
 from tests.unit.spec.conftest import key_line
 
@@ -80,9 +90,9 @@ def test_every_key(load: Load, tmp_path: Path) -> None:
     assert config.network == Network(bridge="br-test", subnet="10.83.0.0/16", uplink="100.64.0.0/30")
     assert config.incus == Incus(remote="cluster", project="hutch", target="@gpu")
     assert list(config.workspaces) == ["web", "lab"]
-    assert config.workspaces["lab"] == Workspace(type="vm", user="someone", memory=2**29, packages=("git",))
+    assert config.workspaces["lab"] == WorkspaceSpec(type="vm", user="someone", memory=2**29, packages=("git",))
     web = config.workspaces["web"]
-    assert web == Workspace(  # noqa: S604 - the key is called shell
+    assert web == WorkspaceSpec(  # noqa: S604 - the key is called shell
         type="container",
         engine="local",
         hypervisor="qemu",
@@ -124,7 +134,7 @@ def test_nothing_but_a_type(load: Load, home: Path) -> None:
     config = load("[workspaces.web]\ntype = 'vm'")
     assert config.network == Network()
     assert config.incus is None
-    assert config.workspaces["web"] == Workspace(type="vm")
+    assert config.workspaces["web"] == WorkspaceSpec(type="vm")
     assert config.workspaces["web"].packages == DEFAULT_PACKAGES
 
 
@@ -198,7 +208,7 @@ def test_long_values_are_shortened(problems: Problems) -> None:
 def test_check_speaks_of_the_files_own_lines(load: Load, problems: Problems) -> None:
     seen: list[str] = []
 
-    def check(name: str, workspace: Workspace, network: Network) -> Iterable[Problem]:
+    def check(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[Problem]:
         seen.append(name)
         assert network == Network()
         if workspace.egress != "internet":

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hutch.errors import HutchError
 from hutch.spec.entries import Publish
-from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, Workspace
+from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, WorkspaceSpec
 from hutch.spec.names import Places
 from hutch.spec.record import Booted, NetworkRecord, Record
 from hutch.state import (
@@ -95,7 +95,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "learn": st.booleans(),
     "idle": st.none() | st.builds(Idle, words, st.sampled_from(["suspend", "stop"])),
 }
-workspaces = st.builds(Workspace, **VALUES)
+workspaces = st.builds(WorkspaceSpec, **VALUES)
 records = st.builds(
     Record,
     name=st.just("web"),
@@ -114,7 +114,7 @@ def test_every_key_is_tried() -> None:
 
 
 @given(workspaces)
-def test_a_workspace_survives_json(declared: Workspace) -> None:
+def test_a_workspace_survives_json(declared: WorkspaceSpec) -> None:
     assert workspace_from(decode(WORKSPACE, WHERE, encode(WORKSPACE, asdict(declared)))) == declared
 
 

@@ -23,7 +23,7 @@ from hutch.state import REPAIRS, decode, encode, make_directory
 
 
 @dataclass(frozen=True)
-class Step:
+class RepairStep:
     """A command, the one that takes back what it does, and the one that tells whether it is done: `test` succeeds then,
     and where there is a `line`, that is among the lines it prints."""
 
@@ -52,7 +52,7 @@ class DropIn:
 class Made:
     """What has been changed, in that order; `shells` are those that were given aliases."""
 
-    steps: tuple[Step, ...] = ()
+    steps: tuple[RepairStep, ...] = ()
     files: tuple[DropIn, ...] = ()
     shells: tuple[str, ...] = ()
 
@@ -68,7 +68,8 @@ def read_made(places: Places) -> Made:
         return Made()
     body = decode(REPAIRS, places.repairs, data)
     steps = (
-        Step(tuple(item["make"]), tuple(item["undo"]), tuple(item["test"]), item["line"]) for item in body["steps"]
+        RepairStep(tuple(item["make"]), tuple(item["undo"]), tuple(item["test"]), item["line"])
+        for item in body["steps"]
     )
     files = (DropIn(item["path"], item["content"], tuple(item["reload"])) for item in body["files"])
     return Made(tuple(steps), tuple(files), tuple(body["shells"]))
@@ -85,7 +86,7 @@ def write_made(places: Places, made: Made) -> None:
 # Making.
 
 
-def is_made(step: Step) -> bool:
+def is_made(step: RepairStep) -> bool:
     """Whether it is done. What a program that is gone did is gone with it."""
     if find_program(step.test[0]) is None:
         return False
@@ -94,13 +95,13 @@ def is_made(step: Step) -> bool:
     return result.returncode == 0 and (not step.line or step.line in lines)
 
 
-def ensure_steps(places: Places, steps: Iterable[Step], tell: Told) -> None:
+def ensure_steps(places: Places, steps: Iterable[RepairStep], tell: Told) -> None:
     """Do what is not done of them; after one that fails, no other. The caller holds the lock."""
     for step in steps:
         ensure_step(places, step, tell)
 
 
-def ensure_step(places: Places, step: Step, tell: Told) -> None:
+def ensure_step(places: Places, step: RepairStep, tell: Told) -> None:
     """Do it, unless it is done. Where it fails it is not noted: whoever does it by hand then, keeps it."""
     if is_made(step):
         return
@@ -172,7 +173,7 @@ def remove_aliases(places: Places, made: tuple[str, ...], tell: Told) -> None:
         tell(f"take the aliases out of {path}")
 
 
-def undo_step(step: Step, tell: Told) -> None:
+def undo_step(step: RepairStep, tell: Told) -> None:
     if is_made(step):
         tell(shlex.join(step.undo))
         run(step.undo, timeout=60.0)

@@ -69,7 +69,7 @@ class Accelerator:
 
 
 @dataclass(frozen=True)
-class Access:
+class KvmAccess:
     """Who may use /dev/kvm. `problem` says why no process but root's may, "" where others may."""
 
     gid: int | None
@@ -133,7 +133,7 @@ def recall_accelerator(places: Places, machine: Bootable | None = None) -> Accel
     return accelerator
 
 
-def recall_or_try(memory: Memory, machine: Bootable | None, access: Access, uid: int) -> str | None:
+def recall_or_try(memory: Memory, machine: Bootable | None, access: KvmAccess, uid: int) -> str | None:
     """What a guest under KVM has shown, before or now, as `uid`: "" that it runs, or what went wrong. None when that is
     not known and there is no machine to try it with."""
     qemu = find_program(QEMU)
@@ -183,20 +183,20 @@ def _spend() -> float:
     return time.thread_time() - began
 
 
-def observe_access(device: str) -> Access:
+def observe_access(device: str) -> KvmAccess:
     """Who may use the device beside root. QEMU runs as a uid that is a workspace's own, and in no group of root's."""
     try:
         found = os.stat(device)
     except FileNotFoundError:
-        return Access(None, f"no {device}", is_there=False)
+        return KvmAccess(None, f"no {device}", is_there=False)
     if not stat.S_ISCHR(found.st_mode):
-        return Access(None, f"{device} is not a device", is_there=False)
+        return KvmAccess(None, f"{device} is not a device", is_there=False)
     if found.st_mode & 0o006 == 0o006:
-        return Access(None, "")
+        return KvmAccess(None, "")
     if found.st_mode & 0o060 == 0o060 and found.st_gid != 0:
-        return Access(found.st_gid, "")
+        return KvmAccess(found.st_gid, "")
     advice = f"`chgrp kvm {device}; chmod 660 {device}` lets hutch use it"
-    return Access(None, f"{device} is root's alone (mode {found.st_mode & 0o777:o}): {advice}")
+    return KvmAccess(None, f"{device} is root's alone (mode {found.st_mode & 0o777:o}): {advice}")
 
 
 # What is remembered.
@@ -237,7 +237,7 @@ def write_memory(places: Places, memory: Memory) -> None:
 def run_guest(
     machine: Bootable,
     qemu: str,
-    access: Access,
+    access: KvmAccess,
     uid: int,
     *,
     accelerator: str = "kvm",
@@ -286,7 +286,7 @@ def gave_up(process: Popen[bytes]) -> bool:
         return False
 
 
-def render_identity(access: Access, uid: int) -> list[str]:
+def render_identity(access: KvmAccess, uid: int) -> list[str]:
     """As whom it runs: it ends with hutch, and it can become nobody else."""
     common = ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--pdeathsig=KILL", "--"]
     if access.problem:  # only root can open the device

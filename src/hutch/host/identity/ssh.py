@@ -15,7 +15,7 @@ from hutch.files import read_or_none, sync_directory, write_atomic
 from hutch.frozen import dataclass
 from hutch.host.doctor.tools import find_program
 from hutch.run import run
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.names import Places, hostname
 from hutch.state import make_directory
 
@@ -203,14 +203,14 @@ def choose_proxy(cid: int | None, programs: Collection[str]) -> str:
     return f"socat - VSOCK-CONNECT:{cid}:22" if "socat" in programs else ""
 
 
-def proxy_of(workspace: Workspace, traits: Traits, *, has_vsock: bool) -> str:
+def proxy_of(workspace: WorkspaceSpec, traits: Traits, *, has_vsock: bool) -> str:
     """The same for a workspace of this host, by the backend that runs it."""
     if not (traits.has_vsock and has_vsock):
         return ""
     return choose_proxy(workspace.cid, [name for name in (VSOCK_PROXY, "socat") if find_program(name) is not None])
 
 
-def likely_traits(workspace: Workspace) -> Traits:
+def likely_traits(workspace: WorkspaceSpec) -> Traits:
     """Those of the backend that the next start will use, as far as it can be told without trying KVM."""
     *better, last = [backend.TRAITS for backend in backends_of(workspace)] or [FOREIGN]
     return next((traits for traits in better if find_program(traits.program) is not None), last)

@@ -21,7 +21,7 @@ from hutch.frozen import dataclass
 from hutch.host.services.units import waiting_mounts
 from hutch.host.storage.mountinfo import Tree, observe_mountinfo, parse_mountinfo
 from hutch.run import CommandFailed, run
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.names import NIX_STORE, UID_COUNT, Places
 from hutch.spec.programs import own_program
 from hutch.state import SHARES, decode, encode, make_directory
@@ -46,13 +46,13 @@ class Guest:
     owner: int
 
 
-def writable_paths(workspace: Workspace) -> tuple[str, ...]:
+def writable_paths(workspace: WorkspaceSpec) -> tuple[str, ...]:
     """Host directories that the workspace can write."""
     assert workspace.home is not None
     return (workspace.home, *(mount.source for mount in workspace.mounts if not mount.readonly))
 
 
-def check_shares(prefix: str, workspace: Workspace) -> Iterator[Problem]:
+def check_shares(prefix: str, workspace: WorkspaceSpec) -> Iterator[Problem]:
     """What is wrong with the directories of a workspace that is about to start. `prefix` is its key in the file."""
     assert workspace.home is not None
     key, home = f"{prefix}.home", workspace.home
@@ -94,7 +94,7 @@ def check_directory(path: str, *, may_be_absent: bool) -> str:
     return ""
 
 
-def mount_points(workspace: Workspace) -> dict[str, Path]:
+def mount_points(workspace: WorkspaceSpec) -> dict[str, Path]:
     """Target -> the directory of the host's that it covers, for mounts inside the home. What is inside another mount
     is not in the home."""
     assert workspace.home is not None
@@ -107,12 +107,12 @@ def mount_points(workspace: Workspace) -> dict[str, Path]:
     }
 
 
-def has_mount_points(workspace: Workspace) -> bool:
+def has_mount_points(workspace: WorkspaceSpec) -> bool:
     """Whether every mount inside the home has a directory to be mounted on."""
     return not any(check_directory(str(point), may_be_absent=False) for point in mount_points(workspace).values())
 
 
-def ensure_mount_points(name: str, workspace: Workspace, gid: int) -> None:
+def ensure_mount_points(name: str, workspace: WorkspaceSpec, gid: int) -> None:
     """Directories of the owner's for the mounts inside the home. A container's own root cannot make them: in a home
     that is mapped to the owner's uid, it has none."""
     assert isinstance(workspace.owner, int) and workspace.home is not None
