@@ -26,7 +26,7 @@ import pytest
 from hutch.host.doctor.tools import QEMU, find_program
 from hutch.host.hardware import accelerator, clock, vsock
 from hutch.host.hardware.accelerator import ANSWER, DEVICE, KvmAccess, Verdict, run_guest
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 UID = 0x7FFF_0001
 OPEN = KvmAccess(None, "")
@@ -198,16 +198,16 @@ def test_a_guest_ends_with_hutch(tmp_path: Path) -> None:
 def test_the_host_waits_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "machine").mkdir()
     machine = make_machine(tmp_path / "machine", HANGING)
-    places = Places(tmp_path / "state", tmp_path / "run")
+    layout = Layout(tmp_path / "state", tmp_path / "run")
     monkeypatch.setattr(accelerator, "run_guest", partial(run_guest, seconds=1))
-    found = accelerator.observe_accelerator(places, machine)
+    found = accelerator.observe_accelerator(layout, machine)
     assert found.name == "tcg" and found.tsc_khz is not None
     assert found.why == "a guest under KVM did not come up within 1 s"
     began = time.monotonic()
-    assert accelerator.observe_accelerator(places, machine) == found == accelerator.recall_accelerator(places)
+    assert accelerator.observe_accelerator(layout, machine) == found == accelerator.recall_accelerator(layout)
     assert time.monotonic() - began < 0.5
-    assert not places.run.exists()  # a runtime directory that is not empty would stay behind
-    assert accelerator.memory_path(places).stat().st_mode & 0o777 == 0o600
+    assert not layout.run.exists()  # a runtime directory that is not empty would stay behind
+    assert accelerator.memory_path(layout).stat().st_mode & 0o777 == 0o600
 
 
 # The clock.

@@ -23,7 +23,7 @@ from tests.host.faults import (
     fill_home,
     guarded,
     home_digest,
-    places_of,
+    layout_of,
     shape,
     strike,
 )
@@ -231,7 +231,7 @@ def test_a_kill_at_every_effect_of_a_purge(
                 check_ports(instance)
                 instance.up()
                 left = home_digest(instance, "web")
-                is_new = not any(places_of(instance).home("web").glob("precious"))
+                is_new = not any(layout_of(instance).home("web").glob("precious"))
                 assert left == home or is_new
                 assert home_digest(instance, "lab") == other
                 check_idle(instance)
@@ -252,12 +252,12 @@ def test_the_checks_see_what_they_are_for(world: World, images: Path) -> None:
         check_ports(instance)
         check_settled(instance, wanted, "seen")
 
-        flush = ["ip", "netns", "exec", places_of(instance).namespace, "nft", "flush", "ruleset"]
+        flush = ["ip", "netns", "exec", layout_of(instance).namespace, "nft", "flush", "ruleset"]
         subprocess.run(flush, check=True, timeout=10)
         with pytest.raises(AssertionError, match="up without filters"):
             check_ports(instance)
         instance.up()
-        subprocess.run(["nft", "delete", "table", "inet", places_of(instance).table], check=True, timeout=10)
+        subprocess.run(["nft", "delete", "table", "inet", layout_of(instance).table], check=True, timeout=10)
         with pytest.raises(AssertionError, match="without the host's barrier"):
             check_ports(instance)
         instance.up()

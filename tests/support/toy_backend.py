@@ -32,13 +32,13 @@ def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
 
 def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     """Everything that makes the toy run. Nothing inside takes the inner end of its port, which goes with the outer."""
-    places, runtime = host.places, str(host.places.runtime(name))
-    port = port_of(name, workspace, places, host.network)
+    layout, runtime = host.layout, str(host.layout.runtime(name))
+    port = port_of(name, workspace, layout, host.network)
     return Launch(
         workspace=name,
         backend=TRAITS.name,
-        network_namespace=str(places.namespace_path),
-        cgroup=places.cgroup(name),
+        network_namespace=str(layout.namespace_path),
+        cgroup=layout.cgroup(name),
         runtime=runtime,
         dialect=DIALECT,
         directories=(),
@@ -48,7 +48,7 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
         argv=("sh", "-c", SCRIPT),
         cleanup=port.cleanup(),
         limits=Limits(memory=workspace.memory),
-        unit=places.unit(name),
+        unit=layout.unit(name),
     )
 
 

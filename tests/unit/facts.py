@@ -18,11 +18,11 @@ from hutch.host.network.firewall import Member
 from hutch.spec import names
 from hutch.spec.entries import Publish
 from hutch.spec.model import Mount, Network, WorkspaceSpec
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 GOLDEN = Path(__file__).with_name("golden")
-PLACES = Places(Path("/var/lib/hutch"), Path("/run/hutch"))
-SECOND = Places(Path("/srv/second"), Path("/run/second"))  # another hutch on the same host
+LAYOUT = Layout(Path("/var/lib/hutch"), Path("/run/hutch"))
+SECOND = Layout(Path("/srv/second"), Path("/run/second"))  # another hutch on the same host
 NETWORK = Network(uplink="192.168.84.0/30")
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB"
 HARDWARE = Hardware(
@@ -50,7 +50,7 @@ def workspace(name: str = "web", **keys: Any) -> WorkspaceSpec:
         "mac": names.mac(name),
         "cid": names.cid(name),
         "owner": 1000,
-        "home": str(PLACES.home(name)),
+        "home": str(LAYOUT.home(name)),
         "authorized_keys": (f"{KEY} alice@host",),
     }
     return WorkspaceSpec(**{**resolved, **keys})
@@ -73,7 +73,7 @@ def everything(**keys: Any) -> WorkspaceSpec:
 
 def surroundings(**keys: Any) -> Surroundings:
     known: dict[str, Any] = {
-        "places": PLACES,
+        "layout": LAYOUT,
         "network": NETWORK,
         "image_root": "/var/lib/hutch/images/debian-trixie-0123456789ab/root",
         "uid_base": 0x7000_0000,

@@ -12,7 +12,7 @@ from hutch.apply.mending import mended
 from hutch.errors import Problem, UsageError, ways_in
 from hutch.runtime.observe import observe, observe_facts
 from hutch.spec.model import has_effect
-from hutch.spec.names import Places, is_name
+from hutch.spec.names import Layout, is_name
 from hutch.spec.record import Observation, Record, has_processes, present, state_of
 from hutch.state import read_network, read_record, read_records
 
@@ -42,8 +42,8 @@ class Hutch:
     Every method that changes the host takes the lock for as long as it needs it and may be called again.
     """
 
-    def __init__(self, places: Places | None = None, *, listen: Listener = silent, progress: Progress = silent) -> None:
-        self.places = places or Places.from_environment()
+    def __init__(self, layout: Layout | None = None, *, listen: Listener = silent, progress: Progress = silent) -> None:
+        self.layout = layout or Layout.from_environment()
         self.listen = listen
         self.progress = progress
 
@@ -63,7 +63,7 @@ class Hutch:
             yield from check(name, workspace, network)
             yield from check_host({name: workspace}, host.memory, host.cpus)
 
-        return load(find_file(path), places=self.places, check=check_here)
+        return load(find_file(path), layout=self.layout, check=check_here)
 
     def plan(
         self,
@@ -82,7 +82,7 @@ class Hutch:
         # Spares the start-up of `hutch ls`.
         from hutch.apply.planning import make_plan
 
-        return make_plan(self.places, config, names, start=start, prune=prune, adopt=adopt)
+        return make_plan(self.layout, config, names, start=start, prune=prune, adopt=adopt)
 
     @mended
     def up(
@@ -103,8 +103,8 @@ class Hutch:
         from hutch.apply.planning import make_plan
         from hutch.apply.up import up
 
-        make = partial(make_plan, self.places, config, names, start=start, prune=prune, adopt=adopt)
-        return up(self.places, config, make, confirm=confirm, listen=self.listen, progress=self.progress)
+        make = partial(make_plan, self.layout, config, names, start=start, prune=prune, adopt=adopt)
+        return up(self.layout, config, make, confirm=confirm, listen=self.listen, progress=self.progress)
 
     def ssh_problem(self) -> str:
         """Why plain `ssh workspace-NAME` does not work on this host, "" when it does."""
@@ -137,15 +137,15 @@ class Hutch:
             # Spares the start-up of `hutch ls` for root.
             from hutch.host.identity.user_view import visible_records
 
-            return visible_records(self.places)
-        return present(read_records(self.places))
+            return visible_records(self.layout)
+        return present(read_records(self.layout))
 
     def record(self, name: str) -> Record:
         """One record; UsageError when there is no such workspace."""
         if not is_name(name):
             raise UsageError(f"{name!r} is not the name of a workspace")
         if os.geteuid() == 0:
-            record = read_record(self.places, name)
+            record = read_record(self.layout, name)
         else:
             view = self._user_view(name)
             record = view.record if view else None
@@ -159,10 +159,10 @@ class Hutch:
         # Spares the start-up of `hutch ls` for root.
         from hutch.host.identity.user_view import read_user_view
 
-        return read_user_view(self.places, name)
+        return read_user_view(self.layout, name)
 
     def observe(self, name: str) -> Observation:
-        return observe(self.places, name)
+        return observe(self.layout, name)
 
     @mended
     def start(self, names: Sequence[str]) -> None:
@@ -183,7 +183,7 @@ class Hutch:
         # Spares the start-up of `hutch ls`.
         from hutch.apply.turning import turn
 
-        turn(self.places, verb, names, self.record, self.listen)
+        turn(self.layout, verb, names, self.record, self.listen)
 
     @mended
     def remove(self, name: str, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
@@ -191,7 +191,7 @@ class Hutch:
         # Spares the start-up of `hutch ls`.
         from hutch.apply.leaving import remove
 
-        return remove(self.places, name, self.listen, purge=purge, force=force)
+        return remove(self.layout, name, self.listen, purge=purge, force=force)
 
     @mended
     def uninstall(self, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
@@ -201,7 +201,7 @@ class Hutch:
         # Spares the start-up of `hutch ls`.
         from hutch.apply.leaving import uninstall
 
-        return uninstall(self.places, self.listen, purge=purge, force=force)
+        return uninstall(self.layout, self.listen, purge=purge, force=force)
 
     @mended
     def eject(self, name: str, to: Path | None = None, *, confirm: Callable[[str], None] = silent) -> Path:
@@ -210,14 +210,14 @@ class Hutch:
         # Spares the start-up of `hutch ls`.
         from hutch.apply.leaving import eject
 
-        return eject(self.places, name, to, self.listen, find=self.record, confirm=confirm)
+        return eject(self.layout, name, to, self.listen, find=self.record, confirm=confirm)
 
     def explain(self, name: str) -> tuple[Section, ...]:
         """The commands, rules and files behind a workspace, as its next start would make them."""
         # Spares the start-up of `hutch ls`.
         from hutch.apply.explaining import explain
 
-        return explain(self.places, self.record(name))
+        return explain(self.layout, self.record(name))
 
     def egress(self, name: str) -> list[EgressEvent]:
         """What a workspace asked for and reached, as far as that is recorded, oldest first."""
@@ -225,7 +225,7 @@ class Hutch:
         from hutch.egress.journal import read
 
         self.record(name)
-        return read(self.places.egress, name)
+        return read(self.layout.egress, name)
 
     def follow_egress(self, name: str) -> Generator[list[EgressEvent], None, None]:
         """The same, in one, and then what is recorded from now on, as it comes. Never ends by itself."""
@@ -233,7 +233,7 @@ class Hutch:
         from hutch.egress.journal import follow
 
         self.record(name)
-        return follow(self.places.egress, name)
+        return follow(self.layout.egress, name)
 
     def suggest_egress(self, name: str) -> str:
         """A list for hutch.toml, made of what the workspace has and what it asked for and reached beyond that."""
@@ -274,12 +274,12 @@ class Hutch:
         # Spares the start-up of `hutch ls`.
         from hutch.apply.inspecting import warnings_of
 
-        record = read_network(self.places)
-        return warnings_of(self.places, record.network if record else None, read_records(self.places))
+        record = read_network(self.layout)
+        return warnings_of(self.layout, record.network if record else None, read_records(self.layout))
 
     def describe(self, record: Record) -> dict[str, Any]:
         """The same, for whoever has the record."""
-        now = observe(self.places, record.name)
+        now = observe(self.layout, record.name)
         return describe(record, now, self._facts(record, now))
 
     def _facts(self, record: Record, now: Observation) -> Mapping[str, str]:
@@ -290,7 +290,7 @@ class Hutch:
         if os.geteuid() != 0:
             view = self._user_view(record.name)
             return view.facts if view else {}
-        return observe_facts(self.places, record.name)
+        return observe_facts(self.layout, record.name)
 
 
 def describe(record: Record, now: Observation, facts: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Workspace:
         # Spares the start-up of `hutch exec`.
         from hutch.api.job import Call, change
 
-        change(Call(self.hutch.places, method, {"names": [self.name]}), listen=self.hutch.listen)
+        change(Call(self.hutch.layout, method, {"names": [self.name]}), listen=self.hutch.listen)
 
     def status(self) -> dict[str, Any]:
         """How it stands: the same as an entry of `hutch status --json`."""
@@ -164,4 +164,4 @@ class Workspace:
         from hutch.access.inside import run_inside
 
         record = self.hutch.record(self.name)
-        return run_inside(self.hutch.places, record, argv, root=root, capture=capture, env=env, cwd=cwd)
+        return run_inside(self.hutch.layout, record, argv, root=root, capture=capture, env=env, cwd=cwd)

@@ -16,7 +16,7 @@ from hutch.errors import HutchError, troubles_told
 from hutch.host.network.namespace import has_namespace
 from hutch.host.services.lock import Busy, lock
 from hutch.host.services.units import is_stopping, is_wanted_again
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import present
 from hutch.state import read_network, read_records
 
@@ -26,53 +26,53 @@ PATIENCE = 0.2  # seconds between two looks whether whoever holds the lock has d
 class Host:
     """One hutch's side of the host."""
 
-    def __init__(self, places: Places) -> None:
-        self.places = places
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
 
     def listen(self, name: str, event: str, text: str) -> None:
         """For the journal."""
         os.write(2, f"{name}: {text}\n".encode())
 
     def is_settled(self) -> bool:
-        return self.places.settled.exists() and has_namespace(self.places)
+        return self.layout.settled.exists() and has_namespace(self.layout)
 
     @mended
     def start(self) -> None:
         """Settle the host as the records say; systemd gives up on it in the end."""
         while not self.is_settled():
             try:
-                with lock(self.places, patience=PATIENCE):
+                with lock(self.layout, patience=PATIENCE):
                     self._settle()
                 return
             except Busy:
                 continue
 
     def _settle(self) -> None:
-        network, records = read_network(self.places), read_records(self.places)
+        network, records = read_network(self.layout), read_records(self.layout)
         if network is None or not present(records):
             raise HutchError("there is no workspace", resolution="`hutch up` makes those of a hutch.toml")
-        converge.settle(self.places, network.network, network.file, records, is_unit=True)
+        converge.settle(self.layout, network.network, network.file, records, is_unit=True)
 
     def stop(self) -> None:
         """Clear the host. When it goes down, all that is there goes with the kernel. Whoever holds the lock may be
         waiting for this unit to start again: then all stays as it is."""
-        while has_namespace(self.places):
+        while has_namespace(self.layout):
             if is_stopping():
-                self.places.settled.unlink(missing_ok=True)
+                self.layout.settled.unlink(missing_ok=True)
                 return
             try:
-                with lock(self.places, patience=PATIENCE):
-                    converge.clear(self.places)
+                with lock(self.layout, patience=PATIENCE):
+                    converge.clear(self.layout)
                 return
             except Busy:
-                if is_wanted_again(self.places.network_unit):
+                if is_wanted_again(self.layout.network_unit):
                     return
 
 
 def main(what: str) -> None:
     try:
         with troubles_told():
-            host = Host(Places.from_environment())
+            host = Host(Layout.from_environment())
             {"start": host.start, "stop": host.stop}[what]()
     except HutchError as error:
         sys.exit("\n".join(filter(None, (error.brief, error.details, error.resolution))))

@@ -14,7 +14,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from hutch.frozen import dataclass
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 REBOOT = 133
 """The exit code that means "the guest asked for a reboot": nspawn's own, with --keep-unit."""
@@ -54,7 +54,7 @@ class Surroundings:
     runs here.
     """
 
-    places: Places
+    layout: Layout
     network: Network
     image_root: str
     uid_base: int

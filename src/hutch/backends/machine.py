@@ -91,7 +91,7 @@ def listening(host: Surroundings, *sockets: tuple[str, int, int]) -> tuple[str, 
 
 def hear_command(host: Surroundings, name: str, *sources: str) -> tuple[str, ...]:
     """What hears the guest until it is ready, see runtime/hear."""
-    noted = f"{host.places.runtime(name)}/noted/hearing"
+    noted = f"{host.layout.runtime(name)}/noted/hearing"
     return (*own_program("hutch.runtime.hear", host.python, host.package), noted, *sources)
 
 
@@ -163,8 +163,8 @@ def disk_steps(name: str, workspace: WorkspaceSpec, host: Surroundings) -> tuple
 def disk_path(name: str, workspace: WorkspaceSpec, host: Surroundings) -> str | None:
     """Where the disk is that the root's changes are written to; None for memory."""
     if workspace.persist == "all":
-        return f"{host.places.root(name)}/disk"
-    return f"{host.places.workspace(name)}/disk" if workspace.disk else None
+        return f"{host.layout.root(name)}/disk"
+    return f"{host.layout.workspace(name)}/disk" if workspace.disk else None
 
 
 def disk_cleanup(name: str, workspace: WorkspaceSpec, host: Surroundings) -> tuple[Step, ...]:

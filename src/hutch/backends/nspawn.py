@@ -58,20 +58,20 @@ def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
 
 def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     """Everything that makes the container run."""
-    places, runtime = host.places, str(host.places.runtime(name))
+    layout, runtime = host.layout, str(host.layout.runtime(name))
     identity = identify(name, workspace, host, f"Name={names.GUEST_INTERFACE}")
     credentials = {key: f"{runtime}/credentials/{key}" for key in render_credentials(identity)}
     files = [File(credentials[key], text) for key, text in render_credentials(identity).items()]
-    port = port_of(name, workspace, places, host.network)
+    port = port_of(name, workspace, layout, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
     inner = replace(workspace, mounts=())  # the mounts are hot, since they come and go
     shares, hot_mounts = share_places(inner, runtime), make_hot_mounts(name, workspace, host, runtime)
     return Launch(
         workspace=name,
         backend="nspawn",
-        unit=places.unit(name),
-        network_namespace=str(places.namespace_path),
-        cgroup=places.cgroup(name),
+        unit=layout.unit(name),
+        network_namespace=str(layout.namespace_path),
+        cgroup=layout.cgroup(name),
         runtime=runtime,
         dialect=DIALECT.read_text(encoding="utf-8"),
         directories=(
@@ -97,8 +97,8 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
         post_start=(reveal_step(host),) if workspace.nesting else (),
         hot_mounts=hot_mounts,
         resize=None if workspace.persist == "all" else resize_step(workspace, runtime),
-        argv=nspawn_argv(name, inner, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
-        cleanup=(*port.cleanup(), *((forget_step(places.machine(name)),) if host.has_machined else ())),
+        argv=nspawn_argv(name, inner, host, {**credentials, HOST_KEY: str(layout.host_key(name))}, shares),
+        cleanup=(*port.cleanup(), *((forget_step(layout.machine(name)),) if host.has_machined else ())),
         limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
         restart_codes=(REBOOT,),
     )
@@ -195,7 +195,7 @@ def overlay_steps(name: str, workspace: WorkspaceSpec, host: Surroundings, runti
 
 def upper_place(name: str, workspace: WorkspaceSpec, host: Surroundings, runtime: str) -> str:
     """Where the layer lies that the guest writes."""
-    return str(host.places.root(name)) if workspace.persist == "all" else f"{runtime}/scratch"
+    return str(host.layout.root(name)) if workspace.persist == "all" else f"{runtime}/scratch"
 
 
 def share_mounts(name: str, workspace: WorkspaceSpec, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
@@ -290,8 +290,8 @@ def nspawn_argv(
         f"--register={'yes' if host.has_machined else 'no'}",
         "--keep-unit",
         "--quiet",
-        f"--directory={host.places.runtime(name)}/root",
-        f"--machine={host.places.machine(name)}",
+        f"--directory={host.layout.runtime(name)}/root",
+        f"--machine={host.layout.machine(name)}",
         f"--hostname={name}",
         f"--uuid={host.machine_id}",
         f"--private-users={host.uid_base}:{names.UID_COUNT}",
@@ -305,7 +305,7 @@ def nspawn_argv(
         # Nested runtimes are told of keys that there are none (see SECCOMP), which nspawn's answer would not say.
         "--system-call-filter=@keyring" if workspace.nesting else WITHOUT_RESOURCES,
         *(
-            f"--bind={host.places.runtime(name)}/devices/{path.replace('/', '-')}:/dev/{path}"
+            f"--bind={host.layout.runtime(name)}/devices/{path.replace('/', '-')}:/dev/{path}"
             for path in (DEVICES if workspace.nesting else ())
         ),
         *(f"--load-credential={key}:{path}" for key, path in credentials.items()),
@@ -313,7 +313,7 @@ def nspawn_argv(
             f"--bind{'-ro' if readonly else ''}={share}:{target}"
             for share, (_, target, readonly) in zip(shares, sources(workspace), strict=False)
         ),
-        *((f"--bind={host.places.runtime(name)}/{STORE}:{names.NIX_STORE}",) if workspace.nix_store else ()),
+        *((f"--bind={host.layout.runtime(name)}/{STORE}:{names.NIX_STORE}",) if workspace.nix_store else ()),
         "--boot",
         "systemd.show_status=auto",  # silent until something fails or takes long
     )

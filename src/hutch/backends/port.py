@@ -7,7 +7,7 @@ from hutch.backends.launch import Step
 from hutch.frozen import dataclass
 from hutch.spec import names
 from hutch.spec.model import Network, WorkspaceSpec
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Port:
         )
 
 
-def port_of(name: str, workspace: WorkspaceSpec, places: Places, network: Network) -> Port:
+def port_of(name: str, workspace: WorkspaceSpec, layout: Layout, network: Network) -> Port:
     """The port of a workspace."""
     assert workspace.mac is not None and workspace.ip is not None
     return Port(
@@ -69,5 +69,5 @@ def port_of(name: str, workspace: WorkspaceSpec, places: Places, network: Networ
         mac=workspace.mac,
         ip=workspace.ip,
         bridge=network.bridge,
-        table=places.table,
+        table=layout.table,
     )

@@ -68,11 +68,11 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     """Everything that makes the machine run."""
     hardware = host.hardware
     assert hardware is not None
-    places, runtime = host.places, str(host.places.runtime(name))
+    layout, runtime = host.layout, str(host.layout.runtime(name))
     credentials = render_credentials(identify(name, workspace, host, "Name=eth0"))
     files = [File(f"{runtime}/vm/{key}", text, host.uid_base) for key, text in credentials.items()]
     files.append(File(f"{runtime}/vm/shares", render_shares(workspace), host.uid_base))
-    port = port_of(name, workspace, places, host.network)
+    port = port_of(name, workspace, layout, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
     told, sources = (*credentials, HOST_KEY), ["port", f"{runtime}/vm/port.out"]
@@ -84,16 +84,16 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     return Launch(
         workspace=name,
         backend="qemu",
-        unit=places.unit(name),
-        network_namespace=str(places.namespace_path),
-        cgroup=places.cgroup(name),
+        unit=layout.unit(name),
+        network_namespace=str(layout.namespace_path),
+        cgroup=layout.cgroup(name),
         runtime=runtime,
         dialect=dialect("qemu"),
         directories=(f"{runtime}/vm", *shares),
         files=tuple(files),
         prepare=(
             (port.make(),),
-            (Step((*owned, str(places.host_key(name)), key), "hand in the host key"),),
+            (Step((*owned, str(layout.host_key(name)), key), "hand in the host key"),),
             *((step,) for step in share_mounts(name, workspace, host, shares)),
             *disk_steps(name, workspace, host),
             (pipes_step(f"{runtime}/vm", host.uid_base, *PIPES),),
@@ -103,11 +103,11 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
         argv=qemu_argv(name, workspace, host, hardware, told),
         commands={"hear": hear_command(host, name, *sources)},
         sandbox=SANDBOX,
-        post_start=(register_step(places.machine(name), host.machine_id),) if host.has_machined else (),
+        post_start=(register_step(layout.machine(name), host.machine_id),) if host.has_machined else (),
         cleanup=(
             *port.cleanup(),
             *disk_cleanup(name, workspace, host),
-            *((forget_step(places.machine(name)),) if host.has_machined else ()),
+            *((forget_step(layout.machine(name)),) if host.has_machined else ()),
         ),
         restart_codes=(REBOOT,),
         limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),
@@ -125,7 +125,7 @@ def balloon_step(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Ste
     if size is None or host.hardware is None:
         return None
     program = own_program("hutch.backends.qemu_monitor", host.python, host.package, needs_others=True)
-    told = (f"{host.places.runtime(name)}/control", host.hardware.library, str(size))
+    told = (f"{host.layout.runtime(name)}/control", host.hardware.library, str(size))
     return Step((*program, *told), f"leave it {size >> 20} MiB of its memory", may_fail=True)
 
 
@@ -135,7 +135,7 @@ def balloon_step(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Ste
 def qemu_argv(
     name: str, workspace: WorkspaceSpec, host: Surroundings, hardware: Hardware, credentials: tuple[str, ...]
 ) -> tuple[str, ...]:
-    runtime = str(host.places.runtime(name))
+    runtime = str(host.layout.runtime(name))
     disk = disk_path(name, workspace, host)
     files = ["--ro-bind", hardware.kernel, "/kernel", "--ro-bind", hardware.initrd, "/initrd"]
     files += ["--ro-bind", hardware.root, "/root.erofs", "--ro-bind", f"{runtime}/vm", "/vm"]

@@ -54,14 +54,14 @@ def guard_steps(workspace: WorkspaceSpec, host: Surroundings) -> tuple[Step, ...
     return tuple(
         Step((*bind, source, "=?", "nosuid,nodev"), f"guard {source}")
         for source in writable
-        if not source.startswith(f"{host.places.state}/")
+        if not source.startswith(f"{host.layout.state}/")
     )
 
 
 def bind_step(name: str, source: str, target: str, readonly: bool, mapping: str, host: Surroundings) -> Step:
     """Show `source` at `target`, with the uids of `mapping`, as mount(8) reads it: "type:on disk:mapped:count …"."""
     options = f"{'ro,' if readonly else ''}nosuid,nodev,X-mount.idmap={mapping}"
-    if source == str(host.places.home(name)):  # root's own directories all the way: there can be no link on it
+    if source == str(host.layout.home(name)):  # root's own directories all the way: there can be no link on it
         return Step(("mount", "--bind", "-o", options, source, target), f"share {source}")
     bind = (host.python, "-I", "-S", f"{host.package}/host/storage/bind.py")
     return Step((*bind, source, target, options), f"share {source}")

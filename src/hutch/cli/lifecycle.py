@@ -67,7 +67,7 @@ def uninstall(options: Options, purge: bool, force: bool, yes: bool) -> None:
     and what `hutch doctor --fix` changed of others'. Homes, keys, images and records stay unless --purge: the next
     `hutch up` brings the same workspaces back."""
     hutch = Hutch(listen=options.listen)
-    state = hutch.places.state
+    state = hutch.layout.state
     question = f"delete {state}, with the homes of all workspaces?"
     if purge and not yes and not (sys.stdin.isatty() and click.confirm(question, err=True)):
         raise HutchError(

@@ -12,7 +12,7 @@ from hutch.plan.planner import Standing, network_changes, plan
 from hutch.plan.resolve import collisions, resolve, still_used
 from hutch.spec.ejected import Note
 from hutch.spec.model import Config, Network, WorkspaceSpec
-from hutch.spec.names import UID_RANGES, Places
+from hutch.spec.names import UID_RANGES, Layout
 from hutch.spec.record import Observation, Record, holds_identity, state_of
 
 
@@ -59,7 +59,7 @@ class Ownership:
 
 
 def decide(
-    places: Places,
+    layout: Layout,
     config: Config,
     names: Sequence[str],
     facts: Facts,
@@ -70,7 +70,7 @@ def decide(
 ) -> Plan:
     """The plan for the named workspaces of a file, or for all of them. Raises HutchError for what is not to be."""
     running = _running(facts)
-    wanted = _resolve(places, config, names, facts, running)
+    wanted = _resolve(layout, config, names, facts, running)
     remove = whose.undeclared if prune else ()
     # Whoever has no part in this plan stays as recorded.
     parties = {*wanted, *remove}
@@ -110,14 +110,14 @@ def _running(facts: Facts) -> dict[str, WorkspaceSpec]:
 
 
 def _resolve(
-    places: Places, config: Config, names: Sequence[str], facts: Facts, running: Mapping[str, WorkspaceSpec]
+    layout: Layout, config: Config, names: Sequence[str], facts: Facts, running: Mapping[str, WorkspaceSpec]
 ) -> dict[str, Wanted]:
     """The workspaces that are named, with nothing left open."""
     chosen = dict.fromkeys(config.select(names))
     kept = {name: record.wanted for name, record in facts.records.items()}
     in_use = [workspace.ip for workspace in running.values() if workspace.ip is not None]
     in_use += [note.ip for note in facts.ejected.values()]
-    resolved = resolve(config.workspaces, kept, facts.network, places, facts.owner, in_use)
+    resolved = resolve(config.workspaces, kept, facts.network, layout, facts.owner, in_use)
     workspaces = {name: _with_keys(resolved[name], facts) for name in chosen}
     return {name: Wanted(workspace, facts.image_of(workspace)) for name, workspace in workspaces.items()}
 

@@ -11,14 +11,14 @@ from hutch.errors import HutchError
 from hutch.spec import names
 from hutch.spec.clashes import IDENTIFIERS, Real, is_inside, same_homes, same_identifiers, same_ports
 from hutch.spec.model import Network, WorkspaceSpec
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 
 def resolve(
     declared: Mapping[str, WorkspaceSpec],
     kept: Mapping[str, WorkspaceSpec],
     network: Network,
-    places: Places,
+    layout: Layout,
     owner: int,
     in_use: Collection[str] = (),
 ) -> dict[str, WorkspaceSpec]:
@@ -40,7 +40,7 @@ def resolve(
             mac=workspace.mac or names.mac(name),
             cid=workspace.cid or names.cid(name),
             owner=workspace.owner if workspace.owner is not None else before.owner if before else owner,
-            home=workspace.home or str(places.home(name)),
+            home=workspace.home or str(layout.home(name)),
         )
     return resolved
 

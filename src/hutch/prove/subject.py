@@ -15,7 +15,7 @@ from hutch.prove.model import Fact
 from hutch.run import PIPE, TimeoutExpired, start
 from hutch.runtime.observe import observe_facts
 from hutch.spec.model import WorkspaceSpec
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Observation, Record
 
 PATIENCE, GOING = 5.0, 1.0  # seconds for a look at what a guest may answer itself; and until it is killed
@@ -29,7 +29,7 @@ class HeldUp(Exception):
 class Subject:
     """The workspace that is looked at."""
 
-    places: Places
+    layout: Layout
     record: Record
     now: Observation
 
@@ -39,7 +39,7 @@ class Subject:
 
     @property
     def traits(self) -> Traits:
-        return traits_named(self.booted, observe_facts(self.places, self.name).get("hypervisor", ""))
+        return traits_named(self.booted, observe_facts(self.layout, self.name).get("hypervisor", ""))
 
     @property
     def name(self) -> str:

@@ -19,7 +19,7 @@ from hutch.host.services.cgroup import DEPTH, DESCENDANTS
 from hutch.host.services.units import WRITTEN_BY, quoted, quoted_path
 from hutch.run import SEARCH_PATH
 from hutch.runtime.pre_exec import encode_steps
-from hutch.spec.names import PACKAGE, Places
+from hutch.spec.names import PACKAGE, Layout
 from hutch.spec.programs import own_program
 
 LIBRARY = Path(__file__).with_name("unit.sh")
@@ -30,26 +30,26 @@ SLACK = 0.5  # seconds that a start may have been under way before its script co
 LOG_SECONDS, LOG_BYTES, LOG_LINES = 30, 1 << 18, 1000  # in so long, so much of what a console says is logged
 
 
-def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()) -> str:
+def render_service(launch: Launch, layout: Layout, served_by: Sequence[str] = ()) -> str:
     """The workspace's own unit. It does not start unless the units are active that it is `served_by`; when one of them
     is started again later, it goes on."""
-    script, booted = places.unit_script(launch.workspace), f"{launch.runtime}/run"
+    script, booted = layout.unit_script(launch.workspace), f"{launch.runtime}/run"
     reboots = " ".join(map(str, launch.restart_codes))
     lines = [
         "[Unit]",
         f"Description=Workspace {launch.workspace} ({launch.backend})",
         "Documentation=man:hutch(1)",
-        f"Requires={places.network_unit}",
-        f"After={places.network_unit}",
+        f"Requires={layout.network_unit}",
+        f"After={layout.network_unit}",
         *(f"{relation}={unit}" for relation in ("Wants", "After") for unit in served_by),
-        *(f"PartOf={unit}" for unit in places.stopped_by),
+        *(f"PartOf={unit}" for unit in layout.stopped_by),
         f"RequiresMountsFor={' '.join(map(quoted_path, launch.shares))}",
         f"StartLimitIntervalSec={STARTS_SECONDS}",
         f"StartLimitBurst={MOST_STARTS}",
         "",
         "[Service]",
         "Type=notify",
-        f"Slice={places.slice(launch.workspace)}",
+        f"Slice={layout.slice(launch.workspace)}",
         "TasksMax=infinity",  # but for the slice's: the host's own for a service may be lower
         "Delegate=yes",
         "PrivateMounts=yes",
@@ -57,7 +57,7 @@ def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()
         "KeyringMode=private",
         "OOMPolicy=continue",
         # What the console says is the guest's: of no urgency, and nobody else's.
-        f"SyslogIdentifier={places.machine(launch.workspace)}",
+        f"SyslogIdentifier={layout.machine(launch.workspace)}",
         "SyslogLevelPrefix=no",
         *launch.sandbox,
         *(f"ExecStartPre=systemctl is-active --quiet {unit}" for unit in served_by),
@@ -75,7 +75,7 @@ def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()
         *((f"RestartForceExitStatus={reboots}", f"SuccessExitStatus={reboots}") if reboots else ()),
         "",
         "[Install]",
-        f"WantedBy={places.target}",
+        f"WantedBy={layout.target}",
     ]
     return WRITTEN_BY + "\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ from hutch.frozen import dataclass
 from hutch.spec import names
 from hutch.spec.clashes import Real, is_inside, same_homes, same_identifiers, same_ports
 from hutch.spec.model import Network, WorkspaceSpec
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.validation import FieldProblem, Path
 
 KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
@@ -62,7 +62,7 @@ def check_network(network: Network) -> Iterator[FieldProblem]:
 
 
 def check_workspaces(
-    drafts: Sequence[Draft], subnet: str | None, *, places: Places, file: str, real: Real
+    drafts: Sequence[Draft], subnet: str | None, *, layout: Layout, file: str, real: Real
 ) -> Iterator[FieldProblem]:
     """Everything that concerns more than one key. `subnet` is None when the file's own is wrong."""
     if subnet is not None:
@@ -73,7 +73,7 @@ def check_workspaces(
     yield from check_ports(by_name, workspaces)
     for draft in drafts:
         yield from check_targets(draft)
-        yield from check_sources(draft, places=places, file=file, real=real)
+        yield from check_sources(draft, layout=layout, file=file, real=real)
     yield from check_homes(by_name, workspaces, real)
 
 
@@ -137,12 +137,12 @@ def check_targets(draft: Draft) -> Iterator[FieldProblem]:
         seen.add(mount.target)
 
 
-def check_sources(draft: Draft, *, places: Places, file: str, real: Real) -> Iterator[FieldProblem]:
+def check_sources(draft: Draft, *, layout: Layout, file: str, real: Real) -> Iterator[FieldProblem]:
     """No share shows the whole host, hutch's own directories, or lets a guest rewrite the file that declares it."""
     workspace = draft.workspace
     own = {
         f"hutch's own {what} {path}": {str(path), real(str(path))}
-        for what, path in (("state", places.state), ("runtime directory", places.run))
+        for what, path in (("state", layout.state), ("runtime directory", layout.run))
     }
     shares: list[tuple[Path, str, bool]] = [
         (draft.path("mounts", index, "source"), mount.source, not mount.readonly)

@@ -22,7 +22,7 @@ from hutch.spec.crosscheck import Draft
 from hutch.spec.field_types import Invalid
 from hutch.spec.lookup import LARGEST_FILE, LONGEST_LINE, is_unwieldy
 from hutch.spec.model import Config, Incus, Network, WorkspaceSpec
-from hutch.spec.names import Places, is_name
+from hutch.spec.names import Layout, is_name
 from hutch.spec.owner import Owner, default_owner, expand, expand_keys, find_owner, unique
 from hutch.spec.validation import FieldProblem, Table, choices, dotted, nearest, shorten, undotted, validate
 from hutch.spec.validation import Path as KeyPath
@@ -39,7 +39,7 @@ def no_check(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[
     return ()
 
 
-def load(path: Path, *, places: Places, check: Check = no_check) -> Config:
+def load(path: Path, *, layout: Layout, check: Check = no_check) -> Config:
     """The configuration in `path`, with paths, owners and keys resolved. Raises ConfigError with every problem.
 
     `check` says what else is wrong with a workspace; its problems need no more than a key, a message and a hint.
@@ -48,7 +48,7 @@ def load(path: Path, *, places: Places, check: Check = no_check) -> Config:
     text = read_file(file)
     data = parse_toml(file, text)
     findings: list[FieldProblem] = []
-    config = read_config(file, data, findings, places, check)
+    config = read_config(file, data, findings, layout, check)
     if findings:
         raise ConfigError(locate(file, text, findings))
     return config
@@ -125,7 +125,7 @@ def locate(file: str, text: str, findings: Iterable[FieldProblem]) -> list[Probl
 # The tables.
 
 
-def read_config(file: str, data: Table, findings: list[FieldProblem], places: Places, check: Check) -> Config:
+def read_config(file: str, data: Table, findings: list[FieldProblem], layout: Layout, check: Check) -> Config:
     """The whole of it; what is wrong is added to `findings` and left out."""
     for key, value in data.items():
         if key not in SECTIONS:
@@ -141,7 +141,7 @@ def read_config(file: str, data: Table, findings: list[FieldProblem], places: Pl
     subnet_is_wrong = any(finding.path[:2] == ("network", "subnet") for finding in checked.findings)
     subnet = None if subnet_is_wrong else network.subnet
     findings += crosscheck.check_workspaces(
-        drafts, subnet, places=places, file=file, real=functools.cache(os.path.realpath)
+        drafts, subnet, layout=layout, file=file, real=functools.cache(os.path.realpath)
     )
     for draft in drafts:
         findings += backend_findings(draft, network, check)

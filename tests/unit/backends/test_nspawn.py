@@ -18,7 +18,7 @@ from hutch.backends.nspawn import check as check_container
 from hutch.backends.nspawn import inspection, render_owner_map
 from hutch.spec import names
 from hutch.spec.model import Idle, Mount, WorkspaceSpec
-from tests.unit.facts import NETWORK, PLACES, check_golden_launch, everything, surroundings, workspace
+from tests.unit.facts import LAYOUT, NETWORK, check_golden_launch, everything, surroundings, workspace
 
 BASE = names.UID_FIRST
 LAST = names.UID_FIRST + (names.UID_RANGES - 1) * names.UID_COUNT
@@ -44,7 +44,7 @@ def test_where_machinectl_lists_what_runs() -> None:
     assert "--register=no" in usual.argv
     assert shown.argv == tuple(word.replace("--register=no", "--register=yes") for word in usual.argv)
     *others, forgotten = shown.cleanup
-    assert forgotten.argv[-1] == PLACES.machine("web") and forgotten.may_fail
+    assert forgotten.argv[-1] == LAYOUT.machine("web") and forgotten.may_fail
     assert replace(shown, argv=usual.argv, cleanup=tuple(others)) == usual
 
 
@@ -75,13 +75,13 @@ def test_a_mount_keeps_its_place_for_as_long_as_it_is_what_it_is() -> None:
     """So that one which comes or goes does not disturb the others."""
     mounts = [Mount("/srv/a", "/a/deep"), Mount("/srv/b", "/b", readonly=True)]
 
-    def places(*mounts: Mount) -> list[str]:
+    def layout(*mounts: Mount) -> list[str]:
         return [mount.place for mount in launch_of("web", workspace(mounts=mounts), surroundings()).hot_mounts]
 
-    both = places(*mounts)
-    assert places(*reversed(mounts)) == both
-    assert places(mounts[0]) == both[1:]
-    assert places(replace(mounts[1], readonly=False)) != both[:1]
+    both = layout(*mounts)
+    assert layout(*reversed(mounts)) == both
+    assert layout(mounts[0]) == both[1:]
+    assert layout(replace(mounts[1], readonly=False)) != both[:1]
 
 
 @pytest.mark.parametrize("owner", [1000, 9999, 10_000, 20_000, 60_000])

@@ -14,7 +14,7 @@ from hutch.backends.qemu import CONSOLE, CONTROL
 from hutch.guest.credentials import NOTIFY_SOCKET
 from hutch.spec import names
 from hutch.spec.model import Mount, WorkspaceSpec
-from tests.unit.facts import PLACES, check_golden_launch, everything, surroundings, workspace
+from tests.unit.facts import LAYOUT, check_golden_launch, everything, surroundings, workspace
 
 HARDWARE = Hardware(
     kernel="/var/lib/hutch/images/kernel/vmlinux",
@@ -61,7 +61,7 @@ def test_where_machinectl_lists_what_runs(case: str) -> None:
     assert (usual.post_start, usual.cleanup) == ((), tuple(others))
     assert replace(shown, post_start=(), cleanup=usual.cleanup) == usual
     assert told.may_fail and forgotten.may_fail
-    assert PLACES.machine(name) in shlex.split(told.argv[2]) and forgotten.argv[-1] == PLACES.machine(name)
+    assert LAYOUT.machine(name) in shlex.split(told.argv[2]) and forgotten.argv[-1] == LAYOUT.machine(name)
 
 
 def heard(found: Launch) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from hutch.egress.journal import Journal
 from hutch.egress.record import EgressEvent, lost
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Record
 from hutch.state import write_record
 from tests.unit.cli.conftest import Run
@@ -30,20 +30,20 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def declare(places: Places) -> Callable[..., None]:
+def declare(layout: Layout) -> Callable[..., None]:
     def declare(**keys: Any) -> None:
-        write_record(places, Record("web", "/f", workspace(**keys), "image-1", 0x7000_0000, "0" * 32))
+        write_record(layout, Record("web", "/f", workspace(**keys), "image-1", 0x7000_0000, "0" * 32))
 
     return declare
 
 
 @pytest.fixture
-def record(places: Places) -> Callable[..., None]:
+def record(layout: Layout) -> Callable[..., None]:
     """Writes as the egress proxy does."""
 
     def record(*events: EgressEvent) -> None:
-        places.egress.mkdir(exist_ok=True, parents=True)
-        journal = Journal(places.egress)
+        layout.egress.mkdir(exist_ok=True, parents=True)
+        journal = Journal(layout.egress)
         for event in events:
             journal.note("web", event)
         journal.flush()
@@ -192,17 +192,17 @@ def test_json_as_it_happens(
     assert found[0].keys() == found[1].keys()
 
 
-def test_no_file_drives_the_terminal(hutch: Run, declare: Callable[..., None], places: Places) -> None:
+def test_no_file_drives_the_terminal(hutch: Run, declare: Callable[..., None], layout: Layout) -> None:
     """Not even one that the egress proxy wrote who was taken over."""
     declare(egress="none")
-    places.egress.mkdir(parents=True)
+    layout.egress.mkdir(parents=True)
     hostile = [
         {**vars(ASKED), key: value}
         for key, value in (("name", "\x1b[2J"), ("why", "\x9b"), ("protocol", "\x07"), ("address", "\u202e"))
     ]
     long = {**vars(ASKED), "name": "a" * 255}
     lines = [json.dumps(values).encode() for values in (*hostile, long)]
-    (places.egress / "web.jsonl").write_bytes(b"\n".join([*lines, b"\x1b]0;x\x07", b""]))
+    (layout.egress / "web.jsonl").write_bytes(b"\n".join([*lines, b"\x1b]0;x\x07", b""]))
     for options in ([], ["--json"], ["--suggest"]):
         result = hutch("egress", "web", *options)
         assert result.code == 0
@@ -210,8 +210,8 @@ def test_no_file_drives_the_terminal(hutch: Run, declare: Callable[..., None], p
         assert (result.out + result.err).replace("\n", "").isprintable()
     assert len(rows(hutch("egress", "web").out)) == 2
     assert max(map(len, hutch("egress", "web").out.splitlines())) < 130
-    (places.egress / "web.jsonl").unlink()
-    (places.egress / "web.jsonl").symlink_to("/etc/shadow")
+    (layout.egress / "web.jsonl").unlink()
+    (layout.egress / "web.jsonl").symlink_to("/etc/shadow")
     result = hutch("egress", "web")
     assert (result.code, result.out) == (1, "")
     assert "web.jsonl is not a file of hutch's" in result.err

@@ -25,7 +25,7 @@ from hutch.host.hardware.accelerator import (
     describe_accelerator,
     last_line,
 )
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.unit.facts import workspace
 
 OPEN = KvmAccess(None, "")
@@ -39,8 +39,8 @@ class Disk:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "state", tmp_path / "run")
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "state", tmp_path / "run")
 
 
 @pytest.fixture
@@ -71,95 +71,95 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[
 # The answer, and its memory.
 
 
-def test_kvm_counts_when_a_guest_has_run(places: Places, host: Callable[..., list[KvmAccess]]) -> None:
+def test_kvm_counts_when_a_guest_has_run(layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     runs = host(Verdict(""), KvmAccess(108, ""))
-    found = accelerator.observe_accelerator(places, Disk())
+    found = accelerator.observe_accelerator(layout, Disk())
     assert (found.name, found.gid, found.tsc_khz) == ("kvm", 108, None)
-    assert accelerator.observe_accelerator(places, Disk()) == found
+    assert accelerator.observe_accelerator(layout, Disk()) == found
     assert len(runs) == 1
     assert describe_accelerator(found) == ""
-    assert accelerator.recall_accelerator(places) == found
+    assert accelerator.recall_accelerator(layout) == found
 
 
-def test_a_guest_that_hangs_is_waited_for_once(places: Places, host: Callable[..., list[KvmAccess]]) -> None:
+def test_a_guest_that_hangs_is_waited_for_once(layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     runs = host(Verdict(HANGS))
-    assert accelerator.recall_accelerator(places) is None  # whoever only looks boots nothing
-    assert not places.state.exists()
+    assert accelerator.recall_accelerator(layout) is None  # whoever only looks boots nothing
+    assert not layout.state.exists()
     for _ in range(2):
-        assert accelerator.observe_accelerator(places, Disk()) == Accelerator("tcg", 2_600_000, None, HANGS)
+        assert accelerator.observe_accelerator(layout, Disk()) == Accelerator("tcg", 2_600_000, None, HANGS)
     assert len(runs) == 1
-    assert accelerator.recall_accelerator(places) == Accelerator("tcg", 2_600_000, None, HANGS)
-    (line,) = describe_accelerator(accelerator.observe_accelerator(places, Disk())).splitlines()
+    assert accelerator.recall_accelerator(layout) == Accelerator("tcg", 2_600_000, None, HANGS)
+    (line,) = describe_accelerator(accelerator.observe_accelerator(layout, Disk())).splitlines()
     assert "TCG" in line and HANGS in line
 
 
-def test_each_kernel_is_asked_once(places: Places, host: Callable[..., list[KvmAccess]]) -> None:
+def test_each_kernel_is_asked_once(layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     for kernel, verdict in (("6.12", Verdict(HANGS)), ("6.13", Verdict(""))):
         runs = host(verdict, kernel=kernel)
-        accelerator.observe_accelerator(places, Disk())
+        accelerator.observe_accelerator(layout, Disk())
         assert len(runs) == 1
     runs = host(Verdict("must not run"), kernel="6.12")
-    assert accelerator.observe_accelerator(places, Disk()).why == HANGS
+    assert accelerator.observe_accelerator(layout, Disk()).why == HANGS
     runs = host(Verdict("must not run"), kernel="6.13")
-    assert accelerator.observe_accelerator(places, Disk()).name == "kvm"
+    assert accelerator.observe_accelerator(layout, Disk()).name == "kvm"
     assert runs == []
 
 
-def test_another_qemu_is_asked_anew(places: Places, host: Callable[..., list[KvmAccess]], tmp_path: Path) -> None:
+def test_another_qemu_is_asked_anew(layout: Layout, host: Callable[..., list[KvmAccess]], tmp_path: Path) -> None:
     host(Verdict(HANGS))
-    accelerator.observe_accelerator(places, Disk())
+    accelerator.observe_accelerator(layout, Disk())
     (tmp_path / "qemu").write_text("another")
     runs = host(Verdict(""))
-    assert accelerator.observe_accelerator(places, Disk()).name == "kvm"
+    assert accelerator.observe_accelerator(layout, Disk()).name == "kvm"
     assert len(runs) == 1
 
 
-def test_the_memory_does_not_grow(places: Places, host: Callable[..., list[KvmAccess]]) -> None:
+def test_the_memory_does_not_grow(layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     kernels = [f"6.{number}" for number in range(accelerator.KEPT_ANSWERS + 3, 0, -1)]  # the last may sort first
     for kernel in kernels:
         host(Verdict(HANGS), kernel=kernel)
-        accelerator.observe_accelerator(places, Disk())
-    answers = accelerator.read_memory(places).answers
+        accelerator.observe_accelerator(layout, Disk())
+    answers = accelerator.read_memory(layout).answers
     assert [key.partition(",")[0] for key in answers] == kernels[3:]
 
 
-def test_what_may_be_better_next_time_is_tried_again(places: Places, host: Callable[..., list[KvmAccess]]) -> None:
+def test_what_may_be_better_next_time_is_tried_again(layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     runs = host(Verdict("no memory", is_lasting=False))
     for _ in range(2):
-        assert accelerator.observe_accelerator(places, Disk()).why == "no memory"
+        assert accelerator.observe_accelerator(layout, Disk()).why == "no memory"
     assert len(runs) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"schema": 1, "crc32": 1, "body":\n{}\n}\n'])
-def test_a_damaged_memory_is_none(content: bytes, places: Places, host: Callable[..., list[KvmAccess]]) -> None:
+def test_a_damaged_memory_is_none(content: bytes, layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     host(Verdict(HANGS))
-    accelerator.observe_accelerator(places, Disk())
-    whole = accelerator.memory_path(places).read_bytes()
+    accelerator.observe_accelerator(layout, Disk())
+    whole = accelerator.memory_path(layout).read_bytes()
     for damaged in (content, whole[:-20], whole.replace(b"10 s", b"99 s")):
-        accelerator.memory_path(places).write_bytes(damaged)
+        accelerator.memory_path(layout).write_bytes(damaged)
         runs = host(Verdict(HANGS))
-        assert accelerator.observe_accelerator(places, Disk()).why == HANGS
+        assert accelerator.observe_accelerator(layout, Disk()).why == HANGS
         assert len(runs) == 1
-        assert accelerator.memory_path(places).read_bytes() == whole
+        assert accelerator.memory_path(layout).read_bytes() == whole
 
 
-def test_without_a_device_nothing_runs(places: Places, host: Callable[..., list[KvmAccess]]) -> None:
+def test_without_a_device_nothing_runs(layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     runs = host(Verdict(""), KvmAccess(None, "no /dev/kvm", is_there=False))
-    found = accelerator.observe_accelerator(places, Disk())
+    found = accelerator.observe_accelerator(layout, Disk())
     assert (found.name, found.why, found.tsc_khz) == ("tcg", "no /dev/kvm", 2_600_000)
     assert runs == []
 
 
 @pytest.mark.parametrize(("shown", "why"), [("", "root's alone"), (HANGS, HANGS)])
-def test_a_device_of_roots_alone(shown: str, why: str, places: Places, host: Callable[..., list[KvmAccess]]) -> None:
+def test_a_device_of_roots_alone(shown: str, why: str, layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     host(Verdict(shown), KvmAccess(None, "/dev/kvm is root's alone"))
-    found = accelerator.observe_accelerator(places, Disk())
+    found = accelerator.observe_accelerator(layout, Disk())
     assert found.name == "tcg" and why in found.why
 
 
-def test_another_architecture(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_architecture(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "h", "6.12", "#1", "aarch64")))
-    found = accelerator.observe_accelerator(places, Disk())
+    found = accelerator.observe_accelerator(layout, Disk())
     assert (found.name, found.tsc_khz) == ("tcg", None)
     assert found.why == "KVM is supported on x86_64 only, and this host is aarch64"
 

@@ -8,7 +8,7 @@ import pytest
 
 from hutch.host.services import service, units
 from hutch.host.services.unit_texts import render_service
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 
 class NoCgroup:
@@ -43,42 +43,42 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ..
 
 
 def test_what_an_older_version_called_otherwise_goes(tmp_path: Path, calls: list[tuple[str, ...]]) -> None:
-    places, other = (Places(tmp_path / state, tmp_path / "run" / state) for state in ("state", "other"))
-    old, own, lost = (str(places.services / f"{name}.pid") for name in ("guard", "watch", "gone"))
-    strange = Places(places.state, other.run)  # its unit has a name as ours has, and is not ours
+    layout, other = (Layout(tmp_path / state, tmp_path / "run" / state) for state in ("state", "other"))
+    old, own, lost = (str(layout.services / f"{name}.pid") for name in ("guard", "watch", "gone"))
+    strange = Layout(layout.state, other.run)  # its unit has a name as ours has, and is not ours
     lasting = units.LASTING
     for unit, pid_file, whose in (
-        (places.service_unit(old), old, places),
-        (places.service_unit(own), own, places),
+        (layout.service_unit(old), old, layout),
+        (layout.service_unit(own), own, layout),
         (strange.service_unit("x.pid"), str(other.services / "x.pid"), strange),
     ):
         text = render_service(service.Service("it", pid_file, "", ("it",), says_pid=True), whose)
         (lasting / unit).write_text(text)
-    by_hand = lasting / f"{places.instance}-mine.service"
-    by_hand.write_text(f"[Service]\nPIDFile={places.services}/mine.pid\n")
-    for directory in (places.services, places.run / "guard", places.run / "gone"):
+    by_hand = lasting / f"{layout.instance}-mine.service"
+    by_hand.write_text(f"[Service]\nPIDFile={layout.services}/mine.pid\n")
+    for directory in (layout.services, layout.run / "guard", layout.run / "gone"):
         directory.mkdir(parents=True)
     for pid_file in (old, own, lost):
         Path(pid_file).touch()
-    (places.run / "guard" / "control").touch()
+    (layout.run / "guard" / "control").touch()
 
-    service.remove_retired(places)
+    service.remove_retired(layout)
 
-    stay = {places.service_unit(own), strange.service_unit("x.pid"), by_hand.name}
+    stay = {layout.service_unit(own), strange.service_unit("x.pid"), by_hand.name}
     assert {path.name for path in lasting.iterdir()} == stay
-    assert ("stop", places.service_unit(old)) in calls
+    assert ("stop", layout.service_unit(old)) in calls
     assert not any(unit in words for words in calls for unit in stay)
-    assert [path.name for path in places.services.iterdir()] == ["watch.pid"]
-    assert [path.name for path in places.run.iterdir()] == ["services"]
+    assert [path.name for path in layout.services.iterdir()] == ["watch.pid"]
+    assert [path.name for path in layout.run.iterdir()] == ["services"]
 
 
 def test_nothing_is_asked_where_all_have_the_names_of_today(tmp_path: Path, calls: list[tuple[str, ...]]) -> None:
-    places = Places(tmp_path / "state", tmp_path / "run")
-    places.services.mkdir(parents=True)
+    layout = Layout(tmp_path / "state", tmp_path / "run")
+    layout.services.mkdir(parents=True)
     for pid_file in ("host.pid", "router.pid", "watch.pid", "egress.pid"):
-        (places.services / pid_file).touch()
-        unit = service.Service("it", str(places.services / pid_file), "", ("it",), says_pid=True)
-        (units.LASTING / places.service_unit(pid_file)).write_text(render_service(unit, places))
-    service.remove_retired(places)
+        (layout.services / pid_file).touch()
+        unit = service.Service("it", str(layout.services / pid_file), "", ("it",), says_pid=True)
+        (units.LASTING / layout.service_unit(pid_file)).write_text(render_service(unit, layout))
+    service.remove_retired(layout)
     assert calls == []
-    assert len(list(places.services.iterdir())) == len(list(units.LASTING.iterdir())) == 4
+    assert len(list(layout.services.iterdir())) == len(list(units.LASTING.iterdir())) == 4

@@ -20,7 +20,7 @@ from hutch.spec import loading
 from hutch.spec.model import Config, Network, WorkspaceSpec
 from hutch.spec.record import Booted, Observation, Record
 from hutch.spec.values import Size
-from tests.unit.facts import GOLDEN, KEY, PLACES
+from tests.unit.facts import GOLDEN, KEY, LAYOUT
 
 FOLDER = GOLDEN / "plan"
 FILE = "/srv/project/hutch.toml"
@@ -68,7 +68,7 @@ class Case:
         file = directory / "hutch.toml"
         file.write_text(self.text("hutch.toml"), encoding="utf-8")
         file.chmod(0o644)
-        return replace(loading.load(file, places=PLACES), file=FILE)
+        return replace(loading.load(file, layout=LAYOUT), file=FILE)
 
     def plan(self, config: Config) -> Plan:
         """As `hutch plan` makes it."""
@@ -76,7 +76,7 @@ class Case:
         assert options <= {"--no-start", "--prune", "--adopt"}
         facts = self.facts(config)
         found = decide(
-            PLACES,
+            LAYOUT,
             config,
             [word for word in self.words if word not in options],
             facts,
@@ -159,10 +159,10 @@ class Case:
         """These tables of workspaces, loaded and resolved."""
         shared = {"defaults": self.declared.get("defaults", {}), "network": {"subnet": network.subnet}}
         findings: list[Any] = []
-        config = loading.read_config(FILE, {**shared, "workspaces": tables}, findings, PLACES, loading.no_check)
+        config = loading.read_config(FILE, {**shared, "workspaces": tables}, findings, LAYOUT, loading.no_check)
         assert not findings, findings
         own = {name: workspace for name, workspace in (kept or {}).items() if name in tables}
-        found = resolve(config.workspaces, own, network, PLACES, OWNER)
+        found = resolve(config.workspaces, own, network, LAYOUT, OWNER)
         return {name: replace(w, authorized_keys=w.authorized_keys or KEYS) for name, w in found.items()}
 
 

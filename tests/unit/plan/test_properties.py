@@ -24,7 +24,7 @@ from hutch.plan.planner import HEAVIER, differences, with_live_changes
 from hutch.plan.resolve import resolve
 from hutch.spec.model import WORKSPACE_KEYS, Config, Mount, Network, Publish, WorkspaceSpec
 from hutch.spec.record import Booted, Observation, Record, State
-from tests.unit.facts import KEY, NETWORK, PLACES
+from tests.unit.facts import KEY, LAYOUT, NETWORK
 from tests.unit.plan.cases import image_of
 
 FILE, OTHER = "/srv/project/hutch.toml", "/srv/other/hutch.toml"
@@ -110,7 +110,7 @@ def planned(declared: dict[str, WorkspaceSpec], host: Host, command: Command) ->
     facts = host.facts()
     try:
         whose = settle_ownership(config, facts, adopt=command.adopt)
-        return decide(PLACES, config, names, facts, whose, start=command.start, prune=command.prune)
+        return decide(LAYOUT, config, names, facts, whose, start=command.start, prune=command.prune)
     except HutchError:
         assume(False)
         raise
@@ -123,9 +123,9 @@ def hosts(draw: st.DrawFn) -> Host:
     applied = draw(st.sampled_from(NETWORKS))
     own = Host(network=applied, rebuilt=rebuilt)
     try:
-        resolved = resolve(then, {}, applied, PLACES, 1000)
+        resolved = resolve(then, {}, applied, LAYOUT, 1000)
         was = draw(st.fixed_dictionaries(dict.fromkeys(then, declarations)))
-        before = resolve(was, resolved, applied, PLACES, 1000)
+        before = resolve(was, resolved, applied, LAYOUT, 1000)
     except HutchError:
         assume(False)
         raise

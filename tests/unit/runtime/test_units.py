@@ -28,7 +28,7 @@ from hutch.runtime.units import (
 from hutch.spec.model import Mount, WorkspaceSpec
 from hutch.spec.names import PACKAGE
 from tests.unit.backends.test_qemu import host as machine_host
-from tests.unit.facts import HARDWARE, PLACES, check_golden, everything, launched, surroundings, workspace
+from tests.unit.facts import HARDWARE, LAYOUT, check_golden, everything, launched, surroundings, workspace
 
 CONTAINERS = surroundings(has_machined=True)
 MACHINES = replace(machine_host(has_vsock=True), has_machined=True)
@@ -58,8 +58,8 @@ def test_units(case: str, given: tuple[str, WorkspaceSpec, Surroundings]) -> Non
     name = given[0]
     found = launch_of(*given)
     parts = {
-        found.unit: render_service(found, PLACES),
-        PLACES.slice(name): render_slice(found),
+        found.unit: render_service(found, LAYOUT),
+        LAYOUT.slice(name): render_slice(found),
         "run": f"{rendered(found)}\n# … what all of its backend have, and what is the same for all\n",
     }
     shown = "".join(f"==> {title}\n{text}\n" for title, text in parts.items())
@@ -67,9 +67,9 @@ def test_units(case: str, given: tuple[str, WorkspaceSpec, Surroundings]) -> Non
 
 
 def test_it_lies_in_its_slice() -> None:
-    assert PLACES.slice_cgroup("web") == "hutch.slice/hutch-ws_web.slice"
-    assert PLACES.cgroup("web") == "hutch.slice/hutch-ws_web.slice/hutch@web.service"
-    assert PLACES.cgroup("a-b") == "hutch.slice/hutch-ws_a\\x2db.slice/hutch@a-b.service"
+    assert LAYOUT.slice_cgroup("web") == "hutch.slice/hutch-ws_web.slice"
+    assert LAYOUT.cgroup("web") == "hutch.slice/hutch-ws_web.slice/hutch@web.service"
+    assert LAYOUT.cgroup("a-b") == "hutch.slice/hutch-ws_a\\x2db.slice/hutch@a-b.service"
 
 
 def test_no_limit_takes_back_what_was_one() -> None:
@@ -216,19 +216,19 @@ def test_the_main_process_has_its_seccomp_filter() -> None:
 
 def test_a_guest_that_cannot_reboot_has_no_code_for_it() -> None:
     def codes(found: Launch) -> list[str]:
-        return [line for line in render_service(found, PLACES).splitlines() if "ExitStatus=" in line]
+        return [line for line in render_service(found, LAYOUT).splitlines() if "ExitStatus=" in line]
 
     assert codes(launched()) == ["RestartForceExitStatus=133", "SuccessExitStatus=133"]
     assert codes(launched(restart_codes=())) == []
 
 
 def test_it_starts_with_what_serves_it() -> None:
-    lines = render_service(launched(), PLACES, ("a.service", "b.service")).splitlines()
+    lines = render_service(launched(), LAYOUT, ("a.service", "b.service")).splitlines()
     for unit in ("a.service", "b.service"):
         assert {f"Wants={unit}", f"After={unit}", f"ExecStartPre=systemctl is-active --quiet {unit}"} <= set(lines)
-    assert not any(line.startswith("ExecStartPre") for line in render_service(launched(), PLACES).splitlines())
+    assert not any(line.startswith("ExecStartPre") for line in render_service(launched(), LAYOUT).splitlines())
 
 
 def test_its_deadlines_and_its_sandbox() -> None:
-    lines = render_service(launched(start_seconds=180.0, stop_seconds=7.5, sandbox=("A=b", "C=d")), PLACES).splitlines()
+    lines = render_service(launched(start_seconds=180.0, stop_seconds=7.5, sandbox=("A=b", "C=d")), LAYOUT).splitlines()
     assert {"TimeoutStartSec=180", "TimeoutStopSec=7.5", "A=b", "C=d"} <= set(lines)

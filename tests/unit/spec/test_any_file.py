@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hutch.spec import loading
 from hutch.spec.model import WORKSPACE_KEYS, Network
 from hutch.spec.validation import FieldProblem, Table
-from tests.unit.facts import PLACES
+from tests.unit.facts import LAYOUT
 
 words = st.sampled_from(
     ["", "container", "vm", "none", "80:80", "1.2.3.4", "192.168.83.9", "10.0.0.0/24", "4GiB", "\n", "é"]
@@ -49,7 +49,7 @@ def test_any_file_gives_a_config_or_problems(data: Table, home: object) -> None:
     text = "\n".join(f"{key} = {render(value)}" for key, value in data.items())
     assert tomllib.loads(text) == data
     findings: list[FieldProblem] = []
-    config = loading.read_config("/nowhere/hutch.toml", data, findings, PLACES, loading.no_check)
+    config = loading.read_config("/nowhere/hutch.toml", data, findings, LAYOUT, loading.no_check)
     problems = loading.locate("/nowhere/hutch.toml", text, findings)
     assert config.file == "/nowhere/hutch.toml"
     for problem in problems:

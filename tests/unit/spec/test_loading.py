@@ -25,7 +25,7 @@ from hutch.spec.model import (
     Publish,
     WorkspaceSpec,
 )
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.unit.spec.conftest import key_line
 
 Load = Callable[..., Config]
@@ -285,14 +285,14 @@ def test_a_file_that_others_can_write(problems: Problems, mode: int) -> None:
 def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "hutch.toml")
     with pytest.raises(ConfigError, match="nothing was changed") as caught:
-        loading.load(tmp_path / "hutch.toml", places=Places(tmp_path, tmp_path / "run"))
+        loading.load(tmp_path / "hutch.toml", layout=Layout(tmp_path, tmp_path / "run"))
     assert caught.value.problems[0].message == "is not a regular file"
 
 
 def test_a_directory_and_nothing_at_all(tmp_path: Path) -> None:
     for path, message in ((tmp_path, "is not a regular file"), (tmp_path / "x", "cannot be opened: No such file")):
         with pytest.raises(ConfigError) as caught:
-            loading.load(path, places=Places(tmp_path, tmp_path / "run"))
+            loading.load(path, layout=Layout(tmp_path, tmp_path / "run"))
         assert caught.value.problems[0].message.startswith(message)
 
 
@@ -304,7 +304,7 @@ def test_a_large_file_and_one_that_is_not_text(problems: Problems) -> None:
 def test_the_file_is_named_by_its_real_path(tmp_path: Path, load: Load) -> None:
     file = Path(load("").file)
     (tmp_path / "link.toml").symlink_to(file)
-    assert loading.load(tmp_path / "link.toml", places=Places(tmp_path, tmp_path / "run")).file == str(file)
+    assert loading.load(tmp_path / "link.toml", layout=Layout(tmp_path, tmp_path / "run")).file == str(file)
 
 
 def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
