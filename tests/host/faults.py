@@ -225,7 +225,7 @@ def _files(instance: Instance) -> Iterator[Path]:
             yield from (Path(directory, name) for name in sorted((*folders, *files)) if name != "accelerator.json")
 
 
-def check_settled(instance: Instance, wanted: list[str], *names: str) -> None:
+def check_reconciled(instance: Instance, wanted: list[str], *names: str) -> None:
     """Running, answering, and the host as a clean run would have left it."""
     for name in names:
         status = json.loads(layout_of(instance).status(name).read_text())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.conftest import MakeInstance
-from tests.host.faults import check_idle, check_settled, fill_home, home_digest, layout_of, shape
+from tests.host.faults import check_idle, check_reconciled, fill_home, home_digest, layout_of, shape
 from tests.host.instance import Completed, Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
@@ -68,7 +68,7 @@ def test_a_damaged_file(running: tuple[Instance, list[str], str], file: str, req
         check_tidy(instance)
         assert home_digest(instance, "web") == home
         assert who(instance) == identity, how
-        check_settled(instance, wanted, "web")
+        check_reconciled(instance, wanted, "web")
         check_idle(instance)
 
 
@@ -105,7 +105,7 @@ def test_a_record_that_is_gone(running: tuple[Instance, list[str], str]) -> None
         check_told(instance.hutch("ls", "--json", check=False), path)
         assert "it is gone; it was rebuilt from its copy" in instance.up().stderr
         assert who(instance) == identity
-        check_settled(instance, wanted, "web")
+        check_reconciled(instance, wanted, "web")
 
 
 @pytest.mark.parametrize("file", ["status", "launch", "shares", "resolver", "known-hosts", "accelerator"])
@@ -114,7 +114,7 @@ def test_a_file_that_is_gone(running: tuple[Instance, list[str], str], file: str
     Path(FILES[file].format(state=instance.state, run=instance.run)).unlink(missing_ok=True)
     instance.hutch("restart", "web") if file == "launch" else instance.up()
     assert home_digest(instance, "web") == home
-    check_settled(instance, wanted, "web")
+    check_reconciled(instance, wanted, "web")
     check_idle(instance)
 
 

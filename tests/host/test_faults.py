@@ -18,7 +18,7 @@ from tests.host.faults import (
     Guard,
     check_idle,
     check_ports,
-    check_settled,
+    check_reconciled,
     count,
     fill_home,
     guarded,
@@ -141,7 +141,7 @@ def test_a_fault_at_every_effect(
         pair.up()
         guard.check()
         assert {name: home_digest(pair, name) for name in ("web", "lab")} == homes
-        check_settled(pair, wanted[keys], "web", "lab")
+        check_reconciled(pair, wanted[keys], "web", "lab")
         check_idle(pair)
 
     keys = prepare()
@@ -188,7 +188,7 @@ def test_a_kill_at_every_effect_of_the_first_up_and_of_the_last_rm(
             check_ports(instance)
             instance.up()
             assert home_digest(instance, "web") == home
-            check_settled(instance, wanted, "web")
+            check_reconciled(instance, wanted, "web")
             check_idle(instance)
 
         for command, before in ((("up",), (REMOVE,)), (REMOVE, ())):
@@ -250,7 +250,7 @@ def test_the_checks_see_what_they_are_for(world: World, images: Path) -> None:
         fill_home(instance, "seen")
         wanted, home = shape(instance), home_digest(instance, "seen")
         check_ports(instance)
-        check_settled(instance, wanted, "seen")
+        check_reconciled(instance, wanted, "seen")
 
         flush = ["ip", "netns", "exec", layout_of(instance).namespace, "nft", "flush", "ruleset"]
         subprocess.run(flush, check=True, timeout=10)
@@ -266,12 +266,12 @@ def test_the_checks_see_what_they_are_for(world: World, images: Path) -> None:
         left = instance.state / "workspaces" / "seen" / ".workspace.json.hutch-new"
         left.touch()
         with pytest.raises(AssertionError, match="hutch-new"):
-            check_settled(instance, wanted, "seen")
+            check_reconciled(instance, wanted, "seen")
         left.unlink()
         instance.inside("seen", "sh", "-c", "echo other > ~/precious/file")
         assert home_digest(instance, "seen") != home
         instance.hutch("stop", "seen")
         with pytest.raises(AssertionError):
-            check_settled(instance, wanted, "seen")
+            check_reconciled(instance, wanted, "seen")
         with pytest.raises(AssertionError):
             check_idle(instance)

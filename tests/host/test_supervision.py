@@ -175,9 +175,9 @@ from hutch.backends.launch import decode_launch
 from hutch.runtime import control
 from hutch.spec.names import Layout
 launch = decode_launch(sys.stdin.buffer.read())
-settling = lambda: nullcontext(lambda go: go())
+reconciling = lambda: nullcontext(lambda go: go())
 layout = Layout(Path(sys.argv[1]), Path(sys.argv[2]))
-print(json.dumps(control.start_all(layout, ["web"], lambda name: launch, lambda *_: None, settling)))
+print(json.dumps(control.start_all(layout, ["web"], lambda name: launch, lambda *_: None, reconciling)))
 """
 
 

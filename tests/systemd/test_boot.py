@@ -304,7 +304,7 @@ def test_a_boot_that_starts_no_workspace_is_not_delayed(capsys: pytest.CaptureFi
 
 
 @pytest.mark.boot(3)
-def test_a_start_afterwards_settles_the_host() -> None:
+def test_a_start_afterwards_reconciles_the_host() -> None:
     call("systemctl", "start", LAYOUT.unit("two"), timeout=900)
     assert ssh("two", "uname -n") == "two\n"
     assert state(LAYOUT.network_unit, LAYOUT.unit("one")) == {

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hutch.apply.mending import mended
+from hutch.apply.restoring import with_restored_records
 from hutch.errors import Problem, UsageError, ways_in
 from hutch.runtime.observe import observe, observe_facts
 from hutch.spec.model import has_effect
@@ -84,7 +84,7 @@ class Hutch:
 
         return make_plan(self.layout, config, names, start=start, prune=prune, adopt=adopt)
 
-    @mended
+    @with_restored_records
     def up(
         self,
         config: Config,
@@ -164,17 +164,17 @@ class Hutch:
     def observe(self, name: str) -> Observation:
         return observe(self.layout, name)
 
-    @mended
+    @with_restored_records
     def start(self, names: Sequence[str]) -> None:
         """Start workspaces; returns when they are ready."""
         self._turn("start", names)
 
-    @mended
+    @with_restored_records
     def stop(self, names: Sequence[str]) -> None:
         """Stop workspaces; their state stays."""
         self._turn("stop", names)
 
-    @mended
+    @with_restored_records
     def restart(self, names: Sequence[str]) -> None:
         """Stop and start workspaces. What could not be started again is not stopped."""
         self._turn("restart", names)
@@ -185,7 +185,7 @@ class Hutch:
 
         turn(self.layout, verb, names, self.record, self.listen)
 
-    @mended
+    @with_restored_records
     def remove(self, name: str, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
         """Stop and remove. Without `force`, refuses while unsaved git work or a live session is in the way."""
         # Spares the start-up of `hutch ls`.
@@ -193,7 +193,7 @@ class Hutch:
 
         return remove(self.layout, name, self.listen, purge=purge, force=force)
 
-    @mended
+    @with_restored_records
     def uninstall(self, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
         """Stop all workspaces and take hutch off this host. Homes, keys, images and records stay, so that `up` brings
         the same workspaces back. With `purge` they go too; without `force`, not while unsaved git work or a live
@@ -203,7 +203,7 @@ class Hutch:
 
         return uninstall(self.layout, self.listen, purge=purge, force=force)
 
-    @mended
+    @with_restored_records
     def eject(self, name: str, to: Path | None = None, *, confirm: Callable[[str], None] = silent) -> Path:
         """Have a workspace go on as plain units and files, without hutch; returns the directory that has all of it:
         `to`, or one beside hutch's own. `confirm` is asked before anything is touched, and told what is to be."""

@@ -105,15 +105,15 @@ def prove_throw_away(hutch: Hutch, config: Config | None, order: ProofRequest) -
         outside = undo.enter_context(start_outside(hutch.layout, network))
         workspaces, left_out = throw_away(hutch, config, order, outside)
         hutch.up(Config(origin(hutch), network, workspaces))
-        settled = read_network(hutch.layout)
-        assert settled is not None
+        record = read_network(hutch.layout)
+        assert record is not None
         if before is not None:  # the network is still whose it was
             with lock(hutch.layout):
-                write_network(hutch.layout, replace(settled, file=before.file))
-        make_decoys(hutch.layout, settled.network)
+                write_network(hutch.layout, replace(record, file=before.file))
+        make_decoys(hutch.layout, record.network)
         for name, workspace in workspaces.items():
             asked = order.only if workspace.egress == "internet" else order.only or (LISTS,)
-            found = try_one(hutch, name, Task(settled.network, outside, order.target, is_ours=True, only=asked))
+            found = try_one(hutch, name, Task(record.network, outside, order.target, is_ours=True, only=asked))
             order.told(found)
             results += found
     return Proof(tuple(results), left_out)

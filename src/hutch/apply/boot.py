@@ -1,8 +1,8 @@
-"""The host's side as a unit: what settles the host when it boots, and clears it when systemd is told to stop all. A
+"""The host's side as a unit: what reconciles the host when it boots, and clears it when systemd is told to stop all. A
 short program; nothing of it stays.
 
-The command line settles the host itself and then starts services that want this unit, and it holds the lock meanwhile.
-So nothing is done, and no lock waited for, where what is asked for is so already.
+The command line reconciles the host itself and then starts services that want this unit, and it holds the lock
+meanwhile. So nothing is done, and no lock waited for, where what is asked for is so already.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import sys
 
-from hutch.apply import converge
-from hutch.apply.mending import mended
+from hutch.apply import reconcile
+from hutch.apply.restoring import with_restored_records
 from hutch.errors import HutchError, troubles_told
 from hutch.host.network.namespace import has_namespace
 from hutch.host.services.lock import Busy, lock
@@ -33,36 +33,36 @@ class Host:
         """For the journal."""
         os.write(2, f"{name}: {text}\n".encode())
 
-    def is_settled(self) -> bool:
-        return self.layout.settled.exists() and has_namespace(self.layout)
+    def is_reconciled(self) -> bool:
+        return self.layout.reconciled.exists() and has_namespace(self.layout)
 
-    @mended
+    @with_restored_records
     def start(self) -> None:
-        """Settle the host as the records say; systemd gives up on it in the end."""
-        while not self.is_settled():
+        """Reconcile the host as the records say; systemd gives up on it in the end."""
+        while not self.is_reconciled():
             try:
                 with lock(self.layout, patience=PATIENCE):
-                    self._settle()
+                    self._reconcile()
                 return
             except Busy:
                 continue
 
-    def _settle(self) -> None:
+    def _reconcile(self) -> None:
         network, records = read_network(self.layout), read_records(self.layout)
         if network is None or not present(records):
             raise HutchError("there is no workspace", resolution="`hutch up` makes those of a hutch.toml")
-        converge.settle(self.layout, network.network, network.file, records, is_unit=True)
+        reconcile.reconcile_host(self.layout, network.network, network.file, records, is_unit=True)
 
     def stop(self) -> None:
         """Clear the host. When it goes down, all that is there goes with the kernel. Whoever holds the lock may be
         waiting for this unit to start again: then all stays as it is."""
         while has_namespace(self.layout):
             if is_stopping():
-                self.layout.settled.unlink(missing_ok=True)
+                self.layout.reconciled.unlink(missing_ok=True)
                 return
             try:
                 with lock(self.layout, patience=PATIENCE):
-                    converge.clear(self.layout)
+                    reconcile.clear(self.layout)
                 return
             except Busy:
                 if is_wanted_again(self.layout.network_unit):

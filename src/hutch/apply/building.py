@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
-from hutch.apply.converge import converge_network, dismantle, first_network, settle_network
+from hutch.apply.reconcile import dismantle, first_network, reconcile_network, with_uplink
 from hutch.backends import is_machine
 from hutch.backends.port import Port
 from hutch.errors import HutchError
@@ -109,8 +109,8 @@ def builder_network(layout: Layout, network: Network, file: str) -> Iterator[Bui
     """
     with lock(layout), first_network(layout):
         record = read_network(layout)
-        network = record.network if record else settle_network(layout, network)
-        converge_network(layout, network, file, read_records(layout))
+        network = record.network if record else with_uplink(layout, network)
+        reconcile_network(layout, network, file, read_records(layout))
         address = names.builder_address(network.subnet)
         port = Port(
             outer=names.port(names.BUILDER, "container"),

@@ -1,7 +1,7 @@
 """Pure: a workspace as plain units and files that go on working without hutch.
 
-They are made by the renderers that hutch itself goes by. What hutch decides anew each time that it settles the host is
-decided here once, and becomes a shell script.
+They are made by the renderers that hutch itself goes by. What hutch decides anew each time that it reconciles the host
+is decided here once, and becomes a shell script.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def render_files(subject: Ejection) -> dict[Path, Text]:
 
 
 def render_network(subject: Ejection) -> str:
-    """The script that makes the network and takes it away: what hutch does when it settles a host."""
+    """The script that makes the network and takes it away: what hutch does when it reconciles a host."""
     layout, network = subject.layout, subject.network
     settings = {
         "here": str(layout.state),

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hutch.apply import converge
+from hutch.apply import reconcile
 from hutch.apply.ejected_texts import PACKAGES, PROGRAMS, PYTHON, Ejection, render_files, render_units
 from hutch.apply.launching import public_keys, surroundings_of
 from hutch.apply.serving import in_force, members_of, own_keys
@@ -149,7 +149,7 @@ def eject(layout: Layout, record: Record, target: Ejected, listen: Listener) -> 
             _move(layout, records, going, target, network.network, is_up=is_up)
         except BaseException as error:
             undo(layout, going)
-            converge.settle_again(layout, network, read_records(layout))
+            reconcile.reconcile_again(layout, network, read_records(layout))
             if is_up and not has_processes(observe(layout, record.name).state):
                 start(layout, network.network, network.file, read_records(layout), [record.name], listen)
             if isinstance(error, HutchError):
@@ -347,7 +347,7 @@ def finish(layout: Layout, record: Record) -> None:
     control.forget(layout, record.name)
     remove_tree(layout.host_key(record.name).parent)
     remove_tree(layout.unit_directory(record.name))
-    converge.settle_again(layout, read_network(layout), read_records(layout))
+    reconcile.reconcile_again(layout, read_network(layout), read_records(layout))
 
 
 def is_there(record: Record) -> bool:
@@ -356,7 +356,7 @@ def is_there(record: Record) -> bool:
 
 
 def recover_ejected(layout: Layout, names: Sequence[str]) -> None:
-    """What a killed run left half done, before the host is settled again."""
+    """What a killed run left half done, before the host is reconciled again."""
     for name, record in read_records(layout).items():
         if name in names and record.ejected:
             (finish if record.removed else undo)(layout, record)

@@ -1,6 +1,6 @@
 """What on the host is not as the records say: seen and named here, left alone, and put right by the next `up`.
 
-It compares as converge does, by the same functions, with what was in force before the plan: what a changed hutch.toml
+It compares as reconcile does, by the same functions, with what was in force before the plan: what a changed hutch.toml
 is about to change is no damage.
 """
 
@@ -74,7 +74,7 @@ def is_bare(layout: Layout, serving: Iterable[str]) -> bool:
     """Whether nothing has been made that only workspaces that run have need of: systemd has it made when it starts the
     first of them, so after a boot without any, that it is not there is no damage."""
     idle = not any(has_processes(observe(layout, name).state) for name in serving)
-    return awaits_a_start(layout.settled) and idle
+    return awaits_a_start(layout.reconciled) and idle
 
 
 def wrong_network(
@@ -227,10 +227,10 @@ def warnings_of(layout: Layout, applied: Network | None, records: Mapping[str, R
     for name in there:
         runs = has_processes(observe(layout, name).state)
         limits = unlimited_launch(layout, read_launch(layout.launch(name))) if runs else ""
-        mended = [str(repair) for repair in seen.repairs if repair.workspace in (None, name)]
-        mended += [f"image: {unbuilt[name]}"] if name in unbuilt else []
+        repairs = [str(repair) for repair in seen.repairs if repair.workspace in (None, name)]
+        repairs += [f"image: {unbuilt[name]}"] if name in unbuilt else []
         told[name] = [
-            *(f"{text} (`hutch up` repairs it)" for text in mended),
+            *(f"{text} (`hutch up` repairs it)" for text in repairs),
             *(f"{change.key}: {change.old} (a restart brings it back)" for change in seen.broken.get(name, ())),
             *([seen.lost[name]] if name in seen.lost else []),
             *filter(None, [unlimited_home(layout, there[name]), limits]),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from hutch.apply import converge, ejecting, removal
+from hutch.apply import ejecting, reconcile, removal
 from hutch.apply.recovery import recover
 from hutch.apply.turning import check_host
 from hutch.apply.unsaved import live_sessions, obstacles
@@ -90,7 +90,7 @@ def take_away(layout: Layout) -> tuple[str, ...]:
                 release_quota(home, record.uid_base, is_kept=True)
         for name in names:
             control.forget(layout, name)
-        converge.dismantle(layout)
+        reconcile.dismantle(layout)
     return (*notes, *shares.kept_guards(layout))
 
 

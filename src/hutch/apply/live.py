@@ -40,7 +40,7 @@ IDENTITY = Path(guest.__file__).with_name("identity.sh")
 def apply_live(
     layout: Layout, network: Network, records: dict[str, Record], names: Iterable[str], listen: Listener
 ) -> dict[str, str]:
-    """Put in force what is wanted and needs no restart, in those that run. The caller holds the lock and has settled
+    """Put in force what is wanted and needs no restart, in those that run. The caller holds the lock and has reconciled
     the host. Returns name -> why not all of it."""
     failures = {}
     for name in names:
@@ -103,8 +103,8 @@ class _Live:
         return replace(self.booted, workspace=replace(self.target, **unchanged)), why
 
     def _actions(self) -> list[tuple[set[str], Action]]:
-        """What puts which keys in force, in this order. Keys of the host's own side have been settled; those that have
-        no effect on this type need nothing."""
+        """What puts which keys in force, in this order. Keys of the host's own side have been reconciled; those that
+        have no effect on this type need nothing."""
         renewed = {"vcpus", "memory", "disk", "mounts", "env", "authorized_keys"}
         return [
             (renewed, lambda: control.renew(self.layout, self.launch)),

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hutch.apply.building import recipe_of
-from hutch.apply.converge import settle_network
 from hutch.apply.inspecting import inspect, unbuilt_images, with_findings
 from hutch.apply.machines import check_machines
 from hutch.apply.ownership import check_ownership, former_paths, origin_of, orphans
+from hutch.apply.reconcile import with_uplink
 from hutch.apply.serving import ejected_routes
 from hutch.apply.starting import check_shares
 from hutch.errors import Problem, UsageError, refuse_files
@@ -48,7 +48,7 @@ def make_plan(
     check_network(layout, facts.network, facts.applied)
     seen = inspect(layout, facts.applied, facts.records)
     facts = replace(facts, broken=seen.broken)
-    found = decide(layout, config, names, facts, settle_ownership(config, facts, adopt=adopt), start=start, prune=prune)
+    found = decide(layout, config, names, facts, decide_ownership(config, facts, adopt=adopt), start=start, prune=prune)
     wanted = {name: wanted.workspace for name, wanted in found.wanted.items()}
     check_owners(config.file, wanted)
     check_ports(config.file, wanted, facts.records)
@@ -78,7 +78,7 @@ def observe_facts(layout: Layout, config: Config) -> Facts:
     return Facts(
         records=records,
         applied=applied.network if applied else None,
-        network=settle_network(layout, config.network),
+        network=with_uplink(layout, config.network),
         owner=default_owner(os.environ, os.getuid()),
         origin=origin_of(config.file),
         observe=functools.cache(lambda name: observe(layout, name)),
@@ -92,7 +92,7 @@ def observe_facts(layout: Layout, config: Config) -> Facts:
     )
 
 
-def settle_ownership(config: Config, facts: Facts, *, adopt: bool) -> Ownership:
+def decide_ownership(config: Config, facts: Facts, *, adopt: bool) -> Ownership:
     """What of that which is remembered is the file's. Raises HutchError for what is another one's."""
     former = former_paths(config, facts.records, facts.origin, facts.exists)
     check_ownership(config, facts.records, former, facts.exists, adopt=adopt)

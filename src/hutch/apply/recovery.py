@@ -27,7 +27,7 @@ def recover(layout: Layout, listen: Listener) -> None:
     if found is None:
         return
     # Spares the start-up of `hutch start`, which finds nothing half done as a rule.
-    from hutch.apply import converge
+    from hutch.apply import reconcile
     from hutch.apply.ejecting import recover_ejected
     from hutch.apply.removal import delete_workspace
 
@@ -40,23 +40,23 @@ def recover(layout: Layout, listen: Listener) -> None:
     if action in (EJECT, "unknown"):
         recover_ejected(layout, names)
     records = {name: r for name, r in read_records(layout).items() if not (action == PURGE and name in names)}
-    network, is_settled = read_network(layout), True
+    network, is_reconciled = read_network(layout), True
     try:
-        converge.settle_again(layout, network, records)
+        reconcile.reconcile_again(layout, network, records)
     except HutchError as error:
         # As with addresses that somebody else has by now. That is no reason to refuse a command that wants another
-        # network, or none: it settles the host itself, or clears it.
+        # network, or none: it reconciles the host itself, or clears it.
         if network is None or not present(records):
             raise
         listen("network", "warning", f"cannot be as it was: {error.brief}")
-        is_settled = False
+        is_reconciled = False
     if action == PURGE:
         with journaled(layout, PURGE, names):
             for name in names:
                 for note in delete_workspace(layout, name):
                     listen(name, "warning", note)
     collect_leftovers(layout, present(records))
-    if is_settled:
+    if is_reconciled:
         layout.journal.unlink(missing_ok=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
-from hutch.apply import converge
+from hutch.apply import reconcile
 from hutch.egress import journal
 from hutch.errors import HutchError, troubles_told
 from hutch.files import entries
@@ -67,7 +67,7 @@ def remove(layout: Layout, record: Record, *, purge: bool) -> tuple[str, ...]:
     with journaled(layout, "remove", (name,)):
         control.stop_all(layout, [name])
         notes = (*lost, *mark_removed(layout, records, name))
-        converge.settle_again(layout, network, records)
+        reconcile.reconcile_again(layout, network, records)
     notes += tuple(shares.kept_guards(layout))
     if not purge:
         return (f"home is kept in {home}", *notes)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from hutch.apply import converge
+from hutch.apply import reconcile
 from hutch.apply.coexistence import Repairs, wanted_repairs
 from hutch.apply.hardware import any_machine
 from hutch.apply.serving import ejected_routes, in_force, members_of
@@ -103,7 +103,7 @@ def forward(layout: Layout, tell: Told) -> None:
     if record is not None:
         tell(f"sysctl -w {router.FORWARDING.replace('/', '.')}=1")
         members = members_of(in_force(layout, read_records(layout)), record.network)
-        converge.ensure_settings(layout, record, members)
+        reconcile.ensure_settings(layout, record, members)
 
 
 def try_kvm(layout: Layout, tell: Told) -> None:

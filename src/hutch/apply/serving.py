@@ -1,6 +1,6 @@
 """What the host has to serve, as it follows from the records: members of the network, services, keys, peers.
 
-Here it is only told; `converge` makes it so, and `inspecting` compares.
+Here it is only told; `reconcile` makes it so, and `inspecting` compares.
 """
 
 from __future__ import annotations

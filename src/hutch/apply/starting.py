@@ -1,5 +1,5 @@
 """Carries out plans: `execute` is the one way in which anything is stopped or started. Starting is the path that people
-wait for, so it imports what settles the host only when it gets there."""
+wait for, so it imports what reconciles the host only when it gets there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hutch.host.storage.shares import check_shares as check_directories
 from hutch.host.storage.shares import has_mount_points
 from hutch.plan.actions import Plan
 from hutch.runtime import control
-from hutch.runtime.control import Listener, Settle
+from hutch.runtime.control import Listener, Reconcile
 from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.names import Layout
 from hutch.spec.record import Record
@@ -67,10 +67,10 @@ def execute(
 def start(
     layout: Layout, network: Network, file: str, records: dict[str, Record], names: Iterable[str], listen: Listener
 ) -> None:
-    """Settle the host, and start workspaces side by side. Raises StartsFailed when any did not come up.
+    """Reconcile the host, and start workspaces side by side. Raises StartsFailed when any did not come up.
 
-    On a host that is set up already, settling takes as long as the workspaces' own mounts do; so both are done at
-    once, and no workspace joins the network before it is settled.
+    On a host that is set up already, reconciling takes as long as the workspaces' own mounts do; so both are done at
+    once, and no workspace joins the network before it is reconciled.
     """
 
     starting = [records[name] for name in names]
@@ -84,17 +84,17 @@ def start(
         accelerator = prepare_machines(layout, starting, listen)
     if not is_prepared(layout, network, starting):
         # Spares the start-up of `hutch start`: it is done while the guest's own processes begin.
-        from hutch.apply.converge import settle
+        from hutch.apply.reconcile import reconcile_host
 
-        settle(layout, network, file, records)
+        reconcile_host(layout, network, file, records)
 
     @contextmanager
-    def settling() -> Iterator[Settle]:
+    def reconciling() -> Iterator[Reconcile]:
         with closing(look(layout)) as looking:  # it goes on while the rest is imported
             # Spares the start-up of `hutch start`: it is done while the guest's own processes begin.
-            from hutch.apply.converge import settle
+            from hutch.apply.reconcile import reconcile_host
 
-            yield lambda connect: settle(layout, network, file, records, looking, connect)
+            yield lambda connect: reconcile_host(layout, network, file, records, looking, connect)
 
     def make(name: str) -> Launch:
         if lacks_shell(layout, records[name]):
@@ -105,8 +105,8 @@ def start(
         write_record(layout, records[name])
         return launch
 
-    failures = control.start_all(layout, [record.name for record in starting], make, listen, settling)
-    for record in starting:  # now that the host is settled
+    failures = control.start_all(layout, [record.name for record in starting], make, listen, reconciling)
+    for record in starting:  # now that the host is reconciled
         if text := unlimited_home(layout, record):
             listen(record.name, "warning", text)
     if failures:

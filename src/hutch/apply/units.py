@@ -27,13 +27,13 @@ from hutch.state import make_directory, write_record
 
 
 def hand_over(layout: Layout, network: Network, records: Mapping[str, Record], *, is_unit: bool) -> None:
-    """Have systemd, where it is, know all that is wanted, now that the host is settled."""
+    """Have systemd, where it is, know all that is wanted, now that the host is reconciled."""
     if units.has_systemd():
-        converge_units(layout, network, records)
-        converge_host_units(layout, network, records, is_unit=is_unit)
+        reconcile_units(layout, network, records)
+        reconcile_host_units(layout, network, records, is_unit=is_unit)
 
 
-def converge_units(layout: Layout, network: Network, records: Mapping[str, Record]) -> None:
+def reconcile_units(layout: Layout, network: Network, records: Mapping[str, Record]) -> None:
     """The units of workspaces that do not run say what is wanted of them. One whose root would have to be made anew for
     that, or whose image is not there, keeps the units that it has."""
     launches = []
@@ -71,8 +71,8 @@ def wanted_host_units(layout: Layout, network: Network, records: Mapping[str, Re
     }
 
 
-def converge_host_units(layout: Layout, network: Network, records: Mapping[str, Record], *, is_unit: bool) -> None:
-    """The host is settled: have systemd know it, now and when it boots. What calls this as the network's own unit
+def reconcile_host_units(layout: Layout, network: Network, records: Mapping[str, Record], *, is_unit: bool) -> None:
+    """The host is reconciled: have systemd know it, now and when it boots. What calls this as the network's own unit
     (`is_unit`) is known by its end; for everybody else, that unit finds that there is nothing left to do. The target is
     there to be stopped, with all that is part of it; what it wants is not started now."""
     units.ensure_units(wanted_host_units(layout, network, records))
@@ -80,7 +80,7 @@ def converge_host_units(layout: Layout, network: Network, records: Mapping[str, 
     there = {unit: wish for unit, wish in wanted.items() if (units.directory() / unit).is_file()}
     units.enable_units({layout.target: True, **there})
     make_directory(layout.run)
-    write_atomic(layout.settled, b"", is_lasting=False)
+    write_atomic(layout.reconciled, b"", is_lasting=False)
     if not is_unit:
         only = "--job-mode=ignore-dependencies"
         units.systemctl("start", only, layout.network_unit, layout.target, timeout=START_SECONDS)

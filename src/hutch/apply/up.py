@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from hutch.apply import converge
+from hutch.apply import reconcile
 from hutch.apply.building import ensure_images
 from hutch.apply.inspecting import unbuilt_images
 from hutch.apply.live import apply_live
@@ -59,7 +59,7 @@ def up(
         unbuilt |= unbuilt_images(layout, plan.wanted)
         workspaces = {name: wanted.workspace for name, wanted in plan.wanted.items()}
         ensure_images(layout, workspaces, config.network, config.file, progress)
-        with lock(layout), converge.first_network(layout):
+        with lock(layout), reconcile.first_network(layout):
             recover(layout, listen)
             plan = make(unbuilt)
             # Until the lock was taken, an image may have been removed, the tree that it is made from may have
@@ -90,7 +90,7 @@ def apply_plan(layout: Layout, plan: Plan, listen: Listener) -> None:
         _write_down(layout, plan, records, uids, listen)
         live = [action.workspace for action in plan.actions if action.action == "live"]
         if live or not (plan.start and any(action.starts for action in plan.actions)):
-            converge.settle(layout, plan.network, plan.file, records)
+            reconcile.reconcile_host(layout, plan.network, plan.file, records)
         if live:
             if failures := apply_live(layout, plan.network, records, live, listen):
                 unmet.append(
@@ -101,7 +101,7 @@ def apply_plan(layout: Layout, plan: Plan, listen: Listener) -> None:
                         f"`hutch restart {next(iter(failures))}` makes sure of them",
                     )
                 )
-            converge.converge_user_views(layout, records)
+            reconcile.reconcile_user_views(layout, records)
 
     try:
         execute(layout, plan, records, listen, between)

@@ -23,7 +23,7 @@ class Port:
     table: str
 
     def make(self) -> Step:
-        """The devices: down, and on no bridge yet, so they may be made before the network is settled."""
+        """The devices: down, and on no bridge yet, so they may be made before the network is reconciled."""
         if not self.inner:
             return Step(("ip", "tuntap", "add", "dev", self.outer, "mode", "tap"), "make the port")
         pair = (self.outer, "type", "veth", "peer", "name", self.inner, "address", self.mac)

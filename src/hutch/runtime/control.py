@@ -35,7 +35,7 @@ STOP, CLEANUP = 15.0, 10.0  # seconds that a guest has where its Launch cannot b
 GRACE = 5.0  # seconds beyond its own deadlines that a service is given
 LAST_LINES = 12
 
-Settle = Callable[[Callable[[], None]], None]
+Reconcile = Callable[[Callable[[], None]], None]
 Event = Literal["ready", "changed", "stopped", "failed", "warning", "waiting"]
 Listener = Callable[[str, Event, str], None]
 """Told (workspace, event, text)."""
@@ -100,13 +100,13 @@ def start_all(
     names: Iterable[str],
     make: Callable[[str], Launch],
     listen: Listener,
-    settling: Callable[[], AbstractContextManager[Settle]],
+    reconciling: Callable[[], AbstractContextManager[Reconcile]],
 ) -> dict[str, str]:
     """Start workspaces side by side and wait until each is ready or has failed; returns name -> why for the failed.
 
-    `make` makes a workspace's Launch. `settling` begins to look at the host, and yields what settles it: that calls
-    what it is given as soon as workspaces can join the network. When interrupted, those that are not ready yet are
-    stopped.
+    `make` makes a workspace's Launch. `reconciling` begins to look at the host, and yields what reconciles it: that
+    calls what it is given as soon as workspaces can join the network. When interrupted, those that are not ready yet
+    are stopped.
     """
     manager, names = manager_of(layout), list(names)
     stop_all(layout, names)  # one that was to be started again after a failure
@@ -118,9 +118,9 @@ def start_all(
         provide(layout, manager, launches.values())
         patience = max((launch.start_seconds + launch.stop_seconds for launch in launches.values()), default=0.0)
 
-        with settling() as settle:
+        with reconciling() as reconcile:
             manager.begin(launches.values())
-            settle(manager.connect)
+            reconcile(manager.connect)
         failures = _await_all(manager, manager.start(launches.values()), listen, patience + GRACE)
     except BaseException:
         manager.give_up()

@@ -91,13 +91,13 @@ class Runners:
     def begin(self, launches: Iterable[Launch]) -> None:
         for launch in launches:
             self.limit(launch.workspace, launch.limits)
-            self._unsettled(launch.workspace).touch(mode=0o600)
+            self._unreconciled(launch.workspace).touch(mode=0o600)
             with suppress(BrokenPipeError):  # it has ended, which is seen at its report
                 os.write(self._prepared[launch.workspace].gate, b"1")
 
     def connect(self) -> None:
         for name in self._prepared:
-            self._unsettled(name).unlink(missing_ok=True)
+            self._unreconciled(name).unlink(missing_ok=True)
 
     def start(self, launches: Iterable[Launch]) -> dict[int, str]:
         return {self._prepared[launch.workspace].report: launch.workspace for launch in launches}
@@ -148,9 +148,9 @@ class Runners:
         kept = [line for line in text.replace("\r", "").split("\n") if line.strip() or not last_start]
         return "\n".join(kept[-lines:]) if lines else ""
 
-    def _unsettled(self, name: str) -> Path:
+    def _unreconciled(self, name: str) -> Path:
         """While it is there, a start does not go on to join the network."""
-        return self.layout.runtime(name) / "unsettled"
+        return self.layout.runtime(name) / "unreconciled"
 
     def _take_lock(self, name: str) -> int:
         """Hold the lock of a workspace's runner, after the end of an earlier one that is still on its way out."""

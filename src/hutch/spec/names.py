@@ -250,8 +250,8 @@ class Layout:
 
     shares = Derived(lambda layout: layout.run / "shares.json")
     """Which bind mounts of the host's are ours."""
-    settled = Derived(lambda layout: layout.run / "settled")
-    """There once the host is as the records want it."""
+    reconciled = Derived(lambda layout: layout.run / "settled")
+    """There once the host is as the records want it. It keeps the name by which an upgrade finds it."""
 
     def runtime(self, name: str) -> Path:
         return self.run / "workspaces" / name

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.apply import boot, converge
+from hutch.apply import boot, reconcile
 from hutch.errors import HutchError
 from hutch.spec.names import Layout
 
@@ -27,7 +27,7 @@ def host(tmp_path: Path) -> boot.Host:
 def cleared(monkeypatch: pytest.MonkeyPatch) -> list[Layout]:
     """What is cleared, and nothing is."""
     found: list[Layout] = []
-    monkeypatch.setattr(converge, "clear", found.append)
+    monkeypatch.setattr(reconcile, "clear", found.append)
     return found
 
 
@@ -42,14 +42,14 @@ def held(host: boot.Host) -> Iterator[None]:
         os.close(descriptor)
 
 
-def test_a_settled_host_needs_no_lock(host: boot.Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reconciled_host_needs_no_lock(host: boot.Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boot, "has_namespace", lambda layout: True)
-    host.layout.settled.touch()
+    host.layout.reconciled.touch()
     with held(host):
         host.start()
 
 
-def test_whoever_holds_the_lock_may_settle_the_host(host: boot.Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_holds_the_lock_may_reconcile_the_host(host: boot.Host, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = 0
 
     def has_namespace(layout: Layout) -> bool:
@@ -59,15 +59,15 @@ def test_whoever_holds_the_lock_may_settle_the_host(host: boot.Host, monkeypatch
 
     monkeypatch.setattr(boot, "has_namespace", has_namespace)
     monkeypatch.setattr(boot, "PATIENCE", 0.01)
-    host.layout.settled.touch()
+    host.layout.reconciled.touch()
     with held(host):
         host.start()
     assert looks == 3
 
 
-def test_what_was_settled_before_its_network_went_is_not(host: boot.Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_reconciled_before_its_network_went_is_not(host: boot.Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boot, "has_namespace", lambda layout: False)
-    host.layout.settled.touch()
+    host.layout.reconciled.touch()
     with pytest.raises(HutchError, match="no workspace"):
         host.start()
 
@@ -83,10 +83,10 @@ def test_a_cleared_host_needs_no_lock(host: boot.Host, monkeypatch: pytest.Monke
 def test_only_a_host_that_stays_up_is_cleared(
     host: boot.Host, monkeypatch: pytest.MonkeyPatch, cleared: list[Layout], *, is_stopping: bool
 ) -> None:
-    """One that goes down is not settled all the same: its kernel may stay."""
+    """One that goes down is not left reconciled all the same: its kernel may stay."""
     monkeypatch.setattr(boot, "has_namespace", lambda layout: True)
     monkeypatch.setattr(boot, "is_stopping", lambda: is_stopping)
-    host.layout.settled.touch()
+    host.layout.reconciled.touch()
     host.stop()
     assert cleared == ([] if is_stopping else [host.layout])
-    assert host.layout.settled.exists() is not is_stopping
+    assert host.layout.reconciled.exists() is not is_stopping

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from hutch.api import Hutch
-from hutch.apply import converge
-from hutch.apply.converge import converge_homes, first_network, new_record, restorable
+from hutch.apply import reconcile
 from hutch.apply.launching import make_launch, public_keys
 from hutch.apply.planning import check_owners, check_sockets
+from hutch.apply.reconcile import first_network, new_record, reconcile_homes, restorable
 from hutch.apply.serving import in_force, members_of
 from hutch.apply.starting import check_shares
 from hutch.errors import ConfigError, HutchError, UsageError
@@ -127,11 +127,11 @@ def test_one_that_cannot_be_does_not_hold_up_the_others(layout: Layout, monkeypa
     }
     waiting = ["srv-disk.mount"]
     monkeypatch.setattr(shares, "waiting_mounts", lambda path: waiting)
-    converge_homes(layout, records)
+    reconcile_homes(layout, records)
     assert not new.exists()  # it would be below what is to be mounted
     waiting.clear()
     shared.clear()
-    converge_homes(layout, records)
+    reconcile_homes(layout, records)
     assert new.is_dir()
     assert shared == [str(foreign), str(new)]
 
@@ -144,7 +144,7 @@ def test_a_free_uplink_is_chosen_by_one_at_a_time(layout: Layout, monkeypatch: p
         taken.append("lock")
         yield
 
-    monkeypatch.setattr(converge, "host_lock", host_lock)
+    monkeypatch.setattr(reconcile, "host_lock", host_lock)
     with first_network(layout):
         assert taken == ["lock"]
     write_network(layout, NetworkRecord(NETWORK, "/f", {}))

@@ -25,7 +25,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     plan = Plan("/f", NETWORK, (Action("web", "create", wanted=Wanted(workspace(), "image-1")),))
     monkeypatch.setattr("hutch.apply.planning.make_plan", lambda *arguments, **keys: plan)
     monkeypatch.setattr("hutch.apply.up.ensure_images", lambda *arguments: words.append("build"))
-    monkeypatch.setattr("hutch.apply.converge.first_network", lambda layout: nullcontext())
+    monkeypatch.setattr("hutch.apply.reconcile.first_network", lambda layout: nullcontext())
     monkeypatch.setattr("hutch.apply.up.recover", lambda layout, listen: words.append("recover"))
     monkeypatch.setattr("hutch.apply.up.apply_plan", lambda *arguments: words.append("apply"))
     return words

@@ -104,7 +104,7 @@ def test_a_vpn_that_takes_the_default_route_is_no_overlap() -> None:
     check_overlap(LAYOUT, NETWORK, host("0.0.0.0/1", "128.0.0.0/1"))
 
 
-# Settled or not.
+# Reconciled or not.
 
 HOST = host(
     "10.0.0.0/24",
@@ -127,7 +127,7 @@ def found_wrong(found: HostNetwork, facts: RouterFacts) -> dict[Part, str]:
     return differences(LAYOUT, NETWORK, wanted_rules(LAYOUT, NETWORK, MEMBERS, found), found, facts)
 
 
-def test_settled() -> None:
+def test_reconciled() -> None:
     assert found_wrong(HOST, ROUTER) == {}
 
 
@@ -139,7 +139,7 @@ def without(rules: dict[str, Any], key: str) -> dict[str, Any]:
 LINKS = ROUTER.links or {}
 BRIDGE = "hutch0 has lost its address 192.168.83.1/24"
 # (the host, the router, the parts that are wrong, each with what is said of it)
-UNSETTLED: dict[str, tuple[HostNetwork, RouterFacts, dict[str, str]]] = {
+UNRECONCILED: dict[str, tuple[HostNetwork, RouterFacts, dict[str, str]]] = {
     "a set is gone": (
         HOST,
         replace(ROUTER, rules=without(ROUTER.rules, "inet hutch/@denied")),
@@ -201,8 +201,8 @@ UNSETTLED: dict[str, tuple[HostNetwork, RouterFacts, dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize(("found", "facts", "wrong"), UNSETTLED.values(), ids=UNSETTLED.keys())
-def test_unsettled(found: HostNetwork, facts: RouterFacts, wrong: dict[str, str]) -> None:
+@pytest.mark.parametrize(("found", "facts", "wrong"), UNRECONCILED.values(), ids=UNRECONCILED.keys())
+def test_what_is_yet_to_be_reconciled(found: HostNetwork, facts: RouterFacts, wrong: dict[str, str]) -> None:
     assert found_wrong(found, facts) == wrong
 
 

@@ -50,7 +50,7 @@ def test_who_says_its_pid_writes_it_where_it_is_looked_for() -> None:
 
 
 def test_nothing_waits_for_what_starts_it() -> None:
-    """What settles the host starts these, and may be the network's own unit."""
+    """What reconciles the host starts these, and may be the network's own unit."""
     text = render_service(PROXY, LAYOUT)
     assert not any(line.startswith(("After=", "Requires=", "BindsTo=")) for line in text.splitlines())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hutch.apply.inspecting import Findings, with_findings
-from hutch.apply.planning import settle_ownership
+from hutch.apply.planning import decide_ownership
 from hutch.plan.actions import Change, Plan, Repair
 from hutch.plan.decide import Facts, decide
 from hutch.plan.resolve import resolve
@@ -80,7 +80,7 @@ class Case:
             config,
             [word for word in self.words if word not in options],
             facts,
-            settle_ownership(config, facts, adopt="--adopt" in options),
+            decide_ownership(config, facts, adopt="--adopt" in options),
             start="--no-start" not in options,
             prune="--prune" in options,
         )

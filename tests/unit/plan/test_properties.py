@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hutch.apply.planning import settle_ownership
+from hutch.apply.planning import decide_ownership
 from hutch.errors import HutchError
 from hutch.plan.actions import Action, Plan, Wanted
 from hutch.plan.decide import Facts, decide, noted
@@ -109,7 +109,7 @@ def planned(declared: dict[str, WorkspaceSpec], host: Host, command: Command) ->
     names = [name for name in command.names if name in declared]
     facts = host.facts()
     try:
-        whose = settle_ownership(config, facts, adopt=command.adopt)
+        whose = decide_ownership(config, facts, adopt=command.adopt)
         return decide(LAYOUT, config, names, facts, whose, start=command.start, prune=command.prune)
     except HutchError:
         assume(False)

@@ -130,8 +130,8 @@ def viewer_of(record: Record) -> int | None:
     """Its owner. One that still runs for another owner than it is to have shows neither what is the other's."""
     owner = record.wanted.owner
     assert isinstance(owner, int)
-    is_settled = record.booted is None or record.booted.workspace.owner == owner
-    return owner if owner != 0 and is_settled else None
+    is_still_theirs = record.booted is None or record.booted.workspace.owner == owner
+    return owner if owner != 0 and is_still_theirs else None
 
 
 def _ensure_entry(layout: Layout, name: str, access: Access) -> None:

@@ -143,8 +143,8 @@ def load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str, before: r
 
 
 def load_watched(layout: Layout, network: Network, tables: tuple[ruleset.Table, ...], before: ruleset.Shape) -> None:
-    """Load the router's rules. The watch does not look meanwhile; who settles the host starts it again. Tables that are
-    not hutch's are removed: what they let pass, nobody knows."""
+    """Load the router's rules. The watch does not look meanwhile; who reconciles the host starts it again. Tables that
+    are not hutch's are removed: what they let pass, nobody knows."""
     nft, watch = inside(layout, ["nft"]), wanted_watch(layout, network)
     stop_service(layout, watch.pid_file)
     try:

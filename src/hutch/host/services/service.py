@@ -1,8 +1,8 @@
 """Small processes that serve all workspaces: observed by what they were started with, started, and ended.
 
 Where systemd is process 1, each is a unit of its own, which is started again when it fails. Elsewhere none of them
-watches over another: what has gone is started again by the next command that settles the host. While it is gone, less
-works and nothing is open.
+watches over another: what has gone is started again by the next command that reconciles the host. While it is gone,
+less works and nothing is open.
 """
 
 from __future__ import annotations

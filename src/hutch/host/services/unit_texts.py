@@ -1,7 +1,7 @@
 """Pure: the host's side as units of systemd's: what serves all workspaces, the network, the target, the slice of all.
 
-The services are started by what settles the host, which the network's unit is at boot. So they wait for no other unit,
-but end with that one; and the network is there before any workspace is.
+The services are started by what reconciles the host, which the network's unit is at boot. So they wait for no other
+unit, but end with that one; and the network is there before any workspace is.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def render_service(service: Service, layout: Layout, needs: Sequence[str] = ()) 
 
 
 def render_network(layout: Layout, python: str) -> str:
-    """What settles the host for all workspaces, and clears it. Whoever has rules of their own for the host's packets
+    """What reconciles the host for all workspaces, and clears it. Whoever has rules of their own for the host's packets
     has them by then, but for Docker: that leaves forwarded packets alone if the host forwards them already."""
     command = own_program("hutch.apply.boot", python, needs_others=True)
     is_usual = (str(layout.state), str(layout.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR)

@@ -120,9 +120,9 @@ def waiting_mounts(path: str) -> list[str]:
     return [unit["Id"] for unit in found if unit.get("LoadState") == "loaded" and unit.get("ActiveState") != "active"]
 
 
-def awaits_a_start(settled: Path) -> bool:
-    """Whether the host stays bare until systemd starts the first workspace; `settled` is there when it does not."""
-    return has_systemd() and not settled.exists()
+def awaits_a_start(reconciled: Path) -> bool:
+    """Whether the host stays bare until systemd starts the first workspace; `reconciled` is there when it does not."""
+    return has_systemd() and not reconciled.exists()
 
 
 def ensure_rooms(directories: Iterable[Path]) -> None:

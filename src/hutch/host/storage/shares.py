@@ -190,7 +190,7 @@ def _take_away(
 
 def _why_stuck(path: str, guests: Iterable[Guest], before: Stuck | None) -> Stuck | None:
     """Why a mount that nobody wants has to stay; None when it may go. What failed is let be for a while: whoever
-    settles the host waits for it."""
+    reconciles the host waits for it."""
     if before is not None and 0 <= time.time() - before[0] < TRY_AGAIN:
         return before
     try:

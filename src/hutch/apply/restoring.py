@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def mended(method: F) -> F:
+def with_restored_records(method: F) -> F:
     """For methods of what has `layout` and `listen`, which change something: records that turn out to be damaged are
     rebuilt from their copies, and the method is called again."""
 
@@ -28,16 +28,16 @@ def mended(method: F) -> F:
         try:
             return method(self, *arguments, **values)
         except Damaged:
-            if not mend(self.layout, self.listen):
+            if not restore_records(self.layout, self.listen):
                 raise
         return method(self, *arguments, **values)
 
     return wrapper  # type: ignore[return-value]
 
 
-def mend(layout: Layout, listen: Listener) -> bool:
+def restore_records(layout: Layout, listen: Listener) -> bool:
     """Rebuild every damaged record that has a sound copy; whether there was any."""
-    has_mended = False
+    has_restored = False
     with lock(layout):
         names = [entry.name for entry in entries(layout.workspaces)]
         readers: list[tuple[str, Path, Callable[[], object]]] = [
@@ -53,5 +53,5 @@ def mend(layout: Layout, listen: Listener) -> bool:
                     listen(
                         name, "warning", f"{error.brief}; it was rebuilt from its copy, and the damaged one is {what}"
                     )
-                    has_mended = True
-    return has_mended
+                    has_restored = True
+    return has_restored

@@ -32,7 +32,7 @@ from hutch.spec.record import NetworkRecord, Record, has_processes, present
 from hutch.state import read_network, remove_network, write_network
 
 
-def settle_network(layout: Layout, network: Network) -> Network:
+def with_uplink(layout: Layout, network: Network) -> Network:
     """The network with its uplink chosen: the one it had, or the first free one. One that is there and that no record
     tells of is what a lost record leaves."""
     if network.uplink:
@@ -58,7 +58,7 @@ def first_network(layout: Layout) -> Iterator[None]:
         yield
 
 
-def converge_network(
+def reconcile_network(
     layout: Layout, network: Network, file: str, records: Mapping[str, Record], looking: Gathering | None = None
 ) -> None:
     """Router, filters, resolvers and kernel settings."""
@@ -160,7 +160,7 @@ def new_record(layout: Layout, network: Network, file: str) -> NetworkRecord:
     others = {name: state for name, alias in found.items() if (state := router.tagged_state(alias))}
     values = {}
     for state in others.values():
-        with suppress(HutchError):  # a record of theirs that is damaged is theirs to mend
+        with suppress(HutchError):  # a record of theirs that is damaged is theirs to repair
             record = read_network(Layout(state, layout.run))
             values.update(record.sysctls if record is not None else {})
     sysctls = {name: value for name, value in values.items() if name == router.FORWARDING}
@@ -172,7 +172,7 @@ def restorable(record: NetworkRecord, forwarders: Iterable[str]) -> dict[str, st
     return record.sysctls if set(forwarders) <= set(record.forwarders) else {}
 
 
-def converge_keys(layout: Layout, records: Mapping[str, Record]) -> dict[int, str]:
+def reconcile_keys(layout: Layout, records: Mapping[str, Record]) -> dict[int, str]:
     """Host keys of workspaces, and the keys that hutch makes for users; returns those by uid."""
     serving = in_force(layout, records)
     for name in serving:
@@ -184,27 +184,27 @@ def converge_keys(layout: Layout, records: Mapping[str, Record]) -> dict[int, st
     return keys
 
 
-def converge_trust(layout: Layout, records: Mapping[str, Record]) -> None:
+def reconcile_trust(layout: Layout, records: Mapping[str, Record]) -> None:
     """Keys, names in /etc/hosts, known hosts and the ssh drop-in."""
-    keys = converge_keys(layout, records)
+    keys = reconcile_keys(layout, records)
     peers = peers_of(layout, in_force(layout, records))
     hosts_file.ensure_hosts(layout, {peer.name: peer.ip for peer in peers})
     ssh.ensure_trust(layout, peers, keys)
 
 
-def converge_homes(layout: Layout, records: Mapping[str, Record]) -> None:
+def reconcile_homes(layout: Layout, records: Mapping[str, Record]) -> None:
     """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write; but for
     those on something that systemd has yet to mount, to which their services see."""
     guests: dict[str, set[shares.Guest]] = {}
-    settled = {name: record for name, record in in_force(layout, records).items() if not record.ejected}
-    for record in settled.values():  # before anything is made in one of them
+    here = {name: record for name, record in in_force(layout, records).items() if not record.ejected}
+    for record in here.values():  # before anything is made in one of them
         home, uid = record.wanted.home, record.wanted.uid
         assert home is not None
         gid, _ = ssh.owner_of(uid)
         with suppress(HutchError, NotADirectoryError):
             if not shares.waits_for_mount(home):
                 shares.ensure_home(Path(home), uid, gid)
-    for name, record in settled.items():
+    for name, record in here.items():
         workspace = record.wanted
         gid, _ = ssh.owner_of(workspace.uid)
         # One that cannot be does not hold up the others: whoever starts it has been told by check_shares.
@@ -228,7 +228,7 @@ def limit_home(layout: Layout, record: Record) -> None:
         ensure_quota(record.wanted.home, record.uid_base, record.wanted.disk, layout.quota(record.name))
 
 
-def converge_user_views(layout: Layout, records: Mapping[str, Record]) -> None:
+def reconcile_user_views(layout: Layout, records: Mapping[str, Record]) -> None:
     """What owners and the group `hutch` see."""
     found = present(records)
     ensure_rooms(map(layout.runtime, found))
@@ -236,7 +236,7 @@ def converge_user_views(layout: Layout, records: Mapping[str, Record]) -> None:
     user_view.ensure_user_views(layout, found, {name: observe_facts(layout, name) for name in machines})
 
 
-def settle(
+def reconcile_host(
     layout: Layout,
     network: Network,
     file: str,
@@ -249,17 +249,17 @@ def settle(
     """The host as the records want it, or bare again when there is no workspace left.
 
     `connect` is called once the network is in place: what waits to join it need not wait for names and keys. `is_unit`
-    is said by the host's own unit, which is active once it has settled the host.
+    is said by the host's own unit, which is active once it has reconciled the host.
     """
     if present(records):
         if not has_namespace(layout):
-            layout.settled.unlink(missing_ok=True)
-        converge_homes(layout, records)
-        converge_network(layout, network, file, records, looking)
+            layout.reconciled.unlink(missing_ok=True)
+        reconcile_homes(layout, records)
+        reconcile_network(layout, network, file, records, looking)
         _choosing.close()  # whoever chooses one from now on sees this
         connect()
-        converge_trust(layout, records)
-        converge_user_views(layout, records)
+        reconcile_trust(layout, records)
+        reconcile_user_views(layout, records)
         # Spares the start-up of `hutch start` where there is no systemd.
         from hutch.apply.units import hand_over
 
@@ -268,10 +268,10 @@ def settle(
         dismantle(layout)
 
 
-def settle_again(layout: Layout, network: NetworkRecord | None, records: Mapping[str, Record]) -> None:
+def reconcile_again(layout: Layout, network: NetworkRecord | None, records: Mapping[str, Record]) -> None:
     """The host as it was set up last, for these records."""
     if network is not None:
-        settle(layout, network.network, network.file, records)
+        reconcile_host(layout, network.network, network.file, records)
     else:
         dismantle(layout)
 
@@ -288,7 +288,7 @@ def dismantle(layout: Layout) -> None:
 
 def clear(layout: Layout) -> None:
     """Take away what serves workspaces that run. It is what a reboot takes away too; what is written down stays."""
-    layout.settled.unlink(missing_ok=True)
+    layout.reconciled.unlink(missing_ok=True)
     shares.ensure_shares(layout, ())
     record = read_network(layout)
     remove_services(layout)
