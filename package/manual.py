@@ -17,7 +17,7 @@ import click
 
 from hutch.backends import weight_of
 from hutch.cli import cli
-from hutch.spec.model import Workspace, has_effect
+from hutch.spec.model import WorkspaceSpec, has_effect
 from hutch.spec.schema import MODELS, definitions
 
 EXIT_STATUS = {
@@ -165,10 +165,9 @@ def render_keys(version: str) -> Iterator[str]:
     yield from (".SH NAME", "hutch.toml \\- workspaces of hutch, and the keys that declare them")
     yield from (".SH DESCRIPTION", escape("A TOML file. A workspace needs a name and a type; all else has a default."))
     yield from (".PP", ".nf", escape('[workspaces.web]\ntype = "container"\npackages = ["git"]'), ".fi")
-    models: dict[str, Any] = {model.__name__: model for model in MODELS}
     for table, (title, meaning) in TABLES.items():
         yield from (f'.SH "{escape(title.upper())}"', escape(meaning))
-        for name in models[table].__dataclass_fields__:
+        for name in MODELS[table].__dataclass_fields__:
             schema = tables[table]["properties"][name]
             yield from (".TP", f"{bold(name)} ({escape(type_of(schema))})")
             yield escape(" ".join(describe(schema, name, table)))
@@ -182,7 +181,7 @@ def describe(schema: Mapping[str, Any], name: str, table: str) -> Iterator[str]:
     if "default" in schema:
         yield f"Default: {json.dumps(schema['default'])}."
     if table == "Workspace":
-        kinds = (Workspace(type="container"), Workspace(type="vm"))
+        kinds = (WorkspaceSpec(type="container"), WorkspaceSpec(type="vm"))
         first, *others = [(kind.type, WEIGHTS[weight_of(name, kind)]) for kind in kinds if has_effect(name, kind.type)]
         yield first[1]
         for kind, text in others:

@@ -19,8 +19,8 @@ from typing import Any
 
 from hutch.errors import HutchError, Unmet, lacks_root
 from hutch.files import read_or_none, sync_directory, write_atomic
-from hutch.spec.model import Idle, Mount, Network, Publish, Workspace
-from hutch.spec.names import Places
+from hutch.spec.model import Idle, Mount, Network, Publish, WorkspaceSpec
+from hutch.spec.names import Layout
 from hutch.spec.record import Booted, NetworkRecord, Record
 
 Body = dict[str, Any]
@@ -171,9 +171,9 @@ def restore(path: Path) -> bool:
 # Records.
 
 
-def workspace_from(body: dict[str, Any]) -> Workspace:
-    """The inverse of `dataclasses.asdict` for a Workspace."""
-    values = {name: body[name] for name in Workspace.__dataclass_fields__ if name in body}
+def workspace_from(body: dict[str, Any]) -> WorkspaceSpec:
+    """The inverse of `dataclasses.asdict` for a WorkspaceSpec."""
+    values = {name: body[name] for name in WorkspaceSpec.__dataclass_fields__ if name in body}
     values["packages"] = tuple(values["packages"])
     if values["authorized_keys"] is not None:
         values["authorized_keys"] = tuple(values["authorized_keys"])
@@ -184,7 +184,7 @@ def workspace_from(body: dict[str, Any]) -> Workspace:
         values["egress"] = tuple(values["egress"])
     if values["idle"] is not None:
         values["idle"] = Idle(**values["idle"])
-    return Workspace(**values)
+    return WorkspaceSpec(**values)
 
 
 def record_from(body: Body) -> Record:
@@ -230,46 +230,46 @@ def _read(path: Path) -> Record | NetworkRecord | None:
         raise _damaged(path, str(error)) from error
 
 
-def read_record(places: Places, name: str) -> Record | None:
+def read_record(layout: Layout, name: str) -> Record | None:
     """The record of a workspace, None when there is none."""
-    found = _read(places.record(name))
+    found = _read(layout.record(name))
     assert not isinstance(found, NetworkRecord)
     return found
 
 
-def read_records(places: Places) -> dict[str, Record]:
+def read_records(layout: Layout) -> dict[str, Record]:
     """Every record, removed ones too, by name."""
     try:
-        names = sorted(entry.name for entry in os.scandir(places.workspaces) if entry.is_dir(follow_symlinks=False))
+        names = sorted(entry.name for entry in os.scandir(layout.workspaces) if entry.is_dir(follow_symlinks=False))
     except FileNotFoundError:
         return {}
     except PermissionError as error:
         raise lacks_root() from error
     records = {}
     for name in names:
-        record = read_record(places, name)
+        record = read_record(layout, name)
         if record is not None:
             records[name] = record
     return records
 
 
-def write_record(places: Places, record: Record) -> None:
+def write_record(layout: Layout, record: Record) -> None:
     """Write a record if it differs from what is there."""
-    _write(places.record(record.name), asdict(record))
+    _write(layout.record(record.name), asdict(record))
 
 
-def read_network(places: Places) -> NetworkRecord | None:
-    found = _read(places.network_record)
+def read_network(layout: Layout) -> NetworkRecord | None:
+    found = _read(layout.network_record)
     assert not isinstance(found, Record)
     return found
 
 
-def write_network(places: Places, record: NetworkRecord) -> None:
-    _write(places.network_record, asdict(record))
+def write_network(layout: Layout, record: NetworkRecord) -> None:
+    _write(layout.network_record, asdict(record))
 
 
-def remove_network(places: Places) -> None:
-    path = places.network_record
+def remove_network(layout: Layout) -> None:
+    path = layout.network_record
     for each in (copy_of(path), path, aside_of(path)):  # the copy first: alone, it would count as the record
         each.unlink(missing_ok=True)
 
@@ -305,7 +305,7 @@ EJECT = "eject"
 
 
 @contextmanager
-def journaled(places: Places, action: str, names: tuple[str, ...], *, is_lasting: bool = True) -> Iterator[None]:
+def journaled(layout: Layout, action: str, names: tuple[str, ...], *, is_lasting: bool = True) -> Iterator[None]:
     """Note what is about to be done, so that a run after a crash knows what was left half done. A note that is not
     lasting is for what leaves nothing when the power fails.
 
@@ -313,23 +313,23 @@ def journaled(places: Places, action: str, names: tuple[str, ...], *, is_lasting
     is there to decide whether to go on.
     """
     content = encode(JOURNAL, {"action": action, "workspaces": list(names)})
-    write_atomic(places.journal, content, mode=0o600, is_lasting=is_lasting)
+    write_atomic(layout.journal, content, mode=0o600, is_lasting=is_lasting)
     try:
         yield
     except BaseException as error:
         if action == PURGE or isinstance(error, Unmet):
-            places.journal.unlink(missing_ok=True)
+            layout.journal.unlink(missing_ok=True)
         raise
-    places.journal.unlink(missing_ok=True)
+    layout.journal.unlink(missing_ok=True)
 
 
-def unfinished(places: Places) -> tuple[str, tuple[str, ...]] | None:
+def unfinished(layout: Layout) -> tuple[str, tuple[str, ...]] | None:
     """The action that was begun and never ended, with its workspaces; None when all is well."""
-    data = read_or_none(places.journal)
+    data = read_or_none(layout.journal)
     if data is None:
         return None
     try:
-        body = decode(JOURNAL, places.journal, data)
+        body = decode(JOURNAL, layout.journal, data)
         return str(body["action"]), tuple(body["workspaces"])
     except (HutchError, KeyError, TypeError):  # it says only that something was going on: look at everything
-        return "unknown", tuple(read_records(places))
+        return "unknown", tuple(read_records(layout))

@@ -122,7 +122,7 @@ def start_agent(instance: Instance, name: str) -> Iterator[Agent]:
 # On the host.
 
 
-def wardens(instance: Instance) -> list[Process]:
+def egress_proxies(instance: Instance) -> list[Process]:
     """The process that answers this hutch's workspaces that have a list, once, without what it is wrapped in."""
     marks = (str(instance.state), str(instance.run))
     return [

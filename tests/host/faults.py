@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host import golden
 from tests.host.instance import Instance
 from tests.host.processes import processes
@@ -107,7 +107,7 @@ class Guard:
         assert not said, f"reached from the LAN: {set(said)}"
         found = set(self.hits.read_text().split()) if self.hits.exists() else set()
         assert found <= {PUBLIC}, f"reached from inside: {found}"
-        assert json.loads(places_of(self.instance).status("lab").read_text())["pid"] == self.main
+        assert json.loads(layout_of(self.instance).status("lab").read_text())["pid"] == self.main
         check_ports(self.instance)
 
     def check_control(self) -> None:
@@ -119,8 +119,8 @@ class Guard:
             time.sleep(0.1)
 
 
-def places_of(instance: Instance) -> Places:
-    return Places(instance.state, instance.run)
+def layout_of(instance: Instance) -> Layout:
+    return Layout(instance.state, instance.run)
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def guarded(instance: Instance) -> Iterator[Guard]:
         command = ["ip", "netns", "exec", "lan", sys.executable, "-c", OUTSIDE, web["ip"], lab["ip"]]
         outside = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, text=True, cwd="/")
     try:
-        guard = Guard(instance, outside, hits, json.loads(places_of(instance).status("lab").read_text())["pid"])
+        guard = Guard(instance, outside, hits, json.loads(layout_of(instance).status("lab").read_text())["pid"])
         guard.check_control()
         yield guard
         guard.check()
@@ -147,19 +147,19 @@ def guarded(instance: Instance) -> Iterator[Guard]:
 def check_ports(instance: Instance) -> None:
     """No port of a workspace is up unless its binding and the filters that refer to it are there, and the host's end of
     the uplink is not up without the host's own barrier."""
-    places = places_of(instance)
+    layout = layout_of(instance)
     host = _links([])
-    uplink = host.get(places.uplink_host)
+    uplink = host.get(layout.uplink_host)
     if uplink is not None and "UP" in uplink["flags"]:
-        assert "fib daddr type" in _nft([], places.table), "the uplink is up without the host's barrier"
-    if not os.path.ismount(places.namespace_path):
+        assert "fib daddr type" in _nft([], layout.table), "the uplink is up without the host's barrier"
+    if not os.path.ismount(layout.namespace_path):
         return
-    inside = ["ip", "netns", "exec", places.namespace]
+    inside = ["ip", "netns", "exec", layout.namespace]
     up = [name for name, link in _links(inside).items() if "UP" in link["flags"] and name not in ("lo", "up0")]
     ports = [name for name in up if name.startswith(("ve-", "vm-"))]
     if not up:
         return
-    rules = _nft(inside, places.table)
+    rules = _nft(inside, layout.table)
     assert rules.count("policy drop") == 4, f"{up} are up without filters"
     for name in ports:
         assert f'"{name}" . ' in rules or f"{name} . " in rules, f"{name} is up without its binding"
@@ -187,7 +187,7 @@ def fill_home(instance: Instance, name: str) -> None:
 
 def home_digest(instance: Instance, name: str) -> str:
     """Content, owner and mode of everything in it that is precious."""
-    top = places_of(instance).home(name) / "precious"
+    top = layout_of(instance).home(name) / "precious"
     digest = hashlib.sha256()
     for path in sorted(top.rglob("*")):
         state = path.lstat()
@@ -225,12 +225,12 @@ def _files(instance: Instance) -> Iterator[Path]:
             yield from (Path(directory, name) for name in sorted((*folders, *files)) if name != "accelerator.json")
 
 
-def check_settled(instance: Instance, wanted: list[str], *names: str) -> None:
+def check_reconciled(instance: Instance, wanted: list[str], *names: str) -> None:
     """Running, answering, and the host as a clean run would have left it."""
     for name in names:
-        status = json.loads(places_of(instance).status(name).read_text())
+        status = json.loads(layout_of(instance).status(name).read_text())
         assert status["state"] == "running", (name, status)
-        record = json.loads(places_of(instance).record(name).read_text())["body"]
+        record = json.loads(layout_of(instance).record(name).read_text())["body"]
         with socket.create_connection((record["wanted"]["ip"], 22), 5) as stream:
             assert stream.recv(4) == b"SSH-", name
     deadline = time.monotonic() + 5
@@ -254,7 +254,7 @@ def check_idle(instance: Instance) -> None:
 
 
 def _stamps(instance: Instance) -> tuple[str, ...]:
-    paths = [*_files(instance), Path("/etc/hosts"), places_of(instance).ssh_config]
+    paths = [*_files(instance), Path("/etc/hosts"), layout_of(instance).ssh_config]
     stamps = []
     for path in paths:
         if path.name in ("machine.log", "console", "status.json"):  # of the service, which lives its own life

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Instance
 from tests.host.processes import processes
 from tests.support import machine
@@ -56,7 +56,7 @@ def differences(before: machine.Snapshot, *, patience: float = 5.0) -> str:
 
 def cgroups_of(instance: Instance) -> list[str]:
     """Control groups that carry the name of this hutch, in every hierarchy."""
-    name = Places(instance.state, instance.run).instance
+    name = Layout(instance.state, instance.run).instance
     called = (name, f"hutch.slice/{name}.slice")
     tops = [path for top in ("", "*/") for each in called for path in Path("/sys/fs/cgroup").glob(f"{top}{each}")]
     return sorted(str(path) for path in tops if path.is_dir())

@@ -25,11 +25,11 @@ import pytest
 
 from hutch.host.doctor.tools import QEMU, find_program
 from hutch.host.hardware import accelerator, clock, vsock
-from hutch.host.hardware.accelerator import ANSWER, DEVICE, Access, Verdict, run_guest
-from hutch.spec.names import Places
+from hutch.host.hardware.accelerator import ANSWER, DEVICE, KvmAccess, Verdict, run_guest
+from hutch.spec.names import Layout
 
 UID = 0x7FFF_0001
-OPEN = Access(None, "")
+OPEN = KvmAccess(None, "")
 ANSWERING = bytes.fromhex("fa be0001 2eac 84c0 7406 baf803 ee ebf4 f4 ebfd")
 """cli; mov si, 0x100; next: cs lodsb; test al, al; jz end; mov dx, 0x3f8; out dx, al; jmp next; end: hlt; jmp end"""
 HANGING = bytes.fromhex("fa ebfe")
@@ -146,7 +146,7 @@ def test_a_qemu_that_gives_up(name: str, is_believed: bool, tmp_path: Path) -> N
     program = tmp_path / "qemu"
     program.write_text(f"#!/bin/sh\necho it cannot be\nkill -{name} $$\n")
     program.chmod(0o755)
-    verdict = run_guest(make_machine(tmp_path, HANGING), str(program), Access(None, "root's alone"), UID)
+    verdict = run_guest(make_machine(tmp_path, HANGING), str(program), KvmAccess(None, "root's alone"), UID)
     assert verdict == Verdict("QEMU ended before a guest under KVM came up: it cannot be", is_believed)
 
 
@@ -154,11 +154,11 @@ def test_a_qemu_that_gives_up(name: str, is_believed: bool, tmp_path: Path) -> N
     ("access", "uids", "gids"),
     [
         (OPEN, UID, UID),
-        (Access(12345, ""), UID, 12345),
-        (Access(None, "root's alone"), 0, 0),
+        (KvmAccess(12345, ""), UID, 12345),
+        (KvmAccess(None, "root's alone"), 0, 0),
     ],
 )
-def test_as_whom_a_guest_runs(access: Access, uids: int, gids: int, tmp_path: Path) -> None:
+def test_as_whom_a_guest_runs(access: KvmAccess, uids: int, gids: int, tmp_path: Path) -> None:
     machine = make_machine(tmp_path, HANGING)
     run = partial(run_guest, machine, qemu(), access, UID, accelerator="tcg", seconds=2)
     thread = threading.Thread(target=run)
@@ -198,16 +198,16 @@ def test_a_guest_ends_with_hutch(tmp_path: Path) -> None:
 def test_the_host_waits_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "machine").mkdir()
     machine = make_machine(tmp_path / "machine", HANGING)
-    places = Places(tmp_path / "state", tmp_path / "run")
+    layout = Layout(tmp_path / "state", tmp_path / "run")
     monkeypatch.setattr(accelerator, "run_guest", partial(run_guest, seconds=1))
-    found = accelerator.observe_accelerator(places, machine)
+    found = accelerator.observe_accelerator(layout, machine)
     assert found.name == "tcg" and found.tsc_khz is not None
     assert found.why == "a guest under KVM did not come up within 1 s"
     began = time.monotonic()
-    assert accelerator.observe_accelerator(places, machine) == found == accelerator.recall_accelerator(places)
+    assert accelerator.observe_accelerator(layout, machine) == found == accelerator.recall_accelerator(layout)
     assert time.monotonic() - began < 0.5
-    assert not places.run.exists()  # a runtime directory that is not empty would stay behind
-    assert accelerator.memory_path(places).stat().st_mode & 0o777 == 0o600
+    assert not layout.run.exists()  # a runtime directory that is not empty would stay behind
+    assert accelerator.memory_path(layout).stat().st_mode & 0o777 == 0o600
 
 
 # The clock.

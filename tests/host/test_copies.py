@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import hutch
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
@@ -32,7 +32,7 @@ def two(world: World, images: Path, workspace_type: str) -> Iterator[Instance]:
 @pytest.fixture
 def web(two: Instance) -> Iterator[hutch.Workspace]:
     """With an empty home, and a tar that is nobody else's."""
-    web = hutch.Workspace("web", hutch.Hutch(Places(two.state, two.run)))
+    web = hutch.Workspace("web", hutch.Hutch(Layout(two.state, two.run)))
     yield web
     web.run(["sh", "-c", "rm -rf /usr/local/bin/tar /home/dev/* /home/dev/.hutch-*"], root=True, check=True)
 

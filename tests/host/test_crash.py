@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.golden import assert_as_declared, make_golden
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
@@ -114,7 +114,7 @@ def test_its_main_process_is_killed_and_somebody_is_faster(golden: tuple[Instanc
 
 
 def await_state(instance: Instance, state: str) -> None:
-    path, deadline = Places(instance.state, instance.run).status("web"), time.monotonic() + 30
+    path, deadline = Layout(instance.state, instance.run).status("web"), time.monotonic() + 30
     while json.loads(path.read_text())["state"] != state:
         assert time.monotonic() < deadline, path.read_text()
         time.sleep(0.02)
@@ -159,7 +159,7 @@ def test_a_killed_workspace_can_be_removed(
 def test_the_router_is_taken_away(golden: tuple[Instance, list[str]]) -> None:
     """Somebody deletes the uplink by hand: traffic stops, and the next `up` repairs it."""
     instance, expected = golden
-    uplink = Places(instance.state, instance.run).uplink_host
+    uplink = Layout(instance.state, instance.run).uplink_host
     subprocess.run(["ip", "link", "delete", uplink], check=True, timeout=10)
     instance.up()
     assert_as_declared(instance, expected)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hutch.spec import names
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.golden import assert_as_declared, make_golden
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
@@ -31,8 +31,8 @@ class Victim:
     kind: str
 
     @property
-    def places(self) -> Places:
-        return Places(self.instance.state, self.instance.run)
+    def layout(self) -> Layout:
+        return Layout(self.instance.state, self.instance.run)
 
     @property
     def port(self) -> str:
@@ -40,7 +40,7 @@ class Victim:
 
     def inside(self, *argv: str) -> None:
         """Run a command in the router."""
-        run("nsenter", f"--net={self.places.namespace_path}", "--", *argv)
+        run("nsenter", f"--net={self.layout.namespace_path}", "--", *argv)
 
 
 def run(*argv: str) -> None:
@@ -54,7 +54,7 @@ def victim(world: World, images: Path, workspace_type: str) -> Iterator[Victim]:
 
 
 def kill_resolver(victim: Victim, which: str) -> None:
-    descriptor = os.pidfd_open(int((victim.places.services / f"{which}.pid").read_text()))
+    descriptor = os.pidfd_open(int((victim.layout.services / f"{which}.pid").read_text()))
     signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     ended(descriptor)
 
@@ -65,20 +65,20 @@ def edit_hosts(victim: Victim) -> None:
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Victim], object]]] = {
-    "router": ("router", lambda v: run("ip", "netns", "delete", v.places.namespace)),
+    "router": ("router", lambda v: run("ip", "netns", "delete", v.layout.namespace)),
     "router-rules": ("router rules", lambda v: v.inside("nft", "flush", "ruleset")),
     "router-binding": (
         "router rules",
-        lambda v: v.inside("nft", "flush", "set", "bridge", v.places.table, "bound"),
+        lambda v: v.inside("nft", "flush", "set", "bridge", v.layout.table, "bound"),
     ),
-    "host-rules": ("host rules", lambda v: run("nft", "delete", "table", "inet", v.places.table)),
+    "host-rules": ("host rules", lambda v: run("nft", "delete", "table", "inet", v.layout.table)),
     "bridge": ("bridge", lambda v: v.inside("ip", "link", "delete", "hutch0")),
     "bridge-down": ("bridge", lambda v: v.inside("ip", "link", "set", "hutch0", "down")),
     "port-off": ("port", lambda v: v.inside("ip", "link", "set", v.port, "nomaster")),
     "port-down": ("port", lambda v: v.inside("ip", "link", "set", v.port, "down")),
     "port-open": ("port", lambda v: v.inside("bridge", "link", "set", "dev", v.port, "isolated", "off")),
-    "uplink": ("uplink", lambda v: run("ip", "link", "delete", v.places.uplink_host)),
-    "uplink-down": ("uplink", lambda v: run("ip", "link", "set", v.places.uplink_host, "down")),
+    "uplink": ("uplink", lambda v: run("ip", "link", "delete", v.layout.uplink_host)),
+    "uplink-down": ("uplink", lambda v: run("ip", "link", "set", v.layout.uplink_host, "down")),
     "way-in": ("way in", lambda v: run("ip", "route", "delete", v.instance.subnet)),
     "way-out": ("way out", lambda v: v.inside("ip", "route", "delete", "default")),
     "resolver-host": ("service", lambda v: kill_resolver(v, "host")),
@@ -89,12 +89,12 @@ DAMAGES: dict[str, tuple[str, Callable[[Victim], object]]] = {
         lambda v: Path("/proc/sys/net/ipv4/ip_forward").write_text("0"),
     ),
     "names": ("names", edit_hosts),
-    "known-hosts": ("ssh", lambda v: v.places.known_hosts.unlink()),
-    "drop-in": ("ssh", lambda v: v.places.ssh_config.write_text("# mine\n")),
-    "guard": ("guard", lambda v: run("umount", str(v.places.home("web")))),
-    "closed": ("home", lambda v: v.places.workspace("web").chmod(0o755)),
-    "key": ("key", lambda v: v.places.key(0).with_name("id_ed25519.pub").write_text("")),
-    "host-key": ("host key", lambda v: v.places.host_key("web").with_suffix(".pub").unlink()),
+    "known-hosts": ("ssh", lambda v: v.layout.known_hosts.unlink()),
+    "drop-in": ("ssh", lambda v: v.layout.ssh_config.write_text("# mine\n")),
+    "guard": ("guard", lambda v: run("umount", str(v.layout.home("web")))),
+    "closed": ("home", lambda v: v.layout.workspace("web").chmod(0o755)),
+    "key": ("key", lambda v: v.layout.key(0).with_name("id_ed25519.pub").write_text("")),
+    "host-key": ("host key", lambda v: v.layout.host_key("web").with_suffix(".pub").unlink()),
 }
 BOTH = (
     "router",
@@ -213,7 +213,7 @@ def test_why_a_workspace_stopped_is_said(victim: Victim) -> None:
 @pytest.mark.vm
 def test_what_is_said_of_a_running_workspace_is_deleted(victim: Victim) -> None:
     instance = victim.instance
-    shutil.rmtree(victim.places.runtime("web"))
+    shutil.rmtree(victim.layout.runtime("web"))
     found = instance.status("web")
     assert found["state"] == "stopped"
     assert [text.partition(":")[0] for text in found["warnings"]] == ["state"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.conftest import MakeInstance
-from tests.host.faults import check_idle, check_settled, fill_home, home_digest, places_of, shape
+from tests.host.faults import check_idle, check_reconciled, fill_home, home_digest, layout_of, shape
 from tests.host.instance import Completed, Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
@@ -68,13 +68,13 @@ def test_a_damaged_file(running: tuple[Instance, list[str], str], file: str, req
         check_tidy(instance)
         assert home_digest(instance, "web") == home
         assert who(instance) == identity, how
-        check_settled(instance, wanted, "web")
+        check_reconciled(instance, wanted, "web")
         check_idle(instance)
 
 
 def check_tidy(instance: Instance) -> None:
     """The damaged record that was kept goes, so that the rest can be compared."""
-    for directory in (instance.state, places_of(instance).workspace("web")):
+    for directory in (instance.state, layout_of(instance).workspace("web")):
         for aside in directory.glob("*.json.damaged*"):
             aside.unlink()
 
@@ -92,20 +92,20 @@ def check_told(result: Completed, path: Path) -> None:
 
 def who(instance: Instance) -> tuple[object, ...]:
     """What of a workspace is its own and is not to change."""
-    record = json.loads(places_of(instance).record("web").read_text())["body"]
-    key = places_of(instance).host_key("web").with_suffix(".pub").read_text()
+    record = json.loads(layout_of(instance).record("web").read_text())["body"]
+    key = layout_of(instance).host_key("web").with_suffix(".pub").read_text()
     return record["wanted"]["ip"], record["uid_base"], record["machine_id"], key, record["wanted"]["home"]
 
 
 def test_a_record_that_is_gone(running: tuple[Instance, list[str], str]) -> None:
     instance, wanted, _ = running
     identity = who(instance)
-    for path in (places_of(instance).record("web"), places_of(instance).network_record):
+    for path in (layout_of(instance).record("web"), layout_of(instance).network_record):
         path.unlink()
         check_told(instance.hutch("ls", "--json", check=False), path)
         assert "it is gone; it was rebuilt from its copy" in instance.up().stderr
         assert who(instance) == identity
-        check_settled(instance, wanted, "web")
+        check_reconciled(instance, wanted, "web")
 
 
 @pytest.mark.parametrize("file", ["status", "launch", "shares", "resolver", "known-hosts", "accelerator"])
@@ -114,7 +114,7 @@ def test_a_file_that_is_gone(running: tuple[Instance, list[str], str], file: str
     Path(FILES[file].format(state=instance.state, run=instance.run)).unlink(missing_ok=True)
     instance.hutch("restart", "web") if file == "launch" else instance.up()
     assert home_digest(instance, "web") == home
-    check_settled(instance, wanted, "web")
+    check_reconciled(instance, wanted, "web")
     check_idle(instance)
 
 
@@ -125,9 +125,9 @@ def test_the_advice_where_a_record_and_its_copy_are_damaged(world: World, images
         instance.declare("container", twice="")
         instance.up()
         fill_home(instance, "twice")
-        before, home, places = instance.status("twice"), home_digest(instance, "twice"), places_of(instance)
-        path = places.record("twice") if which == "record" else places.network_record
-        key = places.host_key("twice").read_bytes()
+        before, home, layout = instance.status("twice"), home_digest(instance, "twice"), layout_of(instance)
+        path = layout.record("twice") if which == "record" else layout.network_record
+        key = layout.host_key("twice").read_bytes()
         for each in (path, path.with_name(f"{path.name}.copy")):
             each.write_bytes(b"{")
         commands = [["up"], ["rm", "--force", "twice"], ["rm", "--purge", "--force", "twice"]]
@@ -146,7 +146,7 @@ def test_the_advice_where_a_record_and_its_copy_are_damaged(world: World, images
         assert (after["ip"], after["home"], after["state"]) == (before["ip"], before["home"], "running")
         if which == "network":
             assert after["pid"] == before["pid"]  # it runs on
-        assert places.host_key("twice").read_bytes() == key
+        assert layout.host_key("twice").read_bytes() == key
         assert home_digest(instance, "twice") == home
         check_idle(instance)
         if which == "network":  # what the host had before stood there, and nowhere else
@@ -196,7 +196,7 @@ def test_a_disk_that_is_full(make_instance: MakeInstance, images: Path) -> None:
     instance.declare("container", full="")
     instance.up()
     fill_home(instance, "full")
-    home, record = home_digest(instance, "full"), places_of(instance).record("full").read_bytes()
+    home, record = home_digest(instance, "full"), layout_of(instance).record("full").read_bytes()
     instance.declare("container", full='shell = "/bin/sh"\n')
     filler = instance.state / "filler"
     with pytest.raises(OSError, match="No space"):
@@ -207,7 +207,7 @@ def test_a_disk_that_is_full(make_instance: MakeInstance, images: Path) -> None:
         assert "No space left on device" in result.stderr
         assert str(instance.state) in result.stderr
         assert instance.status("full")["state"] == "running"
-    assert places_of(instance).record("full").read_bytes() == record
+    assert layout_of(instance).record("full").read_bytes() == record
     assert not list(instance.state.glob(".*"))
     filler.unlink()
     instance.up()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Instance, Target
 from tests.host.residue import observe
 from tests.support.world import HOST, HOST6, HOST_PORT, LAN, PUBLIC, ROUTER
@@ -141,9 +141,9 @@ def test_addresses_that_somebody_else_has_taken_meanwhile(instance: Instance) ->
     """As while the host was off. What wants another network, or none, is not held up by the one that cannot be."""
     instance.declare("container", web="", other="")
     instance.up()
-    places = Places(instance.state, instance.run)
+    layout = Layout(instance.state, instance.run)
     instance.hutch("stop", "web", "other")
-    subprocess.run(["ip", "link", "delete", places.uplink_host], check=True, timeout=10)
+    subprocess.run(["ip", "link", "delete", layout.uplink_host], check=True, timeout=10)
     with somebody_beyond(instance.subnet):
         refused = instance.hutch("start", "web", check=False)
         assert refused.returncode == 1
@@ -152,10 +152,10 @@ def test_addresses_that_somebody_else_has_taken_meanwhile(instance: Instance) ->
         instance.up()
         assert instance.ssh("web", "uname -n").stdout == "web\n"
     instance.hutch("stop", "web", "other")
-    subprocess.run(["ip", "link", "delete", places.uplink_host], check=True, timeout=10)
+    subprocess.run(["ip", "link", "delete", layout.uplink_host], check=True, timeout=10)
     with somebody_beyond("192.168.219.0/24"):
         assert instance.hutch("start", "web", check=False).returncode == 1
-        instance.hutch("withdraw", "--yes")
+        instance.hutch("uninstall", "--yes")
 
 
 @pytest.mark.skipif(shutil.which("iptables") is not None, reason="it is about a host without iptables")
@@ -171,7 +171,7 @@ def test_a_repair_that_fails_holds_up_no_other(instance: Instance) -> None:
         assert "hutch: iptables is not installed" in result.stderr
         assert "+ sysctl -w net.ipv4.ip_forward=1" in result.stderr
         instance.hutch("doctor", "--undo")
-        assert not Places(instance.state, instance.run).repairs.exists()
+        assert not Layout(instance.state, instance.run).repairs.exists()
     finally:
         subprocess.run(["nft", "delete", "table", "ip", "filter"], check=True, timeout=10)
 
@@ -189,7 +189,7 @@ def test_a_damaged_note_is_told_and_stops_no_purge(instance: Instance) -> None:
     instance.declare("container", web="")
     instance.hutch("up", "--no-start")
     instance.hutch("doctor", "--fix", check=False)
-    note = Places(instance.state, instance.run).repairs
+    note = Layout(instance.state, instance.run).repairs
     note.write_bytes(note.read_bytes()[:-20])
     assert f"{note} is damaged" in instance.hutch("doctor", "--undo", check=False).stderr
     result = instance.hutch("rm", "--purge", "web")

@@ -19,10 +19,10 @@ from tests.host.egress import (
     SERVFAIL,
     Agent,
     connection,
+    egress_proxies,
     eventually,
     open_hutch,
     start_agent,
-    wardens,
 )
 from tests.host.instance import Instance
 from tests.support.world import (
@@ -351,11 +351,11 @@ def test_a_large_answer_comes_by_tcp_and_all_that_it_tells_is_open(place: Place)
 
 
 def test_garbage_does_not_stop_the_resolver(place: Place) -> None:
-    before = [process.pid for process in wardens(place.instance)]
+    before = [process.pid for process in egress_proxies(place.instance)]
     place.listed.garbage(300)
     # What comes faster than it is read is lost, as with any datagrams; who asks, asks again.
     assert eventually(lambda: place.listed.ask("far.example", patience=1.0).ips == [FAR[0]])
-    assert [process.pid for process in wardens(place.instance)] == before
+    assert [process.pid for process in egress_proxies(place.instance)] == before
 
 
 @pytest.mark.slow
@@ -372,7 +372,7 @@ def test_ten_thousand_questions_are_answered_rightly_in_bounded_memory(place: Pl
 def memory(instance: Instance) -> int:
     """What the processes hold that answer, in bytes."""
     total = 0
-    for process in wardens(instance):
+    for process in egress_proxies(instance):
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
         total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
     assert total

@@ -19,11 +19,11 @@ from tests.host.egress import (
     REFUSED,
     Agent,
     connection,
+    egress_proxies,
     eventually,
     open_hutch,
     records,
     start_agent,
-    wardens,
 )
 from tests.host.instance import Instance
 from tests.support.world import (
@@ -237,7 +237,7 @@ def state(instance: Instance) -> tuple[object, ...]:
     (name,) = router_namespaces(instance)
     command = ["ip", "netns", "exec", name, "nft", "--stateless", "--terse", "list", "ruleset"]
     rules = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
-    return [(process.pid, process.command) for process in wardens(instance)], rules
+    return [(process.pid, process.command) for process in egress_proxies(instance)], rules
 
 
 def router_namespaces(instance: Instance) -> list[str]:
@@ -250,13 +250,13 @@ def router_namespaces(instance: Instance) -> list[str]:
     return found
 
 
-def test_without_the_warden_nothing_opens_and_up_brings_it_back(policies: Policies, address: str) -> None:
+def test_without_the_egress_proxy_nothing_opens_and_up_brings_it_back(policies: Policies, address: str) -> None:
     agent, since = policies.agents["changes"], len(policies.zone.asked())
     policies.zone.put("far.example", a=[address], ttl=1)
     assert agent.reach("far.example") == address
-    for process in wardens(policies.instance):
+    for process in egress_proxies(policies.instance):
         os.kill(process.pid, signal.SIGKILL)
-    assert eventually(lambda: not wardens(policies.instance))
+    assert eventually(lambda: not egress_proxies(policies.instance))
     asked = len(policies.zone.asked())
     for via in ("udp", "tcp"):
         assert not agent.ask("far.example", via=via, patience=1.0).records
@@ -269,12 +269,12 @@ def test_without_the_warden_nothing_opens_and_up_brings_it_back(policies: Polici
     policies.zone.put("far.example", a=[FAR[0]])
 
 
-def test_the_last_watched_workspace_takes_the_warden_with_it(instance: Instance) -> None:
+def test_the_last_watched_workspace_takes_the_egress_proxy_with_it(instance: Instance) -> None:
     instance.declare("container", listed='egress = ["far.example"]', free="")
     instance.up()
-    assert len(wardens(instance)) == 1
+    assert len(egress_proxies(instance)) == 1
     instance.hutch("rm", "--purge", "listed")
-    assert wardens(instance) == []
+    assert egress_proxies(instance) == []
     left = [path for path in instance.state.rglob("*listed*") if "images" not in path.parts]
     assert left == []
     assert instance.inside("free", "curl", "--silent", "--max-time", "5", f"http://{PUBLIC}/").stdout

@@ -14,7 +14,7 @@ import pytest
 
 from hutch.apply.ejected_texts import PROGRAMS, render_files
 from hutch.spec.entries import Publish
-from hutch.spec.names import PACKAGE, Places
+from hutch.spec.names import PACKAGE, Layout
 from tests.unit.apply.test_ejecting import subject
 from tests.unit.facts import workspace
 
@@ -61,14 +61,14 @@ def made(tmp_path: Path) -> Made:
     home = tmp_path / "home of its own"
     home.mkdir()
     declared = workspace(home=str(home), publish=(Publish("127.0.0.1", 8080, 80, "tcp"),))
-    found = subject("web", declared, Places(tmp_path / "state", tmp_path / "run"))
+    found = subject("web", declared, Layout(tmp_path / "state", tmp_path / "run"))
     for path, text in render_files(found).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.content)
         path.chmod(text.mode)
     for program in PROGRAMS:
-        shutil.copyfile(PACKAGE / program, found.places.programs / program)
-    return Made(found.places.state, home, shlex.join(found.services[-1].command))
+        shutil.copyfile(PACKAGE / program, found.layout.programs / program)
+    return Made(found.layout.state, home, shlex.join(found.services[-1].command))
 
 
 def test_what_it_makes(made: Made) -> None:

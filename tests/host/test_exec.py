@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.state import read_records
 from tests.host.instance import HUTCH, Instance
 from tests.host.opening import open_instance
@@ -195,7 +195,7 @@ def test_the_console_shows_the_machine_and_lets_go(web: Instance) -> None:
 
 
 def test_its_machine_id_is_the_recorded_one(web: Instance) -> None:
-    record = read_records(Places(web.state, web.run))["web"]
+    record = read_records(Layout(web.state, web.run))["web"]
     assert web.inside("web", "cat", "/etc/machine-id").stdout == f"{record.machine_id}\n"
 
 

@@ -14,7 +14,7 @@ from subprocess import PIPE, Popen
 
 import pytest
 
-from tests.host.egress import eventually, open_hutch, wardens
+from tests.host.egress import egress_proxies, eventually, open_hutch
 from tests.host.instance import Instance
 from tests.host.processes import Process, kill_processes, main_of, runner_of
 from tests.host.test_network import uplink_of_host
@@ -254,10 +254,10 @@ def test_without_what_runs_it_nothing_opens(siege: Siege, victim: Callable[[Inst
     assert siege.closed()
 
 
-@pytest.mark.parametrize("victim", ["warden", "watch"])
+@pytest.mark.parametrize("victim", ["proxy", "watch"])
 def test_without_its_helpers_nothing_opens(siege: Siege, victim: str) -> None:
     helpers = {
-        "warden": lambda: [process.pid for process in wardens(siege.instance)],
+        "proxy": lambda: [process.pid for process in egress_proxies(siege.instance)],
         "watch": lambda: pids_of("watch.pid", siege.instance),
     }
     pids = helpers[victim]()

@@ -18,12 +18,12 @@ from tests.host.faults import (
     Guard,
     check_idle,
     check_ports,
-    check_settled,
+    check_reconciled,
     count,
     fill_home,
     guarded,
     home_digest,
-    places_of,
+    layout_of,
     shape,
     strike,
 )
@@ -141,7 +141,7 @@ def test_a_fault_at_every_effect(
         pair.up()
         guard.check()
         assert {name: home_digest(pair, name) for name in ("web", "lab")} == homes
-        check_settled(pair, wanted[keys], "web", "lab")
+        check_reconciled(pair, wanted[keys], "web", "lab")
         check_idle(pair)
 
     keys = prepare()
@@ -188,7 +188,7 @@ def test_a_kill_at_every_effect_of_the_first_up_and_of_the_last_rm(
             check_ports(instance)
             instance.up()
             assert home_digest(instance, "web") == home
-            check_settled(instance, wanted, "web")
+            check_reconciled(instance, wanted, "web")
             check_idle(instance)
 
         for command, before in ((("up",), (REMOVE,)), (REMOVE, ())):
@@ -231,7 +231,7 @@ def test_a_kill_at_every_effect_of_a_purge(
                 check_ports(instance)
                 instance.up()
                 left = home_digest(instance, "web")
-                is_new = not any(places_of(instance).home("web").glob("precious"))
+                is_new = not any(layout_of(instance).home("web").glob("precious"))
                 assert left == home or is_new
                 assert home_digest(instance, "lab") == other
                 check_idle(instance)
@@ -250,14 +250,14 @@ def test_the_checks_see_what_they_are_for(world: World, images: Path) -> None:
         fill_home(instance, "seen")
         wanted, home = shape(instance), home_digest(instance, "seen")
         check_ports(instance)
-        check_settled(instance, wanted, "seen")
+        check_reconciled(instance, wanted, "seen")
 
-        flush = ["ip", "netns", "exec", places_of(instance).namespace, "nft", "flush", "ruleset"]
+        flush = ["ip", "netns", "exec", layout_of(instance).namespace, "nft", "flush", "ruleset"]
         subprocess.run(flush, check=True, timeout=10)
         with pytest.raises(AssertionError, match="up without filters"):
             check_ports(instance)
         instance.up()
-        subprocess.run(["nft", "delete", "table", "inet", places_of(instance).table], check=True, timeout=10)
+        subprocess.run(["nft", "delete", "table", "inet", layout_of(instance).table], check=True, timeout=10)
         with pytest.raises(AssertionError, match="without the host's barrier"):
             check_ports(instance)
         instance.up()
@@ -266,12 +266,12 @@ def test_the_checks_see_what_they_are_for(world: World, images: Path) -> None:
         left = instance.state / "workspaces" / "seen" / ".workspace.json.hutch-new"
         left.touch()
         with pytest.raises(AssertionError, match="hutch-new"):
-            check_settled(instance, wanted, "seen")
+            check_reconciled(instance, wanted, "seen")
         left.unlink()
         instance.inside("seen", "sh", "-c", "echo other > ~/precious/file")
         assert home_digest(instance, "seen") != home
         instance.hutch("stop", "seen")
         with pytest.raises(AssertionError):
-            check_settled(instance, wanted, "seen")
+            check_reconciled(instance, wanted, "seen")
         with pytest.raises(AssertionError):
             check_idle(instance)

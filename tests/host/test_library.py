@@ -19,7 +19,7 @@ import pytest
 import hutch
 from hutch.api.job import Call, Job
 from hutch.host.services.lock import lock
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
@@ -35,8 +35,8 @@ def use(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv(name, value)
 
 
-def places(instance: Instance) -> Places:
-    return Places(instance.state, instance.run)
+def layout(instance: Instance) -> Layout:
+    return Layout(instance.state, instance.run)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def one(world: World, images: Path, workspace_type: str) -> Iterator[Instance]:
 
 @pytest.fixture
 def web(one: Instance) -> hutch.Workspace:
-    return hutch.Workspace("web", hutch.Hutch(places(one)))
+    return hutch.Workspace("web", hutch.Hutch(layout(one)))
 
 
 @pytest.fixture
@@ -175,9 +175,9 @@ def test_what_is_no_command(argv: list[str], web: hutch.Workspace) -> None:
 
 def test_a_workspace_that_does_not_run(one: Instance) -> None:
     with pytest.raises(hutch.HutchError, match="off is stopped"):
-        hutch.Workspace("off", hutch.Hutch(places(one))).run(["true"])
+        hutch.Workspace("off", hutch.Hutch(layout(one))).run(["true"])
     with pytest.raises(hutch.UsageError, match="there is no workspace absent"):
-        hutch.Workspace("absent", hutch.Hutch(places(one))).run(["true"])
+        hutch.Workspace("absent", hutch.Hutch(layout(one))).run(["true"])
 
 
 def test_somebody_else_than_root(one: Instance) -> None:
@@ -206,7 +206,7 @@ def test_a_caller_that_is_killed_leaves_nothing(one: Instance, web: hutch.Worksp
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_start_whose_caller_ends_is_undone(one: Instance, number: signal.Signals) -> None:
-    engine = hutch.Hutch(places(one))
+    engine = hutch.Hutch(layout(one))
     process = subprocess.Popen(
         [sys.executable, "-c", "import hutch; hutch.Workspace('off').start()"],
         env=one.environment(),
@@ -305,7 +305,7 @@ def test_the_event_loop_goes_on(later: hutch.aio.Workspace) -> None:
 def test_up_and_stop_are_awaited(one: Instance) -> None:
     told: list[tuple[str, str]] = []
     off = hutch.aio.Workspace(
-        "off", hutch.Hutch(places(one), listen=lambda name, event, text: told.append((name, event)))
+        "off", hutch.Hutch(layout(one), listen=lambda name, event, text: told.append((name, event)))
     )
 
     async def main() -> None:
@@ -321,7 +321,7 @@ def test_up_and_stop_are_awaited(one: Instance) -> None:
 
 
 def test_a_cancelled_start_stops_what_is_not_ready(one: Instance) -> None:
-    off = hutch.aio.Workspace("off", hutch.Hutch(places(one)))
+    off = hutch.aio.Workspace("off", hutch.Hutch(layout(one)))
 
     async def main() -> None:
         starting = asyncio.create_task(off.start())
@@ -371,7 +371,7 @@ def test_threads_change_one_host_in_turn(instance: Instance, workspace_type: str
     """Two threads of a program hold the locks of a hutch as two programs would."""
     instance.declare(workspace_type, a="", b="")
     instance.hutch("up", "--no-start")
-    engine = hutch.Hutch(places(instance))
+    engine = hutch.Hutch(layout(instance))
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda name: hutch.Workspace(name, engine).start(), ("a", "b")))
         assert [engine.status(name)["state"] for name in ("a", "b")] == ["running", "running"]
@@ -416,9 +416,9 @@ def test_who_waits_for_another_hutch_is_told(instance: Instance, workspace_type:
         told.append((name, event, text))
         done.set()
 
-    engine = hutch.Hutch(places(instance), listen=listen)
+    engine = hutch.Hutch(layout(instance), listen=listen)
     with ThreadPoolExecutor() as pool:
-        with lock(engine.places):
+        with lock(engine.layout):
             stopping = pool.submit(hutch.Workspace("a", engine).stop)
             assert done.wait(60)
         stopping.result(60)
@@ -428,7 +428,7 @@ def test_who_waits_for_another_hutch_is_told(instance: Instance, workspace_type:
 
 def test_a_call_whose_process_is_killed_says_so(instance: Instance) -> None:
     """Also when it has not read what it was sent."""
-    with closing(Job(Call(places(instance), "stop", {"names": ["a" * (1 << 17)]}))) as job:
+    with closing(Job(Call(layout(instance), "stop", {"names": ["a" * (1 << 17)]}))) as job:
         job.process.kill()
         with pytest.raises(hutch.HutchError, match="a process of hutch's own was killed by SIGKILL"):
             job.result()

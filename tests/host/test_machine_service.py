@@ -79,9 +79,9 @@ class Player:
 
     def __call__(self, script: str, helper: tuple[str, ...] = (), **more: Any) -> Service:
         host = own_surroundings(self.directory)
-        place = f"{host.places.runtime(NAME)}/vm"
+        place = f"{host.layout.runtime(NAME)}/vm"
         launch = make_launch(
-            host.places,
+            host.layout,
             dialect(self.monitor.name.replace("-", "_")),
             f"cd {place}; {script}",
             backend=self.monitor.name,
@@ -94,13 +94,13 @@ class Player:
             helpers=(Helper(helper, "share it", f"{place}/share0", 1024),) if helper else (),
             **more,
         )
-        self.started.append(Service(launch, host.places))
+        self.started.append(Service(launch, host.layout))
         return self.started[-1]
 
     def serving(self, script: str) -> tuple[str, ...]:
         """A helper that listens where it is to, and then runs a script."""
         host = own_surroundings(self.directory)
-        place = f"{host.places.runtime(NAME)}/vm"
+        place = f"{host.layout.runtime(NAME)}/vm"
         return (*listening(host, (f"{place}/share0", 0, 3)), "sh", "-c", f"cd {place}; {script}")
 
 

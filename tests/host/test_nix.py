@@ -16,8 +16,8 @@ import pytest
 import hutch
 from hutch.host.identity import shells
 from hutch.spec import loading, lookup, names
-from hutch.spec.model import WORKSPACE_KEYS, Incus, Mount, Network, Workspace
-from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Places
+from hutch.spec.model import WORKSPACE_KEYS, Incus, Mount, Network, WorkspaceSpec
+from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Layout
 from tests.host import nix_eval
 from tests.host.nix_eval import CHECKOUT, FILES, Nix, told
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not nix_eval.is_here(), reason=f"{nix_eval.PROGR
 
 CASES = CHECKOUT / "tests/host/nix"
 PAGE = CHECKOUT / "docs/nixos.md"
-PLACES = Places(Path(DEFAULT_STATE_DIR), Path(DEFAULT_RUN_DIR))
+LAYOUT = Layout(Path(DEFAULT_STATE_DIR), Path(DEFAULT_RUN_DIR))
 WORKSPACE, MOUNT = "workspaces.<name>.", "workspaces.<name>.extraMounts.<name>."
 
 
@@ -91,7 +91,7 @@ def test_every_key_of_hutch_toml(everything: dict[str, Any], tmp_path: Path) -> 
     file = tmp_path / "hutch.toml"
     file.write_text(text.replace("/srv/", f"{tmp_path}/"))
     file.chmod(0o644)
-    config = loading.load(file, places=PLACES)  # what hutch has no backend for yet is in there too
+    config = loading.load(file, layout=LAYOUT)  # what hutch has no backend for yet is in there too
     assert list(config.workspaces) == ["all", "ci", "web"]
     assert config.workspaces["ci"].engine == "incus"
     assert dict(config.workspaces["web"].env) == {"LANG": "C.UTF-8", "EDITOR": "vim"}
@@ -113,8 +113,8 @@ def test_the_example(nix: Nix, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prefix", "model"),
     [
-        (WORKSPACE, Workspace),
-        ("defaults.", Workspace),
+        (WORKSPACE, WorkspaceSpec),
+        ("defaults.", WorkspaceSpec),
         ("network.", Network),
         ("engines.incus.", Incus),
         (MOUNT, Mount),
@@ -217,16 +217,16 @@ def test_what_is_refused_when_a_system_is_built(nix: Nix, workspaces: str, told:
 def test_places_that_hutch_has_its_own_words_for(everything: dict[str, Any]) -> None:
     config = everything["config"]
     assert set(config["environment"]["etc"]) == {str(lookup.SYSTEM_FILE.relative_to("/etc")), "hosts"}
-    assert set(config["networking"]["firewall"]["interfaces"]) == {PLACES.uplink_host}
-    assert PLACES.ssh_config.parent == Path("/etc/ssh/ssh_config.d")
-    assert config["programs"]["ssh"]["extraConfig"] == f"Include {PLACES.ssh_config.parent}/*.conf"
-    assert config["systemd"]["services"]["hutch"]["unitConfig"]["RequiresMountsFor"] == [str(PLACES.state)]
+    assert set(config["networking"]["firewall"]["interfaces"]) == {LAYOUT.uplink_host}
+    assert LAYOUT.ssh_config.parent == Path("/etc/ssh/ssh_config.d")
+    assert config["programs"]["ssh"]["extraConfig"] == f"Include {LAYOUT.ssh_config.parent}/*.conf"
+    assert config["systemd"]["services"]["hutch"]["unitConfig"]["RequiresMountsFor"] == [str(LAYOUT.state)]
 
 
 def test_aliases_are_those_of_hutch(everything: dict[str, Any]) -> None:
     expected: dict[str, str] = {}
     for name in ("all", "ci", "web"):
-        expected |= shells.commands(PLACES, name)
+        expected |= shells.commands(LAYOUT, name)
     assert everything["config"]["environment"]["shellAliases"] == expected
 
 

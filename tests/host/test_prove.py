@@ -17,7 +17,7 @@ import pytest
 
 from hutch.host.services.service import stop_service
 from hutch.prove.subject import HeldUp, output_of
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.world import PUBLIC_NAME, World
@@ -103,7 +103,7 @@ class TestARunningWorkspace:
     )
     def test_what_else_keeps_workspaces_apart(self, running: Instance, probe: str, change: str, back: str) -> None:
         status = running.status("web")
-        router = ["ip", "netns", "exec", Places(running.state, running.run).namespace]
+        router = ["ip", "netns", "exec", Layout(running.state, running.run).namespace]
         words = {"ip": status["ip"], "mac": status["mac"]}
         subprocess.run([*router, *change.format(**words).split()], check=True, timeout=10)
         try:
@@ -112,7 +112,7 @@ class TestARunningWorkspace:
             subprocess.run([*router, *back.format(**words).split()], check=True, timeout=10)
 
     def test_a_readable_host_key_is_told(self, running: Instance) -> None:
-        key = Places(running.state, running.run).host_key("web")
+        key = Layout(running.state, running.run).host_key("web")
         key.chmod(0o644)
         try:
             assert "host-key" in broken(prove(running, "--only", "host-key", "web", code=1))
@@ -133,7 +133,7 @@ class TestARunningWorkspace:
             running.inside("web", "mv", "/usr/bin/real-perl", "/usr/bin/perl", root=True)
 
     def test_what_a_killed_run_left_goes_with_the_next(self, running: Instance) -> None:
-        home, runtime = Path(running.status("web")["home"]), Places(running.state, running.run).runtime("web")
+        home, runtime = Path(running.status("web")["home"]), Layout(running.state, running.run).runtime("web")
         process = running.spawn("prove", "--only", "3", "--only", "6", *TARGET, "web")
         deadline = time.monotonic() + 30
         while not (home / ".hutch-prove-setuid").exists() and time.monotonic() < deadline:
@@ -235,9 +235,9 @@ class TestRules:
                 free='egress = "all"',
             )
             instance.up()
-            places = Places(instance.state, instance.run)
+            layout = Layout(instance.state, instance.run)
             # What is to be tried is what the rules do, not that traffic stops when they change.
-            stop_service(places, str(places.services / "watch.pid"))
+            stop_service(layout, str(layout.services / "watch.pid"))
             yield instance
 
     def test_all_held_before(self, ruled: Instance) -> None:
@@ -269,7 +269,7 @@ class TestRules:
     def test_an_element_of_a_set(self, ruled: Instance) -> None:
         """Of one address or range that is not denied, the probe of that one tells, and no other."""
         probes = {"never": "link-local", "denied": "private-10", "host": "uplink-host"}
-        table = Places(ruled.state, ruled.run).table
+        table = Layout(ruled.state, ruled.run).table
         uplink = next(rule for rule in elements_of(ruled, "host") if rule.startswith("192.168.84."))
         with without(ruled, []) as where:
             for name, element in (("never", "169.254.0.0/16"), ("denied", "10.0.0.0/8"), ("host", uplink)):
@@ -318,7 +318,7 @@ all that shows when they are gone. Of those that are not about floods, packets a
 
 
 UNTRIED = ("hear-", "private-port", "network-port")
-"""What only tells the warden; and what no workspace here has a list for."""
+"""What only tells the egress proxy; and what no workspace here has a list for."""
 
 
 def missing(rule: Rule) -> str:
@@ -353,12 +353,12 @@ NETWORK = ("--only", "3", "--only", "4", "--only", "5", "--only", "11")
 
 def rules_of(instance: Instance) -> list[Rule]:
     """All that hutch has loaded, in both places."""
-    places = Places(instance.state, instance.run)
+    layout = Layout(instance.state, instance.run)
     found = []
-    for where in ("", places.namespace):
+    for where in ("", layout.namespace):
         for item in json.loads(nft(where, "-j", "list", "ruleset"))["nftables"]:
             rule = item.get("rule")
-            if rule and rule["table"] == places.table:
+            if rule and rule["table"] == layout.table:
                 counts = any("counter" in part for part in rule["expr"])
                 found.append(Rule(where, rule["family"], rule["chain"], rule["comment"], rule["handle"], counts))
     return found
@@ -371,8 +371,8 @@ def nft(where: str, *arguments: str, stdin: str = "") -> str:
 
 
 def elements_of(instance: Instance, name: str) -> list[str]:
-    places = Places(instance.state, instance.run)
-    listing = json.loads(nft(places.namespace, "-j", "list", "set", "inet", places.table, name))["nftables"]
+    layout = Layout(instance.state, instance.run)
+    listing = json.loads(nft(layout.namespace, "-j", "list", "set", "inet", layout.table, name))["nftables"]
     return [str(element) for item in listing if "set" in item for element in item["set"]["elem"]]
 
 
@@ -380,17 +380,17 @@ def elements_of(instance: Instance, name: str) -> list[str]:
 def without(instance: Instance, rules: list[Rule], *, opened: bool = False) -> Iterator[str]:
     """These rules gone for a while, chains `opened` that let nothing through of themselves, and all as it was after it.
     Yields the router's namespace."""
-    places = Places(instance.state, instance.run)
+    layout = Layout(instance.state, instance.run)
     try:
         for rule in rules:
-            nft(rule.where, "delete", "rule", rule.family, places.table, rule.chain, "handle", str(rule.handle))
-        listing = json.loads(nft(places.namespace, "-j", "list", "ruleset"))["nftables"] if opened else []
+            nft(rule.where, "delete", "rule", rule.family, layout.table, rule.chain, "handle", str(rule.handle))
+        listing = json.loads(nft(layout.namespace, "-j", "list", "ruleset"))["nftables"] if opened else []
         for chain in (item["chain"] for item in listing if item.get("chain", {}).get("policy") == "drop"):
             change = f"chain {chain['family']} {chain['table']} {chain['name']} {{ policy accept; }}\n"
-            nft(places.namespace, "-f", "-", stdin=change)
-        yield places.namespace
+            nft(layout.namespace, "-f", "-", stdin=change)
+        yield layout.namespace
     finally:
-        for where in {places.namespace, *(rule.where for rule in rules)}:
+        for where in {layout.namespace, *(rule.where for rule in rules)}:
             nft(where, "-f", "-", stdin=written(instance, where))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hutch.host.network.firewall import CONNECTIONS
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support import red_team
@@ -42,7 +42,7 @@ def p95(instance: Instance) -> float:
 
 def connections(instance: Instance) -> int:
     """How many the router keeps at this moment."""
-    namespace = Places(instance.state, instance.run).namespace_path
+    namespace = Layout(instance.state, instance.run).namespace_path
     count = "/proc/sys/net/netfilter/nf_conntrack_count"
     command = ["nsenter", f"--net={namespace}", "cat", count]
     return int(subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout)

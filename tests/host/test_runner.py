@@ -36,9 +36,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Service] = []
 
     def begin(script: str, *, dialect: str = DIALECT, change: Callable[[str], str] = str, **more: Any) -> Service:
-        places = own_surroundings(tmp_path).places
+        layout = own_surroundings(tmp_path).layout
         counted = f"date +%s.%N >>{tmp_path}/starts; "
-        started.append(Service(make_launch(places, dialect, f"{counted}{script}", **more), places, change))
+        started.append(Service(make_launch(layout, dialect, f"{counted}{script}", **more), layout, change))
         return started[-1]
 
     yield begin
@@ -163,7 +163,7 @@ def test_a_start_is_called_off(start: Start, tmp_path: Path, script: str, dialec
 def test_it_is_started_again_later_and_later(
     start: Start, tmp_path: Path, last: str, how: str, state: str, reason: str
 ) -> None:
-    is_known = own_surroundings(tmp_path).places.runtime(NAME) / "noted" / "ready_seconds"
+    is_known = own_surroundings(tmp_path).layout.runtime(NAME) / "noted" / "ready_seconds"
     service = start(f"{READY}until [ -f {is_known} ]; do sleep 0.01; done; sleep 0.3; {last}")
     assert service.is_ready()
     assert service.ended() == how
@@ -184,7 +184,7 @@ def test_there_is_an_end_to_starts(start: Start, tmp_path: Path) -> None:
     assert len(starts(tmp_path)) == 8
     assert "9 starts within 120 s are too many: it is let be\n" in service.text
     assert service.status.state == "failed"
-    with closing(Cgroup(service.places.slice_cgroup(NAME))) as cgroup:
+    with closing(Cgroup(service.layout.slice_cgroup(NAME))) as cgroup:
         assert not cgroup.has("cgroup.procs")  # the runner has gone, with all that it had
 
 
@@ -271,7 +271,7 @@ def test_a_runner_that_does_not_react_is_killed(start: Start, lost: str) -> None
     service.manager.stop([NAME], 0.0)
     assert time.monotonic() - begun < 15
     assert not runs("sleep 4324")
-    with closing(Cgroup(service.places.slice_cgroup(NAME))) as cgroup:
+    with closing(Cgroup(service.layout.slice_cgroup(NAME))) as cgroup:
         assert not cgroup.has("cgroup.procs")
 
 
@@ -280,12 +280,12 @@ def test_one_that_was_never_told_to_begin_ends(start: Start, tmp_path: Path) -> 
     service = start(READY + STAY)
     assert service.is_ready()
     assert service.stop() == "success killed TERM"
-    again = Runners(service.places)
+    again = Runners(service.layout)
     with pytest.warns(ResourceWarning):
         again.prepare(NAME)
     again.give_up()
     service.until(lambda: not os.path.exists(f"/proc/{service.runner}/fd") or not service.runner)
-    with closing(Cgroup(service.places.slice_cgroup(NAME))) as cgroup:
+    with closing(Cgroup(service.layout.slice_cgroup(NAME))) as cgroup:
         service.until(lambda: not cgroup.has("cgroup.procs"))
     assert len(starts(tmp_path)) == 1
 

@@ -49,7 +49,7 @@ def test_reading_commands_load_little(command: list[str], tmp_path: Path) -> Non
 NOT_BEFORE_A_GUEST = frozenset(
     {"collections", "enum", "functools", "inspect", "re", "typing", "dataclasses", "socket", "json", "signal"}
 )
-PROGRAMS = ("hutch.runtime.runner", "hutch.runtime.hold", "hutch.confine.install")
+PROGRAMS = ("hutch.runtime.runner", "hutch.runtime.pre_exec", "hutch.seccomp.install")
 LOADED = """
 import sys
 sys.path.insert(0, sys.argv[1])

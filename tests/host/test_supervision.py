@@ -23,7 +23,7 @@ from hutch.backends.launch import Launch, Step, encode_launch
 from hutch.host.services.cgroup import Cgroup, open_root
 from hutch.runtime import control
 from hutch.runtime.observe import read_launch
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import HUTCH, Instance
 from tests.host.opening import open_instance
 from tests.host.processes import Process, main_of, runner_of
@@ -45,8 +45,8 @@ def running(web: Instance) -> Instance:
     return web
 
 
-def places_of(instance: Instance) -> Places:
-    return Places(instance.state, instance.run)
+def layout_of(instance: Instance) -> Layout:
+    return Layout(instance.state, instance.run)
 
 
 # Terminals.
@@ -173,23 +173,24 @@ from contextlib import nullcontext
 from pathlib import Path
 from hutch.backends.launch import decode_launch
 from hutch.runtime import control
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 launch = decode_launch(sys.stdin.buffer.read())
-settling = lambda: nullcontext(lambda go: go())
-places = Places(Path(sys.argv[1]), Path(sys.argv[2]))
-print(json.dumps(control.start_all(places, ["web"], lambda name: launch, lambda *_: None, settling)))
+reconciling = lambda: nullcontext(lambda go: go())
+layout = Layout(Path(sys.argv[1]), Path(sys.argv[2]))
+print(json.dumps(control.start_all(layout, ["web"], lambda name: launch, lambda *_: None, reconciling)))
 """
 
 
 def launch_of(instance: Instance) -> Launch:
-    launch = read_launch(places_of(instance).launch("web"))
+    launch = read_launch(layout_of(instance).launch("web"))
     assert launch is not None
     return launch
 
 
 def start_changed(instance: Instance, **changes: Any) -> tuple[dict[str, str], float]:
     """Start `web` by its own launch with some changes; how that failed, and how long it took."""
-    launch = replace(launch_of(instance), **{"held": (), **changes})  # what runs in place of nspawn has nothing to hold
+    # What runs in place of nspawn has no PID 1 that steps could be for.
+    launch = replace(launch_of(instance), **{"pre_exec": (), **changes})
     instance.hutch("stop", "web")
     begun = time.monotonic()
     result = subprocess.run(
@@ -220,7 +221,7 @@ def test_what_cannot_be_connected_runs_nothing_of_its_own(running: Instance) -> 
     """nspawn has begun by then; what it makes PID 1 of is still held."""
     launch = launch_of(running)
     argv = tuple(word for word in launch.argv if word != "--boot" and not word.startswith("systemd."))
-    held = {"held": launch.held, "argv": (*argv, "touch", "/home/dev/has-run")}
+    held = {"pre_exec": launch.pre_exec, "argv": (*argv, "touch", "/home/dev/has-run")}
     trace = running.state / "workspaces" / "web" / "home" / "has-run"
     failures, _ = start_changed(running, **held, connect=((step("sh", "-c", "sleep 1; exit 7"),),))
     assert "cannot wait for the far end" in failures["web"]
@@ -305,7 +306,7 @@ def peak_memory(pid: int) -> int:
 def test_up_after_a_command_was_killed_while_it_starts_a_runner(running: Instance, count: int) -> None:
     """SIGKILL as soon as the service has begun, and a little later; the next command finds it at work."""
     running.hutch("stop", "web")
-    launch = places_of(running).launch("web")
+    launch = layout_of(running).launch("web")
     launch.unlink()
     command = running.spawn("up")
     deadline = time.monotonic() + 20
@@ -321,7 +322,7 @@ def test_up_after_a_command_was_killed_while_it_starts_a_runner(running: Instanc
 
 @pytest.mark.parametrize("content", ["", '{"network_namespace": ', "[]", "{}"])
 def test_a_damaged_launch_is_cleaned_up_by_names(running: Instance, content: str) -> None:
-    places_of(running).launch("web").write_text(content)
+    layout_of(running).launch("web").write_text(content)
     assert running.status("web")["state"] == "running"
     victims = [runner_of(running, "web"), main_of(running, "web")]
     for victim in victims:  # so nobody else cleans up
@@ -335,7 +336,7 @@ def test_a_damaged_launch_is_cleaned_up_by_names(running: Instance, content: str
 def test_what_does_not_react_is_killed(running: Instance, deaf: Callable[[Instance, str], Process]) -> None:
     os.kill(deaf(running, "web").pid, signal.SIGSTOP)
     begun = time.monotonic()
-    control.stop_all(places_of(running), ["web"], patience=0.0)
+    control.stop_all(layout_of(running), ["web"], patience=0.0)
     assert time.monotonic() - begun < 15
     assert [path for top in cgroups_of(running) for path in Path(top).rglob("*.service")] == []
     running.up()

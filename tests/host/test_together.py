@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hutch.host.services.lock import find_holder
-from tests.host.faults import check_idle, check_ports, fill_home, home_digest, places_of
+from tests.host.faults import check_idle, check_ports, fill_home, home_digest, layout_of
 from tests.host.instance import HUTCH, Instance
 from tests.host.opening import open_instance
 from tests.host.processes import processes
@@ -126,7 +126,7 @@ def busy(crowd: Instance) -> Iterator[tuple[Instance, subprocess.Popen[str]]]:
     crowd.up()
     crowd.hutch("rm", "--force", "web")
     process = start(crowd, "up")
-    lock = os.open(places_of(crowd).lock, os.O_RDONLY)
+    lock = os.open(layout_of(crowd).lock, os.O_RDONLY)
     try:
         deadline = time.monotonic() + 20
         while find_holder(lock) is None:
@@ -167,7 +167,7 @@ def test_nothing_that_stays_has_the_lock(crowd: Instance) -> None:
     """What `up` leaves running has neither lock open: neither a guest nor a resolver can hold up the next command."""
     crowd.declare("container", web="")
     crowd.up()
-    locks = {str(places_of(crowd).lock), "/root"}
+    locks = {str(layout_of(crowd).lock), "/root"}
     for process in processes():
         for entry in Path(f"/proc/{process.pid}/fd").glob("*"):
             try:

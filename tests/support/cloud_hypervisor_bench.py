@@ -22,9 +22,9 @@ from tests.unit.facts import workspace
 def make_launch(directory: Path, program: str, host: Surroundings) -> Launch:
     """A workspace `web` below `directory`."""
     files = {name: directory / name for name in ("kernel", "initrd", "root")}
-    key = host.places.host_key("web")
+    key = host.layout.host_key("web")
     key.parent.mkdir(parents=True)
-    host.places.home("web").mkdir()
+    host.layout.home("web").mkdir()
     for path in (*files.values(), key):
         path.write_text(f"the {path.name}")
     hardware = Hardware(
@@ -40,14 +40,14 @@ def make_launch(directory: Path, program: str, host: Surroundings) -> Launch:
         cloud_hypervisor=program,
         slowness=1,
     )
-    declared = workspace(type="vm", disk=1 << 26, home=str(host.places.home("web")))
+    declared = workspace(type="vm", disk=1 << 26, home=str(host.layout.home("web")))
     made = launch("web", declared, replace(host, hardware=hardware))
     return replace(made, helpers=(), connect=(), network_namespace="")
 
 
 def run(directory: Path, program: str, how: str) -> None:
     host = own_surroundings(directory)
-    service = Service(make_launch(directory, program, host), host.places)
+    service = Service(make_launch(directory, program, host), host.layout)
     try:
         is_ready = service.is_ready()
         ended = service.stop() if how == "stopped" else service.ended()

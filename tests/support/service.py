@@ -22,7 +22,7 @@ from hutch.host.services.process import is_alive
 from hutch.runtime.control import provide
 from hutch.runtime.runners import Runners
 from hutch.runtime.status import Status, read_status
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.unit.facts import surroundings
 
 NAME = "lab"
@@ -32,19 +32,19 @@ OVER = ("stopped", "failed")
 
 def own_surroundings(directory: Path) -> Surroundings:
     """Of a hutch below a directory, whose programs are this checkout's."""
-    places = Places(directory / "state", directory / "run")
-    return surroundings(places=places, python=sys.executable, package=str(Path(hutch.__file__).parent))
+    layout = Layout(directory / "state", directory / "run")
+    return surroundings(layout=layout, python=sys.executable, package=str(Path(hutch.__file__).parent))
 
 
-def make_launch(places: Places, dialect: str, script: str, **more: Any) -> Launch:
+def make_launch(layout: Layout, dialect: str, script: str, **more: Any) -> Launch:
     """One whose main process, or what that starts, is a shell script."""
-    runtime = str(places.runtime(NAME))
+    runtime = str(layout.runtime(NAME))
     known: dict[str, Any] = {
         "workspace": NAME,
         "backend": "qemu",
-        "unit": places.unit(NAME),
+        "unit": layout.unit(NAME),
         "network_namespace": "",
-        "cgroup": places.cgroup(NAME),
+        "cgroup": layout.cgroup(NAME),
         "runtime": runtime,
         "dialect": dialect,
         "directories": (runtime,),
@@ -64,18 +64,18 @@ def make_launch(places: Places, dialect: str, script: str, **more: Any) -> Launc
 class Service:
     """From its first start on. `change` may have the unit say something else than what is rendered. To be closed."""
 
-    def __init__(self, launch: Launch, places: Places, change: Callable[[str], str] = str) -> None:
-        self.places, self.name = places, launch.workspace
-        self.runtime = places.runtime(self.name)
-        self.ends = places.run / "ends"
+    def __init__(self, launch: Launch, layout: Layout, change: Callable[[str], str] = str) -> None:
+        self.layout, self.name = layout, launch.workspace
+        self.runtime = layout.runtime(self.name)
+        self.ends = layout.run / "ends"
         told = ("sh", "-c", 'echo "$SERVICE_RESULT $EXIT_CODE $EXIT_STATUS" >>"$0"', str(self.ends))
         self.launch = replace(launch, cleanup=(*launch.cleanup, Step(told, "tell how it ended", may_fail=True)))
-        self.manager = Runners(places)
-        places.state.mkdir(exist_ok=True)
+        self.manager = Runners(layout)
+        layout.state.mkdir(exist_ok=True)
         with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # a runner outlives who started it
             self.manager.prepare(self.name)
-        provide(places, self.manager, [self.launch])
-        unit = places.unit_directory(self.name) / places.unit(self.name)
+        provide(layout, self.manager, [self.launch])
+        unit = layout.unit_directory(self.name) / layout.unit(self.name)
         unit.write_text(change(unit.read_text()))
         self.manager.begin([self.launch])
         self.manager.connect()
@@ -101,14 +101,14 @@ class Service:
         """End it, and see that nothing of it is left."""
         self.manager.give_up()
         self.manager.stop([self.name], 0.0)
-        with closing(Cgroup(self.places.slice_cgroup(self.name))) as cgroup:
+        with closing(Cgroup(self.layout.slice_cgroup(self.name))) as cgroup:
             assert not cgroup.has("cgroup.procs")
 
     # What is seen of it.
 
     @property
     def status(self) -> Status:
-        found = read_status(str(self.places.status(self.name)))
+        found = read_status(str(self.layout.status(self.name)))
         return found or Status("absent", 0, None, 0.0, None, None, "", "")
 
     @property
@@ -128,7 +128,7 @@ class Service:
     @property
     def runner(self) -> int:
         """Its pid; 0 when there is none."""
-        with closing(Cgroup(self.places.slice_cgroup(self.name))) as cgroup:
+        with closing(Cgroup(self.layout.slice_cgroup(self.name))) as cgroup:
             return next(iter(cgroup.processes("runner")), 0)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:

@@ -26,7 +26,7 @@ from hutch.host.hardware.accelerator import Accelerator, observe_accelerator
 from hutch.images.kernel import ensure_kernel
 from hutch.images.machine import machine_directory
 from hutch.images.progress import Meter, no_progress
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.opening import open_instance
 from tests.support import stand_disks
 from tests.support.stand_disks import CHECKOUT, Boot
@@ -47,7 +47,7 @@ def main() -> int:
         work = Path(name)
         began = time.monotonic()
         boot, disks = prepare(cache, work)
-        accelerator = observe_accelerator(Places(cache, work / "run"), boot)
+        accelerator = observe_accelerator(Layout(cache, work / "run"), boot)
         print(f"the stand's disks are there after {time.monotonic() - began:.1f} s", flush=True)
         console, *command = sys.argv[1:]
         return run(boot, disks, accelerator, Path(console), command)
@@ -61,9 +61,9 @@ def prepare(cache: Path, work: Path) -> tuple[Boot, dict[str, Path]]:
         with open_instance(world, CACHE / "images") as builder:
             builder.declare("vm", builder="")
             image = CACHE / "images" / builder.hutch("image", "build", timeout=900).stdout.strip()
-            places = Places(CACHE.resolve(), builder.run)
-            kernel = ensure_kernel("debian:trixie", places, Meter(no_progress))
-            machine = machine_directory(places, image.name).name
+            layout = Layout(CACHE.resolve(), builder.run)
+            kernel = ensure_kernel("debian:trixie", layout, Meter(no_progress))
+            machine = machine_directory(layout, image.name).name
         boot = stand_disks.ensure_boot(cache, kernel)
         host = stand_disks.ensure_host(cache, kernel)
         images = stand_disks.ensure_image(cache, image, machine)

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from hutch.host.services.process import start_time
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 
 def words(state: str, **more: Any) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def words(state: str, **more: Any) -> dict[str, Any]:
     return {**said, "leader": None, "reason": "", "cgroup": "hutch.slice/hutch-ws_x.slice/hutch@x.service", **more}
 
 
-def write_status(places: Places, name: str, state: str, **more: Any) -> None:
-    path = places.status(name)
+def write_status(layout: Layout, name: str, state: str, **more: Any) -> None:
+    path = layout.status(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{json.dumps(words(state, **more))}\n")

@@ -13,7 +13,7 @@ from hutch.backends.launch import File, Launch, Limits, Surroundings
 from hutch.backends.port import port_of
 from hutch.backends.traits import Traits
 from hutch.errors import Problem
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 
 LINE = ("local", "container", "tests.support.toy_backend")
 """What the registry says of it."""
@@ -22,7 +22,7 @@ DIALECT = "begin() { make_ready; connect; note shown yes; launch; }\n"
 SCRIPT = "trap 'exit 0' TERM; systemd-notify --ready; echo a toy is ready; sleep infinity & wait"
 
 
-def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
     """What a toy cannot do."""
     if workspace.owner in (0, "root"):
         yield Problem("root cannot own a workspace's home", f"{prefix}.owner", hint="name an ordinary user")
@@ -30,15 +30,15 @@ def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
         yield Problem("a toy holds nothing", f"{prefix}.nesting", hint="leave it out")
 
 
-def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
+def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     """Everything that makes the toy run. Nothing inside takes the inner end of its port, which goes with the outer."""
-    places, runtime = host.places, str(host.places.runtime(name))
-    port = port_of(name, workspace, places, host.network)
+    layout, runtime = host.layout, str(host.layout.runtime(name))
+    port = port_of(name, workspace, layout, host.network)
     return Launch(
         workspace=name,
         backend=TRAITS.name,
-        network_namespace=str(places.namespace_path),
-        cgroup=places.cgroup(name),
+        network_namespace=str(layout.namespace_path),
+        cgroup=layout.cgroup(name),
         runtime=runtime,
         dialect=DIALECT,
         directories=(),
@@ -48,7 +48,7 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         argv=("sh", "-c", SCRIPT),
         cleanup=port.cleanup(),
         limits=Limits(memory=workspace.memory),
-        unit=places.unit(name),
+        unit=layout.unit(name),
     )
 
 

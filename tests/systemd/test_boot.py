@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from hutch.host.network.namespace import has_namespace
-from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Places
+from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Layout
 from tests.host.instance import DEFAULTS
 from tests.support.world import World
 from tests.systemd.conftest import IMAGES, ask_for_another_boot, call
@@ -29,17 +29,17 @@ from tests.systemd.stand.start import OWN
 
 TYPES = {"one": 'type = "container"', "two": 'type = "vm"\nvcpus = 1'}
 NAMES = tuple(TYPES)
-PLACES = Places(Path(DEFAULT_STATE_DIR), Path(DEFAULT_RUN_DIR))
+LAYOUT = Layout(Path(DEFAULT_STATE_DIR), Path(DEFAULT_RUN_DIR))
 UNITS = Path("/etc/systemd/system")
 FILE = OWN / "project" / "hutch.toml"
-PATIENT = UNITS / f"{PLACES.instance}@.service.d" / "patient.conf"
+PATIENT = UNITS / f"{LAYOUT.instance}@.service.d" / "patient.conf"
 """This host may be emulated, on one that has other things to do, and several guests start at once."""
 PATIENCE = 100  # seconds; what an emulated machine in an emulated host may take to answer
 MEMORY, LESS_MEMORY = 512 << 20, 400 << 20
 FACTS = OWN / "facts.json"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIE9a4D3FApx0bbUSIVYFwKsCfzCL1GKRWlPbwWhcCLx nobody"  # of accounts that go
 LIMIT = 0.3  # seconds that a boot may last longer because of hutch where nothing of it starts
-SERVICES = PLACES.service_units
+SERVICES = LAYOUT.service_units
 
 
 def hutch(*words: str, timeout: float = 600.0) -> str:
@@ -59,7 +59,7 @@ def hutch(*words: str, timeout: float = 600.0) -> str:
 
 
 def declare(*, autostart: bool, memory: int = LESS_MEMORY) -> None:
-    """The first one has a list of what it may reach, so that the warden runs too."""
+    """The first one has a list of what it may reach, so that the egress proxy runs too."""
     keys = f'autostart = {str(autostart).lower()}\nauthorized_keys = ["{KEY}"]\nmemory = "{memory >> 20}MiB"'
     tables = [f"[workspaces.{name}]\n{type}\n{keys}\n" for name, type in TYPES.items()]
     FILE.write_text(f'[defaults]\n{DEFAULTS}\n{tables[0]}egress = ["public.example"]\n{"".join(tables[1:])}')
@@ -86,9 +86,9 @@ def facts() -> dict[str, Any]:
         name: {
             "ip": found[name]["ip"],
             "mac": found[name]["mac"],
-            "key": PLACES.host_key(name).with_suffix(".pub").read_text(),
-            "kept": (PLACES.home(name) / "kept").read_text() if (PLACES.home(name) / "kept").exists() else "",
-            "home": PLACES.home(name).stat().st_ino,
+            "key": LAYOUT.host_key(name).with_suffix(".pub").read_text(),
+            "kept": (LAYOUT.home(name) / "kept").read_text() if (LAYOUT.home(name) / "kept").exists() else "",
+            "home": LAYOUT.home(name).stat().st_ino,
         }
         for name in NAMES
     }
@@ -107,7 +107,7 @@ def planned() -> tuple[set[str], list[object]]:
 
 def guards() -> list[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return [point for point in (line.split()[4] for line in lines) if point.startswith(f"{PLACES.workspaces}/")]
+    return [point for point in (line.split()[4] for line in lines) if point.startswith(f"{LAYOUT.workspaces}/")]
 
 
 def left_running() -> dict[str, object]:
@@ -118,14 +118,14 @@ def left_running() -> dict[str, object]:
         "--plain",
         "--no-legend",
         "--state=active,activating,deactivating",
-        f"{PLACES.instance}*",
+        f"{LAYOUT.instance}*",
     )
     units = [line.split()[0] for line in listed.splitlines()]
     return {
         "units": [unit for unit in units if unit != "hutch-stand.service"],
-        "namespace": has_namespace(PLACES),
-        "uplink": PLACES.uplink_host in os.listdir("/sys/class/net"),
-        "rules": PLACES.table in call("nft", "list", "tables").split(),
+        "namespace": has_namespace(LAYOUT),
+        "uplink": LAYOUT.uplink_host in os.listdir("/sys/class/net"),
+        "rules": LAYOUT.table in call("nft", "list", "tables").split(),
         "guards": guards(),
         "processes": processes(),
         "forwarding": Path("/proc/sys/net/ipv4/ip_forward").read_text().strip(),
@@ -146,7 +146,7 @@ NOTHING = {
 def processes() -> list[str]:
     """The command lines of all processes in the slices of this hutch, but for those of guests."""
     found = []
-    for directory, _, _ in os.walk(Path("/sys/fs/cgroup") / PLACES.slice_of_all):
+    for directory, _, _ in os.walk(Path("/sys/fs/cgroup") / LAYOUT.slice_of_all):
         if "/payload" not in directory:
             with suppress(OSError):  # it has just ended
                 pids = Path(directory, "cgroup.procs").read_text().split()
@@ -159,10 +159,10 @@ def processes() -> list[str]:
 def project(world: World) -> None:
     """The images, and a file; for the boots to come as well."""
     FILE.parent.mkdir(parents=True)
-    PLACES.images.mkdir(parents=True)
+    LAYOUT.images.mkdir(parents=True)
     with open("/etc/fstab", "a") as file:
-        file.write(f"{IMAGES} {PLACES.images} none bind 0 0\n")
-    call("mount", str(PLACES.images))
+        file.write(f"{IMAGES} {LAYOUT.images} none bind 0 0\n")
+    call("mount", str(LAYOUT.images))
     call("sysctl", "-w", "net.ipv4.ip_forward=0")
     PATIENT.parent.mkdir(exist_ok=True)
     PATIENT.write_text("[Service]\nTimeoutStartSec=900\nTimeoutStopSec=600\n")
@@ -173,19 +173,19 @@ def project(world: World) -> None:
 def test_the_host_has_units_for_all_of_it(project: None) -> None:
     declare(autostart=True, memory=MEMORY)
     hutch("up", timeout=1200)
-    units = [PLACES.target, PLACES.network_unit, *SERVICES, *map(PLACES.unit, NAMES)]
+    units = [LAYOUT.target, LAYOUT.network_unit, *SERVICES, *map(LAYOUT.unit, NAMES)]
     assert state(*units) == dict.fromkeys(units, "active")
-    enabled = call("systemctl", "is-enabled", PLACES.target, *map(PLACES.unit, NAMES)).split()
+    enabled = call("systemctl", "is-enabled", LAYOUT.target, *map(LAYOUT.unit, NAMES)).split()
     assert enabled == ["enabled"] * (1 + len(NAMES))
     assert "python" not in "".join(item for item in processes() if "hutch.egress" not in item)
-    call("systemctl", "status", PLACES.network_unit, *SERVICES)
+    call("systemctl", "status", LAYOUT.network_unit, *SERVICES)
     assert planned() == ({"no change"}, [])
     assert "Restart=on-failure" in hutch("explain", "one")
 
 
 @pytest.mark.smoke
 @pytest.mark.boot(1)
-@pytest.mark.parametrize("unit", [*SERVICES, *map(PLACES.unit, NAMES)])
+@pytest.mark.parametrize("unit", [*SERVICES, *map(LAYOUT.unit, NAMES)])
 def test_what_is_killed_is_started_again(project: None, unit: str) -> None:
     before = int(show(unit, "MainPID")["MainPID"])
     assert before
@@ -199,12 +199,12 @@ def test_what_is_killed_is_started_again(project: None, unit: str) -> None:
 @pytest.mark.smoke
 @pytest.mark.boot(1)
 def test_memory_changes_while_they_run(project: None) -> None:
-    before = {name: show(PLACES.unit(name), "MainPID") for name in NAMES}
+    before = {name: show(LAYOUT.unit(name), "MainPID") for name in NAMES}
     declare(autostart=True, memory=LESS_MEMORY)
     hutch("up")
-    assert {name: show(PLACES.unit(name), "MainPID") for name in NAMES} == before
+    assert {name: show(LAYOUT.unit(name), "MainPID") for name in NAMES} == before
     assert planned() == ({"no change"}, [])
-    group = (Path("/sys/fs/cgroup") / PLACES.cgroup("one")).parent
+    group = (Path("/sys/fs/cgroup") / LAYOUT.cgroup("one")).parent
     assert int((group / "memory.max").read_text()) == LESS_MEMORY
     total = f"until [ $(awk '/^MemTotal/ {{ print $2 }}' /proc/meminfo) -le {LESS_MEMORY >> 10} ]; do sleep 0.5; done"
     ssh("two", f"timeout {PATIENCE} sh -c {shlex.quote(total)}")
@@ -222,23 +222,23 @@ def test_the_host_is_rebooted(project: None) -> None:
 @pytest.mark.smoke
 @pytest.mark.boot(2)
 def test_after_a_reboot_they_are_ready_in_order_before_the_host_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    units = [PLACES.network_unit, *SERVICES, *map(PLACES.unit, NAMES), PLACES.target]
+    units = [LAYOUT.network_unit, *SERVICES, *map(LAYOUT.unit, NAMES), LAYOUT.target]
     with capsys.disabled():
         for unit in (*units, "multi-user.target"):
             print(f"\n{unit}: {moment(unit, 'InactiveExit'):.2f} to {moment(unit, 'ActiveEnter'):.2f} s", end="")
     assert state(*units) == dict.fromkeys(units, "active")
-    for unit in map(PLACES.unit, NAMES):
-        assert moment(PLACES.network_unit, "ActiveEnter") <= moment(unit, "InactiveExit")
-        assert moment(unit, "ActiveEnter") <= moment(PLACES.target, "ActiveEnter")
+    for unit in map(LAYOUT.unit, NAMES):
+        assert moment(LAYOUT.network_unit, "ActiveEnter") <= moment(unit, "InactiveExit")
+        assert moment(unit, "ActiveEnter") <= moment(LAYOUT.target, "ActiveEnter")
         assert show(unit, "NRestarts")["NRestarts"] == "0"
-    assert moment(PLACES.target, "ActiveEnter") <= moment("multi-user.target", "ActiveEnter")
+    assert moment(LAYOUT.target, "ActiveEnter") <= moment("multi-user.target", "ActiveEnter")
 
 
 @pytest.mark.smoke
 @pytest.mark.boot(2)
 def test_they_were_stopped_before_their_network() -> None:
-    stopped = [gone(unit) for unit in map(PLACES.unit, NAMES)]
-    assert min(stopped) > 0 and max(stopped) <= gone(PLACES.network_unit)
+    stopped = [gone(unit) for unit in map(LAYOUT.unit, NAMES)]
+    assert min(stopped) > 0 and max(stopped) <= gone(LAYOUT.network_unit)
 
 
 def gone(unit: str) -> float:
@@ -260,7 +260,7 @@ def test_after_a_reboot_they_are_the_same() -> None:
 @pytest.mark.smoke
 @pytest.mark.boot(2)
 def test_stopping_the_target_leaves_nothing() -> None:
-    call("systemctl", "stop", PLACES.target)
+    call("systemctl", "stop", LAYOUT.target)
     deadline = time.monotonic() + 120  # systemctl waits for the target alone
     while left_running() != NOTHING and time.monotonic() < deadline:
         time.sleep(1)
@@ -269,8 +269,8 @@ def test_stopping_the_target_leaves_nothing() -> None:
 
 @pytest.mark.boot(2)
 def test_starting_the_target_brings_all_back() -> None:
-    call("systemctl", "start", PLACES.target, timeout=1200)
-    assert state(*map(PLACES.unit, NAMES)) == dict.fromkeys(map(PLACES.unit, NAMES), "active")
+    call("systemctl", "start", LAYOUT.target, timeout=1200)
+    assert state(*map(LAYOUT.unit, NAMES)) == dict.fromkeys(map(LAYOUT.unit, NAMES), "active")
     assert [ssh(name, "uname -n") for name in NAMES] == [f"{name}\n" for name in NAMES]
     assert facts() == json.loads(FACTS.read_text())
     assert len(guards()) == len(NAMES)
@@ -283,7 +283,7 @@ def test_those_that_do_not_start_with_the_host_are_not_enabled() -> None:
     declare(autostart=False)
     hutch("up", timeout=1200)
     enabled = subprocess.run(
-        ["systemctl", "is-enabled", *map(PLACES.unit, NAMES)], capture_output=True, text=True, timeout=60
+        ["systemctl", "is-enabled", *map(LAYOUT.unit, NAMES)], capture_output=True, text=True, timeout=60
     )
     assert enabled.stdout.split() == ["disabled"] * len(NAMES)
     ask_for_another_boot()
@@ -291,25 +291,25 @@ def test_those_that_do_not_start_with_the_host_are_not_enabled() -> None:
 
 @pytest.mark.boot(3)
 def test_a_boot_that_starts_no_workspace_is_not_delayed(capsys: pytest.CaptureFixture[str]) -> None:
-    lasted = moment(PLACES.target, "ActiveEnter") - moment(PLACES.target, "InactiveExit")
+    lasted = moment(LAYOUT.target, "ActiveEnter") - moment(LAYOUT.target, "InactiveExit")
     with capsys.disabled():
-        print(f"\n{PLACES.target} took {lasted:.3f} s of {moment('multi-user.target', 'ActiveEnter'):.2f} s", end="")
-    assert moment(PLACES.target, "ActiveEnter") > 0
+        print(f"\n{LAYOUT.target} took {lasted:.3f} s of {moment('multi-user.target', 'ActiveEnter'):.2f} s", end="")
+    assert moment(LAYOUT.target, "ActiveEnter") > 0
     assert lasted < LIMIT
-    others = [PLACES.network_unit, *SERVICES, *map(PLACES.unit, NAMES)]
+    others = [LAYOUT.network_unit, *SERVICES, *map(LAYOUT.unit, NAMES)]
     assert {unit: moment(unit, "InactiveExit") for unit in others} == dict.fromkeys(others, 0.0)
-    assert left_running() == {**NOTHING, "units": [PLACES.target]}
+    assert left_running() == {**NOTHING, "units": [LAYOUT.target]}
     assert planned() == ({"start"}, [])
     assert [item["warnings"] for item in json.loads(hutch("status", "--json"))] == [[]] * len(NAMES)
 
 
 @pytest.mark.boot(3)
-def test_a_start_afterwards_settles_the_host() -> None:
-    call("systemctl", "start", PLACES.unit("two"), timeout=900)
+def test_a_start_afterwards_reconciles_the_host() -> None:
+    call("systemctl", "start", LAYOUT.unit("two"), timeout=900)
     assert ssh("two", "uname -n") == "two\n"
-    assert state(PLACES.network_unit, PLACES.unit("one")) == {
-        PLACES.network_unit: "active",
-        PLACES.unit("one"): "inactive",
+    assert state(LAYOUT.network_unit, LAYOUT.unit("one")) == {
+        LAYOUT.network_unit: "active",
+        LAYOUT.unit("one"): "inactive",
     }
 
 
@@ -321,5 +321,5 @@ def test_the_last_purge_leaves_nothing() -> None:
         hutch("rm", "--purge", "--force", name)
     assert left_running() == NOTHING
     assert [path for path in UNITS.rglob("hutch*") if path.name != "hutch-stand.service"] == []
-    assert not PLACES.run.exists()
-    assert PLACES.instance not in Path("/etc/hosts").read_text()
+    assert not LAYOUT.run.exists()
+    assert LAYOUT.instance not in Path("/etc/hosts").read_text()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Instance, Target
 from tests.support.world import CGNAT, HOST, HOST_LAN, HOST_PORT, LAN, METADATA, PUBLIC, PUBLIC_NAME, World
 from tests.systemd.conftest import call, open_instance
@@ -63,7 +63,7 @@ def is_published(instance: Instance) -> bool:
 
 
 def uplink_of(instance: Instance) -> str:
-    return Places(instance.state, instance.run).uplink_host
+    return Layout(instance.state, instance.run).uplink_host
 
 
 def examine(instance: Instance) -> dict[str, tuple[str, str]]:
@@ -96,7 +96,7 @@ def after_it(instance: Instance, *units: str) -> Iterator[None]:
     try:
         yield
         instance.hutch("doctor", "--undo", timeout=300)
-        assert not Places(instance.state, instance.run).repairs.exists()
+        assert not Layout(instance.state, instance.run).repairs.exists()
         assert uplink_of(instance) not in theirs(instance)
     except BaseException:
         instance.hutch("doctor", "--undo", check=False, timeout=300)
@@ -110,7 +110,7 @@ def after_it(instance: Instance, *units: str) -> Iterator[None]:
 
 def theirs(instance: Instance) -> str:
     """The rules of all others."""
-    own = Places(instance.state, instance.run).table
+    own = Layout(instance.state, instance.run).table
     tables = [line.split()[1:] for line in call("nft", "list", "tables").splitlines()]
     return "".join(call("nft", "list", "table", family, name) for family, name in tables if name != own)
 

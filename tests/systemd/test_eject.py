@@ -17,7 +17,7 @@ import pytest
 import hutch
 from hutch.host.services.units import directory
 from hutch.spec.ejected import Ejected
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import PROBE, Instance, Target
 from tests.support.world import PUBLIC, World
 from tests.systemd.conftest import call, open_instance
@@ -38,7 +38,7 @@ def both(world: World) -> Iterator[Instance]:
 
 
 def ejected(instance: Instance) -> Ejected:
-    return Ejected.beside(Places(instance.state, instance.run), "web")
+    return Ejected.beside(Layout(instance.state, instance.run), "web")
 
 
 def is_as_it_was(instance: Instance) -> bool:
@@ -114,10 +114,10 @@ def test_what_is_cut_short_is_undone(both: Instance) -> None:
 
 
 def nothing_of_it(instance: Instance) -> bool:
-    places = ejected(instance)
+    layout = ejected(instance)
     units = [path for path in directory().rglob("*") if path.name.startswith("workspace-web")]
     links = call("ip", "-o", "link")
-    return not (units or places.state.exists() or places.uplink_host in links or places.ssh_config.exists())
+    return not (units or layout.state.exists() or layout.uplink_host in links or layout.ssh_config.exists())
 
 
 def test_it_is_a_unit_of_its_own(both: Instance) -> None:
@@ -158,9 +158,9 @@ def test_it_goes_on_while_what_serves_it_is_started_again(both: Instance) -> Non
 
 
 def test_rules_that_somebody_changes_stop_it(both: Instance) -> None:
-    places = ejected(both)
-    inside = ("ip", "netns", "exec", places.namespace)
-    call(*inside, "nft", "flush", "chain", "inet", places.table, "forward")
+    layout = ejected(both)
+    inside = ("ip", "netns", "exec", layout.namespace)
+    call(*inside, "nft", "flush", "chain", "inet", layout.table, "forward")
     until(lambda: "state DOWN" in call(*inside, "ip", "-o", "link", "show", "hutch0"))
     call("systemctl", "restart", NETWORK)
     call("systemctl", "start", UNIT)
@@ -193,14 +193,14 @@ def test_it_goes_on_when_hutch_has_nothing_left(both: Instance) -> None:
 
 def test_it_is_removed(both: Instance) -> None:
     """What else would be left, the fixture sees."""
-    places = ejected(both)
-    said = call(str(places.removal))
-    assert said == f"the home is kept in {places.home('web')}\n"
-    assert (places.home("web") / "file").read_text() == "kept\n"
-    left = {path.name for path in places.state.rglob("*") if places.home("web") not in path.parents}
+    layout = ejected(both)
+    said = call(str(layout.removal))
+    assert said == f"the home is kept in {layout.home('web')}\n"
+    assert (layout.home("web") / "file").read_text() == "kept\n"
+    left = {path.name for path in layout.state.rglob("*") if layout.home("web") not in path.parents}
     assert left == {"workspace", "home"}
     assert "workspace-web" not in call("machinectl", "list", "--no-legend")
-    subprocess.run(["rm", "-r", places.state], check=True)
+    subprocess.run(["rm", "-r", layout.state], check=True)
     assert nothing_of_it(both)
     both.hutch("rm", "--purge", "web", timeout=SECONDS)
 
@@ -211,7 +211,7 @@ def test_it_goes_on_after_a_purge_of_all_that_hutch_has(both: Instance) -> None:
     both.ssh("web", "echo kept >~/file")
     both.hutch("eject", "web", "--yes", timeout=SECONDS)
     call("umount", str(both.state / "images"))  # the tier's
-    both.hutch("withdraw", "--purge", "--force", "--yes", timeout=SECONDS)
+    both.hutch("uninstall", "--purge", "--force", "--yes", timeout=SECONDS)
     assert not both.state.exists()
     both.state.mkdir()  # for whoever cleans up
     refused = both.hutch("plan", check=False)
@@ -220,7 +220,7 @@ def test_it_goes_on_after_a_purge_of_all_that_hutch_has(both: Instance) -> None:
     assert [item["state"] for item in found if item["name"] == "addresses"] == ["ok"]
     assert is_as_it_was(both)
     assert answers(both) == REACHED
-    places = ejected(both)
-    call(str(places.removal))
-    subprocess.run(["rm", "-r", places.state], check=True)
+    layout = ejected(both)
+    call(str(layout.removal))
+    subprocess.run(["rm", "-r", layout.state], check=True)
     assert nothing_of_it(both)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hutch.host.services.units import LASTING, VOLATILE
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Instance
 from tests.support.world import PUBLIC_NAME
 from tests.systemd.conftest import call
@@ -33,7 +33,7 @@ def test_a_workspace_runs_and_reaches_the_internet(instance: Instance) -> None:
 
 def test_where_nobody_may_write_lasting_units_they_are_there_until_it_reboots(instance: Instance) -> None:
     """As on NixOS, whose own configuration says what starts with it."""
-    unit = Places(instance.state, instance.run).unit("web")
+    unit = Layout(instance.state, instance.run).unit("web")
     call("mount", "--bind", "-o", "ro", str(LASTING), str(LASTING))
     try:
         instance.declare("container", web="autostart = true")
@@ -81,8 +81,8 @@ def is_as_it_was(instance: Instance) -> bool:
 
 def test_a_home_waits_for_what_it_lies_on(disk: None, instance: Instance) -> None:
     """Whoever starts it, and whether or not the network is there already."""
-    places = Places(instance.state, instance.run)
-    units = places.unit("web"), places.unit("other"), places.network_unit
+    layout = Layout(instance.state, instance.run)
+    units = layout.unit("web"), layout.unit("other"), layout.network_unit
     instance.declare("container", web=f'home = "{PLACE}/web"', other="")
     instance.hutch("up", timeout=300)
     instance.ssh("web", "echo kept >file")

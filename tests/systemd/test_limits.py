@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Instance
 from tests.support.world import World
 from tests.systemd.conftest import call, open_instance
@@ -50,7 +50,7 @@ def two(world: World) -> Iterator[Instance]:
 
 def group(instance: Instance, file: str) -> str:
     """What a file of the bad one's cgroup says: its slice's, which has the limits."""
-    slice_ = Path(Places(instance.state, instance.run).cgroup("bad")).parent
+    slice_ = Path(Layout(instance.state, instance.run).cgroup("bad")).parent
     return (Path("/sys/fs/cgroup") / slice_ / file).read_text().strip()
 
 

@@ -132,15 +132,15 @@ def upgrade(host: Packaged, package: str) -> None:
             assert session.stdout.readline() == "upgraded\n"
             now = host.status("web")
             assert (now["state"], now["pid"]) == ("running", running["pid"])
-            warden = (host.run / "services/warden.pid").read_text()
-            assert call("ps", "-o", "stat=", "-p", warden.strip())
+            proxy = (host.run / "services/egress.pid").read_text()
+            assert call("ps", "-o", "stat=", "-p", proxy.strip())
 
-            # The new code changes what the older one started, where that needs no restart. The warden is the new one.
+            # The new code changes what the older one started, where that needs no restart. The proxy is the new one.
             host.declare("container", web=f"egress = ['{PUBLIC_NAME}']\nmemory = '512MiB'")
             host.hutch("up", timeout=300)
             now = host.status("web")
             assert (now["pid"], now["pending"], now["warnings"]) == (running["pid"], "none", [])
-            assert (host.run / "services/warden.pid").read_text() != warden
+            assert (host.run / "services/egress.pid").read_text() != proxy
             assert host.inside("web", "curl", "-sS", "--max-time", "20", f"http://{PUBLIC_NAME}/").stdout
             print("changed", file=session.stdin, flush=True)
             assert session.stdout.readline() == "changed\n"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hutch.host.services.units import directory
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Instance
 from tests.support.world import PUBLIC_NAME, World
 from tests.systemd.conftest import call, open_instance
@@ -31,14 +31,14 @@ def web(world: World) -> Iterator[Instance]:
         yield instance
 
 
-def places(instance: Instance) -> Places:
-    return Places(instance.state, instance.run)
+def layout(instance: Instance) -> Layout:
+    return Layout(instance.state, instance.run)
 
 
 def service(instance: Instance) -> dict[str, str]:
     names = ("ActiveState", "Type", "MainPID", "Slice", "Result")
     words = [word for name in names for word in ("--property", name)]
-    lines = call("systemctl", "show", *words, places(instance).unit("web")).splitlines()
+    lines = call("systemctl", "show", *words, layout(instance).unit("web")).splitlines()
     return dict(line.partition("=")[::2] for line in lines)
 
 
@@ -57,7 +57,7 @@ def await_another(instance: Instance, pid: str) -> None:
 
 def test_it_is_a_service_that_says_when_it_is_ready(web: Instance) -> None:
     found = service(web)
-    assert (found["ActiveState"], found["Type"], found["Slice"]) == ("active", "notify", places(web).slice("web"))
+    assert (found["ActiveState"], found["Type"], found["Slice"]) == ("active", "notify", layout(web).slice("web"))
     assert Path(f"/proc/{found['MainPID']}/comm").read_text() == "systemd-nspawn\n"
     status = web.status("web")
     assert status["state"] == "running" and status["ready_seconds"] > 0
@@ -68,7 +68,7 @@ def test_it_is_a_service_that_says_when_it_is_ready(web: Instance) -> None:
 
 def test_nothing_of_hutch_stays(web: Instance) -> None:
     """No Python, in no unit of it."""
-    group = Path("/sys/fs/cgroup") / places(web).slice_of_all
+    group = Path("/sys/fs/cgroup") / layout(web).slice_of_all
     programs = {
         Path(f"/proc/{pid}/comm").read_text().strip()
         for procs in group.rglob("cgroup.procs")
@@ -79,10 +79,10 @@ def test_nothing_of_hutch_stays(web: Instance) -> None:
 
 
 def test_machinectl_and_the_journal_know_it(web: Instance) -> None:
-    machine = places(web).machine("web")
+    machine = layout(web).machine("web")
     assert machine in call("machinectl", "list", "--no-legend")
     assert "Server listening" in call("journalctl", "--no-pager", "-M", machine, "-u", "ssh.service")
-    assert "Detected virtualization" in call("journalctl", "--no-pager", "-u", places(web).unit("web"))
+    assert "Detected virtualization" in call("journalctl", "--no-pager", "-u", layout(web).unit("web"))
     assert "Detected virtualization" in web.hutch("logs", "web").stdout
 
 
@@ -91,18 +91,18 @@ def test_its_owner_enters_and_changes_nothing(web: Instance) -> None:
     assert web.ssh("web", "uname -n", as_user="alice").stdout == "web\n"
     refused = web.ssh("web", as_user="bob", check=False)
     assert refused.returncode != 0 and "Permission denied" in refused.stderr
-    status, alice = str(places(web).status("web")), web.world.accounts["alice"]
+    status, alice = str(layout(web).status("web")), web.world.accounts["alice"]
     assert (
         '"running"' in subprocess.run(alice.command("cat", status), capture_output=True, text=True, timeout=30).stdout
     )
     for account in (alice, web.world.accounts["bob"]):
-        stop = account.command("systemctl", "--no-ask-password", "stop", places(web).unit("web"))
+        stop = account.command("systemctl", "--no-ask-password", "stop", layout(web).unit("web"))
         assert subprocess.run(stop, capture_output=True, timeout=30).returncode != 0
     assert service(web)["ActiveState"] == "active"
 
 
 def test_systemctl_stops_and_starts_it(web: Instance) -> None:
-    unit = places(web).unit("web")
+    unit = layout(web).unit("web")
     call("systemctl", "stop", unit)
     assert web.status("web")["state"] == "stopped"
     call("systemctl", "start", unit)
@@ -135,7 +135,7 @@ def test_what_is_killed_starts_again(web: Instance) -> None:
 
 def test_limits_are_the_slices_and_change_while_it_runs(web: Instance) -> None:
     before = service(web)["MainPID"]
-    group = (Path("/sys/fs/cgroup") / places(web).cgroup("web")).parent
+    group = (Path("/sys/fs/cgroup") / layout(web).cgroup("web")).parent
 
     def limits() -> tuple[str, str]:
         return (group / "memory.max").read_text().strip(), (group / "cpu.max").read_text().strip()
@@ -176,7 +176,7 @@ def test_all_promises_hold(web: Instance) -> None:
 def test_a_start_that_fails_says_why_and_is_not_tried_again(web: Instance) -> None:
     """Something has the name of one end of its port."""
     web.hutch("stop", "web", timeout=SECONDS)
-    inside = ("ip", "-n", places(web).namespace, "link")
+    inside = ("ip", "-n", layout(web).namespace, "link")
     call(*inside, "add", "vi-web", "type", "dummy")
     failed = web.hutch("start", "web", check=False, timeout=SECONDS)
     call(*inside, "delete", "vi-web")
@@ -188,10 +188,10 @@ def test_a_start_that_fails_says_why_and_is_not_tried_again(web: Instance) -> No
 
 def test_the_last_removal_takes_the_units_away(web: Instance) -> None:
     """What else would be left, the fixture sees."""
-    own = directory() / f"{places(web).slice('web')}.d"
+    own = directory() / f"{layout(web).slice('web')}.d"
     own.mkdir()
     said = web.hutch("rm", "--purge", "--force", "web", timeout=SECONDS).stderr
     assert f"{own} is your own and was left alone" in said
     own.rmdir()
-    assert [path for path in directory().rglob("*") if places(web).instance in path.name] == []
-    assert places(web).machine("web") not in call("machinectl", "list", "--no-legend")
+    assert [path for path in directory().rglob("*") if layout(web).instance in path.name] == []
+    assert layout(web).machine("web") not in call("machinectl", "list", "--no-legend")

@@ -17,12 +17,12 @@ from hutch.backends.launch import Hardware, Launch, Surroundings
 from hutch.host.network.firewall import Member
 from hutch.spec import names
 from hutch.spec.entries import Publish
-from hutch.spec.model import Mount, Network, Workspace
-from hutch.spec.names import Places
+from hutch.spec.model import Mount, Network, WorkspaceSpec
+from hutch.spec.names import Layout
 
 GOLDEN = Path(__file__).with_name("golden")
-PLACES = Places(Path("/var/lib/hutch"), Path("/run/hutch"))
-SECOND = Places(Path("/srv/second"), Path("/run/second"))  # another hutch on the same host
+LAYOUT = Layout(Path("/var/lib/hutch"), Path("/run/hutch"))
+SECOND = Layout(Path("/srv/second"), Path("/run/second"))  # another hutch on the same host
 NETWORK = Network(uplink="192.168.84.0/30")
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB"
 HARDWARE = Hardware(
@@ -42,7 +42,7 @@ HARDWARE = Hardware(
 """A host that can do all there is for machines."""
 
 
-def workspace(name: str = "web", **keys: Any) -> Workspace:
+def workspace(name: str = "web", **keys: Any) -> WorkspaceSpec:
     """A workspace as resolved."""
     resolved: dict[str, Any] = {
         "type": "container",
@@ -50,13 +50,13 @@ def workspace(name: str = "web", **keys: Any) -> Workspace:
         "mac": names.mac(name),
         "cid": names.cid(name),
         "owner": 1000,
-        "home": str(PLACES.home(name)),
+        "home": str(LAYOUT.home(name)),
         "authorized_keys": (f"{KEY} alice@host",),
     }
-    return Workspace(**{**resolved, **keys})
+    return WorkspaceSpec(**{**resolved, **keys})
 
 
-def everything(**keys: Any) -> Workspace:
+def everything(**keys: Any) -> WorkspaceSpec:
     """One that says nearly all there is to say."""
     said: dict[str, Any] = {
         "ip": "192.168.83.3",
@@ -73,7 +73,7 @@ def everything(**keys: Any) -> Workspace:
 
 def surroundings(**keys: Any) -> Surroundings:
     known: dict[str, Any] = {
-        "places": PLACES,
+        "layout": LAYOUT,
         "network": NETWORK,
         "image_root": "/var/lib/hutch/images/debian-trixie-0123456789ab/root",
         "uid_base": 0x7000_0000,

@@ -27,7 +27,7 @@ LAYERS = (
     ("api",),
     ("prove",),
     ("apply",),
-    ("plan", "backends", "guest", "runtime", "access", "confine", "host", "images", "state"),
+    ("plan", "backends", "guest", "runtime", "access", "seccomp", "host", "images", "state"),
     ("egress",),
     ("spec",),
     ("run", "files", "trees"),
@@ -38,7 +38,7 @@ RANK = {layer: len(LAYERS) - row for row, layers in enumerate(LAYERS) for layer 
 
 # These compute and touch nothing, so they import none that does.
 PURE = ("plan", "backends", "guest")
-IMPURE_LAYERS = frozenset({"run", "files", "trees", "host", "runtime", "access", "confine", "images", "state"})
+IMPURE_LAYERS = frozenset({"run", "files", "trees", "host", "runtime", "access", "seccomp", "images", "state"})
 IMPURE_MODULES = frozenset(
     {"asyncio", "ctypes", "fcntl", "glob", "io", "multiprocessing", "pty", "shutil", "signal", "socket", "subprocess"}
     | {"tempfile", "threading", "time"}
@@ -227,7 +227,7 @@ ROOTS_OWN = {
     "hutch/host/services/listen.py": "a socket in the runtime directory",
     "hutch/host/storage/shares.py": "ensure_closed: a workspace's own directory, whose parent is root's",
     "hutch/host/identity/ssh.py": "a key's file, in a directory of root's",
-    "hutch/host/network/warden.py": "a directory of the state or runtime directory",
+    "hutch/host/network/egress_proxy.py": "a directory of the state or runtime directory",
     "hutch/images/source.py": "the tree that a file names as its image, which is only looked at",
 }
 

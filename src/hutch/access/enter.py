@@ -17,12 +17,12 @@ import sys
 from typing import NoReturn
 
 from hutch.access.streams import BY_FORCE, Streams, captured, own_streams
-from hutch.confine.install import install_filters, leave_keyring, read_filters
 from hutch.errors import HutchError
 from hutch.files import kept_open
 from hutch.frozen import dataclass
 from hutch.host.services.cgroup import Cgroup
 from hutch.host.services.process import open_process, start_time
+from hutch.seccomp.install import install_filters, leave_keyring, read_filters
 
 PR_SET_DUMPABLE, PR_CAPBSET_DROP = 4, 24
 NAMESPACES = 0x1000_0000 | 0x0002_0000 | 0x0400_0000 | 0x0800_0000 | 0x2000_0000 | 0x4000_0000 | 0x0200_0000

@@ -20,15 +20,15 @@ from hutch.runtime.observe import are_shown, observe, observe_facts
 from hutch.spec.record import Observation
 
 if TYPE_CHECKING:
-    from hutch.spec.model import Workspace
-    from hutch.spec.names import Places
+    from hutch.spec.model import WorkspaceSpec
+    from hutch.spec.names import Layout
     from hutch.spec.record import Record
 
 GRACE = 2.0  # seconds that it may take to end what is to be ended
 
 
 def run_inside(
-    places: Places,
+    layout: Layout,
     record: Record,
     argv: Sequence[str],
     *,
@@ -42,7 +42,7 @@ def run_inside(
     `capture` is a descriptor that takes its output instead. `env` adds to the environment of a login session; `cwd` is
     relative to home. HutchError when the workspace does not run.
     """
-    name, now = record.name, observe(places, record.name)
+    name, now = record.name, observe(layout, record.name)
     booted = record.effective
     if now.state != "running":
         raise HutchError(f"{name} is {now.state}", resolution=f"`hutch start {name}`")
@@ -50,10 +50,10 @@ def run_inside(
     login = login_of(booted, root=root)
     if env or cwd:
         login = replace(login, env=(*booted.env, *(env or {}).items()), cwd=cwd and os.path.join(login.home, cwd))
-    return way(Inside(places, name, booted, now), login, list(argv), capture)
+    return way(Inside(layout, name, booted, now), login, list(argv), capture)
 
 
-def told_inside(places: Places, record: Record, argv: Sequence[str], *, seconds: float) -> int | None:
+def told_inside(layout: Layout, record: Record, argv: Sequence[str], *, seconds: float) -> int | None:
     """Run a command as root, with nobody to hear it; returns its exit code, None when it did not end in time.
 
     A guest's root can keep a command of ours, and whoever waits for it, from ever ending: by tracing it, by a file
@@ -69,7 +69,7 @@ def told_inside(places: Places, record: Record, argv: Sequence[str], *, seconds:
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(nowhere, stream)
-            code = run_inside(places, record, argv, root=True, capture=nowhere)
+            code = run_inside(layout, record, argv, root=True, capture=nowhere)
         finally:
             os._exit(code)
     with kept_open(os.pidfd_open(child)) as pidfd:
@@ -84,7 +84,7 @@ def told_inside(places: Places, record: Record, argv: Sequence[str], *, seconds:
     return None
 
 
-def login_of(booted: Workspace, *, root: bool) -> Login:
+def login_of(booted: WorkspaceSpec, *, root: bool) -> Login:
     """As whom a command runs: the login user, or root."""
     if root:
         return Login("root", 0, "/root", "/bin/bash", booted.env)
@@ -96,9 +96,9 @@ def login_of(booted: Workspace, *, root: bool) -> Login:
 class Inside:
     """A workspace that runs: what it was booted from, and how it stands."""
 
-    places: Places
+    layout: Layout
     name: str
-    booted: Workspace
+    booted: WorkspaceSpec
     now: Observation
 
 
@@ -111,20 +111,20 @@ def enter_container(inside: Inside, login: Login, argv: list[str], capture: int 
 def reach_by_ssh(inside: Inside, login: Login, argv: list[str], capture: int | None) -> int:
     """With hutch's own key; for who is not root, by their own ssh, as hutch has configured it, with keys that the
     workspace knows."""
-    from hutch.access.remote import Target, run_remotely  # `exec` in a container starts without ssh
+    from hutch.access.remote import RemoteTarget, run_remotely  # `exec` in a container starts without ssh
     from hutch.access.remote_script import Command
     from hutch.host.hardware import vsock
     from hutch.host.identity import ssh
 
-    places, booted, leader = inside.places, inside.booted, inside.now.leader
+    layout, booted, leader = inside.layout, inside.booted, inside.now.leader
     assert booted.ip is not None
     is_own, proxy = os.geteuid() != 0, ""
     if is_own:
         leader = leader if are_shown() else None
     else:
-        traits = traits_named(booted, observe_facts(places, inside.name).get("hypervisor", ""))
+        traits = traits_named(booted, observe_facts(layout, inside.name).get("hypervisor", ""))
         proxy = ssh.proxy_of(booted, traits, has_vsock=vsock.can_open(vsock.DEVICE))
         proxy = "" if proxy and ssh.answers(booted.ip) else proxy
-    target = Target(places, ssh.Peer(inside.name, booted.ip, booted.user, proxy=proxy), leader, by_own_key=is_own)
+    target = RemoteTarget(layout, ssh.Peer(inside.name, booted.ip, booted.user, proxy=proxy), leader, by_own_key=is_own)
     command = Command(login.home, login.environment(), argv, login.cwd)
     return run_remotely(target, command, root=login.uid == 0, capture=capture)

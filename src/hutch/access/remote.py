@@ -41,7 +41,7 @@ from hutch.frozen import dataclass
 from hutch.host.identity.ssh import Peer, render_argv, render_own_argv
 from hutch.host.services.process import open_process
 from hutch.run import TimeoutExpired
-from hutch.spec.names import SUN_PATH, Places
+from hutch.spec.names import SUN_PATH, Layout
 
 PATIENCE = 60.0  # seconds that a guest may take to get as far as the command
 SILENCE = 1.0  # seconds without output after which a command that ended has said all; what it left behind may not
@@ -53,18 +53,18 @@ CAUGHT = (*SIGNALS, BY_FORCE)
 
 
 @dataclass(frozen=True)
-class Target:
+class RemoteTarget:
     """A workspace to reach. `leader` is (pid, start time) of a process that lives as long as it runs. `by_own_key` is
     for who is not root: with the caller's configuration and environment, since an agent may hold the key."""
 
-    places: Places
+    layout: Layout
     peer: Peer
     leader: tuple[int, int] | None = None
     by_own_key: bool = False
 
     def socket(self, nonce: str) -> str:
         """Where the two sessions meet, in a directory of the caller's alone; "" for a connection each."""
-        directory = str(self.places.runtime(self.peer.name))
+        directory = str(self.layout.runtime(self.peer.name))
         if self.by_own_key:
             directory = os.environ.get("XDG_RUNTIME_DIR", "")
             if not re.fullmatch(r"(/[A-Za-z0-9_.+-]+)+", directory, re.ASCII) or not os.access(directory, os.W_OK):
@@ -73,7 +73,7 @@ class Target:
         return path if len(path) + SSH_SUFFIX <= SUN_PATH else ""
 
 
-def run_remotely(target: Target, command: Command, *, root: bool = False, capture: int | None = None) -> int:
+def run_remotely(target: RemoteTarget, command: Command, *, root: bool = False, capture: int | None = None) -> int:
     """Run a command inside as the login user, or as root, and return its exit code, 128 + n when signal n ended it.
 
     On a terminal the command gets one of its own. `capture` is a descriptor that takes the command's output instead of
@@ -149,7 +149,7 @@ def _blocked() -> Iterator[None]:
 class _Remote:
     """The command's session, and the one that watches it."""
 
-    def __init__(self, target: Target, capture: int | None) -> None:
+    def __init__(self, target: RemoteTarget, capture: int | None) -> None:
         self.target, self.name = target, target.peer.name
         self.capture = capture
         self.terminal = capture is None and os.isatty(0) and os.isatty(1)
@@ -171,9 +171,9 @@ class _Remote:
 
     def _start(self, ears: list[Ear], *, is_first: bool) -> Session:
         terminal = is_first and self.terminal
-        places, peer, line = self.target.places, self.target.peer, render_line(self.nonce)
+        layout, peer, line = self.target.layout, self.target.peer, render_line(self.nonce)
         render = render_own_argv if self.target.by_own_key else render_argv
-        argv = render(places, peer, line, terminal=terminal, control=self.socket, is_first=is_first)
+        argv = render(layout, peer, line, terminal=terminal, control=self.socket, is_first=is_first)
         return Session(argv, ears, terminal=terminal, env=os.environ if self.target.by_own_key else {})
 
     def prepare(self, command: Command, root: bool, caught: _Caught) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hutch.api.engine import Hutch, Progress, silent
 from hutch.errors import troubles_told
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 if TYPE_CHECKING:
     from hutch.plan.actions import Plan
@@ -65,6 +65,6 @@ def up(
     from hutch.api.job import Call, change
 
     options = {"start": start, "prune": prune, "adopt": adopt}
-    call = Call(Places.from_environment(), "up", {"config": config, "names": tuple(names), **options})
+    call = Call(Layout.from_environment(), "up", {"config": config, "names": tuple(names), **options})
     plan: Plan = change(call, listen=listen, progress=progress)
     return plan

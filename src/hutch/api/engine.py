@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hutch.apply.mending import mended
+from hutch.apply.restoring import with_restored_records
 from hutch.errors import Problem, UsageError, ways_in
 from hutch.runtime.observe import observe, observe_facts
 from hutch.spec.model import has_effect
-from hutch.spec.names import Places, is_name
+from hutch.spec.names import Layout, is_name
 from hutch.spec.record import Observation, Record, has_processes, present, state_of
 from hutch.state import read_network, read_record, read_records
 
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from hutch.api.proving import Proof
     from hutch.apply.explaining import Section
     from hutch.apply.up import Confirm
-    from hutch.egress.record import Record as Event
-    from hutch.host.identity.shown import Shown
+    from hutch.egress.record import EgressEvent
+    from hutch.host.identity.user_view import UserView
     from hutch.plan.actions import Plan, Verb
-    from hutch.prove.model import Result
+    from hutch.prove.model import ProbeResult
     from hutch.runtime.control import Listener
-    from hutch.spec.model import Config, Network
-    from hutch.spec.model import Workspace as Spec
+    from hutch.spec.model import Config, Network, WorkspaceSpec
 
 Progress = Callable[[str, str, float], None]
 """Told (image, stage, fraction from 0 to 1) while an image is built."""
@@ -43,8 +42,8 @@ class Hutch:
     Every method that changes the host takes the lock for as long as it needs it and may be called again.
     """
 
-    def __init__(self, places: Places | None = None, *, listen: Listener = silent, progress: Progress = silent) -> None:
-        self.places = places or Places.from_environment()
+    def __init__(self, layout: Layout | None = None, *, listen: Listener = silent, progress: Progress = silent) -> None:
+        self.layout = layout or Layout.from_environment()
         self.listen = listen
         self.progress = progress
 
@@ -60,11 +59,11 @@ class Hutch:
 
         host = observe_capacity()
 
-        def check_here(name: str, workspace: Spec, network: Network) -> Iterable[Problem]:
+        def check_here(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[Problem]:
             yield from check(name, workspace, network)
             yield from check_host({name: workspace}, host.memory, host.cpus)
 
-        return load(find_file(path), places=self.places, check=check_here)
+        return load(find_file(path), layout=self.layout, check=check_here)
 
     def plan(
         self,
@@ -83,9 +82,9 @@ class Hutch:
         # Spares the start-up of `hutch ls`.
         from hutch.apply.planning import make_plan
 
-        return make_plan(self.places, config, names, start=start, prune=prune, adopt=adopt)
+        return make_plan(self.layout, config, names, start=start, prune=prune, adopt=adopt)
 
-    @mended
+    @with_restored_records
     def up(
         self,
         config: Config,
@@ -104,8 +103,8 @@ class Hutch:
         from hutch.apply.planning import make_plan
         from hutch.apply.up import up
 
-        make = partial(make_plan, self.places, config, names, start=start, prune=prune, adopt=adopt)
-        return up(self.places, config, make, confirm=confirm, listen=self.listen, progress=self.progress)
+        make = partial(make_plan, self.layout, config, names, start=start, prune=prune, adopt=adopt)
+        return up(self.layout, config, make, confirm=confirm, listen=self.listen, progress=self.progress)
 
     def ssh_problem(self) -> str:
         """Why plain `ssh workspace-NAME` does not work on this host, "" when it does."""
@@ -136,46 +135,46 @@ class Hutch:
         """The records of all existing workspaces by name; for who is not root, of those that they may see."""
         if os.geteuid() != 0:
             # Spares the start-up of `hutch ls` for root.
-            from hutch.host.identity.shown import read_all_shown
+            from hutch.host.identity.user_view import visible_records
 
-            return read_all_shown(self.places)
-        return present(read_records(self.places))
+            return visible_records(self.layout)
+        return present(read_records(self.layout))
 
     def record(self, name: str) -> Record:
         """One record; UsageError when there is no such workspace."""
         if not is_name(name):
             raise UsageError(f"{name!r} is not the name of a workspace")
         if os.geteuid() == 0:
-            record = read_record(self.places, name)
+            record = read_record(self.layout, name)
         else:
-            shown = self._shown(name)
-            record = shown.record if shown else None
+            view = self._user_view(name)
+            record = view.record if view else None
         if record is not None and record.removed and record.ejected:
             raise UsageError(f"{name} was ejected and is not hutch's any more", resolution=f"see {record.ejected}")
         if record is None or record.removed:
             raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them; `hutch up` makes them")
         return record
 
-    def _shown(self, name: str) -> Shown | None:
+    def _user_view(self, name: str) -> UserView | None:
         # Spares the start-up of `hutch ls` for root.
-        from hutch.host.identity.shown import read_shown
+        from hutch.host.identity.user_view import read_user_view
 
-        return read_shown(self.places, name)
+        return read_user_view(self.layout, name)
 
     def observe(self, name: str) -> Observation:
-        return observe(self.places, name)
+        return observe(self.layout, name)
 
-    @mended
+    @with_restored_records
     def start(self, names: Sequence[str]) -> None:
         """Start workspaces; returns when they are ready."""
         self._turn("start", names)
 
-    @mended
+    @with_restored_records
     def stop(self, names: Sequence[str]) -> None:
         """Stop workspaces; their state stays."""
         self._turn("stop", names)
 
-    @mended
+    @with_restored_records
     def restart(self, names: Sequence[str]) -> None:
         """Stop and start workspaces. What could not be started again is not stopped."""
         self._turn("restart", names)
@@ -184,57 +183,57 @@ class Hutch:
         # Spares the start-up of `hutch ls`.
         from hutch.apply.turning import turn
 
-        turn(self.places, verb, names, self.record, self.listen)
+        turn(self.layout, verb, names, self.record, self.listen)
 
-    @mended
+    @with_restored_records
     def remove(self, name: str, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
         """Stop and remove. Without `force`, refuses while unsaved git work or a live session is in the way."""
         # Spares the start-up of `hutch ls`.
         from hutch.apply.leaving import remove
 
-        return remove(self.places, name, self.listen, purge=purge, force=force)
+        return remove(self.layout, name, self.listen, purge=purge, force=force)
 
-    @mended
-    def withdraw(self, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
+    @with_restored_records
+    def uninstall(self, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
         """Stop all workspaces and take hutch off this host. Homes, keys, images and records stay, so that `up` brings
         the same workspaces back. With `purge` they go too; without `force`, not while unsaved git work or a live
         session is in the way."""
         # Spares the start-up of `hutch ls`.
-        from hutch.apply.leaving import withdraw
+        from hutch.apply.leaving import uninstall
 
-        return withdraw(self.places, self.listen, purge=purge, force=force)
+        return uninstall(self.layout, self.listen, purge=purge, force=force)
 
-    @mended
+    @with_restored_records
     def eject(self, name: str, to: Path | None = None, *, confirm: Callable[[str], None] = silent) -> Path:
         """Have a workspace go on as plain units and files, without hutch; returns the directory that has all of it:
         `to`, or one beside hutch's own. `confirm` is asked before anything is touched, and told what is to be."""
         # Spares the start-up of `hutch ls`.
         from hutch.apply.leaving import eject
 
-        return eject(self.places, name, to, self.listen, find=self.record, confirm=confirm)
+        return eject(self.layout, name, to, self.listen, find=self.record, confirm=confirm)
 
     def explain(self, name: str) -> tuple[Section, ...]:
         """The commands, rules and files behind a workspace, as its next start would make them."""
         # Spares the start-up of `hutch ls`.
         from hutch.apply.explaining import explain
 
-        return explain(self.places, self.record(name))
+        return explain(self.layout, self.record(name))
 
-    def egress(self, name: str) -> list[Event]:
+    def egress(self, name: str) -> list[EgressEvent]:
         """What a workspace asked for and reached, as far as that is recorded, oldest first."""
         # Spares the start-up of `hutch ls`.
         from hutch.egress.journal import read
 
         self.record(name)
-        return read(self.places.egress, name)
+        return read(self.layout.egress, name)
 
-    def follow_egress(self, name: str) -> Generator[list[Event], None, None]:
+    def follow_egress(self, name: str) -> Generator[list[EgressEvent], None, None]:
         """The same, in one, and then what is recorded from now on, as it comes. Never ends by itself."""
         # Spares the start-up of `hutch ls`.
         from hutch.egress.journal import follow
 
         self.record(name)
-        return follow(self.places.egress, name)
+        return follow(self.layout.egress, name)
 
     def suggest_egress(self, name: str) -> str:
         """A list for hutch.toml, made of what the workspace has and what it asked for and reached beyond that."""
@@ -251,16 +250,16 @@ class Hutch:
         target: tuple[str, int] = ("deb.debian.org", 80),
         only: Sequence[str] = (),
         types: Sequence[str] | None = None,
-        told: Callable[[tuple[Result, ...]], None] = silent,
+        told: Callable[[tuple[ProbeResult, ...]], None] = silent,
     ) -> Proof:
         """Try what is promised, from inside: in a workspace that runs, or in a throw-away one of each kind, made from
         what the first one of `config` is made from. `target` is a public name and port, `only` the numbers of promises
         and names of probes that are asked for, all without; `told` hears the results of each workspace as soon as they
         are there. `types` are the kinds of throw-away workspaces."""
         # Spares the start-up of `hutch ls`.
-        from hutch.api.proving import TYPES, Order, prove_on
+        from hutch.api.proving import TYPES, ProofRequest, prove_on
 
-        return prove_on(self, name, config, Order(target, tuple(only), tuple(types or TYPES), told))
+        return prove_on(self, name, config, ProofRequest(target, tuple(only), tuple(types or TYPES), told))
 
     def status(self, name: str) -> dict[str, Any]:
         """One entry of `hutch status --json`."""
@@ -275,12 +274,12 @@ class Hutch:
         # Spares the start-up of `hutch ls`.
         from hutch.apply.inspecting import warnings_of
 
-        record = read_network(self.places)
-        return warnings_of(self.places, record.network if record else None, read_records(self.places))
+        record = read_network(self.layout)
+        return warnings_of(self.layout, record.network if record else None, read_records(self.layout))
 
     def describe(self, record: Record) -> dict[str, Any]:
         """The same, for whoever has the record."""
-        now = observe(self.places, record.name)
+        now = observe(self.layout, record.name)
         return describe(record, now, self._facts(record, now))
 
     def _facts(self, record: Record, now: Observation) -> Mapping[str, str]:
@@ -289,9 +288,9 @@ class Hutch:
         if not runs or not has_effect("hypervisor", record.effective.type):
             return {}
         if os.geteuid() != 0:
-            shown = self._shown(record.name)
-            return shown.facts if shown else {}
-        return observe_facts(self.places, record.name)
+            view = self._user_view(record.name)
+            return view.facts if view else {}
+        return observe_facts(self.layout, record.name)
 
 
 def describe(record: Record, now: Observation, facts: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -27,26 +27,26 @@ class Images:
     def build(self, config: Config, names: Sequence[str] = ()) -> list[str]:
         """Build the images of the named workspaces, or of all; returns their ids."""
         chosen = {name: config.workspaces[name] for name in config.select(names)}
-        ensure_images(self.hutch.places, chosen, config.network, config.file, self.hutch.progress)
-        return sorted({recipe_of(self.hutch.places, workspace).id for workspace in chosen.values()})
+        ensure_images(self.hutch.layout, chosen, config.network, config.file, self.hutch.progress)
+        return sorted({recipe_of(self.hutch.layout, workspace).id for workspace in chosen.values()})
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove images; HutchError, before anything is removed, when a workspace uses one."""
-        with lock(self.hutch.places):
+        with lock(self.hutch.layout):
             users = {image.id: those for image, those in self.observe().items()}
             wrong = [f"{id} is used by {', '.join(users[id])}" for id in ids if users.get(id)]
             wrong += [f"there is no image {id}" for id in ids if id not in users]
             if wrong:
                 raise HutchError("no image was removed", details="\n".join(wrong))
             for id in dict.fromkeys(ids):
-                remove_image(id, self.hutch.places)
+                remove_image(id, self.hutch.layout)
 
     def prune(self) -> list[str]:
         """Remove every image that no workspace uses; returns their ids."""
         found = self.observe()
         unused = [image.id for image, users in found.items() if not users]
         self.remove(unused)
-        prune_machines(self.hutch.places, keep=[image.id for image, users in found.items() if users])
+        prune_machines(self.hutch.layout, keep=[image.id for image, users in found.items() if users])
         return unused
 
     def observe(self) -> Mapping[Image, tuple[str, ...]]:
@@ -54,5 +54,5 @@ class Images:
         used = {r.name: (r.image, r.booted.image if r.booted else None) for r in self.hutch.records().values()}
         return {
             image: tuple(name for name, those in used.items() if image.id in those)
-            for image in observe_images(self.hutch.places)
+            for image in observe_images(self.hutch.layout)
         }

@@ -22,7 +22,7 @@ from hutch.access.piped import Piped, Take, current_canceller
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.run import describe, start
-from hutch.spec.names import HANDED_ON, Places
+from hutch.spec.names import HANDED_ON, Layout
 from hutch.spec.programs import own_program
 
 HEADER = struct.Struct("!I")  # the length of the frame that follows
@@ -36,7 +36,7 @@ class Call:
     """A method of a Hutch, or of one of its workspaces, with its arguments. `end_by` is the signal that ends it early,
     and that it gets when its caller is gone."""
 
-    places: Places
+    layout: Layout
     method: str
     arguments: Mapping[str, Any]
     workspace: str = ""

@@ -21,10 +21,10 @@ from hutch.frozen import dataclass
 from hutch.host.services.lock import lock
 from hutch.prove.ground import make_decoys, only_one, remove_ground, start_outside
 from hutch.prove.known import check_known
-from hutch.prove.model import Result
+from hutch.prove.model import ProbeResult
 from hutch.prove.run import Talk, Task, prove, sweep
 from hutch.prove.subject import Subject
-from hutch.spec.model import Config, Network, Publish, Workspace
+from hutch.spec.model import Config, Network, Publish, WorkspaceSpec
 from hutch.state import read_network, read_records, write_network
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ LISTENING = 4242  # the port inside, of what is published
 LISTS = "5"  # the promise about egress lists
 SECONDS = 180.0  # for the whole conversation with one workspace
 
-Told = Callable[[tuple[Result, ...]], None]
+Told = Callable[[tuple[ProbeResult, ...]], None]
 """Told the results of each workspace as soon as they are there."""
 
 
@@ -45,7 +45,7 @@ Told = Callable[[tuple[Result, ...]], None]
 class Proof:
     """All results, and for each kind of workspace that was left out, why."""
 
-    results: tuple[Result, ...]
+    results: tuple[ProbeResult, ...]
     left_out: Mapping[str, str]
 
     @property
@@ -54,7 +54,7 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Order:
+class ProofRequest:
     """What is asked for. `target` is a public name and port, `only` are numbers of promises and names of probes, all
     without; `types` are the kinds of throw-away workspaces."""
 
@@ -64,63 +64,63 @@ class Order:
     told: Told
 
 
-def prove_on(hutch: Hutch, name: str | None, config: Config | None, order: Order) -> Proof:
+def prove_on(hutch: Hutch, name: str | None, config: Config | None, order: ProofRequest) -> Proof:
     """Try promises: on a workspace that runs, or on a throw-away one of each kind. `config` is where the first
     workspace's image is taken from."""
     check_known(order.only)
-    with only_one(hutch.places):
+    with only_one(hutch.layout):
         # What a killed run left. The place beyond the host goes first: whoever leaves last puts the host's settings
         # back, unless there is another interface that it might forward packets for.
-        remove_ground(hutch.places)
+        remove_ground(hutch.layout)
         remove_leftovers(hutch)
-        for record in read_records(hutch.places).values():
-            sweep(hutch.places, record)
+        for record in read_records(hutch.layout).values():
+            sweep(hutch.layout, record)
         if name is not None:
             return Proof(prove_running(hutch, name, order), {})
         return prove_throw_away(hutch, config, order)
 
 
-def prove_running(hutch: Hutch, name: str, order: Order) -> tuple[Result, ...]:
+def prove_running(hutch: Hutch, name: str, order: ProofRequest) -> tuple[ProbeResult, ...]:
     hutch.record(name)
     if hutch.observe(name).state != "running":
         raise UsageError(f"{name} does not run", resolution=f"`hutch start {name}`")
-    network = read_network(hutch.places)
+    network = read_network(hutch.layout)
     if network is None:
         raise HutchError("the network is not set up", resolution="`hutch up` does that")
-    with start_outside(hutch.places, network.network) as outside:
-        make_decoys(hutch.places, network.network)
+    with start_outside(hutch.layout, network.network) as outside:
+        make_decoys(hutch.layout, network.network)
         found = try_one(hutch, name, Task(network.network, outside, order.target, only=order.only))
         order.told(found)
         return found
 
 
-def prove_throw_away(hutch: Hutch, config: Config | None, order: Order) -> Proof:
-    before = read_network(hutch.places)
+def prove_throw_away(hutch: Hutch, config: Config | None, order: ProofRequest) -> Proof:
+    before = read_network(hutch.layout)
     network = before.network if before else config.network if config else Network()
-    results: list[Result] = []
+    results: list[ProbeResult] = []
     with ExitStack() as undo:
         # The place beyond the host is taken away before the workspaces are: the last of them puts the host's settings
         # back.
         undo.callback(remove_leftovers, hutch)
-        outside = undo.enter_context(start_outside(hutch.places, network))
+        outside = undo.enter_context(start_outside(hutch.layout, network))
         workspaces, left_out = throw_away(hutch, config, order, outside)
         hutch.up(Config(origin(hutch), network, workspaces))
-        settled = read_network(hutch.places)
-        assert settled is not None
+        record = read_network(hutch.layout)
+        assert record is not None
         if before is not None:  # the network is still whose it was
-            with lock(hutch.places):
-                write_network(hutch.places, replace(settled, file=before.file))
-        make_decoys(hutch.places, settled.network)
+            with lock(hutch.layout):
+                write_network(hutch.layout, replace(record, file=before.file))
+        make_decoys(hutch.layout, record.network)
         for name, workspace in workspaces.items():
             asked = order.only if workspace.egress == "internet" else order.only or (LISTS,)
-            found = try_one(hutch, name, Task(settled.network, outside, order.target, is_ours=True, only=asked))
+            found = try_one(hutch, name, Task(record.network, outside, order.target, is_ours=True, only=asked))
             order.told(found)
             results += found
     return Proof(tuple(results), left_out)
 
 
-def try_one(hutch: Hutch, name: str, task: Task) -> tuple[Result, ...]:
-    subject = Subject(hutch.places, hutch.record(name), hutch.observe(name))
+def try_one(hutch: Hutch, name: str, task: Task) -> tuple[ProbeResult, ...]:
+    subject = Subject(hutch.layout, hutch.record(name), hutch.observe(name))
     return prove(subject, task, talk_to(hutch, name))
 
 
@@ -129,7 +129,7 @@ def talk_to(hutch: Hutch, name: str) -> Talk:
 
     def talk(argv: Sequence[str], sentences: Iterator[bytes | None], take: Callable[[bytes], None]) -> int:
         with suppress(Overdue):
-            return carry_through(call_of(hutch.places, name, argv, root=True), take, take, sentences, SECONDS)
+            return carry_through(call_of(hutch.layout, name, argv, root=True), take, take, sentences, SECONDS)
         return 128 + 9
 
     return talk
@@ -140,23 +140,23 @@ def talk_to(hutch: Hutch, name: str) -> Talk:
 
 def origin(hutch: Hutch) -> str:
     """The file that they are said to be of."""
-    return str(hutch.places.state / "prove")
+    return str(hutch.layout.state / "prove")
 
 
 def throw_away(
-    hutch: Hutch, config: Config | None, order: Order, outside: tuple[str, str] | None
-) -> tuple[dict[str, Workspace], dict[str, str]]:
+    hutch: Hutch, config: Config | None, order: ProofRequest, outside: tuple[str, str] | None
+) -> tuple[dict[str, WorkspaceSpec], dict[str, str]]:
     """One of each kind that this host can run, and a container with a list, by name; and why a kind is left out. What
     they are made from is the first workspace's of the file."""
     first = next(iter(config.workspaces.values()), None) if config else None
     made_from = ("image", "packages", "setup", "owner")
     shown = {key: getattr(first, key) for key in made_from} if first else {}
-    taken, made, left_out = read_records(hutch.places), {}, {}
+    taken, made, left_out = read_records(hutch.layout), {}, {}
     listed = (f"{order.target[0]}:{order.target[1]}", *((f"{outside[1]}/32",) if outside else ()))
     kinds = [*((type, type, "internet") for type in TYPES), ("list", "container", listed)]
     for kind, type, egress in (kind for kind in kinds if kind[1] in order.types):
         memory = (first.memory if first else None) or MEMORY
-        workspace = Workspace(type=type, memory=memory, vcpus=1, egress=egress, **shown)  # type: ignore[arg-type]
+        workspace = WorkspaceSpec(type=type, memory=memory, vcpus=1, egress=egress, **shown)  # type: ignore[arg-type]
         if kind in TYPES:
             workspace = replace(workspace, publish=published(outside))
         try:
@@ -183,11 +183,11 @@ def free_port(address: str) -> int:
 
 def remove_leftovers(hutch: Hutch) -> None:
     """All throw-away workspaces, with everything of theirs."""
-    found = [record for record in read_records(hutch.places).values() if record.file == origin(hutch)]
+    found = [record for record in read_records(hutch.layout).values() if record.file == origin(hutch)]
     if not found:
         return
-    with lock(hutch.places):
-        recover(hutch.places, hutch.listen)
+    with lock(hutch.layout):
+        recover(hutch.layout, hutch.listen)
         for record in found:
-            if record.name in read_records(hutch.places):
-                remove(hutch.places, record, purge=True)
+            if record.name in read_records(hutch.layout):
+                remove(hutch.layout, record, purge=True)

@@ -17,7 +17,7 @@ from hutch.errors import UsageError, lacks_root
 from hutch.frozen import dataclass
 from hutch.run import PIPE
 from hutch.spec.entries import EnvironmentTable
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 if TYPE_CHECKING:
     from hutch.api.workspace import Argument, Workspace
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PATIENCE = 5.0  # seconds that a command which is killed has until what carries it is killed too
 
 
-class Options(TypedDict, total=False):
+class RunOptions(TypedDict, total=False):
     """The options of `Workspace.run` that do not change what it returns."""
 
     root: bool
@@ -38,7 +38,7 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Order:
+class RunRequest:
     """What `Workspace.run` is asked for."""
 
     argv: Sequence[Argument]
@@ -53,10 +53,10 @@ class Order:
     max_output: int
 
 
-def run(workspace: Workspace, order: Order) -> Result[str] | Result[bytes] | Result[None]:
+def run(workspace: Workspace, order: RunRequest) -> Result[str] | Result[bytes] | Result[None]:
     """Run a command to its end."""
     words = check_words(order.argv)
-    call = call_of(workspace.hutch.places, workspace.name, words, root=order.root, env=order.env, cwd=order.cwd)
+    call = call_of(workspace.hutch.layout, workspace.name, words, root=order.root, env=order.env, cwd=order.cwd)
     given = order.input.encode() if isinstance(order.input, str) else order.input
     stdout, stderr = (Kept(order.max_output), Kept(order.max_output)) if order.capture else (None, None)
     stdin = PIPE if given is not None else None if order.capture else 0
@@ -103,7 +103,7 @@ def check_words(argv: Sequence[Argument]) -> tuple[str, ...]:
 
 
 def call_of(
-    places: Places,
+    layout: Layout,
     name: str,
     argv: Sequence[str],
     *,
@@ -116,7 +116,7 @@ def call_of(
             raise UsageError(f"{variable!r} cannot be set as a variable")
     where = os.fspath(cwd) if cwd is not None else ""
     arguments = {"argv": list(argv), "root": root, "env": dict(env or {}), "cwd": where}
-    return Call(places, "attach", arguments, name, end_by=BY_FORCE)
+    return Call(layout, "attach", arguments, name, end_by=BY_FORCE)
 
 
 @contextmanager

@@ -65,6 +65,6 @@ def _carry_out(call: Call, control: socket.socket) -> object:
             control.sendall(frame((kind, words)))
 
     lock.listener = lambda holder: tell("listen", "", "waiting", f"for {holder}")
-    hutch = Hutch(call.places, listen=partial(tell, "listen"), progress=partial(tell, "progress"))
+    hutch = Hutch(call.layout, listen=partial(tell, "listen"), progress=partial(tell, "progress"))
     target = Workspace(call.workspace, hutch) if call.workspace else hutch
     return getattr(target, call.method)(**call.arguments)

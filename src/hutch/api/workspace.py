@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from hutch.api.result import Copied, Result
-    from hutch.api.running import Options
+    from hutch.api.running import RunOptions
 
 MAX_OUTPUT = 64 << 20  # bytes of a command's output that are kept in memory
 MAX_COPY = 16 << 30  # bytes that a workspace may hand out in one go
@@ -45,7 +45,7 @@ class Workspace:
         # Spares the start-up of `hutch exec`.
         from hutch.api.job import Call, change
 
-        change(Call(self.hutch.places, method, {"names": [self.name]}), listen=self.hutch.listen)
+        change(Call(self.hutch.layout, method, {"names": [self.name]}), listen=self.hutch.listen)
 
     def status(self) -> dict[str, Any]:
         """How it stands: the same as an entry of `hutch status --json`."""
@@ -58,7 +58,7 @@ class Workspace:
         *,
         capture: Literal[False] = False,
         text: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[RunOptions],
     ) -> Result[None]: ...
 
     @overload
@@ -68,12 +68,12 @@ class Workspace:
         *,
         capture: Literal[True],
         text: Literal[False] = False,
-        **options: Unpack[Options],
+        **options: Unpack[RunOptions],
     ) -> Result[bytes]: ...
 
     @overload
     def run(
-        self, argv: Sequence[Argument], *, capture: Literal[True], text: Literal[True], **options: Unpack[Options]
+        self, argv: Sequence[Argument], *, capture: Literal[True], text: Literal[True], **options: Unpack[RunOptions]
     ) -> Result[str]: ...
 
     def run(
@@ -101,9 +101,9 @@ class Workspace:
         `max_output` bytes is killed as well. HutchError when the workspace does not run.
         """
         # Spares the start-up of `hutch exec`.
-        from hutch.api.running import Order, run
+        from hutch.api.running import RunRequest, run
 
-        return run(self, Order(argv, root, input, capture, text, check, env, cwd, timeout, max_output))
+        return run(self, RunRequest(argv, root, input, capture, text, check, env, cwd, timeout, max_output))
 
     def put(self, source: Argument, target: Argument, *, timeout: float | None = None, into: bool = False) -> Copied:
         """Copy a file or a directory of the host to `target` inside, as the login user; see `get`.
@@ -112,8 +112,8 @@ class Workspace:
         modes and times are kept. Needs tar inside.
         """
         # Spares the start-up of `hutch exec`.
-        from hutch.api.carriers import own_side
         from hutch.api.copying import put
+        from hutch.api.transports import own_side
 
         return put(own_side(self, timeout), source, target, into=into)
 
@@ -140,8 +140,8 @@ class Workspace:
         what is returned. Nobody but the owner may write what comes, and nothing is setuid.
         """
         # Spares the start-up of `hutch exec`.
-        from hutch.api.carriers import own_side
         from hutch.api.copying import get
+        from hutch.api.transports import own_side
 
         return get(own_side(self, timeout), source, target, limit=limit, into=into)
 
@@ -164,4 +164,4 @@ class Workspace:
         from hutch.access.inside import run_inside
 
         record = self.hutch.record(self.name)
-        return run_inside(self.hutch.places, record, argv, root=root, capture=capture, env=env, cwd=cwd)
+        return run_inside(self.hutch.layout, record, argv, root=root, capture=capture, env=env, cwd=cwd)

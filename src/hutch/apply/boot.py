@@ -1,8 +1,8 @@
-"""The host's side as a unit: what settles the host when it boots, and clears it when systemd is told to stop all. A
+"""The host's side as a unit: what reconciles the host when it boots, and clears it when systemd is told to stop all. A
 short program; nothing of it stays.
 
-The command line settles the host itself and then starts services that want this unit, and it holds the lock meanwhile.
-So nothing is done, and no lock waited for, where what is asked for is so already.
+The command line reconciles the host itself and then starts services that want this unit, and it holds the lock
+meanwhile. So nothing is done, and no lock waited for, where what is asked for is so already.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import sys
 
-from hutch.apply import converge
-from hutch.apply.mending import mended
+from hutch.apply import reconcile
+from hutch.apply.restoring import with_restored_records
 from hutch.errors import HutchError, troubles_told
 from hutch.host.network.namespace import has_namespace
 from hutch.host.services.lock import Busy, lock
 from hutch.host.services.units import is_stopping, is_wanted_again
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import present
 from hutch.state import read_network, read_records
 
@@ -26,53 +26,53 @@ PATIENCE = 0.2  # seconds between two looks whether whoever holds the lock has d
 class Host:
     """One hutch's side of the host."""
 
-    def __init__(self, places: Places) -> None:
-        self.places = places
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
 
     def listen(self, name: str, event: str, text: str) -> None:
         """For the journal."""
         os.write(2, f"{name}: {text}\n".encode())
 
-    def is_settled(self) -> bool:
-        return self.places.settled.exists() and has_namespace(self.places)
+    def is_reconciled(self) -> bool:
+        return self.layout.reconciled.exists() and has_namespace(self.layout)
 
-    @mended
+    @with_restored_records
     def start(self) -> None:
-        """Settle the host as the records say; systemd gives up on it in the end."""
-        while not self.is_settled():
+        """Reconcile the host as the records say; systemd gives up on it in the end."""
+        while not self.is_reconciled():
             try:
-                with lock(self.places, patience=PATIENCE):
-                    self._settle()
+                with lock(self.layout, patience=PATIENCE):
+                    self._reconcile()
                 return
             except Busy:
                 continue
 
-    def _settle(self) -> None:
-        network, records = read_network(self.places), read_records(self.places)
+    def _reconcile(self) -> None:
+        network, records = read_network(self.layout), read_records(self.layout)
         if network is None or not present(records):
             raise HutchError("there is no workspace", resolution="`hutch up` makes those of a hutch.toml")
-        converge.settle(self.places, network.network, network.file, records, is_unit=True)
+        reconcile.reconcile_host(self.layout, network.network, network.file, records, is_unit=True)
 
     def stop(self) -> None:
         """Clear the host. When it goes down, all that is there goes with the kernel. Whoever holds the lock may be
         waiting for this unit to start again: then all stays as it is."""
-        while has_namespace(self.places):
+        while has_namespace(self.layout):
             if is_stopping():
-                self.places.settled.unlink(missing_ok=True)
+                self.layout.reconciled.unlink(missing_ok=True)
                 return
             try:
-                with lock(self.places, patience=PATIENCE):
-                    converge.clear(self.places)
+                with lock(self.layout, patience=PATIENCE):
+                    reconcile.clear(self.layout)
                 return
             except Busy:
-                if is_wanted_again(self.places.network_unit):
+                if is_wanted_again(self.layout.network_unit):
                     return
 
 
 def main(what: str) -> None:
     try:
         with troubles_told():
-            host = Host(Places.from_environment())
+            host = Host(Layout.from_environment())
             {"start": host.start, "stop": host.stop}[what]()
     except HutchError as error:
         sys.exit("\n".join(filter(None, (error.brief, error.details, error.resolution))))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
-from hutch.apply.converge import converge_network, dismantle, first_network, settle_network
+from hutch.apply.reconcile import dismantle, first_network, reconcile_network, with_uplink
 from hutch.backends import is_machine
 from hutch.backends.port import Port
 from hutch.errors import HutchError
@@ -26,22 +26,22 @@ from hutch.images.progress import Stage
 from hutch.images.recipe import Recipe, make_recipe
 from hutch.images.source import observe_fingerprint
 from hutch.spec import names
-from hutch.spec.model import Network, Workspace
-from hutch.spec.names import Places
+from hutch.spec.model import Network, WorkspaceSpec
+from hutch.spec.names import Layout
 from hutch.spec.record import present
 from hutch.state import make_directory, read_network, read_records
 
 
-def recipe_of(places: Places, workspace: Workspace) -> Recipe:
+def recipe_of(layout: Layout, workspace: WorkspaceSpec) -> Recipe:
     """What the workspace's image is made from. For a rootfs it looks at the source, to see whether it changed."""
     scheme, _, path = workspace.image.partition(":")
-    fingerprint = observe_fingerprint(path, places) if scheme == "rootfs" else ""
+    fingerprint = observe_fingerprint(path, layout) if scheme == "rootfs" else ""
     return make_recipe(workspace.image, workspace.packages, workspace.setup, fingerprint=fingerprint)
 
 
 def ensure_images(
-    places: Places,
-    workspaces: Mapping[str, Workspace],
+    layout: Layout,
+    workspaces: Mapping[str, WorkspaceSpec],
     network: Network,
     file: str,
     progress: Callable[[str, str, float], None],
@@ -50,41 +50,41 @@ def ensure_images(
     users: dict[Recipe, list[str]] = {}
     machines: set[Recipe] = set()
     for name, workspace in workspaces.items():
-        recipe = recipe_of(places, workspace)
+        recipe = recipe_of(layout, workspace)
         users.setdefault(recipe, []).append(name)
         if is_machine(workspace):
             machines.add(recipe)
-    collect_leftovers(places)
-    for recipe in [recipe for recipe in users if not whole_image(places, recipe.id)]:
+    collect_leftovers(layout)
+    for recipe in [recipe for recipe in users if not whole_image(layout, recipe.id)]:
         report = partial(_report, progress, recipe.id)
         with named(users[recipe]):
             if not recipe.wants_network:
-                ensure_image(recipe, places, progress=report)
+                ensure_image(recipe, layout, progress=report)
                 continue
-            prepare_directory(places)
+            prepare_directory(layout)
             # There is one builder's place in the network, and whoever leaves it may take the network away.
-            with locked(places, "network", waiting=partial(progress, recipe.id, WAITING, 0.0)):
-                if not whole_image(places, recipe.id):
-                    with builder_network(places, network, file) as builder:
-                        ensure_image(recipe, places, progress=report, builder=builder)
+            with locked(layout, "network", waiting=partial(progress, recipe.id, WAITING, 0.0)):
+                if not whole_image(layout, recipe.id):
+                    with builder_network(layout, network, file) as builder:
+                        ensure_image(recipe, layout, progress=report, builder=builder)
     for recipe in machines:
         # Spares the start-up of `hutch up` for containers.
         from hutch.images.machine import ensure_machine
 
         with named(users[recipe]):
-            ensure_machine(recipe, places, progress=partial(_report, progress, recipe.id))
+            ensure_machine(recipe, layout, progress=partial(_report, progress, recipe.id))
 
 
-def missing_of(places: Places, image: str, boots_machine: bool) -> str:
+def missing_of(layout: Layout, image: str, boots_machine: bool) -> str:
     """What is not in the cache of all that a start of a workspace takes from there; "" for nothing."""
-    if not whole_image(places, image):
+    if not whole_image(layout, image):
         return image
     if not boots_machine:
         return ""
     # Spares the start-up of `hutch up` for containers.
     from hutch.images.machine import observe_machine
 
-    return "" if observe_machine(places, image) else f"what machines boot of {image}"
+    return "" if observe_machine(layout, image) else f"what machines boot of {image}"
 
 
 def _report(progress: Callable[[str, str, float], None], id: str, stage: Stage) -> None:
@@ -102,15 +102,15 @@ def named(users: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def builder_network(places: Places, network: Network, file: str) -> Iterator[BuilderNetwork]:
+def builder_network(layout: Layout, network: Network, file: str) -> Iterator[BuilderNetwork]:
     """The network, up, with the place in it that is kept for builds; taken away again if nothing else needs it.
 
     The caller holds the images' lock "network".
     """
-    with lock(places), first_network(places):
-        record = read_network(places)
-        network = record.network if record else settle_network(places, network)
-        converge_network(places, network, file, read_records(places))
+    with lock(layout), first_network(layout):
+        record = read_network(layout)
+        network = record.network if record else with_uplink(layout, network)
+        reconcile_network(layout, network, file, read_records(layout))
         address = names.builder_address(network.subnet)
         port = Port(
             outer=names.port(names.BUILDER, "container"),
@@ -118,15 +118,15 @@ def builder_network(places: Places, network: Network, file: str) -> Iterator[Bui
             mac=names.BUILDER_MAC,
             ip=address,
             bridge=network.bridge,
-            table=places.table,
+            table=layout.table,
         )
-        batch = places.run / "builder-port"
-        make_directory(places.run)
+        batch = layout.run / "builder-port"
+        make_directory(layout.run)
         write_atomic(batch, port.render_batch().encode(), mode=0o600)
     prefix = ipaddress.IPv4Network(network.subnet).prefixlen
     try:
         yield BuilderNetwork(
-            namespace_path=str(places.namespace_path),
+            namespace_path=str(layout.namespace_path),
             interface=port.inner,
             before=(*port.cleanup(), port.make(), *(step for stage in port.connect(str(batch)) for step in stage)),
             after=port.cleanup(),
@@ -134,7 +134,7 @@ def builder_network(places: Places, network: Network, file: str) -> Iterator[Bui
             gateway=names.gateway(network.subnet),
         )
     finally:
-        with lock(places):
+        with lock(layout):
             batch.unlink(missing_ok=True)
-            if not present(read_records(places)):
-                dismantle(places)
+            if not present(read_records(layout)):
+                dismantle(layout)

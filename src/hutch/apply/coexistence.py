@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from hutch.apply.doctor import Finding, State
 from hutch.frozen import dataclass
 from hutch.host.doctor.repairs import DropIn
+from hutch.host.network.foreign_firewalls import Obstacle, check_foreign_firewalls, unknown_droppers, who_filters
 from hutch.host.network.neighbours import Neighbours
 from hutch.host.network.router import networks_of
-from hutch.host.network.strangers import Obstacle, check_strangers, unknown_droppers, who_filters
 
 FIX = "`sudo hutch doctor --fix`"
 STUB = ("127.0.0.53", "127.0.0.54")
@@ -57,7 +57,7 @@ def wanted_repairs(seen: Neighbours) -> Repairs:
 def obstacles_of(seen: Neighbours) -> tuple[Obstacle, ...]:
     if seen.listing is None or not seen.host_end:
         return ()
-    return check_strangers(seen.listing, seen.uplink, seen.host_end)
+    return check_foreign_firewalls(seen.listing, seen.uplink, seen.host_end)
 
 
 def stopping(seen: Neighbours) -> State:

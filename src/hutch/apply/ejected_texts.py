@@ -1,7 +1,7 @@
 """Pure: a workspace as plain units and files that go on working without hutch.
 
-They are made by the renderers that hutch itself goes by. What hutch decides anew each time that it settles the host is
-decided here once, and becomes a shell script.
+They are made by the renderers that hutch itself goes by. What hutch decides anew each time that it reconciles the host
+is decided here once, and becomes a shell script.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hutch.runtime import units
 from hutch.runtime.units import function
 from hutch.spec import names
 from hutch.spec.ejected import Ejected, Note, render_note
-from hutch.spec.model import Network, Workspace
+from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.programs import own_program
 
 NETWORK_LIBRARY = Path(__file__).with_name("ejected_network.sh")
@@ -35,14 +35,14 @@ README = Path(__file__).with_name("ejected_readme.txt")
 PYTHON = "/usr/bin/python3"
 """The host's own, for the programs that steps run: its standard library is all that they need."""
 PROGRAMS = (
-    *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/graft.py"),
-    *("confine/install.py", "confine/filters.py"),
-    *("runtime/hold.py", "runtime/steps.py", "host/services/cgroup.py"),
+    *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/hot_mount.py"),
+    *("seccomp/install.py", "seccomp/filters.py"),
+    *("runtime/pre_exec.py", "runtime/steps.py", "host/services/cgroup.py"),
     *("trees/changing.py", "trees/cursor.py", "errors.py", "files.py", "frozen.py"),
 )
 PACKAGES = tuple(
     f"{package}__init__.py"
-    for package in ("", "host/", "host/services/", "host/storage/", "confine/", "runtime/", "trees/")
+    for package in ("", "host/", "host/services/", "host/storage/", "seccomp/", "runtime/", "trees/")
 )
 PARTS = (
     *("image", "keys", "network", "programs", "units", "known_hosts", "hosts", "README", "remove"),
@@ -65,121 +65,121 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Ejection:
     """What is to be ejected: where to, its Launch there, what it is made from, and what serves it."""
 
-    places: Ejected
+    layout: Ejected
     launch: Launch
-    workspace: Workspace
+    workspace: WorkspaceSpec
     member: Member
     network: Network
     uid_base: int
     services: tuple[Service, ...]
 
 
-def render_units(subject: Subject) -> dict[str, str]:
+def render_units(subject: Ejection) -> dict[str, str]:
     """The units by their names. The workspace's own comes first."""
-    places, launch = subject.places, subject.launch
-    note = Note(places.name, str(places.state), subject.member.ip, subject.uid_base)
-    serving = {places.service_unit(service.pid_file): service for service in subject.services}
+    layout, launch = subject.layout, subject.launch
+    note = Note(layout.name, str(layout.state), subject.member.ip, subject.uid_base)
+    serving = {layout.service_unit(service.pid_file): service for service in subject.services}
     found = {
-        launch.unit: units.render_service(launch, places, tuple(serving)) + render_note(note),
-        places.slice(launch.workspace): units.render_slice(launch),
-        places.network_unit: unit_texts.network_unit(
-            places,
+        launch.unit: units.render_service(launch, layout, tuple(serving)) + render_note(note),
+        layout.slice(launch.workspace): units.render_slice(launch),
+        layout.network_unit: unit_texts.network_unit(
+            layout,
             "network",
-            (str(places.state), *writable_paths(subject.workspace)),
-            ("/bin/sh", str(places.network / "run")),
+            (str(layout.state), *writable_paths(subject.workspace)),
+            ("/bin/sh", str(layout.network / "run")),
         ),
         **{
-            unit: unit_texts.render_service(service, places, (places.network_unit,))
+            unit: unit_texts.render_service(service, layout, (layout.network_unit,))
             for unit, service in serving.items()
         },
     }
-    return {unit: _plain(text, places) for unit, text in found.items()}
+    return {unit: _plain(text, layout) for unit, text in found.items()}
 
 
-def _plain(text: str, places: Ejected) -> str:
+def _plain(text: str, layout: Ejected) -> str:
     """The words that lead to hutch lead to the directory instead."""
-    header = f"# Of the workspace {places.name}, see {places.readme}. Nothing writes it anew.\n"
-    text = text.replace(WRITTEN_BY, header).replace(unit_texts.DOCUMENTATION, f"Documentation=file:{places.readme}")
-    return text.replace("Description=hutch: ", f"Description=Workspace {places.name}: ")
+    header = f"# Of the workspace {layout.name}, see {layout.readme}. Nothing writes it anew.\n"
+    text = text.replace(WRITTEN_BY, header).replace(unit_texts.DOCUMENTATION, f"Documentation=file:{layout.readme}")
+    return text.replace("Description=hutch: ", f"Description=Workspace {layout.name}: ")
 
 
-def render_files(subject: Subject) -> dict[Path, Text]:
+def render_files(subject: Ejection) -> dict[Path, Text]:
     """All other texts, by their paths."""
-    places, launch = subject.places, subject.launch
-    tables = firewall.router_tables(places, subject.network, (subject.member,), ())
-    outer = firewall.host_tables(places, subject.network, (subject.member,))
-    script = places.unit_script(places.name)
+    layout, launch = subject.layout, subject.launch
+    tables = firewall.router_tables(layout, subject.network, (subject.member,), ())
+    outer = firewall.host_tables(layout, subject.network, (subject.member,))
+    script = layout.unit_script(layout.name)
     return {
-        script: Text(units.render_script(launch, PYTHON, places.programs), runs=True, is_secret=True),
+        script: Text(units.render_script(launch, PYTHON, layout.programs), runs=True, is_secret=True),
         script.with_name("launch.json"): Text(json.dumps(asdict(launch)), is_secret=True),
-        places.network / "run": Text(render_network(subject), runs=True),
-        places.network / "router.nft": Text(ruleset.render_tables(tables)),
-        places.network / "host.nft": Text(ruleset.render_tables(outer)),
-        places.network / "sets": Text(fixed_sets(tables)),
-        places.uplink_file: Text(f"{subject.network.uplink}\n"),
-        places.removal: Text(render_removal(subject), runs=True),
-        places.readme: Text(render_readme(subject)),
-        **{places.state / "units" / unit: Text(text) for unit, text in render_units(subject).items()},
-        **{places.programs / package: Text("") for package in PACKAGES},
+        layout.network / "run": Text(render_network(subject), runs=True),
+        layout.network / "router.nft": Text(ruleset.render_tables(tables)),
+        layout.network / "host.nft": Text(ruleset.render_tables(outer)),
+        layout.network / "sets": Text(fixed_sets(tables)),
+        layout.uplink_file: Text(f"{subject.network.uplink}\n"),
+        layout.removal: Text(render_removal(subject), runs=True),
+        layout.readme: Text(render_readme(subject)),
+        **{layout.state / "units" / unit: Text(text) for unit, text in render_units(subject).items()},
+        **{layout.programs / package: Text("") for package in PACKAGES},
     }
 
 
-def render_network(subject: Subject) -> str:
-    """The script that makes the network and takes it away: what hutch does when it settles a host."""
-    places, network = subject.places, subject.network
+def render_network(subject: Ejection) -> str:
+    """The script that makes the network and takes it away: what hutch does when it reconciles a host."""
+    layout, network = subject.layout, subject.network
     settings = {
-        "here": str(places.state),
-        "run": str(places.run),
-        "namespace": places.namespace,
-        "uplink": places.uplink_host,
-        "mac": places.uplink_mac,
-        "tag": router.tag(places),
-        "bind": shlex.join((PYTHON, "-I", "-S", str(places.programs / "host" / "storage" / "bind.py"))),
+        "here": str(layout.state),
+        "run": str(layout.run),
+        "namespace": layout.namespace,
+        "uplink": layout.uplink_host,
+        "mac": layout.uplink_mac,
+        "tag": router.tag(layout),
+        "bind": shlex.join((PYTHON, "-I", "-S", str(layout.programs / "host" / "storage" / "bind.py"))),
         "list": LIST,
     }
-    in_router = f"ip -n {places.namespace} -batch -"
-    sysctls = router.wanted_sysctls(places, (subject.member,))
+    in_router = f"ip -n {layout.namespace} -batch -"
+    sysctls = router.wanted_sysctls(layout, (subject.member,))
     kernel = [f"echo {value} >/proc/sys/{name}" for name, value in sysctls.items() if name != router.FORWARDING]
     _, router_end = names.uplink_addresses(network.uplink)
-    way_in = f"ip route replace {subject.member.ip} via {router_end} dev {places.uplink_host}"
+    way_in = f"ip route replace {subject.member.ip} via {router_end} dev {layout.uplink_host}"
     functions = (
-        function("make_namespace", [shlex.join(router.render_namespace(places))]),
+        function("make_namespace", [shlex.join(router.render_namespace(layout))]),
         _fed(
             "make_uplink",
-            ("ip -batch -", router.render_uplink(places, network)),
-            (in_router, router.render_router_end(places, network)),
+            ("ip -batch -", router.render_uplink(layout, network)),
+            (in_router, router.render_router_end(layout, network)),
         ),
         _fed("make_bridge", (in_router, router.render_bridge(network)), (in_router, router.render_fence(network))),
         function("make_way_in", [way_in]),
         function("settings", kernel),
-        function("unbind", [_program(places, "hutch.host.storage.unbind", '"$1"')]),
+        function("unbind", [_program(layout, "hutch.host.storage.unbind", '"$1"')]),
         function("writable", [f'"$1" {shlex.quote(path)}' for path in writable_paths(subject.workspace)]),
     )
-    about = f"The network of the workspace {places.name}: `start` makes it, `stop` takes it away."
+    about = f"The network of the workspace {layout.name}: `start` makes it, `stop` takes it away."
     return _script(about, settings, functions) + NETWORK_LIBRARY.read_text(encoding="utf-8")
 
 
-def _program(places: Ejected, module: str, arguments: str) -> str:
+def _program(layout: Ejected, module: str, arguments: str) -> str:
     """A line that runs one of those that import others; `arguments` in the words of the shell."""
-    return f"{shlex.join(own_program(module, PYTHON, places.programs))} {arguments}"
+    return f"{shlex.join(own_program(module, PYTHON, layout.programs))} {arguments}"
 
 
-def render_removal(subject: Subject) -> str:
-    places, workspace = subject.places, subject.workspace
+def render_removal(subject: Ejection) -> str:
+    layout, workspace = subject.layout, subject.workspace
     all_units = render_units(subject)
-    own = str(places.home(places.name))
+    own = str(layout.home(layout.name))
     others = [path for path in writable_paths(workspace) if path != own]
     settings = {
-        "name": places.instance,
-        "unit": places.unit(places.name),
+        "name": layout.instance,
+        "unit": layout.unit(layout.name),
         "units": " ".join(reversed(all_units)),
-        "here": str(places.state),
-        "run": str(places.run),
+        "here": str(layout.state),
+        "run": str(layout.run),
         "home": str(workspace.home),
-        "drop_in": str(places.ssh_config),
+        "drop_in": str(layout.ssh_config),
         "parts": " ".join(PARTS),
         "owner": str(workspace.owner),
         "first": str(subject.uid_base),
@@ -187,9 +187,9 @@ def render_removal(subject: Subject) -> str:
     }
     functions = (
         function("shared", [f'"$1" {shlex.quote(path)}' for path in others]),
-        function("take_setuid", [_program(places, "hutch.trees.changing", '"$1" "$owner" "$first" "$count"')]),
+        function("take_setuid", [_program(layout, "hutch.trees.changing", '"$1" "$owner" "$first" "$count"')]),
     )
-    about = f"Takes the workspace {places.name} away, and keeps its home."
+    about = f"Takes the workspace {layout.name} away, and keeps its home."
     return _script(about, settings, functions) + REMOVAL_LIBRARY.read_text(encoding="utf-8")
 
 
@@ -213,17 +213,17 @@ def _fed(name: str, *commands: tuple[str, str]) -> str:
     return f"{name}() {{\n{fed}}}\n"
 
 
-def render_readme(subject: Subject) -> str:
-    places, workspace = subject.places, subject.workspace
+def render_readme(subject: Ejection) -> str:
+    layout, workspace = subject.layout, subject.workspace
     return README.read_text(encoding="utf-8").format(
         subject=subject,
-        places=places,
+        layout=layout,
         workspace=workspace,
-        name=places.name,
-        unit=places.unit(places.name),
-        slice=places.slice(places.name),
-        machine=places.machine(places.name),
-        hostname=names.hostname(places.name),
+        name=layout.name,
+        unit=layout.unit(layout.name),
+        slice=layout.slice(layout.name),
+        machine=layout.machine(layout.name),
+        hostname=names.hostname(layout.name),
         last=subject.uid_base + names.UID_COUNT - 1,
         published="".join(f"Published, as host:guest: {item}\n" for item in workspace.publish),
         python=PYTHON,

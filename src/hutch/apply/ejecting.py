@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hutch.apply import converge
-from hutch.apply.ejected_texts import PACKAGES, PROGRAMS, PYTHON, Subject, render_files, render_units
+from hutch.apply import reconcile
+from hutch.apply.ejected_texts import PACKAGES, PROGRAMS, PYTHON, Ejection, render_files, render_units
 from hutch.apply.launching import public_keys, surroundings_of
 from hutch.apply.serving import in_force, members_of, own_keys
 from hutch.apply.starting import start
@@ -35,7 +35,7 @@ from hutch.runtime.control import LAST_LINES, Listener
 from hutch.runtime.observe import observe
 from hutch.spec.ejected import Ejected
 from hutch.spec.model import Network
-from hutch.spec.names import PACKAGE, Places
+from hutch.spec.names import PACKAGE, Layout
 from hutch.spec.policy import policy_of
 from hutch.spec.record import Record, has_processes
 from hutch.state import (
@@ -50,11 +50,11 @@ from hutch.trees.removing import remove_tree
 
 COPY_SECONDS = 1800.0
 START_SECONDS = 180.0  # of its network and what serves it; and of the workspace itself, whose own deadline is shorter
-NEEDED = "hutch.confine.install, hutch.host.storage.graft, hutch.host.storage.unbind, hutch.trees.changing"
+NEEDED = "hutch.seccomp.install, hutch.host.storage.hot_mount, hutch.host.storage.unbind, hutch.trees.changing"
 TRY = f"import sys; sys.path.insert(0, sys.argv[1]); import {NEEDED}"
 
 
-def check(places: Places, record: Record, target: Ejected) -> None:
+def check(layout: Layout, record: Record, target: Ejected) -> None:
     """Refuse, before anything is touched, what cannot be ejected."""
     name, policy = record.name, policy_of(record.wanted)
     for is_so, why, resolution in (
@@ -75,17 +75,17 @@ def check(places: Places, record: Record, target: Ejected) -> None:
         ),
         (
             policy.kind == "list" or policy.learn,
-            "its egress is a list, which is the business of hutch's warden",
+            "its egress is a list, which is the business of hutch's egress proxy",
             'with egress = "internet", "all" or "none" it can: change hutch.toml, then `hutch up`',
         ),
         (not os.access(PYTHON, os.X_OK), f"there is no {PYTHON}, which it would need", "install it"),
     ):
         if is_so:
             raise HutchError(f"{name} cannot be ejected: {why}", resolution=resolution)
-    _check_place(places, record, target)
+    _check_place(layout, record, target)
 
 
-def _check_place(places: Places, record: Record, target: Ejected) -> None:
+def _check_place(layout: Layout, record: Record, target: Ejected) -> None:
     """Refuse what would be in the way of somebody, or cannot take the home."""
     taken = [str(units.directory() / unit) for unit in _units_of(target) if os.path.lexists(units.directory() / unit)]
     taken += [f"network namespace {target.namespace}"] if has_namespace(target) else []
@@ -102,12 +102,12 @@ def _check_place(places: Places, record: Record, target: Ejected) -> None:
     if wrong:
         raise HutchError(f"{record.name} cannot be ejected to {target.state}: {target.state.parent} {wrong}")
     _check_roots_own(target.state)
-    if target.state.is_relative_to(places.state):
+    if target.state.is_relative_to(layout.state):
         raise HutchError(f"{target.state} is in hutch's own state", resolution="give another directory with --to")
     there = next(path for path in target.state.parents if path.is_dir())
-    if os.stat(there).st_dev != os.stat(places.workspace(record.name)).st_dev:
+    if os.stat(there).st_dev != os.stat(layout.workspace(record.name)).st_dev:
         raise HutchError(
-            f"{target.state} is on another file system than {places.workspace(record.name)}",
+            f"{target.state} is on another file system than {layout.workspace(record.name)}",
             details="A home is moved in one go, so that it cannot be lost on its way.",
             resolution="give a directory of the same one with --to",
         )
@@ -136,54 +136,54 @@ def may_be_renamed_in(uid: int, mode: int) -> bool:
     return uid != 0 or (mode & 0o022 != 0 and not mode & stat.S_ISVTX)
 
 
-def eject(places: Places, record: Record, target: Ejected, listen: Listener) -> None:
+def eject(layout: Layout, record: Record, target: Ejected, listen: Listener) -> None:
     """Eject a workspace that can be. What ran runs again afterwards. The caller holds the lock."""
-    is_up = has_processes(observe(places, record.name).state)
-    network, records = read_network(places), read_records(places)
+    is_up = has_processes(observe(layout, record.name).state)
+    network, records = read_network(layout), read_records(layout)
     if network is None:
         raise HutchError("the network is not set up", resolution="`hutch up` does that")
     going = replace(record, ejected=str(target.state))
-    with journaled(places, EJECT, (record.name,)):
-        write_record(places, going)
+    with journaled(layout, EJECT, (record.name,)):
+        write_record(layout, going)
         try:
-            _move(places, records, going, target, network.network, is_up=is_up)
+            _move(layout, records, going, target, network.network, is_up=is_up)
         except BaseException as error:
-            undo(places, going)
-            converge.settle_again(places, network, read_records(places))
-            if is_up and not has_processes(observe(places, record.name).state):
-                start(places, network.network, network.file, read_records(places), [record.name], listen)
+            undo(layout, going)
+            reconcile.reconcile_again(layout, network, read_records(layout))
+            if is_up and not has_processes(observe(layout, record.name).state):
+                start(layout, network.network, network.file, read_records(layout), [record.name], listen)
             if isinstance(error, HutchError):
                 raise Unmet(
                     f"{record.name} was not ejected: {error.brief}", details=error.details, resolution=error.resolution
                 ) from error
             raise
-        home = subject_home(places, record, target)
+        home = subject_home(layout, record, target)
         gone = replace(going, removed=True, booted=None, wanted=replace(record.wanted, home=home))
-        write_record(places, gone)
-        finish(places, gone)
+        write_record(layout, gone)
+        finish(layout, gone)
 
 
 def _move(
-    places: Places, records: Mapping[str, Record], record: Record, target: Ejected, network: Network, *, is_up: bool
+    layout: Layout, records: Mapping[str, Record], record: Record, target: Ejected, network: Network, *, is_up: bool
 ) -> None:
     """All that can be undone."""
-    subject = make_subject(places, records, record, target, network)
-    _copy(places, record, target)
+    subject = make_subject(layout, records, record, target, network)
+    _copy(layout, record, target)
     _write(subject)
-    _hand_over_forwarding(places, target)
-    control.stop_all(places, [record.name])
-    _release(places, records, record)
-    for own, there in _moved(places, record, target):
+    _hand_over_forwarding(layout, target)
+    control.stop_all(layout, [record.name])
+    _release(layout, records, record)
+    for own, there in _moved(layout, record, target):
         if os.path.lexists(own):
             os.rename(own, there)
             sync_directory(there.parent)
             sync_directory(own.parent)
-    _install(places, record, subject, is_up=is_up)
+    _install(layout, record, subject, is_up=is_up)
 
 
-def _hand_over_forwarding(places: Places, target: Ejected) -> None:
+def _hand_over_forwarding(layout: Layout, target: Ejected) -> None:
     """Where hutch has this host forward packets, whoever leaves last puts it back."""
-    record = read_network(places)
+    record = read_network(layout)
     if record is not None and record.sysctls.get(router.FORWARDING) == "0":
         make_directory(target.run)
         found = "".join(f"{name}\n" for name in record.forwarders)
@@ -191,26 +191,26 @@ def _hand_over_forwarding(places: Places, target: Ejected) -> None:
 
 
 def make_subject(
-    places: Places, records: Mapping[str, Record], record: Record, target: Ejected, network: Network
-) -> Subject:
+    layout: Layout, records: Mapping[str, Record], record: Record, target: Ejected, network: Network
+) -> Ejection:
     """What it becomes. Its network is as hutch's, with a way to the host of its own: one that nobody has, also of those
     that do not run now."""
     host = router.observe_host()
-    earlier = [Ejected.beside(places, r.name, Path(r.ejected)) for r in records.values() if r.ejected]
+    earlier = [Ejected.beside(layout, r.name, Path(r.ejected)) for r in records.values() if r.ejected]
     uplinks = [network.uplink, *(_text(other.uplink_file) for other in earlier)]
     taken = replace(host, routes=(*host.routes, *filter(None, uplinks)))
     own = replace(network, uplink=router.choose_uplink(network, taken))
-    wanted = replace(record.wanted, home=subject_home(places, record, target))
-    keys = tuple(_text(path) for path in public_keys(places, record))
+    wanted = replace(record.wanted, home=subject_home(layout, record, target))
+    keys = tuple(_text(path) for path in public_keys(layout, record))
     surroundings = replace(
-        surroundings_of(places, record, own, keys),
-        places=target,
+        surroundings_of(layout, record, own, keys),
+        layout=target,
         image_root=str(target.image_root(record.image)),
         python=PYTHON,
         package=str(target.programs),
     )
     (_, member) = members_of({record.name: replace(record, wanted=wanted)}, own)
-    return Subject(
+    return Ejection(
         target,
         launch_of(record.name, wanted, surroundings),
         wanted,
@@ -225,19 +225,19 @@ def _text(path: Path) -> str:
     return (read_or_none(path) or b"").decode("ascii", "replace").strip()
 
 
-def subject_home(places: Places, record: Record, target: Ejected) -> str:
+def subject_home(layout: Layout, record: Record, target: Ejected) -> str:
     """Where the home is afterwards. A directory of the owner's stays where it is."""
     own = record.wanted.home
-    return str(target.home(record.name)) if own == str(places.home(record.name)) else str(own)
+    return str(target.home(record.name)) if own == str(layout.home(record.name)) else str(own)
 
 
-def _moved(places: Places, record: Record, target: Ejected) -> tuple[tuple[Path, Path], ...]:
+def _moved(layout: Layout, record: Record, target: Ejected) -> tuple[tuple[Path, Path], ...]:
     """What is neither copied nor lost: (hutch's, the other's)."""
     name = record.name
-    return (places.home(name), target.home(name)), (places.root(name), target.root(name))
+    return (layout.home(name), target.home(name)), (layout.root(name), target.root(name))
 
 
-def _copy(places: Places, record: Record, target: Ejected) -> None:
+def _copy(layout: Layout, record: Record, target: Ejected) -> None:
     """The image, the keys, and the programs. Nothing of that is a guest's."""
     name = record.name
     make_directory(target.state)
@@ -245,12 +245,12 @@ def _copy(places: Places, record: Record, target: Ejected) -> None:
     gid, _ = ssh.owner_of(record.wanted.uid)
     shares.ensure_closed(target.workspace(name), gid)
     make_directory(target.image_root(record.image).parent, 0o700)
-    _copy_image(places.image_root(record.image), target.image_root(record.image))
+    _copy_image(layout.image_root(record.image), target.image_root(record.image))
     archive = ("cp", "--archive", "--")
-    run([*archive, str(places.host_key(name).parent), str(target.host_key(name).parent)])
+    run([*archive, str(layout.host_key(name).parent), str(target.host_key(name).parent)])
     make_directory(target.state / "keys")
-    held = {path.parent for path in public_keys(places, record)}
-    held |= {places.group_key.parent} if places.group_key.exists() else set()
+    held = {path.parent for path in public_keys(layout, record)}
+    held |= {layout.group_key.parent} if layout.group_key.exists() else set()
     for directory in sorted(held):
         run([*archive, str(directory), str(target.state / "keys" / directory.name)])
     for program in (*PROGRAMS, *PACKAGES):
@@ -268,30 +268,30 @@ def _copy_image(tree: Path, copy: Path) -> None:
         run(["cp", "--archive", "--reflink=auto", "--", str(tree), str(copy)], timeout=COPY_SECONDS)
 
 
-def _write(subject: Subject) -> None:
+def _write(subject: Ejection) -> None:
     """All texts; and nothing of it, nor of what has been copied, is lost when the power fails."""
-    target = subject.places
+    target = subject.layout
     for path, text in render_files(subject).items():
         make_directory(path.parent, 0o700 if text.is_secret else 0o755)
         write_atomic(path, text.content.encode(), mode=text.mode, is_lasting=False)
     run(["sync", "--file-system", str(target.state)], timeout=COPY_SECONDS)
 
 
-def _release(places: Places, records: Mapping[str, Record], record: Record) -> None:
+def _release(layout: Layout, records: Mapping[str, Record], record: Record) -> None:
     """Take hutch's mounts from what the workspace can write; from now on it has its own."""
-    others = in_force(places, {name: r for name, r in records.items() if name != record.name})
+    others = in_force(layout, {name: r for name, r in records.items() if name != record.name})
     shared = {path for other in others.values() for path in shares.writable_paths(other.wanted)}
     for path in shares.writable_paths(record.wanted):
         if path not in shared:
-            shares.release(places, path)
+            shares.release(layout, path)
 
 
-def _install(places: Places, record: Record, subject: Subject, *, is_up: bool) -> None:
+def _install(layout: Layout, record: Record, subject: Ejection, *, is_up: bool) -> None:
     """Where the host looks for it; and start it, if it ran."""
-    target, texts = subject.places, render_units(subject)
+    target, texts = subject.layout, render_units(subject)
     host_key = _text(target.host_key(record.name).with_name(target.host_key(record.name).name + ".pub"))
     peer = ssh.Peer(record.name, subject.member.ip, subject.workspace.user, host_key)
-    keys = {uid: str(target.key(uid)) for uid in own_keys(places, {record.name: record})}
+    keys = {uid: str(target.key(uid)) for uid in own_keys(layout, {record.name: record})}
     hosts_file.ensure_hosts(target, {record.name: subject.member.ip})
     ssh.ensure_trust(target, (peer,), keys)
     units.ensure_units(texts)
@@ -311,13 +311,13 @@ def _units_of(target: Ejected) -> tuple[str, ...]:
     return (target.unit(target.name), *target.service_units, target.network_unit, target.slice(target.name))
 
 
-def undo(places: Places, record: Record) -> None:
+def undo(layout: Layout, record: Record) -> None:
     """It is hutch's again, and stopped. May be called again."""
-    target = Ejected.beside(places, record.name, Path(record.ejected))
+    target = Ejected.beside(layout, record.name, Path(record.ejected))
     units.remove_units(_units_of(target))
     hosts_file.ensure_hosts(target, {})
     ssh.remove_trust(target)
-    for own, there in _moved(places, record, target):
+    for own, there in _moved(layout, record, target):
         if os.path.lexists(there):
             _move_back(there, own)
     remove_tree(target.run)
@@ -325,7 +325,7 @@ def undo(places: Places, record: Record) -> None:
     for parent in (target.run.parent, target.state.parent):
         with suppress(OSError):  # there are others in it
             parent.rmdir()
-    write_record(places, replace(record, ejected=""))
+    write_record(layout, replace(record, ejected=""))
 
 
 def _move_back(there: Path, own: Path) -> None:
@@ -341,13 +341,13 @@ def _move_back(there: Path, own: Path) -> None:
     sync_directory(own.parent)
 
 
-def finish(places: Places, record: Record) -> None:
+def finish(layout: Layout, record: Record) -> None:
     """Hutch has nothing of it any more. May be called again."""
-    control.stop_all(places, [record.name])
-    control.forget(places, record.name)
-    remove_tree(places.host_key(record.name).parent)
-    remove_tree(places.unit_directory(record.name))
-    converge.settle_again(places, read_network(places), read_records(places))
+    control.stop_all(layout, [record.name])
+    control.forget(layout, record.name)
+    remove_tree(layout.host_key(record.name).parent)
+    remove_tree(layout.unit_directory(record.name))
+    reconcile.reconcile_again(layout, read_network(layout), read_records(layout))
 
 
 def is_there(record: Record) -> bool:
@@ -355,8 +355,8 @@ def is_there(record: Record) -> bool:
     return bool(record.ejected) and (Path(record.ejected) / "README").exists()
 
 
-def recover_ejected(places: Places, names: Sequence[str]) -> None:
-    """What a killed run left half done, before the host is settled again."""
-    for name, record in read_records(places).items():
+def recover_ejected(layout: Layout, names: Sequence[str]) -> None:
+    """What a killed run left half done, before the host is reconciled again."""
+    for name, record in read_records(layout).items():
         if name in names and record.ejected:
-            (finish if record.removed else undo)(places, record)
+            (finish if record.removed else undo)(layout, record)

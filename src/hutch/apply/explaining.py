@@ -25,7 +25,7 @@ from hutch.runtime.observe import observe_state
 from hutch.runtime.units import render_script, render_service, render_slice
 from hutch.spec import names
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Record, holds_identity
 from hutch.state import read_network, read_records
 
@@ -36,35 +36,35 @@ class Section:
     text: str
 
 
-def explain(places: Places, record: Record) -> tuple[Section, ...]:
+def explain(layout: Layout, record: Record) -> tuple[Section, ...]:
     """Everything that the next start of a workspace makes, and what stands on the host for it."""
-    found, records = read_network(places), read_records(places)
+    found, records = read_network(layout), read_records(layout)
     if found is None:
         raise no_network()
     network = found.network
-    serving = in_force(places, records)
+    serving = in_force(layout, records)
     members = members_of(serving, network)
     return (
-        Section("workspace", describe(places, record)),
-        Section(f"router namespace {places.namespace}", shlex.join(router.render_namespace(places))),
-        *explain_firewall(places, network, members),  # before the links: nothing gets carrier without rules
-        *explain_network(places, network, records, members),
-        *explain_names(places, serving[record.name]),
+        Section("workspace", describe(layout, record)),
+        Section(f"router namespace {layout.namespace}", shlex.join(router.render_namespace(layout))),
+        *explain_firewall(layout, network, members),  # before the links: nothing gets carrier without rules
+        *explain_network(layout, network, records, members),
+        *explain_names(layout, serving[record.name]),
         Section("directories that the guest can write, nosuid and nodev on the host", guards(serving[record.name])),
-        *explain_launch(places, make_launch(places, record, network, known_accelerator(places, record))),
+        *explain_launch(layout, make_launch(layout, record, network, known_accelerator(layout, record))),
     )
 
 
-def known_accelerator(places: Places, record: Record) -> Accelerator | None:
+def known_accelerator(layout: Layout, record: Record) -> Accelerator | None:
     """What a machine runs under, as far as it has been tried already: here nothing is started."""
     if not is_machine(record.wanted):
         return None
-    return recall_accelerator(places) or Accelerator("tcg", None, None, "no guest has been tried yet")
+    return recall_accelerator(layout) or Accelerator("tcg", None, None, "no guest has been tried yet")
 
 
-def describe(places: Places, record: Record) -> str:
+def describe(layout: Layout, record: Record) -> str:
     """What it is, and which start the rest is about."""
-    if not holds_identity(observe_state(places, record)):
+    if not holds_identity(observe_state(layout, record)):
         how = "it does not run; what follows is its next start"
     elif record == record.with_booted():
         how = "it runs, started as shown below"
@@ -74,61 +74,61 @@ def describe(places: Places, record: Record) -> str:
 
 
 def explain_network(
-    places: Places, network: Network, records: Mapping[str, Record], members: Sequence[Member]
+    layout: Layout, network: Network, records: Mapping[str, Record], members: Sequence[Member]
 ) -> Iterable[Section]:
     """Uplink, bridge, kernel settings and what serves all."""
-    in_router = ["ip", "-n", places.namespace, "-batch", "-"]
+    in_router = ["ip", "-n", layout.namespace, "-batch", "-"]
     yield Section(
         f"network: bridge {network.bridge} ({network.subnet}), "
-        f"uplink {places.uplink_host} to {places.uplink_router} ({network.uplink})",
+        f"uplink {layout.uplink_host} to {layout.uplink_router} ({network.uplink})",
         "\n".join(
             (
-                fed(["ip", "-batch", "-"], router.render_uplink(places, network)),
-                fed(in_router, router.render_router_end(places, network)),
+                fed(["ip", "-batch", "-"], router.render_uplink(layout, network)),
+                fed(in_router, router.render_router_end(layout, network)),
                 fed(in_router, router.render_bridge(network)),
                 fed(in_router, router.render_fence(network)),
-                shlex.join(router.render_route(places, network)),
+                shlex.join(router.render_route(layout, network)),
             )
         ),
     )
-    settings = router.wanted_sysctls(places, members)
+    settings = router.wanted_sysctls(layout, members)
     yield Section("kernel settings", "\n".join(f"echo {value} >/proc/sys/{name}" for name, value in settings.items()))
-    views = views_of(places, network, members)
-    units = wanted_host_units(places, network, records)
+    views = views_of(layout, network, members)
+    units = wanted_host_units(layout, network, records)
     for unit, text in units.items():
         yield Section(f"unit {unit}", text.rstrip())
     if not units:
-        services = wanted_services(places, network, is_watched=bool(views))
+        services = wanted_services(layout, network, is_watched=bool(views))
         lines = (f"{shlex.join(service.command)}  # {service.name}" for service in services)
         yield Section("services", "\n".join(lines))
     if views:
-        yield Section("what the warden is told", views)
+        yield Section("what the egress proxy is told", views)
 
 
-def explain_firewall(places: Places, network: Network, members: tuple[Member, ...]) -> Iterable[Section]:
+def explain_firewall(layout: Layout, network: Network, members: tuple[Member, ...]) -> Iterable[Section]:
     """Both rulesets."""
-    addresses = router.observe_host().addresses(without=places.uplink_host)
+    addresses = router.observe_host().addresses(without=layout.uplink_host)
     yield Section(
-        f"firewall of the router namespace (see it live: ip netns exec {places.namespace} nft list ruleset)",
-        ruleset.render_tables(firewall.router_tables(places, network, members, addresses)).rstrip(),
+        f"firewall of the router namespace (see it live: ip netns exec {layout.namespace} nft list ruleset)",
+        ruleset.render_tables(firewall.router_tables(layout, network, members, addresses)).rstrip(),
     )
     yield Section(
-        f"firewall of the host (see it live: nft list table inet {places.table})",
-        ruleset.render_tables(firewall.host_tables(places, network, members)).rstrip(),
+        f"firewall of the host (see it live: nft list table inet {layout.table})",
+        ruleset.render_tables(firewall.host_tables(layout, network, members)).rstrip(),
     )
 
 
-def explain_names(places: Places, record: Record) -> Iterable[Section]:
+def explain_names(layout: Layout, record: Record) -> Iterable[Section]:
     """How ssh finds and trusts it, and who may log in."""
     wanted = record.wanted
     holders = ssh.key_holders(wanted.authorized_keys, wanted.uid)
     lines = (
         f"{hosts_file.HOSTS}: {wanted.ip} {names.hostname(record.name)}",
-        f"host key (root's only): {places.host_key(record.name)}",
-        f"known hosts: {places.known_hosts}",
-        f"ssh drop-in: {places.ssh_config}",
+        f"host key (root's only): {layout.host_key(record.name)}",
+        f"known hosts: {layout.known_hosts}",
+        f"ssh drop-in: {layout.ssh_config}",
         *(f"authorised: {key}" for key in wanted.authorized_keys or ()),
-        *(f"authorised, of hutch's own: {places.key(uid)}" for uid in holders),
+        *(f"authorised, of hutch's own: {layout.key(uid)}" for uid in holders),
     )
     yield Section("names and keys", "\n".join(lines))
 
@@ -138,15 +138,15 @@ def guards(record: Record) -> str:
     return "\n".join(shlex.join(shares.render_guard(path)) for path in shares.writable_paths(record.wanted))
 
 
-def explain_launch(places: Places, launch: Launch) -> Iterable[Section]:
+def explain_launch(layout: Layout, launch: Launch) -> Iterable[Section]:
     """How it is run: as a unit, and the script of that."""
     for unit, text in (
-        (launch.unit, render_service(launch, places)),
-        (places.slice(launch.workspace), render_slice(launch)),
+        (launch.unit, render_service(launch, layout)),
+        (layout.slice(launch.workspace), render_slice(launch)),
     ):
         yield Section(f"unit {unit}", text.rstrip())
     yield Section(
-        f"what the service runs: {places.unit_script(launch.workspace)}",
+        f"what the service runs: {layout.unit_script(launch.workspace)}",
         render_script(launch, sys.executable).rstrip(),
     )
 

@@ -15,12 +15,12 @@ from hutch.host.hardware.accelerator import Accelerator, observe_accelerator, ob
 from hutch.host.hardware.vsock import has_vsock
 from hutch.images.machine import Machine, observe_machine
 from hutch.run import run
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 
-def machine_of(places: Places, image: str) -> Machine:
+def machine_of(layout: Layout, image: str) -> Machine:
     """What machines of an image boot from; it is in the cache beside the image."""
-    machine = observe_machine(places, image)
+    machine = observe_machine(layout, image)
     if machine is None:
         raise HutchError(
             f"the image {image} has no kernel in the cache, so no machine can boot from it",
@@ -29,20 +29,20 @@ def machine_of(places: Places, image: str) -> Machine:
     return machine
 
 
-def any_machine(places: Places) -> Machine | None:
+def any_machine(layout: Layout) -> Machine | None:
     """What some machine would boot from, if there is anything in the cache."""
-    found = (observe_machine(places, entry.name) for entry in entries(places.images))
+    found = (observe_machine(layout, entry.name) for entry in entries(layout.images))
     return next((machine for machine in found if machine is not None), None)
 
 
-def accelerator_of(places: Places, image: str) -> Accelerator:
+def accelerator_of(layout: Layout, image: str) -> Accelerator:
     """What runs machines of an image here. The caller holds the lock: the first time, a guest has to prove it."""
-    return observe_accelerator(places, machine_of(places, image))
+    return observe_accelerator(layout, machine_of(layout, image))
 
 
-def hardware_of(places: Places, image: str, accelerator: Accelerator) -> Hardware:
+def hardware_of(layout: Layout, image: str, accelerator: Accelerator) -> Hardware:
     """The hardware for machines of an image."""
-    machine = machine_of(places, image)
+    machine = machine_of(layout, image)
     return Hardware(
         kernel=str(machine.kernel),
         initrd=str(machine.initrd),

@@ -1,6 +1,6 @@
 """What on the host is not as the records say: seen and named here, left alone, and put right by the next `up`.
 
-It compares as converge does, by the same functions, with what was in force before the plan: what a changed hutch.toml
+It compares as reconcile does, by the same functions, with what was in force before the plan: what a changed hutch.toml
 is about to change is no damage.
 """
 
@@ -22,8 +22,8 @@ from hutch.files import read_or_none
 from hutch.frozen import dataclass
 from hutch.host.identity import hosts_file, ssh
 from hutch.host.network import router
+from hutch.host.network.foreign_firewalls import check_foreign_firewalls
 from hutch.host.network.namespace import look
-from hutch.host.network.strangers import check_strangers
 from hutch.host.services.units import awaits_a_start, different_units
 from hutch.host.storage import shares
 from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
@@ -32,7 +32,7 @@ from hutch.runtime.control import is_forgotten, unlimited_launch
 from hutch.runtime.observe import observe, read_launch
 from hutch.spec import names
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Record, has_processes, present
 
 DELETED = "//deleted"
@@ -50,35 +50,35 @@ class Findings:
     obstacles: tuple[str, ...] = ()
 
 
-def inspect(places: Places, applied: Network | None, records: Mapping[str, Record]) -> Findings:
+def inspect(layout: Layout, applied: Network | None, records: Mapping[str, Record]) -> Findings:
     """Compare the host with the records. Nothing can be damaged before a first `up` has set the network up. Raises
     HutchError when the host cannot be looked at."""
-    serving = in_force(places, records) if applied is not None else {}
+    serving = in_force(layout, records) if applied is not None else {}
     if applied is None or not serving:
         return Findings()
-    with closing(look(places)) as looking:
-        lost = lost_keys(places, serving)
-        elsewhere = tuple(wrong_trust(places, serving, lost))
-        host, facts = router.observe_all(places, applied, looking)
+    with closing(look(layout)) as looking:
+        lost = lost_keys(layout, serving)
+        elsewhere = tuple(wrong_trust(layout, serving, lost))
+        host, facts = router.observe_all(layout, applied, looking)
     there: tuple[Repair, ...] = ()
-    if not is_bare(places, serving):
-        there = (*wrong_network(places, applied, serving, host, facts), *wrong_homes(places, serving))
+    if not is_bare(layout, serving):
+        there = (*wrong_network(layout, applied, serving, host, facts), *wrong_homes(layout, serving))
     repairs = (*there, *elsewhere)
-    lost |= forgotten_workspaces(places, serving)
+    lost |= forgotten_workspaces(layout, serving)
     host_end, _ = names.uplink_addresses(applied.uplink)
-    obstacles = tuple(map(str, check_strangers(facts.host_listing, places.uplink_host, host_end)))
-    return Findings(repairs, broken_workspaces(places, serving, facts.links), lost, obstacles)
+    obstacles = tuple(map(str, check_foreign_firewalls(facts.host_listing, layout.uplink_host, host_end)))
+    return Findings(repairs, broken_workspaces(layout, serving, facts.links), lost, obstacles)
 
 
-def is_bare(places: Places, serving: Iterable[str]) -> bool:
+def is_bare(layout: Layout, serving: Iterable[str]) -> bool:
     """Whether nothing has been made that only workspaces that run have need of: systemd has it made when it starts the
     first of them, so after a boot without any, that it is not there is no damage."""
-    idle = not any(has_processes(observe(places, name).state) for name in serving)
-    return awaits_a_start(places.settled) and idle
+    idle = not any(has_processes(observe(layout, name).state) for name in serving)
+    return awaits_a_start(layout.reconciled) and idle
 
 
 def wrong_network(
-    places: Places,
+    layout: Layout,
     applied: Network,
     serving: Mapping[str, Record],
     host: router.HostNetwork,
@@ -86,8 +86,8 @@ def wrong_network(
 ) -> Iterator[Repair]:
     """The router, the ports on it, the resolvers and the settings of the kernel."""
     members = members_of(serving, applied)
-    rules = router.wanted_rules(places, applied, members, host)
-    wrong = router.differences(places, applied, rules, host, facts)
+    rules = router.wanted_rules(layout, applied, members, host)
+    wrong = router.differences(layout, applied, rules, host, facts)
     if "router" in wrong:  # all else went with it
         yield Repair("router", wrong["router"])
         return
@@ -95,18 +95,18 @@ def wrong_network(
         yield Repair(part, found)
     if "bridge" not in wrong:
         for name, found in router.loose_ports(applied, members, facts).items():
-            if name in serving and observe(places, name).state == "running":
+            if name in serving and observe(layout, name).state == "running":
                 yield Repair("port", found, name)
-    for missing in missing_services(places, applied, members):
+    for missing in missing_services(layout, applied, members):
         yield Repair("service", missing)
-    for unit in different_units(wanted_host_units(places, applied, serving)):
+    for unit in different_units(wanted_host_units(layout, applied, serving)):
         yield Repair("unit", f"{unit} is gone, or is not what hutch has written")
-    settings = router.wanted_sysctls(places, members)
+    settings = router.wanted_sysctls(layout, members)
     for name, value in router.observe_sysctls(settings).items():
         yield Repair(name.replace("/", "."), f"is {value}, not {settings[name]}")
 
 
-def wrong_homes(places: Places, serving: Mapping[str, Record]) -> Iterator[Repair]:
+def wrong_homes(layout: Layout, serving: Mapping[str, Record]) -> Iterator[Repair]:
     """Homes, and what keeps the host safe from what guests write there."""
     mounts = shares.observe_tree()
     for name, record in serving.items():
@@ -115,85 +115,85 @@ def wrong_homes(places: Places, serving: Mapping[str, Record]) -> Iterator[Repai
         gid, _ = ssh.owner_of(workspace.uid)
         if not os.path.lexists(workspace.home) and not shares.waits_for_mount(workspace.home):
             yield Repair("home", f"{workspace.home} is gone; it is made anew, and empty", name)
-        if not shares.is_closed(places.workspace(name), gid):
-            yield Repair("home", f"{places.workspace(name)} is open to others, or closed to the owner", name)
+        if not shares.is_closed(layout.workspace(name), gid):
+            yield Repair("home", f"{layout.workspace(name)} is open to others, or closed to the owner", name)
         for path in shares.unguarded(shares.writable_paths(workspace), mounts):
             yield Repair("guard", f"{path} is not mounted nosuid,nodev", name)
 
 
-def lost_keys(places: Places, serving: Collection[str]) -> dict[str, str]:
+def lost_keys(layout: Layout, serving: Collection[str]) -> dict[str, str]:
     """Host keys that are damaged or gone, and that somebody knows already: `up` does not make others in their place."""
-    published = ssh.published_names(places)
+    published = ssh.published_names(layout)
     return {
-        name: f"host key: {places.host_key(name)} is damaged or gone; only a backup brings back what it is known by"
+        name: f"host key: {layout.host_key(name)} is damaged or gone; only a backup brings back what it is known by"
         for name in serving
-        if names.hostname(name) in published and not ssh.public_of(read_or_none(places.host_key(name)))
+        if names.hostname(name) in published and not ssh.public_of(read_or_none(layout.host_key(name)))
     }
 
 
-def wrong_trust(places: Places, serving: Mapping[str, Record], lost: Collection[str]) -> Iterator[Repair]:
+def wrong_trust(layout: Layout, serving: Mapping[str, Record], lost: Collection[str]) -> Iterator[Repair]:
     """Keys, names, and what ssh is told of them."""
-    peers, keys = peers_of(places, serving), own_keys(places, serving)
+    peers, keys = peers_of(layout, serving), own_keys(layout, serving)
     unnamed = [peer.name for peer in peers if not peer.host_key]
     for name in unnamed:
         if name not in lost:
-            yield Repair("host key", f"{places.host_key(name)} is damaged or gone", name)
+            yield Repair("host key", f"{layout.host_key(name)} is damaged or gone", name)
     for uid, key in keys.items():
         if not ssh.read_key(Path(key)):
             what = f"{key}.pub" if ssh.public_of(read_or_none(Path(key))) else key
             new = "" if what != key else "; a new one opens what is started from then on"
             yield Repair("key", f"{what} of {ssh.owner_of(uid)[1]} is damaged or gone{new}")
-    if hosts_file.missing_hosts(places, {peer.name: peer.ip for peer in peers}) is not None:
+    if hosts_file.missing_hosts(layout, {peer.name: peer.ip for peer in peers}) is not None:
         yield Repair("names", f"hutch's block in {hosts_file.HOSTS} is not as it was written")
-    for path in ssh.missing_trust(places, peers, keys):
-        if path != places.known_hosts or not unnamed:
+    for path in ssh.missing_trust(layout, peers, keys):
+        if path != layout.known_hosts or not unnamed:
             yield Repair("ssh", f"{path} {'is not as it was written' if path.exists() else 'is gone'}")
 
 
 def broken_workspaces(
-    places: Places, serving: Mapping[str, Record], links: Collection[str] | None
+    layout: Layout, serving: Mapping[str, Record], links: Collection[str] | None
 ) -> dict[str, tuple[Change, ...]]:
     """What was taken from workspaces that run. Nothing is said of one that has been started or stopped meanwhile, and
     of ports in a namespace that has lost its name."""
     found = {}
     for name, record in serving.items():
-        now = observe(places, name)
+        now = observe(layout, name)
         if now.state != "running" or now.pid is None:
             continue
         port, broken = names.port(name, record.wanted.type), []
         if links is not None and port not in links:
             broken.append(Change("port", f"{port} is gone", port, "restart"))
-        if has_lost_tree(places, name, now.pid):
+        if has_lost_tree(layout, name, now.pid):
             broken.append(Change("image", "its tree was deleted", record.image, "restart"))
-        if broken and observe(places, name) == now:
+        if broken and observe(layout, name) == now:
             found[name] = tuple(broken)
     return found
 
 
-def forgotten_workspaces(places: Places, serving: Mapping[str, Record]) -> dict[str, str]:
+def forgotten_workspaces(layout: Layout, serving: Mapping[str, Record]) -> dict[str, str]:
     """Workspaces that run, and are taken for stopped."""
     return {
-        name: f"state: {places.runtime(name)} was deleted while it ran; a start ends what is left of that first"
+        name: f"state: {layout.runtime(name)} was deleted while it ran; a start ends what is left of that first"
         for name, record in serving.items()
-        if record.booted is not None and is_forgotten(places, name)
+        if record.booted is not None and is_forgotten(layout, name)
     }
 
 
-def has_lost_tree(places: Places, name: str, pid: int) -> bool:
+def has_lost_tree(layout: Layout, name: str, pid: int) -> bool:
     """Whether the image's tree was deleted that it runs on: its own mounts tell, also when the image has been
     built again since. A machine has none there."""
     try:
         text = observe_mountinfo(pid)
     except OSError:  # it has just ended
         return False
-    lower = str(places.runtime(name) / "lower")
+    lower = str(layout.runtime(name) / "lower")
     return any(point == lower and directory.endswith(DELETED) for _, directory, point, _, _ in parse_mountinfo(text))
 
 
-def unbuilt_images(places: Places, wanted: Mapping[str, Wanted]) -> dict[str, str]:
+def unbuilt_images(layout: Layout, wanted: Mapping[str, Wanted]) -> dict[str, str]:
     """The workspaces of which something is not in the cache that they start from, each with what, in words."""
     needed = {name: (target.image, is_machine(target.workspace)) for name, target in wanted.items()}
-    missing = {need: missing_of(places, *need) for need in set(needed.values())}
+    missing = {need: missing_of(layout, *need) for need in set(needed.values())}
     return {name: f"{missing[need]} is not in the cache" for name, need in needed.items() if missing[need]}
 
 
@@ -214,27 +214,27 @@ def with_findings(plan: Plan, seen: Findings, unbuilt: Mapping[str, str], record
     return replace(plan, actions=tuple(actions), repairs=(*seen.repairs, *repairs), notes=notes)
 
 
-def warnings_of(places: Places, applied: Network | None, records: Mapping[str, Record]) -> dict[str, list[str]]:
+def warnings_of(layout: Layout, applied: Network | None, records: Mapping[str, Record]) -> dict[str, list[str]]:
     """What is wrong, in words, by workspace. What is everybody's is said with each."""
     there = present(records)
     targets = {name: Wanted(record.wanted, record.image) for name, record in there.items()}
     try:
-        seen, unbuilt = inspect(places, applied, records), unbuilt_images(places, targets)
+        seen, unbuilt = inspect(layout, applied, records), unbuilt_images(layout, targets)
     except (HutchError, OSError) as error:  # status is there for when things are broken
         why = f"the host cannot be looked at: {error.brief if isinstance(error, HutchError) else error}"
         return {name: [why] for name in there}
     told = {}
     for name in there:
-        runs = has_processes(observe(places, name).state)
-        limits = unlimited_launch(places, read_launch(places.launch(name))) if runs else ""
-        mended = [str(repair) for repair in seen.repairs if repair.workspace in (None, name)]
-        mended += [f"image: {unbuilt[name]}"] if name in unbuilt else []
+        runs = has_processes(observe(layout, name).state)
+        limits = unlimited_launch(layout, read_launch(layout.launch(name))) if runs else ""
+        repairs = [str(repair) for repair in seen.repairs if repair.workspace in (None, name)]
+        repairs += [f"image: {unbuilt[name]}"] if name in unbuilt else []
         told[name] = [
-            *(f"{text} (`hutch up` repairs it)" for text in mended),
+            *(f"{text} (`hutch up` repairs it)" for text in repairs),
             *(f"{change.key}: {change.old} (a restart brings it back)" for change in seen.broken.get(name, ())),
             *([seen.lost[name]] if name in seen.lost else []),
-            *filter(None, [unlimited_home(places, there[name]), limits]),
+            *filter(None, [unlimited_home(layout, there[name]), limits]),
             *seen.obstacles,
-            *shares.kept_guards(places),
+            *shares.kept_guards(layout),
         ]
     return told

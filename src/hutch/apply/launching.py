@@ -13,7 +13,7 @@ from hutch.files import read_or_none
 from hutch.host.identity.ssh import key_holders, owner_of
 from hutch.host.services.units import has_machined
 from hutch.spec.model import Network
-from hutch.spec.names import PACKAGE, Places
+from hutch.spec.names import PACKAGE, Layout
 from hutch.spec.record import Record
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from hutch.host.hardware.accelerator import Accelerator
 
 
-def public_keys(places: Places, record: Record) -> list[Path]:
+def public_keys(layout: Layout, record: Record) -> list[Path]:
     """The files of hutch's own keys that open the workspace."""
     holders = key_holders(record.wanted.authorized_keys, record.wanted.uid)
-    return [places.key(uid).with_name("id_ed25519.pub") for uid in holders]
+    return [layout.key(uid).with_name("id_ed25519.pub") for uid in holders]
 
 
 def make_launch(
-    places: Places,
+    layout: Layout,
     record: Record,
     network: Network,
     accelerator: Accelerator | None = None,
@@ -41,17 +41,17 @@ def make_launch(
     from hutch.backends import launch_of
 
     keys = []
-    for path in public_keys(places, record):
+    for path in public_keys(layout, record):
         text = read_or_none(path)
         if text is None:  # without it, somebody could not log in
             raise HutchError(f"{path} is not there", resolution=f"`hutch up {record.name}` makes it")
         keys.append(text.decode("ascii", "replace").strip())
-    surroundings = surroundings_of(places, record, network, tuple(keys), accelerator)
+    surroundings = surroundings_of(layout, record, network, tuple(keys), accelerator)
     return launch_of(record.name, record.wanted, replace(surroundings, ceiling=ceiling))
 
 
 def surroundings_of(
-    places: Places,
+    layout: Layout,
     record: Record,
     network: Network,
     keys: tuple[str, ...],
@@ -68,11 +68,11 @@ def surroundings_of(
         # Spares the start-up of `hutch start` for containers.
         from hutch.apply.hardware import hardware_of
 
-        hardware = hardware_of(places, record.image, accelerator)
+        hardware = hardware_of(layout, record.image, accelerator)
     return Surroundings(
-        places=places,
+        layout=layout,
         network=network,
-        image_root=str(places.image_root(record.image)),
+        image_root=str(layout.image_root(record.image)),
         uid_base=record.uid_base,
         owner_gid=gid,
         machine_id=record.machine_id,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hutch.backends.launch import Launch
     from hutch.runtime.control import Listener
     from hutch.spec.model import Network
-    from hutch.spec.names import Places
+    from hutch.spec.names import Layout
 
 Action = Callable[[], dict[str, str]]
 """Returns key -> why it could not be done; HutchError when nothing could."""
@@ -38,27 +38,27 @@ IDENTITY = Path(guest.__file__).with_name("identity.sh")
 
 
 def apply_live(
-    places: Places, network: Network, records: dict[str, Record], names: Iterable[str], listen: Listener
+    layout: Layout, network: Network, records: dict[str, Record], names: Iterable[str], listen: Listener
 ) -> dict[str, str]:
-    """Put in force what is wanted and needs no restart, in those that run. The caller holds the lock and has settled
+    """Put in force what is wanted and needs no restart, in those that run. The caller holds the lock and has reconciled
     the host. Returns name -> why not all of it."""
     failures = {}
     for name in names:
-        record, now = records[name], observe(places, name)
+        record, now = records[name], observe(layout, name)
         if record.booted is None or now.state != "running":
             continue
         try:
-            change = _Live(places, network, record, now)
+            change = _Live(layout, network, record, now)
         except HutchError as error:
             failures[name] = error.brief
             continue
         done, why = change.apply()
         if done != record.booted:
             records[name] = replace(record, booted=done)
-            write_record(places, records[name])
-        if change.keys & LIMITS and (warning := control.unlimited_launch(places, change.launch)):
+            write_record(layout, records[name])
+        if change.keys & LIMITS and (warning := control.unlimited_launch(layout, change.launch)):
             listen(name, "warning", warning)
-        if "disk" in change.keys and (text := unlimited_home(places, record)):
+        if "disk" in change.keys and (text := unlimited_home(layout, record)):
             listen(name, "warning", text)
         if why:
             failures[name] = why
@@ -70,9 +70,9 @@ def apply_live(
 class _Live:
     """One workspace's change, from what is booted to what is wanted."""
 
-    def __init__(self, places: Places, network: Network, record: Record, now: Observation) -> None:
+    def __init__(self, layout: Layout, network: Network, record: Record, now: Observation) -> None:
         assert record.booted is not None
-        self.places, self.network, self.record, self.now = places, network, record, now
+        self.layout, self.network, self.record, self.now = layout, network, record, now
         self.booted = record.booted
         old, new = Wanted(self.booted.workspace, self.booted.image), Wanted(record.wanted, record.image)
         self.target = with_live_changes(old, new, self.booted.memory).workspace
@@ -85,9 +85,9 @@ class _Live:
             # Spares the start-up of `hutch up` for containers.
             from hutch.apply.hardware import accelerator_of
 
-            accelerator = accelerator_of(self.places, self.booted.image)
+            accelerator = accelerator_of(self.layout, self.booted.image)
         as_booted = replace(self.record, wanted=self.target, image=self.booted.image)
-        return make_launch(self.places, as_booted, self.network, accelerator, ceiling=self.booted.memory)
+        return make_launch(self.layout, as_booted, self.network, accelerator, ceiling=self.booted.memory)
 
     def apply(self) -> tuple[Booted, str]:
         """What is in force by now, and why not all of it."""
@@ -103,11 +103,11 @@ class _Live:
         return replace(self.booted, workspace=replace(self.target, **unchanged)), why
 
     def _actions(self) -> list[tuple[set[str], Action]]:
-        """What puts which keys in force, in this order. Keys of the host's own side have been settled; those that have
-        no effect on this type need nothing."""
+        """What puts which keys in force, in this order. Keys of the host's own side have been reconciled; those that
+        have no effect on this type need nothing."""
         renewed = {"vcpus", "memory", "disk", "mounts", "env", "authorized_keys"}
         return [
-            (renewed, lambda: control.renew(self.places, self.launch)),
+            (renewed, lambda: control.renew(self.layout, self.launch)),
             ({"env", "authorized_keys"}, self._refresh_guest),
             ({"egress", "learn"}, self._forget_names),
         ]
@@ -118,7 +118,7 @@ class _Live:
         # Spares the start-up of `hutch up` where the guest need not be told.
         from hutch.access.inside import told_inside
 
-        told_inside(self.places, self.record, ["resolvectl", "flush-caches"], seconds=GUEST_SECONDS)
+        told_inside(self.layout, self.record, ["resolvectl", "flush-caches"], seconds=GUEST_SECONDS)
         return {}
 
     def _refresh_guest(self) -> dict[str, str]:
@@ -127,7 +127,7 @@ class _Live:
 
         text = next(file.content for file in self.launch.files if file.path.endswith("/tmpfiles.extra"))
         command = ["sh", "-c", IDENTITY.read_text(encoding="utf-8"), "sh", *text.splitlines()]
-        code = told_inside(self.places, self.record, command, seconds=GUEST_SECONDS)
+        code = told_inside(self.layout, self.record, command, seconds=GUEST_SECONDS)
         if code != 0:
             how = f"within {GUEST_SECONDS:g} s" if code is None else f"(exit code {code})"
             raise HutchError(f"the guest does not take it {how}: its systemd-tmpfiles, or sshd's reload")

@@ -16,23 +16,23 @@ from hutch.host.doctor.tools import MACHINE_TOOLS, check_tools
 from hutch.host.hardware import vsock
 from hutch.host.hardware.capacity import check_host, observe_capacity
 from hutch.runtime.observe import observe
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 
 if TYPE_CHECKING:
     from hutch.host.hardware.accelerator import Accelerator
     from hutch.plan.actions import Plan, Wanted
     from hutch.runtime.control import Listener
-    from hutch.spec.names import Places
+    from hutch.spec.names import Layout
     from hutch.spec.record import Record
 
-Starting = tuple[str, str, Workspace]
+Starting = tuple[str, str, WorkspaceSpec]
 
 
 def machines_of(starting: Iterable[Starting]) -> list[Starting]:
     return [item for item in starting if is_machine(item[2])]
 
 
-def prepare_machines(places: Places, records: Iterable[Record], listen: Listener) -> Accelerator:
+def prepare_machines(layout: Layout, records: Iterable[Record], listen: Listener) -> Accelerator:
     """What the machines among `records` run under, once nothing speaks against starting them. None of them runs. The
     caller holds the lock."""
     # Spares the start-up of `hutch up` for containers.
@@ -42,12 +42,12 @@ def prepare_machines(places: Places, records: Iterable[Record], listen: Listener
     machines = [record for record in records if is_machine(record.wanted)]
     starting = [(record.file, record.name, record.wanted) for record in machines]
     check_context_ids(starting)
-    accelerator = accelerator_of(places, machines[0].image)
+    accelerator = accelerator_of(layout, machines[0].image)
     check_hypervisors(starting, accelerator)
     refuse_files(
         (record.file, problem)
         for record in machines
-        for hardware in (hardware_of(places, record.image, accelerator),)
+        for hardware in (hardware_of(layout, record.image, accelerator),)
         for problem in check_named(record.name, record.wanted, hardware)
     )
     if text := describe_accelerator(accelerator):
@@ -101,23 +101,23 @@ def check_hypervisors(starting: Iterable[Starting], accelerator: Accelerator) ->
     )
 
 
-def check_new_machines(places: Places, plan: Plan, records: Mapping[str, Record]) -> None:
+def check_new_machines(layout: Layout, plan: Plan, records: Mapping[str, Record]) -> None:
     """Refuse the context ids of a plan's new machines before anything is touched. A machine that runs, or may, has its
     own. Asking takes the number for a moment, so only who holds the lock may ask."""
     check_context_ids(
         (plan.file, action.workspace, action.wanted.workspace)
         for action in plan.actions
-        if action.starts and action.wanted and not _may_have(places, records.get(action.workspace), action.wanted)
+        if action.starts and action.wanted and not _may_have(layout, records.get(action.workspace), action.wanted)
     )
 
 
-def _may_have(places: Places, record: Record | None, wanted: Wanted) -> bool:
+def _may_have(layout: Layout, record: Record | None, wanted: Wanted) -> bool:
     """Whether the workspace itself may have the context id that it is to have."""
     if record is None or record.booted is None:
         return False
     booted = record.booted.workspace
     has_it = is_machine(booted) and booted.cid == wanted.workspace.cid
-    return has_it and observe(places, record.name).state != "stopped"
+    return has_it and observe(layout, record.name).state != "stopped"
 
 
 def check_context_ids(starting: Iterable[Starting]) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hutch.apply.building import recipe_of
-from hutch.apply.converge import settle_network
 from hutch.apply.inspecting import inspect, unbuilt_images, with_findings
 from hutch.apply.machines import check_machines
 from hutch.apply.ownership import check_ownership, former_paths, origin_of, orphans
+from hutch.apply.reconcile import with_uplink
 from hutch.apply.serving import ejected_routes
 from hutch.apply.starting import check_shares
 from hutch.errors import Problem, UsageError, refuse_files
@@ -24,15 +24,15 @@ from hutch.host.services.units import has_systemd, observe_ejected
 from hutch.plan.actions import Plan
 from hutch.plan.decide import Facts, Ownership, decide
 from hutch.runtime.observe import observe
-from hutch.spec.marker import Invalid
-from hutch.spec.model import Config, Network, Workspace
-from hutch.spec.names import SUN_PATH, Places
+from hutch.spec.field_types import Invalid
+from hutch.spec.model import Config, Network, WorkspaceSpec
+from hutch.spec.names import SUN_PATH, Layout
 from hutch.spec.owner import default_owner, find_owner, owner_keys
 from hutch.state import read_network, read_records
 
 
 def make_plan(
-    places: Places,
+    layout: Layout,
     config: Config,
     names: Sequence[str],
     unbuilt: Mapping[str, str] | None = None,
@@ -43,45 +43,45 @@ def make_plan(
 ) -> Plan:
     """The plan for the named workspaces of a file, or for all of them. `unbuilt` says of workspaces what is missing of
     their images: looked for unless given."""
-    check_sockets(places, config)
-    facts = observe_facts(places, config)
-    check_network(places, facts.network, facts.applied)
-    seen = inspect(places, facts.applied, facts.records)
+    check_sockets(layout, config)
+    facts = observe_facts(layout, config)
+    check_network(layout, facts.network, facts.applied)
+    seen = inspect(layout, facts.applied, facts.records)
     facts = replace(facts, broken=seen.broken)
-    found = decide(places, config, names, facts, settle_ownership(config, facts, adopt=adopt), start=start, prune=prune)
+    found = decide(layout, config, names, facts, decide_ownership(config, facts, adopt=adopt), start=start, prune=prune)
     wanted = {name: wanted.workspace for name, wanted in found.wanted.items()}
     check_owners(config.file, wanted)
     check_ports(config.file, wanted, facts.records)
     check_machines((config.file, a.workspace, wanted[a.workspace]) for a in found.actions if a.starts)
     check_shares((config.file, a.workspace, wanted[a.workspace]) for a in found.actions if a.starts or a.shows)
-    missing = unbuilt_images(places, found.wanted) if unbuilt is None else unbuilt
+    missing = unbuilt_images(layout, found.wanted) if unbuilt is None else unbuilt
     return with_findings(found, seen, missing, facts.records)
 
 
-def observe_facts(places: Places, config: Config) -> Facts:
+def observe_facts(layout: Layout, config: Config) -> Facts:
     """Reads the records now, and the rest when it is asked for."""
-    records, applied = read_records(places), read_network(places)
+    records, applied = read_records(layout), read_network(layout)
     images: dict[tuple[object, ...], str] = {}
 
-    def image_of(workspace: Workspace) -> str:
+    def image_of(workspace: WorkspaceSpec) -> str:
         made_from = (workspace.image, workspace.packages, workspace.setup)
         if made_from not in images:
-            images[made_from] = recipe_of(places, workspace).id
+            images[made_from] = recipe_of(layout, workspace).id
         return images[made_from]
 
     def sessions_of(name: str) -> tuple[str, ...]:
         # Spares the start-up of `hutch plan` where nothing is stopped.
         from hutch.apply.unsaved import live_sessions
 
-        return tuple(live_sessions(places, records[name]))
+        return tuple(live_sessions(layout, records[name]))
 
     return Facts(
         records=records,
         applied=applied.network if applied else None,
-        network=settle_network(places, config.network),
+        network=with_uplink(layout, config.network),
         owner=default_owner(os.environ, os.getuid()),
         origin=origin_of(config.file),
-        observe=functools.cache(lambda name: observe(places, name)),
+        observe=functools.cache(lambda name: observe(layout, name)),
         sessions_of=sessions_of,
         keys_of=functools.cache(_keys_of),
         image_of=image_of,
@@ -92,33 +92,33 @@ def observe_facts(places: Places, config: Config) -> Facts:
     )
 
 
-def settle_ownership(config: Config, facts: Facts, *, adopt: bool) -> Ownership:
+def decide_ownership(config: Config, facts: Facts, *, adopt: bool) -> Ownership:
     """What of that which is remembered is the file's. Raises HutchError for what is another one's."""
     former = former_paths(config, facts.records, facts.origin, facts.exists)
     check_ownership(config, facts.records, former, facts.exists, adopt=adopt)
     return Ownership(frozenset(former), tuple(orphans(config, facts.records, former)))
 
 
-def check_network(places: Places, network: Network, applied: Network | None) -> None:
+def check_network(layout: Layout, network: Network, applied: Network | None) -> None:
     """Refuse a network that is yet to be made, and cannot be: somebody else has its addresses."""
-    if network == applied and os.path.exists(f"/sys/class/net/{places.uplink_host}"):
+    if network == applied and os.path.exists(f"/sys/class/net/{layout.uplink_host}"):
         return
     own = {applied.subnet, applied.uplink} if applied else set()
     host = router.observe_host().without_routes(ejected_routes() | own)
-    router.check_overlap(places, network, host)
+    router.check_overlap(layout, network, host)
 
 
-def check_sockets(places: Places, config: Config) -> None:
+def check_sockets(layout: Layout, config: Config) -> None:
     """The kernel limits the path of a socket."""
-    excess = max((len(str(places.console(name))) - SUN_PATH for name in config.workspaces), default=0)
+    excess = max((len(str(layout.console(name))) - SUN_PATH for name in config.workspaces), default=0)
     if excess > 0:
         raise UsageError(
-            f"the runtime directory {places.run} is {excess} bytes too long for the console of each workspace",
+            f"the runtime directory {layout.run} is {excess} bytes too long for the console of each workspace",
             resolution="set HUTCH_RUN_DIR to a shorter path",
         )
 
 
-def check_owners(file: str, resolved: Mapping[str, Workspace]) -> None:
+def check_owners(file: str, resolved: Mapping[str, WorkspaceSpec]) -> None:
     """An account may have changed since the file or a record named it."""
     problems = []
     for name, workspace in resolved.items():

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from hutch.apply import converge
+from hutch.apply import reconcile
 from hutch.apply.coexistence import Repairs, wanted_repairs
 from hutch.apply.hardware import any_machine
 from hutch.apply.serving import ejected_routes, in_force, members_of
@@ -25,58 +25,58 @@ from hutch.run import run
 from hutch.spec.loading import load
 from hutch.spec.lookup import find_file, look_for_file
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.state import read_network, read_records
 
 INSTALLING = 1800.0  # seconds that a package manager may take
 
 
-def look(places: Places, file: Path | None) -> Neighbours:
+def look(layout: Layout, file: Path | None) -> Neighbours:
     """`file` is the hutch.toml whose network is meant where none is set up yet."""
     is_root = os.geteuid() == 0
-    return observe_neighbours(places, workspaces_of(places, file, is_root=is_root), is_root=is_root)
+    return observe_neighbours(layout, workspaces_of(layout, file, is_root=is_root), is_root=is_root)
 
 
-def workspaces_of(places: Places, file: Path | None, *, is_root: bool) -> Workspaces:
+def workspaces_of(layout: Layout, file: Path | None, *, is_root: bool) -> Workspaces:
     record, addresses, damage = None, {}, ""
     if is_root:
         try:
-            record = read_network(places)
-            serving = in_force(places, read_records(places))
+            record = read_network(layout)
+            serving = in_force(layout, read_records(layout))
             addresses = {name: found.wanted.ip for name, found in serving.items() if found.wanted.ip is not None}
         except HutchError as error:
             damage = error.brief
-    network = record.network if record is not None else declared_network(places, file)
+    network = record.network if record is not None else declared_network(layout, file)
     if not network.uplink:
         host = router.observe_host()
         with suppress(HutchError):
-            uplink = router.find_uplink(places, host) or router.choose_uplink(network, host)
+            uplink = router.find_uplink(layout, host) or router.choose_uplink(network, host)
             network = replace(network, uplink=uplink)
     return Workspaces(network, addresses, damage, ejected_routes())
 
 
-def declared_network(places: Places, file: Path | None) -> Network:
+def declared_network(layout: Layout, file: Path | None) -> Network:
     """What is wrong with a hutch.toml is for `plan` to say."""
     if look_for_file(file) is None:
         return Network()
     try:
-        return load(find_file(file), places=places).network
+        return load(find_file(file), layout=layout).network
     except HutchError:
         return Network()
 
 
 @contextmanager
-def changing(places: Places) -> Iterator[None]:
+def changing(layout: Layout) -> Iterator[None]:
     """Hold the locks: this hutch's, and that of all hutches, since others' configuration is everybody's."""
-    with lock(places), host_lock():
+    with lock(layout), host_lock():
         yield
 
 
-def repair(places: Places, file: Path | None, tell: Told) -> list[HutchError]:
+def repair(layout: Layout, file: Path | None, tell: Told) -> list[HutchError]:
     """Make what is safe, and is not there. Returns what has failed: the rest is done all the same."""
     failures = []
-    with changing(places):
-        for make in _repairs(places, wanted_repairs(look(places, file)), tell):
+    with changing(layout):
+        for make in _repairs(layout, wanted_repairs(look(layout, file)), tell):
             try:
                 with troubles_told():
                     make()
@@ -85,41 +85,41 @@ def repair(places: Places, file: Path | None, tell: Told) -> list[HutchError]:
     return failures
 
 
-def _repairs(places: Places, wanted: Repairs, tell: Told) -> Iterator[Callable[[], None]]:
+def _repairs(layout: Layout, wanted: Repairs, tell: Told) -> Iterator[Callable[[], None]]:
     for obstacle in wanted.obstacles:
-        yield partial(repairs.ensure_steps, places, obstacle.repair, tell)
+        yield partial(repairs.ensure_steps, layout, obstacle.repair, tell)
     for drop_in in wanted.files:
-        yield partial(repairs.ensure_file, places, drop_in, tell)
+        yield partial(repairs.ensure_file, layout, drop_in, tell)
     if wanted.shells:
-        yield partial(repairs.ensure_aliases, places, wanted.shells, tell)
+        yield partial(repairs.ensure_aliases, layout, wanted.shells, tell)
     if wanted.forwarding:
-        yield partial(forward, places, tell)
-    yield partial(try_kvm, places, tell)
+        yield partial(forward, layout, tell)
+    yield partial(try_kvm, layout, tell)
 
 
-def forward(places: Places, tell: Told) -> None:
+def forward(layout: Layout, tell: Told) -> None:
     """It is what `up` does, and the last workspace takes it back as ever."""
-    record = read_network(places)
+    record = read_network(layout)
     if record is not None:
         tell(f"sysctl -w {router.FORWARDING.replace('/', '.')}=1")
-        members = members_of(in_force(places, read_records(places)), record.network)
-        converge.ensure_settings(places, record, members)
+        members = members_of(in_force(layout, read_records(layout)), record.network)
+        reconcile.ensure_settings(layout, record, members)
 
 
-def try_kvm(places: Places, tell: Told) -> None:
+def try_kvm(layout: Layout, tell: Told) -> None:
     """Find out whether guests run under KVM, unless that is known, or there is nothing to boot."""
-    if recall_accelerator(places) is not None or find_program(QEMU) is None:
+    if recall_accelerator(layout) is not None or find_program(QEMU) is None:
         return
-    machine = any_machine(places)
+    machine = any_machine(layout)
     if machine is not None:
-        found = observe_accelerator(places, machine)
+        found = observe_accelerator(layout, machine)
         tell(f"boot a guest under KVM: {found.why}")  # what need not be so next time is not remembered, so it is said
 
 
-def take_back(places: Places, tell: Told) -> list[str]:
+def take_back(layout: Layout, tell: Told) -> list[str]:
     """Take back what `repair` has made. Returns what could not be, in words."""
-    with changing(places):
-        return repairs.take_back(places, tell)
+    with changing(layout):
+        return repairs.take_back(layout, tell)
 
 
 def install(command: Sequence[str]) -> None:

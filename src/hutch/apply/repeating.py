@@ -8,23 +8,23 @@ from contextlib import suppress
 
 from hutch.errors import HutchError
 from hutch.host.doctor.repairs import is_made, read_made
-from hutch.host.network.strangers import check_strangers
+from hutch.host.network.foreign_firewalls import check_foreign_firewalls
 from hutch.host.services.lock import host_lock
 from hutch.run import run
 from hutch.spec import names
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 
-def repeat_repairs(places: Places, network: Network, listing: str) -> None:
+def repeat_repairs(layout: Layout, network: Network, listing: str) -> None:
     """Only what is noted, and only where something is in the way. What fails is told by `plan` and `status`, as what
     nobody has repaired yet, and holds up no other. The caller holds the lock."""
     host_end, _ = names.uplink_addresses(network.uplink)
     try:
-        steps = read_made(places).steps
+        steps = read_made(layout).steps
     except HutchError:
         return
-    for obstacle in check_strangers(listing, places.uplink_host, host_end):
+    for obstacle in check_foreign_firewalls(listing, layout.uplink_host, host_end):
         with suppress(HutchError), host_lock():
             for step in obstacle.repair:
                 if step in steps and not is_made(step):

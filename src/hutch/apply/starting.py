@@ -1,5 +1,5 @@
 """Carries out plans: `execute` is the one way in which anything is stopped or started. Starting is the path that people
-wait for, so it imports what settles the host only when it gets there."""
+wait for, so it imports what reconciles the host only when it gets there."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hutch.host.storage.shares import has_mount_points
 from hutch.plan.actions import Plan
 from hutch.runtime import control
 from hutch.runtime.control import Listener
-from hutch.spec.model import Network, Workspace
-from hutch.spec.names import Places
+from hutch.spec.model import Network, WorkspaceSpec
+from hutch.spec.names import Layout
 from hutch.spec.record import Record
 from hutch.state import journaled, read_network, write_record
 
@@ -43,7 +43,7 @@ class StartsFailed(Unmet):
 
 
 def execute(
-    places: Places, plan: Plan, records: dict[str, Record], listen: Listener, between: Callable[[], None] = lambda: None
+    layout: Layout, plan: Plan, records: dict[str, Record], listen: Listener, between: Callable[[], None] = lambda: None
 ) -> None:
     """Stop what the plan stops, do what is to be done `between`, start what it starts. The caller holds the lock, and
     has undone what an earlier run left half done.
@@ -53,24 +53,24 @@ def execute(
     """
     changing = tuple(action.workspace for action in plan.actions if action.action not in ("no change", "stop"))
     is_lasting = plan.command == "up"
-    with journaled(places, plan.command, changing, is_lasting=is_lasting) if changing else nullcontext():
+    with journaled(layout, plan.command, changing, is_lasting=is_lasting) if changing else nullcontext():
         if stopping := [action.workspace for action in plan.actions if action.stops]:
-            control.stop_all(places, stopping)
+            control.stop_all(layout, stopping)
         if plan.command != "up":  # which tells by its plan
             for name in stopping:
                 listen(name, "stopped", "")
         between()
         if starting := [action.workspace for action in plan.actions if action.starts and plan.start]:
-            start(places, plan.network, plan.file, records, starting, listen)
+            start(layout, plan.network, plan.file, records, starting, listen)
 
 
 def start(
-    places: Places, network: Network, file: str, records: dict[str, Record], names: Iterable[str], listen: Listener
+    layout: Layout, network: Network, file: str, records: dict[str, Record], names: Iterable[str], listen: Listener
 ) -> None:
-    """Settle the host, and start workspaces side by side. Raises StartsFailed when any did not come up.
+    """Reconcile the host, and start workspaces side by side. Raises StartsFailed when any did not come up.
 
-    On a host that is set up already, settling takes as long as the workspaces' own mounts do; so both are done at
-    once, and no workspace joins the network before it is settled.
+    On a host that is set up already, reconciling takes as long as the workspaces' own mounts do; so both are done at
+    once, and no workspace joins the network before it is reconciled.
     """
 
     starting = [records[name] for name in names]
@@ -81,38 +81,38 @@ def start(
         # Spares the start-up of `hutch start` for containers.
         from hutch.apply.machines import prepare_machines
 
-        accelerator = prepare_machines(places, starting, listen)
-    if not is_prepared(places, network, starting):
+        accelerator = prepare_machines(layout, starting, listen)
+    if not is_prepared(layout, network, starting):
         # Spares the start-up of `hutch start`: it is done while the guest's own processes begin.
-        from hutch.apply.converge import settle
+        from hutch.apply.reconcile import reconcile_host
 
-        settle(places, network, file, records)
+        reconcile_host(layout, network, file, records)
 
-    def settle_host(connect: Callable[[], None]) -> None:
-        with closing(look(places)) as looking:  # it goes on while the rest is imported
+    def reconcile(connect: Callable[[], None]) -> None:
+        with closing(look(layout)) as looking:  # it goes on while the rest is imported
             # Spares the start-up of `hutch start`: it is done while the guest's own processes begin.
-            from hutch.apply.converge import settle
+            from hutch.apply.reconcile import reconcile_host
 
-            settle(places, network, file, records, looking, connect)
+            reconcile_host(layout, network, file, records, looking, connect)
 
     def make(name: str) -> Launch:
-        if lacks_shell(places, records[name]):
+        if lacks_shell(layout, records[name]):
             shell = records[name].wanted.shell
             listen(name, "warning", f"its image has no {shell}, so nobody can log in; add what has it to `packages`")
-        launch = make_launch(places, records[name], network, accelerator)
+        launch = make_launch(layout, records[name], network, accelerator)
         records[name] = records[name].with_booted()
-        write_record(places, records[name])
+        write_record(layout, records[name])
         return launch
 
-    failures = control.start_all(places, [record.name for record in starting], make, listen, settle_host)
-    for record in starting:  # now that the host is settled
-        if text := unlimited_home(places, record):
+    failures = control.start_all(layout, [record.name for record in starting], make, listen, reconcile)
+    for record in starting:  # now that the host is reconciled
+        if text := unlimited_home(layout, record):
             listen(record.name, "warning", text)
     if failures:
         raise StartsFailed(failures)
 
 
-def unlimited_home(places: Places, record: Record) -> str:
+def unlimited_home(layout: Layout, record: Record) -> str:
     """Why `disk` does not limit the home here, or not all of it, in words; "" where it does, or is not to."""
     home, size = record.wanted.home, record.wanted.disk
     if size is None or home is None:
@@ -122,17 +122,17 @@ def unlimited_home(places: Places, record: Record) -> str:
 
     if why := why_unlimited(home):
         return f"`disk` does not limit its home here: {why}"
-    why = why_partly(home, record.uid_base, size, places.quota(record.name))
+    why = why_partly(home, record.uid_base, size, layout.quota(record.name))
     return f"`disk` does not limit all of its home: {why}" if why else ""
 
 
-def lacks_shell(places: Places, record: Record) -> bool:
+def lacks_shell(layout: Layout, record: Record) -> bool:
     """Whether the login user's shell is missing from the image. A root that is kept may have its own."""
-    tree, shell = str(places.image_root(record.image)), record.wanted.shell
+    tree, shell = str(layout.image_root(record.image)), record.wanted.shell
     return record.wanted.persist != "all" and not any(os.path.lexists(f"{tree}{top}{shell}") for top in ("", "/usr"))
 
 
-def check_shares(starting: Iterable[tuple[str, str, Workspace]]) -> None:
+def check_shares(starting: Iterable[tuple[str, str, WorkspaceSpec]]) -> None:
     """Refuse to start workspaces, given as (file, name, workspace), whose directories are not as they must be."""
     refuse_files(
         (file, problem)
@@ -156,19 +156,19 @@ def mount_shares(record: Record, listen: Listener) -> None:
                 break
 
 
-def is_prepared(places: Places, network: Network, starting: Iterable[Record]) -> bool:
+def is_prepared(layout: Layout, network: Network, starting: Iterable[Record]) -> bool:
     """Whether everything is there that a workspace needs before it joins the network."""
-    before = read_network(places)
+    before = read_network(layout)
     return (
         before is not None
         and before.network == network
-        and has_namespace(places)
-        and all(_has_home_and_keys(places, record) for record in starting)
+        and has_namespace(layout)
+        and all(_has_home_and_keys(layout, record) for record in starting)
     )
 
 
-def _has_home_and_keys(places: Places, record: Record) -> bool:
-    keys = (places.host_key(record.name), *public_keys(places, record))
+def _has_home_and_keys(layout: Layout, record: Record) -> bool:
+    keys = (layout.host_key(record.name), *public_keys(layout, record))
     return (
         record.booted is not None
         and os.path.isdir(str(record.wanted.home))

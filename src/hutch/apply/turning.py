@@ -13,26 +13,26 @@ from hutch.plan.actions import Verb
 from hutch.plan.turning import SO_NOT, no_network, plan_turn
 from hutch.runtime.control import Listener
 from hutch.runtime.observe import observe
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Record
 from hutch.state import read_network, read_records
 
 
-def turn(places: Places, verb: Verb, names: Iterable[str], find: Callable[[str], Record], listen: Listener) -> None:
+def turn(layout: Layout, verb: Verb, names: Iterable[str], find: Callable[[str], Record], listen: Listener) -> None:
     """Turn workspaces on or off; `find` gives the record of one. What could not be started again is not stopped."""
-    with lock(places):
+    with lock(layout):
         if verb != "stop":
-            recover(places, listen)
+            recover(layout, listen)
         records = {name: find(name) for name in names}
-        seen = {name: observe(places, name) for name in records}
-        network = read_network(places) if verb != "stop" else None  # which a damaged record does not prevent
+        seen = {name: observe(layout, name) for name in records}
+        network = read_network(layout) if verb != "stop" else None  # which a damaged record does not prevent
         plan = plan_turn(verb, network, records, seen)
         if starting := [records[action.workspace] for action in plan.actions if action.starts]:
-            check_host(places, starting, SO_NOT[verb])
-        execute(places, plan, read_records(places), listen)
+            check_host(layout, starting, SO_NOT[verb])
+        execute(layout, plan, read_records(layout), listen)
 
 
-def check_host(places: Places, starting: Sequence[Record], so_not: str) -> None:
+def check_host(layout: Layout, starting: Sequence[Record], so_not: str) -> None:
     """Refuse what this host cannot start, or has not got what it would start from."""
     if any(is_machine(record.wanted) for record in starting):
         # Spares the start-up of `hutch start` for containers, as below.
@@ -40,7 +40,7 @@ def check_host(places: Places, starting: Sequence[Record], so_not: str) -> None:
 
         check_machines((record.file, record.name, record.wanted) for record in starting)
     for record in starting:
-        if not places.image_root(record.image).is_dir():
+        if not layout.image_root(record.image).is_dir():
             raise HutchError(
                 f"{record.name}: its image {record.image} is not in the cache{so_not}",
                 resolution="`hutch up` builds it again",
@@ -49,7 +49,7 @@ def check_host(places: Places, starting: Sequence[Record], so_not: str) -> None:
             # Spares the start-up of `hutch start` for containers.
             from hutch.apply.hardware import machine_of
 
-            machine_of(places, record.image)
+            machine_of(layout, record.image)
     check_shares((record.file, record.name, record.wanted) for record in starting)
-    if read_network(places) is None:
+    if read_network(layout) is None:
         raise no_network()

@@ -21,66 +21,66 @@ from hutch.plan.planner import pending_of
 from hutch.runtime.control import manager_of, provide
 from hutch.runtime.observe import observe_state
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Record, holds_identity, served
 from hutch.state import make_directory, write_record
 
 
-def hand_over(places: Places, network: Network, records: Mapping[str, Record], *, is_unit: bool) -> None:
-    """Have systemd, where it is, know all that is wanted, now that the host is settled."""
+def hand_over(layout: Layout, network: Network, records: Mapping[str, Record], *, is_unit: bool) -> None:
+    """Have systemd, where it is, know all that is wanted, now that the host is reconciled."""
     if units.has_systemd():
-        converge_units(places, network, records)
-        converge_host_units(places, network, records, is_unit=is_unit)
+        reconcile_units(layout, network, records)
+        reconcile_host_units(layout, network, records, is_unit=is_unit)
 
 
-def converge_units(places: Places, network: Network, records: Mapping[str, Record]) -> None:
+def reconcile_units(layout: Layout, network: Network, records: Mapping[str, Record]) -> None:
     """The units of workspaces that do not run say what is wanted of them. One whose root would have to be made anew for
     that, or whose image is not there, keeps the units that it has."""
     launches = []
     here = {name: record for name, record in served(records).items() if not record.ejected}
-    resting = units.resting_units(map(places.unit, here))
+    resting = units.resting_units(map(layout.unit, here))
     for name, record in here.items():
         if (
-            places.unit(name) not in resting
-            or holds_identity(observe_state(places, record))
+            layout.unit(name) not in resting
+            or holds_identity(observe_state(layout, record))
             or pending_of(record) == "recreate"
-            or not places.image_root(record.image).is_dir()
+            or not layout.image_root(record.image).is_dir()
         ):
             continue
-        accelerator = recall_accelerator(places) if is_machine(record.wanted) else None
+        accelerator = recall_accelerator(layout) if is_machine(record.wanted) else None
         if is_machine(record.wanted) and accelerator is None:
             continue  # its first start tries what machines run under here
         with suppress(HutchError):
-            launches.append(make_launch(places, record, network, accelerator))
+            launches.append(make_launch(layout, record, network, accelerator))
             if record != record.with_booted():  # as what it will have been started, whoever does so
-                write_record(places, record.with_booted())
-    provide(places, manager_of(places), launches)
+                write_record(layout, record.with_booted())
+    provide(layout, manager_of(layout), launches)
 
 
-def wanted_host_units(places: Places, network: Network, records: Mapping[str, Record]) -> dict[str, str]:
+def wanted_host_units(layout: Layout, network: Network, records: Mapping[str, Record]) -> dict[str, str]:
     """The host's own: the target for all, the network, and what serves all. Without systemd, none."""
     if not units.has_systemd():
         return {}
-    members = members_of(in_force(places, records), network)
-    services = wanted_services(places, network, is_watched=any(member.policy.is_watched for member in members))
+    members = members_of(in_force(layout, records), network)
+    services = wanted_services(layout, network, is_watched=any(member.policy.is_watched for member in members))
     return {
-        places.slice_of_all: render_slice(places, memory_for_workspaces()),
-        places.target: render_target(places),
-        places.network_unit: render_network(places, sys.executable),
-        **{places.service_unit(service.pid_file): render_service(service, places) for service in services},
+        layout.slice_of_all: render_slice(layout, memory_for_workspaces()),
+        layout.target: render_target(layout),
+        layout.network_unit: render_network(layout, sys.executable),
+        **{layout.service_unit(service.pid_file): render_service(service, layout) for service in services},
     }
 
 
-def converge_host_units(places: Places, network: Network, records: Mapping[str, Record], *, is_unit: bool) -> None:
-    """The host is settled: have systemd know it, now and when it boots. What calls this as the network's own unit
+def reconcile_host_units(layout: Layout, network: Network, records: Mapping[str, Record], *, is_unit: bool) -> None:
+    """The host is reconciled: have systemd know it, now and when it boots. What calls this as the network's own unit
     (`is_unit`) is known by its end; for everybody else, that unit finds that there is nothing left to do. The target is
     there to be stopped, with all that is part of it; what it wants is not started now."""
-    units.ensure_units(wanted_host_units(places, network, records))
-    wanted = {places.unit(name): record.wanted.autostart for name, record in served(records).items()}
+    units.ensure_units(wanted_host_units(layout, network, records))
+    wanted = {layout.unit(name): record.wanted.autostart for name, record in served(records).items()}
     there = {unit: wish for unit, wish in wanted.items() if (units.directory() / unit).is_file()}
-    units.enable_units({places.target: True, **there})
-    make_directory(places.run)
-    write_atomic(places.settled, b"", is_lasting=False)
+    units.enable_units({layout.target: True, **there})
+    make_directory(layout.run)
+    write_atomic(layout.reconciled, b"", is_lasting=False)
     if not is_unit:
         only = "--job-mode=ignore-dependencies"
-        units.systemctl("start", only, places.network_unit, places.target, timeout=START_SECONDS)
+        units.systemctl("start", only, layout.network_unit, layout.target, timeout=START_SECONDS)

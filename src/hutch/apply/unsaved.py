@@ -18,7 +18,7 @@ from hutch.images.contain import run_contained
 from hutch.run import CommandFailed, run
 from hutch.runtime.observe import observe
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Record, has_processes
 from hutch.trees.cursor import is_empty
 
@@ -28,21 +28,21 @@ LOOK = Path(__file__).with_name("unsaved.sh")
 FIND = ("find", ".", "-xdev", "-name", ".git", "-prune", "-exec", "sh", "-c")
 
 
-def obstacles(places: Places, record: Record) -> list[str]:
+def obstacles(layout: Layout, record: Record) -> list[str]:
     """Why the workspace should not be removed without a second thought; empty when it may go."""
     found = []
-    if has_processes(observe(places, record.name).state):
-        found += live_sessions(places, record)
-    return found + unsaved_git_work(places, record)
+    if has_processes(observe(layout, record.name).state):
+        found += live_sessions(layout, record)
+    return found + unsaved_git_work(layout, record)
 
 
-def live_sessions(places: Places, record: Record) -> list[str]:
+def live_sessions(layout: Layout, record: Record) -> list[str]:
     """Open ssh connections from this host, and commands that `hutch exec` runs."""
     ip = record.effective.ip
     listing = run(["ss", "--no-header", "--tcp", "--numeric", "state", "established", "dst", f"{ip}:22"])
     count = len(listing.stdout.splitlines()) + vsock_connections(record)
     found = [f"{count} open ssh connection{'s' if count > 1 else ''}"] if count else []
-    cgroup = Cgroup(observe(places, record.name).cgroup)
+    cgroup = Cgroup(observe(layout, record.name).cgroup)
     if cgroup.is_populated("exec"):
         found.append("a command started by `hutch exec` is running")
     cgroup.close()
@@ -64,13 +64,13 @@ def count_vsock(listing: str, cid: int) -> int:
     return sum(row[1:2] == ["ESTAB"] and row[5:6] == [f"{cid}:22"] for row in rows)
 
 
-def unsaved_git_work(places: Places, record: Record) -> list[str]:
+def unsaved_git_work(layout: Layout, record: Record) -> list[str]:
     """Repositories in the home with changes that are committed or pushed nowhere."""
     if record.wanted.home is None or is_empty(record.wanted.home):
         return []
     find = (*FIND, LOOK.read_text(encoding="utf-8"), "sh", "{}", ";")
     # It needs no network, so it does not matter whether there is one.
-    look = inspection(record.name, record.wanted, surroundings_of(places, record, Network(), ()), find)
+    look = inspection(record.name, record.wanted, surroundings_of(layout, record, Network(), ()), find)
     found: list[str] = []
 
     def take(line: str) -> None:
@@ -78,7 +78,7 @@ def unsaved_git_work(places: Places, record: Record) -> list[str]:
             found.append("".join(c for c in line.removeprefix(FOUND) if c.isprintable())[:200])
 
     try:
-        run_contained(look, group=places.inspection_cgroup(record.name), on_line=take, timeout=PATIENCE)
+        run_contained(look, group=layout.inspection_cgroup(record.name), on_line=take, timeout=PATIENCE)
     except CommandFailed as error:
         raise HutchError(
             f"{record.name}: cannot tell whether its home holds unsaved git work",

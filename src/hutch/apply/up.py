@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from hutch.apply import converge
+from hutch.apply import reconcile
 from hutch.apply.building import ensure_images
 from hutch.apply.inspecting import unbuilt_images
 from hutch.apply.live import apply_live
@@ -27,7 +27,7 @@ from hutch.plan.decide import noted
 from hutch.plan.resolve import allocate_uids
 from hutch.runtime.control import Listener
 from hutch.spec.model import Config
-from hutch.spec.names import UID_COUNT, Places
+from hutch.spec.names import UID_COUNT, Layout
 from hutch.spec.record import Record
 from hutch.state import ensure_copy, read_records, write_record
 from hutch.trees.changing import give
@@ -39,7 +39,7 @@ Confirm = Callable[[Plan], None]
 
 
 def up(
-    places: Places,
+    layout: Layout,
     config: Config,
     make: Callable[[Mapping[str, str] | None], Plan],
     *,
@@ -56,16 +56,16 @@ def up(
         if plan.disturbed - allowed:
             confirm(plan)
             allowed |= plan.disturbed
-        unbuilt |= unbuilt_images(places, plan.wanted)
+        unbuilt |= unbuilt_images(layout, plan.wanted)
         workspaces = {name: wanted.workspace for name, wanted in plan.wanted.items()}
-        ensure_images(places, workspaces, config.network, config.file, progress)
-        with lock(places), converge.first_network(places):
-            recover(places, listen)
+        ensure_images(layout, workspaces, config.network, config.file, progress)
+        with lock(layout), reconcile.first_network(layout):
+            recover(layout, listen)
             plan = make(unbuilt)
             # Until the lock was taken, an image may have been removed, the tree that it is made from may have
             # changed, or somebody may have come.
-            if not unbuilt_images(places, plan.wanted) and plan.disturbed <= allowed:
-                apply_plan(places, plan, listen)
+            if not unbuilt_images(layout, plan.wanted) and plan.disturbed <= allowed:
+                apply_plan(layout, plan, listen)
                 return plan
     raise HutchError(
         f"{config.file}: what its workspaces need, or who is in them, changed as soon as it was seen to",
@@ -73,26 +73,26 @@ def up(
     )
 
 
-def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
+def apply_plan(layout: Layout, plan: Plan, listen: Listener) -> None:
     """Do what the plan says. The caller holds the lock; images are there already."""
-    records = read_records(places)
+    records = read_records(layout)
     for name in records:  # before anything changes: a copy is not waited for, so a power cut may have torn it
-        ensure_copy(places.record(name))
+        ensure_copy(layout.record(name))
     if plan.start:
-        check_new_machines(places, plan, records)
+        check_new_machines(layout, plan, records)
     new = [action.workspace for action in plan.actions if action.wanted and action.workspace not in records]
     taken = {record.uid_base for record in records.values()}
     taken |= {note.uid_base for note in observe_ejected().values()}
-    uids = dict(zip(new, allocate_uids(taken, len(new), places.uid_index), strict=True))
+    uids = dict(zip(new, allocate_uids(taken, len(new), layout.uid_index), strict=True))
     unmet: list[Unmet] = []
 
     def between() -> None:
-        _write_down(places, plan, records, uids, listen)
+        _write_down(layout, plan, records, uids, listen)
         live = [action.workspace for action in plan.actions if action.action == "live"]
         if live or not (plan.start and any(action.starts for action in plan.actions)):
-            converge.settle(places, plan.network, plan.file, records)
+            reconcile.reconcile_host(layout, plan.network, plan.file, records)
         if live:
-            if failures := apply_live(places, plan.network, records, live, listen):
+            if failures := apply_live(layout, plan.network, records, live, listen):
                 unmet.append(
                     Unmet(
                         f"{', '.join(failures)}: not all changes could be made while running",
@@ -101,20 +101,20 @@ def apply_plan(places: Places, plan: Plan, listen: Listener) -> None:
                         f"`hutch restart {next(iter(failures))}` makes sure of them",
                     )
                 )
-            converge.converge_shown(places, records)
+            reconcile.reconcile_user_views(layout, records)
 
     try:
-        execute(places, plan, records, listen, between)
+        execute(layout, plan, records, listen, between)
     except StartsFailed as error:
         unmet.append(error)
-    for text in kept_guards(places):
+    for text in kept_guards(layout):
         listen("shares", "warning", text)
     if unmet:
         raise both(unmet)
 
 
 def _write_down(
-    places: Places, plan: Plan, records: dict[str, Record], uids: Mapping[str, int], listen: Listener
+    layout: Layout, plan: Plan, records: dict[str, Record], uids: Mapping[str, int], listen: Listener
 ) -> None:
     """What is wanted and whose it is, with what has to be done before that may be said."""
     origin = origin_of(plan.file)
@@ -125,9 +125,9 @@ def _write_down(
         if before and becomes_machine and not is_machine(before.effective):
             hand_over(before)  # before it is written down: one that fails here is a container still
         if action.action == "recreate":
-            remove_tree(places.root(action.workspace))
+            remove_tree(layout.root(action.workspace))
         if action.action == "remove":
-            for text in mark_removed(places, records, action.workspace):
+            for text in mark_removed(layout, records, action.workspace):
                 listen(action.workspace, "warning", text)
         elif action.action != "no change":
             assert action.wanted is not None
@@ -140,10 +140,10 @@ def _write_down(
                 machine_id=os.urandom(16).hex(),
             )
             records[action.workspace] = noted(before, action, action.wanted, plan.file, origin)
-            write_record(places, records[action.workspace])
+            write_record(layout, records[action.workspace])
     for name in plan.inherited:
         records[name] = replace(records[name], file=plan.file, origin=origin)
-        write_record(places, records[name])
+        write_record(layout, records[name])
 
 
 def both(unmet: list[Unmet]) -> Unmet:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.spec import names
-from hutch.spec.model import Network, Weight, Workspace, declared_weight, has_effect
+from hutch.spec.model import Network, Weight, WorkspaceSpec, declared_weight, has_effect
 
 if TYPE_CHECKING:
     from hutch.backends.launch import Hardware, Launch, Surroundings
@@ -24,10 +24,10 @@ class Backend(Protocol):
 
     TRAITS: Traits
 
-    def check(self, prefix: str, workspace: Workspace) -> Iterable[Problem]:
+    def check(self, prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
         """What it cannot do for a workspace whose table is called `prefix`, before anything is touched."""
 
-    def launch(self, name: str, workspace: Workspace, host: Surroundings) -> Launch:
+    def launch(self, name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
         """What makes the workspace run."""
 
 
@@ -42,7 +42,7 @@ FOREIGN = Traits("")
 """Of a workspace that no backend here runs: this host has nothing to do for it."""
 
 
-def backends_of(workspace: Workspace) -> list[Backend]:
+def backends_of(workspace: WorkspaceSpec) -> list[Backend]:
     """Those that the workspace leaves to choose from, the highest rank first: all of its kind, or the one that it
     names."""
     kind = (workspace.engine, workspace.type)
@@ -52,7 +52,7 @@ def backends_of(workspace: Workspace) -> list[Backend]:
     return sorted(found, key=lambda backend: backend.TRAITS.rank, reverse=True)
 
 
-def choose(workspace: Workspace, hardware: Hardware | None = None) -> Backend | None:
+def choose(workspace: WorkspaceSpec, hardware: Hardware | None = None) -> Backend | None:
     """The first that can run the workspace on this host, or on one that lacks nothing where its hardware is not given.
     Where none can, it is the last: what speaks against that one is told."""
     found = backends_of(workspace)
@@ -63,35 +63,35 @@ def choose(workspace: Workspace, hardware: Hardware | None = None) -> Backend | 
     return found[-1] if found else None
 
 
-def traits_of(workspace: Workspace) -> Traits:
+def traits_of(workspace: WorkspaceSpec) -> Traits:
     """What holds for the workspace whichever backend runs it, see Traits."""
     backend = choose(workspace)
     return backend.TRAITS if backend is not None else FOREIGN
 
 
-def traits_named(workspace: Workspace, name: str) -> Traits:
+def traits_named(workspace: WorkspaceSpec, name: str) -> Traits:
     """Those of the backend that has started it, by its name."""
     found = (backend.TRAITS for backend in backends_of(workspace))
     return next((traits for traits in found if traits.name == name), traits_of(workspace))
 
 
-def is_machine(workspace: Workspace) -> bool:
+def is_machine(workspace: WorkspaceSpec) -> bool:
     return traits_of(workspace).is_machine
 
 
-def initial_memory(workspace: Workspace) -> int | None:
+def initial_memory(workspace: WorkspaceSpec) -> int | None:
     """The bytes that it is started with and that stay its most; None where `memory` is but a limit."""
     default = traits_of(workspace).memory
     return (workspace.memory or default) if default is not None else None
 
 
-def weight_of(key: str, workspace: Workspace) -> Weight:
+def weight_of(key: str, workspace: WorkspaceSpec) -> Weight:
     """What it takes to apply a change of a key to the workspace; one without effect is free."""
     is_live = not has_effect(key, workspace.type) or key in traits_of(workspace).live
     return "live" if is_live else declared_weight(key)
 
 
-def check(name: str, workspace: Workspace, network: Network) -> Iterable[Problem]:
+def check(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[Problem]:
     """What this hutch cannot do for the workspace; keys are dotted as in the file."""
     prefix = f"workspaces.{name}"
     backend = choose(workspace)
@@ -102,7 +102,7 @@ def check(name: str, workspace: Workspace, network: Network) -> Iterable[Problem
         yield from backend.check(prefix, workspace)
 
 
-def _check_common(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+def _check_common(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
     """Features that no backend has yet, and those that few have."""
     if workspace.image.startswith(("oci:", "nix:")):
         hint = "use a distribution, or rootfs:PATH"
@@ -118,7 +118,7 @@ def _check_common(prefix: str, workspace: Workspace) -> Iterable[Problem]:
         yield Problem(UNSUPPORTED, f"{prefix}.idle", hint="leave it out")
 
 
-def check_named(name: str, workspace: Workspace, hardware: Hardware | None) -> Iterable[Problem]:
+def check_named(name: str, workspace: WorkspaceSpec, hardware: Hardware | None) -> Iterable[Problem]:
     """What this host lacks for the one backend that a workspace names. Where it names none, another one is taken."""
     backend, *others = backends_of(workspace)
     if not others:
@@ -126,13 +126,13 @@ def check_named(name: str, workspace: Workspace, hardware: Hardware | None) -> I
             yield Problem(message, f"workspaces.{name}.hypervisor", hint=f"use {alternatives(workspace)}")
 
 
-def alternatives(workspace: Workspace) -> str:
+def alternatives(workspace: WorkspaceSpec) -> str:
     """What `hypervisor` may be instead, in words."""
     others = (backend.TRAITS.name for backend in backends_of(replace(workspace, hypervisor="auto")))
     return " or ".join(f'"{word}"' for word in (*others, "auto") if word != workspace.hypervisor)
 
 
-def launch_of(name: str, workspace: Workspace, surroundings: Surroundings) -> Launch:
+def launch_of(name: str, workspace: WorkspaceSpec, surroundings: Surroundings) -> Launch:
     """What makes the workspace run."""
     from hutch.backends.share import guard_steps, shown  # whoever reads a record, as `hutch ls` does, has no use for it
 

@@ -38,7 +38,7 @@ from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
 from hutch.spec import names
-from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, Workspace
+from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, WorkspaceSpec
 from hutch.spec.programs import own_program
 
 OLDEST = 52
@@ -72,7 +72,7 @@ QUIET = ("debian:bookworm",)
 """Images whose systemd (before 254) cannot tell over a stream of vsock that it is ready."""
 
 
-def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
     """What a machine under cloud-hypervisor cannot do."""
     yield from machine.check(prefix, workspace)
     if workspace.image in QUIET:
@@ -83,25 +83,25 @@ def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
         )
 
 
-def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
+def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     """Everything that makes the machine run."""
     hardware = host.hardware
     assert hardware is not None
-    places, runtime = host.places, str(host.places.runtime(name))
+    layout, runtime = host.layout, str(host.layout.runtime(name))
     credentials = render_credentials(identify(name, workspace, host, "Name=eth0")) | {
         NOTIFY_SOCKET: f"vsock-stream:2:{READY_PORT}\n"
     }
     files = [File(f"{runtime}/archive/credentials/{key}", text) for key, text in credentials.items()]
     files.append(File(f"{runtime}/archive/shares", render_shares(workspace)))
-    port = port_of(name, workspace, places, host.network)
+    port = port_of(name, workspace, layout, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
     return Launch(
         workspace=name,
         backend="cloud-hypervisor",
-        unit=places.unit(name),
-        network_namespace=str(places.namespace_path),
-        cgroup=places.cgroup(name),
+        unit=layout.unit(name),
+        network_namespace=str(layout.namespace_path),
+        cgroup=layout.cgroup(name),
         runtime=runtime,
         dialect=dialect("cloud_hypervisor"),
         directories=(f"{runtime}/vm", f"{runtime}/archive/credentials", f"{runtime}/sockets", *shares),
@@ -122,11 +122,11 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             "ask": calls_command(name, host, "end"),
         },
         sandbox=SANDBOX,
-        inward=(register_step(places.machine(name), host.machine_id),) if host.has_machined else (),
+        post_start=(register_step(layout.machine(name), host.machine_id),) if host.has_machined else (),
         cleanup=(
             *port.cleanup(),
             *disk_cleanup(name, workspace, host),
-            *((forget_step(places.machine(name)),) if host.has_machined else ()),
+            *((forget_step(layout.machine(name)),) if host.has_machined else ()),
         ),
         restart_codes=(REBOOT,),
         limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),
@@ -139,10 +139,10 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
 def calls_command(name: str, host: Surroundings, *words: str) -> tuple[str, ...]:
     """What says something to the machine."""
     program = own_program("hutch.backends.cloud_hypervisor_calls", host.python, host.package)
-    return (*program, f"{host.places.runtime(name)}/sockets", *words)
+    return (*program, f"{host.layout.runtime(name)}/sockets", *words)
 
 
-def balloon_step(name: str, workspace: Workspace, host: Surroundings) -> Step | None:
+def balloon_step(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Step | None:
     """What leaves a machine that runs less memory than it was made with."""
     size = left_of(workspace, host)
     if size is None:
@@ -153,9 +153,9 @@ def balloon_step(name: str, workspace: Workspace, host: Surroundings) -> Step | 
 
 def archive_steps(name: str, host: Surroundings) -> tuple[Step, ...]:
     """What the guest is told, as a disk that its machine can read and nobody else."""
-    runtime, uid = str(host.places.runtime(name)), str(host.uid_base)
+    runtime, uid = str(host.layout.runtime(name)), str(host.uid_base)
     place, archive = f"{runtime}/archive", f"{runtime}/archive.tar"
-    key = ("install", "-m", "400", str(host.places.host_key(name)), f"{place}/credentials/{HOST_KEY}")
+    key = ("install", "-m", "400", str(host.layout.host_key(name)), f"{place}/credentials/{HOST_KEY}")
     # It is not to be read on its way: who owns the workspace may pass through its runtime directory.
     tar = 'umask 077; rm -f -- "$1"; exec tar --create --format=ustar --file="$1" --directory="$2" shares credentials'
     pack = ("sh", "-euc", tar, "sh", archive, place)
@@ -169,10 +169,10 @@ def sockets_step(place: str, uid: int) -> Step:
     return Step(("mount", "-t", "tmpfs", "-o", options, "tmpfs", place), "make room for the machine's sockets")
 
 
-def machine_argv(name: str, workspace: Workspace, host: Surroundings, hardware: Hardware) -> tuple[str, ...]:
+def machine_argv(name: str, workspace: WorkspaceSpec, host: Surroundings, hardware: Hardware) -> tuple[str, ...]:
     """The main process: the machine in its jail, with the one network device that was opened for it."""
     assert hardware.cloud_hypervisor is not None
-    runtime = str(host.places.runtime(name))
+    runtime = str(host.layout.runtime(name))
     disk = disk_path(name, workspace, host)
     files = ["--ro-bind", hardware.cloud_hypervisor, "/cloud-hypervisor", "--proc", "/proc"]
     files += ["--ro-bind", hardware.kernel, "/kernel", "--ro-bind", hardware.initrd, "/initrd"]
@@ -188,7 +188,7 @@ def machine_argv(name: str, workspace: Workspace, host: Surroundings, hardware: 
 
 
 def machine_command(
-    name: str, workspace: Workspace, host: Surroundings, hardware: Hardware, has_disk: bool
+    name: str, workspace: WorkspaceSpec, host: Surroundings, hardware: Hardware, has_disk: bool
 ) -> tuple[str, ...]:
     """The command line. Every disk's format is given: one that is guessed from its contents is the
     guest's to choose. See docs/ of cloud-hypervisor, and `cloud-hypervisor --help`."""

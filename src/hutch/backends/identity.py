@@ -7,7 +7,7 @@ import ipaddress
 from hutch.backends.launch import Surroundings
 from hutch.guest.credentials import Identity
 from hutch.spec import names
-from hutch.spec.model import Workspace, has_effect
+from hutch.spec.model import WorkspaceSpec, has_effect
 
 SUBORDINATES = range(10_000, names.GUEST_UIDS.stop)  # below are people, above are services of systemd's
 
@@ -24,7 +24,7 @@ def subordinates(uid: int) -> tuple[tuple[int, int], ...]:
     return tuple((ids.start, len(ids)) for ids in ranges if ids)
 
 
-def identify(name: str, workspace: Workspace, host: Surroundings, match: str) -> Identity:
+def identify(name: str, workspace: WorkspaceSpec, host: Surroundings, match: str) -> Identity:
     """`match` is the line of a .network file that finds the guest's interface."""
     assert workspace.ip is not None and isinstance(workspace.owner, int)
     return Identity(

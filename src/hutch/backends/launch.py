@@ -14,7 +14,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from hutch.frozen import dataclass
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 REBOOT = 133
 """The exit code that means "the guest asked for a reboot": nspawn's own, with --keep-unit."""
@@ -54,7 +54,7 @@ class Surroundings:
     runs here.
     """
 
-    places: Places
+    layout: Layout
     network: Network
     image_root: str
     uid_base: int
@@ -101,7 +101,7 @@ class Helper:
 
 
 @dataclass(frozen=True)
-class Graft:
+class HotMount:
     """A directory that is shown to a container once that has a PID 1, and can be taken away from it while it runs.
 
     `bind` makes it ready at `place`, in the service's mount namespace. `attach`, with the pid of PID 1 as one more
@@ -116,7 +116,7 @@ class Graft:
 
 
 @dataclass(frozen=True)
-class Forbidden:
+class Seccomp:
     """What the kernel refuses to the main process and to all that comes of it, whoever that is inside: system calls by
     their names, and sockets of all families but these. systemd's own filters know nothing of the other ABIs that a
     kernel offers, so a program of ours installs these."""
@@ -141,23 +141,23 @@ class Launch:
     `prepare`, `connect`, `argv` and `cleanup` run in a mount namespace of their own (a slave of the host's) and in the
     network namespace at `network_namespace`; so mounts vanish with the last process. `prepare` are chains of steps that
     do not depend on each other; `connect` joins the network: its stages follow one another, the steps of a stage may
-    run side by side. `forbidden` binds the main process, and `sandbox` are lines of the unit that bind all processes.
+    run side by side. `seccomp` holds for the main process, and `sandbox` are lines of the unit that bind all processes.
 
     `dialect` are functions of a shell: what only this backend knows. `begin` has all made ready, connects, and starts
     or becomes `argv`; it sees to READY=1 once the guest serves, and notes "shown" before. Where the main process is a
     shell that stays, it asks the guest to end on SIGTERM, and ends with a code, and a reason in the file
     "noted/reason", as runtime/unit.sh knows them. `commands` are programs that it runs, by the names of functions.
 
-    `held` are steps while that which becomes PID 1 is held in its cgroup, before anything of the guest's has run; the
-    word PID in them stands for its pid. `inward` follow as soon as there is a PID 1, one after the other, and then
-    `grafts`; each takes its pid (of a machine, that of the main process) as one more argument. `helpers` are there
-    before `argv` is; when one ends, so does the workspace. `restart_codes` are exit codes of the main process that mean
-    "the guest asked for a reboot": everything is cleaned up, prepared, connected and started again. `facts` are told to
-    people. `memory` are the bytes that a machine is made with.
+    `pre_exec` are steps while that which becomes PID 1 is held in its cgroup, before anything of the guest's has run;
+    the word PID in them stands for its pid. `post_start` follow as soon as there is a PID 1, one after the other, and
+    then `hot_mounts`; each takes its pid (of a machine, that of the main process) as one more argument. `helpers` are
+    there before `argv` is; when one ends, so does the workspace. `restart_codes` are exit codes of the main process
+    that mean "the guest asked for a reboot": everything is cleaned up, prepared, connected and started again. `facts`
+    are told to people. `memory` are the bytes that a machine is made with.
 
-    A Launch may be handed in while the workspace runs: its `limits` and `grafts` count at once, and so do `balloon`,
-    which leaves a machine less of its memory, and `resize`, which gives a root in memory the size that it is to have;
-    all else counts when the guest boots again.
+    A Launch may be handed in while the workspace runs: its `limits` and `hot_mounts` count at once, and so do
+    `balloon`, which leaves a machine less of its memory, and `resize`, which gives a root in memory the size that it is
+    to have; all else counts when the guest boots again.
 
     `shares` are the host's directories that it is shown; `guards` are steps in the host's own mount namespace, which
     keep what it makes there from counting as somebody else's, where others than hutch may mount something meanwhile.
@@ -179,11 +179,11 @@ class Launch:
     cleanup: tuple[Step, ...]
     limits: Limits
     commands: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    forbidden: Forbidden | None = None
+    seccomp: Seccomp | None = None
     sandbox: tuple[str, ...] = ()
-    held: tuple[Step, ...] = ()
-    inward: tuple[Step, ...] = ()
-    grafts: tuple[Graft, ...] = ()
+    pre_exec: tuple[Step, ...] = ()
+    post_start: tuple[Step, ...] = ()
+    hot_mounts: tuple[HotMount, ...] = ()
     helpers: tuple[Helper, ...] = ()
     memory: int | None = None
     balloon: Step | None = None

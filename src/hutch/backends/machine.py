@@ -15,7 +15,7 @@ from hutch.backends.launch import Hardware, Helper, Step, Surroundings
 from hutch.backends.share import STORE, bind_step, share_places, share_tags, sources, store_step
 from hutch.errors import Problem
 from hutch.spec import names
-from hutch.spec.model import MACHINE_MEMORY, MOST_MACHINE_CPUS, Workspace
+from hutch.spec.model import MACHINE_MEMORY, MOST_MACHINE_CPUS, WorkspaceSpec
 from hutch.spec.programs import own_program
 
 PLACE = Path(__file__).parent
@@ -42,7 +42,7 @@ SANDBOX = (
 LEAST_MEMORY = 256 << 20  # with less, a guest's systemd and sshd do not come up
 
 
-def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
     """The problems of a workspace whose table is called `prefix`."""
     if workspace.owner in (0, "root"):
         yield Problem("root cannot own a workspace's home", f"{prefix}.owner", hint="name an ordinary user")
@@ -52,17 +52,17 @@ def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
         yield Problem("is more than a VM can have", f"{prefix}.vcpus", hint=f"1 to {MOST_MACHINE_CPUS}")
 
 
-def memory_of(workspace: Workspace, host: Surroundings) -> int:
+def memory_of(workspace: WorkspaceSpec, host: Surroundings) -> int:
     """Bytes that the machine is made with. One that runs has what it was started with, less what its balloon takes."""
     return host.ceiling or workspace.memory or MACHINE_MEMORY
 
 
-def left_of(workspace: Workspace, host: Surroundings) -> int | None:
+def left_of(workspace: WorkspaceSpec, host: Surroundings) -> int | None:
     """Bytes that the balloon leaves to a machine which runs; None for one that is to be started."""
     return (workspace.memory or MACHINE_MEMORY) if host.ceiling else None
 
 
-def memory_limit(workspace: Workspace, host: Surroundings, hardware: Hardware) -> int:
+def memory_limit(workspace: WorkspaceSpec, host: Surroundings, hardware: Hardware) -> int:
     """Bytes for the machine and what runs it: its own, QEMU's (emulation translates a gigabyte of code at most), and as
     much as each virtiofsd needs to remember what a guest has looked at."""
     emulation = 0 if hardware.accelerator == "kvm" else 1 << 30
@@ -91,14 +91,14 @@ def listening(host: Surroundings, *sockets: tuple[str, int, int]) -> tuple[str, 
 
 def hear_command(host: Surroundings, name: str, *sources: str) -> tuple[str, ...]:
     """What hears the guest until it is ready, see runtime/hear."""
-    noted = f"{host.places.runtime(name)}/noted/hearing"
+    noted = f"{host.layout.runtime(name)}/noted/hearing"
     return (*own_program("hutch.runtime.hear", host.python, host.package), noted, *sources)
 
 
 # The guest's files.
 
 
-def render_shares(workspace: Workspace) -> str:
+def render_shares(workspace: WorkspaceSpec) -> str:
     """What the guest's init mounts: a line for each share, home first. No target holds a newline. "overlay" is a share
     that cannot be written, under a layer that can."""
     lines = [
@@ -110,7 +110,7 @@ def render_shares(workspace: Workspace) -> str:
     return "".join(lines)
 
 
-def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
+def share_mounts(name: str, workspace: WorkspaceSpec, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
     """Home and mounts, in the order of `shares`, as the workspace's own uid sees them; and the Nix store as it is."""
     mapping = f"u:{workspace.owner}:{host.uid_base}:1 g:{host.owner_gid}:{host.uid_base}:1"
     steps = [
@@ -123,7 +123,7 @@ def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: li
 
 
 def share_server(
-    share: str, workspace: Workspace, host: Surroundings, virtiofsd: str, socket: str, *, is_store: bool
+    share: str, workspace: WorkspaceSpec, host: Surroundings, virtiofsd: str, socket: str, *, is_store: bool
 ) -> Helper:
     """One virtiofsd. Every uid of the guest's is the workspace's own on the host, which the guest in turn sees as its
     login user's. The Nix store is nobody's to write, and root's files there are root's inside."""
@@ -140,7 +140,7 @@ def share_server(
     return Helper((*listening(host, (socket, outside, 3)), *jail), f"share {share}", socket, OPEN_FILES)
 
 
-def share_servers(workspace: Workspace, host: Surroundings, virtiofsd: str, runtime: str) -> tuple[Helper, ...]:
+def share_servers(workspace: WorkspaceSpec, host: Surroundings, virtiofsd: str, runtime: str) -> tuple[Helper, ...]:
     """A virtiofsd for each share, listening where the machine looks for it: below `runtime`/vm, by its tag."""
     return tuple(
         share_server(share, workspace, host, virtiofsd, f"{runtime}/vm/{tag}", is_store=tag == STORE)
@@ -148,7 +148,7 @@ def share_servers(workspace: Workspace, host: Surroundings, virtiofsd: str, runt
     )
 
 
-def disk_steps(name: str, workspace: Workspace, host: Surroundings) -> tuple[tuple[Step, ...], ...]:
+def disk_steps(name: str, workspace: WorkspaceSpec, host: Surroundings) -> tuple[tuple[Step, ...], ...]:
     """Chains for the disk that the guest's root is kept on, if there is one: sparse, made when it is new, and grown.
     What is on it is the guest's, so nothing of the host's ever reads it."""
     disk = disk_path(name, workspace, host)
@@ -160,14 +160,14 @@ def disk_steps(name: str, workspace: Workspace, host: Surroundings) -> tuple[tup
     return ((Step((*program, *fresh, disk, str(size), str(host.uid_base)), "provide the disk"),),)
 
 
-def disk_path(name: str, workspace: Workspace, host: Surroundings) -> str | None:
+def disk_path(name: str, workspace: WorkspaceSpec, host: Surroundings) -> str | None:
     """Where the disk is that the root's changes are written to; None for memory."""
     if workspace.persist == "all":
-        return f"{host.places.root(name)}/disk"
-    return f"{host.places.workspace(name)}/disk" if workspace.disk else None
+        return f"{host.layout.root(name)}/disk"
+    return f"{host.layout.workspace(name)}/disk" if workspace.disk else None
 
 
-def disk_cleanup(name: str, workspace: Workspace, host: Surroundings) -> tuple[Step, ...]:
+def disk_cleanup(name: str, workspace: WorkspaceSpec, host: Surroundings) -> tuple[Step, ...]:
     """A disk that is made anew at every start goes with the machine."""
     disk = disk_path(name, workspace, host)
     if disk is None or workspace.persist == "all":

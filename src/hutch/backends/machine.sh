@@ -28,7 +28,7 @@ begin() {
   note machine "$machine"
   apart follow <&8 >"$vm/log" 2>&1 &
   following=$!
-  apart inward "$main" >/dev/null 2>&1 &
+  apart post_start "$main" >/dev/null 2>&1 &
   apart shrink >/dev/null 2>&1 &
   await "$machine"
   code=$awaited

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from hutch.backends.identity import guest_uid, identify
-from hutch.backends.launch import REBOOT, File, Forbidden, Graft, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import REBOOT, File, HotMount, Launch, Limits, Seccomp, Step, Surroundings
 from hutch.backends.machined import forget_step
 from hutch.backends.port import port_of
 from hutch.backends.share import OVERLAY, STORE, bind_step, share_places, sources, store_step
@@ -23,7 +23,7 @@ from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.guest.credentials import HOST_KEY, NETWORK, NETWORK_FILE, render_credentials
 from hutch.spec import names
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.programs import own_program
 
 TRAITS = Traits(
@@ -35,7 +35,7 @@ TRAITS = Traits(
 DIALECT = Path(__file__).with_name("nspawn.sh")
 SCRATCH = 2 << 30  # bytes that an ephemeral root may grow by when `disk` does not say
 TASKS = 16384
-FORBIDDEN = Forbidden(
+SECCOMP = Seccomp(
     # nspawn's own list leaves io_uring open, whose calls no filter sees, and answers for keys in a way that runtimes of
     # containers take for a failure.
     system_calls=("io_uring_setup", "io_uring_enter", "io_uring_register", "add_key", "request_key", "keyctl"),
@@ -48,7 +48,7 @@ NEST = "/run/hutch/nest"  # in the guest
 LAYERS = ("lower", "scratch", "root")  # mount points below the runtime directory
 
 
-def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
     """What a container cannot do."""
     if workspace.owner in (0, "root"):
         yield Problem("root cannot own a workspace's home", f"{prefix}.owner", hint="name an ordinary user")
@@ -56,30 +56,30 @@ def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
         yield Problem("cannot limit a root that is kept", f"{prefix}.disk", hint='leave it out, or persist = "home"')
 
 
-def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
+def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     """Everything that makes the container run."""
-    places, runtime = host.places, str(host.places.runtime(name))
+    layout, runtime = host.layout, str(host.layout.runtime(name))
     identity = identify(name, workspace, host, f"Name={names.GUEST_INTERFACE}")
     told = render_credentials(identity)
     credentials = {key: f"{runtime}/credentials/{key}" for key in told}
     files = [File(credentials[key], text, is_public=key == NETWORK) for key, text in told.items()]
-    port = port_of(name, workspace, places, host.network)
+    port = port_of(name, workspace, layout, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
-    inner = replace(workspace, mounts=())  # the mounts are grafted, since they come and go
-    shares, grafts = share_places(inner, runtime), make_grafts(name, workspace, host, runtime)
+    inner = replace(workspace, mounts=())  # the mounts are hot, since they come and go
+    shares, hot_mounts = share_places(inner, runtime), make_hot_mounts(name, workspace, host, runtime)
     return Launch(
         workspace=name,
         backend="nspawn",
-        unit=places.unit(name),
-        network_namespace=str(places.namespace_path),
-        cgroup=places.cgroup(name),
+        unit=layout.unit(name),
+        network_namespace=str(layout.namespace_path),
+        cgroup=layout.cgroup(name),
         runtime=runtime,
         dialect=DIALECT.read_text(encoding="utf-8"),
         directories=(
             f"{runtime}/credentials",
             *(f"{runtime}/{layer}" for layer in LAYERS),
             *shares,
-            *(graft.place for graft in grafts),
+            *(mount.place for mount in hot_mounts),
             *((f"{runtime}/{STORE}",) if workspace.nix_store else ()),
             *((f"{runtime}/devices",) if workspace.nesting else ()),
         ),
@@ -89,17 +89,17 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
             kernel_file_systems(),
             (port.make(),),
             *((step,) for step in share_mounts(name, inner, host, shares)),
-            *((graft.bind,) for graft in grafts),
+            *((mount.bind,) for mount in hot_mounts),
             *((device_steps(runtime),) if workspace.nesting else ()),
         ),
         connect=port.connect(f"{runtime}/port"),
-        forbidden=FORBIDDEN,
-        held=() if workspace.nesting else (no_namespaces(),),
-        inward=(reveal_step(host),) if workspace.nesting else (),
-        grafts=grafts,
+        seccomp=SECCOMP,
+        pre_exec=() if workspace.nesting else (no_namespaces(),),
+        post_start=(reveal_step(host),) if workspace.nesting else (),
+        hot_mounts=hot_mounts,
         resize=None if workspace.persist == "all" else resize_step(workspace, runtime),
-        argv=nspawn_argv(name, inner, host, {**credentials, HOST_KEY: str(places.host_key(name))}, shares),
-        cleanup=(*port.cleanup(), *((forget_step(places.machine(name)),) if host.has_machined else ())),
+        argv=nspawn_argv(name, inner, host, {**credentials, HOST_KEY: str(layout.host_key(name))}, shares),
+        cleanup=(*port.cleanup(), *((forget_step(layout.machine(name)),) if host.has_machined else ())),
         limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
         restart_codes=(REBOOT,),
     )
@@ -139,11 +139,11 @@ def device_steps(runtime: str) -> tuple[Step, ...]:
 def reveal_step(host: Surroundings) -> Step:
     """The kernel lets a user namespace mount /proc and /sys only where it sees them whole already, and nspawn covers
     parts of them."""
-    program = (host.python, "-I", "-S", f"{host.package}/host/storage/graft.py")
+    program = (host.python, "-I", "-S", f"{host.package}/host/storage/hot_mount.py")
     return Step((*program, "reveal", NEST), "show nested namespaces /proc and /sys whole")
 
 
-def root_steps(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Step, ...]:
+def root_steps(name: str, workspace: WorkspaceSpec, host: Surroundings, runtime: str) -> tuple[Step, ...]:
     """A chain for a root: the image, mapped to the workspace's uids; a layer that is thrown away or kept; and both put
     together."""
     mapped = f"ro,X-mount.idmap=b:0:{host.uid_base}:{names.UID_COUNT}"
@@ -173,13 +173,13 @@ def links_step(upper: str) -> Step:
     return Step(argv, "trust the kept root")
 
 
-def resize_step(workspace: Workspace, runtime: str) -> Step:
+def resize_step(workspace: WorkspaceSpec, runtime: str) -> Step:
     """Make the layer that is thrown away as large as it is to be, while the guest writes in it."""
     size = workspace.disk or SCRATCH
     return Step(("mount", "-o", f"remount,size={size}", f"{runtime}/scratch"), f"make the root {size} bytes large")
 
 
-def overlay_steps(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Step, ...]:
+def overlay_steps(name: str, workspace: WorkspaceSpec, host: Surroundings, runtime: str) -> tuple[Step, ...]:
     """The root, once its layers are there; and beside it the store, as the guest sees it."""
     scratch = upper_place(name, workspace, host, runtime)
     layers = f"lowerdir={runtime}/lower,upperdir={scratch}/upper,workdir={scratch}/work"
@@ -194,12 +194,12 @@ def overlay_steps(name: str, workspace: Workspace, host: Surroundings, runtime: 
     return root, shown, store
 
 
-def upper_place(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> str:
+def upper_place(name: str, workspace: WorkspaceSpec, host: Surroundings, runtime: str) -> str:
     """Where the layer lies that the guest writes."""
-    return str(host.places.root(name)) if workspace.persist == "all" else f"{runtime}/scratch"
+    return str(host.layout.root(name)) if workspace.persist == "all" else f"{runtime}/scratch"
 
 
-def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
+def share_mounts(name: str, workspace: WorkspaceSpec, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
     """The home, first of `shares`: the owner's files are the login user's inside; whatever else the guest makes belongs
     to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's."""
     assert isinstance(workspace.owner, int)
@@ -210,19 +210,21 @@ def share_mounts(name: str, workspace: Workspace, host: Surroundings, shares: li
     )
 
 
-def make_grafts(name: str, workspace: Workspace, host: Surroundings, runtime: str) -> tuple[Graft, ...]:
+def make_hot_mounts(name: str, workspace: WorkspaceSpec, host: Surroundings, runtime: str) -> tuple[HotMount, ...]:
     """The workspace's mounts, parents first, each at a place of its own for as long as it is what it is."""
     assert isinstance(workspace.owner, int)
     mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
-    program = (host.python, "-I", "-S", f"{host.package}/host/storage/graft.py")
-    grafts = []
+    program = (host.python, "-I", "-S", f"{host.package}/host/storage/hot_mount.py")
+    hot_mounts = []
     for mount in sorted(workspace.mounts, key=lambda mount: mount.target.count("/")):
         digest = zlib.crc32(f"{mount.source}\0{mount.target}\0{mount.readonly}".encode())
         place = f"{runtime}/shares/{digest:08x}"
         bind = bind_step(name, mount.source, place, mount.readonly, mapping, host)
         attach = Step((*program, "attach", place, mount.target), f"show {mount.target}")
-        grafts.append(Graft(mount.target, place, bind, attach, Step((*program, "detach"), f"take away {mount.target}")))
-    return tuple(grafts)
+        hot_mounts.append(
+            HotMount(mount.target, place, bind, attach, Step((*program, "detach"), f"take away {mount.target}"))
+        )
+    return tuple(hot_mounts)
 
 
 def render_owner_map(uid: int, gid: int, base: int) -> str:
@@ -241,7 +243,7 @@ def render_owner_map(uid: int, gid: int, base: int) -> str:
     return " ".join(extents)
 
 
-def inspection(name: str, workspace: Workspace, host: Surroundings, command: tuple[str, ...]) -> list[str]:
+def inspection(name: str, workspace: WorkspaceSpec, host: Surroundings, command: tuple[str, ...]) -> list[str]:
     """A command line that runs `command` in a throw-away container of the workspace's image, without a network: as the
     login user, with its home read-only. It is to be run in a mount namespace of its own; /mnt serves it as a place to
     work.
@@ -268,20 +270,20 @@ def inspection(name: str, workspace: Workspace, host: Surroundings, command: tup
         *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"),
         *command,
     )
-    nspawn = bound(host.python, host.package, nspawn)
+    nspawn = sandboxed(host.python, host.package, nspawn)
     script = "\n".join([*(shlex.join(step.argv) for step in steps), f"exec {shlex.join(nspawn)}"])
     return ["sh", "-euc", script]
 
 
-def bound(python: str, package: str, argv: Sequence[str]) -> tuple[str, ...]:
-    """A command line of nspawn's that is bound as that of a container is: see runtime/bound."""
-    bounds = json.dumps({"forbidden": asdict(FORBIDDEN), "held": [asdict(no_namespaces())]})
-    program = own_program("hutch.runtime.bound", python, package)
-    return (*program, bounds, argv[0], WITHOUT_RESOURCES, *argv[1:])
+def sandboxed(python: str, package: str, argv: Sequence[str]) -> tuple[str, ...]:
+    """A command line of nspawn's, with the seccomp filter and the steps of a container's: see runtime/sandbox."""
+    wanted = json.dumps({"seccomp": asdict(SECCOMP), "pre_exec": [asdict(no_namespaces())]})
+    program = own_program("hutch.runtime.sandbox", python, package)
+    return (*program, wanted, argv[0], WITHOUT_RESOURCES, *argv[1:])
 
 
 def nspawn_argv(
-    name: str, workspace: Workspace, host: Surroundings, credentials: dict[str, str], shares: list[str]
+    name: str, workspace: WorkspaceSpec, host: Surroundings, credentials: dict[str, str], shares: list[str]
 ) -> tuple[str, ...]:
     return (
         "systemd-nspawn",
@@ -289,8 +291,8 @@ def nspawn_argv(
         f"--register={'yes' if host.has_machined else 'no'}",
         "--keep-unit",
         "--quiet",
-        f"--directory={host.places.runtime(name)}/root",
-        f"--machine={host.places.machine(name)}",
+        f"--directory={host.layout.runtime(name)}/root",
+        f"--machine={host.layout.machine(name)}",
         f"--hostname={name}",
         f"--uuid={host.machine_id}",
         f"--private-users={host.uid_base}:{names.UID_COUNT}",
@@ -301,10 +303,10 @@ def nspawn_argv(
         "--link-journal=no",
         "--resolv-conf=off",
         "--timezone=off",
-        # Nested runtimes are told of keys that there are none (see FORBIDDEN), which nspawn's answer would not say.
+        # Nested runtimes are told of keys that there are none (see SECCOMP), which nspawn's answer would not say.
         "--system-call-filter=@keyring" if workspace.nesting else WITHOUT_RESOURCES,
         *(
-            f"--bind={host.places.runtime(name)}/devices/{path.replace('/', '-')}:/dev/{path}"
+            f"--bind={host.layout.runtime(name)}/devices/{path.replace('/', '-')}:/dev/{path}"
             for path in (DEVICES if workspace.nesting else ())
         ),
         *(f"--load-credential={key}:{path}" for key, path in credentials.items() if key != NETWORK),
@@ -313,7 +315,7 @@ def nspawn_argv(
             f"--bind{'-ro' if readonly else ''}={share}:{target}"
             for share, (_, target, readonly) in zip(shares, sources(workspace), strict=False)
         ),
-        *((f"--bind={host.places.runtime(name)}/{STORE}:{names.NIX_STORE}",) if workspace.nix_store else ()),
+        *((f"--bind={host.layout.runtime(name)}/{STORE}:{names.NIX_STORE}",) if workspace.nix_store else ()),
         "--boot",
         "systemd.show_status=auto",  # silent until something fails or takes long
     )

@@ -1,6 +1,6 @@
 # A container. The main process becomes systemd-nspawn, in the cgroup `machine`. It puts what becomes PID 1 into the cgroup
-# `payload` before it lets it go on, and there that is frozen until it is bound. What binds the main process loads itself
-# while everything is made ready, and waits for the word that it is.
+# `payload` before it lets it go on, and there that is frozen until `pre_exec` is through. What installs the seccomp filter
+# of the main process loads itself while everything is made ready, and waits for the word that it is.
 
 begin() {
   for pipe in said ready; do
@@ -40,11 +40,11 @@ aside() { # COMMAND...: out of what the guest can have frozen or killed
 bind() { # the port is connected while nspawn gets as far as its PID 1
   leader=
   (connect) || give_up
-  leader=$(hold "$cgroup" "$main" 2>&1) || give_up "$leader"
+  leader=$(pre_exec "$cgroup" "$main" 2>&1) || give_up "$leader"
   started "$leader"
   note leader "[$leader, $it]"
   [ -z "$shows" ] || await_guest
-  (inward "$leader") || give_up
+  (post_start "$leader") || give_up
   note shown yes
 }
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from hutch.backends.launch import Step
 from hutch.frozen import dataclass
 from hutch.spec import names
-from hutch.spec.model import Network, Workspace
-from hutch.spec.names import Places
+from hutch.spec.model import Network, WorkspaceSpec
+from hutch.spec.names import Layout
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Port:
     table: str
 
     def make(self) -> Step:
-        """The devices: down, and on no bridge yet, so they may be made before the network is settled."""
+        """The devices: down, and on no bridge yet, so they may be made before the network is reconciled."""
         if not self.inner:
             return Step(("ip", "tuntap", "add", "dev", self.outer, "mode", "tap"), "make the port")
         pair = (self.outer, "type", "veth", "peer", "name", self.inner, "address", self.mac)
@@ -60,7 +60,7 @@ class Port:
         )
 
 
-def port_of(name: str, workspace: Workspace, places: Places, network: Network) -> Port:
+def port_of(name: str, workspace: WorkspaceSpec, layout: Layout, network: Network) -> Port:
     """The port of a workspace."""
     assert workspace.mac is not None and workspace.ip is not None
     return Port(
@@ -69,5 +69,5 @@ def port_of(name: str, workspace: Workspace, places: Places, network: Network) -
         mac=workspace.mac,
         ip=workspace.ip,
         bridge=network.bridge,
-        table=places.table,
+        table=layout.table,
     )

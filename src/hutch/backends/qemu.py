@@ -38,7 +38,7 @@ from hutch.errors import Problem
 from hutch.guest.boot import MICROVM, kernel_arguments
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
 from hutch.spec import names
-from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, Workspace
+from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, WorkspaceSpec
 from hutch.spec.programs import own_program
 
 TRAITS = Traits(
@@ -59,20 +59,20 @@ DISK_OPTIONS = "discard=unmap,detect-zeroes=unmap,werror=report,rerror=report"
 PIPES = ("port.in", "port.out", "monitor.in", "monitor.out")
 
 
-def check(prefix: str, workspace: Workspace) -> Iterable[Problem]:
+def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
     """What a machine cannot do."""
     yield from machine.check(prefix, workspace)
 
 
-def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
+def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     """Everything that makes the machine run."""
     hardware = host.hardware
     assert hardware is not None
-    places, runtime = host.places, str(host.places.runtime(name))
+    layout, runtime = host.layout, str(host.layout.runtime(name))
     credentials = render_credentials(identify(name, workspace, host, "Name=eth0"))
     files = [File(f"{runtime}/vm/{key}", text, host.uid_base) for key, text in credentials.items()]
     files.append(File(f"{runtime}/vm/shares", render_shares(workspace), host.uid_base))
-    port = port_of(name, workspace, places, host.network)
+    port = port_of(name, workspace, layout, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
     told, sources = (*credentials, HOST_KEY), ["port", f"{runtime}/vm/port.out"]
@@ -84,16 +84,16 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     return Launch(
         workspace=name,
         backend="qemu",
-        unit=places.unit(name),
-        network_namespace=str(places.namespace_path),
-        cgroup=places.cgroup(name),
+        unit=layout.unit(name),
+        network_namespace=str(layout.namespace_path),
+        cgroup=layout.cgroup(name),
         runtime=runtime,
         dialect=dialect("qemu"),
         directories=(f"{runtime}/vm", *shares),
         files=tuple(files),
         prepare=(
             (port.make(),),
-            (Step((*owned, str(places.host_key(name)), key), "hand in the host key"),),
+            (Step((*owned, str(layout.host_key(name)), key), "hand in the host key"),),
             *((step,) for step in share_mounts(name, workspace, host, shares)),
             *disk_steps(name, workspace, host),
             (pipes_step(f"{runtime}/vm", host.uid_base, *PIPES),),
@@ -103,11 +103,11 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
         argv=qemu_argv(name, workspace, host, hardware, told),
         commands={"hear": hear_command(host, name, *sources)},
         sandbox=SANDBOX,
-        inward=(register_step(places.machine(name), host.machine_id),) if host.has_machined else (),
+        post_start=(register_step(layout.machine(name), host.machine_id),) if host.has_machined else (),
         cleanup=(
             *port.cleanup(),
             *disk_cleanup(name, workspace, host),
-            *((forget_step(places.machine(name)),) if host.has_machined else ()),
+            *((forget_step(layout.machine(name)),) if host.has_machined else ()),
         ),
         restart_codes=(REBOOT,),
         limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),
@@ -119,13 +119,13 @@ def launch(name: str, workspace: Workspace, host: Surroundings) -> Launch:
     )
 
 
-def balloon_step(name: str, workspace: Workspace, host: Surroundings) -> Step | None:
+def balloon_step(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Step | None:
     """What leaves a machine that runs less memory than it was made with."""
     size = left_of(workspace, host)
     if size is None or host.hardware is None:
         return None
     program = own_program("hutch.backends.qemu_monitor", host.python, host.package, needs_others=True)
-    told = (f"{host.places.runtime(name)}/control", host.hardware.library, str(size))
+    told = (f"{host.layout.runtime(name)}/control", host.hardware.library, str(size))
     return Step((*program, *told), f"leave it {size >> 20} MiB of its memory", may_fail=True)
 
 
@@ -133,9 +133,9 @@ def balloon_step(name: str, workspace: Workspace, host: Surroundings) -> Step | 
 
 
 def qemu_argv(
-    name: str, workspace: Workspace, host: Surroundings, hardware: Hardware, credentials: tuple[str, ...]
+    name: str, workspace: WorkspaceSpec, host: Surroundings, hardware: Hardware, credentials: tuple[str, ...]
 ) -> tuple[str, ...]:
-    runtime = str(host.places.runtime(name))
+    runtime = str(host.layout.runtime(name))
     disk = disk_path(name, workspace, host)
     files = ["--ro-bind", hardware.kernel, "/kernel", "--ro-bind", hardware.initrd, "/initrd"]
     files += ["--ro-bind", hardware.root, "/root.erofs", "--ro-bind", f"{runtime}/vm", "/vm"]
@@ -162,7 +162,7 @@ def qemu_argv(
     return (*listening(host, *sockets), *tap, *vsock, "--", *jail)
 
 
-def machine_options(workspace: Workspace, hardware: Hardware, memory: int) -> tuple[str, ...]:
+def machine_options(workspace: WorkspaceSpec, hardware: Hardware, memory: int) -> tuple[str, ...]:
     """The machine itself, with `memory` in MiB: no device that is not asked for, no file of the user's, and no way out
     of its sandbox."""
     accelerator = hardware.accelerator
@@ -178,7 +178,7 @@ def machine_options(workspace: Workspace, hardware: Hardware, memory: int) -> tu
     )
 
 
-def device_options(workspace: Workspace, has_disk: bool, has_vsock: bool) -> tuple[str, ...]:
+def device_options(workspace: WorkspaceSpec, has_disk: bool, has_vsock: bool) -> tuple[str, ...]:
     """Disks, network, shares, console, port, and monitors."""
     devices = [
         *("-drive", "if=none,id=root,file=/root.erofs,format=raw,readonly=on"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hutch.backends.launch import Step, Surroundings
 from hutch.spec import names
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 
 HOST = ("nsenter", "--mount=/proc/1/ns/mnt", "--")
 STORE = "nix"
@@ -14,20 +14,20 @@ OVERLAY = "index=off,metacopy=off,redirect_dir=off,xino=off"
 "Changes to underlying filesystems" in the kernel's filesystems/overlayfs."""
 
 
-def sources(workspace: Workspace) -> list[tuple[str, str, bool]]:
+def sources(workspace: WorkspaceSpec) -> list[tuple[str, str, bool]]:
     """(directory on the host, where it is inside, whether it is read-only) of each share, home first."""
     assert workspace.home is not None
     mounts = [(mount.source, mount.target, mount.readonly) for mount in workspace.mounts]
     return [(workspace.home, f"/home/{workspace.user}", False), *mounts]
 
 
-def share_places(workspace: Workspace, runtime: str) -> list[str]:
+def share_places(workspace: WorkspaceSpec, runtime: str) -> list[str]:
     """Where each share is shown on the host, in the order of `sources`; the store, if it is shared, comes last."""
     places = [f"{runtime}/shares/{index}" for index in range(len(workspace.mounts) + 1)]
     return [*places, f"{runtime}/shares/{STORE}"] if workspace.nix_store else places
 
 
-def share_tags(workspace: Workspace) -> list[str]:
+def share_tags(workspace: WorkspaceSpec) -> list[str]:
     """What a machine calls each share, in the order of `share_places`."""
     tags = [f"share{index}" for index in range(len(workspace.mounts) + 1)]
     return [*tags, STORE] if workspace.nix_store else tags
@@ -41,27 +41,27 @@ def store_step(target: str, host: Surroundings, mapping: str = "") -> Step:
     return Step((*bind, names.NIX_STORE, target, options), f"share {names.NIX_STORE}")
 
 
-def shown(workspace: Workspace) -> tuple[str, ...]:
+def shown(workspace: WorkspaceSpec) -> tuple[str, ...]:
     """The directories of the host's that it is shown, the store included."""
     store = (names.NIX_STORE,) if workspace.nix_store else ()
     return (*(source for source, _, _ in sources(workspace)), *store)
 
 
-def guard_steps(workspace: Workspace, host: Surroundings) -> tuple[Step, ...]:
+def guard_steps(workspace: WorkspaceSpec, host: Surroundings) -> tuple[Step, ...]:
     """Have what it can write nosuid,nodev in the host's own mount namespace, where that is not in hutch's state."""
     bind = (*HOST, host.python, "-I", "-S", f"{host.package}/host/storage/bind.py")
     writable = (source for source, _, readonly in sources(workspace) if not readonly)
     return tuple(
         Step((*bind, source, "=?", "nosuid,nodev"), f"guard {source}")
         for source in writable
-        if not source.startswith(f"{host.places.state}/")
+        if not source.startswith(f"{host.layout.state}/")
     )
 
 
 def bind_step(name: str, source: str, target: str, readonly: bool, mapping: str, host: Surroundings) -> Step:
     """Show `source` at `target`, with the uids of `mapping`, as mount(8) reads it: "type:on disk:mapped:count …"."""
     options = f"{'ro,' if readonly else ''}nosuid,nodev,X-mount.idmap={mapping}"
-    if source == str(host.places.home(name)):  # root's own directories all the way: there can be no link on it
+    if source == str(host.layout.home(name)):  # root's own directories all the way: there can be no link on it
         return Step(("mount", "--bind", "-o", options, source, target), f"share {source}")
     bind = (host.python, "-I", "-S", f"{host.package}/host/storage/bind.py")
     return Step((*bind, source, target, options), f"share {source}")

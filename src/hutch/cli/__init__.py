@@ -32,7 +32,7 @@ COMMANDS = {
     "console": ("logs", "console", "Attach to the console; ^] detaches."),
     "egress": ("egress", "egress", "Show what a workspace asked for and reached."),
     "rm": ("lifecycle", "rm", "Stop and remove a workspace; home is kept unless --purge."),
-    "withdraw": ("lifecycle", "withdraw", "Take hutch off this host; homes are kept unless --purge."),
+    "uninstall": ("lifecycle", "uninstall", "Take hutch off this host; homes are kept unless --purge."),
     "explain": ("show", "explain", "Print the commands, rules and files behind a workspace."),
     "eject": ("lifecycle", "eject", "Make plain units and files of a workspace, which need no hutch."),
     "prove": ("prove", "prove", "Try what hutch promises, on this host; exits 1 when a promise is broken."),
@@ -43,6 +43,7 @@ COMMANDS = {
     "completion": ("shells", "completion", "Print a completion script for bash, zsh or fish."),
 }
 
+FORMERLY = {"withdraw": "uninstall"}  # the old name goes with the next version
 WITH_COMMANDS = ("exec", "ssh")  # these take a command line of somebody else's
 
 
@@ -62,6 +63,10 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] in FORMERLY:
+            if not ctx.resilient_parsing:  # as completion does it
+                click.echo(f"hutch: `{args[0]}` is now called `{FORMERLY[args[0]]}`", err=True)
+            args = [FORMERLY[args[0]], *args[1:]]
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             # Spares the start-up of `hutch ls`.
             import difflib

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hutch.errors import HutchError
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -40,9 +40,9 @@ def render_completion(shell: str) -> str:
     return found(cli, {}, "hutch", "_HUTCH_COMPLETE").source().replace(*PATCHES[shell], 1)
 
 
-def _places() -> Places | None:
+def _layout() -> Layout | None:
     try:
-        return Places.from_environment()
+        return Layout.from_environment()
     except HutchError:
         return None
 
@@ -50,10 +50,10 @@ def _places() -> Places | None:
 def existing_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The workspaces that one may look at."""
     # Spares the start-up of `hutch ls`.
-    from hutch.host.identity.shown import shown_names
+    from hutch.host.identity.user_view import visible_names
 
-    places = _places()
-    return [name for name in shown_names(places) if name.startswith(incomplete)] if places else []
+    layout = _layout()
+    return [name for name in visible_names(layout) if name.startswith(incomplete)] if layout else []
 
 
 def declared_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -85,9 +85,9 @@ def copied_paths(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 
 def image_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The images in the cache. Nobody but root can look into them."""
-    places = _places()
+    layout = _layout()
     try:
-        found = [entry.name for entry in os.scandir(places.images) if entry.is_dir()] if places else []
+        found = [entry.name for entry in os.scandir(layout.images) if entry.is_dir()] if layout else []
     except OSError:
         found = []
     return sorted(name for name in found if name.startswith(incomplete) and name[:1] != "." and name != "kernels")

@@ -8,14 +8,14 @@ import tempfile
 import click
 
 from hutch.api import copying
-from hutch.api.carriers import own_side, ssh_side
 from hutch.api.copying import Side
+from hutch.api.transports import own_side, ssh_side
 from hutch.api.workspace import Workspace
 from hutch.cli.common import Options, global_options, printable
 from hutch.cli.completing import copied_paths
 from hutch.cli.reach import check_up, host_of
 from hutch.errors import UsageError
-from hutch.spec.marker import Invalid
+from hutch.spec.field_types import Invalid
 from hutch.spec.values import Size
 
 

@@ -16,7 +16,7 @@ from hutch.apply.doctor import Finding, examine, installation, is_broken
 from hutch.cli.common import Options, become_root, global_options, print_error, print_json, print_table, printable
 from hutch.errors import HutchError, UsageError
 from hutch.host.doctor.abilities import observe_abilities
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 
 @click.command()
@@ -34,7 +34,7 @@ def doctor(options: Options, as_json: bool, fix: bool, undo: bool, yes: bool) ->
 
     --fix lets workspaces through others' firewalls, keeps NetworkManager off their uplink, turns forwarding on where
     a workspace needs it, tries KVM with a guest, and installs the aliases; packages only after asking, or with --yes.
-    `hutch rm --purge` of the last workspace, `hutch withdraw` and --undo take all of it back, but for packages.
+    `hutch rm --purge` of the last workspace, `hutch uninstall` and --undo take all of it back, but for packages.
     """
     if undo and (fix or yes):
         raise UsageError("--undo excludes --fix and --yes")
@@ -42,11 +42,11 @@ def doctor(options: Options, as_json: bool, fix: bool, undo: bool, yes: bool) ->
         raise UsageError("--yes is about --fix")
     if (fix or undo) and os.geteuid() != 0:
         become_root()
-    places = Places.from_environment()
+    layout = Layout.from_environment()
     if undo:
-        return take_back(places, options)
-    failures = repair(places, options, is_agreed=yes) if fix else []
-    findings = [*examine(observe_abilities(places)), *check_neighbours(repairing.look(places, options.path))]
+        return take_back(layout, options)
+    failures = repair(layout, options, is_agreed=yes) if fix else []
+    findings = [*examine(observe_abilities(layout)), *check_neighbours(repairing.look(layout, options.path))]
     show(findings, options, as_json=as_json)
     for failure in failures:
         print_error(failure)
@@ -66,11 +66,11 @@ def show(findings: Sequence[Finding], options: Options, *, as_json: bool) -> Non
             click.echo(f"→ {printable(finding.name)}: {printable(finding.do)}")
 
 
-def repair(places: Places, options: Options, *, is_agreed: bool) -> list[HutchError]:
+def repair(layout: Layout, options: Options, *, is_agreed: bool) -> list[HutchError]:
     """Say each change. Returns what has failed; that is no reason not to do the rest."""
     said: list[str] = []
     tell, failures = teller(options, said), []
-    command = installation(observe_abilities(places))
+    command = installation(observe_abilities(layout))
     question = f"install what is missing, with `{shlex.join(command)}`?"
     if command and (is_agreed or (sys.stdin.isatty() and click.confirm(question, err=True))):
         tell(shlex.join(command))
@@ -78,15 +78,15 @@ def repair(places: Places, options: Options, *, is_agreed: bool) -> list[HutchEr
             repairing.install(command)
         except HutchError as error:
             failures.append(error)
-    failures += repairing.repair(places, options.path, tell)
+    failures += repairing.repair(layout, options.path, tell)
     if not said and not failures:
         options.say("nothing to repair")
     return failures
 
 
-def take_back(places: Places, options: Options) -> int:
+def take_back(layout: Layout, options: Options) -> int:
     said: list[str] = []
-    failures = repairing.take_back(places, teller(options, said))
+    failures = repairing.take_back(layout, teller(options, said))
     for failure in failures:
         click.echo(f"hutch: this stays: {printable(failure)}", err=True)
     if not said and not failures:

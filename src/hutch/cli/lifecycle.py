@@ -1,4 +1,4 @@
-"""down, start, stop, restart, rm, withdraw, eject."""
+"""down, start, stop, restart, rm, uninstall, eject."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ def rm(options: Options, name: str, purge: bool, force: bool) -> None:
 @click.option("--force", is_flag=True, help="With --purge: even with unsaved git work or a live session.")
 @click.option("--yes", is_flag=True, help="With --purge: do not ask, which nobody could answer without a terminal.")
 @needs_root
-def withdraw(options: Options, purge: bool, force: bool, yes: bool) -> None:
-    """Take hutch off this host, as before it is uninstalled.
+def uninstall(options: Options, purge: bool, force: bool, yes: bool) -> None:
+    """Take hutch off this host, as before its package is removed.
 
     All workspaces are stopped; the network, the names in /etc/hosts, the ssh configuration and installed aliases go,
     and what `hutch doctor --fix` changed of others'. Homes, keys, images and records stay unless --purge: the next
     `hutch up` brings the same workspaces back."""
     hutch = Hutch(listen=options.listen)
-    state = hutch.places.state
+    state = hutch.layout.state
     question = f"delete {state}, with the homes of all workspaces?"
     if purge and not yes and not (sys.stdin.isatty() and click.confirm(question, err=True)):
         raise HutchError(
             f"nothing was changed: --purge deletes {state} with all homes", resolution="--yes does not ask"
         )
-    for note in hutch.withdraw(purge=purge, force=force):
+    for note in hutch.uninstall(purge=purge, force=force):
         options.say(note)
     options.say(
         "hutch has left this host" + (f"; homes, keys and images are kept in {state}" if state.exists() else "")

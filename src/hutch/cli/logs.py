@@ -25,7 +25,7 @@ from hutch.cli.completing import existing_names
 from hutch.errors import HutchError
 from hutch.run import PIPE, start
 from hutch.runtime import control
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import has_processes
 
 NAME = click.argument("name", shell_complete=existing_names)
@@ -43,7 +43,7 @@ def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:
     """Show the machine log (console, starts and stops), then the guest's journal while it runs."""
     hutch = Hutch()
     hutch.record(name)
-    said = control.read_log(hutch.places, name, lines)
+    said = control.read_log(hutch.layout, name, lines)
     if said is None:
         click.echo("the host's journal has what its console said, for the group systemd-journal to read", err=True)
     said = printable((said or "").replace("\r", ""))
@@ -98,14 +98,14 @@ def console(options: Options, name: str) -> None:
     workspace = Workspace(name, hutch)
     if not has_processes(hutch.observe(name).state):
         raise HutchError(f"{name} is not running", resolution=f"`hutch start {name}`")
-    if not hutch.places.console(name).exists():
+    if not hutch.layout.console(name).exists():
         options.say(f"attached to {name}; ^] detaches")
-        with shell_of(workspace) as terminal, following(hutch.places, name) as said:
+        with shell_of(workspace) as terminal, following(hutch.layout, name) as said:
             attach(terminal, said)
         return
     with socket.socket(socket.AF_UNIX) as link:
         try:
-            link.connect(str(hutch.places.console(name)))
+            link.connect(str(hutch.layout.console(name)))
         except (ConnectionRefusedError, FileNotFoundError) as error:
             raise HutchError(f"{name} has just ended", resolution=f"`hutch start {name}`") from error
         options.say(f"attached to {name}; ^] detaches")
@@ -141,9 +141,9 @@ def shell_of(workspace: Workspace) -> Iterator[int]:
 
 
 @contextmanager
-def following(places: Places, name: str) -> Iterator[int]:
+def following(layout: Layout, name: str) -> Iterator[int]:
     """What it prints on its console from now on, to be read."""
-    process = start(control.manager_of(places).follow_command(name), stdout=PIPE)
+    process = start(control.manager_of(layout).follow_command(name), stdout=PIPE)
     assert process.stdout is not None
     try:
         yield process.stdout.fileno()

@@ -17,7 +17,7 @@ from hutch.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hutch.prove.model import Result
+    from hutch.prove.model import ProbeResult
 
 VERDICTS = ("held", "broken", "unknown")
 HEADER = ("WORKSPACE", "PROMISE", "PROBE", "COMMAND", "RESULT")
@@ -87,13 +87,13 @@ def prove(
     return 1 if proof.is_broken else 0
 
 
-def row(result: Result) -> tuple[str, ...]:
+def row(result: ProbeResult) -> tuple[str, ...]:
     detail = f": {result.detail}" if result.result != "held" and result.detail else ""
     words = (result.workspace, str(result.promise), result.says, result.command, f"{result.result}{detail}")
     return tuple(printable(word) for word in words)
 
 
-def untried(results: Sequence[Result]) -> str:
+def untried(results: Sequence[ProbeResult]) -> str:
     """What the run has not shown, as its last line."""
     unknown = [result for result in results if result.result == "unknown"]
     promises = sorted({result.promise for result in unknown})
@@ -104,7 +104,7 @@ def untried(results: Sequence[Result]) -> str:
     return printable(f"{count}, could not be tried here, which proves nothing about them: {probes}")
 
 
-def tell(options: Options, found: tuple[Result, ...]) -> None:
+def tell(options: Options, found: tuple[ProbeResult, ...]) -> None:
     """How one workspace did, as soon as it is known."""
     for name in {result.workspace: None for result in found}:
         counts = {verdict: sum(result.result == verdict for result in found) for verdict in VERDICTS}

@@ -9,7 +9,7 @@ import click
 from hutch.cli.common import Options, become_root, global_options
 from hutch.cli.completing import render_completion
 from hutch.errors import HutchError, UsageError
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 
 @click.command()
@@ -23,22 +23,22 @@ def aliases(options: Options, shell: str | None, install: bool, remove: bool) ->
     In a profile: eval "$(hutch aliases bash)", or for fish: hutch aliases fish | source. With --install or --remove it
     is about the given shell, or about all three."""
     # Spares the start-up of `hutch completion`.
-    from hutch.host.identity import shells, shown
+    from hutch.host.identity import shells, user_view
 
-    places = Places.from_environment()
+    layout = Layout.from_environment()
     if install and remove:
         raise UsageError("--install and --remove exclude each other")
     if not install and not remove:
         if shell is None:
             raise UsageError("for which shell?", resolution="`hutch aliases bash`, `zsh` or `fish`")
-        click.echo(shells.render_aliases(places, shell, shown.shown_names(places)), nl=False)
+        click.echo(shells.render_aliases(layout, shell, user_view.visible_names(layout)), nl=False)
         return
     if os.geteuid() != 0:
         become_root()
     wanted = [shell] if shell else [name for name in shells.SCRIPTS if shells.is_here(name)]
     if install and not all(map(shells.is_here, wanted)):
         raise HutchError(f"{shell} has no configuration in /etc", resolution="install it first")
-    changed = shells.install(places, wanted) if install else shells.remove(places, shells=wanted)
+    changed = shells.install(layout, wanted) if install else shells.remove(layout, shells=wanted)
     for path in changed:
         options.say(f"{'wrote' if install or path.exists() else 'removed'} {path}")
     if not changed:

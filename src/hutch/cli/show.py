@@ -44,7 +44,7 @@ def gather(options: Options, names: tuple[str, ...], *, looks: bool = False) -> 
 def names_of_others(hutch: Hutch, own: Container[str]) -> set[str]:
     """The workspaces of this host that one may not look at. Their names are no secret: they stand in /etc/hosts."""
     try:
-        found = {name.removesuffix(".json") for name in os.listdir(hutch.places.shown_records)}
+        found = {name.removesuffix(".json") for name in os.listdir(hutch.layout.user_views)}
     except OSError:
         return set()
     return {name for name in found if name not in own}

@@ -12,20 +12,20 @@ import signal
 import sys
 from pathlib import Path
 
-from hutch.egress.warden import Warden
+from hutch.egress.proxy import EgressProxy
 
 
 async def serve(views: Path, control: Path, journal: Path) -> None:
-    warden = Warden(views, journal)
+    proxy = EgressProxy(views, journal)
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    await warden.serve(control)
+    await proxy.serve(control)
     os.write(1, f"{os.getpid()}\n".encode())
     null = os.open("/dev/null", os.O_WRONLY)
     os.dup2(null, 1)
     await ended.wait()
-    warden.close()
+    proxy.close()
 
 
 def main() -> None:

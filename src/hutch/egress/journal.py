@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from hutch.egress.record import LONGEST_LINE, Record, lost, parse_line
+from hutch.egress.record import LONGEST_LINE, EgressEvent, lost, parse_line
 from hutch.errors import HutchError
 from hutch.files import kept_open
 
@@ -34,7 +34,7 @@ CHUNK = 1 << 16
 TOO_MANY = f"more than {MOST_AT_ONCE} different ones in a second"
 UNWRITTEN = "could not be written"
 
-Batches = Generator[list[Record], None, None]
+Batches = Generator[list[EgressEvent], None, None]
 
 
 class Journal:
@@ -43,9 +43,9 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         # By workspace and subject: when it happened first, and how often by now.
-        self._pending: dict[str, dict[tuple[object, ...], tuple[float, Record]]] = {}
+        self._pending: dict[str, dict[tuple[object, ...], tuple[float, EgressEvent]]] = {}
 
-    def note(self, workspace: str, record: Record) -> None:
+    def note(self, workspace: str, record: EgressEvent) -> None:
         pending = self._pending.setdefault(workspace, {})
         if heard := pending.get(record.subject):
             first, before = heard
@@ -116,7 +116,7 @@ def remove(directory: Path, workspace: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def read(directory: Path, workspace: str) -> list[Record]:
+def read(directory: Path, workspace: str) -> list[EgressEvent]:
     """All that is written of a workspace, oldest first. Lines that are no records are passed over."""
     with closing(follow(directory, workspace)) as batches:
         return next(batches)
@@ -177,7 +177,7 @@ class _Tail:
             os.close(self._descriptor)
         self._descriptor, self._half_line = None, b""
 
-    def read(self) -> list[Record]:
+    def read(self) -> list[EgressEvent]:
         """What was added since the last time, and then what stands in the file that took this one's place."""
         found = self.rest()
         if self._is_replaced():
@@ -192,7 +192,7 @@ class _Tail:
         except FileNotFoundError:
             return False
 
-    def rest(self) -> list[Record]:
+    def rest(self) -> list[EgressEvent]:
         """What was added to this very file since the last time, up to now: whoever writes may never end."""
         if self._descriptor is None:
             return []

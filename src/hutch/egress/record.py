@@ -30,7 +30,7 @@ MOST = 1 << 62
 
 
 @dataclass(frozen=True)
-class Record:
+class EgressEvent:
     """Something that happened `count` times, for the last time at `time`, in seconds since the epoch.
 
     `name` is the domain that was asked for, or through which the workspace learned the address that it connected to.
@@ -56,9 +56,9 @@ class Record:
         return json.dumps(self.__dict__, separators=(",", ":")) + "\n"
 
 
-def lost(time: float, count: int, why: str) -> Record:
+def lost(time: float, count: int, why: str) -> EgressEvent:
     """So many are missing here."""
-    return Record(time, "connection", "lost", count=count, why=why)
+    return EgressEvent(time, "connection", "lost", count=count, why=why)
 
 
 def escaped(name: str) -> str:
@@ -69,7 +69,7 @@ def escaped(name: str) -> str:
     return text[:LONGEST_NAME]
 
 
-def parse_line(line: bytes) -> Record | None:
+def parse_line(line: bytes) -> EgressEvent | None:
     """The record that a line holds; None for anything else."""
     if len(line) > LONGEST_LINE:
         return None
@@ -77,10 +77,10 @@ def parse_line(line: bytes) -> Record | None:
         values = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(values, dict) or values.keys() != Record.__dataclass_fields__.keys():
+    if not isinstance(values, dict) or values.keys() != EgressEvent.__dataclass_fields__.keys():
         return None
     is_sound = all(check(values[key]) for key, check in CHECKS.items())
-    return Record(**values) if is_sound else None
+    return EgressEvent(**values) if is_sound else None
 
 
 def _is_text(value: object, longest: int, *, is_word: bool) -> bool:
@@ -118,7 +118,7 @@ CHECKS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Seen(Record):
+class Seen(EgressEvent):
     """What happened again and again, between `first` and `time`. `why` is the last one's."""
 
     first: float = 0.0
@@ -128,7 +128,7 @@ class Seen(Record):
         return {**times, **self.__dict__, **times}
 
 
-def aggregate(records: Iterable[Record]) -> list[Seen]:
+def aggregate(records: Iterable[EgressEvent]) -> list[Seen]:
     """Records that differ in nothing but when, how often and why, as one; in the order in which they last happened."""
     found: dict[tuple[object, ...], Seen] = {}
     for record in records:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from hutch.egress.record import NOT_LISTED, Record
+from hutch.egress.record import NOT_LISTED, EgressEvent
 from hutch.spec.entries import Egress
-from hutch.spec.marker import Invalid
-from hutch.spec.model import Workspace
+from hutch.spec.field_types import Invalid
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.policy import Domain, Policy, Reach, policy_of
 from hutch.spec.ranges import is_never, is_private
 
@@ -30,7 +30,7 @@ NO_NAME = "not a name that a list can hold"
 NO_PORT = "a protocol without ports, which only an entry without a port opens"
 
 
-def suggest(records: Iterable[Record], workspace: Workspace) -> str:
+def suggest(records: Iterable[EgressEvent], workspace: WorkspaceSpec) -> str:
     """A TOML document that sets `egress`: what the workspace's list has as it stands there, then what was used, or
     asked for in vain, beyond that. Comments say what is left out."""
     everything = list(records)
@@ -53,7 +53,7 @@ def suggest(records: Iterable[Record], workspace: Workspace) -> str:
     return "\n".join([*lines, *body, ""])
 
 
-def names_by_address(records: Iterable[Record]) -> dict[str, set[str]]:
+def names_by_address(records: Iterable[EgressEvent]) -> dict[str, set[str]]:
     """The names through which addresses were learned. Several may lead to one address, and a connection to it does not
     say by which of them it came: a list needs them all."""
     found: dict[str, set[str]] = {}
@@ -79,7 +79,7 @@ class _Seen:
         self.left_out: dict[str, set[str]] = {}
         self.lost = 0
 
-    def add(self, record: Record) -> None:
+    def add(self, record: EgressEvent) -> None:
         if record.verdict == "lost":
             self.lost += record.count
         elif record.what == "connection" and record.address is not None:
@@ -87,7 +87,7 @@ class _Seen:
         elif record.what == "dns" and record.verdict == "refused" and record.name:
             self._add_refused(record, one_form(record.name))
 
-    def _add_refused(self, record: Record, name: str) -> None:
+    def _add_refused(self, record: EgressEvent, name: str) -> None:
         if any(item.covers(name) for item in self._policy.domains):
             return
         if record.why not in LISTABLE:
@@ -97,7 +97,7 @@ class _Seen:
         else:
             self._leave_out(NO_NAME, name)
 
-    def _add_connection(self, record: Record, address: str) -> None:
+    def _add_connection(self, record: EgressEvent, address: str) -> None:
         port = record.port or None
         is_denied = record.verdict == "refused" and record.why not in LISTABLE
         if is_denied or is_private(address) or is_never(address):
@@ -111,7 +111,7 @@ class _Seen:
         if not names and not self._is_open(address, port):
             self._add_use(self.addresses, address, record)
 
-    def _add_use(self, uses: dict[str, set[int]], what: str, record: Record, *, is_sound: bool = True) -> None:
+    def _add_use(self, uses: dict[str, set[int]], what: str, record: EgressEvent, *, is_sound: bool = True) -> None:
         if not is_sound:
             self._leave_out(NO_NAME, _place(record, what))
         elif not record.port:
@@ -131,7 +131,7 @@ class _Seen:
         self.left_out.setdefault(why, set()).add(what)
 
 
-def _place(record: Record, what: str) -> str:
+def _place(record: EgressEvent, what: str) -> str:
     return f"{what}:{record.port}" if record.port else f"{what} ({record.protocol})"
 
 

@@ -1,4 +1,4 @@
-"""What the warden was told: whose questions it answers, and by which policy. Pure."""
+"""What the egress proxy was told: whose questions it answers, and by which policy. Pure."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Ruling:
 
 
 def read_views(text: str) -> Told:
-    """As host/network/warden writes it."""
+    """As host/network/egress_proxy writes it."""
     document = json.loads(text)
     views = {}
     for item in document["views"]:

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hutch.backends.launch import Step
-from hutch.backends.nspawn import bound
+from hutch.backends.nspawn import sandboxed
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.host.doctor.tools import check_tools
@@ -281,7 +281,7 @@ def contain(shop: Workshop, nspawn: list[str], origin: str, network: BuilderNetw
     """Run nspawn on the tree, owned by its root; `origin` is a directory to show read-only beside it."""
     mounts = [str(shop.uid_base), str(shop.tree), origin, str(shop.scratch / "source")]
     run_contained(
-        ["sh", str(SCRIPTS / "container.sh"), *mounts, *bound(sys.executable, str(PACKAGE), nspawn)],
+        ["sh", str(SCRIPTS / "container.sh"), *mounts, *sandboxed(sys.executable, str(PACKAGE), nspawn)],
         group=shop.group,
         on_line=shop.meter.feed,
         namespace=network.namespace_path if network else "",

@@ -25,7 +25,7 @@ from hutch.images.contain import end_contained
 from hutch.images.progress import Meter, Progress, no_progress
 from hutch.images.recipe import Recipe, is_id
 from hutch.run import run
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.state import make_directory
 from hutch.trees.removing import remove_tree
 
@@ -50,31 +50,31 @@ class Image:
     root: Path
 
 
-def observe_images(places: Places) -> tuple[Image, ...]:
+def observe_images(layout: Layout) -> tuple[Image, ...]:
     """All images in the cache, by id; one whose record cannot be read is called "damaged"."""
     try:
-        names = sorted(entry.name for entry in os.scandir(places.images))
+        names = sorted(entry.name for entry in os.scandir(layout.images))
     except FileNotFoundError:
         return ()
     found = []
     for name in names:
         if is_id(name):
             try:
-                image = observe_image(places, name)
+                image = observe_image(layout, name)
             except HutchError:  # it can still be removed
-                image = Image(name, DAMAGED, (), "", "", 0, places.image_root(name))
+                image = Image(name, DAMAGED, (), "", "", 0, layout.image_root(name))
             found += [image] if image is not None else []
     return tuple(found)
 
 
-def observe_image(places: Places, id: str) -> Image | None:
+def observe_image(layout: Layout, id: str) -> Image | None:
     """One image; None when it is not in the cache. Raises HutchError when its record cannot be read."""
-    directory = places.images / id
+    directory = layout.images / id
     text = read_or_none(directory / "image.json")
     if text is None and not directory.is_dir():
         return None
     try:
-        return parse_image(id, places.image_root(id), text or b"")
+        return parse_image(id, layout.image_root(id), text or b"")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise HutchError(
             f"{directory / 'image.json'} is damaged",
@@ -83,10 +83,10 @@ def observe_image(places: Places, id: str) -> Image | None:
         ) from error
 
 
-def whole_image(places: Places, id: str) -> Image | None:
+def whole_image(layout: Layout, id: str) -> Image | None:
     """An image with its tree and a record that can be read; None where it has to be made."""
     try:
-        image = observe_image(places, id)
+        image = observe_image(layout, id)
     except HutchError:
         return None
     return image if image is not None and image.root.is_dir() else None
@@ -110,7 +110,7 @@ def parse_image(id: str, root: Path, text: bytes) -> Image:
 
 def ensure_image(
     recipe: Recipe,
-    places: Places,
+    layout: Layout,
     *,
     progress: Progress = no_progress,
     builder: BuilderNetwork | None = None,
@@ -120,28 +120,28 @@ def ensure_image(
     `builder` lends a network to what runs in the tree; without it, setup scripts have none. Whoever passes one holds
     the lock "network": there is one builder's place in it. That lock comes before an image's.
     """
-    if (found := whole_image(places, recipe.id)) is not None:
+    if (found := whole_image(layout, recipe.id)) is not None:
         return found
     check_host(recipe)
     meter = Meter(progress)
 
     def make(scratch: Path) -> None:
-        if places.image_root(recipe.id).is_dir():  # it was published whole, and only its record is damaged
-            write_image(places.images / recipe.id, recipe)
+        if layout.image_root(recipe.id).is_dir():  # it was published whole, and only its record is damaged
+            write_image(layout.images / recipe.id, recipe)
         else:
-            build(recipe, places, meter, builder, scratch)
+            build(recipe, layout, meter, builder, scratch)
 
-    return ensure(places, recipe.id, meter, lambda: whole_image(places, recipe.id), make)
+    return ensure(layout, recipe.id, meter, lambda: whole_image(layout, recipe.id), make)
 
 
-def ensure(places: Places, id: str, meter: Meter, observe: Callable[[], T | None], make: Callable[[Path], None]) -> T:
+def ensure(layout: Layout, id: str, meter: Meter, observe: Callable[[], T | None], make: Callable[[Path], None]) -> T:
     """What `observe` finds in the cache; unless it does, `make` makes it, in a directory of its own, under the lock
     `id`. While somebody else makes it, waits for theirs. Whatever fails, nothing of it is left."""
-    prepare_directory(places)
-    with locked(places, id, waiting=lambda: meter.advance(WAITING, 0.0)) as lock:
+    prepare_directory(layout)
+    with locked(layout, id, waiting=lambda: meter.advance(WAITING, 0.0)) as lock:
         if observe() is None:
             try:
-                with new_scratch(places, id) as scratch:
+                with new_scratch(layout, id) as scratch:
                     make(scratch)
             except BaseException:
                 lock.unlink(missing_ok=True)
@@ -151,16 +151,16 @@ def ensure(places: Places, id: str, meter: Meter, observe: Callable[[], T | None
     return found
 
 
-def build(recipe: Recipe, places: Places, meter: Meter, builder: BuilderNetwork | None, scratch: Path) -> None:
+def build(recipe: Recipe, layout: Layout, meter: Meter, builder: BuilderNetwork | None, scratch: Path) -> None:
     """Build an image and publish it. The caller holds its lock."""
-    shop = Workshop(scratch, places.build_cgroup(recipe.id), places.builder_uid, meter)
+    shop = Workshop(scratch, layout.build_cgroup(recipe.id), layout.builder_uid, meter)
     make_tree(recipe, shop, builder if recipe.wants_network else None)
     meter.advance(stages.PUBLISHING, 0.96)
     for entry in list(scratch.iterdir()):
         if entry != shop.tree:
             remove_tree(entry)
     write_image(scratch, recipe)
-    publish(scratch, places.images / recipe.id)
+    publish(scratch, layout.images / recipe.id)
     meter.advance(stages.PUBLISHING, 1.0)
 
 
@@ -183,34 +183,34 @@ def publish(scratch: Path, target: Path) -> None:
     sync_directory(target.parent)
 
 
-def remove_image(id: str, places: Places) -> None:
+def remove_image(id: str, layout: Layout) -> None:
     """Remove an image. May be called again. The caller knows that no workspace uses it."""
     if not is_id(id):
         raise HutchError(f"{id!r} is not the id of an image", resolution="`hutch image ls` lists them")
-    if not places.images.is_dir():
+    if not layout.images.is_dir():
         return
-    with locked(places, id) as lock:
-        remove_scratch(places, id)
-        if (places.images / id).exists():
-            os.rename(places.images / id, places.images / f"{SCRATCH}{id}")
-            sync_directory(places.images)
-            remove_scratch(places, id)
+    with locked(layout, id) as lock:
+        remove_scratch(layout, id)
+        if (layout.images / id).exists():
+            os.rename(layout.images / id, layout.images / f"{SCRATCH}{id}")
+            sync_directory(layout.images)
+            remove_scratch(layout, id)
         lock.unlink()
 
 
-def collect_leftovers(places: Places) -> tuple[str, ...]:
+def collect_leftovers(layout: Layout) -> tuple[str, ...]:
     """Remove what killed builds and removals have left; returns the ids. Running builds are not touched."""
-    if not places.images.is_dir():
+    if not layout.images.is_dir():
         return ()
     removed = []
-    for entry in sorted(places.images.iterdir()):
+    for entry in sorted(layout.images.iterdir()):
         id = entry.name.removeprefix(SCRATCH)
         if id == entry.name or not is_id(id):
             continue
         try:
-            with locked(places, id, wait=False) as lock:
-                remove_scratch(places, id)
-                if not (places.images / id).exists():
+            with locked(layout, id, wait=False) as lock:
+                remove_scratch(layout, id)
+                if not (layout.images / id).exists():
                     lock.unlink()
         except BlockingIOError:
             continue
@@ -218,23 +218,23 @@ def collect_leftovers(places: Places) -> tuple[str, ...]:
     return tuple(removed)
 
 
-def prepare_directory(places: Places) -> None:
-    make_directory(places.state)
-    make_directory(places.images, 0o700)
-    places.images.chmod(0o700)
+def prepare_directory(layout: Layout) -> None:
+    make_directory(layout.state)
+    make_directory(layout.images, 0o700)
+    layout.images.chmod(0o700)
 
 
 @contextmanager
-def new_scratch(places: Places, id: str) -> Iterator[Path]:
+def new_scratch(layout: Layout, id: str) -> Iterator[Path]:
     """An empty directory to build in; what is left in it goes in the end, with what runs there. The caller holds the
     image's lock."""
-    remove_scratch(places, id)  # a killed build's
-    scratch = places.images / f"{SCRATCH}{id}"
+    remove_scratch(layout, id)  # a killed build's
+    scratch = layout.images / f"{SCRATCH}{id}"
     try:
         make_open(scratch)
         yield scratch
     finally:
-        remove_scratch(places, id)
+        remove_scratch(layout, id)
 
 
 def make_open(directory: Path) -> None:
@@ -243,23 +243,23 @@ def make_open(directory: Path) -> None:
     directory.chmod(0o755)
 
 
-def remove_scratch(places: Places, id: str) -> None:
+def remove_scratch(layout: Layout, id: str) -> None:
     """End and remove what is left of a build. The caller holds the image's lock."""
-    scratch = places.images / f"{SCRATCH}{id}"
+    scratch = layout.images / f"{SCRATCH}{id}"
     if scratch.exists():
-        end_contained(places.build_cgroup(id))
+        end_contained(layout.build_cgroup(id))
         remove_tree(scratch)
 
 
 @contextmanager
 def locked(
-    places: Places, name: str, *, wait: bool = True, waiting: Callable[[], None] | None = None
+    layout: Layout, name: str, *, wait: bool = True, waiting: Callable[[], None] | None = None
 ) -> Iterator[Path]:
     """Hold images/<name>.lock; yields its path, which its holder may unlink. Children do not inherit it.
 
     Without `wait`, raises BlockingIOError where another holds it; `waiting` is called before a wait.
     """
-    path = places.images / f"{name}.lock"
+    path = layout.images / f"{name}.lock"
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:

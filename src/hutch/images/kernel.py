@@ -29,7 +29,7 @@ from hutch.images.cache import ensure, locked
 from hutch.images.progress import Meter
 from hutch.images.recipe import DISTRIBUTIONS
 from hutch.run import CommandFailed, run
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.trees.removing import remove_tree
 
 KERNEL_VERSION = 1
@@ -80,40 +80,40 @@ def kernel_id(image: str) -> str:
     return f"linux-{source.replace(':', '-')}-{digest[:12]}"
 
 
-def observe_kernel(places: Places, image: str) -> Kernel | None:
+def observe_kernel(layout: Layout, image: str) -> Kernel | None:
     """The kernel for an image; None when it is not in the cache."""
     id = kernel_id(image)
-    directory = places.images / DIRECTORY / id
+    directory = layout.images / DIRECTORY / id
     if not directory.is_dir():
         return None
     return Kernel(id, directory / "vmlinux", directory / "busybox", directory / "tree")
 
 
-def ensure_kernel(image: str, places: Places, meter: Meter) -> Kernel:
+def ensure_kernel(image: str, layout: Layout, meter: Meter) -> Kernel:
     """The kernel for an image, fetched unless it is there. While somebody else fetches it, waits for theirs."""
-    if (found := observe_kernel(places, image)) is not None:
+    if (found := observe_kernel(layout, image)) is not None:
         return found
     id = kernel_id(image)
-    target = places.images / DIRECTORY / id
+    target = layout.images / DIRECTORY / id
 
     def make(scratch: Path) -> None:
         meter.advance(FETCHING, 0.05)
-        fetch(image, scratch, places.build_cgroup(id), meter)
+        fetch(image, scratch, layout.build_cgroup(id), meter)
         target.parent.mkdir(mode=0o700, exist_ok=True)
         run(["sync", "--file-system", str(scratch)], timeout=600)
         os.rename(scratch / "kernel", target)
         sync_directory(target.parent)
 
-    return ensure(places, id, meter, lambda: observe_kernel(places, image), make)
+    return ensure(layout, id, meter, lambda: observe_kernel(layout, image), make)
 
 
-def remove_unused_kernels(places: Places) -> tuple[str, ...]:
+def remove_unused_kernels(layout: Layout) -> tuple[str, ...]:
     """Remove the kernels that no machine of an image in the cache boots; returns their ids. May be called again."""
     removed = []
-    directory = places.images / DIRECTORY
+    directory = layout.images / DIRECTORY
     for entry in sorted(directory.iterdir()) if directory.is_dir() else ():
         try:
-            with locked(places, entry.name, wait=False) as lock:
+            with locked(layout, entry.name, wait=False) as lock:
                 vmlinux = entry / "vmlinux"
                 if vmlinux.exists() and vmlinux.stat().st_nlink > 1:  # the others are the machines'
                     continue

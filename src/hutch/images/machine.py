@@ -27,7 +27,7 @@ from hutch.images.kernel import Kernel, ensure_kernel
 from hutch.images.progress import PUBLISHING, Meter, Progress, no_progress
 from hutch.images.recipe import Recipe
 from hutch.run import CommandFailed, run
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.trees.removing import remove_tree
 
 MACHINE_VERSION = 2
@@ -67,28 +67,28 @@ def version() -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-def machine_directory(places: Places, image_id: str) -> Path:
-    return places.images / image_id / f"{PREFIX}{version()}"
+def machine_directory(layout: Layout, image_id: str) -> Path:
+    return layout.images / image_id / f"{PREFIX}{version()}"
 
 
-def observe_machine(places: Places, image_id: str) -> Machine | None:
+def observe_machine(layout: Layout, image_id: str) -> Machine | None:
     """What machines of an image boot from; None when it has not been made, or is not whole any more."""
-    directory = machine_directory(places, image_id)
+    directory = machine_directory(layout, image_id)
     kernel, initrd, root = (directory / name for name in ("vmlinux", "initrd", "root.erofs"))
     if not (kernel.is_file() and initrd.is_file() and root.is_file()):
         return None
     return Machine(kernel, initrd, root)
 
 
-def ensure_machine(recipe: Recipe, places: Places, *, progress: Progress = no_progress) -> Machine:
+def ensure_machine(recipe: Recipe, layout: Layout, *, progress: Progress = no_progress) -> Machine:
     """What machines of an image boot from, made unless it is there. The image itself is in the cache already."""
-    if (found := observe_machine(places, recipe.id)) is not None:
+    if (found := observe_machine(layout, recipe.id)) is not None:
         return found
     check_host()
     meter = Meter(progress)
-    kernel = ensure_kernel(recipe.image, places, meter)
-    observe = partial(observe_machine, places, recipe.id)
-    return ensure(places, recipe.id, meter, observe, partial(make, recipe, kernel, places, meter))
+    kernel = ensure_kernel(recipe.image, layout, meter)
+    observe = partial(observe_machine, layout, recipe.id)
+    return ensure(layout, recipe.id, meter, observe, partial(make, recipe, kernel, layout, meter))
 
 
 def find_firmware() -> Path:
@@ -112,22 +112,22 @@ def check_host() -> None:
     )
 
 
-def make(recipe: Recipe, kernel: Kernel, places: Places, meter: Meter, scratch: Path) -> None:
+def make(recipe: Recipe, kernel: Kernel, layout: Layout, meter: Meter, scratch: Path) -> None:
     """Make a machine and publish it. The caller holds the image's lock."""
-    if whole_image(places, recipe.id) is None:
+    if whole_image(layout, recipe.id) is None:
         raise HutchError(f"the image {recipe.id} has been removed meanwhile", resolution="`hutch up` builds it")
-    shop = Workshop(scratch, places.build_cgroup(recipe.id), places.builder_uid, meter)
+    shop = Workshop(scratch, layout.build_cgroup(recipe.id), layout.builder_uid, meter)
     made = scratch / "machine"
     make_open(made)
     meter.advance(PACKING, 0.5)
-    pack(recipe, kernel, shop, places.image_root(recipe.id))
+    pack(recipe, kernel, shop, layout.image_root(recipe.id))
     os.rename(shop.tree / "root.erofs", made / "root.erofs")
     os.link(kernel.vmlinux, made / "vmlinux")  # the link also says that the kernel is in use
     (made / "initrd").write_bytes(make_initrd(kernel))
     (made / "initrd").chmod(0o644)
     meter.advance(PUBLISHING, 0.98)
     run(["sync", "--file-system", str(made)], timeout=600)
-    target = machine_directory(places, recipe.id)
+    target = machine_directory(layout, recipe.id)
     if target.exists():  # not whole: see observe_machine
         remove_tree(target)
     os.rename(made, target)
@@ -166,14 +166,14 @@ def pack(recipe: Recipe, kernel: Kernel, shop: Workshop, root: Path) -> None:
         ) from error
 
 
-def prune_machines(places: Places, keep: Collection[str] = ()) -> None:
+def prune_machines(layout: Layout, keep: Collection[str] = ()) -> None:
     """Remove the machines of earlier versions of hutch, unless the image's id is in `keep`, and kernels that no machine
     boots any more. May be called again."""
-    for image in observe_images(places):
+    for image in observe_images(layout):
         if image.id in keep:
             continue
-        with locked(places, image.id):
-            for entry in (places.images / image.id).glob(f"{PREFIX}*"):
-                if entry != machine_directory(places, image.id):
+        with locked(layout, image.id):
+            for entry in (layout.images / image.id).glob(f"{PREFIX}*"):
+                if entry != machine_directory(layout, image.id):
                     remove_tree(entry)
-    kernels.remove_unused_kernels(places)
+    kernels.remove_unused_kernels(layout)

@@ -10,7 +10,7 @@ import os
 import stat
 
 from hutch.errors import HutchError
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 COMPRESSIONS = {".tar": "", ".tar.gz": "--gzip", ".tgz": "--gzip", ".tar.xz": "--xz", ".tar.zst": "--zstd"}
 
@@ -20,12 +20,12 @@ def compression(path: str) -> str | None:
     return next((option for suffix, option in COMPRESSIONS.items() if path.endswith(suffix)), None)
 
 
-def observe_fingerprint(path: str, places: Places) -> str:
+def observe_fingerprint(path: str, layout: Layout) -> str:
     """What tells one state of the source from another, without reading file contents.
 
     Raises HutchError for what cannot be a source: it must not be, hold, or lie in the host's root or hutch's state.
     """
-    real, state = os.path.realpath(path), os.path.realpath(places.state)
+    real, state = os.path.realpath(path), os.path.realpath(layout.state)
     if real == "/" or os.path.commonpath([real, state]) in (real, state):
         raise HutchError(
             f"rootfs:{path} cannot be an image",

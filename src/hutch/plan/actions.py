@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from hutch.frozen import dataclass
-from hutch.spec.model import Network, Weight, Workspace
+from hutch.spec.model import Network, Weight, WorkspaceSpec
 
 Kind = Literal["no change", "create", "start", "live", "restart", "recreate", "remove", "stop"]
 Verb = Literal["start", "stop", "restart"]
@@ -30,7 +30,7 @@ class Change:
 class Wanted:
     """A workspace with nothing left open, and the id of its image."""
 
-    workspace: Workspace
+    workspace: WorkspaceSpec
     image: str
 
 

@@ -11,8 +11,8 @@ from hutch.plan.actions import Action, Affected, Change, Plan, Wanted
 from hutch.plan.planner import Standing, network_changes, plan
 from hutch.plan.resolve import collisions, resolve, still_used
 from hutch.spec.ejected import Note
-from hutch.spec.model import Config, Network, Workspace
-from hutch.spec.names import UID_RANGES, Places
+from hutch.spec.model import Config, Network, WorkspaceSpec
+from hutch.spec.names import UID_RANGES, Layout
 from hutch.spec.record import Observation, Record, holds_identity, state_of
 
 
@@ -36,7 +36,7 @@ class Facts:
     """Who is at work in it, in words."""
     keys_of: Callable[[int], tuple[str, ...]]
     """The public keys of an owner."""
-    image_of: Callable[[Workspace], str]
+    image_of: Callable[[WorkspaceSpec], str]
     """The id of its image."""
     real: Callable[[str], str]
     """A path with its symbolic links resolved."""
@@ -59,7 +59,7 @@ class Ownership:
 
 
 def decide(
-    places: Places,
+    layout: Layout,
     config: Config,
     names: Sequence[str],
     facts: Facts,
@@ -70,7 +70,7 @@ def decide(
 ) -> Plan:
     """The plan for the named workspaces of a file, or for all of them. Raises HutchError for what is not to be."""
     running = _running(facts)
-    wanted = _resolve(places, config, names, facts, running)
+    wanted = _resolve(layout, config, names, facts, running)
     remove = whose.undeclared if prune else ()
     # Whoever has no part in this plan stays as recorded.
     parties = {*wanted, *remove}
@@ -103,26 +103,26 @@ def decide(
     return _annotate(found, facts, whose)
 
 
-def _running(facts: Facts) -> dict[str, Workspace]:
+def _running(facts: Facts) -> dict[str, WorkspaceSpec]:
     """What holds an identity, as it was booted."""
     booted = {name: record for name, record in facts.records.items() if record.booted is not None}
     return {n: r.effective for n, r in booted.items() if holds_identity(state_of(r, facts.observe(n)))}
 
 
 def _resolve(
-    places: Places, config: Config, names: Sequence[str], facts: Facts, running: Mapping[str, Workspace]
+    layout: Layout, config: Config, names: Sequence[str], facts: Facts, running: Mapping[str, WorkspaceSpec]
 ) -> dict[str, Wanted]:
     """The workspaces that are named, with nothing left open."""
     chosen = dict.fromkeys(config.select(names))
     kept = {name: record.wanted for name, record in facts.records.items()}
     in_use = [workspace.ip for workspace in running.values() if workspace.ip is not None]
     in_use += [note.ip for note in facts.ejected.values()]
-    resolved = resolve(config.workspaces, kept, facts.network, places, facts.owner, in_use)
+    resolved = resolve(config.workspaces, kept, facts.network, layout, facts.owner, in_use)
     workspaces = {name: _with_keys(resolved[name], facts) for name in chosen}
     return {name: Wanted(workspace, facts.image_of(workspace)) for name, workspace in workspaces.items()}
 
 
-def _with_keys(workspace: Workspace, facts: Facts) -> Workspace:
+def _with_keys(workspace: WorkspaceSpec, facts: Facts) -> WorkspaceSpec:
     """Keys that the file does not say are the owner's."""
     if workspace.authorized_keys is not None:
         return workspace

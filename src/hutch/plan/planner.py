@@ -10,7 +10,7 @@ from hutch.backends import initial_memory, is_machine, weight_of
 from hutch.frozen import dataclass
 from hutch.plan.actions import Action, Change, Plan, Wanted
 from hutch.spec import names
-from hutch.spec.model import WORKSPACE_KEYS, Network, Weight, Workspace, has_effect
+from hutch.spec.model import WORKSPACE_KEYS, Network, Weight, WorkspaceSpec, has_effect
 from hutch.spec.record import Record, State
 
 HEAVIER: dict[Weight, int] = {"live": 0, "restart": 1, "recreate": 2}
@@ -160,7 +160,7 @@ def differences(old: Wanted, new: Wanted, ceiling: int | None = None) -> tuple[C
     return tuple(changes)
 
 
-def effective_weight(key: str, workspace: Workspace, ceiling: int | None = None) -> Weight:
+def effective_weight(key: str, workspace: WorkspaceSpec, ceiling: int | None = None) -> Weight:
     """A key's weight here: a kept root cannot move onto another image, and a machine's balloon knows its ceiling."""
     if key in IMAGE_KEYS and workspace.persist == "all":
         return "recreate"
@@ -200,10 +200,10 @@ def network_changes(old: Network | None, new: Network) -> list[Change]:
     ]
 
 
-def without_effect(name: str, workspace: Workspace) -> list[str]:
+def without_effect(name: str, workspace: WorkspaceSpec) -> list[str]:
     """Notes on keys that are for the other type only. A context id is always there: derived, unless given."""
     notes = []
-    for key, field in Workspace.__dataclass_fields__.items():
+    for key, field in WorkspaceSpec.__dataclass_fields__.items():
         value = getattr(workspace, key)
         unsaid = (field.default, names.cid(name)) if key == "cid" else (field.default,)
         if not has_effect(key, workspace.type) and value not in unsaid:

@@ -10,18 +10,18 @@ from dataclasses import replace
 from hutch.errors import HutchError
 from hutch.spec import names
 from hutch.spec.clashes import IDENTIFIERS, Real, is_inside, same_homes, same_identifiers, same_ports
-from hutch.spec.model import Network, Workspace
-from hutch.spec.names import Places
+from hutch.spec.model import Network, WorkspaceSpec
+from hutch.spec.names import Layout
 
 
 def resolve(
-    declared: Mapping[str, Workspace],
-    kept: Mapping[str, Workspace],
+    declared: Mapping[str, WorkspaceSpec],
+    kept: Mapping[str, WorkspaceSpec],
     network: Network,
-    places: Places,
+    layout: Layout,
     owner: int,
     in_use: Collection[str] = (),
-) -> dict[str, Workspace]:
+) -> dict[str, WorkspaceSpec]:
     """Every declared workspace with nothing left open.
 
     `kept` are all workspaces of this host as last resolved, removed ones included, so that an address is
@@ -40,14 +40,14 @@ def resolve(
             mac=workspace.mac or names.mac(name),
             cid=workspace.cid or names.cid(name),
             owner=workspace.owner if workspace.owner is not None else before.owner if before else owner,
-            home=workspace.home or str(places.home(name)),
+            home=workspace.home or str(layout.home(name)),
         )
     return resolved
 
 
 def allocate(
-    declared: Mapping[str, Workspace],
-    kept: Mapping[str, Workspace],
+    declared: Mapping[str, WorkspaceSpec],
+    kept: Mapping[str, WorkspaceSpec],
     subnet: ipaddress.IPv4Network,
     in_use: Collection[str] = (),
 ) -> dict[str, str]:
@@ -84,7 +84,7 @@ def allocate(
     return chosen
 
 
-def collisions(workspaces: Mapping[str, Workspace], real: Real = str) -> list[str]:
+def collisions(workspaces: Mapping[str, WorkspaceSpec], real: Real = str) -> list[str]:
     """What two workspaces of this host have in common and must not, in words."""
     found = [
         f"{clash.other} and {clash.name} have the same {key} {clash.value}"
@@ -108,7 +108,10 @@ def collisions(workspaces: Mapping[str, Workspace], real: Real = str) -> list[st
 
 
 def still_used(
-    wanted: Mapping[str, Workspace], running: Mapping[str, Workspace], stopping: Collection[str], real: Real = str
+    wanted: Mapping[str, WorkspaceSpec],
+    running: Mapping[str, WorkspaceSpec],
+    stopping: Collection[str],
+    real: Real = str,
 ) -> list[str]:
     """What a workspace is to have while another one runs on with it, in words. `running` are those that are up, with
     what they were started with; `stopping` of them give it back before anything starts."""

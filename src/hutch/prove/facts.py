@@ -26,7 +26,7 @@ from hutch.prove.model import Fact
 from hutch.prove.subject import HeldUp, Subject, held, leader_of, output_of, processes_of, status_of
 from hutch.runtime.observe import read_launch
 from hutch.runtime.units import LOG_BYTES, LOG_SECONDS
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.names import UID_COUNT
 from hutch.trees.cursor import DIRECTORY, open_strictly, pinned
 
@@ -54,7 +54,7 @@ def looked(look: Callable[[Subject], Fact], subject: Subject) -> Fact:
 # Files.
 
 
-def opened_home(workspace: Workspace) -> AbstractContextManager[int]:
+def opened_home(workspace: WorkspaceSpec) -> AbstractContextManager[int]:
     """What is found there is the guest's, so all goes by this descriptor."""
     assert workspace.home is not None
     return kept_open(os.open(workspace.home, DIRECTORY))
@@ -113,7 +113,7 @@ def guarded(subject: Subject) -> Fact:
 
 
 def host_key(subject: Subject) -> Fact:
-    path = subject.places.host_key(subject.name)
+    path = subject.layout.host_key(subject.name)
     found = os.lstat(path)
     modes = [os.lstat(part).st_uid == 0 for part in (path.parent, path.parent.parent)]
     is_ours = stat.S_ISREG(found.st_mode) and found.st_uid == 0 and not found.st_mode & 0o077
@@ -174,7 +174,7 @@ def namespaces(subject: Subject) -> Fact:
         for kind in NAMESPACES
         if os.stat(f"/proc/{leader}/ns/{kind}").st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino
     ]
-    router = os.stat(subject.places.namespace_path).st_ino == os.stat(f"/proc/{leader}/ns/net").st_ino
+    router = os.stat(subject.layout.namespace_path).st_ino == os.stat(f"/proc/{leader}/ns/net").st_ino
     same += ["the router's net"] if router else []
     return held(not same, f"shared: {', '.join(same)}" if same else "")
 
@@ -216,7 +216,7 @@ CONTAINER = (uid_map, processes, capabilities, seccomp, namespaces, mounts, devi
 
 def control(subject: Subject, file: str) -> Fact:
     """A control file of the workspace's cgroup, compared with what its launch says."""
-    launch = read_launch(subject.places.launch(subject.name))
+    launch = read_launch(subject.layout.launch(subject.name))
     limits = launch.limits if launch is not None else Limits()
     wanted = control_files(limits.cpus, limits.memory, limits.tasks)[file]
     if wanted == "max":
@@ -272,7 +272,7 @@ def root_size(subject: Subject) -> Fact:
     if subject.booted.persist == "all":
         return Fact("unknown", "a root that is kept shares the space of the host's file system")
     assert subject.now.pid is not None
-    scratch = f"{subject.places.runtime(subject.name)}/scratch"
+    scratch = f"{subject.layout.runtime(subject.name)}/scratch"
     for line in observe_mountinfo(subject.now.pid).split("\n"):
         if f" {scratch} " in line:
             size = re.search(r"[ ,]size=(\w+)", line.partition(" - ")[2])
@@ -287,7 +287,7 @@ def log_size(subject: Subject) -> Fact:
 
 def relays(subject: Subject) -> bool:
     """Whether what a service's console says takes the way through a pipe, see runtime/unit.sh."""
-    runtime = subject.places.runtime(subject.name)
+    runtime = subject.layout.runtime(subject.name)
     pipe = runtime / ("vm/log" if is_machine(subject.booted) else "said")
     return pipe.is_fifo()
 

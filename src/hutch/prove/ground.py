@@ -24,7 +24,7 @@ from hutch.prove.model import Outside
 from hutch.run import run
 from hutch.spec import names
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.trees.cursor import call
 
 DOCUMENTATION = tuple(map(ipaddress.IPv4Network, ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")))
@@ -42,11 +42,11 @@ BUFFER = 4 << 20
 
 
 @contextmanager
-def only_one(places: Places) -> Iterator[None]:
+def only_one(layout: Layout) -> Iterator[None]:
     """One run at a time for one hutch: a name that the kernel gives back when we end, however that is."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mutex:
         try:
-            mutex.bind(f"\0{places.proof_namespace}")
+            mutex.bind(f"\0{layout.proof_namespace}")
         except OSError:
             raise HutchError("another `hutch prove` is running", resolution="wait for it to end") from None
         yield
@@ -70,23 +70,23 @@ def in_namespace(path: Path | None) -> Iterator[None]:
 # The place beyond the host.
 
 
-def namespace_path(places: Places) -> Path:
-    return Path("/run/netns") / places.proof_namespace
+def namespace_path(layout: Layout) -> Path:
+    return Path("/run/netns") / layout.proof_namespace
 
 
-def remove_ground(places: Places) -> None:
+def remove_ground(layout: Layout) -> None:
     """What a run made, or one that was killed. Interfaces go first: the kernel takes its time with a namespace. One
     with our name and without our tag is not ours."""
     for namespace, interface in (
-        ("", places.proof_interface),
-        *((places.namespace, end) for end in ON_BRIDGE.values()),
+        ("", layout.proof_interface),
+        *((layout.namespace, end) for end in ON_BRIDGE.values()),
     ):
-        if link_of(namespace, interface, check=False).get("ifalias") == router.tag(places):
+        if link_of(namespace, interface, check=False).get("ifalias") == router.tag(layout):
             run([*ip_in(namespace), "link", "delete", interface], check=False)
-    if namespace_path(places).exists():
+    if namespace_path(layout).exists():
         with suppress(HutchError):  # a file that a crash left and that is no namespace
-            run(["ip", "netns", "delete", places.proof_namespace])
-        namespace_path(places).unlink(missing_ok=True)
+            run(["ip", "netns", "delete", layout.proof_namespace])
+        namespace_path(layout).unlink(missing_ok=True)
 
 
 def ip_in(namespace: str) -> list[str]:
@@ -113,50 +113,50 @@ def choose_outside(network: Network, host: router.HostNetwork) -> tuple[str, str
 
 
 @contextmanager
-def start_outside(places: Places, network: Network) -> Iterator[tuple[str, str] | None]:
+def start_outside(layout: Layout, network: Network) -> Iterator[tuple[str, str] | None]:
     """The namespace, and the way from the host into it, where an address is free for that."""
-    remove_ground(places)
-    run(["ip", "netns", "add", places.proof_namespace])
+    remove_ground(layout)
+    run(["ip", "netns", "add", layout.proof_namespace])
     try:
         found = choose_outside(network, router.observe_host())
         if found is not None:
             gate, beyond = found
-            ours = places.proof_interface
+            ours = layout.proof_interface
             run(
                 ["ip", "-batch", "-"],
-                stdin=f"link add {ours} type veth peer name {BEYOND} netns {places.proof_namespace}\n"
-                f'link set {ours} alias "{router.tag(places)}"\nlink set {ours} addrgenmode none\n'
+                stdin=f"link add {ours} type veth peer name {BEYOND} netns {layout.proof_namespace}\n"
+                f'link set {ours} alias "{router.tag(layout)}"\nlink set {ours} addrgenmode none\n'
                 f"addr add {gate}/30 dev {ours}\nlink set {ours} up\n",
             )
             run(
-                ["ip", "-n", places.proof_namespace, "-batch", "-"],
+                ["ip", "-n", layout.proof_namespace, "-batch", "-"],
                 stdin=f"link set lo up\nlink set {BEYOND} addrgenmode none\naddr add {beyond}/30 dev {BEYOND}\n"
                 f"link set {BEYOND} up\nroute add default via {gate}\n",
             )
         yield found
     finally:
-        remove_ground(places)
+        remove_ground(layout)
 
 
-def make_decoys(places: Places, network: Network) -> None:
+def make_decoys(layout: Layout, network: Network) -> None:
     """The two ports. They are bound to nothing, so nothing can be sent from them."""
     for inner, outer in ON_BRIDGE.items():
         isolated = "on" if inner == ALONE else "off"
         run(
-            ["ip", "-n", places.namespace, "-batch", "-"],
+            ["ip", "-n", layout.namespace, "-batch", "-"],
             stdin=f"link add {outer} address {HIGHEST[inner]} "
-            f"type veth peer name {inner} netns {places.proof_namespace}\n"
-            f'link set {outer} alias "{router.tag(places)}"\nlink set {outer} addrgenmode none\n'
+            f"type veth peer name {inner} netns {layout.proof_namespace}\n"
+            f'link set {outer} alias "{router.tag(layout)}"\nlink set {outer} addrgenmode none\n'
             f"link set {outer} master {network.bridge}\n"
             f"link set {outer} type bridge_slave isolated {isolated} learning off flood off mcast_flood off\n"
             f"link set {outer} up\n",
         )
         run(
-            ["ip", "-n", places.proof_namespace, "-batch", "-"],
+            ["ip", "-n", layout.proof_namespace, "-batch", "-"],
             stdin=f"link set {inner} addrgenmode none\nlink set {inner} up\n",
         )
-        mac = mac_of(places.proof_namespace, inner)
-        run(["bridge", "-n", places.namespace, "fdb", "replace", mac, "dev", outer, "master", "static"])
+        mac = mac_of(layout.proof_namespace, inner)
+        run(["bridge", "-n", layout.namespace, "fdb", "replace", mac, "dev", outer, "master", "static"])
 
 
 def mac_of(namespace: str, interface: str) -> str:
@@ -211,9 +211,9 @@ def _packet_socket(interface: str, protocol: int) -> socket.socket:
 
 
 @contextmanager
-def open_sockets(places: Places, port: str, outside: tuple[str, str] | None) -> Iterator[Sockets]:
+def open_sockets(layout: Layout, port: str, outside: tuple[str, str] | None) -> Iterator[Sockets]:
     """All of them for one workspace, whose port on the bridge is given."""
-    there = namespace_path(places)
+    there = namespace_path(layout)
     with ExitStack() as undo:
 
         def packets(namespace: Path | None, interface: str, protocol: int = 0) -> socket.socket:
@@ -229,14 +229,14 @@ def open_sockets(places: Places, port: str, outside: tuple[str, str] | None) -> 
             return made
 
         senders = {
-            "router": packets(places.namespace_path, places.uplink_router),
-            "host": packets(None, places.uplink_host),
+            "router": packets(layout.namespace_path, layout.uplink_router),
+            "host": packets(None, layout.uplink_host),
         }
         eyes = [
-            Eye("at the host's end of the uplink", packets(None, places.uplink_host, ALL_PROTOCOLS)),
+            Eye("at the host's end of the uplink", packets(None, layout.uplink_host, ALL_PROTOCOLS)),
             Eye("at another port of the bridge", packets(there, ALONE, ALL_PROTOCOLS)),
             Eye("at a port of the bridge", packets(there, PLAIN, ALL_PROTOCOLS)),
-            Eye(AT_PORT, packets(places.namespace_path, port, ALL_PROTOCOLS), outgoing=True),
+            Eye(AT_PORT, packets(layout.namespace_path, port, ALL_PROTOCOLS), outgoing=True),
         ]
         if outside is not None:
             senders["outside"] = packets(there, BEYOND)
@@ -245,13 +245,13 @@ def open_sockets(places: Places, port: str, outside: tuple[str, str] | None) -> 
         yield Sockets(senders, tuple(eyes), listen(None, "0.0.0.0"), beyond)
 
 
-def outside_of(places: Places, found: tuple[str, str] | None, sockets: Sockets) -> Outside | None:
+def outside_of(layout: Layout, found: tuple[str, str] | None, sockets: Sockets) -> Outside | None:
     """What the probes are to know of the place beyond the host."""
     if found is None or sockets.beyond is None:
         return None
-    gate_mac, mac = mac_of("", places.proof_interface), mac_of(places.proof_namespace, BEYOND)
-    listing = run(inside(places, RULES)).stdout
-    known = ruleset.observed_shape(listing, places.table).get(f"inet {places.table}/@host", [])
+    gate_mac, mac = mac_of("", layout.proof_interface), mac_of(layout.proof_namespace, BEYOND)
+    listing = run(inside(layout, RULES)).stdout
+    known = ruleset.observed_shape(listing, layout.table).get(f"inet {layout.table}/@host", [])
     return Outside(found[0], gate_mac, found[0] in known, found[1], mac, int(sockets.beyond.getsockname()[1]))
 
 

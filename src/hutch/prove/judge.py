@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field
 
 from hutch.frozen import dataclass
-from hutch.prove.model import Fact, Ground, Probe, Result, Verdict
+from hutch.prove.model import Fact, Ground, Probe, ProbeResult, Verdict
 
 ANSWER = re.compile(r"answer\t([a-z0-9.-]{1,64})\t([\x20-\x7e]{0,300})")
 UNCOUNTED = -1
@@ -90,7 +90,7 @@ def needed(probe: Probe) -> int:
     return probe.least or probe.copies
 
 
-def judge(probe: Probe, ground: Ground, evidence: Evidence) -> Result:
+def judge(probe: Probe, ground: Ground, evidence: Evidence) -> ProbeResult:
     """What was seen by the host comes before what was said inside; of all, the worst counts."""
     facts: list[Fact] = []
     if probe.name in evidence.facts:
@@ -103,7 +103,9 @@ def judge(probe: Probe, ground: Ground, evidence: Evidence) -> Result:
         facts.append(of_answer(probe, evidence.answers.get(probe.name)))
     verdict: Verdict = next((v for v in WORST_FIRST if any(fact.verdict == v for fact in facts)), "held")
     detail = "; ".join(fact.detail for fact in facts if fact.detail and fact.verdict == verdict)
-    return Result(ground.workspace, ground.type, probe.promise, probe.name, probe.says, probe.command, verdict, detail)
+    return ProbeResult(
+        ground.workspace, ground.type, probe.promise, probe.name, probe.says, probe.command, verdict, detail
+    )
 
 
 def of_answer(probe: Probe, answer: str | None) -> Fact:

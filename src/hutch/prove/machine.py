@@ -55,7 +55,7 @@ def vmm_seccomp(subject: Subject) -> Fact:
 
 
 def vmm_network(subject: Subject) -> Fact:
-    taken = {os.stat("/proc/self/ns/net").st_ino, os.stat(subject.places.namespace_path).st_ino}
+    taken = {os.stat("/proc/self/ns/net").st_ino, os.stat(subject.layout.namespace_path).st_ino}
     return every(subject, lambda pid, _: "the host's" if os.stat(f"/proc/{pid}/ns/net").st_ino in taken else "")
 
 

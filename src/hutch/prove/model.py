@@ -74,7 +74,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Result:
+class ProbeResult:
     """How a probe went."""
 
     workspace: str

@@ -6,7 +6,7 @@ import ipaddress
 import itertools
 from collections.abc import Iterator
 
-from hutch.host.network.firewall import RESOLVER_PORT, WARDEN_PORT
+from hutch.host.network.firewall import EGRESS_PORT, RESOLVER_PORT
 from hutch.prove import frames
 from hutch.prove.frames import datagram, mark
 from hutch.prove.link import link_probes
@@ -232,7 +232,7 @@ def gateway(ground: Ground) -> Iterator[Probe]:
         yield from blocked(
             ground, f"gateway-{port}", f"the gateway's port {port} is closed", ground.gateway, port, INPUT
         )
-    for port in (WARDEN_PORT, RESOLVER_PORT):
+    for port in (EGRESS_PORT, RESOLVER_PORT):
         name, says = f"resolver-port-{port}", "who answers questions is asked by way of the gateway only"
         frame, command = datagram(ground, name, ground.gateway, port), f"nping --udp -p {port} {ground.gateway}"
         yield Probe(3, name, says, command, frame=frame, rule="router inet door/behind-the-door")

@@ -54,7 +54,7 @@ def host_facts(subject: Subject, ground: Ground, network: Network, sockets: Sock
     here = [banner(item.host_ip or LOOPBACK, item.host_port, greeting) for item in ground.published]
     facts["published-here"] = worst(here)
     if ground.outside is not None:
-        there, gate = namespace_path(subject.places), ground.outside.gate
+        there, gate = namespace_path(subject.layout), ground.outside.gate
         open_ = [item for item in ground.published if item.host_ip != LOOPBACK]
         facts["published-outside"] = worst(
             [banner(item.host_ip or gate, item.host_port, greeting, there) for item in open_]
@@ -70,17 +70,17 @@ def worst(facts: Sequence[Fact]) -> Fact:
 
 def port_facts(subject: Subject, ground: Ground, network: Network) -> dict[str, Fact]:
     """How its port on the bridge stands."""
-    places, bridge = subject.places, ground.bridge
+    layout, bridge = subject.layout, ground.bridge
     port = names.port(subject.name, ground.type)
-    where = ["ip", "-n", places.namespace, "-d", "-j"]
+    where = ["ip", "-n", layout.namespace, "-d", "-j"]
     (link,) = json.loads(run([*where, "link", "show", "dev", port]).stdout)
     neighbours = json.loads(run([*where, "neighbour", "show", "dev", bridge]).stdout or "[]")
     pinned = [(n.get("lladdr"), n.get("state")) for n in neighbours if n["dst"] == ground.ip]
     is_isolated = link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated") is True
     return {
         "port-isolated": held(is_isolated and link.get("master") == bridge, port),
-        "fence": held(router.is_fenced(network, router.observe_all(places, network)[1])),
-        "watch": held(observe_service(wanted_watch(places, network)) is not None),
+        "fence": held(router.is_fenced(network, router.observe_all(layout, network)[1])),
+        "watch": held(observe_service(wanted_watch(layout, network)) is not None),
         "as-written": as_written(subject, ground, network),
         "port-address": held(pinned == [(ground.mac, ["PERMANENT"])], ", ".join(map(str, pinned))),
     }
@@ -88,13 +88,13 @@ def port_facts(subject: Subject, ground: Ground, network: Network) -> dict[str, 
 
 def as_written(subject: Subject, ground: Ground, network: Network) -> Fact:
     """The rules of both places, compared as every start compares them."""
-    members = members_of(in_force(subject.places, read_records(subject.places)), network)
-    host, facts = router.observe_all(subject.places, network)
+    members = members_of(in_force(subject.layout, read_records(subject.layout)), network)
+    host, facts = router.observe_all(subject.layout, network)
     late = ground.outside is not None and not ground.outside.is_known  # an address that came after the rules
-    links = {name: link for name, link in host.links.items() if not late or name != subject.places.proof_interface}
+    links = {name: link for name, link in host.links.items() if not late or name != subject.layout.proof_interface}
     host = replace(host, links=links)
-    rules = router.wanted_rules(subject.places, network, members, host)
-    wrong = router.differences(subject.places, network, rules, host, facts)
+    rules = router.wanted_rules(subject.layout, network, members, host)
+    wrong = router.differences(subject.layout, network, rules, host, facts)
     found = [f"{part}: {why}" for part, why in wrong.items() if part in ("router rules", "host rules")]
     return held(not found, "; ".join(found))
 
@@ -126,7 +126,7 @@ def pinged(ip: str) -> Fact:
 
 
 def resolver_in_router(subject: Subject, ground: Ground) -> Fact:
-    with in_namespace(subject.places.namespace_path):
+    with in_namespace(subject.layout.namespace_path):
         stream = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with closing(stream):
         stream.settimeout(PATIENCE)

@@ -27,14 +27,14 @@ from hutch.prove.facts import gather_facts, opened_home
 from hutch.prove.ground import ALONE, AT_PORT, PLAIN, Sockets, mac_of, open_sockets, outside_of, subnet_address
 from hutch.prove.judge import UNCOUNTED, Evidence, Sent, judge, needed, parse_answers, parse_counters, rounds
 from hutch.prove.local import CONVERSATION, MADE, PREFIX, in_home, local_probes, path
-from hutch.prove.model import Fact, Ground, Probe, Result
+from hutch.prove.model import Fact, Ground, Probe, ProbeResult
 from hutch.prove.network import network_probes
 from hutch.prove.reach import host_facts, key_facts
 from hutch.prove.subject import Subject
 from hutch.run import gather
 from hutch.spec import names
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.policy import policy_of
 from hutch.spec.record import Record
 from hutch.state import read_records
@@ -77,12 +77,12 @@ class Task:
         return not self.only or bool({str(probe.promise), probe.name} & set(self.only))
 
 
-def prove(subject: Subject, task: Task, talk: Talk) -> tuple[Result, ...]:
+def prove(subject: Subject, task: Task, talk: Talk) -> tuple[ProbeResult, ...]:
     """Try the promises on a workspace that runs."""
     port, token = names.port(subject.name, subject.booted.type), secrets.token_hex(8)
     try:
-        marker_of(subject.places, subject.name, token).touch(0o600)
-        with open_sockets(subject.places, port, task.outside) as sockets:
+        marker_of(subject.layout, subject.name, token).touch(0o600)
+        with open_sockets(subject.layout, port, task.outside) as sockets:
             ground = observe_ground(subject, task, sockets, token)
             probes = tuple(filter(task.wants, (*network_probes(ground), *local_probes(ground))))
             if not probes:
@@ -90,18 +90,18 @@ def prove(subject: Subject, task: Task, talk: Talk) -> tuple[Result, ...]:
             evidence = observe_evidence(Scene(subject, ground, task.network, sockets, probes), talk)
             return tuple(judge(probe, ground, evidence) for probe in (*probes, CONVERSATION))
     finally:
-        sweep(subject.places, subject.record)
+        sweep(subject.layout, subject.record)
 
 
-def marker_of(places: Places, name: str, token: str) -> Path:
+def marker_of(layout: Layout, name: str, token: str) -> Path:
     """Among what goes when the workspace stops."""
-    return places.runtime(name) / f"marker.{token}"
+    return layout.runtime(name) / f"marker.{token}"
 
 
-def sweep(places: Places, record: Record) -> None:
+def sweep(layout: Layout, record: Record) -> None:
     """What a run made for a workspace, or one that was killed, or that the workspace did not clean up after. In its
     home there may be anything under our names by now."""
-    for marker in places.runtime(record.name).glob("marker.*"):
+    for marker in layout.runtime(record.name).glob("marker.*"):
         marker.unlink(missing_ok=True)
     for workspace in [record.wanted, *([record.booted.workspace] if record.booted else [])]:
         with suppress(FileNotFoundError, NotADirectoryError), opened_home(workspace) as home:
@@ -113,13 +113,13 @@ def sweep(places: Places, record: Record) -> None:
 def observe_ground(subject: Subject, task: Task, sockets: Sockets, token: str) -> Ground:
     """What the probes are made from."""
     booted, network = subject.booted, task.network
-    places = subject.places
+    layout = subject.layout
     assert booted.ip and booted.mac and isinstance(booted.owner, int)
-    ips = {name: record.wanted.ip for name, record in read_records(places).items() if record.wanted.ip is not None}
+    ips = {name: record.wanted.ip for name, record in read_records(layout).items() if record.wanted.ip is not None}
     others = [(name, ip) for name, ip in sorted(ips.items()) if name != subject.name]
     nobody = ("nobody", subnet_address(network, set(ips.values())))
-    beyond = outside_of(places, task.outside, sockets)
-    addresses = router.observe_host().addresses(without=places.uplink_host)
+    beyond = outside_of(layout, task.outside, sockets)
+    addresses = router.observe_host().addresses(without=layout.uplink_host)
     return Ground(
         workspace=subject.name,
         type=booted.type,
@@ -129,23 +129,23 @@ def observe_ground(subject: Subject, task: Task, sockets: Sockets, token: str) -
         user=booted.user,
         uid=guest_uid(booted.owner),
         token=token,
-        table=places.table,
+        table=layout.table,
         bridge=network.bridge,
         gateway=names.gateway(network.subnet),
-        gateway_mac=mac_of(places.namespace, network.bridge),
+        gateway_mac=mac_of(layout.namespace, network.bridge),
         uplink=names.uplink_addresses(network.uplink),
-        uplink_macs=(mac_of("", places.uplink_host), mac_of(places.namespace, places.uplink_router)),
+        uplink_macs=(mac_of("", layout.uplink_host), mac_of(layout.namespace, layout.uplink_router)),
         host_addresses=tuple(ip for ip in addresses if beyond is None or ip != beyond.gate),
         host_port=sockets.port,
         resolvers=nameservers(),
         hostname=socket.gethostname(),
-        state=str(places.state),
-        marker=str(marker_of(places, subject.name, token)),
+        state=str(layout.state),
+        marker=str(marker_of(layout, subject.name, token)),
         target=task.target,
         other=next(iter(others), nobody),
         builder=names.builder_address(network.subnet),
-        alone=mac_of(places.proof_namespace, ALONE),
-        plain=mac_of(places.proof_namespace, PLAIN),
+        alone=mac_of(layout.proof_namespace, ALONE),
+        plain=mac_of(layout.proof_namespace, PLAIN),
         outside=beyond,
         published=tuple(item for item in booted.publish if item.protocol == "tcp"),
         is_ours=task.is_ours,
@@ -265,9 +265,9 @@ class Conversation:
 
 def count(scene: Scene) -> dict[str, int]:
     """What all rules have counted so far, on the host and in the router."""
-    places = scene.subject.places
-    host, there = gather([RULES, inside(places, RULES)])
-    return {**parse_counters(host, places.table, "host"), **parse_counters(there, places.table, "router")}
+    layout = scene.subject.layout
+    host, there = gather([RULES, inside(layout, RULES)])
+    return {**parse_counters(host, layout.table, "host"), **parse_counters(there, layout.table, "router")}
 
 
 def send(scene: Scene, group: Sequence[Probe]) -> None:

@@ -14,8 +14,8 @@ from hutch.frozen import dataclass
 from hutch.prove.model import Fact
 from hutch.run import PIPE, TimeoutExpired, start
 from hutch.runtime.observe import observe_facts
-from hutch.spec.model import Workspace
-from hutch.spec.names import Places
+from hutch.spec.model import WorkspaceSpec
+from hutch.spec.names import Layout
 from hutch.spec.record import Observation, Record
 
 PATIENCE, GOING = 5.0, 1.0  # seconds for a look at what a guest may answer itself; and until it is killed
@@ -29,17 +29,17 @@ class HeldUp(Exception):
 class Subject:
     """The workspace that is looked at."""
 
-    places: Places
+    layout: Layout
     record: Record
     now: Observation
 
     @property
-    def booted(self) -> Workspace:
+    def booted(self) -> WorkspaceSpec:
         return self.record.booted.workspace if self.record.booted else self.record.wanted
 
     @property
     def traits(self) -> Traits:
-        return traits_named(self.booted, observe_facts(self.places, self.name).get("hypervisor", ""))
+        return traits_named(self.booted, observe_facts(self.layout, self.name).get("hypervisor", ""))
 
     @property
     def name(self) -> str:

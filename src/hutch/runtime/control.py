@@ -24,7 +24,7 @@ from hutch.run import run
 from hutch.runtime.observe import KILLED, observe, read_launch
 from hutch.runtime.units import render_script, render_service, render_slice
 from hutch.spec import names as derived
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import has_processes
 from hutch.state import make_directory
 
@@ -35,7 +35,7 @@ STOP, CLEANUP = 15.0, 10.0  # seconds that a guest has where its Launch cannot b
 GRACE = 5.0  # seconds beyond its own deadlines that a service is given
 LAST_LINES = 12
 
-Settle = Callable[[Callable[[], None]], None]
+Reconcile = Callable[[Callable[[], None]], None]
 Event = Literal["ready", "changed", "stopped", "failed", "warning", "waiting"]
 Listener = Callable[[str, Event, str], None]
 """Told (workspace, event, text)."""
@@ -81,72 +81,71 @@ class Manager(Protocol):
         """A command that goes on to print what it writes from now on."""
 
 
-def manager_of(places: Places) -> Manager:
+def manager_of(layout: Layout) -> Manager:
     """Who runs services here."""
     if has_systemd():
         from hutch.runtime.systemd import Systemd  # not needed on other hosts, whose starts it would hold up
 
-        return Systemd(places)
+        return Systemd(layout)
     from hutch.runtime.runners import Runners  # the same
 
-    return Runners(places)
+    return Runners(layout)
 
 
 # Starting.
 
 
 def start_all(
-    places: Places,
+    layout: Layout,
     names: Iterable[str],
     make: Callable[[str], Launch],
     listen: Listener,
-    settle: Settle,
+    reconcile: Reconcile,
 ) -> dict[str, str]:
     """Start workspaces side by side and wait until each is ready or has failed; returns name -> why for the failed.
 
-    `make` makes a workspace's Launch. `settle` settles the host, and calls what it is given as soon as
-    workspaces can join the network. When interrupted, those that are not ready yet are
-    stopped.
+    `make` makes a workspace's Launch. `reconcile` brings the host to what the records say, and calls what it is given
+    as soon as workspaces can join the network. When interrupted, those that are not ready yet are stopped.
     """
-    manager, names = manager_of(places), list(names)
-    stop_all(places, names)  # one that was to be started again after a failure
+    manager, names = manager_of(layout), list(names)
+    stop_all(layout, names)  # one that was to be started again after a failure
     failures: dict[str, str] = {}
     try:
         for name in names:
             manager.prepare(name)
         launches = {name: make(name) for name in names}
-        provide(places, manager, launches.values())
+        provide(layout, manager, launches.values())
         patience = max((launch.start_seconds + launch.stop_seconds for launch in launches.values()), default=0.0)
         manager.begin(launches.values())
-        settle(manager.connect)
+        reconcile(manager.connect)
         failures = _await_all(manager, manager.start(launches.values()), listen, patience + GRACE)
     except BaseException:
         manager.give_up()
-        stop_all(places, [name for name in names if observe(places, name).state != "running"])
+        stop_all(layout, [name for name in names if observe(layout, name).state != "running"])
         raise
     for name, why in failures.items():
-        failures[name] = _why(places, manager, name, why)
-    stop_all(places, failures)  # they would be tried again
+        failures[name] = _why(layout, manager, name, why)
+    stop_all(layout, failures)  # they would be tried again
     for name, why in failures.items():
         listen(name, "failed", why)
     for name in names:
-        if name not in failures and (text := unlimited_launch(places, launches[name])):
+        if name not in failures and (text := unlimited_launch(layout, launches[name])):
             listen(name, "warning", text)
     return failures
 
 
-def provide(places: Places, manager: Manager, launches: Iterable[Launch]) -> None:
+def provide(layout: Layout, manager: Manager, launches: Iterable[Launch]) -> None:
     """Have the units say what these Launches say, from their next start on."""
     units = {}
     for launch in launches:
         name = launch.workspace
-        make_directory(places.unit_directory(name), 0o700)
+        make_directory(layout.unit_directory(name), 0o700)
         content = render_script(launch, sys.executable).encode()
-        if read_or_none(places.unit_script(name)) != content:
-            write_atomic(places.unit_script(name), content, mode=0o700)
-        if read_or_none(noted := places.unit_directory(name) / "launch.json") != encode_launch(launch):
+        if read_or_none(layout.unit_script(name)) != content:
+            write_atomic(layout.unit_script(name), content, mode=0o700)
+        if read_or_none(noted := layout.unit_directory(name) / "launch.json") != encode_launch(launch):
             write_atomic(noted, encode_launch(launch), mode=0o600)
-        units[name] = {places.slice(name): render_slice(launch), launch.unit: render_service(launch, places)}
+        units[name] = {layout.slice(name): render_slice(launch), launch.unit: render_service(launch, layout)}
     manager.ensure(units)
 
 
@@ -173,21 +172,21 @@ def _await_all(manager: Manager, waiting: dict[int, str], listen: Listener, seco
     return failures
 
 
-def _why(places: Places, manager: Manager, name: str, otherwise: str) -> str:
+def _why(layout: Layout, manager: Manager, name: str, otherwise: str) -> str:
     """Why it did not come up: in the words of what failed, with the end of its log."""
-    now = observe(places, name)
+    now = observe(layout, name)
     reason = now.reason if now.state == "failed" and now.reason else otherwise
     tail = manager.log(name, LAST_LINES, last_start=True).strip()
     return f"{reason}; the end of its log:\n{tail}" if tail else reason
 
 
-def unlimited_launch(places: Places, launch: Launch | None) -> str:
+def unlimited_launch(layout: Layout, launch: Launch | None) -> str:
     """Which limits of a workspace that runs this host's cgroups do not enforce, in words. A machine's hardware holds
     without."""
     if launch is None or launch.memory is not None:
         return ""
     wanted = {"vcpus": ("cpu.max", launch.limits.cpus), "memory": ("memory.max", launch.limits.memory)}
-    with closing(Cgroup(places.slice_cgroup(launch.workspace))) as cgroup:
+    with closing(Cgroup(layout.slice_cgroup(launch.workspace))) as cgroup:
         missing = [key for key, (file, limit) in wanted.items() if limit and not cgroup.has(file)]
     what = " and ".join(missing)
     return f"this host's cgroups cannot limit {what}: the workspace may use all of it" if what else ""
@@ -196,14 +195,14 @@ def unlimited_launch(places: Places, launch: Launch | None) -> str:
 # Changing what runs.
 
 
-def renew(places: Places, launch: Launch) -> dict[str, str]:
+def renew(layout: Layout, launch: Launch) -> dict[str, str]:
     """Have a workspace that runs be as a Launch says that differs in what needs no restart: see backends/launch.
     Returns key -> why it cannot be as the Launch says."""
     # Spares the start-up of `hutch start`.
     from hutch.runtime.renewal import renew_mounts
 
     name = launch.workspace
-    before, now = read_launch(places.launch(name)), observe(places, name)
+    before, now = read_launch(layout.launch(name)), observe(layout, name)
     if not has_processes(now.state):
         raise ended(name)
     if before is None:
@@ -211,20 +210,20 @@ def renew(places: Places, launch: Launch) -> dict[str, str]:
             f"{name} cannot be changed while it runs: an older hutch started it, or its launch.json is damaged",
             resolution=f"`hutch restart {name}`",
         )
-    manager, complaints = manager_of(places), {}
-    limits, complaints["memory"] = _bearable(places, launch)
+    manager, complaints = manager_of(layout), {}
+    limits, complaints["memory"] = _bearable(layout, launch)
     launch = replace(launch, limits=limits)
-    provide(places, manager, [launch])
+    provide(layout, manager, [launch])
     manager.limit(name, limits)
     if launch.balloon is not None:
         result = run(launch.balloon.argv, check=False)
         complaints["memory"] = result.stderr.strip() if result.returncode else ""
     if now.leader is not None:
-        shown, complaints["mounts"], complaints["disk"] = renew_mounts(before.grafts, launch, now)
-        launch = replace(launch, grafts=shown)
-    if not has_processes(observe(places, name).state):
+        shown, complaints["mounts"], complaints["disk"] = renew_mounts(before.hot_mounts, launch, now)
+        launch = replace(launch, hot_mounts=shown)
+    if not has_processes(observe(layout, name).state):
         raise ended(name)
-    write_atomic(places.launch(name), encode_launch(launch), mode=0o600, is_lasting=False)
+    write_atomic(layout.launch(name), encode_launch(launch), mode=0o600, is_lasting=False)
     return {key: why for key, why in complaints.items() if why}
 
 
@@ -232,11 +231,11 @@ def ended(name: str) -> HutchError:
     return HutchError(f"{name} has just ended", resolution=f"`hutch up {name}`")
 
 
-def _bearable(places: Places, launch: Launch) -> tuple[Limits, str]:
+def _bearable(layout: Layout, launch: Launch) -> tuple[Limits, str]:
     """What a slice can be limited to now, and why that is not what is wanted. The kernel would end processes of the
     guest's to make room for less memory than is in use."""
     limits = launch.limits
-    with closing(Cgroup(places.slice_cgroup(launch.workspace))) as cgroup:
+    with closing(Cgroup(layout.slice_cgroup(launch.workspace))) as cgroup:
         used = cgroup.memory_in_use()
     if launch.memory is not None or limits.memory is None or used is None or used <= limits.memory:
         return limits, ""
@@ -246,22 +245,22 @@ def _bearable(places: Places, launch: Launch) -> tuple[Limits, str]:
 # Stopping.
 
 
-def stop_all(places: Places, names: Iterable[str], *, patience: float | None = None) -> None:
+def stop_all(layout: Layout, names: Iterable[str], *, patience: float | None = None) -> None:
     """Stop workspaces side by side: in order first, by force at the deadline (seconds, by default their own); then
     leave nothing behind."""
     names = list(names)
     if patience is None:
-        launches = (read_launch(places.launch(name)) for name in names)
+        launches = (read_launch(layout.launch(name)) for name in names)
         patience = max((launch.stop_seconds if launch else STOP for launch in launches), default=0.0) + CLEANUP
-    forgotten = {name for name in names if is_forgotten(places, name)}
-    manager_of(places).stop(names, patience)
+    forgotten = {name for name in names if is_forgotten(layout, name)}
+    manager_of(layout).stop(names, patience)
     for name in names:
-        clean_up(places, name, was_forgotten=name in forgotten)
+        clean_up(layout, name, was_forgotten=name in forgotten)
 
 
-def clean_up(places: Places, name: str, *, was_forgotten: bool) -> None:
+def clean_up(layout: Layout, name: str, *, was_forgotten: bool) -> None:
     """Make sure that nothing of a workspace runs or lies about, by what was booted; harmless when all is well."""
-    for path in _cgroups(places, name):
+    for path in _cgroups(layout, name):
         with closing(Cgroup(path)) as cgroup:
             if not cgroup.kill():
                 raise HutchError(
@@ -270,61 +269,61 @@ def clean_up(places: Places, name: str, *, was_forgotten: bool) -> None:
                     resolution="they hang in the kernel, on storage perhaps; try again when that answers",
                 )
             cgroup.remove()
-    now = observe(places, name)
+    now = observe(layout, name)
     if not was_forgotten and (now.since is None or now.state == "stopped"):
         return
-    namespace, cleanup = _cleanup_of(places, name)
+    namespace, cleanup = _cleanup_of(layout, name)
     if os.path.exists(namespace):
         for argv in cleanup:
             run(["nsenter", f"--net={namespace}", "--", *argv], check=False)
     if now.state != "failed" or now.reason == KILLED:
-        places.status(name).unlink(missing_ok=True)
+        layout.status(name).unlink(missing_ok=True)
 
 
-def _cgroups(places: Places, name: str) -> tuple[str, str]:
+def _cgroups(layout: Layout, name: str) -> tuple[str, str]:
     """Where a workspace's processes are, and where an older hutch had them."""
-    return places.cgroup(name), f"{places.instance}/{name}"
+    return layout.cgroup(name), f"{layout.instance}/{name}"
 
 
-def is_forgotten(places: Places, name: str) -> bool:
+def is_forgotten(layout: Layout, name: str) -> bool:
     """Whether something of a workspace runs although nothing is said of it: somebody deleted what its service said.
     Other than by its status, a workspace is known by its cgroup."""
-    if os.path.exists(places.status(name)):
+    if os.path.exists(layout.status(name)):
         return False
-    for path in _cgroups(places, name):
+    for path in _cgroups(layout, name):
         with closing(Cgroup(path)) as cgroup:
             if cgroup.is_populated():
                 return True
     return False
 
 
-def _cleanup_of(places: Places, name: str) -> tuple[str, list[tuple[str, ...]]]:
+def _cleanup_of(layout: Layout, name: str) -> tuple[str, list[tuple[str, ...]]]:
     """The network namespace that was booted into and the commands to clean up there: by the launch, or by the names
     that everything has when that cannot be read."""
-    launch = read_launch(places.launch(name))
+    launch = read_launch(layout.launch(name))
     if launch is not None:
         return launch.network_namespace, [step.argv for step in launch.cleanup]
     ports = {derived.port(name, kind) for kind in ("container", "vm")}
-    return str(places.namespace_path), [("ip", "link", "delete", port) for port in sorted(ports)]
+    return str(layout.namespace_path), [("ip", "link", "delete", port) for port in sorted(ports)]
 
 
-def read_log(places: Places, name: str, lines: int) -> str | None:
+def read_log(layout: Layout, name: str, lines: int) -> str | None:
     """The last lines of what its console said, and of what whoever runs it says. None where the host's journal has
     them, which is not the caller's to read."""
-    said = manager_of(places).log(name, lines)
+    said = manager_of(layout).log(name, lines)
     return said if said or os.geteuid() == 0 or not has_systemd() else None
 
 
-def forget(places: Places, name: str) -> None:
+def forget(layout: Layout, name: str) -> None:
     """Remove the units and the runtime directory of a stopped workspace. A machine's monitor can write in a part of
     that, and its guest may have taken it over."""
     # Spares the start-up of `hutch start`.
     from hutch.trees.removing import remove_tree
 
-    manager_of(places).remove(name)
+    manager_of(layout).remove(name)
     with suppress(HutchError):  # it goes with the next reboot
-        remove_tree(places.runtime(name))
-    for parent in (places.run / "workspaces", places.run):
+        remove_tree(layout.runtime(name))
+    for parent in (layout.run / "workspaces", layout.run):
         try:
             parent.rmdir()
         except OSError:

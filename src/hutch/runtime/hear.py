@@ -25,7 +25,7 @@ MOST_AT_ONCE = 16
 LONGEST_CALL = 4096
 
 
-class Port:
+class SerialPort:
     """A virtual machine's port: it says READY=1 unless it has done so over vsock. See hutch-port.service in
     images/adapt.sh."""
 
@@ -152,12 +152,12 @@ def listen_in(directory: str, name: str) -> Calls:
     return Calls(listener)
 
 
-def open_sources(words: list[str]) -> list[Port | Calls]:
-    found: list[Port | Calls] = []
+def open_sources(words: list[str]) -> list[SerialPort | Calls]:
+    found: list[SerialPort | Calls] = []
     while words:
         kind, *words = words
         if kind == "port":
-            found.append(Port(words.pop(0)))
+            found.append(SerialPort(words.pop(0)))
         elif kind == "vsock":
             found.append(listen_to_vsock(int(words.pop(0)), words.pop(0), int(words.pop(0))))
         else:
@@ -165,7 +165,7 @@ def open_sources(words: list[str]) -> list[Port | Calls]:
     return found
 
 
-def await_ready(sources: list[Port | Calls]) -> str:
+def await_ready(sources: list[SerialPort | Calls]) -> str:
     """How the guest said so; "" when it has said too much without it."""
     heard = {source.fileno(): source for source in sources}
     poll = select.poll()

@@ -11,7 +11,7 @@ from hutch.errors import HutchError
 from hutch.files import read_or_none
 from hutch.host.services.process import is_alive
 from hutch.runtime.status import read_status
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Observation, Record, State, has_processes, state_of
 
 KILLED = "its main process was killed"
@@ -22,22 +22,22 @@ def are_shown() -> bool:
     return os.path.exists("/proc/1")
 
 
-def observe_state(places: Places, record: Record) -> State:
+def observe_state(layout: Layout, record: Record) -> State:
     """How a workspace stands, by its record and by what is seen of it."""
-    return state_of(record, observe(places, record.name))
+    return state_of(record, observe(layout, record.name))
 
 
-def observe(places: Places, name: str) -> Observation:
+def observe(layout: Layout, name: str) -> Observation:
     """What the workspace's service last said, believed only while its main process lives."""
     try:
-        status = read_status(str(places.status(name)))
+        status = read_status(str(layout.status(name)))
     except PermissionError:
         raise HutchError(f"how {name} stands is not shown to you yet", resolution="`sudo hutch up` does that") from None
     if status is None:
-        return Observation(cgroup=places.cgroup(name))
+        return Observation(cgroup=layout.cgroup(name))
     state, reason = status.state, status.reason
     alive = has_processes(state) and (is_alive(status.pid, status.started) or not are_shown())
-    cgroup = status.cgroup or f"{places.instance}/{name}"  # where an older hutch had its workspaces
+    cgroup = status.cgroup or f"{layout.instance}/{name}"  # where an older hutch had its workspaces
     if has_processes(state) and not alive:
         state, reason = ("stopping", "") if _is_being_cleaned_up(cgroup) else ("failed", KILLED)
     return Observation(
@@ -64,8 +64,8 @@ def read_launch(path: Path) -> Launch | None:
     return decode_launch(read_or_none(path) or b"null")
 
 
-def observe_facts(places: Places, name: str) -> dict[str, str]:
+def observe_facts(layout: Layout, name: str) -> dict[str, str]:
     """The facts of a workspace's last start, for people. The caller knows whether it is still up. Its unit has them
     before the start begins; of what an older hutch started, only the launch has."""
-    launch = read_launch(places.unit_directory(name) / "launch.json") or read_launch(places.launch(name))
+    launch = read_launch(layout.unit_directory(name) / "launch.json") or read_launch(layout.launch(name))
     return launch.facts if launch is not None else {}

@@ -1,8 +1,9 @@
 """Changes what a container is shown, and the size of its root: by a program of its own, `main`, in the mount namespace
 of its service, where `renew_mounts` starts it.
 
-It reads JSON: what is `shown` and `wanted` (grafts of a Launch), the step that may `resize` the root, and the `leader`,
-the guest's PID 1, with when that was `started`. It writes JSON: the places that are `shown` now, and why not all is so.
+It reads JSON: what is `shown` and `wanted` (hot mounts of a Launch), the step that may `resize` the root, and the
+`leader`, the guest's PID 1, with when that was `started`. It writes JSON: the places that are `shown` now, and why not
+all is so.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from hutch.backends.launch import Graft, Step, rebuild
+from hutch.backends.launch import HotMount, Step, rebuild
 from hutch.errors import HutchError
 from hutch.host.services.process import start_time
 from hutch.run import PIPE, TimeoutExpired, start
-from hutch.runtime.grafts import Grafts
+from hutch.runtime.hot_mounts import HotMounts
 from hutch.runtime.steps import StepFailed, do
 from hutch.spec.programs import own_program
 
@@ -30,12 +31,12 @@ PATIENCE = 10.0  # seconds for a root to be given another size
 RENEWAL_SECONDS = 60.0  # that a guest can hold up a change of what it is shown
 
 
-def renew_mounts(shown: Sequence[Graft], launch: Launch, now: Observation) -> tuple[tuple[Graft, ...], str, str]:
+def renew_mounts(shown: Sequence[HotMount], launch: Launch, now: Observation) -> tuple[tuple[HotMount, ...], str, str]:
     """Have a container that runs show what its Launch says: (what it shows now, why not all mounts are so, why its root
     has not that size)."""
     name, pid = launch.workspace, now.pid
     assert pid is not None and now.leader is not None
-    wanted = {"shown": [asdict(graft) for graft in shown], "wanted": [asdict(graft) for graft in launch.grafts]}
+    wanted = {"shown": [asdict(mount) for mount in shown], "wanted": [asdict(mount) for mount in launch.hot_mounts]}
     resize = asdict(launch.resize) if launch.resize else None
     change = {**wanted, "resize": resize, "leader": now.leader[0], "started": now.leader[1]}
     # To the mounts of the very process that was meant.
@@ -55,19 +56,19 @@ def renew_mounts(shown: Sequence[Graft], launch: Launch, now: Observation) -> tu
     if process.returncode:
         raise HutchError(f"{name}: its mounts cannot be changed", details=error.decode("utf-8", "replace"))
     found = json.loads(said)
-    known = {graft.place: graft for graft in (*shown, *launch.grafts)}
+    known = {mount.place: mount for mount in (*shown, *launch.hot_mounts)}
     return tuple(known[place] for place in found["shown"]), found["mounts"], found["disk"]
 
 
 def main() -> None:
     change = json.load(sys.stdin)
-    shown, wanted = (tuple(rebuild(Graft, graft) for graft in change[key]) for key in ("shown", "wanted"))
-    grafts = Grafts(shown, change["leader"])
+    shown, wanted = (tuple(rebuild(HotMount, mount) for mount in change[key]) for key in ("shown", "wanted"))
+    hot_mounts = HotMounts(shown, change["leader"])
     trouble = ""
     if start_time(change["leader"]) == change["started"]:
-        trouble = grafts.renew(wanted)
+        trouble = hot_mounts.renew(wanted)
     disk = resize(rebuild(Step, change["resize"])) if change["resize"] else ""
-    json.dump({"shown": [graft.place for graft in grafts.shown], "mounts": trouble, "disk": disk}, sys.stdout)
+    json.dump({"shown": [mount.place for mount in hot_mounts.shown], "mounts": trouble, "disk": disk}, sys.stdout)
 
 
 def resize(step: Step) -> str:

@@ -33,8 +33,8 @@ from _socket import (
     socket,
 )
 
-from hutch.confine.install import leave_keyring
 from hutch.host.services.cgroup import Cgroup
+from hutch.seccomp.install import leave_keyring
 
 TYPE_CHECKING = False  # see runtime/steps
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from hutch.files import read_or_none, write_atomic
 from hutch.host.services.cgroup import Cgroup, control_files
 from hutch.host.services.process import open_process, start_time
 from hutch.runtime.status import read_status
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.programs import own_program
 from hutch.spec.record import has_processes
 
@@ -49,33 +49,33 @@ class Prepared:
 class Runners:
     """See Manager in runtime/control."""
 
-    def __init__(self, places: Places) -> None:
-        self.places = places
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self._prepared: dict[str, Prepared] = {}
 
     def ensure(self, units: Mapping[str, Mapping[str, str]]) -> None:
         for name, texts in units.items():
             for unit, text in texts.items():
-                path = self.places.unit_directory(name) / unit
+                path = self.layout.unit_directory(name) / unit
                 if read_or_none(path) != text.encode():
                     write_atomic(path, text.encode())
 
     def remove(self, name: str) -> None:
-        for unit in (self.places.unit(name), self.places.slice(name)):
-            (self.places.unit_directory(name) / unit).unlink(missing_ok=True)
+        for unit in (self.layout.unit(name), self.layout.slice(name)):
+            (self.layout.unit_directory(name) / unit).unlink(missing_ok=True)
 
     def prepare(self, name: str) -> None:
-        places = self.places
-        places.runtime(name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        layout = self.layout
+        layout.runtime(name).mkdir(mode=0o700, parents=True, exist_ok=True)
         report, their_report = os.pipe2(os.O_CLOEXEC)
         their_gate, gate = os.pipe2(os.O_CLOEXEC)
         self._prepared[name] = runner = Prepared(report, gate)
         lock = self._take_lock(name)
         handed = (their_report, their_gate, lock)
-        unit = places.unit_directory(name) / places.unit(name)
+        unit = layout.unit_directory(name) / layout.unit(name)
         program = own_program("hutch.runtime.runner", sys.executable)
-        words = (str(unit), places.cgroup(name), str(places.runtime(name)), *map(str, handed))
-        log = os.open(places.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        words = (str(unit), layout.cgroup(name), str(layout.runtime(name)), *map(str, handed))
+        log = os.open(layout.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             process = run.start((*program, *words), stderr=log, cwd="/", pass_fds=handed, new_session=True)
             runner.pid = process.pid
@@ -88,10 +88,10 @@ class Runners:
         for launch in launches:
             name, runner = launch.workspace, self._prepared[launch.workspace]
             self.limit(name, launch.limits)
-            self._unsettled(name).touch(mode=0o600)
+            self._unreconciled(name).touch(mode=0o600)
             # It begins where its guest is to run: to move a process takes the kernel ten milliseconds, and this one
             # loads itself meanwhile.
-            with closing(Cgroup(self.places.cgroup(name))) as cgroup, suppress(ProcessLookupError):
+            with closing(Cgroup(self.layout.cgroup(name))) as cgroup, suppress(ProcessLookupError):
                 cgroup.make("machine")
                 cgroup.join("machine", runner.pid)
             with suppress(BrokenPipeError):  # it has ended, which is seen at its report
@@ -99,7 +99,7 @@ class Runners:
 
     def connect(self) -> None:
         for name in self._prepared:
-            self._unsettled(name).unlink(missing_ok=True)
+            self._unreconciled(name).unlink(missing_ok=True)
 
     def start(self, launches: Iterable[Launch]) -> dict[int, str]:
         return {self._prepared[launch.workspace].report: launch.workspace for launch in launches}
@@ -107,7 +107,7 @@ class Runners:
     def outcome(self, descriptor: int, name: str) -> str:
         said = os.read(descriptor, 64)
         self._prepared.pop(name).close()
-        return "" if said == b"ready" else f"{self.places.unit(name)} failed"
+        return "" if said == b"ready" else f"{self.layout.unit(name)} failed"
 
     def give_up(self) -> None:
         while self._prepared:
@@ -124,25 +124,25 @@ class Runners:
             for descriptor in waiting:
                 os.close(descriptor)
         for name in names:
-            if self.places.runtime(name).is_dir():
+            if self.layout.runtime(name).is_dir():
                 os.close(self._take_lock(name))
-            with closing(Cgroup(self.places.cgroup(name))) as cgroup:
+            with closing(Cgroup(self.layout.cgroup(name))) as cgroup:
                 cgroup.kill()
-            with closing(Cgroup(self.places.slice_cgroup(name))) as cgroup:
+            with closing(Cgroup(self.layout.slice_cgroup(name))) as cgroup:
                 cgroup.remove()
 
     def limit(self, name: str, limits: Limits) -> None:
-        path = self.places.slice_cgroup(name)
+        path = self.layout.slice_cgroup(name)
         with closing(Cgroup(path)) as cgroup, closing(Cgroup(os.path.dirname(path))) as all_of_them:
             cgroup.make("runner")
             cgroup.limit(control_files(limits.cpus, limits.memory, limits.tasks))
             all_of_them.keep_reserve()
 
     def follow_command(self, name: str) -> tuple[str, ...]:
-        return ("tail", "--quiet", "--lines=0", "--follow=name", "--retry", str(self.places.log(name)))
+        return ("tail", "--quiet", "--lines=0", "--follow=name", "--retry", str(self.layout.log(name)))
 
     def log(self, name: str, lines: int, *, last_start: bool = False) -> str:
-        path = self.places.log(name)
+        path = self.layout.log(name)
         older = path.with_name(f"{path.name}.1")
         text = b"".join(read_or_none(each) or b"" for each in (older, path)).decode("utf-8", "replace")
         if last_start:
@@ -150,13 +150,13 @@ class Runners:
         kept = [line for line in text.replace("\r", "").split("\n") if line.strip() or not last_start]
         return "\n".join(kept[-lines:]) if lines else ""
 
-    def _unsettled(self, name: str) -> Path:
+    def _unreconciled(self, name: str) -> Path:
         """While it is there, a start does not go on to join the network."""
-        return self.places.runtime(name) / "unsettled"
+        return self.layout.runtime(name) / "unreconciled"
 
     def _take_lock(self, name: str) -> int:
         """Hold the lock of a workspace's runner, after the end of an earlier one that is still on its way out."""
-        path = self.places.runner_lock(name)
+        path = self.layout.runner_lock(name)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
@@ -181,12 +181,12 @@ class Runners:
 
     def _open_runner(self, name: str) -> int | None:
         """A pidfd of the runner, by its place; or of the process that an older hutch has in its stead."""
-        with closing(Cgroup(self.places.slice_cgroup(name))) as cgroup:
+        with closing(Cgroup(self.layout.slice_cgroup(name))) as cgroup:
             found = cgroup.processes("runner")
         for pid in found:
             if (descriptor := open_process(pid, start_time(pid))) is not None:
                 return descriptor
-        status = read_status(str(self.places.status(name)))
+        status = read_status(str(self.layout.status(name)))
         if status is not None and has_processes(status.state) and not status.cgroup:
             return open_process(status.pid, status.started)
         return None

@@ -13,7 +13,7 @@ from hutch.host.services import units
 from hutch.host.services.cgroup import Cgroup
 from hutch.run import PIPE, Popen, run, start
 from hutch.runtime.units import render_limits
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 if TYPE_CHECKING:
     from hutch.backends.launch import Launch, Limits
@@ -25,15 +25,15 @@ GRACE = 15.0  # seconds beyond its own deadlines that systemd is given
 class Systemd:
     """See Manager in runtime/control."""
 
-    def __init__(self, places: Places) -> None:
-        self.places = places
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self._starting: dict[int, Popen[bytes]] = {}
 
     def ensure(self, units_of: Mapping[str, Mapping[str, str]]) -> None:
         units.ensure_units({unit: text for texts in units_of.values() for unit, text in texts.items()})
 
     def remove(self, name: str) -> None:
-        units.remove_units((self.places.unit(name), self.places.slice(name)))
+        units.remove_units((self.layout.unit(name), self.layout.slice(name)))
 
     def prepare(self, name: str) -> None:
         """There is nothing to do."""
@@ -47,9 +47,9 @@ class Systemd:
     def start(self, launches: Iterable[Launch]) -> dict[int, str]:
         names = [launch.workspace for launch in launches]
         found = {}
-        units.systemctl("reset-failed", *map(self.places.unit, names), check=False)  # what we are told is no retry
+        units.systemctl("reset-failed", *map(self.layout.unit, names), check=False)  # what we are told is no retry
         for name in names:
-            process = start(("systemctl", "--no-ask-password", "start", self.places.unit(name)), stderr=PIPE)
+            process = start(("systemctl", "--no-ask-password", "start", self.layout.unit(name)), stderr=PIPE)
             descriptor = os.pidfd_open(process.pid)
             self._starting[descriptor] = process
             found[descriptor] = name
@@ -61,7 +61,7 @@ class Systemd:
         said = process.communicate()[1].decode("utf-8", "replace").strip()
         if process.returncode == 0:
             return ""
-        unit = self.places.unit(name)
+        unit = self.layout.unit(name)
         result = units.properties(unit, "Result")["Result"]
         return f"systemd says {result!r} of {unit}" if result != "success" else said
 
@@ -73,25 +73,25 @@ class Systemd:
             process.communicate()
 
     def stop(self, names: Iterable[str], patience: float) -> None:
-        found = {name: unit for name in names if (units.directory() / (unit := self.places.unit(name))).is_file()}
+        found = {name: unit for name in names if (units.directory() / (unit := self.layout.unit(name))).is_file()}
         if not found:
             return
         try:
             units.systemctl("stop", *found.values(), timeout=patience + 2 * GRACE)
         except HutchError:  # a guest can take all the time that its service has, that of what ends it too
             for name in found:
-                with closing(Cgroup(self.places.cgroup(name))) as cgroup:
+                with closing(Cgroup(self.layout.cgroup(name))) as cgroup:
                     cgroup.kill()
             units.systemctl("stop", *found.values(), timeout=patience + 2 * GRACE)
 
     def limit(self, name: str, limits: Limits) -> None:
-        units.set_properties(self.places.slice(name), *render_limits(limits))
+        units.set_properties(self.layout.slice(name), *render_limits(limits))
 
     def follow_command(self, name: str) -> tuple[str, ...]:
-        return (*JOURNAL, "--follow", "--lines=0", f"--unit={self.places.unit(name)}")
+        return (*JOURNAL, "--follow", "--lines=0", f"--unit={self.layout.unit(name)}")
 
     def log(self, name: str, lines: int, *, last_start: bool = False) -> str:
-        unit = self.places.unit(name)
+        unit = self.layout.unit(name)
         what = f"--unit={unit}"
         if last_start and (invocation := units.properties(unit, "InvocationID")["InvocationID"]):
             what = f"_SYSTEMD_INVOCATION_ID={invocation}"

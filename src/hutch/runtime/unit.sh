@@ -67,8 +67,8 @@ step() { # WHY COMMAND...
   note "step${chain-}" ""
 }
 
-connect() { # once the host is settled: who starts this may still be at it
-  while [ -e "$runtime/unsettled" ]; do
+connect() { # once the host is reconciled: who starts this may still be at it
+  while [ -e "$runtime/unreconciled" ]; do
     sleep 0.01
   done
   join

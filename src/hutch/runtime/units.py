@@ -17,8 +17,8 @@ from hutch.backends.launch import File, Helper, Launch, Limits, Step
 from hutch.host.services.cgroup import DEPTH, DESCENDANTS
 from hutch.host.services.units import WRITTEN_BY, quoted, quoted_path
 from hutch.run import SEARCH_PATH
-from hutch.runtime.hold import encode_steps
-from hutch.spec.names import PACKAGE, Places
+from hutch.runtime.pre_exec import encode_steps
+from hutch.spec.names import PACKAGE, Layout
 from hutch.spec.programs import own_program
 
 LIBRARY = Path(__file__).with_name("unit.sh")
@@ -29,26 +29,26 @@ SLACK = 0.5  # seconds that a start may have been under way before its script co
 LOG_SECONDS, LOG_BYTES, LOG_LINES = 30, 1 << 18, 1000  # in so long, so much of what a console says is logged
 
 
-def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()) -> str:
+def render_service(launch: Launch, layout: Layout, served_by: Sequence[str] = ()) -> str:
     """The workspace's own unit. It does not start unless the units are active that it is `served_by`; when one of them
     is started again later, it goes on."""
-    script, booted = places.unit_script(launch.workspace), f"{launch.runtime}/run"
+    script, booted = layout.unit_script(launch.workspace), f"{launch.runtime}/run"
     reboots = " ".join(map(str, launch.restart_codes))
     lines = [
         "[Unit]",
         f"Description=Workspace {launch.workspace} ({launch.backend})",
         "Documentation=man:hutch(1)",
-        f"Requires={places.network_unit}",
-        f"After={places.network_unit}",
+        f"Requires={layout.network_unit}",
+        f"After={layout.network_unit}",
         *(f"{relation}={unit}" for relation in ("Wants", "After") for unit in served_by),
-        *(f"PartOf={unit}" for unit in places.stopped_by),
+        *(f"PartOf={unit}" for unit in layout.stopped_by),
         f"RequiresMountsFor={' '.join(map(quoted_path, launch.shares))}",
         f"StartLimitIntervalSec={STARTS_SECONDS}",
         f"StartLimitBurst={MOST_STARTS}",
         "",
         "[Service]",
         "Type=notify",
-        f"Slice={places.slice(launch.workspace)}",
+        f"Slice={layout.slice(launch.workspace)}",
         "TasksMax=infinity",  # but for the slice's: the host's own for a service may be lower
         "Delegate=yes",
         "PrivateMounts=yes",
@@ -56,7 +56,7 @@ def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()
         "KeyringMode=private",
         "OOMPolicy=continue",
         # What the console says is the guest's: of no urgency, and nobody else's.
-        f"SyslogIdentifier={places.machine(launch.workspace)}",
+        f"SyslogIdentifier={layout.machine(launch.workspace)}",
         "SyslogLevelPrefix=no",
         *launch.sandbox,
         *(f"ExecStartPre=systemctl is-active --quiet {unit}" for unit in served_by),
@@ -74,7 +74,7 @@ def render_service(launch: Launch, places: Places, served_by: Sequence[str] = ()
         *((f"RestartForceExitStatus={reboots}", f"SuccessExitStatus={reboots}") if reboots else ()),
         "",
         "[Install]",
-        f"WantedBy={places.target}",
+        f"WantedBy={layout.target}",
     ]
     return WRITTEN_BY + "\n".join(lines) + "\n"
 
@@ -119,7 +119,7 @@ def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
         "reboot": " ".join(map(str, launch.restart_codes[:1])),
         "depth": str(DEPTH),
         "descendants": str(DESCENDANTS),
-        "shows": "yes" if launch.inward or launch.grafts else "",
+        "shows": "yes" if launch.post_start or launch.hot_mounts else "",
         "period": str(LOG_SECONDS),
         "most_bytes": str(LOG_BYTES),
         "most_lines": str(LOG_LINES),
@@ -128,8 +128,9 @@ def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
         "TERM": "dumb",
         "SYSTEMD_LOG_COLOR": "0",
     }
-    hold = own_program("hutch.runtime.hold", python, package)
-    held = (f"{launch.start_seconds:g}", *encode_steps((step.why, step.argv) for step in launch.held))
+    program = own_program("hutch.runtime.pre_exec", python, package)
+    words = (f"{launch.start_seconds:g}", *encode_steps((step.why, step.argv) for step in launch.pre_exec))
+    steps = (*launch.post_start, *(mount.attach for mount in launch.hot_mounts))
     functions = (
         function("forget", [f'rm -f -- "$@" {shlex.join(file.path for file in launch.files)}'.rstrip()]),
         function("files", files(launch.directories, launch.files)),
@@ -137,9 +138,9 @@ def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
         function("prepare", side_by_side(launch.prepare)),
         function("join", [line for stage in launch.connect for line in side_by_side([(step,) for step in stage])]),
         function("helpers", map(_serve, launch.helpers)),
-        function("launch", [f"exec {shlex.join(confined(launch, python, package))}"]),
-        function("hold", [f'{shlex.join((*hold, *held))} "$@"']),
-        function("inward", [_step(step, ' "$1"') for step in (*launch.inward, *(g.attach for g in launch.grafts))]),
+        function("launch", [f"exec {shlex.join(with_seccomp(launch, python, package))}"]),
+        function("pre_exec", [f'{shlex.join((*program, *words))} "$@"']),
+        function("post_start", [_step(step, ' "$1"') for step in steps]),
         function("shrink", [_step(launch.balloon)] if launch.balloon else ()),
         function("cleanup", map(_step, launch.cleanup)),
         *(function(name, [f'exec {shlex.join(argv)} "$@"']) for name, argv in launch.commands.items()),
@@ -157,13 +158,13 @@ def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
     return "\n".join(lines) + f"\n{launch.dialect}\n" + LIBRARY.read_text(encoding="utf-8")
 
 
-def confined(launch: Launch, python: str, package: Path = PACKAGE) -> tuple[str, ...]:
-    """The main process, bound to what is forbidden to it: by a program of ours, which becomes it."""
-    if launch.forbidden is None:
+def with_seccomp(launch: Launch, python: str, package: Path = PACKAGE) -> tuple[str, ...]:
+    """The main process, with its seccomp filter: a program of ours installs that, and becomes it."""
+    if launch.seccomp is None:
         return launch.argv
-    program = own_program("hutch.confine.install", python, package)
-    forbidden = (launch.forbidden.system_calls, launch.forbidden.other_families_than)
-    return (*program, *map(",".join, forbidden), *launch.argv)
+    program = own_program("hutch.seccomp.install", python, package)
+    wanted = (launch.seccomp.system_calls, launch.seccomp.other_families_than)
+    return (*program, *map(",".join, wanted), *launch.argv)
 
 
 def side_by_side(chains: Sequence[Sequence[Step]]) -> list[str]:

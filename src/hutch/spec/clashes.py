@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 from hutch.frozen import dataclass
 from hutch.spec import names
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 
 Real = Callable[[str], str]
 """Resolves symbolic links: two paths may lead to one directory."""
 
-IDENTIFIERS: Mapping[str, Callable[[str, Workspace], object]] = {
+IDENTIFIERS: Mapping[str, Callable[[str, WorkspaceSpec], object]] = {
     "ip": lambda name, workspace: workspace.ip,
     "mac": lambda name, workspace: workspace.mac or names.mac(name),
     "cid": lambda name, workspace: workspace.cid or names.cid(name),
@@ -37,7 +37,7 @@ class Clash:
     homes: tuple[str, str] = ("", "")
 
 
-def same_identifiers(workspaces: Mapping[str, Workspace], key: str) -> Iterator[Clash]:
+def same_identifiers(workspaces: Mapping[str, WorkspaceSpec], key: str) -> Iterator[Clash]:
     """Workspaces with one address, MAC, context id or interface, be it given or derived."""
     seen: dict[object, str] = {}
     for name, workspace in workspaces.items():
@@ -47,7 +47,7 @@ def same_identifiers(workspaces: Mapping[str, Workspace], key: str) -> Iterator[
             yield Clash(other, name, value)
 
 
-def same_ports(workspaces: Mapping[str, Workspace]) -> Iterator[Clash]:
+def same_ports(workspaces: Mapping[str, WorkspaceSpec]) -> Iterator[Clash]:
     """Ports of the host that are published twice, maybe by one workspace: each leads to one place, on each of the
     host's addresses."""
     seen: dict[tuple[int, str], dict[str, str]] = {}
@@ -62,7 +62,7 @@ def same_ports(workspaces: Mapping[str, Workspace]) -> Iterator[Clash]:
             others.setdefault(publish.host_ip, name)
 
 
-def same_homes(workspaces: Mapping[str, Workspace], real: Real) -> Iterator[Clash]:
+def same_homes(workspaces: Mapping[str, WorkspaceSpec], real: Real) -> Iterator[Clash]:
     """A home is one workspace's: not another's too, nor inside another's."""
     homes: dict[str, str] = {}  # whose each is
     inside: dict[str, str] = {}  # directory -> a home somewhere in it

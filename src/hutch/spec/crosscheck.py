@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hutch.frozen import dataclass
 from hutch.spec import names
 from hutch.spec.clashes import Real, is_inside, same_homes, same_identifiers, same_ports
-from hutch.spec.model import Network, Workspace
-from hutch.spec.names import Places
-from hutch.spec.validation import Finding, Path
+from hutch.spec.model import Network, WorkspaceSpec
+from hutch.spec.names import Layout
+from hutch.spec.validation import FieldProblem, Path
 
 KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
 SYSTEM_DIRECTORIES = ("/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot", "/run")
@@ -29,7 +29,7 @@ class Draft:
     """
 
     name: str
-    workspace: Workspace
+    workspace: WorkspaceSpec
     own: frozenset[str]
     inherited: frozenset[str]
     kept: Mapping[str, Sequence[int]]
@@ -47,23 +47,23 @@ class Draft:
 
 
 Drafts = Mapping[str, Draft]
-Workspaces = Mapping[str, Workspace]
+Workspaces = Mapping[str, WorkspaceSpec]
 
 
-def check_network(network: Network) -> Iterator[Finding]:
+def check_network(network: Network) -> Iterator[FieldProblem]:
     """The two networks must not overlap."""
     subnet = ipaddress.IPv4Network(network.subnet)
     if network.uplink:
         if subnet.overlaps(ipaddress.IPv4Network(network.uplink)):
-            yield Finding(("network", "uplink"), f"overlaps the subnet {subnet}", "a /30 outside of it")
+            yield FieldProblem(("network", "uplink"), f"overlaps the subnet {subnet}", "a /30 outside of it")
     elif names.UPLINKS.subnet_of(subnet):
         hint = 'a smaller subnet, or an uplink outside of it, such as "10.84.0.0/30"'
-        yield Finding(("network", "subnet"), f"leaves no room for an uplink in {names.UPLINKS}", hint)
+        yield FieldProblem(("network", "subnet"), f"leaves no room for an uplink in {names.UPLINKS}", hint)
 
 
 def check_workspaces(
-    drafts: Sequence[Draft], subnet: str | None, *, places: Places, file: str, real: Real
-) -> Iterator[Finding]:
+    drafts: Sequence[Draft], subnet: str | None, *, layout: Layout, file: str, real: Real
+) -> Iterator[FieldProblem]:
     """Everything that concerns more than one key. `subnet` is None when the file's own is wrong."""
     if subnet is not None:
         yield from check_addresses(drafts, subnet)
@@ -73,11 +73,11 @@ def check_workspaces(
     yield from check_ports(by_name, workspaces)
     for draft in drafts:
         yield from check_targets(draft)
-        yield from check_sources(draft, places=places, file=file, real=real)
+        yield from check_sources(draft, layout=layout, file=file, real=real)
     yield from check_homes(by_name, workspaces, real)
 
 
-def check_addresses(drafts: Sequence[Draft], network: str) -> Iterator[Finding]:
+def check_addresses(drafts: Sequence[Draft], network: str) -> Iterator[FieldProblem]:
     """Static addresses lie in the subnet and are not hutch's own."""
     subnet = ipaddress.IPv4Network(network)
     taken = {
@@ -92,16 +92,16 @@ def check_addresses(drafts: Sequence[Draft], network: str) -> Iterator[Finding]:
         if ip is None:
             continue
         if ipaddress.IPv4Address(ip) not in subnet:
-            yield Finding(draft.path("ip"), f"is outside the subnet {subnet}", f"{first} to {last}")
+            yield FieldProblem(draft.path("ip"), f"is outside the subnet {subnet}", f"{first} to {last}")
         elif ip in taken:
-            yield Finding(draft.path("ip"), f"is {taken[ip]}", f"{first} to {last}")
+            yield FieldProblem(draft.path("ip"), f"is {taken[ip]}", f"{first} to {last}")
 
 
-def check_identifiers(by_name: Drafts, workspaces: Workspaces) -> Iterator[Finding]:
+def check_identifiers(by_name: Drafts, workspaces: Workspaces) -> Iterator[FieldProblem]:
     """No two workspaces have one address, MAC or context id, be it given or derived."""
     for draft in by_name.values():
         if draft.workspace.mac == names.BUILDER_MAC:
-            yield Finding(draft.path("mac"), "is kept for image builds", "another one, or leave it out")
+            yield FieldProblem(draft.path("mac"), "is kept for image builds", "another one, or leave it out")
     for key in ("ip", "mac", "cid"):
         for clash in same_identifiers(workspaces, key):
             draft, other = by_name[clash.name], by_name[clash.other]
@@ -110,37 +110,39 @@ def check_identifiers(by_name: Drafts, workspaces: Workspaces) -> Iterator[Findi
             derived = "" if right.says(key) else ", which derives it from its name"
             hint = "another one, or leave it out" if wrong.says(key) else f"set {key} in one of them"
             message = f"{clash.value} is also the {key} of workspace {right.name}{derived}"
-            yield Finding(wrong.path(key), message, hint)
+            yield FieldProblem(wrong.path(key), message, hint)
 
 
-def check_ports(by_name: Drafts, workspaces: Workspaces) -> Iterator[Finding]:
+def check_ports(by_name: Drafts, workspaces: Workspaces) -> Iterator[FieldProblem]:
     """A port of the host leads to one place."""
     for clash in same_ports(workspaces):
         where = "twice" if clash.name == clash.other else f"by workspace {clash.other} too"
         message = f"host port {clash.value} is published {where}"
         path = by_name[clash.name].path("publish", clash.index)
-        yield Finding(path, message, "another host port, or another host_ip")
+        yield FieldProblem(path, message, "another host port, or another host_ip")
 
 
-def check_targets(draft: Draft) -> Iterator[Finding]:
+def check_targets(draft: Draft) -> Iterator[FieldProblem]:
     """Mounts have places of their own, and leave the home where it is."""
     home = f"/home/{draft.workspace.user}"
     seen: set[str] = set()
     for index, mount in enumerate(draft.workspace.mounts):
         path = draft.path("mounts", index, "target")
         if is_inside(home, mount.target):
-            yield Finding(path, f"would hide the home {home}", 'a directory in it, or another place, such as "/src"')
+            yield FieldProblem(
+                path, f"would hide the home {home}", 'a directory in it, or another place, such as "/src"'
+            )
         if mount.target in seen:
-            yield Finding(path, "is the target of another mount too", "a target for each")
+            yield FieldProblem(path, "is the target of another mount too", "a target for each")
         seen.add(mount.target)
 
 
-def check_sources(draft: Draft, *, places: Places, file: str, real: Real) -> Iterator[Finding]:
+def check_sources(draft: Draft, *, layout: Layout, file: str, real: Real) -> Iterator[FieldProblem]:
     """No share shows the whole host, hutch's own directories, or lets a guest rewrite the file that declares it."""
     workspace = draft.workspace
     own = {
         f"hutch's own {what} {path}": {str(path), real(str(path))}
-        for what, path in (("state", places.state), ("runtime directory", places.run))
+        for what, path in (("state", layout.state), ("runtime directory", layout.run))
     }
     shares: list[tuple[Path, str, bool]] = [
         (draft.path("mounts", index, "source"), mount.source, not mount.readonly)
@@ -168,16 +170,16 @@ def check_sources(draft: Draft, *, places: Places, file: str, real: Real) -> Ite
             message = f"would let the workspace rewrite {file}"
             hint = "a directory that does not hold this file, or readonly = true"
         if message:
-            yield Finding(path, message, hint)
+            yield FieldProblem(path, message, hint)
 
 
-def check_homes(by_name: Drafts, workspaces: Workspaces, real: Real) -> Iterator[Finding]:
+def check_homes(by_name: Drafts, workspaces: Workspaces, real: Real) -> Iterator[FieldProblem]:
     """Each workspace has a home of its own: not the same directory, nor one inside another."""
     for clash in same_homes(workspaces, real):
         others, home = clash.homes
         how = "is also" if home == others else "overlaps"
         path = by_name[clash.name].path("home")
-        yield Finding(path, f"{how} the home of workspace {clash.other}", "a directory for each")
+        yield FieldProblem(path, f"{how} the home of workspace {clash.other}", "a directory for each")
 
 
 def any_inside(paths: Iterable[str], trees: Iterable[str]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hutch.errors import UsageError
 from hutch.frozen import dataclass
-from hutch.spec.names import Derived, Places, interface
+from hutch.spec.names import Derived, Layout, interface
 
 SECTION = "[X-Hutch]"
 """Of its unit; systemd reads past it."""
@@ -45,19 +45,19 @@ def parse_note(unit: str) -> Note | None:
 
 
 @dataclass(frozen=True)
-class Ejected(Places):
-    """The places of one workspace. `state` is the directory that has all of it, apart from a home of the owner's."""
+class Ejected(Layout):
+    """The layout of one workspace. `state` is the directory that has all of it, apart from a home of the owner's."""
 
     name: str
 
     @classmethod
-    def beside(cls, places: Places, name: str, directory: Path | None = None) -> Ejected:
+    def beside(cls, layout: Layout, name: str, directory: Path | None = None) -> Ejected:
         """Where a workspace of that hutch goes, unless somebody says where. The path ends in mount options, in units
         and in ssh's configuration."""
-        state = directory or Path(f"{places.state}-ejected") / name
+        state = directory or Path(f"{layout.state}-ejected") / name
         if not re.fullmatch(r"(/[A-Za-z0-9_.+-]+)+", str(state), re.ASCII) or ".." in state.parts:
             raise UsageError(f"{str(state)!r} cannot be used", resolution="letters, digits and _.+-/ only")
-        return cls(state, Path(f"{places.run}-ejected") / name, name)
+        return cls(state, Path(f"{layout.run}-ejected") / name, name)
 
     @property
     def instance(self) -> str:
@@ -67,14 +67,14 @@ class Ejected(Places):
     def uplink_host(self) -> str:
         return interface("wu", self.name)
 
-    readme = Derived(lambda places: places.state / "README")
-    removal = Derived(lambda places: places.state / "remove")
+    readme = Derived(lambda layout: layout.state / "README")
+    removal = Derived(lambda layout: layout.state / "remove")
     """The script that takes everything away."""
-    programs = Derived(lambda places: places.state / "programs" / "hutch")
+    programs = Derived(lambda layout: layout.state / "programs" / "hutch")
     """What steps run of our own: hutch's package, as far as they need it."""
-    network = Derived(lambda places: places.state / "network")
+    network = Derived(lambda layout: layout.state / "network")
     """What the network is made of."""
-    uplink_file = Derived(lambda places: places.state / "network" / "uplink")
+    uplink_file = Derived(lambda layout: layout.state / "network" / "uplink")
     """The /30 that joins it to the host, for whoever chooses another one."""
 
     def workspace(self, name: str) -> Path:

@@ -9,10 +9,10 @@ import binascii
 from typing import Any, ClassVar, Literal
 
 from hutch.frozen import dataclass
-from hutch.spec.marker import (
+from hutch.spec.field_types import (
+    FieldType,
     Invalid,
     JsonSchema,
-    Marker,
     ipv4_address,
     ipv4_network,
     matches,
@@ -49,7 +49,7 @@ class Publish:
         return f"{ip}{self.host_port}:{self.guest_port}{'/udp' if self.protocol == 'udp' else ''}"
 
 
-class Published(Marker):
+class Published(FieldType):
     pattern = r"([0-9.]+:)?[0-9]{1,5}:[0-9]{1,5}(/(tcp|udp))?"
     form = '"[host_ip:]host_port:guest_port[/udp]", such as "8080:80" or "127.0.0.1:5353:53/udp"'
 
@@ -84,7 +84,7 @@ MISTAKEN = (
 """What people write who think of something else: how it looks, what is wrong with it, and what would be right."""
 
 
-class Egress(Marker):
+class Egress(FieldType):
     """One of three words, or a list of destinations."""
 
     words = ("internet", "none", "all")
@@ -160,7 +160,7 @@ class Egress(Marker):
         return core_schema.no_info_wrap_validator_function(choose, entries)
 
 
-class EnvironmentTable(Marker):
+class EnvironmentTable(FieldType):
     """Variables of login sessions, as pairs in the order of their names."""
 
     name = r"[A-Za-z_][A-Za-z0-9_]{0,127}"
@@ -195,7 +195,7 @@ class EnvironmentTable(Marker):
         return core_schema.no_info_after_validator_function(self.pairs, table)
 
 
-class PublicKey(Marker):
+class PublicKey(FieldType):
     """A public key as a line, or a path or glob of .pub files, which loading reads."""
 
     pattern: ClassVar[str] = r"(((ssh|ecdsa|sk)-[^ ]+ [A-Za-z0-9+/=]+( .*)?)|(.+\.pub))"

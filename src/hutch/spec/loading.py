@@ -19,27 +19,27 @@ from typing import get_args, get_type_hints
 from hutch.errors import ConfigError, Problem
 from hutch.spec import crosscheck
 from hutch.spec.crosscheck import Draft
+from hutch.spec.field_types import Invalid
 from hutch.spec.lookup import LARGEST_FILE, LONGEST_LINE, is_unwieldy
-from hutch.spec.marker import Invalid
-from hutch.spec.model import Config, Incus, Network, Workspace
-from hutch.spec.names import Places, is_name
+from hutch.spec.model import Config, Incus, Network, WorkspaceSpec
+from hutch.spec.names import Layout, is_name
 from hutch.spec.owner import Owner, default_owner, expand, expand_keys, find_owner, unique
-from hutch.spec.validation import Finding, Table, choices, dotted, nearest, shorten, undotted, validate
+from hutch.spec.validation import FieldProblem, Table, choices, dotted, nearest, shorten, undotted, validate
 from hutch.spec.validation import Path as KeyPath
 from hutch.spec.values import NAME_HINT, HostPath
 
 SECTIONS = ("network", "defaults", "workspaces", "engines")
 STAND_INS: Table = {"type": "container"}  # so that the rest of a workspace without a type can be checked
 
-Check = Callable[[str, Workspace, Network], Iterable[Problem]]
+Check = Callable[[str, WorkspaceSpec, Network], Iterable[Problem]]
 
 
-def no_check(name: str, workspace: Workspace, network: Network) -> Iterable[Problem]:
+def no_check(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[Problem]:
     """The check of a caller who has none."""
     return ()
 
 
-def load(path: Path, *, places: Places, check: Check = no_check) -> Config:
+def load(path: Path, *, layout: Layout, check: Check = no_check) -> Config:
     """The configuration in `path`, with paths, owners and keys resolved. Raises ConfigError with every problem.
 
     `check` says what else is wrong with a workspace; its problems need no more than a key, a message and a hint.
@@ -47,8 +47,8 @@ def load(path: Path, *, places: Places, check: Check = no_check) -> Config:
     file = os.path.realpath(path)
     text = read_file(file)
     data = parse_toml(file, text)
-    findings: list[Finding] = []
-    config = read_config(file, data, findings, places, check)
+    findings: list[FieldProblem] = []
+    config = read_config(file, data, findings, layout, check)
     if findings:
         raise ConfigError(locate(file, text, findings))
     return config
@@ -107,7 +107,7 @@ def parse_toml(file: str, text: str) -> Table:
     raise ConfigError([problem])
 
 
-def locate(file: str, text: str, findings: Iterable[Finding]) -> list[Problem]:
+def locate(file: str, text: str, findings: Iterable[FieldProblem]) -> list[Problem]:
     """The findings with their lines and the values as they are written, in the order of the file; each once, though
     what [defaults] says is found again in every workspace."""
     # Spares the start-up of `hutch up` for files that are right.
@@ -125,13 +125,13 @@ def locate(file: str, text: str, findings: Iterable[Finding]) -> list[Problem]:
 # The tables.
 
 
-def read_config(file: str, data: Table, findings: list[Finding], places: Places, check: Check) -> Config:
+def read_config(file: str, data: Table, findings: list[FieldProblem], layout: Layout, check: Check) -> Config:
     """The whole of it; what is wrong is added to `findings` and left out."""
     for key, value in data.items():
         if key not in SECTIONS:
             lost = isinstance(value, dict) and "type" in value
             hint = f"did you mean [workspaces.{key}]?" if lost else nearest(key, SECTIONS)
-            findings.append(Finding((key,), "unknown key", hint))
+            findings.append(FieldProblem((key,), "unknown key", hint))
     checked = validate(Network, table_at(data, ("network",), findings), ("network",))
     network = checked.value
     findings += [*checked.findings, *crosscheck.check_network(network)]
@@ -141,7 +141,7 @@ def read_config(file: str, data: Table, findings: list[Finding], places: Places,
     subnet_is_wrong = any(finding.path[:2] == ("network", "subnet") for finding in checked.findings)
     subnet = None if subnet_is_wrong else network.subnet
     findings += crosscheck.check_workspaces(
-        drafts, subnet, places=places, file=file, real=functools.cache(os.path.realpath)
+        drafts, subnet, layout=layout, file=file, real=functools.cache(os.path.realpath)
     )
     for draft in drafts:
         findings += backend_findings(draft, network, check)
@@ -153,20 +153,20 @@ def read_config(file: str, data: Table, findings: list[Finding], places: Places,
     )
 
 
-def table_at(data: Table, path: KeyPath, findings: list[Finding]) -> Table:
+def table_at(data: Table, path: KeyPath, findings: list[FieldProblem]) -> Table:
     """The table at the end of `path`, empty when absent."""
     value = data.get(str(path[-1]), {})
     if isinstance(value, dict):
         return value
-    findings.append(Finding(path, "must be a table", f"[{dotted(path)}]"))
+    findings.append(FieldProblem(path, "must be a table", f"[{dotted(path)}]"))
     return {}
 
 
-def read_engines(data: Table, findings: list[Finding]) -> Incus | None:
+def read_engines(data: Table, findings: list[FieldProblem]) -> Incus | None:
     """The `[engines.…]` tables, of which there is one."""
     engines = table_at(data, ("engines",), findings)
     findings += [
-        Finding(("engines", key), "unknown engine", nearest(key, ["incus"])) for key in engines if key != "incus"
+        FieldProblem(("engines", key), "unknown engine", nearest(key, ["incus"])) for key in engines if key != "incus"
     ]
     if "incus" not in engines:
         return None
@@ -176,25 +176,25 @@ def read_engines(data: Table, findings: list[Finding]) -> Incus | None:
     return incus.value
 
 
-def read_workspaces(data: Table, findings: list[Finding]) -> list[Draft]:
+def read_workspaces(data: Table, findings: list[FieldProblem]) -> list[Draft]:
     """A draft of every workspace, on top of what is valid of `[defaults]`."""
     said = table_at(data, ("defaults",), findings)
-    defaults = validate(Workspace, {**STAND_INS, **said}, ("defaults",), STAND_INS)
+    defaults = validate(WorkspaceSpec, {**STAND_INS, **said}, ("defaults",), STAND_INS)
     findings += defaults.findings
     drafts = []
     workspaces = table_at(data, ("workspaces",), findings)
-    types = get_args(get_type_hints(Workspace)["type"])
+    types = get_args(get_type_hints(WorkspaceSpec)["type"])
     for name in workspaces:
         at = ("workspaces", name)
         named = is_name(name)
         if not named:
-            findings.append(Finding(at, "cannot name a workspace", NAME_HINT))
+            findings.append(FieldProblem(at, "cannot name a workspace", NAME_HINT))
         own = table_at(workspaces, at, findings)
         if own is not workspaces[name]:
             continue
         if "type" not in said and "type" not in own:
-            findings.append(Finding((*at, "type"), "is missing", choices(Workspace, "type")))
-        checked = validate(Workspace, {**defaults.table, **own}, at, STAND_INS)
+            findings.append(FieldProblem((*at, "type"), "is missing", choices(WorkspaceSpec, "type")))
+        checked = validate(WorkspaceSpec, {**defaults.table, **own}, at, STAND_INS)
         findings += checked.findings
         inherited = frozenset(said) & frozenset(defaults.table) - frozenset(own)
         drafts.append(
@@ -210,7 +210,7 @@ def read_workspaces(data: Table, findings: list[Finding]) -> list[Draft]:
     return drafts
 
 
-def backend_findings(draft: Draft, network: Network, check: Check) -> Iterator[Finding]:
+def backend_findings(draft: Draft, network: Network, check: Check) -> Iterator[FieldProblem]:
     """What `check` says of a workspace, at the place in the file where the key was said."""
     if not draft.whole:
         return
@@ -219,7 +219,7 @@ def backend_findings(draft: Draft, network: Network, check: Check) -> Iterator[F
         path = undotted(problem.key) or table
         if path[:2] == table and len(path) > 2:
             path = draft.path(str(path[2]), *path[3:])
-        yield Finding(path, problem.message, problem.hint)
+        yield FieldProblem(path, problem.message, problem.hint)
 
 
 class Resolver:
@@ -228,7 +228,7 @@ class Resolver:
     Lookups are remembered for the length of one load. What leads nowhere is a finding and is left out.
     """
 
-    def __init__(self, directory: Path, findings: list[Finding]) -> None:
+    def __init__(self, directory: Path, findings: list[FieldProblem]) -> None:
         self.directory = directory
         self.findings = findings
         self.find_owner = functools.cache(find_owner)
@@ -266,14 +266,14 @@ class Resolver:
             try:
                 return self.find_owner(said)
             except Invalid as error:
-                self.findings.append(Finding(draft.path("owner"), error.message, error.hint))
+                self.findings.append(FieldProblem(draft.path("owner"), error.message, error.hint))
         default = default_owner(os.environ, os.getuid())
         try:
             return self.find_owner(default)
         except Invalid as error:
             if said is None:
                 message = f"is not said, and the default, uid {default}, {error.message}"
-                self.findings.append(Finding(draft.path("owner"), message, error.hint))
+                self.findings.append(FieldProblem(draft.path("owner"), message, error.hint))
             return Owner(uid=default, gid=default, home=None, name=str(default))
 
     def path(self, path: str, owner: Owner, at: KeyPath) -> str | None:
@@ -281,7 +281,7 @@ class Resolver:
         try:
             return HostPath().parse(expand(path, owner, self.directory))
         except Invalid as error:
-            self.findings.append(Finding(at, error.message, error.hint))
+            self.findings.append(FieldProblem(at, error.message, error.hint))
             return None
 
     def keys(self, draft: Draft, owner: Owner) -> tuple[str, ...] | None:
@@ -293,5 +293,5 @@ class Resolver:
             try:
                 lines += self.expand_keys(entry, owner, self.directory)
             except Invalid as error:
-                self.findings.append(Finding(draft.path("authorized_keys", index), error.message, error.hint))
+                self.findings.append(FieldProblem(draft.path("authorized_keys", index), error.message, error.hint))
         return unique(lines)

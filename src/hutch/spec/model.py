@@ -2,7 +2,7 @@
 
 Validation (spec/loading), the JSON Schema (spec/schema), the planner and the records on disk all read
 these dataclasses. They are plain: nothing here imports pydantic, so commands that only read records
-start fast. The markers in spec/values and spec/entries tell pydantic how to parse a field once a file is loaded.
+start fast. The field types in spec/values and spec/entries tell pydantic how to parse a field once a file is loaded.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workspace:
+class WorkspaceSpec:
     """One workspace.
 
     As declared, None is what was not said; as resolved, nothing is left open. Sizes are bytes; `owner` is a
@@ -97,7 +97,7 @@ class Workspace:
     hypervisor: Literal["auto", "qemu", "cloud-hypervisor"] = key(
         "the virtual machine monitor", only="vm", default="auto"
     )
-    image: Annotated[str, values.Image()] = key(
+    image: Annotated[str, values.ImageReference()] = key(
         "guest operating system (oci and nix: not supported yet)", default="debian:trixie"
     )
     packages: tuple[Annotated[str, values.PackageName()], ...] = key(
@@ -111,7 +111,7 @@ class Workspace:
     authorized_keys: tuple[Annotated[str, PublicKey()], ...] | None = key(
         "public keys, or paths or globs of .pub files; default: all of the owner's", weight="live"
     )
-    owner: Annotated[int | str | None, values.Owner()] = key(
+    owner: Annotated[int | str | None, values.HostUser()] = key(
         "host user or uid that owns home; default: who is behind sudo or doas, for root itself uid 1000"
     )
     ip: Annotated[str | None, values.Address()] = key("static address; default: allocated once, then kept")
@@ -158,7 +158,7 @@ class Incus:
 
     remote: Annotated[str, values.Remote()] = key("a remote of the incus client", default="local")
     project: Annotated[str, values.Remote()] = key("the Incus project that workspaces live in", default="hutch")
-    target: Annotated[str, values.Target()] = key("which members of a cluster run workspaces", default="auto")
+    target: Annotated[str, values.IncusTarget()] = key("which members of a cluster run workspaces", default="auto")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Config:
 
     file: str
     network: Network
-    workspaces: Mapping[str, Workspace]
+    workspaces: Mapping[str, WorkspaceSpec]
     incus: Incus | None = None
 
     def select(self, names: Sequence[str]) -> list[str]:
@@ -182,14 +182,14 @@ class Config:
         return list(dict.fromkeys(names)) or list(self.workspaces)
 
 
-WORKSPACE_KEYS: tuple[str, ...] = tuple(Workspace.__dataclass_fields__)
+WORKSPACE_KEYS: tuple[str, ...] = tuple(WorkspaceSpec.__dataclass_fields__)
 
 
 def has_effect(name: str, type: str) -> bool:
     """Whether the key `name` says anything of a workspace of that type."""
-    return Workspace.__dataclass_fields__[name].metadata["only"] in ("", type)
+    return WorkspaceSpec.__dataclass_fields__[name].metadata["only"] in ("", type)
 
 
 def declared_weight(name: str) -> Weight:
-    weight: Weight = Workspace.__dataclass_fields__[name].metadata["weight"]
+    weight: Weight = WorkspaceSpec.__dataclass_fields__[name].metadata["weight"]
     return weight

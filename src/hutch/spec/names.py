@@ -40,7 +40,7 @@ PROXIES += tuple(name.upper() for name in PROXIES)
 HANDED_ON = (*BEHIND, *PROXIES, "TERM")
 """What else of a caller's environment is of consequence, so that a process of ours is to have it too."""
 HEARD_GROUP = 83
-"""The group of NFLOG by which the router's rules tell the warden of packets."""
+"""The group of NFLOG by which the router's rules tell the egress proxy of packets."""
 HEARD = "hutch "
 """What stands before the rule's name in what they tell."""
 IFNAMSIZ = 15  # bytes of an interface name, without the closing NUL
@@ -128,33 +128,33 @@ def _directory(variable: str, default: str) -> Path:
 class Derived(Generic[T]):
     """What follows from the two directories of a hutch, as one expression: a property that is told in a line."""
 
-    def __init__(self, derive: Callable[[Places], T]) -> None:
+    def __init__(self, derive: Callable[[Layout], T]) -> None:
         self._derive = derive
 
-    def __get__(self, places: Places, owner: type[Places]) -> T:
-        return self._derive(places)
+    def __get__(self, layout: Layout, owner: type[Layout]) -> T:
+        return self._derive(layout)
 
 
 class OfEach(Derived[Callable[[str], T]]):
     """The same for what each workspace or image has, by its name."""
 
-    def __init__(self, derive: Callable[[Places, str], T]) -> None:
-        super().__init__(lambda places: partial(derive, places))
+    def __init__(self, derive: Callable[[Layout, str], T]) -> None:
+        super().__init__(lambda layout: partial(derive, layout))
 
 
 @dataclass(frozen=True)
-class Places:
+class Layout:
     """Where one hutch on this host keeps its things. A second one has other directories, hence other names."""
 
     state: Path
     run: Path
 
     @classmethod
-    def from_environment(cls) -> Places:
+    def from_environment(cls) -> Layout:
         """By $HUTCH_STATE_DIR and $HUTCH_RUN_DIR. Who has another state alone gets a runtime directory that is no other
         hutch's."""
-        places = cls(_directory("HUTCH_STATE_DIR", DEFAULT_STATE_DIR), Path(DEFAULT_RUN_DIR))
-        return cls(places.state, _directory("HUTCH_RUN_DIR", f"/run/{places.instance}"))
+        layout = cls(_directory("HUTCH_STATE_DIR", DEFAULT_STATE_DIR), Path(DEFAULT_RUN_DIR))
+        return cls(layout.state, _directory("HUTCH_RUN_DIR", f"/run/{layout.instance}"))
 
     # What carries this hutch's name on the host.
 
@@ -173,8 +173,8 @@ class Places:
             return 0
         return BUILDER_RANGES + self._checksum % (UID_RANGES - BUILDER_RANGES)
 
-    warden_uid = Derived(lambda places: UID_FIRST - 1 - places.uid_index)
-    """The warden's account: nobody else's, and below the ranges of workspaces."""
+    egress_uid = Derived(lambda layout: UID_FIRST - 1 - layout.uid_index)
+    """The egress proxy's account: nobody else's, and below the ranges of workspaces."""
 
     @property
     def builder_uid(self) -> int:
@@ -186,24 +186,24 @@ class Places:
     def _checksum(self) -> int:
         return zlib.crc32(str(self.state).encode())
 
-    namespace = Derived(lambda places: places.instance)
+    namespace = Derived(lambda layout: layout.instance)
     """The router's network namespace, as `ip netns` knows it."""
-    namespace_path = Derived(lambda places: Path("/run/netns") / places.namespace)
+    namespace_path = Derived(lambda layout: Path("/run/netns") / layout.namespace)
 
     @property
     def uplink_host(self) -> str:
         """The host's end of the uplink: an interface of the host."""
         return f"{self.instance}-up"
 
-    uplink_mac = Derived(lambda places: mac(f"uplink of {places.state}"))
+    uplink_mac = Derived(lambda layout: mac(f"uplink of {layout.state}"))
     """The address of the host's end: no other interface has it, so it says whose it is from its first moment."""
     uplink_router = "up0"
     """The router's end of the uplink: an interface in the router namespace."""
-    proof_namespace = Derived(lambda places: f"{places.instance}-prove")
+    proof_namespace = Derived(lambda layout: f"{layout.instance}-prove")
     """The network namespace that `hutch prove` has while it runs."""
-    proof_interface = Derived(lambda places: f"{places.instance}-pv")
+    proof_interface = Derived(lambda layout: f"{layout.instance}-pv")
     """The way from the host into it: an interface of the host."""
-    table = Derived(lambda places: places.instance)
+    table = Derived(lambda layout: layout.instance)
     """The name of the nftables tables, on the host and in the router namespace."""
 
     @property
@@ -212,18 +212,18 @@ class Places:
 
     # State: survives a reboot.
 
-    images = Derived(lambda places: places.state / "images")
-    workspaces = Derived(lambda places: places.state / "workspaces")
-    lock = Derived(lambda places: places.state / "lock")
-    journal = Derived(lambda places: places.state / "journal.json")
-    network_record = Derived(lambda places: places.state / "network.json")
-    repairs = Derived(lambda places: places.state / "repairs.json")
+    images = Derived(lambda layout: layout.state / "images")
+    workspaces = Derived(lambda layout: layout.state / "workspaces")
+    lock = Derived(lambda layout: layout.state / "lock")
+    journal = Derived(lambda layout: layout.state / "journal.json")
+    network_record = Derived(lambda layout: layout.state / "network.json")
+    repairs = Derived(lambda layout: layout.state / "repairs.json")
     """What `hutch doctor --fix` has changed of others' on this host."""
-    known_hosts = Derived(lambda places: places.state / "known_hosts")
-    group_key = Derived(lambda places: places.state / "keys" / "hutch" / "id_ed25519")
+    known_hosts = Derived(lambda layout: layout.state / "known_hosts")
+    group_key = Derived(lambda layout: layout.state / "keys" / "hutch" / "id_ed25519")
     """A copy of root's key for the members of the group `hutch`."""
-    shown_records = Derived(lambda places: places.state / "shown")
-    """What owners and the group see of workspaces."""
+    user_views = Derived(lambda layout: layout.state / "shown")
+    """What owners and the group see of workspaces; installed aliases know the directory by its name."""
 
     def image_root(self, id: str) -> Path:
         """An image's tree."""
@@ -233,36 +233,36 @@ class Places:
         """The private key that hutch made for a host user: root's opens every workspace."""
         return self.state / "keys" / str(uid) / "id_ed25519"
 
-    shown_record = OfEach(lambda places, name: places.shown_records / f"{name}.json")
+    user_view = OfEach(lambda layout, name: layout.user_views / f"{name}.json")
 
     def workspace(self, name: str) -> Path:
         """Root's own directory for a workspace; nothing in it but `home` and `root` is written by guests."""
         return self.workspaces / name
 
-    record = OfEach(lambda places, name: places.workspace(name) / "workspace.json")
-    home = OfEach(lambda places, name: places.workspace(name) / "home")
-    root = OfEach(lambda places, name: places.workspace(name) / "root")
+    record = OfEach(lambda layout, name: layout.workspace(name) / "workspace.json")
+    home = OfEach(lambda layout, name: layout.workspace(name) / "home")
+    root = OfEach(lambda layout, name: layout.workspace(name) / "root")
     """The kept root (`persist = "all"`)."""
-    host_key = OfEach(lambda places, name: places.workspace(name) / "ssh" / "ssh_host_ed25519_key")
-    quota = OfEach(lambda places, name: places.workspace(name) / "quota")
+    host_key = OfEach(lambda layout, name: layout.workspace(name) / "ssh" / "ssh_host_ed25519_key")
+    quota = OfEach(lambda layout, name: layout.workspace(name) / "quota")
     """Whether all that is in the home counts."""
     # Runtime: gone after a reboot.
 
-    shares = Derived(lambda places: places.run / "shares.json")
+    shares = Derived(lambda layout: layout.run / "shares.json")
     """Which bind mounts of the host's are ours."""
-    settled = Derived(lambda places: places.run / "settled")
-    """There once the host is as the records want it."""
+    reconciled = Derived(lambda layout: layout.run / "settled")
+    """There once the host is as the records want it. It keeps the name by which an upgrade finds it."""
 
     def runtime(self, name: str) -> Path:
         return self.run / "workspaces" / name
 
-    launch = OfEach(lambda places, name: places.runtime(name) / "launch.json")
-    status = OfEach(lambda places, name: places.runtime(name) / "status.json")
+    launch = OfEach(lambda layout, name: layout.runtime(name) / "launch.json")
+    status = OfEach(lambda layout, name: layout.runtime(name) / "status.json")
     """What its service says of itself."""
-    runner_lock = OfEach(lambda places, name: places.runtime(name) / "runner.lock")
+    runner_lock = OfEach(lambda layout, name: layout.runtime(name) / "runner.lock")
     """Held by what runs the workspace's service where systemd is not process 1, for as long as it lives."""
-    log = OfEach(lambda places, name: places.runtime(name) / "machine.log")
-    console = OfEach(lambda places, name: places.runtime(name) / "console")
+    log = OfEach(lambda layout, name: layout.runtime(name) / "machine.log")
+    console = OfEach(lambda layout, name: layout.runtime(name) / "console")
     """The console's socket."""
 
     def slice_cgroup(self, name: str) -> str:
@@ -272,11 +272,11 @@ class Places:
         levels = ("-".join(parts[: count + 1]) for count in range(len(parts)))
         return "/".join(f"{level}.slice" for level in levels)
 
-    cgroup = OfEach(lambda places, name: f"{places.slice_cgroup(name)}/{places.unit(name)}")
+    cgroup = OfEach(lambda layout, name: f"{layout.slice_cgroup(name)}/{layout.unit(name)}")
     """Its service's cgroup."""
-    build_cgroup = OfEach(lambda places, name: f"{places.instance}/build.{name}")
+    build_cgroup = OfEach(lambda layout, name: f"{layout.instance}/build.{name}")
     """The cgroup of an image's build; a workspace's name has no dot."""
-    inspection_cgroup = OfEach(lambda places, name: f"{places.instance}/look.{name}")
+    inspection_cgroup = OfEach(lambda layout, name: f"{layout.instance}/look.{name}")
     """The cgroup of what looks into the home of a workspace that is to be removed."""
     # Units.
 
@@ -324,19 +324,19 @@ class Places:
     @property
     def service_units(self) -> tuple[str, ...]:
         """All of those."""
-        return tuple(map(self.service_unit, ("host.pid", "router.pid", "watch.pid", "warden.pid")))
+        return tuple(map(self.service_unit, ("host.pid", "router.pid", "watch.pid", "egress.pid")))
 
-    unit_directory = OfEach(lambda places, name: places.workspace(name) / "unit")
+    unit_directory = OfEach(lambda layout, name: layout.workspace(name) / "unit")
     """Root's own copies of all that the workspace's service is, the next time that it starts."""
-    unit_script = OfEach(lambda places, name: places.unit_directory(name) / "run")
+    unit_script = OfEach(lambda layout, name: layout.unit_directory(name) / "run")
     """What it runs."""
-    # What serves all workspaces: resolvers, the warden, the watch.
+    # What serves all workspaces: resolvers, the egress proxy, the watch.
 
-    services_cgroup = Derived(lambda places: f"{places.instance}/_services")
+    services_cgroup = Derived(lambda layout: f"{layout.instance}/_services")
     """Their cgroup; no workspace can be called that."""
-    services = Derived(lambda places: places.run / "services")
+    services = Derived(lambda layout: layout.run / "services")
     """What they are told, and which processes they are."""
-    warden = Derived(lambda places: places.run / "warden")
-    """Where the warden is spoken to; its own."""
-    egress = Derived(lambda places: places.state / "egress")
-    """Where the warden writes down what watched workspaces ask and reach; its own."""
+    egress_control = Derived(lambda layout: layout.run / "egress")
+    """Where the egress proxy is spoken to; its own."""
+    egress = Derived(lambda layout: layout.state / "egress")
+    """Where the egress proxy writes down what watched workspaces ask and reach; its own."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hutch.frozen import dataclass
 from hutch.spec.entries import KEY_TYPES, parse_key_line
-from hutch.spec.marker import Invalid
+from hutch.spec.field_types import Invalid
 from hutch.spec.names import BEHIND, UID_FIRST
 from hutch.spec.values import NOBODY
 

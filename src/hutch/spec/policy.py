@@ -7,7 +7,7 @@ import zlib
 from typing import Literal, cast
 
 from hutch.frozen import dataclass
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.ranges import EVERYWHERE, is_private
 
 Kind = Literal["internet", "none", "all", "list"]
@@ -72,7 +72,7 @@ class Policy:
         return tuple(reach for reach in self.networks if not is_private(reach.network))
 
 
-def policy_of(workspace: Workspace) -> Policy:
+def policy_of(workspace: WorkspaceSpec) -> Policy:
     """The policy of a valid workspace."""
     if isinstance(workspace.egress, str):
         return Policy(cast(Kind, workspace.egress), learn=workspace.learn)

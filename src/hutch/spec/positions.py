@@ -40,17 +40,17 @@ class Positions:
         import tree_sitter_toml
 
         parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_toml.language()))
-        self._places: dict[Path, Place] = {}
+        self._layout: dict[Path, Place] = {}
         self._elements: dict[Path, int] = {}
         self._read(parser.parse(source.encode()).root_node)
 
     def find(self, path: Path) -> Place:
         """The place of `path`; of what is not in the file, the line of the nearest table around it."""
-        if path in self._places:
-            return self._places[path]
+        if path in self._layout:
+            return self._layout[path]
         for length in range(len(path) - 1, 0, -1):
-            if path[:length] in self._places:
-                return Place(self._places[path[:length]].line, "")
+            if path[:length] in self._layout:
+                return Place(self._layout[path[:length]].line, "")
         return Place(0, "")
 
     def _read(self, document: Node) -> None:
@@ -73,10 +73,10 @@ class Positions:
         while stack:
             at, node = stack.pop()
             if node.type == "inline_table":
-                self._places.setdefault(at, Place(line_of(node), ""))
+                self._layout.setdefault(at, Place(line_of(node), ""))
                 yield from [(at, child) for child in node.named_children if child.type == "pair"]
                 continue
-            self._places[at] = Place(line_of(node), (node.text or b"").decode())
+            self._layout[at] = Place(line_of(node), (node.text or b"").decode())
             if node.type == "array":
                 entries = [child for child in node.named_children if child.type != "comment"]
                 stack += [((*at, index), child) for index, child in enumerate(entries)]
@@ -94,13 +94,13 @@ class Positions:
             self._elements[path] = self._elements.get(path, -1) + 1
             path = (*path, self._elements[path])
         self._note((), path, table)
-        self._places[path] = Place(line_of(table), "")
+        self._layout[path] = Place(line_of(table), "")
         return path
 
     def _note(self, above: Path, path: Path, node: Node) -> None:
         """Gives `path`, and the tables that it opens in passing, the line of `node`."""
         for length in range(len(above) + 1, len(path) + 1):
-            self._places.setdefault(path[:length], Place(line_of(node), ""))
+            self._layout.setdefault(path[:length], Place(line_of(node), ""))
 
 
 def line_of(node: Node) -> int:

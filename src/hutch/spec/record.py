@@ -8,7 +8,7 @@ from dataclasses import field, replace
 from typing import Literal
 
 from hutch.frozen import dataclass
-from hutch.spec.model import MACHINE_MEMORY, Network, Workspace
+from hutch.spec.model import MACHINE_MEMORY, Network, WorkspaceSpec
 
 State = Literal["absent", "stopped", "starting", "running", "stopping", "suspended", "failed", "unreachable"]
 
@@ -18,7 +18,7 @@ class Booted:
     """What a workspace runs with; the difference to what is wanted is what is pending. `memory` is what a machine was
     started with, in bytes; its balloon may have taken some of it since."""
 
-    workspace: Workspace
+    workspace: WorkspaceSpec
     image: str
     memory: int | None = None
 
@@ -34,7 +34,7 @@ class Record:
 
     name: str
     file: str
-    wanted: Workspace
+    wanted: WorkspaceSpec
     image: str
     uid_base: int
     machine_id: str
@@ -48,7 +48,7 @@ class Record:
         return replace(self, booted=Booted(self.wanted, self.image, memory))
 
     @property
-    def effective(self) -> Workspace:
+    def effective(self) -> WorkspaceSpec:
         """What it was started with last, and what it is to be where it never was."""
         return self.booted.workspace if self.booted else self.wanted
 
@@ -97,7 +97,7 @@ def holds_identity(state: State) -> bool:
     return has_processes(state) or state in ("suspended", "unreachable")
 
 
-def is_local(workspace: Workspace) -> bool:
+def is_local(workspace: WorkspaceSpec) -> bool:
     """Whether this host runs it, so that it needs the host's router, homes, units and ranges of uids."""
     return workspace.engine == "local"
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from hutch.spec.model import Idle, Incus, Mount, Network, Workspace
+from hutch.spec.model import Idle, Incus, Mount, Network, WorkspaceSpec
 from hutch.spec.names import NAME
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-MODELS = (Workspace, Mount, Idle, Network, Incus)
+MODELS: dict[str, Any] = {"Idle": Idle, "Incus": Incus, "Mount": Mount, "Network": Network, "Workspace": WorkspaceSpec}
+"""The tables of the file, by what the schema calls them."""
 
 
 def render_schema() -> dict[str, Any]:
@@ -55,10 +56,10 @@ def definitions() -> dict[str, Any]:
     # Spares the start-up of `hutch init`.
     from pydantic import TypeAdapter
 
-    _, described = TypeAdapter.json_schemas([(model, "validation", TypeAdapter(model)) for model in MODELS])
-    found: dict[str, Any] = described["$defs"]
-    for model in MODELS:
-        table = found[model.__name__]
+    _, described = TypeAdapter.json_schemas([(model, "validation", TypeAdapter(model)) for model in MODELS.values()])
+    found: dict[str, Any] = {}
+    for title, model in MODELS.items():
+        table = found[title] = {**described["$defs"][model.__name__], "title": title}
         table["description"] = (model.__doc__ or "").partition("\n")[0]
         for name, field in model.__dataclass_fields__.items():
             table["properties"][name] = described_key(table["properties"][name], dict(field.metadata))

@@ -41,7 +41,7 @@ EXPLANATIONS = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class FieldProblem:
     """One thing wrong at one key path of the file, before it is known on which line that is."""
 
     path: Path
@@ -56,7 +56,7 @@ class Validated(Generic[T]):
     value: T
     table: Table
     kept: Kept
-    findings: list[Finding]
+    findings: list[FieldProblem]
 
 
 def validate(cls: type[T], table: Table, at: Path, stand_ins: Table | None = None) -> Validated[T]:
@@ -67,7 +67,7 @@ def validate(cls: type[T], table: Table, at: Path, stand_ins: Table | None = Non
     model: Any = cls
     rest: Table = json_ready(table)
     kept: Kept = {key: list(range(len(value))) for key, value in rest.items() if isinstance(value, list)}
-    findings: list[Finding] | None = None
+    findings: list[FieldProblem] | None = None
     while True:
         try:
             value = adapter(model).validate_json(json.dumps(rest))
@@ -121,7 +121,7 @@ def location(error: ErrorDetails) -> Path:
     return tuple(part for part in error["loc"] if part != "[key]")
 
 
-def explain(cls: type, error: ErrorDetails, at: Path) -> Finding:
+def explain(cls: type, error: ErrorDetails, at: Path) -> FieldProblem:
     """One of pydantic's errors in the words of a user of hutch.toml."""
     place = location(error)
     owner = INSIDE.get(str(place[0]), cls) if len(place) > 1 else cls
@@ -137,7 +137,7 @@ def explain(cls: type, error: ErrorDetails, at: Path) -> Finding:
         message, hint = "unknown key", nearest(key, owner.__dataclass_fields__)  # type: ignore[attr-defined]
     elif kind == "missing":
         message, hint = "is missing", choices(owner, key) or meaning(owner, key)
-    return Finding((*at, *place), message, hint)
+    return FieldProblem((*at, *place), message, hint)
 
 
 def choices(cls: type, key: str) -> str:

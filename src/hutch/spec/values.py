@@ -1,6 +1,6 @@
-"""What a single word or number of hutch.toml may be: one marker for each kind.
+"""What a single word or number of hutch.toml may be: one field type for each kind.
 
-Markers know nothing of other keys, of the host or of the file.
+They know nothing of other keys, of the host or of the file.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import posixpath
 from typing import ClassVar
 
 from hutch.frozen import dataclass
-from hutch.spec.marker import (
+from hutch.spec.field_types import (
+    FieldType,
     Invalid,
     JsonSchema,
-    Marker,
     ipv4_address,
     ipv4_network,
     matches,
@@ -41,7 +41,7 @@ NAME_HINT = "1 to 32 lower-case letters, digits and inner hyphens"
 
 
 @dataclass(frozen=True)
-class WholeNumber(Marker):
+class WholeNumber(FieldType):
     lowest: int
     highest: int
 
@@ -70,7 +70,7 @@ def render_size(value: int) -> str:
 
 
 @dataclass(frozen=True)
-class Size(Marker):
+class Size(FieldType):
     minimum: int = 0
     pattern: ClassVar[str] = r"([0-9]{1,12})([KMGT])(iB)?"
     form: ClassVar[str] = 'a size such as "512MiB", "4GiB" or "8G"'
@@ -89,7 +89,7 @@ class Size(Marker):
         return size
 
 
-class Address(Marker):
+class Address(FieldType):
     pattern = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
     form = 'four numbers such as "192.168.83.10"'
 
@@ -98,7 +98,7 @@ class Address(Marker):
 
 
 @dataclass(frozen=True)
-class AddressNetwork(Marker):
+class AddressNetwork(FieldType):
     widest: int
     narrowest: int
     pattern: ClassVar[str] = r"[0-9]{1,3}(\.[0-9]{1,3}){3}/[0-9]{1,2}"
@@ -114,7 +114,7 @@ class AddressNetwork(Marker):
         return str(network)
 
 
-class HardwareAddress(Marker):
+class HardwareAddress(FieldType):
     pattern = r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}"
     form = 'six bytes such as "02:4b:5e:57:f6:eb"'
 
@@ -127,7 +127,7 @@ class HardwareAddress(Marker):
         return mac
 
 
-class InterfaceName(Marker):
+class InterfaceName(FieldType):
     """A bridge's name. It must differ from what else is in the router's namespace, sysctl's words included."""
 
     pattern = r"[a-z0-9][a-z0-9-]{0,11}"
@@ -140,7 +140,7 @@ class InterfaceName(Marker):
         return name
 
 
-class LoginName(Marker):
+class LoginName(FieldType):
     pattern = r"[a-z_][a-z0-9_-]{0,30}"
     form = 'a name such as "dev": up to 31 lower-case letters, digits, _ and -, no digit first'
 
@@ -151,7 +151,7 @@ class LoginName(Marker):
         return name
 
 
-class Owner(Marker):
+class HostUser(FieldType):
     """A user of the host, by name or uid. Whether the name exists is seen when the file is loaded."""
 
     form = 'a user name such as "alice" or a uid such as 1000'
@@ -177,7 +177,7 @@ class Owner(Marker):
         return {"type": ["string", "integer"]}
 
 
-class PackageName(Marker):
+class PackageName(FieldType):
     """A final hyphen would ask apt to remove the package."""
 
     pattern = r"[a-z0-9][a-z0-9+.-]{0,126}[a-z0-9+]"
@@ -185,7 +185,7 @@ class PackageName(Marker):
     wrong = "is not a package name"
 
 
-class SetupScript(Marker):
+class SetupScript(FieldType):
     form = "a shell script of at most 64 KiB"
 
     def parse(self, value: object) -> str:
@@ -202,7 +202,7 @@ class SetupScript(Marker):
         return value
 
 
-class ShellPath(Marker):
+class ShellPath(FieldType):
     pattern = r"(/[A-Za-z0-9_.+-]+)+"
     form = 'an absolute path such as "/bin/bash"'
 
@@ -213,7 +213,7 @@ class ShellPath(Marker):
         return path
 
 
-class HostPath(Marker):
+class HostPath(FieldType):
     """A directory of the host: "~", "~/x", absolute, or relative to the file. Loading makes it absolute."""
 
     form = 'a path such as "~/src", "/srv/data" or "./here"'
@@ -227,7 +227,7 @@ class HostPath(Marker):
         return path
 
 
-class TargetPath(Marker):
+class TargetPath(FieldType):
     """A directory inside, where a mount must not replace what makes the guest a guest."""
 
     kernels = ("/proc", "/sys", "/dev", "/run")
@@ -249,7 +249,7 @@ class TargetPath(Marker):
         return path
 
 
-class Image(Marker):
+class ImageReference(FieldType):
     distributions = ("debian:trixie", "debian:bookworm", "ubuntu:noble")
     pattern = r"(debian:trixie|debian:bookworm|ubuntu:noble|oci:.+|rootfs:.+|nix:.+)"
     form = ", ".join(f'"{name}"' for name in distributions) + ', "oci:REF", "rootfs:PATH" or "nix:PATH"'
@@ -268,13 +268,13 @@ class Image(Marker):
         return image
 
 
-class Duration(Marker):
+class Duration(FieldType):
     pattern = r"[1-9][0-9]{0,5}(s|min|h|d)"
     form = 'a number and s, min, h or d, such as "30min"'
     wrong = "is not a duration"
 
 
-class Remote(Marker):
+class Remote(FieldType):
     """A name in the Incus client's configuration."""
 
     pattern = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
@@ -283,7 +283,7 @@ class Remote(Marker):
         return word(value, self.pattern, "is not a name", "letters, digits, dots, - and _")
 
 
-class Target(Marker):
+class IncusTarget(FieldType):
     """An Incus member, or a group behind an @."""
 
     pattern = r"@?[A-Za-z0-9][A-Za-z0-9._-]{0,62}"

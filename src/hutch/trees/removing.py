@@ -50,7 +50,7 @@ def remove_below(directory: int, name: str, shown_as: str = "", *, seconds: floa
         raise HutchError(f"{what} cannot be deleted: {_why(error)}") from error
 
 
-class _Level:
+class _Directory:
     """What is known of one directory on the way down: its directories that are still to be emptied, what cannot go, and
     whether another look may find more."""
 
@@ -83,7 +83,7 @@ class _Removal:
         raise HutchError("its directories are being moved while it is deleted")
 
     def _empty(self, cursor: Cursor) -> None:
-        levels = [_Level()]
+        levels = [_Directory()]
         while True:
             check_time(self.deadline, cursor)
             level = levels[-1]
@@ -92,7 +92,7 @@ class _Removal:
                 name = level.pending.pop()
                 try:
                     cursor.enter(name)
-                    levels.append(_Level())
+                    levels.append(_Directory())
                 except FileNotFoundError:
                     pass
                 except OSError as error:
@@ -106,7 +106,7 @@ class _Removal:
                 name = cursor.leave()
                 self._try(cursor, levels[-1], name, is_directory=True)
 
-    def _scan(self, cursor: Cursor, level: _Level) -> None:
+    def _scan(self, cursor: Cursor, level: _Directory) -> None:
         """Delete what is no directory, and directories that are empty; note the others, as many as can be kept."""
         level.has_moved_on = False
         room = max(1, BATCH - self._kept)
@@ -122,7 +122,7 @@ class _Removal:
                     level.pending.append(entry.name)
         self._kept += len(level.pending)
 
-    def _try(self, cursor: Cursor, level: _Level, name: str, *, is_directory: bool) -> None:
+    def _try(self, cursor: Cursor, level: _Directory, name: str, *, is_directory: bool) -> None:
         try:
             (os.rmdir if is_directory else os.unlink)(name, dir_fd=cursor.descriptor)
             level.has_moved_on = True
@@ -131,7 +131,7 @@ class _Removal:
         except OSError as error:
             self._leave(cursor, level, name, error)
 
-    def _leave(self, cursor: Cursor, level: _Level, name: str, error: OSError) -> None:
+    def _leave(self, cursor: Cursor, level: _Directory, name: str, error: OSError) -> None:
         level.stuck.add(name)
         if error.errno == errno.ENOTEMPTY and self.count:
             return  # of what is in it has been told

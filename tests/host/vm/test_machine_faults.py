@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.faults import check_idle, check_ports, check_settled, count, fill_home, home_digest, shape, strike
+from tests.host.faults import check_idle, check_ports, check_reconciled, count, fill_home, home_digest, shape, strike
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
@@ -54,5 +54,5 @@ def test_a_kill_at_some_effects(
         instance.up()
         check_ports(instance)
         assert home_digest(instance, "lab") == home, struck.last
-        check_settled(instance, wanted, "lab")
+        check_reconciled(instance, wanted, "lab")
         check_idle(instance)

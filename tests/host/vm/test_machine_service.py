@@ -16,7 +16,7 @@ import pytest
 
 from hutch.runtime.observe import read_launch
 from hutch.runtime.status import Status, read_status
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.programs import own_program
 from tests.host.egress import eventually
 from tests.host.instance import Instance
@@ -40,19 +40,19 @@ def running(lab: Instance) -> Instance:
     return lab
 
 
-def places_of(instance: Instance) -> Places:
-    return Places(instance.state, instance.run)
+def layout_of(instance: Instance) -> Layout:
+    return Layout(instance.state, instance.run)
 
 
 def said(instance: Instance) -> Status:
     """What its service says; without a command, since that may soon be something else."""
-    found = read_status(str(places_of(instance).status("lab")))
+    found = read_status(str(layout_of(instance).status("lab")))
     assert found is not None
     return found
 
 
 def test_it_is_there_and_goes_when_it_is_told_to(running: Instance) -> None:
-    launch = read_launch(places_of(running).launch("lab"))
+    launch = read_launch(layout_of(running).launch("lab"))
     assert launch is not None
     status = running.status("lab")
     assert (status["state"], status["hypervisor"], status["pid"]) == ("running", "qemu", said(running).pid)
@@ -74,7 +74,7 @@ def test_it_is_there_and_goes_when_it_is_told_to(running: Instance) -> None:
 def check_console(lab: Instance) -> None:
     """Whoever attaches sees it and types there; the log has it in any case."""
     with socket.socket(socket.AF_UNIX) as link:
-        link.connect(str(places_of(lab).console("lab")))
+        link.connect(str(layout_of(lab).console("lab")))
         link.settimeout(30)
         lab.inside("lab", "sh", "-c", "echo to the console >/dev/ttyS0", root=True)
         seen = b""
@@ -86,7 +86,7 @@ def check_console(lab: Instance) -> None:
         while b"<heard>" not in (seen := seen + received(link)):
             assert time.monotonic() < deadline, seen
             link.sendall(b"heard\n")  # what is typed before somebody reads is lost
-    log = places_of(lab).log("lab")
+    log = layout_of(lab).log("lab")
     assert eventually(lambda: b"to the console" in log.read_bytes(), 60)
 
 
@@ -113,7 +113,7 @@ def leave_memory(lab: Instance, size: int) -> None:
     assert spec is not None and spec.origin is not None
     program = own_program("hutch.backends.qemu_monitor", sys.executable, needs_others=True)
     library = str(Path(spec.origin).parents[2])
-    argv = (*program, str(places_of(lab).runtime("lab") / "control"), library, str(size))
+    argv = (*program, str(layout_of(lab).runtime("lab") / "control"), library, str(size))
     result = subprocess.run(argv, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
     assert (result.returncode, result.stderr) == (0, "")
 

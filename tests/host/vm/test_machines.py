@@ -12,7 +12,7 @@ import pytest
 
 from hutch.runtime.status import Status, read_status
 from hutch.spec.model import MACHINE_CPUS
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.host.processes import processes
@@ -51,12 +51,12 @@ def pids(instance: Instance, program: str) -> list[int]:
 
 def cgroup_of(instance: Instance) -> str:
     """The service's."""
-    return Places(instance.state, instance.run).cgroup("lab")
+    return Layout(instance.state, instance.run).cgroup("lab")
 
 
 def said(instance: Instance) -> Status:
     """What its service says; without a command, since that may soon be something else."""
-    found = read_status(str(Places(instance.state, instance.run).status("lab")))
+    found = read_status(str(Layout(instance.state, instance.run).status("lab")))
     assert found is not None
     return found
 

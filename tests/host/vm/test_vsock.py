@@ -12,7 +12,7 @@ import pytest
 from hutch.guest.credentials import NOTIFY_SOCKET
 from hutch.host.hardware.vsock import has_vsock
 from hutch.host.identity.ssh import VSOCK_PROXY, Peer, choose_proxy, render_argv
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Completed, Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
@@ -21,18 +21,18 @@ SOURCE = Path(__file__).parents[3] / "src"
 LISTENER = Path(__file__).with_name("guest_listener.py")
 ITSELF, ANOTHER = 1, 77  # context ids: of whoever calls the own machine, and one that nobody here has
 TOLD = f"/run/{NOTIFY_SOCKET}"
-PLACES = Places(Path("/run/state"), Path("/run/hutch-itself"))
+LAYOUT = Layout(Path("/run/state"), Path("/run/hutch-itself"))
 PREPARE = f"""
 set -eu
 modprobe vsock_loopback
-mkdir -p /run/systemd/system/hutch-port.service.d {PLACES.key(0).parent}
+mkdir -p /run/systemd/system/hutch-port.service.d {LAYOUT.key(0).parent}
 printf '[Service]\\nEnvironment=TOLD={TOLD}\\n' >/run/systemd/system/hutch-port.service.d/60-test.conf
 systemctl daemon-reload
 systemctl start hutch-ssh.socket # it is, from the beginning, where there is a device
-ssh-keygen -q -t ed25519 -N '' -f {PLACES.key(0)}
+ssh-keygen -q -t ed25519 -N '' -f {LAYOUT.key(0)}
 install -d -m 700 -o dev -g dev ~dev/.ssh
-install -m 600 -o dev -g dev {PLACES.key(0)}.pub ~dev/.ssh/authorized_keys
-printf 'workspace-itself %s\\n' "$(ssh-keygen -y -f /run/credentials/@system/hutch.ssh-host-key)" >{PLACES.known_hosts}
+install -m 600 -o dev -g dev {LAYOUT.key(0)}.pub ~dev/.ssh/authorized_keys
+printf 'workspace-itself %s\\n' "$(ssh-keygen -y -f /run/credentials/@system/hutch.ssh-host-key)" >{LAYOUT.known_hosts}
 """
 
 
@@ -82,7 +82,7 @@ def ssh(instance: Instance) -> list[str]:
     proxy = choose_proxy(ITSELF, [VSOCK_PROXY])
     peer = Peer("itself", "192.0.2.1", "dev", proxy=proxy)
     argv = render_argv(
-        PLACES, peer, "uname -n; cat /sys/class/net/eth0/operstate", terminal=False, control="", is_first=True
+        LAYOUT, peer, "uname -n; cat /sys/class/net/eth0/operstate", terminal=False, control="", is_first=True
     )
     script = 'ip link set eth0 down; "$@" >/run/said 2>&1; ip link set eth0 up; cat /run/said'
     return instance.inside("itself", "sh", "-c", script, "sh", *argv, root=True).stdout.splitlines()
@@ -93,7 +93,7 @@ def test_ssh_needs_no_network(itself: Instance) -> None:
 
 
 def test_the_host_key_counts_there_too(itself: Instance) -> None:
-    known = PLACES.known_hosts
+    known = LAYOUT.known_hosts
     itself.inside(
         "itself", "sh", "-c", f"cp {known} {known}.own; ssh-keygen -q -t ed25519 -N '' -f /run/other", root=True
     )

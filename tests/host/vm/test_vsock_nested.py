@@ -25,7 +25,7 @@ from hutch.host.doctor.packages import REQUIREMENTS
 from hutch.host.doctor.tools import QEMU, find_program
 from hutch.host.hardware.capacity import observe_capacity
 from hutch.images.machine import machine_directory
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import DEFAULTS, SSH_OPTIONS, Completed, Instance
 from tests.host.opening import open_instances
 from tests.support.world import World
@@ -168,8 +168,8 @@ def ensure_image(instance: Instance, images: Path) -> tuple[Path, Path]:
     """The directories of the image for the inner machine, and of what machines of it boot from."""
     instance.declare("vm", inner="")
     (id,) = instance.hutch("image", "build", timeout=900).stdout.split()
-    places = Places(images.resolve().parent, instance.run)
-    return places.images / id, machine_directory(places, id)
+    layout = Layout(images.resolve().parent, instance.run)
+    return layout.images / id, machine_directory(layout, id)
 
 
 @pytest.fixture(scope="module")

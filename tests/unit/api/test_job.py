@@ -16,11 +16,11 @@ import hutch
 from hutch.api import job as jobs
 from hutch.api.job import Call, Job
 from hutch.api.worker import portable
-from hutch.spec.names import HANDED_ON, Places
+from hutch.spec.names import HANDED_ON, Layout
 
 
 def call(path: Path, **arguments: object) -> Call:
-    return Call(Places(path / "state", path / "run"), "status", arguments)
+    return Call(Layout(path / "state", path / "run"), "status", arguments)
 
 
 def descriptors() -> set[str]:
@@ -161,7 +161,7 @@ def test_what_is_wrong_with_the_host_is_told_by_every_way_in(
     def fail(*arguments: object, **options: object) -> None:
         raise OSError(number, os.strerror(number), "/var/lib/hutch/x")
 
-    engine = hutch.Hutch(Places(tmp_path / "state", tmp_path / "run"))
+    engine = hutch.Hutch(Layout(tmp_path / "state", tmp_path / "run"))
     (tmp_path / "hutch.toml").write_text("version = 1\n")
     monkeypatch.setattr("hutch.api.engine.read_record", fail)
     monkeypatch.setattr("hutch.api.job.start", fail)

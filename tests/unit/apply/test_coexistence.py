@@ -15,7 +15,7 @@ from hutch.host.network.neighbours import Neighbours, Workspaces, parse_servers,
 from hutch.host.network.router import HostNetwork
 from hutch.spec.model import Network
 from tests.unit.facts import check_golden
-from tests.unit.host.test_strangers import DOCKER, FIREWALLD, UFW, chain
+from tests.unit.host.test_foreign_firewalls import DOCKER, FIREWALLD, UFW, chain
 
 NETWORK = Network(uplink="192.168.84.0/30")
 

@@ -18,7 +18,7 @@ from hutch.apply.ejected_texts import (
     PROGRAMS,
     PYTHON,
     REMOVAL_LIBRARY,
-    Subject,
+    Ejection,
     render_files,
     render_units,
 )
@@ -35,11 +35,11 @@ from hutch.runtime.units import LIBRARY
 from hutch.spec import names
 from hutch.spec.ejected import Ejected, Note, parse_note
 from hutch.spec.entries import Publish
-from hutch.spec.model import Workspace
-from hutch.spec.names import IFNAMSIZ, PACKAGE, Places
+from hutch.spec.model import WorkspaceSpec
+from hutch.spec.names import IFNAMSIZ, PACKAGE, Layout
 from hutch.spec.record import Record
 from hutch.state import read_record, write_record
-from tests.unit.facts import NETWORK, PLACES, check_golden, everything, surroundings, workspace
+from tests.unit.facts import LAYOUT, NETWORK, check_golden, everything, surroundings, workspace
 
 CASES = {
     "minimal": ("web", workspace()),
@@ -48,12 +48,12 @@ CASES = {
 }
 
 
-def subject(name: str, declared: Workspace, places: Places = PLACES) -> Subject:
-    target, network = Ejected.beside(places, name), replace(NETWORK, uplink="192.168.84.4/30")
-    declared = replace(declared, home=str(declared.home).replace(str(PLACES.home("web")), str(target.home(name))))
+def subject(name: str, declared: WorkspaceSpec, layout: Layout = LAYOUT) -> Ejection:
+    target, network = Ejected.beside(layout, name), replace(NETWORK, uplink="192.168.84.4/30")
+    declared = replace(declared, home=str(declared.home).replace(str(LAYOUT.home("web")), str(target.home(name))))
     host = replace(
         surroundings(),
-        places=target,
+        layout=target,
         network=network,
         image_root=str(target.image_root("")),
         python=PYTHON,
@@ -64,10 +64,10 @@ def subject(name: str, declared: Workspace, places: Places = PLACES) -> Subject:
     port = names.port(name, "container")
     member = Member(name, port, declared.mac, declared.ip, declared.publish)
     services = (*wanted_resolvers(target, network, "dnsmasq", ["box.example"]), wanted_watch(target, network))
-    return Subject(target, launch_of(name, declared, host), declared, member, network, 0x7000_0000, services)
+    return Ejection(target, launch_of(name, declared, host), declared, member, network, 0x7000_0000, services)
 
 
-def texts(of: Subject) -> dict[str, str]:
+def texts(of: Ejection) -> dict[str, str]:
     libraries = dict.fromkeys((LIBRARY, NETWORK_LIBRARY, REMOVAL_LIBRARY), "all") | {DIALECT: "all containers"}
     found = {}
     for path, text in render_files(of).items():
@@ -79,16 +79,16 @@ def texts(of: Subject) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in CASES.items()], ids=CASES)
-def test_units_and_files(case: str, name: str, declared: Workspace) -> None:
+def test_units_and_files(case: str, name: str, declared: WorkspaceSpec) -> None:
     parts = {title: text for title, text in texts(subject(name, declared)).items() if "launch.json" not in title}
     check_golden(f"ejected/{case}.txt", "".join(f"==> {title}\n{text}\n" for title, text in parts.items()))
 
 
 @pytest.mark.parametrize(("name", "declared"), CASES.values(), ids=CASES)
-def test_nothing_leads_back_to_hutch(name: str, declared: Workspace) -> None:
+def test_nothing_leads_back_to_hutch(name: str, declared: WorkspaceSpec) -> None:
     for title, text in texts(subject(name, declared)).items():
         text = text.replace(NEST, "")  # in the guest
-        for place in (str(PLACES.state), str(PLACES.run), str(PACKAGE), "man:hutch", "hutch-network", "hutch.target"):
+        for place in (str(LAYOUT.state), str(LAYOUT.run), str(PACKAGE), "man:hutch", "hutch-network", "hutch.target"):
             assert f"{place}/" not in text and not text.endswith(place) and f"{place} " not in text, title
 
 
@@ -104,11 +104,11 @@ def test_programs_need_nothing_else_of_hutch() -> None:
 
 
 @pytest.mark.parametrize(("name", "declared"), CASES.values(), ids=CASES)
-def test_all_that_it_runs_of_ours_goes_along(name: str, declared: Workspace) -> None:
+def test_all_that_it_runs_of_ours_goes_along(name: str, declared: WorkspaceSpec) -> None:
     found = subject(name, declared)
     for title, text in texts(found).items():
         modules = re.findall(r"from (hutch[.\w]*) import main", text)
-        paths = re.findall(rf"{re.escape(str(found.places.programs))}/([\w/]+[.]py)", text)
+        paths = re.findall(rf"{re.escape(str(found.layout.programs))}/([\w/]+[.]py)", text)
         assert {*paths, *(f"{module.replace('.', '/')}.py".removeprefix("hutch/") for module in modules)} <= {
             *PROGRAMS
         }, title
@@ -116,16 +116,16 @@ def test_all_that_it_runs_of_ours_goes_along(name: str, declared: Workspace) -> 
 
 def test_programs_are_where_they_are_looked_for() -> None:
     found = subject("web", everything())
-    copies = {str(found.places.programs / program) for program in PROGRAMS}
+    copies = {str(found.layout.programs / program) for program in PROGRAMS}
     for text in render_files(found).values():
         assert set(re.findall(r"/\S+/programs/\S+\.py", text.content)) <= copies
 
 
 def test_everything_but_the_home_is_removed() -> None:
     found = subject("web", workspace())
-    inside = {str(path.relative_to(found.places.state)) for path in render_files(found)}
+    inside = {str(path.relative_to(found.layout.state)) for path in render_files(found)}
     assert [path for path in inside if not path.startswith(PARTS)] == []
-    assert not str(found.places.home("web").relative_to(found.places.state)).startswith(PARTS)
+    assert not str(found.layout.home("web").relative_to(found.layout.state)).startswith(PARTS)
 
 
 def test_names_are_its_own() -> None:
@@ -133,8 +133,8 @@ def test_names_are_its_own() -> None:
     all_names = ("web", "web-network", "web-dns", "web-watch", "a-name-with-all-of-its-32-letters")
     all_units = [unit for name in all_names for unit in render_units(subject(name, workspace()))]
     assert len(all_units) == len(set(all_units))
-    assert {len(Ejected.beside(PLACES, name).uplink_host) <= IFNAMSIZ for name in all_names} == {True}
-    assert Ejected.beside(PLACES, "a-b").cgroup("a-b") == (
+    assert {len(Ejected.beside(LAYOUT, name).uplink_host) <= IFNAMSIZ for name in all_names} == {True}
+    assert Ejected.beside(LAYOUT, "a-b").cgroup("a-b") == (
         "workspace.slice/workspace-a\\x2db.slice/workspace-a-b.service"
     )
 
@@ -158,15 +158,15 @@ def test_what_systemd_starts_is_nobody_elses_to_put_there(uid: int, mode: int, i
 @pytest.mark.parametrize("path", ["relative", "/with space", "/with,comma", "/a:b", "/a/../b", "/"])
 def test_a_directory_that_cannot_be_written_down_everywhere(path: str) -> None:
     with pytest.raises(UsageError):
-        Ejected.beside(PLACES, "web", Path(path))
+        Ejected.beside(LAYOUT, "web", Path(path))
 
 
 def test_a_home_of_the_owners_stays() -> None:
-    target = Ejected.beside(PLACES, "web")
+    target = Ejected.beside(LAYOUT, "web")
     own = Record("web", "/f", workspace(), "image", 0, "")
-    assert subject_home(PLACES, own, target) == "/var/lib/hutch-ejected/web/workspace/home"
+    assert subject_home(LAYOUT, own, target) == "/var/lib/hutch-ejected/web/workspace/home"
     other = replace(own, wanted=workspace(home="/home/alice/web"))
-    assert subject_home(PLACES, other, target) == "/home/alice/web"
+    assert subject_home(LAYOUT, other, target) == "/home/alice/web"
 
 
 def test_its_user_ids_are_not_given_to_anybody_else() -> None:
@@ -198,51 +198,51 @@ def test_what_needs_hutch_stays(keys: dict[str, Any], why: str, monkeypatch: pyt
     monkeypatch.setattr(units, "has_systemd", lambda: True)
     monkeypatch.setattr(units, "directory", lambda: units.LASTING)
     with pytest.raises(HutchError, match=f"web cannot be ejected: {why}") as caught:
-        check(PLACES, replace(RECORD, wanted=workspace(**keys)), Ejected.beside(PLACES, "web"))
+        check(LAYOUT, replace(RECORD, wanted=workspace(**keys)), Ejected.beside(LAYOUT, "web"))
     assert caught.value.resolution
 
 
 def test_a_host_that_runs_no_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "has_systemd", lambda: False)
     with pytest.raises(HutchError, match="systemd is not this host's process 1"):
-        check(PLACES, RECORD, Ejected.beside(PLACES, "web"))
+        check(LAYOUT, RECORD, Ejected.beside(LAYOUT, "web"))
     monkeypatch.setattr(units, "has_systemd", lambda: True)
     monkeypatch.setattr(units, "directory", lambda: units.VOLATILE)
     with pytest.raises(HutchError, match="units cannot be written"):
-        check(PLACES, RECORD, Ejected.beside(PLACES, "web"))
+        check(LAYOUT, RECORD, Ejected.beside(LAYOUT, "web"))
 
 
-def cut_short(tmp_path: Path) -> tuple[Places, Ejected]:
+def cut_short(tmp_path: Path) -> tuple[Layout, Ejected]:
     """A hutch whose workspace was on its way when it was killed."""
-    places = Places(tmp_path / "state", tmp_path / "run")
-    target = Ejected.beside(places, "web")
-    write_record(places, replace(RECORD, ejected=str(target.state)))
+    layout = Layout(tmp_path / "state", tmp_path / "run")
+    target = Ejected.beside(layout, "web")
+    write_record(layout, replace(RECORD, ejected=str(target.state)))
     target.home("web").mkdir(parents=True)
     (target.home("web") / "file").write_text("kept")
     (target.state / "README").write_text("")
-    return places, target
+    return layout, target
 
 
 def test_what_was_cut_short_is_undone(tmp_path: Path) -> None:
-    places, target = cut_short(tmp_path)
-    recover_ejected(places, ["other"])
+    layout, target = cut_short(tmp_path)
+    recover_ejected(layout, ["other"])
     assert target.home("web").exists()
     for _ in range(2):
-        recover_ejected(places, ["web"])
-        assert (places.home("web") / "file").read_text() == "kept"
+        recover_ejected(layout, ["web"])
+        assert (layout.home("web") / "file").read_text() == "kept"
         assert not target.state.exists()
-        assert read_record(places, "web") == RECORD
+        assert read_record(layout, "web") == RECORD
 
 
 def test_no_home_is_lost(tmp_path: Path) -> None:
     """Somebody has made another one meanwhile."""
-    places, target = cut_short(tmp_path)
-    places.home("web").mkdir()
-    (places.home("web") / "file").write_text("another")
+    layout, target = cut_short(tmp_path)
+    layout.home("web").mkdir()
+    (layout.home("web") / "file").write_text("another")
     with pytest.raises(HutchError, match="cannot be moved back"):
-        recover_ejected(places, ["web"])
+        recover_ejected(layout, ["web"])
     assert (target.home("web") / "file").read_text() == "kept"
-    assert (places.home("web") / "file").read_text() == "another"
+    assert (layout.home("web") / "file").read_text() == "another"
 
 
 def test_a_file_does_not_declare_what_is_ejected() -> None:

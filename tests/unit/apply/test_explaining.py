@@ -11,28 +11,28 @@ from hutch.backends import launch_of
 from hutch.host.network import router
 from hutch.runtime.units import render_script, render_service, render_slice
 from hutch.spec.model import Mount
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Record
-from tests.unit.facts import NETWORK, PLACES, surroundings, workspace
+from tests.unit.facts import LAYOUT, NETWORK, surroundings, workspace
 
 LAUNCH = launch_of("web", workspace(vcpus=2, memory=1 << 30, mounts=(Mount("/srv/a b", "/src"),)), surroundings())
 
 
-def record(places: Places = PLACES) -> Record:
+def record(layout: Layout = LAYOUT) -> Record:
     declared = workspace(home="/srv/my home", mounts=(Mount("/a", "/a"), Mount("/b", "/b", readonly=True)))
     return Record("web", "/f", declared, "image-1", 0, "0" * 32)
 
 
 def test_a_launch() -> None:
     """What is shown is the unit, the slice and the script, word for word as they are written."""
-    texts = {section.title: section.text for section in explain_launch(PLACES, LAUNCH)}
+    texts = {section.title: section.text for section in explain_launch(LAYOUT, LAUNCH)}
     unit, limits, script = texts.values()
     assert list(texts) == [
         "unit hutch@web.service",
         "unit hutch-ws_web.slice",
         "what the service runs: /var/lib/hutch/workspaces/web/unit/run",
     ]
-    assert f"{unit}\n" == render_service(LAUNCH, PLACES)
+    assert f"{unit}\n" == render_service(LAUNCH, LAYOUT)
     assert f"{limits}\n" == render_slice(LAUNCH)
     assert f"{script}\n" == render_script(LAUNCH, sys.executable)
     assert {"CPUWeight=100", "CPUQuota=200%", "MemoryMax=1073741824"} <= set(limits.splitlines())
@@ -59,10 +59,10 @@ def test_a_batch_is_a_here_document() -> None:
 
 
 def test_names_without_secrets() -> None:
-    (section,) = explain_names(PLACES, record())
+    (section,) = explain_names(LAYOUT, record())
     assert f"{record().wanted.ip} workspace-web" in section.text
     assert "PRIVATE" not in section.text
 
 
 def test_which_start_it_is_about() -> None:
-    assert describe(PLACES, record()).endswith("it does not run; what follows is its next start")
+    assert describe(LAYOUT, record()).endswith("it does not run; what follows is its next start")

@@ -14,7 +14,7 @@ from hutch.apply.inspecting import Findings, has_lost_tree, inspect, unbuilt_ima
 from hutch.errors import HutchError
 from hutch.plan.actions import Action, Change, Kind, Plan, Repair, Wanted
 from hutch.plan.planner import Standing, plan_one
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Record
 from tests.support.statuses import write_status
 from tests.unit.facts import NETWORK, workspace
@@ -29,17 +29,17 @@ SEEN = Findings(
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "state", tmp_path / "run")
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "state", tmp_path / "run")
 
 
 def record(name: str = "web", **keys: Any) -> Record:
     return replace(Record(name, "/f", workspace(name), "image-1", 0x7000_0000, "0" * 32), **keys)
 
 
-def test_nothing_is_damaged_before_the_first_up(places: Places) -> None:
-    assert inspect(places, None, {"web": record()}) == NOTHING
-    assert inspect(places, NETWORK, {"web": record(removed=True)}) == NOTHING
+def test_nothing_is_damaged_before_the_first_up(layout: Layout) -> None:
+    assert inspect(layout, None, {"web": record()}) == NOTHING
+    assert inspect(layout, NETWORK, {"web": record(removed=True)}) == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -71,18 +71,18 @@ def test_a_plan_tells_what_it_repairs() -> None:
     json.dumps(plan.to_json())
 
 
-def test_what_others_stop_is_told_and_no_change(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_others_stop_is_told_and_no_change(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Findings(obstacles=("ufw drops it",))
     plan = with_findings(Plan("/f", NETWORK, (Action("web", "no change", wanted=WANTED),)), seen, {}, {})
     assert (plan.changes, plan.notes) == (False, ("ufw drops it",))
     monkeypatch.setattr(inspecting, "inspect", lambda *arguments: seen)
     monkeypatch.setattr(inspecting, "unbuilt_images", lambda *arguments: {})
-    assert warnings_of(places, NETWORK, {"web": record()}) == {"web": ["ufw drops it"]}
+    assert warnings_of(layout, NETWORK, {"web": record()}) == {"web": ["ufw drops it"]}
 
 
-def test_what_is_wrong_in_words(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_in_words(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspecting, "inspect", lambda *arguments: SEEN)
-    told = warnings_of(places, NETWORK, {"web": record(), "lab": record("lab"), "old": record("old", removed=True)})
+    told = warnings_of(layout, NETWORK, {"web": record(), "lab": record("lab"), "old": record("old", removed=True)})
     image = "image: image-1 is not in the cache (`hutch up` repairs it)"
     bridge = "bridge: hutch0 is gone (`hutch up` repairs it)"
     assert told == {
@@ -91,41 +91,41 @@ def test_what_is_wrong_in_words(places: Places, monkeypatch: pytest.MonkeyPatch)
     }
 
 
-def test_limits_that_are_not_in_force_are_told_while_it_runs(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_that_are_not_in_force_are_told_while_it_runs(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspecting, "inspect", lambda *arguments: NOTHING)
     monkeypatch.setattr(inspecting, "unbuilt_images", lambda *arguments: {})
-    monkeypatch.setattr(inspecting, "unlimited_launch", lambda places, launch: f"no limits: {launch}")
+    monkeypatch.setattr(inspecting, "unlimited_launch", lambda layout, launch: f"no limits: {launch}")
     for state, told in (("running", ["no limits: None"]), ("stopped", [])):
-        write_status(places, "web", state)
-        assert warnings_of(places, NETWORK, {"web": record()}) == {"web": told}
+        write_status(layout, "web", state)
+        assert warnings_of(layout, NETWORK, {"web": record()}) == {"web": told}
 
 
-def test_a_host_that_cannot_be_looked_at(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_cannot_be_looked_at(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> Findings:
         raise HutchError("nft is not installed")
 
     monkeypatch.setattr(inspecting, "inspect", fail)
-    told = warnings_of(places, NETWORK, {"web": record()})
+    told = warnings_of(layout, NETWORK, {"web": record()})
     assert told == {"web": ["the host cannot be looked at: nft is not installed"]}
 
 
-def test_an_image_without_its_tree_is_none(places: Places) -> None:
+def test_an_image_without_its_tree_is_none(layout: Layout) -> None:
     wanted = {"web": WANTED, "lab": Wanted(workspace(type="vm"), "image-1")}
-    (places.images / "image-1").mkdir(parents=True)
+    (layout.images / "image-1").mkdir(parents=True)
     content = {"format": 1, "recipe": {"image": "a", "packages": [], "setup": ""}, "created": "", "size": 0}
-    (places.images / "image-1" / "image.json").write_text(json.dumps(content))
-    assert unbuilt_images(places, wanted) == dict.fromkeys(wanted, "image-1 is not in the cache")
-    (places.images / "image-1" / "root").mkdir()
-    assert unbuilt_images(places, wanted) == {"lab": "what machines boot of image-1 is not in the cache"}
-    (places.images / "image-1" / "image.json").write_text("{")
-    assert unbuilt_images(places, wanted).keys() == {"web", "lab"}
+    (layout.images / "image-1" / "image.json").write_text(json.dumps(content))
+    assert unbuilt_images(layout, wanted) == dict.fromkeys(wanted, "image-1 is not in the cache")
+    (layout.images / "image-1" / "root").mkdir()
+    assert unbuilt_images(layout, wanted) == {"lab": "what machines boot of image-1 is not in the cache"}
+    (layout.images / "image-1" / "image.json").write_text("{")
+    assert unbuilt_images(layout, wanted).keys() == {"web", "lab"}
 
 
-def test_each_image_is_looked_at_once(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_looked_at_once(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("hutch.apply.building.whole_image", lambda places, id: asked.append(id))
+    monkeypatch.setattr("hutch.apply.building.whole_image", lambda layout, id: asked.append(id))
     wanted = {f"w{number}": Wanted(workspace(), f"image-{number % 2}") for number in range(6)}
-    assert unbuilt_images(places, wanted).keys() == wanted.keys()
+    assert unbuilt_images(layout, wanted).keys() == wanted.keys()
     assert sorted(asked) == ["image-0", "image-1"]
 
 
@@ -134,13 +134,13 @@ def test_each_image_is_looked_at_once(places: Places, monkeypatch: pytest.Monkey
     [("/images/i/root", False), ("/images/i/root//deleted", True), ("/images/with\\040blank//deleted", True)],
 )
 def test_a_tree_that_was_deleted_under_its_container(
-    places: Places, monkeypatch: pytest.MonkeyPatch, directory: str, is_lost: bool
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, directory: str, is_lost: bool
 ) -> None:
-    lower = places.runtime("web") / "lower"
+    lower = layout.runtime("web") / "lower"
     text = f"1 0 8:1 /x//deleted {lower}er rw - ext4 /dev/a rw\n2 0 8:1 {directory} {lower} ro - ext4 /dev/a rw\n"
     monkeypatch.setattr("hutch.apply.inspecting.observe_mountinfo", lambda process: text if process == 7 else "")
-    assert has_lost_tree(places, "web", 7) is is_lost
-    assert not has_lost_tree(places, "web", 8)
+    assert has_lost_tree(layout, "web", 7) is is_lost
+    assert not has_lost_tree(layout, "web", 8)
 
 
 BROKEN = (Change("port", "ve-web is gone", "ve-web"),)

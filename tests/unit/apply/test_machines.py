@@ -17,8 +17,8 @@ from hutch.host.hardware.accelerator import Accelerator
 from hutch.host.hardware.capacity import Capacity
 from hutch.images import machine as images_machine
 from hutch.plan.actions import Action, Kind, Plan, Wanted
-from hutch.spec.model import Workspace
-from hutch.spec.names import Places
+from hutch.spec.model import WorkspaceSpec
+from hutch.spec.names import Layout
 from hutch.spec.record import Booted, Record
 from tests.support.statuses import write_status
 from tests.unit.facts import NETWORK, workspace
@@ -118,25 +118,25 @@ def test_a_context_id_of_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None
     ids=["new", "its own", "maybe its own", "stopped", "another id", "a container"],
 )
 def test_an_id_in_use_is_found_before_anything_is_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, booted: Workspace | None, state: str | None, is_asked: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, booted: WorkspaceSpec | None, state: str | None, is_asked: bool
 ) -> None:
     monkeypatch.setattr(vsock, "is_free", lambda cid: False)
-    places = Places(tmp_path / "state", tmp_path / "run")
+    layout = Layout(tmp_path / "state", tmp_path / "run")
     record = Record("web", FILE, VM, "image-1", 0x7000_0000, "0" * 32)
     if booted is not None:
         record = replace(record, booted=Booted(booted, "image-1"))
     if state is not None:
-        write_status(places, "web", state)
+        write_status(layout, "web", state)
     kind: Kind = "restart" if state == "running" else "start"
     plan = Plan(FILE, NETWORK, (Action("web", kind, wanted=Wanted(VM, "image-1")),))
     if not is_asked:
-        check_new_machines(places, plan, {"web": record})
+        check_new_machines(layout, plan, {"web": record})
         return
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr("hutch.apply.up.read_records", lambda places: {"web": record})
+    monkeypatch.setattr("hutch.apply.up.read_records", lambda layout: {"web": record})
     with pytest.raises(ConfigError) as caught:
-        apply_plan(places, plan, lambda *words: None)
+        apply_plan(layout, plan, lambda *words: None)
     assert caught.value.problems[0].key == "workspaces.web.cid"
     assert sorted(tmp_path.rglob("*")) == before
     nothing = Plan(FILE, NETWORK, (Action("web", "no change", wanted=Wanted(VM, "image-1")),))
-    check_new_machines(places, nothing, {"web": record})
+    check_new_machines(layout, nothing, {"web": record})

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from hutch.api import Hutch
-from hutch.apply import converge
-from hutch.apply.converge import converge_homes, first_network, new_record, restorable
+from hutch.apply import reconcile
 from hutch.apply.launching import make_launch, public_keys
 from hutch.apply.planning import check_owners, check_sockets
+from hutch.apply.reconcile import first_network, new_record, reconcile_homes, restorable
 from hutch.apply.serving import in_force, members_of
 from hutch.apply.starting import check_shares
 from hutch.errors import ConfigError, HutchError, UsageError
@@ -28,8 +28,8 @@ from hutch.plan.actions import Wanted
 from hutch.plan.decide import check_bystanders, check_stopped
 from hutch.plan.planner import Standing, network_changes
 from hutch.spec.entries import Publish
-from hutch.spec.model import Config, Mount, Workspace
-from hutch.spec.names import Places
+from hutch.spec.model import Config, Mount, WorkspaceSpec
+from hutch.spec.names import Layout
 from hutch.spec.record import Booted, NetworkRecord, Record
 from hutch.state import write_network, write_record
 from tests.support.statuses import write_status
@@ -39,11 +39,11 @@ CHANGED = network_changes(NETWORK, replace(NETWORK, bridge="other0"))
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "state", tmp_path / "run")
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "state", tmp_path / "run")
 
 
-def record(name: str = "web", file: str = "/f", booted: Workspace | None = None, **keys: Any) -> Record:
+def record(name: str = "web", file: str = "/f", booted: WorkspaceSpec | None = None, **keys: Any) -> Record:
     found = Record(name, file, workspace(**keys), "image-1", 0x7000_0000, "0" * 32)
     return replace(found, booted=Booted(booted, "image-1")) if booted else found
 
@@ -69,25 +69,25 @@ def test_no_start_and_another_network() -> None:
         check_stopped({"web": running, "lab": stopped}, CHANGED)
 
 
-def test_a_missing_key_is_not_left_out(places: Places) -> None:
+def test_a_missing_key_is_not_left_out(layout: Layout) -> None:
     """An owner without keys logs in with hutch's; where that is not there yet, the host is not prepared."""
     found = record(booted=workspace(), authorized_keys=None)
-    assert public_keys(places, found) == [places.key(uid).with_name("id_ed25519.pub") for uid in (0, 1000)]
+    assert public_keys(layout, found) == [layout.key(uid).with_name("id_ed25519.pub") for uid in (0, 1000)]
     with pytest.raises(HutchError, match=r"keys/0/id_ed25519\.pub is not there"):
-        make_launch(places, found, NETWORK)
-    for path in public_keys(places, found):
+        make_launch(layout, found, NETWORK)
+    for path in public_keys(layout, found):
         path.parent.mkdir(parents=True)
         path.write_text(f"key of {path.parent.name}\n")
-    content = "".join(file.content for file in make_launch(places, found, NETWORK).files)
+    content = "".join(file.content for file in make_launch(layout, found, NETWORK).files)
     assert base64.b64encode(b"key of 0\nkey of 1000\n").decode() in content
 
 
 def test_sockets_have_short_paths() -> None:
-    fits = Places(Path("/s"), Path("/" + "r" * 54))
+    fits = Layout(Path("/s"), Path("/" + "r" * 54))
     check_sockets(fits, declaring("a" * 32))
     check_sockets(fits, declaring())
     with pytest.raises(UsageError, match="is 3 bytes too long"):
-        check_sockets(Places(Path("/s"), Path("/" + "r" * 57)), declaring("a" * 32, "b"))
+        check_sockets(Layout(Path("/s"), Path("/" + "r" * 57)), declaring("a" * 32, "b"))
 
 
 def test_an_account_may_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,12 +114,12 @@ def test_who_cannot_start_is_named_with_key_and_file(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
-def test_one_that_cannot_be_does_not_hold_up_the_others(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_be_does_not_hold_up_the_others(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     shared: list[str] = []
-    monkeypatch.setattr(shares, "ensure_shares", lambda places, paths, guests: shared.extend(paths))
+    monkeypatch.setattr(shares, "ensure_shares", lambda layout, paths, guests: shared.extend(paths))
     uid = os.getuid()
     monkeypatch.setattr(os, "chown", lambda *arguments: None)
-    foreign, new = places.state.parent / "foreign", places.state.parent / "new"
+    foreign, new = layout.state.parent / "foreign", layout.state.parent / "new"
     foreign.mkdir()
     records = {
         "bad": record("bad", owner=uid + 1, home=str(foreign)),
@@ -127,16 +127,16 @@ def test_one_that_cannot_be_does_not_hold_up_the_others(places: Places, monkeypa
     }
     waiting = ["srv-disk.mount"]
     monkeypatch.setattr(shares, "waiting_mounts", lambda path: waiting)
-    converge_homes(places, records)
+    reconcile_homes(layout, records)
     assert not new.exists()  # it would be below what is to be mounted
     waiting.clear()
     shared.clear()
-    converge_homes(places, records)
+    reconcile_homes(layout, records)
     assert new.is_dir()
     assert shared == [str(foreign), str(new)]
 
 
-def test_a_free_uplink_is_chosen_by_one_at_a_time(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_free_uplink_is_chosen_by_one_at_a_time(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
 
     @contextmanager
@@ -144,23 +144,23 @@ def test_a_free_uplink_is_chosen_by_one_at_a_time(places: Places, monkeypatch: p
         taken.append("lock")
         yield
 
-    monkeypatch.setattr(converge, "host_lock", host_lock)
-    with first_network(places):
+    monkeypatch.setattr(reconcile, "host_lock", host_lock)
+    with first_network(layout):
         assert taken == ["lock"]
-    write_network(places, NetworkRecord(NETWORK, "/f", {}))
-    with first_network(places):  # its uplink is chosen
+    write_network(layout, NetworkRecord(NETWORK, "/f", {}))
+    with first_network(layout):  # its uplink is chosen
         assert taken == ["lock"]
 
 
-def test_forwarding_is_put_back_by_whoever_leaves_last(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forwarding_is_put_back_by_whoever_leaves_last(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second hutch finds it on; what the first found is what it must be in the end."""
-    other, damaged = Places(places.state / "a", places.run), Places(places.state / "b", places.run)
+    other, damaged = Layout(layout.state / "a", layout.run), Layout(layout.state / "b", layout.run)
     write_network(other, NetworkRecord(NETWORK, "/g", {"net/ipv4/ip_forward": "0", "net/of/its/own": "0"}))
     damaged.network_record.parent.mkdir()
     damaged.network_record.write_text("{")
     found = {"eth0": "", "up-a": f"hutch {other.state}", "up-b": f"hutch {damaged.state}", "tun0": "hutch of gold"}
     monkeypatch.setattr(router, "observe_forwarders", lambda: found)
-    made = new_record(places, NETWORK, "/f")
+    made = new_record(layout, NETWORK, "/f")
     assert made == NetworkRecord(NETWORK, "/f", {"net/ipv4/ip_forward": "0"}, ("eth0", "tun0"))
     assert restorable(made, found) == {}
     assert restorable(made, ["eth0", "docker0"]) == {}
@@ -183,41 +183,41 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def test_a_running_workspace_is_served_as_booted(places: Places) -> None:
-    write_status(places, "web", "running", ready_seconds=0.4)
-    found = in_force(places, {"web": record(booted=BOOTED, **CHANGES)})["web"].wanted
+def test_a_running_workspace_is_served_as_booted(layout: Layout) -> None:
+    write_status(layout, "web", "running", ready_seconds=0.4)
+    found = in_force(layout, {"web": record(booted=BOOTED, **CHANGES)})["web"].wanted
     assert (found.ip, found.user) == (BOOTED.ip, BOOTED.user)
     assert found.mounts == (Mount("/a", "/a"), Mount("/b", "/b"))
     assert found.publish == CHANGES["publish"]
-    (_, member) = members_of(in_force(places, {"web": record(booted=BOOTED, **CHANGES)}), NETWORK)
+    (_, member) = members_of(in_force(layout, {"web": record(booted=BOOTED, **CHANGES)}), NETWORK)
     assert (member.ip, member.publish) == (BOOTED.ip, CHANGES["publish"])
 
 
-def test_a_stopped_workspace_is_served_as_wanted(places: Places) -> None:
+def test_a_stopped_workspace_is_served_as_wanted(layout: Layout) -> None:
     records = {"web": record(booted=BOOTED, **CHANGES)}
-    assert in_force(places, records) == records
-    write_status(places, "web", "stopped")
-    assert in_force(places, records) == records
+    assert in_force(layout, records) == records
+    write_status(layout, "web", "stopped")
+    assert in_force(layout, records) == records
 
 
-def test_what_is_removed_is_not_served(places: Places) -> None:
+def test_what_is_removed_is_not_served(layout: Layout) -> None:
     records = {"web": record(), "gone": replace(record("gone"), removed=True)}
-    assert in_force(places, records).keys() == {"web"}
+    assert in_force(layout, records).keys() == {"web"}
     assert [member.name for member in members_of(records, NETWORK)] == ["_build", "web"]
 
 
-def test_the_host_is_served_in_one_order(places: Places) -> None:
+def test_the_host_is_served_in_one_order(layout: Layout) -> None:
     """Whoever has just been made comes last in the records, and is somewhere else when they are read again."""
     records = {name: record(name) for name in ("web", "db", "lab")}
-    assert list(in_force(places, records)) == ["db", "lab", "web"]
+    assert list(in_force(layout, records)) == ["db", "lab", "web"]
 
 
 # A root that must be made anew is not booted as it is.
 
 
-def test_a_kept_root_does_not_start_on_another_image(places: Places) -> None:
-    write_record(places, replace(record(booted=workspace(persist="all"), persist="all"), image="image-2"))
-    hutch = Hutch(places)
+def test_a_kept_root_does_not_start_on_another_image(layout: Layout) -> None:
+    write_record(layout, replace(record(booted=workspace(persist="all"), persist="all"), image="image-2"))
+    hutch = Hutch(layout)
     with pytest.raises(HutchError, match="web: its root must be made anew") as caught:
         hutch.start(["web"])
     assert caught.value.resolution == "`hutch stop web`, then `hutch up web`"
@@ -225,7 +225,7 @@ def test_a_kept_root_does_not_start_on_another_image(places: Places) -> None:
         hutch.restart(["web"])
 
 
-def test_an_image_that_is_gone(places: Places) -> None:
-    write_record(places, record())
+def test_an_image_that_is_gone(layout: Layout) -> None:
+    write_record(layout, record())
     with pytest.raises(HutchError, match="web: its image image-1 is not in the cache, so it was not stopped"):
-        Hutch(places).restart(["web"])
+        Hutch(layout).restart(["web"])

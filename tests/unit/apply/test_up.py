@@ -12,7 +12,7 @@ from hutch.api import Hutch
 from hutch.errors import HutchError
 from hutch.plan.actions import Action, Plan, Wanted
 from hutch.spec.model import Config
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.unit.facts import NETWORK, workspace
 
 CONFIG = Config(file="/f", network=NETWORK, workspaces={"web": workspace()})
@@ -25,27 +25,27 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     plan = Plan("/f", NETWORK, (Action("web", "create", wanted=Wanted(workspace(), "image-1")),))
     monkeypatch.setattr("hutch.apply.planning.make_plan", lambda *arguments, **keys: plan)
     monkeypatch.setattr("hutch.apply.up.ensure_images", lambda *arguments: words.append("build"))
-    monkeypatch.setattr("hutch.apply.converge.first_network", lambda places: nullcontext())
-    monkeypatch.setattr("hutch.apply.up.recover", lambda places, listen: words.append("recover"))
+    monkeypatch.setattr("hutch.apply.reconcile.first_network", lambda layout: nullcontext())
+    monkeypatch.setattr("hutch.apply.up.recover", lambda layout, listen: words.append("recover"))
     monkeypatch.setattr("hutch.apply.up.apply_plan", lambda *arguments: words.append("apply"))
     return words
 
 
 def in_cache(monkeypatch: pytest.MonkeyPatch, *answers: bool) -> None:
     found: list[Any] = list(answers)
-    monkeypatch.setattr("hutch.apply.building.whole_image", lambda places, id: found.pop(0))
+    monkeypatch.setattr("hutch.apply.building.whole_image", lambda layout, id: found.pop(0))
 
 
 def test_an_image_that_went_meanwhile_is_built_again(
     done: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_cache(monkeypatch, False, False, False, True)  # before each build, and after it under the lock
-    Hutch(Places(tmp_path / "state", tmp_path / "run")).up(CONFIG)
+    Hutch(Layout(tmp_path / "state", tmp_path / "run")).up(CONFIG)
     assert done == ["build", "recover", "build", "recover", "apply"]
 
 
 def test_one_that_goes_every_time_is_given_up(done: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     in_cache(monkeypatch, *[False] * 20)
     with pytest.raises(HutchError, match="changed as soon"):
-        Hutch(Places(tmp_path / "state", tmp_path / "run")).up(CONFIG)
+        Hutch(Layout(tmp_path / "state", tmp_path / "run")).up(CONFIG)
     assert "apply" not in done

@@ -17,7 +17,7 @@ from hutch.backends.cloud_hypervisor import EVENTS, OLDEST, READY_PORT, TAP, che
 from hutch.backends.cloud_hypervisor_calls import BUTTON
 from hutch.backends.launch import Hardware, Launch
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from tests.support.fake_cloud_hypervisor import Refused, parse_config, parse_options, parse_request
 from tests.unit.facts import HARDWARE, check_golden_launch, everything, surroundings, workspace
 
@@ -32,7 +32,7 @@ LAUNCHES = {
 
 
 @pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in LAUNCHES.items()], ids=LAUNCHES)
-def test_launch(case: str, name: str, declared: Workspace) -> None:
+def test_launch(case: str, name: str, declared: WorkspaceSpec) -> None:
     check_golden_launch(f"cloud_hypervisor/{case}.json", launch(name, declared, HOST))
 
 
@@ -42,7 +42,7 @@ def options_of(found: Launch) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(("name", "declared"), LAUNCHES.values(), ids=LAUNCHES)
-def test_the_options_are_those_of_the_published_description(name: str, declared: Workspace) -> None:
+def test_the_options_are_those_of_the_published_description(name: str, declared: WorkspaceSpec) -> None:
     found = launch(name, declared, HOST)
     options = options_of(found)
     disks = [parse_config("disk", text) for text in options["disk"]]
@@ -91,8 +91,8 @@ def test_descriptors_are_those_that_it_is_started_with() -> None:
 def test_where_machinectl_lists_what_runs() -> None:
     """It is told of the machine, and nothing else differs."""
     usual, shown = (launch("web", workspace(type="vm"), replace(HOST, has_machined=has)) for has in (False, True))
-    assert (len(shown.inward), len(shown.cleanup)) == (1, len(usual.cleanup) + 1)
-    assert replace(shown, inward=(), cleanup=shown.cleanup[:-1]) == usual
+    assert (len(shown.post_start), len(shown.cleanup)) == (1, len(usual.cleanup) + 1)
+    assert replace(shown, post_start=(), cleanup=shown.cleanup[:-1]) == usual
 
 
 def test_the_archive_is_the_last_disk() -> None:
@@ -149,11 +149,11 @@ def test_it_may_use_kvm_by_its_group() -> None:
 # Which machines are for it.
 
 
-def wants(hypervisor: str, **keys: Any) -> Workspace:
+def wants(hypervisor: str, **keys: Any) -> WorkspaceSpec:
     return workspace(type="vm", hypervisor=hypervisor, **keys)
 
 
-CHOICES: dict[str, tuple[Workspace, Hardware, str]] = {
+CHOICES: dict[str, tuple[WorkspaceSpec, Hardware, str]] = {
     "installed, with KVM": (wants("auto"), HARDWARE, "cloud-hypervisor"),
     "not installed": (wants("auto"), replace(HARDWARE, cloud_hypervisor=None), "qemu"),
     "without KVM": (wants("auto"), replace(HARDWARE, accelerator="tcg", tsc_khz=2_000_000), "qemu"),
@@ -169,14 +169,16 @@ CHOICES: dict[str, tuple[Workspace, Hardware, str]] = {
 
 
 @pytest.mark.parametrize(("declared", "hardware", "chosen"), CHOICES.values(), ids=CHOICES)
-def test_choice(declared: Workspace, hardware: Hardware, chosen: str) -> None:
+def test_choice(declared: WorkspaceSpec, hardware: Hardware, chosen: str) -> None:
     backend = choose(declared, hardware)
     assert backend is not None and backend.TRAITS.name == chosen
 
 
 @pytest.mark.parametrize(("declared", "hardware", "chosen"), CHOICES.values(), ids=CHOICES)
 @pytest.mark.parametrize("has_machined", [False, True])
-def test_what_is_chosen_is_launched(declared: Workspace, hardware: Hardware, chosen: str, has_machined: bool) -> None:
+def test_what_is_chosen_is_launched(
+    declared: WorkspaceSpec, hardware: Hardware, chosen: str, has_machined: bool
+) -> None:
     """On systemd hosts as elsewhere."""
     if chosen != "cloud-hypervisor" or hardware.cloud_hypervisor is not None:
         host = surroundings(hardware=hardware, has_machined=has_machined)
@@ -205,7 +207,7 @@ def test_what_is_named_and_cannot_run_is_refused() -> None:
         (wants("cloud-hypervisor", owner=0, memory=64 << 20), ["owner", "memory"]),
     ],
 )
-def test_check(declared: Workspace, keys: list[str]) -> None:
+def test_check(declared: WorkspaceSpec, keys: list[str]) -> None:
     problems = list(check("workspaces.web", declared))
     assert [problem.key for problem in problems] == [f"workspaces.web.{key}" for key in keys]
     assert all(problem.message and problem.hint for problem in problems)

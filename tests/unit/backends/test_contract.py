@@ -16,9 +16,9 @@ from hutch.backends.launch import Surroundings, decode_launch, encode_launch
 from hutch.backends.traits import Traits
 from hutch.plan.actions import Wanted
 from hutch.plan.planner import Standing, plan_one
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from tests.support import toy_backend
-from tests.unit.facts import HARDWARE, NETWORK, PLACES, surroundings, workspace
+from tests.unit.facts import HARDWARE, LAYOUT, NETWORK, surroundings, workspace
 
 DIFFERENT = ("name", "rank", "program", "has_vsock", "sizes", "lacks", "needs_kvm")
 """Traits that nobody asks for before it is known which backend it is."""
@@ -53,7 +53,7 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cas
     return request.param
 
 
-def declared(case: Case, **keys: Any) -> Workspace:
+def declared(case: Case, **keys: Any) -> WorkspaceSpec:
     return workspace(**{**case.declares, **keys})
 
 
@@ -119,8 +119,8 @@ def test_its_launch_is_plain_data_that_stays_within_its_places(case: Case) -> No
     found = launch_of("web", declared(case), host(case))
     assert found == launch_of("web", declared(case), host(case))
     assert (found.workspace, found.backend) == ("web", case.name)
-    assert found.runtime == str(PLACES.runtime("web"))
-    assert found.cgroup == PLACES.cgroup("web")
+    assert found.runtime == str(LAYOUT.runtime("web"))
+    assert found.cgroup == LAYOUT.cgroup("web")
     assert all(path.startswith(f"{found.runtime}/") for path in (*found.directories, *(f.path for f in found.files)))
     assert found.argv and all(step.argv and step.why for chain in found.prepare for step in chain)
     assert decode_launch(encode_launch(found)) == found
@@ -135,6 +135,6 @@ def test_it_joins_the_network_behind_its_filter_and_leaves_it(case: Case) -> Non
 
 def test_it_is_explained(case: Case) -> None:
     found = launch_of("web", declared(case), host(case))
-    text = "\n".join(section.text for section in explain_launch(PLACES, found))
+    text = "\n".join(section.text for section in explain_launch(LAYOUT, found))
     assert shlex.join(found.argv) in text
     assert all(shlex.quote(step.why) in text for chain in (*found.prepare, *found.connect) for step in chain)

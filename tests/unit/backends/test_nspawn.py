@@ -17,8 +17,8 @@ from hutch.backends.launch import Launch
 from hutch.backends.nspawn import check as check_container
 from hutch.backends.nspawn import inspection, render_owner_map
 from hutch.spec import names
-from hutch.spec.model import Idle, Mount, Workspace
-from tests.unit.facts import NETWORK, PLACES, check_golden_launch, everything, surroundings, workspace
+from hutch.spec.model import Idle, Mount, WorkspaceSpec
+from tests.unit.facts import LAYOUT, NETWORK, check_golden_launch, everything, surroundings, workspace
 
 BASE = names.UID_FIRST
 LAST = names.UID_FIRST + (names.UID_RANGES - 1) * names.UID_COUNT
@@ -34,7 +34,7 @@ LAUNCHES = {
 
 
 @pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in LAUNCHES.items()], ids=LAUNCHES)
-def test_launch(case: str, name: str, declared: Workspace) -> None:
+def test_launch(case: str, name: str, declared: WorkspaceSpec) -> None:
     check_golden_launch(f"nspawn/{case}.json", launch_of(name, declared, surroundings()))
 
 
@@ -44,7 +44,7 @@ def test_where_machinectl_lists_what_runs() -> None:
     assert "--register=no" in usual.argv
     assert shown.argv == tuple(word.replace("--register=no", "--register=yes") for word in usual.argv)
     *others, forgotten = shown.cleanup
-    assert forgotten.argv[-1] == PLACES.machine("web") and forgotten.may_fail
+    assert forgotten.argv[-1] == LAYOUT.machine("web") and forgotten.may_fail
     assert replace(shown, argv=usual.argv, cleanup=tuple(others)) == usual
 
 
@@ -58,31 +58,31 @@ def test_each_share_is_bound_at_its_target() -> None:
     assert shared[-3:-1] == ("/srv/home", "/run/hutch/workspaces/web/shares/0")
     network = "/run/hutch/workspaces/web/credentials/network.network.50-hutch:/run/systemd/network/50-hutch.network"
     assert bindings(found) == [f"--bind-ro={network}", "--bind=/run/hutch/workspaces/web/shares/0:/home/me"]
-    bound = [graft.bind.argv for graft in found.grafts]
+    bound = [mount.bind.argv for mount in found.hot_mounts]
     assert [argv[-3] for argv in bound] == ["/srv/a", "/srv/b c"]
     assert [argv[-1].partition(",X-mount")[0] for argv in (shared, *bound)] == [
         "nosuid,nodev",
         "nosuid,nodev",
         "ro,nosuid,nodev",
     ]
-    assert [graft.attach.argv[-2:] for graft in found.grafts] == [
-        (found.grafts[0].place, "/src"),
-        (found.grafts[1].place, "/home/me/b c"),
+    assert [mount.attach.argv[-2:] for mount in found.hot_mounts] == [
+        (found.hot_mounts[0].place, "/src"),
+        (found.hot_mounts[1].place, "/home/me/b c"),
     ]
-    assert all((graft.bind,) in found.prepare and graft.place in found.directories for graft in found.grafts)
+    assert all((mount.bind,) in found.prepare and mount.place in found.directories for mount in found.hot_mounts)
 
 
 def test_a_mount_keeps_its_place_for_as_long_as_it_is_what_it_is() -> None:
     """So that one which comes or goes does not disturb the others."""
     mounts = [Mount("/srv/a", "/a/deep"), Mount("/srv/b", "/b", readonly=True)]
 
-    def places(*mounts: Mount) -> list[str]:
-        return [graft.place for graft in launch_of("web", workspace(mounts=mounts), surroundings()).grafts]
+    def layout(*mounts: Mount) -> list[str]:
+        return [mount.place for mount in launch_of("web", workspace(mounts=mounts), surroundings()).hot_mounts]
 
-    both = places(*mounts)
-    assert places(*reversed(mounts)) == both
-    assert places(mounts[0]) == both[1:]
-    assert places(replace(mounts[1], readonly=False)) != both[:1]
+    both = layout(*mounts)
+    assert layout(*reversed(mounts)) == both
+    assert layout(mounts[0]) == both[1:]
+    assert layout(replace(mounts[1], readonly=False)) != both[:1]
 
 
 @pytest.mark.parametrize("owner", [1000, 9999, 10_000, 20_000, 60_000])
@@ -209,7 +209,7 @@ def test_inspection_sees_the_home_read_only_and_no_network() -> None:
     assert last[:2] == ["exec", "/usr/bin/python3"]
     at = last.index("systemd-nspawn")
     ordinary = json.loads(json.dumps(asdict(launch_of("web", EVERYTHING, surroundings()))))
-    assert json.loads(last[at - 1]) == {key: ordinary[key] for key in ("forbidden", "held")}
+    assert json.loads(last[at - 1]) == {key: ordinary[key] for key in ("seccomp", "pre_exec")}
     assert last[at + 1] == "--drop-capability=CAP_SYS_RESOURCE"
     assert last[-4:] == ["find", ".", "-name", "it's"]
     assert {"--private-network", "--bind-ro=/mnt/home:/home/me", "--chdir=/home/me", "--reuid=1000"} <= set(last)
@@ -220,7 +220,7 @@ def test_inspection_sees_the_home_read_only_and_no_network() -> None:
 
 # What no backend can do yet, it says.
 
-REFUSED: dict[str, tuple[Workspace, list[str]]] = {
+REFUSED: dict[str, tuple[WorkspaceSpec, list[str]]] = {
     "a plain container": (workspace(), []),
     "vm": (workspace(type="vm"), []),
     "incus": (workspace(engine="incus"), ["engine"]),
@@ -249,7 +249,7 @@ REFUSED: dict[str, tuple[Workspace, list[str]]] = {
 
 
 @pytest.mark.parametrize(("declared", "keys"), REFUSED.values(), ids=REFUSED.keys())
-def test_check(declared: Workspace, keys: list[str]) -> None:
+def test_check(declared: WorkspaceSpec, keys: list[str]) -> None:
     problems = list(check("web", declared, NETWORK))
     assert [problem.key for problem in problems] == [f"workspaces.web.{key}" for key in keys]
     assert all(problem.message and problem.hint for problem in problems)

@@ -13,8 +13,8 @@ from hutch.backends.launch import Hardware, Launch, Surroundings
 from hutch.backends.qemu import CONSOLE, CONTROL
 from hutch.guest.credentials import NOTIFY_SOCKET
 from hutch.spec import names
-from hutch.spec.model import Mount, Workspace
-from tests.unit.facts import PLACES, check_golden_launch, everything, surroundings, workspace
+from hutch.spec.model import Mount, WorkspaceSpec
+from tests.unit.facts import LAYOUT, check_golden_launch, everything, surroundings, workspace
 
 HARDWARE = Hardware(
     kernel="/var/lib/hutch/images/kernel/vmlinux",
@@ -30,7 +30,7 @@ HARDWARE = Hardware(
     has_vsock=False,
 )
 EVERYTHING = everything(type="vm", vcpus=4, disk=16 << 30)
-LAUNCHES: dict[str, tuple[str, Workspace, dict[str, Any]]] = {
+LAUNCHES: dict[str, tuple[str, WorkspaceSpec, dict[str, Any]]] = {
     "minimal": ("web", workspace(type="vm"), {}),
     "disk": ("web", workspace(type="vm", disk=8 << 30), {}),
     "kept": ("web", workspace(type="vm", persist="all"), {}),
@@ -46,7 +46,7 @@ def host(**hardware: Any) -> Surroundings:
 
 
 @pytest.mark.parametrize(("case", "given"), LAUNCHES.items(), ids=LAUNCHES)
-def test_launch(case: str, given: tuple[str, Workspace, dict[str, Any]]) -> None:
+def test_launch(case: str, given: tuple[str, WorkspaceSpec, dict[str, Any]]) -> None:
     name, declared, hardware = given
     check_golden_launch(f"qemu/{case}.json", launch_of(name, declared, host(**hardware)))
 
@@ -56,12 +56,12 @@ def test_where_machinectl_lists_what_runs(case: str) -> None:
     """It is told of the machine, and nothing else differs."""
     name, declared, hardware = LAUNCHES[case]
     usual, shown = (launch_of(name, declared, replace(host(**hardware), has_machined=has)) for has in (False, True))
-    (told,) = shown.inward
+    (told,) = shown.post_start
     *others, forgotten = shown.cleanup
-    assert (usual.inward, usual.cleanup) == ((), tuple(others))
-    assert replace(shown, inward=(), cleanup=usual.cleanup) == usual
+    assert (usual.post_start, usual.cleanup) == ((), tuple(others))
+    assert replace(shown, post_start=(), cleanup=usual.cleanup) == usual
     assert told.may_fail and forgotten.may_fail
-    assert PLACES.machine(name) in shlex.split(told.argv[2]) and forgotten.argv[-1] == PLACES.machine(name)
+    assert LAYOUT.machine(name) in shlex.split(told.argv[2]) and forgotten.argv[-1] == LAYOUT.machine(name)
 
 
 def heard(found: Launch) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from hutch.cli import main
 from hutch.run import nobody
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     directory = tmp_path / "project"
     directory.mkdir()
     monkeypatch.chdir(directory)
@@ -32,11 +32,11 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     monkeypatch.setenv("HUTCH_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("HUTCH_RUN_DIR", str(tmp_path / "run"))
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    return Places.from_environment()
+    return Layout.from_environment()
 
 
 @pytest.fixture
-def hutch(places: Places, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def hutch(layout: Layout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs `hutch` with these arguments."""
 
     def run(*arguments: str) -> Result:
@@ -51,7 +51,7 @@ def hutch(places: Places, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 
 @pytest.fixture
-def not_root(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def not_root(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without root, hutch does not look how workspaces stand that it may not see."""
     monkeypatch.setattr("os.geteuid", lambda: 1000)
 

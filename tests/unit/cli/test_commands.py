@@ -20,7 +20,7 @@ from hutch.cli import COMMANDS, cli, main
 from hutch.cli.common import Options
 from hutch.cli.completing import PATCHES, existing_names, render_completion
 from hutch.errors import ConfigError, HutchError, Problem
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Record
 from hutch.state import write_record
 from tests.unit.cli.conftest import Run
@@ -74,6 +74,13 @@ def test_every_command_is_there(name: str) -> None:
     assert command.help
 
 
+def test_a_former_name_says_what_it_is_now(hutch: Run) -> None:
+    result = hutch("withdraw", "--help")
+    assert (result.code, result.err) == (0, "hutch: `withdraw` is now called `uninstall`\n")
+    assert result.out == hutch("uninstall", "--help").out
+    assert "withdraw" not in hutch("--help").out
+
+
 @pytest.mark.parametrize("name", ["ls", "build", "rm", "prune"])
 def test_image_commands(name: str) -> None:
     assert CliRunner().invoke(cli, ["image", name, "--help"]).exit_code == 0
@@ -113,14 +120,14 @@ def test_what_needs_root_says_so_in_one_line(name: str, hutch: Run, monkeypatch:
 
 @pytest.mark.parametrize("tool", ["sudo", "doas", "run0"])
 def test_on_a_terminal_it_asks(
-    tool: str, hutch: Run, places: Places, replaced: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    tool: str, hutch: Run, layout: Layout, replaced: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == tool else None)
     monkeypatch.setattr("sys.argv", ["/usr/local/bin/hutch", "plan", "--json"])
     assert hutch("plan", "--json").err == f"hutch: this needs root, asking {tool}\n"
-    kept = ["env", f"HUTCH_STATE_DIR={places.state}", f"HUTCH_RUN_DIR={places.run}"]
+    kept = ["env", f"HUTCH_STATE_DIR={layout.state}", f"HUTCH_RUN_DIR={layout.run}"]
     assert replaced == [[tool, "--", *kept, "/usr/local/bin/hutch", "plan", "--json"]]
     for variable in ("HUTCH_STATE_DIR", "HUTCH_RUN_DIR"):
         monkeypatch.delenv(variable)
@@ -175,10 +182,10 @@ def completions(*words: str) -> list[str]:
     return [item.value for item in ShellComplete(cli, {}, "hutch", "_HUTCH_COMPLETE").get_completions(before, last)]
 
 
-def test_words_are_completed(places: Places) -> None:
+def test_words_are_completed(layout: Layout) -> None:
     for name in ("web", "lab"):
-        places.shown_record(name).parent.mkdir(parents=True, exist_ok=True)
-        places.shown_record(name).write_bytes(b"")
+        layout.user_view(name).parent.mkdir(parents=True, exist_ok=True)
+        layout.user_view(name).write_bytes(b"")
     assert completions("sta") == ["start", "status"]
     assert completions("start", "") == ["lab", "web"]
     assert completions("ssh", "w") == ["web"]
@@ -187,7 +194,7 @@ def test_words_are_completed(places: Places) -> None:
     assert completions("-f", "x") == ["x"]  # a file, which the shell looks for
 
 
-def test_what_up_takes_is_completed_from_the_file(places: Places) -> None:
+def test_what_up_takes_is_completed_from_the_file(layout: Layout) -> None:
     Path("hutch.toml").write_text('[workspaces.one]\ntype = "vm"\n')
     Path("other.toml").write_text('[workspaces.two]\ntype = "vm"\n')
     assert completions("up", "") == ["one"]
@@ -197,9 +204,9 @@ def test_what_up_takes_is_completed_from_the_file(places: Places) -> None:
     assert completions("up", "") == []
 
 
-def test_what_cp_takes_is_completed(places: Places) -> None:
-    places.shown_record("web").parent.mkdir(parents=True)
-    places.shown_record("web").write_bytes(b"")
+def test_what_cp_takes_is_completed(layout: Layout) -> None:
+    layout.user_view("web").parent.mkdir(parents=True)
+    layout.user_view("web").write_bytes(b"")
     assert completions("cp", "") == ["", "web:"]  # files, and workspaces
     assert completions("cp", "a", "w") == ["w", "web:"]
     assert completions("cp", "./w") == ["./w"]
@@ -207,9 +214,9 @@ def test_what_cp_takes_is_completed(places: Places) -> None:
         assert completions("cp", *words) == []
 
 
-def test_images_are_completed(places: Places) -> None:
+def test_images_are_completed(layout: Layout) -> None:
     for name in ("0123", "0456", "kernels", ".new"):
-        (places.images / name).mkdir(parents=True)
+        (layout.images / name).mkdir(parents=True)
     assert completions("image", "rm", "01") == ["0123"]
     assert completions("image", "rm", "") == ["0123", "0456"]
 
@@ -261,13 +268,13 @@ def test_interrupted(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.code, result.err) == (130, "\nhutch: interrupted\n")
 
 
-def test_a_bug_is_a_traceback(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_a_traceback(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(ZeroDivisionError(), monkeypatch)
     with pytest.raises(ZeroDivisionError):
         main(["ls"])
 
 
-def test_a_wrong_file_is_told_before_anything_is_done(hutch: Run, places: Places) -> None:
+def test_a_wrong_file_is_told_before_anything_is_done(hutch: Run, layout: Layout) -> None:
     Path("hutch.toml").write_text('[workspaces.web]\ntype = "qemu"\nimgae = "x"\n[workspaces.lab]\n')
     for command in ("plan", "up"):
         result = hutch(command)
@@ -275,8 +282,8 @@ def test_a_wrong_file_is_told_before_anything_is_done(hutch: Run, places: Places
         first, *problems = result.err.splitlines()
         assert first.endswith("hutch.toml: 3 problems; nothing was changed")
         assert [line.split(":")[1] for line in problems] == ["2", "3", "4"]
-    assert not places.state.exists()
-    assert not places.run.exists()
+    assert not layout.state.exists()
+    assert not layout.run.exists()
 
 
 def test_no_file(hutch: Run) -> None:
@@ -324,12 +331,12 @@ def test_ssh(arguments: list[str], argv: list[str], hutch: Run, replaced: list[l
 
 @pytest.mark.parametrize("arguments", [["ssh", "web"], ["cp", "a", "web:b"], ["cp", "web:a", "b"]])
 def test_root_is_told_at_once_that_nobody_answers(
-    arguments: list[str], hutch: Run, places: Places, replaced: list[list[str]]
+    arguments: list[str], hutch: Run, layout: Layout, replaced: list[list[str]]
 ) -> None:
     result = hutch(*arguments)
     assert (result.code, replaced) == (2, [])
     assert "there is no workspace web" in result.err
-    write_record(places, Record("web", "/f", workspace(), "image-1", 0x7000_0000, "0" * 32))
+    write_record(layout, Record("web", "/f", workspace(), "image-1", 0x7000_0000, "0" * 32))
     result = hutch(*arguments)
     assert (result.code, replaced) == (1, [])
     assert result.err == "hutch: web is stopped\n  → `hutch start web`\n"
@@ -409,10 +416,10 @@ def test_cp_refuses(ends: list[str], hutch: Run, copied: list[tuple[str, ...]]) 
 
 
 @pytest.mark.parametrize(("arguments", "shown"), [([], "a\nb\nc\nd\n"), (["-n", "3"], "b\nc\nd\n"), (["-n", "0"], "")])
-def test_the_machine_log_is_shown_from_its_end(arguments: list[str], shown: str, hutch: Run, places: Places) -> None:
-    write_record(places, Record("web", "/f", workspace(), "image-1", 0x7000_0000, "0" * 32))
+def test_the_machine_log_is_shown_from_its_end(arguments: list[str], shown: str, hutch: Run, layout: Layout) -> None:
+    write_record(layout, Record("web", "/f", workspace(), "image-1", 0x7000_0000, "0" * 32))
     assert hutch("logs", "web").out == ""
-    log = places.log("web")
+    log = layout.log("web")
     log.parent.mkdir(parents=True, exist_ok=True)
     log.with_name(log.name + ".1").write_text("a\r\nb\n")
     log.write_text("c\nd")

@@ -14,7 +14,7 @@ from hutch.errors import HutchError
 from hutch.host.doctor import abilities
 from hutch.host.doctor.abilities import Abilities
 from hutch.host.doctor.packages import REQUIREMENTS
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.unit.apply.test_coexistence import QUIET, SCENES
 from tests.unit.cli.conftest import Run
 
@@ -90,8 +90,8 @@ def test_what_is_slower_or_less_but_works() -> None:
 def looked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the command sees: of the host itself, and of others on it."""
     facts: dict[str, Any] = {"own": GOOD, "others": QUIET}
-    monkeypatch.setattr("hutch.cli.doctor.observe_abilities", lambda places: facts["own"])
-    monkeypatch.setattr("hutch.apply.repairing.look", lambda places, file: facts["others"])
+    monkeypatch.setattr("hutch.cli.doctor.observe_abilities", lambda layout: facts["own"])
+    monkeypatch.setattr("hutch.apply.repairing.look", lambda layout, file: facts["others"])
     return facts
 
 
@@ -117,7 +117,7 @@ def test_a_conflict_counts_only_where_it_stops_workspaces(hutch: Run, looked: di
 def test_what_failed_is_told_and_the_rest_is_done(
     hutch: Run, looked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def repair(places: Places, file: object, tell: Callable[[str], None]) -> list[HutchError]:
+    def repair(layout: Layout, file: object, tell: Callable[[str], None]) -> list[HutchError]:
         tell("ufw route allow in on hutch-up")
         return [HutchError("iptables failed with code 4")]
 
@@ -125,7 +125,7 @@ def test_what_failed_is_told_and_the_rest_is_done(
     found = hutch("doctor", "--fix")
     assert found.code == 1
     assert "+ ufw route allow in on hutch-up" in found.err and "hutch: iptables failed" in found.err
-    monkeypatch.setattr("hutch.apply.repairing.repair", lambda places, file, tell: [])
+    monkeypatch.setattr("hutch.apply.repairing.repair", lambda layout, file, tell: [])
     assert "nothing to repair" in hutch("doctor", "--fix").err
 
 
@@ -133,7 +133,7 @@ def test_packages_wait_for_a_word(hutch: Run, looked: dict[str, Any], monkeypatc
     """Only those that are needed; without a terminal nobody is asked, and nothing is installed."""
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr("hutch.apply.repairing.install", commands.append)
-    monkeypatch.setattr("hutch.apply.repairing.repair", lambda places, file, tell: [])
+    monkeypatch.setattr("hutch.apply.repairing.repair", lambda layout, file, tell: [])
     looked["own"] = replace(GOOD, missing=(NSPAWN, EXTRA))
     hutch("doctor", "--fix")
     assert commands == []
@@ -150,7 +150,7 @@ def test_options_that_exclude_each_other(hutch: Run) -> None:
 
 
 def test_what_cannot_be_taken_back_is_told(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hutch.apply.repairing.take_back", lambda places, tell: ["/etc/x has been changed"])
+    monkeypatch.setattr("hutch.apply.repairing.take_back", lambda layout, tell: ["/etc/x has been changed"])
     found = hutch("doctor", "--undo")
     assert (found.code, found.err) == (1, "hutch: this stays: /etc/x has been changed\n")
 
@@ -162,7 +162,7 @@ def test_changing_needs_root(hutch: Run, option: str) -> None:
     assert found.code == 1 and "needs root" in found.err
 
 
-def test_looking_needs_no_root(monkeypatch: pytest.MonkeyPatch, places: Places) -> None:
+def test_looking_needs_no_root(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
     """What takes a command is not asked of a host that has none, and counts as not there."""
 
     def nothing(argv: list[str], **options: object) -> None:
@@ -170,8 +170,8 @@ def test_looking_needs_no_root(monkeypatch: pytest.MonkeyPatch, places: Places) 
 
     monkeypatch.setattr(abilities, "run", nothing)
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    seen = abilities.observe_abilities(places)
+    seen = abilities.observe_abilities(layout)
     assert (seen.is_root, seen.features["idmapped mounts"], seen.features["nf_tables"]) == (False, None, None)
     assert seen.features["openat2"] and seen.features["pidfd"]
-    assert seen.state in str(places.state)
+    assert seen.state in str(layout.state)
     assert not abilities.can_filter()

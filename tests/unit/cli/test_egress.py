@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 
 from hutch.egress.journal import Journal
-from hutch.egress.record import Record as Event
-from hutch.egress.record import lost
-from hutch.spec.names import Places
+from hutch.egress.record import EgressEvent, lost
+from hutch.spec.names import Layout
 from hutch.spec.record import Record
 from hutch.state import write_record
 from tests.unit.cli.conftest import Run
 from tests.unit.facts import workspace
 
 HEADER = ["LAST", "VERDICT", "NAME", "ADDRESS", "PORT", "COUNT", "WHY"]
-ASKED = Event(1000.0, "dns", "refused", "evil.example", count=3, why="not listed")
-REACHED = Event(1001.5, "connection", "learned", "api.example.org", "203.0.113.5", 443, "tcp", why="not listed")
-PINGED = Event(1002.0, "connection", "refused", None, "10.0.0.1", None, "icmp", why="a private network")
+ASKED = EgressEvent(1000.0, "dns", "refused", "evil.example", count=3, why="not listed")
+REACHED = EgressEvent(1001.5, "connection", "learned", "api.example.org", "203.0.113.5", 443, "tcp", why="not listed")
+PINGED = EgressEvent(1002.0, "connection", "refused", None, "10.0.0.1", None, "icmp", why="a private network")
 LOST = lost(1003.0, 12, "more than could be heard")
 
 
@@ -31,20 +30,20 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def declare(places: Places) -> Callable[..., None]:
+def declare(layout: Layout) -> Callable[..., None]:
     def declare(**keys: Any) -> None:
-        write_record(places, Record("web", "/f", workspace(**keys), "image-1", 0x7000_0000, "0" * 32))
+        write_record(layout, Record("web", "/f", workspace(**keys), "image-1", 0x7000_0000, "0" * 32))
 
     return declare
 
 
 @pytest.fixture
-def record(places: Places) -> Callable[..., None]:
-    """Writes as the warden does."""
+def record(layout: Layout) -> Callable[..., None]:
+    """Writes as the egress proxy does."""
 
-    def record(*events: Event) -> None:
-        places.egress.mkdir(exist_ok=True, parents=True)
-        journal = Journal(places.egress)
+    def record(*events: EgressEvent) -> None:
+        layout.egress.mkdir(exist_ok=True, parents=True)
+        journal = Journal(layout.egress)
         for event in events:
             journal.note("web", event)
         journal.flush()
@@ -59,7 +58,7 @@ def rows(text: str) -> list[list[str]]:
 def test_a_table_of_what_happened(hutch: Run, declare: Callable[..., None], record: Callable[..., None]) -> None:
     declare(egress=("example.org",))
     record(ASKED, REACHED, PINGED, LOST)
-    record(Event(**{**vars(REACHED), "time": 1004.0, "count": 2}))
+    record(EgressEvent(**{**vars(REACHED), "time": 1004.0, "count": 2}))
     result = hutch("egress", "web")
     assert (result.code, result.err) == (0, "")
     assert rows(result.out) == [
@@ -75,7 +74,7 @@ def test_as_json(hutch: Run, declare: Callable[..., None], record: Callable[...,
     declare(egress="none")
     assert hutch("egress", "web", "--json").out == "[]\n"
     record(REACHED)
-    record(Event(**{**vars(REACHED), "time": 1004.0, "count": 2}))
+    record(EgressEvent(**{**vars(REACHED), "time": 1004.0, "count": 2}))
     (entry,) = json.loads(hutch("egress", "--json", "web").out)
     assert entry == {
         "time": "1970-01-01T00:16:44.000+00:00",
@@ -193,17 +192,17 @@ def test_json_as_it_happens(
     assert found[0].keys() == found[1].keys()
 
 
-def test_no_file_drives_the_terminal(hutch: Run, declare: Callable[..., None], places: Places) -> None:
-    """Not even one that the warden wrote who was taken over."""
+def test_no_file_drives_the_terminal(hutch: Run, declare: Callable[..., None], layout: Layout) -> None:
+    """Not even one that the egress proxy wrote who was taken over."""
     declare(egress="none")
-    places.egress.mkdir(parents=True)
+    layout.egress.mkdir(parents=True)
     hostile = [
         {**vars(ASKED), key: value}
         for key, value in (("name", "\x1b[2J"), ("why", "\x9b"), ("protocol", "\x07"), ("address", "\u202e"))
     ]
     long = {**vars(ASKED), "name": "a" * 255}
     lines = [json.dumps(values).encode() for values in (*hostile, long)]
-    (places.egress / "web.jsonl").write_bytes(b"\n".join([*lines, b"\x1b]0;x\x07", b""]))
+    (layout.egress / "web.jsonl").write_bytes(b"\n".join([*lines, b"\x1b]0;x\x07", b""]))
     for options in ([], ["--json"], ["--suggest"]):
         result = hutch("egress", "web", *options)
         assert result.code == 0
@@ -211,8 +210,8 @@ def test_no_file_drives_the_terminal(hutch: Run, declare: Callable[..., None], p
         assert (result.out + result.err).replace("\n", "").isprintable()
     assert len(rows(hutch("egress", "web").out)) == 2
     assert max(map(len, hutch("egress", "web").out.splitlines())) < 130
-    (places.egress / "web.jsonl").unlink()
-    (places.egress / "web.jsonl").symlink_to("/etc/shadow")
+    (layout.egress / "web.jsonl").unlink()
+    (layout.egress / "web.jsonl").symlink_to("/etc/shadow")
     result = hutch("egress", "web")
     assert (result.code, result.out) == (1, "")
     assert "web.jsonl is not a file of hutch's" in result.err

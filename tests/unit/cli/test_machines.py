@@ -15,7 +15,7 @@ from hutch.errors import ConfigError
 from hutch.host.hardware import capacity
 from hutch.host.hardware.capacity import Capacity
 from hutch.runtime.observe import observe_facts
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Observation, Record
 from hutch.state import write_record
 from tests.support.statuses import write_status
@@ -29,19 +29,19 @@ FACTS = {"hypervisor": "qemu", "accelerator": "tcg"}
 @pytest.fixture
 def hutch(tmp_path: Path) -> Hutch:
     """With one machine, whose main process is this very one."""
-    hutch = Hutch(Places(tmp_path / "state", tmp_path / "run"))
+    hutch = Hutch(Layout(tmp_path / "state", tmp_path / "run"))
     stand(hutch, VM)
-    hutch.places.launch("web").write_bytes(encode_launch(machine()))
+    hutch.layout.launch("web").write_bytes(encode_launch(machine()))
     return hutch
 
 
 def stand(hutch: Hutch, record: Record, state: str = "running") -> None:
-    write_record(hutch.places, record)
-    write_status(hutch.places, "web", state, ready_seconds=5.0)
+    write_record(hutch.layout, record)
+    write_status(hutch.layout, "web", state, ready_seconds=5.0)
 
 
 def say(hutch: Hutch, launch: str) -> None:
-    hutch.places.launch("web").write_text(launch)
+    hutch.layout.launch("web").write_text(launch)
 
 
 def told(hutch: Hutch) -> tuple[object, object, object]:
@@ -75,7 +75,7 @@ def test_a_launch_that_cannot_be_read(launch: str, hutch: Hutch) -> None:
 
 
 def test_a_launch_that_is_not_there(hutch: Hutch) -> None:
-    assert observe_facts(hutch.places, "lab") == {}
+    assert observe_facts(hutch.layout, "lab") == {}
 
 
 @pytest.mark.parametrize(("facts", "shown"), [(FACTS, "vm (tcg)"), ({**FACTS, "accelerator": "kvm"}, "vm"), ({}, "vm")])
@@ -94,7 +94,7 @@ def test_a_machine_larger_than_the_host(tmp_path: Path, monkeypatch: pytest.Monk
     file.write_text('[defaults]\nvcpus = 9\nowner = 65533\n[workspaces.web]\ntype = "vm"\nmemory = "5GiB"\n')
     file.chmod(0o644)
     with pytest.raises(ConfigError) as caught:
-        Hutch(Places(tmp_path / "state", tmp_path / "run")).load(file)
+        Hutch(Layout(tmp_path / "state", tmp_path / "run")).load(file)
     found = {problem.key: (problem.line, problem.value, problem.message) for problem in caught.value.problems}
     assert found["defaults.vcpus"] == (2, "9", "is more than 4 for each processor of the host, which has 2")
     assert found["workspaces.web.memory"] == (6, '"5GiB"', "is more than all of the host's memory, 4.0GiB")

@@ -19,7 +19,7 @@ from hutch.cli.show import absent
 from hutch.plan.actions import Action, Change, Kind, Plan
 from hutch.plan.planner import LEARNS
 from hutch.spec.model import Idle, Mount, Publish
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Booted, Observation, Record
 from hutch.state import copy_of, write_record
 from tests.support.statuses import write_status
@@ -165,14 +165,14 @@ def vars_of(record: Record) -> dict[str, Any]:
 
 
 @pytest.fixture
-def running(places: Places) -> Places:
-    write_record(places, RECORD.with_booted())
-    write_record(places, Record("gone", "/f", workspace("gone"), "image-1", 0, "0", removed=True))
-    write_status(places, "web", "running", ready_seconds=0.417)
-    return places
+def running(layout: Layout) -> Layout:
+    write_record(layout, RECORD.with_booted())
+    write_record(layout, Record("gone", "/f", workspace("gone"), "image-1", 0, "0", removed=True))
+    write_status(layout, "web", "running", ready_seconds=0.417)
+    return layout
 
 
-def test_ls(running: Places, hutch: Run) -> None:
+def test_ls(running: Layout, hutch: Run) -> None:
     Path("hutch.toml").write_text('[workspaces.web]\ntype = "container"\n[workspaces.new]\ntype = "vm"\n')
     result = hutch("ls")
     assert result.code == 0
@@ -210,11 +210,11 @@ def test_a_named_file_must_be_there(command: str, hutch: Run) -> None:
 
 
 @pytest.mark.parametrize("command", ["ls", "status"])
-def test_who_only_learns_is_told_loudly(command: str, places: Places, hutch: Run) -> None:
+def test_who_only_learns_is_told_loudly(command: str, layout: Layout, hutch: Run) -> None:
     listed = workspace(egress=("a.example", "b.example:443"))
-    write_record(places, Record(**{**vars_of(RECORD), "wanted": listed}))
+    write_record(layout, Record(**{**vars_of(RECORD), "wanted": listed}))
     learning = workspace("lab", egress="none", learn=True)
-    write_record(places, Record(**{**vars_of(RECORD), "name": "lab", "wanted": learning}))
+    write_record(layout, Record(**{**vars_of(RECORD), "name": "lab", "wanted": learning}))
     result = hutch("-q", command)
     assert result.err == f"hutch: warning: lab: {LEARNS}\n"
     if command == "ls":
@@ -231,7 +231,7 @@ def squeezed(line: str) -> str:
     return line
 
 
-def test_status(running: Places, hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status(running: Layout, hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hutch.apply.inspecting.warnings_of", lambda *known: {"web": ["one", "two"]})
     (entry,) = json.loads(hutch("status", "web", "--json").out)
     assert entry["pid"] == os.getpid()
@@ -251,7 +251,7 @@ def test_nothing_is_there(hutch: Run) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"[", b"\xff", b"workspaces = 1", b"workspaces = [1]", b"[workspaces]\nweb = 1", b"[[workspaces]]"]
 )
-def test_a_broken_file_does_not_hide_what_runs(content: bytes, running: Places, hutch: Run) -> None:
+def test_a_broken_file_does_not_hide_what_runs(content: bytes, running: Layout, hutch: Run) -> None:
     Path("hutch.toml").write_bytes(content)
     result = hutch("ls")
     assert (result.code, result.err) == (0, "")
@@ -267,7 +267,7 @@ def test_a_strangers_file_does_not_drive_the_terminal(hutch: Run) -> None:
         assert "x" in result.out
 
 
-def test_a_damaged_record_is_told(running: Places, hutch: Run) -> None:
+def test_a_damaged_record_is_told(running: Layout, hutch: Run) -> None:
     running.record("web").write_bytes(b"{")
     for command in (["ls"], ["status"], ["explain", "web"]):
         assert "`hutch up` rebuilds it from its copy" in hutch(*command).err

@@ -13,14 +13,14 @@ import pytest
 
 from hutch.egress import journal
 from hutch.egress.journal import LARGEST, MOST_AT_ONCE, TOO_MANY, UNWRITTEN, Journal, follow, read, remove
-from hutch.egress.record import Record, lost
+from hutch.egress.record import EgressEvent, lost
 from hutch.errors import HutchError
 
-ASKED = Record(100.0, "dns", "refused", "evil.example", why="not listed")
-REACHED = Record(100.0, "connection", "allowed", "api.example.org", "203.0.113.5", 443, "tcp")
+ASKED = EgressEvent(100.0, "dns", "refused", "evil.example", why="not listed")
+REACHED = EgressEvent(100.0, "connection", "allowed", "api.example.org", "203.0.113.5", 443, "tcp")
 
 
-def at(record: Record, time: float, count: int = 1) -> Record:
+def at(record: EgressEvent, time: float, count: int = 1) -> EgressEvent:
     return replace(record, time=time, count=count)
 
 
@@ -28,7 +28,7 @@ def lines(directory: Path, name: str = "web.jsonl") -> list[str]:
     return (directory / name).read_text().splitlines()
 
 
-def write(directory: Path, *records: Record, workspace: str = "web") -> None:
+def write(directory: Path, *records: EgressEvent, workspace: str = "web") -> None:
     written = Journal(directory)
     for record in records:
         written.note(workspace, record)
@@ -237,7 +237,7 @@ def test_following_over_a_change_of_files(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(journal, "LARGEST", 10 * len(ASKED.line))
     expected = [at(ASKED, float(number)) for number in range(100, 200)]
     steps = Writer(*[lambda one=one: write(tmp_path, *one) for one in batched(expected)])
-    found: list[Record] = []
+    found: list[EgressEvent] = []
     with closing(follow(tmp_path, "web", steps)) as batches:
         while len(found) < len(expected):
             found += next(batches)
@@ -245,7 +245,7 @@ def test_following_over_a_change_of_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert read(tmp_path, "web") == expected[-len(read(tmp_path, "web")) :]
 
 
-def batched(records: list[Record]) -> Iterator[list[Record]]:
+def batched(records: list[EgressEvent]) -> Iterator[list[EgressEvent]]:
     for start in range(0, len(records), 7):
         yield records[start : start + 7]
 

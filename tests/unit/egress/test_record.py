@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.egress.record import LONGEST_NAME, Record, aggregate, escaped, lost, parse_line
+from hutch.egress.record import LONGEST_NAME, EgressEvent, aggregate, escaped, lost, parse_line
 
-DNS = Record(1000.25, "dns", "refused", "evil.example", count=3, why="not listed")
-CONNECTION = Record(1001.0, "connection", "allowed", "api.example.org", "203.0.113.5", 443, "tcp")
+DNS = EgressEvent(1000.25, "dns", "refused", "evil.example", count=3, why="not listed")
+CONNECTION = EgressEvent(1001.0, "connection", "allowed", "api.example.org", "203.0.113.5", 443, "tcp")
 
 
 def test_a_line_has_the_keys_in_their_order() -> None:
@@ -24,7 +24,7 @@ def test_a_line_has_the_keys_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("record", [DNS, CONNECTION, lost(1.0, 7, "too many")])
-def test_a_line_is_read_as_what_was_written(record: Record) -> None:
+def test_a_line_is_read_as_what_was_written(record: EgressEvent) -> None:
     assert parse_line(record.line.encode()) == record
 
 
@@ -80,7 +80,7 @@ def test_any_line_is_a_record_or_nothing(line: bytes) -> None:
 def test_a_name_is_made_safe(name: str) -> None:
     safe = escaped(name)
     assert len(safe) <= LONGEST_NAME
-    record = Record(1.0, "dns", "refused", safe)
+    record = EgressEvent(1.0, "dns", "refused", safe)
     assert parse_line(record.line.encode()) == record
 
 
@@ -89,9 +89,9 @@ def test_a_name_is_shown_as_in_presentation_format() -> None:
 
 
 def test_records_become_one() -> None:
-    later = Record(**{**vars(CONNECTION), "time": 1005.0, "count": 4, "why": "on the list"})
-    earlier = Record(**{**vars(CONNECTION), "time": 900.0})
-    other = Record(**{**vars(CONNECTION), "port": 80})
+    later = EgressEvent(**{**vars(CONNECTION), "time": 1005.0, "count": 4, "why": "on the list"})
+    earlier = EgressEvent(**{**vars(CONNECTION), "time": 900.0})
+    other = EgressEvent(**{**vars(CONNECTION), "port": 80})
     seen = aggregate([CONNECTION, DNS, later, earlier, other])
     assert [(s.time, s.first, s.name, s.port, s.count, s.why) for s in seen] == [
         (1000.25, 1000.25, "evil.example", None, 3, "not listed"),

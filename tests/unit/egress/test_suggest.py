@@ -11,23 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.egress.record import NOT_LISTED, Record, lost
+from hutch.egress.record import NOT_LISTED, EgressEvent, lost
 from hutch.egress.suggest import SIBLINGS, suggest
 from hutch.spec.entries import Egress
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from tests.unit.facts import check_golden, workspace
 
 
-def dns(name: str, verdict: str = "refused", why: str = NOT_LISTED, address: str | None = None) -> Record:
+def dns(name: str, verdict: str = "refused", why: str = NOT_LISTED, address: str | None = None) -> EgressEvent:
     values: dict[str, Any] = {"verdict": verdict, "why": "" if verdict != "refused" else why}
-    return Record(1.0, "dns", name=name, address=address, **values)
+    return EgressEvent(1.0, "dns", name=name, address=address, **values)
 
 
 def reached(
     name: str | None, port: int | None = 443, address: str | None = None, verdict: str = "learned", **more: Any
-) -> Record:
+) -> EgressEvent:
     values: dict[str, Any] = {"verdict": verdict, "protocol": "tcp" if port else "icmp", **more}
-    return Record(1.0, "connection", name=name, address=address or address_of(name), port=port, **values)
+    return EgressEvent(1.0, "connection", name=name, address=address or address_of(name), port=port, **values)
 
 
 def address_of(name: str | None) -> str:
@@ -37,7 +37,7 @@ def address_of(name: str | None) -> str:
 
 
 WITH_LIST = workspace(egress=("api.example.com:443", "*.cdn.example.net", "198.51.100.0/24", "10.1.0.0/16"))
-CASES: dict[str, tuple[Workspace, list[Record]]] = {
+CASES: dict[str, tuple[WorkspaceSpec, list[EgressEvent]]] = {
     "nothing": (workspace(egress="none"), []),
     "nothing-new": (
         WITH_LIST,

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.egress.views import AAAA, ANY, HTTPS, A, Ruling, View, listed_by, plain_name, read_views, rule_on
+from hutch.host.network.egress_proxy import render_views
 from hutch.host.network.firewall import Member
-from hutch.host.network.warden import render_views
 from hutch.spec.policy import Domain, Policy, Reach
-from tests.unit.facts import NETWORK, PLACES
+from tests.unit.facts import LAYOUT, NETWORK
 
 TXT = 16
 LIST = Policy(
@@ -86,19 +86,19 @@ def test_other_policies(policy: Policy, name: str | None, answer: str, verdict: 
     assert (ruling.answer, ruling.verdict) == (answer, verdict)
 
 
-def test_what_the_warden_is_told_is_what_it_reads() -> None:
+def test_what_the_egress_proxy_is_told_is_what_it_reads() -> None:
     members = (
         Member("web", "ve-web", "02:00:00:00:00:01", "192.168.83.2", policy=LIST),
         Member("free", "ve-free", "02:00:00:00:00:02", "192.168.83.3"),
         Member("none", "ve-none", "02:00:00:00:00:03", "192.168.83.4", policy=Policy("none", learn=True)),
     )
-    told = read_views(render_views(PLACES, NETWORK, members))
+    told = read_views(render_views(LAYOUT, NETWORK, members))
     assert told.views == {
         "192.168.83.2": view(LIST),
         "192.168.83.4": replace(view(members[2].policy), workspace="none", address="192.168.83.4"),
     }
     assert (told.listen, told.upstream, told.table) == (("192.168.83.1", 5300), ("192.168.84.1", 53), "hutch")
-    assert render_views(PLACES, NETWORK, members[1:2]) == ""
+    assert render_views(LAYOUT, NETWORK, members[1:2]) == ""
 
 
 NAMES = st.lists(st.sampled_from(["a", "b", "evil-a"]), min_size=1, max_size=4).map(".".join)

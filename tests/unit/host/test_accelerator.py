@@ -17,11 +17,18 @@ from hutch.backends import machine
 from hutch.errors import HutchError
 from hutch.host.doctor import tools
 from hutch.host.hardware import accelerator, capacity, clock, vsock
-from hutch.host.hardware.accelerator import Accelerator, Access, Verdict, await_answer, describe_accelerator, last_line
-from hutch.spec.names import Places
+from hutch.host.hardware.accelerator import (
+    Accelerator,
+    KvmAccess,
+    Verdict,
+    await_answer,
+    describe_accelerator,
+    last_line,
+)
+from hutch.spec.names import Layout
 from tests.unit.facts import workspace
 
-OPEN = Access(None, "")
+OPEN = KvmAccess(None, "")
 HANGS = "a guest under KVM did not come up within 10 s"
 
 
@@ -32,20 +39,20 @@ class Disk:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "state", tmp_path / "run")
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "state", tmp_path / "run")
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Access]]:
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[KvmAccess]]:
     """Sets up a host; returns the list of the guests that are run on it, as whom."""
     qemu = tmp_path / "qemu"
     qemu.write_text("")
 
-    def set_up(verdict: Verdict, access: Access = OPEN, kernel: str = "6.12") -> list[Access]:
-        runs: list[Access] = []
+    def set_up(verdict: Verdict, access: KvmAccess = OPEN, kernel: str = "6.12") -> list[KvmAccess]:
+        runs: list[KvmAccess] = []
 
-        def run_guest(machine: Any, qemu: str, access: Access, uid: int) -> Verdict:
+        def run_guest(machine: Any, qemu: str, access: KvmAccess, uid: int) -> Verdict:
             assert uid > 0
             runs.append(access)
             return verdict
@@ -64,95 +71,95 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[
 # The answer, and its memory.
 
 
-def test_kvm_counts_when_a_guest_has_run(places: Places, host: Callable[..., list[Access]]) -> None:
-    runs = host(Verdict(""), Access(108, ""))
-    found = accelerator.observe_accelerator(places, Disk())
+def test_kvm_counts_when_a_guest_has_run(layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
+    runs = host(Verdict(""), KvmAccess(108, ""))
+    found = accelerator.observe_accelerator(layout, Disk())
     assert (found.name, found.gid, found.tsc_khz) == ("kvm", 108, None)
-    assert accelerator.observe_accelerator(places, Disk()) == found
+    assert accelerator.observe_accelerator(layout, Disk()) == found
     assert len(runs) == 1
     assert describe_accelerator(found) == ""
-    assert accelerator.recall_accelerator(places) == found
+    assert accelerator.recall_accelerator(layout) == found
 
 
-def test_a_guest_that_hangs_is_waited_for_once(places: Places, host: Callable[..., list[Access]]) -> None:
+def test_a_guest_that_hangs_is_waited_for_once(layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     runs = host(Verdict(HANGS))
-    assert accelerator.recall_accelerator(places) is None  # whoever only looks boots nothing
-    assert not places.state.exists()
+    assert accelerator.recall_accelerator(layout) is None  # whoever only looks boots nothing
+    assert not layout.state.exists()
     for _ in range(2):
-        assert accelerator.observe_accelerator(places, Disk()) == Accelerator("tcg", 2_600_000, None, HANGS)
+        assert accelerator.observe_accelerator(layout, Disk()) == Accelerator("tcg", 2_600_000, None, HANGS)
     assert len(runs) == 1
-    assert accelerator.recall_accelerator(places) == Accelerator("tcg", 2_600_000, None, HANGS)
-    (line,) = describe_accelerator(accelerator.observe_accelerator(places, Disk())).splitlines()
+    assert accelerator.recall_accelerator(layout) == Accelerator("tcg", 2_600_000, None, HANGS)
+    (line,) = describe_accelerator(accelerator.observe_accelerator(layout, Disk())).splitlines()
     assert "TCG" in line and HANGS in line
 
 
-def test_each_kernel_is_asked_once(places: Places, host: Callable[..., list[Access]]) -> None:
+def test_each_kernel_is_asked_once(layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     for kernel, verdict in (("6.12", Verdict(HANGS)), ("6.13", Verdict(""))):
         runs = host(verdict, kernel=kernel)
-        accelerator.observe_accelerator(places, Disk())
+        accelerator.observe_accelerator(layout, Disk())
         assert len(runs) == 1
     runs = host(Verdict("must not run"), kernel="6.12")
-    assert accelerator.observe_accelerator(places, Disk()).why == HANGS
+    assert accelerator.observe_accelerator(layout, Disk()).why == HANGS
     runs = host(Verdict("must not run"), kernel="6.13")
-    assert accelerator.observe_accelerator(places, Disk()).name == "kvm"
+    assert accelerator.observe_accelerator(layout, Disk()).name == "kvm"
     assert runs == []
 
 
-def test_another_qemu_is_asked_anew(places: Places, host: Callable[..., list[Access]], tmp_path: Path) -> None:
+def test_another_qemu_is_asked_anew(layout: Layout, host: Callable[..., list[KvmAccess]], tmp_path: Path) -> None:
     host(Verdict(HANGS))
-    accelerator.observe_accelerator(places, Disk())
+    accelerator.observe_accelerator(layout, Disk())
     (tmp_path / "qemu").write_text("another")
     runs = host(Verdict(""))
-    assert accelerator.observe_accelerator(places, Disk()).name == "kvm"
+    assert accelerator.observe_accelerator(layout, Disk()).name == "kvm"
     assert len(runs) == 1
 
 
-def test_the_memory_does_not_grow(places: Places, host: Callable[..., list[Access]]) -> None:
+def test_the_memory_does_not_grow(layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     kernels = [f"6.{number}" for number in range(accelerator.KEPT_ANSWERS + 3, 0, -1)]  # the last may sort first
     for kernel in kernels:
         host(Verdict(HANGS), kernel=kernel)
-        accelerator.observe_accelerator(places, Disk())
-    answers = accelerator.read_memory(places).answers
+        accelerator.observe_accelerator(layout, Disk())
+    answers = accelerator.read_memory(layout).answers
     assert [key.partition(",")[0] for key in answers] == kernels[3:]
 
 
-def test_what_may_be_better_next_time_is_tried_again(places: Places, host: Callable[..., list[Access]]) -> None:
+def test_what_may_be_better_next_time_is_tried_again(layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     runs = host(Verdict("no memory", is_lasting=False))
     for _ in range(2):
-        assert accelerator.observe_accelerator(places, Disk()).why == "no memory"
+        assert accelerator.observe_accelerator(layout, Disk()).why == "no memory"
     assert len(runs) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"schema": 1, "crc32": 1, "body":\n{}\n}\n'])
-def test_a_damaged_memory_is_none(content: bytes, places: Places, host: Callable[..., list[Access]]) -> None:
+def test_a_damaged_memory_is_none(content: bytes, layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
     host(Verdict(HANGS))
-    accelerator.observe_accelerator(places, Disk())
-    whole = accelerator.memory_path(places).read_bytes()
+    accelerator.observe_accelerator(layout, Disk())
+    whole = accelerator.memory_path(layout).read_bytes()
     for damaged in (content, whole[:-20], whole.replace(b"10 s", b"99 s")):
-        accelerator.memory_path(places).write_bytes(damaged)
+        accelerator.memory_path(layout).write_bytes(damaged)
         runs = host(Verdict(HANGS))
-        assert accelerator.observe_accelerator(places, Disk()).why == HANGS
+        assert accelerator.observe_accelerator(layout, Disk()).why == HANGS
         assert len(runs) == 1
-        assert accelerator.memory_path(places).read_bytes() == whole
+        assert accelerator.memory_path(layout).read_bytes() == whole
 
 
-def test_without_a_device_nothing_runs(places: Places, host: Callable[..., list[Access]]) -> None:
-    runs = host(Verdict(""), Access(None, "no /dev/kvm", is_there=False))
-    found = accelerator.observe_accelerator(places, Disk())
+def test_without_a_device_nothing_runs(layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
+    runs = host(Verdict(""), KvmAccess(None, "no /dev/kvm", is_there=False))
+    found = accelerator.observe_accelerator(layout, Disk())
     assert (found.name, found.why, found.tsc_khz) == ("tcg", "no /dev/kvm", 2_600_000)
     assert runs == []
 
 
 @pytest.mark.parametrize(("shown", "why"), [("", "root's alone"), (HANGS, HANGS)])
-def test_a_device_of_roots_alone(shown: str, why: str, places: Places, host: Callable[..., list[Access]]) -> None:
-    host(Verdict(shown), Access(None, "/dev/kvm is root's alone"))
-    found = accelerator.observe_accelerator(places, Disk())
+def test_a_device_of_roots_alone(shown: str, why: str, layout: Layout, host: Callable[..., list[KvmAccess]]) -> None:
+    host(Verdict(shown), KvmAccess(None, "/dev/kvm is root's alone"))
+    found = accelerator.observe_accelerator(layout, Disk())
     assert found.name == "tcg" and why in found.why
 
 
-def test_another_architecture(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_architecture(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "h", "6.12", "#1", "aarch64")))
-    found = accelerator.observe_accelerator(places, Disk())
+    found = accelerator.observe_accelerator(layout, Disk())
     assert (found.name, found.tsc_khz) == ("tcg", None)
     assert found.why == "KVM is supported on x86_64 only, and this host is aarch64"
 
@@ -180,19 +187,19 @@ def test_access(mode: int, group: int, gid: int | None, problem: bool, monkeypat
 
 
 def test_no_device(tmp_path: Path) -> None:
-    assert accelerator.observe_access(str(tmp_path / "kvm")) == Access(None, f"no {tmp_path}/kvm", is_there=False)
+    assert accelerator.observe_access(str(tmp_path / "kvm")) == KvmAccess(None, f"no {tmp_path}/kvm", is_there=False)
     (tmp_path / "kvm").write_text("")
     assert not accelerator.observe_access(str(tmp_path / "kvm")).is_there
 
 
 def test_as_whom_it_runs() -> None:
-    def words(access: Access) -> set[str]:
+    def words(access: KvmAccess) -> set[str]:
         return set(accelerator.render_identity(access, 7))
 
-    for access in (Access(108, ""), Access(None, ""), Access(None, "root's")):
+    for access in (KvmAccess(108, ""), KvmAccess(None, ""), KvmAccess(None, "root's")):
         assert {"--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--clear-groups"} <= words(access)
-    assert {"--reuid=7", "--regid=108"} <= words(Access(108, ""))
-    assert {"--reuid=7", "--regid=7"} <= words(Access(None, ""))
+    assert {"--reuid=7", "--regid=108"} <= words(KvmAccess(108, ""))
+    assert {"--reuid=7", "--regid=7"} <= words(KvmAccess(None, ""))
 
 
 # What is heard of a guest.

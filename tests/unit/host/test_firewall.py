@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hutch.egress.warden import RULES
+from hutch.egress.proxy import RULES
 from hutch.host.network import ruleset
 from hutch.host.network.firewall import host_tables, router_tables
 from hutch.host.network.ruleset import (
@@ -27,7 +27,7 @@ from hutch.spec.entries import Publish
 from hutch.spec.names import HEARD
 from hutch.spec.policy import Domain, Policy, Reach
 from hutch.spec.ranges import NEVER, PRIVATE
-from tests.unit.facts import GOLDEN, MEMBERS, NETWORK, PLACES, SECOND, check_golden, member
+from tests.unit.facts import GOLDEN, LAYOUT, MEMBERS, NETWORK, SECOND, check_golden, member
 
 HOST_ADDRESSES = ("10.0.0.5", "203.0.113.7")
 POLICIES = {
@@ -54,8 +54,8 @@ POLICED = tuple(
     replace(member(name, f"192.168.83.{number}"), policy=policy)
     for number, (name, policy) in enumerate(POLICIES.items(), 10)
 )
-ROUTER = router_tables(PLACES, NETWORK, (*MEMBERS, *POLICED), HOST_ADDRESSES)
-HOST = host_tables(PLACES, NETWORK, MEMBERS)
+ROUTER = router_tables(LAYOUT, NETWORK, (*MEMBERS, *POLICED), HOST_ADDRESSES)
+HOST = host_tables(LAYOUT, NETWORK, MEMBERS)
 LONGEST_COMMENT = 128  # bytes, in the kernel
 
 
@@ -68,14 +68,14 @@ def test_host_table() -> None:
 
 
 def test_nobody_is_there_yet() -> None:
-    check_golden("nft/router-empty.nft", render_tables(router_tables(PLACES, NETWORK, (), ())))
+    check_golden("nft/router-empty.nft", render_tables(router_tables(LAYOUT, NETWORK, (), ())))
 
 
 def test_a_second_hutch_has_tables_of_its_own() -> None:
     assert {table.name for table in (*router_tables(SECOND, NETWORK, (), ()), *host_tables(SECOND, NETWORK, ()))} == {
         SECOND.table
     }
-    assert SECOND.table != PLACES.table
+    assert SECOND.table != LAYOUT.table
 
 
 def chain(tables: tuple[Table, ...], family: str, name: str) -> Chain:
@@ -128,7 +128,7 @@ def test_networks_that_are_listed_do_not_lie_within_each_other() -> None:
     assert elements_of("network_ports") == ("192.168.83.13 . 198.51.100.7 . 80", "192.168.83.13 . 0.0.0.0/0 . 443")
 
 
-def test_the_warden_knows_what_each_rule_means_that_tells_it() -> None:
+def test_the_egress_proxy_knows_what_each_rule_means_that_tells_it() -> None:
     told = [
         rule.text.split(f'prefix "{HEARD}')[1].split('"')[0]
         for rule in chain(ROUTER, "inet", "forward").rules
@@ -165,7 +165,7 @@ def test_a_table_is_kept_when_all_its_chains_and_sets_are_there() -> None:
     ],
 )
 def test_published_ports(publish: Publish, text: str) -> None:
-    tables = host_tables(PLACES, NETWORK, (member("web", "192.168.83.2", publish),))
+    tables = host_tables(LAYOUT, NETWORK, (member("web", "192.168.83.2", publish),))
     rule = Rule(f"publish web {publish}", text)
     assert chain(tables, "inet", "publish-local").rules == (rule,)
     # From a network, nothing that claims to be for 127.0.0.1 gets that far.
@@ -174,7 +174,7 @@ def test_published_ports(publish: Publish, text: str) -> None:
 
 def test_names_of_rules_fit_in_a_comment() -> None:
     longest = Publish("255.255.255.255", 65535, 65535, "udp")
-    tables = (*ROUTER, *host_tables(PLACES, NETWORK, (member("a" * 32, "192.168.83.2", longest),)))
+    tables = (*ROUTER, *host_tables(LAYOUT, NETWORK, (member("a" * 32, "192.168.83.2", longest),)))
     rules = [rule for table in tables for c in table.chains for rule in c.rules]
     assert all(len(rule.name) < LONGEST_COMMENT and '"' not in rule.name for rule in rules)
 
@@ -197,8 +197,8 @@ def listing(request: pytest.FixtureRequest) -> tuple[str, tuple[Table, ...]]:
 
 def test_what_nft_says_is_what_was_wanted(listing: tuple[str, tuple[Table, ...]]) -> None:
     text, tables = listing
-    assert observed_shape(text, PLACES.table) == shape_of(tables)
-    assert differences(shape_of(tables), observed_shape(text, PLACES.table)) == []
+    assert observed_shape(text, LAYOUT.table) == shape_of(tables)
+    assert differences(shape_of(tables), observed_shape(text, LAYOUT.table)) == []
 
 
 def test_tables_of_others_are_not_looked_at(listing: tuple[str, tuple[Table, ...]]) -> None:
@@ -208,7 +208,7 @@ def test_tables_of_others_are_not_looked_at(listing: tuple[str, tuple[Table, ...
     foreign += [{"chain": {"family": "inet", "table": "theirs", "name": "forward", "handle": 1}}]
     foreign += [{"rule": {"family": "inet", "table": "theirs", "chain": "forward", "handle": 2, "expr": []}}]
     document["nftables"] += foreign
-    assert observed_shape(json.dumps(document), PLACES.table) == observed_shape(text, PLACES.table)
+    assert observed_shape(json.dumps(document), LAYOUT.table) == observed_shape(text, LAYOUT.table)
     assert observed_shape(text, "theirs") == {}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hutch.errors import HutchError
 from hutch.host.identity.hosts_file import ensure_hosts, render_hosts
-from tests.unit.facts import PLACES, SECOND, check_golden
+from tests.unit.facts import LAYOUT, SECOND, check_golden
 
 ADDRESSES = {"web": "192.168.83.2", "lab": "192.168.83.3"}
 MORE = {**ADDRESSES, "new": "192.168.83.4"}
@@ -133,29 +133,29 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_owner_and_mode_are_kept(hosts: Path) -> None:
-    ensure_hosts(PLACES, ADDRESSES, hosts)
+    ensure_hosts(LAYOUT, ADDRESSES, hosts)
     assert hosts.read_bytes() == put(BEFORE)
     assert hosts.stat().st_mode & 0o7777 == 0o640
     assert os.listdir(hosts.parent) == ["hosts"]
 
 
 def test_nothing_is_written_twice(hosts: Path) -> None:
-    ensure_hosts(PLACES, ADDRESSES, hosts)
+    ensure_hosts(LAYOUT, ADDRESSES, hosts)
     before = hosts.stat()
-    ensure_hosts(PLACES, ADDRESSES, hosts)
+    ensure_hosts(LAYOUT, ADDRESSES, hosts)
     assert (hosts.stat().st_ino, hosts.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_a_symbolic_link_stays_one(hosts: Path) -> None:
     link = hosts.with_name("link")
     link.symlink_to("hosts")
-    ensure_hosts(PLACES, ADDRESSES, link)
+    ensure_hosts(LAYOUT, ADDRESSES, link)
     assert link.is_symlink()
     assert hosts.read_bytes() == put(BEFORE)
 
 
 def test_no_file_and_nothing_to_say(tmp_path: Path) -> None:
-    ensure_hosts(PLACES, {}, tmp_path / "hosts")
+    ensure_hosts(LAYOUT, {}, tmp_path / "hosts")
     assert os.listdir(tmp_path) == []
 
 
@@ -169,8 +169,8 @@ def refuse(code: int) -> object:
 def test_a_bind_mount_is_written_in_place(hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hutch.files.os.rename", refuse(errno.EBUSY))
     inode = hosts.stat().st_ino
-    ensure_hosts(PLACES, ADDRESSES, hosts)
-    ensure_hosts(PLACES, {}, hosts)
+    ensure_hosts(LAYOUT, ADDRESSES, hosts)
+    ensure_hosts(LAYOUT, {}, hosts)
     assert hosts.read_bytes() == BEFORE
     assert hosts.stat().st_ino == inode
     assert os.listdir(hosts.parent) == ["hosts"]
@@ -179,5 +179,5 @@ def test_a_bind_mount_is_written_in_place(hosts: Path, monkeypatch: pytest.Monke
 def test_a_read_only_file_system_is_an_explained_failure(hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hutch.files.os.rename", refuse(errno.EROFS))
     with pytest.raises(HutchError, match="hosts cannot be written: Read-only file system"):
-        ensure_hosts(PLACES, ADDRESSES, hosts)
+        ensure_hosts(LAYOUT, ADDRESSES, hosts)
     assert hosts.read_bytes() == BEFORE

@@ -14,13 +14,13 @@ import pytest
 from hutch.errors import HutchError
 from hutch.host.services import lock as locks
 from hutch.host.services.lock import Holder, find_holder, host_lock, lock, spoken
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.state import make_directory
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "state", tmp_path / "run")
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "state", tmp_path / "run")
 
 
 @contextmanager
@@ -33,42 +33,42 @@ def held(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def test_the_lock_is_waited_for_and_given_back(places: Places) -> None:
+def test_the_lock_is_waited_for_and_given_back(layout: Layout) -> None:
     for _ in range(2):
-        with lock(places, patience=0.0):
-            assert places.lock.stat().st_mode & 0o7777 == 0o600
+        with lock(layout, patience=0.0):
+            assert layout.lock.stat().st_mode & 0o7777 == 0o600
             with (
                 pytest.raises(HutchError, match=r"has been changing this host for more than 0\.05 s") as caught,
-                lock(places, patience=0.05),
+                lock(layout, patience=0.05),
             ):
                 pass
             assert f"(pid {os.getpid()}, since " in caught.value.brief
-    assert places.lock.read_bytes() == b""
+    assert layout.lock.read_bytes() == b""
 
 
-def test_the_lock_is_given_back_after_a_failure(places: Places) -> None:
-    with pytest.raises(ZeroDivisionError), lock(places):
+def test_the_lock_is_given_back_after_a_failure(layout: Layout) -> None:
+    with pytest.raises(ZeroDivisionError), lock(layout):
         raise ZeroDivisionError
-    with held(places.lock):
+    with held(layout.lock):
         pass
 
 
-def test_whoever_waits_for_long_is_told_once(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_waits_for_long_is_told_once(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(locks, "listener", told.append)
     monkeypatch.setattr(locks, "POLITE", 0.05)
-    with lock(places), pytest.raises(HutchError), lock(places, patience=0.2):
+    with lock(layout), pytest.raises(HutchError), lock(layout, patience=0.2):
         pass
     assert len(told) == 1
     assert f"(pid {os.getpid()}, since " in told[0]
-    with lock(places, patience=0.0):
+    with lock(layout, patience=0.0):
         pass
     assert len(told) == 1
 
 
-def test_all_hutches_of_a_host_share_a_lock(places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_hutches_of_a_host_share_a_lock(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "HOST_LOCK", str(tmp_path))
-    with lock(places), host_lock(patience=0.0), host_lock(patience=0.0):  # whoever holds it may take it again
+    with lock(layout), host_lock(patience=0.0), host_lock(patience=0.0):  # whoever holds it may take it again
         pass
     with held(tmp_path), pytest.raises(HutchError, match=f"pid {os.getpid()}"), host_lock(patience=0.05):
         pass
@@ -78,10 +78,10 @@ def test_all_hutches_of_a_host_share_a_lock(places: Places, tmp_path: Path, monk
     assert os.listdir(tmp_path) == ["state"]
 
 
-def test_the_lock_is_no_link(places: Places) -> None:
-    make_directory(places.state)
-    places.lock.symlink_to("/etc/hostname")
-    with pytest.raises(OSError), lock(places):
+def test_the_lock_is_no_link(layout: Layout) -> None:
+    make_directory(layout.state)
+    layout.lock.symlink_to("/etc/hostname")
+    with pytest.raises(OSError), lock(layout):
         pass
 
 

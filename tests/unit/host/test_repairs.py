@@ -14,7 +14,7 @@ from hutch.host.doctor import repairs
 from hutch.host.doctor.repairs import (
     DropIn,
     Made,
-    Step,
+    RepairStep,
     ensure_file,
     ensure_step,
     ensure_steps,
@@ -22,12 +22,12 @@ from hutch.host.doctor.repairs import (
     take_back,
     write_made,
 )
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.state import Damaged
 
 
-def step(name: str, line: str = "") -> Step:
-    return Step(("tool", "add", name), ("tool", "remove", name), ("tool", "list", name), line)
+def step(name: str, line: str = "") -> RepairStep:
+    return RepairStep(("tool", "add", name), ("tool", "remove", name), ("tool", "list", name), line)
 
 
 class Host:
@@ -53,8 +53,8 @@ class Host:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "state", tmp_path / "run")
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "state", tmp_path / "run")
 
 
 @pytest.fixture
@@ -62,56 +62,56 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host()
     monkeypatch.setattr(repairs, "run", host.run)
     monkeypatch.setattr(repairs, "find_program", lambda name: name if host.has_tool else None)
-    monkeypatch.setattr("hutch.host.identity.shells.remove", lambda places, shells: [])
+    monkeypatch.setattr("hutch.host.identity.shells.remove", lambda layout, shells: [])
     return host
 
 
-def test_a_note_is_read_as_it_was_written(places: Places) -> None:
-    assert read_made(places) == Made()
+def test_a_note_is_read_as_it_was_written(layout: Layout) -> None:
+    assert read_made(layout) == Made()
     made = Made((step("a"), step("b", "line")), (DropIn("/etc/x", "text\n", ("tool", "reload", "it")),), ("bash",))
-    write_made(places, made)
-    assert read_made(places) == made
-    assert places.repairs.stat().st_mode & 0o777 == 0o600
-    write_made(places, Made())
-    assert not places.repairs.exists()
+    write_made(layout, made)
+    assert read_made(layout) == made
+    assert layout.repairs.stat().st_mode & 0o777 == 0o600
+    write_made(layout, Made())
+    assert not layout.repairs.exists()
 
 
-def test_a_step_is_made_once_and_taken_back(places: Places, host: Host) -> None:
+def test_a_step_is_made_once_and_taken_back(layout: Layout, host: Host) -> None:
     said: list[str] = []
     for _ in range(2):
-        ensure_step(places, step("a"), said.append)
+        ensure_step(layout, step("a"), said.append)
     assert host.ran == ["add a"] and said == ["tool add a"]
-    assert read_made(places).steps == (step("a"),)
-    assert take_back(places, said.append) == []
+    assert read_made(layout).steps == (step("a"),)
+    assert take_back(layout, said.append) == []
     assert (host.there, said[1:]) == (set(), ["tool remove a"])
-    assert take_back(places, said.append) == [] and len(said) == 2
+    assert take_back(layout, said.append) == [] and len(said) == 2
 
 
-def test_what_was_there_already_is_not_ours(places: Places, host: Host) -> None:
+def test_what_was_there_already_is_not_ours(layout: Layout, host: Host) -> None:
     host.there = {"a"}
-    ensure_step(places, step("a"), print)
-    assert take_back(places, print) == []
+    ensure_step(layout, step("a"), print)
+    assert take_back(layout, print) == []
     assert host.there == {"a"} and host.ran == []
 
 
-def test_it_is_noted_before_it_is_made(places: Places, host: Host) -> None:
-    noted: list[tuple[Step, ...]] = []
-    ensure_step(places, step("a"), lambda text: noted.append(read_made(places).steps))
+def test_it_is_noted_before_it_is_made(layout: Layout, host: Host) -> None:
+    noted: list[tuple[RepairStep, ...]] = []
+    ensure_step(layout, step("a"), lambda text: noted.append(read_made(layout).steps))
     assert noted == [(step("a"),)]
 
 
-def test_one_that_failed_is_not_ours_when_somebody_makes_it_by_hand(places: Places, host: Host) -> None:
-    ensure_step(places, step("a"), print)
+def test_one_that_failed_is_not_ours_when_somebody_makes_it_by_hand(layout: Layout, host: Host) -> None:
+    ensure_step(layout, step("a"), print)
     host.broken = {"add"}
     with pytest.raises(HutchError):
-        ensure_step(places, step("b"), print)
-    assert read_made(places).steps == (step("a"),)
+        ensure_step(layout, step("b"), print)
+    assert read_made(layout).steps == (step("a"),)
     host.there.add("b")
-    assert take_back(places, print) == [] and host.there == {"b"}
+    assert take_back(layout, print) == [] and host.there == {"b"}
 
 
 def test_one_that_was_made_although_it_failed_stays_noted(
-    places: Places, host: Host, monkeypatch: pytest.MonkeyPatch
+    layout: Layout, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(argv: tuple[str, ...], **options: Any) -> CompletedProcess[str]:
         result = host.run(argv, **options)
@@ -121,44 +121,44 @@ def test_one_that_was_made_although_it_failed_stays_noted(
 
     monkeypatch.setattr(repairs, "run", run)
     with pytest.raises(HutchError):
-        ensure_step(places, step("a"), print)
-    assert read_made(places).steps == (step("a"),)
+        ensure_step(layout, step("a"), print)
+    assert read_made(layout).steps == (step("a"),)
 
 
-def test_after_one_that_fails_the_last_is_not_made(places: Places, host: Host) -> None:
+def test_after_one_that_fails_the_last_is_not_made(layout: Layout, host: Host) -> None:
     host.broken = {"add"}
     with pytest.raises(HutchError):
-        ensure_steps(places, (step("a"), step("b")), host.ran.append)
+        ensure_steps(layout, (step("a"), step("b")), host.ran.append)
     assert host.ran == ["tool add a"]
     host.broken = set()
-    ensure_steps(places, (step("a"), step("b")), print)
-    assert read_made(places).steps == (step("a"), step("b"))
+    ensure_steps(layout, (step("a"), step("b")), print)
+    assert read_made(layout).steps == (step("a"), step("b"))
 
 
 def test_one_that_cannot_be_taken_back_stays_noted_and_holds_up_no_other(
-    places: Places, host: Host, tmp_path: Path
+    layout: Layout, host: Host, tmp_path: Path
 ) -> None:
     for name in "ab":
-        ensure_step(places, step(name), print)
+        ensure_step(layout, step(name), print)
     file = DropIn(str(tmp_path / "etc" / "x"), "text\n", ("tool", "reload", "it"))
-    ensure_file(places, file, print)
+    ensure_file(layout, file, print)
     host.broken = {"remove"}
-    assert take_back(places, print) == ["tool failed; to replay it"] * 2
-    assert read_made(places) == Made((step("a"), step("b")))
+    assert take_back(layout, print) == ["tool failed; to replay it"] * 2
+    assert read_made(layout) == Made((step("a"), step("b")))
     assert not Path(file.path).exists()
     host.broken = set()
-    assert take_back(places, print) == []
-    assert not places.repairs.exists()
+    assert take_back(layout, print) == []
+    assert not layout.repairs.exists()
 
 
 def test_what_cannot_be_written_stays_noted_and_holds_up_no_other(
-    places: Places, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: Layout, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x"
     file = DropIn(str(path), "text\n", ("tool", "reload", "it"))
-    ensure_step(places, step("a"), print)
-    ensure_file(places, file, print)
-    write_made(places, Made(read_made(places).steps, (file,), ("bash",)))
+    ensure_step(layout, step("a"), print)
+    ensure_file(layout, file, print)
+    write_made(layout, Made(read_made(layout).steps, (file,), ("bash",)))
 
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
@@ -166,50 +166,50 @@ def test_what_cannot_be_written_stays_noted_and_holds_up_no_other(
     monkeypatch.setattr("hutch.host.identity.shells.remove", refuse)
     unlink = Path.unlink
     monkeypatch.setattr(Path, "unlink", lambda self, **options: refuse() if self == path else unlink(self, **options))
-    failures = take_back(places, print)
+    failures = take_back(layout, print)
     assert len(failures) == 2 and all("Read-only file system" in failure for failure in failures)
-    assert read_made(places) == Made((), (file,), ("bash",)) and host.there == {"it"}
+    assert read_made(layout) == Made((), (file,), ("bash",)) and host.there == {"it"}
 
 
-def test_a_program_that_is_gone_took_what_it_did_with_it(places: Places, host: Host) -> None:
-    ensure_step(places, step("a"), print)
+def test_a_program_that_is_gone_took_what_it_did_with_it(layout: Layout, host: Host) -> None:
+    ensure_step(layout, step("a"), print)
     host.has_tool = False
-    assert take_back(places, print) == []
+    assert take_back(layout, print) == []
 
 
-def test_a_line_among_those_that_are_listed(places: Places, host: Host) -> None:
+def test_a_line_among_those_that_are_listed(layout: Layout, host: Host) -> None:
     host.there = {"b"}
     assert repairs.is_made(step("b", "tool add b"))
     assert not repairs.is_made(step("b", "tool add"))
 
 
-def test_a_file_of_somebody_elses_is_left_alone(places: Places, host: Host, tmp_path: Path) -> None:
+def test_a_file_of_somebody_elses_is_left_alone(layout: Layout, host: Host, tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("theirs\n")
     file = DropIn(str(path), "text\n", ("tool", "reload", "it"))
     with pytest.raises(HutchError, match="hutch did not write that"):
-        ensure_file(places, file, print)
+        ensure_file(layout, file, print)
     path.unlink()
-    ensure_file(places, file, print)
+    ensure_file(layout, file, print)
     path.write_text("changed\n")
     with pytest.raises(HutchError, match="hutch did not write that"):
-        ensure_file(places, file, print)
-    assert "has been changed since" in take_back(places, print)[0]
+        ensure_file(layout, file, print)
+    assert "has been changed since" in take_back(layout, print)[0]
     assert path.read_text() == "changed\n"
     path.unlink()
-    assert take_back(places, print) == []
+    assert take_back(layout, print) == []
 
 
-def test_a_file_that_is_as_it_should_be_is_not_ours(places: Places, host: Host, tmp_path: Path) -> None:
+def test_a_file_that_is_as_it_should_be_is_not_ours(layout: Layout, host: Host, tmp_path: Path) -> None:
     file = DropIn(str(tmp_path / "x"), "text\n", ("tool", "reload", "it"))
     Path(file.path).write_text(file.content)
-    ensure_file(places, file, print)
-    assert host.ran == ["reload it"] and take_back(places, print) == []
+    ensure_file(layout, file, print)
+    assert host.ran == ["reload it"] and take_back(layout, print) == []
     assert Path(file.path).exists()
 
 
-def test_a_damaged_note_is_named(places: Places) -> None:
-    write_made(places, Made((step("a"),)))
-    places.repairs.write_bytes(places.repairs.read_bytes().replace(b"tool", b"fool"))
+def test_a_damaged_note_is_named(layout: Layout) -> None:
+    write_made(layout, Made((step("a"),)))
+    layout.repairs.write_bytes(layout.repairs.read_bytes().replace(b"tool", b"fool"))
     with pytest.raises(Damaged, match="checksum"):
-        read_made(places)
+        read_made(layout)

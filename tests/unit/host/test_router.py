@@ -25,7 +25,7 @@ from hutch.host.network.router import (
 )
 from hutch.host.network.ruleset import shape_of
 from hutch.spec.model import Network
-from tests.unit.facts import MEMBERS, NETWORK, PLACES, SECOND, member
+from tests.unit.facts import LAYOUT, MEMBERS, NETWORK, SECOND, member
 
 OPEN = Network()
 
@@ -90,21 +90,21 @@ def test_no_uplink_is_left() -> None:
 )
 def test_an_overlap_is_refused(routes: tuple[str, ...], key: str) -> None:
     with pytest.raises(HutchError, match=rf"\[network\] {key} .* overlaps {routes[0]}"):
-        check_overlap(PLACES, NETWORK, host(*routes))
+        check_overlap(LAYOUT, NETWORK, host(*routes))
 
 
 def test_own_routes_are_no_overlap() -> None:
     ours = {"hutch-up": link("192.168.84.1/30")}
-    check_overlap(PLACES, NETWORK, host("192.168.83.0/24", "192.168.84.0/30", "10.0.0.0/8", **ours))
+    check_overlap(LAYOUT, NETWORK, host("192.168.83.0/24", "192.168.84.0/30", "10.0.0.0/8", **ours))
     with pytest.raises(HutchError):
-        check_overlap(PLACES, NETWORK, host("192.168.83.128/25", **ours))
+        check_overlap(LAYOUT, NETWORK, host("192.168.83.128/25", **ours))
 
 
 def test_a_vpn_that_takes_the_default_route_is_no_overlap() -> None:
-    check_overlap(PLACES, NETWORK, host("0.0.0.0/1", "128.0.0.0/1"))
+    check_overlap(LAYOUT, NETWORK, host("0.0.0.0/1", "128.0.0.0/1"))
 
 
-# Settled or not.
+# Reconciled or not.
 
 HOST = host(
     "10.0.0.0/24",
@@ -118,16 +118,16 @@ ROUTER = RouterFacts(
     way_out="192.168.84.1",
     fenced="192.168.83.0/24",
     fence="hutch0",
-    rules=shape_of(router_tables(PLACES, NETWORK, MEMBERS, ("10.0.0.5",))),
-    host_rules=shape_of(host_tables(PLACES, NETWORK, MEMBERS)),
+    rules=shape_of(router_tables(LAYOUT, NETWORK, MEMBERS, ("10.0.0.5",))),
+    host_rules=shape_of(host_tables(LAYOUT, NETWORK, MEMBERS)),
 )
 
 
 def found_wrong(found: HostNetwork, facts: RouterFacts) -> dict[Part, str]:
-    return differences(PLACES, NETWORK, wanted_rules(PLACES, NETWORK, MEMBERS, found), found, facts)
+    return differences(LAYOUT, NETWORK, wanted_rules(LAYOUT, NETWORK, MEMBERS, found), found, facts)
 
 
-def test_settled() -> None:
+def test_reconciled() -> None:
     assert found_wrong(HOST, ROUTER) == {}
 
 
@@ -139,7 +139,7 @@ def without(rules: dict[str, Any], key: str) -> dict[str, Any]:
 LINKS = ROUTER.links or {}
 BRIDGE = "hutch0 has lost its address 192.168.83.1/24"
 # (the host, the router, the parts that are wrong, each with what is said of it)
-UNSETTLED: dict[str, tuple[HostNetwork, RouterFacts, dict[str, str]]] = {
+UNRECONCILED: dict[str, tuple[HostNetwork, RouterFacts, dict[str, str]]] = {
     "a set is gone": (
         HOST,
         replace(ROUTER, rules=without(ROUTER.rules, "inet hutch/@denied")),
@@ -201,8 +201,8 @@ UNSETTLED: dict[str, tuple[HostNetwork, RouterFacts, dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize(("found", "facts", "wrong"), UNSETTLED.values(), ids=UNSETTLED.keys())
-def test_unsettled(found: HostNetwork, facts: RouterFacts, wrong: dict[str, str]) -> None:
+@pytest.mark.parametrize(("found", "facts", "wrong"), UNRECONCILED.values(), ids=UNRECONCILED.keys())
+def test_what_is_yet_to_be_reconciled(found: HostNetwork, facts: RouterFacts, wrong: dict[str, str]) -> None:
     assert found_wrong(found, facts) == wrong
 
 
@@ -240,7 +240,7 @@ def test_a_bridge_that_is_repaired_takes_its_ports_anew() -> None:
 
 def test_sysctls() -> None:
     quiet = (member("web", "192.168.83.2"),)
-    assert wanted_sysctls(PLACES, quiet) == {"net/ipv4/ip_forward": "1"}
+    assert wanted_sysctls(LAYOUT, quiet) == {"net/ipv4/ip_forward": "1"}
     assert wanted_sysctls(SECOND, MEMBERS) == {
         "net/ipv4/ip_forward": "1",
         f"net/ipv4/conf/{SECOND.uplink_host}/route_localnet": "1",
@@ -248,18 +248,18 @@ def test_sysctls() -> None:
 
 
 def test_what_a_crash_left_untagged_is_known_by_its_address() -> None:
-    made = {"ifname": "hutch-up", "address": PLACES.uplink_mac}
-    assert is_ours(PLACES, made)
-    assert is_ours(PLACES, {"ifname": "hutch-up", "address": "02:00:00:00:00:01", "ifalias": "hutch /var/lib/hutch"})
+    made = {"ifname": "hutch-up", "address": LAYOUT.uplink_mac}
+    assert is_ours(LAYOUT, made)
+    assert is_ours(LAYOUT, {"ifname": "hutch-up", "address": "02:00:00:00:00:01", "ifalias": "hutch /var/lib/hutch"})
     assert not is_ours(SECOND, made)
-    assert not is_ours(PLACES, {**made, "ifalias": "somebody else's"})
-    assert not is_ours(PLACES, {"ifname": "hutch-up", "address": "02:00:00:00:00:01"})
-    assert not is_ours(PLACES, {"ifname": "lo", "address": "00:00:00:00:00:00"})
-    assert not is_ours(PLACES, {"ifname": "lo"})
-    assert PLACES.uplink_mac != SECOND.uplink_mac
+    assert not is_ours(LAYOUT, {**made, "ifalias": "somebody else's"})
+    assert not is_ours(LAYOUT, {"ifname": "hutch-up", "address": "02:00:00:00:00:01"})
+    assert not is_ours(LAYOUT, {"ifname": "lo", "address": "00:00:00:00:00:00"})
+    assert not is_ours(LAYOUT, {"ifname": "lo"})
+    assert LAYOUT.uplink_mac != SECOND.uplink_mac
 
 
 def test_interfaces_say_whose_they_are() -> None:
-    assert tag(PLACES) == "hutch /var/lib/hutch"
+    assert tag(LAYOUT) == "hutch /var/lib/hutch"
     assert tag(SECOND) == "hutch /srv/second"
-    assert inside(PLACES, ["nft"]) == ["nsenter", "--net=/run/netns/hutch", "--", "nft"]
+    assert inside(LAYOUT, ["nft"]) == ["nsenter", "--net=/run/netns/hutch", "--", "nft"]

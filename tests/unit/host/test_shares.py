@@ -12,7 +12,7 @@ from hutch.apply import removal
 from hutch.errors import HutchError
 from hutch.host.storage import shares
 from hutch.host.storage.shares import Guest
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 GUEST = Guest(70_000, 1000)
 
@@ -52,8 +52,8 @@ def mounts(monkeypatch: pytest.MonkeyPatch) -> Mounts:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "state", tmp_path / "run")
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "state", tmp_path / "run")
 
 
 @pytest.fixture
@@ -64,71 +64,71 @@ def paths(tmp_path: Path) -> list[str]:
     return made
 
 
-def ensure(places: Places, paths: list[str]) -> None:
-    shares.ensure_shares(places, paths, {path: [GUEST] for path in paths})
+def ensure(layout: Layout, paths: list[str]) -> None:
+    shares.ensure_shares(layout, paths, {path: [GUEST] for path in paths})
 
 
-def test_one_that_cannot_be_looked_through_holds_up_nobody(mounts: Mounts, places: Places, paths: list[str]) -> None:
+def test_one_that_cannot_be_looked_through_holds_up_nobody(mounts: Mounts, layout: Layout, paths: list[str]) -> None:
     """Its guard stays, and with it those around it; it is told of, and not tried again at once."""
     bad, inner, good = paths
-    ensure(places, paths)
+    ensure(layout, paths)
     assert mounts.points == [bad, good, inner]  # an outer one first: it hides what is in it
     mounts.bad = {inner: "there is no end to it"}
-    ensure(places, [])
+    ensure(layout, [])
     assert sorted(mounts.points) == [bad, inner]
-    (told,) = shares.kept_guards(places)
+    (told,) = shares.kept_guards(layout)
     assert told == f"{inner} stays mounted nosuid,nodev over itself: there is no end to it"
-    assert shares.noted_guests(places)[inner] == {GUEST}
+    assert shares.noted_guests(layout)[inner] == {GUEST}
     mounts.tried.clear()
-    ensure(places, [good])
+    ensure(layout, [good])
     assert (sorted(mounts.points), mounts.tried) == ([bad, inner, good], [])
-    ensure(places, [inner, good])  # shared again: it is where it should be
-    assert shares.kept_guards(places) == []
-    ensure(places, [good])
+    ensure(layout, [inner, good])  # shared again: it is where it should be
+    assert shares.kept_guards(layout) == []
+    ensure(layout, [good])
     assert mounts.tried == [inner]
 
 
 def test_it_is_tried_again_in_the_end(
-    mounts: Mounts, places: Places, paths: list[str], monkeypatch: pytest.MonkeyPatch
+    mounts: Mounts, layout: Layout, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ensure(places, paths)
+    ensure(layout, paths)
     mounts.bad = {paths[2]: "it was moved"}
-    ensure(places, [])
+    ensure(layout, [])
     assert mounts.points == [paths[2]]
     later = time.time() + shares.TRY_AGAIN + 60
     monkeypatch.setattr("time.time", lambda: later)
-    ensure(places, [])
+    ensure(layout, [])
     assert mounts.points == [paths[2]]
     mounts.bad = {}
-    ensure(places, [])
-    assert len(shares.kept_guards(places)) == 1
+    ensure(layout, [])
+    assert len(shares.kept_guards(layout)) == 1
     later += shares.TRY_AGAIN + 60
-    ensure(places, [])
+    ensure(layout, [])
     assert mounts.points == []
-    assert not places.shares.exists()
+    assert not layout.shares.exists()
 
 
 def test_what_a_removal_could_not_look_through_is_not_looked_through_twice(
-    mounts: Mounts, places: Places, paths: list[str]
+    mounts: Mounts, layout: Layout, paths: list[str]
 ) -> None:
     _, inner, good = paths
-    ensure(places, [good])
+    ensure(layout, [good])
     mounts.bad = {good: "no end", inner: "no end"}
-    assert removal._disarm(places, good, GUEST) == []
-    (told,) = removal._disarm(places, inner, GUEST)
+    assert removal._disarm(layout, good, GUEST) == []
+    (told,) = removal._disarm(layout, inner, GUEST)
     assert "nothing guards it" in told
     mounts.tried.clear()
-    ensure(places, [])
+    ensure(layout, [])
     assert (mounts.points, mounts.tried) == ([good], [])
 
 
-def test_a_guard_of_what_is_to_be_deleted_is_not_kept(mounts: Mounts, places: Places, paths: list[str]) -> None:
+def test_a_guard_of_what_is_to_be_deleted_is_not_kept(mounts: Mounts, layout: Layout, paths: list[str]) -> None:
     _, _, good = paths
-    ensure(places, [good])
+    ensure(layout, [good])
     mounts.bad = {good: "no end"}
-    ensure(places, [])
-    assert len(shares.kept_guards(places)) == 1
-    shares.release(places, good)
-    shares.release(places, good)
+    ensure(layout, [])
+    assert len(shares.kept_guards(layout)) == 1
+    shares.release(layout, good)
+    shares.release(layout, good)
     assert mounts.points == []
-    assert not places.shares.exists()
+    assert not layout.shares.exists()

@@ -17,15 +17,15 @@ from hutch.host.services.service import Service, observe_service
 from hutch.host.storage import shares
 from hutch.host.storage.bind import open_strictly
 from hutch.host.storage.mountinfo import Tree
-from hutch.spec.model import Mount, Workspace
-from hutch.spec.names import Places
-from tests.unit.facts import NETWORK, PLACES, check_golden, workspace
+from hutch.spec.model import Mount, WorkspaceSpec
+from hutch.spec.names import Layout
+from tests.unit.facts import LAYOUT, NETWORK, check_golden, workspace
 
 # dns
 
 
 def test_resolvers() -> None:
-    found = [asdict(service) for service in wanted_resolvers(PLACES, NETWORK, "dnsmasq", ["box.example"])]
+    found = [asdict(service) for service in wanted_resolvers(LAYOUT, NETWORK, "dnsmasq", ["box.example"])]
     check_golden("dns/resolvers.json", json.dumps(found, indent=1) + "\n")
 
 
@@ -209,7 +209,7 @@ def test_a_store_must_be_there_to_be_shared(tmp_path: Path, monkeypatch: pytest.
     assert list(shares.check_shares("workspaces.web", sharing)) == []
 
 
-def with_points(home: Path, *targets: str) -> Workspace:
+def with_points(home: Path, *targets: str) -> WorkspaceSpec:
     return workspace(owner=os.getuid(), home=str(home), mounts=tuple(Mount(str(home.parent), t) for t in targets))
 
 
@@ -250,8 +250,8 @@ def test_mount_points_with_something_in_the_way(target: str, tmp_path: Path) -> 
 
 
 def test_what_is_not_there_needs_no_guard(tmp_path: Path) -> None:
-    places = Places(tmp_path / "state", tmp_path / "run")
-    shares.ensure_shares(places, [f"{tmp_path}/gone"])
+    layout = Layout(tmp_path / "state", tmp_path / "run")
+    shares.ensure_shares(layout, [f"{tmp_path}/gone"])
     assert os.listdir(tmp_path) == []
 
 

@@ -11,18 +11,18 @@ import pytest
 from hutch.errors import HutchError
 from hutch.host.identity import ssh
 from hutch.host.identity.ssh import Peer, check_include, ensure_trust, owner_of, render_config, render_known_hosts
-from hutch.spec.names import Places
-from tests.unit.facts import KEY, PLACES, check_golden
+from hutch.spec.names import Layout
+from tests.unit.facts import KEY, LAYOUT, check_golden
 
 PEERS = (
     Peer("web", "192.168.83.2", "dev", f"{KEY} workspace-web"),
     Peer("lab", "192.168.83.3", "me", KEY),
 )
-KEYS = {0: str(PLACES.key(0)), 1000: str(PLACES.key(1000))}
+KEYS = {0: str(LAYOUT.key(0)), 1000: str(LAYOUT.key(1000))}
 
 
 def test_drop_in() -> None:
-    check_golden("ssh/50-hutch.conf", render_config(PLACES, PEERS, KEYS).decode())
+    check_golden("ssh/50-hutch.conf", render_config(LAYOUT, PEERS, KEYS).decode())
 
 
 def test_known_hosts() -> None:
@@ -47,16 +47,16 @@ def test_a_key_pair_is_believed_only_when_it_is_whole() -> None:
 
 
 def test_a_damaged_host_key_that_others_trust_is_not_replaced(tmp_path: Path) -> None:
-    places = Places(tmp_path / "state", tmp_path / "run")
-    assert not ssh.is_published(places, "web")
-    places.state.mkdir()
-    places.known_hosts.write_bytes(render_known_hosts(PEERS))
-    assert ssh.is_published(places, "web")
-    assert not ssh.is_published(places, "we")
+    layout = Layout(tmp_path / "state", tmp_path / "run")
+    assert not ssh.is_published(layout, "web")
+    layout.state.mkdir()
+    layout.known_hosts.write_bytes(render_known_hosts(PEERS))
+    assert ssh.is_published(layout, "web")
+    assert not ssh.is_published(layout, "we")
     path = tmp_path / "key"
     path.write_bytes(key_pair()[0][:-20])
     with pytest.raises(HutchError, match="damaged"):
-        ssh.ensure_key(path, "workspace-web", published=ssh.is_published(places, "web"))
+        ssh.ensure_key(path, "workspace-web", published=ssh.is_published(layout, "web"))
     private, public = key_pair()
     path.write_bytes(private)
     path.with_name("key.pub").write_bytes(public)
@@ -73,23 +73,23 @@ def test_the_public_half_of_a_key_is_written_again(tmp_path: Path) -> None:
 
 
 def test_what_follows_the_drop_in_is_for_all_hosts_again() -> None:
-    assert render_config(PLACES, PEERS, KEYS).endswith(b"\nMatch all\n")
+    assert render_config(LAYOUT, PEERS, KEYS).endswith(b"\nMatch all\n")
 
 
 def test_ensure_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = Places(tmp_path / "state", tmp_path / "run")
-    monkeypatch.setattr(Places, "ssh_config", property(lambda self: tmp_path / "ssh_config.d" / "50-hutch.conf"))
-    ensure_trust(places, PEERS, KEYS)
-    assert places.known_hosts.read_bytes() == render_known_hosts(PEERS)
-    assert places.ssh_config.read_bytes() == render_config(places, PEERS, KEYS)
-    assert places.known_hosts.stat().st_mode & 0o7777 == 0o644
-    before = places.known_hosts.stat().st_ino, places.ssh_config.stat().st_ino
-    ensure_trust(places, PEERS, KEYS)
-    assert (places.known_hosts.stat().st_ino, places.ssh_config.stat().st_ino) == before
+    layout = Layout(tmp_path / "state", tmp_path / "run")
+    monkeypatch.setattr(Layout, "ssh_config", property(lambda self: tmp_path / "ssh_config.d" / "50-hutch.conf"))
+    ensure_trust(layout, PEERS, KEYS)
+    assert layout.known_hosts.read_bytes() == render_known_hosts(PEERS)
+    assert layout.ssh_config.read_bytes() == render_config(layout, PEERS, KEYS)
+    assert layout.known_hosts.stat().st_mode & 0o7777 == 0o644
+    before = layout.known_hosts.stat().st_ino, layout.ssh_config.stat().st_ino
+    ensure_trust(layout, PEERS, KEYS)
+    assert (layout.known_hosts.stat().st_ino, layout.ssh_config.stat().st_ino) == before
     for _ in range(2):
-        ensure_trust(places, (), KEYS)
-        assert not places.known_hosts.exists()
-        assert not places.ssh_config.exists()
+        ensure_trust(layout, (), KEYS)
+        assert not layout.known_hosts.exists()
+        assert not layout.ssh_config.exists()
 
 
 @pytest.mark.parametrize(

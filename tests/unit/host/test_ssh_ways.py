@@ -9,7 +9,7 @@ import pytest
 from hutch.backends import traits_named
 from hutch.host.identity import ssh
 from hutch.host.identity.ssh import VSOCK_PROXY, Peer, choose_proxy, proxy_of, render_argv, render_config
-from tests.unit.facts import PLACES, check_golden, workspace
+from tests.unit.facts import LAYOUT, check_golden, workspace
 
 SYSTEMD, SOCAT = f"{VSOCK_PROXY} vsock/77 22", "socat - VSOCK-CONNECT:77:22"
 
@@ -47,7 +47,7 @@ def test_who_is_reached_by_vsock(
 
 def test_the_drop_in_says_how_to_connect() -> None:
     peers = tuple(Peer(name, "192.168.83.2", "dev", "", proxy) for name, proxy in [("a", SYSTEMD), ("b", SOCAT)])
-    lines = render_config(PLACES, peers, {}).decode().splitlines()
+    lines = render_config(LAYOUT, peers, {}).decode().splitlines()
     assert f"    ProxyCommand {SYSTEMD}" in lines and f"    ProxyCommand {SOCAT}" in lines
     assert [line.split()[1] for line in lines if "ProxyUseFdpass" in line] == ["yes", "no"]
 
@@ -56,12 +56,12 @@ def test_the_drop_in_says_how_to_connect() -> None:
 def test_arguments_of_our_own_ssh(way: str) -> None:
     peer = Peer("web", "192.168.83.2", "dev", proxy=SYSTEMD if way == "vsock" else "")
     terminal = way == "vsock"
-    argv = render_argv(PLACES, peer, "exec x", terminal=terminal, control="/run/hutch/c", is_first=not terminal)
+    argv = render_argv(LAYOUT, peer, "exec x", terminal=terminal, control="/run/hutch/c", is_first=not terminal)
     check_golden(f"ssh/argv-{way}", "".join(f"{word}\n" for word in argv))
 
 
 def test_nothing_of_the_callers_goes_along() -> None:
-    argv = render_argv(PLACES, Peer("web", "192.168.83.2", "dev"), "x", terminal=False, control="", is_first=True)
+    argv = render_argv(LAYOUT, Peer("web", "192.168.83.2", "dev"), "x", terminal=False, control="", is_first=True)
     assert argv[:3] == ["ssh", "-F", "none"]
     for option in ("ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes", "PermitLocalCommand=no"):
         assert option in argv

@@ -11,58 +11,58 @@ from hutch.host.network.watch import wanted_watch
 from hutch.host.services.service import Service
 from hutch.host.services.unit_texts import render_network, render_service, render_slice, render_target
 from hutch.host.services.units import quoted
-from hutch.spec.names import PACKAGE, Places
-from tests.unit.facts import NETWORK, PLACES, check_golden
+from hutch.spec.names import PACKAGE, Layout
+from tests.unit.facts import LAYOUT, NETWORK, check_golden
 
-SECOND = Places(state=Path("/srv/second"), run=Path("/run/second"))
+SECOND = Layout(state=Path("/srv/second"), run=Path("/run/second"))
 PYTHON = "/usr/bin/python3"
-WARDEN = Service(
-    "the warden",
-    str(PLACES.services / "warden.pid"),
-    str(PLACES.namespace_path),
+PROXY = Service(
+    "the egress proxy",
+    str(LAYOUT.services / "egress.pid"),
+    str(LAYOUT.namespace_path),
     ("bwrap", "--", "python3", "-m", "hutch.egress"),
     says_pid=True,
     sandbox=("RestrictNamespaces=mnt",),
 )
 
 
-def rendered(places: Places) -> str:
-    services = (*wanted_resolvers(places, NETWORK, "dnsmasq", ["box.example"]), wanted_watch(places, NETWORK))
-    units = {places.service_unit(service.pid_file): render_service(service, places) for service in services}
+def rendered(layout: Layout) -> str:
+    services = (*wanted_resolvers(layout, NETWORK, "dnsmasq", ["box.example"]), wanted_watch(layout, NETWORK))
+    units = {layout.service_unit(service.pid_file): render_service(service, layout) for service in services}
     units |= {
-        places.network_unit: render_network(places, PYTHON),
-        places.target: render_target(places),
+        layout.network_unit: render_network(layout, PYTHON),
+        layout.target: render_target(layout),
     }
-    units |= {places.slice_of_all: render_slice(places, 15 << 30)}
+    units |= {layout.slice_of_all: render_slice(layout, 15 << 30)}
     text = "".join(f"==> {name}\n{text}\n" for name, text in units.items())
     return text.replace(str(PACKAGE.parent), "/usr/lib/hutch")
 
 
-@pytest.mark.parametrize(("case", "places"), [("host", PLACES), ("second-host", SECOND)])
-def test_units_of_the_host(case: str, places: Places) -> None:
-    check_golden(f"units/{case}.txt", rendered(places))
+@pytest.mark.parametrize(("case", "layout"), [("host", LAYOUT), ("second-host", SECOND)])
+def test_units_of_the_host(case: str, layout: Layout) -> None:
+    check_golden(f"units/{case}.txt", rendered(layout))
 
 
 def test_who_says_its_pid_writes_it_where_it_is_looked_for() -> None:
-    lines = render_service(WARDEN, PLACES).splitlines()
-    assert {"Type=exec", "StandardOutput=truncate:/run/hutch/services/warden.pid"} <= set(lines)
+    lines = render_service(PROXY, LAYOUT).splitlines()
+    assert {"Type=exec", "StandardOutput=truncate:/run/hutch/services/egress.pid"} <= set(lines)
     assert "NetworkNamespacePath=/run/netns/hutch" in lines
 
 
 def test_nothing_waits_for_what_starts_it() -> None:
-    """What settles the host starts these, and may be the network's own unit."""
-    text = render_service(WARDEN, PLACES)
+    """What reconciles the host starts these, and may be the network's own unit."""
+    text = render_service(PROXY, LAYOUT)
     assert not any(line.startswith(("After=", "Requires=", "BindsTo=")) for line in text.splitlines())
 
 
 def test_all_units_have_names() -> None:
-    assert PLACES.service_units == (
+    assert LAYOUT.service_units == (
         "hutch-dns-host.service",
         "hutch-dns.service",
         "hutch-watch.service",
-        "hutch-warden.service",
+        "hutch-egress.service",
     )
-    assert not set(PLACES.service_units) & set(SECOND.service_units)
+    assert not set(LAYOUT.service_units) & set(SECOND.service_units)
 
 
 def test_a_word_of_several_lines() -> None:

@@ -17,10 +17,10 @@ from hutch.images.progress import Meter, no_progress
 from hutch.images.recipe import make_recipe
 from hutch.run import CommandFailed
 from hutch.spec.names import UID_COUNT, UID_FIRST, UID_RANGES
-from tests.unit.facts import PLACES, SECOND
+from tests.unit.facts import LAYOUT, SECOND
 
 TRIXIE = make_recipe("debian:trixie", ("git", "less"))
-SHOP = Workshop(Path("/state/images/.build-x"), "hutch/build.x", PLACES.builder_uid, Meter(no_progress))
+SHOP = Workshop(Path("/state/images/.build-x"), "hutch/build.x", LAYOUT.builder_uid, Meter(no_progress))
 
 
 def failed(stderr: str, code: int = 1) -> CommandFailed:
@@ -28,10 +28,10 @@ def failed(stderr: str, code: int = 1) -> CommandFailed:
 
 
 def test_builds_have_uids_that_no_workspace_has() -> None:
-    for places in (PLACES, SECOND):
-        assert places.builder_uid >= UID_FIRST + UID_RANGES * UID_COUNT
-        assert places.builder_uid + UID_COUNT <= 1 << 31
-    assert PLACES.builder_uid != SECOND.builder_uid
+    for layout in (LAYOUT, SECOND):
+        assert layout.builder_uid >= UID_FIRST + UID_RANGES * UID_COUNT
+        assert layout.builder_uid + UID_COUNT <= 1 << 31
+    assert LAYOUT.builder_uid != SECOND.builder_uid
 
 
 def test_debian_leaves_mirrors_and_keys_to_mmdebstrap() -> None:
@@ -45,7 +45,7 @@ def test_debian_leaves_mirrors_and_keys_to_mmdebstrap() -> None:
 
 def test_what_is_not_trusted_is_contained() -> None:
     command = nspawn_command(SHOP, SHOP.tree, None)
-    assert f"--private-users={PLACES.builder_uid}:{UID_COUNT}" in command
+    assert f"--private-users={LAYOUT.builder_uid}:{UID_COUNT}" in command
     assert {"--private-users-ownership=off", "--settings=no", "--private-network"} <= set(command)
 
 

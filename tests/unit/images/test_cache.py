@@ -17,60 +17,60 @@ from hutch.images.cache import (
     render_image,
 )
 from hutch.images.recipe import make_recipe
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 RECIPE = make_recipe("debian:trixie", ("git",), "true")
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    places = Places(tmp_path / "state", tmp_path / "run")
-    places.images.mkdir(parents=True)
-    return places
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path / "state", tmp_path / "run")
+    layout.images.mkdir(parents=True)
+    return layout
 
 
-def publish(places: Places) -> Path:
-    directory = places.images / RECIPE.id
+def publish(layout: Layout) -> Path:
+    directory = layout.images / RECIPE.id
     directory.mkdir()
     (directory / "image.json").write_bytes(render_image(RECIPE, "2025-01-01T00:00:00+00:00", 4096))
     return directory
 
 
 def test_no_cache_is_an_empty_one(tmp_path: Path) -> None:
-    places = Places(tmp_path / "absent", tmp_path / "run")
-    assert observe_images(places) == ()
-    assert collect_leftovers(places) == ()
-    remove_image(RECIPE.id, places)
+    layout = Layout(tmp_path / "absent", tmp_path / "run")
+    assert observe_images(layout) == ()
+    assert collect_leftovers(layout) == ()
+    remove_image(RECIPE.id, layout)
 
 
-def test_what_was_written_is_read(places: Places) -> None:
-    directory = publish(places)
-    (image,) = observe_images(places)
+def test_what_was_written_is_read(layout: Layout) -> None:
+    directory = publish(layout)
+    (image,) = observe_images(layout)
     assert (image.id, image.image, image.packages, image.setup) == (RECIPE.id, "debian:trixie", ("git",), "true")
     assert (image.size, image.root) == (4096, directory / "root")
 
 
-def test_locks_and_unfinished_builds_are_no_images(places: Places) -> None:
-    (places.images / f".build-{RECIPE.id}").mkdir()
-    (places.images / f"{RECIPE.id}.lock").touch()
-    assert observe_images(places) == ()
+def test_locks_and_unfinished_builds_are_no_images(layout: Layout) -> None:
+    (layout.images / f".build-{RECIPE.id}").mkdir()
+    (layout.images / f"{RECIPE.id}.lock").touch()
+    assert observe_images(layout) == ()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 2}'])
-def test_a_damaged_record_is_not_taken_for_no_image(places: Places, text: str) -> None:
-    (publish(places) / "image.json").write_text(text)
+def test_a_damaged_record_is_not_taken_for_no_image(layout: Layout, text: str) -> None:
+    (publish(layout) / "image.json").write_text(text)
     with pytest.raises(HutchError, match="damaged") as caught:
-        observe_image(places, RECIPE.id)
+        observe_image(layout, RECIPE.id)
     assert RECIPE.id in caught.value.resolution
-    (image,) = observe_images(places)  # so that it can be seen and removed
+    (image,) = observe_images(layout)  # so that it can be seen and removed
     assert (image.id, image.image) == (RECIPE.id, "damaged")
 
 
-def test_an_image_without_a_record_is_damaged_too(places: Places) -> None:
-    (publish(places) / "image.json").unlink()
+def test_an_image_without_a_record_is_damaged_too(layout: Layout) -> None:
+    (publish(layout) / "image.json").unlink()
     with pytest.raises(HutchError, match="damaged"):
-        observe_image(places, RECIPE.id)
-    assert [image.image for image in observe_images(places)] == ["damaged"]
+        observe_image(layout, RECIPE.id)
+    assert [image.image for image in observe_images(layout)] == ["damaged"]
 
 
 def test_a_record_of_a_later_format_is_refused() -> None:
@@ -78,28 +78,28 @@ def test_a_record_of_a_later_format_is_refused() -> None:
         parse_image(RECIPE.id, Path("/root"), b'{"format": 2}')
 
 
-def test_a_lock_is_held_by_one(places: Places) -> None:
-    with locked(places, RECIPE.id), pytest.raises(BlockingIOError), locked(places, RECIPE.id, wait=False):
+def test_a_lock_is_held_by_one(layout: Layout) -> None:
+    with locked(layout, RECIPE.id), pytest.raises(BlockingIOError), locked(layout, RECIPE.id, wait=False):
         pass
-    with locked(places, RECIPE.id, wait=False):
+    with locked(layout, RECIPE.id, wait=False):
         pass
 
 
-def test_the_holder_may_unlink_its_lock(places: Places) -> None:
-    with locked(places, RECIPE.id) as path:
+def test_the_holder_may_unlink_its_lock(layout: Layout) -> None:
+    with locked(layout, RECIPE.id) as path:
         path.unlink()
-        with locked(places, RECIPE.id, wait=False) as other:  # a new file, hence a new lock
+        with locked(layout, RECIPE.id, wait=False) as other:  # a new file, hence a new lock
             assert other.exists()
 
 
-def test_a_running_build_is_no_leftover(places: Places) -> None:
-    (places.images / f".build-{RECIPE.id}").mkdir()
-    with locked(places, RECIPE.id):
-        assert collect_leftovers(places) == ()
-    assert (places.images / f".build-{RECIPE.id}").exists()
+def test_a_running_build_is_no_leftover(layout: Layout) -> None:
+    (layout.images / f".build-{RECIPE.id}").mkdir()
+    with locked(layout, RECIPE.id):
+        assert collect_leftovers(layout) == ()
+    assert (layout.images / f".build-{RECIPE.id}").exists()
 
 
 @pytest.mark.parametrize("id", ["", "..", "../../etc-0123456789ab", "network"])
-def test_only_an_id_is_removed(places: Places, id: str) -> None:
+def test_only_an_id_is_removed(layout: Layout, id: str) -> None:
     with pytest.raises(HutchError, match="not the id"):
-        remove_image(id, places)
+        remove_image(id, layout)

@@ -24,18 +24,18 @@ from hutch.images.kernel import (
     take_modules,
 )
 from hutch.images.recipe import DISTRIBUTIONS, is_id, make_recipe
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 VMLINUX = b"\x7fELF" + bytes(range(256)) * 8
 RECIPE = make_recipe("debian:trixie")
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    places = Places(tmp_path / "state", tmp_path / "run")
-    (places.images / RECIPE.id).mkdir(parents=True)
-    (places.images / RECIPE.id / "image.json").write_bytes(render_image(RECIPE, "2025-01-01T00:00:00+00:00", 4096))
-    return places
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path / "state", tmp_path / "run")
+    (layout.images / RECIPE.id).mkdir(parents=True)
+    (layout.images / RECIPE.id / "image.json").write_bytes(render_image(RECIPE, "2025-01-01T00:00:00+00:00", 4096))
+    return layout
 
 
 def bzimage(payload: bytes, sectors: int = 4) -> bytes:
@@ -120,46 +120,46 @@ def test_what_is_no_kernel_is_an_error(image: bytes) -> None:
         find_payload(image)
 
 
-def test_kernels_are_no_images_and_no_leftovers(places: Places) -> None:
-    kernel = places.images / "kernels" / kernel_id("debian:trixie")
+def test_kernels_are_no_images_and_no_leftovers(layout: Layout) -> None:
+    kernel = layout.images / "kernels" / kernel_id("debian:trixie")
     kernel.mkdir(parents=True)
-    assert [image.id for image in observe_images(places)] == [RECIPE.id]
-    assert collect_leftovers(places) == ()
-    found = observe_kernel(places, "debian:trixie")
+    assert [image.id for image in observe_images(layout)] == [RECIPE.id]
+    assert collect_leftovers(layout) == ()
+    found = observe_kernel(layout, "debian:trixie")
     assert found is not None and found.vmlinux == kernel / "vmlinux"
-    assert observe_kernel(places, "debian:bookworm") is None
+    assert observe_kernel(layout, "debian:bookworm") is None
 
 
-def test_a_kernel_that_a_machine_boots_is_kept(places: Places) -> None:
-    kernel = places.images / "kernels" / kernel_id("debian:trixie")
+def test_a_kernel_that_a_machine_boots_is_kept(layout: Layout) -> None:
+    kernel = layout.images / "kernels" / kernel_id("debian:trixie")
     kernel.mkdir(parents=True)
     (kernel / "vmlinux").write_bytes(VMLINUX)
-    (places.images / RECIPE.id / "vmlinux").hardlink_to(kernel / "vmlinux")
-    assert remove_unused_kernels(places) == ()
+    (layout.images / RECIPE.id / "vmlinux").hardlink_to(kernel / "vmlinux")
+    assert remove_unused_kernels(layout) == ()
     assert (kernel / "vmlinux").exists()
 
 
-def test_a_machine_is_beside_its_image(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_is_beside_its_image(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether or not the host has the firmware to boot it, which is not in the cache."""
-    monkeypatch.setattr(machine, "FIRMWARES", (str(places.state / "*.rom"),))
-    assert machine.observe_machine(places, RECIPE.id) is None
-    directory = machine.machine_directory(places, RECIPE.id)
+    monkeypatch.setattr(machine, "FIRMWARES", (str(layout.state / "*.rom"),))
+    assert machine.observe_machine(layout, RECIPE.id) is None
+    directory = machine.machine_directory(layout, RECIPE.id)
     directory.mkdir()
     files = [directory / name for name in ("vmlinux", "initrd", "root.erofs")]
     for file in files:
-        assert machine.observe_machine(places, RECIPE.id) is None  # not whole
+        assert machine.observe_machine(layout, RECIPE.id) is None  # not whole
         file.touch()
-    found = machine.observe_machine(places, RECIPE.id)
+    found = machine.observe_machine(layout, RECIPE.id)
     assert found == machine.Machine(files[0], files[1], files[2])
     with pytest.raises(HutchError, match=r"qboot\.rom"):
         found.firmware  # noqa: B018
-    (places.state / "qboot.rom").touch()
-    assert found.firmware == places.state / "qboot.rom"
-    assert machine.observe_machine(places, "debian-trixie-000000000000") is None
+    (layout.state / "qboot.rom").touch()
+    assert found.firmware == layout.state / "qboot.rom"
+    assert machine.observe_machine(layout, "debian-trixie-000000000000") is None
 
 
-def test_a_host_without_the_firmware_is_told_where_it_is(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "FIRMWARES", (str(places.state / "*.rom"),))
+def test_a_host_without_the_firmware_is_told_where_it_is(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "FIRMWARES", (str(layout.state / "*.rom"),))
     with pytest.raises(HutchError, match=r"qboot\.rom"):
         machine.find_firmware()
 

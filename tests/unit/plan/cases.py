@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from hutch.apply.inspecting import Findings, with_findings
-from hutch.apply.planning import settle_ownership
+from hutch.apply.planning import decide_ownership
 from hutch.plan.actions import Change, Plan, Repair
 from hutch.plan.decide import Facts, decide
 from hutch.plan.resolve import resolve
 from hutch.spec import loading
-from hutch.spec.model import Config, Network, Workspace
+from hutch.spec.model import Config, Network, WorkspaceSpec
 from hutch.spec.record import Booted, Observation, Record
 from hutch.spec.values import Size
-from tests.unit.facts import GOLDEN, KEY, PLACES
+from tests.unit.facts import GOLDEN, KEY, LAYOUT
 
 FOLDER = GOLDEN / "plan"
 FILE = "/srv/project/hutch.toml"
@@ -68,7 +68,7 @@ class Case:
         file = directory / "hutch.toml"
         file.write_text(self.text("hutch.toml"), encoding="utf-8")
         file.chmod(0o644)
-        return replace(loading.load(file, places=PLACES), file=FILE)
+        return replace(loading.load(file, layout=LAYOUT), file=FILE)
 
     def plan(self, config: Config) -> Plan:
         """As `hutch plan` makes it."""
@@ -76,11 +76,11 @@ class Case:
         assert options <= {"--no-start", "--prune", "--adopt"}
         facts = self.facts(config)
         found = decide(
-            PLACES,
+            LAYOUT,
             config,
             [word for word in self.words if word not in options],
             facts,
-            settle_ownership(config, facts, adopt="--adopt" in options),
+            decide_ownership(config, facts, adopt="--adopt" in options),
             start="--no-start" not in options,
             prune="--prune" in options,
         )
@@ -154,19 +154,19 @@ class Case:
             yield name, record
 
     def resolved(
-        self, tables: Table, network: Network, kept: Mapping[str, Workspace] | None = None
-    ) -> dict[str, Workspace]:
+        self, tables: Table, network: Network, kept: Mapping[str, WorkspaceSpec] | None = None
+    ) -> dict[str, WorkspaceSpec]:
         """These tables of workspaces, loaded and resolved."""
         shared = {"defaults": self.declared.get("defaults", {}), "network": {"subnet": network.subnet}}
         findings: list[Any] = []
-        config = loading.read_config(FILE, {**shared, "workspaces": tables}, findings, PLACES, loading.no_check)
+        config = loading.read_config(FILE, {**shared, "workspaces": tables}, findings, LAYOUT, loading.no_check)
         assert not findings, findings
         own = {name: workspace for name, workspace in (kept or {}).items() if name in tables}
-        found = resolve(config.workspaces, own, network, PLACES, OWNER)
+        found = resolve(config.workspaces, own, network, LAYOUT, OWNER)
         return {name: replace(w, authorized_keys=w.authorized_keys or KEYS) for name, w in found.items()}
 
 
-def image_of(workspace: Workspace) -> str:
+def image_of(workspace: WorkspaceSpec) -> str:
     """An id as a recipe gives it, which does not change when hutch's own part of the recipe does."""
     made_from = repr([getattr(workspace, key) for key in IMAGE_KEYS])
     slug = re.sub(r"[^a-z0-9]+", "-", workspace.image).strip("-")

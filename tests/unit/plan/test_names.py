@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from hutch.errors import UsageError
 from hutch.spec import names
-from hutch.spec.names import Places
-from tests.unit.facts import PLACES, SECOND
+from hutch.spec.names import Layout
+from tests.unit.facts import LAYOUT, SECOND
 
 workspace_names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", fullmatch=True)
 kinds = st.sampled_from(["container", "vm"])
@@ -66,7 +66,7 @@ def test_networks() -> None:
 
 
 def test_two_hutches_share_nothing() -> None:
-    assert PLACES.instance == "hutch"
+    assert LAYOUT.instance == "hutch"
     assert SECOND.instance.startswith("hutch-")
     for name in (
         "instance",
@@ -78,33 +78,33 @@ def test_two_hutches_share_nothing() -> None:
         "shares",
         "services_cgroup",
     ):
-        assert getattr(PLACES, name) != getattr(SECOND, name), name
-    assert all(len(places.uplink_host) <= names.IFNAMSIZ for places in (PLACES, SECOND))
+        assert getattr(LAYOUT, name) != getattr(SECOND, name), name
+    assert all(len(layout.uplink_host) <= names.IFNAMSIZ for layout in (LAYOUT, SECOND))
 
 
 def test_no_workspace_takes_the_name_of_something_else() -> None:
-    assert Path(PLACES.services_cgroup).name.startswith("_")
+    assert Path(LAYOUT.services_cgroup).name.startswith("_")
     assert names.BUILDER.startswith("_")
     assert names.mac(names.BUILDER) == names.BUILDER_MAC
 
 
-def test_places_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layout_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("HUTCH_STATE_DIR", "HUTCH_RUN_DIR"):
         monkeypatch.delenv(variable, raising=False)
-    assert Places.from_environment() == PLACES
+    assert Layout.from_environment() == LAYOUT
     monkeypatch.setenv("HUTCH_STATE_DIR", "")
-    assert Places.from_environment() == PLACES
+    assert Layout.from_environment() == LAYOUT
     monkeypatch.setenv("HUTCH_STATE_DIR", "/srv/x/../second")
-    assert Places.from_environment() == Places(SECOND.state, Path(f"/run/{SECOND.instance}"))  # nobody else's
+    assert Layout.from_environment() == Layout(SECOND.state, Path(f"/run/{SECOND.instance}"))  # nobody else's
     monkeypatch.setenv("HUTCH_RUN_DIR", "/run/second/")
-    assert Places.from_environment() == SECOND
+    assert Layout.from_environment() == SECOND
 
 
 @pytest.mark.parametrize(
     "path", ["/srv/a b", "/srv/a,b", "/srv/a:b", "/srv/a'b", '/srv/"', "/srv/%h", "/srv/a\nb", "/", "/ä"]
 )
 @pytest.mark.parametrize("variable", ["HUTCH_STATE_DIR", "HUTCH_RUN_DIR"])
-def test_places_that_would_break_a_grammar(variable: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layout_that_would_break_a_grammar(variable: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, path)
     with pytest.raises(UsageError, match=f"{variable}=.* cannot be used"):
-        Places.from_environment()
+        Layout.from_environment()

@@ -20,7 +20,7 @@ from hutch.plan.planner import (
     without_effect,
 )
 from hutch.spec.entries import Publish
-from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, Workspace
+from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, WorkspaceSpec
 from hutch.spec.record import Booted, Record, State
 from tests.unit.facts import NETWORK, workspace
 
@@ -346,7 +346,7 @@ def test_what_is_resolved_is_whole() -> None:
     """That the facts of these tests are of the kind that planning gets."""
     left_open = {key for key in WORKSPACE_KEYS if getattr(workspace(), key) is None}
     assert left_open == {"vcpus", "memory", "disk", "idle"}
-    assert isinstance(workspace(), Workspace)
+    assert isinstance(workspace(), WorkspaceSpec)
 
 
 def test_a_kept_disk_does_not_shrink() -> None:

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hutch.apply.planning import settle_ownership
+from hutch.apply.planning import decide_ownership
 from hutch.errors import HutchError
 from hutch.plan.actions import Action, Plan, Wanted
 from hutch.plan.decide import Facts, decide, noted
 from hutch.plan.planner import HEAVIER, differences, with_live_changes
 from hutch.plan.resolve import resolve
-from hutch.spec.model import WORKSPACE_KEYS, Config, Mount, Network, Publish, Workspace
+from hutch.spec.model import WORKSPACE_KEYS, Config, Mount, Network, Publish, WorkspaceSpec
 from hutch.spec.record import Booted, Observation, Record, State
-from tests.unit.facts import KEY, NETWORK, PLACES
+from tests.unit.facts import KEY, LAYOUT, NETWORK
 from tests.unit.plan.cases import image_of
 
 FILE, OTHER = "/srv/project/hutch.toml", "/srv/other/hutch.toml"
@@ -56,7 +56,7 @@ VALUES: dict[str, list[Any]] = {
     "gpu": [False, True],
 }
 declarations = st.fixed_dictionaries({}, optional={key: st.sampled_from(values) for key, values in VALUES.items()}).map(
-    lambda keys: Workspace(**{"type": "container", **keys})
+    lambda keys: WorkspaceSpec(**{"type": "container", **keys})
 )
 files = st.dictionaries(st.sampled_from(NAMES), declarations, max_size=4)
 
@@ -71,7 +71,7 @@ class Host:
     applied: Network | None = None
     network: Network = NETWORK
     rebuilt: int = 0
-    declared: dict[str, Workspace] = field(default_factory=dict)
+    declared: dict[str, WorkspaceSpec] = field(default_factory=dict)
 
     def facts(self) -> Facts:
         return Facts(
@@ -88,7 +88,7 @@ class Host:
             exists=lambda path: True,
         )
 
-    def image_of(self, workspace: Workspace) -> str:
+    def image_of(self, workspace: WorkspaceSpec) -> str:
         suffix = f"-{self.rebuilt}" if workspace.image.startswith("rootfs:") else ""
         return image_of(workspace) + suffix
 
@@ -103,14 +103,14 @@ class Command:
     adopt: bool = True
 
 
-def planned(declared: dict[str, Workspace], host: Host, command: Command) -> Plan:
+def planned(declared: dict[str, WorkspaceSpec], host: Host, command: Command) -> Plan:
     """The plan, which must not be refused; that it may be is the business of the golden cases."""
     config = Config(FILE, host.network, declared)
     names = [name for name in command.names if name in declared]
     facts = host.facts()
     try:
-        whose = settle_ownership(config, facts, adopt=command.adopt)
-        return decide(PLACES, config, names, facts, whose, start=command.start, prune=command.prune)
+        whose = decide_ownership(config, facts, adopt=command.adopt)
+        return decide(LAYOUT, config, names, facts, whose, start=command.start, prune=command.prune)
     except HutchError:
         assume(False)
         raise
@@ -123,9 +123,9 @@ def hosts(draw: st.DrawFn) -> Host:
     applied = draw(st.sampled_from(NETWORKS))
     own = Host(network=applied, rebuilt=rebuilt)
     try:
-        resolved = resolve(then, {}, applied, PLACES, 1000)
+        resolved = resolve(then, {}, applied, LAYOUT, 1000)
         was = draw(st.fixed_dictionaries(dict.fromkeys(then, declarations)))
-        before = resolve(was, resolved, applied, PLACES, 1000)
+        before = resolve(was, resolved, applied, LAYOUT, 1000)
     except HutchError:
         assume(False)
         raise
@@ -351,7 +351,7 @@ def test_a_balloon_never_grows_beyond_what_was_started(memory: list[int | None],
     """Along a whole life of changes: live up to the ceiling, a restart beyond it, which sets a new one."""
     host, ceiling = Host(), 0
     for size in memory:
-        declared = {"web": Workspace(type="vm", memory=size, restart_if_changed=not put_off)}
+        declared = {"web": WorkspaceSpec(type="vm", memory=size, restart_if_changed=not put_off)}
         plan = planned(declared, host, Command())
         (action,) = plan.actions
         wanted = size or 2**30
@@ -369,7 +369,7 @@ def test_a_balloon_never_grows_beyond_what_was_started(memory: list[int | None],
 
 @pytest.mark.parametrize("kind", ["container", "vm"])
 @given(old=declarations, new=declarations)
-def test_what_is_live_is_in_force_afterwards(kind: str, old: Workspace, new: Workspace) -> None:
+def test_what_is_live_is_in_force_afterwards(kind: str, old: WorkspaceSpec, new: WorkspaceSpec) -> None:
     """What is left to do after all live changes is all that was not live."""
     one, two = (Wanted(replace(each, type=kind), "image") for each in (old, new))  # type: ignore[arg-type]
     ceiling = (one.workspace.memory or 2**30) if kind == "vm" else None

@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from hutch.errors import HutchError
 from hutch.plan.resolve import allocate, allocate_uids, collisions, resolve, still_used
 from hutch.spec import names
-from hutch.spec.model import Publish, Workspace
-from tests.unit.facts import NETWORK, PLACES, SECOND, workspace
+from hutch.spec.model import Publish, WorkspaceSpec
+from tests.unit.facts import LAYOUT, NETWORK, SECOND, workspace
 
-OPEN = Workspace(type="container")
+OPEN = WorkspaceSpec(type="container")
 SUBNET = ipaddress.IPv4Network("192.168.83.0/24")
 TINY = ipaddress.IPv4Network("192.168.83.0/29")  # .1 is the gateway, .6 is kept for builds: four are left
 
 
-def at(ip: str | None) -> Workspace:
+def at(ip: str | None) -> WorkspaceSpec:
     return replace(OPEN, ip=ip)
 
 
 def test_everything_is_filled_in() -> None:
-    assert resolve({"web": OPEN}, {}, NETWORK, PLACES, 1000)["web"] == replace(
+    assert resolve({"web": OPEN}, {}, NETWORK, LAYOUT, 1000)["web"] == replace(
         OPEN,
         packages=("curl", "dnsutils", "git", "htop", "tmux", "vim", "wget"),
         ip="192.168.83.2",
@@ -41,24 +41,24 @@ def test_what_is_declared_stays() -> None:
     said = replace(
         OPEN, packages=("git",), ip="192.168.83.9", mac="02:00:00:00:00:01", cid=9, owner=7, home="/srv/home"
     )
-    assert resolve({"web": said}, {"web": workspace()}, NETWORK, PLACES, 1000) == {"web": said}
+    assert resolve({"web": said}, {"web": workspace()}, NETWORK, LAYOUT, 1000) == {"web": said}
 
 
 def test_the_order_of_packages_does_not_matter() -> None:
     """Nor that one is named twice: it is the same image."""
     (one, two) = (replace(OPEN, packages=packages) for packages in (("vim", "git"), ("git", "vim", "git")))
-    found = [resolve({"web": said}, {}, NETWORK, PLACES, 1000)["web"].packages for said in (one, two)]
+    found = [resolve({"web": said}, {}, NETWORK, LAYOUT, 1000)["web"].packages for said in (one, two)]
     assert found == [("git", "vim")] * 2
 
 
 def test_the_owner_is_kept_whoever_calls() -> None:
     kept = {"web": workspace(owner=1234)}
-    assert resolve({"web": OPEN, "new": OPEN}, kept, NETWORK, PLACES, 1000)["web"].owner == 1234
+    assert resolve({"web": OPEN, "new": OPEN}, kept, NETWORK, LAYOUT, 1000)["web"].owner == 1234
 
 
 def test_an_unsaid_home_is_the_default_again() -> None:
     kept = {"web": workspace(home="/srv/home")}
-    assert resolve({"web": OPEN}, kept, NETWORK, PLACES, 1000)["web"].home == str(PLACES.home("web"))
+    assert resolve({"web": OPEN}, kept, NETWORK, LAYOUT, 1000)["web"].home == str(LAYOUT.home("web"))
 
 
 ADDRESSES: dict[str, tuple[dict[str, str | None], dict[str, str], dict[str, str]]] = {
@@ -159,8 +159,8 @@ def test_collisions() -> None:
     ]
 
 
-def pair(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Workspace]:
-    homes = {"a": str(PLACES.home("a")), "b": str(PLACES.home("b"))}
+def pair(first: dict[str, Any], second: dict[str, Any]) -> dict[str, WorkspaceSpec]:
+    homes = {"a": str(LAYOUT.home("a")), "b": str(LAYOUT.home("b"))}
     return {
         "a": workspace("a", **{"home": homes["a"], **first}),
         "b": workspace("b", **{"ip": "192.168.83.3", "home": homes["b"], **second}),
@@ -206,15 +206,15 @@ def test_interfaces_of_long_names_can_collide() -> None:
     pairs = [(seen.setdefault(names.port(name, "container"), name), name) for name in some]
     other, name = next((other, name) for other, name in pairs if other != name)
     both = {
-        other: workspace(other, home=str(PLACES.home(other))),
-        name: workspace(name, ip="192.168.83.3", home=str(PLACES.home(name))),
+        other: workspace(other, home=str(LAYOUT.home(other))),
+        name: workspace(name, ip="192.168.83.3", home=str(LAYOUT.home(name))),
     }
     (found,) = collisions(both)
     assert found.startswith(f"{other} and {name} have the same interface ve-a-long-p")
 
 
 def test_two_hutches_give_out_different_uids() -> None:
-    assert PLACES.uid_index == 0
+    assert LAYOUT.uid_index == 0
     assert names.BUILDER_RANGES <= SECOND.uid_index < names.UID_RANGES
 
 
@@ -235,7 +235,7 @@ def test_uid_ranges() -> None:
 
 def test_an_address_that_a_workspace_runs_on_with_is_not_given_away() -> None:
     kept = {"web": workspace(ip="192.168.83.9")}
-    found = resolve({"new": OPEN}, kept, NETWORK, PLACES, 1000, ["192.168.83.2"])
+    found = resolve({"new": OPEN}, kept, NETWORK, LAYOUT, 1000, ["192.168.83.2"])
     assert found["new"].ip == "192.168.83.3"
 
 

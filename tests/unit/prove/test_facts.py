@@ -14,7 +14,7 @@ from hutch.backends.traits import Traits
 from hutch.prove import facts, machine
 from hutch.prove.run import sweep
 from hutch.prove.subject import Subject
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 
 def subject(home: Path, traits: Traits = nspawn.TRAITS, **booted: Any) -> Subject:
@@ -52,8 +52,8 @@ def test_that_it_is_the_hosts_file_is_told(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_was_left_is_swept(tmp_path: Path) -> None:
     """Whatever it is by now; nothing else."""
-    places = Places(tmp_path / "state", tmp_path / "run")
-    home, runtime = tmp_path / "home", places.runtime("web")
+    layout = Layout(tmp_path / "state", tmp_path / "run")
+    home, runtime = tmp_path / "home", layout.runtime("web")
     (home / ".hutch-prove-setuid" / "deep").mkdir(parents=True)
     (home / "kept").touch()
     os.mkfifo(home / ".hutch-prove-device")
@@ -62,10 +62,10 @@ def test_what_was_left_is_swept(tmp_path: Path) -> None:
     for name in ("marker.1", "marker.2", "status.json"):
         (runtime / name).touch()
     record = SimpleNamespace(name="web", wanted=SimpleNamespace(home=str(home)), booted=None)
-    sweep(places, cast(Any, record))
+    sweep(layout, cast(Any, record))
     assert [path.name for path in home.iterdir()] == ["kept"]
     assert [path.name for path in runtime.iterdir()] == ["status.json"]
-    sweep(places, cast(Any, record))
+    sweep(layout, cast(Any, record))
 
 
 # Processes.

@@ -17,7 +17,7 @@ from hutch.prove.local import local_probes
 from hutch.prove.model import PROMISES, Ground, Probe
 from hutch.prove.network import RANGES, network_probes, stopped_by
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.policy import Domain, Policy, Reach
 from hutch.spec.ranges import NEVER, PRIVATE
 from tests.unit.prove.ground import GROUND
@@ -75,7 +75,7 @@ def test_each_range_has_a_probe_of_its_own(range_: str) -> None:
 def test_each_rule_that_drops_is_somebodys() -> None:
     """What a machine that runs shows by taking them out, in tests/host/test_prove."""
     network = replace(Network(), uplink="192.168.84.0/30")
-    tables = router_tables(Places(Path("/var/lib/hutch"), Path("/run/hutch")), network, (), ())
+    tables = router_tables(Layout(Path("/var/lib/hutch"), Path("/run/hutch")), network, (), ())
     drops = {
         f"router {table.family} {chain.name}/{rule.name}"
         for table in tables

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.runtime.hear import LONGEST_CALL, MOST_AT_ONCE, MOST_BYTES, MOST_CALLS, Calls, Port, await_ready, main
+from hutch.runtime.hear import LONGEST_CALL, MOST_AT_ONCE, MOST_BYTES, MOST_CALLS, Calls, SerialPort, await_ready, main
 
 # A machine's port.
 
@@ -26,7 +26,7 @@ class Wire:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "port.out"
         os.mkfifo(self.path)
-        self.port = Port(str(self.path))
+        self.port = SerialPort(str(self.path))
 
     def say(self, *pieces: bytes) -> bool:
         """Whether any of these made it ready."""

@@ -12,9 +12,9 @@ from hutch.backends import launch_of
 from hutch.host.services.units import quoted
 from hutch.runtime.runner import Unit, split
 from hutch.runtime.units import MOST_RESTART_SECONDS, RESTART_SECONDS, STARTS_SECONDS, STEPS, render_service
-from tests.unit.facts import PLACES, surroundings, workspace
+from tests.unit.facts import LAYOUT, surroundings, workspace
 
-TEXT = render_service(launch_of("web", workspace(), surroundings()), PLACES)
+TEXT = render_service(launch_of("web", workspace(), surroundings()), LAYOUT)
 
 
 def unit_of(directory: Path, text: str) -> Unit:
@@ -29,7 +29,7 @@ def unit(tmp_path: Path) -> Unit:
 
 
 def test_a_unit_as_it_is_rendered(unit: Unit) -> None:
-    run, booted = "/var/lib/hutch/workspaces/web/unit/run", f"{PLACES.runtime('web')}/run"
+    run, booted = "/var/lib/hutch/workspaces/web/unit/run", f"{LAYOUT.runtime('web')}/run"
     assert unit.commands("ExecStart") == [["/bin/sh", run, "start"]]
     assert unit.commands("ExecStartPost") == [["/bin/sh", booted, "ready"]]
     assert unit.commands("ExecStop") == [["/bin/sh", booted, "stopping"]]

@@ -11,27 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.backends import launch_of
-from hutch.backends.launch import File, Forbidden, Graft, Helper, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import File, Helper, HotMount, Launch, Limits, Seccomp, Step, Surroundings
 from hutch.host.services.units import quoted
-from hutch.runtime.hold import decode_steps
+from hutch.runtime.pre_exec import decode_steps
 from hutch.runtime.units import (
     LIBRARY,
-    confined,
     files,
     render_limits,
     render_script,
     render_service,
     render_slice,
     side_by_side,
+    with_seccomp,
 )
-from hutch.spec.model import Mount, Workspace
+from hutch.spec.model import Mount, WorkspaceSpec
 from hutch.spec.names import PACKAGE
 from tests.unit.backends.test_qemu import host as machine_host
-from tests.unit.facts import HARDWARE, PLACES, check_golden, everything, launched, surroundings, workspace
+from tests.unit.facts import HARDWARE, LAYOUT, check_golden, everything, launched, surroundings, workspace
 
 CONTAINERS = surroundings(has_machined=True)
 MACHINES = replace(machine_host(has_vsock=True), has_machined=True)
-NAMES: dict[str, tuple[str, Workspace, Surroundings]] = {
+NAMES: dict[str, tuple[str, WorkspaceSpec, Surroundings]] = {
     "minimal": ("web", workspace(), CONTAINERS),
     "everything": (
         "my-project",
@@ -53,12 +53,12 @@ def rendered(found: Launch) -> str:
 
 
 @pytest.mark.parametrize(("case", "given"), NAMES.items(), ids=NAMES)
-def test_units(case: str, given: tuple[str, Workspace, Surroundings]) -> None:
+def test_units(case: str, given: tuple[str, WorkspaceSpec, Surroundings]) -> None:
     name = given[0]
     found = launch_of(*given)
     parts = {
-        found.unit: render_service(found, PLACES),
-        PLACES.slice(name): render_slice(found),
+        found.unit: render_service(found, LAYOUT),
+        LAYOUT.slice(name): render_slice(found),
         "run": f"{rendered(found)}\n# … what all of its backend have, and what is the same for all\n",
     }
     shown = "".join(f"==> {title}\n{text}\n" for title, text in parts.items())
@@ -66,9 +66,9 @@ def test_units(case: str, given: tuple[str, Workspace, Surroundings]) -> None:
 
 
 def test_it_lies_in_its_slice() -> None:
-    assert PLACES.slice_cgroup("web") == "hutch.slice/hutch-ws_web.slice"
-    assert PLACES.cgroup("web") == "hutch.slice/hutch-ws_web.slice/hutch@web.service"
-    assert PLACES.cgroup("a-b") == "hutch.slice/hutch-ws_a\\x2db.slice/hutch@a-b.service"
+    assert LAYOUT.slice_cgroup("web") == "hutch.slice/hutch-ws_web.slice"
+    assert LAYOUT.cgroup("web") == "hutch.slice/hutch-ws_web.slice/hutch@web.service"
+    assert LAYOUT.cgroup("a-b") == "hutch.slice/hutch-ws_a\\x2db.slice/hutch@a-b.service"
 
 
 def test_no_limit_takes_back_what_was_one() -> None:
@@ -134,36 +134,38 @@ def parts(found: Launch) -> dict[str, list[str]]:
 
 def test_all_that_a_dialect_may_call_is_there() -> None:
     """A function that does nothing where there is nothing to do."""
-    bare = launched(held=(), inward=(), grafts=(), helpers=(), cleanup=(), guards=(), prepare=(), connect=())
+    bare = launched(
+        pre_exec=(), post_start=(), hot_mounts=(), helpers=(), cleanup=(), guards=(), prepare=(), connect=()
+    )
     found = parts(bare)
-    nothing = ("guard", "prepare", "join", "helpers", "inward", "shrink", "cleanup")
+    nothing = ("guard", "prepare", "join", "helpers", "post_start", "shrink", "cleanup")
     assert {name: found[name] for name in nothing} == {name: [":"] for name in nothing}
-    assert {"files", "launch", "hold"} <= found.keys()
+    assert {"files", "launch", "pre_exec"} <= found.keys()
 
 
 def test_what_is_held_is_bound_by_a_program() -> None:
     steps = (Step(("enter", "PID", "it's"), "bind it"), Step(("true",), "see that it is"))
-    (line,) = parts(launched(held=steps, start_seconds=90.0))["hold"]
+    (line,) = parts(launched(pre_exec=steps, start_seconds=90.0))["pre_exec"]
     words = shlex.split(line)
     assert words[-1] == "$@"
     at = words.index("90")
-    assert "from hutch.runtime.hold import main" in words[at - 2]
+    assert "from hutch.runtime.pre_exec import main" in words[at - 2]
     assert decode_steps(words[at + 1 : -1]) == [(step.why, list(step.argv)) for step in steps]
 
 
 def test_what_follows_once_there_is_a_pid_1() -> None:
     step = Step(("true",), "do it")
-    inward = (replace(step, argv=("reveal",)), replace(step, argv=("tell", "a b"), may_fail=True))
-    graft = Graft("/a", "/run/a", step, replace(step, argv=("attach", "/a")), step)
-    found = launched(inward=inward, grafts=(graft,))
-    assert parts(found)["inward"] == [
+    post_start = (replace(step, argv=("reveal",)), replace(step, argv=("tell", "a b"), may_fail=True))
+    mount = HotMount("/a", "/run/a", step, replace(step, argv=("attach", "/a")), step)
+    found = launched(post_start=post_start, hot_mounts=(mount,))
+    assert parts(found)["post_start"] == [
         "step 'do it' reveal \"$1\"",
         "attempt 'do it' tell 'a b' \"$1\"",
         "step 'do it' attach /a \"$1\"",
     ]
     shows = [line for line in rendered(found).splitlines() if line.startswith("shows=")]
     assert shows == ["shows=yes"]
-    assert "shows=''" in rendered(launched(inward=(), grafts=())).splitlines()
+    assert "shows=''" in rendered(launched(post_start=(), hot_mounts=())).splitlines()
 
 
 def test_what_is_beside_it_and_what_it_calls() -> None:
@@ -197,14 +199,14 @@ def test_files_are_their_owners_alone() -> None:
     assert not any("umask" in line for line in files(("/run",), ()))
 
 
-def test_what_is_forbidden_binds_the_main_process() -> None:
-    forbidden = Forbidden(("io_uring_setup",), ("AF_UNIX",))
-    assert confined(launched(forbidden=None, argv=("a", "b")), "python3") == ("a", "b")
-    *program, calls, families, one, two = confined(launched(forbidden=forbidden, argv=("a", "b")), "python3")
-    assert "from hutch.confine.install import main" in program[-2]
+def test_the_main_process_has_its_seccomp_filter() -> None:
+    seccomp = Seccomp(("io_uring_setup",), ("AF_UNIX",))
+    assert with_seccomp(launched(seccomp=None, argv=("a", "b")), "python3") == ("a", "b")
+    *program, calls, families, one, two = with_seccomp(launched(seccomp=seccomp, argv=("a", "b")), "python3")
+    assert "from hutch.seccomp.install import main" in program[-2]
     assert (calls, families) == ("io_uring_setup", "AF_UNIX")
     assert (one, two) == ("a", "b")
-    (line,) = parts(launched(forbidden=forbidden, argv=("a b",)))["launch"]
+    (line,) = parts(launched(seccomp=seccomp, argv=("a b",)))["launch"]
     assert shlex.split(line)[:2] == ["exec", "/usr/bin/python3"] and shlex.split(line)[-1] == "a b"
 
 
@@ -213,19 +215,19 @@ def test_what_is_forbidden_binds_the_main_process() -> None:
 
 def test_a_guest_that_cannot_reboot_has_no_code_for_it() -> None:
     def codes(found: Launch) -> list[str]:
-        return [line for line in render_service(found, PLACES).splitlines() if "ExitStatus=" in line]
+        return [line for line in render_service(found, LAYOUT).splitlines() if "ExitStatus=" in line]
 
     assert codes(launched()) == ["RestartForceExitStatus=133", "SuccessExitStatus=133"]
     assert codes(launched(restart_codes=())) == []
 
 
 def test_it_starts_with_what_serves_it() -> None:
-    lines = render_service(launched(), PLACES, ("a.service", "b.service")).splitlines()
+    lines = render_service(launched(), LAYOUT, ("a.service", "b.service")).splitlines()
     for unit in ("a.service", "b.service"):
         assert {f"Wants={unit}", f"After={unit}", f"ExecStartPre=systemctl is-active --quiet {unit}"} <= set(lines)
-    assert not any(line.startswith("ExecStartPre") for line in render_service(launched(), PLACES).splitlines())
+    assert not any(line.startswith("ExecStartPre") for line in render_service(launched(), LAYOUT).splitlines())
 
 
 def test_its_deadlines_and_its_sandbox() -> None:
-    lines = render_service(launched(start_seconds=180.0, stop_seconds=7.5, sandbox=("A=b", "C=d")), PLACES).splitlines()
+    lines = render_service(launched(start_seconds=180.0, stop_seconds=7.5, sandbox=("A=b", "C=d")), LAYOUT).splitlines()
     assert {"TimeoutStartSec=180", "TimeoutStopSec=7.5", "A=b", "C=d"} <= set(lines)

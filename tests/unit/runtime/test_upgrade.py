@@ -46,8 +46,8 @@ def test_a_runner_is_small() -> None:
     """Each workspace has one, and a MiB of imports is a MiB for each."""
     assert loaded_with({"hutch.runtime.runner"}) <= {
         "hutch.runtime.runner",
-        "hutch.confine.install",
-        "hutch.confine.filters",
+        "hutch.seccomp.install",
+        "hutch.seccomp.filters",
         "hutch.host.services.cgroup",
         "hutch.host.services.process",
         "hutch.host.storage.mountinfo",

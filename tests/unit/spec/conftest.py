@@ -12,7 +12,7 @@ import pytest
 from hutch.errors import ConfigError, Problem
 from hutch.spec import loading
 from hutch.spec.model import Config
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 STATE = "/var/lib/hutch"
 RUN = "/run/hutch"
@@ -57,7 +57,7 @@ def load(tmp_path: Path, home: Path) -> Callable[..., Config]:
         file = directory / "hutch.toml"
         file.write_bytes(text.encode() if isinstance(text, str) else text)
         file.chmod(mode)
-        return loading.load(file, places=Places(Path(STATE), Path(RUN)), check=check)
+        return loading.load(file, layout=Layout(Path(STATE), Path(RUN)), check=check)
 
     return load_text
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hutch.spec import loading
 from hutch.spec.model import WORKSPACE_KEYS, Network
-from hutch.spec.validation import Finding, Table
-from tests.unit.facts import PLACES
+from hutch.spec.validation import FieldProblem, Table
+from tests.unit.facts import LAYOUT
 
 words = st.sampled_from(
     ["", "container", "vm", "none", "80:80", "1.2.3.4", "192.168.83.9", "10.0.0.0/24", "4GiB", "\n", "é"]
@@ -48,8 +48,8 @@ files = st.fixed_dictionaries(
 def test_any_file_gives_a_config_or_problems(data: Table, home: object) -> None:
     text = "\n".join(f"{key} = {render(value)}" for key, value in data.items())
     assert tomllib.loads(text) == data
-    findings: list[Finding] = []
-    config = loading.read_config("/nowhere/hutch.toml", data, findings, PLACES, loading.no_check)
+    findings: list[FieldProblem] = []
+    config = loading.read_config("/nowhere/hutch.toml", data, findings, LAYOUT, loading.no_check)
     problems = loading.locate("/nowhere/hutch.toml", text, findings)
     assert config.file == "/nowhere/hutch.toml"
     for problem in problems:

@@ -14,8 +14,18 @@ import hutch.spec
 from hutch.errors import ConfigError, Problem, UsageError
 from hutch.spec import loading, lookup, names
 from hutch.spec.lookup import render_starter
-from hutch.spec.model import DEFAULT_PACKAGES, WORKSPACE_KEYS, Config, Idle, Incus, Mount, Network, Publish, Workspace
-from hutch.spec.names import Places
+from hutch.spec.model import (
+    DEFAULT_PACKAGES,
+    WORKSPACE_KEYS,
+    Config,
+    Idle,
+    Incus,
+    Mount,
+    Network,
+    Publish,
+    WorkspaceSpec,
+)
+from hutch.spec.names import Layout
 from tests.unit.spec.conftest import key_line
 
 Load = Callable[..., Config]
@@ -80,9 +90,9 @@ def test_every_key(load: Load, tmp_path: Path) -> None:
     assert config.network == Network(bridge="br-test", subnet="10.83.0.0/16", uplink="100.64.0.0/30")
     assert config.incus == Incus(remote="cluster", project="hutch", target="@gpu")
     assert list(config.workspaces) == ["web", "lab"]
-    assert config.workspaces["lab"] == Workspace(type="vm", user="someone", memory=2**29, packages=("git",))
+    assert config.workspaces["lab"] == WorkspaceSpec(type="vm", user="someone", memory=2**29, packages=("git",))
     web = config.workspaces["web"]
-    assert web == Workspace(  # noqa: S604 - the key is called shell
+    assert web == WorkspaceSpec(  # noqa: S604 - the key is called shell
         type="container",
         engine="local",
         hypervisor="qemu",
@@ -124,7 +134,7 @@ def test_nothing_but_a_type(load: Load, home: Path) -> None:
     config = load("[workspaces.web]\ntype = 'vm'")
     assert config.network == Network()
     assert config.incus is None
-    assert config.workspaces["web"] == Workspace(type="vm")
+    assert config.workspaces["web"] == WorkspaceSpec(type="vm")
     assert config.workspaces["web"].packages == DEFAULT_PACKAGES
 
 
@@ -198,7 +208,7 @@ def test_long_values_are_shortened(problems: Problems) -> None:
 def test_check_speaks_of_the_files_own_lines(load: Load, problems: Problems) -> None:
     seen: list[str] = []
 
-    def check(name: str, workspace: Workspace, network: Network) -> Iterable[Problem]:
+    def check(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[Problem]:
         seen.append(name)
         assert network == Network()
         if workspace.egress != "internet":
@@ -275,14 +285,14 @@ def test_a_file_that_others_can_write(problems: Problems, mode: int) -> None:
 def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "hutch.toml")
     with pytest.raises(ConfigError, match="nothing was changed") as caught:
-        loading.load(tmp_path / "hutch.toml", places=Places(tmp_path, tmp_path / "run"))
+        loading.load(tmp_path / "hutch.toml", layout=Layout(tmp_path, tmp_path / "run"))
     assert caught.value.problems[0].message == "is not a regular file"
 
 
 def test_a_directory_and_nothing_at_all(tmp_path: Path) -> None:
     for path, message in ((tmp_path, "is not a regular file"), (tmp_path / "x", "cannot be opened: No such file")):
         with pytest.raises(ConfigError) as caught:
-            loading.load(path, places=Places(tmp_path, tmp_path / "run"))
+            loading.load(path, layout=Layout(tmp_path, tmp_path / "run"))
         assert caught.value.problems[0].message.startswith(message)
 
 
@@ -294,7 +304,7 @@ def test_a_large_file_and_one_that_is_not_text(problems: Problems) -> None:
 def test_the_file_is_named_by_its_real_path(tmp_path: Path, load: Load) -> None:
     file = Path(load("").file)
     (tmp_path / "link.toml").symlink_to(file)
-    assert loading.load(tmp_path / "link.toml", places=Places(tmp_path, tmp_path / "run")).file == str(file)
+    assert loading.load(tmp_path / "link.toml", layout=Layout(tmp_path, tmp_path / "run")).file == str(file)
 
 
 def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.spec.marker import Invalid
+from hutch.spec.field_types import Invalid
 from hutch.spec.names import UID_FIRST
 from hutch.spec.owner import Owner, default_owner, expand, expand_keys, find_owner, owner_keys, unique
 from tests.unit.spec.conftest import key_line

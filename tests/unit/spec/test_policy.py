@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from hutch.spec.entries import Egress
-from hutch.spec.marker import Invalid
-from hutch.spec.model import Workspace
+from hutch.spec.field_types import Invalid
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.policy import Domain, Policy, Reach, policy_of
 
 
 def policy(*egress: str, learn: bool = False) -> Policy:
-    return policy_of(Workspace(type="container", egress=Egress().parse(egress), learn=learn))
+    return policy_of(WorkspaceSpec(type="container", egress=Egress().parse(egress), learn=learn))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ key = 1979-05-27
     ],
     ids=str,
 )
-def test_places(path: Path, line: int, text: str) -> None:
+def test_layout(path: Path, line: int, text: str) -> None:
     place = Positions(SOURCE).find(path)
     assert (place.line, place.text) == (line, text)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hutch.spec.model import WORKSPACE_KEYS, Idle, Incus, Mount, Network, Workspace
-from hutch.spec.schema import render_schema
+from hutch.spec.model import WORKSPACE_KEYS
+from hutch.spec.schema import MODELS, render_schema
 
 CONTRACT = (
     "type engine hypervisor image packages setup user shell authorized_keys owner ip mac cid vcpus memory disk"
@@ -24,8 +24,8 @@ def schema() -> dict[str, Any]:
 
 def test_every_key_is_described(schema: dict[str, Any]) -> None:
     assert list(schema["properties"]) == ["network", "defaults", "workspaces", "engines"]
-    for model in (Workspace, Mount, Idle, Network, Incus):
-        table = schema["$defs"][model.__name__]
+    for name, model in MODELS.items():
+        table = schema["$defs"][name]
         assert set(table["properties"]) == set(model.__dataclass_fields__)
         assert table["additionalProperties"] is False
         assert all(key["description"] for key in table["properties"].values())

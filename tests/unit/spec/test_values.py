@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hutch.spec.entries import Egress, EnvironmentTable, PublicKey, Publish, Published, parse_key_line
-from hutch.spec.marker import Invalid, Marker
+from hutch.spec.field_types import FieldType, Invalid
 from hutch.spec.values import (
     Address,
     AddressNetwork,
@@ -19,22 +19,22 @@ from hutch.spec.values import (
     Duration,
     HardwareAddress,
     HostPath,
-    Image,
+    HostUser,
+    ImageReference,
+    IncusTarget,
     InterfaceName,
     LoginName,
-    Owner,
     PackageName,
     Remote,
     SetupScript,
     ShellPath,
     Size,
-    Target,
     TargetPath,
     WholeNumber,
 )
 from tests.unit.spec.conftest import key_line
 
-MARKERS: tuple[Marker, ...] = (
+TYPES: tuple[FieldType, ...] = (
     Address(),
     AddressNetwork(16, 29),
     ContextId(),
@@ -43,10 +43,10 @@ MARKERS: tuple[Marker, ...] = (
     EnvironmentTable(),
     HardwareAddress(),
     HostPath(),
-    Image(),
+    ImageReference(),
     InterfaceName(),
     LoginName(),
-    Owner(),
+    HostUser(),
     PackageName(),
     PublicKey(),
     Published(),
@@ -54,11 +54,11 @@ MARKERS: tuple[Marker, ...] = (
     SetupScript(),
     ShellPath(),
     Size(),
-    Target(),
+    IncusTarget(),
     TargetPath(),
     WholeNumber(1, 9),
 )
-RIGHT: list[tuple[Marker, Any, Any]] = [
+RIGHT: list[tuple[FieldType, Any, Any]] = [
     (Size(), "512MiB", 2**29),
     (Size(), "4GiB", 2**32),
     (Size(), "8G", 2**33),
@@ -69,10 +69,10 @@ RIGHT: list[tuple[Marker, Any, Any]] = [
     (AddressNetwork(16, 29), "100.127.0.0/16", "100.127.0.0/16"),
     (InterfaceName(), "hutch-test-0", "hutch-test-0"),
     (LoginName(), "my_user-1", "my_user-1"),
-    (Owner(), 1000, 1000),
-    (Owner(), "j.doe", "j.doe"),
-    (Image(), "oci:docker.io/library/debian:trixie", "oci:docker.io/library/debian:trixie"),
-    (Image(), "rootfs:~/tree", "rootfs:~/tree"),
+    (HostUser(), 1000, 1000),
+    (HostUser(), "j.doe", "j.doe"),
+    (ImageReference(), "oci:docker.io/library/debian:trixie", "oci:docker.io/library/debian:trixie"),
+    (ImageReference(), "rootfs:~/tree", "rootfs:~/tree"),
     (HostPath(), "~", "~"),
     (HostPath(), "~/größe und mehr", "~/größe und mehr"),
     (TargetPath(), "/run2/x", "/run2/x"),
@@ -87,21 +87,21 @@ RIGHT: list[tuple[Marker, Any, Any]] = [
     (PublicKey(), key_line(3, "a b"), key_line(3, "a b")),
     (PackageName(), "g++", "g++"),
     (Duration(), "30min", "30min"),
-    (Target(), "@gpu", "@gpu"),
+    (IncusTarget(), "@gpu", "@gpu"),
 ]
-REFUSED: list[tuple[Marker, list[Any]]] = [
+REFUSED: list[tuple[FieldType, list[Any]]] = [
     (Size(64 << 20), ["", "4", "4 GiB", "4gib", "-1G", "1.5G", "٤GiB", "9999999T", "1K", True, 4]),
     (Address(), ["", "1.2.3", "1.2.3.4.5", "1.2.3.256", "01.2.3.4", "::1", "1.2.3.4\n", 16909060]),
     (AddressNetwork(16, 29), ["10.0.0.0", "10.0.0.0/255.0.0.0", "10.0.0.0/024", "fd00::/64"]),
     (HardwareAddress(), ["02-00-00-00-00-01", "02:00:00:00:00", "00:00:00:00:00:00"]),
     (InterfaceName(), ["", "Hutch", "-a", "a.b", "lo", "all", "up0", "vm-x", "a" * 13]),
     (LoginName(), ["", "Dev", "1a", "a" * 32, "_apt", "systemd-x", "a:b", "dev\n", "dév"]),
-    (Owner(), [True, -1, 0, 65534, 0x7000_0000, "", "a b", "root", 1.5]),
+    (HostUser(), [True, -1, 0, 65534, 0x7000_0000, "", "a b", "root", 1.5]),
     (PackageName(), ["", "-y", "a", "git-", "Git", "git=1", "a,b", "a b", "a/trixie", "?all"]),
     (ShellPath(), ["", "/", "sh", "/bin/../sh", "/bin//sh", "/bin/sh ", "/bin/sh\n", "/b:n/sh"]),
     (HostPath(), ["", "/", "//", "/..", "~root", "a\0b", "a\nb", "a:b", "a,b", 'a"b', "a\\b", 3]),
     (TargetPath(), ["", "/", "//", "/a/", "/a/.", "/proc", "/dev/x", "/usr", "/lib64", "/a\u2028"]),
-    (Image(), ["", "debian", "debian:sid", "rootfs:", "rootfs:/", "oci:", "oci:-x", "nix:a\nb"]),
+    (ImageReference(), ["", "debian", "debian:sid", "rootfs:", "rootfs:/", "oci:", "oci:-x", "nix:a\nb"]),
     (Published(), ["", "80", "80:", "0:1", "1:65536", ":1:2", "[::1]:1:2", "1:2/sctp", "1:2:3:4"]),
     (Egress(), ["", "lan", None, ["a"], ["*"], ["a..b"], ["a.b:0"], ["a.*"], ["::/0"], [{}], ["é fr.example"]]),
     (EnvironmentTable(), [[], {"": "x"}, {"A": 1}, {"A": "x\ty"}, {"A": "x\x85y"}, {"A": "y" * 4097}]),
@@ -111,18 +111,18 @@ REFUSED: list[tuple[Marker, list[Any]]] = [
     (SetupScript(), ["a\0", "x" * 65537, 3]),
     (WholeNumber(1, 9), [10, 0, 1.0, "1", True, None]),
 ]
-WRONG = [(marker, value) for marker, values in REFUSED for value in values]
+WRONG = [(kind, value) for kind, values in REFUSED for value in values]
 
 
-@pytest.mark.parametrize(("marker", "value", "parsed"), RIGHT, ids=repr)
-def test_right(marker: Marker, value: Any, parsed: Any) -> None:
-    assert marker.parse(value) == parsed
+@pytest.mark.parametrize(("kind", "value", "parsed"), RIGHT, ids=repr)
+def test_right(kind: FieldType, value: Any, parsed: Any) -> None:
+    assert kind.parse(value) == parsed
 
 
-@pytest.mark.parametrize(("marker", "value"), WRONG, ids=lambda value: repr(value)[:40])
-def test_wrong(marker: Marker, value: Any) -> None:
+@pytest.mark.parametrize(("kind", "value"), WRONG, ids=lambda value: repr(value)[:40])
+def test_wrong(kind: FieldType, value: Any) -> None:
     with pytest.raises(Invalid) as caught:
-        marker.parse(value)
+        kind.parse(value)
     assert caught.value.message
     assert caught.value.hint
     assert caught.value.message in str(caught.value)
@@ -138,34 +138,34 @@ anything = st.recursive(
     max_leaves=6,
 )
 near_misses = st.one_of(
-    *(st.from_regex(marker.pattern, fullmatch=True) for marker in MARKERS if marker.pattern),
+    *(st.from_regex(kind.pattern, fullmatch=True) for kind in TYPES if kind.pattern),
     st.sampled_from([value for _, value, _ in RIGHT if isinstance(value, str)]),
 )
 awkward = st.characters(categories=["Cc", "Cf", "Zl", "Zp", "Cs", "Co"])
 
 
-@settings(max_examples=25)  # for each marker
+@settings(max_examples=25)  # for each kind
 @given(anything | near_misses)
-@pytest.mark.parametrize("marker", MARKERS, ids=lambda marker: type(marker).__name__)
-def test_markers_raise_nothing_but_invalid(marker: Marker, value: Any) -> None:
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: type(kind).__name__)
+def test_they_raise_nothing_but_invalid(kind: FieldType, value: Any) -> None:
     with contextlib.suppress(Invalid):
-        parsed = marker.parse(value)
-        assert isinstance(marker, SetupScript) or not holds_control(parsed)
+        parsed = kind.parse(value)
+        assert isinstance(kind, SetupScript) or not holds_control(parsed)
 
 
-@settings(max_examples=25)  # for each marker
+@settings(max_examples=25)  # for each kind
 @given(text=near_misses, character=awkward, at=st.integers(0, 40))
 @example(text="dev", character="\n", at=3)
-@pytest.mark.parametrize("marker", MARKERS, ids=lambda marker: type(marker).__name__)
-def test_no_marker_takes_a_control_character(marker: Marker, text: str, character: str, at: int) -> None:
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: type(kind).__name__)
+def test_none_takes_a_control_character(kind: FieldType, text: str, character: str, at: int) -> None:
     poisoned = text[:at] + character + text[at:]
     values: list[Any] = [poisoned, [poisoned], {"A": poisoned}, {poisoned: "a"}]
     for value in values:
         try:
-            parsed = marker.parse(value)
+            parsed = kind.parse(value)
         except Invalid:
             continue
-        assert isinstance(marker, SetupScript)
+        assert isinstance(kind, SetupScript)
         assert "\0" not in parsed
 
 

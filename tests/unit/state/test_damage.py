@@ -24,7 +24,7 @@ from hutch.images.cache import observe_image, observe_images, render_image
 from hutch.images.recipe import make_recipe
 from hutch.runtime.observe import observe, observe_facts, read_launch
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import NetworkRecord, Record
 from hutch.state import (
     JOURNAL,
@@ -52,8 +52,8 @@ LAUNCH = machine()
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    found = Places(tmp_path / "state", tmp_path / "run")
+def layout(tmp_path: Path) -> Layout:
+    found = Layout(tmp_path / "state", tmp_path / "run")
     found.runtime("web").mkdir(parents=True)
     write_record(found, RECORD)
     write_network(found, NETWORK_RECORD)
@@ -107,23 +107,23 @@ def same(wanted: Any) -> Callable[[Any, bytes], None]:
     return check
 
 
-def test_records_of_workspaces(places: Places) -> None:
-    path = places.record("web")
-    assert try_all(path, lambda: read_record(places, "web"), same(RECORD)) > ROUNDS * 0.9
-    assert try_all(path, lambda: read_records(places), same({"web": RECORD})) > ROUNDS * 0.9
+def test_records_of_workspaces(layout: Layout) -> None:
+    path = layout.record("web")
+    assert try_all(path, lambda: read_record(layout, "web"), same(RECORD)) > ROUNDS * 0.9
+    assert try_all(path, lambda: read_records(layout), same({"web": RECORD})) > ROUNDS * 0.9
 
 
-def test_the_network_record(places: Places) -> None:
-    assert try_all(places.network_record, lambda: read_network(places), same(NETWORK_RECORD)) > ROUNDS * 0.9
+def test_the_network_record(layout: Layout) -> None:
+    assert try_all(layout.network_record, lambda: read_network(layout), same(NETWORK_RECORD)) > ROUNDS * 0.9
 
 
 @pytest.mark.parametrize("which", ["record", "network"])
-def test_a_record_and_its_copy_damaged_together(which: str, places: Places) -> None:
+def test_a_record_and_its_copy_damaged_together(which: str, layout: Layout) -> None:
     """It is rebuilt as it was, or it stays refused, and the home stays where it is."""
-    path = places.record("web") if which == "record" else places.network_record
+    path = layout.record("web") if which == "record" else layout.network_record
 
     def read() -> object:
-        return read_record(places, "web") if which == "record" else read_network(places)
+        return read_record(layout, "web") if which == "record" else read_network(layout)
 
     wanted, content, rebuilt = read(), path.read_bytes(), 0
     both = zip(damaged(content, f"main {which}"), damaged(content, f"copy {which}"), strict=True)
@@ -139,62 +139,62 @@ def test_a_record_and_its_copy_damaged_together(which: str, places: Places) -> N
             else:
                 with pytest.raises(Damaged):
                     read()
-        assert places.home("web").is_dir()
+        assert layout.home("web").is_dir()
     assert rebuilt > 0
     assert aside_of(path).exists()
 
 
-def test_the_journal(places: Places) -> None:
+def test_the_journal(layout: Layout) -> None:
     """What cannot be read says that something was going on, and never that nothing was."""
-    places.journal.write_bytes(encode(JOURNAL, {"action": "up", "workspaces": ["web", "lab"]}))
+    layout.journal.write_bytes(encode(JOURNAL, {"action": "up", "workspaces": ["web", "lab"]}))
 
     def check(found: Any, data: bytes) -> None:
         assert found in (("up", ("web", "lab")), ("unknown", ("web",))), data
 
-    assert try_all(places.journal, lambda: unfinished(places), check) == 0
+    assert try_all(layout.journal, lambda: unfinished(layout), check) == 0
 
 
-def test_what_is_remembered_of_the_accelerator(places: Places) -> None:
+def test_what_is_remembered_of_the_accelerator(layout: Layout) -> None:
     memory = Memory({"a host": "", "another": "it went wrong"}, {"boot": "1", "khz": 2_000_000})
-    write_memory(places, memory)
+    write_memory(layout, memory)
 
     def check(found: Any, data: bytes) -> None:
         assert found in (memory, Memory({}, {})), data
 
-    assert try_all(places.state / "accelerator.json", lambda: read_memory(places), check) == 0
+    assert try_all(layout.state / "accelerator.json", lambda: read_memory(layout), check) == 0
 
 
-def test_which_mounts_are_ours(places: Places) -> None:
+def test_which_mounts_are_ours(layout: Layout) -> None:
     """Without a list: those in our own directory, and those of what is shared."""
-    home = str(places.home("web"))
-    places.shares.write_bytes(encode(SHARES, {"paths": [home, "/srv/a", "/srv/b"], "ids": {"/srv/a": 7}}))
+    home = str(layout.home("web"))
+    layout.shares.write_bytes(encode(SHARES, {"paths": [home, "/srv/a", "/srv/b"], "ids": {"/srv/a": 7}}))
 
     def check(found: Any, data: bytes) -> None:
         assert sorted(found) in (sorted([home, "/srv/a", "/srv/b"]), sorted([home, "/srv/a"])), data
 
-    read = lambda: noted_shares(places, [home, "/srv/a"], [home, "/srv/a", "/srv/b", "/srv/foreign"], {})  # noqa: E731
-    assert try_all(places.shares, read, check) == 0
-    places.shares.unlink()
-    assert noted_shares(places, [home, "/srv/a"], [home, "/srv/a"], {}) == [home]
+    read = lambda: noted_shares(layout, [home, "/srv/a"], [home, "/srv/a", "/srv/b", "/srv/foreign"], {})  # noqa: E731
+    assert try_all(layout.shares, read, check) == 0
+    layout.shares.unlink()
+    assert noted_shares(layout, [home, "/srv/a"], [home, "/srv/a"], {}) == [home]
 
 
 @pytest.mark.parametrize("state", ["starting", "running", "stopping", "failed"])
-def test_what_a_service_says(state: str, places: Places) -> None:
+def test_what_a_service_says(state: str, layout: Layout) -> None:
     """It is never taken for one that has stopped, or that never was."""
-    path = places.status("web")
-    write_status(places, "web", state, pid=1, started=None, leader=[5, 6], reason="why")
+    path = layout.status("web")
+    write_status(layout, "web", state, pid=1, started=None, leader=[5, 6], reason="why")
 
     def check(found: Any, data: bytes) -> None:
         assert found.state in (state, "failed"), data
 
-    assert try_all(path, lambda: observe(places, "web"), check) == 0
+    assert try_all(path, lambda: observe(layout, "web"), check) == 0
 
 
-def test_what_was_launched(places: Places) -> None:
-    path = places.launch("web")
+def test_what_was_launched(layout: Layout) -> None:
+    path = layout.launch("web")
     path.write_bytes(encode_launch(LAUNCH))
     assert read_launch(path) == LAUNCH
-    assert observe_facts(places, "web") == LAUNCH.facts
+    assert observe_facts(layout, "web") == LAUNCH.facts
 
     def check(found: Any, data: bytes) -> None:
         assert found in (LAUNCH, None), data
@@ -204,50 +204,50 @@ def test_what_was_launched(places: Places) -> None:
     def check_facts(found: Any, data: bytes) -> None:
         assert found in (LAUNCH.facts, {}), data
 
-    assert try_all(path, lambda: observe_facts(places, "web"), check_facts) == 0
+    assert try_all(path, lambda: observe_facts(layout, "web"), check_facts) == 0
 
 
-def test_the_record_of_an_image(places: Places) -> None:
+def test_the_record_of_an_image(layout: Layout) -> None:
     recipe = make_recipe("debian:trixie", (), "")
-    directory = places.images / recipe.id
+    directory = layout.images / recipe.id
     (directory / "root").mkdir(parents=True)
     (directory / "image.json").write_bytes(render_image(recipe, "2026-01-01T00:00:00+00:00", 5))
 
     def check(found: Any, data: bytes) -> None:
         assert found is not None, data
 
-    try_all(directory / "image.json", lambda: observe_image(places, recipe.id), check)
+    try_all(directory / "image.json", lambda: observe_image(layout, recipe.id), check)
 
     def check_listed(found: Any, data: bytes) -> None:
         assert [image.id for image in found] == [recipe.id], data
 
-    assert try_all(directory / "image.json", lambda: observe_images(places), check_listed) == 0
+    assert try_all(directory / "image.json", lambda: observe_images(layout), check_listed) == 0
 
 
-def test_a_key_that_a_workspace_is_known_by(places: Places) -> None:
+def test_a_key_that_a_workspace_is_known_by(layout: Layout) -> None:
     """A pair that does not fit is seen, and whether the key is published is read without a failure."""
     blob = "AAAAC3NzaC1lZDI1NTE5AAAAIGrYKMKTvYHGe0ZcHmcrDHuKzVHGGIwJ7qh0xXu3LjX9"
-    places.known_hosts.write_bytes(f"workspace-web,192.168.83.2 ssh-ed25519 {blob}\n".encode())
-    assert is_published(places, "web")
-    assert try_all(places.known_hosts, lambda: is_published(places, "web"), lambda found, data: None) == 0
+    layout.known_hosts.write_bytes(f"workspace-web,192.168.83.2 ssh-ed25519 {blob}\n".encode())
+    assert is_published(layout, "web")
+    assert try_all(layout.known_hosts, lambda: is_published(layout, "web"), lambda found, data: None) == 0
     public = f"ssh-ed25519 {blob} web\n".encode()
     for data in damaged(public, "public"):
         assert isinstance(is_pair(b"", data), bool)
         assert isinstance(is_pair(data, public), bool)
 
 
-def test_the_pid_file_of_a_resolver(places: Places) -> None:
+def test_the_pid_file_of_a_resolver(layout: Layout) -> None:
     """A number in it proves nothing."""
-    path = places.run / "pid"
+    path = layout.run / "pid"
     path.write_text("4294967")
     service = Service("x", str(path), "", ("dnsmasq",))
     assert try_all(path, lambda: observe_service(service), same(None)) == 0
 
 
-def test_a_body_that_is_sound_and_says_something_else(places: Places) -> None:
+def test_a_body_that_is_sound_and_says_something_else(layout: Layout) -> None:
     """A checksum that fits does not make a record of what is none."""
     for body in ({}, {"name": "web"}, {**asdict(RECORD), "wanted": []}, {**asdict(RECORD), "booted": [1]}):
-        copy_of(places.record("web")).unlink(missing_ok=True)
-        places.record("web").write_bytes(encode("workspace", json.loads(json.dumps(body))))
+        copy_of(layout.record("web")).unlink(missing_ok=True)
+        layout.record("web").write_bytes(encode("workspace", json.loads(json.dumps(body))))
         with pytest.raises(Damaged):
-            read_record(places, "web")
+            read_record(layout, "web")

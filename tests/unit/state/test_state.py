@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from hutch.errors import HutchError
 from hutch.spec.entries import Publish
-from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, Workspace
-from hutch.spec.names import Places
+from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, WorkspaceSpec
+from hutch.spec.names import Layout
 from hutch.spec.record import Booted, NetworkRecord, Record
 from hutch.state import (
     JOURNAL,
@@ -53,8 +53,8 @@ NETWORK_RECORD = NetworkRecord(
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "state", tmp_path / "run")
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "state", tmp_path / "run")
 
 
 # What goes out comes back.
@@ -95,7 +95,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "learn": st.booleans(),
     "idle": st.none() | st.builds(Idle, words, st.sampled_from(["suspend", "stop"])),
 }
-workspaces = st.builds(Workspace, **VALUES)
+workspaces = st.builds(WorkspaceSpec, **VALUES)
 records = st.builds(
     Record,
     name=st.just("web"),
@@ -114,19 +114,19 @@ def test_every_key_is_tried() -> None:
 
 
 @given(workspaces)
-def test_a_workspace_survives_json(declared: Workspace) -> None:
+def test_a_workspace_survives_json(declared: WorkspaceSpec) -> None:
     assert workspace_from(decode(WORKSPACE, WHERE, encode(WORKSPACE, asdict(declared)))) == declared
 
 
 def test_a_record_survives_the_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("records")
-    places = Places(directory / "state", directory / "run")
+    layout = Layout(directory / "state", directory / "run")
 
     @given(records)
     def survives(record: Record) -> None:
-        write_record(places, record)
-        assert read_record(places, "web") == record
-        assert read_records(places) == {"web": record}
+        write_record(layout, record)
+        assert read_record(layout, "web") == record
+        assert read_records(layout) == {"web": record}
 
     survives()
 
@@ -141,25 +141,25 @@ def test_keys_that_came_later_have_their_defaults() -> None:
     assert workspace_from(body) == workspace()
 
 
-def test_records_are_roots_alone_and_written_once(places: Places) -> None:
-    write_record(places, RECORD)
-    path = places.record("web")
+def test_records_are_roots_alone_and_written_once(layout: Layout) -> None:
+    write_record(layout, RECORD)
+    path = layout.record("web")
     before = path.stat()
     assert before.st_mode & 0o7777 == 0o600
-    write_record(places, RECORD)
+    write_record(layout, RECORD)
     assert path.stat().st_ino == before.st_ino
-    write_record(places, replace(RECORD, removed=True))
+    write_record(layout, replace(RECORD, removed=True))
     assert path.stat().st_ino != before.st_ino
 
 
-def test_no_record(places: Places) -> None:
-    assert read_record(places, "web") is None
-    assert read_records(places) == {}
-    write_record(places, RECORD)
-    (places.workspaces / "half-made").mkdir()
-    (places.workspaces / "file").touch()
-    (places.workspaces / "link").symlink_to("web")
-    assert read_records(places) == {"web": RECORD}
+def test_no_record(layout: Layout) -> None:
+    assert read_record(layout, "web") is None
+    assert read_records(layout) == {}
+    write_record(layout, RECORD)
+    (layout.workspaces / "half-made").mkdir()
+    (layout.workspaces / "file").touch()
+    (layout.workspaces / "link").symlink_to("web")
+    assert read_records(layout) == {"web": RECORD}
 
 
 # Damage.
@@ -206,12 +206,12 @@ DAMAGED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
-def test_damage_is_refused_with_its_path(content: bytes, places: Places) -> None:
-    write_record(places, RECORD)
-    path = places.record("web")
+def test_damage_is_refused_with_its_path(content: bytes, layout: Layout) -> None:
+    write_record(layout, RECORD)
+    path = layout.record("web")
     copy_of(path).unlink()
     path.write_bytes(content)
-    for read in (lambda: read_record(places, "web"), lambda: read_records(places)):
+    for read in (lambda: read_record(layout, "web"), lambda: read_records(layout)):
         with pytest.raises(HutchError) as caught:
             read()
         assert caught.value.brief.startswith(f"{path} is damaged: ")
@@ -247,7 +247,7 @@ def test_every_migration_has_its_place() -> None:
     assert all(sorted(steps) == list(range(1, 1 + len(steps))) for steps in MIGRATIONS.values())
 
 
-def test_an_older_record_is_migrated_step_by_step(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_record_is_migrated_step_by_step(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """In memory when it is read; the file changes when the record is next written."""
 
     def rename(body: dict[str, Any]) -> dict[str, Any]:
@@ -259,67 +259,67 @@ def test_an_older_record_is_migrated_step_by_step(places: Places, monkeypatch: p
     old = {key: value for key, value in asdict(RECORD).items() if key not in ("machine_id", "removed")}
     content = of_schema(1, {**old, "serial": RECORD.machine_id})
     monkeypatch.setitem(MIGRATIONS, WORKSPACE, {1: rename, 2: fill})
-    path = places.record("web")
+    path = layout.record("web")
     make_directory(path.parent)
     path.write_bytes(content)
-    assert read_record(places, "web") == RECORD
+    assert read_record(layout, "web") == RECORD
     assert path.read_bytes() == content
-    write_record(places, RECORD)
+    write_record(layout, RECORD)
     assert json.loads(path.read_bytes())["schema"] == 3
-    assert read_record(places, "web") == RECORD
+    assert read_record(layout, "web") == RECORD
     path.write_bytes(of_schema(2, old))  # not what the second step expects, whatever its checksum says
     copy_of(path).unlink()
     with pytest.raises(Damaged, match="machine_id"):
-        read_record(places, "web")
+        read_record(layout, "web")
     path.write_bytes(of_schema(1, old))
     with pytest.raises(Damaged, match="cannot be brought from schema 1 to 3"):
-        read_record(places, "web")
+        read_record(layout, "web")
 
 
 # Copies.
 
 
-def test_a_record_is_rebuilt_from_its_copy(places: Places) -> None:
-    write_record(places, RECORD)
-    write_network(places, NETWORK_RECORD)
-    for path in (places.record("web"), places.network_record):
+def test_a_record_is_rebuilt_from_its_copy(layout: Layout) -> None:
+    write_record(layout, RECORD)
+    write_network(layout, NETWORK_RECORD)
+    for path in (layout.record("web"), layout.network_record):
         content = path.read_bytes()
         for damage in (b"", content[:-30], None):
             path.unlink() if damage is None else path.write_bytes(damage)
             with pytest.raises(Damaged) as caught:
-                (read_network(places), read_records(places))
+                (read_network(layout), read_records(layout))
             assert caught.value.path == path
             assert "`hutch up` rebuilds it from its copy" in caught.value.resolution
             assert restore(path)
             assert path.read_bytes() == content
             assert path.stat().st_mode & 0o7777 == 0o600
         assert aside_of(path).read_bytes() == content[:-30]
-    assert read_record(places, "web") == RECORD
-    assert read_network(places) == NETWORK_RECORD
-    remove_network(places)
-    assert sorted(os.listdir(places.state)) == ["workspaces"]
+    assert read_record(layout, "web") == RECORD
+    assert read_network(layout) == NETWORK_RECORD
+    remove_network(layout)
+    assert sorted(os.listdir(layout.state)) == ["workspaces"]
 
 
 @pytest.mark.parametrize("copied", [b"", GOOD[:-30], GOOD.replace(b'"crc32": ', b'"crc32": 1')])
-def test_a_damaged_copy_is_not_believed(copied: bytes, places: Places) -> None:
-    write_record(places, RECORD)
-    path = places.record("web")
+def test_a_damaged_copy_is_not_believed(copied: bytes, layout: Layout) -> None:
+    write_record(layout, RECORD)
+    path = layout.record("web")
     copy_of(path).write_bytes(copied)
-    assert read_record(places, "web") == RECORD
+    assert read_record(layout, "web") == RECORD
     path.write_bytes(b"")
     with pytest.raises(Damaged) as caught:
-        read_record(places, "web")
+        read_record(layout, "web")
     assert f"mv {path} {aside_of(path)}; mv {copy_of(path)} {path}.damaged-copy" in caught.value.resolution
     assert not restore(path)
     assert path.read_bytes() == b""
 
 
-def test_the_copy_of_another_workspace_is_not_believed(places: Places) -> None:
-    write_record(places, RECORD)
-    (places.workspaces / "lab").mkdir()
-    places.record("lab").write_bytes(b"")
-    copy_of(places.record("lab")).write_bytes(GOOD)
-    assert not restore(places.record("lab"))
+def test_the_copy_of_another_workspace_is_not_believed(layout: Layout) -> None:
+    write_record(layout, RECORD)
+    (layout.workspaces / "lab").mkdir()
+    layout.record("lab").write_bytes(b"")
+    copy_of(layout.record("lab")).write_bytes(GOOD)
+    assert not restore(layout.record("lab"))
 
 
 @given(position=st.integers(0, len(GOOD) - 1), bit=st.integers(0, 7))
@@ -333,61 +333,61 @@ def test_no_flipped_bit_goes_unnoticed(position: int, bit: int) -> None:
     assert body == json.loads(GOOD)["body"]  # white space, say
 
 
-def test_reading_without_the_right_to(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_without_the_right_to(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("hutch.state.os.scandir", refuse)
     with pytest.raises(HutchError, match="this needs root"):
-        read_records(places)
+        read_records(layout)
 
 
 # The network's record.
 
 
-def test_the_network_survives_the_disk(places: Places) -> None:
-    assert read_network(places) is None
-    write_network(places, NETWORK_RECORD)
-    assert read_network(places) == NETWORK_RECORD
+def test_the_network_survives_the_disk(layout: Layout) -> None:
+    assert read_network(layout) is None
+    write_network(layout, NETWORK_RECORD)
+    assert read_network(layout) == NETWORK_RECORD
     for _ in range(2):
-        remove_network(places)
-        assert read_network(places) is None
+        remove_network(layout)
+        assert read_network(layout) is None
 
 
 @pytest.mark.parametrize("body", [{}, {"network": {"bridge": "b", "x": 1}, "file": "", "sysctls": {}}, {"network": 1}])
-def test_a_damaged_network_is_refused(body: object, places: Places) -> None:
-    make_directory(places.state)
-    places.network_record.write_bytes(sealed(body))
+def test_a_damaged_network_is_refused(body: object, layout: Layout) -> None:
+    make_directory(layout.state)
+    layout.network_record.write_bytes(sealed(body))
     with pytest.raises(HutchError, match=r"network\.json is damaged: a field is missing or wrong"):
-        read_network(places)
+        read_network(layout)
 
 
 # The journal.
 
 
-def test_the_journal_tells_what_was_left_half_done(places: Places) -> None:
-    make_directory(places.state)
-    assert unfinished(places) is None
-    with journaled(places, "up", ("web", "lab")):
-        assert unfinished(places) == ("up", ("web", "lab"))
-    assert unfinished(places) is None
-    with pytest.raises(KeyboardInterrupt), journaled(places, "up", ("web",)):
+def test_the_journal_tells_what_was_left_half_done(layout: Layout) -> None:
+    make_directory(layout.state)
+    assert unfinished(layout) is None
+    with journaled(layout, "up", ("web", "lab")):
+        assert unfinished(layout) == ("up", ("web", "lab"))
+    assert unfinished(layout) is None
+    with pytest.raises(KeyboardInterrupt), journaled(layout, "up", ("web",)):
         raise KeyboardInterrupt
-    assert unfinished(places) == ("up", ("web",))
+    assert unfinished(layout) == ("up", ("web",))
 
 
-def test_an_interrupted_purge_is_not_finished_by_the_next_command(places: Places) -> None:
-    make_directory(places.state)
-    with pytest.raises(KeyboardInterrupt), journaled(places, PURGE, ("web",)):
+def test_an_interrupted_purge_is_not_finished_by_the_next_command(layout: Layout) -> None:
+    make_directory(layout.state)
+    with pytest.raises(KeyboardInterrupt), journaled(layout, PURGE, ("web",)):
         raise KeyboardInterrupt
-    assert unfinished(places) is None
+    assert unfinished(layout) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", encode(JOURNAL, {"workspaces": ["web"]})[:-9], b"[]"])
-def test_a_torn_journal_means_everybody(content: bytes, places: Places) -> None:
-    write_record(places, RECORD)
-    places.journal.write_bytes(content)
-    assert unfinished(places) == ("unknown", ("web",))
+def test_a_torn_journal_means_everybody(content: bytes, layout: Layout) -> None:
+    write_record(layout, RECORD)
+    layout.journal.write_bytes(content)
+    assert unfinished(layout) == ("unknown", ("web",))
 
 
 def test_directories_have_their_mode_whatever_the_umask(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hutch.host.services.cgroup import find_mount, open_root
 from hutch.host.storage.mountinfo import observe_mountinfo
 from hutch.host.storage.quota import why_unlimited
 from hutch.run import run
-from hutch.spec.names import UID_FIRST, Places
+from hutch.spec.names import UID_FIRST, Layout
 from hutch.trees.cursor import has_openat2
 
 KVM = "/dev/kvm"
@@ -60,9 +60,9 @@ class Abilities:
     lists_tasks: bool
 
 
-def observe_abilities(places: Places) -> Abilities:
+def observe_abilities(layout: Layout) -> Abilities:
     is_root = os.geteuid() == 0
-    state = existing(str(places.state))
+    state = existing(str(layout.state))
     return Abilities(
         is_root=is_root,
         missing=tuple(item for item in REQUIREMENTS if item.set == "runtime" and not is_met(item)),
@@ -71,7 +71,7 @@ def observe_abilities(places: Places) -> Abilities:
         controllers=observe_controllers(),
         state=state,
         unlimited=why_unlimited(state),
-        kvm=observe_kvm(places),
+        kvm=observe_kvm(layout),
         has_kvm_device=os.path.exists(KVM),
         vsock=can_open(VSOCK) or has_module(MODULE),
         lists_tasks=read("/proc/sys/vm/oom_dump_tasks") != "0",
@@ -155,9 +155,9 @@ def observe_controllers() -> frozenset[str] | None:
         return frozenset(file.read().split())
 
 
-def observe_kvm(places: Places) -> str | None:
+def observe_kvm(layout: Layout) -> str | None:
     try:
-        found = recall_accelerator(places)
+        found = recall_accelerator(layout)
     except (HutchError, OSError):
         return None  # what is remembered is root's to read
     return None if found is None else "" if found.name == "kvm" else found.why

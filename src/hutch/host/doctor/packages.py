@@ -63,7 +63,7 @@ makes the bridge, its ports and the router's network namespace: ip bridge; apt i
 reaches the workspaces and makes their keys: ssh ssh-keygen; apt openssh-client; dnf openssh-clients; pacman openssh
 runs virtual machines: qemu-system-x86_64; apt qemu-system-x86; dnf qemu-system-x86-core
 shares directories with virtual machines: /usr/lib*/virtiofsd; apt virtiofsd
-keeps virtual machines, and the warden of egress lists, away from the host's files: bwrap; apt bubblewrap
+keeps virtual machines, and the egress proxy, away from the host's files: bwrap; apt bubblewrap
 makes images for virtual machines: mkfs.erofs; apt erofs-utils
 takes the packages of kernels apart: dpkg-deb zstd; apt dpkg zstd
 makes disks for virtual machines: mkfs.ext4; apt e2fsprogs

@@ -18,12 +18,12 @@ from hutch.frozen import dataclass
 from hutch.host.doctor.tools import find_program
 from hutch.host.identity import shells
 from hutch.run import run
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.state import REPAIRS, decode, encode, make_directory
 
 
 @dataclass(frozen=True)
-class Step:
+class RepairStep:
     """A command, the one that takes back what it does, and the one that tells whether it is done: `test` succeeds then,
     and where there is a `line`, that is among the lines it prints."""
 
@@ -52,7 +52,7 @@ class DropIn:
 class Made:
     """What has been changed, in that order; `shells` are those that were given aliases."""
 
-    steps: tuple[Step, ...] = ()
+    steps: tuple[RepairStep, ...] = ()
     files: tuple[DropIn, ...] = ()
     shells: tuple[str, ...] = ()
 
@@ -61,31 +61,32 @@ Told = Callable[[str], None]
 """Told each command, and each file, before it is run or written."""
 
 
-def read_made(places: Places) -> Made:
+def read_made(layout: Layout) -> Made:
     """Raises Damaged, a HutchError, when the note does not say what was written into it."""
-    data = read_or_none(places.repairs)
+    data = read_or_none(layout.repairs)
     if data is None:
         return Made()
-    body = decode(REPAIRS, places.repairs, data)
+    body = decode(REPAIRS, layout.repairs, data)
     steps = (
-        Step(tuple(item["make"]), tuple(item["undo"]), tuple(item["test"]), item["line"]) for item in body["steps"]
+        RepairStep(tuple(item["make"]), tuple(item["undo"]), tuple(item["test"]), item["line"])
+        for item in body["steps"]
     )
     files = (DropIn(item["path"], item["content"], tuple(item["reload"])) for item in body["files"])
     return Made(tuple(steps), tuple(files), tuple(body["shells"]))
 
 
-def write_made(places: Places, made: Made) -> None:
+def write_made(layout: Layout, made: Made) -> None:
     if made == Made():
-        places.repairs.unlink(missing_ok=True)
+        layout.repairs.unlink(missing_ok=True)
         return
-    make_directory(places.state)
-    write_atomic(places.repairs, encode(REPAIRS, asdict(made)), mode=0o600)
+    make_directory(layout.state)
+    write_atomic(layout.repairs, encode(REPAIRS, asdict(made)), mode=0o600)
 
 
 # Making.
 
 
-def is_made(step: Step) -> bool:
+def is_made(step: RepairStep) -> bool:
     """Whether it is done. What a program that is gone did is gone with it."""
     if find_program(step.test[0]) is None:
         return False
@@ -94,38 +95,38 @@ def is_made(step: Step) -> bool:
     return result.returncode == 0 and (not step.line or step.line in lines)
 
 
-def ensure_steps(places: Places, steps: Iterable[Step], tell: Told) -> None:
+def ensure_steps(layout: Layout, steps: Iterable[RepairStep], tell: Told) -> None:
     """Do what is not done of them; after one that fails, no other. The caller holds the lock."""
     for step in steps:
-        ensure_step(places, step, tell)
+        ensure_step(layout, step, tell)
 
 
-def ensure_step(places: Places, step: Step, tell: Told) -> None:
+def ensure_step(layout: Layout, step: RepairStep, tell: Told) -> None:
     """Do it, unless it is done. Where it fails it is not noted: whoever does it by hand then, keeps it."""
     if is_made(step):
         return
-    made = read_made(places)
+    made = read_made(layout)
     if step not in made.steps:
-        write_made(places, replace(made, steps=(*made.steps, step)))
+        write_made(layout, replace(made, steps=(*made.steps, step)))
     tell(shlex.join(step.make))
     try:
         run(step.make, timeout=60.0)
     except HutchError:
         if not is_made(step):
-            write_made(places, replace(made, steps=tuple(noted for noted in made.steps if noted != step)))
+            write_made(layout, replace(made, steps=tuple(noted for noted in made.steps if noted != step)))
         raise
 
 
-def ensure_file(places: Places, file: DropIn, tell: Told) -> None:
+def ensure_file(layout: Layout, file: DropIn, tell: Told) -> None:
     """Write it and have it read. One that is there and not as hutch wrote it is left alone; the caller has the lock."""
-    path, made = Path(file.path), read_made(places)
+    path, made = Path(file.path), read_made(layout)
     before, content = read_or_none(path), file.content.encode()
     ours = [noted.content.encode() for noted in made.files if noted.path == file.path]
     if before not in (None, content, *ours):
         raise HutchError(f"{path} is there, and hutch did not write that", resolution="move it away, and try again")
     if before != content:
         others = tuple(noted for noted in made.files if noted.path != file.path)
-        write_made(places, replace(made, files=(*others, file)))
+        write_made(layout, replace(made, files=(*others, file)))
         tell(f"write {path}")
         make_directory(path.parent)
         write_atomic(path, content)
@@ -133,23 +134,23 @@ def ensure_file(places: Places, file: DropIn, tell: Told) -> None:
     run(file.reload)
 
 
-def ensure_aliases(places: Places, wanted: tuple[str, ...], tell: Told) -> None:
+def ensure_aliases(layout: Layout, wanted: tuple[str, ...], tell: Told) -> None:
     """Give shells the aliases. The caller holds the lock."""
-    made = read_made(places)
+    made = read_made(layout)
     new = tuple(shell for shell in wanted if shell not in made.shells)
     if new:
-        write_made(places, replace(made, shells=(*made.shells, *new)))
-    for path in shells.install(places, wanted):
+        write_made(layout, replace(made, shells=(*made.shells, *new)))
+    for path in shells.install(layout, wanted):
         tell(f"write {path}")
 
 
 # Taking back.
 
 
-def take_back(places: Places, tell: Told) -> list[str]:
+def take_back(layout: Layout, tell: Told) -> list[str]:
     """Take back all that is noted. Returns, in words, what could not be: it stays noted, and the rest does not. May be
     called again. The caller holds the lock."""
-    made, failures = read_made(places), list[str]()
+    made, failures = read_made(layout), list[str]()
 
     def stays(undo: Callable[..., None], *arguments: Any) -> bool:
         try:
@@ -160,19 +161,19 @@ def take_back(places: Places, tell: Told) -> list[str]:
             return True
         return False
 
-    kept = made.shells if stays(remove_aliases, places, made.shells) else ()
+    kept = made.shells if stays(remove_aliases, layout, made.shells) else ()
     files = tuple(file for file in made.files if stays(remove_file, file))
     steps = tuple(step for step in reversed(made.steps) if stays(undo_step, step))
-    write_made(places, Made(steps[::-1], files, kept))
+    write_made(layout, Made(steps[::-1], files, kept))
     return failures
 
 
-def remove_aliases(places: Places, made: tuple[str, ...], tell: Told) -> None:
-    for path in shells.remove(places, shells=made):
+def remove_aliases(layout: Layout, made: tuple[str, ...], tell: Told) -> None:
+    for path in shells.remove(layout, shells=made):
         tell(f"take the aliases out of {path}")
 
 
-def undo_step(step: Step, tell: Told) -> None:
+def undo_step(step: RepairStep, tell: Told) -> None:
     if is_made(step):
         tell(shlex.join(step.undo))
         run(step.undo, timeout=60.0)

@@ -27,7 +27,7 @@ from hutch.guest.boot import MICROVM
 from hutch.host.doctor.tools import QEMU, find_program
 from hutch.host.hardware.clock import observe_rate, read_boot
 from hutch.run import PIPE, STDOUT, Popen, TimeoutExpired, start
-from hutch.spec.names import UID_COUNT, Places
+from hutch.spec.names import UID_COUNT, Layout
 from hutch.state import ACCELERATOR, decode, encode, make_directory
 
 DEVICE = "/dev/kvm"
@@ -69,7 +69,7 @@ class Accelerator:
 
 
 @dataclass(frozen=True)
-class Access:
+class KvmAccess:
     """Who may use /dev/kvm. `problem` says why no process but root's may, "" where others may."""
 
     gid: int | None
@@ -94,10 +94,10 @@ class Verdict:
     is_lasting: bool = True
 
 
-def observe_accelerator(places: Places, machine: Bootable) -> Accelerator:
+def observe_accelerator(layout: Layout, machine: Bootable) -> Accelerator:
     """What a machine on this host is to run under. The first time, `machine` is booted to find it out, for PATIENCE at
     most. The caller holds the lock, since the answer is remembered."""
-    accelerator = recall_accelerator(places, machine)
+    accelerator = recall_accelerator(layout, machine)
     assert accelerator is not None  # there is a machine to find it out with
     return accelerator
 
@@ -109,18 +109,18 @@ def describe_accelerator(accelerator: Accelerator) -> str:
     return f"it runs without KVM, by emulation (TCG), which is several times slower: {accelerator.why}"
 
 
-def recall_accelerator(places: Places, machine: Bootable | None = None) -> Accelerator | None:
+def recall_accelerator(layout: Layout, machine: Bootable | None = None) -> Accelerator | None:
     """The same. For those who only look, it needs no machine, boots nothing and writes nothing: None while nobody has
     found it out."""
     architecture = os.uname().machine
     if architecture not in ARCHITECTURES:
         only = ", ".join(ARCHITECTURES)
         return Accelerator("tcg", None, None, f"KVM is supported on {only} only, and this host is {architecture}")
-    memory = read_memory(places)
+    memory = read_memory(layout)
     access = observe_access(DEVICE)
     problem: str | None = access.problem
     if access.is_there:
-        shown = recall_or_try(memory, machine, access, places.builder_uid + UID_COUNT - 1)
+        shown = recall_or_try(memory, machine, access, layout.builder_uid + UID_COUNT - 1)
         if shown is None:
             return None
         problem = shown or access.problem
@@ -129,11 +129,11 @@ def recall_accelerator(places: Places, machine: Bootable | None = None) -> Accel
     else:
         accelerator = Accelerator("tcg", observe_rate(memory.clock), None, problem)
     if machine is not None:
-        write_memory(places, memory)
+        write_memory(layout, memory)
     return accelerator
 
 
-def recall_or_try(memory: Memory, machine: Bootable | None, access: Access, uid: int) -> str | None:
+def recall_or_try(memory: Memory, machine: Bootable | None, access: KvmAccess, uid: int) -> str | None:
     """What a guest under KVM has shown, before or now, as `uid`: "" that it runs, or what went wrong. None when that is
     not known and there is no machine to try it with."""
     qemu = find_program(QEMU)
@@ -183,34 +183,34 @@ def _spend() -> float:
     return time.thread_time() - began
 
 
-def observe_access(device: str) -> Access:
+def observe_access(device: str) -> KvmAccess:
     """Who may use the device beside root. QEMU runs as a uid that is a workspace's own, and in no group of root's."""
     try:
         found = os.stat(device)
     except FileNotFoundError:
-        return Access(None, f"no {device}", is_there=False)
+        return KvmAccess(None, f"no {device}", is_there=False)
     if not stat.S_ISCHR(found.st_mode):
-        return Access(None, f"{device} is not a device", is_there=False)
+        return KvmAccess(None, f"{device} is not a device", is_there=False)
     if found.st_mode & 0o006 == 0o006:
-        return Access(None, "")
+        return KvmAccess(None, "")
     if found.st_mode & 0o060 == 0o060 and found.st_gid != 0:
-        return Access(found.st_gid, "")
+        return KvmAccess(found.st_gid, "")
     advice = f"`chgrp kvm {device}; chmod 660 {device}` lets hutch use it"
-    return Access(None, f"{device} is root's alone (mode {found.st_mode & 0o777:o}): {advice}")
+    return KvmAccess(None, f"{device} is root's alone (mode {found.st_mode & 0o777:o}): {advice}")
 
 
 # What is remembered.
 
 
-def memory_path(places: Places) -> Path:
+def memory_path(layout: Layout) -> Path:
     """Among what outlasts a reboot: the clock's rate names its boot by itself, and the runtime directory must be empty
     when the last workspace has gone."""
-    return places.state / "accelerator.json"
+    return layout.state / "accelerator.json"
 
 
-def read_memory(places: Places) -> Memory:
+def read_memory(layout: Layout) -> Memory:
     """What is remembered; what is damaged was never known."""
-    path = memory_path(places)
+    path = memory_path(layout)
     data = read_or_none(path)
     if data is None:
         return Memory({}, {})
@@ -221,11 +221,11 @@ def read_memory(places: Places) -> Memory:
         return Memory({}, {})
 
 
-def write_memory(places: Places, memory: Memory) -> None:
+def write_memory(layout: Layout, memory: Memory) -> None:
     # As pairs, since they have an order: the last one is the newest.
     body = {"answers": list(memory.answers.items())[-KEPT_ANSWERS:], "clock": memory.clock}
     content = encode(ACCELERATOR, body)
-    path = memory_path(places)
+    path = memory_path(layout)
     if read_or_none(path) != content:
         make_directory(path.parent)
         write_atomic(path, content, mode=0o600)
@@ -237,7 +237,7 @@ def write_memory(places: Places, memory: Memory) -> None:
 def run_guest(
     machine: Bootable,
     qemu: str,
-    access: Access,
+    access: KvmAccess,
     uid: int,
     *,
     accelerator: str = "kvm",
@@ -286,7 +286,7 @@ def gave_up(process: Popen[bytes]) -> bool:
         return False
 
 
-def render_identity(access: Access, uid: int) -> list[str]:
+def render_identity(access: KvmAccess, uid: int) -> list[str]:
     """As whom it runs: it ends with hutch, and it can become nobody else."""
     common = ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--pdeathsig=KILL", "--"]
     if access.problem:  # only root can open the device

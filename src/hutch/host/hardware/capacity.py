@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from hutch.backends import is_machine
 from hutch.errors import Problem
 from hutch.frozen import dataclass
-from hutch.spec.model import MOST_MACHINE_CPUS, Workspace
+from hutch.spec.model import MOST_MACHINE_CPUS, WorkspaceSpec
 
 CPUS_FOR_EACH = 4
 """Virtual processors for each of the host's. More than the host has make nothing faster; a file that is shared between
@@ -31,7 +31,7 @@ def observe_capacity() -> Capacity:
     return Capacity(int(total.split()[1]) << 10, os.cpu_count() or 1)
 
 
-def check_host(workspaces: Mapping[str, Workspace], memory_total: int, cpus: int) -> list[Problem]:
+def check_host(workspaces: Mapping[str, WorkspaceSpec], memory_total: int, cpus: int) -> list[Problem]:
     """Virtual machines that are larger than the host. For a container these numbers are limits, which may be any."""
     problems = []
     most = min(CPUS_FOR_EACH * cpus, MOST_MACHINE_CPUS)

@@ -11,7 +11,7 @@ from pathlib import Path
 from hutch.errors import HutchError
 from hutch.files import read_or_none, write_atomic
 from hutch.host.services.lock import host_lock
-from hutch.spec.names import Places, hostname
+from hutch.spec.names import Layout, hostname
 
 HOSTS = Path("/etc/hosts")
 OURS = re.compile(rb"[0-9.]+ workspace-[a-z0-9-]+\r?\n?")
@@ -60,20 +60,20 @@ def _without_block(content: bytes, instance: str) -> tuple[bytes, bytes]:
     return before, b"".join(foreign)
 
 
-def ensure_hosts(places: Places, addresses: Mapping[str, str], path: Path = HOSTS) -> None:
+def ensure_hosts(layout: Layout, addresses: Mapping[str, str], path: Path = HOSTS) -> None:
     """Write the block if it differs from what is there."""
-    if missing_hosts(places, addresses, path) is None:
+    if missing_hosts(layout, addresses, path) is None:
         return
     with host_lock():  # another hutch on this host writes its own block
-        wanted = missing_hosts(places, addresses, path)
+        wanted = missing_hosts(layout, addresses, path)
         if wanted is not None:
             _replace(Path(os.path.realpath(path)), wanted)
 
 
-def missing_hosts(places: Places, addresses: Mapping[str, str], path: Path = HOSTS) -> bytes | None:
+def missing_hosts(layout: Layout, addresses: Mapping[str, str], path: Path = HOSTS) -> bytes | None:
     """What the file is to hold, None when it does."""
     content = read_or_none(Path(os.path.realpath(path))) or b""
-    wanted = render_hosts(content, places.instance, addresses)
+    wanted = render_hosts(content, layout.instance, addresses)
     return wanted if wanted != content else None
 
 

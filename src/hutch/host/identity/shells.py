@@ -14,34 +14,34 @@ from pathlib import Path
 from hutch.errors import explained
 from hutch.files import read_or_none, write_atomic
 from hutch.host.services.lock import host_lock
-from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Places, hostname
+from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Layout, hostname
 from hutch.state import make_directory
 
 VERBS = ("start", "stop", "restart", "status")
 NOTE = "# Written by `hutch aliases --install`, do not edit."
 
 
-def commands(places: Places, name: str) -> dict[str, str]:
+def commands(layout: Layout, name: str) -> dict[str, str]:
     """The command behind each alias of a workspace. Names have no `_`, so no two workspaces have an alias in common."""
-    prefix = prefix_of(places)
+    prefix = prefix_of(layout)
     return {
         f"workspace_{name}": f"ssh {hostname(name)}",
         **{f"workspace_{name}_{verb}": f"{prefix}hutch {verb} {name}" for verb in VERBS},
     }
 
 
-def prefix_of(places: Places) -> str:
+def prefix_of(layout: Layout) -> str:
     """What leads to another hutch of this host than the usual one."""
-    if (str(places.state), str(places.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR):
+    if (str(layout.state), str(layout.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR):
         return ""
-    return f"env HUTCH_STATE_DIR={places.state} HUTCH_RUN_DIR={places.run} "
+    return f"env HUTCH_STATE_DIR={layout.state} HUTCH_RUN_DIR={layout.run} "
 
 
-def render_aliases(places: Places, shell: str, names: Iterable[str]) -> str:
+def render_aliases(layout: Layout, shell: str, names: Iterable[str]) -> str:
     """Lines for a shell to evaluate."""
     lines = []
     for name in names:
-        for alias, command in commands(places, name).items():
+        for alias, command in commands(layout, name).items():
             if shell == "fish":  # whose aliases are functions, and slow to make
                 lines.append(f"function {alias} --wraps {shlex.quote(command)}; {command} $argv; end")
             else:
@@ -99,19 +99,19 @@ end
 SCRIPTS = {"bash": POSIX, "zsh": ZSH, "fish": FISH}
 
 
-def render_script(places: Places, shell: str) -> str:
+def render_script(layout: Layout, shell: str) -> str:
     """What a shell reads at its start."""
     return SCRIPTS[shell].format(
-        note=NOTE, directory=places.shown_records, verbs=" ".join(VERBS), prefix=prefix_of(places)
+        note=NOTE, directory=layout.user_views, verbs=" ".join(VERBS), prefix=prefix_of(layout)
     )
 
 
-def script_paths(places: Places, etc: Path) -> dict[str, Path]:
+def script_paths(layout: Layout, etc: Path) -> dict[str, Path]:
     """Where each shell's script is."""
     return {
-        "bash": etc / "profile.d" / f"{places.instance}.sh",
-        "zsh": etc / "zsh" / f"{places.instance}.zsh",
-        "fish": etc / "fish" / "conf.d" / f"{places.instance}.fish",
+        "bash": etc / "profile.d" / f"{layout.instance}.sh",
+        "zsh": etc / "zsh" / f"{layout.instance}.zsh",
+        "fish": etc / "fish" / "conf.d" / f"{layout.instance}.fish",
     }
 
 
@@ -129,9 +129,9 @@ def is_here(shell: str, etc: Path = Path("/etc")) -> bool:
     return shell == "bash" or (bool(readers(shell, etc)) if shell == "zsh" else (etc / "fish").is_dir())
 
 
-def render_line(content: bytes, places: Places, script: Path | None) -> bytes:
+def render_line(content: bytes, layout: Layout, script: Path | None) -> bytes:
     """`content` with a line that reads `script`, or without one. What else stands in it stays, byte for byte."""
-    mark = f"# {places.instance}: written by hutch"
+    mark = f"# {layout.instance}: written by hutch"
     lines = content.splitlines(keepends=True)
     kept = [line for line in lines if f" {mark}".encode() not in line]
     if lines and kept != lines and b"(line end added)" in lines[-1]:
@@ -143,36 +143,36 @@ def render_line(content: bytes, places: Places, script: Path | None) -> bytes:
     return content + joint + f"if [ -r {script} ]; then . {script}; fi {mark}{note}\n".encode()
 
 
-def install(places: Places, shells: Iterable[str], etc: Path = Path("/etc")) -> list[Path]:
+def install(layout: Layout, shells: Iterable[str], etc: Path = Path("/etc")) -> list[Path]:
     """Let every shell of this host have the aliases. Returns what was written; nothing where all is there."""
     with host_lock():  # another hutch has lines of its own in the same files
-        return _write({path: content for shell in shells for path, content in _wanted(places, shell, etc).items()})
+        return _write({path: content for shell in shells for path, content in _wanted(layout, shell, etc).items()})
 
 
-def missing_shells(places: Places, etc: Path = Path("/etc")) -> tuple[str, ...]:
+def missing_shells(layout: Layout, etc: Path = Path("/etc")) -> tuple[str, ...]:
     """The shells of this host that have no aliases, or other ones."""
     return tuple(
         shell
         for shell in SCRIPTS
-        if is_here(shell, etc) and any(read_or_none(path) != new for path, new in _wanted(places, shell, etc).items())
+        if is_here(shell, etc) and any(read_or_none(path) != new for path, new in _wanted(layout, shell, etc).items())
     )
 
 
-def _wanted(places: Places, shell: str, etc: Path) -> dict[Path, bytes]:
+def _wanted(layout: Layout, shell: str, etc: Path) -> dict[Path, bytes]:
     """The shell's script, and the file of the host's own with the line that reads it."""
-    script = script_paths(places, etc)[shell]
-    lines = {path: render_line(path.read_bytes(), places, script) for path in readers(shell, etc)}
-    return {script: render_script(places, shell).encode(), **lines}
+    script = script_paths(layout, etc)[shell]
+    lines = {path: render_line(path.read_bytes(), layout, script) for path in readers(shell, etc)}
+    return {script: render_script(layout, shell).encode(), **lines}
 
 
-def remove(places: Places, etc: Path = Path("/etc"), shells: Iterable[str] = tuple(SCRIPTS)) -> list[Path]:
+def remove(layout: Layout, etc: Path = Path("/etc"), shells: Iterable[str] = tuple(SCRIPTS)) -> list[Path]:
     """Take away what was installed, and the line in the host's own files. May be called again."""
     gone = []
     with host_lock():
         for shell in shells:
-            blocks = {path: render_line(path.read_bytes(), places, None) for path in readers(shell, etc)}
+            blocks = {path: render_line(path.read_bytes(), layout, None) for path in readers(shell, etc)}
             gone += _write(blocks)
-            script = script_paths(places, etc)[shell]
+            script = script_paths(layout, etc)[shell]
             if script.exists():
                 script.unlink()
                 gone.append(script)

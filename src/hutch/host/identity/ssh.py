@@ -15,8 +15,8 @@ from hutch.files import read_or_none, sync_directory, write_atomic
 from hutch.frozen import dataclass
 from hutch.host.doctor.tools import find_program
 from hutch.run import run
-from hutch.spec.model import Workspace
-from hutch.spec.names import Places, hostname
+from hutch.spec.model import WorkspaceSpec
+from hutch.spec.names import Layout, hostname
 from hutch.state import make_directory
 
 BEGIN, END = (b"-----%s OPENSSH PRIVATE KEY-----" % word for word in (b"BEGIN", b"END"))
@@ -113,14 +113,14 @@ def _make_pair(path: Path, public: Path, comment: str, uid: int, gid: int) -> No
     sync_directory(path.parent)
 
 
-def is_published(places: Places, name: str) -> bool:
+def is_published(layout: Layout, name: str) -> bool:
     """Whether the known hosts tell of a workspace's host key."""
-    return hostname(name) in published_names(places)
+    return hostname(name) in published_names(layout)
 
 
-def published_names(places: Places) -> set[str]:
+def published_names(layout: Layout) -> set[str]:
     """The host names of the workspaces whose host keys the known hosts tell of."""
-    known = (read_or_none(places.known_hosts) or b"").splitlines()
+    known = (read_or_none(layout.known_hosts) or b"").splitlines()
     return {line.partition(b",")[0].decode("utf-8", "replace") for line in known if b"," in line}
 
 
@@ -143,7 +143,7 @@ def render_known_hosts(peers: tuple[Peer, ...]) -> bytes:
     return "".join(lines).encode()
 
 
-def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> bytes:
+def render_config(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> bytes:
     """The drop-in. `keys` are private keys by the uid that may read them; each is offered only to who can read it."""
     lines = ["# Written by hutch, do not edit."]
     for peer in peers:
@@ -161,7 +161,7 @@ def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, st
         hosts = ",".join(hostname(peer.name) for peer in peers)
         lines += [
             f"Match originalhost {hosts}",
-            f'    UserKnownHostsFile "{places.known_hosts}"',
+            f'    UserKnownHostsFile "{layout.known_hosts}"',
             "    GlobalKnownHostsFile /dev/null",
             "    StrictHostKeyChecking yes",
             "    UpdateHostKeys no",
@@ -173,7 +173,7 @@ def render_config(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, st
         for path in keys.values():
             lines += [f"Match originalhost {hosts} exec \"test -r '{path}'\"", f'    IdentityFile "{path}"']
         # For the group's members; root has the key itself, and would be warned of the mode of this copy.
-        copy = places.group_key
+        copy = layout.group_key
         test = f"test -r '{copy}' -a ! -O '{copy}'"
         lines += [f'Match originalhost {hosts} exec "{test}"', f'    IdentityFile "{copy}"']
         lines.append(f"Match originalhost {hosts}")
@@ -203,14 +203,14 @@ def choose_proxy(cid: int | None, programs: Collection[str]) -> str:
     return f"socat - VSOCK-CONNECT:{cid}:22" if "socat" in programs else ""
 
 
-def proxy_of(workspace: Workspace, traits: Traits, *, has_vsock: bool) -> str:
+def proxy_of(workspace: WorkspaceSpec, traits: Traits, *, has_vsock: bool) -> str:
     """The same for a workspace of this host, by the backend that runs it."""
     if not (traits.has_vsock and has_vsock):
         return ""
     return choose_proxy(workspace.cid, [name for name in (VSOCK_PROXY, "socat") if find_program(name) is not None])
 
 
-def likely_traits(workspace: Workspace) -> Traits:
+def likely_traits(workspace: WorkspaceSpec) -> Traits:
     """Those of the backend that the next start will use, as far as it can be told without trying KVM."""
     *better, last = [backend.TRAITS for backend in backends_of(workspace)] or [FOREIGN]
     return next((traits for traits in better if find_program(traits.program) is not None), last)
@@ -224,7 +224,7 @@ def proxy_options(proxy: str) -> dict[str, str]:
 
 
 def render_own_argv(
-    places: Places, peer: Peer, command: str, *, terminal: bool, control: str, is_first: bool
+    layout: Layout, peer: Peer, command: str, *, terminal: bool, control: str, is_first: bool
 ) -> list[str]:
     """The same for who is not root, by what their own configuration and the drop-in say. There is no terminal to ask
     for a passphrase on."""
@@ -253,7 +253,7 @@ def _session_options(*, terminal: bool, control: str, is_first: bool) -> dict[st
     }
 
 
-def render_argv(places: Places, peer: Peer, command: str, *, terminal: bool, control: str, is_first: bool) -> list[str]:
+def render_argv(layout: Layout, peer: Peer, command: str, *, terminal: bool, control: str, is_first: bool) -> list[str]:
     """An ssh of hutch's own, with hutch's own key: nobody's configuration, and nothing of the caller's goes along.
 
     `control` is the socket by which a second session shares the connection of the first, "" for one of its own.
@@ -264,11 +264,11 @@ def render_argv(places: Places, peer: Peer, command: str, *, terminal: bool, con
         "HostKeyAlias": hostname(peer.name),
         "User": peer.user,
         **proxy_options(peer.proxy),
-        "IdentityFile": str(places.key(0)),
+        "IdentityFile": str(layout.key(0)),
         "IdentitiesOnly": "yes",
         "IdentityAgent": "none",
         "PreferredAuthentications": "publickey",
-        "UserKnownHostsFile": str(places.known_hosts),
+        "UserKnownHostsFile": str(layout.known_hosts),
         "GlobalKnownHostsFile": "none",
         "StrictHostKeyChecking": "yes",
         "UpdateHostKeys": "no",
@@ -283,26 +283,26 @@ def render_argv(places: Places, peer: Peer, command: str, *, terminal: bool, con
     return ["ssh", "-F", "none", *_words(options), "--", hostname(peer.name), command]
 
 
-def ensure_trust(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> None:
+def ensure_trust(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> None:
     """Known hosts and drop-in as wanted; without peers, neither."""
     if not peers:
-        remove_trust(places)
+        remove_trust(layout)
         return
-    for path, content in missing_trust(places, peers, keys).items():
+    for path, content in missing_trust(layout, peers, keys).items():
         with explained(f"{path} cannot be written"):
             make_directory(path.parent)
             write_atomic(path, content)
 
 
-def missing_trust(places: Places, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> dict[Path, bytes]:
+def missing_trust(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> dict[Path, bytes]:
     """What known hosts and drop-in are to hold, as far as they do not."""
-    wanted = {places.known_hosts: render_known_hosts(peers), places.ssh_config: render_config(places, peers, keys)}
+    wanted = {layout.known_hosts: render_known_hosts(peers), layout.ssh_config: render_config(layout, peers, keys)}
     return {path: content for path, content in wanted.items() if read_or_none(path) != content}
 
 
-def remove_trust(places: Places) -> None:
-    places.known_hosts.unlink(missing_ok=True)
-    places.ssh_config.unlink(missing_ok=True)
+def remove_trust(layout: Layout) -> None:
+    layout.known_hosts.unlink(missing_ok=True)
+    layout.ssh_config.unlink(missing_ok=True)
 
 
 def check_include() -> str:

@@ -17,7 +17,7 @@ from hutch.host.network.firewall import RESOLVER_PORT
 from hutch.host.services.service import Service, only_writes
 from hutch.spec import names
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 MOST_WAITING = 20_000  # questions, of all workspaces: more than one of them can ask before they are given up
 NAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*", re.ASCII)
@@ -34,24 +34,24 @@ SANDBOX = (
 """It binds its port, gives its pid file to its account, and becomes that."""
 
 
-def wanted_resolvers(places: Places, network: Network, user: str, own: Sequence[str]) -> tuple[Service, ...]:
+def wanted_resolvers(layout: Layout, network: Network, user: str, own: Sequence[str]) -> tuple[Service, ...]:
     """The two, as argument lists. `own` are the host's names, see own_names()."""
     host_end, _ = names.uplink_addresses(network.uplink)
     common = (
         *("dnsmasq", "--conf-file=/dev/null", "--no-hosts", "--bind-interfaces", "--except-interface=lo"),
         *(f"--user={user}", "--filter-AAAA", f"--dns-forward-max={MOST_WAITING}"),
-        # The host's resolver may know its own names and its neighbours'; the warden asks it too.
+        # The host's resolver may know its own names and its neighbours'; the egress proxy asks it too.
         *("--domain-needed", "--bogus-priv", *((f"--local=/{'/'.join(own)}/",) if own else ())),
     )
 
     def resolver(name: str, file: str, namespace: str, *own: str) -> Service:
-        pid_file = str(places.services / file)
-        sandbox = (*SANDBOX, *only_writes(places.services))
+        pid_file = str(layout.services / file)
+        sandbox = (*SANDBOX, *only_writes(layout.services))
         return Service(name, pid_file, namespace, (*common, *own, f"--pid-file={pid_file}"), sandbox=sandbox)
 
     hosts = (f"--listen-address={host_end}", "--resolv-file=/etc/resolv.conf", "--cache-size=0")
     inside = (f"--listen-address={names.gateway(network.subnet)}", f"--port={RESOLVER_PORT}", "--no-resolv")
-    router = str(places.namespace_path)
+    router = str(layout.namespace_path)
     return (
         resolver("the resolver of the router", "host.pid", "", *hosts),
         resolver("the resolver of the workspaces", "router.pid", router, *inside, f"--server={host_end}"),

@@ -15,7 +15,7 @@ from hutch.frozen import dataclass
 from hutch.host.network.ruleset import Chain, ElementSet, Rule, Table
 from hutch.spec import names
 from hutch.spec.model import Network, Publish
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.policy import Policy, Reach
 from hutch.spec.ranges import NEVER, PRIVATE
 
@@ -25,7 +25,7 @@ PACKETS = "200000/second burst 100000 packets"
 QUESTIONS = "500/second burst 2000 packets"
 PINGS = "10/second burst 20 packets"
 CONNECTIONS = 8192
-HEARD = "256/second burst 512 packets"  # of what is refused; the warden writes down no more
+HEARD = "256/second burst 512 packets"  # of what is refused; the egress proxy writes down no more
 NETWORKS = "type ipv4_addr . ipv4_addr; flags interval"
 PORTS = "type ipv4_addr . ipv4_addr . inet_service; flags interval"
 METER = "type ipv4_addr; flags dynamic; size 65536"
@@ -33,7 +33,7 @@ MOMENT = "type ipv4_addr; flags dynamic, timeout; timeout 1s; size 65536"
 BY_RESOLVER = "flags timeout; size 1048576"
 
 # Nobody listens at the port to which questions are sent: without rules, none are answered.
-WARDEN_PORT = 5300  # where the warden answers, see hutch.egress
+EGRESS_PORT = 5300  # where the egress proxy answers, see hutch.egress
 RESOLVER_PORT = 5301  # where dnsmasq does
 
 BRIDGE_FILTER = -200
@@ -54,13 +54,13 @@ class Member:
 
 
 def router_tables(
-    places: Places, network: Network, members: tuple[Member, ...], host_addresses: tuple[str, ...]
+    layout: Layout, network: Network, members: tuple[Member, ...], host_addresses: tuple[str, ...]
 ) -> tuple[Table, ...]:
     """The tables of the router namespace. `host_addresses` are the host's own IPv4 addresses."""
-    return (_binding(places, members), _routing(places, network, members, host_addresses))
+    return (_binding(layout, members), _routing(layout, network, members, host_addresses))
 
 
-def _binding(places: Places, members: tuple[Member, ...]) -> Table:
+def _binding(layout: Layout, members: tuple[Member, ...]) -> Table:
     """On the bridge: a frame carries its port's own MAC and address, or goes nowhere."""
     ip = "iifname . ether saddr . ip saddr"
     arp = "iifname . ether saddr . arp saddr ether . arp saddr ip"
@@ -71,7 +71,7 @@ def _binding(places: Places, members: tuple[Member, ...]) -> Table:
     )
     return Table(
         "bridge",
-        places.table,
+        layout.table,
         (
             ElementSet("bound", f"typeof {ip}", tuple(f"{m.port} . {m.mac} . {m.ip}" for m in members)),
             ElementSet("bound_arp", f"typeof {arp}", tuple(f"{m.port} . {m.mac} . {m.mac} . {m.ip}" for m in members)),
@@ -83,13 +83,13 @@ def _binding(places: Places, members: tuple[Member, ...]) -> Table:
     )
 
 
-def _routing(places: Places, network: Network, members: tuple[Member, ...], host_addresses: tuple[str, ...]) -> Table:
+def _routing(layout: Layout, network: Network, members: tuple[Member, ...], host_addresses: tuple[str, ...]) -> Table:
     host_end, router_end = names.uplink_addresses(network.uplink)
     published = sorted({f"{m.ip} . {p.protocol} . {p.guest_port}" for m in members for p in m.publish})
-    way_out = Rule("way-out", f'oifname "{places.uplink_router}" ip saddr {network.subnet} snat ip to {router_end}')
+    way_out = Rule("way-out", f'oifname "{layout.uplink_router}" ip saddr {network.subnet} snat ip to {router_end}')
     return Table(
         "inet",
-        places.table,
+        layout.table,
         (
             ElementSet("never", "type ipv4_addr; flags interval", NEVER),
             ElementSet("denied", "type ipv4_addr; flags interval", PRIVATE),
@@ -104,10 +104,10 @@ def _routing(places: Places, network: Network, members: tuple[Member, ...], host
             ElementSet("full", MOMENT, is_filled=True),
         ),
         (
-            Chain("door", "filter", "prerouting", -300, "accept", _at_the_door(places, network)),
+            Chain("door", "filter", "prerouting", -300, "accept", _at_the_door(layout, network)),
             Chain("tracked", "filter", "prerouting", -150, "accept", _when_tracked(network)),
-            Chain("input", "filter", "input", 0, "drop", _to_the_router(places, network)),
-            Chain("forward", "filter", "forward", 0, "drop", _through_the_router(places, network)),
+            Chain("input", "filter", "input", 0, "drop", _to_the_router(layout, network)),
+            Chain("forward", "filter", "forward", 0, "drop", _through_the_router(layout, network)),
             Chain("answer", "filter", "output", -300, "accept", _from_the_router_itself(network)),
             Chain("way-out", "nat", "postrouting", 100, "accept", (way_out,)),
         ),
@@ -167,18 +167,18 @@ def _written(network: ipaddress.IPv4Network) -> str:
     return str(network.network_address) if network.prefixlen == 32 else str(network)
 
 
-def _at_the_door(places: Places, network: Network) -> tuple[Rule, ...]:
+def _at_the_door(layout: Layout, network: Network) -> tuple[Rule, ...]:
     """Before connections are tracked. Questions to the resolvers are not tracked at all: each would fill a place in the
     kernel's table for half a minute. They are led to who answers statelessly, for that reason; see
     _from_the_router_itself."""
-    inside, outside = f'iifname "{network.bridge}"', f'iifname "{places.uplink_router}"'
+    inside, outside = f'iifname "{network.bridge}"', f'iifname "{layout.uplink_router}"'
     asked = f"{inside} ip daddr {names.gateway(network.subnet)}"
     return (
         Rule("no-ipv6", f"{inside} meta nfproto ipv6 counter drop"),
         Rule("foreign-source", f"{inside} ip saddr != {network.subnet} counter drop"),
         Rule("spoofed-inside", f"{outside} ip saddr {network.subnet} counter drop"),
         Rule("packets", f"{inside} update @packets {{ ip saddr limit rate over {PACKETS} }} counter drop"),
-        Rule("behind-the-door", f"{asked} th dport {{ {WARDEN_PORT}, {RESOLVER_PORT} }} counter drop"),
+        Rule("behind-the-door", f"{asked} th dport {{ {EGRESS_PORT}, {RESOLVER_PORT} }} counter drop"),
         Rule(
             "questions",
             f"{asked} th dport 53 update @questions {{ ip saddr limit rate over {QUESTIONS} }} counter drop",
@@ -188,11 +188,11 @@ def _at_the_door(places: Places, network: Network) -> tuple[Rule, ...]:
             for who, match, port in LED
             for kind in ("udp", "tcp")
         ),
-        Rule("untracked", f"{asked} meta l4proto {{ tcp, udp }} th dport {{ {WARDEN_PORT}, {RESOLVER_PORT} }} notrack"),
+        Rule("untracked", f"{asked} meta l4proto {{ tcp, udp }} th dport {{ {EGRESS_PORT}, {RESOLVER_PORT} }} notrack"),
     )
 
 
-LED = (("watched", "ip saddr @watched", WARDEN_PORT), ("unwatched", "ip saddr != @watched", RESOLVER_PORT))
+LED = (("watched", "ip saddr @watched", EGRESS_PORT), ("unwatched", "ip saddr != @watched", RESOLVER_PORT))
 """Whose questions are led where."""
 
 
@@ -220,8 +220,8 @@ def _when_tracked(network: Network) -> tuple[Rule, ...]:
     )
 
 
-def _to_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
-    inside, outside = f'iifname "{network.bridge}"', f'iifname "{places.uplink_router}"'
+def _to_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
+    inside, outside = f'iifname "{network.bridge}"', f'iifname "{layout.uplink_router}"'
     gateway = names.gateway(network.subnet)
     host_end, _ = names.uplink_addresses(network.uplink)
     asked = f"{inside} ip daddr {gateway} meta l4proto {{ tcp, udp }}"
@@ -231,15 +231,15 @@ def _to_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
         Rule("answers", f"{outside} ct state established,related accept"),
         Rule("host-ping", f"{outside} ip saddr {host_end} icmp type echo-request accept"),
         Rule("dns", f"{asked} th dport {RESOLVER_PORT} ip saddr != @watched accept"),
-        Rule("watched-dns", f"{asked} th dport {WARDEN_PORT} ip saddr @watched accept"),
+        Rule("watched-dns", f"{asked} th dport {EGRESS_PORT} ip saddr @watched accept"),
         Rule("ping", f"{ping} update @pings {{ ip saddr limit rate {PINGS} }} accept"),
         Rule("input-denied", "counter drop"),
     )
 
 
-def _through_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
+def _through_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
     inside, to_inside = f'iifname "{network.bridge}"', f'oifname "{network.bridge}"'
-    outside, to_outside = f'iifname "{places.uplink_router}"', f'oifname "{places.uplink_router}"'
+    outside, to_outside = f'iifname "{layout.uplink_router}"', f'oifname "{layout.uplink_router}"'
     host_end, _ = names.uplink_addresses(network.uplink)
     reply = "ct direction reply"
     going_on = f"{outside} {to_inside} {reply}"
@@ -264,8 +264,8 @@ def _through_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
 
 def _by_policy(inside: str, to_outside: str) -> tuple[Rule, ...]:
     """A connection of a watched workspace is marked with the epoch of the policy that let it out, and goes on for as
-    long as that policy is in force; when it changes, each is judged anew. The warden hears of what is let out and of
-    what is refused."""
+    long as that policy is in force; when it changes, each is judged anew. The egress proxy hears of what is let out and
+    of what is refused."""
     out = f"{inside} {to_outside}"
     where = "ip saddr . ip daddr"
 
@@ -293,7 +293,7 @@ def _by_policy(inside: str, to_outside: str) -> tuple[Rule, ...]:
 
 
 def _closed(name: str, match: str) -> tuple[Rule, Rule]:
-    """What matches is dropped; if a watched workspace sent it, the warden hears of it."""
+    """What matches is dropped; if a watched workspace sent it, the egress proxy hears of it."""
     return _hear(name, f"{match} meta mark != 0"), Rule(name, f"{match} counter drop")
 
 
@@ -303,13 +303,13 @@ def _hear(name: str, match: str) -> Rule:
 
 
 def _told(name: str) -> str:
-    """The warden is told of it, under that name; where there is none, nobody is."""
+    """The egress proxy is told of it, under that name; where there is none, nobody is."""
     return f'log prefix "{names.HEARD}{name}" group {names.HEARD_GROUP} snaplen 64'
 
 
-def host_tables(places: Places, network: Network, members: tuple[Member, ...]) -> tuple[Table, ...]:
+def host_tables(layout: Layout, network: Network, members: tuple[Member, ...]) -> tuple[Table, ...]:
     """The one table in the host's own namespace."""
-    to_uplink = f'oifname "{places.uplink_host}"'
+    to_uplink = f'oifname "{layout.uplink_host}"'
     _, router_end = names.uplink_addresses(network.uplink)
     published = tuple(rule for member in members for rule in _published(member))
     # What claims to come for 127.0.0.1 from a network is dropped before it gets to a translation.
@@ -320,28 +320,28 @@ def host_tables(places: Places, network: Network, members: tuple[Member, ...]) -
         Rule("forward-denied", f"{to_uplink} counter drop"),
     )
     way_out = (
-        Rule("way-out", f'ip saddr {router_end} oifname != "{places.uplink_host}" masquerade'),
+        Rule("way-out", f'ip saddr {router_end} oifname != "{layout.uplink_host}" masquerade'),
         Rule("from-loopback", f"{to_uplink} ip saddr 127.0.0.0/8 masquerade"),
     )
     chains = (
         # After connection tracking, before the host's own address translation.
-        Chain("from-router", "filter", "prerouting", -150, "accept", _from_the_router(places, network)),
+        Chain("from-router", "filter", "prerouting", -150, "accept", _from_the_router(layout, network)),
         Chain("to-router", "filter", "forward", 0, "accept", to_router),
         Chain("publish", "nat", "prerouting", -100, "accept", afar),
         Chain("publish-local", "nat", "output", -100, "accept", published),
         Chain("way-out", "nat", "postrouting", 100, "accept", way_out),
     )
-    return (Table("inet", places.table, (), chains),)
+    return (Table("inet", layout.table, (), chains),)
 
 
-def _from_the_router(places: Places, network: Network) -> tuple[Rule, ...]:
-    uplink = f'iifname "{places.uplink_host}"'
+def _from_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
+    uplink = f'iifname "{layout.uplink_host}"'
     host_end, router_end = names.uplink_addresses(network.uplink)
     return (
         # Ports published on 127.0.0.1 and our resolver are for this host alone: what claims to be for them and comes
         # from a network is dropped before it can be translated or delivered.
         Rule("loopback-from-afar", 'iifname != "lo" ip daddr 127.0.0.0/8 counter drop'),
-        Rule("resolver-from-afar", f'iifname != {{ "lo", "{places.uplink_host}" }} ip daddr {host_end} counter drop'),
+        Rule("resolver-from-afar", f'iifname != {{ "lo", "{layout.uplink_host}" }} ip daddr {host_end} counter drop'),
         Rule("no-ipv6", f"{uplink} meta nfproto ipv6 counter drop"),
         Rule("answers", f"{uplink} ct state established,related accept"),
         Rule("untranslated", f"{uplink} ip saddr != {router_end} counter drop"),

@@ -9,7 +9,7 @@ from hutch.errors import ConfigError, Problem
 from hutch.frozen import dataclass
 from hutch.run import run
 from hutch.spec.entries import Publish
-from hutch.spec.model import Workspace
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.record import Record
 
 EVERYWHERE = ("0.0.0.0", "*", "")
@@ -53,7 +53,7 @@ def taken_by(entry: Publish, listeners: tuple[Listener, ...]) -> Listener | None
     return None
 
 
-def check_ports(file: str, workspaces: Mapping[str, Workspace], records: Mapping[str, Record]) -> None:
+def check_ports(file: str, workspaces: Mapping[str, WorkspaceSpec], records: Mapping[str, Record]) -> None:
     """Refuse entries of `publish` that would take a port from a program of the host. Those that are recorded are in
     force already."""
     new = []

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hutch.run import Gathering
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 HOST_ADDRESSES = ["ip", "-j", "addr"]
 ROUTES = "/proc/net/route"
@@ -19,22 +19,22 @@ ROUTER = Path(__file__).with_name("router.batch")
 """What `ip -batch` is asked in the router namespace: one process, and a line of JSON for each of its questions."""
 
 
-def has_namespace(places: Places) -> bool:
+def has_namespace(layout: Layout) -> bool:
     """Whether the namespace's file is a mounted namespace: a plain file there is what a crash left."""
     try:
-        return os.stat(places.namespace_path).st_dev != os.stat(places.namespace_path.parent).st_dev
+        return os.stat(layout.namespace_path).st_dev != os.stat(layout.namespace_path.parent).st_dev
     except FileNotFoundError:
         return False
 
 
-def inside(places: Places, argv: Iterable[str]) -> list[str]:
+def inside(layout: Layout, argv: Iterable[str]) -> list[str]:
     """`argv`, run in the router namespace."""
-    return ["nsenter", f"--net={places.namespace_path}", "--", *argv]
+    return ["nsenter", f"--net={layout.namespace_path}", "--", *argv]
 
 
-def look(places: Places) -> Gathering:
+def look(layout: Layout) -> Gathering:
     """Begin to look at the host's network and the router; router.observe_all takes it from there."""
     commands = [HOST_ADDRESSES, RULES]
-    if has_namespace(places):
-        commands += [["ip", "-n", places.namespace, "-j", "-d", "-batch", str(ROUTER)], inside(places, RULES)]
+    if has_namespace(layout):
+        commands += [["ip", "-n", layout.namespace, "-j", "-d", "-batch", str(ROUTER)], inside(layout, RULES)]
     return Gathering(commands)

@@ -19,7 +19,7 @@ from hutch.host.network.namespace import RULES
 from hutch.run import run
 from hutch.spec import names
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 
@@ -66,25 +66,25 @@ class Neighbours:
         return names.uplink_addresses(uplink)[0] if uplink else ""
 
 
-def observe_neighbours(places: Places, workspaces: Workspaces, *, is_root: bool) -> Neighbours:
+def observe_neighbours(layout: Layout, workspaces: Workspaces, *, is_root: bool) -> Neighbours:
     host = router.observe_host().without_routes(workspaces.ejected)
-    link = host.links.get(places.uplink_host)
+    link = host.links.get(layout.uplink_host)
     return Neighbours(
         workspaces=workspaces,
-        uplink=places.uplink_host,
-        guarded=(places.uplink_host, places.proof_interface),
+        uplink=layout.uplink_host,
+        guarded=(layout.uplink_host, layout.proof_interface),
         is_linked=link is not None,
-        is_foreign=link is not None and not router.is_ours(places, link),
+        is_foreign=link is not None and not router.is_ours(layout, link),
         listing=(answer(RULES) or None) if is_root else None,  # without nft too, which is a finding of its own
         host=host,
         upstream=parse_upstream(answer(["ip", "-j", "route", "show", "default"])),
         forwards=not router.observe_sysctls({router.FORWARDING: "1"}),
-        managed=observe_managed(places.uplink_host),
+        managed=observe_managed(layout.uplink_host),
         servers=parse_servers((read_or_none(RESOLV_CONF) or b"").decode("ascii", "replace")),
         answers=observe_answers(tuple(workspaces.addresses)),
         everywhere=observe_everywhere(),
-        drop_in=f"/etc/NetworkManager/conf.d/90-{places.instance}.conf",
-        without_aliases=shells.missing_shells(places),
+        drop_in=f"/etc/NetworkManager/conf.d/90-{layout.instance}.conf",
+        without_aliases=shells.missing_shells(layout),
     )
 
 

@@ -26,7 +26,7 @@ from hutch.host.network.watch import Rules, load, load_watched, observe_watched,
 from hutch.run import Gathering, run
 from hutch.spec import names
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 
 FORWARDING = "net/ipv4/ip_forward"
 FENCE = 83
@@ -85,9 +85,9 @@ class RouterFacts:
     host_listing: str = '{"nftables": []}'
 
 
-def tag(places: Places) -> str:
+def tag(layout: Layout) -> str:
     """The alias of our interfaces."""
-    return f"hutch {places.state}"
+    return f"hutch {layout.state}"
 
 
 # Observing.
@@ -115,13 +115,13 @@ def parse_routes(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def observe_all(places: Places, network: Network, looking: Gathering | None = None) -> tuple[HostNetwork, RouterFacts]:
+def observe_all(layout: Layout, network: Network, looking: Gathering | None = None) -> tuple[HostNetwork, RouterFacts]:
     """The host's network and the router, from a look that has been begun or from a new one."""
     if looking is None:
-        with closing(look(places)) as new:
-            return observe_all(places, network, new)
+        with closing(look(layout)) as new:
+            return observe_all(layout, network, new)
     links, host_rules, *router = looking.outputs()
-    facts = RouterFacts(host_rules=ruleset.observed_shape(host_rules, places.table), host_listing=host_rules)
+    facts = RouterFacts(host_rules=ruleset.observed_shape(host_rules, layout.table), host_listing=host_rules)
     if router:
         answers, rules = router
         links_there, routes, ways = map(json.loads, answers.splitlines())
@@ -134,8 +134,8 @@ def observe_all(places: Places, network: Network, looking: Gathering | None = No
             way_out=out.get(str(FENCE), ""),
             fenced=next(closed, ""),
             fence=next((way.get("iif", "") for way in ways if way["priority"] == FENCE), ""),
-            rules=ruleset.observed_shape(rules, places.table),
-            watched=observe_watched(places, network),
+            rules=ruleset.observed_shape(rules, layout.table),
+            watched=observe_watched(layout, network),
         )
     return _host_network(links), facts
 
@@ -150,10 +150,10 @@ def networks_of(host: HostNetwork) -> dict[str, ipaddress.IPv4Network]:
     return {route: network for route, network in found.items() if network.prefixlen >= 8}
 
 
-def find_uplink(places: Places, host: HostNetwork) -> str:
+def find_uplink(layout: Layout, host: HostNetwork) -> str:
     """The /30 of this hutch's uplink that is there already, "" when there is none."""
-    link = host.links.get(places.uplink_host)
-    if link is None or not is_ours(places, link):
+    link = host.links.get(layout.uplink_host)
+    if link is None or not is_ours(layout, link):
         return ""
     addresses = [f"{info['local']}/{info['prefixlen']}" for info in link["addr_info"] if info["family"] == "inet"]
     return str(ipaddress.IPv4Interface(addresses[0]).network) if addresses else ""
@@ -168,9 +168,9 @@ def choose_uplink(network: Network, host: HostNetwork) -> str:
     raise HutchError(f"no free /30 is left in {names.UPLINKS}", resolution='set "uplink" in [network]')
 
 
-def check_overlap(places: Places, network: Network, host: HostNetwork) -> None:
+def check_overlap(layout: Layout, network: Network, host: HostNetwork) -> None:
     """Refuse a network that would shadow one that the host already reaches."""
-    own = {network.subnet, network.uplink} if places.uplink_host in host.links else set()
+    own = {network.subnet, network.uplink} if layout.uplink_host in host.links else set()
     for key, prefix in (("subnet", network.subnet), ("uplink", network.uplink)):
         wanted = ipaddress.IPv4Network(prefix)
         for route, used in networks_of(host).items():
@@ -181,23 +181,23 @@ def check_overlap(places: Places, network: Network, host: HostNetwork) -> None:
                 )
 
 
-def wanted_rules(places: Places, network: Network, members: tuple[Member, ...], host: HostNetwork) -> Rules:
-    inner = router_tables(places, network, members, host.addresses(without=places.uplink_host))
-    return Rules(inner, host_tables(places, network, members))
+def wanted_rules(layout: Layout, network: Network, members: tuple[Member, ...], host: HostNetwork) -> Rules:
+    inner = router_tables(layout, network, members, host.addresses(without=layout.uplink_host))
+    return Rules(inner, host_tables(layout, network, members))
 
 
 def differences(
-    places: Places, network: Network, rules: Rules, host: HostNetwork, facts: RouterFacts
+    layout: Layout, network: Network, rules: Rules, host: HostNetwork, facts: RouterFacts
 ) -> dict[Part, str]:
     """The parts that are not as wanted, each with what is wrong in words; empty when nothing is to be done."""
     host_end, router_end = names.uplink_addresses(network.uplink)
     there = facts.links or {}
     found: dict[Part, str] = {
-        "router": "" if facts.links is not None else f"the network namespace {places.namespace} is gone",
+        "router": "" if facts.links is not None else f"the network namespace {layout.namespace} is gone",
         "router rules": ruleset.describe(ruleset.differences(ruleset.shape_of(rules.router), facts.rules)),
         "host rules": ruleset.describe(ruleset.differences(ruleset.shape_of(rules.host), facts.host_rules)),
-        "uplink": wrong_link(host.links, places.uplink_host, f"{host_end}/30")
-        or wrong_link(there, places.uplink_router, f"{router_end}/30"),
+        "uplink": wrong_link(host.links, layout.uplink_host, f"{host_end}/30")
+        or wrong_link(there, layout.uplink_router, f"{router_end}/30"),
         "bridge": wrong_link(there, network.bridge, bridge_address(network)),
         "way out": "" if facts.gateway == host_end else "the router has no default route to the host",
         "fence": "" if is_fenced(network, facts) else "workspaces are routed as the router is",
@@ -251,7 +251,7 @@ def wrong_link(links: Links, name: str, address: str) -> str:
 
 
 def ensure_router(
-    places: Places,
+    layout: Layout,
     network: Network,
     members: tuple[Member, ...],
     host: HostNetwork,
@@ -260,72 +260,72 @@ def ensure_router(
 ) -> None:
     """Bring the router from what was observed to what is wanted, writing only what differs. `survivor` is a process of
     ours that runs in it, if any does: a namespace that has only lost its name gets that again."""
-    rules = wanted_rules(places, network, members, host)
-    wrong = differences(places, network, rules, host, facts)
+    rules = wanted_rules(layout, network, members, host)
+    wrong = differences(layout, network, rules, host, facts)
     if facts.links is not None and facts.watched != texts_of(rules.router):
         wrong.setdefault("router rules", "nobody has watched over them")
     if not wrong:
         return
-    check_overlap(places, network, host)
-    if places.uplink_host in host.links:
-        _check_ours(places, ["ip"], places.uplink_host, f"the host has an interface {places.uplink_host}")
+    check_overlap(layout, network, host)
+    if layout.uplink_host in host.links:
+        _check_ours(layout, ["ip"], layout.uplink_host, f"the host has an interface {layout.uplink_host}")
     if "router" in wrong:
-        _make_namespace(places, survivor)
-        host, facts = observe_all(places, network)
-        wrong = differences(places, network, rules, host, facts)
-    _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
+        _make_namespace(layout, survivor)
+        host, facts = observe_all(layout, network)
+        wrong = differences(layout, network, rules, host, facts)
+    _check_ours(layout, ["ip", "-n", layout.namespace], "lo", f"there is a network namespace {layout.namespace}")
     if "router rules" in wrong or "bridge" in wrong:  # the watch may have set it down, and does so for good reasons
-        load_watched(places, network, rules.router, facts.rules)
+        load_watched(layout, network, rules.router, facts.rules)
     if "host rules" in wrong:
-        load(["nft"], rules.host, places.table, facts.host_rules)
-    _ensure_links(places, network, wrong, host, facts)
+        load(["nft"], rules.host, layout.table, facts.host_rules)
+    _ensure_links(layout, network, wrong, host, facts)
 
 
-def _make_namespace(places: Places, survivor: int | None) -> None:
+def _make_namespace(layout: Layout, survivor: int | None) -> None:
     """It gets its name last, so that one with our name is whole and carries our tag, wherever a crash comes."""
     try:
-        places.namespace_path.unlink(missing_ok=True)
+        layout.namespace_path.unlink(missing_ok=True)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
         return  # a command of a hutch that was killed has come to its end just now: it is there
     if survivor is None:
-        run(render_namespace(places))
+        run(render_namespace(layout))
     else:
-        run(["ip", "netns", "attach", places.namespace, str(survivor)])
+        run(["ip", "netns", "attach", layout.namespace, str(survivor)])
 
 
-def render_namespace(places: Places) -> list[str]:
+def render_namespace(layout: Layout) -> list[str]:
     """The command that makes the router namespace."""
-    return ["unshare", "--net", "--", "sh", "-euc", NAMESPACE, "sh", tag(places), places.namespace]
+    return ["unshare", "--net", "--", "sh", "-euc", NAMESPACE, "sh", tag(layout), layout.namespace]
 
 
-def is_ours(places: Places, link: Mapping[str, Any]) -> bool:
+def is_ours(layout: Layout, link: Mapping[str, Any]) -> bool:
     """Whether an interface is this hutch's: by its tag, or untagged by an address that it was made with in one go."""
     alias = link.get("ifalias")
-    return alias == tag(places) or (alias is None and link.get("address") == places.uplink_mac)
+    return alias == tag(layout) or (alias is None and link.get("address") == layout.uplink_mac)
 
 
-def _check_ours(places: Places, ip: list[str], interface: str, what: str) -> None:
+def _check_ours(layout: Layout, ip: list[str], interface: str, what: str) -> None:
     """Before anything is changed."""
     (link,) = json.loads(run([*ip, "-j", "link", "show", "dev", interface]).stdout)
-    if not is_ours(places, link):
+    if not is_ours(layout, link):
         raise HutchError(
             f"{what} that is not this hutch's",
-            resolution=f"rename or remove it; ours carry the alias {tag(places)!r}",
+            resolution=f"rename or remove it; ours carry the alias {tag(layout)!r}",
         )
 
 
 def _ensure_links(
-    places: Places, network: Network, wrong: Collection[Part], host: HostNetwork, facts: RouterFacts
+    layout: Layout, network: Network, wrong: Collection[Part], host: HostNetwork, facts: RouterFacts
 ) -> None:
     """Interfaces, addresses and routes, after the rules. Each `ip -batch` is one process."""
-    in_router = ["ip", "-n", places.namespace, "-batch", "-"]
+    in_router = ["ip", "-n", layout.namespace, "-batch", "-"]
     if "uplink" in wrong:
-        if places.uplink_host in host.links:
-            run(["ip", "link", "delete", places.uplink_host])
-        run(["ip", "-batch", "-"], stdin=render_uplink(places, network))
-        run(in_router, stdin=render_router_end(places, network))
+        if layout.uplink_host in host.links:
+            run(["ip", "link", "delete", layout.uplink_host])
+        run(["ip", "-batch", "-"], stdin=render_uplink(layout, network))
+        run(in_router, stdin=render_router_end(layout, network))
     elif "way out" in wrong:
         run(in_router, stdin=render_way_out(network))
     if "fence" in wrong or "uplink" in wrong or "way out" in wrong:
@@ -333,25 +333,25 @@ def _ensure_links(
     if "bridge" in wrong:
         run(in_router, stdin=render_bridge(network, is_there=network.bridge in (facts.links or {})))
     if "way in" in wrong or "uplink" in wrong:  # it went with the interface
-        run(render_route(places, network))
+        run(render_route(layout, network))
 
 
-def render_uplink(places: Places, network: Network) -> str:
+def render_uplink(layout: Layout, network: Network) -> str:
     """The host's end of the uplink, for `ip -batch`."""
     host_end, _ = names.uplink_addresses(network.uplink)
-    outer, inner = places.uplink_host, places.uplink_router
+    outer, inner = layout.uplink_host, layout.uplink_router
     return (
-        f"link add {outer} address {places.uplink_mac} type veth peer name {inner} netns {places.namespace}\n"
-        f'link set {outer} alias "{tag(places)}"\n'
+        f"link add {outer} address {layout.uplink_mac} type veth peer name {inner} netns {layout.namespace}\n"
+        f'link set {outer} alias "{tag(layout)}"\n'
         f"addr add {host_end}/30 dev {outer}\n"
         f"link set {outer} up\n"
     )
 
 
-def render_router_end(places: Places, network: Network) -> str:
+def render_router_end(layout: Layout, network: Network) -> str:
     """The router's end of the uplink, for `ip -batch` in its namespace."""
     _, router_end = names.uplink_addresses(network.uplink)
-    inner = places.uplink_router
+    inner = layout.uplink_router
     return f"addr add {router_end}/30 dev {inner}\nlink set {inner} up\n{render_way_out(network)}"
 
 
@@ -381,35 +381,35 @@ def render_bridge(network: Network, *, is_there: bool = False) -> str:
     return f"{add}{address}link set {bridge} up\n"
 
 
-def render_route(places: Places, network: Network) -> list[str]:
+def render_route(layout: Layout, network: Network) -> list[str]:
     """The command that gives the host its way to the workspaces."""
     _, router_end = names.uplink_addresses(network.uplink)
-    return ["ip", "route", "replace", network.subnet, "via", router_end, "dev", places.uplink_host]
+    return ["ip", "route", "replace", network.subnet, "via", router_end, "dev", layout.uplink_host]
 
 
-def remove_router(places: Places) -> None:
+def remove_router(layout: Layout) -> None:
     """Take everything away again; what is not there, or not ours, is left alone. The host's barrier goes last, when
     there is nothing any more that it holds back."""
-    if places.uplink_host in observe_host().links:
-        _check_ours(places, ["ip"], places.uplink_host, f"the host has an interface {places.uplink_host}")
-        run(["ip", "link", "delete", places.uplink_host])
-    if has_namespace(places):
-        _check_ours(places, ["ip", "-n", places.namespace], "lo", f"there is a network namespace {places.namespace}")
-        run(["ip", "netns", "delete", places.namespace])
-    run(["nft", "-f", "-"], stdin=ruleset.render_removal([("inet", places.table)]))
+    if layout.uplink_host in observe_host().links:
+        _check_ours(layout, ["ip"], layout.uplink_host, f"the host has an interface {layout.uplink_host}")
+        run(["ip", "link", "delete", layout.uplink_host])
+    if has_namespace(layout):
+        _check_ours(layout, ["ip", "-n", layout.namespace], "lo", f"there is a network namespace {layout.namespace}")
+        run(["ip", "netns", "delete", layout.namespace])
+    run(["nft", "-f", "-"], stdin=ruleset.render_removal([("inet", layout.table)]))
 
 
 # Kernel settings of the host.
 
 
-def wanted_sysctls(places: Places, members: Iterable[Member]) -> dict[str, str]:
+def wanted_sysctls(layout: Layout, members: Iterable[Member]) -> dict[str, str]:
     """Settings that the host must have, by their path below /proc/sys.
 
     `route_localnet`, on our own interface only, lets a published port answer on 127.0.0.1 too.
     """
     settings = {FORWARDING: "1"}
     if any(member.publish for member in members):
-        settings[f"net/ipv4/conf/{places.uplink_host}/route_localnet"] = "1"
+        settings[f"net/ipv4/conf/{layout.uplink_host}/route_localnet"] = "1"
     return settings
 
 

@@ -18,7 +18,7 @@ from hutch.host.network.namespace import inside
 from hutch.host.services.service import Service, observe_service, only_writes, start_services, stop_service
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Network
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.state import make_directory
 
 SETS, IN_FORCE, TEXTS = "sets", "rules", "texts"
@@ -57,8 +57,8 @@ nft monitor 2>/dev/null | {{
 }}
 """
 """What changes comes in many lines, so it waits until no more come. It looks twice in the beginning, since the monitor
-does not say from when on it sees. What the warden opens is of no interest. It stops traffic too when it can no longer
-see."""
+does not say from when on it sees. What the egress proxy opens is of no interest. It stops traffic too when it can no
+longer see."""
 SANDBOX = (
     "CapabilityBoundingSet=CAP_NET_ADMIN",
     "MemoryDenyWriteExecute=yes",
@@ -71,23 +71,23 @@ SANDBOX = (
 )
 
 
-def wanted_watch(places: Places, network: Network) -> Service:
+def wanted_watch(layout: Layout, network: Network) -> Service:
     """The watch, as a service."""
-    pid_file, files = str(places.services / "watch.pid"), [str(places.services / name) for name in (SETS, IN_FORCE)]
+    pid_file, files = str(layout.services / "watch.pid"), [str(layout.services / name) for name in (SETS, IN_FORCE)]
     return Service(
         "the watch over the rules",
         pid_file,
-        str(places.namespace_path),
+        str(layout.namespace_path),
         ("bash", "-c", SCRIPT, "bash", f"--pid-file={pid_file}", *files, network.bridge),
         says_pid=True,
-        sandbox=(*SANDBOX, *only_writes(places.services)),
+        sandbox=(*SANDBOX, *only_writes(layout.services)),
     )
 
 
-def observe_watched(places: Places, network: Network) -> bytes | None:
+def observe_watched(layout: Layout, network: Network) -> bytes | None:
     """The texts of the rules that were loaded and read back, if there has been a watch over them since then: what is
     there can be believed to be that, word for word."""
-    return None if observe_service(wanted_watch(places, network)) is None else read_or_none(places.services / TEXTS)
+    return None if observe_service(wanted_watch(layout, network)) is None else read_or_none(layout.services / TEXTS)
 
 
 def texts_of(tables: Iterable[ruleset.Table]) -> bytes:
@@ -104,13 +104,13 @@ def fixed_sets(tables: Iterable[ruleset.Table]) -> str:
     )
 
 
-def note_rules(places: Places, tables: Sequence[ruleset.Table]) -> None:
+def note_rules(layout: Layout, tables: Sequence[ruleset.Table]) -> None:
     """Note what has just been loaded, and read back, for what is to be in force."""
-    make_directory(places.services)
-    write_atomic(places.services / SETS, fixed_sets(tables).encode(), mode=0o600, is_lasting=False)
-    listed = run(inside(places, ["sh", "-c", LIST, "sh", str(places.services / SETS)])).stdout
-    write_atomic(places.services / IN_FORCE, listed.encode(), mode=0o600, is_lasting=False)
-    write_atomic(places.services / TEXTS, texts_of(tables), mode=0o600, is_lasting=False)
+    make_directory(layout.services)
+    write_atomic(layout.services / SETS, fixed_sets(tables).encode(), mode=0o600, is_lasting=False)
+    listed = run(inside(layout, ["sh", "-c", LIST, "sh", str(layout.services / SETS)])).stdout
+    write_atomic(layout.services / IN_FORCE, listed.encode(), mode=0o600, is_lasting=False)
+    write_atomic(layout.services / TEXTS, texts_of(tables), mode=0o600, is_lasting=False)
 
 
 @dataclass(frozen=True)
@@ -142,19 +142,19 @@ def load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str, before: r
         raise HutchError("the firewall rules did not load as written, so nothing was started", details="\n".join(wrong))
 
 
-def load_watched(places: Places, network: Network, tables: tuple[ruleset.Table, ...], before: ruleset.Shape) -> None:
-    """Load the router's rules. The watch does not look meanwhile; who settles the host starts it again. Tables that are
-    not hutch's are removed: what they let pass, nobody knows."""
-    nft, watch = inside(places, ["nft"]), wanted_watch(places, network)
-    stop_service(places, watch.pid_file)
+def load_watched(layout: Layout, network: Network, tables: tuple[ruleset.Table, ...], before: ruleset.Shape) -> None:
+    """Load the router's rules. The watch does not look meanwhile; who reconciles the host starts it again. Tables that
+    are not hutch's are removed: what they let pass, nobody knows."""
+    nft, watch = inside(layout, ["nft"]), wanted_watch(layout, network)
+    stop_service(layout, watch.pid_file)
     try:
         listed = json.loads(run([*nft, "-j", "list", "tables"]).stdout)["nftables"]
         there = [(entry["table"]["family"], entry["table"]["name"]) for entry in listed if "table" in entry]
-        foreign = [(family, name) for family, name in there if name != places.table]
+        foreign = [(family, name) for family, name in there if name != layout.table]
         run([*nft, "-f", "-"], stdin=ruleset.render_removal(foreign))
-        load(nft, tables, places.table, before)
-        note_rules(places, tables)
+        load(nft, tables, layout.table, before)
+        note_rules(layout, tables)
     except HutchError:
-        if (places.services / IN_FORCE).exists():
-            start_services(places, (watch,))
+        if (layout.services / IN_FORCE).exists():
+            start_services(layout, (watch,))
         raise

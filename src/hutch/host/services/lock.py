@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from hutch.errors import HutchError, lacks_root
 from hutch.frozen import dataclass
 from hutch.host.services.process import arguments, start_time
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.state import make_directory
 
 HOST_LOCK = "/root"  # is there on every host, and nobody else can open it: a lock on /run could be held by anyone
@@ -52,13 +52,13 @@ class Holder:
 
 
 @contextmanager
-def lock(places: Places, *, patience: float = 600.0) -> Iterator[None]:
+def lock(layout: Layout, *, patience: float = 600.0) -> Iterator[None]:
     """Hold the one lock under which this hutch changes the host. Children do not inherit it.
 
     Waits at most `patience` seconds for another hutch.
     """
-    make_directory(places.state)
-    descriptor = os.open(places.lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    make_directory(layout.state)
+    descriptor = os.open(layout.lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with _locked(descriptor, patience):
         yield
 

@@ -1,13 +1,14 @@
 """Small processes that serve all workspaces: observed by what they were started with, started, and ended.
 
 Where systemd is process 1, each is a unit of its own, which is started again when it fails. Elsewhere none of them
-watches over another: what has gone is started again by the next command that settles the host. While it is gone, less
-works and nothing is open.
+watches over another: what has gone is started again by the next command that reconciles the host. While it is gone,
+less works and nothing is open.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import select
 import shlex
 import signal
@@ -21,9 +22,17 @@ from hutch.files import remove_flat
 from hutch.frozen import dataclass
 from hutch.host.services.cgroup import JOIN, Cgroup, memory_for_workspaces
 from hutch.host.services.process import arguments, start_time, terminate
-from hutch.host.services.units import directory, ensure_units, has_systemd, last_words, remove_units, systemctl
+from hutch.host.services.units import (
+    directory,
+    ensure_units,
+    has_systemd,
+    last_words,
+    remove_units,
+    systemctl,
+    written_units,
+)
 from hutch.run import PIPE, Popen, TimeoutExpired, start
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.state import make_directory
 
 READY_SECONDS = 20.0
@@ -70,26 +79,26 @@ def observe_service(service: Service) -> int | None:
     return pid if found == (service.shown or service.argv) and is_there else None
 
 
-def start_services(places: Places, services: Sequence[Service]) -> None:
+def start_services(layout: Layout, services: Sequence[Service]) -> None:
     """Start them, each in place of what is left of an earlier one. Raises HutchError for one that does not run then."""
-    make_directory(places.services)
+    make_directory(layout.services)
     for service in services:
-        stop_service(places, service.pid_file)
+        stop_service(layout, service.pid_file)
     if services and has_systemd():
-        _start_units(places, services)
+        _start_units(layout, services)
         return
     for service in services:
-        _start_here(places, service)
+        _start_here(layout, service)
 
 
-def _start_units(places: Places, services: Sequence[Service]) -> None:
+def _start_units(layout: Layout, services: Sequence[Service]) -> None:
     """Start them as units, all at once."""
     # Spares the start-up of `hutch start`.
     from hutch.host.services.unit_texts import render_service, render_slice
 
-    units = {places.service_unit(service.pid_file): service for service in services}
-    texts = {unit: render_service(service, places) for unit, service in units.items()}
-    ensure_units({places.slice_of_all: render_slice(places, memory_for_workspaces()), **texts})
+    units = {layout.service_unit(service.pid_file): service for service in services}
+    texts = {unit: render_service(service, layout) for unit, service in units.items()}
+    ensure_units({layout.slice_of_all: render_slice(layout, memory_for_workspaces()), **texts})
     systemctl("start", *units, check=False, timeout=UNIT_SECONDS)  # what came of it is looked at
     deadline = time.monotonic() + UNIT_SECONDS
     for unit, service in units.items():
@@ -105,9 +114,9 @@ def _start_units(places: Places, services: Sequence[Service]) -> None:
             time.sleep(0.01)
 
 
-def _start_here(places: Places, service: Service) -> None:
+def _start_here(layout: Layout, service: Service) -> None:
     """Start it in a cgroup of its kind, out of the session that happened to do so."""
-    with closing(Cgroup(places.services_cgroup)) as cgroup:
+    with closing(Cgroup(layout.services_cgroup)) as cgroup:
         cgroup.make()
         group = cgroup.open("")
     log = Path(service.pid_file).with_suffix(".log")
@@ -142,12 +151,12 @@ def _wait(service: Service, process: Popen[bytes]) -> None:
     process.wait()
 
 
-def stop_service(places: Places, pid_file: str) -> None:
+def stop_service(layout: Layout, pid_file: str) -> None:
     """End the process that this pid file names, whatever its other arguments were, and whatever became of the file;
     with it go those that it has started. It may be a unit, or what was started before there were units."""
-    if has_systemd() and (directory() / places.service_unit(pid_file)).is_file():
-        systemctl("stop", places.service_unit(pid_file), timeout=UNIT_SECONDS)
-    with closing(Cgroup(places.services_cgroup)) as cgroup:
+    if has_systemd() and (directory() / layout.service_unit(pid_file)).is_file():
+        systemctl("stop", layout.service_unit(pid_file), timeout=UNIT_SECONDS)
+    with closing(Cgroup(layout.services_cgroup)) as cgroup:
         candidates = cgroup.processes()
     with suppress(OSError, ValueError):
         candidates.append(int(Path(pid_file).read_text(encoding="ascii")))
@@ -170,18 +179,33 @@ def _end(pid: int, started: int) -> None:
             os.killpg(session, signal.SIGKILL)
 
 
-def remove_services(places: Places) -> None:
+def remove_retired(layout: Layout) -> None:
+    """End those of another version that this one does not have, or has by another name, wherever they are known by."""
+    pid_files = {str(path) for path in layout.services.glob("*.pid")}
+    named = re.compile(rf"{re.escape(str(layout.services))}/[a-z-]+\.pid")
+    for text in written_units(f"{layout.instance}-*.service"):
+        pid_files.update(named.findall(text))
+    for pid_file in pid_files:
+        unit = layout.service_unit(pid_file)
+        if unit not in layout.service_units:
+            remove_units([unit])
+            stop_service(layout, pid_file)
+            remove_flat(layout.run / Path(pid_file).stem)
+
+
+def remove_services(layout: Layout) -> None:
     """End all of them, and remove what they were told."""
-    remove_units(places.service_units)
-    for pid_file in places.services.glob("*.pid"):
-        stop_service(places, str(pid_file))
-    with closing(Cgroup(places.services_cgroup)) as cgroup:
+    remove_retired(layout)
+    remove_units(layout.service_units)
+    for pid_file in layout.services.glob("*.pid"):
+        stop_service(layout, str(pid_file))
+    with closing(Cgroup(layout.services_cgroup)) as cgroup:
         cgroup.kill()  # what has lost its pid file
         cgroup.remove()
-    for told in (places.services, places.warden):
+    for told in (layout.services, layout.egress_control):
         remove_flat(told)
     with suppress(OSError):
-        places.run.rmdir()
+        layout.run.rmdir()
 
 
 def _is_named(pid: int, pid_file: str) -> bool:

@@ -1,7 +1,7 @@
 """Pure: the host's side as units of systemd's: what serves all workspaces, the network, the target, the slice of all.
 
-The services are started by what settles the host, which the network's unit is at boot. So they wait for no other unit,
-but end with that one; and the network is there before any workspace is.
+The services are started by what reconciles the host, which the network's unit is at boot. So they wait for no other
+unit, but end with that one; and the network is there before any workspace is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hutch.host.services.units import WRITTEN_BY, quoted, quoted_path
 from hutch.run import SEARCH_PATH
-from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, PACKAGE, Places
+from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, PACKAGE, Layout
 from hutch.spec.programs import own_program
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ SANDBOX = (
 """What holds for each of the services; they say themselves what else does."""
 
 
-def render_service(service: Service, places: Places, needs: Sequence[str] = ()) -> str:
+def render_service(service: Service, layout: Layout, needs: Sequence[str] = ()) -> str:
     """One of the services for all. Who says its pid writes it where it is looked for. It waits for the units that it
     `needs`."""
     pid: tuple[str, ...] = (f"PIDFile={service.pid_file}",)
@@ -54,13 +54,13 @@ def render_service(service: Service, places: Places, needs: Sequence[str] = ()) 
         "[Unit]",
         f"Description=hutch: {service.name}",
         DOCUMENTATION,
-        f"PartOf={' '.join((places.network_unit, *places.stopped_by))}",
+        f"PartOf={' '.join((layout.network_unit, *layout.stopped_by))}",
         *(f"{relation}={unit}" for relation in ("Requires", "After") for unit in needs),
         "StartLimitIntervalSec=0",
         "",
         "[Service]",
         f"Type={'exec' if service.says_pid else 'forking'}",
-        f"Slice={places.slice_of_all}",
+        f"Slice={layout.slice_of_all}",
         f"ExecSearchPath={SEARCH_PATH}",
         f"ExecStart={' '.join(map(quoted, service.argv))}",
         *pid,
@@ -75,19 +75,19 @@ def render_service(service: Service, places: Places, needs: Sequence[str] = ()) 
     return WRITTEN_BY + "\n".join(lines) + "\n"
 
 
-def render_network(places: Places, python: str) -> str:
-    """What settles the host for all workspaces, and clears it. Whoever has rules of their own for the host's packets
+def render_network(layout: Layout, python: str) -> str:
+    """What reconciles the host for all workspaces, and clears it. Whoever has rules of their own for the host's packets
     has them by then, but for Docker: that leaves forwarded packets alone if the host forwards them already."""
     command = own_program("hutch.apply.boot", python, needs_others=True)
-    is_usual = (str(places.state), str(places.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR)
-    own = () if is_usual else (f"HUTCH_STATE_DIR={places.state}", f"HUTCH_RUN_DIR={places.run}")
-    about, mounts = "network, names and keys of all workspaces", (places.state, places.run, python, PACKAGE)
+    is_usual = (str(layout.state), str(layout.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR)
+    own = () if is_usual else (f"HUTCH_STATE_DIR={layout.state}", f"HUTCH_RUN_DIR={layout.run}")
+    about, mounts = "network, names and keys of all workspaces", (layout.state, layout.run, python, PACKAGE)
     lasting = f"TimeoutStartSec={START_SECONDS}\nTimeoutStopSec={STOP_SECONDS}\n"
-    return network_unit(places, about, map(str, mounts), command, own) + lasting
+    return network_unit(layout, about, map(str, mounts), command, own) + lasting
 
 
 def network_unit(
-    places: Places, about: str, mounts: Iterable[str], command: Iterable[str], environment: Iterable[str] = ()
+    layout: Layout, about: str, mounts: Iterable[str], command: Iterable[str], environment: Iterable[str] = ()
 ) -> str:
     """The unit of a network: it begins by the command with the word `start`, ends by that with `stop`, and needs what
     is mounted on the way to `mounts`."""
@@ -96,14 +96,14 @@ def network_unit(
         "[Unit]",
         f"Description=hutch: {about}",
         DOCUMENTATION,
-        *(f"PartOf={unit}" for unit in places.stopped_by),
+        *(f"PartOf={unit}" for unit in layout.stopped_by),
         f"RequiresMountsFor={' '.join(map(quoted_path, mounts))}",
         *ORDER,
         "",
         "[Service]",
         "Type=oneshot",
         "RemainAfterExit=yes",
-        f"Slice={places.slice_of_all}",
+        f"Slice={layout.slice_of_all}",
         *(f"Environment={setting}" for setting in environment),
         f"ExecStart={words} start",
         f"ExecStop={words} stop",
@@ -111,7 +111,7 @@ def network_unit(
     return WRITTEN_BY + "\n".join(lines) + "\n"
 
 
-def render_slice(places: Places, memory: int) -> str:
+def render_slice(layout: Layout, memory: int) -> str:
     """All that runs of this hutch, with the memory, in bytes, that it leaves the rest of the host. It is there for as
     long as anything in it is."""
     lines = [
@@ -126,7 +126,7 @@ def render_slice(places: Places, memory: int) -> str:
     return WRITTEN_BY + "\n".join(lines) + "\n"
 
 
-def render_target(places: Places) -> str:
+def render_target(layout: Layout) -> str:
     """All workspaces that start when the host boots: systemd has it wait for what it wants, and the host's own target
     wait for it."""
     lines = [

@@ -103,6 +103,13 @@ def remove_units(names: Iterable[str]) -> None:
     systemctl("reset-failed", *found, check=False)
 
 
+def written_units(pattern: str) -> list[str]:
+    """The texts of the units whose names match, as far as hutch wrote them: any version of it, for any state."""
+    paths = [path for place in (LASTING, VOLATILE) for path in place.glob(pattern)]
+    texts = ((read_or_none(path) or b"").decode("utf-8", "replace") for path in paths if path.is_file())
+    return [text for text in texts if text.startswith(WRITTEN_BY)]
+
+
 def waiting_mounts(path: str) -> list[str]:
     """The units on the way to `path`, outermost first, by which systemd is to mount something, and has not."""
     if not has_systemd():
@@ -113,9 +120,9 @@ def waiting_mounts(path: str) -> list[str]:
     return [unit["Id"] for unit in found if unit.get("LoadState") == "loaded" and unit.get("ActiveState") != "active"]
 
 
-def awaits_a_start(settled: Path) -> bool:
-    """Whether the host stays bare until systemd starts the first workspace; `settled` is there when it does not."""
-    return has_systemd() and not settled.exists()
+def awaits_a_start(reconciled: Path) -> bool:
+    """Whether the host stays bare until systemd starts the first workspace; `reconciled` is there when it does not."""
+    return has_systemd() and not reconciled.exists()
 
 
 def ensure_rooms(directories: Iterable[Path]) -> None:

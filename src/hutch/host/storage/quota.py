@@ -5,7 +5,7 @@ to what is made there, and the kernel lets nobody in a user namespace change tha
 of the home (quotactl_fd), so nothing has to be known of devices, and no quota tools are needed.
 
 What was in a home before has to be put into the project one by one. A note beside the workspace's record says that this
-is done, or why it could not be: then it is not tried again for a day, since whoever settles the host waits for it.
+is done, or why it could not be: then it is not tried again for a day, since whoever reconciles the host waits for it.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from hutch.frozen import dataclass
 from hutch.host.services.units import waiting_mounts
 from hutch.host.storage.mountinfo import Tree, observe_mountinfo, parse_mountinfo
 from hutch.run import CommandFailed, run
-from hutch.spec.model import Workspace
-from hutch.spec.names import NIX_STORE, UID_COUNT, Places
+from hutch.spec.model import WorkspaceSpec
+from hutch.spec.names import NIX_STORE, UID_COUNT, Layout
 from hutch.spec.programs import own_program
 from hutch.state import SHARES, decode, encode, make_directory
 from hutch.trees.changing import make_inside, make_owned, take_setuid
@@ -46,13 +46,13 @@ class Guest:
     owner: int
 
 
-def writable_paths(workspace: Workspace) -> tuple[str, ...]:
+def writable_paths(workspace: WorkspaceSpec) -> tuple[str, ...]:
     """Host directories that the workspace can write."""
     assert workspace.home is not None
     return (workspace.home, *(mount.source for mount in workspace.mounts if not mount.readonly))
 
 
-def check_shares(prefix: str, workspace: Workspace) -> Iterator[Problem]:
+def check_shares(prefix: str, workspace: WorkspaceSpec) -> Iterator[Problem]:
     """What is wrong with the directories of a workspace that is about to start. `prefix` is its key in the file."""
     assert workspace.home is not None
     key, home = f"{prefix}.home", workspace.home
@@ -94,7 +94,7 @@ def check_directory(path: str, *, may_be_absent: bool) -> str:
     return ""
 
 
-def mount_points(workspace: Workspace) -> dict[str, Path]:
+def mount_points(workspace: WorkspaceSpec) -> dict[str, Path]:
     """Target -> the directory of the host's that it covers, for mounts inside the home. What is inside another mount
     is not in the home."""
     assert workspace.home is not None
@@ -107,12 +107,12 @@ def mount_points(workspace: Workspace) -> dict[str, Path]:
     }
 
 
-def has_mount_points(workspace: Workspace) -> bool:
+def has_mount_points(workspace: WorkspaceSpec) -> bool:
     """Whether every mount inside the home has a directory to be mounted on."""
     return not any(check_directory(str(point), may_be_absent=False) for point in mount_points(workspace).values())
 
 
-def ensure_mount_points(name: str, workspace: Workspace, gid: int) -> None:
+def ensure_mount_points(name: str, workspace: WorkspaceSpec, gid: int) -> None:
     """Directories of the owner's for the mounts inside the home. A container's own root cannot make them: in a home
     that is mapped to the owner's uid, it has none."""
     assert isinstance(workspace.owner, int) and workspace.home is not None
@@ -135,7 +135,7 @@ def observe_tree() -> Tree:
     return Tree(observe_mountinfo())
 
 
-def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Iterable[Guest]] | None = None) -> None:
+def ensure_shares(layout: Layout, paths: Iterable[str], guests: Mapping[str, Iterable[Guest]] | None = None) -> None:
     """Put the options on every path that does not have them; take our mounts from paths that are no longer shared, once
     nothing there would count that they kept from counting. `guests` are those who write there. What a guest made so
     that it cannot be looked through keeps its mount, and holds up nothing else: `kept_guards` tells of it.
@@ -144,13 +144,13 @@ def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Ite
     """
     text = observe_mountinfo()
     wanted = list(dict.fromkeys(paths))
-    known = noted_guests(places)
+    known = noted_guests(layout)
     for path, those in (guests or {}).items():
         known[path] = {*known.get(path, ()), *those}
-    ours = noted_shares(places, wanted, find_mounts(text), Tree(text).self_binds())
+    ours = noted_shares(layout, wanted, find_mounts(text), Tree(text).self_binds())
     stuck: dict[str, Stuck] = {}
     if gone := [path for path in ours if path not in wanted]:
-        stuck = _take_away(gone, ours, known, noted_stuck(places))
+        stuck = _take_away(gone, ours, known, noted_stuck(layout))
         text = observe_mountinfo()
     mounts, tree = find_mounts(text), Tree(text)
     kept = [path for path in ours if path in mounts]
@@ -159,13 +159,13 @@ def ensure_shares(places: Places, paths: Iterable[str], guests: Mapping[str, Ite
     open_ones = sorted(unguarded(wanted, tree), key=len)  # one that is around others hides theirs
     for path in open_ones:
         kept += [path] if path not in kept else []
-        _note(places, kept, binds, known, stuck)  # before the mount: a crash in between leaves none that nobody knows
+        _note(layout, kept, binds, known, stuck)  # before the mount: a crash in between leaves none that nobody knows
         _mount(path)
     if open_ones:
         for path in unguarded(wanted, observe_tree()):
             _mount(path)
         binds = observe_tree().self_binds()
-    _note(places, kept, binds, known, stuck)
+    _note(layout, kept, binds, known, stuck)
 
 
 def _take_away(
@@ -190,7 +190,7 @@ def _take_away(
 
 def _why_stuck(path: str, guests: Iterable[Guest], before: Stuck | None) -> Stuck | None:
     """Why a mount that nobody wants has to stay; None when it may go. What failed is let be for a while: whoever
-    settles the host waits for it."""
+    reconciles the host waits for it."""
     if before is not None and 0 <= time.time() - before[0] < TRY_AGAIN:
         return before
     try:
@@ -210,49 +210,49 @@ def _unmount(path: str) -> Stuck | None:
     return None
 
 
-def release(places: Places, path: str) -> None:
+def release(layout: Layout, path: str) -> None:
     """Take our mount from what is about to be deleted, whatever is in it. May be called again."""
-    ours, binds = _mounted(places)
+    ours, binds = _mounted(layout)
     if path not in ours:
         return
     while observe_tree().over_itself(path):
         if why := _unmount(path):
             raise HutchError(f"{path} stays mounted over itself: {why[1]}")
     kept = [other for other in ours if other != path]
-    stuck = {other: told for other, told in noted_stuck(places).items() if other in kept}
-    _note(places, kept, binds, noted_guests(places), stuck)
+    stuck = {other: told for other, told in noted_stuck(layout).items() if other in kept}
+    _note(layout, kept, binds, noted_guests(layout), stuck)
 
 
-def hold(places: Places, path: str, why: str) -> bool:
+def hold(layout: Layout, path: str, why: str) -> bool:
     """Keep our mount there, for `ensure_shares` to find. False where there is none."""
-    ours, binds = _mounted(places)
+    ours, binds = _mounted(layout)
     if path in ours:
-        _note(places, ours, binds, noted_guests(places), {**noted_stuck(places), path: (time.time(), why)})
+        _note(layout, ours, binds, noted_guests(layout), {**noted_stuck(layout), path: (time.time(), why)})
     return path in ours
 
 
-def _mounted(places: Places) -> tuple[list[str], dict[str, int]]:
+def _mounted(layout: Layout) -> tuple[list[str], dict[str, int]]:
     """The paths on which mounts of ours are at this moment, and the ids of all such mounts."""
     text = observe_mountinfo()
     mounts, binds = find_mounts(text), Tree(text).self_binds()
-    return [path for path in noted_shares(places, (), mounts, binds) if path in mounts], binds
+    return [path for path in noted_shares(layout, (), mounts, binds) if path in mounts], binds
 
 
-def kept_guards(places: Places) -> list[str]:
+def kept_guards(layout: Layout) -> list[str]:
     """What is guarded although nobody shares it any more, and why, in sentences."""
-    return [f"{path} stays mounted nosuid,nodev over itself: {why}" for path, (_, why) in noted_stuck(places).items()]
+    return [f"{path} stays mounted nosuid,nodev over itself: {why}" for path, (_, why) in noted_stuck(layout).items()]
 
 
-def noted_shares(places: Places, wanted: Iterable[str], mounts: Iterable[str], binds: Mapping[str, int]) -> list[str]:
+def noted_shares(layout: Layout, wanted: Iterable[str], mounts: Iterable[str], binds: Mapping[str, int]) -> list[str]:
     """The paths on which mounts of ours are. Nobody else mounts anything in the directories of workspaces; elsewhere it
     stands in the file, and without one that can be read what is shared is taken for ours. A directory may have been
     renamed since: its mount, one of `binds`, goes with it and keeps its id."""
-    inside = [path for path in mounts if path.startswith(f"{places.workspaces}/")]
-    data = read_or_none(places.shares)
+    inside = [path for path in mounts if path.startswith(f"{layout.workspaces}/")]
+    data = read_or_none(layout.shares)
     if data is None:
         return inside
     try:
-        body = decode(SHARES, places.shares, data)
+        body = decode(SHARES, layout.shares, data)
         known = {int(number): point for point, number in binds.items()}
         moved = {path: known[number] for path, number in body["ids"].items() if number in known and path not in mounts}
         noted = [moved.get(path, str(path)) for path in body["paths"]]
@@ -272,21 +272,21 @@ def waits_for_mount(path: str) -> bool:
     return not os.path.lexists(path) and bool(waiting_mounts(path))
 
 
-def noted_guests(places: Places) -> dict[str, set[Guest]]:
+def noted_guests(layout: Layout) -> dict[str, set[Guest]]:
     """Who could write in the paths on which mounts of ours are, as far as it can be read."""
-    return _noted(places, "guests", lambda those: {Guest(int(base), int(owner)) for base, owner in those})
+    return _noted(layout, "guests", lambda those: {Guest(int(base), int(owner)) for base, owner in those})
 
 
-def noted_stuck(places: Places) -> dict[str, Stuck]:
+def noted_stuck(layout: Layout) -> dict[str, Stuck]:
     """The paths whose mounts have to stay: since when, and why."""
-    return _noted(places, "stuck", lambda told: (float(told[0]), str(told[1])))
+    return _noted(layout, "stuck", lambda told: (float(told[0]), str(told[1])))
 
 
-def _noted(places: Places, part: str, read: Callable[[Any], T]) -> dict[str, T]:
+def _noted(layout: Layout, part: str, read: Callable[[Any], T]) -> dict[str, T]:
     """What is noted of each path, as far as it can be read."""
     try:
-        data = read_or_none(places.shares)
-        body = {} if data is None else decode(SHARES, places.shares, data)
+        data = read_or_none(layout.shares)
+        body = {} if data is None else decode(SHARES, layout.shares, data)
         return {path: read(value) for path, value in body.get(part, {}).items()}
     except (HutchError, OSError, LookupError, TypeError, ValueError, AttributeError):
         return {}
@@ -302,7 +302,7 @@ def disarm(path: str, guest: Guest) -> None:
 
 
 def _note(
-    places: Places,
+    layout: Layout,
     kept: list[str],
     binds: Mapping[str, int],
     guests: Mapping[str, set[Guest]],
@@ -311,11 +311,11 @@ def _note(
     ids = {path: binds[path] for path in kept if path in binds}
     numbers = {path: sorted((guest.uid_base, guest.owner) for guest in guests.get(path, ())) for path in kept}
     content = encode(SHARES, {"paths": kept, "ids": ids, "guests": numbers, **({"stuck": stuck} if stuck else {})})
-    if kept and read_or_none(places.shares) != content:
-        make_directory(places.run)
-        write_atomic(places.shares, content, mode=0o600, is_lasting=False)
+    if kept and read_or_none(layout.shares) != content:
+        make_directory(layout.run)
+        write_atomic(layout.shares, content, mode=0o600, is_lasting=False)
     elif not kept:
-        places.shares.unlink(missing_ok=True)
+        layout.shares.unlink(missing_ok=True)
 
 
 def render_guard(path: str) -> list[str]:

@@ -8,9 +8,9 @@ from errno import EAFNOSUPPORT, ENOSYS
 
 import pytest
 
-from hutch.backends.nspawn import FORBIDDEN
-from hutch.confine import filters
-from hutch.confine.filters import MACHINES, SOCKETCALL, render_filter
+from hutch.backends.nspawn import SECCOMP
+from hutch.seccomp import filters
+from hutch.seccomp.filters import MACHINES, SOCKETCALL, render_filter
 
 ALLOWED, REFUSED = 0x7FFF0000, 0x00050000
 NATIVE = [(machine, abi) for machine, abis in MACHINES.items() for abi in abis]
@@ -20,7 +20,7 @@ VSOCK, INET, UNIX = 40, 2, 1
 
 def verdict(machine: str, abi: int, number: int, first: int = 0) -> int:
     """What the kernel makes of a system call: the number of an error, 0 when it is allowed."""
-    program = render_filter(machine, FORBIDDEN.system_calls, FORBIDDEN.other_families_than)
+    program = render_filter(machine, SECCOMP.system_calls, SECCOMP.other_families_than)
     assert len(program) // 8 < 4096  # BPF_MAXINSNS
     data = struct.pack("=IIQQ", number, abi, 0, first)
     code = list(struct.iter_unpack("=HBBI", program))
@@ -45,7 +45,7 @@ def numbers(machine: str, abi: int) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize(("machine", "abi"), NATIVE)
 def test_what_is_forbidden_is_not_there(machine: str, abi: int) -> None:
     known = dict(numbers(machine, abi))
-    assert {verdict(machine, abi, known[name]) for name in FORBIDDEN.system_calls} == {ENOSYS}
+    assert {verdict(machine, abi, known[name]) for name in SECCOMP.system_calls} == {ENOSYS}
 
 
 @pytest.mark.parametrize(("machine", "abi"), NATIVE)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.host.services.cgroup import Cgroup
-from hutch.runtime import bound, hold
-from hutch.runtime.hold import bind_held, decode_steps, encode_steps
+from hutch.runtime import pre_exec, sandbox
+from hutch.runtime.pre_exec import decode_steps, encode_steps, run_pre_exec
 from hutch.runtime.steps import StepFailed
 
 STEPS = [("bind it", ("enter", "PID", "--", "echo PID", "PID")), ("see that it is bound", ("true",))]
@@ -50,7 +50,7 @@ def ended() -> Iterator[tuple[int, int]]:
 
 
 def bind(group: Frozen, pidfd: int) -> int | None:
-    return bind_held(cast(Cgroup, group), "payload", STEPS, pidfd, 5.0)
+    return run_pre_exec(cast(Cgroup, group), "payload", STEPS, pidfd, 5.0)
 
 
 @pytest.mark.parametrize("pids", [(), (7, 8)])
@@ -81,11 +81,11 @@ def test_it_is_let_go_once_it_is_bound(ended: tuple[int, int], monkeypatch: pyte
         assert group.thawed == [] and 0 < seconds <= 5.0
         done.append((why, argv))
 
-    monkeypatch.setattr(hold, "do", fail)
+    monkeypatch.setattr(pre_exec, "do", fail)
     with pytest.raises(StepFailed, match="cannot bind it"):
         bind(group, ended[0])
     assert group.thawed == []
-    monkeypatch.setattr(hold, "do", do)
+    monkeypatch.setattr(pre_exec, "do", do)
     assert bind(group, ended[0]) == 7
     assert group.thawed == ["payload"]
     assert done == [("bind it", ["enter", "7", "--", "echo PID", "7"]), ("see that it is bound", ["true"])]
@@ -94,8 +94,8 @@ def test_it_is_let_go_once_it_is_bound(ended: tuple[int, int], monkeypatch: pyte
 def test_its_steps_share_one_deadline(ended: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 101.0, 104.0])
     left: list[float] = []
-    monkeypatch.setattr("hutch.runtime.hold.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr(hold, "do", lambda why, argv, seconds: left.append(seconds))
+    monkeypatch.setattr("hutch.runtime.pre_exec.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(pre_exec, "do", lambda why, argv, seconds: left.append(seconds))
     assert bind(Frozen(7), ended[0]) == 7
     assert left == [4.0, 1.0]
 
@@ -114,9 +114,9 @@ def hold_with(monkeypatch: pytest.MonkeyPatch, group: Frozen, pidfd: int) -> lis
     """As the program runs that holds a container; returns the commands that it has run, once it has."""
     done: list[list[str]] = []
     monkeypatch.setattr(os, "pidfd_open", lambda pid: pidfd if pid == 4242 else pytest.fail(str(pid)))
-    monkeypatch.setattr(hold, "Cgroup", lambda path: group if path == "a.slice/b.service" else pytest.fail(path))
-    monkeypatch.setattr(hold, "do", lambda why, argv, seconds: done.append(argv))
-    hold.main("60", *encode_steps(STEPS), "a.slice/b.service", "4242")
+    monkeypatch.setattr(pre_exec, "Cgroup", lambda path: group if path == "a.slice/b.service" else pytest.fail(path))
+    monkeypatch.setattr(pre_exec, "do", lambda why, argv, seconds: done.append(argv))
+    pre_exec.main("60", *encode_steps(STEPS), "a.slice/b.service", "4242")
     return done
 
 
@@ -144,15 +144,15 @@ def test_a_setup_that_is_not_where_it_is_held_is_killed(
 ) -> None:
     """An nspawn of another layout never puts anything into the group, and runs what it is to run elsewhere."""
     killed: list[tuple[int, int]] = []
-    for name in ("leave_keyring", "forbid"):
-        monkeypatch.setattr(bound, name, lambda *arguments: None)
-    monkeypatch.setattr(bound, "own_group", lambda: "x")
+    for name in ("leave_keyring", "install_seccomp"):
+        monkeypatch.setattr(sandbox, name, lambda *arguments: None)
+    monkeypatch.setattr(sandbox, "own_group", lambda: "x")
     group = Frozen(comes=False)
-    monkeypatch.setattr(bound, "Cgroup", lambda path: group)
+    monkeypatch.setattr(sandbox, "Cgroup", lambda path: group)
     monkeypatch.setattr(os, "posix_spawnp", lambda *arguments: 4242)
     monkeypatch.setattr(os, "pidfd_open", lambda pid: ended[0])
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
     with pytest.raises(SystemExit, match="so it is not run: nothing of the guest came to be held"):
-        bound.main('{"forbidden": {}, "held": []}', "systemd-nspawn")
+        sandbox.main('{"seccomp": {}, "pre_exec": []}', "systemd-nspawn")
     assert killed == [(4242, signal.SIGKILL)]
     assert (group.frozen, group.thawed) == (["payload"], [])

@@ -22,7 +22,7 @@ from pathlib import Path
 from hutch.errors import HutchError
 from hutch.files import entries, kept_open, read_or_none, remove_flat, temporary_of, write_all
 from hutch.frozen import dataclass
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.spec.record import Record
 from hutch.state import WORKSPACE, Body, decode, encode, make_directory, record_from
 
@@ -110,33 +110,33 @@ def group_id() -> int | None:
 # Root's side.
 
 
-def ensure_shown(places: Places, records: Mapping[str, Record], facts: Mapping[str, Mapping[str, str]]) -> None:
+def ensure_user_views(layout: Layout, records: Mapping[str, Record], facts: Mapping[str, Mapping[str, str]]) -> None:
     """Show exactly these workspaces, as they are now. `facts` are those of machines' last starts. The files can be made
     anew at any time, so they need not survive a power cut."""
     gid = group_id()
-    make_directory(places.shown_records)
+    make_directory(layout.user_views)
     for record in records.values():
         uid = viewer_of(record)
-        _ensure_entry(places, record.name, Access(uid, gid, ENTER))
+        _ensure_entry(layout, record.name, Access(uid, gid, ENTER))
         content = encode(WORKSPACE, {**asdict(record), "facts": dict(facts.get(record.name, {}))})
-        _ensure_file(places.shown_record(record.name), content, Access(uid, gid, READ))
-    for path in entries(places.shown_records):
-        if path not in {places.shown_record(name) for name in records}:
+        _ensure_file(layout.user_view(record.name), content, Access(uid, gid, READ))
+    for path in entries(layout.user_views):
+        if path not in {layout.user_view(name) for name in records}:
             path.unlink(missing_ok=True)
-    _ensure_group_key(places, gid)
+    _ensure_group_key(layout, gid)
 
 
 def viewer_of(record: Record) -> int | None:
     """Its owner. One that still runs for another owner than it is to have shows neither what is the other's."""
     owner = record.wanted.owner
     assert isinstance(owner, int)
-    is_settled = record.booted is None or record.booted.workspace.owner == owner
-    return owner if owner != 0 and is_settled else None
+    is_still_theirs = record.booted is None or record.booted.workspace.owner == owner
+    return owner if owner != 0 and is_still_theirs else None
 
 
-def _ensure_entry(places: Places, name: str, access: Access) -> None:
+def _ensure_entry(layout: Layout, name: str, access: Access) -> None:
     """Let them into the runtime directory, if there is one."""
-    with suppress(FileNotFoundError), _opened(places.runtime(name), os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+    with suppress(FileNotFoundError), _opened(layout.runtime(name), os.O_RDONLY | os.O_DIRECTORY) as descriptor:
         access.ensure(descriptor)
 
 
@@ -158,41 +158,41 @@ def _opened(path: Path, flags: int) -> AbstractContextManager[int]:
     return kept_open(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
 
-def _ensure_group_key(places: Places, gid: int | None) -> None:
+def _ensure_group_key(layout: Layout, gid: int | None) -> None:
     """A copy, since ssh refuses a key of root's own that a group can read. Without the group there is none."""
-    key = read_or_none(places.key(0))
+    key = read_or_none(layout.key(0))
     if gid is None or key is None:
-        remove_flat(places.group_key.parent)
+        remove_flat(layout.group_key.parent)
         return
-    make_directory(places.group_key.parent, 0o700)
-    with _opened(places.group_key.parent, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+    make_directory(layout.group_key.parent, 0o700)
+    with _opened(layout.group_key.parent, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
         Access(None, gid, ENTER).ensure(descriptor)
-    _ensure_file(places.group_key, key, Access(None, gid, READ))
+    _ensure_file(layout.group_key, key, Access(None, gid, READ))
 
 
 # Everybody's side.
 
 
 @dataclass(frozen=True)
-class Shown:
+class UserView:
     """What somebody sees of a workspace. `facts` are those of its last start, if it is a machine."""
 
     record: Record
     facts: Mapping[str, str]
 
 
-def shown_names(places: Places) -> list[str]:
+def visible_names(layout: Layout) -> list[str]:
     """The workspaces that this process may look at; none where nobody can look."""
     try:
-        found = [entry.name.removesuffix(".json") for entry in os.scandir(places.shown_records)]
+        found = [entry.name.removesuffix(".json") for entry in os.scandir(layout.user_views)]
     except OSError:
         return []
-    return sorted(name for name in found if os.access(places.shown_record(name), os.R_OK))
+    return sorted(name for name in found if os.access(layout.user_view(name), os.R_OK))
 
 
-def read_shown(places: Places, name: str) -> Shown | None:
+def read_user_view(layout: Layout, name: str) -> UserView | None:
     """What this process may see of a workspace; None when there is none of that name. HutchError for another's."""
-    path = places.shown_record(name)
+    path = layout.user_view(name)
     try:
         data = read_or_none(path)
     except PermissionError:
@@ -203,10 +203,10 @@ def read_shown(places: Places, name: str) -> Shown | None:
     if data is None:
         return None
     body: Body = decode(WORKSPACE, path, data)
-    return Shown(record_from(body), {str(key): str(value) for key, value in body.get("facts", {}).items()})
+    return UserView(record_from(body), {str(key): str(value) for key, value in body.get("facts", {}).items()})
 
 
-def read_all_shown(places: Places) -> dict[str, Record]:
+def visible_records(layout: Layout) -> dict[str, Record]:
     """The records of all that this process may look at, by name."""
-    found = {name: read_shown(places, name) for name in shown_names(places)}
-    return {name: shown.record for name, shown in found.items() if shown is not None}
+    found = {name: read_user_view(layout, name) for name in visible_names(layout)}
+    return {name: view.record for name, view in found.items() if view is not None}

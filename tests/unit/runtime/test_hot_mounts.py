@@ -6,16 +6,16 @@ import os
 
 import pytest
 
-from hutch.backends.launch import Graft, Step
-from hutch.runtime import grafts as grafted
-from hutch.runtime.grafts import Grafts, changes, points_of
+from hutch.backends.launch import HotMount, Step
+from hutch.runtime import hot_mounts as hot
+from hutch.runtime.hot_mounts import HotMounts, changes, points_of
 from hutch.runtime.steps import StepFailed
 
 
-def grafts(*targets: str) -> list[Graft]:
+def hot_mounts(*targets: str) -> list[HotMount]:
     """In the order in which they are shown; "/src=2" is another directory at /src."""
     steps = {action: Step((action,), action) for action in ("bind", "attach", "detach")}
-    return [Graft(text.partition("=")[0], f"/places/{text}", **steps) for text in targets]
+    return [HotMount(text.partition("=")[0], f"/places/{text}", **steps) for text in targets]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def grafts(*targets: str) -> list[Graft]:
     ],
 )
 def test_changes(shown: list[str], wanted: list[str], leave: list[str], come: list[str]) -> None:
-    assert changes(grafts(*shown), grafts(*wanted)) == (grafts(*leave), grafts(*come))
+    assert changes(hot_mounts(*shown), hot_mounts(*wanted)) == (hot_mounts(*leave), hot_mounts(*come))
 
 
 OUTSIDE = """
@@ -61,13 +61,13 @@ class Guest:
     """A container whose mounts are what was done to them: `shown` is what it has, at its place and outside."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *shown: str) -> None:
-        self.shown = {graft.target: graft.place for graft in grafts(*shown)}
+        self.shown = {mount.target: mount.place for mount in hot_mounts(*shown)}
         self.broken: set[str] = set()
         self.done: list[str] = []
         self.is_stubborn = False
-        monkeypatch.setattr(grafted, "do", self.do)
+        monkeypatch.setattr(hot, "do", self.do)
         monkeypatch.setattr(os, "makedirs", lambda path, exist_ok: None)
-        monkeypatch.setattr(grafted, "observe_mountinfo", self.mountinfo)
+        monkeypatch.setattr(hot, "observe_mountinfo", self.mountinfo)
 
     def do(self, why: str, argv: tuple[str, ...], seconds: float) -> None:
         self.done.append(" ".join(argv))
@@ -89,20 +89,20 @@ class Guest:
 def test_what_leaves_and_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The innermost leaves first, the outermost comes first; its PID 1 is told to each."""
     guest = Guest(monkeypatch, "/a", "/a/b")
-    found = Grafts(grafts("/a", "/a/b"), 7)
-    assert found.renew(grafts("/c", "/c/d")) == ""
+    found = HotMounts(hot_mounts("/a", "/a/b"), 7)
+    assert found.renew(hot_mounts("/c", "/c/d")) == ""
     assert guest.done == [
         *("detach 7 /a/b", "umount --lazy /places//a/b", "detach 7 /a", "umount --lazy /places//a"),
         *("bind", "attach 7", "bind", "attach 7"),
     ]
-    assert found.shown == grafts("/c", "/c/d")
+    assert found.shown == hot_mounts("/c", "/c/d")
 
 
 def test_one_that_cannot_be_shown_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     guest = Guest(monkeypatch, "/a")
     guest.broken = {"attach"}
-    found = Grafts(grafts("/a"), 7)
-    assert found.renew(grafts("/b", "/c")) == "cannot attach\ncannot attach"
+    found = HotMounts(hot_mounts("/a"), 7)
+    assert found.renew(hot_mounts("/b", "/c")) == "cannot attach\ncannot attach"
     assert guest.done[2:] == [
         "bind",
         "attach 7",
@@ -117,15 +117,15 @@ def test_one_that_cannot_be_shown_leaves_the_others_alone(monkeypatch: pytest.Mo
 def test_one_that_a_guest_keeps_is_told_and_stays_known(monkeypatch: pytest.MonkeyPatch) -> None:
     guest = Guest(monkeypatch, "/a", "/b")
     guest.is_stubborn = True
-    found = Grafts(grafts("/a", "/b"), 7)
-    assert found.renew(grafts("/b")) == "/a is still mounted: the guest is in the way"
-    assert found.shown == grafts("/a", "/b")
+    found = HotMounts(hot_mounts("/a", "/b"), 7)
+    assert found.renew(hot_mounts("/b")) == "/a is still mounted: the guest is in the way"
+    assert found.shown == hot_mounts("/a", "/b")
 
 
 def test_a_guest_with_too_many_mounts_to_look_through(monkeypatch: pytest.MonkeyPatch) -> None:
     Guest(monkeypatch, "/a")
-    monkeypatch.setattr(grafted, "MOST_TEXT", 10)
-    monkeypatch.setattr(grafted, "observe_mountinfo", lambda process="self", most=0: "x" * 10)
-    found = Grafts(grafts("/a"), 7)
+    monkeypatch.setattr(hot, "MOST_TEXT", 10)
+    monkeypatch.setattr(hot, "observe_mountinfo", lambda process="self", most=0: "x" * 10)
+    found = HotMounts(hot_mounts("/a"), 7)
     assert found.renew([]) == "/a cannot be taken away: the guest has too many mounts"
-    assert found.shown == grafts("/a")
+    assert found.shown == hot_mounts("/a")

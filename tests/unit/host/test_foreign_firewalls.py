@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hutch.host.network.strangers import Obstacle, check_strangers, unknown_droppers, who_filters
+from hutch.host.network.foreign_firewalls import Obstacle, check_foreign_firewalls, unknown_droppers, who_filters
 
 UPLINK, HOST_END = "hutch-up", "192.168.84.1"
 ACCEPT = {"accept": None}
@@ -34,7 +34,7 @@ def jump(name: str) -> dict[str, Any]:
 
 
 def check(*entries: dict[str, Any]) -> tuple[Obstacle, ...]:
-    return check_strangers(json.dumps({"nftables": [{"metainfo": {}}, *entries]}), UPLINK, HOST_END)
+    return check_foreign_firewalls(json.dumps({"nftables": [{"metainfo": {}}, *entries]}), UPLINK, HOST_END)
 
 
 FORWARD, INPUT = chain("FORWARD", "drop"), chain("INPUT", "drop")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hutch.files import entries
 from hutch.host.services.lock import lock
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from hutch.state import Damaged, aside_of, read_network, read_record, restore
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def mended(method: F) -> F:
-    """For methods of what has `places` and `listen`, which change something: records that turn out to be damaged are
+def with_restored_records(method: F) -> F:
+    """For methods of what has `layout` and `listen`, which change something: records that turn out to be damaged are
     rebuilt from their copies, and the method is called again."""
 
     @functools.wraps(method)
@@ -28,21 +28,21 @@ def mended(method: F) -> F:
         try:
             return method(self, *arguments, **values)
         except Damaged:
-            if not mend(self.places, self.listen):
+            if not restore_records(self.layout, self.listen):
                 raise
         return method(self, *arguments, **values)
 
     return wrapper  # type: ignore[return-value]
 
 
-def mend(places: Places, listen: Listener) -> bool:
+def restore_records(layout: Layout, listen: Listener) -> bool:
     """Rebuild every damaged record that has a sound copy; whether there was any."""
-    has_mended = False
-    with lock(places):
-        names = [entry.name for entry in entries(places.workspaces)]
+    has_restored = False
+    with lock(layout):
+        names = [entry.name for entry in entries(layout.workspaces)]
         readers: list[tuple[str, Path, Callable[[], object]]] = [
-            ("network", places.network_record, partial(read_network, places)),
-            *((name, places.record(name), partial(read_record, places, name)) for name in names),
+            ("network", layout.network_record, partial(read_network, layout)),
+            *((name, layout.record(name), partial(read_record, layout, name)) for name in names),
         ]
         for name, path, read in readers:
             try:
@@ -53,5 +53,5 @@ def mend(places: Places, listen: Listener) -> bool:
                     listen(
                         name, "warning", f"{error.brief}; it was rebuilt from its copy, and the damaged one is {what}"
                     )
-                    has_mended = True
-    return has_mended
+                    has_restored = True
+    return has_restored

@@ -1,4 +1,4 @@
-"""The warden (hutch.egress) as a service: in which jail it runs, and what it is told.
+"""The egress proxy (hutch.egress) as a service: in which jail it runs, and what it is told.
 
 It reads what guests and name servers send, so it is given next to nothing: an account without rights, the router's
 network namespace and CAP_NET_ADMIN there, its own two directories, and programs to read.
@@ -18,11 +18,11 @@ from hutch.backends.jail import PROGRAMS
 from hutch.egress.views import digest
 from hutch.errors import HutchError
 from hutch.files import read_or_none, remove_flat, write_atomic
-from hutch.host.network.firewall import WARDEN_PORT, Member
+from hutch.host.network.firewall import EGRESS_PORT, Member
 from hutch.host.services.service import Service
 from hutch.spec import names
 from hutch.spec.model import Network
-from hutch.spec.names import PACKAGE, Places
+from hutch.spec.names import PACKAGE, Layout
 from hutch.state import make_directory
 
 SANDBOX = (
@@ -37,28 +37,28 @@ RENEW_SECONDS = 10.0
 OWN = "/hutch"  # where its programs are inside
 
 
-def wanted_warden(places: Places) -> Service:
-    """The warden, as a service."""
-    pid_file = str(places.services / "warden.pid")
-    # An upgrade puts other files in place of these, and a warden of before is to go then.
+def wanted_egress_proxy(layout: Layout) -> Service:
+    """The egress proxy, as a service."""
+    pid_file = str(layout.services / "egress.pid")
+    # An upgrade puts other files in place of these, and an egress proxy of before is to go then.
     code = os.stat(PACKAGE / "egress" / "__main__.py")
     named = (f"--pid-file={pid_file}", f"--code={code.st_ino}-{code.st_mtime_ns}")
-    told = (str(views_file(places)), str(control_socket(places)), str(places.egress), *named)
-    uid = places.warden_uid
+    told = (str(views_file(layout)), str(control_socket(layout)), str(layout.egress), *named)
+    uid = layout.egress_uid
     python = os.path.realpath(sys.executable)
     command = (python, "-s", "-S", "-m", "hutch.egress", *told)
     only = f"-all,+{CAPABILITY}"
-    sandbox = (*SANDBOX, f"ReadWritePaths={places.warden} {places.egress}")
+    sandbox = (*SANDBOX, f"ReadWritePaths={layout.egress_control} {layout.egress}")
     argv = (
         *("bwrap", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", *PROGRAMS, *_interpreter()),
         *("--dir", OWN, "--ro-bind", str(PACKAGE), f"{OWN}/hutch", "--ro-bind", _dnspython(), f"{OWN}/dns"),
-        *_directories(places),
+        *_directories(layout),
         *("--chdir", "/", "--clearenv", "--setenv", "PYTHONPATH", OWN, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"),
         *(word for capability in KEPT for word in ("--cap-add", capability)),
         *("--", "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
         *(f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}", "--no-new-privs", "--", *command),
     )
-    return Service("the warden", pid_file, str(places.namespace_path), argv, True, command, sandbox)
+    return Service("the egress proxy", pid_file, str(layout.namespace_path), argv, True, command, sandbox)
 
 
 KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN")  # until setpriv has dropped all but the last
@@ -86,26 +86,26 @@ def _dnspython() -> str:
     return str(Path(found.submodule_search_locations[0]).resolve())
 
 
-def _directories(places: Places) -> tuple[str, ...]:
+def _directories(layout: Layout) -> tuple[str, ...]:
     """Its own, to write in; and where it is told what to do."""
-    shown = ((places.services, "--ro-bind"), (places.warden, "--bind"), (places.egress, "--bind"))
+    shown = ((layout.services, "--ro-bind"), (layout.egress_control, "--bind"), (layout.egress, "--bind"))
     return (
         *_ways_to(*(path for path, _ in shown)),
         *(word for path, how in shown for word in (how, str(path), str(path))),
     )
 
 
-def views_file(places: Places) -> Path:
-    """What the warden is to do for whom."""
-    return places.services / "views.json"
+def views_file(layout: Layout) -> Path:
+    """What the egress proxy is to do for whom."""
+    return layout.services / "views.json"
 
 
-def control_socket(places: Places) -> Path:
+def control_socket(layout: Layout) -> Path:
     """Who connects there has the views read again, and is told when they are in force."""
-    return places.warden / "control"
+    return layout.egress_control / "control"
 
 
-def render_views(places: Places, network: Network, members: Iterable[Member]) -> str:
+def render_views(layout: Layout, network: Network, members: Iterable[Member]) -> str:
     """The views of the watched among the members, as hutch.egress.views reads them; "" where nobody is."""
     views = [
         {
@@ -123,42 +123,42 @@ def render_views(places: Places, network: Network, members: Iterable[Member]) ->
         return ""
     upstream, _ = names.uplink_addresses(network.uplink)
     document = {
-        "listen": [names.gateway(network.subnet), WARDEN_PORT],
+        "listen": [names.gateway(network.subnet), EGRESS_PORT],
         "upstream": [upstream, 53],
-        "table": places.table,
+        "table": layout.table,
         "views": views,
     }
     return json.dumps(document, indent=1) + "\n"
 
 
-def has_views(places: Places, views: str) -> bool:
-    """Whether these are what a warden that starts is told."""
-    return (read_or_none(views_file(places)) or b"").decode("utf-8", "replace") == views
+def has_views(layout: Layout, views: str) -> bool:
+    """Whether these are what an egress proxy that starts is told."""
+    return (read_or_none(views_file(layout)) or b"").decode("utf-8", "replace") == views
 
 
-def write_views(places: Places, views: str) -> None:
-    """Tell a warden that is about to start, or about to be renewed."""
-    for directory in (places.warden, places.egress):
+def write_views(layout: Layout, views: str) -> None:
+    """Tell an egress proxy that is about to start, or about to be renewed."""
+    for directory in (layout.egress_control, layout.egress):
         make_directory(directory)
-        os.chown(directory, places.warden_uid, places.warden_uid, follow_symlinks=False)
+        os.chown(directory, layout.egress_uid, layout.egress_uid, follow_symlinks=False)
         os.chmod(directory, 0o700)
-    make_directory(places.services)
-    write_atomic(views_file(places), views.encode(), is_lasting=False)
+    make_directory(layout.services)
+    write_atomic(views_file(layout), views.encode(), is_lasting=False)
 
 
-def renew_warden(places: Places, views: str) -> bool:
-    """Have a warden that runs take its views anew; whether these are in force then. That they stand in the file is not
-    enough: a hutch that was killed may have written it and told nobody."""
+def renew_egress_proxy(layout: Layout, views: str) -> bool:
+    """Have an egress proxy that runs take its views anew; whether these are in force then. That they stand in the file
+    is not enough: a hutch that was killed may have written it and told nobody."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(RENEW_SECONDS)
         try:
-            client.connect(str(control_socket(places)))
+            client.connect(str(control_socket(layout)))
             return client.recv(16).decode("ascii", "replace").strip() == digest(views)
         except OSError:
             return False
 
 
-def forget_views(places: Places) -> None:
+def forget_views(layout: Layout) -> None:
     """Nobody is watched any more."""
-    views_file(places).unlink(missing_ok=True)
-    remove_flat(places.warden)
+    views_file(layout).unlink(missing_ok=True)
+    remove_flat(layout.egress_control)

@@ -23,14 +23,14 @@ def test_the_host_is_bare_and_the_next_up_finds_all(make_instance: MakeInstance,
     instance.ssh("web", "echo kept > ~/kept; echo kept > /src/kept; cp /bin/sh /src/sh; chmod u+s /src/sh")
     key, status = (instance.state / "known_hosts").read_text(), instance.status("web")
 
-    told = instance.hutch("withdraw").stderr
+    told = instance.hutch("uninstall").stderr
     assert f"kept in {instance.state}" in told
     assert differences(before) == ""
     assert not instance.run.exists()
     assert (instance.state / "workspaces/web/home/kept").read_text() == "kept\n"
     assert os.stat(own / "sh").st_mode & 0o4000 == 0  # nothing guards it any more
     assert instance.status("web")["state"] == "stopped"
-    instance.hutch("withdraw")
+    instance.hutch("uninstall")
     assert differences(before) == ""
 
     instance.up()
@@ -49,22 +49,22 @@ def test_with_purge_nothing_is_left_but_what_is_peoples_own(make_instance: MakeI
     instance.hutch("rm", "other")
     instance.hutch("doctor", "--fix", check=False)
     assert (instance.state / "repairs.json").exists()
-    refused = instance.hutch("withdraw", "--purge", "--yes", check=False)
+    refused = instance.hutch("uninstall", "--purge", "--yes", check=False)
     assert refused.returncode == 1
     assert "web: ~/work: uncommitted changes" in refused.stderr.replace("./", "~/")
     assert instance.status("web")["state"] == "running"
 
-    instance.hutch("withdraw")
+    instance.hutch("uninstall")
     assert not (instance.state / "repairs.json").exists()
     instance.up()
     instance.hutch("doctor", "--fix", check=False)
     subprocess.run(["umount", instance.state / "images"], check=True, timeout=10)  # the tier's
     try:
-        instance.hutch("withdraw", "--purge", "--force", "--yes")
+        instance.hutch("uninstall", "--purge", "--force", "--yes")
         assert not instance.state.exists()
         assert differences(before) == ""
         assert (instance.directory / "own/kept").read_text() == "kept\n"
-        instance.hutch("withdraw")
+        instance.hutch("uninstall")
         assert not instance.state.exists()
     finally:
         instance.state.mkdir(exist_ok=True)  # for whoever cleans up

@@ -1,4 +1,4 @@
-"""What binds a guest beside its namespaces: filters of system calls, and an empty keyring. A container has them from
+"""What holds for a guest beside its namespaces: seccomp filters, and an empty keyring. A container has them from
 its main process. A command that enters takes those of the guest's PID 1: otherwise guest root could borrow from it what
 its own processes lack. It is loaded at each start: imports stay few.
 """
@@ -9,7 +9,7 @@ import ctypes
 import os
 import sys
 
-from hutch.confine.filters import INSTRUCTION, render_filter
+from hutch.seccomp.filters import INSTRUCTION, render_filter
 
 TYPE_CHECKING = False  # see runtime/steps
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ class Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def forbid(system_calls: Sequence[str], other_families_than: Sequence[str]) -> None:
-    """Bind this process, and all that comes of it, to what a Launch forbids. OSError or ValueError where that cannot
-    be."""
+def install_seccomp(system_calls: Sequence[str], other_families_than: Sequence[str]) -> None:
+    """Have the filter that a Launch asks for, in this process and all that comes of it. OSError or ValueError where
+    that cannot be."""
     install_filters([render_filter(os.uname().machine, system_calls, other_families_than)])
 
 
@@ -71,7 +71,7 @@ def _unreadable(code: int) -> HutchError:
 
 
 def install_filters(filters: list[bytes]) -> None:
-    """Bind this process, and what it becomes, to the filters. Needs CAP_SYS_ADMIN in its user namespace."""
+    """Have these filters in this process, and in what it becomes. Needs CAP_SYS_ADMIN in its user namespace."""
     for code in filters:
         program = Program(len(code) // INSTRUCTION, code)
         if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
@@ -79,11 +79,11 @@ def install_filters(filters: list[bytes]) -> None:
 
 
 def main(system_calls: str, other_families_than: str, *argv: str) -> NoReturn:
-    """A program of its own, which becomes `argv`, with an empty keyring and bound to what a Launch forbids, with commas
-    in between: once it reads that all is ready for it."""
+    """A program of its own, which becomes `argv`, with an empty keyring and the filter that a Launch asks for, with
+    commas in between: once it reads that all is ready for it."""
     leave_keyring()
     try:
-        forbid(system_calls.split(","), other_families_than.split(","))
+        install_seccomp(system_calls.split(","), other_families_than.split(","))
         if os.read(0, 16) != b"ready\n":
             sys.exit("nothing was made ready for the guest, so it is not run")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -1,8 +1,8 @@
 """A program of its own: show a directory in a container that runs, or take it away again; or show it /proc and /sys.
 
-    python graft.py attach SHARE TARGET LEADER
-    python graft.py detach LEADER POINT...
-    python graft.py reveal TARGET LEADER
+    python hot_mount.py attach SHARE TARGET LEADER
+    python hot_mount.py detach LEADER POINT...
+    python hot_mount.py reveal TARGET LEADER
 
 It runs in the mount namespace of a container's main process, where SHARE is mounted. LEADER is the pid, as seen there,
 of the container's PID 1. All that lies at TARGET and at each POINT is the guest's: paths are resolved with its root as

@@ -1,6 +1,6 @@
-"""Binds what systemd-nspawn makes PID 1 of, before anything of the guest's has run; and a program of its own that does
-so for a container. nspawn puts it into the cgroup `payload` before it lets it go on, and there it is frozen. Imports
-stay few: every container's start waits for this.
+"""Steps on what systemd-nspawn makes PID 1 of, before anything of the guest's has run; and a program of its own that
+takes them for a container. nspawn puts it into the cgroup `payload` before it lets it go on, and there it is frozen.
+Imports stay few: every container's start waits for this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PAYLOAD = "payload"
 
 
-def bind_held(
+def run_pre_exec(
     cgroup: Cgroup, group: str, steps: Iterable[tuple[str, Sequence[str]]], pidfd: int, seconds: float
 ) -> int | None:
     """Run steps, given as (why, command), on what nspawn, which `pidfd` is of, makes PID 1 of: the word PID stands for
@@ -59,7 +59,7 @@ def main(seconds: str, *words: str) -> None:
     *steps, group, pid = words
     try:
         pidfd = os.pidfd_open(int(pid))
-        found = bind_held(Cgroup(group), f"machine/{PAYLOAD}", decode_steps(steps), pidfd, float(seconds))
+        found = run_pre_exec(Cgroup(group), f"machine/{PAYLOAD}", decode_steps(steps), pidfd, float(seconds))
     except ProcessLookupError:
         sys.exit(1)
     except (OSError, StepFailed) as error:

@@ -1,10 +1,10 @@
 """A program of its own: runs systemd-nspawn as a workspace's service does, for what is not trusted and is no workspace,
 such as the setup of an image.
 
-    main(BOUNDS, ARGV...)
+    main(WANTED, ARGV...)
 
-BOUNDS is JSON, `forbidden` and `held` of a Launch. It runs in a cgroup that nothing else uses and that whoever started
-it will kill; its code is that of ARGV.
+WANTED is JSON, `seccomp` and `pre_exec` of a Launch. It runs in a cgroup that nothing else uses and that whoever
+started it will kill; its code is that of ARGV.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import os
 import signal
 import sys
 
-from hutch.confine.install import forbid, leave_keyring
 from hutch.host.services.cgroup import Cgroup
-from hutch.runtime.hold import PAYLOAD, bind_held
+from hutch.runtime.pre_exec import PAYLOAD, run_pre_exec
 from hutch.runtime.steps import StepFailed
+from hutch.seccomp.install import install_seccomp, leave_keyring
 
 TYPE_CHECKING = False  # see runtime/steps
 if TYPE_CHECKING:
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 PATIENCE = 60.0  # seconds, for nspawn to get as far as its payload
 
 
-def main(bounds: str, *argv: str) -> NoReturn:
-    wanted = json.loads(bounds)
+def main(text: str, *argv: str) -> NoReturn:
+    wanted = json.loads(text)
     try:
         leave_keyring()
-        forbid(**wanted["forbidden"])
+        install_seccomp(**wanted["seccomp"])
         cgroup = Cgroup(own_group())
         cgroup.freeze(PAYLOAD)
         pid = os.posix_spawnp(argv[0], argv, os.environ)
     except (OSError, ValueError) as error:
         refuse(error)
     try:
-        steps = [(step["why"], step["argv"]) for step in wanted["held"]]
-        bind_held(cgroup, PAYLOAD, steps, os.pidfd_open(pid), PATIENCE)
+        steps = [(step["why"], step["argv"]) for step in wanted["pre_exec"]]
+        run_pre_exec(cgroup, PAYLOAD, steps, os.pidfd_open(pid), PATIENCE)
     except (OSError, StepFailed) as error:
         os.kill(pid, signal.SIGKILL)  # what it has started dies with it
         refuse(error)
@@ -47,7 +47,7 @@ def main(bounds: str, *argv: str) -> NoReturn:
 
 
 def refuse(error: Exception) -> NoReturn:
-    sys.exit(f"what is not trusted cannot be bound, so it is not run: {error}")
+    sys.exit(f"what is not trusted cannot be sandboxed, so it is not run: {error}")
 
 
 def own_group() -> str:

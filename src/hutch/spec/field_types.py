@@ -1,6 +1,6 @@
-"""What a marker is: how one kind of value of hutch.toml is parsed, described, and offered to pydantic.
+"""What a field type is: how one kind of value of hutch.toml is parsed, described, and offered to pydantic.
 
-A marker parses one value, purely: it returns the parsed value or raises Invalid, whose text says what is
+A field type parses one value, purely: it returns the parsed value or raises Invalid, whose text says what is
 wrong and what would be right. Matches are full and ASCII; no value may hold a control character, so none
 can add a line, an option or a rule to a file that is rendered from it. Pydantic is imported only by the
 hooks that it calls itself.
@@ -91,7 +91,7 @@ def ipv4_network(value: str, hint: str) -> ipaddress.IPv4Network:
     return network
 
 
-class Marker:
+class FieldType:
     """How one kind of value is parsed and described. `pattern` goes to the JSON Schema; `form` says in words what would
     be right, to readers of the schema and the manual, and to those who have written something else; `wrong` what is
     wrong with a word that `pattern` does not match."""

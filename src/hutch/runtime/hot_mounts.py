@@ -1,4 +1,4 @@
-"""Directories that a container is shown once it has a PID 1, and that come and go while it runs: see Graft in
+"""Directories that a container is shown once it has a PID 1, and that come and go while it runs: see HotMount in
 backends/launch. They are bound in the mount namespace of its service first, and this runs there.
 
 A mount that is taken away is gone wherever the guest has moved it in its main mount namespace. What root inside has
@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from hutch.backends.launch import Graft, Step
+from hutch.backends.launch import HotMount, Step
 from hutch.host.storage.mountinfo import is_below, observe_mountinfo, parse_mountinfo
 from hutch.runtime.steps import StepFailed, do
 
@@ -19,22 +19,22 @@ MOST_TEXT = 4 << 20  # characters of a guest's mountinfo, which it can make as l
 PATIENCE = 10.0  # seconds; a guest's own file systems may never answer
 
 
-class Grafts:
+class HotMounts:
     """What a container is shown, in whose mounts `leader` is PID 1."""
 
-    def __init__(self, shown: Sequence[Graft], leader: int) -> None:
+    def __init__(self, shown: Sequence[HotMount], leader: int) -> None:
         self.shown = list(shown)
         self.leader = str(leader)
         self.deadline = time.monotonic() + PATIENCE
 
-    def renew(self, wanted: Sequence[Graft]) -> str:
+    def renew(self, wanted: Sequence[HotMount]) -> str:
         """From what is shown to what is wanted, as far as that goes. Returns why not all of it."""
         leave, come = changes(self.shown, wanted)
         trouble = []
-        for action, grafts in ((self._take_away, [*reversed(leave)]), (self._bring, come)):
-            for graft in grafts:
+        for action, hot_mounts in ((self._take_away, [*reversed(leave)]), (self._bring, come)):
+            for mount in hot_mounts:
                 try:
-                    action(graft)
+                    action(mount)
                 except (StepFailed, OSError) as error:  # the others have nothing to do with it
                     trouble.append(str(error))
         return "\n".join(trouble)
@@ -42,42 +42,42 @@ class Grafts:
     def _do(self, step: Step, *more: str) -> None:
         do(step.why, (*step.argv, *more), self.deadline - time.monotonic())
 
-    def _bring(self, graft: Graft) -> None:
-        os.makedirs(graft.place, exist_ok=True)
-        self._do(graft.bind)
+    def _bring(self, mount: HotMount) -> None:
+        os.makedirs(mount.place, exist_ok=True)
+        self._do(mount.bind)
         try:
-            self._do(graft.attach, self.leader)
+            self._do(mount.attach, self.leader)
         except StepFailed:
-            _unmount(graft.place)
+            _unmount(mount.place)
             raise
-        self.shown.append(graft)
+        self.shown.append(mount)
 
-    def _take_away(self, graft: Graft) -> None:
-        kept = {other.target for other in self.shown if other is not graft}
+    def _take_away(self, mount: HotMount) -> None:
+        kept = {other.target for other in self.shown if other is not mount}
         outside = observe_mountinfo()
 
         def points() -> list[str]:
             inside = observe_mountinfo(self.leader, most=MOST_TEXT)
             if len(inside) == MOST_TEXT:
-                raise StepFailed(f"{graft.target} cannot be taken away: the guest has too many mounts")
-            return points_of(inside, outside, graft.place, kept)
+                raise StepFailed(f"{mount.target} cannot be taken away: the guest has too many mounts")
+            return points_of(inside, outside, mount.place, kept)
 
         if found := points():
-            self._do(graft.detach, self.leader, *reversed(found))
+            self._do(mount.detach, self.leader, *reversed(found))
         if points():
-            raise StepFailed(f"{graft.target} is still mounted: the guest is in the way")
-        self.shown.remove(graft)
-        _unmount(graft.place)
+            raise StepFailed(f"{mount.target} is still mounted: the guest is in the way")
+        self.shown.remove(mount)
+        _unmount(mount.place)
 
 
-def changes(shown: Sequence[Graft], wanted: Sequence[Graft]) -> tuple[list[Graft], list[Graft]]:
+def changes(shown: Sequence[HotMount], wanted: Sequence[HotMount]) -> tuple[list[HotMount], list[HotMount]]:
     """(what has to leave, what has to come), each with parents first. What lies below a place that changes leaves and
     comes again, or it would be covered, or lost."""
-    here, there = ({graft.place for graft in grafts} for grafts in (shown, wanted))
-    touched = [graft.target for graft in (*shown, *wanted) if graft.place in here ^ there]
+    here, there = ({mount.place for mount in hot_mounts} for hot_mounts in (shown, wanted))
+    touched = [mount.target for mount in (*shown, *wanted) if mount.place in here ^ there]
 
-    def is_touched(graft: Graft) -> bool:
-        return any(is_below(graft.target, target) for target in touched)
+    def is_touched(mount: HotMount) -> bool:
+        return any(is_below(mount.target, target) for target in touched)
 
     return list(filter(is_touched, shown)), list(filter(is_touched, wanted))
 

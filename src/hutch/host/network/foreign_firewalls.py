@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hutch.frozen import dataclass
-from hutch.host.doctor.repairs import Step
+from hutch.host.doctor.repairs import RepairStep
 
 Rules = dict[str, list[list[dict[str, Any]]]]
 
@@ -34,7 +34,7 @@ class Obstacle:
 
     who: str
     why: str
-    repair: tuple[Step, ...]
+    repair: tuple[RepairStep, ...]
     lasts: bool
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Listing:
     rules: Rules
 
 
-def check_strangers(listing: str, uplink: str, host_end: str) -> tuple[Obstacle, ...]:
+def check_foreign_firewalls(listing: str, uplink: str, host_end: str) -> tuple[Obstacle, ...]:
     """What stops the packets that come by the interface `uplink`, whose address is `host_end`; `listing` is the output
     of `nft -j list ruleset`."""
     found = parse(listing)
@@ -132,16 +132,16 @@ def _iptables(found: Listing, uplink: str, host_end: str) -> Iterator[Obstacle]:
             yield Obstacle("iptables", why, (_rule("INPUT", *accept),), lasts=False)
 
 
-def _rule(chain: str, *words: str) -> Step:
+def _rule(chain: str, *words: str) -> RepairStep:
     make, undo, test = (("iptables", "--wait", action, chain, *words) for action in ("-I", "-D", "-C"))
-    return Step(make, undo, test)
+    return RepairStep(make, undo, test)
 
 
-def _ufw(*words: str) -> Step:
+def _ufw(*words: str) -> RepairStep:
     """ufw lists its rules as the commands that made them, whether it is on or off."""
     kind = words[:1] if words[0] == "route" else ()
     make = ("ufw", *words)
-    return Step(make, ("ufw", *kind, "delete", *words[len(kind) :]), ("ufw", "show", "added"), " ".join(make))
+    return RepairStep(make, ("ufw", *kind, "delete", *words[len(kind) :]), ("ufw", "show", "added"), " ".join(make))
 
 
 def _firewalld(rules: Rules, uplink: str) -> Iterator[Obstacle]:
@@ -149,10 +149,10 @@ def _firewalld(rules: Rules, uplink: str) -> Iterator[Obstacle]:
     ours = [rule for name, found in rules.items() if name.startswith("inet firewalld ") for rule in found]
     if ours and not any(_goes_by(rule, "iifname", uplink) for rule in ours):
         add, remove, query = (("--zone=trusted", f"--{verb}-interface={uplink}") for verb in ("add", "remove", "query"))
-        now = Step(("firewall-cmd", *add), ("firewall-cmd", *remove), ("firewall-cmd", *query))
+        now = RepairStep(("firewall-cmd", *add), ("firewall-cmd", *remove), ("firewall-cmd", *query))
         # What is written down can be asked for, and taken back, when it does not run.
         offline = "firewall-offline-cmd"
-        later = Step(("firewall-cmd", "--permanent", *add), (offline, *remove), (offline, *query))
+        later = RepairStep(("firewall-cmd", "--permanent", *add), (offline, *remove), (offline, *query))
         yield Obstacle("firewalld", "rejects what workspaces send and ask", (later, now), lasts=True)
 
 

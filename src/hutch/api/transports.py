@@ -28,7 +28,7 @@ def own_side(workspace: Workspace, seconds: float | None = None) -> Side:
     """As `run` does it, which takes root."""
 
     def carry(argv: Sequence[str], output: Take, errors: Take, stdin: Iterable[bytes | None]) -> int:
-        call = call_of(workspace.hutch.places, workspace.name, argv)
+        call = call_of(workspace.hutch.layout, workspace.name, argv)
         try:
             return carry_through(call, output, errors, stdin, seconds)
         except Overdue:

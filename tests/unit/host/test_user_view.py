@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from hutch.host.identity.shown import ENTER, READ, Access, viewer_of
+from hutch.host.identity.user_view import ENTER, READ, Access, viewer_of
 from hutch.spec.record import Record
 from tests.unit.facts import workspace
 

@@ -1,5 +1,5 @@
-"""The warden: answers the questions of watched workspaces by their policies, opens to them what the answers name, and
-writes down what they ask and reach.
+"""The egress proxy: answers the questions of watched workspaces by their policies, opens to them what the answers name,
+and writes down what they ask and reach.
 
 It is told by a file whom it serves. When it ends, names are no longer answered and what was opened runs out; nothing
 opens.
@@ -26,7 +26,7 @@ from hutch.egress.front import Front
 from hutch.egress.journal import Journal
 from hutch.egress.known import Known
 from hutch.egress.nflog import Nflog, Packet
-from hutch.egress.record import Record, Verdict, escaped, lost
+from hutch.egress.record import EgressEvent, Verdict, escaped, lost
 from hutch.egress.sets import SLACK, Sets, SetsFailed
 from hutch.egress.upstream import Unanswered, Upstream
 from hutch.egress.views import Ruling, View, digest, plain_name, read_views, rule_on
@@ -51,7 +51,7 @@ MOST_STEPS = 4  # questions that one question leads to, where names lead to name
 BREATH = 0.05  # seconds between two looks at what the kernel has logged
 
 
-class Warden:
+class EgressProxy:
     def __init__(self, views: Path, journal: Path) -> None:
         self._views_file = views
         text = views.read_text()
@@ -172,11 +172,11 @@ class Warden:
     ) -> None:
         text, now = escaped(name.to_text(omit_final_dot=True).lower()), time.time()
         for address, _ in judged.addresses if judged is not None else ():
-            self._note(view, Record(now, "dns", ruling.verdict, text, address))
+            self._note(view, EgressEvent(now, "dns", ruling.verdict, text, address))
         for address in judged.private if judged is not None else ():
-            self._note(view, Record(now, "dns", "refused", text, address, why="private answer"))
+            self._note(view, EgressEvent(now, "dns", "refused", text, address, why="private answer"))
         if judged is None or not (judged.addresses or judged.private):
-            self._note(view, Record(now, "dns", ruling.verdict, text, why=why or ruling.why))
+            self._note(view, EgressEvent(now, "dns", ruling.verdict, text, why=why or ruling.why))
 
     def _note_packet(self, packet: Packet) -> None:
         rule = packet.prefix.removeprefix(HEARD)
@@ -188,9 +188,9 @@ class Warden:
             verdict, why = "allowed", ""
         name = self._known[view.workspace].name_of(packet.destination)
         where = (packet.destination, packet.port, packet.protocol)
-        self._note(view, Record(time.time(), "connection", verdict, name, *where, why=why))
+        self._note(view, EgressEvent(time.time(), "connection", verdict, name, *where, why=why))
 
-    def _note(self, view: View, record: Record) -> None:
+    def _note(self, view: View, record: EgressEvent) -> None:
         self._journal.note(view.workspace, record)
         self._flush_later()
 

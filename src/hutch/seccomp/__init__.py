@@ -1,0 +1,1 @@
+"""What the kernel refuses to a guest: seccomp filters, and an empty keyring."""
