@@ -187,6 +187,12 @@ def test_every_file_is_one_that_hutch_takes(page: Path) -> None:
         assert not [str(problem) for problem in check("web", found.value, NETWORK)]
 
 
+@by_page
+def test_every_path_in_the_checkout_is_there(page: Path) -> None:
+    named = re.findall(r"`((?:tests|src|script|nix|docs|examples|bench|package)/[\w./-]+)`", page.read_text("utf-8"))
+    assert not [path for path in named if not (CHECKOUT / path).exists()]
+
+
 def test_every_layer_is_on_the_page_about_architecture() -> None:
     """A row names directories and files of src/hutch."""
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
