@@ -74,7 +74,7 @@ let
       example = "vm";
       description = ''
         `type` in hutch.toml: ${(keys.keysOf "Workspace").type.description}. Each workspace needs one, of its own or
-        from `defaults`. `"incus"` is a container with `engine = "incus"`.
+        from `defaults`. `"incus"` is a container with `engine = "incus"` (not supported yet).
       '';
     };
     config = mkOption {
@@ -100,7 +100,7 @@ in
 {
   network = tableOption "Network" "`[network]` in hutch.toml: the workspaces' network.";
   defaults = tableOption "Workspace" "`[defaults]` in hutch.toml: what a workspace has that says nothing else.";
-  engines.incus = tableOption "Incus" "`[engines.incus]` in hutch.toml: who else can run workspaces.";
+  engines.incus = tableOption "Incus" "`[engines.incus]` in hutch.toml: an Incus server that runs workspaces (not supported yet).";
   workspaces = mkOption {
     type = types.attrsOf (types.submodule { options = optionsOf "Workspace" // foreign; });
     default = { };

@@ -142,6 +142,7 @@ def _lint(output: Path) -> bool:
         ["shellcheck", "--format=gcc", *programs],
         # What they are given is assigned by what is written before them.
         ["shellcheck", "--format=gcc", "--shell=sh", "--exclude=SC2154", *libraries],
+        [str(ROOT / "script" / "docs"), "--check"],
     ]
     passed = True
     with output.open("w") as file:

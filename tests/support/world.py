@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,6 +115,17 @@ class World:
         new = Path("/etc/resolv.conf.new")
         new.write_text(f"# the resolver of this network\nnameserver {address}\n")
         new.replace("/etc/resolv.conf")
+
+    @contextmanager
+    def serving(self, *services: str) -> Iterator[None]:
+        """More servers on the internet for a while; `world_services` says how they are written."""
+        self._serve("internet", services)
+        process = self._processes[-1]
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait(10)
 
     def inside(self, place: str, *argv: str, timeout: float = 20.0) -> subprocess.CompletedProcess[str]:
         """Run a command on another machine of the world: "internet" or "lan"."""

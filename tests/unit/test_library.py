@@ -68,7 +68,7 @@ def test_the_page_leaves_nothing_out() -> None:
 
 def test_the_page_names_every_event() -> None:
     for text in (PAGE, inspect.getdoc(hutch.up) or ""):
-        (sentence,) = re.findall(r"events are ([^.]*)\.", text)
+        (sentence,) = re.findall(r"events are\s+([^.]*)\.", text)
         assert set(re.findall(r'["`](\w+)["`]', sentence)) == set(get_args(Event))
 
 
