@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hutch.spec.names import Places
+from hutch.spec.names import Layout
 from tests.host.instance import Instance
 
 BLOCK = re.compile(r"^```(toml|console)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -88,7 +88,7 @@ class Story:
         self.instance = instance
         self.begin = begin
         self.strike = strike
-        self.own = Places(instance.state, instance.run).instance
+        self.own = Layout(instance.state, instance.run).instance
 
     def tell(self, page: str) -> str:
         """The page with its blocks as they are now."""

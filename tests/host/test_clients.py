@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.faults import places_of
+from tests.host.faults import layout_of
 from tests.host.instance import Completed, Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
@@ -96,7 +96,7 @@ def test_rsync(web: Instance, desk: Path) -> None:
 
 def test_a_client_that_reads_no_configuration(web: Instance, desk: Path) -> None:
     """Address, user, key file and known hosts are enough, by the workspace's name and by its address."""
-    key, known = web.world.accounts["alice"].home / ".ssh" / "id_ed25519", places_of(web).known_hosts
+    key, known = web.world.accounts["alice"].home / ".ssh" / "id_ed25519", layout_of(web).known_hosts
     only = ["-F", "none", "-i", str(key), "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"]
     only += ["-o", f"UserKnownHostsFile={known}", "-o", "GlobalKnownHostsFile=none", "-o", "StrictHostKeyChecking=yes"]
     for host in ("workspace-web", web.status("web")["ip"]):

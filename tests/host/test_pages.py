@@ -15,7 +15,7 @@ import pytest
 from hutch.host.services.lock import find_holder
 from tests.host.conftest import MakeInstance
 from tests.host.egress import open_hutch
-from tests.host.faults import count, places_of, strike
+from tests.host.faults import count, layout_of, strike
 from tests.host.instance import Instance
 from tests.host.pages import Story, check_page
 from tests.support.world import FAR, World
@@ -58,7 +58,7 @@ def begin() -> Iterator[Callable[[Instance], Begin]]:
 
 def hold(instance: Instance, process: subprocess.Popen[bytes]) -> None:
     """Stop a command while it holds the lock; it goes on after a while."""
-    descriptor = os.open(places_of(instance).lock, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(layout_of(instance).lock, os.O_RDONLY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + 20
         while (holder := find_holder(descriptor)) is None or holder.pid != process.pid:
@@ -78,7 +78,7 @@ def strike_half_way(instance: Instance, argv: list[str]) -> None:
     noted = [n for n, effect in enumerate(effects, 1) if "os.rename" in effect and "journal.json" in effect]
     instance.hutch("stop", "web")
     assert strike(instance, "kill", noted[0] + 2, *argv[1:]).is_struck
-    assert places_of(instance).journal.exists()
+    assert layout_of(instance).journal.exists()
 
 
 def test_up(instance: Instance, begin: Callable[[Instance], Begin]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from hutch.backends import check, weight_of
 from hutch.cli import COMMANDS, cli
-from hutch.spec.model import WORKSPACE_KEYS, Workspace, has_effect
+from hutch.spec.model import WORKSPACE_KEYS, WorkspaceSpec, has_effect
 from hutch.spec.schema import MODELS, definitions
 from hutch.spec.validation import validate
 from package.manual import TABLES, summary, type_of, walk
@@ -72,7 +72,6 @@ def test_the_page_of_commands() -> None:
 def test_the_page_of_keys() -> None:
     """One table for each table of the file, in the order of the model."""
     tables = definitions()
-    models = {model.__name__: model for model in MODELS}
     lines = []
     for table, (title, meaning) in TABLES.items():
         is_workspace = table == "Workspace"
@@ -80,7 +79,7 @@ def test_the_page_of_keys() -> None:
         lines += [f"## {title}", "", meaning.replace("{", "`{").replace("}", "}`"), ""]
         heads = ["key", "type, default", *(["a change takes"] if is_workspace else []), "meaning"]
         lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        for name in models[table].__dataclass_fields__:
+        for name in MODELS[table].__dataclass_fields__:
             schema = tables[table]["properties"][name]
             weight = f" {weights(name)} |" if is_workspace else ""
             lines.append(f"| `{name}` | {values(schema)} |{weight} {cell(str(schema['description']))} |")
@@ -102,7 +101,7 @@ def toml(value: Any) -> str:
 
 
 def weights(name: str) -> str:
-    found = {kind: weight_of(name, Workspace(type=kind)) for kind in KINDS if has_effect(name, kind)}
+    found = {kind: weight_of(name, WorkspaceSpec(type=kind)) for kind in KINDS if has_effect(name, kind)}
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
     return ", ".join(f"{weight} ({kind})" for kind, weight in found.items())
@@ -145,12 +144,11 @@ def calls(text: str) -> Iterator[tuple[str, str]]:
 @by_page
 def test_every_command_and_option_is_there(page: Path) -> None:
     for name, rest in calls(page.read_text(encoding="utf-8")):
-        known = "withdraw" if name == "uninstall" and name not in EVERY else name
-        assert known in EVERY, f"hutch {name}"
-        options = {option for each in EVERY[known].params for option in (*each.opts, *each.secondary_opts)}
+        assert name in EVERY, f"hutch {name}"
+        options = {option for each in EVERY[name].params for option in (*each.opts, *each.secondary_opts)}
         options |= {"--help", "-h"}
         said = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", rest.partition(" -- ")[0]))
-        if known in ("ssh", "exec"):
+        if name in ("ssh", "exec"):
             continue  # what follows is another program's
         assert said <= options, f"hutch {name}: {said - options}"
 
@@ -182,7 +180,7 @@ def declared(text: str) -> Iterator[dict[str, Any]]:
 @by_page
 def test_every_file_is_one_that_hutch_takes(page: Path) -> None:
     for table in declared(page.read_text(encoding="utf-8")):
-        found = validate(Workspace, table, ("workspaces", "web"))
+        found = validate(WorkspaceSpec, table, ("workspaces", "web"))
         assert not found.findings
         assert not [str(problem) for problem in check("web", found.value, NETWORK)]
 
@@ -210,7 +208,7 @@ OWN_WORDS = re.compile(
 NO_NOUN = re.compile(
     r"(?:^|[.:;!?]\s+|\| )(What (?:is|has|was|runs|does|comes|makes)|Who (?:is|has)|It is seen to)\b", re.MULTILINE
 )
-SPOKEN_OF = {"commands.md": ("withdraw",), "install.md": ("withdraw",)}
+SPOKEN_OF = {"install.md": ("withdraw",)}
 """Words that a page may have all the same: the old name of a command, as long as that works."""
 
 
