@@ -84,7 +84,7 @@ class Hutch:
         return trees[0]
 
     def pids(self, name: str) -> list[int]:
-        """Every process of a workspace, its supervisor included: what is in its cgroup, or its slice, and below."""
+        """Every process of a workspace, whatever serves it included: what is in its cgroup, or its slice, and below."""
         own = {name, f"{self.instance}-ws_{name}.slice"}
         found = []
         for entry in os.listdir("/proc"):

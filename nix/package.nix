@@ -76,7 +76,7 @@ python.pkgs.buildPythonApplication {
   ];
   pythonRelaxDeps = [ "tree-sitter-toml" ]; # nixpkgs numbers grammars in its own way
 
-  # A supervisor imports nothing but what is beside hutch, and speaks to QEMU.
+  # The program that speaks to QEMU imports nothing but what lies beside hutch.
   postInstall = ''
     ln -s ${qemu-qmp}/${python.sitePackages}/qemu $out/${python.sitePackages}/qemu
   '';

@@ -263,8 +263,7 @@ class Hutch:
 
     def status(self, name: str) -> dict[str, Any]:
         """One entry of `hutch status --json`."""
-        found = self.describe(self.record(name))
-        return {**found, "warnings": [*found["warnings"], *self.damages().get(name, ())]}
+        return {**self.describe(self.record(name)), "warnings": self.damages().get(name, [])}
 
     def damages(self) -> dict[str, list[str]]:
         """What is not as hutch left it, in words, by workspace. Looks at the host, which `observe` does not, and which

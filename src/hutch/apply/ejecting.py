@@ -50,8 +50,8 @@ from hutch.trees.removing import remove_tree
 
 COPY_SECONDS = 1800.0
 START_SECONDS = 180.0  # of its network and what serves it; and of the workspace itself, whose own deadline is shorter
-NEEDED = "hutch.seccomp.install, hutch.host.storage.hot_mount, hutch.host.storage.unbind, hutch.trees.changing"
-TRY = f"import sys; sys.path.insert(0, sys.argv[1]); import {NEEDED}"
+NEEDED = ("seccomp.install", "runtime.pre_exec", "host.storage.hot_mount", "host.storage.unbind", "trees.changing")
+TRY = f"import sys; sys.path.insert(0, sys.argv[1]); import {', '.join(f'hutch.{name}' for name in NEEDED)}"
 
 
 def check(layout: Layout, record: Record, target: Ejected) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hutch import guest
 from hutch.apply.launching import make_launch
@@ -19,7 +19,7 @@ from hutch.errors import HutchError
 from hutch.plan.actions import Wanted
 from hutch.plan.planner import differences, with_live_changes
 from hutch.runtime import control
-from hutch.runtime.observe import observe
+from hutch.runtime.observe import observe, observe_facts
 from hutch.spec.record import Booted, Observation, Record
 from hutch.state import write_record
 
@@ -80,13 +80,16 @@ class _Live:
         self.launch = self._make_launch()
 
     def _make_launch(self) -> Launch:
-        accelerator = None
+        accelerator, wanted = None, self.target
         if is_machine(self.target):
             # Spares the start-up of `hutch up` for containers.
             from hutch.apply.hardware import accelerator_of
 
             accelerator = accelerator_of(self.layout, self.booted.image)
-        as_booted = replace(self.record, wanted=self.target, image=self.booted.image)
+            # Another hypervisor may have been installed since, which "auto" would choose at the next start.
+            facts: dict[str, Any] = {**observe_facts(self.layout, self.record.name)}
+            wanted = replace(wanted, hypervisor=facts.get("hypervisor", wanted.hypervisor))
+        as_booted = replace(self.record, wanted=wanted, image=self.booted.image)
         return make_launch(self.layout, as_booted, self.network, accelerator, ceiling=self.booted.memory)
 
     def apply(self) -> tuple[Booted, str]:

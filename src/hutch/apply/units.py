@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from hutch.apply.launching import make_launch
 from hutch.apply.serving import in_force, members_of, wanted_services
@@ -19,7 +20,7 @@ from hutch.host.services.cgroup import memory_for_workspaces
 from hutch.host.services.unit_texts import START_SECONDS, render_network, render_service, render_slice, render_target
 from hutch.plan.planner import pending_of
 from hutch.runtime.control import manager_of, provide
-from hutch.runtime.observe import observe_state
+from hutch.runtime.observe import observe_state, read_launch
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
 from hutch.spec.record import Record, holds_identity, served
@@ -35,24 +36,25 @@ def hand_over(layout: Layout, network: Network, records: Mapping[str, Record], *
 
 def reconcile_units(layout: Layout, network: Network, records: Mapping[str, Record]) -> None:
     """The units of workspaces that do not run say what is wanted of them. One whose root would have to be made anew for
-    that, or whose image is not there, keeps the units that it has."""
+    that, or whose image is not there, keeps the units that it has. One that an older hutch started, whose script calls
+    programs that are no more, has its next start described as it was started."""
     launches = []
     here = {name: record for name, record in served(records).items() if not record.ejected}
     resting = units.resting_units(map(layout.unit, here))
     for name, record in here.items():
-        if (
-            layout.unit(name) not in resting
-            or holds_identity(observe_state(layout, record))
-            or pending_of(record) == "recreate"
-            or not layout.image_root(record.image).is_dir()
-        ):
+        runs = layout.unit(name) not in resting or holds_identity(observe_state(layout, record))
+        if runs and record.booted is not None and read_launch(layout.launch(name)) is None:
+            record = replace(record, wanted=record.booted.workspace, image=record.booted.image)
+        elif runs or pending_of(record) == "recreate":
+            continue
+        if not layout.image_root(record.image).is_dir():
             continue
         accelerator = recall_accelerator(layout) if is_machine(record.wanted) else None
         if is_machine(record.wanted) and accelerator is None:
             continue  # its first start tries what machines run under here
         with suppress(HutchError):
             launches.append(make_launch(layout, record, network, accelerator))
-            if record != record.with_booted():  # as what it will have been started, whoever does so
+            if not runs and record != record.with_booted():  # as what it will have been started, whoever does so
                 write_record(layout, record.with_booted())
     provide(layout, manager_of(layout), launches)
 

@@ -4,7 +4,7 @@
     main(DIRECTORY, "balloon", BYTES)
 
 Its vsock device is the Unix socket `vm` in a directory that is the machine's own: who writes "CONNECT P" to it reaches
-port P of the guest, and at POWEROFF_PORT the guest listens to end (hutch-poweroff.socket, see guest/initrd). Its HTTP
+port P of the guest, and at POWEROFF_PORT the guest listens to end (hutch-poweroff.socket, see guest/units). Its HTTP
 interface, `api`, has a power button for guests that have another idea of ending in order, and a balloon, which takes so
 many bytes from the guest. See docs/vsock.md and docs/api.md of cloud-hypervisor. All that comes back is the attacker's,
 and so are the directory's entries: they are opened without following links.

@@ -55,8 +55,11 @@ await_guest() { # what runs is nspawn's until the guest's own begins
   done
 }
 
-give_up() { # [REASON]; nspawn that has ended says why
-  [ -d "/proc/$main" ] || exit
+give_up() { # [REASON]; nspawn says why where it has ended, or is about to, because its PID 1 has
+  if [ ! -d "/proc/$main" ] || { [ -z "${1:-}" ] && [ -n "$leader" ] && [ ! -d "/proc/$leader" ]; }; then
+    rm -f "$runtime/noted/reason"
+    exit
+  fi
   [ -z "${1:-}" ] || note reason "$1"
   kill -KILL "$main"
   exit 1

@@ -14,7 +14,7 @@ from hutch.prove.model import Ground
 
 ARP, IPV4, IPV6, VLAN, EXPERIMENT = 0x0806, 0x0800, 0x86DD, 0x8100, 0x88B5
 EVERYBODY = "ff:ff:ff:ff:ff:ff"
-ICMP, TCP, UDP, ICMP6 = 1, 6, 17, 58
+ICMP, TCP, UDP = 1, 6, 17
 SYN, FIN = 2, 1
 
 

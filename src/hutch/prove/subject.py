@@ -61,9 +61,10 @@ def leader_of(subject: Subject) -> int:
     return subject.now.leader[0]
 
 
-def processes_of(subject: Subject, part: str = "machine") -> list[int]:
-    """The processes of the guest, by its cgroup as the kernel tells it of each."""
-    inside = re.compile(rf"^0::.*/{re.escape(subject.now.cgroup)}/{part}(/|$)", re.MULTILINE)
+def processes_of(subject: Subject) -> list[int]:
+    """The processes of the guest, by its cgroup as the kernel tells it of each. systemd leaves a machine's in the
+    service's own."""
+    inside = re.compile(rf"^0::.*/{re.escape(subject.now.cgroup)}(/machine(/.*)?)?$", re.MULTILINE)
     found = []
     for pid in all_processes():
         with suppress(OSError):  # it has ended

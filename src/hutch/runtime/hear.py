@@ -27,7 +27,7 @@ LONGEST_CALL = 4096
 
 class SerialPort:
     """A virtual machine's port: it says READY=1 unless it has done so over vsock. See hutch-port.service in
-    images/adapt.sh."""
+    guest/tree."""
 
     name = "its port"
 

@@ -39,7 +39,7 @@ def observe(layout: Layout, name: str) -> Observation:
     alive = has_processes(state) and (is_alive(status.pid, status.started) or not are_shown())
     cgroup = status.cgroup or f"{layout.instance}/{name}"  # where an older hutch had its workspaces
     if has_processes(state) and not alive:
-        state, reason = ("stopping", "") if _is_being_cleaned_up(cgroup) else ("failed", KILLED)
+        state, reason = ("stopping", "") if status.cgroup and _is_being_cleaned_up(cgroup) else ("failed", KILLED)
     return Observation(
         state=state,
         pid=status.pid if alive else None,
@@ -55,8 +55,11 @@ def _is_being_cleaned_up(cgroup: str) -> bool:
     """Whether somebody is about to say how a service has ended whose main process is no more."""
     from hutch.host.services.cgroup import Cgroup  # `hutch ls` has no other use for it
 
-    with closing(Cgroup(os.path.dirname(cgroup))) as slice_of_it:
-        return slice_of_it.is_populated()
+    try:
+        with closing(Cgroup(os.path.dirname(cgroup))) as slice_of_it:
+            return slice_of_it.is_populated()
+    except OSError:  # who may not look does not know
+        return False
 
 
 def read_launch(path: Path) -> Launch | None:

@@ -13,13 +13,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hutch import run
 from hutch.errors import HutchError
-from hutch.files import read_or_none, write_atomic
+from hutch.files import kept_open, read_or_none, write_atomic
 from hutch.host.services.cgroup import Cgroup, control_files
 from hutch.host.services.process import open_process, start_time
 from hutch.runtime.status import read_status
@@ -67,22 +67,19 @@ class Runners:
     def prepare(self, name: str) -> None:
         layout = self.layout
         layout.runtime(name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        report, their_report = os.pipe2(os.O_CLOEXEC)
-        their_gate, gate = os.pipe2(os.O_CLOEXEC)
-        self._prepared[name] = runner = Prepared(report, gate)
-        lock = self._take_lock(name)
-        handed = (their_report, their_gate, lock)
         unit = layout.unit_directory(name) / layout.unit(name)
         program = own_program("hutch.runtime.runner", sys.executable)
-        words = (str(unit), layout.cgroup(name), str(layout.runtime(name)), *map(str, handed))
-        log = os.open(layout.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        try:
+        with ExitStack() as ours:  # what the runner has by then
+            lock = ours.enter_context(kept_open(self._take_lock(name)))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            log = ours.enter_context(kept_open(os.open(layout.log(name), flags, 0o644)))
+            report, their_report = os.pipe2(os.O_CLOEXEC)
+            their_gate, gate = os.pipe2(os.O_CLOEXEC)
+            self._prepared[name] = runner = Prepared(report, gate)
+            handed = (ours.enter_context(kept_open(their_report)), ours.enter_context(kept_open(their_gate)), lock)
+            words = (str(unit), layout.cgroup(name), str(layout.runtime(name)), *map(str, handed))
             process = run.start((*program, *words), stderr=log, cwd="/", pass_fds=handed, new_session=True)
             runner.pid = process.pid
-        finally:
-            os.close(log)
-            for descriptor in handed:
-                os.close(descriptor)
 
     def begin(self, launches: Iterable[Launch]) -> None:
         for launch in launches:

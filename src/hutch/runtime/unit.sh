@@ -129,7 +129,7 @@ start() {
   main=$$
   # shellcheck disable=SC2174 # what is above, the owner may pass through
   [ -d "$runtime/noted" ] || mkdir -p -m 700 "$runtime/noted"
-  forget "$runtime/noted/"*
+  forget "$runtime/noted/"* "$runtime/console" "$runtime/control" # sockets of what ran before, perhaps of another kind
   uptime
   note begun "$it"
   begin
@@ -150,6 +150,7 @@ make_ready() { # what is there before the main process begins
 ready() {
   main=$MAINPID
   until [ -f "$runtime/noted/shown" ]; do
+    [ -d "/proc/$main" ] || exit 1
     sleep 0.01
   done
   lasted

@@ -184,9 +184,7 @@ def files(directories: Iterable[str], contents: Sequence[File]) -> list[str]:
         lines.append("umask 077")
         lines += [f"printf %s {shlex.quote(file.content)} >{shlex.quote(file.path)}" for file in contents]
         lines.append("umask 022")
-    for file in contents:
-        if file.is_public:
-            lines.append(f"chmod 644 {shlex.quote(file.path)}")
+    lines += [f"chmod 644 {shlex.quote(file.path)}" for file in contents if file.is_public]
     for uid in sorted({file.uid for file in contents} - {0}):
         lines.append(f"chown {uid}:{uid} -- {shlex.join(file.path for file in contents if file.uid == uid)}")
     return lines

@@ -52,6 +52,7 @@ class Requirement:
 TABLE = """
 [runtime]
 runs containers: systemd-nspawn; apt systemd-container; pacman systemd
+says that a virtual machine is ready: systemd-notify; apt systemd
 builds Debian and Ubuntu images: mmdebstrap; pacman
 verifies what Debian's mirrors send: /usr/share/keyrings/debian-archive-keyring.*; apt debian-archive-keyring;
     dnf debian-keyring

@@ -1,0 +1,63 @@
+"""Which units are written anew while workspaces run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.apply import live, units
+from hutch.backends.launch import Launch, encode_launch
+from hutch.runtime.observe import read_launch
+from hutch.spec.names import Layout
+from hutch.spec.record import Observation, Record
+from tests.unit.facts import NETWORK, launched, workspace
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "state", tmp_path / "run")
+
+
+def running(layout: Layout, **keys: Any) -> Record:
+    """A workspace that runs, and of which something else is wanted by now."""
+    booted = Record("web", "/f", workspace(**keys), "image-1", 0x7000_0000, "0" * 32).with_booted()
+    layout.image_root("image-1").mkdir(parents=True)
+    layout.runtime("web").mkdir(parents=True)
+    return replace(booted, wanted=replace(booted.wanted, env=(("A", "b"),)), image="image-2")
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_what_an_older_hutch_started_has_its_next_start_described(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, is_older: bool
+) -> None:
+    record = running(layout)
+    layout.launch("web").write_bytes(b'{"supervisor": 1}' if is_older else encode_launch(launched()))
+    made: list[Record] = []
+    provided: list[Launch] = []
+
+    def make_launch(layout: Layout, record: Record, *rest: object) -> Launch:
+        made.append(record)
+        return launched()
+
+    monkeypatch.setattr("hutch.host.services.units.resting_units", lambda names: set())
+    monkeypatch.setattr(units, "make_launch", make_launch)
+    monkeypatch.setattr(units, "provide", lambda layout, manager, launches: provided.extend(launches))
+    monkeypatch.setattr(units, "write_record", lambda *words: pytest.fail("it is what it was booted as"))
+    units.reconcile_units(layout, NETWORK, {"web": record})
+    assert len(provided) == is_older
+    assert [(each.wanted, each.image) for each in made] == [(workspace(), "image-1")] * is_older
+
+
+def test_a_live_change_keeps_the_hypervisor_that_runs(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one may have been installed since, which "auto" would choose at the next start."""
+    record = replace(running(layout, type="vm", hypervisor="auto"), image="image-1")
+    layout.launch("web").write_bytes(encode_launch(launched(facts={"hypervisor": "qemu"})))
+    made: list[Record] = []
+    monkeypatch.setattr("hutch.apply.hardware.accelerator_of", lambda *words: None)
+    monkeypatch.setattr(live, "make_launch", lambda layout, record, *rest, **more: made.append(record))
+    live._Live(layout, NETWORK, record, Observation(state="running"))
+    assert [each.wanted.hypervisor for each in made] == ["qemu"]
+    assert read_launch(layout.launch("web")) is not None
