@@ -169,15 +169,14 @@ def test_a_big_paste_while_the_command_writes(running: Instance) -> None:
 
 STARTING = """
 import json, sys
-from contextlib import nullcontext
 from pathlib import Path
 from hutch.backends.launch import decode_launch
 from hutch.runtime import control
 from hutch.spec.names import Layout
 launch = decode_launch(sys.stdin.buffer.read())
-reconciling = lambda: nullcontext(lambda go: go())
+reconcile = lambda connect: connect()
 layout = Layout(Path(sys.argv[1]), Path(sys.argv[2]))
-print(json.dumps(control.start_all(layout, ["web"], lambda name: launch, lambda *_: None, reconciling)))
+print(json.dumps(control.start_all(layout, ["web"], lambda name: launch, lambda *_: None, reconcile)))
 """
 
 
