@@ -163,8 +163,8 @@ def seccomp(subject: Subject) -> Fact:
     counts = [status_of(pid).get("Seccomp_filters") for pid in (os.getpid(), subject.now.pid, leader_of(subject))]
     if None in counts:  # before Linux 5.9
         return Fact("unknown", "the kernel does not tell how many filters there are")
-    host, supervisor, guest = (int(count or 0) for count in counts)
-    return held(host < supervisor < guest, f"{supervisor - host} of hutch's, {guest - supervisor} of nspawn's")
+    host, nspawn, guest = (int(count or 0) for count in counts)
+    return held(host < nspawn < guest, f"{nspawn - host} of hutch's, {guest - nspawn} of nspawn's")
 
 
 def namespaces(subject: Subject) -> Fact:
