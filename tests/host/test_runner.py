@@ -182,7 +182,7 @@ def test_there_is_an_end_to_starts(start: Start, tmp_path: Path) -> None:
     service = start(f"{READY}sleep 0.1; exit 7", change=quickly)
     service.until(lambda: not service.runner and len(service.how) == 8)
     assert len(starts(tmp_path)) == 8
-    assert "9 starts within 120 s are too many: it is let be\n" in service.text
+    assert "9 starts within 120 s are too many: it is not started again\n" in service.text
     assert service.status.state == "failed"
     with closing(Cgroup(service.layout.slice_cgroup(NAME))) as cgroup:
         assert not cgroup.has("cgroup.procs")  # the runner has gone, with all that it had

@@ -34,7 +34,7 @@ def recover(layout: Layout, listen: Listener) -> None:
     action, names = found
     earlier = "an earlier command" if action == "unknown" else f"an earlier `hutch {COMMANDS.get(action, action)}`"
     for name in names:
-        listen(name, "warning", f"{earlier} did not come to its end; that is seen to first")
+        listen(name, "warning", f"{earlier} was cut short, and is undone first")
         if observe(layout, name).state != "running" or action == PURGE:
             control.stop_all(layout, [name])
     if action in (EJECT, "unknown"):

@@ -160,7 +160,7 @@ def archive_steps(name: str, host: Surroundings) -> tuple[Step, ...]:
     tar = 'umask 077; rm -f -- "$1"; exec tar --create --format=ustar --file="$1" --directory="$2" shares credentials'
     pack = ("sh", "-euc", tar, "sh", archive, place)
     owned = ("install", "-m", "400", "-o", uid, "-g", uid, archive, f"{runtime}/vm/archive")
-    return (Step(key, "hand in the host key"), Step(pack, "pack what the guest is told"), Step(owned, "hand it in"))
+    return (Step(key, "hand in the host key"), Step(pack, "pack the credentials"), Step(owned, "hand in the archive"))
 
 
 def sockets_step(place: str, uid: int) -> Step:

@@ -18,7 +18,7 @@ begin() {
   hearing=$!
   helpers
   until [ -f "$runtime/noted/hearing" ]; do
-    kill -0 "$hearing" 2>/dev/null || fall "what the guest says cannot be heard"
+    kill -0 "$hearing" 2>/dev/null || fall "the guest's ready port cannot be opened"
     sleep 0.01
   done
   trap on_ready USR1

@@ -133,7 +133,7 @@ def device_steps(runtime: str) -> tuple[Step, ...]:
         for path, (major, minor) in DEVICES.items()
     )
     room = ("mount", "-t", "tmpfs", "-o", "mode=755,nosuid,noexec,size=64k", "tmpfs", devices)
-    return (Step(room, "make room for devices"), *nodes)
+    return (Step(room, "mount a tmpfs for devices"), *nodes)
 
 
 def reveal_step(host: Surroundings) -> Step:
@@ -190,7 +190,7 @@ def overlay_steps(name: str, workspace: WorkspaceSpec, host: Surroundings, runti
     # Mapped like an image, so that root's files are root's.
     shown = store_step(f"{runtime}/shares/{STORE}", host, f"b:0:{host.uid_base}:{names.UID_COUNT}")
     layers = f"lowerdir={runtime}/shares/{STORE},upperdir={scratch}/{STORE}-upper,workdir={scratch}/{STORE}-work"
-    store = Step((*mount, f"nosuid,nodev,{layers},{OVERLAY}", f"{runtime}/{STORE}"), "lay what is written on the store")
+    store = Step((*mount, f"nosuid,nodev,{layers},{OVERLAY}", f"{runtime}/{STORE}"), "mount the overlay of /nix/store")
     return root, shown, store
 
 
@@ -255,7 +255,7 @@ def inspection(name: str, workspace: WorkspaceSpec, host: Surroundings, command:
     mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
     share = bind_step(name, home, f"{work}/home", True, mapping, host)
     steps = (
-        Step(("mount", "-t", "tmpfs", "tmpfs", work), "make room"),
+        Step(("mount", "-t", "tmpfs", "tmpfs", work), "mount a tmpfs at /mnt"),
         Step(("mkdir", *(f"{work}/{layer}" for layer in (*LAYERS, "home"))), "make mount points"),
         *kernel_file_systems(),
         *root_steps(name, throw_away, host, work),

@@ -187,7 +187,7 @@ def main(noted: str, *words: str) -> NoReturn:
     try:
         sources = open_sources(others)
     except OSError as error:
-        sys.exit(f"what the guest says cannot be heard: {error}")
+        sys.exit(f"the guest's ready port cannot be opened: {error}")
     os.close(os.open(noted, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     how = await_ready(sources)
     if not how:

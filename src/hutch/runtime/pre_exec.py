@@ -30,10 +30,10 @@ def run_pre_exec(
     if not cgroup.await_process(group, seconds, unless=pidfd):
         if select.select([pidfd], [], [], 0)[0]:
             return None
-        raise StepFailed("nothing of the guest came to be held, so it was not let go")
+        raise StepFailed("systemd-nspawn put no process into its cgroup payload, so PID 1 was not let go")
     found = cgroup.processes(group)
     if len(found) != 1:  # it may have been killed; whatever else is there would not be bound
-        raise StepFailed(f"one process was to be held, and there are {len(found)}")
+        raise StepFailed(f"systemd-nspawn put {len(found)} processes into its cgroup payload in the place of one")
     for why, argv in steps:
         do(why, [str(found[0]) if word == "PID" else word for word in argv], deadline - time.monotonic())
     cgroup.thaw(group)

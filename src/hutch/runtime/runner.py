@@ -155,7 +155,7 @@ class Runner:
             begun = time.monotonic()
             starts = [*(start for start in starts if start > begun - patience), begun]
             if len(starts) > burst:
-                self.log.note(f"{len(starts)} starts within {patience:g} s are too many: it is let be")
+                self.log.note(f"{len(starts)} starts within {patience:g} s are too many: it is not started again")
                 return
             if not self.run_once(group):
                 return

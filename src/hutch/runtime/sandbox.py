@@ -47,7 +47,7 @@ def main(text: str, *argv: str) -> NoReturn:
 
 
 def refuse(error: Exception) -> NoReturn:
-    sys.exit(f"what is not trusted cannot be sandboxed, so it is not run: {error}")
+    sys.exit(f"the command in the image's tree cannot be sandboxed, so it is not run: {error}")
 
 
 def own_group() -> str:

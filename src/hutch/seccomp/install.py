@@ -85,7 +85,7 @@ def main(system_calls: str, other_families_than: str, *argv: str) -> NoReturn:
     try:
         install_seccomp(system_calls.split(","), other_families_than.split(","))
         if os.read(0, 16) != b"ready\n":
-            sys.exit("nothing was made ready for the guest, so it is not run")
+            sys.exit("the service's script ended before the container was ready, so it is not run")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.execvp(argv[0], argv)
     except (OSError, ValueError) as error:

@@ -296,9 +296,9 @@ def test_it_gives_up_a_guest_that_says_too_much(port: Path, tmp_path: Path, told
 
 
 def test_what_cannot_be_heard_is_told_and_not_noted(tmp_path: Path, told: Told) -> None:
-    with pytest.raises(SystemExit, match=r"what the guest says cannot be heard: .*nowhere"):
+    with pytest.raises(SystemExit, match=r"the guest's ready port cannot be opened: .*nowhere"):
         main(str(tmp_path / "hearing"), "port", str(tmp_path / "nowhere"), "4242")
-    with pytest.raises(SystemExit, match="what the guest says cannot be heard"):
+    with pytest.raises(SystemExit, match="the guest's ready port cannot be opened"):
         main(str(tmp_path / "hearing"), "socket", str(tmp_path / "nowhere"), "vm_901", "4242")
     assert not (tmp_path / "hearing").exists()
     assert told.signals == []

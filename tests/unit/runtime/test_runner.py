@@ -155,7 +155,7 @@ def test_what_ran_for_a_while_begins_anew(make: Make, monkeypatch: pytest.Monkey
 def test_too_many_starts_within_a_while_are_the_last(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = make(StartLimitBurst=3, StartLimitIntervalSec=30)
     assert Story(runner, monkeypatch, *[(0.0, True)] * 3).tell() == pytest.approx([0.0, 2.0, 2.0 + runner.delay(2)])
-    assert said(runner).endswith(": 4 starts within 30 s are too many: it is let be\n")
+    assert said(runner).endswith(": 4 starts within 30 s are too many: it is not started again\n")
 
 
 def test_it_is_stopped_while_it_waits(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
