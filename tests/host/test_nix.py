@@ -18,6 +18,7 @@ from hutch.host.identity import shells
 from hutch.spec import loading, lookup, names
 from hutch.spec.model import WORKSPACE_KEYS, Incus, Mount, Network, WorkspaceSpec
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Layout
+from hutch.spec.schema import MODELS
 from tests.host import nix_eval
 from tests.host.nix_eval import CHECKOUT, FILES, Nix, told
 
@@ -121,7 +122,8 @@ def test_the_example(nix: Nix, tmp_path: Path) -> None:
     ],
 )
 def test_options_have_hutchs_defaults(nix: Nix, everything: dict[str, Any], prefix: str, model: type) -> None:
-    table, options = model.__name__, options_below(everything, prefix)
+    options = options_below(everything, prefix)
+    table = next(name for name, known in MODELS.items() if known is model)
     option_of = nix.evaluate(
         f'let keys = import ./nix/keys.nix; in builtins.mapAttrs (key: _: keys.optionOf "{table}" key) '
         f'(keys.keysOf "{table}")'

@@ -62,6 +62,7 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     identity = identify(name, workspace, host, f"Name={names.GUEST_INTERFACE}")
     told = render_credentials(identity)
     credentials = {key: f"{runtime}/credentials/{key}" for key in told}
+    credentials[NETWORK] = f"{runtime}/noted/network"  # for everybody inside; out here, the directory is root's alone
     files = [File(credentials[key], text, is_public=key == NETWORK) for key, text in told.items()]
     port = port_of(name, workspace, layout, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))

@@ -17,6 +17,7 @@ from hutch.backends import is_machine
 from hutch.backends.launch import Limits
 from hutch.errors import HutchError
 from hutch.files import kept_open
+from hutch.guest.credentials import NETWORK_FILE
 from hutch.host.services.cgroup import DESCENDANTS, Cgroup, control_files
 from hutch.host.storage import shares
 from hutch.host.storage.mountinfo import is_below, observe_mountinfo, parse_mountinfo
@@ -181,11 +182,11 @@ def namespaces(subject: Subject) -> Fact:
 
 def mounts(subject: Subject) -> Fact:
     """A directory of a file system that the host has mounted, which the workspace's file does not name. What nspawn
-    tells of the host is in /run/host: its os-release."""
+    tells of the host is in /run/host: its os-release; and hutch hands in the network's configuration."""
     own = observe_mountinfo("self")
     devices = {device for device, _, _, _, type in parse_mountinfo(own) if type not in SHARED}
-    expected = {"/run/host", f"/home/{subject.booted.user}", *(mount.target for mount in subject.booted.mounts)}
-    expected |= {"/nix/store"} if subject.booted.nix_store else set()
+    expected = {NETWORK_FILE, f"/home/{subject.booted.user}", *(mount.target for mount in subject.booted.mounts)}
+    expected |= {"/run/host", *(["/nix/store"] if subject.booted.nix_store else [])}
     wrong = []
     for device, _, point, _, type in parse_mountinfo(observe_mountinfo(leader_of(subject), most=1 << 20)):
         if device in devices and type not in SHARED and not any(is_below(point, path) for path in expected):

@@ -181,10 +181,9 @@ def files(directories: Iterable[str], contents: Sequence[File]) -> list[str]:
     """Lines that make directories, and files."""
     lines = [f"set -- {shlex.join(directories)}", 'are_there "$@" || mkdir -p "$@"']
     if contents:
-        lines.append("umask 077")
-        lines += [f"printf %s {shlex.quote(file.content)} >{shlex.quote(file.path)}" for file in contents]
-        lines.append("umask 022")
-    lines += [f"chmod 644 {shlex.quote(file.path)}" for file in contents if file.is_public]
+        writing = [(f.is_public, f"printf %s {shlex.quote(f.content)} >{shlex.quote(f.path)}") for f in contents]
+        lines += ["umask 077", *(line for is_public, line in writing if not is_public)]
+        lines += ["umask 022", *(line for is_public, line in writing if is_public)]
     for uid in sorted({file.uid for file in contents} - {0}):
         lines.append(f"chown {uid}:{uid} -- {shlex.join(file.path for file in contents if file.uid == uid)}")
     return lines

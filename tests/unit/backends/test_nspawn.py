@@ -56,7 +56,7 @@ def test_each_share_is_bound_at_its_target() -> None:
     found = launch_of("web", replace(EVERYTHING, home="/srv/home"), surroundings())
     (shared,) = [step.argv for chain in found.prepare for step in chain if step.why == "share /srv/home"]
     assert shared[-3:-1] == ("/srv/home", "/run/hutch/workspaces/web/shares/0")
-    network = "/run/hutch/workspaces/web/credentials/network.network.50-hutch:/run/systemd/network/50-hutch.network"
+    network = "/run/hutch/workspaces/web/noted/network:/run/systemd/network/50-hutch.network"
     assert bindings(found) == [f"--bind-ro={network}", "--bind=/run/hutch/workspaces/web/shares/0:/home/me"]
     bound = [mount.bind.argv for mount in found.hot_mounts]
     assert [argv[-3] for argv in bound] == ["/srv/a", "/srv/b c"]
