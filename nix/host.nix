@@ -10,6 +10,7 @@ pkgs: {
     gnused
     gnutar
   ];
+  systemd = [ pkgs.systemd ];
   systemd-container = [ pkgs.systemd ];
   mmdebstrap = [ pkgs.mmdebstrap ];
   debian-archive-keyring = [ pkgs.debian-archive-keyring ];

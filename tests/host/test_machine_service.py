@@ -179,7 +179,8 @@ HOSTILE = {
     "too long a line": "head -c 60000 /dev/zero | tr '\\0' x >port.out",
     "nothing but NULs": "head -c 60000 /dev/zero >port.out",
     "a command": "echo 'READY=1; touch ../owned' >port.out; echo '$(touch ../owned)' >port.out",
-    "too many lines": "yes READY=0 | head -n 8192 >port.out; echo READY=1 >port.out",
+    # The end of hearing closes the port, which an open for writing alone would then wait for.
+    "too many lines": "yes READY=0 | head -n 8192 >port.out; echo READY=1 1<>port.out",
     "half of it": "printf 'NOT READY=1\\nREADY=10\\nREADY=1' >port.out",
 }
 
