@@ -38,7 +38,8 @@ STOPPED = b"KVM internal error"  # QEMU says so and then waits for a debugger
 PATIENCE = 10.0  # seconds; a guest that runs at all needs less than one
 ROUNDS = 10_000
 USUAL = 0.0005  # seconds that those rounds take a processor; one that QEMU emulates needs 15 to 30 times as long
-SLOWEST = 10  # times as long as usual; nobody waits longer than that
+SLOW = 5  # times as long as usual: from there on a host counts as slow
+SLOWEST = 10  # times as long as usual may a start take on a slow host
 QUICK = 1.0  # seconds that may be lost at every start, to see whether it goes better by now
 MOST_OUTPUT = 1 << 20
 KEPT_ANSWERS = 16
@@ -169,10 +170,12 @@ def observe_processor() -> str:
 
 @cache
 def observe_slowness() -> int:
-    """How many times as long as usual machines may take to start here, with or without KVM: measured on this process
-    itself, before any guest has run, by the processor's time, so that what else runs does not count. What a processor
-    calls itself says nothing: QEMU's own model is common under a KVM that is as fast as any."""
-    return max(1, min(SLOWEST, round(min(_spend() for _ in range(3)) / USUAL)))
+    """How many times as long as usual machines may take to start here, with or without KVM: 1, or SLOWEST on a slow
+    host. Measured on this process itself, before any guest has run, by the processor's time, so that what else runs
+    does not count. What a processor calls itself says nothing: QEMU's own model is common under a KVM that is as fast
+    as any. Neighbours on a processor cost it up to half; were that told apart, each start would write its unit anew.
+    """
+    return SLOWEST if min(_spend() for _ in range(3)) > USUAL * SLOW else 1
 
 
 def _spend() -> float:
