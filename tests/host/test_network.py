@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,9 +104,8 @@ def fetch(host: str, port: int, *, source: str = "") -> str:
 @pytest.fixture(scope="module")
 def network(world: World, images: Path, workspace_type: str) -> Iterator[Network]:
     with open_instance(world, images) as instance:
-        instance.declare(
-            workspace_type, web="", other='publish = ["8080:8080", "127.0.0.1:8081:8080", "8082:8082/udp"]'
-        )
+        published = '"8080:8080", "127.0.0.1:8081:8080", "8082:8082/udp", "127.0.0.1:8083:8083"'
+        instance.declare(workspace_type, web="", other=f"publish = [{published}]")
         instance.up()
         # A new address of the host's, taken after the rules were loaded, in no private range.
         subprocess.run(["ip", "address", "add", f"{HOST_EXTRA}/32", "dev", "eth0"], check=True, timeout=10)
@@ -124,7 +124,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
         self.wfile.write(f"other {self.client_address[0]}".encode())
-web = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Handler)
+webs = [http.server.ThreadingHTTPServer(("0.0.0.0", port), Handler) for port in (8080, 8083)]
 echo = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 echo.bind(("0.0.0.0", 8082))
 if os.fork():
@@ -133,7 +133,8 @@ os.setsid()
 null = os.open("/dev/null", os.O_RDWR)
 for stream in (0, 1, 2):
     os.dup2(null, stream)
-threading.Thread(target=web.serve_forever).start()
+for web in webs:
+    threading.Thread(target=web.serve_forever).start()
 while True:
     data, peer = echo.recvfrom(4096)
     echo.sendto(b"echo " + data, peer)
@@ -284,6 +285,28 @@ def test_killed_resolvers_come_back_with_the_next_up(network: Network) -> None:
     resolve = ("resolvectl", "query", "--cache=no", PUBLIC_NAME)
     assert PUBLIC in network.instance.inside("web", *resolve).stdout
     still_isolated(network)
+
+
+def test_a_resolver_at_every_address_of_the_host_leaves_room(network: Network) -> None:
+    """As dnsmasq, bind and Pi-hole are set up by many."""
+    with socket.create_server(("", 53)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("", 53))
+        test_killed_resolvers_come_back_with_the_next_up(network)
+
+
+def test_the_loopback_is_the_hosts_alone_without_the_hosts_rules(network: Network) -> None:
+    """A neighbour routes to the workspace's own address. What is published to the network is his to reach there."""
+    ip = network.addresses["other"]
+    subprocess.run(["nft", "flush", "ruleset"], check=True, timeout=10)
+    try:
+        codes = {
+            port: network.instance.world.inside("lan", "curl", "--silent", "--max-time", "2", f"http://{ip}:{port}/")
+            for port in (8080, 8083)
+        }
+    finally:
+        network.instance.up()
+    assert (codes[8080].returncode, codes[8083].returncode) == (0, 28)
+    assert fetch("127.0.0.1", 8083).startswith("other ")
 
 
 def test_flushing_the_hosts_firewall_opens_nothing(network: Network) -> None:

@@ -35,7 +35,6 @@ def check_neighbours(seen: Neighbours) -> list[Finding]:
         *check_firewalls(seen),
         *check_manager(seen),
         check_names(seen),
-        *check_port(seen),
         check_upstream(seen),
         check_forwarding(seen),
         check_addresses(seen),
@@ -135,15 +134,6 @@ def check_names(seen: Neighbours) -> Finding:
             "`ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf`",
         )  # fmt: skip
     return Finding(name, "ok", "workspaces ask it, VPNs and split DNS included; it answers for their own names here")
-
-
-def check_port(seen: Neighbours) -> Iterator[Finding]:
-    """A resolver at every address leaves none for the one that answers workspaces."""
-    if seen.everywhere is not None:
-        yield Finding(
-            "port 53", "conflict", f"{seen.everywhere.program or 'somebody'} listens at every address of this host, so "
-            "the workspaces' resolver cannot start", "have it listen at its own addresses only (dnsmasq: bind-dynamic)",
-        )  # fmt: skip
 
 
 def check_upstream(seen: Neighbours) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hutch.host.network.firewall import UPSTREAM_PORT
 from hutch.prove import frames
 from hutch.prove.frames import datagram, mark
 from hutch.prove.model import FORWARD, HOST_DOOR, NOWHERE, SPOOFED, Ground, Probe
@@ -184,4 +185,4 @@ def from_outside(ground: Ground) -> Iterator[Probe]:
     says = "what is published on 127.0.0.1 is for the host alone"
     yield from_beyond("outside-loopback", says, "from-router/loopback-from-afar", "127.0.0.1", 80)
     says = "the workspaces' resolver is not for the network"
-    yield from_beyond("outside-resolver", says, "from-router/resolver-from-afar", ground.uplink[0], 53)
+    yield from_beyond("outside-resolver", says, "from-router/resolver-from-afar", ground.uplink[0], UPSTREAM_PORT)

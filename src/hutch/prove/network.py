@@ -6,7 +6,7 @@ import ipaddress
 import itertools
 from collections.abc import Iterator
 
-from hutch.host.network.firewall import EGRESS_PORT, RESOLVER_PORT
+from hutch.host.network.firewall import EGRESS_PORT, RESOLVER_PORT, UPSTREAM_PORT
 from hutch.prove import frames
 from hutch.prove.frames import datagram, mark
 from hutch.prove.link import link_probes
@@ -215,7 +215,7 @@ def host(ground: Ground) -> Iterator[Probe]:
     here, there = ground.uplink
     yield unanswered(ground, "host-ping", "the host does not answer a ping", here, f"{FORWARD}host")
     yield from blocked(ground, "uplink-host", "nor the host's end of the uplink", here, ground.host_port)
-    yield from blocked(ground, "uplink-resolver", "nor the resolver there", here, 53)
+    yield from blocked(ground, "uplink-resolver", "nor the resolver there", here, UPSTREAM_PORT)
     yield from blocked(ground, "uplink-router", "the router's other address answers nobody", there, 53, INPUT)
     if ground.outside:
         gate, known = ground.outside.gate, ground.outside.is_known

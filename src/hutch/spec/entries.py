@@ -44,6 +44,11 @@ class Publish:
     guest_port: int
     protocol: Literal["tcp", "udp"]
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is for programs of the host alone."""
+        return self.host_ip.startswith("127.")
+
     def __str__(self) -> str:
         ip = f"{self.host_ip}:" if self.host_ip else ""
         return f"{ip}{self.host_port}:{self.guest_port}{'/udp' if self.protocol == 'udp' else ''}"

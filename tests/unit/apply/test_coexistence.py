@@ -10,7 +10,6 @@ import pytest
 
 from hutch.apply.coexistence import Repairs, check_neighbours, free_subnet, wanted_repairs
 from hutch.apply.doctor import Finding, is_broken
-from hutch.host.network.listening import Listener
 from hutch.host.network.neighbours import Neighbours, Workspaces, parse_servers, parse_upstream
 from hutch.host.network.router import HostNetwork
 from hutch.spec.model import Network
@@ -48,7 +47,6 @@ QUIET = Neighbours(
     managed=None,
     servers=("198.51.100.1",),
     answers=None,
-    everywhere=None,
     drop_in="/etc/NetworkManager/conf.d/90-hutch.conf",
     without_aliases=(),
 )
@@ -79,7 +77,6 @@ SCENES = {
     "no-names": replace(QUIET, servers=()),
     "no-way-out": replace(QUIET, upstream=()),
     "forwarding-off": replace(QUIET, forwards=False),
-    "a-resolver-everywhere": replace(NOBODY, everywhere=Listener("udp", "", 53, "dnsmasq, pid 7")),
     "a-strangers-interface": replace(QUIET, is_foreign=True),
     "no-uplink-left": replace(NOBODY, workspaces=Workspaces(Network(), {}), listing=listing(*DOCKER)),
     "damaged": replace(QUIET, workspaces=Workspaces(NETWORK, {}, "/var/lib/hutch/network.json is damaged: it is gone")),

@@ -97,7 +97,7 @@ def test_what_the_egress_proxy_is_told_is_what_it_reads() -> None:
         "192.168.83.2": view(LIST),
         "192.168.83.4": replace(view(members[2].policy), workspace="none", address="192.168.83.4"),
     }
-    assert (told.listen, told.upstream, told.table) == (("192.168.83.1", 5300), ("192.168.84.1", 53), "hutch")
+    assert (told.listen, told.upstream, told.table) == (("192.168.83.1", 5300), ("192.168.84.1", 5302), "hutch")
     assert render_views(LAYOUT, NETWORK, members[1:2]) == ""
 
 

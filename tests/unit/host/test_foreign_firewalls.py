@@ -70,8 +70,20 @@ def test_ufw_stops_questions_as_well() -> None:
     assert commands(check(*UFW)) == [
         "ufw route allow out on hutch-up",
         "ufw route allow in on hutch-up",
-        "ufw allow in on hutch-up to 192.168.84.1 port 53",
+        "ufw allow in on hutch-up to 192.168.84.1 port 5302",
     ]
+
+
+def test_a_rule_for_another_port_lets_no_question_pass() -> None:
+    """The rule for port 53, where an older hutch asked, say."""
+    passing = tuple(rule("ufw-user-forward", way, ACCEPT) for way in (COMES, GOES))
+
+    def rules_for(port: int) -> tuple[Obstacle, ...]:
+        asked = {"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": port}}
+        return check(*UFW, *passing, rule("ufw-user-input", COMES, asked, ACCEPT))
+
+    assert len(rules_for(53)) == 1
+    assert rules_for(5302) == ()
 
 
 def test_with_ufw_the_policy_is_ufws_and_not_dockers() -> None:
@@ -134,7 +146,7 @@ def test_each_step_can_be_tested_and_taken_back(scene: tuple[dict[str, Any], ...
 def test_ufw_is_asked_for_its_rules_by_the_commands_that_made_them() -> None:
     forward, ask = (obstacle.repair[-1] for obstacle in check(*UFW))
     assert forward.undo == ("ufw", "route", "delete", "allow", "in", "on", UPLINK)
-    assert ask.undo == ("ufw", "delete", "allow", "in", "on", UPLINK, "to", HOST_END, "port", "53")
+    assert ask.undo == ("ufw", "delete", "allow", "in", "on", UPLINK, "to", HOST_END, "port", "5302")
     assert (forward.test, forward.line) == (("ufw", "show", "added"), f"ufw route allow in on {UPLINK}")
 
 

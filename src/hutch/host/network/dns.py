@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hutch.files import read_or_none
-from hutch.host.network.firewall import RESOLVER_PORT
+from hutch.host.network.firewall import RESOLVER_PORT, UPSTREAM_PORT
 from hutch.host.services.service import Service, only_writes
 from hutch.spec import names
 from hutch.spec.model import Network
@@ -49,12 +49,19 @@ def wanted_resolvers(layout: Layout, network: Network, user: str, own: Sequence[
         sandbox = (*SANDBOX, *only_writes(layout.services))
         return Service(name, pid_file, namespace, (*common, *own, f"--pid-file={pid_file}"), sandbox=sandbox)
 
-    hosts = (f"--listen-address={host_end}", "--resolv-file=/etc/resolv.conf", "--cache-size=0")
+    hosts = (
+        f"--listen-address={host_end}",
+        f"--port={UPSTREAM_PORT}",
+        "--resolv-file=/etc/resolv.conf",
+        "--cache-size=0",
+    )
     inside = (f"--listen-address={names.gateway(network.subnet)}", f"--port={RESOLVER_PORT}", "--no-resolv")
     router = str(layout.namespace_path)
     return (
         resolver("the resolver of the router", "host.pid", "", *hosts),
-        resolver("the resolver of the workspaces", "router.pid", router, *inside, f"--server={host_end}"),
+        resolver(
+            "the resolver of the workspaces", "router.pid", router, *inside, f"--server={host_end}#{UPSTREAM_PORT}"
+        ),
     )
 
 

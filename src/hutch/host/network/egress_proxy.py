@@ -18,7 +18,7 @@ from hutch.backends.jail import PROGRAMS
 from hutch.egress.views import digest
 from hutch.errors import HutchError
 from hutch.files import read_or_none, remove_flat, write_atomic
-from hutch.host.network.firewall import EGRESS_PORT, Member
+from hutch.host.network.firewall import EGRESS_PORT, UPSTREAM_PORT, Member
 from hutch.host.services.service import Service
 from hutch.spec import names
 from hutch.spec.model import Network
@@ -124,7 +124,7 @@ def render_views(layout: Layout, network: Network, members: Iterable[Member]) ->
     upstream, _ = names.uplink_addresses(network.uplink)
     document = {
         "listen": [names.gateway(network.subnet), EGRESS_PORT],
-        "upstream": [upstream, 53],
+        "upstream": [upstream, UPSTREAM_PORT],
         "table": layout.table,
         "views": views,
     }

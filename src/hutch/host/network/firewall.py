@@ -26,15 +26,17 @@ QUESTIONS = "500/second burst 2000 packets"
 PINGS = "10/second burst 20 packets"
 CONNECTIONS = 8192
 HEARD = "256/second burst 512 packets"  # of what is refused; the egress proxy writes down no more
+ANSWERING = "type ipv4_addr . inet_proto . inet_service"
 NETWORKS = "type ipv4_addr . ipv4_addr; flags interval"
 PORTS = "type ipv4_addr . ipv4_addr . inet_service; flags interval"
 METER = "type ipv4_addr; flags dynamic; size 65536"
 MOMENT = "type ipv4_addr; flags dynamic, timeout; timeout 1s; size 65536"
 BY_RESOLVER = "flags timeout; size 1048576"
 
-# Nobody listens at the port to which questions are sent: without rules, none are answered.
+# Nobody listens at the port to which workspaces send questions: without rules, none are answered.
 EGRESS_PORT = 5300  # where the egress proxy answers, see hutch.egress
 RESOLVER_PORT = 5301  # where dnsmasq does
+UPSTREAM_PORT = 5302  # where the host's dnsmasq does, for those two: others may have taken port 53 of every address
 
 BRIDGE_FILTER = -200
 """The priority at which a bridge's forwarding is filtered. At 0, as for packets that are routed, the kernel skips the
@@ -85,7 +87,6 @@ def _binding(layout: Layout, members: tuple[Member, ...]) -> Table:
 
 def _routing(layout: Layout, network: Network, members: tuple[Member, ...], host_addresses: tuple[str, ...]) -> Table:
     host_end, router_end = names.uplink_addresses(network.uplink)
-    published = sorted({f"{m.ip} . {p.protocol} . {p.guest_port}" for m in members for p in m.publish})
     way_out = Rule("way-out", f'oifname "{layout.uplink_router}" ip saddr {network.subnet} snat ip to {router_end}')
     return Table(
         "inet",
@@ -95,7 +96,8 @@ def _routing(layout: Layout, network: Network, members: tuple[Member, ...], host
             ElementSet("denied", "type ipv4_addr; flags interval", PRIVATE),
             # The host's end of the uplink is private, and a workspace may be allowed what is private.
             ElementSet("host", "type ipv4_addr", tuple(sorted({*host_addresses, host_end}))),
-            ElementSet("published", "type ipv4_addr . inet_proto . inet_service", tuple(published)),
+            ElementSet("published", ANSWERING, _published_ports(members, is_local=False)),
+            ElementSet("published_here", ANSWERING, _published_ports(members, is_local=True)),
             *_policies(members),
             *(
                 ElementSet(name, METER, is_filled=True)
@@ -112,6 +114,12 @@ def _routing(layout: Layout, network: Network, members: tuple[Member, ...], host
             Chain("way-out", "nat", "postrouting", 100, "accept", (way_out,)),
         ),
     )
+
+
+def _published_ports(members: tuple[Member, ...], *, is_local: bool) -> tuple[str, ...]:
+    """The ports of workspaces that are published, on the host's loopback or where others reach them."""
+    found = ((m.ip, p) for m in members for p in m.publish if p.is_local is is_local)
+    return tuple(sorted({f"{ip} . {p.protocol} . {p.guest_port}" for ip, p in found}))
 
 
 def _policies(members: tuple[Member, ...]) -> tuple[ElementSet, ...]:
@@ -243,6 +251,7 @@ def _through_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
     host_end, _ = names.uplink_addresses(network.uplink)
     reply = "ct direction reply"
     going_on = f"{outside} {to_inside} {reply}"
+    asked = "ip daddr . meta l4proto . th dport"
     return (
         Rule("epoch", f"{inside} meta mark set ip saddr map @epochs"),
         *_closed("between-workspaces", f"{inside} {to_inside}"),
@@ -257,7 +266,8 @@ def _through_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
         Rule("answers-in", f"{outside} {to_inside} ct state established,related accept"),
         Rule("host-ssh", f"{outside} {to_inside} ip saddr {host_end} tcp dport 22 accept"),
         Rule("host-ping", f"{outside} {to_inside} ip saddr {host_end} icmp type echo-request accept"),
-        Rule("published", f"{outside} {to_inside} ip daddr . meta l4proto . th dport @published accept"),
+        Rule("published", f"{outside} {to_inside} {asked} @published accept"),
+        Rule("published-here", f"{outside} {to_inside} ip saddr {host_end} {asked} @published_here accept"),
         Rule("forward-denied", "counter drop"),
     )
 
@@ -345,14 +355,14 @@ def _from_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
         Rule("no-ipv6", f"{uplink} meta nfproto ipv6 counter drop"),
         Rule("answers", f"{uplink} ct state established,related accept"),
         Rule("untranslated", f"{uplink} ip saddr != {router_end} counter drop"),
-        Rule("dns", f"{uplink} ip daddr {host_end} meta l4proto {{ tcp, udp }} th dport 53 accept"),
+        Rule("dns", f"{uplink} ip daddr {host_end} meta l4proto {{ tcp, udp }} th dport {UPSTREAM_PORT} accept"),
         Rule("host", f"{uplink} fib daddr type != unicast counter drop"),
     )
 
 
 def _published(member: Member, *, afar: bool = False) -> Iterator[Rule]:
     for item in member.publish:
-        if not (afar and item.host_ip.startswith("127.")):
+        if not (afar and item.is_local):
             address = f"ip daddr {item.host_ip}" if item.host_ip else "fib daddr type local"
             match = f"meta nfproto ipv4 {address} {item.protocol} dport {item.host_port}"
             yield Rule(f"publish {member.name} {item}", f"{match} dnat ip to {member.ip}:{item.guest_port}")

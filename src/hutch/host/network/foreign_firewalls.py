@@ -13,6 +13,7 @@ from typing import Any
 
 from hutch.frozen import dataclass
 from hutch.host.doctor.repairs import RepairStep
+from hutch.host.network.firewall import UPSTREAM_PORT
 
 Rules = dict[str, list[list[dict[str, Any]]]]
 
@@ -103,9 +104,9 @@ def _iptables(found: Listing, uplink: str, host_end: str) -> Iterator[Obstacle]:
     def drops(chain: str) -> bool:
         return policies.get(f"ip filter {chain}") == "drop"
 
-    def lets(way: str, *names: str) -> bool:
+    def lets(way: str, *names: str, port: int | None = None) -> bool:
         ours = (r for name in names for r in rules.get(f"ip filter {name}", ()) if _goes_by(r, way, uplink))
-        return any("accept" in part for rule in ours for part in rule)
+        return any("accept" in part for rule in ours if port is None or _is_for_port(rule, port) for part in rule)
 
     input_ = (part for rule in rules.get("ip filter INPUT", ()) for part in rule)
     is_ufw = any(part["jump"]["target"] == "ufw-before-input" for part in input_ if "jump" in part)
@@ -123,10 +124,10 @@ def _iptables(found: Listing, uplink: str, host_end: str) -> Iterator[Obstacle]:
             chain = "DOCKER-USER" if has_docker else "FORWARD"
             repair = (_rule(chain, *back), _rule(chain, *accept))
             yield Obstacle("Docker" if has_docker else "iptables", why, repair, lasts=False)
-    if drops("INPUT") and not lets("iifname", "INPUT", "ufw-user-input"):
+    if drops("INPUT") and not lets("iifname", "INPUT", "ufw-user-input", port=UPSTREAM_PORT):
         why = "drops what workspaces ask this host: no name is found"
         if is_ufw:
-            step = _ufw("allow", "in", "on", uplink, "to", host_end, "port", "53")
+            step = _ufw("allow", "in", "on", uplink, "to", host_end, "port", str(UPSTREAM_PORT))
             yield Obstacle("ufw", why, (step,), lasts=True)
         else:
             yield Obstacle("iptables", why, (_rule("INPUT", *accept),), lasts=False)
@@ -154,6 +155,12 @@ def _firewalld(rules: Rules, uplink: str) -> Iterator[Obstacle]:
         offline = "firewall-offline-cmd"
         later = RepairStep(("firewall-cmd", "--permanent", *add), (offline, *remove), (offline, *query))
         yield Obstacle("firewalld", "rejects what workspaces send and ask", (later, now), lasts=True)
+
+
+def _is_for_port(rule: list[dict[str, Any]], port: int) -> bool:
+    """Whether the rule is about packets to that port, or to every one."""
+    matches = (part["match"] for part in rule if "match" in part)
+    return all(m["right"] == port for m in matches if m["left"].get("payload", {}).get("field") == "dport")
 
 
 def _goes_by(rule: list[dict[str, Any]], way: str, uplink: str) -> bool:

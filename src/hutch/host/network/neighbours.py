@@ -14,7 +14,6 @@ from hutch.frozen import dataclass
 from hutch.host.doctor.tools import find_program
 from hutch.host.identity import shells
 from hutch.host.network import router
-from hutch.host.network.listening import Listener, observe_listeners
 from hutch.host.network.namespace import RULES
 from hutch.run import run
 from hutch.spec import names
@@ -55,7 +54,6 @@ class Neighbours:
     managed: str | None
     servers: tuple[str, ...]
     answers: dict[str, str] | None
-    everywhere: Listener | None
     drop_in: str
     without_aliases: tuple[str, ...]
 
@@ -82,7 +80,6 @@ def observe_neighbours(layout: Layout, workspaces: Workspaces, *, is_root: bool)
         managed=observe_managed(layout.uplink_host),
         servers=parse_servers((read_or_none(RESOLV_CONF) or b"").decode("ascii", "replace")),
         answers=observe_answers(tuple(workspaces.addresses)),
-        everywhere=observe_everywhere(),
         drop_in=f"/etc/NetworkManager/conf.d/90-{layout.instance}.conf",
         without_aliases=shells.missing_shells(layout),
     )
@@ -127,11 +124,3 @@ def observe_answers(workspaces: tuple[str, ...]) -> dict[str, str] | None:
         address = re.search(r"\b[0-9]+(\.[0-9]+){3}\b", said)
         found[name] = address[0] if address else ""
     return found
-
-
-def observe_everywhere() -> Listener | None:
-    """Who takes questions for names at every address of the host: there is no place beside them for a resolver."""
-    try:
-        return next((item for item in observe_listeners() if item.port == 53 and not item.ip), None)
-    except HutchError:
-        return None
