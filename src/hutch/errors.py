@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import FunctionType
 from typing import TypeVar
 
@@ -120,10 +119,3 @@ class ConfigError(HutchError):
             f"{file or 'hutch.toml'}: {count} problem{'s' if count != 1 else ''}; nothing was changed",
             details="\n".join(str(problem) for problem in self.problems),
         )
-
-
-def refuse_files(found: Iterable[tuple[str, Problem]]) -> None:
-    """Raise all problems as one ConfigError, each with the file that it is in, if there is any."""
-    problems = [replace(problem, file=file) for file, problem in found]
-    if problems:
-        raise ConfigError(problems)

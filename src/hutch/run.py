@@ -44,6 +44,14 @@ class CommandFailed(HutchError):
         super().__init__(f"{argv[0]} {reason}", details=tail, resolution=f"to replay it: {shlex.join(argv)}")
 
 
+class ProgramMissing(CommandFailed):
+    """A command that this host does not have. The command line tells the package, see hutch.host.doctor.tools."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        super().__init__(argv, "is not installed", "", None)
+        self.resolution = "`hutch doctor` names the package"
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a child: fixed, plus `extra`."""
     return {**BASE_ENVIRONMENT, **(extra or {})}
@@ -73,8 +81,8 @@ def run(
             encoding="utf-8",
             errors="replace",
         )
-    except FileNotFoundError as error:
-        raise CommandFailed(argv, "is not installed", str(error), None) from error
+    except FileNotFoundError:
+        raise ProgramMissing(argv) from None
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(argv, f"did not end within {timeout:g} s", "", None) from error
     if check and result.returncode != 0:
@@ -147,8 +155,8 @@ def start(
             pass_fds=pass_fds,
             start_new_session=new_session,
         )
-    except FileNotFoundError as error:
-        raise CommandFailed(argv, "is not installed", str(error), None) from error
+    except FileNotFoundError:
+        raise ProgramMissing(argv) from None
 
 
 def replace(argv: Sequence[str]) -> NoReturn:
@@ -156,8 +164,8 @@ def replace(argv: Sequence[str]) -> NoReturn:
     listener(argv)
     try:
         os.execvp(argv[0], list(argv))
-    except FileNotFoundError as error:
-        raise CommandFailed(argv, "is not installed", str(error), None) from error
+    except FileNotFoundError:
+        raise ProgramMissing(argv) from None
 
 
 def describe(returncode: int) -> str:

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from hutch.backends import alternatives, backends_of, check_named, is_machine
-from hutch.errors import HutchError, Problem, refuse_files
+from hutch.errors import HutchError, Problem
 from hutch.host.doctor.tools import MACHINE_TOOLS, check_tools
 from hutch.host.hardware import vsock
 from hutch.host.hardware.capacity import check_host, observe_capacity
 from hutch.runtime.observe import observe
 from hutch.spec.model import WorkspaceSpec
+from hutch.spec.refusing import refuse_files
 
 if TYPE_CHECKING:
     from hutch.host.hardware.accelerator import Accelerator

@@ -17,7 +17,7 @@ from hutch.apply.ownership import check_ownership, former_paths, origin_of, orph
 from hutch.apply.reconcile import with_uplink
 from hutch.apply.serving import ejected_routes
 from hutch.apply.starting import check_shares
-from hutch.errors import Problem, UsageError, refuse_files
+from hutch.errors import Problem, UsageError
 from hutch.host.network import router
 from hutch.host.network.listening import check_ports
 from hutch.host.services.units import has_systemd, observe_ejected
@@ -28,6 +28,7 @@ from hutch.spec.field_types import Invalid
 from hutch.spec.model import Config, Network, WorkspaceSpec
 from hutch.spec.names import SUN_PATH, Layout
 from hutch.spec.owner import default_owner, find_owner, owner_keys
+from hutch.spec.refusing import refuse_files
 from hutch.state import read_network, read_records
 
 

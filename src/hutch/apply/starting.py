@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hutch.apply.launching import make_launch, public_keys
 from hutch.backends import is_machine
-from hutch.errors import HutchError, Unmet, refuse_files
+from hutch.errors import HutchError, Unmet
 from hutch.host.network.namespace import has_namespace, look
 from hutch.host.services.units import systemctl, waiting_mounts
 from hutch.host.storage.shares import check_shares as check_directories
@@ -21,6 +21,7 @@ from hutch.runtime.control import Listener
 from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.names import Layout
 from hutch.spec.record import Record
+from hutch.spec.refusing import refuse_files
 from hutch.state import journaled, read_network, write_record
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import click
 
 from hutch.cli.common import Options, print_error, show_commands
 from hutch.errors import HutchError, troubles_told
+from hutch.run import ProgramMissing
 
 # command -> (module of this package, function, one line of help): help lists all without importing any.
 COMMANDS = {
@@ -93,6 +94,19 @@ def cli(ctx: click.Context, file: str | None, quiet: bool, verbose: bool) -> Non
         show_commands()
 
 
+def name_package(error: HutchError) -> HutchError:
+    """The error, with the package to install where a program is missing."""
+    if isinstance(error, ProgramMissing):
+        # Spares the start-up of `hutch ls`.
+        from hutch.host.doctor.tools import check_tools
+
+        try:
+            check_tools([os.path.basename(error.argv[0])], error.brief)
+        except HutchError as named:
+            return named
+    return error
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry of the `hutch` command."""
     os.umask(0o022)  # what hutch makes is read by others, whoever runs it; what is secret says so itself
@@ -111,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except HutchError as error:
-        print_error(error)
+        print_error(name_package(error))
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("hutch: interrupted", err=True)

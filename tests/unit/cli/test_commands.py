@@ -20,6 +20,8 @@ from hutch.cli import COMMANDS, cli, main
 from hutch.cli.common import Options
 from hutch.cli.completing import PATCHES, existing_names, render_completion
 from hutch.errors import ConfigError, HutchError, Problem
+from hutch.host.doctor import tools
+from hutch.run import ProgramMissing
 from hutch.spec.names import Layout
 from hutch.spec.record import Record
 from hutch.state import write_record
@@ -441,6 +443,28 @@ def test_verbose_shows_commands(
     assert (result.code, result.out) == (1, "")
     assert result.err.startswith("+ ssh workspace-web\nhutch: ssh is not installed\n")
     assert "+ " not in hutch("ssh", "web").err
+
+
+@pytest.mark.parametrize(
+    ("program", "advice"),
+    [
+        (
+            "nft",
+            "  missing: nft, which filters and translates the workspaces' traffic\n  → `apt-get install nftables`\n",
+        ),
+        ("strange", "  missing: strange, which hutch runs\n  → install what is missing\n"),
+    ],
+)
+def test_a_program_that_is_missing_is_named_with_its_package(
+    program: str, advice: str, hutch: Run, monkeypatch: pytest.MonkeyPatch, not_root: None
+) -> None:
+    def become(file: str, argv: list[str]) -> None:
+        raise ProgramMissing([program, "list"])
+
+    monkeypatch.setattr("os.execvp", become)
+    monkeypatch.setattr(tools, "find_program", lambda name: name if name == "apt-get" else None)
+    result = hutch("ssh", "web")
+    assert (result.code, result.out, result.err) == (1, "", f"hutch: {program} is not installed\n{advice}")
 
 
 def test_what_is_told_while_things_happen(capsys: pytest.CaptureFixture[str]) -> None:

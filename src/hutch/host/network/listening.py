@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from hutch.errors import ConfigError, Problem
+from hutch.errors import Problem
 from hutch.frozen import dataclass
 from hutch.run import run
 from hutch.spec.entries import Publish
 from hutch.spec.model import WorkspaceSpec
 from hutch.spec.record import Record
+from hutch.spec.refusing import refuse_files
 
 EVERYWHERE = ("0.0.0.0", "*", "")
 
@@ -69,6 +70,5 @@ def check_ports(file: str, workspaces: Mapping[str, WorkspaceSpec], records: Map
             what = f"{entry.protocol} port {entry.host_port} of the host is taken"
             message = f"{what}: {owner.program or 'a program'} listens on {owner.ip or '*'}:{owner.port}"
             key = f"workspaces.{name}.publish[{index}]"
-            problems.append(Problem(message, key, str(entry), "another host_port, or stop that program", file=file))
-    if problems:
-        raise ConfigError(problems)
+            problems.append(Problem(message, key, str(entry), "another host_port, or stop that program"))
+    refuse_files((file, problem) for problem in problems)

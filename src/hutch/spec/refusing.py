@@ -1,0 +1,35 @@
+"""What this host finds wrong with a hutch.toml that is right by itself, as one error: a directory that is not there, a
+port that is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from hutch.errors import ConfigError, Problem
+
+
+def refuse_files(found: Iterable[tuple[str, Problem]]) -> None:
+    """Raise all problems as one ConfigError, each with the file that it is in, if there is any, and the line there."""
+    by_file: dict[str, list[Problem]] = {}
+    for file, problem in found:
+        by_file.setdefault(file, []).append(replace(problem, file=file))
+    if by_file:
+        raise ConfigError(problem for file, problems in by_file.items() for problem in _locate(file, problems))
+
+
+def _locate(file: str, problems: list[Problem]) -> list[Problem]:
+    """The problems in the order of the file; without lines where it cannot be read any more."""
+    # Spares the start-up of `hutch start` where nothing is wrong.
+    from hutch.spec.loading import parse_toml, read_file
+    from hutch.spec.positions import Positions
+    from hutch.spec.validation import undotted
+
+    try:
+        text = read_file(file)
+        parse_toml(file, text)
+    except ConfigError:
+        return problems
+    positions = Positions(text)
+    located = (replace(problem, line=positions.find(undotted(problem.key)).line) for problem in problems)
+    return sorted(located, key=lambda problem: problem.line)
