@@ -7,7 +7,7 @@ cost nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hutch.backends import alternatives, backends_of, check_named, is_machine
@@ -37,22 +37,30 @@ def prepare_machines(layout: Layout, records: Iterable[Record], listen: Listener
     """What the machines among `records` run under, once nothing speaks against starting them. None of them runs. The
     caller holds the lock."""
     # Spares the start-up of `hutch up` for containers.
-    from hutch.apply.hardware import accelerator_of, hardware_of
     from hutch.host.hardware.accelerator import describe_accelerator
 
     machines = [record for record in records if is_machine(record.wanted)]
     starting = [(record.file, record.name, record.wanted) for record in machines]
     check_context_ids(starting)
-    accelerator = accelerator_of(layout, machines[0].image)
-    check_hypervisors(starting, accelerator)
-    refuse_files(
-        (record.file, problem)
-        for record in machines
-        for hardware in (hardware_of(layout, record.image, accelerator),)
-        for problem in check_named(record.name, record.wanted, hardware)
-    )
+    accelerator = find_accelerator(layout, starting, [record.image for record in machines])
     if text := describe_accelerator(accelerator):
         listen(", ".join(record.name for record in machines), "warning", text)
+    return accelerator
+
+
+def find_accelerator(layout: Layout, machines: Sequence[Starting], images: Sequence[str]) -> Accelerator:
+    """What runs machines of these images here, once this host has the hypervisor that each names. The caller holds the
+    lock."""
+    # Spares the start-up of `hutch up` for containers.
+    from hutch.apply.hardware import accelerator_of, hardware_of
+
+    accelerator = accelerator_of(layout, images[0])
+    check_hypervisors(machines, accelerator)
+    refuse_files(
+        (file, problem)
+        for (file, name, workspace), image in zip(machines, images, strict=True)
+        for problem in check_named(name, workspace, hardware_of(layout, image, accelerator))
+    )
     return accelerator
 
 
@@ -103,13 +111,13 @@ def check_hypervisors(starting: Iterable[Starting], accelerator: Accelerator) ->
 
 
 def check_new_machines(layout: Layout, plan: Plan, records: Mapping[str, Record]) -> None:
-    """Refuse the context ids of a plan's new machines before anything is touched. A machine that runs, or may, has its
-    own. Asking takes the number for a moment, so only who holds the lock may ask."""
-    check_context_ids(
-        (plan.file, action.workspace, action.wanted.workspace)
-        for action in plan.actions
-        if action.starts and action.wanted and not _may_have(layout, records.get(action.workspace), action.wanted)
-    )
+    """Refuse the hypervisors and the context ids of a plan's new machines before anything is touched. A machine that
+    runs, or may, has its own. Asking takes the number for a moment, so only who holds the lock may ask."""
+    wanted = {a.workspace: a.wanted for a in plan.actions if a.starts and a.wanted and is_machine(a.wanted.workspace)}
+    machines = {name: (plan.file, name, item.workspace) for name, item in wanted.items()}
+    if machines:
+        find_accelerator(layout, [*machines.values()], [item.image for item in wanted.values()])
+    check_context_ids(machines[name] for name, new in wanted.items() if not _may_have(layout, records.get(name), new))
 
 
 def _may_have(layout: Layout, record: Record | None, wanted: Wanted) -> bool:

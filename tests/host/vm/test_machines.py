@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -291,3 +292,18 @@ def test_bad_input_is_told_before_anything_starts(running: Instance, keys: str, 
     assert f"workspaces.other.{key}" in told.stderr
     assert running.status("lab") == before
     running.declare("vm", lab="")
+
+
+def test_a_hypervisor_that_cannot_run_here_leaves_nothing_behind(world: World, images: Path) -> None:
+    """An image is there already, so that nothing but the machine itself is new. Another word in the file is enough."""
+    if shutil.which("cloud-hypervisor"):
+        pytest.skip("cloud-hypervisor is installed here")
+    with open_instance(world, images) as instance:
+        instance.declare("vm", lab='hypervisor = "cloud-hypervisor"')
+        result = instance.hutch("up", check=False)
+        assert result.returncode == 2, result.stderr
+        assert "nothing was changed" in result.stderr
+        layout = Layout(instance.state, instance.run)
+        assert (instance.names(), layout.namespace_path.exists(), layout.network_record.exists()) == ([], False, False)
+        instance.declare("container", lab="")
+        assert instance.hutch("plan", "--json").returncode == 0

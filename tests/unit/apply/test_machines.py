@@ -121,6 +121,7 @@ def test_an_id_in_use_is_found_before_anything_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, booted: WorkspaceSpec | None, state: str | None, is_asked: bool
 ) -> None:
     monkeypatch.setattr(vsock, "is_free", lambda cid: False)
+    monkeypatch.setattr("hutch.apply.machines.find_accelerator", lambda *arguments: TCG)
     layout = Layout(tmp_path / "state", tmp_path / "run")
     record = Record("web", FILE, VM, "image-1", 0x7000_0000, "0" * 32)
     if booted is not None:
@@ -140,3 +141,16 @@ def test_an_id_in_use_is_found_before_anything_is_touched(
     assert sorted(tmp_path.rglob("*")) == before
     nothing = Plan(FILE, NETWORK, (Action("web", "no change", wanted=Wanted(VM, "image-1")),))
     check_new_machines(layout, nothing, {"web": record})
+
+
+def test_a_hypervisor_that_cannot_run_here_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hutch.apply.hardware.accelerator_of", lambda layout, image: TCG)
+    layout = Layout(tmp_path / "state", tmp_path / "run")
+    machine = replace(VM, hypervisor="cloud-hypervisor")
+    plan = Plan(FILE, NETWORK, (Action("web", "create", wanted=Wanted(machine, "image-1")),))
+    with pytest.raises(ConfigError) as caught:
+        apply_plan(layout, plan, lambda *words: None)
+    assert caught.value.problems[0].key == "workspaces.web.hypervisor"
+    assert [*tmp_path.iterdir()] == []
