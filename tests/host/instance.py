@@ -25,7 +25,7 @@ SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "
 
 # One image for the whole tier. Its setup needs the world's internet, so building it is a test too.
 DEFAULTS = """
-packages = ["curl", "dnsutils", "git", "iproute2", "iputils-ping", "python3"]
+packages = ["curl", "dnsutils", "git", "iproute2", "iputils-ping", "python3", "rsync"]
 setup = '''
 set -eu
 curl --fail --silent --show-error --max-time 20 http://public.example/ > /etc/built-by-setup

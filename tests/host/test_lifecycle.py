@@ -73,6 +73,9 @@ def test_start_stop_restart_may_be_repeated(shared: Instance, name: str, workspa
         shared.hutch("stop", name)
         assert shared.status(name)["state"] == "stopped"
         assert shared.status(name)["pid"] is None
+    began = time.monotonic()
+    assert "No route to host" in shared.ssh(name, check=False).stderr
+    assert time.monotonic() - began < 2
     result = shared.inside(name, "true", check=False)
     assert result.returncode == 1
     assert "stopped" in result.stderr or "not running" in result.stderr

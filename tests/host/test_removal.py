@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -30,9 +31,12 @@ def test_rm_keeps_home_and_identity_until_purged(shared: Instance, name: str, wo
     shared.up()
     shared.ssh(name, "echo kept > ~/kept")
     key = (shared.state / "known_hosts").read_text()
-    before = shared.status(f"{name}-b")
+    before, entry = shared.status(f"{name}-b"), shared.status(name)
+    assert json.loads(shared.hutch("ls", "--kept", "--json").stdout) == []
     shared.hutch("rm", name)
     assert shared.names() == [f"{name}-b"]
+    kept = {"name": name, "ip": entry["ip"], "home": entry["home"], "file": entry["file"]}
+    assert json.loads(shared.hutch("ls", "--kept", "--json").stdout) == [kept]
     assert shared.ssh(name, check=False).returncode == 255
     assert (shared.state / "workspaces" / name / "home" / "kept").read_text() == "kept\n"
     shared.up(name)
@@ -54,12 +58,13 @@ def commit(shared: Instance, name: str) -> None:
 
 @pytest.mark.vm
 def test_rm_refuses_while_git_work_would_be_lost(shared: Instance, name: str, workspace_type: str) -> None:
-    shared.declare(workspace_type, **{name: ""})
+    """Of several workspaces, the others stay too."""
+    shared.declare(workspace_type, **{name: "", f"{name}-b": ""})
     shared.up()
     commit(shared, name)
-    unpushed = shared.hutch("rm", name, check=False)
+    unpushed = shared.hutch("rm", f"{name}-b", name, check=False)
     assert unpushed.returncode == 1
-    assert "project" in unpushed.stderr
+    assert f"{name}: ./project" in unpushed.stderr
     push = "cd ~/project && git remote add origin ~/remote.git && git push -q -u origin HEAD"
     shared.ssh(name, f"git init -q --bare ~/remote.git && {push}")
     shared.ssh(name, "echo more >> ~/project/file")
@@ -68,7 +73,8 @@ def test_rm_refuses_while_git_work_would_be_lost(shared: Instance, name: str, wo
     assert "project" in uncommitted.stderr
     assert shared.status(name)["state"] == "running"
     shared.ssh(name, "cd ~/project && git checkout -q file")
-    shared.hutch("rm", name)
+    assert shared.names() == [name, f"{name}-b"]
+    shared.hutch("rm", name, f"{name}-b")
     assert shared.names() == []
 
 

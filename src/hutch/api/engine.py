@@ -140,6 +140,12 @@ class Hutch:
             return visible_records(self.layout)
         return present(read_records(self.layout))
 
+    def kept(self) -> list[dict[str, str]]:
+        """The homes that are kept of removed workspaces: `name`, `ip`, `home` and `file`. `up` of a file that declares
+        one brings it back with them; `remove` with `purge` deletes them. Needs root."""
+        records = (record for record in read_records(self.layout).values() if record.removed and not record.ejected)
+        return [{"name": r.name, "ip": str(r.wanted.ip), "home": str(r.wanted.home), "file": r.file} for r in records]
+
     def record(self, name: str) -> Record:
         """One record; UsageError when there is no such workspace."""
         if not is_name(name):
@@ -186,12 +192,13 @@ class Hutch:
         turn(self.layout, verb, names, self.record, self.listen)
 
     @with_restored_records
-    def remove(self, name: str, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
-        """Stop and remove. Without `force`, refuses while unsaved git work or a live session is in the way."""
+    def remove(self, names: Iterable[str], *, purge: bool = False, force: bool = False) -> dict[str, tuple[str, ...]]:
+        """Stop and remove workspaces; returns notes on each. Without `force`, removes none while unsaved git work or a
+        live session is in the way of one."""
         # Spares the start-up of `hutch ls`.
         from hutch.apply.leaving import remove
 
-        return remove(self.layout, name, self.listen, purge=purge, force=force)
+        return remove(self.layout, names, self.listen, purge=purge, force=force)
 
     @with_restored_records
     def uninstall(self, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:
@@ -322,6 +329,8 @@ def describe(record: Record, now: Observation, facts: Mapping[str, str] | None =
         "autostart": record.wanted.autostart,
         "egress": list(egress) if isinstance(egress := record.wanted.egress, tuple) else egress,
         "learn": record.wanted.learn,
+        "publish": [str(item) for item in record.wanted.publish],
+        "mounts": [{"source": m.source, "target": m.target, "readonly": m.readonly} for m in record.wanted.mounts],
         "pending": pending,
         "reason": now.reason,
         "warnings": [],

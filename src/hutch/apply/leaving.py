@@ -3,7 +3,7 @@ first; what is in the way is looked for without the lock, since that takes as lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from hutch.apply import ejecting, reconcile, removal
@@ -27,27 +27,30 @@ from hutch.state import journaled, read_network, read_record, read_records
 from hutch.trees.removing import remove_tree
 
 
-def remove(layout: Layout, name: str, listen: Listener, *, purge: bool, force: bool) -> tuple[str, ...]:
-    """Stop and remove a workspace; see `Hutch.remove`. Returns notes for the user."""
+def remove(
+    layout: Layout, names: Iterable[str], listen: Listener, *, purge: bool, force: bool
+) -> dict[str, tuple[str, ...]]:
+    """Stop and remove workspaces, or none of them; see `Hutch.remove`. Returns notes for the user, by workspace."""
     with lock(layout):
         recover(layout, listen)
-    record = read_record(layout, name) if is_name(name) else None
-    if record is None or (record.removed and not purge):
-        raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them")
-    if record.removed and record.ejected:
-        if ejecting.is_there(record):
+    records = {name: read_record(layout, name) if is_name(name) else None for name in names}
+    found = {name: record for name, record in records.items() if record and (purge or not record.removed)}
+    if unknown := [name for name in records if name not in found]:
+        raise UsageError(f"there is no workspace {', '.join(unknown)}", resolution="`hutch ls` lists them")
+    for name, record in found.items():
+        if record.removed and record.ejected and ejecting.is_there(record):
             raise HutchError(
                 f"{name} was ejected and is still there, with the address and the user ids that hutch keeps for it",
                 resolution=f"{record.ejected}/remove takes it away",
             )
-    elif not force:
-        found = obstacles(layout, record)
-        if found:
-            raise HutchError(
-                f"{name} was not removed", details="\n".join(found), resolution="--force removes it all the same"
-            )
-    with lock(layout):
-        return removal.remove(layout, record, purge=purge)
+    if not force:
+        check_saved(layout, found)
+    notes = {}
+    for name, record in found.items():
+        with lock(layout):
+            notes[name] = removal.remove(layout, record, purge=purge)
+        listen(name, "removed", "")
+    return notes
 
 
 def uninstall(layout: Layout, listen: Listener, *, purge: bool, force: bool) -> tuple[str, ...]:
@@ -58,11 +61,9 @@ def uninstall(layout: Layout, listen: Listener, *, purge: bool, force: bool) -> 
         recover(layout, listen)
     notes: list[str] = []
     if purge:
-        if not force:
-            check_saved(layout)
-        for name, record in read_records(layout).items():
-            if not record.ejected:  # which needs hutch no more
-                notes += remove(layout, name, listen, purge=True, force=True)
+        hutchs = [name for name, record in read_records(layout).items() if not record.ejected]  # which needs it no more
+        for found in remove(layout, hutchs, listen, purge=True, force=force).values():
+            notes += found
     with lock(layout):
         notes += take_away(layout)
         if purge:
@@ -94,9 +95,9 @@ def take_away(layout: Layout) -> tuple[str, ...]:
     return (*notes, *shares.kept_guards(layout))
 
 
-def check_saved(layout: Layout) -> None:
-    """Refuse where unsaved git work or a live session is in the way."""
-    found = {name: obstacles(layout, record) for name, record in read_records(layout).items() if not record.ejected}
+def check_saved(layout: Layout, records: Mapping[str, Record]) -> None:
+    """Refuse where unsaved git work or a live session is in the way. What was ejected has neither here."""
+    found = {name: obstacles(layout, record) for name, record in records.items() if not record.ejected}
     if details := [f"{name}: {line}" for name, lines in found.items() for line in lines]:
         raise HutchError(
             "nothing was removed", details="\n".join(details), resolution="--force removes it all the same"

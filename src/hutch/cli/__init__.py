@@ -32,7 +32,7 @@ COMMANDS = {
     "logs": ("logs", "logs", "Show the machine log and the guest's journal."),
     "console": ("logs", "console", "Attach to the console; ^] detaches."),
     "egress": ("egress", "egress", "Show what a workspace asked for and reached."),
-    "rm": ("lifecycle", "rm", "Stop and remove a workspace; home is kept unless --purge."),
+    "rm": ("lifecycle", "rm", "Stop and remove workspaces; homes are kept unless --purge."),
     "uninstall": ("lifecycle", "uninstall", "Take hutch off this host; homes are kept unless --purge."),
     "explain": ("show", "explain", "Print the commands, rules and files behind a workspace."),
     "eject": ("lifecycle", "eject", "Make plain units and files of a workspace, which need no hutch."),

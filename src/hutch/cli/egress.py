@@ -25,7 +25,12 @@ NOT_WATCHED = "nothing is recorded with this policy; `learn = true` beside `egre
 
 @click.command()
 @click.argument("name", shell_complete=existing_names)
-@click.option("-f", "--follow", is_flag=True, help="Go on as it happens. On a terminal it does, unless for --json.")
+@click.option(
+    "-f",
+    "--follow",
+    is_flag=True,
+    help="Go on as it happens; on a terminal it does by itself. (A file goes first: hutch -f FILE egress.)",
+)
 @click.option("--suggest", is_flag=True, help="Print a list for hutch.toml instead, made of what was seen.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list, or with -f an object a line.")
 @click.pass_context

@@ -44,15 +44,15 @@ restart = turning("restart", "Stop and start workspaces; what was pending takes 
 
 
 @click.command()
-@click.argument("name", shell_complete=existing_names)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=existing_names)
 @click.option("--purge", is_flag=True, help="Delete the home, the host key and the address too.")
 @click.option("--force", is_flag=True, help="Even with unsaved git work or a live session.")
 @needs_root
-def rm(options: Options, name: str, purge: bool, force: bool) -> None:
-    """Stop and remove a workspace. Its home is kept unless --purge."""
-    for note in Hutch(listen=options.listen).remove(name, purge=purge, force=force):
-        options.say(f"{name}: {note}")
-    options.say(f"{name}: removed")
+def rm(options: Options, names: tuple[str, ...], purge: bool, force: bool) -> None:
+    """Stop and remove workspaces. Their homes are kept unless --purge."""
+    for name, notes in Hutch(listen=options.listen).remove(names, purge=purge, force=force).items():
+        for note in notes:
+            options.say(f"{name}: {note}")
 
 
 @click.command()

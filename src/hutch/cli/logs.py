@@ -36,7 +36,7 @@ CHUNK = 65536
 
 @click.command()
 @NAME
-@click.option("-f", "--follow", is_flag=True, help="Go on as new lines come.")
+@click.option("-f", "--follow", is_flag=True, help="Go on as new lines come. (A file goes first: hutch -f FILE logs.)")
 @click.option("-n", "--lines", type=click.IntRange(0), default=LINES, show_default=True, help="The last lines of each.")
 @click.pass_context
 def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from hutch.api import Hutch
-from hutch.cli.common import Options, global_options, needs_root, print_json, print_table, printable
+from hutch.cli.common import Options, become_root, global_options, needs_root, print_json, print_table, printable
 from hutch.cli.completing import existing_names
 from hutch.errors import UsageError
 
@@ -62,6 +62,8 @@ def absent(name: str, kind: str | None, file: str) -> dict[str, Any]:
         "autostart": False,
         "egress": None,
         "learn": False,
+        "publish": [],
+        "mounts": [],
         "pending": "none",
         "reason": "",
         "warnings": [],
@@ -81,6 +83,10 @@ def show_egress(entry: dict[str, Any]) -> str:
     return f"{policy} (LEARNING)" if entry["learn"] else policy
 
 
+def show_mount(mount: dict[str, Any]) -> str:
+    return f"{mount['source']} on {mount['target']}{', read-only' if mount['readonly'] else ''}"
+
+
 def warn_of_learning(options: Options, entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         if entry["learn"]:
@@ -91,10 +97,14 @@ def warn_of_learning(options: Options, entries: list[dict[str, Any]]) -> None:
 
 
 @click.command()
+@click.option("--kept", is_flag=True, help="List the homes that removed workspaces have left instead. Needs root.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @global_options
-def ls(options: Options, as_json: bool) -> None:
+def ls(options: Options, kept: bool, as_json: bool) -> None:
     """List the workspaces of this host; for who is not root, their own."""
+    if kept:
+        list_kept(as_json)
+        return
     entries = gather(options, ())
     warn_of_learning(options, entries)
     if as_json:
@@ -115,6 +125,17 @@ def ls(options: Options, as_json: bool) -> None:
     print_table(("NAME", "TYPE", "STATE", "ADDRESS", "EGRESS", "IMAGE", "READY IN"), rows)
 
 
+def list_kept(as_json: bool) -> None:
+    """What `rm` without --purge leaves: declared and brought up again, a workspace has its home and address again."""
+    if os.geteuid() != 0:
+        become_root()
+    entries = Hutch().kept()
+    if as_json:
+        print_json(entries)
+    else:
+        print_table(("NAME", "ADDRESS", "HOME", "FILE"), [tuple(entry.values()) for entry in entries])
+
+
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=existing_names)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -133,7 +154,7 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
         for key, value in {**entry, **since}.items():
             for line in value if isinstance(value, list) else [value]:
                 if line not in (None, ""):
-                    click.echo(f"{key:>14}  {line}")
+                    click.echo(f"{key:>14}  {show_mount(line) if isinstance(line, dict) else line}")
 
 
 @click.command()

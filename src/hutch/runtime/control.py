@@ -36,7 +36,7 @@ GRACE = 5.0  # seconds beyond its own deadlines that a service is given
 LAST_LINES = 12
 
 Reconcile = Callable[[Callable[[], None]], None]
-Event = Literal["ready", "changed", "stopped", "failed", "warning", "waiting"]
+Event = Literal["ready", "changed", "stopped", "removed", "failed", "warning", "waiting"]
 Listener = Callable[[str, Event, str], None]
 """Told (workspace, event, text)."""
 

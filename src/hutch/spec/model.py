@@ -34,7 +34,7 @@ def key(meaning: str, *, weight: Weight = "restart", only: str = "", default: An
 
 
 STRICT = {"extra": "forbid", "strict": True}
-DEFAULT_PACKAGES = ("git", "vim", "htop", "wget", "curl", "tmux", "dnsutils")
+DEFAULT_PACKAGES = ("git", "vim", "htop", "wget", "curl", "tmux", "rsync", "dnsutils")
 
 
 @dataclass(frozen=True)

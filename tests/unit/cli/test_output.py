@@ -242,6 +242,15 @@ def test_status(running: Layout, hutch: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert hutch("status", "gone").code == 2
 
 
+def test_status_shows_what_is_shared_and_published(layout: Layout, hutch: Run) -> None:
+    mounts = (Mount("/srv/a", "/a"), Mount("/srv/b", "/b", readonly=True))
+    shared = workspace(mounts=mounts, publish=(Publish("127.0.0.1", 8080, 80, "tcp"), Publish("", 53, 53, "udp")))
+    write_record(layout, Record("web", "/f", shared, "image-1", 0x7000_0000, "0" * 32))
+    text = hutch("status", "web").out
+    assert "       publish  127.0.0.1:8080:80\n       publish  53:53/udp\n" in text
+    assert "        mounts  /srv/a on /a\n        mounts  /srv/b on /b, read-only\n" in text
+
+
 def test_nothing_is_there(hutch: Run) -> None:
     assert hutch("ls").out == "NAME  TYPE  STATE  ADDRESS  EGRESS  IMAGE  READY IN\n"
     assert json.loads(hutch("status", "--json").out) == []

@@ -28,7 +28,7 @@ def at(ip: str | None) -> WorkspaceSpec:
 def test_everything_is_filled_in() -> None:
     assert resolve({"web": OPEN}, {}, NETWORK, LAYOUT, 1000)["web"] == replace(
         OPEN,
-        packages=("curl", "dnsutils", "git", "htop", "tmux", "vim", "wget"),
+        packages=("curl", "dnsutils", "git", "htop", "rsync", "tmux", "vim", "wget"),
         ip="192.168.83.2",
         mac="02:4b:5e:57:f6:eb",
         cid=4939451,

@@ -45,7 +45,8 @@ from hutch.state import (
 from tests.unit.facts import GOLDEN, check_golden, workspace
 
 WHERE = Path("/var/lib/hutch/workspaces/web/workspace.json")
-RECORD = Record("web", "/srv/hutch.toml", workspace(), "image-1", 0x7000_0000, "0" * 32)
+PACKAGES = ("git", "vim", "htop", "wget", "curl", "tmux", "dnsutils")
+RECORD = Record("web", "/srv/hutch.toml", workspace(packages=PACKAGES), "image-1", 0x7000_0000, "0" * 32)
 
 NETWORK_RECORD = NetworkRecord(
     Network(uplink="192.168.84.0/30"), "/srv/hutch.toml", {"net/ipv4/ip_forward": "0"}, ("eth0",)

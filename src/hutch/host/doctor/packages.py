@@ -76,6 +76,7 @@ reads and sets kernel parameters: sysctl; apt procps; dnf procps-ng; pacman proc
 makes the virtual environment: module:ensurepip; apt python3-venv; dnf python3; pacman python
 [develop]
 shows what a command does to the host: strace
+copies to workspaces as people do: rsync
 finds mistakes in shell: shellcheck; dnf ShellCheck
 makes a Nix store for workspaces to share, and evaluates the NixOS module: nix-store nix-instantiate jq;
     apt nix-bin jq; dnf nix jq; pacman nix jq; optional

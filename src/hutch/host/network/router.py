@@ -38,6 +38,7 @@ sysctl -q -e -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_i
 ip netns attach "$2" $$
 """
 
+ASKED_AGAIN = 300  # milliseconds between the three questions for a workspace's MAC; by default a second
 Links = Mapping[str, dict[str, Any]]
 Part = Literal["router", "router rules", "host rules", "uplink", "bridge", "way out", "fence", "way in"]
 
@@ -374,11 +375,12 @@ def render_fence(network: Network, *, is_there: bool = False) -> str:
 
 def render_bridge(network: Network, *, is_there: bool = False) -> str:
     """The bridge, for `ip -batch` in the router namespace. Its MAC is its own: one that follows its ports' would
-    change as they come and go, and with it the gateway that guests know; and the kernel would drop what is pinned."""
+    change as they come and go, and with it the gateway that guests know; and the kernel would drop what is pinned.
+    Whoever calls a workspace that is stopped hears so after three questions for it."""
     bridge, mac = network.bridge, names.mac(f"bridge {network.bridge}")
     add = "" if is_there else f"link add {bridge} address {mac} type bridge mcast_snooping 0\n"
     address = f"addr flush dev {bridge}\naddr add {bridge_address(network)} dev {bridge}\n"
-    return f"{add}{address}link set {bridge} up\n"
+    return f"{add}{address}link set {bridge} up\nntable change name arp_cache dev {bridge} retrans {ASKED_AGAIN}\n"
 
 
 def render_route(layout: Layout, network: Network) -> list[str]:
