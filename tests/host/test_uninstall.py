@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from tests.host.conftest import MakeInstance
 from tests.host.instance import Instance
 from tests.host.residue import differences, observe
+
+FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 @pytest.mark.vm
@@ -68,6 +72,31 @@ def test_with_purge_nothing_is_left_but_what_is_peoples_own(make_instance: MakeI
         assert not instance.state.exists()
     finally:
         instance.state.mkdir(exist_ok=True)  # for whoever cleans up
+
+
+@pytest.mark.vm
+def test_doctor_takes_away_what_a_deleted_state_directory_has_left(
+    make_instance: MakeInstance, workspace_type: str
+) -> None:
+    before, forwarding = observe(), FORWARDING.read_text()
+    instance = make_instance()
+    instance.declare(workspace_type, web="autostart = true\npublish = ['18093:80']")
+    instance.up()
+    subprocess.run(["umount", "--lazy", instance.state / "images"], check=True, timeout=10)  # the tier's
+    subprocess.run(["rm", "-rf", instance.state], check=False, timeout=60)  # what is mounted there stays
+    (finding,) = [
+        f for f in json.loads(instance.hutch("doctor", "--json", check=False).stdout) if "behind" in f["name"]
+    ]
+    assert (finding["state"], finding["do"]) == ("conflict", "`sudo hutch doctor --fix`")
+    assert str(instance.state) in finding["means"]
+    told = instance.hutch("doctor", "--fix", check=False)
+    assert "+ take away what workspaces without a state directory have left" in told.stderr
+    assert "+ leave forwarding on: " in told.stderr  # nobody knows any more what it was
+    assert "left behind" not in told.stdout
+    FORWARDING.write_text(forwarding)
+    instance.hutch("doctor", "--undo")
+    assert differences(before) == ""
+    assert not instance.run.exists()
 
 
 def declare(instance: Instance, workspace_type: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shlex
 from collections.abc import Iterator
 
 from hutch.apply.doctor import Finding, State
@@ -32,6 +33,7 @@ class Repairs:
 def check_neighbours(seen: Neighbours) -> list[Finding]:
     """All findings, in the order in which they are shown."""
     return [
+        *check_orphans(seen),
         *check_firewalls(seen),
         *check_manager(seen),
         check_names(seen),
@@ -51,6 +53,14 @@ def wanted_repairs(seen: Neighbours) -> Repairs:
         shells=seen.without_aliases,
         forwarding=is_cut_off(seen),
     )
+
+
+def check_orphans(seen: Neighbours) -> Iterator[Finding]:
+    """Somebody deleted a state directory under its workspaces."""
+    for state in seen.orphans:
+        means = f"{state} is gone, and its network and its workspaces are still on this host"
+        other = f"`sudo env HUTCH_STATE_DIR={shlex.quote(state)} hutch doctor --fix`, with its HUTCH_RUN_DIR"
+        yield Finding("left behind", "conflict", means, FIX if state == seen.state else other)
 
 
 def obstacles_of(seen: Neighbours) -> tuple[Obstacle, ...]:

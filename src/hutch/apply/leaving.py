@@ -13,6 +13,7 @@ from hutch.apply.unsaved import live_sessions, obstacles
 from hutch.errors import HutchError, UsageError
 from hutch.files import entries
 from hutch.host.identity import shells
+from hutch.host.network.namespace import has_namespace
 from hutch.host.services.lock import lock
 from hutch.host.storage import shares
 from hutch.host.storage.quota import release_quota
@@ -79,7 +80,7 @@ def take_away(layout: Layout) -> tuple[str, ...]:
     names = tuple(sorted({*present(records), *(entry.name for entry in entries(layout.run / "workspaces"))}))
     notes = [*removal.give_back(layout)]
     shells.remove(layout)
-    if not names and read_network(layout) is None:
+    if not names and read_network(layout) is None and not has_namespace(layout):
         return tuple(notes)  # nothing else was ever made, or all of it is gone
     with journaled(layout, "uninstall", names):
         control.stop_all(layout, names)

@@ -12,6 +12,7 @@ from pathlib import Path
 from hutch.apply import reconcile
 from hutch.apply.coexistence import Repairs, wanted_repairs
 from hutch.apply.hardware import any_machine
+from hutch.apply.leaving import take_away
 from hutch.apply.serving import ejected_routes, in_force, members_of
 from hutch.errors import HutchError, troubles_told
 from hutch.host.doctor import repairs
@@ -19,7 +20,7 @@ from hutch.host.doctor.repairs import Told
 from hutch.host.doctor.tools import QEMU, find_program
 from hutch.host.hardware.accelerator import observe_accelerator, recall_accelerator
 from hutch.host.network import router
-from hutch.host.network.neighbours import Neighbours, Workspaces, observe_neighbours
+from hutch.host.network.neighbours import Neighbours, Workspaces, observe_neighbours, observe_orphans
 from hutch.host.services.lock import host_lock, lock
 from hutch.run import run
 from hutch.spec.loading import load
@@ -76,6 +77,10 @@ def repair(layout: Layout, file: Path | None, tell: Told) -> list[HutchError]:
     """Make what is safe, and is not there. Returns what has failed: the rest is done all the same."""
     failures = []
     with changing(layout):
+        if str(layout.state) in observe_orphans(layout):
+            tell("take away what workspaces without a state directory have left")
+            take_away(layout)
+            tell(f"leave forwarding on: what it was before is not known (sysctl {router.FORWARDING.replace('/', '.')})")
         for make in _repairs(layout, wanted_repairs(look(layout, file)), tell):
             try:
                 with troubles_told():

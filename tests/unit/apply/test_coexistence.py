@@ -36,6 +36,7 @@ LINKS = (link("lo", "127.0.0.1/8"), link("eth0", "198.51.100.2/24"), link("hutch
 ROUTES = ("198.51.100.0/24", "192.168.84.0/30", "192.168.83.0/24")
 QUIET = Neighbours(
     workspaces=Workspaces(NETWORK, {"web": "192.168.83.2"}),
+    state="/var/lib/hutch",
     uplink="hutch-up",
     guarded=("hutch-up", "hutch-pv"),
     is_linked=True,
@@ -77,6 +78,7 @@ SCENES = {
     "no-names": replace(QUIET, servers=()),
     "no-way-out": replace(QUIET, upstream=()),
     "forwarding-off": replace(QUIET, forwards=False),
+    "state-directory-gone": replace(QUIET, orphans=("/srv/other hutch", "/var/lib/hutch")),
     "a-strangers-interface": replace(QUIET, is_foreign=True),
     "no-uplink-left": replace(NOBODY, workspaces=Workspaces(Network(), {}), listing=listing(*DOCKER)),
     "damaged": replace(QUIET, workspaces=Workspaces(NETWORK, {}, "/var/lib/hutch/network.json is damaged: it is gone")),

@@ -19,6 +19,7 @@ from hutch.run import run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
+from hutch.state import read_network
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 
@@ -37,12 +38,14 @@ class Workspaces:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """`uplink` is our interface's name and `guarded` are all of ours on the host, there or not. `listing` is what nft
-    lists; `upstream` where the default routes lead. `managed` is NetworkManager's word for our interface: None where it
-    does not run, "" where it has none to speak of. `servers` are the host's name servers, `answers` what resolved
-    answers for each workspace: None where it does not run."""
+    """`state` is our state directory, `uplink` our interface's name, and `guarded` are all of ours on the host, there
+    or not. `listing` is what nft lists; `upstream` where the default routes lead. `managed` is NetworkManager's word
+    for our interface: None where it does not run, "" where it has none to speak of. `servers` are the host's name
+    servers, `answers` what resolved answers for each workspace: None where it does not run. `orphans` are the state
+    directories of hutches whose interfaces are here, and which are gone."""
 
     workspaces: Workspaces
+    state: str
     uplink: str
     guarded: tuple[str, ...]
     is_linked: bool
@@ -56,6 +59,7 @@ class Neighbours:
     answers: dict[str, str] | None
     drop_in: str
     without_aliases: tuple[str, ...]
+    orphans: tuple[str, ...] = ()
 
     @property
     def host_end(self) -> str:
@@ -69,6 +73,7 @@ def observe_neighbours(layout: Layout, workspaces: Workspaces, *, is_root: bool)
     link = host.links.get(layout.uplink_host)
     return Neighbours(
         workspaces=workspaces,
+        state=str(layout.state),
         uplink=layout.uplink_host,
         guarded=(layout.uplink_host, layout.proof_interface),
         is_linked=link is not None,
@@ -82,6 +87,18 @@ def observe_neighbours(layout: Layout, workspaces: Workspaces, *, is_root: bool)
         answers=observe_answers(tuple(workspaces.addresses)),
         drop_in=f"/etc/NetworkManager/conf.d/90-{layout.instance}.conf",
         without_aliases=shells.missing_shells(layout),
+        orphans=observe_orphans(layout) if is_root else (),
+    )
+
+
+def observe_orphans(layout: Layout) -> tuple[str, ...]:
+    """The state directories that interfaces of a hutch carry as their owner's name, and that are not there, or have
+    nothing written down of a network."""
+    states = set(map(router.tagged_state, router.observe_forwarders().values()))
+    return tuple(
+        str(state)
+        for state in sorted(state for state in states if state is not None)
+        if not state.exists() or (state == layout.state and read_network(layout) is None)
     )
 
 
