@@ -229,6 +229,31 @@ def test_a_terminal_inside_is_a_terminal(web: Instance) -> None:
         terminal.close()
 
 
+@pytest.mark.parametrize("arguments", [(), ("--root",)], ids=["user", "root"])
+def test_a_terminal_inside_has_a_name(web: Instance, arguments: tuple[str, ...]) -> None:
+    """What opens it anew, as ssh and gpg do to ask for a password, can."""
+    script = "echo said >$(tty); stat -c '%U %G' $(tty); id -un"
+    terminal = Terminal(web, "exec", *arguments, "web", "--", "sh", "-c", script)
+    try:
+        assert terminal.process.wait(10) == 0
+        user = "root" if arguments else "dev"
+        terminal.read_until(f"said\r\n{user} tty\r\n{user}".encode())
+    finally:
+        terminal.close()
+
+
+@pytest.mark.parametrize("trap", ["mkfifo ptmx", "ln -s /dev/null ptmx", "touch ptmx", "true"])
+def test_a_guest_that_sets_a_trap_for_terminals(web: Instance, trap: str) -> None:
+    web.inside("web", "sh", "-c", f"mount -t tmpfs none /dev/pts && cd /dev/pts && {trap}", root=True)
+    terminal = Terminal(web, "exec", "web", "--", "true")
+    try:
+        terminal.read_until(b"no terminal can be had in the workspace")
+        assert terminal.process.wait(10) == 1
+    finally:
+        terminal.close()
+        web.inside("web", "umount", "/dev/pts", root=True)
+
+
 def test_nothing_of_the_callers_comes_along(web: Instance, tmp_path: Path) -> None:
     """Descriptors that the caller happens to have open stay outside, whatever they are."""
     secret = tmp_path / "secret"

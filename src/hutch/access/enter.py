@@ -17,6 +17,7 @@ import sys
 from typing import NoReturn
 
 from hutch.access.streams import BY_FORCE, Streams, captured, own_streams
+from hutch.access.terminal import terminal_of
 from hutch.errors import HutchError
 from hutch.files import kept_open
 from hutch.frozen import dataclass
@@ -75,7 +76,7 @@ def enter(
         raise HutchError("the workspace has just ended")
     cgroup = Cgroup(cgroup_path)
     limits = _read_limits(leader[0], cgroup)
-    streams = captured(capture) if capture is not None else own_streams()
+    streams = captured(capture) if capture is not None else own_streams(terminal_of(pidfd, leader[0], login.uid))
     reading, writing = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()

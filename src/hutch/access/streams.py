@@ -9,6 +9,7 @@ import fcntl
 import os
 import signal
 import termios
+from collections.abc import Callable
 from contextlib import nullcontext
 
 from hutch.access.relay import Channel, open_unblocked, raw, relay
@@ -76,12 +77,13 @@ def captured(descriptor: int) -> Streams:
     return Streams((null, output, output), [])
 
 
-def own_streams() -> Streams:
-    """The caller's own. With a terminal at both ends the command gets one too; a lone one becomes a pipe."""
+def own_streams(open_terminal: Callable[[], tuple[int, int]]) -> Streams:
+    """The caller's own. With a terminal at both ends the command gets one too, by `open_terminal`, which returns the
+    host's end and the command's; a lone one becomes a pipe."""
     fill_gaps()
     terminals = [os.isatty(number) for number in (0, 1, 2)]
     if terminals[0] and terminals[1]:
-        return _interactive(has_errors=terminals[2])
+        return _interactive(*open_terminal(), has_errors=terminals[2])
     inside, channels = [0, 1, 2], []
     for number in (0, 1, 2):
         if terminals[number]:
@@ -98,8 +100,7 @@ def own_streams() -> Streams:
     return Streams((inside[0], inside[1], inside[2]), channels)
 
 
-def _interactive(*, has_errors: bool) -> Streams:
-    terminal, inner = os.openpty()
+def _interactive(terminal: int, inner: int, *, has_errors: bool) -> Streams:
     os.set_blocking(terminal, False)
     sink = open_unblocked(1)
     channels = [Channel(0, terminal), Channel(terminal, sink, owned=[sink])]

@@ -129,6 +129,7 @@ def _write_down(
         if action.action == "remove":
             for text in mark_removed(layout, records, action.workspace):
                 listen(action.workspace, "warning", text)
+            listen(action.workspace, "removed", "")
         elif action.action != "no change":
             assert action.wanted is not None
             before = before or Record(

@@ -62,12 +62,14 @@ def call(function: str, *arguments: object) -> int:
     return int(result)
 
 
-def open_strictly(path: str | os.PathLike[str], *, below: int | None = None, flags: int = DIRECTORY) -> int:
+def open_strictly(
+    path: str | os.PathLike[str], *, below: int | None = None, flags: int = DIRECTORY, is_one_mount: bool = True
+) -> int:
     """A descriptor of `path`, with no symbolic link on the way. With `below`, a directory: of what is in it, and on the
-    same mount. Otherwise the path is absolute, and may lead over mounts."""
+    same mount if `is_one_mount`. Otherwise the path is absolute, and may lead over mounts."""
     resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
     if below is not None:
-        resolve |= RESOLVE_BENEATH | RESOLVE_NO_XDEV
+        resolve |= RESOLVE_BENEATH | (RESOLVE_NO_XDEV if is_one_mount else 0)
     elif not os.path.isabs(path):
         raise ValueError(f"{path} is not absolute")
     how = struct.pack("QQQ", flags, 0, resolve)

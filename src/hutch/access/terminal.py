@@ -1,0 +1,54 @@
+"""A pseudo-terminal of a container's own. What runs inside finds it under /dev/pts, as it does one of sshd's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Callable
+
+from hutch.errors import HutchError
+from hutch.files import kept_open
+from hutch.trees.cursor import PINNED, open_strictly, way_to
+
+MULTIPLEXER = os.makedev(5, 2)
+TIOCSPTLCK, TIOCGPTPEER = 0x4004_5431, 0x5441  # asm-generic/ioctls.h; TIOCGPTPEER since Linux 4.13
+BOTH_WAYS = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+
+
+def terminal_of(pidfd: int, leader: int, uid: int) -> Callable[[], tuple[int, int]]:
+    """Return a function that opens one: the host's end first. `leader` is the container's process 1 with its `pidfd`,
+    `uid` the number that the login user has inside. HutchError when the container has ended, or has no /dev/pts."""
+
+    def open_both() -> tuple[int, int]:
+        try:
+            with kept_open(os.open(f"/proc/{leader}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+                owner = _first_uid(leader) + uid
+                signal.pidfd_send_signal(pidfd, 0)  # so it was that process's
+                return _open_below(root, owner)
+        except OSError as error:
+            raise HutchError(f"no terminal can be had in the workspace: {error.strerror}") from error
+
+    return open_both
+
+
+def _open_below(root: int, owner: int) -> tuple[int, int]:
+    """All of /dev is the guest's: no link is followed, and nothing is opened but the kernel's own multiplexer."""
+    with kept_open(open_strictly("dev/pts/ptmx", below=root, flags=PINNED, is_one_mount=False)) as found:
+        if os.fstat(found).st_rdev != MULTIPLEXER:
+            raise FileNotFoundError(None, "its /dev/pts is none")
+        outer = os.open(way_to(found), BOTH_WAYS)
+    try:
+        fcntl.ioctl(outer, TIOCSPTLCK, b"\0\0\0\0")
+        inner = fcntl.ioctl(outer, TIOCGPTPEER, BOTH_WAYS)
+        os.fchown(inner, owner, -1)
+        return outer, inner
+    except BaseException:
+        os.close(outer)
+        raise
+
+
+def _first_uid(leader: int) -> int:
+    """The host's number of the container's root."""
+    with open(f"/proc/{leader}/uid_map", encoding="ascii") as file:
+        return int(file.readline().split()[1])
