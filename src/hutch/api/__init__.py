@@ -58,8 +58,8 @@ def up(
     does not any more are removed; with `adopt`, workspaces of another file become this one's. Nobody is asked: the
     `disturbed` of a plan are those that it stops while somebody is at work. `listen` is told (workspace, event, text)
     as it happens; events are "ready", "changed" (without a restart), "stopped", "removed", "failed", "warning" and
-    "waiting" (for another hutch, with "" for a workspace). `progress` is told (image, stage, fraction from 0 to 1) while
-    an image is built. When interrupted, workspaces that are not ready yet are stopped.
+    "waiting" (for another hutch, with "" for a workspace). `progress` is told (image, stage, fraction from 0 to 1)
+    while an image is built. When interrupted, workspaces that are not ready yet are stopped.
     """
     # Spares the start-up of `hutch ls`.
     from hutch.api.job import Call, change
