@@ -32,13 +32,13 @@ LAYERS = (
     ("spec",),
     ("run", "files", "trees"),
     ("errors",),
-    ("frozen", "bundled"),
+    ("frozen", "bundled", "libc"),
 )
 RANK = {layer: len(LAYERS) - row for row, layers in enumerate(LAYERS) for layer in layers}
 
 # These compute and touch nothing, so they import none that does.
 PURE = ("plan", "backends", "guest")
-IMPURE_LAYERS = frozenset({"run", "files", "trees", "host", "runtime", "access", "seccomp", "images", "state"})
+IMPURE_LAYERS = frozenset({"run", "files", "trees", "host", "runtime", "access", "seccomp", "images", "state", "libc"})
 IMPURE_MODULES = frozenset(
     {"asyncio", "ctypes", "fcntl", "glob", "io", "multiprocessing", "pty", "shutil", "signal", "socket", "subprocess"}
     | {"tempfile", "threading", "time"}

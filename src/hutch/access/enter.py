@@ -7,7 +7,6 @@ guest's root cannot look into it; after it entered nothing is imported, since th
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
@@ -23,6 +22,7 @@ from hutch.files import kept_open
 from hutch.frozen import dataclass
 from hutch.host.services.cgroup import Cgroup
 from hutch.host.services.process import open_process, start_time
+from hutch.libc import call
 from hutch.seccomp.install import install_filters, leave_keyring, read_filters
 
 PR_SET_DUMPABLE, PR_CAPBSET_DROP = 4, 24
@@ -153,16 +153,9 @@ def _bounding_set(pid: int) -> int:
     raise HutchError("the workspace has just ended")
 
 
-def _call(function: str, *arguments: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if getattr(libc, function)(*arguments) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{function}: {os.strerror(code)}")
-
-
 def _enter_namespaces(pidfd: int) -> None:
-    _call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
-    _call("setns", pidfd, NAMESPACES)
+    call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+    call("setns", pidfd, NAMESPACES)
 
 
 def _become(login: Login, argv: list[str], limits: Limits, streams: Streams, writing: int) -> NoReturn:
@@ -175,7 +168,7 @@ def _become(login: Login, argv: list[str], limits: Limits, streams: Streams, wri
         for capability in range(64):
             if not bounding >> capability & 1:
                 try:
-                    _call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
+                    call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
                 except OSError:
                     break  # past the last capability that this kernel knows
         install_filters(filters)

@@ -38,7 +38,7 @@ PROGRAMS = (
     *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/hot_mount.py"),
     *("seccomp/install.py", "seccomp/filters.py"),
     *("runtime/pre_exec.py", "runtime/steps.py", "host/services/cgroup.py"),
-    *("trees/changing.py", "trees/cursor.py", "errors.py", "files.py", "frozen.py"),
+    *("trees/changing.py", "trees/cursor.py", "errors.py", "files.py", "frozen.py", "libc.py"),
 )
 PACKAGES = tuple(
     f"{package}__init__.py"

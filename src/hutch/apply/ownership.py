@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from hutch.errors import HutchError
+from hutch.libc import call
 from hutch.spec.model import Config
 from hutch.spec.record import Record
 
@@ -30,8 +31,9 @@ def handle_of(path: str) -> int:
     """The kernel's handle of a file as a number; 0 where there is none."""
     handle = ctypes.create_string_buffer(struct.pack("Ii", MAX_HANDLE, 0), 8 + MAX_HANDLE)
     mount = ctypes.c_int()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.name_to_handle_at(AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount), 0) < 0:
+    try:
+        call("name_to_handle_at", AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount), 0)
+    except OSError:
         return 0
     size, _ = struct.unpack_from("Ii", handle)
     return int.from_bytes(handle.raw[8 : 8 + size], "big")

@@ -20,12 +20,12 @@ from hutch.files import kept_open
 from hutch.frozen import dataclass
 from hutch.host.network import router, ruleset
 from hutch.host.network.namespace import RULES, inside
+from hutch.libc import call
 from hutch.prove.model import Outside
 from hutch.run import run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
-from hutch.trees.cursor import call
 
 DOCUMENTATION = tuple(map(ipaddress.IPv4Network, ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")))
 """Public by the rules, and nobody's: so what is beyond the host gets an address of these."""

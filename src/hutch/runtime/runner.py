@@ -14,7 +14,6 @@ It stays beside each workspace, so its imports are few: a MiB of them is a MiB f
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import sys
@@ -34,6 +33,7 @@ from _socket import (
 )
 
 from hutch.host.services.cgroup import Cgroup
+from hutch.libc import call, library
 from hutch.seccomp.install import leave_keyring
 
 TYPE_CHECKING = False  # see runtime/steps
@@ -133,7 +133,6 @@ class Runner:
     def __init__(self, unit: Unit, cgroup: Cgroup, runtime: str, report: int) -> None:
         self.unit, self.cgroup, self.runtime, self.report = unit, cgroup, runtime, report
         self.log = Log(f"{runtime}/machine.log")
-        self.libc = ctypes.CDLL(None, use_errno=True)
         self.said, self.output = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.said, False)
         self.wake, self.wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -317,14 +316,14 @@ class Runner:
             signal(SIGTERM, SIG_DFL)
             os.setsid()
             if dies:
-                self.libc.prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0)
+                call("prctl", PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0)
                 if os.getppid() != runner:
                     raise ProcessLookupError("its runner was killed")
             if group is not None:
                 self.cgroup.join(group)
             spare_from_memory("0")
             for number in (SIGPIPE, SIGXFSZ):  # which Python ignores
-                self.libc.signal(number, None)
+                library().signal(number, None)
             self._enter_namespaces()
             null = os.open("/dev/null", os.O_RDONLY)
             for source, target in ((null, 0), (self.output, 1), (self.output, 2)):
@@ -337,14 +336,9 @@ class Runner:
 
     def _enter_namespaces(self) -> None:
         if path := self.unit.text("NetworkNamespacePath"):
-            self._check(self.libc.setns(os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0))
-        self._check(self.libc.unshare(CLONE_NEWNS))
-        self._check(self.libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None))
-
-    def _check(self, result: int) -> None:
-        if result != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+            call("setns", os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0)
+        call("unshare", CLONE_NEWNS)
+        call("mount", None, b"/", None, MS_REC | MS_SLAVE, None)
 
 
 def spare_from_memory(score: str) -> None:

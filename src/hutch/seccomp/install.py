@@ -9,6 +9,7 @@ import ctypes
 import os
 import sys
 
+from hutch.libc import call, library
 from hutch.seccomp.filters import INSTRUCTION, render_filter
 
 TYPE_CHECKING = False  # see runtime/steps
@@ -25,7 +26,7 @@ KEYCTL_JOIN_SESSION_KEYRING = 1
 KEYCTL = 250 if os.uname().machine == "x86_64" else 219  # the number of keyctl(2); libc does not offer it
 
 
-libc = ctypes.CDLL(None, use_errno=True)
+libc = library()
 libc.ptrace.restype = ctypes.c_long
 libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 
@@ -74,8 +75,7 @@ def install_filters(filters: list[bytes]) -> None:
     """Have these filters in this process, and in what it becomes. Needs CAP_SYS_ADMIN in its user namespace."""
     for code in filters:
         program = Program(len(code) // INSTRUCTION, code)
-        if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "the filter of the guest's system calls cannot be installed")
+        call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
 
 
 def main(system_calls: str, other_families_than: str, *argv: str) -> NoReturn:

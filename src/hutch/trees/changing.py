@@ -12,7 +12,8 @@ from pathlib import Path
 
 from hutch.errors import HutchError, explained
 from hutch.files import kept_open
-from hutch.trees.cursor import DIRECTORY, PATIENCE, SUPERFLUOUS, call, opened, pinned, walk, way_to
+from hutch.libc import call
+from hutch.trees.cursor import DIRECTORY, PATIENCE, SUPERFLUOUS, opened, pinned, walk, way_to
 
 AT_EMPTY_PATH = 0x1000
 

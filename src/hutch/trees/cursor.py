@@ -11,16 +11,15 @@ device is ever opened; and all of it ends at a deadline.
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 from hutch.errors import HutchError
 from hutch.files import kept_open
+from hutch.libc import call
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,27 +38,6 @@ SUPERFLUOUS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
 
 class Moved(Exception):
     """A directory is no longer where it was when it was entered."""
-
-
-@functools.cache
-def _libc() -> Any:
-    """Imported when it is needed: most commands have no use for it."""
-    # Spares the start-up of `hutch start`.
-    import ctypes
-
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def call(function: str, *arguments: object) -> int:
-    """A function of the C library, whose failure is an OSError."""
-    result = getattr(_libc(), function)(*arguments)
-    if result < 0:
-        # Spares the start-up of `hutch start`.
-        import ctypes
-
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return int(result)
 
 
 def open_strictly(

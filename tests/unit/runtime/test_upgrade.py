@@ -51,4 +51,5 @@ def test_a_runner_is_small() -> None:
         "hutch.host.services.cgroup",
         "hutch.host.services.process",
         "hutch.host.storage.mountinfo",
+        "hutch.libc",
     }

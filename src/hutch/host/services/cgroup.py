@@ -14,6 +14,7 @@ import select
 import time
 
 from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
+from hutch.libc import call
 
 FSMOUNT_CLOEXEC = 1
 FSCONFIG_CMD_CREATE = 6
@@ -51,22 +52,10 @@ def open_root() -> int:
 
 def _detached_mount() -> int:
     """cgroup2 mounted nowhere: fsopen(2), fsconfig(2), fsmount(2)."""
-    # Spares the start-up of `hutch start`.
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def call(number: int, *arguments: object) -> int:
-        result = libc.syscall(number, *arguments)
-        if result < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"cgroup2 cannot be mounted: {os.strerror(code)}")
-        return int(result)
-
-    context = call(SYS_FSOPEN, b"cgroup2", 1)
+    context = call("syscall", SYS_FSOPEN, b"cgroup2", 1)
     try:
-        call(SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
-        return call(SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
+        call("syscall", SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
+        return call("syscall", SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
     finally:
         os.close(context)
 

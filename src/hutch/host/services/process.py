@@ -6,6 +6,8 @@ import os
 import select
 import signal
 
+from hutch.libc import call
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -61,9 +63,6 @@ def terminate(pid: int, started: int, *, patience: float) -> bool:
 def die_with_parent(number: int, parent: int) -> None:
     """Have the kernel send us a signal when the thread that started us ends. `parent` is the process that we were
     started by; one that has ended by now has sent nothing."""
-    # Spares the start-up of `hutch ls`.
-    import ctypes
-
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    call("prctl", PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)

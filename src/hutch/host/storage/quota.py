@@ -22,8 +22,9 @@ from pathlib import Path
 from hutch.errors import HutchError
 from hutch.files import kept_open, write_atomic
 from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
+from hutch.libc import call
 from hutch.trees.changing import present
-from hutch.trees.cursor import DIRECTORY, PATIENCE, call, opened, pinned, walk, way_to
+from hutch.trees.cursor import DIRECTORY, PATIENCE, opened, pinned, walk, way_to
 
 SYS_QUOTACTL_FD = 443  # the same on every architecture; since Linux 5.14
 PROJECTS = 2  # PRJQUOTA

@@ -11,7 +11,8 @@ import sys
 
 from hutch.host.storage.bind import open_strictly
 from hutch.host.storage.mountinfo import Tree, observe_mountinfo
-from hutch.trees.cursor import call, way_to
+from hutch.libc import call
+from hutch.trees.cursor import way_to
 
 MNT_DETACH = 2
 
