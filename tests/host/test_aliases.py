@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.host.opening import open_instance
 from tests.support.world import World
 
 NAMES = ("web", "my-project")
+COMMAND = Path(sys.executable).parent
 ETC = [Path("/etc") / name for name in ("profile.d", "zsh", "fish", "bash.bashrc")]
 DEFINED = {
     "bash": "alias | sed 's/^alias //; s/=.*//'",
@@ -91,6 +93,18 @@ def test_an_alias_does_what_it_says(made: Instance) -> None:
     printed = made.hutch("aliases", "bash", as_user="alice").stdout
     assert "alias workspace_my-project='ssh workspace-my-project'\n" in printed
     assert f"HUTCH_STATE_DIR={made.state} HUTCH_RUN_DIR={made.run} hutch start web'\n" in printed
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh", "zsh", "fish"])
+def test_an_alias_can_be_called(made: Instance, shell: str) -> None:
+    file = made.directory / f"called.{shell}"
+    file.write_text(made.hutch("aliases", "bash" if shell == "sh" else shell).stdout)
+    path = f"set -x PATH {COMMAND} $PATH" if shell == "fish" else f"PATH={COMMAND}:$PATH"
+    calls = ("workspace_web_start", "workspace_web uname -n", "workspace_web_status", "workspace_web_stop")
+    said = ask(made, shell, "\n".join((path, f". {file}", *(f"eval {call} 2>&1" for call in calls))), "root")
+    assert said.startswith("web: ready") and "\nweb\n" in said and "state  running\n" in said, said
+    assert said.rstrip().endswith("web: stopped"), said
+    assert made.status("web")["state"] == "stopped"
 
 
 def test_they_cost_a_shell_next_to_nothing(made: Instance) -> None:

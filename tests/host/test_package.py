@@ -133,16 +133,20 @@ def test_it_comes_and_goes(debian: Instance, built: list[Path]) -> None:
 
 
 @pytest.mark.long
-def test_uv_installs_it(tmp_path: Path) -> None:
-    """As pipx does: a virtual environment of its own, and the command elsewhere."""
-    environment = {**os.environ, "UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin")}
+@pytest.mark.parametrize("installer", [("tool", "install"), ("tool", "run", "pipx", "install")], ids=["uv", "pipx"])
+def test_a_tool_installs_it(installer: tuple[str, ...], tmp_path: Path) -> None:
+    """In a virtual environment of its own, with the command elsewhere."""
+    tools, programs, pages = tmp_path / "tools", tmp_path / "bin", tmp_path / "man"
+    places = {"UV_TOOL_DIR": tools, "UV_TOOL_BIN_DIR": programs}
+    places |= {"PIPX_HOME": tools, "PIPX_BIN_DIR": programs, "PIPX_MAN_DIR": pages}
+    environment = {**os.environ, **{name: str(path) for name, path in places.items()}}
     uv = Path(sys.executable).with_name("uv")
-    command = ["nsenter", f"--net={os.environ[OUTER_NETWORK]}", "--", str(uv), "tool", "install", "-q", str(CHECKOUT)]
+    command = ["nsenter", f"--net={os.environ[OUTER_NETWORK]}", "--", str(uv), *installer, "--quiet", str(CHECKOUT)]
     subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=300)
-    hutch = tmp_path / "bin/hutch"
+    hutch = programs / "hutch"
     said = subprocess.run([hutch, "--version"], capture_output=True, text=True, check=True, timeout=60)
     assert said.stdout.startswith("hutch ")
-    pages = tmp_path / "tools/hutch/share/man"
+    pages = pages if pages.exists() else tools / "hutch/share/man"
     assert {path.name for path in pages.glob("man1/*")} > {f"hutch-{name}.1" for name in COMMANDS}
     assert (pages / "man5/hutch.toml.5").is_file()
     completion = subprocess.run([hutch, "completion", "zsh"], capture_output=True, text=True, check=True, timeout=60)

@@ -6,8 +6,11 @@ difference before it is committed.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import shlex
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -110,8 +113,41 @@ def check_golden(name: str, text: str) -> None:
     assert text == path.read_text(encoding="utf-8"), f"differs from {path}"
 
 
-def check_golden_launch(name: str, launch: Launch) -> None:
-    """But for its dialect, which is a file of the source's."""
+def check_golden_case(name: str, text: str, minimal: str) -> None:
+    """Compare the minimal case with the file `name`, and any other one's difference to it with `name`.diff: so each
+    file tells what its case is about, and a change of what all have in common shows once."""
+    if text == minimal:
+        check_golden(name, text)
+        return
+    lines = [*difflib.unified_diff(minimal.splitlines(), text.splitlines(), n=1, lineterm="")][2:]
+    check_golden(f"{name}.diff", "".join("@@\n" if line.startswith("@@") else f"{line}\n" for line in lines))
+
+
+def lines_of(launch: Launch) -> str:
+    """A Launch as lines, but for its dialect, which is a file of the source's; an option and its values are one."""
     found = asdict(launch)
     del found["dialect"]
-    check_golden(name, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return "".join(f"{line}\n" for line in _lines(found))
+
+
+def _lines(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, dict | list | tuple) and item:
+                yield f"{key}:"
+                yield from (f"  {line}" for line in _lines(item))
+            else:
+                yield f"{key}: {json.dumps(item, ensure_ascii=False)}"
+    elif all(isinstance(item, str) for item in value):
+        line: list[str] = []
+        for word in value:
+            if word.startswith("-") and line:
+                yield shlex.join(line)
+                line = []
+            line.append(word)
+        yield shlex.join(line)
+    else:
+        for item in value:
+            first, *others = _lines(item) if isinstance(item, dict | list | tuple) else [json.dumps(item)]
+            yield f"- {first}"
+            yield from (f"  {line}" for line in others)

@@ -39,7 +39,7 @@ from hutch.spec.model import WorkspaceSpec
 from hutch.spec.names import IFNAMSIZ, PACKAGE, Layout
 from hutch.spec.record import Record
 from hutch.state import read_record, write_record
-from tests.unit.facts import LAYOUT, NETWORK, check_golden, everything, surroundings, workspace
+from tests.unit.facts import LAYOUT, NETWORK, check_golden_case, everything, surroundings, workspace
 
 CASES = {
     "minimal": ("web", workspace()),
@@ -80,8 +80,12 @@ def texts(of: Ejection) -> dict[str, str]:
 
 @pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in CASES.items()], ids=CASES)
 def test_units_and_files(case: str, name: str, declared: WorkspaceSpec) -> None:
+    check_golden_case(f"ejected/{case}", shown(name, declared), shown(*CASES["minimal"]))
+
+
+def shown(name: str, declared: WorkspaceSpec) -> str:
     parts = {title: text for title, text in texts(subject(name, declared)).items() if "launch.json" not in title}
-    check_golden(f"ejected/{case}.txt", "".join(f"==> {title}\n{text}\n" for title, text in parts.items()))
+    return "".join(f"==> {title}\n{text}\n" for title, text in parts.items())
 
 
 @pytest.mark.parametrize(("name", "declared"), CASES.values(), ids=CASES)

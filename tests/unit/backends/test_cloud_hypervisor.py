@@ -19,7 +19,7 @@ from hutch.backends.launch import Hardware, Launch
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET
 from hutch.spec.model import WorkspaceSpec
 from tests.support.fake_cloud_hypervisor import Refused, parse_config, parse_options, parse_request
-from tests.unit.facts import HARDWARE, check_golden_launch, everything, surroundings, workspace
+from tests.unit.facts import HARDWARE, check_golden_case, everything, lines_of, surroundings, workspace
 
 HOST = surroundings(hardware=HARDWARE)
 
@@ -33,7 +33,8 @@ LAUNCHES = {
 
 @pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in LAUNCHES.items()], ids=LAUNCHES)
 def test_launch(case: str, name: str, declared: WorkspaceSpec) -> None:
-    check_golden_launch(f"cloud_hypervisor/{case}.json", launch(name, declared, HOST))
+    minimal = lines_of(launch(*LAUNCHES["minimal"], HOST))
+    check_golden_case(f"cloud_hypervisor/{case}", lines_of(launch(name, declared, HOST)), minimal)
 
 
 def options_of(found: Launch) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ from hutch.backends.nspawn import check as check_container
 from hutch.backends.nspawn import inspection, render_owner_map
 from hutch.spec import names
 from hutch.spec.model import Idle, Mount, WorkspaceSpec
-from tests.unit.facts import LAYOUT, NETWORK, check_golden_launch, everything, surroundings, workspace
+from tests.unit.facts import LAYOUT, NETWORK, check_golden_case, everything, lines_of, surroundings, workspace
 
 BASE = names.UID_FIRST
 LAST = names.UID_FIRST + (names.UID_RANGES - 1) * names.UID_COUNT
@@ -35,7 +35,8 @@ LAUNCHES = {
 
 @pytest.mark.parametrize(("case", "name", "declared"), [(case, *both) for case, both in LAUNCHES.items()], ids=LAUNCHES)
 def test_launch(case: str, name: str, declared: WorkspaceSpec) -> None:
-    check_golden_launch(f"nspawn/{case}.json", launch_of(name, declared, surroundings()))
+    minimal = lines_of(launch_of(*LAUNCHES["minimal"], surroundings()))
+    check_golden_case(f"nspawn/{case}", lines_of(launch_of(name, declared, surroundings())), minimal)
 
 
 def test_where_machinectl_lists_what_runs() -> None:

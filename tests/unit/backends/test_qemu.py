@@ -14,7 +14,7 @@ from hutch.backends.qemu import CONSOLE, CONTROL
 from hutch.guest.credentials import NOTIFY_SOCKET
 from hutch.spec import names
 from hutch.spec.model import Mount, WorkspaceSpec
-from tests.unit.facts import LAYOUT, check_golden_launch, everything, surroundings, workspace
+from tests.unit.facts import LAYOUT, check_golden_case, everything, lines_of, surroundings, workspace
 
 HARDWARE = Hardware(
     kernel="/var/lib/hutch/images/kernel/vmlinux",
@@ -48,7 +48,8 @@ def host(**hardware: Any) -> Surroundings:
 @pytest.mark.parametrize(("case", "given"), LAUNCHES.items(), ids=LAUNCHES)
 def test_launch(case: str, given: tuple[str, WorkspaceSpec, dict[str, Any]]) -> None:
     name, declared, hardware = given
-    check_golden_launch(f"qemu/{case}.json", launch_of(name, declared, host(**hardware)))
+    minimal = lines_of(launch_of(*LAUNCHES["minimal"][:2], host()))
+    check_golden_case(f"qemu/{case}", lines_of(launch_of(name, declared, host(**hardware))), minimal)
 
 
 @pytest.mark.parametrize("case", ["minimal", "everything", "vsock"])

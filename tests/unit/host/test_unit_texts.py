@@ -12,7 +12,7 @@ from hutch.host.services.service import Service
 from hutch.host.services.unit_texts import render_network, render_service, render_slice, render_target
 from hutch.host.services.units import quoted
 from hutch.spec.names import PACKAGE, Layout
-from tests.unit.facts import LAYOUT, NETWORK, check_golden
+from tests.unit.facts import LAYOUT, NETWORK, check_golden_case
 
 SECOND = Layout(state=Path("/srv/second"), run=Path("/run/second"))
 PYTHON = "/usr/bin/python3"
@@ -40,7 +40,7 @@ def rendered(layout: Layout) -> str:
 
 @pytest.mark.parametrize(("case", "layout"), [("host", LAYOUT), ("second-host", SECOND)])
 def test_units_of_the_host(case: str, layout: Layout) -> None:
-    check_golden(f"units/{case}.txt", rendered(layout))
+    check_golden_case(f"units/{case}", rendered(layout), rendered(LAYOUT))
 
 
 def test_who_says_its_pid_writes_it_where_it_is_looked_for() -> None:

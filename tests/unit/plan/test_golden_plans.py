@@ -7,6 +7,7 @@ import pwd
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,10 +50,17 @@ def test_a_plan(case: Case, people: None, tmp_path: Path, capsys: pytest.Capture
         return
     print_plan(plan)
     check_golden(f"plan/{case.name}/plan.txt", capsys.readouterr().out)
-    check_golden(f"plan/{case.name}/plan.json", json.dumps(plan.to_json(), indent=2) + "\n")
+    check_golden(f"plan/{case.name}/plan.json", as_lines(plan.to_json()))
     if case.name.startswith("address-"):
         lines = [f"{name} {wanted.workspace.ip}\n" for name, wanted in plan.wanted.items()]
         check_golden(f"plan/{case.name}/addresses.txt", "".join(lines))
+
+
+def as_lines(plan: dict[str, Any]) -> str:
+    """A line for each action."""
+    actions = ",\n".join(f"  {json.dumps(action)}" for action in plan["actions"])
+    rest = "".join(f',\n "{key}": {json.dumps(value)}' for key, value in plan.items() if key != "actions")
+    return f'{{"actions": [\n{actions}\n ]{rest}}}\n'
 
 
 def planned(name: str) -> list[tuple[str, str]]:

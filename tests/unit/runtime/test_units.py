@@ -27,7 +27,7 @@ from hutch.runtime.units import (
 from hutch.spec.model import Mount, WorkspaceSpec
 from hutch.spec.names import PACKAGE
 from tests.unit.backends.test_qemu import host as machine_host
-from tests.unit.facts import HARDWARE, LAYOUT, check_golden, everything, launched, surroundings, workspace
+from tests.unit.facts import HARDWARE, LAYOUT, check_golden_case, everything, launched, surroundings, workspace
 
 CONTAINERS = surroundings(has_machined=True)
 MACHINES = replace(machine_host(has_vsock=True), has_machined=True)
@@ -54,15 +54,18 @@ def rendered(found: Launch) -> str:
 
 @pytest.mark.parametrize(("case", "given"), NAMES.items(), ids=NAMES)
 def test_units(case: str, given: tuple[str, WorkspaceSpec, Surroundings]) -> None:
-    name = given[0]
-    found = launch_of(*given)
+    check_golden_case(f"units/{case}", texts_of(*given), texts_of(*NAMES["minimal"]))
+
+
+def texts_of(name: str, declared: WorkspaceSpec, host: Surroundings) -> str:
+    found = launch_of(name, declared, host)
     parts = {
         found.unit: render_service(found, LAYOUT),
         LAYOUT.slice(name): render_slice(found),
         "run": f"{rendered(found)}\n# … what all of its backend have, and what is the same for all\n",
     }
     shown = "".join(f"==> {title}\n{text}\n" for title, text in parts.items())
-    check_golden(f"units/{case}.txt", shown.replace(str(PACKAGE.parent), "/usr/lib/hutch"))
+    return shown.replace(str(PACKAGE.parent), "/usr/lib/hutch")
 
 
 def test_it_lies_in_its_slice() -> None:
