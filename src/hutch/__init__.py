@@ -26,7 +26,7 @@ __all__ += ["Copied", "Result", "RunFailed", "RunTimeout"]
 __all__ += ["ConfigError", "HutchError", "Problem", "UsageError"]
 __all__ += ["Action", "Change", "Config", "Plan", "Repair"]
 
-# Where each public name is defined, unless it is in hutch.api.
+# The module of each public name that is not defined in hutch.api.
 _HOMES = {
     **dict.fromkeys(("Copied", "Result", "RunFailed", "RunTimeout"), "hutch.api.result"),
     "Workspace": "hutch.api.workspace",
@@ -36,7 +36,7 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # who checks types is to know a wrong name when he sees one
+if not TYPE_CHECKING:  # a type checker is to know a wrong name when it sees one
 
     def __getattr__(name: str) -> object:
         from importlib import import_module as _import  # spares the start-up of each small program of hutch's

@@ -1,10 +1,10 @@
 """hutch for asyncio: the names of `import hutch`, to be awaited. Nothing here blocks the event loop.
 
-What only reads runs in a thread. What changes something runs in a process of its own, as a command of the command line
-would: several at once do not share a thread pool, and one that is cancelled is interrupted. So a cancelled `run` kills
-its command, a cancelled `up` or `start` stops what is not ready yet, and the cancelled call returns only then. What a
-cancelled `put` has copied by then stays; a cancelled `get` has written nothing, unless all had come. Listeners are
-called in the event loop's thread.
+Calls that only read run in a thread. Calls that change something run in a process of their own, as a command of the
+command line would: several at once do not share a thread pool, and a cancelled one is interrupted. So a cancelled `run`
+kills its command, a cancelled `up` or `start` stops what is not ready yet, and the cancelled call returns only then.
+Files that a cancelled `put` has copied by then stay; a cancelled `get` has written nothing, unless all had come.
+Listeners are called in the event loop's thread.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _awaited_method(
 
 async def _thread(work: Callable[[], T]) -> T:
     """Do `work` in a thread of its own, so that any number goes on at once, and the kernel can tell its processes when
-    it is gone. When cancelled, it is called off, and this ends when it has."""
+    it is gone. When cancelled, the work is called off, and this ends when that has."""
     loop = asyncio.get_running_loop()
     canceller = Canceller(loop.call_soon_threadsafe)
     done: asyncio.Future[T] = loop.create_future()
@@ -78,7 +78,7 @@ async def _thread(work: Callable[[], T]) -> T:
                 await asyncio.shield(asyncio.wait([done]))
             except asyncio.CancelledError:
                 continue  # once is enough: it is on its way
-        done.exception()  # what it says of its end is of no interest any more
+        done.exception()  # its result is of no interest any more
         raise
 
 

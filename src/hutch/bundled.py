@@ -11,6 +11,6 @@ VENDOR = Path(__file__).with_name("vendor")
 
 
 def use_bundled() -> None:
-    """Let them be imported. What is installed by itself comes first."""
+    """Let bundled packages be imported. Those that are installed by themselves come first."""
     if VENDOR.is_dir() and str(VENDOR) not in sys.path:
         sys.path.append(str(VENDOR))

@@ -1,4 +1,4 @@
-"""What goes wrong, as values: a brief, details, and what to do about it.
+"""Errors as values: a brief, details, and what to do about it.
 
 Every failure that a user can cause is a HutchError. One handler, in the command line, prints it and
 chooses the exit code; nothing below that layer prints or exits. Bugs are left to be tracebacks.
@@ -29,14 +29,14 @@ class HutchError(Exception):
         self.resolution = resolution
 
     def __reduce__(self) -> tuple[object, ...]:
-        """How it goes to another process: as it is, whatever the arguments of its class are."""
+        """The form in which an error goes to another process: as it is, whatever the arguments of its class are."""
         return Exception.__new__, (type(self), *self.args), self.__dict__
 
 
 TROUBLES = frozenset(
     getattr(errno, name) for name in "EIO ENOSPC EDQUOT EROFS ENFILE EMFILE ENOMEM ESTALE EUCLEAN ENODEV ENXIO".split()
 )
-"""What can be wrong with a host's disks and memory at any call; any other OSError that nobody expects is a bug."""
+"""Errors of a host's disks and memory that any call may meet; any other OSError that nobody expects is a bug."""
 
 
 def lacks_root() -> HutchError:
@@ -45,7 +45,7 @@ def lacks_root() -> HutchError:
 
 @contextmanager
 def troubles_told() -> Iterator[None]:
-    """Where what is wrong with the host becomes a HutchError: at the ways into hutch."""
+    """Raise a HutchError for a trouble of the host: used at the ways into hutch."""
     try:
         yield
     except OSError as error:
@@ -59,7 +59,7 @@ def troubles_told() -> Iterator[None]:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Where what the file system refuses becomes a HutchError, which says `what` cannot be done, and why."""
+    """Raise a HutchError for an error of the file system, which says `what` cannot be done, and why."""
     try:
         yield
     except OSError as error:
@@ -67,7 +67,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 def ways_in(cls: type[T]) -> type[T]:
-    """For a class whose public methods are ways into hutch."""
+    """Decorate a class whose public methods are ways into hutch."""
     for name, method in list(vars(cls).items()):
         if isinstance(method, FunctionType) and not name.startswith("_"):
             setattr(cls, name, troubles_told()(method))
@@ -75,7 +75,7 @@ def ways_in(cls: type[T]) -> type[T]:
 
 
 class Unmet(HutchError):
-    """What was asked for could not be had; nothing is half done for that, and the records say how things are."""
+    """A request could not be met; nothing is half done for that, and the records say how things are."""
 
 
 class UsageError(HutchError):

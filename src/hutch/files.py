@@ -14,7 +14,7 @@ TEMPORARY = ".hutch-new"
 def write_atomic(path: Path, content: bytes, *, mode: int = 0o644, is_lasting: bool = True) -> None:
     """Replace `path` with `content`: temporary file beside it, fsync, rename, fsync of the directory.
 
-    Owner, mode and SELinux label of an existing file are kept; a new one is root's with `mode`. What is not to be
+    Owner, mode and SELinux label of an existing file are kept; a new one is root's with `mode`. Content that is not
     `is_lasting` need not survive a power cut, and is not waited for. An OSError says which file it is about.
     """
     try:
@@ -25,7 +25,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644, is_lasting: b
 
 
 def temporary_of(path: Path) -> Path:
-    """Where the next content of a file is written."""
+    """The path where the next content of a file is written."""
     return path.with_name(f".{path.name}{TEMPORARY}")
 
 
@@ -66,7 +66,7 @@ def kept_open(descriptor: int) -> Iterator[int]:
 
 
 def write_all(descriptor: int, content: bytes) -> None:
-    """A disk that fills up takes a part of what is written, before it takes nothing."""
+    """Write all of `content`: a disk that fills up takes a part of it, before it takes nothing."""
     while content:
         content = content[os.write(descriptor, content) :]
 
@@ -78,7 +78,7 @@ def sync_directory(path: Path) -> None:
 
 
 def entries(directory: Path) -> list[Path]:
-    """What is in a directory, in order; nothing where there is none."""
+    """The paths in a directory, in order; none where there is no directory."""
     try:
         return sorted(directory.iterdir())
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def entries(directory: Path) -> list[Path]:
 
 
 def remove_flat(directory: Path) -> None:
-    """Remove a directory of files, as far as that is what it is."""
+    """Remove a directory of files, as far as it holds nothing else."""
     for path in entries(directory):
         with suppress(OSError):
             path.unlink()

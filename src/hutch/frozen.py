@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 else:
 
     def dataclass(*, frozen: bool, kw_only: bool = False) -> Callable[[type], type]:
-        """As `dataclasses.dataclass`, for frozen classes only: those that are not have no use for it."""
+        """Like `dataclasses.dataclass`, but for frozen classes only: others have no use for it."""
         assert frozen
 
         def decorate(cls: type) -> type:
-            # Where there is none, the standard library puts the signature, and takes a millisecond to find it out.
+            # Without a docstring, the standard library puts the signature there, and takes a millisecond to find it.
             cls.__doc__ = cls.__doc__ or cls.__name__
             made = dataclasses.dataclass(init=False, repr=False, eq=False, kw_only=kw_only)(cls)
             for name, method in METHODS.items():

@@ -30,7 +30,7 @@ def nobody(argv: Sequence[str]) -> None:
 
 
 listener: Callable[[Sequence[str]], None] = nobody
-"""Told each command before it runs; the command line's -v sets it."""
+"""A callback that gets each command before it runs; the command line's -v sets it."""
 
 
 class CommandFailed(HutchError):
@@ -104,7 +104,7 @@ class Gathering:
             raise
 
     def outputs(self, timeout: float = 30.0) -> list[str]:
-        """What each wrote to its standard output. Raises CommandFailed for one that fails or overruns."""
+        """The standard output of each command. Raises CommandFailed for one that fails or overruns."""
         outputs = []
         for argv, process in zip(self.commands, self.running, strict=True):
             try:
@@ -125,7 +125,7 @@ class Gathering:
 
 
 def gather(commands: Sequence[Sequence[str]], *, timeout: float = 30.0) -> list[str]:
-    """Run several short commands side by side, each to its end; returns what each wrote to its standard output."""
+    """Run several short commands side by side, each to its end; returns the standard output of each."""
     with closing(Gathering(commands)) as gathering:
         return gathering.outputs(timeout)
 

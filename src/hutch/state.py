@@ -1,4 +1,4 @@
-"""What was wanted and what is booted: one small JSON record per workspace, one for the network; and the journal.
+"""Records of wanted and booted settings: one small JSON record per workspace, one for the network; and the journal.
 
 A record is a schema version, a checksum and a body. Those that nothing else could tell have a copy beside them. A
 damaged record is refused with its path, and rebuilt from its copy by the next command that changes something; it is
@@ -30,7 +30,7 @@ REPAIRS = "repairs"
 
 
 def _without_origin(body: Body) -> Body:
-    """Nobody noted which file it was, whatever its name, nor what memory a machine was started with."""
+    """Migrate a record of schema 1, which had neither its file's origin nor the memory that a machine started with."""
     booted = body["booted"]
     return {"origin": [], **body, "booted": booted and {"memory": None, **booted}}
 
@@ -43,8 +43,8 @@ MIGRATIONS: dict[str, dict[int, Callable[[Body], Body]]] = {
     SHARES: {},
     REPAIRS: {},
 }
-"""For each kind of record, what makes a body of one schema into one of the next: {1: from 1 to 2, 2: from 2 to 3}. Each
-is a pure function. A record is migrated when it is read, and written as it then is when it next changes."""
+"""For each kind of record, the functions from a body of one schema to one of the next: {1: from 1 to 2, 2: from 2 to
+3}. All are pure. A record is migrated when it is read, and written as it then is when it next changes."""
 
 
 def schema_of(kind: str) -> int:
@@ -55,7 +55,7 @@ def schema_of(kind: str) -> int:
 # One record as bytes.
 
 BEFORE, AFTER = b', "body":\n', b"\n}\n"
-"""What is between the checksum and the body, and what ends a record."""
+"""The bytes between the checksum and the body, and those that end a record."""
 
 
 class Damaged(HutchError):
@@ -106,7 +106,7 @@ def decode(kind: str, path: Path, data: bytes) -> Body:
 
 
 def _checksum(schema: int, text: bytes) -> int:
-    """Of the body and, by the value that it begins with, of the schema."""
+    """The checksum of the body and, by the value that it begins with, of the schema."""
     return zlib.crc32(text, schema - 1)
 
 
@@ -114,12 +114,12 @@ def _checksum(schema: int, text: bytes) -> int:
 
 
 def copy_of(path: Path) -> Path:
-    """Where the copy of a record is."""
+    """The path of the copy of a record."""
     return path.with_name(f"{path.name}.copy")
 
 
 def aside_of(path: Path) -> Path:
-    """Where a damaged record is kept, for whoever wants to look into it."""
+    """The path where a damaged record is kept, for whoever wants to look into it."""
     return path.with_name(f"{path.name}.damaged")
 
 
@@ -205,7 +205,7 @@ def network_from(body: Body) -> NetworkRecord:
 
 
 def _parse(path: Path, body: Body) -> Record | NetworkRecord:
-    """What a record that has a copy says. Raises ValueError for one that says nothing of the kind."""
+    """The value of a record that has a copy. Raises ValueError for a body that is none of that kind."""
     try:
         if kind_of(path) == NETWORK:
             return network_from(body)
@@ -301,16 +301,16 @@ def make_directory(path: Path, mode: int = 0o755) -> None:
 PURGE = "purge"
 """The journal's name for the one action that is finished rather than undone: what it deletes cannot be had back."""
 EJECT = "eject"
-"""The journal's name for what is undone or finished, as the record says."""
+"""The journal's name for an ejection, which is undone or finished, as the record says."""
 
 
 @contextmanager
 def journaled(layout: Layout, action: str, names: tuple[str, ...], *, is_lasting: bool = True) -> Iterator[None]:
-    """Note what is about to be done, so that a run after a crash knows what was left half done. A note that is not
-    lasting is for what leaves nothing when the power fails.
+    """Note an action that is about to begin, so that a run after a crash knows what was left half done. A note that is
+    not lasting is for actions that leave nothing when the power fails.
 
-    What is Unmet has come to its end all the same. A purge that fails or is interrupted is not noted any more: somebody
-    is there to decide whether to go on.
+    An action that is Unmet has come to its end all the same. A purge that fails or is interrupted is not noted any
+    more: somebody is there to decide whether to go on.
     """
     content = encode(JOURNAL, {"action": action, "workspaces": list(names)})
     write_atomic(layout.journal, content, mode=0o600, is_lasting=is_lasting)

@@ -34,7 +34,7 @@ def load(path: str | os.PathLike[str] | None = None) -> Config:
 def plan(
     config: Config, names: Sequence[str] = (), *, start: bool = True, prune: bool = False, adopt: bool = False
 ) -> Plan:
-    """What `up` would do, and why: for each workspace an action with its reasons. Changes nothing.
+    """The plan that `up` would carry out: for each workspace an action with its reasons. Changes nothing.
 
     `names` are the workspaces to look at, all of the file without; see `up` for the rest.
     """
@@ -54,7 +54,7 @@ def up(
 ) -> Plan:
     """Make the host as the file says, and return the plan that was carried out: every workspace is ready for ssh then.
 
-    With `start=False`, what does not run is not started; with `prune`, workspaces that the file has declared once and
+    With `start=False`, no stopped workspace is started; with `prune`, workspaces that the file has declared once and
     does not any more are removed; with `adopt`, workspaces of another file become this one's. Nobody is asked: the
     `disturbed` of a plan are those that it stops while somebody is at work. `listen` is told (workspace, event, text)
     as it happens; events are "ready", "changed" (without a restart), "stopped", "removed", "failed", "warning" and

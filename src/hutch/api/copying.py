@@ -32,19 +32,19 @@ SEND = """
 if [ -d "$1" ]; then cd "$1" && exec tar -cf - .; fi
 cd "$2" && exec tar -chf - "./$3"
 """
-# It says where it stands, and takes what belongs there.
+# The script says where it stands, and unpacks there.
 TAKE = """
 if [ -d "$1" ]; then cd "$1" && echo directory; else cd "$2" && echo other; fi || exit 1
 exec tar -xpf -
 """
 CHANGED = 1  # tar's exit code when something has changed while it was read
-KEPT = 1 << 14  # bytes of what is said there that are kept to explain a failure
-ANSWER = 1 << 10  # bytes that it may say where none or a word is expected
+KEPT = 1 << 14  # bytes of the errors that are kept to explain a failure
+ANSWER = 1 << 10  # bytes of output, at most, where none or a word is expected
 WITHOUT_NAME = ("", ".", "..")
 
 Carry = Callable[[Sequence[str], Take, Take, Iterable[bytes | None]], int]
-"""Runs a command inside: told its arguments, what takes its output and its errors, and its input (see Piped); returns
-its exit code."""
+"""A function that runs a command inside: it gets its arguments, takers of its output and errors, and its input (see
+Piped), and returns its exit code."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,13 @@ def split_inside(path: Argument) -> tuple[str, str, str]:
 
 
 def name_of(path: str) -> str:
-    """How a copy of it is called in a directory; "" for one that only takes what is in it."""
+    """The name of a copy of it in a directory; "" where only its content is copied."""
     name = os.path.basename(path.rstrip("/"))
     return "" if name in WITHOUT_NAME else name
 
 
 class Tail:
-    """The last of what is said."""
+    """The last KEPT bytes of an output."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -156,7 +156,7 @@ def _staging(above: int) -> Iterator[int]:
         with _opened(above, name) as descriptor:
             yield descriptor
     finally:
-        with suppress(HutchError):  # what a copy left is no reason to fail it
+        with suppress(HutchError):  # leftovers of a copy are no reason to fail it
             remove_below(above, name)
 
 
@@ -178,7 +178,7 @@ def _check(source: int, name: str, target: int, as_name: str) -> None:
 
 
 def _place(source: int, name: str, target: int, as_name: str) -> None:
-    """Move what has come to where it belongs. It takes the place of a file, and is added to a directory."""
+    """Move a received entry to its place. It takes the place of a file, and is added to a directory."""
     try:
         os.rename(name, as_name, src_dir_fd=source, dst_dir_fd=target)
     except OSError as error:
@@ -190,7 +190,7 @@ def _place(source: int, name: str, target: int, as_name: str) -> None:
 
 
 def _merge(source: int, name: str, target: int) -> None:
-    """Add what is in a directory that has come to one that is there."""
+    """Add the content of a received directory to one that is there."""
     with _opened(source, name) as come:
         for entry in os.listdir(come):
             _place(come, entry, target, entry)
@@ -205,6 +205,6 @@ def _explained(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # What is below was named by the workspace.
+        # Names below were chosen by the workspace.
         below = f" ({os.fsdecode(error.filename2 or error.filename)!r})" if error.filename else ""
         raise HutchError(f"{path} cannot be written: {error.strerror}{below}") from error

@@ -1,4 +1,4 @@
-"""One hutch: what the file declares, and the workspaces that are there."""
+"""One hutch: the workspaces that a file declares, and those that are there."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from hutch.spec.model import Config, Network, WorkspaceSpec
 
 Progress = Callable[[str, str, float], None]
-"""Told (image, stage, fraction from 0 to 1) while an image is built."""
+"""A callback that gets (image, stage, fraction from 0 to 1) while an image is built."""
 
 
 def silent(*words: object) -> None:
-    """For callers that listen to nothing, draw no bar, and ask nobody."""
+    """Do nothing: for callers that listen to nothing, draw no bar, and ask nobody."""
 
 
 @ways_in
@@ -74,7 +74,7 @@ class Hutch:
         prune: bool = False,
         adopt: bool = False,
     ) -> Plan:
-        """What `up` would do, and why. Changes nothing.
+        """The plan that `up` would carry out, with its reasons. Changes nothing.
 
         Without `start` nothing is started. `prune` removes workspaces that this file brought up and declares no more;
         `adopt` takes over those that belong to another file.
@@ -107,7 +107,7 @@ class Hutch:
         return up(self.layout, config, make, confirm=confirm, listen=self.listen, progress=self.progress)
 
     def ssh_problem(self) -> str:
-        """Why plain `ssh workspace-NAME` does not work on this host, "" when it does."""
+        """The reason why plain `ssh workspace-NAME` does not work on this host, "" when it does."""
         # Spares the start-up of `hutch ls`.
         from hutch.host.identity.ssh import check_include
 
@@ -132,7 +132,7 @@ class Hutch:
     # Workspaces that are there.
 
     def records(self) -> dict[str, Record]:
-        """The records of all existing workspaces by name; for who is not root, of those that they may see."""
+        """The records of all existing workspaces by name; for a caller other than root, of those that it may see."""
         if os.geteuid() != 0:
             # Spares the start-up of `hutch ls` for root.
             from hutch.host.identity.user_view import visible_records
@@ -182,7 +182,7 @@ class Hutch:
 
     @with_restored_records
     def restart(self, names: Sequence[str]) -> None:
-        """Stop and start workspaces. What could not be started again is not stopped."""
+        """Stop and start workspaces. A workspace that could not be started again is not stopped."""
         self._turn("restart", names)
 
     def _turn(self, verb: Verb, names: Sequence[str]) -> None:
@@ -227,7 +227,7 @@ class Hutch:
         return explain(self.layout, self.record(name))
 
     def egress(self, name: str) -> list[EgressEvent]:
-        """What a workspace asked for and reached, as far as that is recorded, oldest first."""
+        """The recorded questions and connections of a workspace, oldest first."""
         # Spares the start-up of `hutch ls`.
         from hutch.egress.journal import read
 
@@ -235,7 +235,7 @@ class Hutch:
         return read(self.layout.egress, name)
 
     def follow_egress(self, name: str) -> Generator[list[EgressEvent], None, None]:
-        """The same, in one, and then what is recorded from now on, as it comes. Never ends by itself."""
+        """The recorded questions and connections, in one list, and then new ones as they come. Never ends by itself."""
         # Spares the start-up of `hutch ls`.
         from hutch.egress.journal import follow
 
@@ -243,7 +243,7 @@ class Hutch:
         return follow(self.layout.egress, name)
 
     def suggest_egress(self, name: str) -> str:
-        """A list for hutch.toml, made of what the workspace has and what it asked for and reached beyond that."""
+        """A list for hutch.toml, made of the workspace's own and of what it asked for and reached beyond that."""
         # Spares the start-up of `hutch ls`.
         from hutch.egress.suggest import suggest
 
@@ -259,10 +259,10 @@ class Hutch:
         types: Sequence[str] | None = None,
         told: Callable[[tuple[ProbeResult, ...]], None] = silent,
     ) -> Proof:
-        """Try what is promised, from inside: in a workspace that runs, or in a throw-away one of each kind, made from
-        what the first one of `config` is made from. `target` is a public name and port, `only` the numbers of promises
-        and names of probes that are asked for, all without; `told` hears the results of each workspace as soon as they
-        are there. `types` are the kinds of throw-away workspaces."""
+        """Try the promises, from inside: in a workspace that runs, or in a throw-away one of each kind, made from the
+        same as the first one of `config`. `target` is a public name and port, `only` the numbers of promises and names
+        of probes that are asked for, all without; `told` hears the results of each workspace as soon as they are there.
+        `types` are the kinds of throw-away workspaces."""
         # Spares the start-up of `hutch ls`.
         from hutch.api.proving import TYPES, ProofRequest, prove_on
 
@@ -273,8 +273,8 @@ class Hutch:
         return {**self.describe(self.record(name)), "warnings": self.damages().get(name, [])}
 
     def damages(self) -> dict[str, list[str]]:
-        """What is not as hutch left it, in words, by workspace. Looks at the host, which `observe` does not, and which
-        only root can."""
+        """The damage on the host, in words, by workspace: differences to the state that hutch left. Looks at the host,
+        which `observe` does not, and which only root can."""
         if os.geteuid() != 0:
             return {}
         # Spares the start-up of `hutch ls`.
@@ -284,12 +284,12 @@ class Hutch:
         return warnings_of(self.layout, record.network if record else None, read_records(self.layout))
 
     def describe(self, record: Record) -> dict[str, Any]:
-        """The same, for whoever has the record."""
+        """An entry of `hutch status --json` without warnings, for a caller that has the record."""
         now = observe(self.layout, record.name)
         return describe(record, now, self._facts(record, now))
 
     def _facts(self, record: Record, now: Observation) -> Mapping[str, str]:
-        """What is told of a machine that runs: by what it does. `ls` asks, and loads no backend."""
+        """The facts of a machine that runs. `ls` asks for them, and loads no backend."""
         runs = has_processes(now.state) and record.booted is not None
         if not runs or not has_effect("hypervisor", record.effective.type):
             return {}

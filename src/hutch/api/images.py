@@ -1,4 +1,4 @@
-"""The image cache of a hutch, and who uses what is in it."""
+"""The image cache of a hutch, and the workspaces that use its images."""
 
 from __future__ import annotations
 

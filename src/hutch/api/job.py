@@ -28,7 +28,7 @@ from hutch.spec.programs import own_program
 HEADER = struct.Struct("!I")  # the length of the frame that follows
 
 Streams = tuple[int | None, int | None, int | None]
-"""What a job has as its 0, 1 and 2, each hutch.run.PIPE, None for nothing, or a descriptor."""
+"""The streams 0, 1 and 2 of a job, each hutch.run.PIPE, None for nothing, or a descriptor."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Call:
 
 
 class Job(Piped):
-    """A Call that runs. `events` are told what it tells a listener ("listen") and while an image is
-    built ("progress"); see Piped for `patience`."""
+    """A running Call. `events` are callbacks for what it tells a listener ("listen") and for progress of an image
+    ("progress"); see Piped for `patience`."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Job(Piped):
                     stderr=streams[2],
                     env={name: os.environ[name] for name in HANDED_ON if name in os.environ},
                     pass_fds=[theirs.fileno()],
-                    # Only who uses the caller's terminal is told what is typed there; all others are ended by the
+                    # Only a job with the caller's terminal gets signals typed there; all others are ended by the
                     # caller.
                     new_session=not any(stream is not None and stream >= 0 for stream in streams),
                 )
@@ -87,7 +87,7 @@ class Job(Piped):
         *,
         seconds: float | None = None,
     ) -> Any:
-        """Carry it, see Piped, and return what the call returned. What it raised is raised."""
+        """Carry the call, see Piped, and return its result. An error that it raised is raised."""
         code = self.carry({self.control.fileno(): self._hear, **(takes or {})}, stdin, seconds=seconds)
         if self.outcome is None:
             raise HutchError(f"a process of hutch's own {describe(code)} before it was done")
@@ -102,7 +102,7 @@ class Job(Piped):
             end = HEADER.size + HEADER.unpack_from(self.heard)[0]
             if len(self.heard) < end:
                 return
-            # From a process of our own, over sockets that have no name.
+            # The frame comes from a process of our own, over sockets that have no name.
             kind, value = pickle.loads(self.heard[HEADER.size : end])
             self.heard = self.heard[end:]
             if kind in self.events:
@@ -118,8 +118,8 @@ class Job(Piped):
 
 
 def change(call: Call, **events: Callable[..., object]) -> Any:
-    """Carry out what changes the host, and return what the call returns. Interrupted, it undoes what is half done, as
-    an interrupted command does."""
+    """Carry out a call that changes the host, and return its result. Interrupted, it undoes what is half done, as an
+    interrupted command does."""
     canceller = current_canceller()
     told = {kind: partial(canceller.tell, listener) for kind, listener in events.items()}
     with canceller.watching(job := Job(call, events=told)):
@@ -127,6 +127,6 @@ def change(call: Call, **events: Callable[..., object]) -> Any:
 
 
 def frame(value: object) -> bytes:
-    """A value as the caller hears it."""
+    """A value as a frame for the caller."""
     data = pickle.dumps(value)
     return HEADER.pack(len(data)) + data

@@ -35,15 +35,15 @@ TARGET = ("deb.debian.org", 80)
 MEMORY = 1 << 30
 LISTENING = 4242  # the port inside, of what is published
 LISTS = "5"  # the promise about egress lists
-SECONDS = 180.0  # for the whole conversation with one workspace
+SECONDS = 180.0  # seconds for the whole conversation with one workspace
 
 Told = Callable[[tuple[ProbeResult, ...]], None]
-"""Told the results of each workspace as soon as they are there."""
+"""A callback that gets the results of each workspace as soon as they are there."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """All results, and for each kind of workspace that was left out, why."""
+    """All results, and the reason for each kind of workspace that was left out."""
 
     results: tuple[ProbeResult, ...]
     left_out: Mapping[str, str]
@@ -55,8 +55,8 @@ class Proof:
 
 @dataclass(frozen=True)
 class ProofRequest:
-    """What is asked for. `target` is a public name and port, `only` are numbers of promises and names of probes, all
-    without; `types` are the kinds of throw-away workspaces."""
+    """The options of a proof. `target` is a public name and port, `only` are numbers of promises and names of probes,
+    all without; `types` are the kinds of throw-away workspaces."""
 
     target: tuple[str, int]
     only: tuple[str, ...]
@@ -69,7 +69,7 @@ def prove_on(hutch: Hutch, name: str | None, config: Config | None, order: Proof
     workspace's image is taken from."""
     check_known(order.only)
     with only_one(hutch.layout):
-        # What a killed run left. The place beyond the host goes first: whoever leaves last puts the host's settings
+        # Leftovers of a killed run. The place beyond the host goes first: the last to leave puts the host's settings
         # back, unless there is another interface that it might forward packets for.
         remove_ground(hutch.layout)
         remove_leftovers(hutch)
@@ -125,7 +125,7 @@ def try_one(hutch: Hutch, name: str, task: Task) -> tuple[ProbeResult, ...]:
 
 
 def talk_to(hutch: Hutch, name: str) -> Talk:
-    """By the same way as `hutch exec --root`. What does not come to its end is cut off."""
+    """A conversation by the same way as `hutch exec --root`. One that does not come to its end is cut off."""
 
     def talk(argv: Sequence[str], sentences: Iterator[bytes | None], take: Callable[[bytes], None]) -> int:
         with suppress(Overdue):
@@ -139,15 +139,15 @@ def talk_to(hutch: Hutch, name: str) -> Talk:
 
 
 def origin(hutch: Hutch) -> str:
-    """The file that they are said to be of."""
+    """The path of the file that declares them, as they say."""
     return str(hutch.layout.state / "prove")
 
 
 def throw_away(
     hutch: Hutch, config: Config | None, order: ProofRequest, outside: tuple[str, str] | None
 ) -> tuple[dict[str, WorkspaceSpec], dict[str, str]]:
-    """One of each kind that this host can run, and a container with a list, by name; and why a kind is left out. What
-    they are made from is the first workspace's of the file."""
+    """Throw-away workspaces by name: one of each kind that this host can run, and a container with a list; and the
+    reason why a kind is left out. They are made from the same as the first workspace of the file."""
     first = next(iter(config.workspaces.values()), None) if config else None
     made_from = ("image", "packages", "setup", "owner")
     shown = {key: getattr(first, key) for key in made_from} if first else {}
@@ -170,7 +170,7 @@ def throw_away(
 
 
 def published(outside: tuple[str, str] | None) -> tuple[Publish, ...]:
-    """A port on the host itself, and one to what is beyond it: such as are free now."""
+    """Ports that are free now: one published on the host's loopback, and one on its address towards `outside`."""
     addresses = ("127.0.0.1", *((outside[0],) if outside else ()))
     return tuple(Publish(address, free_port(address), LISTENING, "tcp") for address in addresses)
 
@@ -182,7 +182,7 @@ def free_port(address: str) -> int:
 
 
 def remove_leftovers(hutch: Hutch) -> None:
-    """All throw-away workspaces, with everything of theirs."""
+    """Remove all throw-away workspaces, with everything of theirs."""
     found = [record for record in read_records(hutch.layout).values() if record.file == origin(hutch)]
     if not found:
         return

@@ -1,4 +1,4 @@
-"""What a command in a workspace, or a copy, has come to."""
+"""The results of commands in a workspace, and of copies."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Output = TypeVar("Output", str, bytes, None, covariant=True)
 
 @dataclass(frozen=True)
 class Result(Generic[Output]):
-    """How a command in a workspace ended.
+    """The result of a command in a workspace.
 
     `returncode` is its exit code, 128 + n when signal n ended it, 127 when there is no such command. `stdout` and
-    `stderr` are what it wrote: bytes, or str with `text=True`; None when they were not captured.
+    `stderr` are its output: bytes, or str with `text=True`; None when they were not captured.
     """
 
     argv: tuple[str, ...]
@@ -27,7 +27,7 @@ class Result(Generic[Output]):
 
 @dataclass(frozen=True)
 class Copied:
-    """What `put` or `get` has copied: `files` (links and directories are not counted) of `size` bytes together.
+    """The result of `put` or `get`: `files` (links and directories are not counted) of `size` bytes together.
 
     `left_out` are sentences about what was not copied: devices, sockets, links that lead out of the tree.
     """
@@ -52,4 +52,4 @@ class RunFailed(HutchError):
 
 
 class RunTimeout(RunFailed):
-    """A command was killed when its `timeout` had passed. `result` holds what it had written until then."""
+    """A command was killed when its `timeout` had passed. `result` holds its output until then."""

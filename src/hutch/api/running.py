@@ -22,7 +22,7 @@ from hutch.spec.names import Layout
 if TYPE_CHECKING:
     from hutch.api.workspace import Argument, Workspace
 
-PATIENCE = 5.0  # seconds that a command which is killed has until what carries it is killed too
+PATIENCE = 5.0  # seconds from the kill of a command to the kill of the process that carries it
 
 
 class RunOptions(TypedDict, total=False):
@@ -39,7 +39,7 @@ class RunOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What `Workspace.run` is asked for."""
+    """The arguments of `Workspace.run`."""
 
     argv: Sequence[Argument]
     root: bool
@@ -121,7 +121,7 @@ def call_of(
 
 @contextmanager
 def started(call: Call, streams: Streams) -> Iterator[Job]:
-    """A command that runs. When it is left, it has ended."""
+    """A running command. When the context is left, it has ended."""
     if os.geteuid() != 0:
         raise lacks_root()
     with current_canceller().watching(job := Job(call, streams, patience=PATIENCE)):
@@ -137,11 +137,11 @@ def carry_through(call: Call, output: Take, errors: Take, stdin: Iterable[bytes 
 
 
 class TooMuch(Exception):
-    """More came than was allowed."""
+    """A command wrote more than was allowed."""
 
 
 class Kept:
-    """What a command writes, up to a size."""
+    """The output of a command, up to `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -158,5 +158,5 @@ class Kept:
         return b"".join(self.pieces)
 
     def text(self) -> str:
-        """Decoded, with a mark in place of what is no UTF-8: a guest may write anything."""
+        """The output as text, with a mark in place of bytes that are no UTF-8: a guest may write anything."""
         return self.data().decode("utf-8", "replace")

@@ -21,11 +21,11 @@ from hutch.spec.names import hostname
 if TYPE_CHECKING:
     from hutch.api.workspace import Workspace
 
-NOISE = 1 << 20  # bytes that a login shell may say before it begins
+NOISE = 1 << 20  # bytes that a login shell may print before the mark
 
 
 def own_side(workspace: Workspace, seconds: float | None = None) -> Side:
-    """As `run` does it, which takes root."""
+    """A side that runs commands as `run` does, which takes root."""
 
     def carry(argv: Sequence[str], output: Take, errors: Take, stdin: Iterable[bytes | None]) -> int:
         call = call_of(workspace.hutch.layout, workspace.name, argv)
@@ -38,7 +38,7 @@ def own_side(workspace: Workspace, seconds: float | None = None) -> Side:
 
 
 def ssh_side(name: str) -> Side:
-    """With the caller's own ssh, its configuration and keys; it may ask for a passphrase on the terminal."""
+    """A side by the caller's own ssh, its configuration and keys; it may ask for a passphrase on the terminal."""
 
     def carry(argv: Sequence[str], output: Take, errors: Take, stdin: Iterable[bytes | None]) -> int:
         # The program comes by the standard input, since any shell may be the login user's.
@@ -62,7 +62,7 @@ def ssh_side(name: str) -> Side:
 
 
 class After:
-    """Hands on what follows a mark: a login shell may say something of its own first."""
+    """A filter that passes on all output after a mark: a login shell may print something of its own first."""
 
     def __init__(self, mark: bytes, take: Take) -> None:
         self.mark = mark

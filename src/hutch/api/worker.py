@@ -27,7 +27,7 @@ def main(descriptor: str) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     control = socket.socket(fileno=int(descriptor))
     control.set_inheritable(False)
-    os.umask(0o022)  # as the command line has it
+    os.umask(0o022)  # the umask of the command line
     try:
         with control.makefile("rb") as told:
             sys.path[:] = pickle.load(told)
@@ -52,7 +52,7 @@ def portable(error: Exception) -> HutchError:
     if isinstance(error, HutchError):
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:  # noqa: BLE001 - whatever it has with it
+        except Exception:  # noqa: BLE001 - its attributes may be anything
             return HutchError(error.brief, details=error.details, resolution=error.resolution)
         return error
     text = f"{type(error).__name__}: {error}"

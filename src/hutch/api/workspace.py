@@ -48,7 +48,7 @@ class Workspace:
         change(Call(self.hutch.layout, method, {"names": [self.name]}), listen=self.hutch.listen)
 
     def status(self) -> dict[str, Any]:
-        """How it stands: the same as an entry of `hutch status --json`."""
+        """The state of the workspace: the same as an entry of `hutch status --json`."""
         return self.hutch.status(self.name)
 
     @overload
@@ -108,8 +108,8 @@ class Workspace:
     def put(self, source: Argument, target: Argument, *, timeout: float | None = None, into: bool = False) -> Copied:
         """Copy a file or a directory of the host to `target` inside, as the login user; see `get`.
 
-        Symbolic links are copied as links, but for `source` itself. What is copied belongs to the login user there;
-        modes and times are kept. Needs tar inside.
+        Symbolic links are copied as links, but for `source` itself. Copies belong to the login user there; modes and
+        times are kept. Needs tar inside.
         """
         # Spares the start-up of `hutch exec`.
         from hutch.api.copying import put
@@ -132,12 +132,12 @@ class Workspace:
         `into`, it goes into a `target` that is there. A file goes into a `target` that is a directory. The directory
         above `target` must be there. Paths inside are relative to the login user's home.
 
-        What comes belongs to the caller. Whatever the workspace answers, nothing is written outside of `target`. A copy
+        The copy belongs to the caller. Whatever the workspace answers, nothing is written outside of `target`. A copy
         stands beside it until it is whole, and nothing of it is kept when the workspace fails, sends more than `limit`
         bytes or a name that leads elsewhere, or when a file would take the place of a directory or the other way round.
         Only where the host's own file system refuses to have files moved into a directory that is there, those that
-        were moved by then stay. Devices, sockets and links that lead out of the tree are left out, and are told of in
-        what is returned. Nobody but the owner may write what comes, and nothing is setuid.
+        were moved by then stay. Devices, sockets and links that lead out of the tree are left out, and are named in the
+        result. Nobody but the owner may write the copy, and nothing in it is setuid.
         """
         # Spares the start-up of `hutch exec`.
         from hutch.api.copying import get

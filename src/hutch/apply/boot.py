@@ -1,8 +1,8 @@
-"""The host's side as a unit: what reconciles the host when it boots, and clears it when systemd is told to stop all. A
+"""The host's side as a unit: it reconciles the host when it boots, and clears it when systemd is told to stop all. A
 short program; nothing of it stays.
 
 The command line reconciles the host itself and then starts services that want this unit, and it holds the lock
-meanwhile. So nothing is done, and no lock waited for, where what is asked for is so already.
+meanwhile. So nothing is done, and no lock waited for, where the host is already as asked.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Host:
         self.layout = layout
 
     def listen(self, name: str, event: str, text: str) -> None:
-        """For the journal."""
+        """Print an event for the journal."""
         os.write(2, f"{name}: {text}\n".encode())
 
     def is_reconciled(self) -> bool:

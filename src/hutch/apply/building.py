@@ -33,7 +33,7 @@ from hutch.state import make_directory, read_network, read_records
 
 
 def recipe_of(layout: Layout, workspace: WorkspaceSpec) -> Recipe:
-    """What the workspace's image is made from. For a rootfs it looks at the source, to see whether it changed."""
+    """The recipe of the workspace's image. For a rootfs it looks at the source, to see whether it changed."""
     scheme, _, path = workspace.image.partition(":")
     fingerprint = observe_fingerprint(path, layout) if scheme == "rootfs" else ""
     return make_recipe(workspace.image, workspace.packages, workspace.setup, fingerprint=fingerprint)
@@ -76,7 +76,7 @@ def ensure_images(
 
 
 def missing_of(layout: Layout, image: str, boots_machine: bool) -> str:
-    """What is not in the cache of all that a start of a workspace takes from there; "" for nothing."""
+    """The part that a start of a workspace lacks in the cache, in words; "" for nothing."""
     if not whole_image(layout, image):
         return image
     if not boots_machine:

@@ -1,4 +1,4 @@
-"""What others on this host do to workspaces, and what hutch may do about it: facts in, findings and repairs out."""
+"""Coexistence with other software on this host, and what hutch may do for it: facts in, findings and repairs out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FIX = "`sudo hutch doctor --fix`"
 STUB = ("127.0.0.53", "127.0.0.54")
 UNMANAGED = "[keyfile]\nunmanaged-devices+={devices}\n"
 SUBNETS = ipaddress.IPv4Network("192.168.0.0/16")
-"""Where another subnet is looked for when the usual one is somebody's."""
+"""The range in which another subnet is looked for when the usual one is somebody's."""
 
 
 @dataclass(frozen=True)
 class Repairs:
-    """What `doctor --fix` is to see to; `forwarding` is that it must be on."""
+    """The repairs that `doctor --fix` is to make; `forwarding` says that it must be turned on."""
 
     obstacles: tuple[Obstacle, ...] = ()
     files: tuple[DropIn, ...] = ()
@@ -46,7 +46,7 @@ def check_neighbours(seen: Neighbours) -> list[Finding]:
 
 
 def wanted_repairs(seen: Neighbours) -> Repairs:
-    """What is safe: it opens no more than hutch's own rules let through, and can be taken back."""
+    """The safe repairs: they open no more than hutch's own rules let through, and can be taken back."""
     return Repairs(
         obstacles=obstacles_of(seen),
         files=(unmanaged(seen),) if is_managed(seen) else (),
@@ -56,7 +56,7 @@ def wanted_repairs(seen: Neighbours) -> Repairs:
 
 
 def check_orphans(seen: Neighbours) -> Iterator[Finding]:
-    """Somebody deleted a state directory under its workspaces."""
+    """Findings on state directories that somebody deleted under their workspaces."""
     for state in seen.orphans:
         means = f"{state} is gone, and its network and its workspaces are still on this host"
         other = f"`sudo env HUTCH_STATE_DIR={shlex.quote(state)} hutch doctor --fix`, with its HUTCH_RUN_DIR"
@@ -70,7 +70,7 @@ def obstacles_of(seen: Neighbours) -> tuple[Obstacle, ...]:
 
 
 def stopping(seen: Neighbours) -> State:
-    """What workspaces cannot do without is a conflict now where there are any."""
+    """The state of a finding that stops workspaces: a conflict now where there are any."""
     return "conflict" if seen.workspaces.addresses or seen.is_linked else "warning"
 
 
@@ -122,7 +122,7 @@ def check_manager(seen: Neighbours) -> Iterator[Finding]:
 
 
 def check_names(seen: Neighbours) -> Finding:
-    """What workspaces find out is what this host's own programs find out: the router asks as they do."""
+    """The finding on names: workspaces get the answers that this host's programs get, as the router asks like them."""
     name = "names" if seen.answers is None else "systemd-resolved"
     if not seen.servers:
         return Finding(name, "warning", "/etc/resolv.conf names no server: workspaces find no names", "add one")
@@ -164,7 +164,7 @@ def check_forwarding(seen: Neighbours) -> Finding:
 
 
 def check_addresses(seen: Neighbours) -> Finding:
-    """Others' networks, and ours."""
+    """The finding on addresses: others' networks, and ours."""
     network = seen.workspaces.network
     if seen.is_foreign:
         return Finding(
@@ -193,7 +193,7 @@ def find_clashes(seen: Neighbours) -> Iterator[tuple[str, str, str]]:
 
 
 def others_of(seen: Neighbours) -> dict[str, ipaddress.IPv4Network]:
-    """The networks that are not ours, by what they are called."""
+    """The networks that are not ours, by their names in messages."""
     found = {
         f"{info['local']}/{info['prefixlen']} of {name}": ipaddress.IPv4Interface(
             f"{info['local']}/{info['prefixlen']}"

@@ -1,4 +1,4 @@
-"""What a host lacks, and what follows: facts in, findings out. Nothing here looks or repairs."""
+"""Findings on what a host lacks, and what follows: facts in, findings out. Nothing here looks or repairs."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ LIMITS = {
     "cpu": ("processors", "a busy container takes time from everybody"),
 }
 YES: dict[Manager, str] = {"apt": "--yes", "dnf": "--assumeyes", "pacman": "--noconfirm"}
-"""How a package manager is told that it need not ask."""
+"""The option that tells a package manager not to ask."""
 UNIFIED = "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1), so that controllers are not taken by v1"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`means` is what follows for people, `do` what puts it right, "" where there is nothing to do."""
+    """A finding: `means` is what follows for people, `do` what puts it right, "" where there is nothing to do."""
 
     name: str
     state: State
@@ -132,7 +132,7 @@ def check_limits(found: Abilities) -> Iterator[Finding]:
 
 
 def check_quota(found: Abilities) -> Finding:
-    """Of the state directory; a home that is somewhere else may be on another file system."""
+    """The finding on quotas of the state directory; a home elsewhere may be on another file system."""
     where, elsewhere = f"homes in {found.state}", "of those elsewhere `hutch status` tells"
     if not found.unlimited:
         return Finding("limit of homes", "ok", f"`disk` limits {where} too; {elsewhere}")
@@ -140,7 +140,7 @@ def check_quota(found: Abilities) -> Finding:
 
 
 def check_log(found: Abilities) -> Finding:
-    """The kernel's own: what is written there is read by the journal, in nobody's cgroup."""
+    """The finding on the kernel's own log: the journal reads it, in nobody's cgroup."""
     if not found.lists_tasks:
         return Finding("kernel log", "ok", "a workspace without memory writes a line there for what is ended")
     return Finding(

@@ -33,7 +33,7 @@ NETWORK_LIBRARY = Path(__file__).with_name("ejected_network.sh")
 REMOVAL_LIBRARY = Path(__file__).with_name("ejected_remove.sh")
 README = Path(__file__).with_name("ejected_readme.txt")
 PYTHON = "/usr/bin/python3"
-"""The host's own, for the programs that steps run: its standard library is all that they need."""
+"""The host's own Python, for the programs that steps run: its standard library is all that they need."""
 PROGRAMS = (
     *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/hot_mount.py"),
     *("seccomp/install.py", "seccomp/filters.py"),
@@ -48,12 +48,12 @@ PARTS = (
     *("image", "keys", "network", "programs", "units", "known_hosts", "hosts", "README", "remove"),
     *(f"workspace/{part}" for part in ("root", "ssh", "unit")),
 )
-"""What the script `remove` deletes: everything but the home."""
+"""The parts that the script `remove` deletes: everything but the home."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A file of an ejected workspace; a script where it `runs`. What holds secrets is root's alone."""
+    """A file of an ejected workspace; a script where it `runs`. One that holds secrets is root's alone."""
 
     content: str
     runs: bool = False
@@ -66,7 +66,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Ejection:
-    """What is to be ejected: where to, its Launch there, what it is made from, and what serves it."""
+    """A workspace to be ejected: its layout, its Launch there, its settings and network, and the services for it."""
 
     layout: Ejected
     launch: Launch
@@ -100,7 +100,7 @@ def render_units(subject: Ejection) -> dict[str, str]:
 
 
 def _plain(text: str, layout: Ejected) -> str:
-    """The words that lead to hutch lead to the directory instead."""
+    """The text of a unit, with references to the directory in place of those to hutch."""
     header = f"# Of the workspace {layout.name}, see {layout.readme}. Nothing writes it anew.\n"
     text = text.replace(WRITTEN_BY, header).replace(unit_texts.DOCUMENTATION, f"Documentation=file:{layout.readme}")
     return text.replace("Description=hutch: ", f"Description=Workspace {layout.name}: ")
@@ -128,7 +128,7 @@ def render_files(subject: Ejection) -> dict[Path, Text]:
 
 
 def render_network(subject: Ejection) -> str:
-    """The script that makes the network and takes it away: what hutch does when it reconciles a host."""
+    """The script that makes the network and takes it away, as hutch does when it reconciles a host."""
     layout, network = subject.layout, subject.network
     settings = {
         "here": str(layout.state),
@@ -163,7 +163,7 @@ def render_network(subject: Ejection) -> str:
 
 
 def _program(layout: Ejected, module: str, arguments: str) -> str:
-    """A line that runs one of those that import others; `arguments` in the words of the shell."""
+    """A line that runs a module which imports others; `arguments` in the words of the shell."""
     return f"{shlex.join(own_program(module, PYTHON, layout.programs))} {arguments}"
 
 

@@ -49,13 +49,13 @@ from hutch.state import (
 from hutch.trees.removing import remove_tree
 
 COPY_SECONDS = 1800.0
-START_SECONDS = 180.0  # of its network and what serves it; and of the workspace itself, whose own deadline is shorter
+START_SECONDS = 180.0  # seconds for network and services, and for the workspace itself, whose own deadline is shorter
 NEEDED = ("seccomp.install", "runtime.pre_exec", "host.storage.hot_mount", "host.storage.unbind", "trees.changing")
 TRY = f"import sys; sys.path.insert(0, sys.argv[1]); import {', '.join(f'hutch.{name}' for name in NEEDED)}"
 
 
 def check(layout: Layout, record: Record, target: Ejected) -> None:
-    """Refuse, before anything is touched, what cannot be ejected."""
+    """Refuse, before anything is touched, a workspace that cannot be ejected."""
     name, policy = record.name, policy_of(record.wanted)
     for is_so, why, resolution in (
         (
@@ -86,7 +86,7 @@ def check(layout: Layout, record: Record, target: Ejected) -> None:
 
 
 def _check_place(layout: Layout, record: Record, target: Ejected) -> None:
-    """Refuse what would be in the way of somebody, or cannot take the home."""
+    """Refuse a place that is in use already, or cannot take the home."""
     taken = [str(units.directory() / unit) for unit in _units_of(target) if os.path.lexists(units.directory() / unit)]
     taken += [f"network namespace {target.namespace}"] if has_namespace(target) else []
     taken += [f"interface {target.uplink_host}"] if target.uplink_host in router.observe_host().links else []
@@ -137,7 +137,7 @@ def may_be_renamed_in(uid: int, mode: int) -> bool:
 
 
 def eject(layout: Layout, record: Record, target: Ejected, listen: Listener) -> None:
-    """Eject a workspace that can be. What ran runs again afterwards. The caller holds the lock."""
+    """Eject a workspace that can be. One that ran runs again afterwards. The caller holds the lock."""
     is_up = has_processes(observe(layout, record.name).state)
     network, records = read_network(layout), read_records(layout)
     if network is None:
@@ -166,7 +166,7 @@ def eject(layout: Layout, record: Record, target: Ejected, listen: Listener) -> 
 def _move(
     layout: Layout, records: Mapping[str, Record], record: Record, target: Ejected, network: Network, *, is_up: bool
 ) -> None:
-    """All that can be undone."""
+    """Take all steps that can be undone."""
     subject = make_subject(layout, records, record, target, network)
     _copy(layout, record, target)
     _write(subject)
@@ -182,7 +182,7 @@ def _move(
 
 
 def _hand_over_forwarding(layout: Layout, target: Ejected) -> None:
-    """Where hutch has this host forward packets, whoever leaves last puts it back."""
+    """Note the earlier state of forwarding, if hutch has turned it on: whoever leaves last puts it back."""
     record = read_network(layout)
     if record is not None and record.sysctls.get(router.FORWARDING) == "0":
         make_directory(target.run)
@@ -193,8 +193,8 @@ def _hand_over_forwarding(layout: Layout, target: Ejected) -> None:
 def make_subject(
     layout: Layout, records: Mapping[str, Record], record: Record, target: Ejected, network: Network
 ) -> Ejection:
-    """What it becomes. Its network is as hutch's, with a way to the host of its own: one that nobody has, also of those
-    that do not run now."""
+    """The ejected form of a workspace. Its network is as hutch's, with an uplink of its own: one that nobody has, nor
+    any ejected workspace that does not run now."""
     host = router.observe_host()
     earlier = [Ejected.beside(layout, r.name, Path(r.ejected)) for r in records.values() if r.ejected]
     uplinks = [network.uplink, *(_text(other.uplink_file) for other in earlier)]
@@ -226,22 +226,22 @@ def _text(path: Path) -> str:
 
 
 def subject_home(layout: Layout, record: Record, target: Ejected) -> str:
-    """Where the home is afterwards. A directory of the owner's stays where it is."""
+    """The path of the home afterwards. A directory of the owner's stays where it is."""
     own = record.wanted.home
     return str(target.home(record.name)) if own == str(layout.home(record.name)) else str(own)
 
 
 def _moved(layout: Layout, record: Record, target: Ejected) -> tuple[tuple[Path, Path], ...]:
-    """What is neither copied nor lost: (hutch's, the other's)."""
+    """The directories that are renamed, neither copied nor lost: (hutch's path, the new one)."""
     name = record.name
     return (layout.home(name), target.home(name)), (layout.root(name), target.root(name))
 
 
 def _copy(layout: Layout, record: Record, target: Ejected) -> None:
-    """The image, the keys, and the programs. Nothing of that is a guest's."""
+    """Copy the image, the keys, and the programs. No guest wrote any of that."""
     name = record.name
     make_directory(target.state)
-    _check_roots_own(target.state)  # as it is now: somebody may have been faster in a directory like /tmp
+    _check_roots_own(target.state)  # checked as it is now: somebody may have been faster in a directory like /tmp
     gid, _ = ssh.owner_of(record.wanted.uid)
     shares.ensure_closed(target.workspace(name), gid)
     make_directory(target.image_root(record.image).parent, 0o700)
@@ -261,7 +261,7 @@ def _copy(layout: Layout, record: Record, target: Ejected) -> None:
 
 
 def _copy_image(tree: Path, copy: Path) -> None:
-    """Nobody ever writes in an image: where the file system is the same one, it need not be there twice."""
+    """Copy an image's tree, by hard links on the same file system: nobody ever writes in an image."""
     linked = run(["cp", "--archive", "--link", "--", str(tree), str(copy)], check=False, timeout=COPY_SECONDS)
     if linked.returncode != 0:
         remove_tree(copy)
@@ -269,7 +269,7 @@ def _copy_image(tree: Path, copy: Path) -> None:
 
 
 def _write(subject: Ejection) -> None:
-    """All texts; and nothing of it, nor of what has been copied, is lost when the power fails."""
+    """Write all texts, and sync the file system, so that neither they nor the copies are lost when the power fails."""
     target = subject.layout
     for path, text in render_files(subject).items():
         make_directory(path.parent, 0o700 if text.is_secret else 0o755)
@@ -278,7 +278,7 @@ def _write(subject: Ejection) -> None:
 
 
 def _release(layout: Layout, records: Mapping[str, Record], record: Record) -> None:
-    """Take hutch's mounts from what the workspace can write; from now on it has its own."""
+    """Take hutch's mounts from the directories that the workspace can write; from now on it has its own."""
     others = in_force(layout, {name: r for name, r in records.items() if name != record.name})
     shared = {path for other in others.values() for path in shares.writable_paths(other.wanted)}
     for path in shares.writable_paths(record.wanted):
@@ -287,7 +287,7 @@ def _release(layout: Layout, records: Mapping[str, Record], record: Record) -> N
 
 
 def _install(layout: Layout, record: Record, subject: Ejection, *, is_up: bool) -> None:
-    """Where the host looks for it; and start it, if it ran."""
+    """Install its names, keys and units where the host looks for them; and start it, if it ran."""
     target, texts = subject.layout, render_units(subject)
     host_key = _text(target.host_key(record.name).with_name(target.host_key(record.name).name + ".pub"))
     peer = ssh.Peer(record.name, subject.member.ip, subject.workspace.user, host_key)
@@ -312,7 +312,7 @@ def _units_of(target: Ejected) -> tuple[str, ...]:
 
 
 def undo(layout: Layout, record: Record) -> None:
-    """It is hutch's again, and stopped. May be called again."""
+    """Make the workspace hutch's again, and stopped. May be called again."""
     target = Ejected.beside(layout, record.name, Path(record.ejected))
     units.remove_units(_units_of(target))
     hosts_file.ensure_hosts(target, {})
@@ -329,7 +329,7 @@ def undo(layout: Layout, record: Record) -> None:
 
 
 def _move_back(there: Path, own: Path) -> None:
-    """Never over a directory that has anything in it."""
+    """Move a directory back, never over one that has anything in it."""
     try:
         os.rename(there, own)
     except OSError as error:
@@ -342,7 +342,7 @@ def _move_back(there: Path, own: Path) -> None:
 
 
 def finish(layout: Layout, record: Record) -> None:
-    """Hutch has nothing of it any more. May be called again."""
+    """Delete all that hutch still has of the workspace but its record. May be called again."""
     control.stop_all(layout, [record.name])
     control.forget(layout, record.name)
     remove_tree(layout.host_key(record.name).parent)
@@ -351,12 +351,12 @@ def finish(layout: Layout, record: Record) -> None:
 
 
 def is_there(record: Record) -> bool:
-    """Whether what was ejected has not been removed since."""
+    """Whether an ejected workspace has not been removed since."""
     return bool(record.ejected) and (Path(record.ejected) / "README").exists()
 
 
 def recover_ejected(layout: Layout, names: Sequence[str]) -> None:
-    """What a killed run left half done, before the host is reconciled again."""
+    """Undo or finish the half-done ejections of a killed run, before the host is reconciled again."""
     for name, record in read_records(layout).items():
         if name in names and record.ejected:
             (finish if record.removed else undo)(layout, record)

@@ -1,6 +1,6 @@
-"""What is behind a workspace, as text that a sysadmin can read and replay. Reads the host, changes nothing.
+"""Explanations of a workspace, as text that a sysadmin can read and replay. Reads the host, changes nothing.
 
-All of it comes from the very functions that make these things; what is put together here is titles and their order.
+All of it comes from the very functions that make these things; only titles and their order are added here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Section:
 
 
 def explain(layout: Layout, record: Record) -> tuple[Section, ...]:
-    """Everything that the next start of a workspace makes, and what stands on the host for it."""
+    """The sections on all that the next start of a workspace makes, and on the host's part in it."""
     found, records = read_network(layout), read_records(layout)
     if found is None:
         raise no_network()
@@ -56,14 +56,14 @@ def explain(layout: Layout, record: Record) -> tuple[Section, ...]:
 
 
 def known_accelerator(layout: Layout, record: Record) -> Accelerator | None:
-    """What a machine runs under, as far as it has been tried already: here nothing is started."""
+    """The accelerator of a machine, as far as it has been tried already: here nothing is started."""
     if not is_machine(record.wanted):
         return None
     return recall_accelerator(layout) or Accelerator("tcg", None, None, "no guest has been tried yet")
 
 
 def describe(layout: Layout, record: Record) -> str:
-    """What it is, and which start the rest is about."""
+    """Two lines: the workspace itself, and the start that the rest is about."""
     if not holds_identity(observe_state(layout, record)):
         how = "it does not run; what follows is its next start"
     elif record == record.with_booted():
@@ -76,7 +76,7 @@ def describe(layout: Layout, record: Record) -> str:
 def explain_network(
     layout: Layout, network: Network, records: Mapping[str, Record], members: Sequence[Member]
 ) -> Iterable[Section]:
-    """Uplink, bridge, kernel settings and what serves all."""
+    """Uplink, bridge, kernel settings and the shared services."""
     in_router = ["ip", "-n", layout.namespace, "-batch", "-"]
     yield Section(
         f"network: bridge {network.bridge} ({network.subnet}), "
@@ -119,7 +119,7 @@ def explain_firewall(layout: Layout, network: Network, members: tuple[Member, ..
 
 
 def explain_names(layout: Layout, record: Record) -> Iterable[Section]:
-    """How ssh finds and trusts it, and who may log in."""
+    """The section on names and keys: how ssh finds and trusts it, and who may log in."""
     wanted = record.wanted
     holders = ssh.key_holders(wanted.authorized_keys, wanted.uid)
     lines = (
@@ -134,12 +134,12 @@ def explain_names(layout: Layout, record: Record) -> Iterable[Section]:
 
 
 def guards(record: Record) -> str:
-    """The mounts that keep what a guest makes from counting on the host."""
+    """The mounts that keep a guest's devices and setuid files from counting on the host."""
     return "\n".join(shlex.join(shares.render_guard(path)) for path in shares.writable_paths(record.wanted))
 
 
 def explain_launch(layout: Layout, launch: Launch) -> Iterable[Section]:
-    """How it is run: as a unit, and the script of that."""
+    """The sections on its service: the units, and the script that it runs."""
     for unit, text in (
         (launch.unit, render_service(launch, layout)),
         (layout.slice(launch.workspace), render_slice(launch)),

@@ -1,4 +1,4 @@
-"""What virtual machines are made of on this host: files, programs, and what runs them."""
+"""The hardware of virtual machines on this host: files, programs, and the accelerator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hutch.spec.names import Layout
 
 
 def machine_of(layout: Layout, image: str) -> Machine:
-    """What machines of an image boot from; it is in the cache beside the image."""
+    """The machine of an image; it is in the cache beside the image."""
     machine = observe_machine(layout, image)
     if machine is None:
         raise HutchError(
@@ -30,13 +30,13 @@ def machine_of(layout: Layout, image: str) -> Machine:
 
 
 def any_machine(layout: Layout) -> Machine | None:
-    """What some machine would boot from, if there is anything in the cache."""
+    """Some machine of an image, if there is any in the cache."""
     found = (observe_machine(layout, entry.name) for entry in entries(layout.images))
     return next((machine for machine in found if machine is not None), None)
 
 
 def accelerator_of(layout: Layout, image: str) -> Accelerator:
-    """What runs machines of an image here. The caller holds the lock: the first time, a guest has to prove it."""
+    """The accelerator of machines of an image. The caller holds the lock: the first time, a guest has to prove it."""
     return observe_accelerator(layout, machine_of(layout, image))
 
 

@@ -1,4 +1,4 @@
-"""What on the host is not as the records say: seen and named here, left alone, and put right by the next `up`.
+"""Differences between the host and the records: seen and named here, left alone, and put right by the next `up`.
 
 It compares as reconcile does, by the same functions, with what was in force before the plan: what a changed hutch.toml
 is about to change is no damage.
@@ -36,13 +36,13 @@ from hutch.spec.names import Layout
 from hutch.spec.record import Record, has_processes, present
 
 DELETED = "//deleted"
-"""What the kernel puts behind the directory of a mount that has been deleted."""
+"""The suffix that the kernel puts behind the directory of a mount that has been deleted."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """`repairs` cost nobody anything; `broken` is, by workspace, what only a restart gives back to it; `lost` is, in
-    words, what `up` cannot bring back; `obstacles` are what others' firewalls stop, which is theirs to let pass."""
+    """Findings: `repairs` cost nobody anything; `broken` are, by workspace, parts that only a restart gives back;
+    `lost` is, in words, what `up` cannot bring back; `obstacles` are stops by others' firewalls, theirs to let pass."""
 
     repairs: tuple[Repair, ...] = ()
     broken: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
@@ -71,8 +71,8 @@ def inspect(layout: Layout, applied: Network | None, records: Mapping[str, Recor
 
 
 def is_bare(layout: Layout, serving: Iterable[str]) -> bool:
-    """Whether nothing has been made that only workspaces that run have need of: systemd has it made when it starts the
-    first of them, so after a boot without any, that it is not there is no damage."""
+    """Whether the parts of the host that only running workspaces need have not been made: systemd has them made when it
+    starts the first of them, so their absence after a boot without any is no damage."""
     idle = not any(has_processes(observe(layout, name).state) for name in serving)
     return awaits_a_start(layout.reconciled) and idle
 
@@ -84,11 +84,11 @@ def wrong_network(
     host: router.HostNetwork,
     facts: router.RouterFacts,
 ) -> Iterator[Repair]:
-    """The router, the ports on it, the resolvers and the settings of the kernel."""
+    """Repairs of the router, the ports on it, the resolvers and the settings of the kernel."""
     members = members_of(serving, applied)
     rules = router.wanted_rules(layout, applied, members, host)
     wrong = router.differences(layout, applied, rules, host, facts)
-    if "router" in wrong:  # all else went with it
+    if "router" in wrong:  # all other parts went with it
         yield Repair("router", wrong["router"])
         return
     for part, found in wrong.items():
@@ -107,7 +107,7 @@ def wrong_network(
 
 
 def wrong_homes(layout: Layout, serving: Mapping[str, Record]) -> Iterator[Repair]:
-    """Homes, and what keeps the host safe from what guests write there."""
+    """Repairs of homes, and of the mounts that keep the host safe from what guests write there."""
     mounts = shares.observe_tree()
     for name, record in serving.items():
         workspace = record.wanted
@@ -132,7 +132,7 @@ def lost_keys(layout: Layout, serving: Collection[str]) -> dict[str, str]:
 
 
 def wrong_trust(layout: Layout, serving: Mapping[str, Record], lost: Collection[str]) -> Iterator[Repair]:
-    """Keys, names, and what ssh is told of them."""
+    """Repairs of keys, names, and ssh's files about them."""
     peers, keys = peers_of(layout, serving), own_keys(layout, serving)
     unnamed = [peer.name for peer in peers if not peer.host_key]
     for name in unnamed:
@@ -153,8 +153,8 @@ def wrong_trust(layout: Layout, serving: Mapping[str, Record], lost: Collection[
 def broken_workspaces(
     layout: Layout, serving: Mapping[str, Record], links: Collection[str] | None
 ) -> dict[str, tuple[Change, ...]]:
-    """What was taken from workspaces that run. Nothing is said of one that has been started or stopped meanwhile, and
-    of ports in a namespace that has lost its name."""
+    """The parts that running workspaces have lost. Workspaces that were started or stopped meanwhile are left out, and
+    so are ports in a namespace that has lost its name."""
     found = {}
     for name, record in serving.items():
         now = observe(layout, name)
@@ -191,15 +191,15 @@ def has_lost_tree(layout: Layout, name: str, pid: int) -> bool:
 
 
 def unbuilt_images(layout: Layout, wanted: Mapping[str, Wanted]) -> dict[str, str]:
-    """The workspaces of which something is not in the cache that they start from, each with what, in words."""
+    """The workspaces that lack something in the cache to start from, each with the missing part, in words."""
     needed = {name: (target.image, is_machine(target.workspace)) for name, target in wanted.items()}
     missing = {need: missing_of(layout, *need) for need in set(needed.values())}
     return {name: f"{missing[need]} is not in the cache" for name, need in needed.items() if missing[need]}
 
 
 def with_findings(plan: Plan, seen: Findings, unbuilt: Mapping[str, str], records: Mapping[str, Record]) -> Plan:
-    """The plan, with what is repaired on the way. An image that is built for a start is a note on that; one that was
-    there, and went, while nothing else is to be done, is a repair."""
+    """The plan, with the repairs on the way. An image that is built for a start is a note on that; one that was there,
+    and went, while no start is planned, is a repair."""
     actions, repairs = [], []
     for action in plan.actions:
         missing, before = unbuilt.get(action.workspace, ""), records.get(action.workspace)
@@ -215,7 +215,7 @@ def with_findings(plan: Plan, seen: Findings, unbuilt: Mapping[str, str], record
 
 
 def warnings_of(layout: Layout, applied: Network | None, records: Mapping[str, Record]) -> dict[str, list[str]]:
-    """What is wrong, in words, by workspace. What is everybody's is said with each."""
+    """Warnings, in words, by workspace. Those about all of them are given with each."""
     there = present(records)
     targets = {name: Wanted(record.wanted, record.image) for name, record in there.items()}
     try:

@@ -1,4 +1,4 @@
-"""A workspace's record, with what the host has for it, as a Launch."""
+"""Launches: made from a workspace's record, and from the host's keys and hardware for it."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def make_launch(
     *,
     ceiling: int | None = None,
 ) -> Launch:
-    """The Launch of a workspace as recorded; a machine needs to know what it runs under, and one that runs already with
-    how much memory it was started (`ceiling`)."""
+    """The Launch of a workspace as recorded; a machine needs its accelerator, and one that runs already the memory that
+    it was started with (`ceiling`)."""
     # Spares the start-up of `hutch start`: it is done while the runner loads itself.
     from hutch.backends import launch_of
 
     keys = []
     for path in public_keys(layout, record):
         text = read_or_none(path)
-        if text is None:  # without it, somebody could not log in
+        if text is None:  # without the key, somebody could not log in
             raise HutchError(f"{path} is not there", resolution=f"`hutch up {record.name}` makes it")
         keys.append(text.decode("ascii", "replace").strip())
     surroundings = surroundings_of(layout, record, network, tuple(keys), accelerator)
@@ -57,7 +57,7 @@ def surroundings_of(
     keys: tuple[str, ...],
     accelerator: Accelerator | None = None,
 ) -> Surroundings:
-    """What a backend must know beside the workspace itself; `keys` are hutch's own that open it."""
+    """The facts that a backend needs beside the workspace itself; `keys` are hutch's own that open it."""
     # Spares the start-up of `hutch start`, as above.
     from hutch.backends.launch import Surroundings
 

@@ -1,5 +1,5 @@
-"""How workspaces leave: removed, together with hutch itself, or ejected. What an earlier run left half done comes
-first; what is in the way is looked for without the lock, since that takes as long as git does."""
+"""The ways in which workspaces leave: removed, together with hutch itself, or ejected. Half-done work of an earlier run
+comes first; obstacles are looked for without the lock, since that takes as long as git does."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def uninstall(layout: Layout, listen: Listener, *, purge: bool, force: bool) -> 
         recover(layout, listen)
     notes: list[str] = []
     if purge:
-        hutchs = [name for name, record in read_records(layout).items() if not record.ejected]  # which needs it no more
+        hutchs = [name for name, record in read_records(layout).items() if not record.ejected]  # others need it no more
         for found in remove(layout, hutchs, listen, purge=True, force=force).values():
             notes += found
     with lock(layout):
@@ -73,9 +73,9 @@ def uninstall(layout: Layout, listen: Listener, *, purge: bool, force: bool) -> 
 
 
 def take_away(layout: Layout) -> tuple[str, ...]:
-    """Stop every workspace, and take from the host what is not under the state directory. What stays are homes, keys,
-    images and records: of these the next `up` makes the same workspaces again. May be called again. Returns notes for
-    the user."""
+    """Stop every workspace, and take from the host all that is not under the state directory. Homes, keys, images and
+    records stay: of these the next `up` makes the same workspaces again. May be called again. Returns notes for the
+    user."""
     records = read_records(layout)
     names = tuple(sorted({*present(records), *(entry.name for entry in entries(layout.run / "workspaces"))}))
     notes = [*removal.give_back(layout)]
@@ -97,7 +97,7 @@ def take_away(layout: Layout) -> tuple[str, ...]:
 
 
 def check_saved(layout: Layout, records: Mapping[str, Record]) -> None:
-    """Refuse where unsaved git work or a live session is in the way. What was ejected has neither here."""
+    """Refuse where unsaved git work or a live session is in the way. An ejected workspace has neither here."""
     found = {name: obstacles(layout, record) for name, record in records.items() if not record.ejected}
     if details := [f"{name}: {line}" for name, lines in found.items() for line in lines]:
         raise HutchError(
@@ -106,8 +106,8 @@ def check_saved(layout: Layout, records: Mapping[str, Record]) -> None:
 
 
 def delete_state(layout: Layout) -> None:
-    """Delete what is left once no workspace is: images, above all, and what was learned of this host. What has been
-    ejected needs nothing of it."""
+    """Delete the state directory once no workspace is left: images, above all, and facts learned of this host. Ejected
+    workspaces need nothing of it."""
     if found := [name for name, record in read_records(layout).items() if not record.ejected]:
         raise HutchError(f"{layout.state} stays: there is {', '.join(found)}", resolution="remove that first")
     if layout.repairs.exists():

@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from hutch.spec.names import Layout
 
 Action = Callable[[], dict[str, str]]
-"""Returns key -> why it could not be done; HutchError when nothing could."""
+"""A step that returns key -> why it could not be done; HutchError when nothing could."""
 
 LIMITS = {"vcpus", "memory"}
-GUEST_SECONDS = 15.0  # that a guest has for what it is told; without KVM, a login alone takes one of them
+GUEST_SECONDS = 15.0  # for a guest to carry out a command; without KVM, a login alone takes one of them
 IDENTITY = Path(guest.__file__).with_name("identity.sh")
 
 
 def apply_live(
     layout: Layout, network: Network, records: dict[str, Record], names: Iterable[str], listen: Listener
 ) -> dict[str, str]:
-    """Put in force what is wanted and needs no restart, in those that run. The caller holds the lock and has reconciled
-    the host. Returns name -> why not all of it."""
+    """Put changes that need no restart in force, in workspaces that run. The caller holds the lock and has reconciled
+    the host. Returns name -> why not all of them."""
     failures = {}
     for name in names:
         record, now = records[name], observe(layout, name)
@@ -93,7 +93,7 @@ class _Live:
         return make_launch(self.layout, as_booted, self.network, accelerator, ceiling=self.booted.memory)
 
     def apply(self) -> tuple[Booted, str]:
-        """What is in force by now, and why not all of it."""
+        """Apply the change; returns the settings in force by now, and why others are not."""
         failures: dict[str, str] = {}
         for keys, action in self._actions():
             if concerned := self.keys & keys:
@@ -106,8 +106,8 @@ class _Live:
         return replace(self.booted, workspace=replace(self.target, **unchanged)), why
 
     def _actions(self) -> list[tuple[set[str], Action]]:
-        """What puts which keys in force, in this order. Keys of the host's own side have been reconciled; those that
-        have no effect on this type need nothing."""
+        """The actions in their order, each with the keys that it puts in force. Keys of the host's own side have been
+        reconciled; those that have no effect on this type need nothing."""
         renewed = {"vcpus", "memory", "disk", "mounts", "env", "authorized_keys"}
         return [
             (renewed, lambda: control.renew(self.layout, self.launch)),
@@ -116,8 +116,8 @@ class _Live:
         ]
 
     def _forget_names(self) -> dict[str, str]:
-        """What it was told under another policy opens nothing under this one, so it is to ask again. Whether the guest
-        does as it is told is its own business."""
+        """Have the guest ask again: answers that it got under another policy open nothing under this one. Whether the
+        guest does as it is told is its own business."""
         # Spares the start-up of `hutch up` where the guest need not be told.
         from hutch.access.inside import told_inside
 

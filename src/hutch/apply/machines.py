@@ -1,4 +1,4 @@
-"""What this host must have, and be able to do, before a virtual machine starts. Looks, and changes nothing.
+"""Checks of what this host must have, and be able to do, before a virtual machine starts. They change nothing.
 
 Workspaces are given as (file, name, workspace); those that are no machines of this host have nothing to fear here, and
 cost nothing.
@@ -34,8 +34,8 @@ def machines_of(starting: Iterable[Starting]) -> list[Starting]:
 
 
 def prepare_machines(layout: Layout, records: Iterable[Record], listen: Listener) -> Accelerator:
-    """What the machines among `records` run under, once nothing speaks against starting them. None of them runs. The
-    caller holds the lock."""
+    """The accelerator of the machines among `records`, once nothing speaks against starting them. None of them runs.
+    The caller holds the lock."""
     # Spares the start-up of `hutch up` for containers.
     from hutch.host.hardware.accelerator import describe_accelerator
 
@@ -49,8 +49,8 @@ def prepare_machines(layout: Layout, records: Iterable[Record], listen: Listener
 
 
 def find_accelerator(layout: Layout, machines: Sequence[Starting], images: Sequence[str]) -> Accelerator:
-    """What runs machines of these images here, once this host has the hypervisor that each names. The caller holds the
-    lock."""
+    """The accelerator of machines of these images, once this host has the hypervisor that each names. The caller holds
+    the lock."""
     # Spares the start-up of `hutch up` for containers.
     from hutch.apply.hardware import accelerator_of, hardware_of
 

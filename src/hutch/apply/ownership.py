@@ -1,4 +1,4 @@
-"""Whose is a workspace? It belongs to the file that declared it, until that lets go of it or another one adopts it.
+"""Ownership: a workspace belongs to the file that declared it, until that lets go of it or another one adopts it.
 
 A file that is renamed, or whose directory is moved, is the same file: its old path is gone, it declares what the old
 one did, and the file system tells (name_to_handle_at(2): unlike a bare inode number, a handle is not used again).
@@ -22,7 +22,7 @@ AT_FDCWD, MAX_HANDLE = -100, 128
 
 
 def origin_of(file: str) -> tuple[int, ...]:
-    """What tells a file and its directory again wherever they are; 0 for what the file system does not tell."""
+    """Handles that identify a file and its directory wherever they are; 0 where the file system gives none."""
     directory = os.path.dirname(file)
     return handle_of(file), 0 if os.path.ismount(directory) else handle_of(directory)
 
@@ -42,7 +42,7 @@ def handle_of(path: str) -> int:
 def former_paths(
     config: Config, records: Mapping[str, Record], own: tuple[int, ...], exists: Callable[[str], bool]
 ) -> set[str]:
-    """Where this very file, whose origin is `own`, was before it was renamed or moved, by what the records remember."""
+    """The paths of this very file, whose origin is `own`, before it was renamed or moved, by the records."""
     found = set()
     for name, record in records.items():
         if name not in config.workspaces or record.file == config.file or exists(record.file) or not record.origin:

@@ -1,6 +1,6 @@
 """Gathers what planning needs: the records, the states, the images; then plans. Reads the host, changes nothing.
 
-What is decided from what was gathered is decided in plan/decide, by a pure function.
+All decisions are made in plan/decide, by a pure function.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def make_plan(
 
 
 def observe_facts(layout: Layout, config: Config) -> Facts:
-    """Reads the records now, and the rest when it is asked for."""
+    """The facts for planning: records are read now, the rest when it is asked for."""
     records, applied = read_records(layout), read_network(layout)
     images: dict[tuple[object, ...], str] = {}
 
@@ -94,7 +94,7 @@ def observe_facts(layout: Layout, config: Config) -> Facts:
 
 
 def decide_ownership(config: Config, facts: Facts, *, adopt: bool) -> Ownership:
-    """What of that which is remembered is the file's. Raises HutchError for what is another one's."""
+    """The file's own among the records. Raises HutchError for a workspace that is another one's."""
     former = former_paths(config, facts.records, facts.origin, facts.exists)
     check_ownership(config, facts.records, former, facts.exists, adopt=adopt)
     return Ownership(frozenset(former), tuple(orphans(config, facts.records, former)))
@@ -110,7 +110,7 @@ def check_network(layout: Layout, network: Network, applied: Network | None) -> 
 
 
 def check_sockets(layout: Layout, config: Config) -> None:
-    """The kernel limits the path of a socket."""
+    """Refuse a runtime directory whose socket paths are longer than the kernel allows."""
     excess = max((len(str(layout.console(name))) - SUN_PATH for name in config.workspaces), default=0)
     if excess > 0:
         raise UsageError(
@@ -120,7 +120,7 @@ def check_sockets(layout: Layout, config: Config) -> None:
 
 
 def check_owners(file: str, resolved: Mapping[str, WorkspaceSpec]) -> None:
-    """An account may have changed since the file or a record named it."""
+    """Check owners again: an account may have changed since the file or a record named it."""
     problems = []
     for name, workspace in resolved.items():
         try:
@@ -134,5 +134,5 @@ def check_owners(file: str, resolved: Mapping[str, WorkspaceSpec]) -> None:
 def _keys_of(owner: int) -> tuple[str, ...]:
     try:
         return owner_keys(find_owner(owner))
-    except Invalid:  # which check_owners tells
+    except Invalid:  # check_owners tells of it
         return ()

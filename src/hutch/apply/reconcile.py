@@ -33,8 +33,8 @@ from hutch.state import read_network, remove_network, write_network
 
 
 def with_uplink(layout: Layout, network: Network) -> Network:
-    """The network with its uplink chosen: the one it had, or the first free one. One that is there and that no record
-    tells of is what a lost record leaves."""
+    """The network with its uplink chosen: the one it had, or the first free one. An uplink on the host that no record
+    tells of was left by a lost record."""
     if network.uplink:
         return network
     record = read_network(layout)
@@ -45,7 +45,7 @@ def with_uplink(layout: Layout, network: Network) -> Network:
 
 
 _choosing = ExitStack()
-"""Has the host's lock while a first network is chosen and made."""
+"""The holder of the host's lock while a first network is chosen and made."""
 
 
 @contextmanager
@@ -61,14 +61,14 @@ def first_network(layout: Layout) -> Iterator[None]:
 def reconcile_network(
     layout: Layout, network: Network, file: str, records: Mapping[str, Record], looking: Gathering | None = None
 ) -> None:
-    """Router, filters, resolvers and kernel settings."""
+    """Reconcile router, filters, resolvers and kernel settings."""
     serving = in_force(layout, records)
     members = members_of(serving, network)
     before = read_network(layout)
     if before is not None and before.network != network:
         remove_services(layout)
         router.remove_router(layout)
-        looking = None  # what was seen is gone
+        looking = None  # the observed router is gone
     # The record comes first: after a crash it is what tells the next run what is ours, and what was there.
     record = new_record(layout, network, file) if before is None else replace(before, network=network, file=file)
     write_network(layout, record)
@@ -93,7 +93,7 @@ def reconcile_network(
 
 
 def ensure_settings(layout: Layout, record: NetworkRecord, members: Iterable[Member]) -> None:
-    """Kernel settings of the host; what they were before is noted first."""
+    """Make kernel settings of the host; their values before are noted first."""
     settings = router.wanted_sysctls(layout, members)
     different = router.observe_sysctls(settings)
     if different:
@@ -102,8 +102,8 @@ def ensure_settings(layout: Layout, record: NetworkRecord, members: Iterable[Mem
 
 
 def renew_views(layout: Layout, views: str) -> None:
-    """Tell an egress proxy that runs. It comes before the rules: what these ask for under the new policies, such as
-    addresses of names that stay listed, is there by then."""
+    """Give the views to an egress proxy that runs. It comes before the rules: the entries that these ask for under the
+    new policies, such as addresses of names that stay listed, are there by then."""
     # Spares the start-up of `hutch start` where nobody is watched.
     from hutch.host.network import egress_proxy
 
@@ -116,8 +116,8 @@ def renew_views(layout: Layout, views: str) -> None:
 
 
 def ensure_services(layout: Layout, network: Network, views: str) -> None:
-    """Start whichever does not run as wanted, once the rules are in place and have been read back; what an older
-    version has started by another name would be in its way."""
+    """Start each service that does not run as wanted, once the rules are in place and have been read back; one that an
+    older version has started by another name would be in its way."""
     remove_retired(layout)
     if views or layout.egress_control.exists():
         # Spares the start-up of `hutch start` where nobody is watched.
@@ -154,8 +154,8 @@ def reconnect(layout: Layout, network: Network, serving: Mapping[str, Record], l
 
 
 def new_record(layout: Layout, network: Network, file: str) -> NetworkRecord:
-    """What is noted before anything is made. Where another hutch has the host forward packets already, what it found
-    before that is noted here too: whichever of them leaves last puts it back."""
+    """The record that is noted before anything is made. Where another hutch has the host forward packets already, the
+    value that it found before is noted here too: whichever of them leaves last puts it back."""
     found = router.observe_forwarders()
     others = {name: state for name, alias in found.items() if (state := router.tagged_state(alias))}
     values = {}
@@ -173,7 +173,7 @@ def restorable(record: NetworkRecord, forwarders: Iterable[str]) -> dict[str, st
 
 
 def reconcile_keys(layout: Layout, records: Mapping[str, Record]) -> dict[int, str]:
-    """Host keys of workspaces, and the keys that hutch makes for users; returns those by uid."""
+    """Reconcile host keys of workspaces, and the keys that hutch makes for users; returns those by uid."""
     serving = in_force(layout, records)
     for name in serving:
         ssh.ensure_key(layout.host_key(name), names.hostname(name), published=ssh.is_published(layout, name))
@@ -185,7 +185,7 @@ def reconcile_keys(layout: Layout, records: Mapping[str, Record]) -> dict[int, s
 
 
 def reconcile_trust(layout: Layout, records: Mapping[str, Record]) -> None:
-    """Keys, names in /etc/hosts, known hosts and the ssh drop-in."""
+    """Reconcile keys, names in /etc/hosts, known hosts and the ssh drop-in."""
     keys = reconcile_keys(layout, records)
     peers = peers_of(layout, in_force(layout, records))
     hosts_file.ensure_hosts(layout, {peer.name: peer.ip for peer in peers})
@@ -193,8 +193,8 @@ def reconcile_trust(layout: Layout, records: Mapping[str, Record]) -> None:
 
 
 def reconcile_homes(layout: Layout, records: Mapping[str, Record]) -> None:
-    """Homes exist, belong to their owners, and are nosuid,nodev together with all else that guests can write; but for
-    those on something that systemd has yet to mount, to which their services see."""
+    """Make homes exist, belong to their owners, and be nosuid,nodev together with all else that guests can write; but
+    for those on something that systemd has yet to mount: their services see to these."""
     guests: dict[str, set[shares.Guest]] = {}
     here = {name: record for name, record in in_force(layout, records).items() if not record.ejected}
     for record in here.values():  # before anything is made in one of them
@@ -207,7 +207,7 @@ def reconcile_homes(layout: Layout, records: Mapping[str, Record]) -> None:
     for name, record in here.items():
         workspace = record.wanted
         gid, _ = ssh.owner_of(workspace.uid)
-        # One that cannot be does not hold up the others: whoever starts it has been told by check_shares.
+        # A home that fails does not hold up the others: whoever starts it has been told by check_shares.
         with suppress(HutchError, NotADirectoryError):
             shares.ensure_closed(layout.workspace(name), gid)
             for mount in workspace.mounts:
@@ -222,14 +222,14 @@ def reconcile_homes(layout: Layout, records: Mapping[str, Record]) -> None:
 
 
 def limit_home(layout: Layout, record: Record) -> None:
-    """Its home holds as much as its root may, where the file system can; `up` and `status` tell where it cannot."""
+    """Limit its home to `disk`, like its root, where the file system can; `up` and `status` tell where it cannot."""
     assert record.wanted.home is not None
     with suppress(HutchError, OSError):
         ensure_quota(record.wanted.home, record.uid_base, record.wanted.disk, layout.quota(record.name))
 
 
 def reconcile_user_views(layout: Layout, records: Mapping[str, Record]) -> None:
-    """What owners and the group `hutch` see."""
+    """Reconcile the user views, which owners and the group `hutch` read."""
     found = present(records)
     ensure_rooms(map(layout.runtime, found))
     machines = [name for name, r in found.items() if r.booted is not None and is_machine(r.booted.workspace)]
@@ -246,10 +246,10 @@ def reconcile_host(
     *,
     is_unit: bool = False,
 ) -> None:
-    """The host as the records want it, or bare again when there is no workspace left.
+    """Make the host as the records want it, or bare again when there is no workspace left.
 
-    `connect` is called once the network is in place: what waits to join it need not wait for names and keys. `is_unit`
-    is said by the host's own unit, which is active once it has reconciled the host.
+    `connect` is called once the network is in place: a workspace that waits to join it need not wait for names and
+    keys. `is_unit` is said by the host's own unit, which is active once it has reconciled the host.
     """
     if present(records):
         if not has_namespace(layout):
@@ -269,7 +269,7 @@ def reconcile_host(
 
 
 def reconcile_again(layout: Layout, network: NetworkRecord | None, records: Mapping[str, Record]) -> None:
-    """The host as it was set up last, for these records."""
+    """Make the host as it was set up last, for these records."""
     if network is not None:
         reconcile_host(layout, network.network, network.file, records)
     else:
@@ -287,7 +287,7 @@ def dismantle(layout: Layout) -> None:
 
 
 def clear(layout: Layout) -> None:
-    """Take away what serves workspaces that run. It is what a reboot takes away too; what is written down stays."""
+    """Take away all that serves running workspaces, as a reboot does; records stay."""
     layout.reconciled.unlink(missing_ok=True)
     shares.ensure_shares(layout, ())
     record = read_network(layout)

@@ -1,4 +1,4 @@
-"""What a killed run left half done is undone, or finished, before the next one begins."""
+"""Recovery: undoes, or finishes, the half-done work of a killed run, before the next one begins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMANDS = {PURGE: "rm --purge", "remove": "rm"}
 
 def recover(layout: Layout, listen: Listener) -> None:
     """Bring the host back to what the records say. The caller holds the lock; costs one look when all is well."""
-    temporary_of(layout.journal).unlink(missing_ok=True)  # of a run that was killed before it had begun anything
+    temporary_of(layout.journal).unlink(missing_ok=True)  # left by a run that was killed before it began
     found = unfinished(layout)
     if found is None:
         return
@@ -44,7 +44,7 @@ def recover(layout: Layout, listen: Listener) -> None:
     try:
         reconcile.reconcile_again(layout, network, records)
     except HutchError as error:
-        # As with addresses that somebody else has by now. That is no reason to refuse a command that wants another
+        # Somebody else may have the addresses by now. That is no reason to refuse a command that wants another
         # network, or none: it reconciles the host itself, or clears it.
         if network is None or not present(records):
             raise
@@ -60,12 +60,12 @@ def recover(layout: Layout, listen: Listener) -> None:
         layout.journal.unlink(missing_ok=True)
 
 
-# What lies about.
+# Leftovers.
 
 
 def collect_leftovers(layout: Layout, records: Mapping[str, Record]) -> None:
-    """Remove what a killed run began to write, and what it kept of workspaces that are no more. `records` are those of
-    the workspaces that exist. The caller holds the lock."""
+    """Remove files that a killed run began to write, and its remains of workspaces that are no more. `records` are
+    those of the workspaces that exist. The caller holds the lock."""
     # Spares the start-up of `hutch start`, as above.
     from hutch.host.identity.hosts_file import HOSTS
 
@@ -80,7 +80,7 @@ def collect_leftovers(layout: Layout, records: Mapping[str, Record]) -> None:
             control.stop_all(layout, [runtime.name])
             control.forget(layout, runtime.name)
     for directory in entries(layout.workspaces):
-        with suppress(OSError):  # there is something in it
+        with suppress(OSError):  # it is not empty
             directory.rmdir()
 
 

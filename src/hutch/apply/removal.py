@@ -1,4 +1,4 @@
-"""Taking workspaces away: what stays of a removed one, and what a purge deletes."""
+"""Removal of workspaces: what stays of a removed one, and what a purge deletes."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from hutch.trees.removing import remove_tree
 
 
 def mark_removed(layout: Layout, records: dict[str, Record], name: str) -> tuple[str, ...]:
-    """Home, key, address and uid range stay; everything else of the workspace goes. Returns notes for the user."""
+    """Remove all of a workspace but home, key, address and uid range. Returns notes for the user."""
     notes = disarm(layout, records[name])
     records[name] = replace(records[name], removed=True, booted=None)
     write_record(layout, records[name])
-    remove_tree(layout.root(name))  # in which the guest wrote
+    remove_tree(layout.root(name))  # the guest wrote in it
     control.forget(layout, name)
     return notes
 
 
 def disarm(layout: Layout, record: Record) -> tuple[str, ...]:
-    """What stays of a workspace where others may look must not hold programs of its guest's that count as somebody
-    else's: a directory that is not hutch's own has been guarded by a mount for as long as it was declared, and stays
-    so where that fails. Its guest is stopped."""
+    """Disarm the guest's setuid programs in directories that stay where others may look, since they would count as
+    somebody else's: a directory that is not hutch's own has been guarded by a mount for as long as it was declared, and
+    stays so where that fails. Its guest is stopped."""
     notes = []
     known = [record.wanted, *([record.booted.workspace] if record.booted else [])]
     for workspace in known:
@@ -106,7 +106,7 @@ def delete_workspace(layout: Layout, name: str) -> tuple[str, ...]:
 
 
 def give_back(layout: Layout) -> tuple[str, ...]:
-    """Undo what `doctor --fix` did, as far as it can be. Returns what could not be, in words, which stays noted."""
+    """Undo the changes of `doctor --fix`, as far as possible. Returns the failures, in words, which stay noted."""
     if not layout.repairs.exists():
         return ()
     try:

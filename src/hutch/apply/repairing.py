@@ -1,4 +1,4 @@
-"""What `hutch doctor` sees of a host's other software, and what it changes there when asked to."""
+"""The view that `hutch doctor` has of a host's other software, and its repairs there when asked to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ INSTALLING = 1800.0  # seconds that a package manager may take
 
 
 def look(layout: Layout, file: Path | None) -> Neighbours:
-    """`file` is the hutch.toml whose network is meant where none is set up yet."""
+    """Observe the neighbours. `file` is the hutch.toml whose network is meant where none is set up yet."""
     is_root = os.geteuid() == 0
     return observe_neighbours(layout, workspaces_of(layout, file, is_root=is_root), is_root=is_root)
 
@@ -57,7 +57,7 @@ def workspaces_of(layout: Layout, file: Path | None, *, is_root: bool) -> Worksp
 
 
 def declared_network(layout: Layout, file: Path | None) -> Network:
-    """What is wrong with a hutch.toml is for `plan` to say."""
+    """The network that the file declares. Problems of a hutch.toml are for `plan` to tell."""
     if look_for_file(file) is None:
         return Network()
     try:
@@ -74,7 +74,7 @@ def changing(layout: Layout) -> Iterator[None]:
 
 
 def repair(layout: Layout, file: Path | None, tell: Told) -> list[HutchError]:
-    """Make what is safe, and is not there. Returns what has failed: the rest is done all the same."""
+    """Make the safe repairs that are not there. Returns the failures: the rest is done all the same."""
     failures = []
     with changing(layout):
         if str(layout.state) in observe_orphans(layout):
@@ -103,7 +103,7 @@ def _repairs(layout: Layout, wanted: Repairs, tell: Told) -> Iterator[Callable[[
 
 
 def forward(layout: Layout, tell: Told) -> None:
-    """It is what `up` does, and the last workspace takes it back as ever."""
+    """Turn forwarding on, as `up` does; the last workspace takes it back as ever."""
     record = read_network(layout)
     if record is not None:
         tell(f"sysctl -w {router.FORWARDING.replace('/', '.')}=1")
@@ -118,15 +118,15 @@ def try_kvm(layout: Layout, tell: Told) -> None:
     machine = any_machine(layout)
     if machine is not None:
         found = observe_accelerator(layout, machine)
-        tell(f"boot a guest under KVM: {found.why}")  # what need not be so next time is not remembered, so it is said
+        tell(f"boot a guest under KVM: {found.why}")  # a result that may change is not remembered, so it is said
 
 
 def take_back(layout: Layout, tell: Told) -> list[str]:
-    """Take back what `repair` has made. Returns what could not be, in words."""
+    """Take back the repairs. Returns the failures, in words."""
     with changing(layout):
         return repairs.take_back(layout, tell)
 
 
 def install(command: Sequence[str]) -> None:
-    """Packages, which stay: nobody knows who else wants them by then."""
+    """Install packages, which stay: nobody knows who else wants them by then."""
     run(command, timeout=INSTALLING)

@@ -1,5 +1,5 @@
-"""What `doctor --fix` opened in others' firewalls, opened again where it has been lost: by a reboot, say. Imports stay
-few: starts wait for it.
+"""Ways that `doctor --fix` opened in others' firewalls, opened again where they have been lost: by a reboot, say.
+Imports stay few: starts wait for it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hutch.spec.names import Layout
 
 
 def repeat_repairs(layout: Layout, network: Network, listing: str) -> None:
-    """Only what is noted, and only where something is in the way. What fails is told by `plan` and `status`, as what
-    nobody has repaired yet, and holds up no other. The caller holds the lock."""
+    """Repeat only noted repairs, and only where something is in the way. `plan` and `status` tell of a failed one as
+    not repaired yet; it holds up no other. The caller holds the lock."""
     host_end, _ = names.uplink_addresses(network.uplink)
     try:
         steps = read_made(layout).steps

@@ -20,8 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def with_restored_records(method: F) -> F:
-    """For methods of what has `layout` and `listen`, which change something: records that turn out to be damaged are
-    rebuilt from their copies, and the method is called again."""
+    """A decorator for methods that change something, of a class with `layout` and `listen`: records that turn out to be
+    damaged are rebuilt from their copies, and the method is called again."""
 
     @functools.wraps(method)
     def wrapper(self: Any, *arguments: Any, **values: Any) -> Any:

@@ -1,6 +1,6 @@
-"""What the host has to serve, as it follows from the records: members of the network, services, keys, peers.
+"""The host's services for workspaces, as they follow from the records: members of the network, services, keys, peers.
 
-Here it is only told; `reconcile` makes it so, and `inspecting` compares.
+Here they are only described; `reconcile` makes them, and `inspecting` compares.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ IDENTITY = ("type", "hypervisor", "ip", "mac", "cid", "user", "owner", "home")
 
 
 def in_force(layout: Layout, records: Mapping[str, Record]) -> dict[str, Record]:
-    """The records as this host must serve them: what holds an identity keeps it until it is restarted, and what it can
-    write stays guarded."""
+    """The records as this host must serve them: a workspace that holds an identity keeps it until it is restarted, and
+    all that it can write stays guarded."""
     found = {}
     for name, record in served(records).items():
         wanted, booted = record.wanted, record.effective
         if booted != wanted and holds_identity(observe_state(layout, record)):
             identity = {key: getattr(booted, key) for key in IDENTITY}
-            # What it runs with is guarded, and made for nobody: its directory may have been moved.
+            # Mounts that it runs with are guarded, and not created: directories may have been moved.
             running = (replace(mount, create=False) for mount in booted.mounts if mount not in wanted.mounts)
             mounts = (*running, *wanted.mounts)
             record = replace(record, wanted=replace(wanted, **identity, mounts=mounts))
@@ -59,7 +59,7 @@ def ejected_routes() -> frozenset[str]:
 
 
 def views_of(layout: Layout, network: Network, members: Iterable[Member]) -> str:
-    """What the egress proxy is to be told; "" where nobody is watched, and there is to be none."""
+    """The views for the egress proxy; "" where nobody is watched, and there is to be none."""
     if not any(member.policy.is_watched for member in members):
         return ""
     # Spares the start-up of `hutch start` where nobody is watched.
@@ -69,7 +69,7 @@ def views_of(layout: Layout, network: Network, members: Iterable[Member]) -> str
 
 
 def wanted_services(layout: Layout, network: Network, *, is_watched: bool) -> tuple[Service, ...]:
-    """What serves all workspaces."""
+    """The services that all workspaces share."""
     common = (*wanted_resolvers(layout, network, service_user(), own_names()), wanted_watch(layout, network))
     if not is_watched:
         return common
@@ -80,7 +80,7 @@ def wanted_services(layout: Layout, network: Network, *, is_watched: bool) -> tu
 
 
 def missing_services(layout: Layout, network: Network, members: Iterable[Member]) -> list[str]:
-    """What does not run as wanted, or is not told what it should be, in words."""
+    """The services that do not run as wanted, or have other views than they should, in words."""
     views = views_of(layout, network, members)
     wanted = wanted_services(layout, network, is_watched=bool(views))
     missing = [f"{service.name} does not run" for service in wanted if observe_service(service) is None]

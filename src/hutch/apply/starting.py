@@ -49,15 +49,15 @@ def execute(
     """Stop what the plan stops, do what is to be done `between`, start what it starts. The caller holds the lock, and
     has undone what an earlier run left half done.
 
-    It is noted first, so that one which is killed is undone by the next; but for a stop, which is nowhere half done. An
-    `up` has records to write, and is noted for good.
+    The plan is noted first, so that the next run undoes it if this one is killed; but for a stop, which is nowhere half
+    done. An `up` has records to write, and is noted for good.
     """
     changing = tuple(action.workspace for action in plan.actions if action.action not in ("no change", "stop"))
     is_lasting = plan.command == "up"
     with journaled(layout, plan.command, changing, is_lasting=is_lasting) if changing else nullcontext():
         if stopping := [action.workspace for action in plan.actions if action.stops]:
             control.stop_all(layout, stopping)
-        if plan.command != "up":  # which tells by its plan
+        if plan.command != "up":  # `up` tells by its plan
             for name in stopping:
                 listen(name, "stopped", "")
         between()
@@ -90,7 +90,7 @@ def start(
         reconcile_host(layout, network, file, records)
 
     def reconcile(connect: Callable[[], None]) -> None:
-        with closing(look(layout)) as looking:  # it goes on while the rest is imported
+        with closing(look(layout)) as looking:  # the look goes on while the rest is imported
             # Spares the start-up of `hutch start`: it is done while the guest's own processes begin.
             from hutch.apply.reconcile import reconcile_host
 
@@ -114,7 +114,7 @@ def start(
 
 
 def unlimited_home(layout: Layout, record: Record) -> str:
-    """Why `disk` does not limit the home here, or not all of it, in words; "" where it does, or is not to."""
+    """The reason why `disk` does not limit all of the home here, in words; "" where it does, or is not to."""
     home, size = record.wanted.home, record.wanted.disk
     if size is None or home is None:
         return ""
@@ -143,8 +143,8 @@ def check_shares(starting: Iterable[tuple[str, str, WorkspaceSpec]]) -> None:
 
 
 def mount_shares(record: Record, listen: Listener) -> None:
-    """Have systemd mount what its directories lie on, before any of them is made where that is to be. Where it cannot,
-    the workspace will not start, and others may."""
+    """Have systemd mount the file systems of its directories, before any of these is made on a bare mount point. Where
+    it cannot, the workspace will not start, and others may."""
     for path in (str(record.wanted.home), *(mount.source for mount in record.wanted.mounts)):
         if os.path.lexists(path):
             continue

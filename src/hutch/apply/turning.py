@@ -19,13 +19,13 @@ from hutch.state import read_network, read_records
 
 
 def turn(layout: Layout, verb: Verb, names: Iterable[str], find: Callable[[str], Record], listen: Listener) -> None:
-    """Turn workspaces on or off; `find` gives the record of one. What could not be started again is not stopped."""
+    """Turn workspaces on or off; `find` gives the record of one. One that could not be started again is not stopped."""
     with lock(layout):
         if verb != "stop":
             recover(layout, listen)
         records = {name: find(name) for name in names}
         seen = {name: observe(layout, name) for name in records}
-        network = read_network(layout) if verb != "stop" else None  # which a damaged record does not prevent
+        network = read_network(layout) if verb != "stop" else None  # a damaged record prevents no stop
         plan = plan_turn(verb, network, records, seen)
         if starting := [records[action.workspace] for action in plan.actions if action.starts]:
             check_host(layout, starting, SO_NOT[verb])
@@ -33,7 +33,7 @@ def turn(layout: Layout, verb: Verb, names: Iterable[str], find: Callable[[str],
 
 
 def check_host(layout: Layout, starting: Sequence[Record], so_not: str) -> None:
-    """Refuse what this host cannot start, or has not got what it would start from."""
+    """Refuse workspaces that this host cannot start, or whose image is not in the cache."""
     if any(is_machine(record.wanted) for record in starting):
         # Spares the start-up of `hutch start` for containers, as below.
         from hutch.apply.machines import check_machines

@@ -35,9 +35,9 @@ def hand_over(layout: Layout, network: Network, records: Mapping[str, Record], *
 
 
 def reconcile_units(layout: Layout, network: Network, records: Mapping[str, Record]) -> None:
-    """The units of workspaces that do not run say what is wanted of them. One whose root would have to be made anew for
-    that, or whose image is not there, keeps the units that it has. One that an older hutch started, whose script calls
-    programs that are no more, has its next start described as it was started."""
+    """Write the units of workspaces that do not run, as the records want them. One whose root would have to be made
+    anew for that, or whose image is not there, keeps the units that it has. One that an older hutch started, whose
+    script calls programs that are no more, has its next start described as it was started."""
     launches = []
     here = {name: record for name, record in served(records).items() if not record.ejected}
     resting = units.resting_units(map(layout.unit, here))
@@ -60,7 +60,7 @@ def reconcile_units(layout: Layout, network: Network, records: Mapping[str, Reco
 
 
 def wanted_host_units(layout: Layout, network: Network, records: Mapping[str, Record]) -> dict[str, str]:
-    """The host's own: the target for all, the network, and what serves all. Without systemd, none."""
+    """The host's own units: the target for all, the network, and the shared services. Without systemd, none."""
     if not units.has_systemd():
         return {}
     members = members_of(in_force(layout, records), network)
@@ -74,9 +74,9 @@ def wanted_host_units(layout: Layout, network: Network, records: Mapping[str, Re
 
 
 def reconcile_host_units(layout: Layout, network: Network, records: Mapping[str, Record], *, is_unit: bool) -> None:
-    """The host is reconciled: have systemd know it, now and when it boots. What calls this as the network's own unit
-    (`is_unit`) is known by its end; for everybody else, that unit finds that there is nothing left to do. The target is
-    there to be stopped, with all that is part of it; what it wants is not started now."""
+    """Have systemd know that the host is reconciled, now and when it boots. The network's own unit, if it calls this
+    (`is_unit`), is known by its end; for everybody else, that unit finds that there is nothing left to do. The target
+    is there to be stopped, with all that is part of it; the units that it wants are not started now."""
     units.ensure_units(wanted_host_units(layout, network, records))
     wanted = {layout.unit(name): record.wanted.autostart for name, record in served(records).items()}
     there = {unit: wish for unit, wish in wanted.items() if (units.directory() / unit).is_file()}

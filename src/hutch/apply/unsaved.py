@@ -1,4 +1,4 @@
-"""What would be lost with a workspace: live sessions, and git work that exists nowhere else.
+"""Losses that the removal of a workspace would bring: live sessions, and git work that exists nowhere else.
 
 Git is never run on the host in a home that a guest wrote: repositories carry configuration that git obeys.
 It runs in a throw-away container made from the workspace's image: no network, the home read-only.
@@ -29,7 +29,7 @@ FIND = ("find", ".", "-xdev", "-name", ".git", "-prune", "-exec", "sh", "-c")
 
 
 def obstacles(layout: Layout, record: Record) -> list[str]:
-    """Why the workspace should not be removed without a second thought; empty when it may go."""
+    """Reasons why the workspace should not be removed without a second thought; empty when it may go."""
     found = []
     if has_processes(observe(layout, record.name).state):
         found += live_sessions(layout, record)
@@ -50,7 +50,7 @@ def live_sessions(layout: Layout, record: Record) -> list[str]:
 
 
 def vsock_connections(record: Record) -> int:
-    """Those that do not use the network."""
+    """The number of ssh connections by vsock, which do not use the network."""
     booted = record.effective
     if not is_machine(booted) or booted.cid is None or not vsock.can_open(vsock.DEVICE):
         return 0
@@ -69,7 +69,7 @@ def unsaved_git_work(layout: Layout, record: Record) -> list[str]:
     if record.wanted.home is None or is_empty(record.wanted.home):
         return []
     find = (*FIND, LOOK.read_text(encoding="utf-8"), "sh", "{}", ";")
-    # It needs no network, so it does not matter whether there is one.
+    # The inspection needs no network, so it does not matter whether there is one.
     look = inspection(record.name, record.wanted, surroundings_of(layout, record, Network(), ()), find)
     found: list[str] = []
 

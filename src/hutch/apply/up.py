@@ -35,7 +35,7 @@ from hutch.trees.cursor import opened
 from hutch.trees.removing import remove_tree
 
 Confirm = Callable[[Plan], None]
-"""Asked before a plan stops workspaces in which somebody is at work; it raises what is to stop that plan."""
+"""A callback before a plan stops workspaces in which somebody is at work; it raises an error to stop that plan."""
 
 
 def up(
@@ -74,7 +74,7 @@ def up(
 
 
 def apply_plan(layout: Layout, plan: Plan, listen: Listener) -> None:
-    """Do what the plan says. The caller holds the lock; images are there already."""
+    """Carry out the plan. The caller holds the lock; images are there already."""
     records = read_records(layout)
     for name in records:  # before anything changes: a copy is not waited for, so a power cut may have torn it
         ensure_copy(layout.record(name))
@@ -116,7 +116,7 @@ def apply_plan(layout: Layout, plan: Plan, listen: Listener) -> None:
 def _write_down(
     layout: Layout, plan: Plan, records: dict[str, Record], uids: Mapping[str, int], listen: Listener
 ) -> None:
-    """What is wanted and whose it is, with what has to be done before that may be said."""
+    """Write the records of what is wanted and of the file, after the work that has to be done before."""
     origin = origin_of(plan.file)
     for action in plan.actions:
         before = records.get(action.workspace)
@@ -148,7 +148,7 @@ def _write_down(
 
 
 def both(unmet: list[Unmet]) -> Unmet:
-    """One error of all."""
+    """All errors as one."""
     if len(unmet) == 1:
         return unmet[0]
     return Unmet(
@@ -159,11 +159,11 @@ def both(unmet: list[Unmet]) -> Unmet:
 
 
 def hand_over(record: Record) -> None:
-    """Give everything that the container made in its shares to the owner. It does not run. May be called again. What is
-    foreign to it stays as it is.
+    """Give everything that the container made in its shares to the owner. It does not run. May be called again. Files
+    that are foreign to it stay as they are.
 
-    What root of a container made in a share belongs to the container's own uids on the host. A machine's shares know
-    one owner only, so it all becomes the owner's: each thing by its inode, if that is this workspace's, and by no name
+    Files that root of a container made in a share belong to the container's own uids on the host. A machine's shares
+    know one owner only, so they all become the owner's: each by its inode, if that is this workspace's, and by no name
     of the guest's.
     """
     owner = record.wanted.uid

@@ -45,7 +45,7 @@ COMMANDS = {
 }
 
 FORMERLY = {"withdraw": "uninstall"}  # the old name goes with the next version
-WITH_COMMANDS = ("exec", "ssh")  # these take a command line of somebody else's
+WITH_COMMANDS = ("exec", "ssh")  # commands that take a command line of somebody else's
 
 
 class LazyGroup(click.Group):
@@ -109,7 +109,7 @@ def name_package(error: HutchError) -> HutchError:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry of the `hutch` command."""
-    os.umask(0o022)  # what hutch makes is read by others, whoever runs it; what is secret says so itself
+    os.umask(0o022)  # files of hutch's are read by others, whoever runs it; secret ones say so
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is undone
     try:
         with troubles_told():

@@ -1,4 +1,4 @@
-"""What several commands share: options, errors, tables, the need for root."""
+"""The shared parts of commands: options, errors, tables, the need for root."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Options:
         return Path(self.file) if self.file else None
 
     def say(self, text: str) -> None:
-        """Progress and remarks: to stderr, unless -q."""
+        """Print progress and remarks to stderr, unless -q."""
         if not self.quiet:
             click.echo(text, err=True)
 
     def listen(self, name: str, event: str, text: str) -> None:
-        """Tell people what the engine tells."""
+        """Print what the engine tells, but for failures."""
         if event == "warning":
             click.echo(f"hutch: warning: {name}: {text}", err=True)
         elif event != "failed":  # failures are told once, at the end, with their reasons
@@ -104,7 +104,7 @@ def become_root() -> None:
 
 
 def print_error(error: HutchError) -> None:
-    """The one place where a failure is shown: brief, details, what to do."""
+    """Print a failure, here and nowhere else: brief, details, what to do."""
     click.echo(f"hutch: {printable(error.brief)}", err=True)
     if error.details:
         indent = "" if isinstance(error, ConfigError) else "  "
@@ -115,7 +115,7 @@ def print_error(error: HutchError) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal would take as a command: it may come from a guest."""
+    """`text` without characters that a terminal would take as a command: it may come from a guest."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

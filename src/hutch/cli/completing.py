@@ -1,4 +1,4 @@
-"""What completes a word of the command line. It must not fail, and is asked at every press of a key."""
+"""Completion of a word of the command line. It must not fail, and is asked at every press of a key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 OPEN = ":"
-"""What a word ends with that goes on: no space comes behind it."""
+"""The end of a word that goes on: no space comes behind it."""
 END_BASH = "    return 0\n"
 OPEN_BASH = f"    [[ ${{#COMPREPLY[@]}} != 1 || ${{COMPREPLY[0]}} != *{OPEN} ]] || compopt -o nospace\n"
 END_ZSH = "        compadd -U -V unsorted -a completions\n"
@@ -25,7 +25,7 @@ OPEN_ZSH = f"""\
         (( ! $#closed )) || compadd -U -V unsorted -a closed
 """
 PATCHES = {"bash": (END_BASH, OPEN_BASH + END_BASH), "zsh": (END_ZSH, OPEN_ZSH), "fish": ("", "")}
-"""What click's scripts have, and what is in its place here. fish knows by itself."""
+"""Texts of click's scripts, and their replacements here. fish knows by itself."""
 
 
 def render_completion(shell: str) -> str:
@@ -48,7 +48,7 @@ def _layout() -> Layout | None:
 
 
 def existing_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The workspaces that one may look at."""
+    """The workspaces that the caller may look at."""
     # Spares the start-up of `hutch ls`.
     from hutch.host.identity.user_view import visible_names
 
@@ -57,7 +57,7 @@ def existing_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 def declared_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Those of the file, where that can be read, and those that are there."""
+    """The workspaces of the file, where that can be read, and those that are there."""
     # Spares the start-up of `hutch ls`.
     from hutch.spec.lookup import glance, look_for_file
 
@@ -72,7 +72,7 @@ def declared_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 def copied_paths(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """Files of the host, and workspaces; not what is in these. bash makes three words of what stands around a colon."""
+    """Files of the host, and workspaces; not the files in these. bash makes three words of a word with a colon."""
     # Spares the start-up of `hutch ls`.
     from click.shell_completion import CompletionItem
 

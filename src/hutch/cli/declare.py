@@ -121,7 +121,7 @@ def ask(plan: Plan) -> None:
 
 
 def print_plan(plan: Plan, *, err: bool = False) -> None:
-    """One line for each workspace, one more for each reason and note; then what is repaired."""
+    """Print one line for each workspace, one more for each reason and note; then the repairs."""
     names = (*(a.workspace for a in plan.actions), *(repair.workspace or "host" for repair in plan.repairs))
     width = max(map(len, names), default=0)
     for action in plan.actions:

@@ -1,4 +1,4 @@
-"""doctor: what this host lacks, what others on it do to workspaces, and what that means; and the repairs."""
+"""doctor: findings on what this host lacks and what others on it do to workspaces; and the repairs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def show(findings: Sequence[Finding], options: Options, *, as_json: bool) -> Non
 
 
 def repair(layout: Layout, options: Options, *, is_agreed: bool) -> list[HutchError]:
-    """Say each change. Returns what has failed; that is no reason not to do the rest."""
+    """Make the repairs, and print each change. Returns the failures; none is a reason not to do the rest."""
     said: list[str] = []
     tell, failures = teller(options, said), []
     command = installation(observe_abilities(layout))
@@ -95,7 +95,7 @@ def take_back(layout: Layout, options: Options) -> int:
 
 
 def teller(options: Options, said: list[str]) -> Callable[[str], None]:
-    """Says each change, and keeps count of them."""
+    """A function that prints each change, and notes it in `said`."""
 
     def tell(text: str) -> None:
         said.append(text)

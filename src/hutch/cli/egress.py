@@ -1,4 +1,4 @@
-"""egress: what a workspace asked for and reached, and what was refused. Names are chosen inside it."""
+"""egress: the questions and connections of a workspace, and those that were refused. Names are chosen inside it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hutch.spec.policy import policy_of
 
 HEADER = ("LAST", "VERDICT", "NAME", "ADDRESS", "PORT", "COUNT", "WHY")
 LEAST = (19, 7, 40, 15, 8, 5, 3)
-"""Widths when nobody knows what is to come."""
+"""The least widths of the columns, for rows that are still to come."""
 LONGEST_NAME = 60
 NOT_WATCHED = "nothing is recorded with this policy; `learn = true` beside `egress` records, and lets pass"
 
@@ -60,7 +60,7 @@ def egress(ctx: click.Context, name: str, follow: bool, suggest: bool, as_json: 
 
 
 def show_as_it_comes(hutch: Hutch, name: str, *, as_json: bool) -> None:
-    """What there is already, and the rest until Ctrl-C, which is no failure here."""
+    """Print the events that are there, and new ones until Ctrl-C, which is no failure here."""
     widths: Sequence[int] = ()
     try:
         with closing(hutch.follow_egress(name)) as batches:
@@ -94,7 +94,7 @@ def cells(seen: Seen) -> tuple[str, ...]:
 
 
 def show_port(seen: Seen) -> str:
-    """What was done, in a word: a question, or a connection to a port, by its protocol."""
+    """The kind of an event, in a word: a question, or a connection to a port, by its protocol."""
     if seen.what == "dns":
         return "dns"
     protocol = seen.protocol or "-"

@@ -1,4 +1,4 @@
-"""logs and console: what the machine and the guest say. All of it is the guest's, so it is made printable first."""
+"""logs and console: output of machine and guest. All of it is the guest's, so it is made printable first."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def last_lines(text: str, count: int) -> list[str]:
 
 
 def _print_all(source: int) -> NoReturn:
-    """A process of its own: print what the guest says as it comes, in pieces of a bounded size, to the end."""
+    """Print, in a process of its own, the guest's output as it comes, in pieces of a bounded size, to the end."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     try:
         while data := os.read(source, CHUNK):
@@ -136,13 +136,13 @@ def shell_of(workspace: Workspace) -> Iterator[int]:
         yield terminal
     finally:
         signal.signal(signal.SIGWINCH, before)
-        os.close(terminal)  # which hangs up
+        os.close(terminal)  # closing it hangs up
         os.waitpid(child, 0)
 
 
 @contextmanager
 def following(layout: Layout, name: str) -> Iterator[int]:
-    """What it prints on its console from now on, to be read."""
+    """A descriptor of what the workspace prints on its console from now on."""
     process = start(control.manager_of(layout).follow_command(name), stdout=PIPE)
     assert process.stdout is not None
     try:
@@ -176,8 +176,8 @@ def asking_for_shell(workspace: Workspace) -> Iterator[None]:
 
 
 def attach(link: int, *others: int) -> None:
-    """Join the terminal and the console until ^], the end of input, or the end of the machine. What comes from `others`
-    is shown as well."""
+    """Join the terminal and the console until ^], the end of input, or the end of the machine. Output from `others` is
+    shown as well."""
 
     def until_detached(data: bytes) -> tuple[bytes, bool]:
         before, escape, _ = data.partition(DETACH)

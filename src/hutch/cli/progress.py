@@ -9,7 +9,7 @@ from hutch.cli.common import Options
 
 
 class Bar:
-    """Its `show` takes (image, stage, fraction). To be closed."""
+    """A progress bar. Its `show` takes (image, stage, fraction). To be closed."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -18,7 +18,7 @@ class Bar:
         self.stages: dict[str, str] = {}
 
     def listen(self, name: str, event: str, text: str) -> None:
-        """Tell what the engine tells, below the bar, which is done by then."""
+        """Print what the engine tells, below the bar, which is done by then."""
         self.close()
         self.options.listen(name, event, text)
 

@@ -1,4 +1,4 @@
-"""prove: what is promised, tried on this very host."""
+"""prove: the promises, tried on this very host."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def row(result: ProbeResult) -> tuple[str, ...]:
 
 
 def untried(results: Sequence[ProbeResult]) -> str:
-    """What the run has not shown, as its last line."""
+    """The last line of a run: the probes that could not be tried."""
     unknown = [result for result in results if result.result == "unknown"]
     promises = sorted({result.promise for result in unknown})
     if not unknown:
@@ -105,7 +105,7 @@ def untried(results: Sequence[ProbeResult]) -> str:
 
 
 def tell(options: Options, found: tuple[ProbeResult, ...]) -> None:
-    """How one workspace did, as soon as it is known."""
+    """Print the results of one workspace, as soon as they are known."""
     for name in {result.workspace: None for result in found}:
         counts = {verdict: sum(result.result == verdict for result in found) for verdict in VERDICTS}
         options.say(f"{name}: {', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)}")

@@ -42,7 +42,7 @@ def execute(options: Options, name: str, command: tuple[str, ...], root: bool) -
 
 
 def check_up(name: str) -> None:
-    """Say at once what ssh would wait for in vain. Whether it lets in somebody who may not see that is ssh's affair."""
+    """Refuse at once a workspace that ssh would wait for in vain. Callers who may not see that are ssh's affair."""
     hutch = Hutch()
     if os.geteuid() != 0 and name not in hutch.records():
         return

@@ -1,4 +1,4 @@
-"""aliases and completion: what shells are given."""
+"""aliases and completion: scripts for shells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ls, status and explain: what is there. They read the records and the services' words, and start in a blink."""
+"""ls, status and explain: views of workspaces. They read the records and the services' words, and start in a blink."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hutch.errors import UsageError
 
 
 def gather(options: Options, names: tuple[str, ...], *, looks: bool = False) -> list[dict[str, Any]]:
-    """The named workspaces, or all: those on the host, then those that the file declares and nobody made yet. With what
-    is damaged, where one `looks` at the host."""
+    """The named workspaces, or all: those on the host, then those that the file declares and nobody made yet. With
+    damage, where it `looks` at the host."""
     hutch = Hutch()
     records = hutch.records()
     found = {name: hutch.describe(record) for name, record in records.items()}
@@ -25,12 +25,12 @@ def gather(options: Options, names: tuple[str, ...], *, looks: bool = False) -> 
     others = set() if os.geteuid() == 0 else names_of_others(hutch, found)
     for name, type in declared.items():
         if name not in found and name not in others:
-            # Nobody has validated this file, and what is in it goes to a terminal.
+            # Nobody has validated this file, and its text goes to a terminal.
             found[name] = absent(name, None if type is None else printable(str(type)), file)
     unknown = [name for name in names if name not in found]
     for name in unknown:
         if name in others:
-            hutch.record(name)  # says why not
+            hutch.record(name)  # raises the reason
     if unknown:
         raise UsageError(f"there is no workspace {', '.join(unknown)}", resolution="`hutch ls` lists them")
     if others and not found:
@@ -42,7 +42,7 @@ def gather(options: Options, names: tuple[str, ...], *, looks: bool = False) -> 
 
 
 def names_of_others(hutch: Hutch, own: Container[str]) -> set[str]:
-    """The workspaces of this host that one may not look at. Their names are no secret: they stand in /etc/hosts."""
+    """The workspaces of this host that the caller may not see. Their names are no secret: they stand in /etc/hosts."""
     try:
         found = {name.removesuffix(".json") for name in os.listdir(hutch.layout.user_views)}
     except OSError:
@@ -126,7 +126,7 @@ def ls(options: Options, kept: bool, as_json: bool) -> None:
 
 
 def list_kept(as_json: bool) -> None:
-    """What `rm` without --purge leaves: declared and brought up again, a workspace has its home and address again."""
+    """Print the homes that `rm` without --purge left: brought up again, a workspace has its home and address again."""
     if os.geteuid() != 0:
         become_root()
     entries = Hutch().kept()

@@ -29,7 +29,7 @@ from hutch.spec.names import GUEST_INTERFACE, PACKAGE, PROXIES, ROOT_DIRECTORIES
 
 SCRIPTS = Path(__file__).parent
 SHOWN_LINES = 20
-DEVICE = ": Cannot mknod: "  # says tar, whom nobody lets make devices
+DEVICE = ": Cannot mknod: "  # the message of tar, which may not make devices
 UNKNOWN_PACKAGE = re.compile(r"E: (?:Unable to locate package |Package ')([a-z0-9+.-]+)")
 
 
@@ -51,7 +51,7 @@ class BuilderNetwork:
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where one build works: a scratch directory of root's, a cgroup, the first of its uids, and who listens."""
+    """The workplace of one build: a scratch directory of root's, a cgroup, the first of its uids, and its meter."""
 
     scratch: Path
     group: str
@@ -64,7 +64,7 @@ class Workshop:
 
     @property
     def scripts(self) -> Path:
-        """What is shown to the tree at /run/hutch."""
+        """The directory that the tree sees at /run/hutch."""
         return self.scratch / "scripts"
 
 
@@ -95,8 +95,8 @@ def check_host(recipe: Recipe) -> None:
 
 
 def run_mmdebstrap(command: list[str], scratch: Path, group: str, meter: Meter, timeout: float = 3600.0) -> None:
-    """Run it with the host's proxies. The scratch directory is shown at /tmp: apt's unprivileged downloader cannot
-    reach below images/, and whatever is killed leaves its temporary files where the build is cleared up."""
+    """Run mmdebstrap with the host's proxies. The scratch directory is shown at /tmp: apt's unprivileged downloader
+    cannot reach below images/, and a killed program leaves its temporary files where the build is cleared up."""
     mount = 'mount --bind "$1" /tmp; shift; "$@"'
     proxies = {name: os.environ[name] for name in PROXIES if name in os.environ}
     shown = ["sh", "-euc", mount, "sh", str(scratch), *command]
@@ -127,7 +127,7 @@ def find_keyring(name: str) -> list[str]:
 
 
 def explain_bootstrap(recipe: Recipe, error: CommandFailed) -> HutchError:
-    """What went wrong in mmdebstrap, as far as its output tells."""
+    """The error for a failed mmdebstrap, as far as its output tells the cause."""
     errors = [line for line in error.stderr.splitlines() if line.startswith(("E: ", "Err:"))]
     unknown = [match[1] for line in errors if (match := UNKNOWN_PACKAGE.match(line))]
     if unknown:
@@ -183,8 +183,8 @@ def unpack(recipe: Recipe, shop: Workshop) -> None:
 
 
 def check_places(recipe: Recipe, tree: Path) -> None:
-    """Raise HutchError for a tree whose main directories lead somewhere else. What is mounted there follows them: in a
-    machine's first moments below another root, in nspawn even on the host. Looks at the entries of its top only."""
+    """Raise HutchError for a tree whose main directories lead somewhere else. Mounts there follow them: in a machine's
+    first moments below another root, in nspawn even on the host. Looks at the entries of its top only."""
     wrong = []
     for name in ROOT_DIRECTORIES:
         try:
@@ -204,7 +204,7 @@ def check_places(recipe: Recipe, tree: Path) -> None:
 
 
 def make_tools(tools: Path, *places: str) -> None:
-    """A root for the host's own programs, which are shown at its /usr; with empty directories for what they work on."""
+    """A root for the host's own programs, which are shown at its /usr; with empty directories for their work."""
     tools.mkdir(mode=0o755)
     for name in ("usr", "etc", *places):
         (tools / name).mkdir(mode=0o755)
@@ -213,11 +213,11 @@ def make_tools(tools: Path, *places: str) -> None:
             (tools / name).symlink_to(os.readlink(f"/{name}"))
 
 
-# What runs inside the tree.
+# Programs inside the tree.
 
 
 def finish(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None) -> None:
-    """Packages of a foreign tree, the setup script, and the adaptation."""
+    """Install packages in a foreign tree, run the setup script, and adapt the tree."""
     scripts = {"inside.sh": (SCRIPTS / "inside.sh").read_text(), **adaptation()}
     if recipe.setup:
         scripts["setup"] = recipe.setup if recipe.setup.endswith("\n") else recipe.setup + "\n"
@@ -233,7 +233,7 @@ def finish(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None) -> No
 
 
 def explain_finish(recipe: Recipe, stage: str, error: CommandFailed) -> HutchError:
-    """What went wrong inside the tree, by the stage it was in."""
+    """The error for a failure inside the tree, by the stage that it was in."""
     missing = [line for line in error.stderr.splitlines() if line.startswith("hutch: missing:")]
     if stage == "adapting" and missing:
         return HutchError(

@@ -135,8 +135,8 @@ def ensure_image(
 
 
 def ensure(layout: Layout, id: str, meter: Meter, observe: Callable[[], T | None], make: Callable[[Path], None]) -> T:
-    """What `observe` finds in the cache; unless it does, `make` makes it, in a directory of its own, under the lock
-    `id`. While somebody else makes it, waits for theirs. Whatever fails, nothing of it is left."""
+    """The entry that `observe` finds in the cache; where it finds none, `make` makes it, in a directory of its own,
+    under the lock `id`. While somebody else makes it, waits for theirs. Whatever fails, nothing of it is left."""
     prepare_directory(layout)
     with locked(layout, id, waiting=lambda: meter.advance(WAITING, 0.0)) as lock:
         if observe() is None:
@@ -165,7 +165,7 @@ def build(recipe: Recipe, layout: Layout, meter: Meter, builder: BuilderNetwork 
 
 
 def write_image(directory: Path, recipe: Recipe) -> None:
-    """The record of the tree in an image's directory."""
+    """Write the record of the tree in an image's directory."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
     on_disk = run(["du", "--summarize", "--one-file-system", "--block-size=1", str(directory / "root")], timeout=600)
     content = render_image(recipe, created, int(on_disk.stdout.split()[0]))
@@ -173,7 +173,7 @@ def write_image(directory: Path, recipe: Recipe) -> None:
 
 
 def publish(scratch: Path, target: Path) -> None:
-    """By one rename. One that has lost its tree gets this one; machines may be running from what lies beside it."""
+    """Publish an image by one rename. One without its tree gets this one; machines may run from the files beside it."""
     if target.is_dir():
         os.rename(scratch / "root", target / "root")
         os.rename(scratch / "image.json", target / "image.json")
@@ -199,7 +199,7 @@ def remove_image(id: str, layout: Layout) -> None:
 
 
 def collect_leftovers(layout: Layout) -> tuple[str, ...]:
-    """Remove what killed builds and removals have left; returns the ids. Running builds are not touched."""
+    """Remove leftovers of killed builds and removals; returns the ids. Running builds are not touched."""
     if not layout.images.is_dir():
         return ()
     removed = []
@@ -226,9 +226,9 @@ def prepare_directory(layout: Layout) -> None:
 
 @contextmanager
 def new_scratch(layout: Layout, id: str) -> Iterator[Path]:
-    """An empty directory to build in; what is left in it goes in the end, with what runs there. The caller holds the
-    image's lock."""
-    remove_scratch(layout, id)  # a killed build's
+    """An empty directory to build in; in the end it is removed, with its processes. The caller holds the image's
+    lock."""
+    remove_scratch(layout, id)  # leftovers of a killed build
     scratch = layout.images / f"{SCRATCH}{id}"
     try:
         make_open(scratch)
@@ -238,13 +238,13 @@ def new_scratch(layout: Layout, id: str) -> Iterator[Path]:
 
 
 def make_open(directory: Path) -> None:
-    """A directory that those who build may look into, whatever the umask."""
+    """Make a directory that builds may look into, whatever the umask."""
     directory.mkdir(mode=0o755)
     directory.chmod(0o755)
 
 
 def remove_scratch(layout: Layout, id: str) -> None:
-    """End and remove what is left of a build. The caller holds the image's lock."""
+    """End and remove the leftovers of a build. The caller holds the image's lock."""
     scratch = layout.images / f"{SCRATCH}{id}"
     if scratch.exists():
         end_contained(layout.build_cgroup(id))

@@ -75,7 +75,7 @@ def _started(argv: list[str], group: str, stdin: str, env: Mapping[str, str] | N
 
 
 def _wait(process: Popen[bytes], argv: Sequence[str]) -> int:
-    """The exit code of what has closed its output or was killed; the kernel may still be busy with it."""
+    """The exit code of a process that has closed its output or was killed; the kernel may still be busy with it."""
     try:
         return process.wait(60)
     except TimeoutExpired as error:
@@ -83,7 +83,7 @@ def _wait(process: Popen[bytes], argv: Sequence[str]) -> int:
 
 
 def end_contained(group: str) -> None:
-    """End what a killed hutch may have left in `group`, and remove it. May be called again."""
+    """End processes that a killed hutch may have left in `group`, and remove it. May be called again."""
     with closing(Cgroup(group)) as cgroup:
         cgroup.kill()
         cgroup.remove()
@@ -107,6 +107,6 @@ def _lines(process: Popen[bytes], deadline: float, argv: Sequence[str], seen: de
             if rest:
                 yield rest
             return
-        if len(rest) > 1 << 16:  # no line of a person's
+        if len(rest) > 1 << 16:  # too long for a person's line
             yield rest
             rest = ""

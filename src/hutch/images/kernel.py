@@ -33,7 +33,7 @@ from hutch.spec.names import Layout
 from hutch.trees.removing import remove_tree
 
 KERNEL_VERSION = 1
-"""Raised when kernels must be fetched anew although their packages have the same names."""
+"""The version of kernels, raised when they must be fetched anew although their packages have the same names."""
 
 PACKAGES = {
     "debian:trixie": "linux-image-cloud-amd64",
@@ -41,7 +41,7 @@ PACKAGES = {
     "ubuntu:noble": "linux-image-virtual",
 }
 FOREIGN = "debian:trixie"
-"""Whose kernel boots the trees that hutch did not bootstrap."""
+"""The distribution whose kernel boots the trees that hutch did not bootstrap."""
 
 TOOLS = "busybox-static"
 DIRECTORY = "kernels"
@@ -50,7 +50,7 @@ HOOK = SCRIPTS / "kernel.sh"
 FETCH_SECONDS = 900.0
 BATCH = 200  # files for one command
 ZSTD, XZ, GZIP, LZ4 = b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"\x1f\x8b", b"\x02\x21\x4c\x18"
-LZ4_BLOCK = 8 << 20  # bytes; what is in one block of its legacy format, at most
+LZ4_BLOCK = 8 << 20  # bytes; the most in one block of its legacy format
 SIZE_BYTES = 4
 HEADER_END = 0x250
 
@@ -115,7 +115,7 @@ def remove_unused_kernels(layout: Layout) -> tuple[str, ...]:
         try:
             with locked(layout, entry.name, wait=False) as lock:
                 vmlinux = entry / "vmlinux"
-                if vmlinux.exists() and vmlinux.stat().st_nlink > 1:  # the others are the machines'
+                if vmlinux.exists() and vmlinux.stat().st_nlink > 1:  # the other links are the machines'
                     continue
                 remove_tree(entry)
                 lock.unlink()
@@ -131,7 +131,7 @@ def remove_unused_kernels(layout: Layout) -> tuple[str, ...]:
 def fetch(image: str, scratch: Path, group: str, meter: Meter) -> None:
     """Fill scratch/kernel."""
     source = image if image in PACKAGES else FOREIGN
-    shutil.copy(HOOK, scratch)  # where it is will be out of sight, if it is below /tmp
+    shutil.copy(HOOK, scratch)  # its own directory is hidden, if it is below /tmp
     try:
         run_mmdebstrap(fetch_command(source), scratch, group, meter, FETCH_SECONDS)
     except CommandFailed as error:
@@ -169,7 +169,7 @@ def arrange(unpacked: Path, kernel: Path) -> None:
     os.rename(first(unpacked / "usr/bin/busybox", unpacked / "bin/busybox"), kernel / "busybox")
     decompress_modules(release)
     os.rename(modules, libraries / "modules")
-    (kernel / "tree/lib").symlink_to("usr/lib")  # where depmod looks
+    (kernel / "tree/lib").symlink_to("usr/lib")  # depmod looks there
     run(["depmod", "--basedir", str(kernel / "tree"), release.name], timeout=300)
     (kernel / "tree/lib").unlink()
 
@@ -180,8 +180,8 @@ def first(*paths: Path) -> Path:
 
 
 def fetch_command(source: str) -> list[str]:
-    """mmdebstrap, which sets apt up for a distribution whatever the host's is, with a script to run in place of a
-    bootstrap."""
+    """The command of mmdebstrap, which sets apt up for a distribution whatever the host's is, with a script to run in
+    place of a bootstrap."""
     distribution = DISTRIBUTIONS[source]
     hook = shlex.join(["sh", f"/tmp/{HOOK.name}", "/tmp/packages", PACKAGES[source], TOOLS])
     return [
@@ -195,7 +195,7 @@ def fetch_command(source: str) -> list[str]:
 
 
 def decompress_modules(release: Path) -> None:
-    """Replace every compressed module below a directory by what is in it."""
+    """Replace every compressed module below a directory by its content."""
     zstd = sorted(str(path) for path in release.rglob("*.ko.zst"))
     for first in range(0, len(zstd), BATCH):
         run(["zstd", "--quiet", "--decompress", "--rm", "--", *zstd[first : first + BATCH]], timeout=300)
@@ -228,7 +228,7 @@ def extract_vmlinux(image: Path, target: Path) -> None:
 
 
 def decompress_lz4(packed: bytes) -> bytes:
-    """What is in the blocks of LZ4's legacy format, each after its size. mkfs.erofs needs the same library."""
+    """The content of the blocks of LZ4's legacy format, each after its size. mkfs.erofs needs the same library."""
     decompress = ctypes.CDLL("liblz4.so.1").LZ4_decompress_safe
     block, found, place = ctypes.create_string_buffer(LZ4_BLOCK), bytearray(), 0
     while place < len(packed):

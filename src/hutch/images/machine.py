@@ -1,4 +1,4 @@
-"""What virtual machines boot from: images/<id>/machine-<version>/{vmlinux,initrd,root.erofs}, beside an image's tree.
+"""Boot files of virtual machines: images/<id>/machine-<version>/{vmlinux,initrd,root.erofs}, beside an image's tree.
 
 Made once for an image and a kernel, published by one rename under the image's lock, and removed with the image. The
 files are readable for everybody, but the directory above is root's alone: whoever starts a machine hands them in.
@@ -31,7 +31,7 @@ from hutch.spec.names import Layout
 from hutch.trees.removing import remove_tree
 
 MACHINE_VERSION = 2
-"""Raised when machines must be made anew although neither their init nor their modules have changed."""
+"""The version of machines, raised when they must be made anew although neither their init nor their modules changed."""
 
 PREFIX = "machine-"
 PACKING = "packing the image"
@@ -49,13 +49,13 @@ class Machine:
 
     @property
     def firmware(self) -> Path:
-        """Looked for when a machine is to boot: whether one has been made does not depend on it. Raises HutchError."""
+        """The host's firmware, looked for at a machine's boot: no made machine depends on it. Raises HutchError."""
         return find_firmware()
 
 
 @cache
 def version() -> str:
-    """Stands for what hutch itself puts into every machine."""
+    """The digest of all that hutch itself puts into every machine."""
     parts = [
         MACHINE_VERSION,
         kernels.KERNEL_VERSION,
@@ -72,7 +72,7 @@ def machine_directory(layout: Layout, image_id: str) -> Path:
 
 
 def observe_machine(layout: Layout, image_id: str) -> Machine | None:
-    """What machines of an image boot from; None when it has not been made, or is not whole any more."""
+    """The machine of an image; None when it has not been made, or is not whole any more."""
     directory = machine_directory(layout, image_id)
     kernel, initrd, root = (directory / name for name in ("vmlinux", "initrd", "root.erofs"))
     if not (kernel.is_file() and initrd.is_file() and root.is_file()):
@@ -81,7 +81,7 @@ def observe_machine(layout: Layout, image_id: str) -> Machine | None:
 
 
 def ensure_machine(recipe: Recipe, layout: Layout, *, progress: Progress = no_progress) -> Machine:
-    """What machines of an image boot from, made unless it is there. The image itself is in the cache already."""
+    """The machine of an image, made unless it is there. The image itself is in the cache already."""
     if (found := observe_machine(layout, recipe.id)) is not None:
         return found
     check_host()

@@ -1,4 +1,4 @@
-"""How far a build is, read from what mmdebstrap and apt print. Pure.
+"""The progress of a build, read from the output of mmdebstrap and apt. Pure.
 
 mmdebstrap shows percentages on a terminal only; with --verbose it passes on what apt says, which names every
 package that is fetched, unpacked and set up, and before that how many there will be.
@@ -14,7 +14,7 @@ from hutch.frozen import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """What a build is doing, and how much of the whole is done, from 0 to 1; the fraction never falls."""
+    """A stage of a build, and the fraction of the whole that is done, from 0 to 1; the fraction never falls."""
 
     name: str
     fraction: float
@@ -24,7 +24,7 @@ Progress = Callable[[Stage], None]
 
 
 def no_progress(stage: Stage) -> None:
-    """For callers that draw no bar."""
+    """Draw nothing: for callers without a bar."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Phase:
 
 
 MARK = "hutch: stage "
-"""What our own script prints before the name of a stage."""
+"""The prefix of a stage's name in the output of our own script."""
 
 PHASES = (
     Phase("I: running apt-get update", "reading package lists", 0.06),
@@ -71,7 +71,7 @@ class Meter:
 
     @property
     def stage(self) -> str:
-        """What was being done when the last line came."""
+        """The stage that was under way when the last line came."""
         return self._now.name
 
     def advance(self, name: str, fraction: float) -> None:

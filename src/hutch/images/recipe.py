@@ -1,4 +1,4 @@
-"""What an image is made from, and the name that follows from it. Pure: reads nothing but the package's own files."""
+"""Recipes: the input of an image, and the name that follows. Pure: reads nothing but the package's own files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from hutch.frozen import dataclass
 
 BASE_VERSION = 1
-"""Raised when images must be made anew although no package, setup or script of theirs has changed."""
+"""The base's version, raised when images must be made anew although no package, setup or script of theirs changed."""
 
 BASE_PACKAGES = (
     *("systemd", "systemd-sysv", "systemd-resolved", "libnss-resolve", "dbus", "udev", "kmod"),
@@ -23,7 +23,7 @@ GUEST = Path(__file__).parents[1] / "guest"
 
 @dataclass(frozen=True)
 class Distribution:
-    """How a distribution is bootstrapped. Without `mirror`, mmdebstrap knows suites, mirrors and keys by itself."""
+    """The sources of a distribution. Without `mirror`, mmdebstrap knows suites, mirrors and keys by itself."""
 
     suite: str
     keyring: str
@@ -54,13 +54,13 @@ DISTRIBUTIONS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what is in an image. Equal recipes have equal ids; `make_recipe` makes them."""
+    """All input that decides the content of an image. Equal recipes have equal ids; `make_recipe` makes them."""
 
     image: str
     packages: tuple[str, ...]
     setup: str
     fingerprint: str
-    """What was seen of the source of a rootfs image (see source.observe_fingerprint); "" for a distribution."""
+    """The fingerprint of the source of a rootfs image (see source.observe_fingerprint); "" for a distribution."""
     base: str
 
     @property
@@ -97,8 +97,8 @@ def make_recipe(image: str, packages: tuple[str, ...] = (), setup: str = "", *, 
 
 @cache
 def adaptation() -> dict[str, str]:
-    """What makes any tree a guest of hutch's, by relative path: adapt.sh, the files that it puts there, and the list of
-    those that it masks. They are part of every recipe."""
+    """The files that make any tree a guest of hutch's, by relative path: adapt.sh, the files that it installs, and the
+    list of those that it masks. They are part of every recipe."""
     files = [Path(__file__).with_name("adapt.sh"), GUEST / "masked"]
     texts = {path.name: path.read_text() for path in files}
     tree = sorted(path for path in (GUEST / "tree").rglob("*") if path.is_file())
@@ -107,7 +107,7 @@ def adaptation() -> dict[str, str]:
 
 @cache
 def base_digest() -> str:
-    """Stands for what hutch itself puts into every image."""
+    """The digest of all that hutch itself puts into every image."""
     base = [BASE_VERSION, BASE_PACKAGES, adaptation()]
     return hashlib.sha256(json.dumps(base).encode()).hexdigest()
 

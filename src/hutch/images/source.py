@@ -21,7 +21,7 @@ def compression(path: str) -> str | None:
 
 
 def observe_fingerprint(path: str, layout: Layout) -> str:
-    """What tells one state of the source from another, without reading file contents.
+    """A fingerprint that tells one state of the source from another, without reading file contents.
 
     Raises HutchError for what cannot be a source: it must not be, hold, or lie in the host's root or hutch's state.
     """

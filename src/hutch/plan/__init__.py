@@ -1,1 +1,1 @@
-"""Pure: what is wanted, what was applied and what is seen -> actions with reasons. Nothing here looks or touches."""
+"""Plans, purely: wanted, applied and observed state -> actions with reasons. Nothing here looks or touches."""

@@ -1,5 +1,5 @@
-"""What a plan consists of. `hutch plan` prints one; `hutch up` makes one again under the lock, executes that and prints
-it, so whatever changed in between is in it."""
+"""The parts of a plan. `hutch plan` prints one; `hutch up` makes one again under the lock, executes that and prints it,
+so whatever changed in between is in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hutch.spec.model import Network, Weight, WorkspaceSpec
 Kind = Literal["no change", "create", "start", "live", "restart", "recreate", "remove", "stop"]
 Verb = Literal["start", "stop", "restart"]
 Command = Literal["up"] | Verb
-"""What a plan is of."""
+"""The command that a plan is for."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Affected:
-    """Who notices that a running workspace is stopped: `sessions` in words; `since`, in Unix time, it has been up."""
+    """The effect of stopping a running workspace: `sessions` in words; `since`, in Unix time, it has been up."""
 
     sessions: tuple[str, ...]
     since: float | None
@@ -44,7 +44,7 @@ class Affected:
 
 @dataclass(frozen=True)
 class Action:
-    """What is to be done to one workspace, and why. `notes` tell what a person should know beside it; `affected` is
+    """The action for one workspace, and its reasons. `notes` tell what a person should know beside it; `affected` is
     there when a running workspace is stopped for it."""
 
     workspace: str
@@ -60,7 +60,7 @@ class Action:
 
     @property
     def shows(self) -> bool:
-        """Whether it is to show other directories of the host's while it runs."""
+        """Whether the workspace is to show other directories of the host's while it runs."""
         return any(change.key == "mounts" and change.weight == "live" for change in self.reasons)
 
     @property
@@ -79,8 +79,8 @@ class Action:
 
 @dataclass(frozen=True)
 class Repair:
-    """Something on the host that is not as the records say, and that `up` puts right without stopping anything: `what`
-    it is, what was `found` there, and whose it is, if it is one workspace's."""
+    """A part of the host that is not as the records say, and that `up` puts right without stopping anything: `what` it
+    is, what was `found` there, and whose it is, if it is one workspace's."""
 
     what: str
     found: str

@@ -18,11 +18,11 @@ from hutch.spec.record import Observation, Record, holds_identity, state_of
 
 @dataclass(frozen=True)
 class Facts:
-    """All that planning goes by beside the file: what is remembered, and what is found on the host.
+    """The input of planning beside the file: the records, and the facts of the host.
 
     `applied` is the network as it was last set up, `network` as it is to be, with its uplink chosen; `owner` is the uid
-    of who owns what names no owner; `origin` tells the file again when it has been moved. The functions look when they
-    are asked, and give one answer to one question.
+    that owns workspaces without an `owner`; `origin` identifies the file when it has been moved. The functions look
+    when they are asked, and give one answer to one question.
     """
 
     records: Mapping[str, Record]
@@ -31,28 +31,28 @@ class Facts:
     owner: int
     origin: tuple[int, ...]
     observe: Callable[[str], Observation]
-    """By the name of a workspace."""
+    """The observation of a workspace, by its name."""
     sessions_of: Callable[[str], tuple[str, ...]]
-    """Who is at work in it, in words."""
+    """The sessions in a workspace, in words."""
     keys_of: Callable[[int], tuple[str, ...]]
     """The public keys of an owner."""
     image_of: Callable[[WorkspaceSpec], str]
-    """The id of its image."""
+    """The id of a workspace's image."""
     real: Callable[[str], str]
     """A path with its symbolic links resolved."""
     exists: Callable[[str], bool]
     has_systemd: bool = False
     """Whether systemd is the host's process 1."""
     ejected: Mapping[str, Note] = field(default_factory=dict)
-    """What has been ejected, from this hutch or another one, and is still there."""
+    """The workspaces that were ejected, from this hutch or another one, and are still there."""
     broken: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
-    """What was taken from workspaces that run."""
+    """The parts that running workspaces have lost."""
 
 
 @dataclass(frozen=True)
 class Ownership:
-    """What is the file's beside what it declares: its `former` paths, and the workspaces that are `undeclared` by now
-    although it brought them up."""
+    """The file's own beside the workspaces that it declares: its `former` paths, and the workspaces that are
+    `undeclared` by now although it brought them up."""
 
     former: Collection[str] = ()
     undeclared: tuple[str, ...] = ()
@@ -68,11 +68,11 @@ def decide(
     start: bool,
     prune: bool,
 ) -> Plan:
-    """The plan for the named workspaces of a file, or for all of them. Raises HutchError for what is not to be."""
+    """The plan for the named workspaces of a file, or for all of them. Raises HutchError for a refused one."""
     running = _running(facts)
     wanted = _resolve(layout, config, names, facts, running)
     remove = whose.undeclared if prune else ()
-    # Whoever has no part in this plan stays as recorded.
+    # Workspaces without a part in this plan stay as recorded.
     parties = {*wanted, *remove}
     others = {name: r.wanted for name, r in facts.records.items() if not r.removed and name not in parties}
     ejected = {name: r.wanted for name, r in facts.records.items() if r.ejected and r.removed}
@@ -104,7 +104,7 @@ def decide(
 
 
 def _running(facts: Facts) -> dict[str, WorkspaceSpec]:
-    """What holds an identity, as it was booted."""
+    """The workspaces that hold an identity, as they were booted."""
     booted = {name: record for name, record in facts.records.items() if record.booted is not None}
     return {n: r.effective for n, r in booted.items() if holds_identity(state_of(r, facts.observe(n)))}
 
@@ -123,7 +123,7 @@ def _resolve(
 
 
 def _with_keys(workspace: WorkspaceSpec, facts: Facts) -> WorkspaceSpec:
-    """Keys that the file does not say are the owner's."""
+    """The workspace with keys: the owner's, where the file gives none."""
     if workspace.authorized_keys is not None:
         return workspace
     return replace(workspace, authorized_keys=facts.keys_of(workspace.uid) or None)
@@ -143,7 +143,7 @@ def _standing(record: Record, facts: Facts) -> Standing:
 
 
 def refuse_ejected(file: str, ejected: Mapping[str, str]) -> None:
-    """What was ejected, and to where, runs beside hutch, by that name and at that address."""
+    """Refuse names that were ejected: those workspaces run beside hutch, by that name and at that address."""
     if ejected:
         raise HutchError(
             f"{file} declares {', '.join(ejected)}, which hutch has ejected",
@@ -153,7 +153,7 @@ def refuse_ejected(file: str, ejected: Mapping[str, str]) -> None:
 
 
 def refuse_clashes(clashes: Sequence[str]) -> None:
-    """Two workspaces with one address, or home, are not to be, not even while one is to be restarted some time."""
+    """Refuse two workspaces with one address, or home, even while one of them is only to be restarted some time."""
     if clashes:
         raise HutchError(
             "two workspaces of this host would collide",
@@ -163,7 +163,7 @@ def refuse_clashes(clashes: Sequence[str]) -> None:
 
 
 def check_bystanders(others: Collection[str], changes: Sequence[Change]) -> None:
-    """The network is everybody's: it changes for all of its workspaces in one go, or not at all."""
+    """Refuse a change of the network that leaves out workspaces: it changes for all in one go, or not at all."""
     if changes and others:
         raise HutchError(
             f"a change of [network] would cut off {', '.join(others)}, which this plan leaves out",
@@ -173,7 +173,7 @@ def check_bystanders(others: Collection[str], changes: Sequence[Change]) -> None
 
 
 def check_stopped(standing: Mapping[str, Standing], changes: Sequence[Change]) -> None:
-    """A workspace cannot run on while its network is made anew, and without a start it would be left stopped."""
+    """Refuse a new network without starts: a workspace cannot run on meanwhile, and would be left stopped."""
     running = [name for name, now in standing.items() if now.is_running]
     if changes and running:
         raise HutchError(
@@ -184,7 +184,7 @@ def check_stopped(standing: Mapping[str, Standing], changes: Sequence[Change]) -
 
 
 def _annotate(found: Plan, facts: Facts, whose: Ownership) -> Plan:
-    """The plan, with who notices it, what it inherits, and what will not fit."""
+    """The plan, with sessions that it affects, workspaces that it inherits, and a note on those that will not fit."""
     actions = tuple(_with_affected(action, facts) for action in found.actions)
     inherited = tuple(name for name in whose.undeclared if facts.records[name].file in whose.former)
     excess = len(facts.records.keys() | found.wanted.keys()) - UID_RANGES
@@ -193,7 +193,7 @@ def _annotate(found: Plan, facts: Facts, whose: Ownership) -> Plan:
 
 
 def _with_affected(action: Action, facts: Facts) -> Action:
-    """Say who notices that a running workspace is stopped."""
+    """Add to an action the sessions that notice the stop of a running workspace."""
     now = facts.observe(action.workspace) if action.stops else None
     if now is None or now.state != "running":
         return action

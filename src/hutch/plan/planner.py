@@ -20,12 +20,11 @@ IMAGE_KEYS = ("image", "packages", "setup")
 
 @dataclass(frozen=True)
 class Standing:
-    """How a workspace stands: what was wanted last, what it was booted from, and its state now.
+    """The standing of a workspace: the settings wanted last, those that it was booted from, and its state now.
 
     `booted` has the keys that need no restart as they are in force. `ceiling` is the memory, in bytes, that a machine
-    was started with: its balloon can take of it and give back, and never beyond.
-    `reason` says how it came to that state; `broken` is what was taken from it while it runs, and only a start gives
-    back.
+    was started with: its balloon can take of it and give back, and never beyond. `reason` says how it came to that
+    state; `broken` are the parts that it lost while it runs, and only a start gives back.
     """
 
     file: str
@@ -38,7 +37,7 @@ class Standing:
 
     @property
     def is_running(self) -> bool:
-        """One that is starting while nobody waits for it, since whoever did was killed, is started again."""
+        """Whether it runs. If it is starting and the command that waited was killed, it is started again."""
         return self.state == "running"
 
 
@@ -71,7 +70,7 @@ def plan(
 
 
 def deleted_root(now: Standing) -> tuple[str, ...]:
-    """The note that what a workspace was to keep goes with its root."""
+    """The note that all that a workspace keeps outside its home goes with its root."""
     root = (now.booted or now.wanted).workspace
     return ("deletes everything outside its home",) if root.persist == "all" else ()
 
@@ -86,7 +85,7 @@ def plan_one(
     start: bool = True,
     has_systemd: bool = False,
 ) -> Action:
-    """The one action for a workspace. `moved` are changes of the network; `file` declares it, None for whoever did."""
+    """The one action for a workspace. `moved` are changes of the network; `file` declares it, None for its last one."""
     notes = tuple(without_effect(name, target.workspace))
     if target.workspace.autostart and not has_systemd:
         notes += ("autostart is recorded; without systemd, nothing starts it when this host boots",)
@@ -102,7 +101,7 @@ def plan_one(
         return _plan_stopped(name, target, now, since_booted, unrecorded, notes, start=start)
     notes += kept_disk(since_booted, target)
     heaviest = max((change.weight for change in since_booted), key=HEAVIER.__getitem__, default=None)
-    if heaviest is None:  # what was recorded and never put in force is taken back, which takes nothing
+    if heaviest is None:  # a recorded change that was never put in force is taken back, at no cost
         taken_back = tuple(replace(change, weight="live") for change in since_record)
         return Action(name, "live" if taken_back else "no change", taken_back, notes, target)
     why = "--no-start" if not start else "" if target.workspace.restart_if_changed else "restart_if_changed is false"
@@ -126,7 +125,8 @@ def _plan_stopped(
     *,
     start: bool,
 ) -> Action:
-    """What `restart_if_changed = false` put off while it ran is recorded by now, and still weighs at the next start."""
+    """The action for a stopped workspace. Changes that `restart_if_changed = false` put off while it ran are recorded
+    by now, and still weigh at the next start."""
     recreate = any(change.weight == "recreate" for change in since_booted)
     if recreate:
         notes += deleted_root(now)
@@ -170,7 +170,7 @@ def effective_weight(key: str, workspace: WorkspaceSpec, ceiling: int | None = N
 
 
 def with_live_changes(booted: Wanted, wanted: Wanted, ceiling: int | None = None) -> Wanted:
-    """What a workspace is booted from once all that needs no restart is in force."""
+    """The settings that a workspace was booted from, with all changes in force that need no restart."""
     live = {
         key: getattr(wanted.workspace, key)
         for key in WORKSPACE_KEYS
@@ -180,7 +180,7 @@ def with_live_changes(booted: Wanted, wanted: Wanted, ceiling: int | None = None
 
 
 def pending_of(record: Record) -> str:
-    """What a workspace waits for, by its record: "none", "live", "restart" or "recreate"."""
+    """The weight of a workspace's pending changes, by its record: "none", "live", "restart" or "recreate"."""
     booted = record.booted
     if booted is None or (booted.workspace == record.wanted and booted.image == record.image):
         return "none"

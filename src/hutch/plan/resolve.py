@@ -1,4 +1,5 @@
-"""Filling in what a declaration leaves open: addresses are allocated once and kept, the rest is derived."""
+"""Resolution: fills in the keys that a declaration leaves open. Addresses are allocated once and kept, the rest is
+derived."""
 
 from __future__ import annotations
 
@@ -85,7 +86,7 @@ def allocate(
 
 
 def collisions(workspaces: Mapping[str, WorkspaceSpec], real: Real = str) -> list[str]:
-    """What two workspaces of this host have in common and must not, in words."""
+    """The values that two workspaces of this host share and must not, in words."""
     found = [
         f"{clash.other} and {clash.name} have the same {key} {clash.value}"
         for key in IDENTIFIERS
@@ -113,8 +114,8 @@ def still_used(
     stopping: Collection[str],
     real: Real = str,
 ) -> list[str]:
-    """What a workspace is to have while another one runs on with it, in words. `running` are those that are up, with
-    what they were started with; `stopping` of them give it back before anything starts."""
+    """The values that a workspace is to have while another one runs on with them, in words. `running` are those that
+    are up, with what they were started with; `stopping` of them give it back before anything starts."""
     staying = {name: workspace for name, workspace in running.items() if name not in stopping}
     later = {name: workspace for name, workspace in wanted.items() if name not in staying}
     return [f"{text}, with which one still runs" for text in collisions({**staying, **later}, real)]

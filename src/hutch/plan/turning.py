@@ -10,19 +10,19 @@ from hutch.spec.model import Network
 from hutch.spec.record import NetworkRecord, Observation, Record, State, state_of
 
 SO_NOT = {"start": "", "stop": "", "restart": ", so it was not stopped"}
-"""What follows when a workspace cannot be started."""
+"""The end of an error, by verb, when a workspace cannot be started."""
 
 
 def plan_turn(
     verb: Verb, network: NetworkRecord | None, records: Mapping[str, Record], seen: Mapping[str, Observation]
 ) -> Plan:
-    """The actions for these workspaces, each with the change of its state as its reason. Raises HutchError for what
-    could not be started as it is recorded."""
+    """The actions for these workspaces, each with the change of its state as its reason. Raises HutchError for a
+    workspace that could not be started as it is recorded."""
     actions = tuple(_turn(verb, name, state_of(record, seen[name])) for name, record in records.items())
     for action in actions:
         if action.starts:
             refuse_recreate(records[action.workspace], SO_NOT[verb])
-    file, on = (network.file, network.network) if network else ("", Network())  # with which nothing starts
+    file, on = (network.file, network.network) if network else ("", Network())  # stand-ins, with which nothing starts
     return Plan(file, on, actions, command=verb)
 
 
@@ -34,7 +34,7 @@ def _turn(verb: Verb, name: str, state: State) -> Action:
 
 
 def refuse_recreate(record: Record, so_not: str) -> None:
-    """A root that must be made anew is deleted by `up`, which says so first, and by nothing else."""
+    """Refuse a root that must be made anew: only `up` deletes it, and says so first."""
     if record == record.with_booted():
         return
     # Spares the start-up of `hutch start` where nothing is pending.
@@ -48,5 +48,5 @@ def refuse_recreate(record: Record, so_not: str) -> None:
 
 
 def no_network() -> HutchError:
-    """An `up` that was cut short may have left a workspace without one."""
+    """The error for a missing network, which an `up` that was cut short may have left."""
     return HutchError("the network is not set up", resolution="`hutch up` does that")

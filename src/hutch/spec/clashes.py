@@ -1,6 +1,6 @@
-"""What two workspaces of one host must not have in common. Pure; whoever asks puts it into words.
+"""Clashes: values that two workspaces of one host must not share. Pure; the caller puts them into words.
 
-Asked about the workspaces of one file, and about those of all files of a host.
+The questions are about the workspaces of one file, and about those of all files of a host.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ IDENTIFIERS: Mapping[str, Callable[[str, WorkspaceSpec], object]] = {
     "ip": lambda name, workspace: workspace.ip,
     "mac": lambda name, workspace: workspace.mac or names.mac(name),
     "cid": lambda name, workspace: workspace.cid or names.cid(name),
-    "interface": lambda name, workspace: names.port(name, workspace.type),  # whose name has room for 15 bytes only
+    "interface": lambda name, workspace: names.port(name, workspace.type),  # its name has room for 15 bytes only
 }
 
 
 @dataclass(frozen=True)
 class Clash:
-    """What `name` has in common with `other`, which comes before it.
+    """A value that `name` has in common with `other`, which comes before it.
 
     `index` is that of an entry of `publish`; `homes` are those of `other` and of `name`.
     """
@@ -54,7 +54,7 @@ def same_ports(workspaces: Mapping[str, WorkspaceSpec]) -> Iterator[Clash]:
     for name, workspace in workspaces.items():
         for index, publish in enumerate(workspace.publish):
             others = seen.setdefault((publish.host_port, publish.protocol), {})
-            # On every address, it is in the way of all that are there already.
+            # A port on every address collides with all that are there already.
             found = (others.get(ip) for ip in (publish.host_ip, "")) if publish.host_ip else others.values()
             other = next((other for other in found if other is not None), None)
             if other is not None:
@@ -63,8 +63,8 @@ def same_ports(workspaces: Mapping[str, WorkspaceSpec]) -> Iterator[Clash]:
 
 
 def same_homes(workspaces: Mapping[str, WorkspaceSpec], real: Real) -> Iterator[Clash]:
-    """A home is one workspace's: not another's too, nor inside another's."""
-    homes: dict[str, str] = {}  # whose each is
+    """Homes that are another workspace's too, or lie inside another's: a home is one workspace's."""
+    homes: dict[str, str] = {}  # home -> its workspace
     inside: dict[str, str] = {}  # directory -> a home somewhere in it
     for name, workspace in workspaces.items():
         if workspace.home is None:

@@ -21,7 +21,7 @@ SYSTEM_DIRECTORIES = ("/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64
 
 @dataclass(frozen=True)
 class Draft:
-    """What is valid of one workspace, and where in the file its keys were said.
+    """The valid part of one workspace, and the places of its keys in the file.
 
     `own` are the keys of its own table, `inherited` those that [defaults] gave it. `kept` maps the entries
     of its lists to their indexes in the file. `whole` is false where so much is wrong (the name or the type)
@@ -36,7 +36,7 @@ class Draft:
     whole: bool = True
 
     def path(self, key: str, *inside: str | int) -> Path:
-        """Where in the file the value of `key` was said; the workspace's own table when nobody said it."""
+        """The path of the value of `key` in the file; in the workspace's own table when nobody gave it."""
         if inside and isinstance(inside[0], int) and inside[0] < len(self.kept.get(key, ())):
             inside = (self.kept[key][inside[0]], *inside[1:])
         table: Path = ("defaults",) if key in self.inherited else ("workspaces", self.name)
@@ -64,7 +64,7 @@ def check_network(network: Network) -> Iterator[FieldProblem]:
 def check_workspaces(
     drafts: Sequence[Draft], subnet: str | None, *, layout: Layout, file: str, real: Real
 ) -> Iterator[FieldProblem]:
-    """Everything that concerns more than one key. `subnet` is None when the file's own is wrong."""
+    """Findings about more than one key. `subnet` is None when the file's own is wrong."""
     if subnet is not None:
         yield from check_addresses(drafts, subnet)
     by_name = {draft.name: draft for draft in drafts}

@@ -1,7 +1,6 @@
-"""Where an ejected workspace keeps its things, and what carries its name on the host: it goes on without hutch, and
-beside one that goes on.
+"""The layout of an ejected workspace, and its names on the host: it goes on without hutch, and beside one that goes on.
 
-A name of a workspace has no dot: so what serves one has a dot in its name where another workspace could have a dash.
+A name of a workspace has no dot: so its services have a dot in theirs where another workspace could have a dash.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from hutch.frozen import dataclass
 from hutch.spec.names import Derived, Layout, interface
 
 SECTION = "[X-Hutch]"
-"""Of its unit; systemd reads past it."""
+"""The section of its unit that holds the note; systemd skips it."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """What its unit tells a hutch that knows nothing of it: its name, where all of it is, its address, and the first of
-    its user ids."""
+    """The note in its unit, for a hutch that knows nothing of it: its name, its directory, its address, and the first
+    of its user ids."""
 
     name: str
     directory: str
@@ -35,7 +34,7 @@ def render_note(note: Note) -> str:
 
 
 def parse_note(unit: str) -> Note | None:
-    """What is noted there; None for a unit that has no such end."""
+    """The note in a unit; None for a unit without one."""
     lines = unit.partition(f"\n{SECTION}\n")[2].splitlines()
     found = dict(line.partition("=")[::2] for line in lines)
     try:
@@ -52,8 +51,8 @@ class Ejected(Layout):
 
     @classmethod
     def beside(cls, layout: Layout, name: str, directory: Path | None = None) -> Ejected:
-        """Where a workspace of that hutch goes, unless somebody says where. The path ends in mount options, in units
-        and in ssh's configuration."""
+        """The layout for a workspace of that hutch: in `directory`, or beside the hutch's own state. The path is used
+        in mount options, in units and in ssh's configuration."""
         state = directory or Path(f"{layout.state}-ejected") / name
         if not re.fullmatch(r"(/[A-Za-z0-9_.+-]+)+", str(state), re.ASCII) or ".." in state.parts:
             raise UsageError(f"{str(state)!r} cannot be used", resolution="letters, digits and _.+-/ only")
@@ -71,17 +70,17 @@ class Ejected(Layout):
     removal = Derived(lambda layout: layout.state / "remove")
     """The script that takes everything away."""
     programs = Derived(lambda layout: layout.state / "programs" / "hutch")
-    """What steps run of our own: hutch's package, as far as they need it."""
+    """The copy of hutch's package, as far as its steps run it."""
     network = Derived(lambda layout: layout.state / "network")
-    """What the network is made of."""
+    """The files that the network is made from."""
     uplink_file = Derived(lambda layout: layout.state / "network" / "uplink")
-    """The /30 that joins it to the host, for whoever chooses another one."""
+    """The file with the /30 that joins it to the host; read when another workspace's /30 is chosen."""
 
     def workspace(self, name: str) -> Path:
         return self.state / "workspace"
 
     def image_root(self, id: str) -> Path:
-        """Its own copy. What is in it may be setuid, so nobody but root gets there."""
+        """Its own copy of the image's tree. Files in it may be setuid, so nobody but root gets there."""
         return self.state / "image" / "root"
 
     def machine(self, name: str) -> str:
@@ -104,12 +103,12 @@ class Ejected(Layout):
 
     @property
     def target(self) -> str:
-        """What wants it, if it is to start when the host boots."""
+        """The target that wants its unit, if it is to start when the host boots."""
         return "multi-user.target"
 
     @property
     def stopped_by(self) -> tuple[str, ...]:
-        """That target is everybody's, and may be restarted for reasons of their own."""
+        """No unit: `target` is everybody's, and may be restarted for reasons of their own."""
         return ()
 
     def service_unit(self, pid_file: str) -> str:

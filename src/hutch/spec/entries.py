@@ -1,4 +1,4 @@
-"""What the entries of hutch.toml's lists and tables may be: ports, destinations, variables and public keys.
+"""The entries of hutch.toml's lists and tables: ports, destinations, variables and public keys.
 
 These have a grammar of their own; the single words are in spec/values. A list reports each wrong entry.
 """
@@ -46,7 +46,7 @@ class Publish:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is for programs of the host alone."""
+        """Whether the port is for programs of the host alone."""
         return self.host_ip.startswith("127.")
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ MISTAKEN = (
     (r"[a-z0-9-]+(:.*)?", "has no dot", "names of the host's own network are not public"),
     (r"\s.*|.*\s", "has a space at its end", "no space"),
 )
-"""What people write who think of something else: how it looks, what is wrong with it, and what would be right."""
+"""Likely mistakes: the pattern of each, what is wrong with it, and what would be right."""
 
 
 class Egress(FieldType):
@@ -229,7 +229,7 @@ def parse_key_line(line: str) -> str:
         raise Invalid("is not a public key", hint)
     try:
         fields = key_fields(binascii.a2b_base64(blob.encode("ascii"), strict_mode=True))
-    except ValueError:  # of the encoding, or of what is encoded
+    except ValueError:  # the encoding, or the encoded key, is wrong
         raise Invalid("is a damaged public key", "copy the whole line of the .pub file") from None
     if fields[0] != kind.encode() or (kind == "ssh-ed25519" and [len(field) for field in fields[1:]] != [32]):
         raise Invalid("is a damaged public key", f"what is encoded is not a key of type {kind}")

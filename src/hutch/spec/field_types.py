@@ -1,4 +1,4 @@
-"""What a field type is: how one kind of value of hutch.toml is parsed, described, and offered to pydantic.
+"""Field types: each parses one kind of value of hutch.toml, describes it, and offers it to pydantic.
 
 A field type parses one value, purely: it returns the parsed value or raises Invalid, whose text says what is
 wrong and what would be right. Matches are full and ASCII; no value may hold a control character, so none
@@ -19,7 +19,7 @@ JsonSchema = dict[str, Any]
 
 
 class Invalid(ValueError):
-    """A value that cannot be. `hint` says what would be right."""
+    """A value that is not allowed. `hint` says what would be right."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(f"{message} ({hint})" if hint else message)
@@ -92,9 +92,9 @@ def ipv4_network(value: str, hint: str) -> ipaddress.IPv4Network:
 
 
 class FieldType:
-    """How one kind of value is parsed and described. `pattern` goes to the JSON Schema; `form` says in words what would
-    be right, to readers of the schema and the manual, and to those who have written something else; `wrong` what is
-    wrong with a word that `pattern` does not match."""
+    """The parser and the description of one kind of value. `pattern` goes to the JSON Schema; `form` says in words what
+    would be right, to readers of the schema and the manual, and to those who have written something else; `wrong` the
+    fault of a word that `pattern` does not match."""
 
     pattern: ClassVar[str] = ""
     form: ClassVar[str] = ""

@@ -1,7 +1,7 @@
-"""From a hutch.toml to a Config, or to all of its problems at once.
+"""Loading: turns a hutch.toml into a Config, or into all of its problems at once.
 
-Reads the file, the user database and public keys; changes nothing, prints nothing. What one value may be is
-in spec/values and spec/entries, what several may be together in spec/crosscheck.
+Reads the file, the user database and public keys; changes nothing, prints nothing. The rules for one value are in
+spec/values and spec/entries, those for several together in spec/crosscheck.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def no_check(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[
 def load(path: Path, *, layout: Layout, check: Check = no_check) -> Config:
     """The configuration in `path`, with paths, owners and keys resolved. Raises ConfigError with every problem.
 
-    `check` says what else is wrong with a workspace; its problems need no more than a key, a message and a hint.
+    `check` returns further problems of a workspace; they need no more than a key, a message and a hint.
     """
     file = os.path.realpath(path)
     text = read_file(file)
@@ -108,8 +108,8 @@ def parse_toml(file: str, text: str) -> Table:
 
 
 def locate(file: str, text: str, findings: Iterable[FieldProblem]) -> list[Problem]:
-    """The findings with their lines and the values as they are written, in the order of the file; each once, though
-    what [defaults] says is found again in every workspace."""
+    """The findings with their lines and the values as they are written, in the order of the file; each once, though a
+    finding in [defaults] is made again in every workspace."""
     # Spares the start-up of `hutch up` for files that are right.
     from hutch.spec.positions import Positions
 
@@ -126,7 +126,7 @@ def locate(file: str, text: str, findings: Iterable[FieldProblem]) -> list[Probl
 
 
 def read_config(file: str, data: Table, findings: list[FieldProblem], layout: Layout, check: Check) -> Config:
-    """The whole of it; what is wrong is added to `findings` and left out."""
+    """The Config of the whole file; wrong values are added to `findings` and left out."""
     for key, value in data.items():
         if key not in SECTIONS:
             lost = isinstance(value, dict) and "type" in value
@@ -177,7 +177,7 @@ def read_engines(data: Table, findings: list[FieldProblem]) -> Incus | None:
 
 
 def read_workspaces(data: Table, findings: list[FieldProblem]) -> list[Draft]:
-    """A draft of every workspace, on top of what is valid of `[defaults]`."""
+    """A draft of every workspace, on top of the valid part of `[defaults]`."""
     said = table_at(data, ("defaults",), findings)
     defaults = validate(WorkspaceSpec, {**STAND_INS, **said}, ("defaults",), STAND_INS)
     findings += defaults.findings
@@ -211,7 +211,7 @@ def read_workspaces(data: Table, findings: list[FieldProblem]) -> list[Draft]:
 
 
 def backend_findings(draft: Draft, network: Network, check: Check) -> Iterator[FieldProblem]:
-    """What `check` says of a workspace, at the place in the file where the key was said."""
+    """The problems that `check` finds in a workspace, at the place in the file where the key was given."""
     if not draft.whole:
         return
     table = ("workspaces", draft.name)
@@ -225,7 +225,7 @@ def backend_findings(draft: Draft, network: Network, check: Check) -> Iterator[F
 class Resolver:
     """Looks up what a workspace names on the host: its owner, paths under homes, and public keys.
 
-    Lookups are remembered for the length of one load. What leads nowhere is a finding and is left out.
+    Lookups are remembered for the length of one load. A name that leads nowhere is a finding and is left out.
     """
 
     def __init__(self, directory: Path, findings: list[FieldProblem]) -> None:
@@ -286,7 +286,7 @@ class Resolver:
 
     def keys(self, draft: Draft, owner: Owner) -> tuple[str, ...] | None:
         said = draft.workspace.authorized_keys
-        if said is None:  # all of the owner's; who that is, the record may know better
+        if said is None:  # all keys of the owner, whom the record may know better
             return None
         lines: list[str] = []
         for index, entry in enumerate(said):

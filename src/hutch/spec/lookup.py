@@ -1,5 +1,5 @@
-"""Which hutch.toml is meant, a glance at it that neither validates nor complains, and what `hutch init` writes. Imports
-are few: `ls` uses it."""
+"""The choice of the hutch.toml, a glance at it that neither validates nor complains, and the starter of `hutch init`.
+Imports are few: `ls` uses it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hutch.spec.names import is_name
 SYSTEM_FILE = Path("/etc/hutch/hutch.toml")
 LOCAL_FILE = Path("hutch.toml")
 STARTER = Path(__file__).with_name("starter.toml")
-"""What `hutch init` writes: it works as it is, and shows the common keys."""
+"""The file that `hutch init` writes: it works as it is, and shows the common keys."""
 LARGEST_FILE = 1024 * 1024  # bytes
 LONGEST_LINE = 16 * 1024  # characters: a key of many dots takes tomllib time that grows with its square
 
@@ -45,7 +45,7 @@ def find_file(explicit: Path | None) -> Path:
 
 
 def check_not_a_strangers(path: Path) -> None:
-    """A file that merely lies in the current directory must be root's, or of who is asking: root acts on it."""
+    """Refuse a file that merely lies in the current directory, unless it is root's or the caller's: root acts on it."""
     # Spares the start-up of `hutch ls` where there is no file.
     from hutch.spec.owner import default_owner
 
@@ -63,8 +63,8 @@ def is_unwieldy(text: str) -> int:
 
 
 def glance(path: Path) -> dict[str, Any]:
-    """The workspaces that a file declares, each with what stands for its type, unvalidated. A broken file has none:
-    it must not hide what runs."""
+    """The workspaces that a file declares, each with its type as written, unvalidated. A broken file has none: it must
+    not hide running workspaces."""
     # Spares the start-up of `hutch ls` where there is no file.
     import tomllib
 

@@ -19,8 +19,8 @@ from hutch.spec.entries import Publish as Publish
 
 Weight = Literal["live", "restart", "recreate"]
 
-MACHINE_CPUS, MACHINE_MEMORY = 2, 1 << 30  # what a virtual machine has where the file does not say
-MOST_MACHINE_CPUS = 255  # what a processor's number has room for, without hardware that QEMU's microvm does not have
+MACHINE_CPUS, MACHINE_MEMORY = 2, 1 << 30  # defaults of a virtual machine; memory in bytes
+MOST_MACHINE_CPUS = 255  # the most that a processor's number allows, without hardware that QEMU's microvm lacks
 
 
 def key(meaning: str, *, weight: Weight = "restart", only: str = "", default: Any = None) -> Any:
@@ -84,8 +84,8 @@ class Network:
 class WorkspaceSpec:
     """One workspace.
 
-    As declared, None is what was not said; as resolved, nothing is left open. Sizes are bytes; `owner` is a
-    uid, `authorized_keys` are key lines and `home` is an absolute path once resolved.
+    As declared, None stands for a key that was not given; as resolved, nothing is left open. Sizes are bytes; `owner`
+    is a uid, `authorized_keys` are key lines and `home` is an absolute path once resolved.
     """
 
     __pydantic_config__ = STRICT

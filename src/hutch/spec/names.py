@@ -27,31 +27,31 @@ PACKAGE = Path(__file__).resolve().parent.parent
 NAME = r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
 """The grammar of a workspace's name."""
 UPLINKS = ipaddress.IPv4Network("192.168.84.0/24")
-"""Where an uplink is looked for when none is given."""
+"""The range in which an uplink is looked for when none is given."""
 NIX_STORE = "/nix/store"
-"""Where Nix keeps what it builds, on the host and inside: paths to it are part of the programs."""
+"""The directory in which Nix keeps its builds, on the host and inside: paths to it are part of the programs."""
 GUEST_INTERFACE = "host0"
-"""What a guest calls its end."""
+"""The name of the interface inside a guest."""
 BEHIND = ("SUDO_UID", "DOAS_USER", "PKEXEC_UID")
-"""Variables that say who is behind sudo, doas or pkexec."""
+"""Variables that name the user behind sudo, doas or pkexec."""
 PROXIES = tuple(f"{kind}_proxy" for kind in ("http", "https", "ftp", "no"))
 PROXIES += tuple(name.upper() for name in PROXIES)
 """Variables that say how the host reaches the Internet."""
 HANDED_ON = (*BEHIND, *PROXIES, "TERM")
-"""What else of a caller's environment is of consequence, so that a process of ours is to have it too."""
+"""All variables of a caller's environment that a process of hutch's own is to have too."""
 HEARD_GROUP = 83
 """The group of NFLOG by which the router's rules tell the egress proxy of packets."""
 HEARD = "hutch "
-"""What stands before the rule's name in what they tell."""
+"""The prefix of the rule's name in those messages."""
 IFNAMSIZ = 15  # bytes of an interface name, without the closing NUL
 SUN_PATH = 107  # bytes of a socket path, without the closing NUL
 
 UID_FIRST = 0x7000_0000  # above what systemd-nspawn picks from, below the sign bit
 UID_COUNT = 0x1_0000
-UID_RANGES = 3840  # for workspaces; those that follow are for builds
+UID_RANGES = 3840  # the ranges of workspaces; those that follow are for builds
 BUILDER_RANGES = 256
 ROOT_DIRECTORIES = ("dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "usr", "var")
-GUEST_UIDS = range(1000, 60001)  # what adduser gives to people, on every distribution
+GUEST_UIDS = range(1000, 60001)  # the uids that adduser gives to people, on every distribution
 
 
 def _sha256(name: str) -> bytes:
@@ -108,7 +108,7 @@ def builder_address(subnet: str) -> str:
 BUILDER = "_build"  # no workspace can be called that
 """The name under which image builds take part in the network."""
 BUILDER_MAC = "02:6e:27:10:a4:23"
-"""Its address, mac(BUILDER), which each start needs: to work out a digest takes four milliseconds, for OpenSSL."""
+"""The MAC address of builds, mac(BUILDER). Each start needs it, and a digest takes four milliseconds, for OpenSSL."""
 
 
 def uplink_addresses(uplink: str) -> tuple[str, str]:
@@ -118,7 +118,7 @@ def uplink_addresses(uplink: str) -> tuple[str, str]:
 
 
 def _directory(variable: str, default: str) -> Path:
-    """What a variable says. It ends in mount options and in ssh's configuration."""
+    """The path that a variable gives. It is used in mount options and in ssh's configuration."""
     path = os.path.abspath(os.environ.get(variable) or default)
     if not re.fullmatch(r"(/[A-Za-z0-9_.+-]+)+", path, re.ASCII):
         raise UsageError(f"{variable}={path!r} cannot be used", resolution="letters, digits and _.+-/ only")
@@ -126,7 +126,7 @@ def _directory(variable: str, default: str) -> Path:
 
 
 class Derived(Generic[T]):
-    """What follows from the two directories of a hutch, as one expression: a property that is told in a line."""
+    """A value that follows from the two directories of a hutch: a property that is written as one expression."""
 
     def __init__(self, derive: Callable[[Layout], T]) -> None:
         self._derive = derive
@@ -136,7 +136,7 @@ class Derived(Generic[T]):
 
 
 class OfEach(Derived[Callable[[str], T]]):
-    """The same for what each workspace or image has, by its name."""
+    """A derived value of each workspace or image, as a function of its name."""
 
     def __init__(self, derive: Callable[[Layout, str], T]) -> None:
         super().__init__(lambda layout: partial(derive, layout))
@@ -144,19 +144,19 @@ class OfEach(Derived[Callable[[str], T]]):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one hutch on this host keeps its things. A second one has other directories, hence other names."""
+    """The paths and names of one hutch on this host. A second one has other directories, hence other names."""
 
     state: Path
     run: Path
 
     @classmethod
     def from_environment(cls) -> Layout:
-        """By $HUTCH_STATE_DIR and $HUTCH_RUN_DIR. Who has another state alone gets a runtime directory that is no other
-        hutch's."""
+        """The layout by $HUTCH_STATE_DIR and $HUTCH_RUN_DIR. Another state directory alone gives a runtime directory
+        that is no other hutch's."""
         layout = cls(_directory("HUTCH_STATE_DIR", DEFAULT_STATE_DIR), Path(DEFAULT_RUN_DIR))
         return cls(layout.state, _directory("HUTCH_RUN_DIR", f"/run/{layout.instance}"))
 
-    # What carries this hutch's name on the host.
+    # Names of this hutch on the host.
 
     @property
     def instance(self) -> str:
@@ -196,13 +196,13 @@ class Layout:
         return f"{self.instance}-up"
 
     uplink_mac = Derived(lambda layout: mac(f"uplink of {layout.state}"))
-    """The address of the host's end: no other interface has it, so it says whose it is from its first moment."""
+    """The MAC address of the host's end: no other interface has it, so the interface is known as ours at once."""
     uplink_router = "up0"
     """The router's end of the uplink: an interface in the router namespace."""
     proof_namespace = Derived(lambda layout: f"{layout.instance}-prove")
     """The network namespace that `hutch prove` has while it runs."""
     proof_interface = Derived(lambda layout: f"{layout.instance}-pv")
-    """The way from the host into it: an interface of the host."""
+    """The host's interface that leads into that namespace."""
     table = Derived(lambda layout: layout.instance)
     """The name of the nftables tables, on the host and in the router namespace."""
 
@@ -218,12 +218,12 @@ class Layout:
     journal = Derived(lambda layout: layout.state / "journal.json")
     network_record = Derived(lambda layout: layout.state / "network.json")
     repairs = Derived(lambda layout: layout.state / "repairs.json")
-    """What `hutch doctor --fix` has changed of others' on this host."""
+    """The record of the changes that `hutch doctor --fix` has made to others' software on this host."""
     known_hosts = Derived(lambda layout: layout.state / "known_hosts")
     group_key = Derived(lambda layout: layout.state / "keys" / "hutch" / "id_ed25519")
     """A copy of root's key for the members of the group `hutch`."""
     user_views = Derived(lambda layout: layout.state / "shown")
-    """What owners and the group see of workspaces; installed aliases know the directory by its name."""
+    """The user views, which owners and the group read; installed aliases know the directory by its name."""
 
     def image_root(self, id: str) -> Path:
         """An image's tree."""
@@ -245,22 +245,22 @@ class Layout:
     """The kept root (`persist = "all"`)."""
     host_key = OfEach(lambda layout, name: layout.workspace(name) / "ssh" / "ssh_host_ed25519_key")
     quota = OfEach(lambda layout, name: layout.workspace(name) / "quota")
-    """Whether all that is in the home counts."""
+    """The note on the quota of the home: since when it holds, and whether it covers all files there."""
     # Runtime: gone after a reboot.
 
     shares = Derived(lambda layout: layout.run / "shares.json")
-    """Which bind mounts of the host's are ours."""
+    """The record of the host's bind mounts that are hutch's."""
     reconciled = Derived(lambda layout: layout.run / "settled")
-    """There once the host is as the records want it. It keeps the name by which an upgrade finds it."""
+    """A mark, there once the host is as the records want it. It keeps the name by which an upgrade finds it."""
 
     def runtime(self, name: str) -> Path:
         return self.run / "workspaces" / name
 
     launch = OfEach(lambda layout, name: layout.runtime(name) / "launch.json")
     status = OfEach(lambda layout, name: layout.runtime(name) / "status.json")
-    """What its service says of itself."""
+    """The status that its service reports."""
     runner_lock = OfEach(lambda layout, name: layout.runtime(name) / "runner.lock")
-    """Held by what runs the workspace's service where systemd is not process 1, for as long as it lives."""
+    """The lock that the workspace's runner holds for as long as it lives, where systemd is not process 1."""
     log = OfEach(lambda layout, name: layout.runtime(name) / "machine.log")
     console = OfEach(lambda layout, name: layout.runtime(name) / "console")
     """The console's socket."""
@@ -273,36 +273,36 @@ class Layout:
         return "/".join(f"{level}.slice" for level in levels)
 
     cgroup = OfEach(lambda layout, name: f"{layout.slice_cgroup(name)}/{layout.unit(name)}")
-    """Its service's cgroup."""
+    """The cgroup of its service."""
     build_cgroup = OfEach(lambda layout, name: f"{layout.instance}/build.{name}")
     """The cgroup of an image's build; a workspace's name has no dot."""
     inspection_cgroup = OfEach(lambda layout, name: f"{layout.instance}/look.{name}")
-    """The cgroup of what looks into the home of a workspace that is to be removed."""
+    """The cgroup of the inspection of a home whose workspace is to be removed."""
     # Units.
 
     def unit(self, name: str) -> str:
-        """The service that a workspace is."""
+        """The unit of a workspace, a service."""
         return f"{self.instance}@{name}.service"
 
     def machine(self, name: str) -> str:
-        """What machinectl calls it: whoever else runs machines may have one of the workspace's own name. Who asks
-        machined for addresses is told what the guest says, so this is a name that /etc/hosts answers for."""
+        """The workspace's name for machinectl: whoever else runs machines may have one of the workspace's own name.
+        machined answers with the addresses that the guest reports, so this is a name that /etc/hosts answers for."""
         return hostname(name) if self.instance == "hutch" else f"{self.instance}-{hostname(name)}"
 
     def slice(self, name: str) -> str:
-        """What the service and its helpers may use together. A dash stands for a slice within another, and one that
-        nobody writes a unit for stays when it is empty; no second hutch has a slice of such a name."""
+        """The slice that limits the service and its helpers together. A dash stands for a slice within another, and one
+        without a unit of its own stays when it is empty; no second hutch has a slice of such a name."""
         escaped = name.replace("-", "\\x2d")
         return f"{self.instance}-ws_{escaped}.slice"
 
     @property
     def network_unit(self) -> str:
-        """What the host has for all workspaces; it is there before any of them is."""
+        """The unit that sets up the host for all workspaces; it is there before any of them is."""
         return f"{self.instance}-network.service"
 
     @property
     def target(self) -> str:
-        """All that runs of this hutch; what it wants is started when the host boots."""
+        """The target of all that runs of this hutch; the units that it wants are started when the host boots."""
         return f"{self.instance}.target"
 
     @property
@@ -312,7 +312,7 @@ class Layout:
 
     @property
     def slice_of_all(self) -> str:
-        """Where the slices of workspaces are, and what serves them all."""
+        """The slice that holds the workspaces' slices and the shared services."""
         return f"{self.instance}.slice"
 
     def service_unit(self, pid_file: str) -> str:
@@ -323,20 +323,20 @@ class Layout:
 
     @property
     def service_units(self) -> tuple[str, ...]:
-        """All of those."""
+        """The units of all shared services."""
         return tuple(map(self.service_unit, ("host.pid", "router.pid", "watch.pid", "egress.pid")))
 
     unit_directory = OfEach(lambda layout, name: layout.workspace(name) / "unit")
-    """Root's own copies of all that the workspace's service is, the next time that it starts."""
+    """The directory with root's own copies of all files of the workspace's service, for its next start."""
     unit_script = OfEach(lambda layout, name: layout.unit_directory(name) / "run")
-    """What it runs."""
-    # What serves all workspaces: resolvers, the egress proxy, the watch.
+    """The script that the service runs."""
+    # Shared services, for all workspaces: resolvers, the egress proxy, the watch.
 
     services_cgroup = Derived(lambda layout: f"{layout.instance}/_services")
-    """Their cgroup; no workspace can be called that."""
+    """The cgroup of the shared services; no workspace can be called that."""
     services = Derived(lambda layout: layout.run / "services")
-    """What they are told, and which processes they are."""
+    """The directory of their configuration and their pid files."""
     egress_control = Derived(lambda layout: layout.run / "egress")
-    """Where the egress proxy is spoken to; its own."""
+    """The directory through which the egress proxy is told of changes; its own."""
     egress = Derived(lambda layout: layout.state / "egress")
-    """Where the egress proxy writes down what watched workspaces ask and reach; its own."""
+    """The directory where the egress proxy records what watched workspaces ask and reach; its own."""

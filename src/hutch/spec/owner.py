@@ -1,4 +1,4 @@
-"""Who owns a workspace on the host, and which public keys may log in to it.
+"""The host user who owns a workspace, and the public keys that may log in to it.
 
 Reads the user database and .pub files, changes nothing. Files are read as root on behalf of someone else,
 so only regular files of moderate size are read, nothing can make the reader wait, and no error quotes what
@@ -36,7 +36,7 @@ class Owner:
 
 
 def default_owner(environ: Mapping[str, str], uid: int) -> int:
-    """The uid of who is behind `sudo`, `doas` or `pkexec`; for root itself (and nobody) 1000; else `uid`.
+    """The uid of the user behind `sudo`, `doas` or `pkexec`; for root itself (and nobody) 1000; else `uid`.
 
     Only root's environment is believed: anybody else could claim to be someone.
     """
@@ -73,7 +73,7 @@ def find_owner(said: int | str) -> Owner:
 
 
 def check_ids(uid: int, gid: int) -> None:
-    """From UID_FIRST on, ids belong to workspaces; beyond the sign bit, not every tool takes them."""
+    """Refuse ids from UID_FIRST on: those are workspaces', or beyond the sign bit, which not every tool takes."""
     for kind, number in (("uid", uid), ("group", gid)):
         if number >= UID_FIRST:
             why = "which hutch keeps for workspaces" if number < 2**31 else "which is too large"
@@ -90,7 +90,7 @@ def expand(path: str, owner: Owner, directory: Path) -> str:
 
 
 def expand_keys(entry: str, owner: Owner, directory: Path) -> tuple[str, ...]:
-    """The key lines that one entry means: itself, or what is in the .pub files that it names."""
+    """The key lines that one entry means: itself, or the lines of the .pub files that it names."""
     if entry.split(" ", 1)[0] in KEY_TYPES:
         return (entry,)
     pattern = expand(entry, owner, directory)

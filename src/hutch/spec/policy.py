@@ -1,4 +1,4 @@
-"""What a workspace may reach, as the keys `egress` and `learn` say it. Pure: rules and resolver read it here."""
+"""Policies: what a workspace may reach, by the keys `egress` and `learn`. Pure: rules and resolver read them here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Domain:
     port: int | None
 
     def covers(self, name: str) -> bool:
-        """Whether `name`, in lower case and without a dot at its end, is meant."""
+        """Whether `name`, in lower case and without a dot at its end, is covered."""
         return name.endswith(f".{self.name}") if self.is_wildcard else name == self.name
 
 
@@ -45,12 +45,12 @@ class Policy:
 
     @property
     def is_watched(self) -> bool:
-        """Whether what it asks and reaches is looked at, and recorded: where something is refused, or to be learned."""
+        """Whether its traffic is examined and recorded: where something is refused, or to be learned."""
         return self.learn or self.kind in ("none", "list")
 
     @property
     def epoch(self) -> int:
-        """A number for this policy and no other, which connections are marked with that it has let out; never 0."""
+        """The number of this policy and no other, with which the connections that it lets out are marked; never 0."""
         words = (self.kind, self.learn, sorted(map(repr, self.domains)), sorted(map(repr, self.networks)))
         return zlib.crc32(repr(words).encode()) or 1
 
@@ -62,13 +62,13 @@ class Policy:
 
     @property
     def private_networks(self) -> tuple[Reach, ...]:
-        """What it opens of the private networks."""
+        """The private networks that it opens."""
         everything = (Reach(EVERYWHERE, None),) if self.kind == "all" else ()
         return (*everything, *(reach for reach in self.networks if is_private(reach.network)))
 
     @property
     def public_networks(self) -> tuple[Reach, ...]:
-        """What it lists beside them: of a wider network, the private part stays closed."""
+        """The listed networks that are not private: of a wider network, the private part stays closed."""
         return tuple(reach for reach in self.networks if not is_private(reach.network))
 
 

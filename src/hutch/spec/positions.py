@@ -1,4 +1,4 @@
-"""Where each value of a TOML file is: key path to line and source text.
+"""The places of the values of a TOML file: key path to line and source text.
 
 tomllib gives values without lines, so the file is parsed a second time by tree-sitter, and only when there
 is something to report. The file must be valid TOML; nothing here judges it.
@@ -45,7 +45,7 @@ class Positions:
         self._read(parser.parse(source.encode()).root_node)
 
     def find(self, path: Path) -> Place:
-        """The place of `path`; of what is not in the file, the line of the nearest table around it."""
+        """The place of `path`; of a value that is not in the file, the line of the nearest table around it."""
         if path in self._layout:
             return self._layout[path]
         for length in range(len(path) - 1, 0, -1):
@@ -68,7 +68,7 @@ class Positions:
                 stack += self._enter(path, value)
 
     def _enter(self, path: Path, value: Node) -> Iterator[tuple[Path, Node]]:
-        """Notes a value, and yields the pairs inside it."""
+        """Note a value, and yield the pairs inside it."""
         stack = [(path, value)]
         while stack:
             at, node = stack.pop()

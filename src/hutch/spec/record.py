@@ -1,5 +1,5 @@
-"""What hutch remembers and sees of a workspace, and what that means. Values and questions about them: `state` reads and
-writes records, `runtime/observe` makes observations."""
+"""The record and the observation of a workspace: values, and questions about them. `state` reads and writes records,
+`runtime/observe` makes observations."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ State = Literal["absent", "stopped", "starting", "running", "stopping", "suspend
 
 @dataclass(frozen=True)
 class Booted:
-    """What a workspace runs with; the difference to what is wanted is what is pending. `memory` is what a machine was
-    started with, in bytes; its balloon may have taken some of it since."""
+    """The settings that a workspace runs with; their difference to the wanted ones is pending. `memory` is the memory
+    that a machine was started with, in bytes; its balloon may have taken some of it since."""
 
     workspace: WorkspaceSpec
     image: str
@@ -49,13 +49,13 @@ class Record:
 
     @property
     def effective(self) -> WorkspaceSpec:
-        """What it was started with last, and what it is to be where it never was."""
+        """The settings of its last start; the wanted ones where it was never started."""
         return self.booted.workspace if self.booted else self.wanted
 
 
 @dataclass(frozen=True)
 class NetworkRecord:
-    """The network as it was last set up, and what the host had before.
+    """The network as it was last set up, and the state of the host before that.
 
     `sysctls` maps each kernel setting that hutch changed to the value it had; `forwarders` are the interfaces
     for which the host might forward packets that were there then.
@@ -69,8 +69,8 @@ class NetworkRecord:
 
 @dataclass(frozen=True)
 class Observation:
-    """What is seen of a workspace. `leader` is (pid, start time) of its PID 1 as the host sees it; `cgroup` is where it
-    is, or was."""
+    """The observed state of a workspace. `leader` is (pid, start time) of its PID 1 as the host sees it; `cgroup` is
+    the path of its present or last cgroup."""
 
     state: State = "stopped"
     pid: int | None = None
@@ -82,18 +82,18 @@ class Observation:
 
 
 def state_of(record: Record | None, seen: Observation) -> State:
-    """How a workspace stands: what is remembered of it says whether there is one, what is seen says how it does."""
+    """The state of a workspace: the record tells whether it exists, the observation how it does."""
     return "absent" if record is None or record.removed else seen.state
 
 
 def has_processes(state: State) -> bool:
-    """Whether something of it runs on this host, which can be asked, and has to be stopped."""
+    """Whether processes of the workspace run on this host, which can be asked, and have to be stopped."""
     return state in ("starting", "running", "stopping")
 
 
 def holds_identity(state: State) -> bool:
-    """Whether address, uid range and name are taken by what was started: nobody else can have them, and it keeps them
-    until it starts anew. One that is suspended goes on with them, and so may one that nobody can ask."""
+    """Whether a started workspace holds its address, uid range and name: nobody else can have them, and it keeps them
+    until it starts anew. A suspended workspace goes on with them, and so may an unreachable one."""
     return has_processes(state) or state in ("suspended", "unreachable")
 
 

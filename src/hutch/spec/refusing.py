@@ -1,5 +1,5 @@
-"""What this host finds wrong with a hutch.toml that is right by itself, as one error: a directory that is not there, a
-port that is taken."""
+"""Problems of this host with a hutch.toml that is valid by itself, as one error: a directory that is not there, a port
+that is taken."""
 
 from __future__ import annotations
 

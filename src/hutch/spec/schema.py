@@ -12,7 +12,7 @@ from hutch.spec.names import NAME
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MODELS: dict[str, Any] = {"Idle": Idle, "Incus": Incus, "Mount": Mount, "Network": Network, "Workspace": WorkspaceSpec}
-"""The tables of the file, by what the schema calls them."""
+"""The tables of the file, by their names in the schema."""
 
 
 def render_schema() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a table of the file to one of the model's dataclasses, by pydantic, with findings in plain words.
+"""Validation: turns a table of the file into one of the model's dataclasses, by pydantic, with plain findings.
 
 A wrong key never hides another one: what fails is reported and left out, and the rest is validated again,
 so that the checks between keys see all that is right. Values are handed to pydantic as JSON, where it is
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
-"""Where a value is: keys, and indexes of arrays from 0."""
+"""The path of a value: keys, and indexes of arrays from 0."""
 Table = dict[str, Any]
 Kept = dict[str, list[int]]
 """For each list of a table, the indexes in the file of the entries that are still in it."""
 
-STAND_IN = 0.5  # for what JSON cannot say or no key nests so deep: no key takes a fraction
+STAND_IN = 0.5  # for a value that JSON lacks, or that is nested too deep: no key takes a fraction
 DEEPEST = 6
 INSIDE: Mapping[str, type] = {"mounts": Mount, "idle": Idle}
 EXPLANATIONS = {
@@ -51,7 +51,7 @@ class FieldProblem:
 
 @dataclass(frozen=True)
 class Validated(Generic[T]):
-    """What of a table is valid: as a dataclass, and as the table that is left; and what is wrong with the rest."""
+    """The valid part of a table, as a dataclass and as the table that is left; and the findings about the rest."""
 
     value: T
     table: Table
@@ -102,7 +102,7 @@ def json_ready(value: Any, depth: int = 0) -> Any:
 
 
 def leave_out(table: Table, kept: Kept, errors: Iterable[ErrorDetails]) -> None:
-    """Removes from `table` the values that `errors` are about; of a missing value, what should hold it."""
+    """Remove from `table` the values that `errors` are about; of a missing value, the table that should hold it."""
     places: set[Path] = set()
     for error in errors:
         place = location(error)
@@ -151,7 +151,7 @@ def meaning(cls: type, key: str) -> str:
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """Which key was meant, or which there are."""
+    """A hint: the known key that is nearest, or all known keys."""
     names = list(known)
     close = difflib.get_close_matches(key.lower().replace("-", "_"), names, n=1)
     return f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""What a single word or number of hutch.toml may be: one field type for each kind.
+"""The single words and numbers of hutch.toml: one field type for each kind.
 
 They know nothing of other keys, of the host or of the file.
 """
@@ -128,7 +128,7 @@ class HardwareAddress(FieldType):
 
 
 class InterfaceName(FieldType):
-    """A bridge's name. It must differ from what else is in the router's namespace, sysctl's words included."""
+    """A bridge's name. It must differ from all other names in the router's namespace, sysctl's words included."""
 
     pattern = r"[a-z0-9][a-z0-9-]{0,11}"
     form = "1 to 12 lower-case letters, digits and hyphens"
@@ -178,7 +178,7 @@ class HostUser(FieldType):
 
 
 class PackageName(FieldType):
-    """A final hyphen would ask apt to remove the package."""
+    """The name of a package. A final hyphen would ask apt to remove the package."""
 
     pattern = r"[a-z0-9][a-z0-9+.-]{0,126}[a-z0-9+]"
     form = 'a name such as "git" or "libstdc++6": lower-case letters, digits, + - and .'
@@ -228,7 +228,7 @@ class HostPath(FieldType):
 
 
 class TargetPath(FieldType):
-    """A directory inside, where a mount must not replace what makes the guest a guest."""
+    """A directory inside, where a mount must not replace the kernel's or the guest's own directories."""
 
     kernels = ("/proc", "/sys", "/dev", "/run")
     systems = ("/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot")

@@ -1,4 +1,4 @@
-"""Making directories where others may write, and changing what a guest has made, each thing by its inode."""
+"""Changes where others may write: makes directories there, and changes files of a guest's, each by its inode."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ AT_EMPTY_PATH = 0x1000
 
 
 def give(top: int, makers: Collection[int], uid: int, gid: int, *, seconds: float = PATIENCE) -> int:
-    """Give what belongs to any of `makers`, user or group, to `uid` and `gid`: `top` and everything below. An inode of
-    a guest's own uids is that guest's, whatever name led there. Returns how many changed hands."""
+    """Give all files that belong to any of `makers`, user or group, to `uid` and `gid`: `top` and everything below. An
+    inode of a guest's own uids is that guest's, whatever name led there. Returns how many changed hands."""
     changed = int(_give(top, makers, uid, gid))
     for directory, name in walk(top, seconds=seconds):
         with present(), pinned(directory, name) as descriptor:
@@ -51,7 +51,7 @@ def take_setuid(top: int, makers: Collection[int], *, seconds: float = PATIENCE)
 
 
 def main(path: str, owner: str, first: str, count: str) -> None:
-    """Take setuid and setgid from what a guest made in a directory: from files of its owner, and of its own uids."""
+    """Take setuid and setgid from a guest's files in a directory: those of its owner, and of its own uids."""
     try:
         with opened(path) as top:
             take_setuid(top, {int(owner), *range(int(first), int(first) + int(count))})
@@ -61,7 +61,7 @@ def main(path: str, owner: str, first: str, count: str) -> None:
 
 @contextmanager
 def present() -> Iterator[None]:
-    """What has gone meanwhile, or is a mount, needs nothing."""
+    """Ignore a file that has gone meanwhile, or is a mount."""
     try:
         yield
     except OSError as error:
@@ -79,15 +79,15 @@ def make_owned(path: Path, uid: int, gid: int) -> None:
 
 def make_inside(home: Path, parts: tuple[str, ...], uid: int, gid: int) -> None:
     """Make directories below the home, as far as they are absent. The guest may write there at this very moment, so
-    only what was made here changes hands."""
+    only the directories made here change hands."""
     with _descended(home, parts, uid, gid):
         pass
 
 
 @contextmanager
 def _descended(top: str | Path, parts: Iterable[str], uid: int = -1, gid: int = -1) -> Iterator[int]:
-    """The directory to which `parts` lead from `top`; what is absent on the way is made, root's own unless it is given
-    to somebody. Each step goes by descriptor, and through no symbolic link."""
+    """The directory to which `parts` lead from `top`; absent ones on the way are made, root's own unless given to
+    somebody. Each step goes by descriptor, and through no symbolic link."""
     with ExitStack() as stack:
         current = stack.enter_context(opened(top))
         for part in parts:

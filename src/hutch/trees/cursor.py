@@ -33,7 +33,7 @@ SYS_OPENAT2 = 437  # the same on every architecture
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x01, 0x02, 0x04, 0x08
 
 SUPERFLUOUS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
-"""What opening an entry says that is not there any more, is another thing than it was, or is a mount."""
+"""The errors of opening an entry that is not there any more, is another thing than it was, or is a mount."""
 
 
 class Moved(Exception):
@@ -43,8 +43,8 @@ class Moved(Exception):
 def open_strictly(
     path: str | os.PathLike[str], *, below: int | None = None, flags: int = DIRECTORY, is_one_mount: bool = True
 ) -> int:
-    """A descriptor of `path`, with no symbolic link on the way. With `below`, a directory: of what is in it, and on the
-    same mount if `is_one_mount`. Otherwise the path is absolute, and may lead over mounts."""
+    """A descriptor of `path`, with no symbolic link on the way. With `below`, a directory, the path begins there, and
+    stays on the same mount if `is_one_mount`. Otherwise the path is absolute, and may lead over mounts."""
     resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
     if below is not None:
         resolve |= RESOLVE_BENEATH | (RESOLVE_NO_XDEV if is_one_mount else 0)
@@ -55,7 +55,7 @@ def open_strictly(
 
 
 def has_openat2() -> bool:
-    """Whether this kernel has what all of this needs; since Linux 5.6."""
+    """Whether this kernel has openat2, which all of this needs; since Linux 5.6."""
     try:
         os.close(open_strictly("/"))
     except OSError:
@@ -77,7 +77,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[int]:
 
 
 def pinned(directory: int, name: str) -> AbstractContextManager[int]:
-    """Whatever has this name now, to be looked at and then changed as the same thing. Nothing is opened by that."""
+    """A pin of the entry with this name, to be looked at and then changed as the same thing. It opens nothing."""
     return kept_open(open_strictly(name, below=directory, flags=PINNED))
 
 
@@ -128,7 +128,7 @@ class Cursor:
             self._first_open += 1
 
     def leave(self) -> str:
-        """Go up; returns the name of what was left. Raises Moved when there is no way back to where it came from."""
+        """Go up; returns the name of the level left. Raises Moved when there is no way back to where it came from."""
         left = self._levels.pop()
         os.close(left.descriptor)
         if self.descriptor < 0:
@@ -193,7 +193,7 @@ class _Ahead:
         self._last = ""
 
     def scan(self, cursor: Cursor, deadline: float, room: int) -> Iterator[str]:
-        """Note the next ones. Yields all that is in it, the first time."""
+        """Note the next directories. Yields all names in this one, the first time."""
         self.is_more, is_first = False, not self._last
         with os.scandir(cursor.descriptor) as entries:
             for entry in entries:
@@ -208,7 +208,7 @@ class _Ahead:
         self._last = self.names[0] if self.names else ""
 
     def _cut(self, room: int) -> None:
-        """The first ones stay, the very first at the end."""
+        """Keep the first names, the very first at the end."""
         self.names.sort(reverse=True)
         if len(self.names) > room:
             del self.names[:-room]
@@ -216,9 +216,9 @@ class _Ahead:
 
 
 def walk(top: int, *, seconds: float = PATIENCE) -> Iterator[tuple[int, str]]:
-    """(descriptor of a directory, name in it) of everything below `top`: a directory before what is in it. What is
-    mounted there is left out, and so is what goes away meanwhile; OSError tells of all else that cannot be looked into.
-    Use each before taking the next."""
+    """(descriptor of a directory, name in it) of everything below `top`: a directory before what is in it. Mounts are
+    left out, and so are entries that go away meanwhile; OSError tells of all others that cannot be looked into. Use
+    each before taking the next."""
     deadline = time.monotonic() + seconds
     cursor = Cursor(top)
     try:
@@ -251,7 +251,7 @@ def _walk(cursor: Cursor, deadline: float) -> Iterator[str]:
 
 
 def _enter(cursor: Cursor, name: str) -> bool:
-    """False for what is not there any more, is another thing than it was, or a mount."""
+    """Enter a directory; False for an entry that is gone, is another thing than it was, or a mount."""
     try:
         cursor.enter(name)
     except OSError as error:

@@ -29,7 +29,7 @@ def remove_tree(path: str | os.PathLike[str], *, seconds: float = PATIENCE) -> N
 
 
 def remove_below(directory: int, name: str, shown_as: str = "", *, seconds: float = PATIENCE) -> None:
-    """The same in a directory that is open already. HutchError says what cannot be deleted; all else is gone then."""
+    """Delete a tree, or a file, in an open directory. HutchError says what cannot be deleted; all else is gone then."""
     what = shown_as or repr(name)
     try:
         if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
@@ -51,8 +51,8 @@ def remove_below(directory: int, name: str, shown_as: str = "", *, seconds: floa
 
 
 class _Directory:
-    """What is known of one directory on the way down: its directories that are still to be emptied, what cannot go, and
-    whether another look may find more."""
+    """The state of one directory on the way down: its directories that are still to be emptied, the entries that cannot
+    go, and whether another look may find more."""
 
     def __init__(self) -> None:
         self.pending: list[str] = []
@@ -61,7 +61,7 @@ class _Directory:
 
 
 class _Removal:
-    """Empties a directory. `left` is what cannot be deleted, in sentences."""
+    """Empties a directory. `left` are sentences about entries that cannot be deleted."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
@@ -77,7 +77,7 @@ class _Removal:
                 self._empty(cursor)
                 return
             except Moved:
-                continue  # from the top again: what has been deleted is progress
+                continue  # from the top again: deleted entries are progress
             finally:
                 cursor.close()
         raise HutchError("its directories are being moved while it is deleted")
@@ -107,7 +107,7 @@ class _Removal:
                 self._try(cursor, levels[-1], name, is_directory=True)
 
     def _scan(self, cursor: Cursor, level: _Directory) -> None:
-        """Delete what is no directory, and directories that are empty; note the others, as many as can be kept."""
+        """Delete files and empty directories; note the other directories, as many as can be kept."""
         level.has_moved_on = False
         room = max(1, BATCH - self._kept)
         with os.scandir(cursor.descriptor) as entries:
@@ -134,7 +134,7 @@ class _Removal:
     def _leave(self, cursor: Cursor, level: _Directory, name: str, error: OSError) -> None:
         level.stuck.add(name)
         if error.errno == errno.ENOTEMPTY and self.count:
-            return  # of what is in it has been told
+            return  # its content has been told of
         self.count += 1
         if len(self.left) < TOLD:
             self.left.append(f"{shown([*cursor.names, name])}: {_why(error)}")
