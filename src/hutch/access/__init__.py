@@ -1,1 +1,1 @@
-"""Ways into a workspace that runs: commands, copies, ssh."""
+"""Ways into a running workspace: commands, copies, ssh."""

@@ -27,14 +27,14 @@ from hutch.seccomp.install import install_filters, leave_keyring, read_filters
 
 PR_SET_DUMPABLE, PR_CAPBSET_DROP = 4, 24
 NAMESPACES = 0x1000_0000 | 0x0002_0000 | 0x0400_0000 | 0x0800_0000 | 0x2000_0000 | 0x4000_0000 | 0x0200_0000
-"""CLONE_NEWUSER, NEWNS, NEWUTS, NEWIPC, NEWPID, NEWNET, NEWCGROUP."""
+"""The flags CLONE_NEWUSER, NEWNS, NEWUTS, NEWIPC, NEWPID, NEWNET, NEWCGROUP."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
 
 @dataclass(frozen=True)
 class Login:
-    """As whom the command runs."""
+    """The login that a command runs with: user, directories, environment."""
 
     user: str
     uid: int
@@ -42,7 +42,7 @@ class Login:
     shell: str
     env: tuple[tuple[str, str], ...]
     cwd: str = ""
-    """Absolute; "" for the home, or the root where there is none."""
+    """An absolute path; "" for the home, or the root where there is none."""
 
     def environment(self) -> dict[str, str]:
         return {
@@ -58,7 +58,7 @@ class Login:
 
 
 Limits = tuple[int, list[bytes]]
-"""The guest's PID 1's bounding set and filters: what it may not do, the command may not either. See capabilities(7) and
+"""The bounding set and the filters of the guest's PID 1: they bind the command too. See capabilities(7) and
 seccomp(2)."""
 
 
@@ -116,7 +116,7 @@ def enter(
 
 
 def _go_between(login: Login, argv: list[str], limits: Limits, streams: Streams, writing: int) -> NoReturn:
-    """The child in the namespaces of the guest, but for that of the processes: only its own child is in that."""
+    """Run as the child in the namespaces of the guest, but for that of the processes: only its own child is in that."""
     command = os.fork()
     if command == 0:
         _become(login, argv, limits, streams, writing)
@@ -130,7 +130,7 @@ def _go_between(login: Login, argv: list[str], limits: Limits, streams: Streams,
 
 
 def _is_in(pid: int, cgroup_path: str) -> bool:
-    """The leader's pid comes from a file of root's; that it lies in the workspace's cgroup makes sure of it."""
+    """Whether a process lies in the workspace's cgroup, which makes sure of a pid that comes from a file of root's."""
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
             return any(f"/{cgroup_path}/machine" in line for line in file if line.startswith("0:"))
@@ -139,7 +139,7 @@ def _is_in(pid: int, cgroup_path: str) -> bool:
 
 
 def _read_limits(leader: int, cgroup: Cgroup) -> Limits:
-    """A process can be traced by one at a time, so the commands that enter take turns; no guest can hold this lock."""
+    """Read PID 1's limits. One process at a time can trace it, so commands take turns; no guest can hold this lock."""
     with kept_open(cgroup.open("exec")) as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         return _bounding_set(leader), read_filters(leader)
@@ -159,12 +159,12 @@ def _enter_namespaces(pidfd: int) -> None:
 
 
 def _become(login: Login, argv: list[str], limits: Limits, streams: Streams, writing: int) -> NoReturn:
-    """The child inside: drop privileges, arrange the streams, become the command."""
+    """Run as the child inside: drop privileges, arrange the streams, become the command."""
     code, (bounding, filters) = NOT_EXECUTABLE, limits
     try:
         os.setsid()  # also without a terminal of its own: the caller's must not be the guest's to type on
         streams.arrange()
-        os.closerange(3, 1 << 20)  # whatever the caller happened to have open
+        os.closerange(3, 1 << 20)  # descriptors that the caller happened to have open
         for capability in range(64):
             if not bounding >> capability & 1:
                 try:
@@ -203,7 +203,7 @@ def _change_directory(login: Login) -> None:
 
 
 def _groups(user: str) -> list[int]:
-    """Supplementary groups by the guest's /etc/group, read by hand: its name service is not ours to load."""
+    """A user's supplementary groups by the guest's /etc/group, read by hand: its name service is not ours to load."""
     try:
         descriptor = os.open("/etc/group", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""The way into a workspace that runs: a container is entered by its namespaces, a machine, which has none, by ssh."""
+"""The way into a running workspace: a container is entered by its namespaces, a machine, which has none, by ssh."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run_inside(
 
 
 def told_inside(layout: Layout, record: Record, argv: Sequence[str], *, seconds: float) -> int | None:
-    """Run a command as root, with nobody to hear it; returns its exit code, None when it did not end in time.
+    """Run a command as root, and drop its output; returns its exit code, None when it did not end in time.
 
     A guest's root can keep a command of ours, and whoever waits for it, from ever ending: by tracing it, by a file
     system that does not answer. So that is done by a child, which is left behind then, and has none of our descriptors:
@@ -85,7 +85,7 @@ def told_inside(layout: Layout, record: Record, argv: Sequence[str], *, seconds:
 
 
 def login_of(booted: WorkspaceSpec, *, root: bool) -> Login:
-    """As whom a command runs: the login user, or root."""
+    """The login that a command runs with: the login user's, or root's."""
     if root:
         return Login("root", 0, "/root", "/bin/bash", booted.env)
     assert isinstance(booted.owner, int)
@@ -94,7 +94,7 @@ def login_of(booted: WorkspaceSpec, *, root: bool) -> Login:
 
 @dataclass(frozen=True)
 class Inside:
-    """A workspace that runs: what it was booted from, and how it stands."""
+    """A running workspace: the spec that it was booted from, and its state."""
 
     layout: Layout
     name: str
@@ -109,8 +109,8 @@ def enter_container(inside: Inside, login: Login, argv: list[str], capture: int 
 
 
 def reach_by_ssh(inside: Inside, login: Login, argv: list[str], capture: int | None) -> int:
-    """With hutch's own key; for who is not root, by their own ssh, as hutch has configured it, with keys that the
-    workspace knows."""
+    """Run a command by ssh, as root with hutch's own key; as another user by the user's ssh, as hutch has configured
+    it, with keys that the workspace knows."""
     from hutch.access.remote import RemoteTarget, run_remotely  # `exec` in a container starts without ssh
     from hutch.access.remote_script import Command
     from hutch.host.hardware import vsock

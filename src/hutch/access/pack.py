@@ -16,13 +16,13 @@ from hutch.files import kept_open
 CHUNK = 1 << 18
 DEPTH = 200  # directories within each other
 ODD = "a device, a pipe or a socket"
-RECORD = 10240  # what tar reads and writes in one go
+RECORD = 10240  # bytes that tar reads and writes in one go
 CHANGED = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EINVAL)
-"""What opening an entry says that is not there any more, or is another thing than it was."""
+"""Error numbers of opening an entry that is gone, or that has become something else."""
 
 
 class Packer:
-    """The archive of what a descriptor is of, under the name `name`; "" for the directory where it is unpacked."""
+    """Makes the archive of an open file or directory."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -44,7 +44,7 @@ class Packer:
         os.close(self.descriptor)
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The archive, from its first byte to its last."""
+        """The archive's bytes, with `name` as its top; "" for the directory where it is unpacked."""
         size = 0
         for piece in self._entry(self.descriptor, name, 0):
             size += len(piece)
@@ -53,7 +53,7 @@ class Packer:
         yield bytes(-(size + 1024) % RECORD + 1024)
 
     def _entry(self, descriptor: int, name: str, depth: int) -> Iterator[bytes]:
-        """A file; or a directory, and what is in it: each on the way down is held open while what is in it is read."""
+        """Yield the archive of a file, or of a directory, each of which stays open while its content is read."""
         with self._explained(name):
             status = os.fstat(descriptor)
             entries = sorted(os.listdir(descriptor)) if stat.S_ISDIR(status.st_mode) else None
@@ -62,7 +62,7 @@ class Packer:
             return
         if depth > DEPTH:
             raise HutchError(f"{self.path}: there are more than {DEPTH} directories within each other")
-        if name:  # what it is unpacked in stays as it is
+        if name:  # the directory of unpacking stays as it is
             yield _header(name, status, tarfile.DIRTYPE)
         for entry in entries:
             below = f"{name}/{entry}" if name else entry
@@ -74,7 +74,7 @@ class Packer:
                     yield from self._entry(found, below, depth + 1)
 
     def _open(self, directory: int, entry: str, name: str) -> int | bytes | None:
-        """A file or a directory, open; or the header of a link; or nothing, for what is left out."""
+        """An entry: a file or directory as a descriptor, a link as its header, None for what is left out."""
         with self._explained(name):
             try:
                 status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
@@ -100,7 +100,7 @@ class Packer:
         self.size += status.st_size
         left = status.st_size
         while left:
-            # One that has become shorter meanwhile is filled up, so that the archive stays one.
+            # A file that has become shorter meanwhile is filled up with zeroes, so that the archive stays valid.
             with self._explained(name):
                 piece = os.read(descriptor, min(left, CHUNK)) or bytes(min(left, CHUNK))
             left -= len(piece)

@@ -1,4 +1,4 @@
-"""A process whose streams are pipes of ours: what it is given, what it says, and when it has had its time.
+"""A process whose streams are pipes of ours: its input, its output, and its deadline.
 
 Unlike `relay`, nothing here owns a signal or forks, so it works in any thread of somebody else's program. What the
 process says may be a guest's: it is handed on in pieces as it comes, and nothing of it is kept here.
@@ -22,20 +22,20 @@ DRAIN = 1 << 20  # bytes that are still taken from a stream when the process has
 GRACE = 5.0  # seconds that a process may take to end when it is asked to
 
 Take = Callable[[bytes], None]
-"""Told what a process says on one stream."""
+"""A callback, called with the output of a process on one stream."""
 
 
 class Overdue(Exception):
-    """Raised where a Piped is carried whose time has passed. No TimeoutError, which anything may raise."""
+    """Raised by `carry` when the process has not ended in time. No TimeoutError, which anything may raise."""
 
 
 class Cancelled(BaseException):
-    """Raised where a Piped is carried that another thread has called off. Nobody should catch it by mistake."""
+    """Raised by `carry` when another thread has cancelled it. Nobody should catch it by mistake."""
 
 
 class Canceller:
-    """Calls off what another thread carries, or will: `cancel` may be called by any thread, at any time. `tell` calls
-    the listeners of that thread: it is given one, and what it is told."""
+    """Cancels the process that another thread carries, or will: `cancel` may be called by any thread, at any time.
+    `tell` calls the listeners of that thread: it is given one, and what it is told."""
 
     def __init__(self, tell: Callable[..., object] = lambda listener, *words: listener(*words)) -> None:
         self.tell = tell
@@ -45,7 +45,7 @@ class Canceller:
 
     @contextmanager
     def watching(self, piped: Piped) -> Iterator[None]:
-        """What is to be cancelled from now on; it is closed in the end."""
+        """Let `cancel` end this process within the context, which closes it in the end."""
         try:
             with self._lock:
                 self._running = piped
@@ -65,7 +65,7 @@ class Canceller:
 
 
 CURRENT: ContextVar[Canceller | None] = ContextVar("CURRENT", default=None)
-"""What calls off the work of this thread, where somebody may."""
+"""The canceller of this thread's work, None where nobody may cancel it."""
 
 
 def current_canceller() -> Canceller:
@@ -73,8 +73,8 @@ def current_canceller() -> Canceller:
 
 
 class Piped:
-    """A started process. `stdin` is what it reads, in pieces; None among them is "nothing yet", and the next piece is
-    asked for when it has said something. It is ended by the signal `end_by`, and by force `patience` seconds later."""
+    """A started process. `stdin` is its input, in pieces; None among them is "nothing yet", and the next piece is asked
+    for when it has said something. It is ended by the signal `end_by`, and by force `patience` seconds later."""
 
     def __init__(self, process: Popen[bytes], *, end_by: int = signal.SIGTERM, patience: float | None = GRACE) -> None:
         self.process = process
@@ -97,8 +97,8 @@ class Piped:
         *,
         seconds: float | None = None,
     ) -> int:
-        """Carry until the process has ended, and return its exit code. `takes` are what hears its streams, by our ends
-        of them. Raises Overdue after `seconds`, and Cancelled when another thread has called it off."""
+        """Carry until the process has ended, and return its exit code. `takes` are the callbacks for its output, by our
+        ends of them. Raises Overdue after `seconds`, and Cancelled when another thread has called it off."""
         deadline = None if seconds is None else time.monotonic() + seconds
         source = _Source(self.process.stdin.fileno() if self.process.stdin else -1, iter(stdin))
         for descriptor in (*takes, source.descriptor):
@@ -177,7 +177,7 @@ class Piped:
 
 
 class _Source:
-    """What a process reads."""
+    """The input of a process: pieces, and the pipe that they are written to."""
 
     def __init__(self, descriptor: int, pieces: Iterator[bytes | None]) -> None:
         self.descriptor = descriptor
@@ -202,12 +202,12 @@ class _Source:
             self.pending = self.pending[os.write(self.descriptor, self.pending[:CHUNK]) :]
         except BlockingIOError:
             pass
-        except BrokenPipeError:  # it does not want to know
+        except BrokenPipeError:  # the process has closed its input
             self.pending, self.has_ended = memoryview(b""), True
 
 
 def _hear(descriptor: int, take: Take) -> bool:
-    """Hand on what there is; False at the end of the stream."""
+    """Hand on the output that has come; False at the end of the stream."""
     data = read_some(descriptor)
     if data:
         take(data)
@@ -215,7 +215,7 @@ def _hear(descriptor: int, take: Take) -> bool:
 
 
 def _drain(descriptor: int, take: Take) -> None:
-    """What the process said and nobody heard yet. What it left behind may go on to write, and is not waited for."""
+    """Hand on an ended process's last output. Processes that it left behind may go on; they are not waited for."""
     left = DRAIN
     while left > 0 and (data := read_some(descriptor, min(CHUNK, left))):
         take(data)

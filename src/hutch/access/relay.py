@@ -19,8 +19,8 @@ BACKGROUND_SECONDS = 0.3  # until a terminal whose foreground we are not is look
 
 
 def read_some(source: int, size: int = CHUNK) -> bytes | None:
-    """What there is, up to a size: None for nothing yet, b"" at the end of the stream. A pseudo-terminal whose other
-    side has closed ends by an error, and so does a socket whose other end was closed with something unread in it."""
+    """The bytes that are there, up to a size: None for nothing yet, b"" at the end of the stream. A pseudo-terminal
+    whose other side has closed ends by an error, and so does a socket whose other end was closed with data unread."""
     try:
         return os.read(source, size)
     except BlockingIOError:
@@ -30,8 +30,8 @@ def read_some(source: int, size: int = CHUNK) -> bytes | None:
 
 
 class Channel:
-    """One direction. `owned` are descriptors to close when it is over. `take` sees what was read, and returns what is
-    to be passed on and whether that is the last of it."""
+    """One direction of a connection. `owned` are descriptors to close when it is over. `take` sees what was read, and
+    returns what is to be passed on and whether that is the last of it."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ def relay(channels: Sequence[Channel], *, until: int | None = None) -> None:
 
 
 def _interests(channels: Sequence[Channel]) -> tuple[select.poll, bool]:
-    """What to wait for, and whether a terminal is left out since it is not ours to read at this moment."""
+    """A poll for the descriptors to wait for, and whether a terminal is left out since it is not ours to read now."""
     events: dict[int, int] = {}
     idle = False
     for channel in channels:
@@ -124,11 +124,11 @@ def _carry(channels: Sequence[Channel], ready: dict[int, int]) -> None:
 
 
 def _drain(channels: Sequence[Channel], patience: float = 30.0) -> None:
-    """The other side has ended: pass on what it still said, as long as that is taken."""
+    """Pass on the last output of the other side, which has ended, as long as the sink takes it."""
     for channel in channels:
         if channel.source <= 2:
             continue  # nobody is left to read what we say
-        more = DRAIN_CHUNKS  # what it started may go on to write without end
+        more = DRAIN_CHUNKS  # its children may go on to write without end
         while channel.pending or (more and not channel.has_ended and is_ready(channel.source)):
             if not channel.pending:
                 channel.read()
@@ -140,7 +140,7 @@ def _drain(channels: Sequence[Channel], patience: float = 30.0) -> None:
 
 
 def is_ready(descriptor: int) -> bool:
-    """Whether it can be read now."""
+    """Whether a descriptor can be read now."""
     return bool(select.select([descriptor], [], [], 0)[0])
 
 
@@ -155,8 +155,8 @@ def _is_ours_to_read(descriptor: int) -> bool:
 
 
 def open_unblocked(descriptor: int) -> int:
-    """The same file with O_NONBLOCK, opened anew, since that flag is shared with whoever else has it open. Where it
-    cannot be opened again, a plain copy."""
+    """A new descriptor of the same file, opened with O_NONBLOCK, since others who have it open share that flag. Where
+    it cannot be opened again, a plain copy."""
     try:
         return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -165,10 +165,10 @@ def open_unblocked(descriptor: int) -> int:
 
 @contextmanager
 def raw(terminal: int) -> Iterator[None]:
-    """A terminal that passes every key on, as it was before afterwards."""
+    """Have a terminal pass every key on within the context; afterwards it is as it was before."""
     saved = termios.tcgetattr(terminal)
     try:
-        tty.setraw(terminal, termios.TCSADRAIN)  # what was typed ahead stays
+        tty.setraw(terminal, termios.TCSADRAIN)  # input that was typed ahead stays
         yield
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, saved)

@@ -1,5 +1,5 @@
 """Run a command inside a running workspace by ssh, as `enter` does it in a container: argv, streams, exit code and
-signals intact. What is said to the guest and heard from it is remote_script's.
+signals intact. The words that are exchanged with the guest are remote_script's.
 
 Two sessions share one connection. The command runs in the first; the second passes signals on, and tells the command
 by SIGHUP when we are gone. The command starts only once the second one watches, so none is left behind. Everything
@@ -55,7 +55,7 @@ CAUGHT = (*SIGNALS, BY_FORCE)
 @dataclass(frozen=True)
 class RemoteTarget:
     """A workspace to reach. `leader` is (pid, start time) of a process that lives as long as it runs. `by_own_key` is
-    for who is not root: with the caller's configuration and environment, since an agent may hold the key."""
+    for callers other than root: with the caller's configuration and environment, since an agent may hold the key."""
 
     layout: Layout
     peer: Peer
@@ -63,7 +63,7 @@ class RemoteTarget:
     by_own_key: bool = False
 
     def socket(self, nonce: str) -> str:
-        """Where the two sessions meet, in a directory of the caller's alone; "" for a connection each."""
+        """The path of the socket of both sessions, in a directory of the caller's alone; "" for a connection each."""
         directory = str(self.layout.runtime(self.peer.name))
         if self.by_own_key:
             directory = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -147,7 +147,7 @@ def _blocked() -> Iterator[None]:
 
 
 class _Remote:
-    """The command's session, and the one that watches it."""
+    """The command's session, and the session that watches it."""
 
     def __init__(self, target: RemoteTarget, capture: int | None) -> None:
         self.target, self.name = target, target.peer.name
@@ -214,7 +214,7 @@ class _Remote:
             os.read(wake, CHUNK)
 
     def forward(self, number: int) -> None:
-        """A signal of ours is the command's. What nobody is there to pass on ends the connection."""
+        """Pass a signal of ours on to the command. One that nobody is there to pass on ends the connection."""
         if self.capture is not None:
             if number == signal.SIGTSTP:
                 os.kill(os.getpid(), signal.SIGSTOP)
@@ -277,7 +277,7 @@ class _Remote:
         return b"", False
 
     def _look(self) -> None:
-        """Whether all has been said. What a command left behind may hold its output open, which sshd waits for."""
+        """Tell `carry` once all output has come. Processes left behind may hold it open, and sshd waits for those."""
         output, has_code = self.spoken[0], self.code is not None
         if has_code and self.size_at_end is None:
             self.size_at_end = output.size

@@ -1,4 +1,4 @@
-"""What is said to a guest, and heard from it, when a command runs in it by ssh. Computes; starts nothing.
+"""The words that are exchanged with a guest when a command runs in it by ssh. Computes; starts nothing.
 
 sshd gives a command line to the login user's shell, whichever that is. So the line is the same each time, and means
 the same to every shell: a /bin/sh that reads a program from its standard input, in an encoding that a terminal passes
@@ -33,7 +33,7 @@ SIGNALS = {
         *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGCONT),
     )
 }
-"""Those that are passed on, by the names that kill(1) knows."""
+"""Signals that are passed on, by the names that kill(1) knows."""
 DONE = b"done\n"
 WAIT = b"wait\n"
 KILL = b"KILL\n"
@@ -45,7 +45,7 @@ READ_PROGRAM = (
     'eval "$(printf %b "$p")"'
 )
 
-# Its own error output is nothing that anybody asked for: shells report there what a child died of.
+# The shell's own error output is dropped: shells report there what a child died of.
 FIRST = """
 PATH={path}
 trap : HUP INT QUIT TERM USR1 USR2 TSTP
@@ -111,7 +111,7 @@ send CONT
 
 @dataclass(frozen=True)
 class Command:
-    """What is to run: its directory, its whole environment, its arguments. `cwd`, unlike `home`, must be there."""
+    """A command to run: its directory, its whole environment, its arguments. `cwd`, unlike `home`, must be there."""
 
     home: str
     environment: Mapping[str, str]
@@ -171,7 +171,7 @@ def render_signal(number: int) -> bytes:
 
 
 class Ear:
-    """What is heard on one stream of a session. Only what comes between the start of the command and its end is the
+    """A parser for one stream of a session. Only what comes between the start of the command and its end is the
     command's own; `has_end` says whether the stream tells the end too, by a word that holds the exit code.
 
     An end begins with a zero byte, for which one has to wait only behind another zero byte; it does not come on the
@@ -196,7 +196,7 @@ class Ear:
         return int(found[1]) if found else None
 
     def take(self, data: bytes) -> bytes:
-        """What of the data, which is empty at the end of the stream, is to be passed on."""
+        """Return the part of the data that is to be passed on; `data` is empty at the end of the stream."""
         if not self.has_started:
             self.early += data
             before, found, data = self.early.partition(b"%s:start;" % self.mark)
@@ -230,11 +230,11 @@ class Ear:
         return data[: len(data) - keep]
 
     def explain(self) -> str:
-        """What was said instead of a start, for people; it may be the guest's."""
+        """The output that came instead of a start, for people; the guest may have written it."""
         text = re.sub(rb"\0?%s:[a-z]+:?[0-9]*;" % self.mark, b"", self.early)
         return text.decode("utf-8", "replace").replace("\r", "").strip()
 
 
 def overlap(data: bytes, word: bytes) -> int:
-    """How many of the last bytes of `data` are the first of `word`, not the whole of it."""
+    """The number of bytes at the end of `data` that are a beginning of `word`, not the whole of it."""
     return next((size for size in range(min(len(word) - 1, len(data)), 0, -1) if data.endswith(word[:size])), 0)

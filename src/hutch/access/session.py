@@ -1,4 +1,4 @@
-"""One ssh with our ends of its streams, and what a command says on one of them. Used by `remote`."""
+"""One ssh with our ends of its streams, and the output of a command on one of them. Used by `remote`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ GRACE = 2.0  # seconds that ssh may take to end
 
 
 class Session:
-    """One ssh, and our ends of its streams: on a terminal all are the same. `ears` hears what its streams say, and
-    `unsent` waits until it is taken. `env` is added to ssh's environment."""
+    """A running ssh, and our ends of its streams: on a terminal all are the same. `ears` hears what its streams say,
+    and `unsent` waits until it is taken. `env` is added to ssh's environment."""
 
     def __init__(self, argv: list[str], ears: list[Ear], *, terminal: bool, env: Mapping[str, str]) -> None:
         self.unsent = b""
@@ -92,7 +92,7 @@ class Session:
 
 
 class Spoken(Channel):
-    """What a command says on one of its streams. `on_change` is called when there may be no more to wait for. When
+    """The output of a command on one of its streams. `on_change` is called when there may be no more to wait for. When
     nobody takes what it says, the other side is told so, unless the stream is `needed` since it tells the end."""
 
     def __init__(
@@ -128,7 +128,7 @@ class Spoken(Channel):
 
 
 def sink_of(number: int) -> int:
-    """Where to write. A file is the caller's at the place where it stands, so it is not opened anew."""
+    """A descriptor to write to. The caller's position in a file is shared, so a file is not opened anew."""
     if stat.S_ISREG(os.fstat(number).st_mode):
         return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
     return open_unblocked(number)

@@ -15,12 +15,12 @@ from contextlib import nullcontext
 from hutch.access.relay import Channel, open_unblocked, raw, relay
 
 BY_FORCE = signal.SIGRTMIN
-"""Has whoever carries a command's streams kill the command, and what is in its process group, at once."""
+"""A signal to the process that carries a command's streams: kill the command and its process group at once."""
 
 
 class Streams:
-    """`inside` are the descriptors that become the command's 0, 1 and 2. When `terminal` is not None, it is the
-    host's end of the pseudo-terminal that is inside, and the one that controls the command."""
+    """The streams of one command. `inside` are the descriptors that become the command's 0, 1 and 2. When `terminal` is
+    not None, it is the host's end of the pseudo-terminal that is inside, and the one that controls the command."""
 
     def __init__(self, inside: tuple[int, int, int], channels: list[Channel], terminal: int | None = None) -> None:
         self.inside = inside
@@ -28,13 +28,13 @@ class Streams:
         self.terminal = terminal
 
     def release(self) -> None:
-        """In the caller, once the command has its own copies."""
+        """Close the command's descriptors: in the caller, once the command has its own copies."""
         for descriptor in set(self.inside):
             if descriptor > 2:
                 os.close(descriptor)
 
     def forget(self) -> None:
-        """In a process that only waits for the command: hold no stream open."""
+        """Close all streams: in a process that only waits for the command."""
         self.release()
         for channel in self.channels:
             channel.close()
@@ -42,7 +42,7 @@ class Streams:
             os.close(self.terminal)
 
     def arrange(self) -> None:
-        """In the command: take the streams on, and the pseudo-terminal as the controlling one."""
+        """Take the streams on, and the pseudo-terminal as the controlling one: in the command."""
         if self.terminal is not None:
             fcntl.ioctl(self.inside[0], termios.TIOCSCTTY, 0)
         copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) for descriptor in self.inside]
@@ -50,7 +50,7 @@ class Streams:
             os.dup2(copy, number)
 
     def relay(self, until: int) -> None:
-        """In the caller: carry until the command has ended, which the pidfd `until` tells."""
+        """Carry bytes until the command has ended, which the pidfd `until` tells: in the caller."""
         with nullcontext() if self.terminal is None else raw(0):
             if self.terminal is not None:
                 self._follow_size(self.terminal)
@@ -71,15 +71,15 @@ class Streams:
 
 
 def captured(descriptor: int) -> Streams:
-    """No input, and all output to one descriptor of the caller's, which stays open."""
+    """Streams without input, whose output all goes to one descriptor of the caller's, which stays open."""
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     output = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
     return Streams((null, output, output), [])
 
 
 def own_streams(open_terminal: Callable[[], tuple[int, int]]) -> Streams:
-    """The caller's own. With a terminal at both ends the command gets one too, by `open_terminal`, which returns the
-    host's end and the command's; a lone one becomes a pipe."""
+    """The caller's own streams. With a terminal at both ends the command gets one too, by `open_terminal`, which
+    returns the host's end and the command's; a lone one becomes a pipe."""
     fill_gaps()
     terminals = [os.isatty(number) for number in (0, 1, 2)]
     if terminals[0] and terminals[1]:
@@ -108,7 +108,7 @@ def _interactive(terminal: int, inner: int, *, has_errors: bool) -> Streams:
 
 
 def fill_gaps() -> None:
-    """Whoever started us may have closed a stream; what is opened next must not take its number."""
+    """Open /dev/null for streams that the caller has closed: no file that is opened later may take their numbers."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

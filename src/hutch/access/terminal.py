@@ -33,7 +33,7 @@ def terminal_of(pidfd: int, leader: int, uid: int) -> Callable[[], tuple[int, in
 
 
 def _open_below(root: int, owner: int) -> tuple[int, int]:
-    """All of /dev is the guest's: no link is followed, and nothing is opened but the kernel's own multiplexer."""
+    """Open a pseudo-terminal. All of /dev is the guest's: follow no link, open only the kernel's own multiplexer."""
     with kept_open(open_strictly("dev/pts/ptmx", below=root, flags=PINNED, is_one_mount=False)) as found:
         if os.fstat(found).st_rdev != MULTIPLEXER:
             raise FileNotFoundError(None, "its /dev/pts is none")
@@ -49,6 +49,6 @@ def _open_below(root: int, owner: int) -> tuple[int, int]:
 
 
 def _first_uid(leader: int) -> int:
-    """The host's number of the container's root."""
+    """The uid on the host of the container's root."""
     with open(f"/proc/{leader}/uid_map", encoding="ascii") as file:
         return int(file.readline().split()[1])

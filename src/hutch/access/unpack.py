@@ -1,4 +1,4 @@
-"""Takes in what a workspace says is a tar archive, and trusts none of it.
+"""Unpacks a tar archive that a workspace sends, and trusts none of it.
 
 Python's tarfile believes what a header says of its own size, so only its parser of single headers is used here. All is
 made below one directory that nobody else knows, by descriptors that follow no link: a name, a link or a change of mind
@@ -35,8 +35,8 @@ Reading = Generator[None, None, bytes]
 
 
 class Unpacker:
-    """What is fed to it becomes `item` in the directory `root`, a descriptor of the caller's: a directory with all that
-    is in it, or one file. `limit` are bytes of content, and of headers that extend others."""
+    """Makes `item`, in the directory `root`, a descriptor of the caller's, from what is fed to it: a directory with all
+    that is in it, or one file. `limit` are bytes of content, and of headers that extend others."""
 
     ITEM = "item"
 
@@ -64,7 +64,7 @@ class Unpacker:
 
     @property
     def left_out(self) -> list[str]:
-        """What was left out, in sentences."""
+        """The entries that were left out, in sentences."""
         return [*self._left_out, *([f"and {self._untold} more"] if self._untold else [])]
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class Unpacker:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    # What comes.
+    # Parsing the stream.
 
     def _run(self) -> Generator[None]:
         extended: dict[str, str] = {}
@@ -149,7 +149,7 @@ class Unpacker:
                 raise self._refuse("a damaged header")
             member.size = int(size)
 
-    # What is made of it.
+    # Making files and directories.
 
     def _make(self, member: tarfile.TarInfo) -> Generator[None]:
         parts = self._parts_of(member.name)
@@ -219,7 +219,7 @@ class Unpacker:
             os.symlink(member.linkname, where[-1], dir_fd=self._directory(where[:-1]))
 
     def _make_hard_link(self, member: tarfile.TarInfo, where: Parts) -> None:
-        """Another name for a file that has come already."""
+        """Make another name for a file that has come already."""
         source = (self.ITEM, *self._parts_of(member.linkname))
         with self._explained(where), kept_open(os.dup(self._directory(source[:-1]))) as there:
             if not stat.S_ISREG(os.stat(source[-1], dir_fd=there, follow_symlinks=False).st_mode):
@@ -229,7 +229,7 @@ class Unpacker:
         self.files += 1
 
     def _directory(self, where: Parts) -> int:
-        """A descriptor of a directory of ours, good until the next call. Directories come before what is in them."""
+        """A directory of the tree as a descriptor, good until the next call. Directories come before their content."""
         if self._descriptor < 0 or where != self._at:
             following = os.dup(self.root)
             for part in where:
@@ -262,7 +262,7 @@ class Unpacker:
         self._left -= size
 
     def _explained(self, where: Parts) -> AbstractContextManager[None]:
-        """For a name that is too long, that came twice, below a file."""
+        """A context that explains errors of a name that is too long, that came twice, or that lies below a file."""
         return explained(f"{self.sender}: {shown(where[1:])} cannot be written")
 
     def _refuse(self, what: str) -> HutchError:

@@ -1,4 +1,4 @@
-"""Pure: workspace -> Launch. One file for each backend: its traits, what it cannot do (`check`), and its `launch`.
+"""Pure: workspace -> Launch. One file for each backend: its traits, its problems (`check`), and its `launch`.
 
 The registry: adding a backend touches its own file and one line here. Nobody else asks for a type or a hypervisor.
 """
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """What a backend's module offers."""
+    """The interface of a backend's module."""
 
     TRAITS: Traits
 
     def check(self, prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
-        """What it cannot do for a workspace whose table is called `prefix`, before anything is touched."""
+        """The problems of a workspace whose table is called `prefix`, before anything is touched."""
 
     def launch(self, name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
-        """What makes the workspace run."""
+        """The Launch that makes the workspace run."""
 
 
 BACKENDS: tuple[tuple[str, str, str], ...] = (
@@ -39,12 +39,12 @@ BACKENDS: tuple[tuple[str, str, str], ...] = (
 """(engine, type, module); a module is imported only for workspaces of its kind."""
 UNSUPPORTED = "not supported yet"
 FOREIGN = Traits("")
-"""Of a workspace that no backend here runs: this host has nothing to do for it."""
+"""The traits of a workspace that no backend here runs: this host has nothing to do for it."""
 
 
 def backends_of(workspace: WorkspaceSpec) -> list[Backend]:
-    """Those that the workspace leaves to choose from, the highest rank first: all of its kind, or the one that it
-    names."""
+    """The backends that the workspace leaves to choose from, the highest rank first: all of its kind, or the one that
+    it names."""
     kind = (workspace.engine, workspace.type)
     found = [cast(Backend, import_module(module)) for *of, module in BACKENDS if tuple(of) == kind]
     if has_effect("hypervisor", workspace.type) and workspace.hypervisor != "auto":
@@ -53,8 +53,8 @@ def backends_of(workspace: WorkspaceSpec) -> list[Backend]:
 
 
 def choose(workspace: WorkspaceSpec, hardware: Hardware | None = None) -> Backend | None:
-    """The first that can run the workspace on this host, or on one that lacks nothing where its hardware is not given.
-    Where none can, it is the last: what speaks against that one is told."""
+    """The first backend that can run the workspace on this host, or on one that lacks nothing where its hardware is not
+    given. Where none can, it is the last: what speaks against that one is told."""
     found = backends_of(workspace)
     for backend in found[:-1]:
         lacks = backend.TRAITS.lacks(hardware) if hardware is not None else ()
@@ -64,13 +64,13 @@ def choose(workspace: WorkspaceSpec, hardware: Hardware | None = None) -> Backen
 
 
 def traits_of(workspace: WorkspaceSpec) -> Traits:
-    """What holds for the workspace whichever backend runs it, see Traits."""
+    """The traits that hold for the workspace whichever backend runs it, see Traits."""
     backend = choose(workspace)
     return backend.TRAITS if backend is not None else FOREIGN
 
 
 def traits_named(workspace: WorkspaceSpec, name: str) -> Traits:
-    """Those of the backend that has started it, by its name."""
+    """The traits of the backend that has started the workspace, by its name."""
     found = (backend.TRAITS for backend in backends_of(workspace))
     return next((traits for traits in found if traits.name == name), traits_of(workspace))
 
@@ -80,19 +80,19 @@ def is_machine(workspace: WorkspaceSpec) -> bool:
 
 
 def initial_memory(workspace: WorkspaceSpec) -> int | None:
-    """The bytes that it is started with and that stay its most; None where `memory` is but a limit."""
+    """The bytes that a workspace is started with and that stay its maximum; None where `memory` is but a limit."""
     default = traits_of(workspace).memory
     return (workspace.memory or default) if default is not None else None
 
 
 def weight_of(key: str, workspace: WorkspaceSpec) -> Weight:
-    """What it takes to apply a change of a key to the workspace; one without effect is free."""
+    """The weight of a change of a key for the workspace: a key without effect is live."""
     is_live = not has_effect(key, workspace.type) or key in traits_of(workspace).live
     return "live" if is_live else declared_weight(key)
 
 
 def check(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[Problem]:
-    """What this hutch cannot do for the workspace; keys are dotted as in the file."""
+    """Problems: the keys that this hutch cannot honour for the workspace, dotted as in the file."""
     prefix = f"workspaces.{name}"
     backend = choose(workspace)
     if backend is None:
@@ -103,7 +103,7 @@ def check(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[Pro
 
 
 def _check_common(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
-    """Features that no backend has yet, and those that few have."""
+    """Problems: features that no backend has yet, and those that few have."""
     if workspace.image.startswith(("oci:", "nix:")):
         hint = "use a distribution, or rootfs:PATH"
         yield Problem(f"{workspace.image.split(':')[0]}: images are {UNSUPPORTED}", f"{prefix}.image", hint=hint)
@@ -119,7 +119,7 @@ def _check_common(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
 
 
 def check_named(name: str, workspace: WorkspaceSpec, hardware: Hardware | None) -> Iterable[Problem]:
-    """What this host lacks for the one backend that a workspace names. Where it names none, another one is taken."""
+    """Problems: what the host lacks for the backend that a workspace names. Without a name another one runs it."""
     backend, *others = backends_of(workspace)
     if not others:
         for message in backend.TRAITS.lacks(hardware):
@@ -127,13 +127,13 @@ def check_named(name: str, workspace: WorkspaceSpec, hardware: Hardware | None) 
 
 
 def alternatives(workspace: WorkspaceSpec) -> str:
-    """What `hypervisor` may be instead, in words."""
+    """The other values that `hypervisor` may have, in words."""
     others = (backend.TRAITS.name for backend in backends_of(replace(workspace, hypervisor="auto")))
     return " or ".join(f'"{word}"' for word in (*others, "auto") if word != workspace.hypervisor)
 
 
 def launch_of(name: str, workspace: WorkspaceSpec, surroundings: Surroundings) -> Launch:
-    """What makes the workspace run."""
+    """The Launch that makes the workspace run."""
     from hutch.backends.share import guard_steps, shown  # whoever reads a record, as `hutch ls` does, has no use for it
 
     backend = choose(workspace, surroundings.hardware)

@@ -48,7 +48,7 @@ VERSION = re.compile(r"cloud-hypervisor v?([0-9]{1,6})[.]", re.ASCII)
 
 
 def lacks(hardware: Hardware | None) -> Iterable[str]:
-    """What this host lacks for it."""
+    """Sentences: what this host lacks for cloud-hypervisor."""
     if hardware is None or hardware.cloud_hypervisor is None:
         yield f"cloud-hypervisor {OLDEST} or newer is not installed"
     if hardware is None or hardware.accelerator != "kvm":
@@ -73,7 +73,7 @@ QUIET = ("debian:bookworm",)
 
 
 def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
-    """What a machine under cloud-hypervisor cannot do."""
+    """Problems: the keys that a machine under cloud-hypervisor cannot honour."""
     yield from machine.check(prefix, workspace)
     if workspace.image in QUIET:
         yield Problem(
@@ -137,13 +137,13 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
 
 
 def calls_command(name: str, host: Surroundings, *words: str) -> tuple[str, ...]:
-    """What says something to the machine."""
+    """The command that sends a request to a running machine."""
     program = own_program("hutch.backends.cloud_hypervisor_calls", host.python, host.package)
     return (*program, f"{host.layout.runtime(name)}/sockets", *words)
 
 
 def balloon_step(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Step | None:
-    """What leaves a machine that runs less memory than it was made with."""
+    """A step that takes memory from a running machine by its balloon; None for a machine that is to be started."""
     size = left_of(workspace, host)
     if size is None:
         return None
@@ -152,11 +152,11 @@ def balloon_step(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Ste
 
 
 def archive_steps(name: str, host: Surroundings) -> tuple[Step, ...]:
-    """What the guest is told, as a disk that its machine can read and nobody else."""
+    """Steps that make a disk of the shares and the credentials, which the machine can read and nobody else."""
     runtime, uid = str(host.layout.runtime(name)), str(host.uid_base)
     place, archive = f"{runtime}/archive", f"{runtime}/archive.tar"
     key = ("install", "-m", "400", str(host.layout.host_key(name)), f"{place}/credentials/{HOST_KEY}")
-    # It is not to be read on its way: who owns the workspace may pass through its runtime directory.
+    # Nobody may read the archive meanwhile: the workspace's owner may pass through its runtime directory.
     tar = 'umask 077; rm -f -- "$1"; exec tar --create --format=ustar --file="$1" --directory="$2" shares credentials'
     pack = ("sh", "-euc", tar, "sh", archive, place)
     owned = ("install", "-m", "400", "-o", uid, "-g", uid, archive, f"{runtime}/vm/archive")
@@ -170,7 +170,7 @@ def sockets_step(place: str, uid: int) -> Step:
 
 
 def machine_argv(name: str, workspace: WorkspaceSpec, host: Surroundings, hardware: Hardware) -> tuple[str, ...]:
-    """The main process: the machine in its jail, with the one network device that was opened for it."""
+    """The main process's command: the machine in its jail, with the one network device that was opened for it."""
     assert hardware.cloud_hypervisor is not None
     runtime = str(host.layout.runtime(name))
     disk = disk_path(name, workspace, host)
@@ -190,7 +190,7 @@ def machine_argv(name: str, workspace: WorkspaceSpec, host: Surroundings, hardwa
 def machine_command(
     name: str, workspace: WorkspaceSpec, host: Surroundings, hardware: Hardware, has_disk: bool
 ) -> tuple[str, ...]:
-    """The command line. Every disk's format is given: one that is guessed from its contents is the
+    """The command line of cloud-hypervisor. Every disk's format is given: one that is guessed from its contents is the
     guest's to choose. See docs/ of cloud-hypervisor, and `cloud-hypervisor --help`."""
     archive = "/dev/vdc" if has_disk else "/dev/vdb"
     arguments = kernel_arguments(name, host.machine_id, tsc_khz=hardware.tsc_khz, has_disk=has_disk)
@@ -222,6 +222,6 @@ def machine_command(
 
 
 def parse_version(text: str) -> int | None:
-    """The major version in what `cloud-hypervisor --version` prints; None when there is none in it."""
+    """The major version in the output of `cloud-hypervisor --version`; None when there is none in it."""
     found = VERSION.match(text)
     return int(found[1]) if found else None

@@ -1,4 +1,4 @@
-"""A program of its own: says something to a machine under cloud-hypervisor.
+"""A program of its own: sends a request to a machine under cloud-hypervisor.
 
     main(DIRECTORY, "end")
     main(DIRECTORY, "balloon", BYTES)
@@ -34,7 +34,7 @@ def main(directory: str, what: str, size: str = "") -> None:
 
 
 def ask_for_the_end(place: int) -> None:
-    """Again and again, and stay on the lines, until the machine has ended: this program ends with it."""
+    """Ask again and again, and stay on the lines, until the machine has ended: this program ends with it."""
     lines = [call(place, "api", BUTTON)]  # a request whose caller has hung up is dropped
     while True:
         line = call(place, "vm", f"CONNECT {POWEROFF_PORT}\n".encode())
@@ -52,7 +52,7 @@ def answers(line: socket.socket) -> bool:
 
 
 def call(place: int, name: str, text: bytes) -> socket.socket | None:
-    """Say something to a socket of the machine's; None where nobody listens."""
+    """Send `text` to a socket of the machine's, and return the connection; None where nobody listens."""
     line = socket.socket(socket.AF_UNIX)
     line.settimeout(PATIENCE)
     try:
@@ -73,7 +73,7 @@ def connect(line: socket.socket, place: int, name: str) -> None:
 
 
 def set_balloon(place: int, size: int) -> str:
-    """Returns why it cannot be."""
+    """Set the bytes that the balloon takes. Returns the problem, "" for none."""
     body = json.dumps({"desired_balloon": size}).encode()
     head = f"PUT /api/v1/vm.resize HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     deadline = time.monotonic() + PATIENCE

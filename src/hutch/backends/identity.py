@@ -1,4 +1,4 @@
-"""Who a guest is, from what was declared and allocated: the same for every backend."""
+"""The identity of a guest, from what was declared and allocated: the same for every backend."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def subordinates(uid: int) -> tuple[tuple[int, int], ...]:
 
 
 def identify(name: str, workspace: WorkspaceSpec, host: Surroundings, match: str) -> Identity:
-    """`match` is the line of a .network file that finds the guest's interface."""
+    """The identity of a workspace's guest. `match` is the line of a .network file that finds the guest's interface."""
     assert workspace.ip is not None and isinstance(workspace.owner, int)
     return Identity(
         hostname=name,

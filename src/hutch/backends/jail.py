@@ -1,4 +1,4 @@
-"""What surrounds each process of a virtual machine: bwrap and setpriv, with no more than that process needs."""
+"""The jail of each process of a virtual machine: bwrap and setpriv, with no more than that process needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PROGRAMS = (
     *("--dir", "/dev"),  # else it is root's alone
     *("--dev-bind", "/dev/null", "/dev/null", "--dev-bind", "/dev/urandom", "/dev/urandom"),
 )
-"""Options of bwrap that show the host's programs, and what they cannot do without."""
+"""Options of bwrap that show the host's programs, and the devices that these cannot do without."""
 
 
 def jailed(files: tuple[str, ...], uid: int, command: tuple[str, ...], groups: str = "") -> tuple[str, ...]:

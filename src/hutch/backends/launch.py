@@ -22,11 +22,11 @@ REBOOT = 133
 
 @dataclass(frozen=True)
 class Hardware:
-    """What virtual machines are made of on this host. `kernel`, `initrd`, `root` and `firmware` are files of the image
-    cache and of the host; `accelerator` is "kvm" or "tcg", `tsc_khz` the rate of the host's time stamp counter for the
-    latter, `kvm_gid` the group that may use the former; `qemu`, `virtiofsd` and `library` (where qemu.qmp lies) are
-    paths, and so is `cloud_hypervisor`, if a version that can be used is installed: see backends/cloud_hypervisor.
-    `slowness` is how many times as long as usual a start may take here."""
+    """The files and programs of virtual machines on this host. `kernel`, `initrd`, `root` and `firmware` are files of
+    the image cache and of the host; `accelerator` is "kvm" or "tcg", `tsc_khz` the rate of the host's time stamp
+    counter for the latter, `kvm_gid` the group that may use the former; `qemu`, `virtiofsd` and `library` (where
+    qemu.qmp lies) are paths, and so is `cloud_hypervisor`, if a version that can be used is installed: see
+    backends/cloud_hypervisor. `slowness` is how many times as long as usual a start may take here."""
 
     kernel: str
     initrd: str
@@ -45,7 +45,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a backend must know of the host and of what was allocated, beside the workspace itself.
+    """The facts of the host, and the allocated values, that a backend must know beside the workspace itself.
 
     `owner_gid` is the owner's primary group on the host; `image_root` the image's tree; `keys`
     the public keys of hutch's own that open it; `hardware` is there for virtual machines; `python` and
@@ -117,9 +117,9 @@ class HotMount:
 
 @dataclass(frozen=True)
 class Seccomp:
-    """What the kernel refuses to the main process and to all that comes of it, whoever that is inside: system calls by
-    their names, and sockets of all families but these. systemd's own filters know nothing of the other ABIs that a
-    kernel offers, so a program of ours installs these."""
+    """The seccomp filter of the main process and of all its descendants, whoever they are inside. It refuses system
+    calls by their names, and sockets of all families but these. systemd's own filters know nothing of the other ABIs
+    that a kernel offers, so a program of ours installs these."""
 
     system_calls: tuple[str, ...]
     other_families_than: tuple[str, ...]
@@ -127,7 +127,7 @@ class Seccomp:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the workspace's cgroup may use; None is no limit. `cpus` counts processors, `memory` bytes."""
+    """The limits of the workspace's cgroup; None is no limit. `cpus` counts processors, `memory` bytes."""
 
     cpus: int | None = None
     memory: int | None = None
@@ -202,13 +202,13 @@ CHECKSUM = "crc32"
 
 
 def encode_launch(launch: Launch) -> bytes:
-    """With a checksum, since commands are run that stand in it."""
+    """The bytes of a Launch, with a checksum, since commands are run that stand in it."""
     text = json.dumps(asdict(launch))
     return f'{{"{CHECKSUM}": {zlib.crc32(text.encode())}, {text[1:]}'.encode()
 
 
 def decode_launch(content: bytes) -> Launch | None:
-    """None for what cannot be believed, or is another version's."""
+    """The Launch in these bytes; None where they are damaged, or are another version's."""
     try:
         found = dict(json.loads(content))
         checksum = found.pop(CHECKSUM)
@@ -219,7 +219,7 @@ def decode_launch(content: bytes) -> Launch | None:
 
 
 def rebuild(kind: Any, value: Any) -> Any:
-    """A value of this type from what JSON has made of it. ValueError or TypeError where it is none."""
+    """A value of the type `kind` from its JSON. ValueError or TypeError where it is none."""
     if is_dataclass(kind):
         if type(value) is not dict:
             raise ValueError(f"{value!r} is no table")

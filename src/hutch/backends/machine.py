@@ -1,4 +1,4 @@
-"""What every virtual machine has, whichever monitor runs it: its size, its shares, its disk, and what it cannot do.
+"""The parts that all virtual machines share, whichever monitor runs them: size, shares, disk, and problems.
 
 A share is an idmapped bind mount on which the owner's files belong to the workspace's own uid; a virtiofsd serves it as
 that uid. What the host has for machines is host/hardware/capacity's.
@@ -23,8 +23,8 @@ CONSOLE_UNIT = "serial-getty@ttyS0.service"
 DISK = 8 << 30  # bytes of a kept root that the file says nothing of; it is sparse
 TASKS = 4096
 OPEN_FILES = 1 << 18
-"""Of one virtiofsd, which keeps each file open that its guest remembers; with fewer, a guest that looks at a large tree
-is told that too many are open."""
+"""The open files of one virtiofsd, which keeps each file open that its guest remembers; with fewer, a guest that looks
+at a large tree is told that too many are open."""
 REMEMBERED = OPEN_FILES << 11  # bytes of the kernel and of virtiofsd for so many
 SANDBOX = (
     "DevicePolicy=closed",
@@ -38,7 +38,7 @@ SANDBOX = (
     "ProtectKernelLogs=yes",
     "ProtectKernelModules=yes",
 )
-"""What binds a machine's processes beside the jails that they are in."""
+"""Settings of a machine's unit that bind its processes beside the jails that they are in."""
 LEAST_MEMORY = 256 << 20  # with less, a guest's systemd and sshd do not come up
 
 
@@ -70,27 +70,27 @@ def memory_limit(workspace: WorkspaceSpec, host: Surroundings, hardware: Hardwar
 
 
 def dialect(name: str) -> str:
-    """What a shell knows of machines, and of the monitor of that name."""
+    """Shell functions for machines, and for the monitor of that name."""
     return "".join((PLACE / f"{part}.sh").read_text(encoding="utf-8") for part in ("machine", name))
 
 
 def pipes_step(directory: str, uid: int, *links: str) -> Step:
-    """The pipes through which a shell and a machine talk: new, and the machine's own. What the machine says goes to the
-    one called log."""
+    """A step that makes the pipes between a shell and a machine: new, and the machine's own. The machine's output goes
+    to the one called log."""
     script = 'uid=$1; shift; rm -f -- "$@"; mkfifo -m 600 -- "$@"; chown "$uid:$uid" -- "$@"'
     paths = (f"{directory}/{pipe}" for pipe in ("log", *links))
     return Step(("sh", "-euc", script, "sh", str(uid), *paths), "make the pipes that it talks through")
 
 
 def listening(host: Surroundings, *sockets: tuple[str, int, int]) -> tuple[str, ...]:
-    """The beginning of a command line: what has it inherit sockets that listen, given as (path, who may connect,
-    descriptor)."""
+    """The beginning of a command line, whose command inherits sockets that listen, given as (path, uid that may
+    connect, descriptor)."""
     program = (host.python, "-I", "-S", f"{host.package}/host/services/listen.py")
     return (*program, *(str(word) for socket in sockets for word in socket), "--")
 
 
 def hear_command(host: Surroundings, name: str, *sources: str) -> tuple[str, ...]:
-    """What hears the guest until it is ready, see runtime/hear."""
+    """The command that waits for the guest to say that it is ready, see runtime/hear."""
     noted = f"{host.layout.runtime(name)}/noted/hearing"
     return (*own_program("hutch.runtime.hear", host.python, host.package), noted, *sources)
 
@@ -99,8 +99,8 @@ def hear_command(host: Surroundings, name: str, *sources: str) -> tuple[str, ...
 
 
 def render_shares(workspace: WorkspaceSpec) -> str:
-    """What the guest's init mounts: a line for each share, home first. No target holds a newline. "overlay" is a share
-    that cannot be written, under a layer that can."""
+    """The list of mounts for the guest's init: a line for each share, home first. No target holds a newline. "overlay"
+    is a share that cannot be written, under a layer that can."""
     lines = [
         f"share{index} {'ro' if readonly else 'rw'} {target}\n"
         for index, (_, target, readonly) in enumerate(sources(workspace))
@@ -111,7 +111,7 @@ def render_shares(workspace: WorkspaceSpec) -> str:
 
 
 def share_mounts(name: str, workspace: WorkspaceSpec, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
-    """Home and mounts, in the order of `shares`, as the workspace's own uid sees them; and the Nix store as it is."""
+    """Steps: home and mounts, in the order of `shares`, as the workspace's own uid sees them; the store as it is."""
     mapping = f"u:{workspace.owner}:{host.uid_base}:1 g:{host.owner_gid}:{host.uid_base}:1"
     steps = [
         bind_step(name, source, place, readonly, mapping, host)
@@ -125,8 +125,8 @@ def share_mounts(name: str, workspace: WorkspaceSpec, host: Surroundings, shares
 def share_server(
     share: str, workspace: WorkspaceSpec, host: Surroundings, virtiofsd: str, socket: str, *, is_store: bool
 ) -> Helper:
-    """One virtiofsd. Every uid of the guest's is the workspace's own on the host, which the guest in turn sees as its
-    login user's. The Nix store is nobody's to write, and root's files there are root's inside."""
+    """A virtiofsd for one share. Every uid of the guest's is the workspace's own on the host, which the guest in turn
+    sees as its login user's. The Nix store is nobody's to write, and root's files there are root's inside."""
     assert isinstance(workspace.owner, int)
     outside, inside = host.uid_base, guest_uid(workspace.owner)
     command = [virtiofsd, "--fd=3", "--shared-dir=/share", "--sandbox=none", "--seccomp=kill", "--log-level=error"]
@@ -161,14 +161,14 @@ def disk_steps(name: str, workspace: WorkspaceSpec, host: Surroundings) -> tuple
 
 
 def disk_path(name: str, workspace: WorkspaceSpec, host: Surroundings) -> str | None:
-    """Where the disk is that the root's changes are written to; None for memory."""
+    """The path of the disk that the root's changes are written to; None where they stay in memory."""
     if workspace.persist == "all":
         return f"{host.layout.root(name)}/disk"
     return f"{host.layout.workspace(name)}/disk" if workspace.disk else None
 
 
 def disk_cleanup(name: str, workspace: WorkspaceSpec, host: Surroundings) -> tuple[Step, ...]:
-    """A disk that is made anew at every start goes with the machine."""
+    """Steps that remove a disk that is made anew at every start."""
     disk = disk_path(name, workspace, host)
     if disk is None or workspace.persist == "all":
         return ()

@@ -1,4 +1,4 @@
-"""What machinectl is told of workspaces, where the host has that. See org.freedesktop.machine1(5)."""
+"""Calls that tell machinectl of workspaces, where the host has that. See org.freedesktop.machine1(5)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MACHINED = ("org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freede
 
 
 def forget_step(machine: str) -> Step:
-    """machined keeps a machine for as long as its unit is not gone, which one that is started again never is."""
+    """Unregister a machine: machined keeps it until its unit is gone, which one that is started again never is."""
     command = ("busctl", "--timeout=5", "call", *MACHINED, "UnregisterMachine", "s", machine)
     return Step(command, "strike it off machinectl's list", may_fail=True)
 

@@ -49,7 +49,7 @@ LAYERS = ("lower", "scratch", "root")  # mount points below the runtime director
 
 
 def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
-    """What a container cannot do."""
+    """Problems: the keys that a container cannot honour."""
     if workspace.owner in (0, "root"):
         yield Problem("root cannot own a workspace's home", f"{prefix}.owner", hint="name an ordinary user")
     if workspace.disk is not None and workspace.persist == "all":
@@ -124,7 +124,7 @@ def no_namespaces() -> Step:
 
 
 def device_steps(runtime: str) -> tuple[Step, ...]:
-    """Devices that everybody inside may open, whatever the host's own may."""
+    """Steps that make devices which everybody inside may open, whatever modes the host's own have."""
     devices = f"{runtime}/devices"
     nodes = (
         Step(
@@ -138,8 +138,8 @@ def device_steps(runtime: str) -> tuple[Step, ...]:
 
 
 def reveal_step(host: Surroundings) -> Step:
-    """The kernel lets a user namespace mount /proc and /sys only where it sees them whole already, and nspawn covers
-    parts of them."""
+    """Show /proc and /sys whole: the kernel lets a user namespace mount them only where it sees them whole already, and
+    nspawn covers parts of them."""
     program = (host.python, "-I", "-S", f"{host.package}/host/storage/hot_mount.py")
     return Step((*program, "reveal", NEST), "show nested namespaces /proc and /sys whole")
 
@@ -151,7 +151,7 @@ def root_steps(name: str, workspace: WorkspaceSpec, host: Surroundings, runtime:
     image = Step(("mount", "--bind", "-o", mapped, host.image_root, f"{runtime}/lower"), "map the image")
     scratch = upper_place(name, workspace, host, runtime)
     if workspace.persist == "all":
-        # Its setuid programs count on the host too, so nobody but root may get there.
+        # The layer's setuid programs count on the host too, so nobody but root may get there.
         place = Step(("install", "-d", "-m", "700", scratch), "make the kept layer, root's alone")
         checks: tuple[Step, ...] = (links_step(f"{scratch}/upper"),)
     else:
@@ -181,7 +181,7 @@ def resize_step(workspace: WorkspaceSpec, runtime: str) -> Step:
 
 
 def overlay_steps(name: str, workspace: WorkspaceSpec, host: Surroundings, runtime: str) -> tuple[Step, ...]:
-    """The root, once its layers are there; and beside it the store, as the guest sees it."""
+    """Steps that mount the root, once its layers are there; and beside it the store, as the guest sees it."""
     scratch = upper_place(name, workspace, host, runtime)
     layers = f"lowerdir={runtime}/lower,upperdir={scratch}/upper,workdir={scratch}/work"
     mount = ("mount", "-t", "overlay", "overlay", "-o")
@@ -196,13 +196,13 @@ def overlay_steps(name: str, workspace: WorkspaceSpec, host: Surroundings, runti
 
 
 def upper_place(name: str, workspace: WorkspaceSpec, host: Surroundings, runtime: str) -> str:
-    """Where the layer lies that the guest writes."""
+    """The directory of the layer that the guest writes."""
     return str(host.layout.root(name)) if workspace.persist == "all" else f"{runtime}/scratch"
 
 
 def share_mounts(name: str, workspace: WorkspaceSpec, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
-    """The home, first of `shares`: the owner's files are the login user's inside; whatever else the guest makes belongs
-    to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's."""
+    """Mount the home, first of `shares`: the owner's files are the login user's inside; whatever else the guest makes
+    belongs to its own uid range on the host, so nothing it makes is root's. Foreign files show as nobody's."""
     assert isinstance(workspace.owner, int)
     mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
     return tuple(

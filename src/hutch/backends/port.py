@@ -12,8 +12,8 @@ from hutch.spec.names import Layout
 
 @dataclass(frozen=True)
 class Port:
-    """`outer` is the bridge's end, `inner` the one that a container gets; a virtual machine gets a descriptor of the
-    outer one, and there is no other."""
+    """The port of one workspace. `outer` is the bridge's end, `inner` the one that a container gets; a virtual machine
+    gets a descriptor of the outer one, and there is no other."""
 
     outer: str
     inner: str
@@ -23,7 +23,7 @@ class Port:
     table: str
 
     def make(self) -> Step:
-        """The devices: down, and on no bridge yet, so they may be made before the network is reconciled."""
+        """Make the devices: down, and on no bridge yet, so they may be made before the network is reconciled."""
         if not self.inner:
             return Step(("ip", "tuntap", "add", "dev", self.outer, "mode", "tap"), "make the port")
         pair = (self.outer, "type", "veth", "peer", "name", self.inner, "address", self.mac)
@@ -39,8 +39,8 @@ class Port:
         return "\n".join(lines) + "\n"
 
     def connect(self, batch: str) -> tuple[tuple[Step, ...], ...]:
-        """Stages inside the router namespace, one after the other; `batch` is the path of the rendered batch. The port
-        is raised only when its filter has been seen."""
+        """Stages of steps inside the router namespace, one after the other; `batch` is the path of the rendered batch.
+        The port is raised only when its filter has been seen."""
         bound = f"{{ {self.outer} . {self.mac} . {self.ip} }}"
         return (
             (

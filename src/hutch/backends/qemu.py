@@ -55,12 +55,12 @@ EMULATED = "qemu64,+rdrand,+rdtscp,+arat,-svm"
 """The processor that is emulated the fastest: every feature more is looked for, and used where it costs. Without ARAT,
 a kernel takes the processor's timer to stop when the processor rests, and ticks 250 times a second instead."""
 DISK_OPTIONS = "discard=unmap,detect-zeroes=unmap,werror=report,rerror=report"
-"""A full disk of the host's is the guest's to hear of: otherwise QEMU would stop it, and nobody would know why."""
+"""Options that tell the guest of a full disk of the host's: otherwise QEMU would stop it, and nobody would know why."""
 PIPES = ("port.in", "port.out", "monitor.in", "monitor.out")
 
 
 def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
-    """What a machine cannot do."""
+    """Problems: the keys that a machine under QEMU cannot honour."""
     yield from machine.check(prefix, workspace)
 
 
@@ -120,7 +120,7 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
 
 
 def balloon_step(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Step | None:
-    """What leaves a machine that runs less memory than it was made with."""
+    """A step that takes memory from a running machine by its balloon; None for a machine that is to be started."""
     size = left_of(workspace, host)
     if size is None or host.hardware is None:
         return None
@@ -163,8 +163,8 @@ def qemu_argv(
 
 
 def machine_options(workspace: WorkspaceSpec, hardware: Hardware, memory: int) -> tuple[str, ...]:
-    """The machine itself, with `memory` in MiB: no device that is not asked for, no file of the user's, and no way out
-    of its sandbox."""
+    """Options for the machine itself, with `memory` in MiB: no device that is not asked for, no file of the user's, and
+    no way out of its sandbox."""
     accelerator = hardware.accelerator
     return (
         *("-M", f"{MICROVM},accel={accelerator},memory-backend=memory"),
@@ -179,7 +179,7 @@ def machine_options(workspace: WorkspaceSpec, hardware: Hardware, memory: int) -
 
 
 def device_options(workspace: WorkspaceSpec, has_disk: bool, has_vsock: bool) -> tuple[str, ...]:
-    """Disks, network, shares, console, port, and monitors."""
+    """Options for disks, network, shares, console, port, and monitors."""
     devices = [
         *("-drive", "if=none,id=root,file=/root.erofs,format=raw,readonly=on"),
         *("-device", "virtio-blk-pci,drive=root"),
@@ -197,7 +197,7 @@ def device_options(workspace: WorkspaceSpec, has_disk: bool, has_vsock: bool) ->
     devices += ["-chardev", console, "-serial", "chardev:console"]
     devices += ["-chardev", "pipe,id=port,path=/vm/port", "-device", "virtio-serial-pci,max_ports=2"]
     devices += ["-device", "virtserialport,chardev=port,nr=1,name=hutch.port"]
-    # One is read by a shell to the end; commands come to the other, one at a time.
+    # A shell reads the first monitor to the end; the second takes commands, one at a time.
     devices += ["-chardev", "pipe,id=monitor,path=/vm/monitor", "-mon", "chardev=monitor,mode=control"]
     devices += ["-chardev", f"socket,id=control,fd={CONTROL},{waiting}", "-mon", "chardev=control,mode=control"]
     devices += ["-device", "virtio-balloon-pci,free-page-reporting=on", "-device", "pvpanic-pci"]

@@ -8,10 +8,10 @@ from hutch.spec.model import WorkspaceSpec
 
 HOST = ("nsenter", "--mount=/proc/1/ns/mnt", "--")
 STORE = "nix"
-"""What the host's Nix store is called among the shares."""
+"""The name of the host's Nix store among the shares."""
 OVERLAY = "index=off,metacopy=off,redirect_dir=off,xino=off"
-"""How an overlay lies on the store: what the guest wrote stays valid when the store has changed between two starts. See
-"Changes to underlying filesystems" in the kernel's filesystems/overlayfs."""
+"""Options of the overlay on the store: the guest's changes stay valid when the store has changed between two starts.
+See "Changes to underlying filesystems" in the kernel's filesystems/overlayfs."""
 
 
 def sources(workspace: WorkspaceSpec) -> list[tuple[str, str, bool]]:
@@ -22,13 +22,13 @@ def sources(workspace: WorkspaceSpec) -> list[tuple[str, str, bool]]:
 
 
 def share_places(workspace: WorkspaceSpec, runtime: str) -> list[str]:
-    """Where each share is shown on the host, in the order of `sources`; the store, if it is shared, comes last."""
+    """The path of each share on the host, in the order of `sources`; the store, if it is shared, comes last."""
     places = [f"{runtime}/shares/{index}" for index in range(len(workspace.mounts) + 1)]
     return [*places, f"{runtime}/shares/{STORE}"] if workspace.nix_store else places
 
 
 def share_tags(workspace: WorkspaceSpec) -> list[str]:
-    """What a machine calls each share, in the order of `share_places`."""
+    """The tags by which a machine knows the shares, in the order of `share_places`."""
     tags = [f"share{index}" for index in range(len(workspace.mounts) + 1)]
     return [*tags, STORE] if workspace.nix_store else tags
 
@@ -42,13 +42,13 @@ def store_step(target: str, host: Surroundings, mapping: str = "") -> Step:
 
 
 def shown(workspace: WorkspaceSpec) -> tuple[str, ...]:
-    """The directories of the host's that it is shown, the store included."""
+    """The directories of the host's that a workspace is shown, the store included."""
     store = (names.NIX_STORE,) if workspace.nix_store else ()
     return (*(source for source, _, _ in sources(workspace)), *store)
 
 
 def guard_steps(workspace: WorkspaceSpec, host: Surroundings) -> tuple[Step, ...]:
-    """Have what it can write nosuid,nodev in the host's own mount namespace, where that is not in hutch's state."""
+    """Steps that mount its writable directories nosuid,nodev on the host, where they are not in hutch's state."""
     bind = (*HOST, host.python, "-I", "-S", f"{host.package}/host/storage/bind.py")
     writable = (source for source, _, readonly in sources(workspace) if not readonly)
     return tuple(

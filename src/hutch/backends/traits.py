@@ -1,4 +1,4 @@
-"""What hutch must know of a backend beside the Launch that it makes: plain data, at the top of its file."""
+"""The facts of a backend that hutch must know beside its Launches: plain data, at the top of its file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def lacks_nothing(hardware: Hardware | None) -> Iterable[str]:
-    """A backend that runs wherever hutch does."""
+    """The answer of a backend that runs wherever hutch does."""
     return ()
 
 
 @dataclass(frozen=True)
 class Traits:
-    """How the workspaces of one backend differ from those of others.
+    """The traits of one backend: its workspaces' differences from those of others.
 
     `name` is what its Launches are marked with, and what `hypervisor` calls it. Of those that can run a workspace, the
     one with the highest `rank` does. `lacks` says, in words, what is missing on this host. Before a start nobody knows

@@ -1,1 +1,1 @@
-"""What workspaces ask for and connect to: how it is heard, written down and read again."""
+"""The questions and connections of workspaces: how these are heard, written down and read again."""

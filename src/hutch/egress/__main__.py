@@ -1,7 +1,7 @@
 """`python -m hutch.egress VIEWS CONTROL JOURNAL --pid-file=FILE --code=WHICH`: serves until it is told to end.
 
-Says its pid when it serves. The pid file is not its own: it stands here so that the process is known by it, and by the
-code that it has.
+Prints its pid when it serves. The pid file is not its own: it stands here so that the process is known by it, and by
+the code that it has.
 """
 
 from __future__ import annotations

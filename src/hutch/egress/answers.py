@@ -1,7 +1,7 @@
-"""What of an answer reaches the one who asked, and which addresses it opens. Pure, on messages of dnspython.
+"""The part of an answer that reaches a workspace, and the addresses that it opens. Pure, on messages of dnspython.
 
-An answer is made anew from what belongs to the question: the chain of names that leads from it to addresses. Private
-addresses are taken out; whoever runs a listed name could otherwise point it at the host's network.
+An answer is made anew from the records that belong to the question: the chain of names that leads from it to addresses.
+Private addresses are taken out; whoever runs a listed name could otherwise point it at the host's network.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LONGEST_VALID = 3600  # seconds; so long is an answer believed at most
 
 @dataclass(frozen=True)
 class Judged:
-    """`rrsets` are what is answered; `addresses` what it opens, with the seconds that each is valid; `private` what was
-    taken out; `rest` is the name that the chain ends with where it leads to nothing, to be asked for in turn."""
+    """`rrsets` are the answer; `addresses` those it opens, with the seconds that each is valid; `private` those taken
+    out; `rest` is the name that the chain ends with where it leads to nothing, to be asked for in turn."""
 
     rrsets: tuple[dns.rrset.RRset, ...]
     addresses: tuple[tuple[str, int], ...] = ()
@@ -35,7 +35,7 @@ class Judged:
     rest: dns.name.Name | None = None
 
     def followed_by(self, end: Judged) -> Judged:
-        """With what its `rest` leads to. Nothing of it is valid for longer than the way there."""
+        """This with the judged response for its `rest`, of which nothing is valid for longer than the way there."""
         seconds = min((rrset.ttl for rrset in self.rrsets), default=LONGEST_VALID)
         addresses = tuple((address, min(valid, seconds)) for address, valid in end.addresses)
         is_emptied = end.private and not end.rrsets
@@ -45,9 +45,9 @@ class Judged:
 def judge(
     name: dns.name.Name, kind: dns.rdatatype.RdataType, response: dns.message.Message, opens: Callable[[str], bool]
 ) -> Judged:
-    """What of the response to a question belongs to it; `opens` says whether the policy names the network of a private
-    address. Only addresses are looked for behind other names: else whoever runs a listed name could have any record of
-    the host's own network told."""
+    """The part of a response that belongs to its question; `opens` says whether the policy names the network of a
+    private address. Only addresses are looked for behind other names: else whoever runs a listed name could have any
+    record of the host's own network told."""
     chain: list[dns.rrset.RRset] = []
     seconds = LONGEST_VALID
     while len(chain) < LONGEST_CHAIN:

@@ -1,4 +1,4 @@
-"""Where the questions of watched workspaces arrive: by UDP and by TCP, each bounded for each workspace."""
+"""The servers for questions of watched workspaces: by UDP and by TCP, each bounded for each workspace."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Answer = Callable[[View, dns.message.Message], Awaitable[dns.message.Message]]
 
 
 def parse_question(data: bytes) -> dns.message.Message | None:
-    """A message that asks one thing; None for everything else that a guest may send. What it could be made to take long
-    for is not even looked at."""
+    """A message that asks one thing; None for everything else that a guest may send. Parts that could take long are not
+    even looked at."""
     if not HEADER.size <= len(data) <= LONGEST_QUESTION:
         return None
     _, flags, *counts, additional = HEADER.unpack_from(data)
@@ -44,7 +44,7 @@ def parse_question(data: bytes) -> dns.message.Message | None:
 
 
 class Front(asyncio.DatagramProtocol):
-    """`find` gives the view of an address, and `answer` the answer to a message that asks."""
+    """The servers. `find` gives the view of an address, and `answer` the answer to a message that asks."""
 
     def __init__(self, find: Find, answer: Answer) -> None:
         self._find, self._answer = find, answer
@@ -75,7 +75,7 @@ class Front(asyncio.DatagramProtocol):
             answer = await self._answer(view, question)
             self._transport.sendto(answer.to_wire(max_size=size, prefer_truncation=True), addr)
         except dns.exception.DNSException:
-            pass  # what cannot be said is not answered
+            pass  # an answer that cannot be encoded is not sent
         finally:
             self._asked[view.workspace] -= 1
 
@@ -90,7 +90,7 @@ class Front(asyncio.DatagramProtocol):
                 finally:
                     self._connected[view.workspace] -= 1
         except (OSError, EOFError, TimeoutError, dns.exception.DNSException):
-            writer.transport.abort()  # who does not read is not waited for
+            writer.transport.abort()  # a client that does not read is not waited for
         finally:
             writer.close()
 

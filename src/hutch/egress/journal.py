@@ -1,9 +1,9 @@
-"""The files in which it stands what workspaces did: DIRECTORY/NAME.jsonl, and NAME.jsonl.1 for what is older.
+"""The files with the records of workspaces: DIRECTORY/NAME.jsonl, and NAME.jsonl.1 for what is older.
 
 One process writes them, one line for each record, at the end and in one go; any number read them. The writer reads what
 guests send, so those who read follow no link that it leaves, and read no more than it may write. Both files of a
 workspace stay within LARGEST, whatever it does: equal records within a second are one, of different ones no more than
-MOST_AT_ONCE a second are kept, and what is left out is counted. No workspace can take another one's place.
+MOST_AT_ONCE a second are kept, and records that are left out are counted. No workspace can take another one's place.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAUSE = 0.1
 """Seconds between two writes."""
 MOST_AT_ONCE = 256
 INTERVAL = 0.2
-"""Seconds between two looks of a reader who waits for more."""
+"""Seconds between two looks of a waiting reader."""
 CHUNK = 1 << 16
 
 TOO_MANY = f"more than {MOST_AT_ONCE} different ones in a second"
@@ -38,7 +38,7 @@ Batches = Generator[list[EgressEvent], None, None]
 
 
 class Journal:
-    """What is to be written. Its owner calls `flush` when `next_flush` says so, and once in the end."""
+    """The records that are to be written. Its owner calls `flush` when `next_flush` says so, and once in the end."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -56,12 +56,12 @@ class Journal:
             self.note(workspace, lost(record.time, record.count, TOO_MANY))
 
     def next_flush(self, now: float) -> float | None:
-        """In how many seconds there is something to write; None when there is nothing."""
+        """The seconds until there is something to write; None when there is nothing."""
         oldest = [next(iter(pending.values()))[0] for pending in self._pending.values()]
         return min(max(min(oldest) + WINDOW - now, PAUSE), WINDOW) if oldest else None
 
     def flush(self, now: float | None = None) -> None:
-        """Write what has waited long enough by now; without a time, everything.
+        """Write the records that have waited long enough by now; without a time, all.
 
         A disk that is full, or gone, keeps nobody from working: what could not be written is counted, and told when
         it can be.
@@ -111,22 +111,22 @@ def _append(path: Path, data: bytes) -> None:
 
 
 def remove(directory: Path, workspace: str) -> None:
-    """Remove what is written of a workspace."""
+    """Remove the records of a workspace."""
     for path in (current_file(directory, workspace), older_file(directory, workspace)):
         path.unlink(missing_ok=True)
 
 
 def read(directory: Path, workspace: str) -> list[EgressEvent]:
-    """All that is written of a workspace, oldest first. Lines that are no records are passed over."""
+    """All records of a workspace, oldest first. Lines that are no records are passed over."""
     with closing(follow(directory, workspace)) as batches:
         return next(batches)
 
 
 def follow(directory: Path, workspace: str, wait: Callable[[], None] = lambda: time.sleep(INTERVAL)) -> Batches:
-    """All that is written so far, in one; then what comes, as it comes. Ends with whoever reads.
+    """All records so far, in one batch; then new ones, as they come. Ends with the reader.
 
-    It looks at the file's size now and then rather than being told: what it reads has waited a second before it was
-    written, and so the file, or its directory, may be there only later, or anew.
+    It looks at the file's size now and then rather than being told: a record has waited a second before it was written,
+    and so the file, or its directory, may be there only later, or anew.
     """
     tail, older = _Tail(current_file(directory, workspace)), _Tail(older_file(directory, workspace))
     try:
@@ -178,7 +178,7 @@ class _Tail:
         self._descriptor, self._half_line = None, b""
 
     def read(self) -> list[EgressEvent]:
-        """What was added since the last time, and then what stands in the file that took this one's place."""
+        """The records added since the last time, and then those in the file that took this one's place."""
         found = self.rest()
         if self._is_replaced():
             found += self.rest()  # its writer was done with it before it was replaced
@@ -193,7 +193,7 @@ class _Tail:
             return False
 
     def rest(self) -> list[EgressEvent]:
-        """What was added to this very file since the last time, up to now: whoever writes may never end."""
+        """The records added to this very file since the last time, up to now: its writer may never end."""
         if self._descriptor is None:
             return []
         left = os.fstat(self._descriptor).st_size - os.lseek(self._descriptor, 0, os.SEEK_CUR)
@@ -205,7 +205,7 @@ class _Tail:
             left -= len(data)
             *lines, half = (self._half_line + data).split(b"\n")
             found += [record for line in lines if (record := parse_line(line))]
-            self._half_line = half[: LONGEST_LINE + 1]  # what is longer than a record will be none
+            self._half_line = half[: LONGEST_LINE + 1]  # a line that is longer than a record will be none
         return found
 
 

@@ -16,10 +16,10 @@ from hutch.spec.names import HEARD_GROUP
 COPY_RANGE = 64
 """Bytes of each packet: the longest header of IPv4, and the ports behind it."""
 QUEUE, QUEUE_TIMEOUT = 32, 5
-"""So many packets, or hundredths of a second, does the kernel wait before it tells."""
+"""The packets, or hundredths of a second, that the kernel waits for before it tells."""
 RECEIVE_BUFFER = 4 << 20
 LONGEST = 1 << 16
-"""Of a datagram: the kernel's own buffer for a group has a page or two, unless it is told otherwise."""
+"""The most bytes of a datagram: the kernel's own buffer for a group has a page or two, unless it is told otherwise."""
 AT_ONCE = 64
 """Datagrams that are read before others have their turn."""
 
@@ -57,18 +57,18 @@ class Packet:
 class Nflog:
     """A group's listener; there can be one. For an event loop: `fileno` is readable when `receive` has something.
 
-    What the kernel could not deliver, because nobody listened for too long, is counted in `lost` as soon as the next
-    packet comes. It is not known whose that was.
+    Packets that the kernel could not deliver, because nobody listened for too long, are counted in `lost` as soon as
+    the next packet comes. Their workspaces are not known.
     """
 
     def __init__(self, group: int = HEARD_GROUP) -> None:
-        """Raises PermissionError (EPERM) while another process listens."""
+        """Bind the group. Raises PermissionError (EPERM) while another process listens."""
         self.lost = 0
         self._next: int | None = None
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         try:
             self._socket.bind((0, 0))
-            # What is lost is counted by numbers that are missing; without this, more would be lost.
+            # Lost packets are counted by numbers that are missing; without this, more would be lost.
             self._socket.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
             self._socket.settimeout(5)
@@ -86,7 +86,7 @@ class Nflog:
         self._socket.close()
 
     def receive(self) -> list[Packet]:
-        """What has come; nothing when nothing has."""
+        """The packets that have come; none when there are none."""
         found = []
         for _ in range(AT_ONCE):
             try:
@@ -108,7 +108,7 @@ class Nflog:
 
 
 def render_bind(group: int) -> bytes:
-    """The request to listen, with all that there is to set."""
+    """The request to listen, with all settings."""
     settings = (
         (CFG_CMD, struct.pack("=B", CMD_BIND)),
         (CFG_MODE, struct.pack("!IBx", COPY_RANGE, COPY_PACKET)),
@@ -123,7 +123,7 @@ def render_bind(group: int) -> bytes:
 
 
 def check_answer(data: bytes) -> None:
-    """Raise what the kernel says against the request."""
+    """Raise the kernel's error, if it refuses the request."""
     for kind, body in messages(data):
         if kind == NLMSG_ERROR and len(body) >= 4:
             (code,) = struct.unpack_from("=i", body)
@@ -132,7 +132,7 @@ def check_answer(data: bytes) -> None:
 
 
 def parse_messages(data: bytes) -> Iterator[tuple[int | None, Packet | None]]:
-    """The number and the packet of each message of a datagram; None for what it does not have, or is damaged."""
+    """The number and the packet of each message of a datagram; None for one that is missing or damaged."""
     for kind, body in messages(data):
         if kind == MSG_PACKET and len(body) >= GENERAL.size:
             yield parse_packet(dict(attributes(body[GENERAL.size :])))
@@ -159,7 +159,7 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_packet(values: dict[int, bytes]) -> tuple[int | None, Packet | None]:
-    """What the attributes of one message say."""
+    """The number and the packet in the attributes of one message."""
     number = big_endian(values.get(SEQ, b""), 4)
     route = parse_ipv4(values.get(PAYLOAD, b"")) if big_endian(values.get(PACKET_HDR, b"")[:2], 2) == IPV4 else None
     if route is None:

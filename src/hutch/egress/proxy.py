@@ -1,8 +1,7 @@
 """The egress proxy: answers the questions of watched workspaces by their policies, opens to them what the answers name,
-and writes down what they ask and reach.
+and writes down their questions and connections.
 
-It is told by a file whom it serves. When it ends, names are no longer answered and what was opened runs out; nothing
-opens.
+A file tells it whom it serves. When it ends, names are no longer answered and opened addresses run out; nothing opens.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ RULES: dict[str, tuple[Verdict, str]] = {
     "host": ("refused", "the host"),
     "between-workspaces": ("refused", "another workspace"),
 }
-"""What it means that a rule of host/network/firewall has logged a packet."""
+"""(verdict, reason) of a packet, by the rule of host/network/firewall that has logged it."""
 MOST_STEPS = 4  # questions that one question leads to, where names lead to names
 BREATH = 0.05  # seconds between two looks at what the kernel has logged
 
@@ -69,7 +68,7 @@ class EgressProxy:
         return self._told.views.get(address)
 
     async def serve(self, control: Path) -> None:
-        """Begin; the rest happens in the event loop."""
+        """Begin to serve; the rest happens in the event loop."""
         await self._upstream.connect()
         await self._front.listen(self._told.listen)
         self._hear()
@@ -89,7 +88,7 @@ class EgressProxy:
             writer.close()
 
     def renew(self, text: str) -> None:
-        """Take the views anew. What stays listed, and is valid, is open under the new policy before its rules come."""
+        """Take new views. Addresses that stay listed and valid are open under the new policy before its rules come."""
         if digest(text) == self._digest:
             return
         told, before = read_views(text), self._told
@@ -100,12 +99,12 @@ class EgressProxy:
         self._told, self._digest = told, digest(text)
         kept = {view.workspace for view in told.views.values()}
         for view in before.views.values():
-            if view.workspace not in kept:  # it may be gone for good, with what was written of it
+            if view.workspace not in kept:  # the workspace may be gone for good, with its records
                 self._known.pop(view.workspace, None)
                 self._journal.forget(view.workspace)
 
     def _open_again(self, view: View) -> None:
-        """What is open, as far as a new policy lists it."""
+        """Open the addresses that are open, as far as a new policy lists them."""
         by_ports: defaultdict[tuple[int, ...] | None, list[tuple[str, int]]] = defaultdict(list)
         for name, address, seconds in self._known[view.workspace].valid(time.monotonic()):
             by_ports[view.listed.ports(name)].append((address, seconds))
@@ -115,7 +114,7 @@ class EgressProxy:
     # Answering.
 
     async def answer(self, view: View, question: dns.message.Message) -> dns.message.Message:
-        """The answer to one message that asks."""
+        """The answer to one question."""
         if question.opcode() != dns.opcode.QUERY:
             return reply(question, dns.rcode.NOTIMP)
         (asked,) = question.question  # Front takes no others
@@ -143,7 +142,7 @@ class EgressProxy:
     async def _look_up(
         self, view: View, name: dns.name.Name, kind: dns.rdatatype.RdataType, steps: int = MOST_STEPS
     ) -> tuple[dns.rcode.Rcode, Judged]:
-        """What upstream says, names followed to their end."""
+        """The upstream resolver's code and judged response, names followed to their end."""
         response = await self._upstream.ask(name, kind)
         judged = judge(name, kind, response, view.listed.opens)
         if judged.rest is None or steps == 0:
@@ -204,7 +203,7 @@ class EgressProxy:
         self._flush_later()
 
     def _hear(self) -> None:
-        """Read what the kernel has logged; a flood of it waits, and what there is too much of is lost."""
+        """Read what the kernel has logged; a flood of it waits, and the excess is lost."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._log)
         for packet in self._log.receive():
@@ -216,5 +215,5 @@ class EgressProxy:
         loop.call_later(BREATH, loop.add_reader, self._log, self._hear)
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write the records that are not written yet."""
         self._journal.flush()

@@ -1,7 +1,7 @@
-"""One line of what a workspace did: what it looks like in a file, and how many lines become one. Pure.
+"""The record of a workspace's question or connection: its form in a file, and how records become one. Pure.
 
-Whoever writes these files reads packets that guests made, so nothing in a file is believed: a line is a record, or it
-is nothing.
+The writer of these files reads packets that guests made, so nothing in a file is believed: a line is a record, or it is
+nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from hutch.frozen import dataclass
 
 What = Literal["dns", "connection"]
 Verdict = Literal["allowed", "refused", "learned", "lost"]
-"""What became of it. What was "lost" happened, and nobody knows what it was: `why` says how that came about."""
+"""The verdict on an event. A "lost" one happened, and nobody knows what it was: `why` says how that came about."""
 
 NOT_LISTED = "not listed"
-"""Why the most is refused. What is refused for another reason is nothing that a list could open."""
+"""The usual reason of a refusal. No list could open what is refused for another reason."""
 
 LONGEST_NAME = 255
 LONGEST_WHY = 80
@@ -48,7 +48,7 @@ class EgressEvent:
 
     @property
     def subject(self) -> tuple[object, ...]:
-        """All but when and how often."""
+        """All fields but the time and the count."""
         return (self.what, self.verdict, self.name, self.address, self.port, self.protocol, self.why)
 
     @property
@@ -57,7 +57,7 @@ class EgressEvent:
 
 
 def lost(time: float, count: int, why: str) -> EgressEvent:
-    """So many are missing here."""
+    """An event that says that so many are missing here."""
     return EgressEvent(time, "connection", "lost", count=count, why=why)
 
 
@@ -119,7 +119,7 @@ CHECKS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Seen(EgressEvent):
-    """What happened again and again, between `first` and `time`. `why` is the last one's."""
+    """An event that happened again and again, between `first` and `time`. `why` is the last one's."""
 
     first: float = 0.0
 
@@ -129,7 +129,7 @@ class Seen(EgressEvent):
 
 
 def aggregate(records: Iterable[EgressEvent]) -> list[Seen]:
-    """Records that differ in nothing but when, how often and why, as one; in the order in which they last happened."""
+    """Merge records that differ in nothing but time, count and reason; in the order in which they last happened."""
     found: dict[tuple[object, ...], Seen] = {}
     for record in records:
         key = record.subject[:-1]

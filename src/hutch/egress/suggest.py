@@ -1,7 +1,7 @@
-"""Makes a list to paste of what was seen. Pure.
+"""Makes a list to paste of the records. Pure.
 
-Names are chosen by whoever works in the workspace, so one is only suggested when it is a name and nothing else that a
-list may hold: not a pattern, not a network. What the list would not open is said instead.
+The names come from inside the workspace, so one is only suggested when it is a name and nothing else that a list may
+hold: not a pattern, not a network. Comments tell what the list would not open.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from hutch.spec.policy import Domain, Policy, Reach, policy_of
 from hutch.spec.ranges import is_never, is_private
 
 SIBLINGS = 3
-"""So many names under one parent become one entry."""
+"""The least number of names under one parent that become one entry."""
 MOST_PORTS = 2
-"""With more than these, an entry opens all ports."""
+"""The most ports of a name; with more, an entry opens all ports."""
 NAMED = 8
-"""What is left out is named up to here."""
+"""The most names in a comment of what is left out."""
 
 LISTABLE = ("", NOT_LISTED)
-"""Why something was refused that a list can open."""
+"""Reasons of refusals that a list can open."""
 CLOSED = "private, or closed to every workspace"
 NO_NAME = "not a name that a list can hold"
 NO_PORT = "a protocol without ports, which only an entry without a port opens"
 
 
 def suggest(records: Iterable[EgressEvent], workspace: WorkspaceSpec) -> str:
-    """A TOML document that sets `egress`: what the workspace's list has as it stands there, then what was used, or
-    asked for in vain, beyond that. Comments say what is left out."""
+    """A TOML document that sets `egress`: the entries of the workspace's list as they are, then destinations beyond
+    them that were used, or asked for in vain. Comments say what is left out."""
     everything = list(records)
     seen = _Seen(policy_of(workspace), names_by_address(everything))
     for record in everything:
@@ -68,8 +68,8 @@ def one_form(name: str) -> str:
 
 
 class _Seen:
-    """What a list would have to open beyond the present one: ports by name and by address, none where a name was only
-    asked for and refused; and what no list is to open, by the reason."""
+    """The destinations that a list would have to open beyond the present one: ports by name and by address, none where
+    a name was only asked for and refused; and those that no list is to open, by the reason."""
 
     def __init__(self, policy: Policy, names_of: Mapping[str, Collection[str]]) -> None:
         self._policy = policy
@@ -120,7 +120,7 @@ class _Seen:
             uses.setdefault(what, set()).add(record.port)
 
     def _is_open(self, address: str, port: int | None) -> bool:
-        """Whether a network of the present list opens it."""
+        """Whether a network of the present list opens an address."""
         where = ipaddress.IPv4Address(address)
         return any(
             where in ipaddress.IPv4Network(reach.network) and reach.port in (None, port)
@@ -136,7 +136,7 @@ def _place(record: EgressEvent, what: str) -> str:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a list may hold it, and takes it for the one name that it is."""
+    """Whether a list may hold a name, and takes it for that one name."""
     try:
         return not set(name) & set("*:/") and Egress().parse_destination(name) == name
     except Invalid:
@@ -169,8 +169,8 @@ def _fold(names: dict[str, set[int]]) -> tuple[list[Domain], list[str]]:
 
 
 def is_registry(parent: str) -> bool:
-    """Whether the names below are rather different people's, as under co.uk and com.au. It is a guess: there are others
-    (github.io, say), so a person has to look at what an entry stands for."""
+    """Whether the names below a parent are rather different people's, as under co.uk and com.au. This is a guess: there
+    are others (github.io, say), so a person has to look at what an entry stands for."""
     second, _, top = parent.rpartition(".")
     return len(top) == 2 and len(second) <= 3 and "." not in second
 
@@ -189,7 +189,7 @@ def _words(item: Domain | Reach) -> str:
 
 
 def _some(what: Collection[str]) -> str:
-    """A few of them, in order."""
+    """A few of the words, in order, and the number of the rest."""
     ordered = sorted(what)
     more = f", and {len(ordered) - NAMED} more" if len(ordered) > NAMED else ""
     return f"{', '.join(ordered[:NAMED])}{more}"

@@ -16,14 +16,14 @@ import dns.rdatatype
 from hutch.frozen import dataclass
 
 PATIENCE = (1.0, 1.5, 2.5)
-"""Seconds after which a question is asked again; after the last of them nobody waits any longer."""
+"""Seconds after which a question is asked again; after the last of them it is given up."""
 PAYLOAD = 1232
 MOST_WAITING = 4096
 LONGEST_ANSWER = 1 << 14  # bytes; whoever runs a listed name is not to keep the others waiting
 
 
 class Unanswered(Exception):
-    """The host's resolver has not answered, or not with what was asked."""
+    """The host's resolver has not answered, or not the question that was asked."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Upstream(asyncio.DatagramProtocol):
         raise Unanswered
 
     async def _ask_again(self, question: Question) -> dns.message.Message:
-        """By TCP, where the answer was too long."""
+        """Ask by TCP, where the answer was too long."""
         try:
             async with asyncio.timeout(PATIENCE[-1]):
                 reader, writer = await asyncio.open_connection(*self._address)
@@ -106,4 +106,4 @@ class Upstream(asyncio.DatagramProtocol):
             future.set_result(response)
 
     def error_received(self, exc: Exception) -> None:
-        """The resolver is being restarted; the question is asked again."""
+        """Do nothing: the resolver is being restarted, and the question is asked again."""

@@ -1,4 +1,4 @@
-"""What the egress proxy was told: whose questions it answers, and by which policy. Pure."""
+"""The views of the egress proxy: the workspaces whose questions it answers, and their policies. Pure."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from hutch.spec.policy import Domain, Policy, Reach
 
 A, AAAA, SVCB, HTTPS, ANY = 1, 28, 64, 65, 255  # types of records
 WITHOUT_ANSWER = (AAAA, SVCB, HTTPS)
-"""Types that lead to addresses which nobody counts, or that nobody can reach: a name has none of these."""
+"""Types of records that lead to addresses which nobody counts, or that nobody can reach: a name has none of these."""
 REFUSED_TYPES = (*range(249, 256), 0)
-"""Transfers of zones, ANY and the like: nothing that a workspace needs."""
+"""Types of questions that no workspace needs: transfers of zones, ANY and the like."""
 NOT_PUBLIC = (".arpa", ".local", ".localhost", ".internal", ".invalid")
-"""What the host's own network may know, and names of addresses, by which others' could be found out: see RFC 6761."""
+"""Names that the host's own network may know, and names of addresses, by which others' could be found: RFC 6761."""
 LABEL = re.compile(rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?")
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What a list opens, so that it is found quickly however long the list is: names, and names of which all below are
-    meant, each with its ports (None for all); private networks as the first and last number of each, in order."""
+    """The destinations that a list opens, found quickly however long the list is: names, and names of which all below
+    are meant, each with its ports (None for all); private networks as the first and last number of each, in order."""
 
     names: Mapping[str, frozenset[int | None]]
     parents: Mapping[str, frozenset[int | None]]
@@ -66,8 +66,8 @@ def listed_by(policy: Policy) -> Listed:
 
 @dataclass(frozen=True)
 class View:
-    """One watched workspace. `epoch` is its policy's, and `listed` what that lists: neither is worked out anew for each
-    question."""
+    """One watched workspace. `epoch` is its policy's, and `listed` the policy's list: neither is worked out anew for
+    each question."""
 
     workspace: str
     address: str
@@ -78,8 +78,8 @@ class View:
 
 @dataclass(frozen=True)
 class Told:
-    """Where to listen and whom to ask, as (address, port); the firewall table whose sets are filled; views by the
-    address of their workspace."""
+    """The content of the views file: the addresses to listen at and to ask, as (address, port); the firewall table
+    whose sets are filled; views by the address of their workspace."""
 
     listen: tuple[str, int]
     upstream: tuple[str, int]
@@ -89,7 +89,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What becomes of a question. `ports` are those that an address in the answer may be reached at: None for all, ()
+    """The ruling on a question. `ports` are those that an address in the answer may be reached at: None for all, ()
     where the list does not open it."""
 
     answer: Literal["forward", "empty", "refuse"]
@@ -99,7 +99,7 @@ class Ruling:
 
 
 def read_views(text: str) -> Told:
-    """As host/network/egress_proxy writes it."""
+    """The views in a text that host/network/egress_proxy has written."""
     document = json.loads(text)
     views = {}
     for item in document["views"]:
@@ -111,7 +111,7 @@ def read_views(text: str) -> Told:
 
 
 def digest(text: str) -> str:
-    """What the views are told apart by."""
+    """The digest that tells texts of views apart."""
     return f"{zlib.crc32(text.encode()):08x}"
 
 
@@ -124,7 +124,7 @@ def plain_name(labels: Sequence[bytes]) -> str | None:
 
 
 def rule_on(view: View, name: str | None, kind: int) -> Ruling:
-    """What becomes of a question for `name`, as plain_name gives it, of the type `kind`."""
+    """The ruling on a question for `name`, as plain_name gives it, of the type `kind`."""
     ports = view.listed.ports(name)
     is_listed = ports != ()
     if not is_listed and not view.policy.learn:

@@ -1,1 +1,1 @@
-"""Pure: what a guest is told. Nothing here reads or changes the host."""
+"""Pure: the settings that a guest is given. Nothing here reads or changes the host."""

@@ -1,4 +1,4 @@
-"""What a virtual machine's kernel, and systemd in it, are told at boot.
+"""The boot arguments of a virtual machine's kernel, and of systemd in it.
 
 Each argument is here because the machine would not work without it, or because it starts measurably sooner: without
 KVM, every instruction counts that is not run. What they switch off, a workspace has no use for.
@@ -34,8 +34,8 @@ ALWAYS = (
     "systemd.show_status=auto",  # silent until something fails or takes long
 )
 TICKS = 250
-"""A second's ticks, at least, of the kernels that are booted. With fewer than a kernel has, it waits too long where it
-waits by counting; that is harmless."""
+"""The ticks per second, at least, of the kernels that are booted. A kernel with more waits too long where it waits by
+counting; that is harmless."""
 ONE_PROCESSOR_FIRST = (
     "maxcpus=1",
     "noreplace-smp",  # nor made for one processor first: making it fit for several takes 0.2 s
@@ -45,7 +45,7 @@ memory, QEMU renumbers what lies above it at once, and the others' translations 
 iotlb_to_section, in 10.0): what they write to their interrupt controllers in between is lost. Once in some hundred
 boots, on a busy host, that was the end of an interrupt, and the processor heard of no other ever again."""
 WITHOUT_LIBBPF = "/run/systemd/hutch"
-"""A directory of the guest's in whose libbpf.so.1 there is no library."""
+"""A directory of the guest's whose libbpf.so.1 is not a library."""
 EMULATED = (
     # Without KVM the guest reads the host's counter. It finds out the rate by itself unless the host is busy; then it
     # gives the counter up, and waits for ever for another clock's tick. So it is told the rate, and not to doubt it;

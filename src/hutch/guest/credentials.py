@@ -12,11 +12,11 @@ from hutch.frozen import dataclass
 HOST_KEY = "hutch.ssh-host-key"  # named by the image's sshd configuration
 NETWORK = "network.network.50-hutch"
 NETWORK_FILE = "/run/systemd/network/50-hutch.network"
-"""What a guest's systemd makes of NETWORK early at boot. In a container the host can put it there at once, which spares
-a program on the way to sshd."""
+"""The file that a guest's systemd makes of NETWORK early at boot. In a container the host can put it there at once,
+which spares a program on the way to sshd."""
 NOTIFY_SOCKET = "hutch.notify-socket"
-"""Where a machine says that it is ready: a line as in sd_notify's $NOTIFY_SOCKET. It is not vmm.notify_socket, by which
-PID 1 speaks for itself: it says READY=1 when no unit is left to start, whether sshd answers or not."""
+"""A credential: where a machine says that it is ready, as in sd_notify's $NOTIFY_SOCKET. It is not vmm.notify_socket,
+by which PID 1 speaks for itself: it says READY=1 when no unit is left to start, whether sshd answers or not."""
 KEYS_DIRECTORY = "/etc/ssh/authorized_keys.d"
 CONTAINERS = "/etc/containers"
 PODMAN = '[containers]\npids_limit = 0\n[engine]\ncgroup_manager = "cgroupfs"\n'
@@ -26,8 +26,8 @@ SSHD_ENVIRONMENT = "/etc/ssh/sshd_config.d/20-hutch-environment.conf"
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a guest is. `match` is the line of a .network file that finds its interface; `subordinates` are ranges of
-    uids, and of gids, that the user may hand out in user namespaces of its own: (the first, how many)."""
+    """The identity of a guest. `match` is the line of a .network file that finds its interface; `subordinates` are
+    ranges of uids, and of gids, that the user may hand out in user namespaces of its own: (the first, how many)."""
 
     hostname: str
     user: str
@@ -43,7 +43,7 @@ class Identity:
 
 
 def render_credentials(identity: Identity) -> dict[str, str]:
-    """Credential name -> text. The host key is not among them: it travels as a file."""
+    """The credentials: name -> text. The host key is not among them: it travels as a file."""
     user = identity.user
     return {
         "system.hostname": identity.hostname,
@@ -79,9 +79,9 @@ def render_tmpfiles(identity: Identity) -> str:
 
 
 def render_nesting(identity: Identity) -> tuple[str, ...]:
-    """What rootless containers inside are told: whose uids the user may use, as in subuid(5). And Podman, that cgroups
-    are the workspace's affair: it would count processes, which not every host lets it, and by a session of systemd's,
-    which few images have. Users' own files go before this one."""
+    """tmpfiles lines for rootless containers inside: the uids that the user may use, as in subuid(5); and for Podman,
+    that cgroups are the workspace's affair: it would count processes, which not every host lets it, and by a session of
+    systemd's, which few images have. Users' own files go before this one."""
     lent = "".join(f"{identity.user}:{first}:{count}\n" for first, count in identity.subordinates)
     return (
         *(_file(path, "0644", lent) for path in SUBORDINATE_IDS),
@@ -98,7 +98,7 @@ def render_environment(env: tuple[tuple[str, str], ...]) -> str:
 
 
 def render_sshd_environment(env: tuple[tuple[str, str], ...]) -> str:
-    """The same as one SetEnv line (sshd takes no second one), every word in quotes."""
+    """The environment as one SetEnv line (sshd takes no second one), every word in quotes."""
     words = [f"{name}={value}".replace("\\", "\\\\").replace('"', '\\"') for name, value in env]
     return "SetEnv " + " ".join(f'"{word}"' for word in words) + "\n" if words else ""
 

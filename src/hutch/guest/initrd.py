@@ -1,4 +1,4 @@
-"""The initial RAM disk of a virtual machine: what is in it, and its bytes. The same content has the same bytes.
+"""The initial RAM disk of a virtual machine: its content, and its bytes. The same content has the same bytes.
 
 It holds busybox, kernel modules and `init.sh`, the guest's first program. Reads nothing but the units beside it: the
 caller brings the files' contents.
@@ -29,8 +29,8 @@ MODULES = (
     ("vmw_vsock_virtio_transport", "virtio:d00000013v*"),
     ("pvpanic_pci", "pci:v00001B36d00000011*"),
 )
-"""What the guest takes from the initrd: modules, and what drives it, in the way of modules.alias; "*" for those that no
-device asks for, which come first. What a kernel has built in, or does not have at all, is left out."""
+"""The modules that the guest takes from the initrd, and their devices, in the way of modules.alias; "*" for those that
+no device asks for, which come first. What a kernel has built in, or does not have at all, is left out."""
 
 NULL = "/dev/null"
 UNITS_DIRECTORY = Path(__file__).with_name("units")
@@ -54,8 +54,8 @@ UNITS = {
     "sockets.target.wants/hutch-poweroff.socket": "../hutch-poweroff.socket",
 }
 UNITS = {name: target or (UNITS_DIRECTORY / name).read_text() for name, target in UNITS.items()}
-"""What the systemd of a virtual machine does otherwise, in /run/systemd/system: what a symbolic link points to, or the
-text of a file, from here."""
+"""Changes to the systemd of a virtual machine, in /run/systemd/system: the target of a symbolic link, or the text of a
+file, from UNITS_DIRECTORY."""
 
 DIRECTORIES = ("bin", "dev", "image", "layer", "lib", "new", "nodes", "proc", "run", "sys")
 TRAILER = "TRAILER!!!"
@@ -72,7 +72,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Module:
-    """A kernel module: its name, where it is below the directory of the kernel's modules, and what wants it."""
+    """A kernel module: its name, its path below the directory of the kernel's modules, and the devices that want it."""
 
     name: str
     path: str
@@ -117,7 +117,7 @@ def render_modules(modules: Iterable[Module]) -> str:
 def render_initrd(
     init: bytes, busybox: bytes, modules: Sequence[Module], contents: Mapping[str, bytes], nodes: Sequence[Node]
 ) -> bytes:
-    """The archive; `contents` has the code of each module, uncompressed, by its path."""
+    """The bytes of the archive; `contents` has the code of each module, uncompressed, by its path."""
     entries = [Entry(name, DIRECTORY) for name in DIRECTORIES]
     entries += [Entry("init", FILE | 0o111, init), Entry("bin/busybox", FILE | 0o111, busybox)]
     entries.append(Entry("lib/modules", FILE, render_modules(modules).encode()))

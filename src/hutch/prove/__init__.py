@@ -1,1 +1,1 @@
-"""`hutch prove`: what hutch promises, tried on this host from inside a workspace and judged from outside."""
+"""`hutch prove`: hutch's promises, tried on this host from inside a workspace and judged from outside."""

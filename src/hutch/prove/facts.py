@@ -1,7 +1,7 @@
-"""What the host finds out by itself, without a word from inside: from /proc, its file systems, its cgroups. Reads only.
+"""Facts that the host finds by itself, without a word from inside: from /proc, file systems and cgroups. Reads only.
 
-Whatever cannot be read is "unknown", with the reason: it is not for a guest, which may end at any moment, to make a
-bug of that. What it could hold up is looked at by a deadline; holding it up breaks the promise.
+A fact that cannot be read is "unknown", with the reason: it is not for a guest, which may end at any moment, to make a
+bug of that. Looks that it could hold up have a deadline; holding it up breaks the promise.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def looked(look: Callable[[Subject], Fact], subject: Subject) -> Fact:
 
 
 def opened_home(workspace: WorkspaceSpec) -> AbstractContextManager[int]:
-    """What is found there is the guest's, so all goes by this descriptor."""
+    """The home, opened as a descriptor: its content is the guest's, so all goes by that."""
     assert workspace.home is not None
     return kept_open(os.open(workspace.home, DIRECTORY))
 
 
 def entry_of(subject: Subject, name: str) -> os.stat_result | None:
-    """What lies in the home under a name of ours, by the directory's descriptor; the guest may have put anything
-    there."""
+    """The status of an entry in the home under a name of ours, by the directory's descriptor; the guest may have put
+    anything there."""
     with opened_home(subject.booted) as directory:
         try:
             return os.stat(PREFIX + name, dir_fd=directory, follow_symlinks=False)
@@ -85,8 +85,8 @@ def device_in_home(subject: Subject) -> Fact:
 
 
 def link_to_the_host(subject: Subject) -> Fact:
-    """The very ways that hutch's own tools take into a home (see trees): what is there is pinned, never opened, and
-    what is entered is a directory. Whatever it put there instead, a fifo too, gets no further."""
+    """The fact of a link in the home, by the ways of hutch's own tools (see trees): entries are pinned, never opened,
+    and only directories are entered. Another thing in the link's place, a fifo too, gets no further."""
     target = os.stat(LED_TO)
     with opened_home(subject.booted) as directory:
         try:
@@ -106,7 +106,7 @@ def link_to_the_host(subject: Subject) -> Fact:
 
 
 def guarded(subject: Subject) -> Fact:
-    """By what a path leads to, not by the list of mounts, in which one may be hidden."""
+    """The fact of the guards, by what a path leads to, not by the list of mounts, in which one may be hidden."""
     wanted = os.ST_NOSUID | os.ST_NODEV
     paths = shares.writable_paths(subject.booted)
     wrong = [path for path in paths if os.statvfs(path).f_flag & wanted != wanted]
@@ -122,7 +122,7 @@ def host_key(subject: Subject) -> Fact:
 
 
 FILES = (setuid_file, device_in_home, link_to_the_host, guarded, host_key)
-"""Each is the fact of the probe that has its name."""
+"""Functions: each gives the fact of the probe that has its name."""
 
 
 # A container.
@@ -149,7 +149,7 @@ def processes(subject: Subject) -> Fact:
 
 
 SUPERVISING = ("systemd-nspawn", "(sd-stubinit)", "(sd-bound")
-"""What runs nspawn itself: outside of the guest, as root."""
+"""Names of the processes that run nspawn itself: outside of the guest, as root."""
 
 
 def capabilities(subject: Subject) -> Fact:
@@ -159,7 +159,7 @@ def capabilities(subject: Subject) -> Fact:
 
 
 def seccomp(subject: Subject) -> Fact:
-    """Our own filter binds what runs nspawn, before nspawn has added its own for the guest; we have none of the two."""
+    """Our own filter binds nspawn itself, before nspawn has added its own for the guest; we have none of the two."""
     assert subject.now.pid is not None
     counts = [status_of(pid).get("Seccomp_filters") for pid in (os.getpid(), subject.now.pid, leader_of(subject))]
     if None in counts:  # before Linux 5.9
@@ -195,11 +195,11 @@ def mounts(subject: Subject) -> Fact:
 
 
 SHARED = ("proc", "sysfs", "devtmpfs", "devpts", "mqueue", "cgroup2", "cgroup", "binfmt_misc")
-"""File systems of the kernel's own, of which namespaces show each their part; /dev has a probe of its own."""
+"""File systems of the kernel's own, of which each namespace shows its part; /dev has a probe of its own."""
 
 
 def devices(subject: Subject) -> Fact:
-    """What stands in its /dev, seen from outside: find follows no links. The guest may have mounted anything there."""
+    """The devices in its /dev, seen from outside: find follows no links. The guest may have mounted anything there."""
     there = f"/proc/{leader_of(subject)}/root/dev"
     kinds = ("(", "-type", "b", "-o", "-type", "c", ")")
     found = output_of(["find", there, "-maxdepth", "3", *kinds, "-printf", "%P\\n"]).splitlines()
@@ -216,7 +216,7 @@ CONTAINER = (uid_map, processes, capabilities, seccomp, namespaces, mounts, devi
 
 
 def control(subject: Subject, file: str) -> Fact:
-    """A control file of the workspace's cgroup, compared with what its launch says."""
+    """The fact of a control file of the workspace's cgroup, compared with what its launch says."""
     launch = read_launch(subject.layout.launch(subject.name))
     limits = launch.limits if launch is not None else Limits()
     wanted = control_files(limits.cpus, limits.memory, limits.tasks)[file]
@@ -229,7 +229,7 @@ def control(subject: Subject, file: str) -> Fact:
 
 
 def same_limit(found: str, wanted: str) -> bool:
-    """Bytes are rounded down to pages by the kernel."""
+    """Whether two limits are equal; the kernel rounds bytes down to pages."""
     if found == wanted:
         return True
     numbers = found.isdigit() and wanted.isdigit()
@@ -255,7 +255,7 @@ def tasks(subject: Subject) -> Fact:
 
 
 def cpus(subject: Subject) -> Fact:
-    """A machine has as many as it was given."""
+    """The fact of the processors: a machine has as many as it was given."""
     if is_machine(subject.booted):
         return guest_processors(subject)
     return control(subject, "cpu.max")
@@ -267,7 +267,7 @@ def cgroups(subject: Subject) -> Fact:
 
 
 def root_size(subject: Subject) -> Fact:
-    """Of a container, the layer that takes what is written; of a machine, the memory that it was made with."""
+    """The fact of the root's size: a container's layer that takes changes; a machine's memory."""
     if is_machine(subject.booted):
         return guest_memory(subject)
     if subject.booted.persist == "all":
@@ -282,12 +282,12 @@ def root_size(subject: Subject) -> Fact:
 
 
 def log_size(subject: Subject) -> Fact:
-    """A service's words go to the host's log, which has a bound, by a shell that drops most of a flood."""
+    """A service's output goes to the host's log, which has a bound, by a shell that drops most of a flood."""
     return held(relays(subject), f"{LOG_BYTES >> 10} KiB in {LOG_SECONDS} s, to the host's log")
 
 
 def relays(subject: Subject) -> bool:
-    """Whether what a service's console says takes the way through a pipe, see runtime/unit.sh."""
+    """Whether a service's console output goes through a pipe, see runtime/unit.sh."""
     runtime = subject.layout.runtime(subject.name)
     pipe = runtime / ("vm/log" if is_machine(subject.booted) else "said")
     return pipe.is_fifo()

@@ -1,7 +1,7 @@
 """Ethernet frames and questions to a resolver, byte by byte. Pure.
 
-A guest's own kernel refuses to send much of what an attacker would: so what is to be refused is made here, and the
-guest only puts it on the wire. At the end stand packets as a workspace sends them.
+A guest's own kernel refuses to send much of what an attacker would: so frames that are to be refused are made here, and
+the guest only puts them on the wire. At the end stand packets as a workspace sends them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def ipv6(source: str, target: str, next_header: int, payload: bytes) -> bytes:
 
 
 def udp(source_port: int, target_port: int, payload: bytes) -> bytes:
-    """Without a checksum, which IPv4 allows."""
+    """A UDP datagram without a checksum, which IPv4 allows."""
     return struct.pack("!HHHH", source_port, target_port, 8 + len(payload), 0) + payload
 
 
@@ -71,14 +71,14 @@ def echo(payload: bytes, identity: int = 0x4875) -> bytes:
 
 
 def arp(operation: int, sender: tuple[str, str], target: tuple[str, str]) -> bytes:
-    """1 asks, 2 answers; sender and target are (MAC, IP)."""
+    """An ARP packet: the operation 1 asks, 2 answers; sender and target are (MAC, IP)."""
     (sender_mac, sender_ip), (target_mac, target_ip) = sender, target
     head = struct.pack("!HHBBH", 1, IPV4, 6, 4, operation)
     return head + mac_bytes(sender_mac) + ip_bytes(sender_ip) + mac_bytes(target_mac) + ip_bytes(target_ip)
 
 
 def tagged(vlan: int, kind: int, payload: bytes) -> bytes:
-    """What follows the type VLAN in a frame."""
+    """The bytes after the type VLAN in a frame."""
     return struct.pack("!HH", vlan, kind) + payload
 
 
@@ -96,7 +96,7 @@ def mark(ground: Ground, name: str) -> bytes:
 def packet(
     ground: Ground, target: str, protocol: int, payload: bytes, *, source: str = "", mac: str = "", to: str = ""
 ) -> bytes:
-    """A packet of a workspace's by way of the gateway, as itself, or as who else it is to claim to be."""
+    """A packet of a workspace's by way of the gateway, with its own addresses, or with others."""
     content = ipv4(source or ground.ip, target, protocol, payload)
     return ethernet(to or ground.gateway_mac, mac or ground.mac, IPV4, content)
 
@@ -110,6 +110,6 @@ def segment(ground: Ground, name: str, target: str, flags: int = SYN) -> bytes:
 
 
 def datagram6(ground: Ground, name: str, target: str, mac: str) -> bytes:
-    """By way of the gateway, or to everybody."""
+    """An IPv6 frame by way of the gateway, or to everybody."""
     to = "33:33:00:00:00:01" if target == "ff02::1" else ground.gateway_mac
     return ethernet(to, mac, IPV6, ipv6("fe80::5", target, UDP, udp(40000, 9, mark(ground, name))))

@@ -1,7 +1,7 @@
-"""The ground that is tried on: a place beyond the host and two ports on the bridge, hutch's own and there for the time
-of a run; and the sockets by which the host sends and sees.
+"""The ground of the probes: a place beyond the host and two ports on the bridge, hutch's own and there for the time of
+a run; and the sockets by which the host sends and sees.
 
-All of it hangs on one network namespace and goes with it, so what a killed run leaves is one thing with our name.
+All of it hangs on one network namespace and goes with it, so a killed run leaves one thing with our name.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from hutch.spec.model import Network
 from hutch.spec.names import Layout
 
 DOCUMENTATION = tuple(map(ipaddress.IPv4Network, ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")))
-"""Public by the rules, and nobody's: so what is beyond the host gets an address of these."""
+"""Networks that are public by the rules, and nobody's: the place beyond the host gets an address of these."""
 BEYOND, ALONE, PLAIN = "out0", "alone", "plain"
 """Interfaces in the namespace of the run."""
 ON_BRIDGE = {ALONE: "pv-alone", PLAIN: "pv-plain"}
-"""Their other ends, on the bridge: isolated as all are, and not isolated."""
+"""The other ends of these, on the bridge: isolated as all are, and not isolated."""
 HIGHEST = {ALONE: "fe:ff:ff:ff:ff:f1", PLAIN: "fe:ff:ff:ff:ff:f2"}
-"""Their MACs: a bridge that was made without one of its own takes the lowest of its ports'."""
+"""The MACs of these: a bridge that was made without one of its own takes the lowest of its ports'."""
 ALL_PROTOCOLS, PACKET_OUTGOING = 3, 4
 AT_PORT = "at the workspace's port"
 CLONE_NEWNET = 0x4000_0000
@@ -43,7 +43,7 @@ BUFFER = 4 << 20
 
 @contextmanager
 def only_one(layout: Layout) -> Iterator[None]:
-    """One run at a time for one hutch: a name that the kernel gives back when we end, however that is."""
+    """A lock for one run at a time of one hutch: a name that the kernel gives back when we end, however that is."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mutex:
         try:
             mutex.bind(f"\0{layout.proof_namespace}")
@@ -54,7 +54,7 @@ def only_one(layout: Layout) -> Iterator[None]:
 
 @contextmanager
 def in_namespace(path: Path | None) -> Iterator[None]:
-    """This thread in another network namespace: sockets that are made meanwhile belong there. None is the own one."""
+    """Have this thread in another network namespace: sockets that are made meanwhile belong there. None is its own."""
     if path is None:
         yield
         return
@@ -75,8 +75,8 @@ def namespace_path(layout: Layout) -> Path:
 
 
 def remove_ground(layout: Layout) -> None:
-    """What a run made, or one that was killed. Interfaces go first: the kernel takes its time with a namespace. One
-    with our name and without our tag is not ours."""
+    """Remove the things that a run made, or one that was killed. Interfaces go first: the kernel takes its time with a
+    namespace. One with our name and without our tag is not ours."""
     for namespace, interface in (
         ("", layout.proof_interface),
         *((layout.namespace, end) for end in ON_BRIDGE.values()),
@@ -90,12 +90,12 @@ def remove_ground(layout: Layout) -> None:
 
 
 def ip_in(namespace: str) -> list[str]:
-    """`namespace` is "" for the host's own."""
+    """The beginning of a command of `ip` in a namespace, "" for the host's own."""
     return ["ip", "-n", namespace] if namespace else ["ip"]
 
 
 def link_of(namespace: str, interface: str, *, check: bool = True) -> dict[str, Any]:
-    """What `ip` says of an interface; without `check`, nothing where there is none."""
+    """An interface as `ip` shows it; without `check`, {} where there is none."""
     found = run([*ip_in(namespace), "-j", "link", "show", "dev", interface], check=check)
     return dict(json.loads(found.stdout)[0]) if found.returncode == 0 else {}
 
@@ -114,7 +114,7 @@ def choose_outside(network: Network, host: router.HostNetwork) -> tuple[str, str
 
 @contextmanager
 def start_outside(layout: Layout, network: Network) -> Iterator[tuple[str, str] | None]:
-    """The namespace, and the way from the host into it, where an address is free for that."""
+    """Make the namespace, and the way from the host into it, where an address is free for that."""
     remove_ground(layout)
     run(["ip", "netns", "add", layout.proof_namespace])
     try:
@@ -139,7 +139,7 @@ def start_outside(layout: Layout, network: Network) -> Iterator[tuple[str, str] 
 
 
 def make_decoys(layout: Layout, network: Network) -> None:
-    """The two ports. They are bound to nothing, so nothing can be sent from them."""
+    """Make the two ports. They are bound to nothing, so nothing can be sent from them."""
     for inner, outer in ON_BRIDGE.items():
         isolated = "on" if inner == ALONE else "off"
         run(
@@ -168,7 +168,7 @@ def mac_of(namespace: str, interface: str) -> str:
 
 @dataclass(frozen=True)
 class Eye:
-    """A socket that sees what passes an interface, in one direction. `place` is said to people."""
+    """A socket that sees the packets which pass an interface, in one direction. `place` is its name for people."""
 
     place: str
     socket: socket.socket
@@ -189,7 +189,7 @@ class Eye:
 
 @dataclass(frozen=True)
 class Sockets:
-    """Where the host sends from, and where it looks."""
+    """The sockets by which the host sends, and by which it looks."""
 
     senders: Mapping[str, socket.socket]
     eyes: tuple[Eye, ...]
@@ -212,7 +212,7 @@ def _packet_socket(interface: str, protocol: int) -> socket.socket:
 
 @contextmanager
 def open_sockets(layout: Layout, port: str, outside: tuple[str, str] | None) -> Iterator[Sockets]:
-    """All of them for one workspace, whose port on the bridge is given."""
+    """All sockets for one workspace, whose port on the bridge is given."""
     there = namespace_path(layout)
     with ExitStack() as undo:
 
@@ -246,7 +246,7 @@ def open_sockets(layout: Layout, port: str, outside: tuple[str, str] | None) -> 
 
 
 def outside_of(layout: Layout, found: tuple[str, str] | None, sockets: Sockets) -> Outside | None:
-    """What the probes are to know of the place beyond the host."""
+    """The data for probes on the place beyond the host; None where there is no such place."""
     if found is None or sockets.beyond is None:
         return None
     gate_mac, mac = mac_of("", layout.proof_interface), mac_of(layout.proof_namespace, BEYOND)

@@ -1,4 +1,4 @@
-"""Whether promises held: from what was answered inside, what the firewalls counted and what the host saw. Pure.
+"""Judgement of promises: from answers inside, counters of the firewalls and the host's own looks. Pure.
 
 All answers are an attacker's. They are read line by line, with a limit, and the worst that a lie can do is to hold a
 promise that the host has no way to see for itself. Silence, or a failure, breaks what was asked: "unknown" is for the
@@ -17,7 +17,7 @@ from hutch.prove.model import Fact, Ground, Probe, ProbeResult, Verdict
 
 ANSWER = re.compile(r"answer\t([a-z0-9.-]{1,64})\t([\x20-\x7e]{0,300})")
 UNCOUNTED = -1
-"""What stands for a rule without a counter."""
+"""The count of a rule without a counter."""
 SHARED = frozenset({"from-router/loopback-from-afar"})
 """Rules that are the same for every hutch of a host: that which was there first drops the packets, and counts them."""
 WORST_FIRST: tuple[Verdict, ...] = ("broken", "unknown")
@@ -26,8 +26,8 @@ NOBODY_KNOWS = Fact("unknown", "this host cannot tell")
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of a probe's packets: by how much its rule rose (None for one that is not loaded), where a packet
-    came out, and why they were not sent."""
+    """The fate of a probe's packets: by how much its rule rose (None for one that is not loaded), where a packet came
+    out, and why they were not sent."""
 
     counted: int | None = None
     seen: tuple[str, ...] = ()
@@ -36,17 +36,17 @@ class Sent:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that there is to judge by, by probe."""
+    """All evidence, by probe."""
 
     answers: Mapping[str, str] = field(default_factory=dict)
     sent: Mapping[str, Sent] = field(default_factory=dict)
     facts: Mapping[str, Fact] = field(default_factory=dict)
     cut_short: str = ""
-    """Why the conversation inside did not come to its end."""
+    """The reason why the conversation inside did not end in order."""
 
 
 def parse_answers(text: str) -> dict[str, str]:
-    """The answers in what came from inside: the first to each question, and nothing that is not in their form."""
+    """The answers in the text from inside: the first to each question, and nothing that is not in their form."""
     found: dict[str, str] = {}
     for line in text.split("\n"):
         if match := ANSWER.fullmatch(line):
@@ -55,7 +55,7 @@ def parse_answers(text: str) -> dict[str, str]:
 
 
 def parse_counters(listing: str, table: str, where: str) -> dict[str, int]:
-    """ "host inet to-router/forward-denied" -> packets, from `nft -j list ruleset`."""
+    """The counters, "host inet to-router/forward-denied" -> packets, from `nft -j list ruleset`."""
     found: dict[str, int] = {}
     others: dict[str, int] = {}
     for entry in json.loads(listing)["nftables"]:
@@ -73,8 +73,8 @@ def parse_counters(listing: str, table: str, where: str) -> dict[str, int]:
 
 
 def rounds(probes: Iterable[Probe]) -> list[list[Probe]]:
-    """Those that send packets, so that in each round every rule is met by one probe at most: then its counter speaks of
-    that one."""
+    """Rounds of the probes that send packets: in each round one probe at most meets a rule, so that its counter speaks
+    of that probe."""
     found: list[list[Probe]] = []
     for probe in probes:
         if not probe.frame:
@@ -91,7 +91,7 @@ def needed(probe: Probe) -> int:
 
 
 def judge(probe: Probe, ground: Ground, evidence: Evidence) -> ProbeResult:
-    """What was seen by the host comes before what was said inside; of all, the worst counts."""
+    """The result of a probe. The host's own looks come before answers from inside; of all, the worst counts."""
     facts: list[Fact] = []
     if probe.name in evidence.facts:
         facts.append(evidence.facts[probe.name])
@@ -109,14 +109,14 @@ def judge(probe: Probe, ground: Ground, evidence: Evidence) -> ProbeResult:
 
 
 def of_answer(probe: Probe, answer: str | None) -> Fact:
-    if answer is None:  # it was asked, and who keeps silent has proved nothing
+    if answer is None:  # the guest was asked, and its silence proves nothing
         return Fact("broken", "no answer came from inside")
     return Fact("held" if re.fullmatch(probe.want, answer, re.ASCII) else "broken", answer)
 
 
 def of_packets(probe: Probe, sent: Sent | None) -> Fact:
-    """Whether its packets were stopped, and by the rule that is there for it. Where they came out comes first: whoever
-    sent them may say that they were not."""
+    """Whether a probe's packets were stopped, and by the rule that is there for it. Places where they came out come
+    first: the sender may say that they were not sent."""
     if sent is None:  # the workspace did not let it come to that
         return Fact("broken", "its packets were not sent")
     wrong = []

@@ -43,7 +43,7 @@ SAMPLE = Ground(
     published=(Publish("127.0.0.1", 8080, 4242, "tcp"), Publish("", 8081, 4242, "tcp")),
     boot_id="00000000-0000-0000-0000-000000000000",
 )
-"""A workspace that is not there. What probes there are depends on the workspace's type and policy, and on addresses."""
+"""The ground of a workspace that does not exist. Probes depend on the workspace's type and policy, and on addresses."""
 OF_ADDRESSES = r"(host|host-ssh|opened)-[0-9.]+|(resolver|listen|gateway|resolver-port)-[0-9]{1,5}"
 
 
@@ -51,7 +51,7 @@ POLICIES = (Policy(), Policy("none"))
 
 
 def check_known(only: Iterable[str]) -> None:
-    """Whether each is the number of a promise or the name of a probe."""
+    """Raise UsageError for a word that is neither the number of a promise nor the name of a probe."""
     known = {*map(str, PROMISES), CONVERSATION.name}
     for ground in (replace(SAMPLE, is_machine=kind, policy=policy) for kind in (False, True) for policy in POLICIES):
         known |= {probe.name for probe in (*network_probes(ground), *local_probes(ground))}

@@ -1,5 +1,5 @@
-"""The probes of what lies below and around a workspace's addresses: who it says it is, what ports of the bridge see of
-each other, what comes from elsewhere. Pure."""
+"""The probes below and around a workspace's addresses: forged senders, ports of the bridge that see each other, packets
+from elsewhere. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hutch.prove.model import FORWARD, HOST_DOOR, NOWHERE, SPOOFED, Ground, Prob
 
 
 def link_probes(ground: Ground) -> list[Probe]:
-    """All of them."""
+    """All probes of the link."""
     probes = [*other_ports(ground), *identities(ground), *ipv6(ground)]
     return [*probes, *second_barrier(ground), *from_outside(ground)]
 
 
 def other_ports(ground: Ground) -> Iterator[Probe]:
-    """From port to port of the bridge, past the gateway. ARP, because packets of IPv4 would be for another rule where
-    the kernel shows those to the firewall on bridges too (br_netfilter, which Docker loads)."""
+    """Probes from port to port of the bridge, past the gateway. ARP, because packets of IPv4 would be for another rule
+    where the kernel shows those to the firewall on bridges too (br_netfilter, which Docker loads)."""
     bridge = "router bridge forward/between-workspaces"
 
     def asks(name: str, to: str) -> bytes:
@@ -40,7 +40,7 @@ def other_ports(ground: Ground) -> Iterator[Probe]:
 
 
 def identities(ground: Ground) -> Iterator[Probe]:
-    """It speaks as itself or not at all."""
+    """Probes of forged senders: a workspace speaks as itself or not at all."""
 
     def spoofs(name: str, says: str, command: str, frame: bytes) -> Probe:
         return Probe(3, name, says, command, frame=frame, rule=SPOOFED)
@@ -88,7 +88,7 @@ def identities(ground: Ground) -> Iterator[Probe]:
 
 
 def ipv6(ground: Ground) -> Iterator[Probe]:
-    """There is none."""
+    """Probes of IPv6: there is none."""
     yield Probe(
         3,
         "ipv6-address",
@@ -106,11 +106,11 @@ def ipv6(ground: Ground) -> Iterator[Probe]:
         yield Probe(3, name, says, f"ping -6 -c1 {target}", frame=frame, rule=SPOOFED)
 
 
-# What comes from elsewhere.
+# Packets from elsewhere.
 
 
 def second_barrier(ground: Ground) -> Iterator[Probe]:
-    """The host does not rely on the router: what one without its rules would send is refused."""
+    """Probes of the host's own rules, which refuse packets that a router without rules would send."""
     yield Probe(4, "as-written", "the rules that are loaded are those that hutch wrote", "hutch status")
     yield Probe(4, "watch", "should they change, traffic stops", "pgrep -f 'nft monitor'")
     (here, there), (outer, inner) = ground.uplink, ground.uplink_macs
@@ -147,14 +147,14 @@ def second_barrier(ground: Ground) -> Iterator[Probe]:
 
 
 def stands(ground: Ground, promise: int, name: str, rule: str, says: str) -> Probe:
-    """A rule that nothing short of a flood gets to, so that it is loaded is what is seen of it."""
+    """A probe of a rule that only a flood gets to: it looks whether the rule is loaded."""
     chain = rule.partition("/")[0]
     command = f"ip netns exec {ground.table} nft list chain inet {ground.table} {chain}"
     return Probe(promise, name, says, command, rule=f"router inet {rule}", stands=True)
 
 
 def from_outside(ground: Ground) -> Iterator[Probe]:
-    """Nobody opens a connection to it: ssh from the host aside, and what is published."""
+    """Probes of connections to it: nobody opens one, ssh from the host and published ports aside."""
     outer, inner = ground.uplink_macs
 
     def from_host(name: str, says: str, rule: str, source: str, port: int) -> Probe:

@@ -38,12 +38,12 @@ NEW_USER = 0x1000_0000
 BLOCK, CHARACTER = 0o60666, 0o20666
 PREFIX = ".hutch-prove-"
 MADE = ("setuid", "device", "link")
-"""What is tried to be made in a home, after that."""
+"""The things that probes try to make in a home, named after that prefix."""
 LED_TO = "/etc/shadow"
 
 
 def local_probes(ground: Ground) -> list[Probe]:
-    """All of them for a workspace of its type."""
+    """All local probes for a workspace of its type."""
     own = machine_probes(ground) if ground.is_machine else container_probes(ground)
     return [*file_probes(ground), *own, *limit_probes(ground), *key_probes(ground)]
 
@@ -60,7 +60,7 @@ def in_home(ground: Ground, name: str) -> str:
 
 
 def file_probes(ground: Ground) -> Iterator[Probe]:
-    """What it makes counts for nothing on the host, and it sees nothing of the host."""
+    """Probes of files: a workspace's own count for nothing on the host, and it sees none of the host's."""
     suid, node, link = (in_home(ground, name) for name in MADE)
     says = "a setuid file of its root's is not root's on the host"
     yield Probe(6, "setuid-file", says, f"chmod 4755 {suid}", ("file", path(suid), "04755"), "ok|EPERM")
@@ -88,7 +88,7 @@ def refuses(name: str, says: str, command: str, ask: tuple[str, ...], want: str 
 
 
 def container_probes(ground: Ground) -> Iterator[Probe]:
-    """A container shares the kernel, so what of it can be asked for matters."""
+    """A container shares the kernel, so the requests that it takes matter."""
     yield from system_calls(ground)
     for kind in ("debugfs", "tracefs", "securityfs"):
         ask = call(ground, "mount", f"s:{path(kind)}", f"s:{path('/mnt')}", f"s:{path(kind)}", "n:0", "n:0")
@@ -126,7 +126,7 @@ def container_probes(ground: Ground) -> Iterator[Probe]:
 
 
 def system_calls(ground: Ground) -> Iterator[Probe]:
-    """What root of the host could do by a call of its own."""
+    """Probes of the system calls that root of the host could make."""
 
     def syscall(name: str, says: str, *arguments: str, want: str = DENIED) -> Probe:
         return refuses(name.replace("_", "-"), says, f"{name}(2)", call(ground, name, *arguments), want)
@@ -150,7 +150,7 @@ def system_calls(ground: Ground) -> Iterator[Probe]:
 
 
 def machine_probes(ground: Ground) -> Iterator[Probe]:
-    """A machine's guest is behind its processes: what these could do, somebody who broke out of it could."""
+    """Probes of a machine's processes: somebody who broke out of the guest could do what these can."""
     boot = "/proc/sys/kernel/random/boot_id"
     other = rf"lines (?!{ground.boot_id})[0-9a-f-]{{36}}"
     yield Probe(1, "kernel", "it runs a kernel of its own", f"cat {boot}", ("lines", path(boot), path(".")), other)

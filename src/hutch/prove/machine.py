@@ -1,4 +1,4 @@
-"""What the host finds out of a machine's processes: what somebody who broke out of the guest would be. Reads only."""
+"""Facts about a machine's processes: whoever broke out of the guest would be one of them. Reads only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BESIDE = "virtiofsd"
 
 
 def machine_processes(subject: Subject) -> dict[int, dict[str, str]]:
-    """What runs its guest and every virtiofsd, by what they are programs of."""
+    """The processes of its monitor and of every virtiofsd, found by their programs: pid -> status."""
     found, programs = {}, (subject.traits.program, BESIDE)
     for pid in processes_of(subject):
         try:
@@ -68,7 +68,7 @@ def vmm_files(subject: Subject) -> Fact:
 
 
 def vmm_cgroup(subject: Subject) -> Fact:
-    """Whatever runs as the machine's uid, wherever it is."""
+    """The fact of the cgroup, for all processes that run as the machine's uid, wherever they are."""
     uid, inside = str(subject.record.uid_base), set(processes_of(subject))
     found = {}
     for pid in all_processes():
@@ -94,7 +94,7 @@ def vmm_devices(subject: Subject) -> Fact:
 
 
 def kernel(subject: Subject) -> Fact:
-    """A machine is a process here, and none of its guest's are."""
+    """The fact of the kernel: a machine is a process here, and none of its guest's are."""
     others = [pid for pid in processes_of(subject) if pid not in machine_processes(subject)]
     names = {status_of(pid)["Name"] for pid in others}
     return held("systemd" not in names, ", ".join(sorted(names)))
@@ -106,7 +106,7 @@ MACHINE = (
 )
 
 
-# What it was made with.
+# The sizes of a machine.
 
 
 def given(subject: Subject, what: str) -> int:
@@ -122,13 +122,13 @@ def given(subject: Subject, what: str) -> int:
 
 
 def guest_processors(subject: Subject) -> Fact:
-    """As many as its file says: what it has at most, and uses at most."""
+    """The fact of the processors: as many as its file says, which it has and uses at most."""
     count, wanted = given(subject, "processors"), subject.booted.vcpus or MACHINE_CPUS
     return held(count == wanted, f"it has {count}")
 
 
 def guest_memory(subject: Subject) -> Fact:
-    """As much as was recorded when it started; what its file says may have become less meanwhile."""
+    """The fact of the memory: as much as was recorded at its start; the file may ask for less meanwhile."""
     size, booted = given(subject, "MiB"), subject.record.booted
     if booted is None or booted.memory is None:
         raise ValueError("it was not recorded what it was started with")

@@ -1,4 +1,4 @@
-"""What a probe is, what is known of the ground that it runs on, and how a result looks. Pure."""
+"""The model: a probe, the ground that it runs on, and a result. Pure."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PROMISES = {
     11: "limits",
     12: "proof on your own machine",
 }
-"""By their numbers in docs/threat-model.md. Those about hutch itself (its file, crashes, residue) are not a guest's to
-break, so its tests are what shows them."""
+"""The promises, by their numbers in docs/threat-model.md. Those about hutch itself (its file, crashes, residue) are not
+a guest's to break, so its tests are what shows them."""
 
 # The rules of the firewall that probes meet.
 SPOOFED = "router bridge prerouting/spoofed"
@@ -29,7 +29,7 @@ FORWARD = "router inet forward/"
 HOST_DOOR = "host inet from-router/"
 FENCED = ""  # between workspaces nothing is routed, which the kernel counts nowhere
 NOWHERE = "192.0.2.77"
-"""A public address by the rules that nobody has, for what is never to get that far."""
+"""An address that is public by the rules and nobody's, for packets that are never to get that far."""
 
 Verdict = Literal["held", "broken", "unknown"]
 Via = Literal["guest", "router", "host", "outside"]
@@ -37,12 +37,12 @@ Via = Literal["guest", "router", "host", "outside"]
 
 @dataclass(frozen=True)
 class Probe:
-    """One thing to try, or to look at.
+    """A trial, or a look at a fact.
 
     `ask` is what inside.pl is told, and `want` a regular expression that its whole answer must match. `frame` is sent
     `copies` times from `via`; `rule` must count them all: "router bridge prerouting/spoofed". One without a rule is
-    dropped by the kernel or the bridge, which count nothing. Neither kind may be seen where it must not come out.
-    What has neither is a fact, found out by the host itself.
+    dropped by the kernel or the bridge, which count nothing. Neither kind may be seen where it must not come out. A
+    probe with neither is a fact, found out by the host itself.
     """
 
     promise: int
@@ -56,18 +56,18 @@ class Probe:
     rule: str = ""
     copies: int = 3
     least: int = 0
-    """How many of them the rule must count, where that is not all."""
+    """The least number of packets that the rule must count, where that is not all."""
     may_leave: bool = False
-    """What is stopped on the host may leave the router."""
+    """Whether the packet may leave the router: it is stopped on the host."""
     must_leave: bool = False
-    """It is not to be stopped at all."""
+    """Whether the packet is not to be stopped at all."""
     stands: bool = False
-    """No packet gets to the rule while the one before it stands, so that it is loaded is all there is to see."""
+    """Whether the probe only looks if the rule is loaded: no packet gets to it while the one before it stands."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """What the host found out by itself."""
+    """A finding of the host's own."""
 
     verdict: Verdict
     detail: str = ""
@@ -75,7 +75,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How a probe went."""
+    """The result of a probe."""
 
     workspace: str
     type: str
@@ -108,7 +108,7 @@ class Outside:
 
 @dataclass(frozen=True)
 class Ground:
-    """What the probes of one workspace are made from."""
+    """The data from which the probes of one workspace are made."""
 
     workspace: str
     type: str
@@ -118,7 +118,7 @@ class Ground:
     user: str
     uid: int
     token: str
-    """In every packet that is sent, so that it is known again."""
+    """A mark in every packet that is sent, so that it is known again."""
     table: str
     bridge: str
     gateway: str
@@ -144,11 +144,11 @@ class Ground:
     """The addresses of two ports of hutch's own on the bridge: one isolated as all are, one not."""
     outside: Outside | None = None
     published: tuple[Publish, ...] = ()
-    """What is published by TCP; the probe listens there."""
+    """The ports that are published by TCP; the probe listens there."""
     is_ours: bool = False
     """Whether the workspace is there for the probes alone, so that nothing else can be at these ports."""
     policy: Policy = Policy()
     nesting: bool = False
     machine: str = "x86_64"
     boot_id: str = ""
-    """The host's, as /proc/sys/kernel/random/boot_id has it."""
+    """The host's boot id, from /proc/sys/kernel/random/boot_id."""

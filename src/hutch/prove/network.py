@@ -1,4 +1,4 @@
-"""The probes of the network: what is reached, what is not, and which rule is to have stopped it. Pure."""
+"""The probes of the network: places that are reached, places that are not, and the rules that stop packets. Pure."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ RANGES = {
 }
 """An address of each range that is denied, by the range: a new range needs a line here, or its probe fails."""
 DROPPED_BY_ROUTING = ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4")
-"""The kernel does not route these at all, so the rule never sees them."""
+"""Ranges that the kernel does not route at all, so the rule never sees them."""
 
 
 def network_probes(ground: Ground) -> list[Probe]:
-    """All of them, positive controls first."""
+    """All probes of the network, positive controls first."""
     reached = [*gateway_answers(ground), *leads_out(ground), *opened(ground), *leads_in(ground)]
     probes = [*names(ground), *listed(ground), *ranges(ground), *host(ground), *gateway(ground)]
     return [*reached, *probes, *others(ground), *link_probes(ground)]
 
 
 def stopped_by(ground: Ground, ip: str, *, tcp: bool = False) -> str | None:
-    """The rule that drops what goes to an address; "" where the kernel's routing does, None for what is reached."""
+    """The rule that drops packets to an address; "" where the kernel's routing does, None where they arrive."""
     policy, address = ground.policy, ipaddress.ip_address(ip)
     if any(address in ipaddress.ip_network(range_) for range_ in DROPPED_BY_ROUTING):
         return ""
@@ -83,7 +83,7 @@ def unanswered(ground: Ground, name: str, says: str, ip: str, rule: str) -> Prob
     return Probe(3, name, says, f"ping -c1 {ip}", ask, NOT_REACHED, frame=frame, rule=rule)
 
 
-# What is reached, the positive controls: without them, a probe that reaches nothing says nothing.
+# Positive controls, of places that are reached: without them, a probe that reaches nothing says nothing.
 
 
 def gateway_answers(ground: Ground) -> Iterator[Probe]:
@@ -109,7 +109,7 @@ def leads_out(ground: Ground) -> Iterator[Probe]:
 
 
 def opened(ground: Ground) -> Iterator[Probe]:
-    """Private networks that the workspace's own file opens: an address of each."""
+    """Probes of private networks that the workspace's own file opens: an address of each."""
     policy = ground.policy
     wide = (RANGES["10.0.0.0/8"][1],) if policy.kind == "all" else ()
     for network in (*wide, *(reach.network for reach in policy.networks if is_private(reach.network))):
@@ -142,7 +142,7 @@ def leads_in(ground: Ground) -> Iterator[Probe]:
 
 
 def named(ground: Ground) -> Iterator[Probe]:
-    """A public server, by its name."""
+    """Probes of a public server, by its name."""
     name, port = ground.target
     asked, gateway = frames.question(name).hex(), ground.gateway
     resolved = r"rcode 0 .*\d+\.\d+\.\d+\.\d+.*"
@@ -154,7 +154,7 @@ def named(ground: Ground) -> Iterator[Probe]:
 
 
 def listed(ground: Ground) -> Iterator[Probe]:
-    """What a workspace with a list does not reach."""
+    """Probes of places that a workspace with a list does not reach."""
     if stopped_by(ground, NOWHERE) is None:
         return
     gateway, public = ground.gateway, ground.target[0]
@@ -175,7 +175,7 @@ def asks(resolver: str, name: str, kind: int = 1) -> tuple[str, ...]:
 
 
 def names(ground: Ground) -> Iterator[Probe]:
-    """What the resolver must not tell."""
+    """Probes of names that the resolver must not tell."""
     gateway = ground.gateway
     for name, says, question in (
         ("dns-host-name", "the host's own name is not told", ground.hostname.partition(".")[0]),
@@ -193,7 +193,7 @@ def names(ground: Ground) -> Iterator[Probe]:
 
 
 def ranges(ground: Ground) -> Iterator[Probe]:
-    """Everything that is not a public address."""
+    """Probes of all ranges that are not public."""
     for range_ in (*NEVER, *PRIVATE):
         name, ip = RANGES.get(range_, (range_, str(ipaddress.ip_network(range_)[1])))
         rule = stopped_by(ground, ip)
@@ -207,7 +207,7 @@ def ranges(ground: Ground) -> Iterator[Probe]:
 
 
 def host(ground: Ground) -> Iterator[Probe]:
-    """Every address of the host's."""
+    """Probes of every address of the host's."""
     for ip in ground.host_addresses:
         says = f"the host's {ip} is out of reach"
         yield from blocked(ground, f"host-{ip}", says, ip, ground.host_port)
@@ -227,7 +227,7 @@ def host(ground: Ground) -> Iterator[Probe]:
 
 
 def gateway(ground: Ground) -> Iterator[Probe]:
-    """The gateway answers questions about names, and a few pings."""
+    """Probes of the gateway, which answers questions about names, and a few pings."""
     for port in (22, 111, ground.host_port):
         yield from blocked(
             ground, f"gateway-{port}", f"the gateway's port {port} is closed", ground.gateway, port, INPUT
@@ -248,7 +248,7 @@ def gateway(ground: Ground) -> Iterator[Probe]:
 
 
 def others(ground: Ground) -> Iterator[Probe]:
-    """Other workspaces, and the place that is kept for image builds."""
+    """Probes of other workspaces, and of the place that is kept for image builds."""
     name, ip = ground.other
     yield from blocked(ground, "other-ssh", f"the workspace {name} is out of reach", ip, 22, FENCED)
     yield from blocked(ground, "other-port", "any port of it", ip, 8080, FENCED)

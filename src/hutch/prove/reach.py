@@ -1,4 +1,4 @@
-"""What the host itself reaches, and how its ssh behaves: positive controls, and the promises about keys. It connects
+"""Facts by connections of the host's own, and by its ssh: positive controls, and the promises about keys. It connects
 and runs ssh; it changes nothing."""
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ CHANGED = "REMOTE HOST IDENTIFICATION HAS CHANGED"
 
 
 def host_facts(subject: Subject, ground: Ground, network: Network, sockets: Sockets) -> dict[str, Fact]:
-    """What the host reaches. The workspace listens at what it publishes by now, and has been answered by what is
-    beyond the host if it ever was."""
+    """Facts about the host's reach. The workspace listens at its published ports by now, and an answer from beyond the
+    host, if there is any, has come."""
     facts = {
         "host-ssh": banner(ground.ip, 22, b"SSH-"),
         "host-to-workspace-ping": pinged(ground.ip),
@@ -63,13 +63,13 @@ def host_facts(subject: Subject, ground: Ground, network: Network, sockets: Sock
 
 
 def worst(facts: Sequence[Fact]) -> Fact:
-    """The first that is broken, or what all say."""
+    """The first fact that is broken, or one of all."""
     broken = next((fact for fact in facts if fact.verdict == "broken"), None)
     return broken or Fact("held", ", ".join(fact.detail for fact in facts))
 
 
 def port_facts(subject: Subject, ground: Ground, network: Network) -> dict[str, Fact]:
-    """How its port on the bridge stands."""
+    """Facts about its port on the bridge, and about the router."""
     layout, bridge = subject.layout, ground.bridge
     port = names.port(subject.name, ground.type)
     where = ["ip", "-n", layout.namespace, "-d", "-j"]
@@ -87,7 +87,7 @@ def port_facts(subject: Subject, ground: Ground, network: Network) -> dict[str, 
 
 
 def as_written(subject: Subject, ground: Ground, network: Network) -> Fact:
-    """The rules of both places, compared as every start compares them."""
+    """The fact of the rules of both places, compared as every start compares them."""
     members = members_of(in_force(subject.layout, read_records(subject.layout)), network)
     host, facts = router.observe_all(subject.layout, network)
     late = ground.outside is not None and not ground.outside.is_known  # an address that came after the rules
@@ -100,7 +100,7 @@ def as_written(subject: Subject, ground: Ground, network: Network) -> Fact:
 
 
 def banner(ip: str, port: int, greeting: bytes, namespace: Path | None = None) -> Fact:
-    """Connect, and hear how it greets, if it is to."""
+    """The fact of a connection, and of the greeting, where one is due."""
     with in_namespace(namespace):
         stream = socket.socket()
     with closing(stream):
@@ -140,7 +140,7 @@ def resolver_in_router(subject: Subject, ground: Ground) -> Fact:
 
 
 def listeners(ground: Ground) -> Fact:
-    """The host's listener, at every address that the workspace will try."""
+    """The fact of the host's listener, at every address that the workspace will try."""
     addresses = [*ground.host_addresses, ground.uplink[0], *([ground.outside.gate] if ground.outside else [])]
     failed = []
     for ip in addresses:
@@ -154,7 +154,7 @@ def listeners(ground: Ground) -> Fact:
 
 
 def translated(listener: socket.socket, gate: str) -> Fact:
-    """Who connected to what is beyond the host."""
+    """The fact of the address translation: the addresses from which clients came to the place beyond the host."""
     seen = set()
     with suppress(BlockingIOError):
         while True:
@@ -192,7 +192,7 @@ def attempt(host: str, *options: str) -> tuple[int, str]:
     words = [word for option in ("BatchMode=yes", "ConnectTimeout=10", *options) for word in ("-o", option)]
     try:
         result = run(["ssh", *words, "--", host, "true"], timeout=60, check=False)
-    except CommandFailed as error:  # what is at the other end takes its time
+    except CommandFailed as error:  # the other end takes its time
         return -1, error.brief
     return result.returncode, result.stderr
 
@@ -208,7 +208,7 @@ def logs_in(host: str) -> Fact:
 
 
 def changed_key(host: str, ip: str) -> Fact:
-    """With a known-hosts file that knows another key."""
+    """The fact of ssh with a known-hosts file that knows another key."""
     descriptor, path = tempfile.mkstemp(prefix="hutch-prove-")
     try:
         with open(descriptor, "w", encoding="ascii") as file:
@@ -220,7 +220,7 @@ def changed_key(host: str, ip: str) -> Fact:
 
 
 def methods(host: str) -> Fact:
-    """How one may log in, as sshd says to who has nothing to show."""
+    """The fact of the ways to log in, as sshd tells them to a client without a key."""
     _, said = attempt(host, "PreferredAuthentications=none", "PubkeyAuthentication=no")
     offered = said.rpartition("Permission denied (")[2].partition(")")[0]
     if not offered or "Permission denied" not in said:

@@ -48,12 +48,12 @@ SETTLING = 1.5  # seconds that a packet may take until it is counted
 NETWORK, LOCAL, KEYS = {3, 4}, {1, 2, 6, 7, 11}, 7  # promises that facts of the host are about
 
 Talk = Callable[[Sequence[str], Iterator[bytes | None], Callable[[bytes], None]], int]
-"""Runs a command inside as root, given what it reads and who hears it; returns its exit code."""
+"""A function that runs a command inside as root, given its input and a taker of its output; returns its exit code."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is there to try one workspace with."""
+    """All means of trying one workspace."""
 
     subject: Subject
     ground: Ground
@@ -64,8 +64,8 @@ class Scene:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be tried: `target` is a public name and port. `only` are the numbers of promises and the names of
-    probes, all unless given. `is_ours` is for a workspace that is there for this alone."""
+    """A task: `target` is a public name and port. `only` are the numbers of promises and the names of probes, all
+    unless given. `is_ours` is for a workspace that is there for this alone."""
 
     network: Network
     outside: tuple[str, str] | None
@@ -94,13 +94,13 @@ def prove(subject: Subject, task: Task, talk: Talk) -> tuple[ProbeResult, ...]:
 
 
 def marker_of(layout: Layout, name: str, token: str) -> Path:
-    """Among what goes when the workspace stops."""
+    """The path of the marker, among the files that go when the workspace stops."""
     return layout.runtime(name) / f"marker.{token}"
 
 
 def sweep(layout: Layout, record: Record) -> None:
-    """What a run made for a workspace, or one that was killed, or that the workspace did not clean up after. In its
-    home there may be anything under our names by now."""
+    """Remove the files of a run for a workspace, or of one that was killed, or that the workspace did not clean up
+    after. In its home there may be anything under our names by now."""
     for marker in layout.runtime(record.name).glob("marker.*"):
         marker.unlink(missing_ok=True)
     for workspace in [record.wanted, *([record.booted.workspace] if record.booted else [])]:
@@ -111,7 +111,7 @@ def sweep(layout: Layout, record: Record) -> None:
 
 
 def observe_ground(subject: Subject, task: Task, sockets: Sockets, token: str) -> Ground:
-    """What the probes are made from."""
+    """The data from which the probes are made."""
     booted, network = subject.booted, task.network
     layout = subject.layout
     assert booted.ip and booted.mac and isinstance(booted.owner, int)
@@ -163,7 +163,7 @@ def nameservers() -> tuple[str, ...]:
 
 
 def observe_evidence(scene: Scene, talk: Talk) -> Evidence:
-    """Have the conversation. What it does not come to is not proved, whoever ended it."""
+    """Have the conversation. Probes that it does not come to are not proved, whoever ended it."""
     conversation = Conversation(scene)
     code = talk(COMMAND, conversation.sentences(), conversation.take)
     answers = parse_answers(conversation.text)
@@ -178,7 +178,7 @@ def observe_evidence(scene: Scene, talk: Talk) -> Evidence:
 
 
 class Conversation:
-    """What is said inside, what is heard, and what the host does between the sentences."""
+    """The conversation with the program inside: questions, answers, and the host's work between them."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -189,11 +189,11 @@ class Conversation:
         self.facts: dict[str, Fact] = {}
 
     def take(self, data: bytes) -> None:
-        """More than the limit is not kept: the conversation ends by its deadline then."""
+        """Take output, up to the limit: beyond it, the conversation ends by its deadline."""
         self.text += data.decode("ascii", "replace")[: LIMIT - len(self.text)]
 
     def sentences(self) -> Iterator[bytes | None]:
-        """For `talk`: None is asked again once something was heard."""
+        """The input for `talk`; after None, the next piece is asked for once something was heard."""
         ground, probes = self.scene.ground, self.scene.probes
         asked = [(probe.name, *probe.ask) for probe in probes if probe.ask]
         if ground.is_machine:
@@ -219,20 +219,20 @@ class Conversation:
         yield b"end\n"
 
     def ask(self, lines: Sequence[Sequence[str]]) -> Iterator[bytes | None]:
-        """Say it, and wait until all of it is answered."""
+        """Ask questions, and wait until all of them are answered."""
         self.turns += 1
         yield "".join("\t".join(line) + "\n" for line in (*lines, ("go",))).encode("ascii")
         while self.text.split("\n")[:-1].count("done") < self.turns:
             yield None
 
     def complaint(self, code: int) -> str:
-        """Why it was not a whole conversation; "" for one that was."""
+        """The reason why the conversation was not whole; "" for one that was."""
         if not self.is_over:
             return f"the conversation inside was cut short in turn {self.turns}, with code {code}"
         return f"the conversation inside ended with code {code}" if code else ""
 
     def settle(self, group: Sequence[Probe], before: Mapping[str, int]) -> dict[str, int]:
-        """Note what became of the packets of a round; returns the counters as they are after it."""
+        """Note the fate of the packets of a round; returns the counters after it."""
         answers = parse_answers(self.text)
         deadline = time.monotonic() + SETTLING
         while True:
@@ -258,20 +258,20 @@ class Conversation:
         return after
 
     def look(self) -> set[tuple[str, str]]:
-        """(place, probe) of the packets that came out somewhere since it was last looked."""
+        """(place, probe) of the packets that came out somewhere since the last look."""
         token = self.scene.ground.token.encode()
         return {(eye.place, name) for eye in self.scene.sockets.eyes for name in eye.drain(token)}
 
 
 def count(scene: Scene) -> dict[str, int]:
-    """What all rules have counted so far, on the host and in the router."""
+    """The counters of all rules, on the host and in the router."""
     layout = scene.subject.layout
     host, there = gather([RULES, inside(layout, RULES)])
     return {**parse_counters(host, layout.table, "host"), **parse_counters(there, layout.table, "router")}
 
 
 def send(scene: Scene, group: Sequence[Probe]) -> None:
-    """The packets that do not come from the workspace."""
+    """Send the packets that do not come from the workspace."""
     for probe in group:
         sender = scene.sockets.senders.get(probe.via)
         for _ in range(probe.copies if sender else 0):

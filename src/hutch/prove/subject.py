@@ -1,4 +1,4 @@
-"""The workspace that is looked at, and how: in /proc, and by a deadline where file systems of its own may answer."""
+"""The workspace under test, and looks at it: in /proc, and by a deadline where file systems of its own may answer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PATIENCE, GOING = 5.0, 1.0  # seconds for a look at what a guest may answer itse
 
 
 class HeldUp(Exception):
-    """A guest keeps a look at it from coming to its end."""
+    """Raised when a guest keeps a look at it from ending."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The workspace that is looked at."""
+    """The workspace under test."""
 
     layout: Layout
     record: Record
@@ -78,8 +78,8 @@ def all_processes() -> list[int]:
 
 
 def output_of(argv: Sequence[str], seconds: float = PATIENCE) -> str:
-    """What a command prints that looks where a guest may have put a file system of its own (FUSE). One that the guest
-    holds up cannot even be killed, so it is left behind then: it goes when the guest does."""
+    """The output of a command that looks where a guest may have put a file system of its own (FUSE). A command that the
+    guest holds up cannot even be killed, so it is left behind then: it goes when the guest does."""
     process = start(argv, stdout=PIPE)
     assert process.stdout is not None
     try:

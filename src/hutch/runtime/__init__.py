@@ -1,1 +1,1 @@
-"""How a workspace runs: as a unit and its script; and who runs that."""
+"""The running of workspaces: a unit and its script, and the managers that run it."""

@@ -38,11 +38,11 @@ LAST_LINES = 12
 Reconcile = Callable[[Callable[[], None]], None]
 Event = Literal["ready", "changed", "stopped", "removed", "failed", "warning", "waiting"]
 Listener = Callable[[str, Event, str], None]
-"""Told (workspace, event, text)."""
+"""A callback, called with (workspace, event, text)."""
 
 
 class Manager(Protocol):
-    """What runs services on this host. Each method may be called again."""
+    """A service manager of this host. Each method may be called again."""
 
     def ensure(self, units: Mapping[str, Mapping[str, str]]) -> None:
         """Have exactly these texts in these units, workspace -> unit -> text, from their next start on."""
@@ -51,38 +51,38 @@ class Manager(Protocol):
         """Take a workspace's units away; it does not run."""
 
     def prepare(self, name: str) -> None:
-        """It is about to be started: what can be done before that is begun now."""
+        """Begin what can be done before the start that is about to come."""
 
     def begin(self, launches: Iterable[Launch]) -> None:
-        """Services have their units: what they do before the network is in place may begin."""
+        """Begin the part of a start that needs no network; the services have their units."""
 
     def connect(self) -> None:
-        """The network is in place: they may join it."""
+        """Let the services that have begun join the network, which is in place."""
 
     def start(self, launches: Iterable[Launch]) -> dict[int, str]:
-        """All is in place. Returns descriptors, each of which can be read once its workspace is ready or has failed."""
+        """Finish the starts. Returns descriptors; each can be read once its workspace is ready or has failed."""
 
     def outcome(self, descriptor: int, name: str) -> str:
-        """How the start went, once that can be read: "" for one that is ready."""
+        """The reason why a start failed, once its descriptor can be read; "" for one that is ready."""
 
     def give_up(self) -> None:
-        """Nobody waits any more for those that were prepared or begun."""
+        """Wait no longer for the services that were prepared or begun."""
 
     def stop(self, names: Iterable[str], patience: float) -> None:
         """End services: in order first, by force after so many seconds."""
 
     def limit(self, name: str, limits: Limits) -> None:
-        """Have what runs use no more than this, from now on."""
+        """Limit a running service to these resources from now on."""
 
     def log(self, name: str, lines: int, *, last_start: bool = False) -> str:
-        """The last lines of what a service wrote, and of what is said of it."""
+        """The last lines of a service's output, and of the messages about it."""
 
     def follow_command(self, name: str) -> tuple[str, ...]:
-        """A command that goes on to print what it writes from now on."""
+        """A command that follows the output of a service from now on."""
 
 
 def manager_of(layout: Layout) -> Manager:
-    """Who runs services here."""
+    """The service manager of this host."""
     if has_systemd():
         from hutch.runtime.systemd import Systemd  # not needed on other hosts, whose starts it would hold up
 
@@ -150,7 +150,7 @@ def provide(layout: Layout, manager: Manager, launches: Iterable[Launch]) -> Non
 
 
 def _await_all(manager: Manager, waiting: dict[int, str], listen: Listener, seconds: float) -> dict[str, str]:
-    """Wait until each is ready or has failed. Whoever runs them keeps their deadlines."""
+    """Wait until each is ready or has failed. The manager keeps their deadlines."""
     failures: dict[str, str] = {}
     poll = select.poll()
     for descriptor in waiting:
@@ -173,7 +173,7 @@ def _await_all(manager: Manager, waiting: dict[int, str], listen: Listener, seco
 
 
 def _why(layout: Layout, manager: Manager, name: str, otherwise: str) -> str:
-    """Why it did not come up: in the words of what failed, with the end of its log."""
+    """The reason why a start failed, in words, with the end of the log."""
     now = observe(layout, name)
     reason = now.reason if now.state == "failed" and now.reason else otherwise
     tail = manager.log(name, LAST_LINES, last_start=True).strip()
@@ -181,8 +181,8 @@ def _why(layout: Layout, manager: Manager, name: str, otherwise: str) -> str:
 
 
 def unlimited_launch(layout: Layout, launch: Launch | None) -> str:
-    """Which limits of a workspace that runs this host's cgroups do not enforce, in words. A machine's hardware holds
-    without."""
+    """The limits of a running workspace that this host's cgroups do not enforce, in words. A machine's hardware needs
+    no cgroup for its limits."""
     if launch is None or launch.memory is not None:
         return ""
     wanted = {"vcpus": ("cpu.max", launch.limits.cpus), "memory": ("memory.max", launch.limits.memory)}
@@ -196,8 +196,8 @@ def unlimited_launch(layout: Layout, launch: Launch | None) -> str:
 
 
 def renew(layout: Layout, launch: Launch) -> dict[str, str]:
-    """Have a workspace that runs be as a Launch says that differs in what needs no restart: see backends/launch.
-    Returns key -> why it cannot be as the Launch says."""
+    """Bring a running workspace to a Launch that differs only in what needs no restart: see backends/launch. Returns
+    key -> why it cannot be as the Launch says."""
     # Spares the start-up of `hutch start`.
     from hutch.runtime.renewal import renew_mounts
 
@@ -232,8 +232,8 @@ def ended(name: str) -> HutchError:
 
 
 def _bearable(layout: Layout, launch: Launch) -> tuple[Limits, str]:
-    """What a slice can be limited to now, and why that is not what is wanted. The kernel would end processes of the
-    guest's to make room for less memory than is in use."""
+    """The limits that a slice can have now, and the reason why they are not the wanted ones. The kernel would end
+    processes of the guest's to make room for less memory than is in use."""
     limits = launch.limits
     with closing(Cgroup(layout.slice_cgroup(launch.workspace))) as cgroup:
         used = cgroup.memory_in_use()
@@ -281,13 +281,13 @@ def clean_up(layout: Layout, name: str, *, was_forgotten: bool) -> None:
 
 
 def _cgroups(layout: Layout, name: str) -> tuple[str, str]:
-    """Where a workspace's processes are, and where an older hutch had them."""
+    """The cgroup of a workspace's processes, and the one that an older hutch used."""
     return layout.cgroup(name), f"{layout.instance}/{name}"
 
 
 def is_forgotten(layout: Layout, name: str) -> bool:
-    """Whether something of a workspace runs although nothing is said of it: somebody deleted what its service said.
-    Other than by its status, a workspace is known by its cgroup."""
+    """Whether a workspace has processes but no status file: somebody deleted the file. Then its cgroup tells of
+    them."""
     if os.path.exists(layout.status(name)):
         return False
     for path in _cgroups(layout, name):
@@ -298,8 +298,8 @@ def is_forgotten(layout: Layout, name: str) -> bool:
 
 
 def _cleanup_of(layout: Layout, name: str) -> tuple[str, list[tuple[str, ...]]]:
-    """The network namespace that was booted into and the commands to clean up there: by the launch, or by the names
-    that everything has when that cannot be read."""
+    """The network namespace that was booted into and the commands to clean up there: by the launch, or, when that
+    cannot be read, by the names that every workspace's port has."""
     launch = read_launch(layout.launch(name))
     if launch is not None:
         return launch.network_namespace, [step.argv for step in launch.cleanup]
@@ -308,8 +308,8 @@ def _cleanup_of(layout: Layout, name: str) -> tuple[str, list[tuple[str, ...]]]:
 
 
 def read_log(layout: Layout, name: str, lines: int) -> str | None:
-    """The last lines of what its console said, and of what whoever runs it says. None where the host's journal has
-    them, which is not the caller's to read."""
+    """The last lines of a workspace's console, and of its manager's messages. None where they are in the host's journal
+    and the caller may not read that."""
     said = manager_of(layout).log(name, lines)
     return said if said or os.geteuid() == 0 or not has_systemd() else None
 

@@ -18,7 +18,7 @@ import sys
 from socket import AF_UNIX, AF_VSOCK, SOCK_STREAM, VMADDR_CID_ANY, VMADDR_PORT_ANY, socket
 from typing import NoReturn
 
-HOST_CID = 2  # what every guest calls its host
+HOST_CID = 2  # the context id by which every guest calls its host
 MOST_BYTES = 1 << 16  # of a port
 MOST_CALLS = 1024
 MOST_AT_ONCE = 16
@@ -26,8 +26,8 @@ LONGEST_CALL = 4096
 
 
 class SerialPort:
-    """A virtual machine's port: it says READY=1 unless it has done so over vsock. See hutch-port.service in
-    guest/tree."""
+    """A virtual machine's serial port: the guest says READY=1 on it unless it has done so over vsock. See
+    hutch-port.service in guest/tree."""
 
     name = "its port"
 
@@ -41,7 +41,7 @@ class SerialPort:
 
     @property
     def is_spent(self) -> bool:
-        """Its buffer fills up then, which is the guest's own affair."""
+        """Whether all bytes that count have been read. Its buffer fills up then, which is the guest's own affair."""
         return self._left <= 0
 
     def hears_ready(self) -> bool:
@@ -106,8 +106,8 @@ class Calls:
             self._poll.register(call, select.EPOLLIN)
 
     def _is_ready(self, call: socket) -> bool:
-        """Whether the guest has just said so. A message comes in one piece. The call is over with it, and has to be:
-        systemd waits for that, and not every machine tells us that its guest has closed its end."""
+        """Whether a call says that the guest is ready. A message comes in one piece. The call is over with it, and has
+        to be: systemd waits for that, and not every machine tells us that its guest has closed its end."""
         self._poll.unregister(call)
         try:
             said = call.recv(LONGEST_CALL)
@@ -126,8 +126,8 @@ class Calls:
 
 
 def listen_to_vsock(cid: int, file: str, uid: int) -> Calls:
-    """The kernel chooses the port, so that nobody can have taken it; whoever guesses it is told apart by what the
-    kernel says of a caller."""
+    """Listen for calls over vsock. The kernel chooses the port, so that nobody can have taken it; whoever guesses it is
+    told apart by what the kernel says of a caller."""
     listener = socket(AF_VSOCK, SOCK_STREAM)
     listener.bind((VMADDR_CID_ANY, VMADDR_PORT_ANY))
     listener.listen(MOST_AT_ONCE)
@@ -140,7 +140,7 @@ def listen_to_vsock(cid: int, file: str, uid: int) -> Calls:
 
 
 def listen_in(directory: str, name: str) -> Calls:
-    """At a socket which the machine connects to for its guest. What is in the directory is the machine's."""
+    """Listen at a socket that the machine connects to for its guest, in a directory that the machine can change."""
     place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     listener = socket(AF_UNIX, SOCK_STREAM)
     mask = os.umask(0)  # the machine's uid connects; nobody else gets into the directory
@@ -166,7 +166,7 @@ def open_sources(words: list[str]) -> list[SerialPort | Calls]:
 
 
 def await_ready(sources: list[SerialPort | Calls]) -> str:
-    """How the guest said so; "" when it has said too much without it."""
+    """The name of the source by which the guest said that it is ready; "" when all sources are spent."""
     heard = {source.fileno(): source for source in sources}
     poll = select.poll()
     for descriptor in heard:

@@ -20,7 +20,7 @@ PATIENCE = 10.0  # seconds; a guest's own file systems may never answer
 
 
 class HotMounts:
-    """What a container is shown, in whose mounts `leader` is PID 1."""
+    """The hot mounts of a container, whose PID 1 is `leader`."""
 
     def __init__(self, shown: Sequence[HotMount], leader: int) -> None:
         self.shown = list(shown)
@@ -28,7 +28,7 @@ class HotMounts:
         self.deadline = time.monotonic() + PATIENCE
 
     def renew(self, wanted: Sequence[HotMount]) -> str:
-        """From what is shown to what is wanted, as far as that goes. Returns why not all of it."""
+        """Replace the shown mounts by the wanted ones, as far as possible. Returns the problems, "" for none."""
         leave, come = changes(self.shown, wanted)
         trouble = []
         for action, hot_mounts in ((self._take_away, [*reversed(leave)]), (self._bring, come)):
@@ -71,7 +71,7 @@ class HotMounts:
 
 
 def changes(shown: Sequence[HotMount], wanted: Sequence[HotMount]) -> tuple[list[HotMount], list[HotMount]]:
-    """(what has to leave, what has to come), each with parents first. What lies below a place that changes leaves and
+    """(mounts to take away, mounts to attach), each with parents first. A mount below a place that changes leaves and
     comes again, or it would be covered, or lost."""
     here, there = ({mount.place for mount in hot_mounts} for hot_mounts in (shown, wanted))
     touched = [mount.target for mount in (*shown, *wanted) if mount.place in here ^ there]
@@ -83,9 +83,9 @@ def changes(shown: Sequence[HotMount], wanted: Sequence[HotMount]) -> tuple[list
 
 
 def points_of(inside: str, outside: str, place: str, kept: set[str]) -> list[str]:
-    """Where a guest, by its mountinfo, has what is bound at `place`, by ours, or something in it. The topmost comes
-    last. What lies at the targets of others, `kept`, is theirs, though it may be the same directory; and so is what is
-    bound beside `place`, the home say."""
+    """The mount points, in the guest's mountinfo, of what ours says is bound at `place`, or of something in it. The
+    topmost comes last. Mounts at the targets of others, `kept`, are theirs, though it may be the same directory; and so
+    are mounts of what is bound beside `place`, the home say."""
     beside = place.rpartition("/")[0]
     bound = {
         point: (device, root)
@@ -106,5 +106,5 @@ def points_of(inside: str, outside: str, place: str, kept: set[str]) -> list[str
 
 
 def _unmount(place: str) -> None:
-    """Nobody can be in the way of that."""
+    """Unmount lazily, so that no process that uses the mount is in the way."""
     do(f"unmount {place}", ("umount", "--lazy", place), PATIENCE)

@@ -1,4 +1,4 @@
-"""How a workspace stands, read from what its service last said. Cheap: `hutch ls` reads nothing else."""
+"""The state of a workspace, read from its service's status file. Cheap: `hutch ls` reads nothing else."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ KILLED = "its main process was killed"
 
 
 def are_shown() -> bool:
-    """Whether this process sees those of others: some hosts mount /proc with `hidepid`."""
+    """Whether this process sees the processes of other users: some hosts mount /proc with `hidepid`."""
     return os.path.exists("/proc/1")
 
 
 def observe_state(layout: Layout, record: Record) -> State:
-    """How a workspace stands, by its record and by what is seen of it."""
+    """The state of a workspace, by its record and by observation."""
     return state_of(record, observe(layout, record.name))
 
 
 def observe(layout: Layout, name: str) -> Observation:
-    """What the workspace's service last said, believed only while its main process lives."""
+    """An observation from the status file of a workspace's service, which counts only while the main process lives."""
     try:
         status = read_status(str(layout.status(name)))
     except PermissionError:
@@ -52,18 +52,18 @@ def observe(layout: Layout, name: str) -> Observation:
 
 
 def _is_being_cleaned_up(cgroup: str) -> bool:
-    """Whether somebody is about to say how a service has ended whose main process is no more."""
+    """Whether a service whose main process has ended still has processes, which will write how it ended."""
     from hutch.host.services.cgroup import Cgroup  # `hutch ls` has no other use for it
 
     try:
         with closing(Cgroup(os.path.dirname(cgroup))) as slice_of_it:
             return slice_of_it.is_populated()
-    except OSError:  # who may not look does not know
+    except OSError:  # a caller without the right to look does not know
         return False
 
 
 def read_launch(path: Path) -> Launch | None:
-    """What was launched, None where there is none that can be believed."""
+    """The Launch that a file holds; None where there is none that can be believed."""
     return decode_launch(read_or_none(path) or b"null")
 
 

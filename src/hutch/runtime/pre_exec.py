@@ -1,6 +1,6 @@
-"""Steps on what systemd-nspawn makes PID 1 of, before anything of the guest's has run; and a program of its own that
-takes them for a container. nspawn puts it into the cgroup `payload` before it lets it go on, and there it is frozen.
-Imports stay few: every container's start waits for this.
+"""Steps on the process that becomes a container's PID 1, before anything of the guest's has run; and a program of its
+own that takes them for a container. nspawn puts it into the cgroup `payload` before it lets it go on, and there it is
+frozen. Imports stay few: every container's start waits for this.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PAYLOAD = "payload"
 def run_pre_exec(
     cgroup: Cgroup, group: str, steps: Iterable[tuple[str, Sequence[str]]], pidfd: int, seconds: float
 ) -> int | None:
-    """Run steps, given as (why, command), on what nspawn, which `pidfd` is of, makes PID 1 of: the word PID stands for
+    """Run steps, given as (why, command), on the coming PID 1 of the nspawn that `pidfd` is of: the word PID stands for
     it. Then let it go on. Returns its pid; None where nspawn has ended, which has said why. Raises StepFailed where it
     runs and nothing came to be held within so many seconds: what it starts would not be bound."""
     deadline = time.monotonic() + seconds
@@ -32,7 +32,7 @@ def run_pre_exec(
             return None
         raise StepFailed("systemd-nspawn put no process into its cgroup payload, so PID 1 was not let go")
     found = cgroup.processes(group)
-    if len(found) != 1:  # it may have been killed; whatever else is there would not be bound
+    if len(found) != 1:  # it may have been killed; any other process would not be bound
         raise StepFailed(f"systemd-nspawn put {len(found)} processes into its cgroup payload in the place of one")
     for why, argv in steps:
         do(why, [str(found[0]) if word == "PID" else word for word in argv], deadline - time.monotonic())
@@ -55,7 +55,7 @@ def decode_steps(words: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def main(seconds: str, *words: str) -> None:
-    """The steps; then the service's cgroup, and the pid of nspawn. Prints the pid of the guest's PID 1."""
+    """Run the steps; `words` end in the service's cgroup and the pid of nspawn. Prints the pid of the guest's PID 1."""
     *steps, group, pid = words
     try:
         pidfd = os.pidfd_open(int(pid))

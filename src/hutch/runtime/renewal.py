@@ -1,9 +1,8 @@
-"""Changes what a container is shown, and the size of its root: by a program of its own, `main`, in the mount namespace
-of its service, where `renew_mounts` starts it.
+"""Changes the hot mounts of a running container, and the size of its root: by a program of its own, `main`, in the
+mount namespace of its service, where `renew_mounts` starts it.
 
-It reads JSON: what is `shown` and `wanted` (hot mounts of a Launch), the step that may `resize` the root, and the
-`leader`, the guest's PID 1, with when that was `started`. It writes JSON: the places that are `shown` now, and why not
-all is so.
+It reads JSON: the hot mounts that are `shown` and `wanted`, the step that may `resize` the root, and the `leader`, the
+guest's PID 1, with the time when that was `started`. It writes JSON: the places that are `shown` now, and the problems.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ RENEWAL_SECONDS = 60.0  # that a guest can hold up a change of what it is shown
 
 
 def renew_mounts(shown: Sequence[HotMount], launch: Launch, now: Observation) -> tuple[tuple[HotMount, ...], str, str]:
-    """Have a container that runs show what its Launch says: (what it shows now, why not all mounts are so, why its root
-    has not that size)."""
+    """Bring a running container's hot mounts and the size of its root to its Launch. Returns (the hot mounts that it
+    has now, problems with mounts, the problem with its root's size)."""
     name, pid = launch.workspace, now.pid
     assert pid is not None and now.leader is not None
     wanted = {"shown": [asdict(mount) for mount in shown], "wanted": [asdict(mount) for mount in launch.hot_mounts]}
@@ -72,7 +71,7 @@ def main() -> None:
 
 
 def resize(step: Step) -> str:
-    """Give a root in memory the size that the Launch says. Returns why not."""
+    """Give a root in memory the size that the Launch says. Returns the problem, "" for none."""
     try:
         do(step.why, step.argv, PATIENCE)
     except StepFailed as error:

@@ -76,7 +76,7 @@ class Unit:
 
 
 def split(command: str) -> list[str]:
-    """The words of a command, as `quoted` in host/services/units writes them."""
+    """Split a command into its words, as `quoted` in host/services/units writes them."""
     words, rest = [], command
     while rest := rest.lstrip(" "):
         if rest[0] != '"':
@@ -101,11 +101,11 @@ class Log:
 
     @staticmethod
     def _open(path: str, more: int = 0) -> int:
-        """Whoever may pass into its directory may read it."""
+        """Open a file of the log. Everybody who may pass into its directory may read it."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | more, 0o644)
 
     def write(self, data: bytes) -> None:
-        """On a full or failing file system output is dropped: the workspace runs on."""
+        """Write output; on a full or failing file system it is dropped, and the workspace runs on."""
         try:
             if os.fstat(self._file).st_size + len(data) > self.limit // 2:
                 self._turn()
@@ -123,7 +123,7 @@ class Log:
         self._file = turned
 
     def note(self, text: str) -> None:
-        """A line of our own, told apart from the guest's by its prefix."""
+        """Log a line of our own, told apart from the guest's by its prefix."""
         self.write(f"hutch {time.strftime('%Y-%m-%d %H:%M:%S')}: {text}\n".encode())
 
 
@@ -145,8 +145,8 @@ class Runner:
         self.stops += 1
 
     def run(self, group: str | None) -> None:
-        """Start it, and start it again for as long as it is to be. The first main process is made in this group of
-        cgroups, None for where this process is."""
+        """Start the service, and start it again for as long as the unit says. The first main process is made in this
+        group of cgroups, None for the one of this process."""
         patience, burst = self.unit.number("StartLimitIntervalSec"), self.unit.number("StartLimitBurst")
         starts: list[float] = []
         failures = 0
@@ -171,7 +171,7 @@ class Runner:
         return float(first * (most / first) ** (min(failures - 1, steps) / steps))
 
     def run_once(self, group: str | None) -> bool:
-        """One start, to its end. Returns whether it is to be started again."""
+        """Run one start to its end. Returns whether the service is to be started again."""
         (command,) = self.unit.commands("ExecStart")
         notify = self._listen()
         told = {"NOTIFY_SOCKET": f"{self.runtime}/notify", "TERM": "dumb"}
@@ -206,7 +206,7 @@ class Runner:
         return "exit-code" if ended > 0 else "signal"
 
     def serve(self, pid: int, pidfd: int, notify: socket) -> tuple[bool, str]:
-        """Until the main process has ended, or has been ended by force: (whether it was ready, "timeout" or "")."""
+        """Wait for the end of the main process, until a deadline. Returns (whether it was ready, the result or "")."""
         main = {"MAINPID": str(pid)}
         deadline: float | None = time.monotonic() + self.unit.number("TimeoutStartSec")
         is_ready = is_told = False
@@ -232,7 +232,7 @@ class Runner:
         return is_ready, result
 
     def tell(self, word: str) -> None:
-        """To the command that started us: once, if it still listens."""
+        """Report to the command that started us: once, if it still listens."""
         if self.report >= 0:
             try:
                 os.write(self.report, word.encode())
@@ -241,7 +241,7 @@ class Runner:
             os.close(self.report)
             self.report = -1
 
-    # What it hears.
+    # Hearing: sd_notify, output, signals.
 
     def _listen(self) -> socket:
         path = f"{self.runtime}/notify"
@@ -253,7 +253,7 @@ class Runner:
         return notify
 
     def _says_ready(self, notify: socket, pid: int) -> bool:
-        """Whether the main process says so; nobody else is heard."""
+        """Whether the next message is the main process's READY=1; messages of others do not count."""
         try:
             text, ancillary, _, _ = notify.recvmsg(4096, 256, MSG_CMSG_CLOEXEC)
         except OSError:
@@ -263,13 +263,13 @@ class Runner:
             numbers = [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data), 4)]
             if kind == SCM_CREDENTIALS:
                 caller = numbers[0]
-            elif kind == SCM_RIGHTS:  # whoever sends one waits for it to be closed
+            elif kind == SCM_RIGHTS:  # the sender waits for it to be closed
                 for descriptor in numbers:
                     os.close(descriptor)
         return caller == pid and b"READY=1" in text.split(b"\n")
 
     def await_any(self, deadline: float | None, *descriptors: int) -> set[int]:
-        """Those that can be read, by then; none when something was logged meanwhile, or a signal came."""
+        """Wait until the deadline for descriptors to read; none of them when something was logged or a signal came."""
         poll = select.poll()
         for descriptor in (self.said, self.wake, *descriptors):
             poll.register(descriptor, select.POLLIN)
@@ -287,7 +287,7 @@ class Runner:
         except BlockingIOError:
             pass
 
-    # What it starts.
+    # Starting processes.
 
     def verb(self, key: str, told: dict[str, str], deadline: float | None = None, unless: int = -1) -> bool:
         """Run the commands around the main process, each to its end. Those that belong to its start are ended with the
@@ -306,8 +306,8 @@ class Runner:
         return True
 
     def spawn(self, argv: list[str], group: str | None, told: dict[str, str], *, dies: bool) -> int:
-        """A process in the router's network namespace and in a mount namespace of its own; one that `dies` does so, by
-        SIGTERM, when this one is killed."""
+        """Start a process in the router's network namespace and in a mount namespace of its own. With `dies`, it gets
+        SIGTERM when this process is killed. Returns its pid."""
         runner = os.getpid()
         pid = os.fork()
         if pid:
@@ -342,13 +342,13 @@ class Runner:
 
 
 def spare_from_memory(score: str) -> None:
-    """Whom the kernel is to end when the workspace has no memory left: this process may well be larger than each of a
-    guest's thousand."""
+    """Set the score by which the kernel chooses what to kill when the workspace has no memory left: this process may
+    well be larger than each of a guest's thousand."""
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write(score)
     except OSError:
-        pass  # it takes a capability that root in a container of somebody's may lack
+        pass  # root in a container of somebody's may lack the capability
 
 
 def main(unit: str, group: str, runtime: str, report: str, gate: str, lock: str) -> NoReturn:

@@ -36,7 +36,7 @@ TAIL_BYTES = 4096
 
 
 class Prepared:
-    """A runner on its way. At `report` it tells how the first start went; at `gate` it waits until it may begin."""
+    """A runner that has not begun. At `report` it tells the first start's result, at `gate` it waits to begin."""
 
     def __init__(self, report: int, gate: int) -> None:
         self.report, self.gate, self.pid = report, gate, 0
@@ -47,7 +47,7 @@ class Prepared:
 
 
 class Runners:
-    """See Manager in runtime/control."""
+    """The service manager that starts runners: see Manager in runtime/control."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -69,7 +69,7 @@ class Runners:
         layout.runtime(name).mkdir(mode=0o700, parents=True, exist_ok=True)
         unit = layout.unit_directory(name) / layout.unit(name)
         program = own_program("hutch.runtime.runner", sys.executable)
-        with ExitStack() as ours:  # what the runner has by then
+        with ExitStack() as ours:  # descriptors that the runner has by then
             lock = ours.enter_context(kept_open(self._take_lock(name)))
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             log = ours.enter_context(kept_open(os.open(layout.log(name), flags, 0o644)))
@@ -86,8 +86,8 @@ class Runners:
             name, runner = launch.workspace, self._prepared[launch.workspace]
             self.limit(name, launch.limits)
             self._unreconciled(name).touch(mode=0o600)
-            # It begins where its guest is to run: to move a process takes the kernel ten milliseconds, and this one
-            # loads itself meanwhile.
+            # The runner begins in the cgroup of its guest: to move a process takes the kernel ten milliseconds, and
+            # this one loads itself meanwhile.
             with closing(Cgroup(self.layout.cgroup(name))) as cgroup, suppress(ProcessLookupError):
                 cgroup.make("machine")
                 cgroup.join("machine", runner.pid)
@@ -148,7 +148,7 @@ class Runners:
         return "\n".join(kept[-lines:]) if lines else ""
 
     def _unreconciled(self, name: str) -> Path:
-        """While it is there, a start does not go on to join the network."""
+        """The path of a file; while it exists, a start does not go on to join the network."""
         return self.layout.runtime(name) / "unreconciled"
 
     def _take_lock(self, name: str) -> int:
@@ -177,7 +177,7 @@ class Runners:
             time.sleep(0.01)
 
     def _open_runner(self, name: str) -> int | None:
-        """A pidfd of the runner, by its place; or of the process that an older hutch has in its stead."""
+        """A pidfd of the runner, found by its cgroup; or of the process that an older hutch has in its stead."""
         with closing(Cgroup(self.layout.slice_cgroup(name))) as cgroup:
             found = cgroup.processes("runner")
         for pid in found:

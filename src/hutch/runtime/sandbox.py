@@ -1,5 +1,5 @@
-"""A program of its own: runs systemd-nspawn as a workspace's service does, for what is not trusted and is no workspace,
-such as the setup of an image.
+"""A program of its own: runs systemd-nspawn as a workspace's service does, for untrusted programs outside of
+workspaces, such as the setup of an image.
 
     main(WANTED, ARGV...)
 
@@ -40,7 +40,7 @@ def main(text: str, *argv: str) -> NoReturn:
         steps = [(step["why"], step["argv"]) for step in wanted["pre_exec"]]
         run_pre_exec(cgroup, PAYLOAD, steps, os.pidfd_open(pid), PATIENCE)
     except (OSError, StepFailed) as error:
-        os.kill(pid, signal.SIGKILL)  # what it has started dies with it
+        os.kill(pid, signal.SIGKILL)  # its children die with it
         refuse(error)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     sys.exit(code if code >= 0 else 128 - code)

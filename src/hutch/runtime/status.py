@@ -1,4 +1,4 @@
-"""What a workspace's service says of itself, in one small JSON file, which only runtime/unit.sh writes."""
+"""The status of a workspace's service: one small JSON file, which only runtime/unit.sh writes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ STATES: tuple[State, ...] = ("starting", "running", "stopping", "stopped", "fail
 
 @dataclass(frozen=True)
 class Status:
-    """`pid` is the main process, which `started` at that clock tick since the host booted; `since` is a Unix time;
-    `leader` is (pid, start time) of the guest's PID 1 as the host sees it; `cgroup` is the service's, "" where an older
-    hutch wrote this."""
+    """The status of one service. `pid` is the main process, which `started` at that clock tick since the host booted;
+    `since` is a Unix time; `leader` is (pid, start time) of the guest's PID 1 as the host sees it; `cgroup` is the
+    service's, "" where an older hutch wrote this."""
 
     state: State
     pid: int
@@ -28,8 +28,8 @@ class Status:
 
 
 def read_status(path: str) -> Status | None:
-    """The last words of a service, None when there are none. What makes no sense counts as those of one that has
-    failed: something was there, and may be still."""
+    """The last status of a service, None when there is none. A damaged file counts as that of a failed service:
+    something was there, and may be still."""
     try:
         with open(path, "rb") as file:
             since = os.fstat(file.fileno()).st_mtime
@@ -46,7 +46,7 @@ def read_status(path: str) -> Status | None:
 
 
 def is_status(found: object) -> bool:
-    """Whether that is what a service says."""
+    """Whether a value from JSON is a valid status."""
     if not isinstance(found, dict):
         return False
     pid, leader = found.get("pid"), found.get("leader", "")

@@ -23,7 +23,7 @@ GRACE = 15.0  # seconds beyond its own deadlines that systemd is given
 
 
 class Systemd:
-    """See Manager in runtime/control."""
+    """The service manager of systemd hosts: see Manager in runtime/control."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -36,18 +36,18 @@ class Systemd:
         units.remove_units((self.layout.unit(name), self.layout.slice(name)))
 
     def prepare(self, name: str) -> None:
-        """There is nothing to do."""
+        """Do nothing: systemd has nothing to prepare."""
 
     def begin(self, launches: Iterable[Launch]) -> None:
-        """systemd starts the network first."""
+        """Do nothing: systemd starts the network first."""
 
     def connect(self) -> None:
-        """There is nothing to do."""
+        """Do nothing: the units order the network first."""
 
     def start(self, launches: Iterable[Launch]) -> dict[int, str]:
         names = [launch.workspace for launch in launches]
         found = {}
-        units.systemctl("reset-failed", *map(self.layout.unit, names), check=False)  # what we are told is no retry
+        units.systemctl("reset-failed", *map(self.layout.unit, names), check=False)  # our start is no retry
         for name in names:
             process = start(("systemctl", "--no-ask-password", "start", self.layout.unit(name)), stderr=PIPE)
             descriptor = os.pidfd_open(process.pid)

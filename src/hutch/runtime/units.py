@@ -55,7 +55,7 @@ def render_service(launch: Launch, layout: Layout, served_by: Sequence[str] = ()
         f"NetworkNamespacePath={launch.network_namespace}",
         "KeyringMode=private",
         "OOMPolicy=continue",
-        # What the console says is the guest's: of no urgency, and nobody else's.
+        # The console's output is the guest's: it has no priorities, and a name of its own in the journal.
         f"SyslogIdentifier={layout.machine(launch.workspace)}",
         "SyslogLevelPrefix=no",
         *launch.sandbox,
@@ -80,7 +80,7 @@ def render_service(launch: Launch, layout: Layout, served_by: Sequence[str] = ()
 
 
 def render_slice(launch: Launch) -> str:
-    """What the workspace and its helpers may use together."""
+    """The slice, with the resources that the workspace and its helpers may use together."""
     lines = [
         "[Unit]",
         f"Description=What workspace {launch.workspace} may use",
@@ -95,7 +95,7 @@ def render_slice(launch: Launch) -> str:
 
 
 def render_limits(limits: Limits) -> tuple[str, ...]:
-    """Properties of a slice; an empty quota is none."""
+    """The limits as properties of a slice; an empty CPUQuota means no quota."""
     return (
         f"CPUQuota={f'{limits.cpus * 100}%' if limits.cpus else ''}",
         f"MemoryMax={limits.memory or 'infinity'}",
@@ -105,8 +105,8 @@ def render_limits(limits: Limits) -> tuple[str, ...]:
 
 
 def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
-    """What the service runs: the Launch in the words of a shell, and what is the same for all. `package` is the
-    directory of hutch's code, or of as much of it as that needs."""
+    """The script that the service runs: the Launch in the words of a shell, and the code that all services share.
+    `package` is the directory of hutch's code, or of the part that the script needs."""
     settings = {
         "runtime": launch.runtime,
         "unit": launch.unit,
@@ -200,5 +200,5 @@ def _serve(helper: Helper) -> str:
 
 
 def _step(step: Step, more: str = "") -> str:
-    """A line that runs it."""
+    """A line that runs the step."""
     return f"{'attempt' if step.may_fail else 'step'} {shlex.quote(step.why)} {shlex.join(step.argv)}{more}"

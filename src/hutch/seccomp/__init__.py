@@ -1,1 +1,1 @@
-"""What the kernel refuses to a guest: seccomp filters, and an empty keyring."""
+"""The kernel's refusals to a guest: seccomp filters, and an empty keyring."""

@@ -32,7 +32,7 @@ MACHINES = {
     "aarch64": {0xC000_00B7: GENERIC, 0x4000_0028: ARM},
     "riscv64": {0xC000_00F3: GENERIC},
 }
-"""What `uname -m` says -> AUDIT_ARCH_… of each ABI of such a kernel -> the numbers of its calls."""
+"""Output of `uname -m` -> AUDIT_ARCH_… of each ABI of such a kernel -> the numbers of its calls."""
 FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10, "AF_NETLINK": 16, "AF_PACKET": 17}
 
 
@@ -60,7 +60,7 @@ def render_filter(machine: str, forbidden: Iterable[str], families: Iterable[str
 
 
 def _when(value: int, then: bytes) -> bytes:
-    """Do something if what was loaded is `value`; otherwise go on behind it."""
+    """Instructions that run `then` if the loaded word is `value`; otherwise they go on behind it."""
     return _instruction(IF_EQUAL, value, skip=len(then) // INSTRUCTION) + then
 
 
@@ -73,5 +73,5 @@ def _return(verdict: int) -> bytes:
 
 
 def _instruction(code: int, value: int, *, skip: int = 0) -> bytes:
-    """A struct sock_filter; a comparison that fails skips so many."""
+    """The bytes of a struct sock_filter; a comparison that fails skips so many."""
     return struct.pack("=HBBI", code, 0, skip, value)

@@ -1,6 +1,6 @@
-"""What holds for a guest beside its namespaces: seccomp filters, and an empty keyring. A container has them from
-its main process. A command that enters takes those of the guest's PID 1: otherwise guest root could borrow from it what
-its own processes lack. It is loaded at each start: imports stay few.
+"""The bounds of a guest beside its namespaces: seccomp filters, and an empty keyring. A container has them from its
+main process. A command that enters takes those of the guest's PID 1: otherwise guest root could borrow from it what its
+own processes lack. It is loaded at each start: imports stay few.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Program(ctypes.Structure):
 
 
 def install_seccomp(system_calls: Sequence[str], other_families_than: Sequence[str]) -> None:
-    """Have the filter that a Launch asks for, in this process and all that comes of it. OSError or ValueError where
+    """Install the filter that a Launch asks for, in this process and all its descendants. OSError or ValueError where
     that cannot be."""
     install_filters([render_filter(os.uname().machine, system_calls, other_families_than)])
 
@@ -72,7 +72,7 @@ def _unreadable(code: int) -> HutchError:
 
 
 def install_filters(filters: list[bytes]) -> None:
-    """Have these filters in this process, and in what it becomes. Needs CAP_SYS_ADMIN in its user namespace."""
+    """Install these filters in this process, and in what it becomes. Needs CAP_SYS_ADMIN in its user namespace."""
     for code in filters:
         program = Program(len(code) // INSTRUCTION, code)
         call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)

@@ -1,1 +1,1 @@
-"""What this host lacks, and how it is repaired."""
+"""Diagnosis and repair of this host."""

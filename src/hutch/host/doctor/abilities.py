@@ -1,5 +1,5 @@
-"""What this host can do, as facts. Looks, and changes nothing that outlives the look: what has to be tried is tried in
-namespaces of its own. What only root may ask is None for others.
+"""The abilities of this host, as facts. Looks, and changes nothing that outlives the look: trials run in namespaces of
+their own. Facts that only root may ask for are None for others.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ table bridge hutch_doctor {
 
 @dataclass(frozen=True)
 class Abilities:
-    """`missing` are requirements that are not met, and `manager` is what installs packages here. `features` are
-    parts of the kernel, None where it takes root to know. `unlimited` says why no quota can limit a home in `state`;
-    `kvm` why no machine runs under KVM: "" for one that has, None where none has been tried. `lists_tasks` is that the
-    kernel logs all processes of a cgroup that has no memory left."""
+    """The abilities of this host. `missing` are requirements that are not met, and `manager` is the host's package
+    manager. `features` are parts of the kernel, None where it takes root to know. `unlimited` says why no quota can
+    limit a home in `state`; `kvm` why no machine runs under KVM: "" for one that has, None where none has been tried.
+    `lists_tasks` is that the kernel logs all processes of a cgroup that has no memory left."""
 
     is_root: bool
     missing: tuple[Requirement, ...]
@@ -79,12 +79,12 @@ def observe_abilities(layout: Layout) -> Abilities:
 
 
 def is_met(item: Requirement) -> bool:
-    """Whether it is where hutch looks for it."""
+    """Whether a requirement's programs are where hutch looks for them."""
     return all(find_program(proof) is not None for proof in item.proof)
 
 
 def existing(path: str) -> str:
-    """The directory itself, or the first above it that is there."""
+    """The directory itself, or the closest one above it that exists."""
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     return os.path.realpath(path)
@@ -122,7 +122,7 @@ def can_map(directory: str) -> bool:
 
 
 def can_filter() -> bool:
-    """Whether the kernel takes rules of the kinds that hutch loads: in a network of their own, which ends at once."""
+    """Whether the kernel takes rules of the kinds that hutch loads, tried in a network namespace that ends at once."""
     return succeeds(["unshare", "--net", "nft", "--file", "-"], RULES)
 
 
@@ -143,7 +143,7 @@ def has_pidfd() -> bool:
 
 
 def observe_controllers() -> frozenset[str] | None:
-    """The controllers that limit what is in cgroups; None where that cannot be seen."""
+    """The cgroup controllers of this host; None where they cannot be seen."""
     mount = find_mount(observe_mountinfo())
     if mount is not None:
         return frozenset(read(f"{mount}/cgroup.controllers").split())
@@ -159,5 +159,5 @@ def observe_kvm(layout: Layout) -> str | None:
     try:
         found = recall_accelerator(layout)
     except (HutchError, OSError):
-        return None  # what is remembered is root's to read
+        return None  # only root may read the remembered answers
     return None if found is None else "" if found.name == "kvm" else found.why

@@ -1,4 +1,4 @@
-"""The one list of what hutch needs from the host's distribution, under each package manager's names.
+"""The one list of hutch's requirements on the host's distribution, under each package manager's names.
 
 `script/setup` runs it before anything of hutch is installed, so it uses the standard library only and imports
 nothing of hutch:
@@ -20,17 +20,17 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 Manager = Literal["apt", "dnf", "pacman"]
-# What people use; what a checkout of hutch needs besides; what its tests need; what its benchmark needs.
+# The requirements of people who use hutch; of a checkout besides; of the tests; of the benchmark.
 Set = Literal["runtime", "checkout", "develop", "bench"]
 
 INSTALL: dict[Manager, str] = {"apt": "apt-get install", "dnf": "dnf install", "pacman": "pacman -S"}
-"""The command that installs what it is given, without what tells it not to ask."""
+"""The command that installs packages, without the option that tells it not to ask."""
 ROOTS_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # root's commands, which a user's PATH may lack
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """Something that hutch needs, what it is called, and how to tell that it is there.
+    """A thing that hutch needs: its purpose, its package names, and the proof that it is there.
 
     Every one of `proof` must be there: a command's name, an absolute path (a glob will do), or
     "module:NAME" for a Python module. Empty names mean that the distribution does not package it.
@@ -112,7 +112,7 @@ REQUIREMENTS = tuple(_read(TABLE))
 
 
 def _is_there(proof: str) -> bool:
-    """Whether whoever asks has it; what hutch itself finds, host/doctor/tools knows."""
+    """Whether the caller has a thing, by its proof; host/doctor/tools knows what hutch itself finds."""
     if proof.startswith("module:"):
         return importlib.util.find_spec(proof.removeprefix("module:")) is not None
     if proof.startswith("/"):

@@ -1,4 +1,4 @@
-"""What `hutch doctor --fix` changes of others' on this host: each change as data, the note of it, and its way back.
+"""Changes by `hutch doctor --fix` to others' settings: each change as data, the note of it, and its way back.
 
 A change is noted before it is made, and only where it was not there already: what is noted is ours to take back, and
 nothing else is. All of it may be made, and taken back, again.
@@ -50,7 +50,7 @@ class DropIn:
 
 @dataclass(frozen=True)
 class Made:
-    """What has been changed, in that order; `shells` are those that were given aliases."""
+    """The changes that have been made, in that order; `shells` are those that were given aliases."""
 
     steps: tuple[RepairStep, ...] = ()
     files: tuple[DropIn, ...] = ()
@@ -58,11 +58,11 @@ class Made:
 
 
 Told = Callable[[str], None]
-"""Told each command, and each file, before it is run or written."""
+"""A callback, called with each command, and each file, before it is run or written."""
 
 
 def read_made(layout: Layout) -> Made:
-    """Raises Damaged, a HutchError, when the note does not say what was written into it."""
+    """The noted changes. Raises Damaged, a HutchError, when the note is not as it was written."""
     data = read_or_none(layout.repairs)
     if data is None:
         return Made()
@@ -87,7 +87,7 @@ def write_made(layout: Layout, made: Made) -> None:
 
 
 def is_made(step: RepairStep) -> bool:
-    """Whether it is done. What a program that is gone did is gone with it."""
+    """Whether a step is done. The change of a program that is gone is gone with it."""
     if find_program(step.test[0]) is None:
         return False
     result = run(step.test, check=False)
@@ -96,13 +96,13 @@ def is_made(step: RepairStep) -> bool:
 
 
 def ensure_steps(layout: Layout, steps: Iterable[RepairStep], tell: Told) -> None:
-    """Do what is not done of them; after one that fails, no other. The caller holds the lock."""
+    """Do the steps that are not done; after one that fails, no other. The caller holds the lock."""
     for step in steps:
         ensure_step(layout, step, tell)
 
 
 def ensure_step(layout: Layout, step: RepairStep, tell: Told) -> None:
-    """Do it, unless it is done. Where it fails it is not noted: whoever does it by hand then, keeps it."""
+    """Do the step, unless it is done. Where it fails it is not noted: whoever does it by hand then, keeps it."""
     if is_made(step):
         return
     made = read_made(layout)
@@ -118,7 +118,7 @@ def ensure_step(layout: Layout, step: RepairStep, tell: Told) -> None:
 
 
 def ensure_file(layout: Layout, file: DropIn, tell: Told) -> None:
-    """Write it and have it read. One that is there and not as hutch wrote it is left alone; the caller has the lock."""
+    """Write a file and have it read. One that is not as hutch wrote it is left alone; the caller has the lock."""
     path, made = Path(file.path), read_made(layout)
     before, content = read_or_none(path), file.content.encode()
     ours = [noted.content.encode() for noted in made.files if noted.path == file.path]
@@ -180,7 +180,7 @@ def undo_step(step: RepairStep, tell: Told) -> None:
 
 
 def remove_file(file: DropIn, tell: Told) -> None:
-    """One that somebody has changed since is theirs. A program that does not run reads it when it starts."""
+    """Remove a file; one that somebody has changed is theirs. A program that does not run reads it when it starts."""
     path = Path(file.path)
     there = read_or_none(path)
     if there is None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 QEMU = "qemu-system-x86_64"
 VIRTIOFSD = "/usr/lib*/virtiofsd"  # no distribution has it on anybody's PATH
 MACHINE_TOOLS = (QEMU, VIRTIOFSD, "bwrap", "setpriv", "systemd-notify", "mkfs.erofs", "mkfs.ext4")
-"""What virtual machines need of the host, as hutch.host.doctor.packages knows it."""
+"""The tools that virtual machines need on the host, by the names in hutch.host.doctor.packages."""
 
 
 def find_program(name: str) -> str | None:

@@ -1,1 +1,1 @@
-"""What this host has for virtual machines."""
+"""This host's hardware for virtual machines."""

@@ -1,8 +1,8 @@
-"""What virtual machines run under on this host: KVM, once a guest has run to a known answer under it, or TCG.
+"""The accelerator of virtual machines on this host: KVM, once a guest has run to a known answer under it, or TCG.
 
 There are hosts on which /dev/kvm opens, makes a machine, and runs no guest past its first instructions. So the only
 proof is a guest: a machine's own kernel and initrd, which say ANSWER and power off when the kernel's command line asks
-for it. What came of it is remembered in the state directory, together with the rate of the host's clock; nothing here
+for it. The result is remembered in the state directory, together with the rate of the host's clock; nothing here
 changes anything else of the host.
 """
 
@@ -47,7 +47,7 @@ MEMORY_MIB = 256
 
 
 class Bootable(Protocol):
-    """What a machine boots from: files, and `firmware` may be the name of one of QEMU's own."""
+    """The files that a machine boots from, and `firmware` may be the name of one of QEMU's own."""
 
     @property
     def kernel(self) -> str | os.PathLike[str]: ...
@@ -59,9 +59,9 @@ class Bootable(Protocol):
 
 @dataclass(frozen=True)
 class Accelerator:
-    """`tsc_khz` is the rate of the host's time stamp counter, which a guest under TCG must be told: it reads that very
-    counter, and on a busy host it cannot find the rate out. `gid` is the group that may use /dev/kvm, None where
-    everybody may, or nobody needs to. `why` says in words how it is known."""
+    """The accelerator of this host. `tsc_khz` is the rate of the host's time stamp counter, which a guest under TCG
+    must be told: it reads that very counter, and on a busy host it cannot find the rate out. `gid` is the group that
+    may use /dev/kvm, None where everybody may, or nobody needs to. `why` says in words how it is known."""
 
     name: Literal["kvm", "tcg"]
     tsc_khz: int | None
@@ -71,7 +71,7 @@ class Accelerator:
 
 @dataclass(frozen=True)
 class KvmAccess:
-    """Who may use /dev/kvm. `problem` says why no process but root's may, "" where others may."""
+    """Access to /dev/kvm. `problem` says why no process but root's may use it, "" where others may."""
 
     gid: int | None
     problem: str
@@ -80,7 +80,7 @@ class KvmAccess:
 
 @dataclass(frozen=True)
 class Memory:
-    """What is remembered: for each host, as `describe_host` names it, what went wrong ("" for nothing); and the clock's
+    """The remembered answers: for each host, as `describe_host` names it, the problem ("" for none); and the clock's
     rate, see host/hardware/clock."""
 
     answers: dict[str, str]
@@ -89,14 +89,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a guest's run has shown: `problem` is "" when it came up. One that does not last may be gone next time."""
+    """The result of a guest's run: `problem` is "" when it came up. One that does not last may be gone next time."""
 
     problem: str
     is_lasting: bool = True
 
 
 def observe_accelerator(layout: Layout, machine: Bootable) -> Accelerator:
-    """What a machine on this host is to run under. The first time, `machine` is booted to find it out, for PATIENCE at
+    """The accelerator for machines on this host. The first time, `machine` is booted to find it out, for PATIENCE at
     most. The caller holds the lock, since the answer is remembered."""
     accelerator = recall_accelerator(layout, machine)
     assert accelerator is not None  # there is a machine to find it out with
@@ -104,15 +104,15 @@ def observe_accelerator(layout: Layout, machine: Bootable) -> Accelerator:
 
 
 def describe_accelerator(accelerator: Accelerator) -> str:
-    """What a user should know of it, on one line; "" for KVM, which is what everybody expects."""
+    """A remark on the accelerator for users, on one line; "" for KVM, which is what everybody expects."""
     if accelerator.name == "kvm":
         return ""
     return f"it runs without KVM, by emulation (TCG), which is several times slower: {accelerator.why}"
 
 
 def recall_accelerator(layout: Layout, machine: Bootable | None = None) -> Accelerator | None:
-    """The same. For those who only look, it needs no machine, boots nothing and writes nothing: None while nobody has
-    found it out."""
+    """The accelerator, as `observe_accelerator` tells it. Without a machine, it boots nothing and writes nothing: None
+    while nobody has found it out."""
     architecture = os.uname().machine
     if architecture not in ARCHITECTURES:
         only = ", ".join(ARCHITECTURES)
@@ -135,8 +135,8 @@ def recall_accelerator(layout: Layout, machine: Bootable | None = None) -> Accel
 
 
 def recall_or_try(memory: Memory, machine: Bootable | None, access: KvmAccess, uid: int) -> str | None:
-    """What a guest under KVM has shown, before or now, as `uid`: "" that it runs, or what went wrong. None when that is
-    not known and there is no machine to try it with."""
+    """The problem of a guest under KVM, before or now, as `uid`; "" when it runs. None when that is not known and there
+    is no machine to try it with."""
     qemu = find_program(QEMU)
     if qemu is None:
         if machine is None:
@@ -156,7 +156,7 @@ def recall_or_try(memory: Memory, machine: Bootable | None, access: KvmAccess, u
 
 
 def describe_host(qemu: str) -> str:
-    """What the answer depends on. The processor is part of it, because a state directory may move with its disk."""
+    """The key of the answer. The processor is part of it, because a state directory may move with its disk."""
     found = os.stat(qemu)
     return f"{os.uname().release}, {observe_processor()}, {qemu} of {found.st_size} bytes from {found.st_mtime_ns}"
 
@@ -170,10 +170,10 @@ def observe_processor() -> str:
 
 @cache
 def observe_slowness() -> int:
-    """How many times as long as usual machines may take to start here, with or without KVM: 1, or SLOWEST on a slow
-    host. Measured on this process itself, before any guest has run, by the processor's time, so that what else runs
-    does not count. What a processor calls itself says nothing: QEMU's own model is common under a KVM that is as fast
-    as any. Neighbours on a processor cost it up to half; were that told apart, each start would write its unit anew.
+    """The factor by which a start may take longer than usual here, with or without KVM: 1, or SLOWEST on a slow host.
+    Measured on this process itself, before any guest has run, by the processor's time, so that what else runs does not
+    count. What a processor calls itself says nothing: QEMU's own model is common under a KVM that is as fast as any.
+    Neighbours on a processor cost it up to half; were that told apart, each start would write its unit anew.
     """
     return SLOWEST if min(_spend() for _ in range(3)) > USUAL * SLOW else 1
 
@@ -187,7 +187,7 @@ def _spend() -> float:
 
 
 def observe_access(device: str) -> KvmAccess:
-    """Who may use the device beside root. QEMU runs as a uid that is a workspace's own, and in no group of root's."""
+    """Access to the device. QEMU runs as a uid that is a workspace's own, and in no group of root's."""
     try:
         found = os.stat(device)
     except FileNotFoundError:
@@ -202,17 +202,17 @@ def observe_access(device: str) -> KvmAccess:
     return KvmAccess(None, f"{device} is root's alone (mode {found.st_mode & 0o777:o}): {advice}")
 
 
-# What is remembered.
+# The remembered answers.
 
 
 def memory_path(layout: Layout) -> Path:
-    """Among what outlasts a reboot: the clock's rate names its boot by itself, and the runtime directory must be empty
+    """A path that outlasts a reboot: the clock's rate names its boot by itself, and the runtime directory must be empty
     when the last workspace has gone."""
     return layout.state / "accelerator.json"
 
 
 def read_memory(layout: Layout) -> Memory:
-    """What is remembered; what is damaged was never known."""
+    """The remembered answers; a damaged file counts as empty."""
     path = memory_path(layout)
     data = read_or_none(path)
     if data is None:
@@ -247,7 +247,7 @@ def run_guest(
     seconds: float | None = None,
     arguments: Sequence[str] = (),
 ) -> Verdict:
-    """Boot `machine` until it gives the answer. Whatever it does, it is gone afterwards.
+    """Boot `machine` until it gives the answer. It is always gone afterwards.
 
     It runs as `uid` where /dev/kvm allows that, without capabilities anyway; so it gets its files as descriptors: the
     directory that they are in is root's.
@@ -282,7 +282,7 @@ def run_guest(
 
 
 def gave_up(process: Popen[bytes]) -> bool:
-    """Whether QEMU found something that cannot be (an assertion): it will find that again."""
+    """Whether QEMU ended by an assertion, which will fail again."""
     try:
         return process.wait(timeout=1) == -signal.SIGABRT
     except TimeoutExpired:
@@ -290,7 +290,7 @@ def gave_up(process: Popen[bytes]) -> bool:
 
 
 def render_identity(access: KvmAccess, uid: int) -> list[str]:
-    """As whom it runs: it ends with hutch, and it can become nobody else."""
+    """The command that gives QEMU its identity: it ends with hutch, and it can become nobody else."""
     common = ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--pdeathsig=KILL", "--"]
     if access.problem:  # only root can open the device
         return ["setpriv", "--clear-groups", *common]
@@ -299,7 +299,7 @@ def render_identity(access: KvmAccess, uid: int) -> list[str]:
 
 
 def render_machine(qemu: str, accelerator: str) -> list[str]:
-    """As the backend makes it, but bare: a console and nothing else."""
+    """QEMU's command line as the backend makes it, but bare: a console and nothing else."""
     return [
         *(qemu, "-M", f"{MICROVM},accel={accelerator}", "-m", f"{MEMORY_MIB}M", "-smp", "1"),
         *("-cpu", "host" if accelerator == "kvm" else "max", "-nodefaults", "-no-user-config", "-display", "none"),
@@ -329,7 +329,7 @@ def await_answer(output: int, seconds: float) -> Verdict:
 
 
 def last_line(output: bytes) -> str:
-    """The last that was said, fit for a terminal."""
+    """The last line of output, fit for a terminal."""
     lines = output.decode("utf-8", "replace").strip().splitlines()
     text = "".join(character for character in lines[-1] if character.isprintable()) if lines else ""
     return text[-200:] or "it said nothing"

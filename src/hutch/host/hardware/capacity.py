@@ -1,4 +1,4 @@
-"""How large a virtual machine can be on this host. `observe_capacity` reads it; `check_host` compares, purely."""
+"""The largest virtual machine that this host can have. `observe_capacity` reads it; `check_host` compares, purely."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the host has: bytes of memory, and processors."""
+    """The host's capacity: bytes of memory, and processors."""
 
     memory: int
     cpus: int
@@ -32,7 +32,7 @@ def observe_capacity() -> Capacity:
 
 
 def check_host(workspaces: Mapping[str, WorkspaceSpec], memory_total: int, cpus: int) -> list[Problem]:
-    """Virtual machines that are larger than the host. For a container these numbers are limits, which may be any."""
+    """Problems: machines larger than the host. For a container these numbers are limits, which may be any."""
     problems = []
     most = min(CPUS_FOR_EACH * cpus, MOST_MACHINE_CPUS)
     for name, workspace in workspaces.items():
@@ -51,7 +51,7 @@ def check_host(workspaces: Mapping[str, WorkspaceSpec], memory_total: int, cpus:
 
 
 def show_size(size: int, *, rounded: bool = False) -> str:
-    """As one writes it in the file: "4GiB". `rounded` is for what was measured."""
+    """A size as the file has it: "4GiB". `rounded` is for measured sizes."""
     for unit, factor in UNITS:
         if rounded and size >= factor:
             return f"{size / factor:.1f}{unit}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
-TOLD = "/sys/devices/system/cpu/cpu0/tsc_freq_khz"  # where the kernel says it, if it does
+TOLD = "/sys/devices/system/cpu/cpu0/tsc_freq_khz"  # the kernel's own value, where it has one
 BOOT = "/proc/sys/kernel/random/boot_id"
 POINTS, PAUSE, READINGS = 8, 0.025, 20
 PLAUSIBLE = range(50_000, 20_000_000)  # kHz
@@ -22,7 +22,7 @@ Point = tuple[float, int]
 
 
 def read_boot() -> str:
-    """What tells this boot of the host from all others."""
+    """The id that tells this boot of the host from all others."""
     with open(BOOT, encoding="ascii") as file:
         return file.read().strip()
 
@@ -41,7 +41,7 @@ def observe_rate(memory: dict[str, Any]) -> int | None:
 
 
 def told_rate(path: str = TOLD) -> int | None:
-    """What the kernel says of it."""
+    """The rate in kHz that the kernel tells; None where it tells none."""
     try:
         with open(path, encoding="ascii") as file:
             return int(file.read())
@@ -63,7 +63,7 @@ def measure_rate() -> int | None:
 
 
 def take_point(read: Callable[[], int]) -> Point:
-    """The closest of several readings of both clocks: whoever is interrupted in between takes longer."""
+    """The closest of several readings of both clocks: an interrupted one takes longer."""
 
     def bracket() -> tuple[int, float, int]:
         before = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
@@ -76,7 +76,7 @@ def take_point(read: Callable[[], int]) -> Point:
 
 
 def estimate(points: Sequence[Point]) -> int | None:
-    """kHz: the median of the slopes between all pairs (Theil and Sen), which a few bad points cannot move."""
+    """Rate in kHz: the median of the slopes between all pairs (Theil and Sen), which a few bad points cannot move."""
     slopes = sorted((b - a) / (then - now) for (now, a), (then, b) in combinations(points, 2) if then > now)
     return round(slopes[len(slopes) // 2] * 1e6) if slopes else None
 

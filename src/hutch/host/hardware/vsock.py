@@ -1,4 +1,4 @@
-"""Sockets between this host and its virtual machines: are there any, and is a machine's number still free?
+"""Sockets between this host and its virtual machines: their presence, and whether a machine's number is still free.
 
 The numbers (context ids) are the whole host's, foreign machines included, and nobody keeps a list of them: one learns
 that a number is taken by asking for it.
@@ -21,7 +21,7 @@ SET_GUEST_CID = 0x4008AF60  # VHOST_VSOCK_SET_GUEST_CID, _IOW(0xAF, 0x60, __u64)
 
 
 def has_vsock() -> bool:
-    """Whether the host has them; its kernel's module is loaded if it is there."""
+    """Whether the host has vsock; its kernel's module is loaded if there is one."""
     if can_open(DEVICE):
         return True
     return load_module() and can_open(DEVICE)
@@ -37,7 +37,7 @@ def can_open(device: str) -> bool:
 
 @functools.cache
 def load_module() -> bool:
-    """Once for each command: a module that is not there does not come by asking twice."""
+    """Load the module, once for each command: a missing one does not come by asking twice."""
     try:
         return run(["modprobe", "--quiet", MODULE], check=False).returncode == 0
     except CommandFailed:
@@ -45,8 +45,8 @@ def load_module() -> bool:
 
 
 def is_free(cid: int) -> bool:
-    """Whether no machine of this host has the context id: it is taken, and given back at once. Without vsock, none is
-    in use."""
+    """Whether no machine of this host has the context id: the id is taken, and given back at once. Without vsock, none
+    is in use."""
     try:
         device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

@@ -1,1 +1,1 @@
-"""Names, keys, and what people without root see of workspaces."""
+"""Names, keys, and the view of workspaces for people without root."""

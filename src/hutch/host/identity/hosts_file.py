@@ -38,7 +38,7 @@ def _end(instance: str) -> bytes:
 
 
 def _without_block(content: bytes, instance: str) -> tuple[bytes, bytes]:
-    """What stands before and after the block. A block without its end reaches to its last line of ours; what somebody
+    """The content before and after the block. A block without its end reaches to its last line of ours; what somebody
     else wrote into one that has its end stays, behind it."""
     lines = content.splitlines(keepends=True)
     start = next((number for number, line in enumerate(lines) if line.startswith(_begin(instance))), None)
@@ -61,7 +61,7 @@ def _without_block(content: bytes, instance: str) -> tuple[bytes, bytes]:
 
 
 def ensure_hosts(layout: Layout, addresses: Mapping[str, str], path: Path = HOSTS) -> None:
-    """Write the block if it differs from what is there."""
+    """Write the block if it differs from the file's."""
     if missing_hosts(layout, addresses, path) is None:
         return
     with host_lock():  # another hutch on this host writes its own block
@@ -71,7 +71,7 @@ def ensure_hosts(layout: Layout, addresses: Mapping[str, str], path: Path = HOST
 
 
 def missing_hosts(layout: Layout, addresses: Mapping[str, str], path: Path = HOSTS) -> bytes | None:
-    """What the file is to hold, None when it does."""
+    """The content that the file lacks; None when it has it."""
     content = read_or_none(Path(os.path.realpath(path))) or b""
     wanted = render_hosts(content, layout.instance, addresses)
     return wanted if wanted != content else None

@@ -1,7 +1,7 @@
 """Aliases for shells: their text, and the files by which every shell of this host has them.
 
 The installed files start nothing of hutch's: a shell finds out for itself which workspaces it may look at, each time
-that it starts. So they cost it next to nothing, follow what is there, and are silent when hutch is gone.
+that it starts. So they cost it next to nothing, follow the workspaces that exist, and are silent when hutch is gone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def commands(layout: Layout, name: str) -> dict[str, str]:
 
 
 def prefix_of(layout: Layout) -> str:
-    """What leads to another hutch of this host than the usual one."""
+    """The words that make a command one of another hutch of this host; "" for the usual one."""
     if (str(layout.state), str(layout.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR):
         return ""
     return f"env HUTCH_STATE_DIR={layout.state} HUTCH_RUN_DIR={layout.run} "
@@ -49,7 +49,7 @@ def render_aliases(layout: Layout, shell: str, names: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-# What is installed.
+# Installed scripts.
 
 POSIX = """{note}
 for hutch_name in {directory}/*.json; do
@@ -100,14 +100,14 @@ SCRIPTS = {"bash": POSIX, "zsh": ZSH, "fish": FISH}
 
 
 def render_script(layout: Layout, shell: str) -> str:
-    """What a shell reads at its start."""
+    """The script that a shell reads at its start."""
     return SCRIPTS[shell].format(
         note=NOTE, directory=layout.user_views, verbs=" ".join(VERBS), prefix=prefix_of(layout)
     )
 
 
 def script_paths(layout: Layout, etc: Path) -> dict[str, Path]:
-    """Where each shell's script is."""
+    """The path of each shell's script."""
     return {
         "bash": etc / "profile.d" / f"{layout.instance}.sh",
         "zsh": etc / "zsh" / f"{layout.instance}.zsh",
@@ -130,7 +130,7 @@ def is_here(shell: str, etc: Path = Path("/etc")) -> bool:
 
 
 def render_line(content: bytes, layout: Layout, script: Path | None) -> bytes:
-    """`content` with a line that reads `script`, or without one. What else stands in it stays, byte for byte."""
+    """`content` with a line that reads `script`, or without one. Its other lines stay, byte for byte."""
     mark = f"# {layout.instance}: written by hutch"
     lines = content.splitlines(keepends=True)
     kept = [line for line in lines if f" {mark}".encode() not in line]
@@ -144,13 +144,13 @@ def render_line(content: bytes, layout: Layout, script: Path | None) -> bytes:
 
 
 def install(layout: Layout, shells: Iterable[str], etc: Path = Path("/etc")) -> list[Path]:
-    """Let every shell of this host have the aliases. Returns what was written; nothing where all is there."""
+    """Let every shell of this host have the aliases. Returns the paths of files that were written."""
     with host_lock():  # another hutch has lines of its own in the same files
         return _write({path: content for shell in shells for path, content in _wanted(layout, shell, etc).items()})
 
 
 def missing_shells(layout: Layout, etc: Path = Path("/etc")) -> tuple[str, ...]:
-    """The shells of this host that have no aliases, or other ones."""
+    """The shells of this host whose aliases are missing or differ."""
     return tuple(
         shell
         for shell in SCRIPTS
@@ -166,7 +166,7 @@ def _wanted(layout: Layout, shell: str, etc: Path) -> dict[Path, bytes]:
 
 
 def remove(layout: Layout, etc: Path = Path("/etc"), shells: Iterable[str] = tuple(SCRIPTS)) -> list[Path]:
-    """Take away what was installed, and the line in the host's own files. May be called again."""
+    """Remove the installed scripts, and the line in the host's own files. May be called again."""
     gone = []
     with host_lock():
         for shell in shells:

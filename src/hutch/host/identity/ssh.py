@@ -23,7 +23,7 @@ BEGIN, END = (b"-----%s OPENSSH PRIVATE KEY-----" % word for word in (b"BEGIN", 
 BLOB = 51  # bytes of an Ed25519 public key with its name
 WORD = b"\0\0\0\4none"
 PLAIN_KEY = b"openssh-key-v1\0" + 2 * WORD + b"\0\0\0\0" + b"\0\0\0\1" + BLOB.to_bytes(4)
-"""What precedes the public key in a private one that is not encrypted: no cipher, no way to derive its key, one key."""
+"""The bytes before the public key in a private one that is not encrypted: no cipher, no key derivation, one key."""
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 # An IdentityFile in a configuration replaces OpenSSH's own defaults, so they are named again after ours.
 DEFAULT_IDENTITIES = ("id_ed25519", "id_ed25519_sk", "id_ecdsa", "id_ecdsa_sk", "id_rsa")
@@ -134,7 +134,7 @@ def owner_of(uid: int) -> tuple[int, str]:
 
 
 def key_holders(authorized_keys: tuple[str, ...] | None, owner: int) -> tuple[int, ...]:
-    """Whose keys hutch makes for a workspace: root's always, the owner's when the owner has none."""
+    """The uids for which hutch makes keys: root always, and the owner when the workspace has no keys of its own."""
     return (0,) if authorized_keys is not None else (0, owner)
 
 
@@ -204,20 +204,20 @@ def choose_proxy(cid: int | None, programs: Collection[str]) -> str:
 
 
 def proxy_of(workspace: WorkspaceSpec, traits: Traits, *, has_vsock: bool) -> str:
-    """The same for a workspace of this host, by the backend that runs it."""
+    """The command that connects to the sshd of a workspace of this host by vsock, by the backend that runs it."""
     if not (traits.has_vsock and has_vsock):
         return ""
     return choose_proxy(workspace.cid, [name for name in (VSOCK_PROXY, "socat") if find_program(name) is not None])
 
 
 def likely_traits(workspace: WorkspaceSpec) -> Traits:
-    """Those of the backend that the next start will use, as far as it can be told without trying KVM."""
+    """The traits of the backend that the next start will use, as far as can be told without trying KVM."""
     *better, last = [backend.TRAITS for backend in backends_of(workspace)] or [FOREIGN]
     return next((traits for traits in better if find_program(traits.program) is not None), last)
 
 
 def proxy_options(proxy: str) -> dict[str, str]:
-    """systemd's program hands the connected socket over and is gone; the other one carries the bytes."""
+    """Options for a proxy: systemd's program hands the socket over and is gone; the other one carries the bytes."""
     if not proxy:
         return {}
     return {"ProxyCommand": proxy, "ProxyUseFdpass": "yes" if proxy.startswith(VSOCK_PROXY) else "no"}
@@ -226,7 +226,7 @@ def proxy_options(proxy: str) -> dict[str, str]:
 def render_own_argv(
     layout: Layout, peer: Peer, command: str, *, terminal: bool, control: str, is_first: bool
 ) -> list[str]:
-    """The same for who is not root, by what their own configuration and the drop-in say. There is no terminal to ask
+    """An ssh of a user other than root, by the user's own configuration and the drop-in. There is no terminal to ask
     for a passphrase on."""
     options = {"RemoteCommand": "none", **_session_options(terminal=terminal, control=control, is_first=is_first)}
     return ["ssh", *_words(options), "--", hostname(peer.name), command]
@@ -237,7 +237,7 @@ def _words(options: Mapping[str, str]) -> list[str]:
 
 
 def _session_options(*, terminal: bool, control: str, is_first: bool) -> dict[str, str]:
-    """Nothing of the caller's goes along, and ssh asks and says nothing by itself."""
+    """Options of a session: nothing of the caller's goes along, and ssh asks and says nothing by itself."""
     return {
         "BatchMode": "yes",
         "ForwardAgent": "no",
@@ -284,7 +284,7 @@ def render_argv(layout: Layout, peer: Peer, command: str, *, terminal: bool, con
 
 
 def ensure_trust(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> None:
-    """Known hosts and drop-in as wanted; without peers, neither."""
+    """Write known hosts and drop-in as wanted; without peers, remove both."""
     if not peers:
         remove_trust(layout)
         return
@@ -295,7 +295,7 @@ def ensure_trust(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[int, str
 
 
 def missing_trust(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> dict[Path, bytes]:
-    """What known hosts and drop-in are to hold, as far as they do not."""
+    """The known hosts and the drop-in, path -> content, as far as the files differ from that."""
     wanted = {layout.known_hosts: render_known_hosts(peers), layout.ssh_config: render_config(layout, peers, keys)}
     return {path: content for path, content in wanted.items() if read_or_none(path) != content}
 

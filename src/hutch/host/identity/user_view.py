@@ -1,8 +1,8 @@
-"""What people see who are not root: of each workspace a copy of its record, which root writes and never reads back.
+"""The user view, for people other than root: a copy of each workspace's record, which root writes and never reads back.
 
 Such a copy can be read by the workspace's owner (an access control list) and by the members of the group `hutch` (the
-file's group), and by nobody else. Whoever can read it passes into the workspace's runtime directory too, where what its
-service says and its log can be read by name; all else in there is closed by its own mode. Members of the group have
+file's group), and by nobody else. Whoever can read it passes into the workspace's runtime directory too, where its
+service's status and its log can be read by name; all else in there is closed by its own mode. Members of the group have
 a copy of root's key, which opens every workspace.
 
 Everything here lies in directories that only root writes, so nobody can put a path of their own in root's way.
@@ -37,7 +37,7 @@ ITS_OWNER, A_USER, ITS_GROUP, MASK, OTHERS = 0x01, 0x02, 0x04, 0x10, 0x20
 
 @dataclass(frozen=True)
 class Access:
-    """Who gets at something of root's. `uid` is an owner, `gid` the group's number; None for nobody."""
+    """The access of others to something of root's. `uid` is an owner, `gid` the group's number; None for nobody."""
 
     uid: int | None
     gid: int | None
@@ -73,7 +73,7 @@ class Access:
             self.give(descriptor)
 
     def give(self, descriptor: int) -> None:
-        """Nobody has more in between: what was given before goes first."""
+        """Give this access to a file. Nobody has more in between: the access that was given before goes first."""
         if _list_of(descriptor):
             os.removexattr(descriptor, LIST)
         os.fchmod(descriptor, 0o600 if self.right == READ else 0o700)
@@ -127,7 +127,7 @@ def ensure_user_views(layout: Layout, records: Mapping[str, Record], facts: Mapp
 
 
 def viewer_of(record: Record) -> int | None:
-    """Its owner. One that still runs for another owner than it is to have shows neither what is the other's."""
+    """The owner, who may view a workspace: None for root, and while the workspace still runs for another owner."""
     owner = record.wanted.owner
     assert isinstance(owner, int)
     is_still_theirs = record.booted is None or record.booted.workspace.owner == owner
@@ -135,13 +135,13 @@ def viewer_of(record: Record) -> int | None:
 
 
 def _ensure_entry(layout: Layout, name: str, access: Access) -> None:
-    """Let them into the runtime directory, if there is one."""
+    """Give access to the runtime directory, if there is one."""
     with suppress(FileNotFoundError), _opened(layout.runtime(name), os.O_RDONLY | os.O_DIRECTORY) as descriptor:
         access.ensure(descriptor)
 
 
 def _ensure_file(path: Path, content: bytes, access: Access) -> None:
-    """A file of root's with this content, which these may read."""
+    """Write a file of root's with this content and this access."""
     if read_or_none(path) == content:
         with _opened(path, os.O_RDONLY) as descriptor:
             if access.is_given(descriptor):
@@ -159,7 +159,7 @@ def _opened(path: Path, flags: int) -> AbstractContextManager[int]:
 
 
 def _ensure_group_key(layout: Layout, gid: int | None) -> None:
-    """A copy, since ssh refuses a key of root's own that a group can read. Without the group there is none."""
+    """Copy root's key: ssh refuses one of root's own that a group can read. Without the group there is no copy."""
     key = read_or_none(layout.key(0))
     if gid is None or key is None:
         remove_flat(layout.group_key.parent)
@@ -175,14 +175,14 @@ def _ensure_group_key(layout: Layout, gid: int | None) -> None:
 
 @dataclass(frozen=True)
 class UserView:
-    """What somebody sees of a workspace. `facts` are those of its last start, if it is a machine."""
+    """The view that somebody has of a workspace. `facts` are those of its last start, if it is a machine."""
 
     record: Record
     facts: Mapping[str, str]
 
 
 def visible_names(layout: Layout) -> list[str]:
-    """The workspaces that this process may look at; none where nobody can look."""
+    """The workspaces that this process may look at; none where it can look at none."""
     try:
         found = [entry.name.removesuffix(".json") for entry in os.scandir(layout.user_views)]
     except OSError:
@@ -191,7 +191,7 @@ def visible_names(layout: Layout) -> list[str]:
 
 
 def read_user_view(layout: Layout, name: str) -> UserView | None:
-    """What this process may see of a workspace; None when there is none of that name. HutchError for another's."""
+    """The view that this process has of a workspace; None when there is none of that name. HutchError for another's."""
     path = layout.user_view(name)
     try:
         data = read_or_none(path)
@@ -207,6 +207,6 @@ def read_user_view(layout: Layout, name: str) -> UserView | None:
 
 
 def visible_records(layout: Layout) -> dict[str, Record]:
-    """The records of all that this process may look at, by name."""
+    """The records of all workspaces that this process may look at, by name."""
     found = {name: read_user_view(layout, name) for name in visible_names(layout)}
     return {name: view.record for name, view in found.items() if view is not None}

@@ -1,1 +1,1 @@
-"""The router namespace and all that serves workspaces in it: bridge, filters, names."""
+"""The router namespace and the services for workspaces in it: bridge, filters, names."""

@@ -31,11 +31,11 @@ SANDBOX = (
     "RestrictSUIDSGID=yes",
     "SystemCallFilter=@system-service",
 )
-"""It binds its port, gives its pid file to its account, and becomes that."""
+"""The sandbox of dnsmasq, which binds its port, gives its pid file to its account, and becomes that."""
 
 
 def wanted_resolvers(layout: Layout, network: Network, user: str, own: Sequence[str]) -> tuple[Service, ...]:
-    """The two, as argument lists. `own` are the host's names, see own_names()."""
+    """The two resolvers, as services. `own` are the host's names, see own_names()."""
     host_end, _ = names.uplink_addresses(network.uplink)
     common = (
         *("dnsmasq", "--conf-file=/dev/null", "--no-hosts", "--bind-interfaces", "--except-interface=lo"),
@@ -66,7 +66,7 @@ def wanted_resolvers(layout: Layout, network: Network, user: str, own: Sequence[
 
 
 def own_names() -> tuple[str, ...]:
-    """What the host calls itself, and what else /etc/hosts calls it, which systemd-resolved answers from."""
+    """The host's names: its own, and those in /etc/hosts, from which systemd-resolved answers."""
     hosts = read_or_none(Path("/etc/hosts")) or b""
     return choose_names(os.uname().nodename, hosts.decode("ascii", "replace"))
 

@@ -1,4 +1,4 @@
-"""The egress proxy (hutch.egress) as a service: in which jail it runs, and what it is told.
+"""The egress proxy (hutch.egress) as a service: its jail, and its input.
 
 It reads what guests and name servers send, so it is given next to nothing: an account without rights, the router's
 network namespace and CAP_NET_ADMIN there, its own two directories, and programs to read.
@@ -31,10 +31,10 @@ SANDBOX = (
     "RestrictNamespaces=mnt ipc uts cgroup",
     "SystemCallFilter=@system-service @mount",
 )
-"""What bwrap needs to make its jail, which has less. With RestrictSUIDSGID= it would have no openat2()."""
+"""The rights that bwrap needs to make its jail, which has less. With RestrictSUIDSGID= it would have no openat2()."""
 CAPABILITY = "net_admin"  # to fill sets, and to hear what rules log
 RENEW_SECONDS = 10.0
-OWN = "/hutch"  # where its programs are inside
+OWN = "/hutch"  # the directory of its programs inside
 
 
 def wanted_egress_proxy(layout: Layout) -> Service:
@@ -65,7 +65,7 @@ KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN")  # until set
 
 
 def _interpreter() -> tuple[str, ...]:
-    """Where Python is, unless it is the distribution's."""
+    """Options of bwrap that show Python, unless it is the distribution's."""
     base = os.path.realpath(sys.base_prefix)
     if Path(base).is_relative_to("/usr"):
         return ()
@@ -73,13 +73,13 @@ def _interpreter() -> tuple[str, ...]:
 
 
 def _ways_to(*paths: Path) -> tuple[str, ...]:
-    """The directories above, made before something is mounted there: those that bwrap makes itself are root's alone."""
+    """Options of bwrap that make the directories above paths: those that bwrap makes itself are root's alone."""
     above = sorted({str(parent) for path in paths for parent in path.parents if str(parent) != "/"})
     return tuple(word for parent in above for word in ("--dir", parent))
 
 
 def _dnspython() -> str:
-    """Where it is installed, found without importing it."""
+    """The directory of dnspython, found without importing it."""
     found = find_spec("dns")
     if found is None or not found.submodule_search_locations:
         raise HutchError("the Python package dnspython is not installed", resolution="install hutch anew")
@@ -87,7 +87,7 @@ def _dnspython() -> str:
 
 
 def _directories(layout: Layout) -> tuple[str, ...]:
-    """Its own, to write in; and where it is told what to do."""
+    """Options of bwrap for its own directories, to write in; and for the one in which its views stand."""
     shown = ((layout.services, "--ro-bind"), (layout.egress_control, "--bind"), (layout.egress, "--bind"))
     return (
         *_ways_to(*(path for path, _ in shown)),
@@ -96,12 +96,12 @@ def _directories(layout: Layout) -> tuple[str, ...]:
 
 
 def views_file(layout: Layout) -> Path:
-    """What the egress proxy is to do for whom."""
+    """The path of the views: whom the egress proxy serves, and by which policies."""
     return layout.services / "views.json"
 
 
 def control_socket(layout: Layout) -> Path:
-    """Who connects there has the views read again, and is told when they are in force."""
+    """The path of a socket: a client that connects has the views read again, and hears when they are in force."""
     return layout.egress_control / "control"
 
 
@@ -132,12 +132,12 @@ def render_views(layout: Layout, network: Network, members: Iterable[Member]) ->
 
 
 def has_views(layout: Layout, views: str) -> bool:
-    """Whether these are what an egress proxy that starts is told."""
+    """Whether these are the views that an egress proxy reads at its start."""
     return (read_or_none(views_file(layout)) or b"").decode("utf-8", "replace") == views
 
 
 def write_views(layout: Layout, views: str) -> None:
-    """Tell an egress proxy that is about to start, or about to be renewed."""
+    """Write the views for an egress proxy that is about to start, or about to be renewed."""
     for directory in (layout.egress_control, layout.egress):
         make_directory(directory)
         os.chown(directory, layout.egress_uid, layout.egress_uid, follow_symlinks=False)
@@ -159,6 +159,6 @@ def renew_egress_proxy(layout: Layout, views: str) -> bool:
 
 
 def forget_views(layout: Layout) -> None:
-    """Nobody is watched any more."""
+    """Remove the views, when nobody is watched any more."""
     views_file(layout).unlink(missing_ok=True)
     remove_flat(layout.egress_control)

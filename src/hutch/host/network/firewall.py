@@ -1,7 +1,7 @@
-"""The rules: what a workspace may send, and what may reach it. Pure; host/network/router loads and reads back.
+"""The firewall rules for packets from and to workspaces. Pure; host/network/router loads and reads back.
 
-In the router namespace: every frame is bound to its port's MAC and address; then what is closed to all, then what the
-workspace's policy lets out. The address translation lives in that same table, so a router whose rules are gone is a
+In the router namespace: every frame is bound to its port's MAC and address; then come addresses that are closed to all,
+then the workspace's policy. The address translation lives in that same table, so a router whose rules are gone is a
 router without a way out. On the host, at its end of the uplink, a second barrier for the host itself: only translated
 packets, never to an address of the host's own (DNS aside). Other networks are the first one's to refuse.
 """
@@ -19,7 +19,7 @@ from hutch.spec.names import Layout
 from hutch.spec.policy import Policy, Reach
 from hutch.spec.ranges import NEVER, PRIVATE
 
-# What each workspace may send and ask at most, so that none starves the others; and how many connections it may have
+# The limits of each workspace, so that none starves the others: of packets, of questions, and of connections that are
 # open, here and in the host's own table.
 PACKETS = "200000/second burst 100000 packets"
 QUESTIONS = "500/second burst 2000 packets"
@@ -34,9 +34,9 @@ MOMENT = "type ipv4_addr; flags dynamic, timeout; timeout 1s; size 65536"
 BY_RESOLVER = "flags timeout; size 1048576"
 
 # Nobody listens at the port to which workspaces send questions: without rules, none are answered.
-EGRESS_PORT = 5300  # where the egress proxy answers, see hutch.egress
-RESOLVER_PORT = 5301  # where dnsmasq does
-UPSTREAM_PORT = 5302  # where the host's dnsmasq does, for those two: others may have taken port 53 of every address
+EGRESS_PORT = 5300  # of the egress proxy, see hutch.egress
+RESOLVER_PORT = 5301  # of the router's dnsmasq
+UPSTREAM_PORT = 5302  # of the host's dnsmasq, for those two: others may have taken port 53 of every address
 
 BRIDGE_FILTER = -200
 """The priority at which a bridge's forwarding is filtered. At 0, as for packets that are routed, the kernel skips the
@@ -63,7 +63,7 @@ def router_tables(
 
 
 def _binding(layout: Layout, members: tuple[Member, ...]) -> Table:
-    """On the bridge: a frame carries its port's own MAC and address, or goes nowhere."""
+    """Rules on the bridge: a frame carries its port's own MAC and address, or goes nowhere."""
     ip = "iifname . ether saddr . ip saddr"
     arp = "iifname . ether saddr . arp saddr ether . arp saddr ip"
     own = (
@@ -123,8 +123,8 @@ def _published_ports(members: tuple[Member, ...], *, is_local: bool) -> tuple[st
 
 
 def _policies(members: tuple[Member, ...]) -> tuple[ElementSet, ...]:
-    """Who may do what. Being in no set is being allowed nothing; `allowed` and `allowed_ports` are the resolver's to
-    fill, each element for as long as its answer is valid."""
+    """The sets of policies. A workspace in no set is allowed nothing; `allowed` and `allowed_ports` are the resolver's
+    to fill, each element for as long as its answer is valid."""
     watched = [m for m in members if m.policy.is_watched]
     epochs = [(m.ip, m.policy.epoch) for m in watched]
     free = [m for m in members if not m.policy.is_watched]
@@ -157,7 +157,7 @@ def _whole(listed: Mapping[str, tuple[Reach, ...]]) -> tuple[str, ...]:
 
 
 def _by_port(listed: Mapping[str, tuple[Reach, ...]]) -> tuple[str, ...]:
-    """Elements "address . network . port" of the rest."""
+    """Elements "address . network . port" of what is listed with a port."""
     return tuple(
         f"{ip} . {_written(network)} . {port}"
         for ip, reaches in listed.items()
@@ -171,13 +171,13 @@ def _networks(reaches: tuple[Reach, ...], port: int | None) -> list[ipaddress.IP
 
 
 def _written(network: ipaddress.IPv4Network) -> str:
-    """As nft writes it."""
+    """A network as nft writes it."""
     return str(network.network_address) if network.prefixlen == 32 else str(network)
 
 
 def _at_the_door(layout: Layout, network: Network) -> tuple[Rule, ...]:
-    """Before connections are tracked. Questions to the resolvers are not tracked at all: each would fill a place in the
-    kernel's table for half a minute. They are led to who answers statelessly, for that reason; see
+    """Rules before connections are tracked. Questions to the resolvers are not tracked at all: each would fill a place
+    in the kernel's table for half a minute. For that reason they are led to the resolver's port statelessly; see
     _from_the_router_itself."""
     inside, outside = f'iifname "{network.bridge}"', f'iifname "{layout.uplink_router}"'
     asked = f"{inside} ip daddr {names.gateway(network.subnet)}"
@@ -201,11 +201,11 @@ def _at_the_door(layout: Layout, network: Network) -> tuple[Rule, ...]:
 
 
 LED = (("watched", "ip saddr @watched", EGRESS_PORT), ("unwatched", "ip saddr != @watched", RESOLVER_PORT))
-"""Whose questions are led where."""
+"""(kind of workspace, match, port): the resolver to which each kind's questions are led."""
 
 
 def _from_the_router_itself(network: Network) -> tuple[Rule, ...]:
-    """What resolvers answer comes from where it was asked for."""
+    """Rules that give a resolver's answer the address and port that were asked."""
     to_inside = f'oifname "{network.bridge}"'
     return (
         *(
@@ -261,7 +261,7 @@ def _through_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
         *_closed("host", f"{inside} ip daddr @host"),
         Rule("invalid", "ct state invalid counter drop"),
         *_by_policy(inside, to_outside),
-        # What goes on without answers, and was let out by a policy that is over.
+        # Traffic that goes on without answers, and was let out by a policy that is over.
         Rule("over", f"{going_on} meta l4proto != tcp ip daddr @watched ip daddr . ct mark != @open counter drop"),
         Rule("answers-in", f"{outside} {to_inside} ct state established,related accept"),
         Rule("host-ssh", f"{outside} {to_inside} ip saddr {host_end} tcp dport 22 accept"),
@@ -303,17 +303,17 @@ def _by_policy(inside: str, to_outside: str) -> tuple[Rule, ...]:
 
 
 def _closed(name: str, match: str) -> tuple[Rule, Rule]:
-    """What matches is dropped; if a watched workspace sent it, the egress proxy hears of it."""
+    """Rules that drop what matches; if a watched workspace sent it, the egress proxy hears of it."""
     return _hear(name, f"{match} meta mark != 0"), Rule(name, f"{match} counter drop")
 
 
 def _hear(name: str, match: str) -> Rule:
-    """No workspace makes so much noise that nothing is heard of the others."""
+    """A rule that tells the egress proxy, at a limited rate for each workspace, so that none drowns the others."""
     return Rule(f"hear-{name}", f"{match} update @heard {{ ip saddr limit rate {HEARD} }} {_told(name)}")
 
 
 def _told(name: str) -> str:
-    """The egress proxy is told of it, under that name; where there is none, nobody is."""
+    """A statement that tells the egress proxy of a packet, under that name; without a proxy, nobody hears it."""
     return f'log prefix "{names.HEARD}{name}" group {names.HEARD_GROUP} snaplen 64'
 
 
@@ -322,7 +322,7 @@ def host_tables(layout: Layout, network: Network, members: tuple[Member, ...]) -
     to_uplink = f'oifname "{layout.uplink_host}"'
     _, router_end = names.uplink_addresses(network.uplink)
     published = tuple(rule for member in members for rule in _published(member))
-    # What claims to come for 127.0.0.1 from a network is dropped before it gets to a translation.
+    # Packets from a network for 127.0.0.1 are dropped before they get to a translation.
     afar = tuple(rule for member in members for rule in _published(member, afar=True))
     to_router = (
         Rule("answers", f"{to_uplink} ct state established,related accept"),

@@ -1,4 +1,4 @@
-"""Others' firewalls on this host that stop what workspaces may do, and what lets it pass: Docker, ufw, firewalld.
+"""Others' firewalls that stop workspaces' packets, and repairs that let them pass: Docker, ufw, firewalld.
 
 Pure: reads what `nft` lists. A packet must pass the chains of all tables, so nothing in hutch's own can make up for
 what another's drops; the repair belongs to whoever dropped it. What it opens is no more than what hutch's rules let
@@ -23,15 +23,15 @@ SIGNS = {
     "firewalld": ("inet firewalld ",),
     "libvirt": ("ip filter LIBVIRT_FWI", "ip libvirt_network "),
 }
-"""Who it is by the beginnings of their chains' names."""
+"""The known firewalls, by the beginnings of their chains' names."""
 THEIRS = ("ip filter ", "ip nat ", "ip libvirt_network ", "ip docker-bridges ", "inet firewalld ")
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """`who` stops it, `why` in words; the steps of `repair` let it pass. The last of them is what is looked for: what
-    is half made is an obstacle still. What does not last until after a reboot, or a restart of `who`, is made again by
-    hutch at the next start."""
+    """A firewall, `who`, that stops workspaces' packets, `why` in words; the steps of `repair` let them pass. The last
+    step is looked for: a repair that is half made leaves an obstacle. One that does not last until after a reboot, or a
+    restart of `who`, is made again by hutch at the next start."""
 
     who: str
     why: str
@@ -45,8 +45,8 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class Listing:
-    """What `nft -j list ruleset` lists: the policies of base chains, the hooks that they are at, and the expressions of
-    each chain's rules, by "family table chain"."""
+    """The output of `nft -j list ruleset`: the policies of base chains, the hooks that they are at, and the expressions
+    of each chain's rules, by "family table chain"."""
 
     policies: dict[str, str]
     hooks: dict[str, str]
@@ -54,21 +54,21 @@ class Listing:
 
 
 def check_foreign_firewalls(listing: str, uplink: str, host_end: str) -> tuple[Obstacle, ...]:
-    """What stops the packets that come by the interface `uplink`, whose address is `host_end`; `listing` is the output
-    of `nft -j list ruleset`."""
+    """The obstacles to packets that come by the interface `uplink`, whose address is `host_end`; `listing` is the
+    output of `nft -j list ruleset`."""
     found = parse(listing)
     return (*_iptables(found, uplink, host_end), *_firewalld(found.rules, uplink))
 
 
 def who_filters(listing: str) -> tuple[str, ...]:
-    """Who has rules there, of those that are known."""
+    """The known firewalls that have rules in the listing."""
     chains = parse(listing).rules
     return tuple(who for who, signs in SIGNS.items() if any(name.startswith(signs) for name in chains))
 
 
 def unknown_droppers(listing: str, uplink: str) -> tuple[str, ...]:
-    """The chains of somebody else who drops by default what goes through this host, or to it, and has no rule for what
-    comes by the uplink. Another rule may let it pass all the same."""
+    """Others' chains that drop by default packets through this host, or to it, and have no rule for packets that come
+    by the uplink. Another rule may let those pass all the same."""
     found = parse(listing)
     return tuple(
         name
@@ -98,7 +98,7 @@ def parse(listing: str) -> Listing:
 
 
 def _iptables(found: Listing, uplink: str, host_end: str) -> Iterator[Obstacle]:
-    """The chains of iptables, which ufw and Docker share. The first whose policy is to drop is whose the policy is."""
+    """Obstacles in the chains of iptables, which ufw and Docker share: a policy to drop is ufw's, if that is here."""
     policies, rules = found.policies, found.rules
 
     def drops(chain: str) -> bool:
@@ -139,19 +139,19 @@ def _rule(chain: str, *words: str) -> RepairStep:
 
 
 def _ufw(*words: str) -> RepairStep:
-    """ufw lists its rules as the commands that made them, whether it is on or off."""
+    """A repair by ufw, which lists its rules as the commands that made them, whether it is on or off."""
     kind = words[:1] if words[0] == "route" else ()
     make = ("ufw", *words)
     return RepairStep(make, ("ufw", *kind, "delete", *words[len(kind) :]), ("ufw", "show", "added"), " ".join(make))
 
 
 def _firewalld(rules: Rules, uplink: str) -> Iterator[Obstacle]:
-    """It has a zone for each interface, and rejects what goes from the usual one to another."""
+    """Obstacles of firewalld: a zone for each interface, and packets from the usual zone to another are rejected."""
     ours = [rule for name, found in rules.items() if name.startswith("inet firewalld ") for rule in found]
     if ours and not any(_goes_by(rule, "iifname", uplink) for rule in ours):
         add, remove, query = (("--zone=trusted", f"--{verb}-interface={uplink}") for verb in ("add", "remove", "query"))
         now = RepairStep(("firewall-cmd", *add), ("firewall-cmd", *remove), ("firewall-cmd", *query))
-        # What is written down can be asked for, and taken back, when it does not run.
+        # The permanent part can be asked for, and taken back, when firewalld does not run.
         offline = "firewall-offline-cmd"
         later = RepairStep(("firewall-cmd", "--permanent", *add), (offline, *remove), (offline, *query))
         yield Obstacle("firewalld", "rejects what workspaces send and ask", (later, now), lasts=True)
@@ -164,7 +164,7 @@ def _is_for_port(rule: list[dict[str, Any]], port: int) -> bool:
 
 
 def _goes_by(rule: list[dict[str, Any]], way: str, uplink: str) -> bool:
-    """Whether the rule is about what comes ("iifname") or leaves ("oifname") by the uplink."""
+    """Whether the rule is about packets that come ("iifname") or leave ("oifname") by the uplink."""
     wanted = {"meta": {"key": way}}
     return any(
         part["match"]["left"] == wanted and part["match"]["op"] == "==" and part["match"]["right"] == uplink

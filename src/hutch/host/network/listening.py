@@ -1,4 +1,4 @@
-"""Who listens on the host's ports. A published port takes them over without a word, so it is looked at before."""
+"""The listeners on the host's ports, to be looked at before a published port takes one over without a word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The router's network namespace seen from outside: is it there, how to enter it, and the first look at it.
+"""The router's network namespace seen from outside: its presence, the way into it, and the first look at it.
 
 Its imports stay few: a start looks while it still imports what it does about what it sees.
 """
@@ -16,11 +16,11 @@ HOST_ADDRESSES = ["ip", "-j", "addr"]
 ROUTES = "/proc/net/route"
 RULES = ["nft", "-j", "list", "ruleset"]
 ROUTER = Path(__file__).with_name("router.batch")
-"""What `ip -batch` is asked in the router namespace: one process, and a line of JSON for each of its questions."""
+"""Questions to `ip -batch` in the router namespace: one process, and a line of JSON for each of its questions."""
 
 
 def has_namespace(layout: Layout) -> bool:
-    """Whether the namespace's file is a mounted namespace: a plain file there is what a crash left."""
+    """Whether the namespace's file is a mounted namespace: a crash leaves a plain file."""
     try:
         return os.stat(layout.namespace_path).st_dev != os.stat(layout.namespace_path.parent).st_dev
     except FileNotFoundError:

@@ -1,5 +1,5 @@
-"""Who else has a say in this host's network and names, as facts: NetworkManager, resolved, firewalls, networks. Looks,
-and changes nothing. What only root may ask is None for others.
+"""The other parties in this host's network and names, as facts: NetworkManager, resolved, firewalls, networks. Looks,
+and changes nothing. Facts that only root may ask for are None for others.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ RESOLV_CONF = Path("/etc/resolv.conf")
 
 @dataclass(frozen=True)
 class Workspaces:
-    """What is asked about: the network as it is set up, or as it would be (without an uplink where none is free); the
-    addresses of workspaces by their names; what cannot be read of the records, in words; and the routes to workspaces
+    """The workspaces that are asked about: the network as it is set up, or as it would be (without an uplink where none
+    is free); the addresses of workspaces by their names; damage of the records, in words; and the routes to workspaces
     that have been ejected, which keep their addresses."""
 
     network: Network
@@ -38,11 +38,11 @@ class Workspaces:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """`state` is our state directory, `uplink` our interface's name, and `guarded` are all of ours on the host, there
-    or not. `listing` is what nft lists; `upstream` where the default routes lead. `managed` is NetworkManager's word
-    for our interface: None where it does not run, "" where it has none to speak of. `servers` are the host's name
-    servers, `answers` what resolved answers for each workspace: None where it does not run. `orphans` are the state
-    directories of hutches whose interfaces are here, and which are gone."""
+    """The other parties' settings that concern us. `state` is our state directory, `uplink` our interface's name, and
+    `guarded` are all of ours on the host, there or not. `listing` is what nft lists; `upstream` where the default
+    routes lead. `managed` is NetworkManager's word for our interface: None where it does not run, "" where it has none
+    to speak of. `servers` are the host's name servers, `answers` what resolved answers for each workspace: None where
+    it does not run. `orphans` are the state directories of hutches whose interfaces are here, and which are gone."""
 
     workspaces: Workspaces
     state: str
@@ -63,7 +63,7 @@ class Neighbours:
 
     @property
     def host_end(self) -> str:
-        """Where workspaces' questions for names arrive; "" where no uplink is free."""
+        """The address at which workspaces' questions for names arrive; "" where no uplink is free."""
         uplink = self.workspaces.network.uplink
         return names.uplink_addresses(uplink)[0] if uplink else ""
 
@@ -103,7 +103,7 @@ def observe_orphans(layout: Layout) -> tuple[str, ...]:
 
 
 def answer(argv: list[str]) -> str:
-    """What a command prints, "" where it fails, or is not there."""
+    """The output of a command, "" where it takes too long, or is not there."""
     if find_program(argv[0]) is None:
         return ""
     try:
@@ -132,7 +132,7 @@ def parse_servers(resolv_conf: str) -> tuple[str, ...]:
 
 
 def observe_answers(workspaces: tuple[str, ...]) -> dict[str, str] | None:
-    """What resolved says of the first of them: it takes them all from one file."""
+    """resolved's answer for the first workspace, by its name: it takes them all from one file."""
     if not answer(["resolvectl", "status"]):
         return None
     found = {}

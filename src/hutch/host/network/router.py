@@ -1,8 +1,8 @@
 """The router namespace: bridge, filters and address translation, joined to the host by a veth and a /30.
 
-What the host's other tools do to the host's firewall does not reach in here. Nothing gets carrier before the
-rules are loaded and read back. Interfaces carry an alias that says whose they are; one without it is
-somebody else's and is refused, never taken over.
+Changes by other tools to the host's firewall do not reach in here. Nothing gets carrier before the rules are loaded and
+read back. Interfaces carry an alias that names their owner; one without it is somebody else's and is refused, never
+taken over.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from hutch.spec.names import Layout
 
 FORWARDING = "net/ipv4/ip_forward"
 FENCE = 83
-"""The routing table of what comes from workspaces, and the preference of the rule that leads there. It knows the way
-out and nothing else: also without any filter, no packet of a workspace is routed to another."""
+"""The routing table of packets from workspaces, and the preference of the rule that leads there. It knows the way out
+and nothing else: also without any filter, no packet of a workspace is routed to another."""
 NAMESPACE = """
 ip link set dev lo alias "$1" up
 sysctl -q -e -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 net.ipv4.ip_forward=1
@@ -45,13 +45,13 @@ Part = Literal["router", "router rules", "host rules", "uplink", "bridge", "way 
 
 @dataclass(frozen=True)
 class HostNetwork:
-    """What the host's own namespace looks like. `routes` are destinations of its IPv4 routing table."""
+    """The network of the host's own namespace. `routes` are destinations of its IPv4 routing table."""
 
     links: Links
     routes: tuple[str, ...]
 
     def without_routes(self, routes: Collection[str]) -> HostNetwork:
-        """The same, but for these destinations."""
+        """This network without the routes to these destinations."""
         return replace(self, routes=tuple(route for route in self.routes if route not in routes))
 
     def addresses(self, *, without: str = "") -> tuple[str, ...]:
@@ -208,14 +208,14 @@ def differences(
 
 
 def is_fenced(network: Network, facts: RouterFacts) -> bool:
-    """Whether what comes from workspaces is routed to the way out and to nowhere else."""
+    """Whether packets from workspaces are routed to the way out and to nowhere else."""
     host_end, _ = names.uplink_addresses(network.uplink)
     return (facts.fence, facts.way_out, facts.fenced) == (network.bridge, host_end, network.subnet)
 
 
 def loose_ports(network: Network, members: Iterable[Member], facts: RouterFacts) -> dict[str, str]:
     """The members whose port is there and not in use, each with what is wrong in words. A bridge that is made anew, or
-    only raised, has lost what it knew of its ports."""
+    only raised, has forgotten its ports."""
     found = {}
     bridge = wrong_link(facts.links or {}, network.bridge, bridge_address(network))
     for member in members:
@@ -237,7 +237,7 @@ def bridge_address(network: Network) -> str:
 
 
 def wrong_link(links: Links, name: str, address: str) -> str:
-    """What is wrong with an interface that is to be there, up, with the address; "" when nothing is."""
+    """The problem, in words, of an interface that is to be there, up, with the address; "" for none."""
     link = links.get(name)
     if link is None:
         return f"{name} is gone"
@@ -283,7 +283,7 @@ def ensure_router(
 
 
 def _make_namespace(layout: Layout, survivor: int | None) -> None:
-    """It gets its name last, so that one with our name is whole and carries our tag, wherever a crash comes."""
+    """Make the namespace. It gets its name last: one with our name is whole and has our tag, wherever a crash comes."""
     try:
         layout.namespace_path.unlink(missing_ok=True)
     except OSError as error:
@@ -302,13 +302,13 @@ def render_namespace(layout: Layout) -> list[str]:
 
 
 def is_ours(layout: Layout, link: Mapping[str, Any]) -> bool:
-    """Whether an interface is this hutch's: by its tag, or untagged by an address that it was made with in one go."""
+    """Whether an interface is this hutch's: by its tag, or, untagged, by the MAC that it was made with."""
     alias = link.get("ifalias")
     return alias == tag(layout) or (alias is None and link.get("address") == layout.uplink_mac)
 
 
 def _check_ours(layout: Layout, ip: list[str], interface: str, what: str) -> None:
-    """Before anything is changed."""
+    """Refuse an interface that is not this hutch's, before anything is changed."""
     (link,) = json.loads(run([*ip, "-j", "link", "show", "dev", interface]).stdout)
     if not is_ours(layout, link):
         raise HutchError(
@@ -320,7 +320,7 @@ def _check_ours(layout: Layout, ip: list[str], interface: str, what: str) -> Non
 def _ensure_links(
     layout: Layout, network: Network, wrong: Collection[Part], host: HostNetwork, facts: RouterFacts
 ) -> None:
-    """Interfaces, addresses and routes, after the rules. Each `ip -batch` is one process."""
+    """Make interfaces, addresses and routes, after the rules. Each `ip -batch` is one process."""
     in_router = ["ip", "-n", layout.namespace, "-batch", "-"]
     if "uplink" in wrong:
         if layout.uplink_host in host.links:
@@ -363,7 +363,7 @@ def render_way_out(network: Network) -> str:
 
 
 def render_fence(network: Network, *, is_there: bool = False) -> str:
-    """How what comes from workspaces is routed, for `ip -batch` in the router namespace."""
+    """The routing of packets from workspaces, for `ip -batch` in the router namespace."""
     host_end, _ = names.uplink_addresses(network.uplink)
     remove = f"rule del pref {FENCE}\n" if is_there else ""
     return (
@@ -374,9 +374,9 @@ def render_fence(network: Network, *, is_there: bool = False) -> str:
 
 
 def render_bridge(network: Network, *, is_there: bool = False) -> str:
-    """The bridge, for `ip -batch` in the router namespace. Its MAC is its own: one that follows its ports' would
-    change as they come and go, and with it the gateway that guests know; and the kernel would drop what is pinned.
-    Whoever calls a workspace that is stopped hears so after three questions for it."""
+    """The bridge, for `ip -batch` in the router namespace. Its MAC is its own: one that follows its ports' would change
+    as they come and go, and with it the gateway that guests know; and the kernel would drop what is pinned. A caller of
+    a stopped workspace hears so after three questions for it."""
     bridge, mac = network.bridge, names.mac(f"bridge {network.bridge}")
     add = "" if is_there else f"link add {bridge} address {mac} type bridge mcast_snooping 0\n"
     address = f"addr flush dev {bridge}\naddr add {bridge_address(network)} dev {bridge}\n"
@@ -390,7 +390,7 @@ def render_route(layout: Layout, network: Network) -> list[str]:
 
 
 def remove_router(layout: Layout) -> None:
-    """Take everything away again; what is not there, or not ours, is left alone. The host's barrier goes last, when
+    """Remove the router; interfaces and namespaces that are not ours are left alone. The host's barrier goes last, when
     there is nothing any more that it holds back."""
     if layout.uplink_host in observe_host().links:
         _check_ours(layout, ["ip"], layout.uplink_host, f"the host has an interface {layout.uplink_host}")
@@ -416,14 +416,14 @@ def wanted_sysctls(layout: Layout, members: Iterable[Member]) -> dict[str, str]:
 
 
 def observe_sysctls(settings: Mapping[str, str]) -> dict[str, str]:
-    """The values that are there, for the settings that differ. Those of an interface that is gone are not there."""
+    """The present values of the settings that differ. An interface that is gone has none."""
     paths = {name: Path("/proc/sys") / name for name in settings}
     found = {name: path.read_text(encoding="ascii").strip() for name, path in paths.items() if path.exists()}
     return {name: value for name, value in found.items() if value != settings[name]}
 
 
 def write_sysctls(settings: Mapping[str, str]) -> None:
-    """Those of an interface that is gone are gone with it."""
+    """Write settings; those of an interface that is gone are gone with it."""
     for name, value in settings.items():
         path = Path("/proc/sys") / name
         if path.exists():

@@ -1,4 +1,4 @@
-"""Firewall tables as data: rendered for nft, and compared with what the kernel says it has.
+"""Firewall tables as data: rendered for nft, and compared with the kernel's.
 
 Every rule carries a comment that names it. Reading back compares, for each chain, its hook, priority and
 policy and the names of its rules in order, and for each set its elements; nft's own text differs between
@@ -16,7 +16,7 @@ from hutch.frozen import dataclass
 
 @dataclass(frozen=True)
 class Rule:
-    """`text` in nft's grammar, without the comment."""
+    """A rule; `text` is in nft's grammar, without the comment."""
 
     name: str
     text: str
@@ -36,8 +36,8 @@ class Chain:
 
 @dataclass(frozen=True)
 class ElementSet:
-    """A named set or map; `type` is its type or typeof clause, with flags. What is in one that `is_filled` comes from
-    packets and from the resolver, so it is neither written here nor compared."""
+    """A named set or map; `type` is its type or typeof clause, with flags. The elements of one that `is_filled` come
+    from packets and from the resolver, so it is neither written here nor compared."""
 
     name: str
     type: str
@@ -57,7 +57,7 @@ class Table:
 
 
 Shape = dict[str, Any]
-"""What is compared: "family table/chain" -> [type, hook, priority, policy, names of rules]; "…/@set" -> elements."""
+"""Compared parts: "family table/chain" -> [type, hook, priority, policy, names of rules]; "…/@set" -> elements."""
 
 
 def render_tables(tables: Sequence[Table], kept: Collection[Table] = ()) -> str:
@@ -67,7 +67,7 @@ def render_tables(tables: Sequence[Table], kept: Collection[Table] = ()) -> str:
 
 
 def with_frame(tables: Sequence[Table], found: Shape) -> list[Table]:
-    """Those of which all chains and sets are there, and nothing else: their rules can be made anew in place."""
+    """The tables of which all chains and sets are there, and nothing else: their rules can be made anew in place."""
 
     def frame(shape: Shape, table: Table) -> Shape:
         prefix = f"{table.family} {table.name}/"
@@ -102,7 +102,7 @@ def _render_table(table: Table, *, is_kept: bool) -> str:
 
 
 def shape_of(tables: Sequence[Table]) -> Shape:
-    """What reading back must find."""
+    """The shape that reading back must find."""
     shape: Shape = {}
     for table in tables:
         prefix = f"{table.family} {table.name}/"
@@ -160,7 +160,7 @@ def describe(found: Sequence[str]) -> str:
 
 
 def differences(wanted: Shape, found: Shape) -> list[str]:
-    """Where the two differ, in words; empty when they do not."""
+    """The differences between two shapes, in words; empty when there are none."""
     return [
         f"{where}: {'missing' if where not in found else 'unexpected' if where not in wanted else 'changed'}"
         for where in sorted({*wanted, *found})

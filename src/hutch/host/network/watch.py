@@ -22,7 +22,7 @@ from hutch.spec.names import Layout
 from hutch.state import make_directory
 
 SETS, IN_FORCE, TEXTS = "sets", "rules", "texts"
-"""Files beside the services: which sets hutch alone fills; what is to be in force; what the rules were made of."""
+"""Files beside the services: the sets that hutch alone fills; the rules that are to be in force; their source texts."""
 LIST = """
 nft --stateless --terse list ruleset && while read -r family table kind name; do
     nft --stateless list $kind $family $table $name || exit
@@ -56,9 +56,9 @@ nft monitor 2>/dev/null | {{
   stop
 }}
 """
-"""What changes comes in many lines, so it waits until no more come. It looks twice in the beginning, since the monitor
-does not say from when on it sees. What the egress proxy opens is of no interest. It stops traffic too when it can no
-longer see."""
+"""The watch. A change comes in many lines, so it waits until no more come. It looks twice in the beginning, since the
+monitor does not say from when on it sees. Elements that the egress proxy adds are of no interest. It stops traffic too
+when it can no longer see."""
 SANDBOX = (
     "CapabilityBoundingSet=CAP_NET_ADMIN",
     "MemoryDenyWriteExecute=yes",
@@ -85,8 +85,8 @@ def wanted_watch(layout: Layout, network: Network) -> Service:
 
 
 def observe_watched(layout: Layout, network: Network) -> bytes | None:
-    """The texts of the rules that were loaded and read back, if there has been a watch over them since then: what is
-    there can be believed to be that, word for word."""
+    """The texts of the rules that were loaded and read back, if there has been a watch over them since then: the rules
+    in force can be believed to be those, word for word."""
     return None if observe_service(wanted_watch(layout, network)) is None else read_or_none(layout.services / TEXTS)
 
 
@@ -105,7 +105,7 @@ def fixed_sets(tables: Iterable[ruleset.Table]) -> str:
 
 
 def note_rules(layout: Layout, tables: Sequence[ruleset.Table]) -> None:
-    """Note what has just been loaded, and read back, for what is to be in force."""
+    """Note the rules that have just been loaded, and read back, as those that are to be in force."""
     make_directory(layout.services)
     write_atomic(layout.services / SETS, fixed_sets(tables).encode(), mode=0o600, is_lasting=False)
     listed = run(inside(layout, ["sh", "-c", LIST, "sh", str(layout.services / SETS)])).stdout
@@ -115,15 +115,15 @@ def note_rules(layout: Layout, tables: Sequence[ruleset.Table]) -> None:
 
 @dataclass(frozen=True)
 class Rules:
-    """All that is wanted: the tables of the router, and those of the host."""
+    """The wanted tables of the router, and those of the host."""
 
     router: tuple[ruleset.Table, ...]
     host: tuple[ruleset.Table, ...]
 
 
 def load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str, before: ruleset.Shape) -> None:
-    """Load in one transaction, then read back. What does not come back as wanted must not carry traffic. What others
-    have filled into sets stays, where the tables are of the same make."""
+    """Load in one transaction, then read back. Tables that do not come back as wanted must not carry traffic. What
+    others have filled into sets stays, where the tables are of the same make."""
     kept = ruleset.with_frame(tables, before)
     try:
         run([*nft, "-f", "-"], stdin=ruleset.render_tables(tables, kept))
@@ -143,8 +143,8 @@ def load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str, before: r
 
 
 def load_watched(layout: Layout, network: Network, tables: tuple[ruleset.Table, ...], before: ruleset.Shape) -> None:
-    """Load the router's rules. The watch does not look meanwhile; who reconciles the host starts it again. Tables that
-    are not hutch's are removed: what they let pass, nobody knows."""
+    """Load the router's rules. The watch does not look meanwhile; the reconciliation of the host starts it again.
+    Tables that are not hutch's are removed: nobody knows what they let pass."""
     nft, watch = inside(layout, ["nft"]), wanted_watch(layout, network)
     stop_service(layout, watch.pid_file)
     try:

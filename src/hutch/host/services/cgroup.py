@@ -24,8 +24,8 @@ LEAST_RESERVE, MOST_RESERVE = 256 << 20, 2 << 30  # bytes of memory that no work
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every architecture
 JOIN = ("sh", "-euc", 'echo 0 >/proc/self/fd/0/cgroup.procs; exec <"$1"; shift; exec "$@"', "sh")
-"""Joins the cgroup whose directory is standard input, before anything else. What is to be read then, and the command,
-follow."""
+"""A command that joins the cgroup whose directory is standard input, before anything else. The next standard input, and
+the command, follow."""
 
 
 def find_mount(mountinfo: str) -> str | None:
@@ -51,7 +51,7 @@ def open_root() -> int:
 
 
 def _detached_mount() -> int:
-    """cgroup2 mounted nowhere: fsopen(2), fsconfig(2), fsmount(2)."""
+    """A descriptor of cgroup2 mounted nowhere: fsopen(2), fsconfig(2), fsmount(2)."""
     context = call("syscall", SYS_FSOPEN, b"cgroup2", 1)
     try:
         call("syscall", SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
@@ -160,7 +160,7 @@ class Cgroup:
         return os.access(self._at(file), os.F_OK, dir_fd=self._root)
 
     def memory_in_use(self) -> int | None:
-        """Bytes; None on a host whose cgroups do not count them."""
+        """The bytes of memory in use; None on a host whose cgroups do not count them."""
         try:
             return int(_read(self._root, self._at("memory.current")))
         except (OSError, ValueError):
@@ -208,7 +208,7 @@ class Cgroup:
                     break
 
     def _remove_tree(self, path: str) -> None:
-        """From the deepest up, and from one to the next: the path of a deep one is longer than a path may be."""
+        """Remove groups, deepest first, from one to the next: the path of a deep one is longer than a path may be."""
         try:
             current = os.open(path, DIRECTORY, dir_fd=self._root)
         except FileNotFoundError:
@@ -235,7 +235,7 @@ class Cgroup:
 
 
 def control_files(cpus: int | None, memory: int | None, tasks: int | None) -> dict[str, str]:
-    """What to write into which file of a workspace's slice; None is no limit. `memory` are bytes."""
+    """The control files of a workspace's slice, name -> content; None is no limit. `memory` are bytes."""
     return {
         "cpu.weight": "100",  # however many processes it has, it is one among the workspaces
         "cpu.max": f"{cpus * CPU_PERIOD} {CPU_PERIOD}" if cpus else "max",
@@ -246,12 +246,12 @@ def control_files(cpus: int | None, memory: int | None, tasks: int | None) -> di
 
 
 def memory_for_workspaces() -> int:
-    """What all workspaces may use of this host's memory, in bytes."""
+    """The memory of this host, in bytes, that all workspaces together may use."""
     return for_workspaces(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def for_workspaces(total: int) -> int:
-    """What all workspaces may use of `total` bytes of memory: a sixteenth is the host's, within reason."""
+    """The part of `total` bytes of memory that all workspaces may use: a sixteenth is the host's, within reason."""
     return total - min(max(total // 16, LEAST_RESERVE), MOST_RESERVE)
 
 
@@ -278,7 +278,7 @@ def _rmdir(name: str, directory: int) -> None:
 
 
 def _prefixes(path: str) -> list[str]:
-    """ "a/b/c" -> ["a", "a/b", "a/b/c"]."""
+    """The prefixes of a path: "a/b/c" -> ["a", "a/b", "a/b/c"]."""
     parts = path.split("/")
     return ["/".join(parts[: count + 1]) for count in range(len(parts))]
 

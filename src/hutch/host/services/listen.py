@@ -2,8 +2,8 @@
 
     python listen.py [PATH UID DESCRIPTOR]... -- COMMAND...
 
-What is in a jail cannot make a socket that others find; `UID` alone may connect to it. A path is there once its socket
-listens. It imports next to nothing.
+A process in a jail cannot make a socket that others find; `UID` alone may connect to it. A path is there once its
+socket listens. It imports next to nothing.
 """
 
 import fcntl

@@ -1,7 +1,7 @@
-"""The locks under which hutch changes a host, and who holds one.
+"""The locks under which hutch changes a host, and their holders.
 
-Who holds a lock is asked of the kernel, which shows the locks of every open file (/proc/PID/fdinfo/N): what a holder
-wrote down about itself would outlive it, and a full disk would not take it.
+The kernel tells who holds a lock, by the locks of every open file (/proc/PID/fdinfo/N): a holder's note about itself
+would outlive it, and a full disk would not take it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Busy(HutchError):
 
 
 def nobody(holder: str) -> None:
-    """A listener that does not care."""
+    """A listener that ignores what it is told."""
 
 
 listener: Callable[[str], None] = nobody
-"""Told once, in words, for whom a lock is waited; the command line says it on."""
+"""A callback, called once with the holder of a lock that is waited for, in words; the command line prints it."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ def _locked(descriptor: int, patience: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-# Who it is.
+# The holder.
 
 
 def find_holder(descriptor: int) -> Holder | None:
-    """Who holds a lock on the same file; None where that is not to be seen, by another process namespace say."""
+    """The holder of a lock on the same file; None where it cannot be seen, from another process namespace say."""
     wanted = os.fstat(descriptor)
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         if any(_is_lock_on(wanted, pid, number) for number in _descriptors(pid)):

@@ -12,7 +12,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def start_time(pid: int) -> int | None:
-    """When `pid` started, in clock ticks since boot; None when there is no such process or it is a zombie."""
+    """The start time of `pid`, in clock ticks since boot; None when there is no such process or it is a zombie."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             after_name = file.read().rpartition(b")")[2].split()
@@ -33,7 +33,7 @@ def is_alive(pid: int, started: int | None) -> bool:
 
 
 def open_process(pid: int, started: int | None) -> int | None:
-    """A pidfd for exactly that process, or None. The start time is read after opening, so a reused pid is found out."""
+    """A pidfd for exactly that process, or None. Reading the start time after opening finds out a reused pid."""
     if started is None:
         return None
     try:

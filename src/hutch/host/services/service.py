@@ -1,4 +1,4 @@
-"""Small processes that serve all workspaces: observed by what they were started with, started, and ended.
+"""Small processes that serve all workspaces: observed by their arguments, started, and ended.
 
 Where systemd is process 1, each is a unit of its own, which is started again when it fails. Elsewhere none of them
 watches over another: what has gone is started again by the next command that reconciles the host. While it is gone,
@@ -44,8 +44,8 @@ UNIT_SECONDS = 100.0  # that systemd has to start or end one, by force in the en
 class Service:
     """One such process. `name` is shown to people; `pid_file` names it, and stands in its arguments; `namespace` is
     where it runs ("" for the host's own). `argv` starts it: a program that goes into the background once it serves, or
-    one that `says_pid`: it stays, and writes the pid of who serves to its output then. `shown` are the arguments that
-    this has, where they are others. `sandbox` are lines of its unit that keep it from what it has no need of."""
+    one that `says_pid`: it stays, and writes the serving pid to its output then. `shown` are the arguments that this
+    has, where they are others. `sandbox` are lines of its unit that take away needless rights."""
 
     name: str
     pid_file: str
@@ -57,7 +57,7 @@ class Service:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What starts it, as a sysadmin may replay it."""
+        """The command that starts it, as a sysadmin may replay it."""
         return (*(("nsenter", f"--net={self.namespace}", "--") if self.namespace else ()), *self.argv)
 
 
@@ -80,7 +80,7 @@ def observe_service(service: Service) -> int | None:
 
 
 def start_services(layout: Layout, services: Sequence[Service]) -> None:
-    """Start them, each in place of what is left of an earlier one. Raises HutchError for one that does not run then."""
+    """Start services, each in place of the rest of an earlier one. Raises HutchError for one that does not run then."""
     make_directory(layout.services)
     for service in services:
         stop_service(layout, service.pid_file)
@@ -92,14 +92,14 @@ def start_services(layout: Layout, services: Sequence[Service]) -> None:
 
 
 def _start_units(layout: Layout, services: Sequence[Service]) -> None:
-    """Start them as units, all at once."""
+    """Start services as units, all at once."""
     # Spares the start-up of `hutch start`.
     from hutch.host.services.unit_texts import render_service, render_slice
 
     units = {layout.service_unit(service.pid_file): service for service in services}
     texts = {unit: render_service(service, layout) for unit, service in units.items()}
     ensure_units({layout.slice_of_all: render_slice(layout, memory_for_workspaces()), **texts})
-    systemctl("start", *units, check=False, timeout=UNIT_SECONDS)  # what came of it is looked at
+    systemctl("start", *units, check=False, timeout=UNIT_SECONDS)  # its result is looked at
     deadline = time.monotonic() + UNIT_SECONDS
     for unit, service in units.items():
         while observe_service(service) is None:
@@ -115,7 +115,7 @@ def _start_units(layout: Layout, services: Sequence[Service]) -> None:
 
 
 def _start_here(layout: Layout, service: Service) -> None:
-    """Start it in a cgroup of its kind, out of the session that happened to do so."""
+    """Start a service in the cgroup of all services, outside of the caller's session."""
     with closing(Cgroup(layout.services_cgroup)) as cgroup:
         cgroup.make()
         group = cgroup.open("")
@@ -136,7 +136,7 @@ def _start_here(layout: Layout, service: Service) -> None:
 
 
 def _wait(service: Service, process: Popen[bytes]) -> None:
-    """Until it serves, as it says itself or as its program does by going into the background; or until it has ended."""
+    """Wait until a service serves, as it says or shows by going into the background; end one that does not in time."""
     assert process.stdout is not None
     with process.stdout as said, suppress(TimeoutExpired):
         if not service.says_pid:
@@ -168,7 +168,7 @@ def stop_service(layout: Layout, pid_file: str) -> None:
 
 
 def _end(pid: int, started: int) -> None:
-    """End it, and with it the rest of its session."""
+    """End a process, and with it the rest of its session."""
     try:
         session = os.getsid(pid)
     except ProcessLookupError:
@@ -180,7 +180,7 @@ def _end(pid: int, started: int) -> None:
 
 
 def remove_retired(layout: Layout) -> None:
-    """End those of another version that this one does not have, or has by another name, wherever they are known by."""
+    """End another version's services that this one lacks, or has by another name, by pid files and by units."""
     pid_files = {str(path) for path in layout.services.glob("*.pid")}
     named = re.compile(rf"{re.escape(str(layout.services))}/[a-z-]+\.pid")
     for text in written_units(f"{layout.instance}-*.service"):
@@ -194,13 +194,13 @@ def remove_retired(layout: Layout) -> None:
 
 
 def remove_services(layout: Layout) -> None:
-    """End all of them, and remove what they were told."""
+    """End all services, and remove their files."""
     remove_retired(layout)
     remove_units(layout.service_units)
     for pid_file in layout.services.glob("*.pid"):
         stop_service(layout, str(pid_file))
     with closing(Cgroup(layout.services_cgroup)) as cgroup:
-        cgroup.kill()  # what has lost its pid file
+        cgroup.kill()  # processes that have lost their pid file
         cgroup.remove()
     for told in (layout.services, layout.egress_control):
         remove_flat(told)

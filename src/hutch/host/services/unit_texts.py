@@ -1,4 +1,4 @@
-"""Pure: the host's side as units of systemd's: what serves all workspaces, the network, the target, the slice of all.
+"""Pure: the host's side as units of systemd's: shared services, the network, the target, the slice of all.
 
 The services are started by what reconciles the host, which the network's unit is at boot. So they wait for no other
 unit, but end with that one; and the network is there before any workspace is.
@@ -24,7 +24,7 @@ ORDER = (
     f"After=systemd-sysctl.service network-pre.target network.target {' '.join(FIREWALLS)}",
     "Before=docker.service",
 )
-"""When a network begins: whoever has rules of their own for the host's packets has them by then, but for Docker."""
+"""The order in which a network begins: after all programs that load rules for the host's packets, but for Docker."""
 START_SECONDS, STOP_SECONDS = 300, 300
 SANDBOX = (
     "NoNewPrivileges=yes",
@@ -41,12 +41,12 @@ SANDBOX = (
     "RestrictRealtime=yes",
     "SystemCallArchitectures=native",
 )
-"""What holds for each of the services; they say themselves what else does."""
+"""The sandbox of every service; each adds lines of its own."""
 
 
 def render_service(service: Service, layout: Layout, needs: Sequence[str] = ()) -> str:
-    """One of the services for all. Who says its pid writes it where it is looked for. It waits for the units that it
-    `needs`."""
+    """The unit of a service for all workspaces. One that says its pid writes it to the pid file. It waits for the units
+    that it `needs`."""
     pid: tuple[str, ...] = (f"PIDFile={service.pid_file}",)
     if service.says_pid:
         pid = (f"StandardOutput=truncate:{service.pid_file}", "StandardError=journal")
@@ -76,8 +76,8 @@ def render_service(service: Service, layout: Layout, needs: Sequence[str] = ()) 
 
 
 def render_network(layout: Layout, python: str) -> str:
-    """What reconciles the host for all workspaces, and clears it. Whoever has rules of their own for the host's packets
-    has them by then, but for Docker: that leaves forwarded packets alone if the host forwards them already."""
+    """The unit that reconciles the host for all workspaces, and clears it. It comes after all programs that load rules
+    for the host's packets, but for Docker: that leaves forwarded packets alone if the host forwards them already."""
     command = own_program("hutch.apply.boot", python, needs_others=True)
     is_usual = (str(layout.state), str(layout.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR)
     own = () if is_usual else (f"HUTCH_STATE_DIR={layout.state}", f"HUTCH_RUN_DIR={layout.run}")
@@ -89,8 +89,8 @@ def render_network(layout: Layout, python: str) -> str:
 def network_unit(
     layout: Layout, about: str, mounts: Iterable[str], command: Iterable[str], environment: Iterable[str] = ()
 ) -> str:
-    """The unit of a network: it begins by the command with the word `start`, ends by that with `stop`, and needs what
-    is mounted on the way to `mounts`."""
+    """The unit of a network: it begins by the command with the word `start`, ends by that with `stop`, and needs the
+    mounts on the way to `mounts`."""
     words = " ".join(map(quoted, command))
     lines = [
         "[Unit]",
@@ -112,8 +112,8 @@ def network_unit(
 
 
 def render_slice(layout: Layout, memory: int) -> str:
-    """All that runs of this hutch, with the memory, in bytes, that it leaves the rest of the host. It is there for as
-    long as anything in it is."""
+    """The slice of all that runs of this hutch, with `memory`, in bytes, as its limit. It is there for as long as
+    anything in it is."""
     lines = [
         "[Unit]",
         "Description=hutch: workspaces, and what serves them",
@@ -127,8 +127,8 @@ def render_slice(layout: Layout, memory: int) -> str:
 
 
 def render_target(layout: Layout) -> str:
-    """All workspaces that start when the host boots: systemd has it wait for what it wants, and the host's own target
-    wait for it."""
+    """The target of all workspaces that start when the host boots: systemd has it wait for what it wants, and the
+    host's own target wait for it."""
     lines = [
         "[Unit]",
         "Description=hutch: workspaces",

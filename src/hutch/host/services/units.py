@@ -1,4 +1,4 @@
-"""The host's systemd, asked by its own command: units that hutch writes, and what becomes of them."""
+"""The host's systemd, asked by its own command: units that hutch writes, and their states."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from hutch.spec.ejected import Note, parse_note
 
 WRITTEN_BY = "# Written by hutch, which writes it anew; `hutch explain` shows the whole.\n"
 LASTING, VOLATILE = Path("/etc/systemd/system"), Path("/run/systemd/system")
-"""Where units go. NixOS lets nobody write the first: what is to start with such a host, its own configuration says."""
+"""The directories of units. NixOS lets nobody write the first: there the host's own configuration starts units."""
 SETTINGS = Path("/run/systemd/system.control")
-"""What was set beside a unit's text while it ran."""
+"""The directory of properties that were set beside a unit's text while it ran."""
 OWN_SETTINGS = (LASTING, Path("/etc/systemd/system.control"))
-"""Where an administrator's own are: `systemctl edit`, and `set-property`."""
+"""The directories of an administrator's own settings: `systemctl edit`, and `set-property`."""
 BOOTED = "/run/systemd/system"  # see sd_booted(3)
 RELOAD_SECONDS = 90.0
 
 
 def quoted(text: str) -> str:
-    """A word of a command in a unit: systemd.service(5). What begins with $ there stands for something else."""
+    """A word of a command in a unit: systemd.service(5). $ begins a variable there."""
     return quoted_path(text).replace("$", "$$")
 
 
 def quoted_path(text: str) -> str:
-    """A word of any other setting: systemd.syntax(7). What begins with % there stands for something else."""
+    """A word of any other setting: systemd.syntax(7). % begins a specifier there."""
     if re.fullmatch(r"[A-Za-z0-9/._=:,-]+", text, re.ASCII):
         return text
     for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("%", "%%")):
@@ -44,18 +44,18 @@ def has_systemd() -> bool:
 
 
 def has_machined() -> bool:
-    """Whether machinectl can be told of what runs: its service comes with systemd, which starts it when it is asked."""
+    """Whether machinectl can list workspaces: its service comes with systemd, which starts it when it is asked."""
     return has_systemd()
 
 
 @cache
 def directory() -> Path:
-    """Where units go on this host."""
+    """The directory of units on this host."""
     return LASTING if os.access(LASTING, os.W_OK) or os.geteuid() != 0 else VOLATILE
 
 
 def different_units(units: Mapping[str, str]) -> list[str]:
-    """Of these, by name, the ones that are not there word for word."""
+    """The names of those units whose files differ from these texts."""
     return [name for name, text in units.items() if read_or_none(directory() / name) != text.encode()]
 
 
@@ -78,18 +78,18 @@ def _forget_settings(units: Iterable[str]) -> bool:
 
 
 def set_properties(unit: str, *assignments: str) -> None:
-    """Have a unit that runs be like that from now on, until its text is written anew or the host reboots: reading units
-    anew does nothing to the limits of one that runs."""
+    """Set properties of a running unit, until its text is written anew or the host reboots: reading units anew does
+    nothing to the limits of one that runs."""
     systemctl("set-property", "--runtime", unit, *assignments)
 
 
 def _are_stale(units: Iterable[str]) -> bool:
-    """Whether systemd has read any of them before it was written: whoever wrote it was killed."""
+    """Whether systemd has read any of them before it was written: the command that wrote it was killed."""
     return "yes" in systemctl("show", "--property=NeedDaemonReload", "--value", "--", *units).split()
 
 
 def remove_units(names: Iterable[str]) -> None:
-    """Stop them, take them away, and forget how they ended. Without systemd there are none."""
+    """Stop units, take them away, and forget how they ended. Without systemd there are none."""
     paths = [path for name in names for place in (LASTING, VOLATILE) if (path := place / name).is_file()]
     if not paths or not has_systemd():
         return
@@ -126,19 +126,19 @@ def awaits_a_start(reconciled: Path) -> bool:
 
 
 def ensure_rooms(directories: Iterable[Path]) -> None:
-    """Make the runtime directories of workspaces that systemd starts without us: who may look into them is said now."""
+    """Make the runtime directories of workspaces that systemd starts without us: access to them is given now."""
     if has_systemd():
         for room in directories:
             room.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def own_settings(names: Iterable[str]) -> list[Path]:
-    """What an administrator has set beside these units. It is theirs, and stays."""
+    """The directories of an administrator's settings for these units. They are theirs, and stay."""
     return [path for name in names for place in OWN_SETTINGS if (path := place / f"{name}.d").is_dir()]
 
 
 def enable_units(wanted: Mapping[str, bool]) -> None:
-    """Have exactly those of them start with the target that wants them. Nothing is started or stopped now."""
+    """Have exactly the wanted units start with the target that wants them. Nothing is started or stopped now."""
     for command, is_wanted in (("enable", True), ("disable", False)):
         names = [name for name, wish in wanted.items() if wish is is_wanted and is_enabled(name) is not wish]
         if names:
@@ -146,12 +146,12 @@ def enable_units(wanted: Mapping[str, bool]) -> None:
 
 
 def scope() -> tuple[str, ...]:
-    """Links lie where the units do."""
+    """The option of systemctl that makes links where the units lie."""
     return ("--runtime",) if directory() == VOLATILE else ()
 
 
 def is_enabled(name: str) -> bool:
-    """Whether any target wants it: `systemctl enable` makes a link there, and nothing else does."""
+    """Whether any target wants the unit: `systemctl enable` makes a link there, and nothing else does."""
     return any(os.path.lexists(wants / name) for wants in directory().glob("*.wants"))
 
 
@@ -161,7 +161,7 @@ def is_stopping() -> bool:
 
 
 def resting_units(names: Iterable[str]) -> set[str]:
-    """Of these, the ones that neither run nor are about to: systemd starts what has failed again after a while."""
+    """The units of these that neither run nor are about to: systemd starts what has failed again after a while."""
     found = _shown(names, "Id", "ActiveState")
     return {unit["Id"] for unit in found if unit.get("ActiveState") in ("inactive", "failed")}
 
@@ -173,14 +173,14 @@ def is_wanted_again(unit: str) -> bool:
 
 
 def observe_ejected() -> dict[str, Note]:
-    """What has been ejected from any hutch of this host, by name, as its units tell: no hutch need remember it."""
+    """The workspaces that were ejected from any hutch of this host, by name, told by their units alone."""
     texts = (read_or_none(path) or b"" for path in sorted(LASTING.glob("workspace-*.service")))
     notes = (parse_note(text.decode("utf-8", "replace")) for text in texts)
     return {note.name: note for note in notes if note is not None}
 
 
 def last_words(unit: str, lines: int) -> str:
-    """The end of what a unit has said."""
+    """The end of a unit's log."""
     options = ("--quiet", "--no-pager", "--output=cat", f"--lines={lines}")
     return run(("journalctl", *options, f"--unit={unit}"), check=False).stdout
 
@@ -191,19 +191,19 @@ def reload() -> None:
 
 
 def properties(unit: str, *names: str) -> dict[str, str]:
-    """What systemd knows of a unit; of one that it does not have, what all units begin with."""
+    """Properties of a unit by systemd; of one that it does not have, their initial values."""
     return next(iter(_shown([unit], *names)), {})
 
 
 def _shown(units: Iterable[str], *names: str) -> list[dict[str, str]]:
-    """What systemd knows of each unit; of all units, if there is none, it would tell unasked."""
+    """Properties of each unit by systemd; asked for none, it would tell of all units."""
     wanted = [f"--property={name}" for name in names]
     shown = systemctl("show", *wanted, "--", *units) if (units := list(units)) else ""
     return [dict(line.partition("=")[::2] for line in block.splitlines()) for block in shown.split("\n\n") if block]
 
 
 def systemctl(*words: str, check: bool = True, timeout: float = 30.0) -> str:
-    """What the command says. Never a question, a pager or colours."""
+    """The output of systemctl: never a question, a pager or colours."""
     try:
         return run(("systemctl", "--no-ask-password", "--no-pager", *words), check=check, timeout=timeout).stdout
     except HutchError as error:

@@ -27,7 +27,7 @@ def make(path: str, size: int, uid: int) -> None:
     new = f"{path}.new"
     descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     os.ftruncate(descriptor, size)
-    # Its tables are written when the guest first needs them; nobody but root of the guest gets the reserve.
+    # The disk's tables are written when the guest first needs them; nobody but root of the guest gets the reserve.
     options = ["-q", "-F", "-m", "1", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]
     command = ["mkfs.ext4", *options, new]
     status = os.waitpid(os.posix_spawnp(command[0], command, os.environ), 0)[1]

@@ -60,7 +60,7 @@ def open_inside(path: str, root: int) -> int:
 
 
 def make_inside(path: str, root: int) -> int:
-    """The same; what is missing is made."""
+    """A descriptor of the directory `path`, as open_inside gives it; missing directories are made."""
     try:
         return open_inside(path, root)
     except FileNotFoundError:
@@ -81,7 +81,7 @@ def attach(share: str, target: str, leader: str) -> None:
 
 
 def become_root() -> None:
-    """From here on it is the container's root."""
+    """Make this process the container's root from here on."""
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
@@ -96,8 +96,8 @@ def put(tree: int, target: str) -> None:
 
 
 def reveal(target: str, leader: str) -> None:
-    """What /proc shows depends on the namespace of whoever mounts it, which its children are in after setns(2). The
-    child is made undumpable, so that the guest's root, who sees it there, cannot look into it."""
+    """Mount /proc and /sys whole. /proc shows the process namespace of its mounter, which only children are in after
+    setns(2). The child is undumpable, so that the guest's root, who sees it there, cannot look into it."""
     user, mount, net, pid = (namespace_of(leader, kind) for kind in ("user", "mnt", "net", "pid"))
     call(libc.prctl, PR_SET_DUMPABLE, 0, 0, 0, 0)
     call(libc.setns, net, CLONE_NEWNET)
@@ -105,7 +105,7 @@ def reveal(target: str, leader: str) -> None:
     child = os.fork()
     if child:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    # Made by the host's root: the container's may only mount what it sees whole.
+    # The host's root makes these: the container's may only mount what it sees whole.
     trees = {name: make_mount(name) for name in ("proc", "sysfs")}
     call(libc.setns, user, CLONE_NEWUSER)
     call(libc.setns, mount, CLONE_NEWNS)
@@ -115,7 +115,7 @@ def reveal(target: str, leader: str) -> None:
 
 
 def make_mount(kind: str) -> int:
-    """A file system of the kernel's, mounted nowhere yet."""
+    """A descriptor of a file system of the kernel's, mounted nowhere yet."""
     context = call(libc.syscall, SYS_FSOPEN, kind.encode(), CLOEXEC)
     call(libc.syscall, SYS_FSCONFIG, context, CREATE, None, None, 0)
     return call(libc.syscall, SYS_FSMOUNT, context, CLOEXEC, NOSUID_NODEV_NOEXEC)

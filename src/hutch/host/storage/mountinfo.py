@@ -31,8 +31,8 @@ def _lines(text: str) -> Iterator[tuple[list[str], str]]:
 
 
 class Tree:
-    """What is mounted where, as a path finds it: a mount is hidden by one on top of it, and by one at a directory
-    that leads there."""
+    """The tree of mounts, as a path finds them: a mount is hidden by one on top of it, and by one at a directory that
+    leads there."""
 
     def __init__(self, text: str) -> None:
         self._fields = {fields[0]: fields for fields, _ in _lines(text)}
@@ -41,7 +41,7 @@ class Tree:
         self._at = {(self._around(fields), plain(fields[4])): number for number, fields in self._fields.items()}
 
     def options(self, path: str) -> set[str]:
-        """Those of the mount at exactly this path, empty where there is none."""
+        """The options of the mount at exactly this path, empty where there is none."""
         number = self._find(path)
         return set(self._fields[number][5].split(",")) if number else set()
 
@@ -82,6 +82,6 @@ def is_below(path: str, directory: str) -> bool:
 
 
 def plain(path: str) -> str:
-    """The kernel writes blanks and backslashes as "\\040", always three digits; all else in a path is as it is."""
+    """A plain path. The kernel writes blanks and backslashes as "\\040", always three digits; all else is as it is."""
     first, *coded = path.split("\\")
     return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in coded)

@@ -1,11 +1,11 @@
-"""How much a home may hold: a project quota, where its file system has them. ext4 and xfs do, when they are told to.
+"""The limit of a home's size: a project quota, where its file system has them. ext4 and xfs do, when they are told to.
 
 The project has the number of the workspace's first uid, which no other workspace has. Every directory of it hands it on
-to what is made there, and the kernel lets nobody in a user namespace change that. Limits are set through a descriptor
-of the home (quotactl_fd), so nothing has to be known of devices, and no quota tools are needed.
+to new entries, and the kernel lets nobody in a user namespace change that. Limits are set through a descriptor of the
+home (quotactl_fd), so nothing has to be known of devices, and no quota tools are needed.
 
-What was in a home before has to be put into the project one by one. A note beside the workspace's record says that this
-is done, or why it could not be: then it is not tried again for a day, since whoever reconciles the host waits for it.
+The older files of a home have to be put into the project one by one. A note beside the workspace's record says that
+this is done, or why it could not be: then it is not tried again for a day, since reconciling the host waits for it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ HINTS = {
 
 
 def why_unlimited(path: str) -> str:
-    """Why no quota can limit what is in the directory `path`, in words; "" where one can, or where there is nothing."""
+    """The reason why no quota can limit the directory `path`, in words; "" where one can, or where there is nothing."""
     try:
         with opened(path) as top:
             if is_enforced(top):
@@ -100,7 +100,7 @@ def ensure_quota(home: str, project: int, size: int | None, note: Path) -> None:
 
 
 def why_partly(home: str, project: int, size: int, note: Path) -> str:
-    """Why a quota limits less than all of a home that it could, in words; "" where it does, as far as is known."""
+    """The reason why a quota limits less of a home than it could, in words; "" for none, as far as is known."""
     with suppress(OSError), opened(home) as top:
         if not is_enforced(top):
             return ""
@@ -112,13 +112,13 @@ def why_partly(home: str, project: int, size: int, note: Path) -> str:
 
 
 def _identity(top: int, project: int) -> str:
-    """The very directory: another may be the home one day."""
+    """The identity of the very directory: another may be the home one day."""
     status = os.fstat(top)
     return f"{project} {status.st_dev} {status.st_ino}"
 
 
 def _noted(note: Path, identity: str) -> tuple[float, str]:
-    """(when, WHOLE or why not) of a home; (0, "") where nothing is known."""
+    """The note of a home, (time, WHOLE or the reason); (0, "") where nothing is known."""
     try:
         found, since, why = note.read_text(encoding="utf-8").split("\n", 2)
         return (float(since), why) if found == identity else (0.0, "")
@@ -139,7 +139,7 @@ def release_quota(home: str, project: int, *, is_kept: bool) -> None:
 
 
 def read_limit(descriptor: int, project: int) -> int | None:
-    """Bytes that a project may hold, 0 for no limit; None where nobody counts."""
+    """The bytes that a project may hold, 0 for no limit; None where no quota counts."""
     block = bytearray(LIMITS.size)
     try:
         _quotactl(descriptor, Q_GETQUOTA, project, block)
@@ -149,7 +149,7 @@ def read_limit(descriptor: int, project: int) -> int | None:
 
 
 def render_limit(size: int) -> bytes:
-    """What the kernel is told: bytes, and files; 0 is no limit."""
+    """The limit for the kernel, of bytes, and of files; 0 is no limit."""
     blocks = -(-size // BLOCK)
     files = max(size // BYTES_PER_FILE, FEWEST_FILES) if size else 0
     return LIMITS.pack(blocks, blocks, 0, files, files, 0, 0, 0, QIF_LIMITS)
@@ -167,7 +167,7 @@ def _quotactl(descriptor: int, command: int, project: int, data: bytearray) -> N
 
 
 def _has_project(home: str, project: int) -> bool:
-    """The same as below, for a first look that costs a start nothing and changes nothing."""
+    """Whether a home is in the project: a first look that costs a start nothing and changes nothing."""
     with suppress(OSError), kept_open(os.open(home, DIRECTORY)) as descriptor:
         return _project_of(descriptor) == project
     return False
@@ -181,9 +181,9 @@ def _project_of(descriptor: int) -> int | None:
 
 
 def _enlist(top: int, project: int, *, seconds: float = PATIENCE) -> None:
-    """Put a tree into a project. Each directory comes before what is in it: whatever is made in it from then on is in
-    the project too, and the kernel lets nothing of another one be moved there. What is moved from one that is still to
-    come into another such may be missed, so all of it is looked through until there is nothing left to do."""
+    """Put a tree into a project. Each directory comes before what is in it: new entries are in the project too from
+    then on, and the kernel lets nothing of another one be moved there. What is moved from one that is still to come
+    into another such may be missed, so all of it is looked through until there is nothing left to do."""
     deadline = time.monotonic() + seconds
     _mark(top, project)
     for _ in range(PASSES):
@@ -197,8 +197,8 @@ def _enlist(top: int, project: int, *, seconds: float = PATIENCE) -> None:
 
 
 def _enlist_one(found: int, project: int) -> bool:
-    """Whether it was in another one. What is neither a file nor a directory has no room of its own, and is not
-    opened."""
+    """Put an entry into a project. Returns whether it was in another one. An entry that is neither a file nor a
+    directory takes no room, and is not opened."""
     if not (stat.S_ISREG(mode := os.fstat(found).st_mode) or stat.S_ISDIR(mode)):
         return False
     with kept_open(os.open(way_to(found), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)) as descriptor:
@@ -206,7 +206,7 @@ def _enlist_one(found: int, project: int) -> bool:
 
 
 def _mark(descriptor: int, project: int) -> bool:
-    """Whether that changed anything."""
+    """Set the project of a file or directory. Returns whether that changed anything."""
     flags, size, extents, before, copy = ATTRIBUTES.unpack(fcntl.ioctl(descriptor, FSGETXATTR, bytes(ATTRIBUTES.size)))
     wanted = flags
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""The host's side of what a guest can write: homes and writable mounts are nosuid,nodev here.
+"""The host's side of directories that a guest can write: homes and writable mounts are nosuid,nodev here.
 
 A setuid file that a guest makes must not be honoured by anyone on the host, so each such directory is
 bind-mounted over itself with these options for as long as the workspace is declared.
@@ -40,7 +40,7 @@ Stuck = tuple[float, str]  # since when a mount has to stay that nobody wants, a
 
 @dataclass(frozen=True)
 class Guest:
-    """Whom files belong to that a workspace makes: its own range of uids, and its owner."""
+    """The owners of files that a workspace makes: its own range of uids, and its owner."""
 
     uid_base: int
     owner: int
@@ -53,7 +53,7 @@ def writable_paths(workspace: WorkspaceSpec) -> tuple[str, ...]:
 
 
 def check_shares(prefix: str, workspace: WorkspaceSpec) -> Iterator[Problem]:
-    """What is wrong with the directories of a workspace that is about to start. `prefix` is its key in the file."""
+    """Problems: the directories of a workspace that is about to start. `prefix` is its key in the file."""
     assert workspace.home is not None
     key, home = f"{prefix}.home", workspace.home
     wrong = check_directory(home, may_be_absent=True)
@@ -78,7 +78,7 @@ def check_shares(prefix: str, workspace: WorkspaceSpec) -> Iterator[Problem]:
 
 
 def check_directory(path: str, *, may_be_absent: bool) -> str:
-    """Why a directory cannot be shared, in words; "" when it can. The same way as bind.py takes: no symbolic links."""
+    """The reason why a directory cannot be shared, in words; "" when it can. As for bind.py: no symbolic links."""
     for part in [*reversed(Path(path).parents), Path(path)]:
         what = "" if part == Path(path) else f"leads through {part}, which "
         try:
@@ -95,8 +95,8 @@ def check_directory(path: str, *, may_be_absent: bool) -> str:
 
 
 def mount_points(workspace: WorkspaceSpec) -> dict[str, Path]:
-    """Target -> the directory of the host's that it covers, for mounts inside the home. What is inside another mount
-    is not in the home."""
+    """Target -> the directory of the host's that it covers, for mounts inside the home. A mount inside another mount is
+    not in the home."""
     assert workspace.home is not None
     inside = Path("/home", workspace.user)
     targets = [Path(mount.target) for mount in workspace.mounts]
@@ -113,8 +113,8 @@ def has_mount_points(workspace: WorkspaceSpec) -> bool:
 
 
 def ensure_mount_points(name: str, workspace: WorkspaceSpec, gid: int) -> None:
-    """Directories of the owner's for the mounts inside the home. A container's own root cannot make them: in a home
-    that is mapped to the owner's uid, it has none."""
+    """Make directories of the owner's for the mounts inside the home. A container's own root cannot make them: in a
+    home that is mapped to the owner's uid, it has none."""
     assert isinstance(workspace.owner, int) and workspace.home is not None
     for target, point in mount_points(workspace).items():
         try:
@@ -137,8 +137,8 @@ def observe_tree() -> Tree:
 
 def ensure_shares(layout: Layout, paths: Iterable[str], guests: Mapping[str, Iterable[Guest]] | None = None) -> None:
     """Put the options on every path that does not have them; take our mounts from paths that are no longer shared, once
-    nothing there would count that they kept from counting. `guests` are those who write there. What a guest made so
-    that it cannot be looked through keeps its mount, and holds up nothing else: `kept_guards` tells of it.
+    nothing there would count that they kept from counting. `guests` are those who write there. A directory that a guest
+    made impossible to look through keeps its mount, and holds up nothing else: `kept_guards` tells of it.
 
     Which mounts are ours stands in a file of the runtime directory: like them, it is gone after a reboot.
     """
@@ -171,8 +171,9 @@ def ensure_shares(layout: Layout, paths: Iterable[str], guests: Mapping[str, Ite
 def _take_away(
     gone: Collection[str], ours: Collection[str], known: Mapping[str, Iterable[Guest]], before: Mapping[str, Stuck]
 ) -> dict[str, Stuck]:
-    """Unmount what is over itself at the paths that are `gone`, as often as it is there, the inner ones first. Returns
-    those that have to stay, and why. What is hidden by something else's mount is not touched, nor is that."""
+    """Unmount directories that are mounted over themselves, as often as they are, at the paths that are `gone`, the
+    inner ones first. Returns those that have to stay, and why. Mounts hidden by something else's are not touched, nor
+    is that."""
     stuck: dict[str, Stuck] = {}
     while True:
         tree = observe_tree()
@@ -189,8 +190,8 @@ def _take_away(
 
 
 def _why_stuck(path: str, guests: Iterable[Guest], before: Stuck | None) -> Stuck | None:
-    """Why a mount that nobody wants has to stay; None when it may go. What failed is let be for a while: whoever
-    reconciles the host waits for it."""
+    """The reason why a mount that nobody wants has to stay; None when it may go. After a failure it stays for a while,
+    since reconciling the host waits for it."""
     if before is not None and 0 <= time.time() - before[0] < TRY_AGAIN:
         return before
     try:
@@ -202,7 +203,7 @@ def _why_stuck(path: str, guests: Iterable[Guest], before: Stuck | None) -> Stuc
 
 
 def _unmount(path: str) -> Stuck | None:
-    """Take away what is mounted over itself there. Returns why that could not be: it may have been moved just now."""
+    """Unmount a directory that is mounted over itself. Returns why that failed: it may have been moved just now."""
     try:
         run([*own_program("hutch.host.storage.unbind", sys.executable), path])
     except CommandFailed as error:
@@ -211,7 +212,7 @@ def _unmount(path: str) -> Stuck | None:
 
 
 def release(layout: Layout, path: str) -> None:
-    """Take our mount from what is about to be deleted, whatever is in it. May be called again."""
+    """Take our mount from a directory that is about to be deleted, whatever is in it. May be called again."""
     ours, binds = _mounted(layout)
     if path not in ours:
         return
@@ -224,7 +225,7 @@ def release(layout: Layout, path: str) -> None:
 
 
 def hold(layout: Layout, path: str, why: str) -> bool:
-    """Keep our mount there, for `ensure_shares` to find. False where there is none."""
+    """Keep our mount on a directory, for `ensure_shares` to find. False where there is none."""
     ours, binds = _mounted(layout)
     if path in ours:
         _note(layout, ours, binds, noted_guests(layout), {**noted_stuck(layout), path: (time.time(), why)})
@@ -239,13 +240,13 @@ def _mounted(layout: Layout) -> tuple[list[str], dict[str, int]]:
 
 
 def kept_guards(layout: Layout) -> list[str]:
-    """What is guarded although nobody shares it any more, and why, in sentences."""
+    """Sentences: the directories that are guarded although nobody shares them any more, and why."""
     return [f"{path} stays mounted nosuid,nodev over itself: {why}" for path, (_, why) in noted_stuck(layout).items()]
 
 
 def noted_shares(layout: Layout, wanted: Iterable[str], mounts: Iterable[str], binds: Mapping[str, int]) -> list[str]:
     """The paths on which mounts of ours are. Nobody else mounts anything in the directories of workspaces; elsewhere it
-    stands in the file, and without one that can be read what is shared is taken for ours. A directory may have been
+    stands in the file, and without one that can be read shared paths are taken for ours. A directory may have been
     renamed since: its mount, one of `binds`, goes with it and keeps its id."""
     inside = [path for path in mounts if path.startswith(f"{layout.workspaces}/")]
     data = read_or_none(layout.shares)
@@ -262,18 +263,18 @@ def noted_shares(layout: Layout, wanted: Iterable[str], mounts: Iterable[str], b
 
 
 def unguarded(paths: Iterable[str], mounts: Tree) -> tuple[str, ...]:
-    """The paths that are to have the options, and do not. What cannot be shared needs no guard."""
+    """The paths that are to have the options, and do not. A path that cannot be shared needs no guard."""
     open_ones = [path for path in dict.fromkeys(paths) if not mounts.options(path) >= OPTIONS]
     return tuple(path for path in open_ones if not check_directory(path, may_be_absent=False))
 
 
 def waits_for_mount(path: str) -> bool:
-    """Whether it is absent, and systemd is to mount something on the way to it."""
+    """Whether a path is absent, and systemd is to mount something on the way to it."""
     return not os.path.lexists(path) and bool(waiting_mounts(path))
 
 
 def noted_guests(layout: Layout) -> dict[str, set[Guest]]:
-    """Who could write in the paths on which mounts of ours are, as far as it can be read."""
+    """The guests that could write in the paths on which mounts of ours are, as far as the note can be read."""
     return _noted(layout, "guests", lambda those: {Guest(int(base), int(owner)) for base, owner in those})
 
 
@@ -283,7 +284,7 @@ def noted_stuck(layout: Layout) -> dict[str, Stuck]:
 
 
 def _noted(layout: Layout, part: str, read: Callable[[Any], T]) -> dict[str, T]:
-    """What is noted of each path, as far as it can be read."""
+    """One part of the notes on each path, as far as they can be read."""
     try:
         data = read_or_none(layout.shares)
         body = {} if data is None else decode(SHARES, layout.shares, data)
@@ -293,8 +294,8 @@ def _noted(layout: Layout, part: str, read: Callable[[Any], T]) -> dict[str, T]:
 
 
 def disarm(path: str, guest: Guest) -> None:
-    """Take setuid and setgid from what a guest made: nothing will keep them from counting any more. What is not the
-    guest's, and not its owner's, stays as it is."""
+    """Take setuid and setgid from a guest's files: nothing will keep them from counting any more. Files that are
+    neither the guest's nor its owner's stay as they are."""
     own = {guest.owner, *range(guest.uid_base, guest.uid_base + UID_COUNT)}
     nothing = (FileNotFoundError, NotADirectoryError)  # nothing is shared where no directory is
     with explained(f"{path} cannot be looked through for setuid files"), suppress(*nothing), opened(path) as top:
@@ -349,7 +350,7 @@ def is_closed(directory: Path, gid: int) -> bool:
 
 
 def ensure_home(path: Path, uid: int, gid: int) -> None:
-    """A home of the owner's. An existing one must be the owner's already: root does not chown what guests write."""
+    """Make a home. An existing one must be the owner's already: root does not chown what guests write."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:

@@ -31,6 +31,6 @@ def main(path: str) -> None:
 
 
 def mount_of(descriptor: int) -> str:
-    """The id of the mount that it was opened on."""
+    """The id of the mount on which a descriptor was opened."""
     with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
         return next(line.split()[1] for line in file if line.startswith("mnt_id:"))
