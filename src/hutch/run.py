@@ -49,7 +49,7 @@ class ProgramMissing(CommandFailed):
 
     def __init__(self, argv: Sequence[str]) -> None:
         super().__init__(argv, "is not installed", "", None)
-        self.resolution = "`hutch doctor` names the package"
+        self.resolution = "`hutch doctor` names the packages of all that hutch needs"
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

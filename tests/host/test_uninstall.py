@@ -87,10 +87,12 @@ def test_doctor_takes_away_what_a_deleted_state_directory_has_left(
     (finding,) = [
         f for f in json.loads(instance.hutch("doctor", "--json", check=False).stdout) if "behind" in f["name"]
     ]
-    assert (finding["state"], finding["do"]) == ("conflict", "`sudo hutch doctor --fix`")
+    assert finding["state"] == "conflict" and "`sudo hutch doctor --fix` stops them" in finding["do"]
     assert str(instance.state) in finding["means"]
-    told = instance.hutch("doctor", "--fix", check=False)
-    assert "+ take away what workspaces without a state directory have left" in told.stderr
+    assert "left behind" in instance.hutch("doctor", "--fix", check=False).stdout  # nobody was there to say yes
+    assert instance.run.exists()
+    told = instance.hutch("doctor", "--fix", "--yes", check=False)
+    assert f"+ take away what the workspaces of {instance.state} have left" in told.stderr
     assert "+ leave forwarding on: " in told.stderr  # nobody knows any more what it was
     assert "left behind" not in told.stdout
     FORWARDING.write_text(forwarding)
@@ -106,3 +108,25 @@ def declare(instance: Instance, workspace_type: str) -> None:
     os.chown(own, 1000, 1000)
     mount = f'mounts = [{{ source = "{own}", target = "/src" }}]'
     instance.declare(workspace_type, web=mount, **({"other": ""} if workspace_type == "container" else {}))
+
+
+@pytest.mark.parametrize("pattern", ["network.json*", "workspaces/*/workspace.json*"])
+@pytest.mark.parametrize("content", [None, b"damaged"], ids=["gone", "damaged"])
+def test_a_state_directory_that_has_lost_something_is_not_gone(
+    make_instance: MakeInstance, pattern: str, content: bytes | None
+) -> None:
+    instance = make_instance()
+    instance.declare("container", web="", other="")
+    instance.up()
+    lost = {path: path.read_bytes() for path in instance.state.glob(pattern)}
+    assert lost
+    try:
+        for path in lost:
+            path.unlink() if content is None else path.write_bytes(content)
+        found = {finding["name"] for finding in json.loads(instance.hutch("doctor", "--json", check=False).stdout)}
+        assert "left behind" not in found and "KVM" in found
+        instance.hutch("doctor", "--fix", "--yes", check=False)
+        assert instance.ssh("web", "echo alive").stdout == "alive\n"
+    finally:
+        for path, before in lost.items():
+            path.write_bytes(before)

@@ -119,8 +119,8 @@ def check_golden_case(name: str, text: str, minimal: str) -> None:
     if text == minimal:
         check_golden(name, text)
         return
-    lines = [*difflib.unified_diff(minimal.splitlines(), text.splitlines(), n=1, lineterm="")][2:]
-    check_golden(f"{name}.diff", "".join("@@\n" if line.startswith("@@") else f"{line}\n" for line in lines))
+    lines = [*difflib.unified_diff(minimal.splitlines(keepends=True), text.splitlines(keepends=True), n=1)][2:]
+    check_golden(f"{name}.diff", "".join(lines))
 
 
 def lines_of(launch: Launch) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import stat
 from collections.abc import Callable
+from contextlib import ExitStack
 
-from hutch.errors import HutchError
 from hutch.files import kept_open
 from hutch.trees.cursor import PINNED, open_strictly, way_to
 
@@ -18,7 +19,8 @@ BOTH_WAYS = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
 
 def terminal_of(pidfd: int, leader: int, uid: int) -> Callable[[], tuple[int, int]]:
     """Return a function that opens one: the host's end first. `leader` is the container's process 1 with its `pidfd`,
-    `uid` the number that the login user has inside. HutchError when the container has ended, or has no /dev/pts."""
+    `uid` the number that the login user has inside. Where the guest has none to give, it is one of the host's, which
+    works as well, and has no name inside."""
 
     def open_both() -> tuple[int, int]:
         try:
@@ -26,8 +28,8 @@ def terminal_of(pidfd: int, leader: int, uid: int) -> Callable[[], tuple[int, in
                 owner = _first_uid(leader) + uid
                 signal.pidfd_send_signal(pidfd, 0)  # so it was that process's
                 return _open_below(root, owner)
-        except OSError as error:
-            raise HutchError(f"no terminal can be had in the workspace: {error.strerror}") from error
+        except OSError:
+            return os.openpty()
 
     return open_both
 
@@ -35,17 +37,18 @@ def terminal_of(pidfd: int, leader: int, uid: int) -> Callable[[], tuple[int, in
 def _open_below(root: int, owner: int) -> tuple[int, int]:
     """Open a pseudo-terminal. All of /dev is the guest's: follow no link, open only the kernel's own multiplexer."""
     with kept_open(open_strictly("dev/pts/ptmx", below=root, flags=PINNED, is_one_mount=False)) as found:
-        if os.fstat(found).st_rdev != MULTIPLEXER:
-            raise FileNotFoundError(None, "its /dev/pts is none")
+        status = os.fstat(found)
+        if not stat.S_ISCHR(status.st_mode) or status.st_rdev != MULTIPLEXER:
+            raise FileNotFoundError
         outer = os.open(way_to(found), BOTH_WAYS)
-    try:
+    with ExitStack() as undo:
+        undo.callback(os.close, outer)
         fcntl.ioctl(outer, TIOCSPTLCK, b"\0\0\0\0")
         inner = fcntl.ioctl(outer, TIOCGPTPEER, BOTH_WAYS)
+        undo.callback(os.close, inner)
         os.fchown(inner, owner, -1)
-        return outer, inner
-    except BaseException:
-        os.close(outer)
-        raise
+        undo.pop_all()
+    return outer, inner
 
 
 def _first_uid(leader: int) -> int:

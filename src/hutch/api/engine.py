@@ -192,13 +192,13 @@ class Hutch:
         turn(self.layout, verb, names, self.record, self.listen)
 
     @with_restored_records
-    def remove(self, names: Iterable[str], *, purge: bool = False, force: bool = False) -> dict[str, tuple[str, ...]]:
-        """Stop and remove workspaces; returns notes on each. Without `force`, removes none while unsaved git work or a
-        live session is in the way of one."""
+    def remove(self, names: str | Iterable[str], *, purge: bool = False, force: bool = False) -> None:
+        """Stop and remove workspaces. Without `force`, removes none while unsaved git work or a live session is in the
+        way of one."""
         # Spares the start-up of `hutch ls`.
         from hutch.apply.leaving import remove
 
-        return remove(self.layout, names, self.listen, purge=purge, force=force)
+        remove(self.layout, names, self.listen, purge=purge, force=force)
 
     @with_restored_records
     def uninstall(self, *, purge: bool = False, force: bool = False) -> tuple[str, ...]:

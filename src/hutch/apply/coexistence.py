@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import shlex
 from collections.abc import Iterator
 
 from hutch.apply.doctor import Finding, State
@@ -58,9 +57,11 @@ def wanted_repairs(seen: Neighbours) -> Repairs:
 def check_orphans(seen: Neighbours) -> Iterator[Finding]:
     """Findings on state directories that somebody deleted under their workspaces."""
     for state in seen.orphans:
-        means = f"{state} is gone, and its network and its workspaces are still on this host"
-        other = f"`sudo env HUTCH_STATE_DIR={shlex.quote(state)} hutch doctor --fix`, with its HUTCH_RUN_DIR"
-        yield Finding("left behind", "conflict", means, FIX if state == seen.state else other)
+        means = f"{state} holds no record, and its network and its workspaces are still on this host"
+        what = "mount its disk again; or, if it was deleted, "
+        own = f"{FIX} stops them and takes them away, once you say so"
+        other = "the same command with its HUTCH_STATE_DIR and HUTCH_RUN_DIR"
+        yield Finding("left behind", "conflict", means, what + (own if state == seen.state else f"{FIX}: {other}"))
 
 
 def obstacles_of(seen: Neighbours) -> tuple[Obstacle, ...]:

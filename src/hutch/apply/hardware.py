@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def hardware_of(layout: Layout, image: str, accelerator: Accelerator) -> Hardwar
     )
 
 
+@functools.cache
 def cloud_hypervisor() -> str | None:
     """The program, where one that is new enough is installed."""
     program = find_program(TRAITS.program)

@@ -28,12 +28,11 @@ from hutch.state import journaled, read_network, read_record, read_records
 from hutch.trees.removing import remove_tree
 
 
-def remove(
-    layout: Layout, names: Iterable[str], listen: Listener, *, purge: bool, force: bool
-) -> dict[str, tuple[str, ...]]:
-    """Stop and remove workspaces, or none of them; see `Hutch.remove`. Returns notes for the user, by workspace."""
+def remove(layout: Layout, names: str | Iterable[str], listen: Listener, *, purge: bool, force: bool) -> None:
+    """Stop and remove workspaces; see `Hutch.remove`. `listen` is told of each, with notes for the user."""
     with lock(layout):
         recover(layout, listen)
+    names = [names] if isinstance(names, str) else names
     records = {name: read_record(layout, name) if is_name(name) else None for name in names}
     found = {name: record for name, record in records.items() if record and (purge or not record.removed)}
     if unknown := [name for name in records if name not in found]:
@@ -46,25 +45,22 @@ def remove(
             )
     if not force:
         check_saved(layout, found)
-    notes = {}
-    for name, record in found.items():
-        with lock(layout):
-            notes[name] = removal.remove(layout, record, purge=purge)
-        listen(name, "removed", "")
-    return notes
+    with lock(layout):
+        for name, record in found.items():
+            notes = "; ".join(removal.remove(layout, record, purge=purge))
+            listen(name, "removed", f"({notes})" if notes else "")
 
 
 def uninstall(layout: Layout, listen: Listener, *, purge: bool, force: bool) -> tuple[str, ...]:
     """Take hutch off this host; see `Hutch.uninstall`. Returns notes for the user."""
-    if not layout.state.exists():
+    if not layout.state.exists() and not has_namespace(layout):
         return ()
     with lock(layout):
         recover(layout, listen)
     notes: list[str] = []
     if purge:
-        hutchs = [name for name, record in read_records(layout).items() if not record.ejected]  # others need it no more
-        for found in remove(layout, hutchs, listen, purge=True, force=force).values():
-            notes += found
+        own = [name for name, record in read_records(layout).items() if not record.ejected]  # others need it no more
+        remove(layout, own, listen, purge=True, force=force)
     with lock(layout):
         notes += take_away(layout)
         if purge:

@@ -42,23 +42,23 @@ def prepare_machines(layout: Layout, records: Iterable[Record], listen: Listener
     machines = [record for record in records if is_machine(record.wanted)]
     starting = [(record.file, record.name, record.wanted) for record in machines]
     check_context_ids(starting)
-    accelerator = find_accelerator(layout, starting, [record.image for record in machines])
+    accelerator = check_accelerator(layout, [((r.file, r.name, r.wanted), r.image) for r in machines])
     if text := describe_accelerator(accelerator):
         listen(", ".join(record.name for record in machines), "warning", text)
     return accelerator
 
 
-def find_accelerator(layout: Layout, machines: Sequence[Starting], images: Sequence[str]) -> Accelerator:
-    """The accelerator of machines of these images, once this host has the hypervisor that each names. The caller holds
-    the lock."""
+def check_accelerator(layout: Layout, machines: Sequence[tuple[Starting, str]]) -> Accelerator:
+    """Refuse machines, each given with its image, that name a hypervisor which this host has not; returns what all of
+    them run under. The caller holds the lock."""
     # Spares the start-up of `hutch up` for containers.
     from hutch.apply.hardware import accelerator_of, hardware_of
 
-    accelerator = accelerator_of(layout, images[0])
-    check_hypervisors(machines, accelerator)
+    accelerator = accelerator_of(layout, machines[0][1])
+    check_hypervisors((machine for machine, _ in machines), accelerator)
     refuse_files(
         (file, problem)
-        for (file, name, workspace), image in zip(machines, images, strict=True)
+        for (file, name, workspace), image in machines
         for problem in check_named(name, workspace, hardware_of(layout, image, accelerator))
     )
     return accelerator
@@ -116,7 +116,7 @@ def check_new_machines(layout: Layout, plan: Plan, records: Mapping[str, Record]
     wanted = {a.workspace: a.wanted for a in plan.actions if a.starts and a.wanted and is_machine(a.wanted.workspace)}
     machines = {name: (plan.file, name, item.workspace) for name, item in wanted.items()}
     if machines:
-        find_accelerator(layout, [*machines.values()], [item.image for item in wanted.values()])
+        check_accelerator(layout, [(machines[name], item.image) for name, item in wanted.items()])
     check_context_ids(machines[name] for name, new in wanted.items() if not _may_have(layout, records.get(name), new))
 
 

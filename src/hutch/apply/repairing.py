@@ -77,10 +77,6 @@ def repair(layout: Layout, file: Path | None, tell: Told) -> list[HutchError]:
     """Make the safe repairs that are not there. Returns the failures: the rest is done all the same."""
     failures = []
     with changing(layout):
-        if str(layout.state) in observe_orphans(layout):
-            tell("take away what workspaces without a state directory have left")
-            take_away(layout)
-            tell(f"leave forwarding on: what it was before is not known (sysctl {router.FORWARDING.replace('/', '.')})")
         for make in _repairs(layout, wanted_repairs(look(layout, file)), tell):
             try:
                 with troubles_told():
@@ -88,6 +84,30 @@ def repair(layout: Layout, file: Path | None, tell: Told) -> list[HutchError]:
             except HutchError as error:
                 failures.append(error)
     return failures
+
+
+def is_left_behind(layout: Layout) -> bool:
+    """Whether somebody deleted the state directory under its workspaces."""
+    return str(layout.state) in observe_orphans(layout)
+
+
+def clear_away(layout: Layout, tell: Told) -> list[HutchError]:
+    """Stop the workspaces of a state directory that was deleted, and take away what they have left. Returns the failure
+    in a list: other repairs are made all the same."""
+    try:
+        with troubles_told(), changing(layout):
+            if not layout.services.is_dir():
+                raise HutchError(
+                    f"{layout.run} is not the runtime directory of the workspaces of {layout.state}",
+                    resolution="give the HUTCH_RUN_DIR that they were started with",
+                )
+            tell(f"take away what the workspaces of {layout.state} have left")
+            for note in take_away(layout):
+                tell(f"not undone: {note}")
+            tell(f"leave forwarding on: what it was before is not known (sysctl {router.FORWARDING.replace('/', '.')})")
+    except HutchError as error:
+        return [error]
+    return []
 
 
 def _repairs(layout: Layout, wanted: Repairs, tell: Told) -> Iterator[Callable[[], None]]:

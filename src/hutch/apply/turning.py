@@ -34,22 +34,18 @@ def turn(layout: Layout, verb: Verb, names: Iterable[str], find: Callable[[str],
 
 def check_host(layout: Layout, starting: Sequence[Record], so_not: str) -> None:
     """Refuse workspaces that this host cannot start, or whose image is not in the cache."""
-    if any(is_machine(record.wanted) for record in starting):
-        # Spares the start-up of `hutch start` for containers, as below.
-        from hutch.apply.machines import check_machines
-
-        check_machines((record.file, record.name, record.wanted) for record in starting)
     for record in starting:
         if not layout.image_root(record.image).is_dir():
             raise HutchError(
                 f"{record.name}: its image {record.image} is not in the cache{so_not}",
                 resolution="`hutch up` builds it again",
             )
-        if is_machine(record.wanted):
-            # Spares the start-up of `hutch start` for containers.
-            from hutch.apply.hardware import machine_of
+    if machines := [record for record in starting if is_machine(record.wanted)]:
+        # Spares the start-up of `hutch start` for containers.
+        from hutch.apply.machines import check_accelerator, check_machines
 
-            machine_of(layout, record.image)
+        check_machines((record.file, record.name, record.wanted) for record in machines)
+        check_accelerator(layout, [((record.file, record.name, record.wanted), record.image) for record in machines])
     check_shares((record.file, record.name, record.wanted) for record in starting)
     if read_network(layout) is None:
         raise no_network()

@@ -23,7 +23,7 @@ from hutch.spec.names import Layout
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--fix", is_flag=True, help="Make the repairs that are safe, and say each; then check.")
 @click.option("--undo", is_flag=True, help="Take back what --fix has done, and nothing else.")
-@click.option("--yes", is_flag=True, help="With --fix: install missing packages without asking.")
+@click.option("--yes", is_flag=True, help="With --fix: do not ask.")
 @global_options
 def doctor(options: Options, as_json: bool, fix: bool, undo: bool, yes: bool) -> int:
     """Check what this host can do, what it cannot enforce, and who else on it stops workspaces.
@@ -33,8 +33,9 @@ def doctor(options: Options, as_json: bool, fix: bool, undo: bool, yes: bool) ->
     addresses. It exits with 1 when something needed is missing, or a conflict stops workspaces now.
 
     --fix lets workspaces through others' firewalls, keeps NetworkManager off their uplink, turns forwarding on where
-    a workspace needs it, tries KVM with a guest, and installs the aliases; packages only after asking, or with --yes.
-    `hutch rm --purge` of the last workspace, `hutch uninstall` and --undo take all of it back, but for packages.
+    a workspace needs it, tries KVM with a guest, and installs the aliases. Only after asking, or with --yes, it
+    installs packages, and stops and takes away the workspaces whose state directory was deleted.
+    `hutch rm --purge` of the last workspace, `hutch uninstall` and --undo take the rest back.
     """
     if undo and (fix or yes):
         raise UsageError("--undo excludes --fix and --yes")
@@ -78,6 +79,9 @@ def repair(layout: Layout, options: Options, *, is_agreed: bool) -> list[HutchEr
             repairing.install(command)
         except HutchError as error:
             failures.append(error)
+    question = f"stop what runs, and take away what the workspaces of {layout.state} have left?"
+    if repairing.is_left_behind(layout) and (is_agreed or (sys.stdin.isatty() and click.confirm(question, err=True))):
+        failures += repairing.clear_away(layout, tell)
     failures += repairing.repair(layout, options.path, tell)
     if not said and not failures:
         options.say("nothing to repair")

@@ -50,9 +50,7 @@ restart = turning("restart", "Stop and start workspaces; what was pending takes 
 @needs_root
 def rm(options: Options, names: tuple[str, ...], purge: bool, force: bool) -> None:
     """Stop and remove workspaces. Their homes are kept unless --purge."""
-    for name, notes in Hutch(listen=options.listen).remove(names, purge=purge, force=force).items():
-        for note in notes:
-            options.say(f"{name}: {note}")
+    Hutch(listen=options.listen).remove(names, purge=purge, force=force)
 
 
 @click.command()

@@ -133,7 +133,7 @@ def list_kept(as_json: bool) -> None:
     if as_json:
         print_json(entries)
     else:
-        print_table(("NAME", "ADDRESS", "HOME", "FILE"), [tuple(entry.values()) for entry in entries])
+        print_table(("NAME", "ADDRESS", "HOME", "FILE"), [tuple(map(printable, entry.values())) for entry in entries])
 
 
 @click.command()
@@ -154,7 +154,8 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
         for key, value in {**entry, **since}.items():
             for line in value if isinstance(value, list) else [value]:
                 if line not in (None, ""):
-                    click.echo(f"{key:>14}  {show_mount(line) if isinstance(line, dict) else line}")
+                    text = show_mount(line) if isinstance(line, dict) else str(line)
+                    click.echo(f"{key:>14}  {printable(text)}")
 
 
 @click.command()

@@ -75,7 +75,10 @@ def install_filters(filters: list[bytes]) -> None:
     """Install these filters in this process, and in what it becomes. Needs CAP_SYS_ADMIN in its user namespace."""
     for code in filters:
         program = Program(len(code) // INSTRUCTION, code)
-        call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
+        try:
+            call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
+        except OSError as error:
+            raise OSError(error.errno, "the filter of the guest's system calls cannot be installed") from error
 
 
 def main(system_calls: str, other_families_than: str, *argv: str) -> NoReturn:

@@ -31,5 +31,15 @@ def _locate(file: str, problems: list[Problem]) -> list[Problem]:
     except ConfigError:
         return problems
     positions = Positions(text)
-    located = (replace(problem, line=positions.find(undotted(problem.key)).line) for problem in problems)
-    return sorted(located, key=lambda problem: problem.line)
+
+    def line_of(problem: Problem) -> int:
+        """The line of the value, where it is the one that was found wrong: the file may have been changed since. That
+        of its table otherwise."""
+        path = undotted(problem.key)
+        for at in (path, ("defaults", *path[2:])):
+            place = positions.find(at)
+            if place.text and problem.value.endswith(place.text.strip("\"'~.")):
+                return place.line
+        return positions.find(path[:2]).line
+
+    return sorted((replace(p, line=line_of(p)) for p in problems), key=lambda problem: problem.line)

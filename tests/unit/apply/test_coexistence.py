@@ -50,6 +50,7 @@ QUIET = Neighbours(
     answers=None,
     drop_in="/etc/NetworkManager/conf.d/90-hutch.conf",
     without_aliases=(),
+    orphans=(),
 )
 NOBODY = replace(
     QUIET, workspaces=Workspaces(NETWORK, {}), is_linked=False, host=HostNetwork({"eth0": LINKS[1]}, ROUTES[:1])

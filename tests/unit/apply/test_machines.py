@@ -121,7 +121,7 @@ def test_an_id_in_use_is_found_before_anything_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, booted: WorkspaceSpec | None, state: str | None, is_asked: bool
 ) -> None:
     monkeypatch.setattr(vsock, "is_free", lambda cid: False)
-    monkeypatch.setattr("hutch.apply.machines.find_accelerator", lambda *arguments: TCG)
+    monkeypatch.setattr("hutch.apply.machines.check_accelerator", lambda *arguments: TCG)
     layout = Layout(tmp_path / "state", tmp_path / "run")
     record = Record("web", FILE, VM, "image-1", 0x7000_0000, "0" * 32)
     if booted is not None:

@@ -92,7 +92,6 @@ def test_what_a_disk_refuses_holds_up_no_other_repair(tmp_path: Path, monkeypatc
         raise OSError(errno.EROFS, "Read-only file system", "/etc/x")
 
     monkeypatch.setattr(repairing, "changing", nullcontext)
-    monkeypatch.setattr(repairing, "observe_orphans", lambda layout: ())
     monkeypatch.setattr(repairing, "look", lambda *arguments: None)
     monkeypatch.setattr(repairing, "wanted_repairs", lambda seen: None)
     monkeypatch.setattr(repairing, "_repairs", lambda *arguments: [refuse, lambda: done.append(True)])

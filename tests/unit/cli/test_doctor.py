@@ -92,6 +92,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     facts: dict[str, Any] = {"own": GOOD, "others": QUIET}
     monkeypatch.setattr("hutch.cli.doctor.observe_abilities", lambda layout: facts["own"])
     monkeypatch.setattr("hutch.apply.repairing.look", lambda layout, file: facts["others"])
+    monkeypatch.setattr("hutch.apply.repairing.is_left_behind", lambda layout: False)
     return facts
 
 

@@ -430,8 +430,8 @@ def test_find_by_glob(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "slowness"),
-    [(0.0, 1), (0.0002, 1), (0.0007, 1), (0.0015, 1), (0.008, 10), (0.1, 10)],
-    ids=["no time", "fast", "usual", "with neighbours", "emulated", "at a crawl"],
+    [(0.0, 1), (0.0002, 1), (0.0007, 1), (0.0014, 1), (0.0016, 10), (0.008, 10), (0.1, 10)],
+    ids=["no time", "fast", "usual", "with neighbours", "slow", "emulated", "at a crawl"],
 )
 def test_how_slow_a_host_is_gets_measured(seconds: float, slowness: int, monkeypatch: pytest.MonkeyPatch) -> None:
     spent = iter([seconds, seconds + 1, seconds * 2])  # whoever came between does not count

@@ -78,12 +78,12 @@ def test_a_rule_for_another_port_lets_no_question_pass() -> None:
     """The rule for port 53, where an older hutch asked, say."""
     passing = tuple(rule("ufw-user-forward", way, ACCEPT) for way in (COMES, GOES))
 
-    def rules_for(port: int) -> tuple[Obstacle, ...]:
-        asked = {"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": port}}
+    def rules_for(port: Any, op: str = "==") -> tuple[Obstacle, ...]:
+        asked = {"match": {"op": op, "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": port}}
         return check(*UFW, *passing, rule("ufw-user-input", COMES, asked, ACCEPT))
 
-    assert len(rules_for(53)) == 1
-    assert rules_for(5302) == ()
+    assert len(rules_for(53)) == len(rules_for(5302, "!=")) == len(rules_for({"set": [53, 54]})) == 1
+    assert rules_for(5302) == rules_for(53, "!=") == rules_for({"set": [53, {"range": [5300, 5310]}]}) == ()
 
 
 def test_with_ufw_the_policy_is_ufws_and_not_dockers() -> None:

@@ -323,7 +323,11 @@ def host_tables(layout: Layout, network: Network, members: tuple[Member, ...]) -
     _, router_end = names.uplink_addresses(network.uplink)
     published = tuple(rule for member in members for rule in _published(member))
     # Packets from a network for 127.0.0.1 are dropped before they get to a translation.
-    afar = tuple(rule for member in members for rule in _published(member, afar=True))
+    afar = (
+        # The router's questions for names, which a port of the same number must not lead back to it.
+        Rule("own-questions", f'iifname "{layout.uplink_host}" accept'),
+        *(rule for member in members for rule in _published(member, afar=True)),
+    )
     to_router = (
         Rule("answers", f"{to_uplink} ct state established,related accept"),
         Rule("published", f"{to_uplink} ct status dnat accept"),
@@ -331,7 +335,7 @@ def host_tables(layout: Layout, network: Network, members: tuple[Member, ...]) -
     )
     way_out = (
         Rule("way-out", f'ip saddr {router_end} oifname != "{layout.uplink_host}" masquerade'),
-        Rule("from-loopback", f"{to_uplink} ip saddr 127.0.0.0/8 masquerade"),
+        Rule("from-the-host", f"{to_uplink} ct status dnat fib saddr type local masquerade"),
     )
     chains = (
         # After connection tracking, before the host's own address translation.

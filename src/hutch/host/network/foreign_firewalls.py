@@ -159,8 +159,16 @@ def _firewalld(rules: Rules, uplink: str) -> Iterator[Obstacle]:
 
 def _is_for_port(rule: list[dict[str, Any]], port: int) -> bool:
     """Whether the rule is about packets to that port, or to every one."""
+
+    def holds(right: Any) -> bool:
+        if isinstance(right, dict):
+            first, last = right.get("range", (1, 0))
+            return first <= port <= last or any(map(holds, right.get("set", ())))
+        return bool(right == port)
+
     matches = (part["match"] for part in rule if "match" in part)
-    return all(m["right"] == port for m in matches if m["left"].get("payload", {}).get("field") == "dport")
+    ports = (m for m in matches if isinstance(m["left"], dict) and m["left"].get("payload", {}).get("field") == "dport")
+    return all(holds(match["right"]) is (match["op"] == "==") for match in ports)
 
 
 def _goes_by(rule: list[dict[str, Any]], way: str, uplink: str) -> bool:

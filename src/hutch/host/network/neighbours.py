@@ -19,7 +19,6 @@ from hutch.run import run
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
-from hutch.state import read_network
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 
@@ -59,7 +58,7 @@ class Neighbours:
     answers: dict[str, str] | None
     drop_in: str
     without_aliases: tuple[str, ...]
-    orphans: tuple[str, ...] = ()
+    orphans: tuple[str, ...]
 
     @property
     def host_end(self) -> str:
@@ -92,14 +91,15 @@ def observe_neighbours(layout: Layout, workspaces: Workspaces, *, is_root: bool)
 
 
 def observe_orphans(layout: Layout) -> tuple[str, ...]:
-    """The state directories that interfaces of a hutch carry as their owner's name, and that are not there, or have
-    nothing written down of a network."""
-    states = set(map(router.tagged_state, router.observe_forwarders().values()))
-    return tuple(
-        str(state)
-        for state in sorted(state for state in states if state is not None)
-        if not state.exists() or (state == layout.state and read_network(layout) is None)
-    )
+    """The state directories of hutches whose uplink is on this host, and that are not there, or hold no record."""
+    uplinks = ((name, router.tagged_state(alias)) for name, alias in router.observe_forwarders().items())
+    states = (state for name, state in uplinks if state and name == Layout(state, layout.run).uplink_host)
+    return tuple(str(state) for state in sorted(states) if not has_records(state))
+
+
+def has_records(state: Path) -> bool:
+    """Whether anything is written down in a state directory of the network or of a workspace, damaged or not."""
+    return any(any(state.glob(pattern)) for pattern in ("network.json*", "workspaces/*/workspace.json*"))
 
 
 def answer(argv: list[str]) -> str:
