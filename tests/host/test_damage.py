@@ -15,6 +15,7 @@ import pytest
 
 from hutch.spec import names
 from hutch.spec.names import Layout
+from tests.host.egress import eventually
 from tests.host.golden import assert_as_declared, make_golden
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
@@ -203,7 +204,7 @@ def test_why_a_workspace_stopped_is_said(victim: Victim) -> None:
     main = os.pidfd_open(instance.status("web")["pid"])
     instance.inside("web", "systemctl", "poweroff", root=True, check=False)
     ended(main)
-    assert instance.status("web")["reason"] == "it powered off by itself"
+    assert eventually(lambda: instance.status("web")["reason"] == "it powered off by itself")  # said after its end
     main = json.loads(instance.hutch("plan", "--json").stdout)["actions"][0]
     assert (main["action"], main["notes"]) == ("start", ["it is stopped: it powered off by itself"])
     instance.up()
