@@ -13,10 +13,11 @@ import signal
 import stat
 import struct
 import sys
+from functools import partial
 from typing import NoReturn
 
 from hutch.access.streams import BY_FORCE, Streams, captured, own_streams
-from hutch.access.terminal import terminal_of
+from hutch.access.terminal import open_terminal
 from hutch.errors import HutchError
 from hutch.files import kept_open
 from hutch.frozen import dataclass
@@ -76,7 +77,10 @@ def enter(
         raise HutchError("the workspace has just ended")
     cgroup = Cgroup(cgroup_path)
     limits = _read_limits(leader[0], cgroup)
-    streams = captured(capture) if capture is not None else own_streams(terminal_of(pidfd, leader[0], login.uid))
+    if capture is not None:
+        streams = captured(capture)
+    else:
+        streams = own_streams(partial(open_terminal, pidfd, leader[0], login.uid))
     reading, writing = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -6,7 +6,6 @@ import fcntl
 import os
 import signal
 import stat
-from collections.abc import Callable
 from contextlib import ExitStack
 
 from hutch.files import kept_open
@@ -17,21 +16,17 @@ TIOCSPTLCK, TIOCGPTPEER = 0x4004_5431, 0x5441  # asm-generic/ioctls.h; TIOCGPTPE
 BOTH_WAYS = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
 
 
-def terminal_of(pidfd: int, leader: int, uid: int) -> Callable[[], tuple[int, int]]:
-    """Return a function that opens one: the host's end first. `leader` is the container's process 1 with its `pidfd`,
+def open_terminal(pidfd: int, leader: int, uid: int) -> tuple[int, int]:
+    """Open one; returns the host's end, and the command's. `leader` is the container's process 1 with its `pidfd`,
     `uid` the number that the login user has inside. Where the guest has none to give, it is one of the host's, which
     works as well, and has no name inside."""
-
-    def open_both() -> tuple[int, int]:
-        try:
-            with kept_open(os.open(f"/proc/{leader}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
-                owner = _first_uid(leader) + uid
-                signal.pidfd_send_signal(pidfd, 0)  # so it was that process's
-                return _open_below(root, owner)
-        except OSError:
-            return os.openpty()
-
-    return open_both
+    try:
+        with kept_open(os.open(f"/proc/{leader}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+            owner = _first_uid(leader) + uid
+            signal.pidfd_send_signal(pidfd, 0)  # so it was that process's
+            return _open_below(root, owner)
+    except OSError:
+        return os.openpty()
 
 
 def _open_below(root: int, owner: int) -> tuple[int, int]:

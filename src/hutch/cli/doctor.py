@@ -71,16 +71,19 @@ def repair(layout: Layout, options: Options, *, is_agreed: bool) -> list[HutchEr
     """Make the repairs, and print each change. Returns the failures; none is a reason not to do the rest."""
     said: list[str] = []
     tell, failures = teller(options, said), []
+
+    def agrees(question: str) -> bool:
+        return is_agreed or (sys.stdin.isatty() and click.confirm(question, err=True))
+
     command = installation(observe_abilities(layout))
-    question = f"install what is missing, with `{shlex.join(command)}`?"
-    if command and (is_agreed or (sys.stdin.isatty() and click.confirm(question, err=True))):
+    if command and agrees(f"install what is missing, with `{shlex.join(command)}`?"):
         tell(shlex.join(command))
         try:
             repairing.install(command)
         except HutchError as error:
             failures.append(error)
     question = f"stop what runs, and take away what the workspaces of {layout.state} have left?"
-    if repairing.is_left_behind(layout) and (is_agreed or (sys.stdin.isatty() and click.confirm(question, err=True))):
+    if repairing.is_left_behind(layout) and agrees(question):
         failures += repairing.clear_away(layout, tell)
     failures += repairing.repair(layout, options.path, tell)
     if not said and not failures:
