@@ -29,6 +29,8 @@ TOOLS = {
     "systemd-nspawn": "systemd-container",
     "ssh": "openssh-client",
     "newuidmap": "uidmap",
+    "setfattr": "attr",
+    "dnsmasq": "dnsmasq-base",
     SYSTEM_PYTHON: "python3",
 }
 TOOLS_FOR_VMS = {

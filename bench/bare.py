@@ -28,6 +28,13 @@ class Bare:
 
     def start_to_ready(self, number: int) -> float:
         """Seconds from systemd-nspawn's start to sshd's banner. The mounts before are not counted."""
+        return self._start(number, with_ssh=False)
+
+    def start_to_ssh(self, number: int) -> float:
+        """The same, and a command by ssh."""
+        return self._start(number, with_ssh=True)
+
+    def _start(self, number: int, *, with_ssh: bool) -> float:
         place = self.work / str(number)
         place.mkdir()
         log = str(self.work / f"{number}.log")
@@ -37,6 +44,8 @@ class Bare:
         )
         try:
             wait_for_banner(ADDRESS, alive=lambda: process.poll() is None)
+            if with_ssh:
+                self.check_works()
             ready = time.time()
             if number == 0:
                 self.check_works()

@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.measure import BenchError, run, spawn, try_run, wait_for_banner
 
 SERVER = "/usr/libexec/incus/incusd"
-BRIDGE, GATEWAY, ADDRESS = "bench-incus", "10.99.0.1", "10.99.0.50"
+BRIDGE, GATEWAY, ADDRESS = "bench-incus", "10.97.0.1", "10.97.0.50"
 MARKS = (BRIDGE, "lxc.payload", "lxc.monitor")
 MAC = "02:11:22:33:44:66"
 PRESEED = f"""
@@ -25,12 +25,12 @@ profiles:
     eth0: {{type: nic, nictype: bridged, parent: {BRIDGE}, name: eth0, hwaddr: "{MAC}"}}
 """
 METADATA = "architecture: x86_64\ncreation_date: 1700000000\nproperties: {os: debian, release: bench}\n"
-NETWORK = f"""[Match]
+NETWORK = """[Match]
 Name=eth0
 [Network]
-Address={ADDRESS}/24
-Gateway={GATEWAY}
-DNS={GATEWAY}
+Address={address}
+Gateway={gateway}
+DNS={gateway}
 LinkLocalAddressing=no
 IPv6AcceptRA=no
 """
@@ -42,10 +42,8 @@ class Incus:
     def __init__(self, tree: Path, work: Path) -> None:
         self.work = work / "incus"
         self.work.mkdir()
-        self.key = self.work / "key"
         os.environ["INCUS_DIR"] = str(self.work / "server")
         os.environ["INCUS_CONF"] = str(self.work / "client")
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f", str(self.key)])
         _ensure_uids()
         self._start_server()
         self._import_image(tree)
@@ -63,37 +61,8 @@ class Incus:
         run(["incus", "admin", "init", "--preseed"], stdin=PRESEED)
 
     def _import_image(self, tree: Path) -> None:
-        """The tree, plus what hutch gives by credentials: address, user and keys."""
-        layers = {name: self.work / name for name in ("upper", "layer-work", "merged", "meta")}
-        for folder in layers.values():
-            folder.mkdir()
-        merged = layers["merged"]
-        options = f"lowerdir={tree},upperdir={layers['upper']},workdir={layers['layer-work']}"
-        run(["mount", "-t", "overlay", "-o", options, "overlay", str(merged)])
-        try:
-            self._add_identity(merged)
-            squash = ["mksquashfs", str(merged), str(self.work / "root.squashfs"), "-comp", "zstd", "-quiet"]
-            run([*squash, "-no-progress"])
-        finally:
-            run(["umount", str(merged)])
-        (layers["meta"] / "metadata.yaml").write_text(METADATA)
-        meta = str(self.work / "meta.tar.gz")
-        run(["tar", "-C", str(layers["meta"]), "-czf", meta, "metadata.yaml"])
-        run(["incus", "image", "import", meta, str(self.work / "root.squashfs"), "--alias", "bench"])
-
-    def _add_identity(self, root: Path) -> None:
-        (root / "etc/systemd/network").mkdir(parents=True, exist_ok=True)
-        (root / "etc/systemd/network/50-bench.network").write_text(NETWORK)
-        run(["useradd", "--root", str(root), "--uid", "1000", "--create-home", "--shell", "/bin/bash", "dev"])
-        run(["usermod", "--root", str(root), "--password", "*", "dev"])  # "!" would be a locked account to sshd
-        keys = root / "home/dev/.ssh"
-        keys.mkdir(mode=0o700)
-        (keys / "authorized_keys").write_text(Path(f"{self.key}.pub").read_text())
-        for path in (keys, keys / "authorized_keys"):
-            os.chown(path, 1000, 1000)
-        host_key = str(root / "etc/ssh/ssh_host_ed25519_key")
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f", host_key])
-        (root / "etc/ssh/sshd_config.d/05-bench.conf").write_text("HostKey /etc/ssh/ssh_host_ed25519_key\n")
+        self.key, *files = pack(tree, self.work, f"{ADDRESS}/24", GATEWAY)
+        run(["incus", "image", "import", *files, "--alias", "bench"])
 
     def new_to_ssh(self, number: int) -> float:
         """Seconds from `incus init` of a new container to the end of a first ssh into it."""
@@ -113,13 +82,54 @@ class Incus:
 
     def _ssh_until_it_works(self) -> None:
         options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]
-        argv = ["ssh", "-F", "none", "-i", str(self.key), *options, f"dev@{ADDRESS}", "true"]
+        argv = ["ssh", "-F", "none", "-i", self.key, *options, f"dev@{ADDRESS}", "true"]
         end = time.monotonic() + 60
         while time.monotonic() < end:
             wait_for_banner(ADDRESS)
             if try_run(argv):
                 return
         raise BenchError(f"Incus's container does not answer to ssh\n{(self.work / 'server.log').read_text()[-2000:]}")
+
+
+def pack(tree: Path, work: Path, address: str, gateway: str) -> tuple[str, str, str]:
+    """The user's key, and the two files of an image, all made in `work`. The image is the tree, plus what hutch gives
+    by credentials: address, user and keys."""
+    key = make_key(work / "key")
+    layers = {name: work / name for name in ("upper", "layer-work", "merged", "meta")}
+    for folder in layers.values():
+        folder.mkdir()
+    merged = layers["merged"]
+    options = f"lowerdir={tree},upperdir={layers['upper']},workdir={layers['layer-work']}"
+    run(["mount", "-t", "overlay", "-o", options, "overlay", str(merged)])
+    root = str(work / "root.squashfs")
+    try:
+        _add_identity(merged, key, NETWORK.format(address=address, gateway=gateway))
+        run(["mksquashfs", str(merged), root, "-comp", "zstd", "-quiet", "-no-progress"])
+    finally:
+        run(["umount", str(merged)])
+    (layers["meta"] / "metadata.yaml").write_text(METADATA)
+    meta = str(work / "meta.tar.gz")
+    run(["tar", "-C", str(layers["meta"]), "-czf", meta, "metadata.yaml"])
+    return key, meta, root
+
+
+def make_key(path: Path) -> str:
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f", str(path)])
+    return str(path)
+
+
+def _add_identity(root: Path, key: str, network: str) -> None:
+    (root / "etc/systemd/network").mkdir(parents=True, exist_ok=True)
+    (root / "etc/systemd/network/50-bench.network").write_text(network)
+    run(["useradd", "--root", str(root), "--uid", "1000", "--create-home", "--shell", "/bin/bash", "dev"])
+    run(["usermod", "--root", str(root), "--password", "*", "dev"])  # "!" would be a locked account to sshd
+    keys = root / "home/dev/.ssh"
+    keys.mkdir(mode=0o700)
+    (keys / "authorized_keys").write_text(Path(f"{key}.pub").read_text())
+    for path in (keys, keys / "authorized_keys"):
+        os.chown(path, 1000, 1000)
+    make_key(root / "etc/ssh/ssh_host_ed25519_key")
+    (root / "etc/ssh/sshd_config.d/05-bench.conf").write_text("HostKey /etc/ssh/ssh_host_ed25519_key\n")
 
 
 def _ensure_uids() -> None:

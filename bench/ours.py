@@ -46,11 +46,12 @@ class Hutch:
     def __call__(self, *arguments: str, timeout: float = 300.0) -> str:
         return run(self.argv(*arguments), timeout=timeout)
 
-    def declare(self, *names: str, vms: Sequence[str] = (), subnet: str = SUBNET) -> None:
-        """Make hutch.toml say exactly these containers, with nothing but defaults, and virtual machines."""
+    def declare(self, *names: str, vms: Sequence[str] = (), subnet: str = SUBNET, more: str = "") -> None:
+        """Make hutch.toml say exactly these containers, with nothing but defaults, and virtual machines; and `more`
+        tables at its end."""
         tables = [f'[workspaces.{name}]\ntype = "container"\n' for name in names]
         tables += [f'[workspaces.{name}]\ntype = "vm"\n{HARDWARE}' for name in vms]
-        self.file.write_text("\n".join([f'{NETWORK}subnet = "{subnet}"\n', self.defaults, *tables]))
+        self.file.write_text("\n".join([f'{NETWORK}subnet = "{subnet}"\n', self.defaults, *tables, more]))
         self.file.chmod(0o644)
 
     def remove(self, *names: str) -> None:

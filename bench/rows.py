@@ -9,13 +9,15 @@ import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from bench import egress, vms
+from bench import cluster, egress, vms
 from bench.bare import Bare
 from bench.incus import Incus
 from bench.machine import has_systemd
 from bench.measure import BenchError, Samples, Usage, blocks_below, interleave, run, say, seconds, usage
+from bench.messages import echo
 from bench.ours import Hutch
 from bench.table import Row, Scenario, Setting
 
@@ -88,6 +90,80 @@ def start(setting: Setting) -> Iterator[Row]:
         "`systemd-nspawn` by hand, from its start to sshd's banner, same root tree",
         1.25,
     )
+
+
+def here(setting: Setting) -> Iterator[Row]:
+    """`hutch run -- true` in a directory that was never seen before, against systemd-nspawn by hand and ssh; and in one
+    whose workspace runs, against ssh."""
+    hutch = setting.hutch
+    bare = Bare(setting.tree, setting.work)
+    hutch.declare("first")
+    hutch("up")
+    template = Path("~/.config/hutch/run.toml").expanduser()
+    if template.exists():
+        raise BenchError(f"{template} would count: move it away")
+
+    def into(number: int) -> list[str]:
+        place = setting.work / f"hutchbench-{number}"
+        place.mkdir(exist_ok=True)
+        return ["env", "-C", str(place), "-u", "HUTCH_FILE", *hutch.argv("run", "--", "true")]
+
+    def forget(number: int) -> None:
+        hutch.remove(f"hutchbench-{number}")
+        for place in (".config/hutch/run/{}.toml", ".local/state/hutch/run/{}.json"):
+            path = Path("~", place.format(f"hutchbench-{number}")).expanduser()
+            path.unlink(missing_ok=True)
+            for directory in (path.parent, path.parent.parent):
+                with suppress(OSError):  # it has something of somebody's in it
+                    directory.rmdir()
+
+    def ours(number: int) -> float:
+        took = seconds(into(number))
+        forget(number)
+        return took
+
+    new, reference = interleave(setting.rounds * 3, ours, bare.start_to_ssh)
+    run(into(99))
+    again, ssh = interleave(
+        setting.rounds * 4,
+        lambda _: seconds(into(99)),
+        lambda _: seconds(["ssh", "workspace-hutchbench-99", "true"]),
+    )
+    forget(99)
+    hutch.remove("first")
+    name = "`systemd-nspawn` by hand, from its start, and a command by ssh, same root tree"
+    what = "`hutch run -- true` in a new directory"
+    yield Row("run", what, "s", new, bound=1.0)
+    yield Row("run-nspawn", what, "s", new, reference, name, 1.6)
+    late = Samples(tuple(one - other for one, other in zip(again.values, ssh.values, strict=True)))
+    what = "`hutch run -- true` in a directory whose workspace runs, longer than `ssh workspace-NAME true`"
+    yield Row(
+        "run-again",
+        what,
+        "s",
+        late,
+        bound=0.1,
+        note=f"{again.median * 1000:.0f} ms, of which ssh {ssh.median * 1000:.0f} ms",
+    )
+
+
+def messages(setting: Setting) -> Iterator[Row]:
+    """A million messages through `hutch exec` and back, against ssh."""
+    hutch = setting.hutch
+    hutch.declare("web")
+    hutch("up")
+    count = 100_000 if setting.quick else 1_000_000
+    ours = echo(hutch.argv("exec", "web", "--", "cat"), count)
+    theirs = echo(["ssh", "workspace-web", "cat"], count)
+    hutch.remove("web")
+    what = f"of {count} messages through `hutch exec NAME -- cat` and back"
+    shares = ((0.5, "the median"), (0.99, "the 99th percentile"), (1.0, "the last"))
+    told = [
+        f"{name} {ours.late(share) * 1000:.2f} ms, by ssh {theirs.late(share) * 1000:.2f} ms" for share, name in shares
+    ]
+    late = Samples((ours.late(0.99) - theirs.late(0.99),))
+    yield Row("late", f"99 of 100 {what}, later than by ssh", "s", late, bound=0.05, note="; ".join(told))
+    yield Row("lost", f"{what}, those lost", "", _one(ours.lost), bound=0)
 
 
 def many(setting: Setting) -> Iterator[Row]:
@@ -248,7 +324,10 @@ def _machines(hutch: Hutch) -> frozenset[tuple[str, int, str]]:
 SCENARIOS = (
     Scenario(("new", "disk"), new_workspace),
     Scenario(("start",), start),
+    Scenario(("run", "run-nspawn", "run-again"), here),
+    Scenario(("late", "lost"), messages),
     Scenario(("twenty", "memory", "ls", "status", "again", "written", "started"), many),
+    *cluster.SCENARIOS,
     *egress.SCENARIOS,
     *vms.SCENARIOS,
     Scenario(("plan", "plan-growth", "plan-memory", "no-op"), declared),

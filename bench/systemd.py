@@ -32,7 +32,7 @@ Measured = tuple[list[Row], dict[str, str]]  # and what the machine is
 def measure(arguments: Sequence[str], work: Path) -> Measured:
     """Boot the stand and run the benchmark there. What it says meanwhile is passed on."""
     inside = [sys.executable, "-m", "bench", *arguments, "--inside", str(PLACE)]
-    command = [sys.executable, "-m", "tests.support.stand", str(work / "console"), *inside]
+    command = [sys.executable, "-m", "tests.support.stand", str(work / "console"), "2", *inside]
     argv, environment = enclose(command, work / "outer-netns")
     found: Measured | None = None
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment) as stand:

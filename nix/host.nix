@@ -30,4 +30,7 @@ pkgs: {
   mount = [ pkgs.util-linux ];
   kmod = [ pkgs.kmod ];
   procps = [ pkgs.procps ];
+  incus-client = [ pkgs.incus.client ];
+  squashfs-tools = [ pkgs.squashfsTools ];
+  git = [ pkgs.git ];
 }

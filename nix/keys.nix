@@ -10,6 +10,7 @@ let
       gpu = "passHostGpu";
       mounts = "extraMounts";
     };
+    Kit.mounts = "extraMounts";
     Mount = {
       source = "hostPath";
       target = "containerPath";

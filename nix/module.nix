@@ -107,8 +107,21 @@ in
       };
     };
 
-    # Its members see and use all workspaces without being root.
+    # Its members have workspaces of their own without being root, by this one program.
     users.groups.hutch = { };
+    environment.pathsToLink = [ "/lib/hutch" ];
+    security.sudo.extraRules = [
+      {
+        groups = [ "hutch" ];
+        runAs = "root";
+        commands = [
+          {
+            command = "/run/current-system/sw/lib/hutch/member";
+            options = [ "NOPASSWD" ];
+          }
+        ];
+      }
+    ];
 
     programs.ssh.extraConfig = "Include /etc/ssh/ssh_config.d/*.conf";
 

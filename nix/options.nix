@@ -74,7 +74,7 @@ let
       example = "vm";
       description = ''
         `type` in hutch.toml: ${(keys.keysOf "Workspace").type.description}. Each workspace needs one, of its own or
-        from `defaults`. `"incus"` is a container with `engine = "incus"` (not supported yet).
+        from `defaults`. `"incus"` is a container with `engine = "incus"`.
       '';
     };
     config = mkOption {
@@ -100,7 +100,12 @@ in
 {
   network = tableOption "Network" "`[network]` in hutch.toml: the workspaces' network.";
   defaults = tableOption "Workspace" "`[defaults]` in hutch.toml: what a workspace has that says nothing else.";
-  engines.incus = tableOption "Incus" "`[engines.incus]` in hutch.toml: an Incus server that runs workspaces (not supported yet).";
+  engines.incus = tableOption "Incus" "`[engines.incus]` in hutch.toml: an Incus server that runs workspaces.";
+  kits = mkOption {
+    type = types.attrsOf (submodule "Kit");
+    default = { };
+    description = "The kits, by name: parts that workspaces have in common, for their option `use`.";
+  };
   workspaces = mkOption {
     type = types.attrsOf (types.submodule { options = optionsOf "Workspace" // foreign; });
     default = { };

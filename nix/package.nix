@@ -85,6 +85,13 @@ python.pkgs.buildPythonApplication {
       $out/bin/hutch completion $shell >hutch.$shell
     done
     installShellCompletion --cmd hutch hutch.{bash,zsh,fish}
+
+    # The entry point of members is the command with another function, and with nothing of its caller's Python.
+    mkdir -p $out/lib/hutch
+    substitute $out/bin/.hutch-wrapped $out/lib/hutch/member \
+      --replace-fail 'from hutch.__main__ import entry' 'from hutch.cli.member import entry'
+    sed -i '1s/$/ -I/' $out/lib/hutch/member
+    chmod 755 $out/lib/hutch/member
   '';
 
   doCheck = false; # the tests need root, namespaces and images

@@ -6,8 +6,7 @@ let
   path = ''"/usr/local/sbin:'';
 in
 [
-  (change "run.py" path ''"${tools}/bin:/usr/local/sbin:'')
-  (change "runtime/steps.py" path ''"${tools}/bin:/usr/local/sbin:'')
+  (change "search_path.py" path ''"${tools}/bin:/usr/local/sbin:'')
   (change "host/doctor/packages.py" "/usr/lib*/virtiofsd" "${tools}/bin/virtiofsd")
   (change "host/doctor/tools.py" "/usr/lib*/virtiofsd" "${tools}/bin/virtiofsd")
   (change "host/doctor/packages.py" "/usr/share/keyrings" "${tools}/share/keyrings")
@@ -15,6 +14,8 @@ in
   (change "images/machine.py" ''("/usr/share/qemu*/qboot.rom", "/usr/share/*/qboot.rom")''
     ''("${tools}/share/qemu/qboot.rom",)''
   )
+  (change "spec/member.py" "/usr/lib/hutch/member" "/run/current-system/sw/lib/hutch/member")
+  (change "images/disk.py" "/usr/lib/systemd/boot" "${systemd}/lib/systemd/boot")
   (change "host/identity/ssh.py" "/usr/lib/systemd/systemd-ssh-proxy" "${systemd}/lib/systemd/systemd-ssh-proxy")
 
   # Jails show the store, and the tools as /usr. What bwrap makes itself on the way is root's alone.
@@ -25,7 +26,6 @@ in
     ''"--symlink", "${tools}", "/usr"''
   )
   (change "images/build.py" ''"--bind-ro=/usr"'' ''"--bind-ro=/nix/store", "--bind-ro=${tools}:/usr"'')
-  (change "images/machine.py" ''"--bind-ro=/usr"'' ''"--bind-ro=/nix/store", "--bind-ro=${tools}:/usr"'')
   (change "images/build.py" ''if os.path.islink(f"/{name}"):'' ''if name == "bin":'')
   (change "images/build.py" ''symlink_to(os.readlink(f"/{name}"))'' ''symlink_to(f"usr/{name}")'')
 ]

@@ -73,6 +73,7 @@ let
       table "network" (render "Network" cfg.network)
       // table "defaults" (renderWorkspace cfg.defaults)
       // table "engines" (table "incus" (render "Incus" cfg.engines.incus))
+      // table "kits" (builtins.mapAttrs (_: render "Kit") cfg.kits)
       // table "workspaces" (builtins.mapAttrs (_: renderWorkspace) cfg.workspaces)
     ) cfg.settings;
 

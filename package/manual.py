@@ -17,6 +17,7 @@ import click
 
 from hutch.backends import weight_of
 from hutch.cli import cli
+from hutch.spec.ceiling import BUILT_IN, POLICY_FILE, TABLE, Members
 from hutch.spec.model import WorkspaceSpec, has_effect
 from hutch.spec.schema import MODELS, definitions
 
@@ -33,10 +34,16 @@ ENVIRONMENT = {
 }
 FILES = {
     "./hutch.toml, /etc/hutch/hutch.toml": "What is declared; the first that is there.",
+    "/etc/hutch/policy.toml": "What members of the group hutch may have at most: see hutch-policy.toml(5).",
+    "~/.config/hutch/kits/NAME.toml, /etc/hutch/kits/NAME.toml": "Kits, for the key use.",
     "/var/lib/hutch": "Homes, keys, images and records.",
     "/run/hutch": "What runs.",
     "/etc/ssh/ssh_config.d/50-hutch.conf": "How ssh reaches the workspaces.",
 }
+POLICY = (
+    "It bounds what they declare without being root. No file means the defaults, and so does a key that is left out. "
+    "A file that is wrong, or that somebody else than root can write, allows them nothing."
+)
 PASSED_ON = "ssh and exec pass on the exit code of what runs inside."
 WEIGHTS = {
     "live": "A change needs no restart.",
@@ -46,6 +53,7 @@ WEIGHTS = {
 TABLES = {
     "Network": ("[network]", "The network of all workspaces. Every key has a default."),
     "Workspace": ("[workspaces.NAME] and [defaults]", "A workspace; what it leaves out is taken from [defaults]."),
+    "Kit": ("[kits.NAME]", "A part that workspaces have in common, for their key use. Every key has a default."),
     "Mount": ("Entries of mounts", 'Tables: { source = "~/src", target = "/src" }.'),
     "Idle": ("The table idle", '{ after = "30min", then = "stop" }'),
     "Incus": ("[engines.incus]", 'For workspaces with engine = "incus".'),
@@ -92,7 +100,11 @@ def page(lines: Iterator[str]) -> str:
 
 def render_pages(group: click.Group, version: str) -> dict[str, str]:
     """All pages, by the names of their files."""
-    found = {"hutch.1": page(render_top(group, version)), "hutch.toml.5": page(render_keys(version))}
+    found = {
+        "hutch.1": page(render_top(group, version)),
+        "hutch.toml.5": page(render_keys(version)),
+        "hutch-policy.toml.5": page(render_policy(version)),
+    }
     for path, command in walk(group, ("hutch",)):
         found[f"{'-'.join(path)}.1"] = page(render_command(path, command, version))
     return found
@@ -172,6 +184,23 @@ def render_keys(version: str) -> Iterator[str]:
             yield from (".TP", f"{bold(name)} ({escape(type_of(schema))})")
             yield escape(" ".join(describe(schema, name, table)))
     yield from (".SH SEE ALSO", f"{bold('hutch')}(1), {bold('hutch-schema')}(1)")
+
+
+def render_policy(version: str) -> Iterator[str]:
+    yield heading("hutch-policy.toml", 5, version)
+    yield from (".SH NAME", "hutch\\-policy.toml \\- what members of the group hutch may have at most")
+    yield from (
+        ".SH DESCRIPTION",
+        escape(f"{POLICY_FILE} is a TOML file of root's with one table, [{TABLE}]. {POLICY}"),
+    )
+    yield from (".PP", ".nf", escape('[members]\nworkspaces = 4\nmemory = "8GiB"\nmounts = ["~/src"]'), ".fi")
+    yield f'.SH "[{TABLE.upper()}]"'
+    for name, schema in definitions({TABLE: Members})[TABLE]["properties"].items():
+        default = BUILT_IN.shown(name)
+        yield from (".TP", f"{bold(name)} ({escape(type_of(schema))})")
+        text = str(schema["description"])
+        yield escape(f"{text[:1].upper()}{text[1:]}.{f' Default: {default}.' if default else ''}")
+    yield from (".SH SEE ALSO", f"{bold('hutch')}(1), {bold('hutch.toml')}(5)")
 
 
 def describe(schema: Mapping[str, Any], name: str, table: str) -> Iterator[str]:

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from hutch.cli import cli
 from hutch.cli.completing import render_completion
+from hutch.host.doctor.entry import render_entry, render_rule
+from hutch.spec.member import ENTRY
 from package.control import (
     ARCHITECTURE,
     LIBC,
@@ -40,8 +42,13 @@ COMPLETIONS = {
     "zsh": "usr/share/zsh/vendor-completions/_hutch",
     "fish": "usr/share/fish/vendor_completions.d/hutch.fish",
 }
-CONFIGURATION = {"etc/needrestart/conf.d/hutch.conf": "needrestart.conf"}
-"""What an administrator may change: where it lies, and what it is here."""
+RULE = "etc/sudoers.d/hutch"
+CONFIGURATION = {
+    "etc/needrestart/conf.d/hutch.conf": (HERE / "needrestart.conf").read_bytes(),
+    RULE: render_rule().encode(),
+}
+"""What an administrator may change: where it lies, and what is in it."""
+PYTHON = "/usr/bin/python3"
 NO_FILES_OF_OURS = ("__pycache__", "*.pyc")
 WHEELS_LEAVE_OUT = ("__pycache__", "*.dist-info", "bin", ".lock", "*.c")  # what is for pip alone, scripts, sources
 
@@ -84,8 +91,9 @@ def lay_code(top: Path, tree: Path, metadata: str, version: str) -> None:
     write(information / "METADATA", metadata.encode())
     write(information / "INSTALLER", b"debian\n")
     write(tree / "usr/bin/hutch", (HERE / "hutch").read_bytes())
-    for path, name in CONFIGURATION.items():
-        write(tree / path, (HERE / name).read_bytes())
+    write(tree / ENTRY.lstrip("/"), render_entry(PYTHON).encode())
+    for path, content in CONFIGURATION.items():
+        write(tree / path, content)
 
 
 def bundle(requirements: str, target: Path) -> None:
@@ -157,10 +165,10 @@ def files(tree: Path) -> list[Path]:
 
 def settle(tree: Path, epoch: int) -> None:
     """Give everything the mode that it is to have, whatever the builder's umask, and one time."""
-    programs = {tree / "usr/bin/hutch", *(tree / "DEBIAN" / name for name in SCRIPTS)}
+    programs = {tree / "usr/bin/hutch", tree / ENTRY.lstrip("/"), *(tree / "DEBIAN" / name for name in SCRIPTS)}
     for path in (tree, *tree.rglob("*")):
         is_open = stat.S_ISDIR(path.lstat().st_mode) or path in programs
-        path.chmod(0o755 if is_open else 0o644)
+        path.chmod(0o755 if is_open else 0o440 if path == tree / RULE else 0o644)
         os.utime(path, (epoch, epoch))
 
 

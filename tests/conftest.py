@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 
 from tests.support.leaving import LEFT_OUT
-
-# The same examples on every run, and none kept on disk: a test that fails here fails everywhere. No deadline,
-# because the machine may be busy with something else.
-settings.register_profile("hutch", derandomize=True, database=None, deadline=None)
-settings.load_profile("hutch")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boundary", choices=["container", "vm"], default="container", help="what workspaces are made of")
+    parser.addoption("--part", default="0/1", help="of a tier, every so-manieth file only, such as 0/2 and 1/2")
     parser.addoption("--slow", action="store_true", help="with the tests that take a while; they decide on a change")
     parser.addoption("--long", action="store_true", help="with the tests that take minutes")
     parser.addoption("--smoke", action="store_true", help="of the systemd tier, those that every change is to pass")

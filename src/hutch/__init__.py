@@ -10,10 +10,12 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hutch import aio
+    from hutch.access.listening import Forward, ForwardEvent, Listener
     from hutch.api import Hutch, load, plan, up
-    from hutch.api.result import Copied, Result, RunFailed, RunTimeout
+    from hutch.api.result import Copied, Fetched, FetchedBranch, Result, RunFailed, RunTimeout
     from hutch.api.workspace import Workspace
-    from hutch.errors import ConfigError, HutchError, Problem, UsageError
+    from hutch.clones.notes import Clone
+    from hutch.errors import ConfigError, HutchError, Problem, Untrusted, UsageError
     from hutch.plan.actions import Action, Change, Plan, Repair
     from hutch.spec.model import Config
 else:
@@ -23,14 +25,18 @@ else:
 
 __all__ = ["Hutch", "Workspace", "aio", "load", "plan", "up"]
 __all__ += ["Copied", "Result", "RunFailed", "RunTimeout"]
-__all__ += ["ConfigError", "HutchError", "Problem", "UsageError"]
+__all__ += ["Clone", "Fetched", "FetchedBranch"]
+__all__ += ["Forward", "ForwardEvent", "Listener"]
+__all__ += ["ConfigError", "HutchError", "Problem", "Untrusted", "UsageError"]
 __all__ += ["Action", "Change", "Config", "Plan", "Repair"]
 
 # The module of each public name that is not defined in hutch.api.
 _HOMES = {
-    **dict.fromkeys(("Copied", "Result", "RunFailed", "RunTimeout"), "hutch.api.result"),
+    **dict.fromkeys(("Copied", "Fetched", "FetchedBranch", "Result", "RunFailed", "RunTimeout"), "hutch.api.result"),
+    "Clone": "hutch.clones.notes",
+    **dict.fromkeys(("Forward", "ForwardEvent", "Listener"), "hutch.access.listening"),
     "Workspace": "hutch.api.workspace",
-    **dict.fromkeys(("ConfigError", "HutchError", "Problem", "UsageError"), "hutch.errors"),
+    **dict.fromkeys(("ConfigError", "HutchError", "Problem", "Untrusted", "UsageError"), "hutch.errors"),
     **dict.fromkeys(("Action", "Change", "Plan", "Repair"), "hutch.plan.actions"),
     "Config": "hutch.spec.model",
 }

@@ -13,13 +13,15 @@ def entry() -> NoReturn:
     nothing for it to do, since whatever must be undone has been when main returns. For the same reason nothing
     collects garbage: a command ends before that could pay, and it is a seventh of the start-up of `hutch start`."""
     gc.disable()
-    # Spares the start-up of `hutch start` the collecting while all that is imported.
-    from hutch.cli import main
-
     try:
+        # Spares the start-up of `hutch start` the collecting while all that is imported.
+        from hutch.cli import main
+
         main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    except KeyboardInterrupt:  # before main could catch it
+        code = 130
     try:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -55,7 +55,7 @@ async def _thread(work: Callable[[], T]) -> T:
     canceller = Canceller(loop.call_soon_threadsafe)
     done: asyncio.Future[T] = loop.create_future()
 
-    def settle(setter: Callable[[Any], None], value: object) -> None:
+    def finish(setter: Callable[[Any], None], value: object) -> None:
         if not done.done():
             setter(value)
 
@@ -64,9 +64,9 @@ async def _thread(work: Callable[[], T]) -> T:
         try:
             value = work()
         except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
-            loop.call_soon_threadsafe(settle, done.set_exception, error)
+            loop.call_soon_threadsafe(finish, done.set_exception, error)
         else:
-            loop.call_soon_threadsafe(settle, done.set_result, value)
+            loop.call_soon_threadsafe(finish, done.set_result, value)
 
     threading.Thread(target=target, name="hutch", daemon=True).start()
     try:
@@ -97,6 +97,13 @@ class Workspace:
     start = _awaited_method(SyncWorkspace.start)
     stop = _awaited_method(SyncWorkspace.stop)
     status = _awaited_method(SyncWorkspace.status)
+    snapshot = _awaited_method(SyncWorkspace.snapshot)
+    snapshots = _awaited_method(SyncWorkspace.snapshots)
+    restore = _awaited_method(SyncWorkspace.restore)
     run = _awaited_method(SyncWorkspace.run)
     put = _awaited_method(SyncWorkspace.put)
     get = _awaited_method(SyncWorkspace.get)
+    ports = _awaited_method(SyncWorkspace.ports)
+    clone = _awaited_method(SyncWorkspace.clone)
+    diff = _awaited_method(SyncWorkspace.diff)
+    fetch = _awaited_method(SyncWorkspace.fetch)

@@ -6,82 +6,18 @@ chooses the exit code; nothing below that layer prints or exits. Bugs are left t
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from types import FunctionType
-from typing import TypeVar
+from collections.abc import Iterable
 
+from hutch.failure import TROUBLES as TROUBLES
+from hutch.failure import HutchError as HutchError
+from hutch.failure import Unmet as Unmet
+from hutch.failure import Untrusted as Untrusted
+from hutch.failure import UsageError as UsageError
+from hutch.failure import explained as explained
+from hutch.failure import lacks_root as lacks_root
+from hutch.failure import troubles_told as troubles_told
+from hutch.failure import ways_in as ways_in
 from hutch.frozen import dataclass
-
-T = TypeVar("T")
-
-
-class HutchError(Exception):
-    """A failure with an explanation. `exit_code` is what the command line returns for it."""
-
-    exit_code = 1
-
-    def __init__(self, brief: str, *, details: str = "", resolution: str = "") -> None:
-        super().__init__(brief)
-        self.brief = brief
-        self.details = details
-        self.resolution = resolution
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """The form in which an error goes to another process: as it is, whatever the arguments of its class are."""
-        return Exception.__new__, (type(self), *self.args), self.__dict__
-
-
-TROUBLES = frozenset(
-    getattr(errno, name) for name in "EIO ENOSPC EDQUOT EROFS ENFILE EMFILE ENOMEM ESTALE EUCLEAN ENODEV ENXIO".split()
-)
-"""Errors of a host's disks and memory that any call may meet; any other OSError that nobody expects is a bug."""
-
-
-def lacks_root() -> HutchError:
-    return HutchError("this needs root: run it with sudo or doas")
-
-
-@contextmanager
-def troubles_told() -> Iterator[None]:
-    """Raise a HutchError for a trouble of the host: used at the ways into hutch."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in TROUBLES:
-            raise
-        raise HutchError(
-            f"{error.filename or 'a file'} cannot be written or read: {error.strerror}",
-            resolution="see to the disk (df, dmesg); the next `hutch up` goes on from where this one stopped",
-        ) from error
-
-
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Raise a HutchError for an error of the file system, which says `what` cannot be done, and why."""
-    try:
-        yield
-    except OSError as error:
-        raise HutchError(f"{what}: {error.strerror}") from error
-
-
-def ways_in(cls: type[T]) -> type[T]:
-    """Decorate a class whose public methods are ways into hutch."""
-    for name, method in list(vars(cls).items()):
-        if isinstance(method, FunctionType) and not name.startswith("_"):
-            setattr(cls, name, troubles_told()(method))
-    return cls
-
-
-class Unmet(HutchError):
-    """A request could not be met; nothing is half done for that, and the records say how things are."""
-
-
-class UsageError(HutchError):
-    """The command line asks for something that cannot be; nothing was touched."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)

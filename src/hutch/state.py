@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,12 +21,12 @@ from hutch.errors import HutchError, Unmet, lacks_root
 from hutch.files import read_or_none, sync_directory, write_atomic
 from hutch.spec.model import Idle, Mount, Network, Publish, WorkspaceSpec
 from hutch.spec.names import Layout
-from hutch.spec.record import Booted, NetworkRecord, Record
+from hutch.spec.record import Age, Booted, Decision, Moving, NetworkRecord, Place, Record
 
 Body = dict[str, Any]
 
 WORKSPACE, NETWORK, JOURNAL, ACCELERATOR, SHARES = "workspace", "network", "journal", "accelerator", "shares"
-REPAIRS = "repairs"
+REPAIRS, AGES = "repairs", "ages"
 
 
 def _without_origin(body: Body) -> Body:
@@ -35,13 +35,26 @@ def _without_origin(body: Body) -> Body:
     return {"origin": [], **body, "booted": booted and {"memory": None, **booted}}
 
 
+def _without_once_writable(body: Body) -> Body:
+    """Migrate a record of schema 3, which did not tell what a running workspace could write before a live change."""
+    booted = body["booted"]
+    return {**body, "booted": booted and {"once_writable": [], **booted}}
+
+
 MIGRATIONS: dict[str, dict[int, Callable[[Body], Body]]] = {
-    WORKSPACE: {1: _without_origin, 2: lambda body: {"ejected": "", **body}},
+    WORKSPACE: {
+        1: _without_origin,
+        2: lambda body: {"ejected": "", **body},
+        3: _without_once_writable,
+        4: lambda body: {"place": None, "moving": None, **body},
+        5: lambda body: {"decisions": [], **body},
+    },
     NETWORK: {},
     JOURNAL: {},
     ACCELERATOR: {},
     SHARES: {},
     REPAIRS: {},
+    AGES: {},
 }
 """For each kind of record, the functions from a body of one schema to one of the next: {1: from 1 to 2, 2: from 2 to
 3}. All are pure. A record is migrated when it is read, and written as it then is when it next changes."""
@@ -177,9 +190,12 @@ def workspace_from(body: dict[str, Any]) -> WorkspaceSpec:
     values["packages"] = tuple(values["packages"])
     if values["authorized_keys"] is not None:
         values["authorized_keys"] = tuple(values["authorized_keys"])
-    values["mounts"] = tuple(Mount(**mount) for mount in values["mounts"])
+    values["mounts"] = tuple(Mount(**mount).normalized() for mount in values["mounts"])
+    values["protect"] = tuple(values.get("protect", ()))
+    values["share_with"] = tuple(values.get("share_with", ()))
     values["publish"] = tuple(Publish(**publish) for publish in values["publish"])
     values["env"] = tuple((name, value) for name, value in values["env"])
+    values["use"] = tuple(values.get("use", ()))  # older records have none
     if isinstance(values["egress"], list):
         values["egress"] = tuple(values["egress"])
     if values["idle"] is not None:
@@ -187,15 +203,38 @@ def workspace_from(body: dict[str, Any]) -> WorkspaceSpec:
     return WorkspaceSpec(**values)
 
 
+def booted_from(body: Body) -> Booted:
+    return Booted(workspace_from(body["workspace"]), body["image"], body["memory"], tuple(body["once_writable"]))
+
+
+def moving_from(body: Body) -> Moving:
+    return Moving(
+        body["step"],
+        workspace_from(body["wanted"]),
+        body["image"],
+        body["uid_base"],
+        body["booted"] and booted_from(body["booted"]),
+        body["place"] and Place(**body["place"]),
+        body.get("since"),  # a move that an earlier hutch began did not note it
+    )
+
+
+UNNOTED = ("removed_at", "brought", "member")
+"""The fields of a Record that an earlier hutch of the same schema did not note."""
+
+
 def record_from(body: Body) -> Record:
     """The inverse of `dataclasses.asdict` for a Record."""
-    booted = body["booted"]
     return Record(
         **{
-            **{f.name: body[f.name] for f in fields(Record)},
+            **{f.name: body[f.name] for f in fields(Record) if f.name not in UNNOTED},
             "wanted": workspace_from(body["wanted"]),
-            "booted": booted and Booted(workspace_from(booted["workspace"]), booted["image"], booted["memory"]),
+            "booted": body["booted"] and booted_from(body["booted"]),
             "origin": tuple(body["origin"]),
+            "place": body["place"] and Place(**body["place"]),
+            "moving": body["moving"] and moving_from(body["moving"]),
+            **{name: body[name] for name in UNNOTED if name in body},
+            "decisions": tuple(Decision(**decision) for decision in body["decisions"]),
         }
     )
 
@@ -294,6 +333,35 @@ def make_directory(path: Path, mode: int = 0o755) -> None:
         return
     path.chmod(mode)
     sync_directory(path.parent)
+
+
+# The ages of images.
+
+
+def ages_from(body: Body) -> dict[str, Age]:
+    """Ages by the ids of images, from the body of a record."""
+    return {
+        str(id): Age(**{**age, "security": tuple(age["security"]), "kernel": tuple(age["kernel"])})
+        for id, age in body.items()
+    }
+
+
+def read_ages(layout: Layout) -> dict[str, Age]:
+    """The ages of the images in the cache, by id. A file that cannot be read counts as no answer."""
+    data = read_or_none(layout.ages)
+    try:
+        return ages_from(decode(AGES, layout.ages, data)) if data is not None else {}
+    except (HutchError, KeyError, TypeError):
+        return {}
+
+
+def write_ages(layout: Layout, ages: Mapping[str, Age]) -> bool:
+    """Write the ages if they differ from the file; returns whether they did. A power cut may lose them."""
+    content = encode(AGES, {id: asdict(age) for id, age in ages.items()})
+    if read_or_none(layout.ages) == content:
+        return False
+    write_atomic(layout.ages, content, mode=0o600, is_lasting=False)
+    return True
 
 
 # The journal.

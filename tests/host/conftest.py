@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,12 @@ import pytest
 from tests.host.instance import Instance
 from tests.host.opening import open_instance, open_instances
 from tests.support.leaving import leave_out
+from tests.support.parts import is_of_another
 from tests.support.world import World, WorldError
 
 CHECKOUT = Path(__file__).parents[2]
+INCUS = Path(__file__).parent / "incus"
+FILES = sorted(Path(__file__).parent.rglob("test_*.py"))
 MakeInstance = Callable[..., Instance]
 
 
@@ -29,6 +34,23 @@ def world() -> Iterator[World]:
         yield world
     finally:
         world.close()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    boundary = config.getoption("--boundary")
+    return True if is_of_another(collection_path, config, partial(files_of, boundary)) else None
+
+
+def files_of(boundary: str, part: int, parts: int) -> list[Path]:
+    """The files of a part. Those in `incus` share a cluster, which takes seconds and memory; none of them is about
+    machines. They are one part by themselves, the first, since nothing takes longer."""
+    clustered = [path for path in FILES if path.parent == INCUS]
+    others = [path for path in FILES if path.parent != INCUS]
+    if boundary == "vm":
+        return others[part::parts]
+    if parts == 1:
+        return FILES
+    return clustered if part == 0 else others[part - 1 :: parts - 1]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -74,7 +96,7 @@ def images(world: World, request: pytest.FixtureRequest) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with open_instance(world, cache) as builder:
         builder.declare(request.config.getoption("--boundary"), builder="")
-        builder.hutch("image", "build", timeout=900)
+        builder.hutch("up", "--no-start", timeout=900)  # `image build` would ask for updates each time
     return cache
 
 
@@ -105,6 +127,23 @@ def make_instance(world: World, images: Path) -> Iterator[MakeInstance]:
     """Makes several hutches at once, or one without the common images."""
     with open_instances(world) as make:
         yield lambda with_images=True: make(images if with_images else None)
+
+
+@pytest.fixture
+def cached(make_instance: MakeInstance, images: Path) -> Iterator[Instance]:
+    """A hutch whose image directory shows the common one and keeps changes to itself."""
+    instance = make_instance(with_images=False)
+    layers = {name: Path(f"/run/test-images/{name}") for name in ("upper", "work")}
+    for layer in layers.values():
+        layer.mkdir(parents=True)
+    target = instance.state / "images"
+    target.mkdir()
+    options = f"lowerdir={images},upperdir={layers['upper']},workdir={layers['work']},redirect_dir=on"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", target], check=True, timeout=10)
+    yield instance
+    instance.remove_all()
+    subprocess.run(["umount", target], check=True, timeout=10)
+    subprocess.run(["rm", "-rf", "/run/test-images"], check=True, timeout=60)
 
 
 @pytest.fixture

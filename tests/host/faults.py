@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hutch.audit.reading import damages
 from hutch.spec.names import Layout
 from tests.host import golden
 from tests.host.instance import Instance
@@ -61,8 +62,8 @@ class Strike:
     stderr: str
 
 
-def strike(instance: Instance, how: str, number: int, *arguments: str) -> Strike:
-    """Run the command line with one fault in it."""
+def strike(instance: Instance, how: str, number: int, *arguments: str, timeout: float = 90.0) -> Strike:
+    """Run the command line with one fault in it, for so many seconds at most."""
     report = instance.directory / "report"
     report.unlink(missing_ok=True)
     result = subprocess.run(
@@ -72,7 +73,7 @@ def strike(instance: Instance, how: str, number: int, *arguments: str) -> Strike
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=timeout,
     )
     seen = report.read_text().splitlines() if report.exists() else []
     assert "Traceback" not in result.stderr, f"{seen[-1:]}\n{result.stderr}"
@@ -80,11 +81,11 @@ def strike(instance: Instance, how: str, number: int, *arguments: str) -> Strike
     return Strike(is_struck, seen[number - 1] if is_struck else "", result.returncode, result.stderr)
 
 
-def count(instance: Instance, *arguments: str) -> list[str]:
+def count(instance: Instance, *arguments: str, timeout: float = 90.0) -> list[str]:
     """Run a command, and tell its effects."""
     report = instance.directory / "report"
     report.unlink(missing_ok=True)
-    assert strike(instance, "count", 0, *arguments).code == 0
+    assert strike(instance, "count", 0, *arguments, timeout=timeout).code == 0
     return report.read_text().splitlines()
 
 
@@ -218,11 +219,12 @@ def listing(instance: Instance) -> list[str]:
 
 
 def _files(instance: Instance) -> Iterator[Path]:
-    guests = {"home", "root", "images"}
+    others = {"home", "root", "images", "log"}  # what guests write, and the records, which tell of the faults
+    passing = {"accelerator.json", "record.json", "recording"}
     for top in (instance.state, instance.run):
         for directory, folders, files in os.walk(top):
-            folders[:] = sorted(set(folders) - guests)
-            yield from (Path(directory, name) for name in sorted((*folders, *files)) if name != "accelerator.json")
+            folders[:] = sorted(set(folders) - others)
+            yield from (Path(directory, name) for name in sorted((*folders, *files)) if name not in passing)
 
 
 def check_reconciled(instance: Instance, wanted: list[str], *names: str) -> None:
@@ -233,6 +235,7 @@ def check_reconciled(instance: Instance, wanted: list[str], *names: str) -> None
         record = json.loads(layout_of(instance).record(name).read_text())["body"]
         with socket.create_connection((record["wanted"]["ip"], 22), 5) as stream:
             assert stream.recv(4) == b"SSH-", name
+        assert damages(layout_of(instance), name) == []
     deadline = time.monotonic() + 5
     while (now := shape(instance)) != wanted and time.monotonic() < deadline:
         time.sleep(0.1)

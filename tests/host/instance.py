@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tests.host.hung import look_at_machines
 from tests.support import world_files
 from tests.support.world import World
 
 Completed = subprocess.CompletedProcess[str]
 
+LONG = 120.0  # seconds, after which a machine that starts is asked what it does
 PROBE = Path(__file__).with_name("guest_probe.py")
 HUTCH = (sys.executable, "-m", "hutch")
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=10")
@@ -63,6 +65,9 @@ class Instance:
     number: int
     images: Path | None = None
     defaults: str = DEFAULTS
+    vcpus: str = "vcpus = 1\n"
+    """What machines have that do not say it. Where the host is busy, two emulated processors that wait for each other
+    compute a third more until they are ready than one does."""
 
     def __post_init__(self) -> None:
         for directory in (self.state, self.directory):
@@ -104,7 +109,10 @@ class Instance:
 
     def declare(self, workspace_type: str, **workspaces: str) -> None:
         """A hutch.toml of these workspaces; each value is its table's further lines."""
-        tables = (f'[workspaces.{name}]\ntype = "{workspace_type}"\n{keys}\n' for name, keys in workspaces.items())
+        tables = []
+        for name, keys in workspaces.items():
+            vcpus = self.vcpus if workspace_type == "vm" and "vcpus" not in keys else ""
+            tables.append(f'[workspaces.{name}]\ntype = "{workspace_type}"\n{vcpus}{keys}\n')
         self.write("".join(tables))
 
     # The command line.
@@ -122,26 +130,39 @@ class Instance:
         timeout: float = 240.0,  # longer than anything of hutch takes to give up, so that it can say why
         as_user: str = "root",
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> Completed:
-        """Run the command line to its end, in the directory of the project."""
-        try:
-            result = subprocess.run(
-                self.world.accounts[as_user].command(*self.program, *arguments),
-                input=stdin,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=timeout,
-                cwd=self.directory,
-                env=self.environment(env, as_user),
-            )
-        except subprocess.TimeoutExpired as late:
-            raise AssertionError(f"{late}\n{self.last_words()}") from None
+        """Run the command line to its end, in the directory of the project or another one."""
+        argv, looked = self.world.accounts[as_user].command(*self.program, *arguments), ""
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            cwd=cwd or self.directory,
+            env=self.environment(env, as_user),
+        )
+        with process:
+            try:
+                said = process.communicate(stdin, timeout=min(timeout, LONG))
+            except subprocess.TimeoutExpired:
+                looked = look_at_machines(self.run)
+                try:
+                    said = process.communicate(timeout=max(0.0, timeout - LONG))
+                except subprocess.TimeoutExpired as late:
+                    process.kill()
+                    raise AssertionError(f"{late}\n{looked}\n{self.last_words()}") from None
+            except BaseException:
+                process.kill()
+                raise
+        result = subprocess.CompletedProcess(argv, process.returncode, *said)
         assert "Traceback (most recent call last)" not in result.stderr, result.stderr
         # Of a tier that runs beside this one: nobody of this host's can be seen to hold the lock of all hutches.
         result.stderr = result.stderr.replace("hutch: waiting for another hutch\n", "")
         if check:
-            assert result.returncode == 0, explain(("hutch", *arguments), result)
+            assert result.returncode == 0, f"{explain(('hutch', *arguments), result)}\n{looked}"
         return result
 
     def last_words(self) -> str:

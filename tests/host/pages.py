@@ -33,13 +33,14 @@ SEEN_LATE = 2.0  # seconds after which `hutch egress` shows what happened, on a 
 DIRECTORY, STATE, RUN, SUBNET = "/srv/shop", "/var/lib/hutch", "/run/hutch", "192.168.83."
 DIFFERS = (
     (r"^hutch: waiting for another hutch\n", ""),  # of a tier that runs beside this one
-    (r"\b[0-9]+\.[0-9]{2} s\b", "TIME"),
+    (r"^\S+: waiting for another build\n", ""),  # as well
+    (r"\b[0-9]+\.[0-9]{1,2} s\b", "TIME"),
     (r"\b[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8}\b", "DATE"),
     (r"\bsince [0-9:]{8}", "since TIME"),
     (r"\bafter [0-9]+ (ms|milliseconds)\b", "after TIME"),
     (r"\b192\.168\.84\.[0-9]+/30", "UPLINK"),
-    (r"(?<=\S) {2,}(?=\S)", "  "),  # columns are as wide as their cells
-    (r"  (dns|[0-9]+/tcp)  [0-9]+  ", r"  \1  COUNT  "),  # resolvers ask again as they see fit
+    (r"(?<=\S) {2,}(?=\S)", " "),  # columns are as wide as their cells
+    (r" (dns|[0-9]+/tcp) [0-9]+ ", r" \1 COUNT "),  # resolvers ask again as they see fit
     (r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) [A-Z][a-z]{2} [ 0-9]?[0-9] [0-9:]{8} [0-9]{4}", "DATE"),
     (r"\bpid [0-9]+", "PID"),
     (r"-[0-9a-f]{12}\b", "-IMAGE"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,17 +17,20 @@ from hutch.spec.names import Layout
 from tests.host.instance import Instance
 from tests.host.processes import processes
 from tests.support import machine
+from tests.support.incus_cluster import is_of_a_member
 
-LOOK = ("nft", "--stateless")
-"""How the watch over the rules looks at them, whenever these change."""
+PASSING = ("nft --stateless", "sshd-session: ")
+"""The beginnings of what ends by itself: how the watch over the rules looks at them, whenever these change; and the
+sessions of ssh in a guest, which end a moment after the client. Of a guest that is gone, none can stay."""
+CLOCK_NS = 100_000_000
+"""More than the clock of file systems may lag: two changes within so many nanoseconds may bear the same time."""
+_digests: dict[tuple[str, int, int, int], str] = {}
 
 
 def observe() -> machine.Snapshot:
     """Everything of the host that hutch may only borrow."""
-    sections = dict(machine.snapshot())
-    del sections["cgroups"], sections["files"], sections["paths"]
     return {
-        **sections,
+        **machine.namespaces(),
         "etc": tuple(sorted(_tree(Path("/etc")))),
         "run": tuple(sorted(name for name in os.listdir("/run") if name != "systemd")),  # nspawn's own, empty, stays
         "namespaces": tuple(sorted(os.listdir("/run/netns"))),
@@ -35,15 +39,17 @@ def observe() -> machine.Snapshot:
 
 
 def _programs() -> Iterator[str]:
-    """All processes, without those in which a shell looks something up: they are forks of it, and gone in a moment."""
+    """All processes, without those in which a shell looks something up: they are forks of it, and gone in a moment;
+    and without those of an Incus cluster, whose members are other hosts."""
     found = {process.pid: process.command for process in processes()}
     for pid, command in found.items():
         try:
             parent = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
         except (OSError, IndexError):
             continue
-        if found.get(parent) != command and command[:2] != LOOK:
-            yield f"{pid} {' '.join(command)}"
+        text = " ".join(command)
+        if found.get(parent) != command and not text.startswith(PASSING) and not is_of_a_member(pid):
+            yield f"{pid} {text}"
 
 
 def differences(before: machine.Snapshot, *, patience: float = 5.0) -> str:
@@ -63,7 +69,19 @@ def cgroups_of(instance: Instance) -> list[str]:
 
 
 def _tree(top: Path) -> Iterator[str]:
-    for path in top.rglob("*"):
-        state = path.lstat()
-        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and not path.is_symlink() else ""
-        yield f"{path.relative_to(top)} {state.st_mode:o} {state.st_uid}:{state.st_gid} {content}"
+    for directory, folders, files in os.walk(top):
+        for path in (f"{directory}/{name}" for name in (*folders, *files)):
+            state = os.lstat(path)
+            content = _digest(path, state) if stat.S_ISREG(state.st_mode) else ""
+            yield f"{path[len(str(top)) + 1 :]} {state.st_mode:o} {state.st_uid}:{state.st_gid} {content}"
+
+
+def _digest(path: str, state: os.stat_result) -> str:
+    """Of a file's content. It is read only once for each time that the kernel says it has changed at."""
+    version = (path, state.st_ino, state.st_size, state.st_ctime_ns)
+    if (known := _digests.get(version)) is not None:
+        return known
+    found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    if time.time_ns() - state.st_ctime_ns > CLOCK_NS:
+        _digests[version] = found
+    return found

@@ -117,19 +117,20 @@ def wait_for_guest(parent: int | str = "self") -> int:
 def test_a_guest_that_answers(under: str, tmp_path: Path) -> None:
     access = OPEN if under == "tcg" else accelerator.observe_access(DEVICE)
     machine = make_machine(tmp_path, ANSWERING)
+    before = children()  # other files' tests may have left some
     verdict = run_guest(machine, qemu(), access, UID, accelerator=under)
     assert verdict == Verdict("")
-    assert children() == {}
+    assert children().keys() <= before.keys()
 
 
 @pytest.mark.parametrize("under", ["tcg", pytest.param("kvm", marks=needs_kvm)])
 def test_a_guest_that_hangs_is_ended(under: str, tmp_path: Path) -> None:
     access = OPEN if under == "tcg" else accelerator.observe_access(DEVICE)
-    began = time.monotonic()
+    began, before = time.monotonic(), children()
     verdict = run_guest(make_machine(tmp_path, HANGING), qemu(), access, UID, accelerator=under, seconds=2)
     assert verdict == Verdict("a guest under KVM did not come up within 2 s")
     assert time.monotonic() - began < 5
-    assert children() == {}
+    assert children().keys() <= before.keys()
 
 
 def test_a_kernel_that_is_none(tmp_path: Path) -> None:

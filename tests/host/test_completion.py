@@ -28,7 +28,7 @@ PREPARE = {
 }
 TYPED = {
     "hutch ssh my\t": "<ssh><my-project>",
-    "hutch rest\tmy\t": "<restart><my-project>",
+    "hutch resta\tmy\t": "<restart><my-project>",
     "hutch status --js\tmy-\t": "<status><--json><my-project>",
     "hutch cp my\tsrc sen\t": "<cp><my-project:src><sent>",
     "hutch -f hut\tup dec\t": "<-f><hutch.toml><up><declared>",

@@ -130,6 +130,42 @@ def test_one_that_cannot_be_bound_does_not_run(instance: Instance) -> None:
     assert instance.status("web")["state"] == "failed"
 
 
+# What the kernel counts for the host's root, who made the user namespace.
+
+COUNTED = """
+import ctypes, os, signal
+libc = ctypes.CDLL(None)
+signal.pthread_sigmask(signal.SIG_BLOCK, [40])
+def fill(uid):
+    says, said = os.pipe()
+    if os.fork():
+        return int(os.read(says, 16))
+    os.setuid(uid)
+    count = 0
+    while count < 10000 and libc.sigqueue(os.getpid(), 40, ctypes.c_void_p(1)) == 0:
+        count += 1
+    os.write(said, str(count).encode())
+    signal.pause()
+try:
+    print(sum(map(fill, (0, 1001, 1002))))
+    print(*(open(f"/proc/sys/user/max_{name}").read() for name in ("inotify_instances", "inotify_watches")))
+finally:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("name", ["web", "nest"])
+def test_what_is_counted_for_root_is_bounded(pair: Instance, name: str) -> None:
+    """Signals that wait, for all users inside together; of inotify, half of what root may have for each of them."""
+    found = [
+        int(word) for word in pair.inside(name, "setsid", "-w", "python3", "-c", COUNTED, root=True).stdout.split()
+    ]
+    most = [int(Path(f"/proc/sys/user/max_inotify_{what}").read_text()) // 2 for what in ("instances", "watches")]
+    assert 0 < found[0] <= 4096
+    assert found[1:] == most
+
+
 # What /proc says of it.
 
 

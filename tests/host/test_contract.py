@@ -36,7 +36,7 @@ class Case:
 
 CASES = {
     "nspawn": ("container", Case(Instance, ("shell", '"/bin/sh"'))),
-    "machine": ("vm", Case(Instance, ("vcpus", "1"))),
+    "machine": ("vm", Case(Instance, ("vcpus", "2"))),
     "toy": ("container", Case(WithToy, ("memory", '"1GiB"'))),
 }
 PARAMS = [pytest.param(*both, id=name, marks=[pytest.mark.vm] * (name == "machine")) for name, both in CASES.items()]
@@ -92,6 +92,7 @@ def test_it_is_explained(running: Instance, workspace_type: str, case: Case) -> 
     assert "put the port on the bridge" in text
 
 
+@pytest.mark.vm(slow=True)  # each start of a machine takes many seconds, and the smoke tests' machine is killed too
 def test_it_crashes_and_is_brought_back(running: Instance, workspace_type: str, case: Case) -> None:
     running.declare(workspace_type, web="")
     before = running.status("web")["pid"]
@@ -104,6 +105,7 @@ def test_it_crashes_and_is_brought_back(running: Instance, workspace_type: str, 
     assert found["state"] == "running" and found["pid"] != before
 
 
+@pytest.mark.vm(slow=True)
 def test_it_restarts(running: Instance, workspace_type: str, case: Case) -> None:
     before = running.status("web")["pid"]
     running.hutch("restart", "web")
@@ -116,5 +118,9 @@ def test_it_stops_and_leaves_nothing(running: Instance, workspace_type: str, cas
     running.hutch("stop", "web")
     assert (state_of(running), running.status("web")["pid"]) == ("stopped", None)
     assert running.plan()["web"]["action"] == "start"
+
+
+@pytest.mark.vm(slow=True)
+def test_it_starts_again(running: Instance, workspace_type: str, case: Case) -> None:
     running.hutch("start", "web")
     assert state_of(running) == "running"

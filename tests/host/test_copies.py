@@ -61,7 +61,7 @@ def look(top: Path) -> dict[str, tuple[int, object]]:
     return found
 
 
-@pytest.mark.vm
+@pytest.mark.vm(slow=True)
 def test_a_tree_goes_in_and_comes_back(web: hutch.Workspace, tmp_path: Path) -> None:
     top = make_tree(tmp_path / "top")
     assert web.put(top, "work") == hutch.Copied(4, 20 + 7 + 256 + 4, ())
@@ -172,6 +172,7 @@ def archive(*members: tuple[str, bytes, str, bytes]) -> str:
 
 DIR, FILE, LINK, HARD = tarfile.DIRTYPE, tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 TOP = (".", DIR, "", b"")
+ENDLESS_ERRORS = "yes >&2"  # which only a deadline ends
 HOSTILE = {
     "absolute": archive(TOP, ("/tmp/hutch-evil", FILE, "", b"evil")),
     "climbing": archive(TOP, ("../evil", FILE, "", b"evil")),
@@ -184,7 +185,7 @@ HOSTILE = {
     "failure": "exit 3",
     "endless": f"{archive(TOP)} | head -c 512; yes",
     "endless after the end": f"{archive(TOP)}; yes '' | tr '\\n' '\\000'",
-    "endless errors": "yes >&2",
+    "endless errors": ENDLESS_ERRORS,
     "endless files": """python3 -c '
 import sys, tarfile
 sys.stdout.buffer.write(tarfile.TarInfo("./").tobuf()[:156] + b"5" + tarfile.TarInfo("./").tobuf()[157:])
@@ -200,7 +201,7 @@ def test_a_hostile_answer_does_nothing(script: str, web: hutch.Workspace, tmp_pa
     answer_with(web, script)
     for place in (target, target / "new"):
         with pytest.raises(hutch.HutchError):
-            web.get(".", place, limit=10 << 20, timeout=20)
+            web.get(".", place, limit=10 << 20, timeout=2 if script == ENDLESS_ERRORS else 20)
     assert {path.name for path in tmp_path.iterdir()} == {"target"}
     assert look(target) == {"kept": (0o644, b"kept")}
     assert not Path("/tmp/hutch-evil").exists()
@@ -215,7 +216,7 @@ def test_a_file_that_takes_no_room_there(web: hutch.Workspace, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.vm
+@pytest.mark.vm(slow=True)
 def test_a_workspace_that_does_not_answer(web: hutch.Workspace, tmp_path: Path) -> None:
     answer_with(web, "exec sleep 4317")
     (tmp_path / "file").write_bytes(bytes(1 << 20))
@@ -244,7 +245,7 @@ def test_an_answer_of_puts_is_not_believed(web: hutch.Workspace, tmp_path: Path)
             web.put(tmp_path / "file", "x", timeout=20)
 
 
-@pytest.mark.vm
+@pytest.mark.vm(slow=True)
 def test_awaited_copies(web: hutch.Workspace, tmp_path: Path) -> None:
     top = make_tree(tmp_path / "top")
     later = hutch.aio.Workspace("web", web.hutch)
@@ -260,7 +261,7 @@ def test_awaited_copies(web: hutch.Workspace, tmp_path: Path) -> None:
 # The command.
 
 
-@pytest.mark.vm
+@pytest.mark.vm(slow=True)
 @pytest.mark.parametrize("account", ["root", "alice"])
 def test_cp(account: str, web: hutch.Workspace, two: Instance, tmp_path: Path) -> None:
     """Who is not root comes by ssh, whose login shell may be noisy."""

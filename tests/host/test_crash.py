@@ -1,10 +1,10 @@
-"""`kill -9` at any moment: the next `up` reaches the declared state, nothing is left over, homes are intact."""
+"""`kill -9` of what runs: the next `up` reaches the declared state, and nothing is left over. For killed commands see
+test_faults."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import time
@@ -21,8 +21,6 @@ from tests.host.processes import Process, ended, main_of, processes, runner_of
 from tests.host.residue import cgroups_of
 from tests.support.world import World
 
-MOMENTS = 7
-
 
 @pytest.fixture(scope="module")
 def reference(world: World, images: Path, workspace_type: str) -> Iterator[tuple[Instance, list[str]]]:
@@ -36,43 +34,6 @@ def golden(reference: tuple[Instance, list[str]]) -> tuple[Instance, list[str]]:
     """The same, running again whatever the test before did."""
     reference[0].up()
     return reference
-
-
-ALSO_OF_MACHINES = pytest.param(2, marks=pytest.mark.vm)  # while its parts are put together
-
-
-@pytest.mark.parametrize("moment", [0, 1, ALSO_OF_MACHINES, *range(3, MOMENTS)])
-def test_the_command_line_is_killed_while_it_starts(golden: tuple[Instance, list[str]], moment: int) -> None:
-    instance, expected = golden
-    instance.hutch("rm", "web")
-    kill_after(instance, random.Random(moment).uniform(moment, moment + 1) / MOMENTS * 1.4, "up")
-    instance.up()
-    assert_as_declared(instance, expected)
-
-
-@pytest.mark.parametrize("moment", range(3))
-def test_the_command_line_is_killed_while_it_removes(golden: tuple[Instance, list[str]], moment: int) -> None:
-    instance, expected = golden
-    kill_after(instance, 0.1 + moment * 0.15, "rm", "web")
-    instance.up()
-    assert_as_declared(instance, expected)
-
-
-def test_the_command_line_is_killed_while_it_restarts(golden: tuple[Instance, list[str]]) -> None:
-    instance, expected = golden
-    kill_after(instance, 0.35, "restart", "web")
-    instance.up()
-    assert_as_declared(instance, expected)
-
-
-def kill_after(instance: Instance, seconds: float, *arguments: str) -> None:
-    """SIGKILL to the command line alone; what it started goes on or not, as it may."""
-    process = instance.spawn(*arguments)
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(10)
 
 
 def test_what_runs_a_workspace_is_killed(golden: tuple[Instance, list[str]]) -> None:

@@ -34,8 +34,10 @@ def test_the_agents_mounts(shared: Instance, name: str, workspace_type: str) -> 
     fields = (", ".join(f"{key} = {json.dumps(value)}" for key, value in mount.items()) for mount in declared)
     shared.declare(workspace_type, **{name: f"mounts = [{', '.join('{' + text + '}' for text in fields)}]"})
     shared.up()
-    inside = "touch /src/made && findmnt -n -o TARGET --target /home/dev/.config/agent && ! touch ~/.config/agent/x"
-    assert shared.ssh(name, f"{inside} 2>/dev/null && touch ~/.config/own").stdout.strip() == "/home/dev/.config/agent"
+    inside = "touch /src/made && findmnt -n -o TARGET --target /home/dev/.config/agent && touch ~/.config/agent/x"
+    assert shared.ssh(name, f"{inside} && touch ~/.config/own").stdout.strip() == "/home/dev/.config/agent"
+    assert (shared.directory / "src/project/made").exists()
+    assert not any((shared.directory / ".config/agent").iterdir())  # it is private
 
     home = Path(shared.status(name)["home"])
     assert (home / ".config").stat().st_uid == home.stat().st_uid

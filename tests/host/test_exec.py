@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from bench.messages import echo
 from hutch.spec.names import Layout
 from hutch.state import read_records
 from tests.host.instance import HUTCH, Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
 
-pytestmark = pytest.mark.vm
+pytestmark = pytest.mark.vm(slow=True)  # test_login has the gist of it, in a machine that it has anyway
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,18 @@ def test_ten_megabytes_through_standard_input_and_back(web: Instance) -> None:
     )
     assert result.returncode == 0
     assert hashlib.sha256(result.stdout).digest() == hashlib.sha256(data).digest()
+
+
+@pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_messages_come_back_as_soon_as_by_ssh(web: Instance, count: int, workspace_type: str) -> None:
+    """As many as a protocol on standard streams sends in half a day."""
+    count = count if workspace_type == "container" else min(count, 100_000)  # emulated, it has a tenth of the speed
+    ours, theirs = (
+        echo([*HUTCH, *words, "cat"], count, env=web.environment(), cwd=web.directory)
+        for words in (("exec", "web", "--"), ("ssh", "web", "--"))
+    )
+    assert (ours.lost, theirs.lost) == (0, 0)
+    assert ours.late(0.99) <= theirs.late(0.99) + 0.05
 
 
 def test_standard_error_stays_apart(web: Instance) -> None:

@@ -13,7 +13,7 @@ from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
 
-pytestmark = pytest.mark.vm
+pytestmark = pytest.mark.vm(slow=True)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,9 @@ def files(world: World, images: Path, workspace_type: str) -> Iterator[Instance]
             source.mkdir()
             (source / "hello").write_text("from the host\n")
             os.chown(source, 1000, 1000)
-        made = instance.directory / "made" / "deep"
+        made = instance.directory / "hers" / "made" / "deep"
+        made.parents[1].mkdir()
+        os.chown(made.parents[1], 1000, 1000)
         mounts = (
             f'mounts = [{{ source = "{instance.directory}/read", target = "/srv/read", readonly = true }},'
             f' {{ source = "{instance.directory}/write", target = "/srv/with space" }},'
@@ -104,9 +106,14 @@ def test_mounts(files: Instance) -> None:
     assert files.ssh("web", "echo x > /srv/read/x", check=False).returncode != 0
     assert files.inside("web", "touch", "/srv/read/x", root=True, check=False).returncode != 0
     files.ssh("web", "echo new > '/srv/with space/new'; echo new > /srv/made/new")
-    for name in ("write/new", "made/deep/new"):
+    for name in ("write/new", "hers/made/deep/new"):
         assert (files.directory / name).read_text() == "new\n"
         assert (files.directory / name).stat().st_uid == 1000
+
+
+def test_what_is_made_below_an_owners_directory_is_the_owners(files: Instance) -> None:
+    """As if the owner had made it."""
+    assert (files.directory / "hers" / "made").stat().st_uid == 1000
 
 
 def test_a_readonly_mount_cannot_be_made_writable(files: Instance) -> None:

@@ -39,6 +39,7 @@ for _ in range(int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 def test_no_command_hangs_on_what_a_guest_leaves(shared: Instance, name: str, tmp_path: Path) -> None:
     """Its kept root and its home are full of it: all that works on them ends soon, and takes nothing along."""
     shared.declare("container", **{name: 'persist = "all"'})
@@ -97,17 +98,43 @@ def test_setuid_files_do_not_outlive_what_guarded_them(shared: Instance, name: s
     at = "/home/dev" if place == "home" else "/srv/own"
     script = f"cp /bin/id {at}/mine && chmod 6755 {at}/mine && doas cp /bin/id {at}/roots && doas chmod 6755 {at}/roots"
     shared.ssh(name, script)
+    expected = ["mine", "roots"]
     if place == "home":
         shared.hutch("rm", name)
-    else:  # it is no longer declared, while the workspace runs
-        shared.declare("container", **{name: ""})
-        shared.up()
+    else:  # it is no longer declared, while the workspace runs, and while a process of its root's is in it
+        hold = "cd /srv/own && setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo $! >/run/held"
+        shared.inside(name, "sh", "-c", hold, root=True)
+        for env in ("", 'env = { A = "b" }'):
+            shared.declare("container", **{name: env})
+            shared.up()
+        assert "nosuid" in shared_options(directory)
+        late = "cd /proc/$(cat /run/held)/cwd && cp /bin/id late && chown dev late && chmod 6755 late"
+        shared.inside(name, "sh", "-c", late, root=True)
+        assert (directory / "late").stat().st_mode & 0o7777 == 0o6755
+        expected.append("late")
         shared.hutch("stop", name)
         shared.up()
-    for made in ("mine", "roots"):
+    for made in expected:
         assert (directory / made).stat().st_mode & 0o7777 == 0o755, made
     assert foreign.stat().st_mode & 0o7777 == 0o4755
     assert is_exempt(directory)
+    shared.hutch("rm", "--purge", "--force", name)
+
+
+def test_root_obeys_no_file_of_a_guests(shared: Instance, name: str) -> None:
+    """It would share any directory of the host's, in anybody's name."""
+    directory, secret = shared.directory / "shared", shared.world.accounts["bob"].home / ".ssh"
+    directory.mkdir()
+    os.chown(directory, 1000, 1000)
+    shared.declare("container", **{name: f'mounts = [{{ source = "{directory}", target = "/srv/own" }}]'})
+    shared.up()
+    evil = shared.file.read_text().replace(name, "evil").replace(str(directory), str(secret))
+    shared.inside(name, "sh", "-c", "cat >/srv/own/hutch.toml", stdin=evil + 'owner = "bob"\n')
+    for command in (("up",), ("plan",), ("image", "build")):
+        refused = shared.hutch(*command, "--file", str(directory / "hutch.toml"), check=False, env={"SUDO_UID": "1000"})
+        assert refused.returncode == 2
+        assert f"workspace {name} can write in {directory}" in refused.stderr
+    assert "evil" not in shared.names()
     shared.hutch("rm", "--purge", "--force", name)
 
 
@@ -143,5 +170,10 @@ def test_a_tree_that_cannot_be_disarmed_holds_up_nobody(shared: Instance, name: 
 
 def is_exempt(path: Path) -> bool:
     """Whether no mount of ours guards a directory any more."""
-    found = subprocess.run(["findmnt", "--noheadings", path], capture_output=True, text=True, timeout=10)
-    return found.stdout == ""
+    return shared_options(path) == ""
+
+
+def shared_options(path: Path) -> str:
+    """The options of the mount at exactly this path; "" where there is none."""
+    command = ["findmnt", "--noheadings", "--output", "OPTIONS", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -60,6 +61,13 @@ def test_no_start_stops_nothing(shared: Instance, name: str, workspace_type: str
     assert shared.status(name)["pending"] == "none"
 
 
+def seconds_to_refuse(instance: Instance, name: str) -> float:
+    """The seconds that ssh takes to say that a stopped workspace is not there."""
+    began = time.monotonic()
+    assert "No route to host" in instance.ssh(name, check=False).stderr
+    return time.monotonic() - began
+
+
 def test_start_stop_restart_may_be_repeated(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: ""})
     shared.up()
@@ -73,9 +81,8 @@ def test_start_stop_restart_may_be_repeated(shared: Instance, name: str, workspa
         shared.hutch("stop", name)
         assert shared.status(name)["state"] == "stopped"
         assert shared.status(name)["pid"] is None
-    began = time.monotonic()
-    assert "No route to host" in shared.ssh(name, check=False).stderr
-    assert time.monotonic() - began < 2
+    # On a busy machine, ssh itself may be held up; with questions a second apart, no try takes less than three.
+    assert min(seconds_to_refuse(shared, name) for _ in range(3)) < 2
     result = shared.inside(name, "true", check=False)
     assert result.returncode == 1
     assert "stopped" in result.stderr or "not running" in result.stderr
@@ -85,7 +92,8 @@ def test_start_stop_restart_may_be_repeated(shared: Instance, name: str, workspa
 def test_a_second_up_writes_nothing_and_starts_nothing(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: 'publish = ["18080:80"]'})
     shared.up()
-    running = shared.status(name)["pid"]
+    before = shared.status(name)
+    running, image = before["pid"], before["image_id"]
     trace = shared.directory / "trace"
     calls = "trace=%file,fchmod,fchown,ftruncate"
     command = ["strace", "--follow-forks", "--quiet=all", "--string-limit=300", f"--output={trace}", "-e", calls]
@@ -101,7 +109,9 @@ def test_a_second_up_writes_nothing_and_starts_nothing(shared: Instance, name: s
     trace.unlink()
     mine = (str(shared.state), str(shared.run), "/etc/", "/run/")
     writes = [line for line in lines if is_write(line) and any(f'"{place}' in line for place in mine)]
-    assert writes == []
+    # Other parts of the tier build in the same directory of images: whether they still do, their locks tell.
+    theirs = re.compile(rf'"{re.escape(str(shared.state))}/images/(?!{re.escape(image)})[^/"]*\.lock"')
+    assert [line for line in writes if not theirs.search(line)] == []
     started = [line for line in lines if "execve(" in line and any(word in line for word in STARTED)]
     assert started == []
     assert shared.status(name)["pid"] == running

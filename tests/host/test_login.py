@@ -52,6 +52,16 @@ def test_an_owner_who_lost_the_keys_gets_one_of_hutchs(world: World, images: Pat
             kept.rename(alice.home / ".ssh")
 
 
+def test_exec_passes_arguments_output_and_codes_on(web: Instance) -> None:
+    """In short; test_exec has all of it."""
+    words = ["", "a b", "new\nline", "quo'te", "$HOME", "back\\slash", "*", "--help", "ü€", "a;b&c|d"]
+    show = "import sys, json; print(json.dumps(sys.argv[1:])); print('err', file=sys.stderr); sys.exit(42)"
+    found = web.inside("web", "python3", "-c", show, *words, check=False)
+    assert (json.loads(found.stdout), found.stderr, found.returncode) == (words, "err\n", 42)
+    assert web.hutch("exec", "web", "--", "cat", stdin="in").stdout == "in"
+    assert web.hutch("ssh", "web", "--", "exit", "7", check=False).returncode == 7
+
+
 def test_a_key_that_is_not_authorised_is_refused(web: Instance, tmp_path: Path) -> None:
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True, timeout=10)

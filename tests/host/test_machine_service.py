@@ -175,6 +175,23 @@ def test_one_that_ends_before_it_is_ready_has_failed(play: Player, last: str, re
     assert reason.format(play.monitor.name) in service.text
 
 
+def test_one_that_reboots_before_it_is_ready_starts_once_more(play: Player) -> None:
+    """With what serves its shares, and with nothing left of the time before. That it may not do so for ever, the
+    test above shows."""
+    reset, off = (play.monitor.says(words) for words in (play.monitor.reset, play.monitor.off))
+    first = f"[ -f first ] || {{ touch first; mkdir -p ../sockets; touch ../sockets/api; {reset}exit; }}"
+    once, twice = (f"until ls served.* 2>/dev/null | sed -n {n}p | grep -q .; do sleep 0.01; done" for n in (1, 2))
+    service = play(
+        f"{once}; {first}; [ ! -e ../sockets/api ]; {twice}; {READY}{WHEN_READY}{off}",
+        play.serving("touch served.$$; exec sleep 60"),
+    )
+    assert service.is_ready()
+    assert service.ended() == "success exited 0"
+    assert (service.status.state, service.status.reason) == ("stopped", "it powered off by itself")
+    assert "the guest rebooted before it was ready: it starts once more\n" in service.text
+    assert len(list((service.runtime / "vm").glob("served.*"))) == 2
+
+
 HOSTILE = {
     "too long a line": "head -c 60000 /dev/zero | tr '\\0' x >port.out",
     "nothing but NULs": "head -c 60000 /dev/zero >port.out",

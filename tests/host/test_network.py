@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from tests.support.world import (
     World,
 )
 
-pytestmark = pytest.mark.vm
+pytestmark = pytest.mark.vm(slow=True)  # of machines, test_prove tries the promises in every run
 
 REACHED = [
     Target("internet", PUBLIC, 80),
@@ -164,6 +166,37 @@ def test_the_host_reaches_all_that_the_workspace_must_not(network: Network) -> N
     for host in (HOST, HOST_LAN, HOST_EXTRA, HOST6, uplink_of_host()):
         assert fetch(host, HOST_PORT).startswith("host"), host
     assert network.instance.ssh("other").returncode == 0
+
+
+def test_the_ends_of_the_uplink_know_each_other_for_good(network: Network) -> None:
+    """A container can fill the host's table of neighbours, which is one for all network namespaces."""
+    device = json.loads(ip("-o", "route", "get", network.addresses["web"]))[0]["dev"]
+    (host_end,) = json.loads(ip("neighbour", "show", "dev", device))
+    (router_end,) = json.loads(ip("-n", device.removesuffix("-up"), "neighbour", "show", "dev", "up0"))
+    assert host_end["state"] == router_end["state"] == ["PERMANENT"]
+    assert network.instance.ssh("web").returncode == 0
+
+
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", "-j", *words], capture_output=True, text=True, timeout=20, check=True).stdout
+
+
+SHARING = """
+import socket, sys
+listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind((sys.argv[1], int(sys.argv[2])))
+"""
+
+
+def test_a_user_of_the_host_cannot_share_the_resolvers_port(network: Network) -> None:
+    uplink, bob = uplink_of_host(), network.instance.world.accounts["bob"]
+    listening = subprocess.run(["ss", "-Hlun", "src", uplink], capture_output=True, text=True, timeout=20).stdout
+    (port,) = {line.split()[3].rpartition(":")[2] for line in listening.splitlines()}
+    for address in (uplink, "0.0.0.0"):
+        command = bob.command(sys.executable, "-c", SHARING, address, port)
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=20, env=bob.environment())
+        assert "PermissionError" in tried.stderr
 
 
 def test_the_workspace_has_no_ipv6_beyond_itself(network: Network) -> None:

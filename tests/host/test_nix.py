@@ -16,7 +16,7 @@ import pytest
 import hutch
 from hutch.host.identity import shells
 from hutch.spec import loading, lookup, names
-from hutch.spec.model import WORKSPACE_KEYS, Incus, Mount, Network, WorkspaceSpec
+from hutch.spec.model import WORKSPACE_KEYS, Incus, Kit, Mount, Network, WorkspaceSpec
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Layout
 from hutch.spec.schema import MODELS
 from tests.host import nix_eval
@@ -87,6 +87,7 @@ def test_every_key_of_hutch_toml(everything: dict[str, Any], tmp_path: Path) -> 
     assert set(golden["workspaces"]["all"]) == set(WORKSPACE_KEYS)
     assert set(golden["network"]) == set(Network.__dataclass_fields__)
     assert set(golden["engines"]["incus"]) == set(Incus.__dataclass_fields__)
+    assert set(golden["kits"]["tools"]) == set(Kit.__dataclass_fields__)
     assert {key for mount in golden["workspaces"]["all"]["mounts"] for key in mount} == set(Mount.__dataclass_fields__)
 
     file = tmp_path / "hutch.toml"
@@ -118,6 +119,7 @@ def test_the_example(nix: Nix, tmp_path: Path) -> None:
         ("defaults.", WorkspaceSpec),
         ("network.", Network),
         ("engines.incus.", Incus),
+        ("kits.<name>.", Kit),
         (MOUNT, Mount),
     ],
 )

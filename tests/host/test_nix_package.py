@@ -98,14 +98,14 @@ def test_what_the_package_changes_in_hutch(nix: Nix, tmp_path: Path) -> None:
     ]
     assert left == []
     look = """
-import hutch.run, hutch.runtime.steps, hutch.backends.jail
+import hutch.search_path, hutch.runtime.steps, hutch.backends.jail
 from hutch.host.doctor.abilities import is_met
 from hutch.host.doctor.packages import REQUIREMENTS
 from hutch.host.doctor.tools import VIRTIOFSD, find_program
 from hutch.images.build import find_keyring
 from hutch.images.machine import find_firmware
 print(find_program(VIRTIOFSD), find_firmware(), *find_keyring("debian-archive-keyring"))
-paths = (hutch.run.SEARCH_PATH, hutch.runtime.steps.ENVIRONMENT["PATH"])
+paths = (hutch.search_path.SEARCH_PATH, hutch.runtime.steps.ENVIRONMENT["PATH"])
 print(*{path.partition(":")[0] for path in paths})
 print(*hutch.backends.jail.PROGRAMS[:8])
 print(all(is_met(item) for item in REQUIREMENTS if VIRTIOFSD in item.proof))

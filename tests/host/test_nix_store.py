@@ -18,7 +18,7 @@ from tests.host.instance import Instance, explain
 from tests.host.opening import open_instance
 from tests.support.world import World
 
-pytestmark = pytest.mark.vm
+pytestmark = pytest.mark.vm(slow=True)
 
 NIX, STORE = Path("/nix"), Path("/nix/store")
 
@@ -154,6 +154,7 @@ WRITTEN = "added\nwhat nix wrote\nchanged\n{store.directory}:\nmoved\n"
 UNWRITTEN = "what nix wrote\n{store.program}\n\n{store.directory}:\nbin\n"
 
 
+@pytest.mark.vm(slow=True)
 def test_what_is_written_inside_stays_inside_and_shares_the_roots_fate(sharing: Instance, store: Store) -> None:
     before = store.look()
     for name in ("web", "keep"):

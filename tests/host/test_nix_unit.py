@@ -47,6 +47,7 @@ def states(instance: Instance) -> dict[str, str]:
     return {name: instance.status(name)["state"] for name in instance.names()}
 
 
+@pytest.mark.slow
 def test_a_boot_a_switch_and_another_one(instance: Instance, nix: Nix) -> None:
     instance.write(BOOT + HAND + REST)
     run_unit(instance, nix)

@@ -47,9 +47,9 @@ def run(debian: Instance, *argv: str, check: bool = True) -> Completed:
     return debian.inside("debian", *argv, root=True, check=check)
 
 
-def dpkg(debian: Instance, *arguments: str) -> str:
+def dpkg(debian: Instance, *arguments: str, frontend: str = "noninteractive") -> str:
     """What the image lacks of what hutch needs is none of this test's business."""
-    command = ("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "--force-depends", *arguments)
+    command = ("env", f"DEBIAN_FRONTEND={frontend}", "dpkg", "--force-depends", *arguments)
     result = run(debian, *command)
     return result.stdout + result.stderr
 
@@ -76,11 +76,46 @@ def test_what_is_in_it(built: list[Path], tmp_path: Path) -> None:
         ["dpkg-deb", "--contents", built[0]], capture_output=True, text=True, check=True, timeout=60
     )
     kinds = {tuple(line.split()[:2]) for line in listed.stdout.splitlines()}
-    assert kinds == {(mode, "root/root") for mode in ("drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x")}
+    assert kinds == {(mode, "root/root") for mode in ("drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x", "-r--r-----")}
+    subprocess.run(["visudo", "-c", "-f", tmp_path / "etc/sudoers.d/hutch"], check=True, timeout=10)
+    assert (tmp_path / "usr/lib/hutch/member").read_text().startswith("#!/usr/bin/python3 -I\n")
 
 
 def is_source(path: Path) -> bool:
     return path.is_file() and path.suffix != ".pyc"
+
+
+BEGIN = """
+import importlib.util, sys, types
+sys.path[:0] = sys.argv[1:]
+from hutch.cli import member
+for name in ("reset_streams", "reset_process", "take_place", "leave_cgroup", "reset_signals", "make_patient",
+             "leave_directory", "ceiling_of_host"):
+    assert hasattr(member, name), name
+    setattr(member, name, lambda *words, **options: None)
+member.behind_entry = lambda environ: types.SimpleNamespace(uid=1000)
+found = {}
+member.import_module = lambda name: found.update({name: importlib.util.find_spec(name).origin})
+member.begin({})
+print(found["tree_sitter"])
+"""
+"""The entry point of members as far as it finds the modules that they need, which it loads before it has their rights.
+Those that the package brings are for Debian's own Python."""
+
+
+def test_the_entry_point_finds_what_the_package_brings(built: list[Path], tmp_path: Path) -> None:
+    subprocess.run(["dpkg-deb", "--extract", built[0], tmp_path / "tree"], check=True, timeout=60)
+    others = tmp_path / "others"  # what Debian has packages of
+    others.mkdir()
+    for path in Path(click.__file__).parent.parent.iterdir():
+        if not path.name.startswith(("tree_sitter", "hutch", "_hutch", "__editable__")):
+            (others / path.name).symlink_to(path)
+    modules = str(tmp_path / f"tree{Path(MODULES).parent}")
+    begun = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", BEGIN, modules, str(others)], capture_output=True, text=True, timeout=60
+    )
+    assert begun.returncode == 0, begun.stderr
+    assert begun.stdout.startswith(f"{modules}/hutch/vendor/")
 
 
 @pytest.mark.long  # a minute, and the stand does it for real
@@ -124,6 +159,10 @@ def test_it_comes_and_goes(debian: Instance, built: list[Path]) -> None:
     dpkg(debian, "--remove", "hutch")
     run(debian, "sh", "-c", "echo PURGE | debconf-communicate hutch")
     assert "stays as it is" in dpkg(debian, "--purge", "hutch")  # the question fails, which is no answer
+    run(debian, "test", "-e", f"{HOME}/precious")
+
+    dpkg(debian, "--install", second)
+    assert "stays as it is" in dpkg(debian, "--purge", "hutch", frontend="teletype")  # without a terminal to ask on
     run(debian, "test", "-e", f"{HOME}/precious")
 
     dpkg(debian, "--install", second)

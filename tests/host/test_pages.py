@@ -1,8 +1,9 @@
-"""The pages with outputs happen as they say: docs/up.md, egress.md, host.md and recovery.md."""
+"""The pages with outputs happen as they say: docs/up.md, egress.md, host.md, recovery.md and run.md."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -90,6 +91,19 @@ def test_egress(world: World, images: Path, begin: Callable[[Instance], Begin]) 
     services = [f"tcp:{address}:80:{name}" for name, address in {**ADDRESSES, "nobody": NAMELESS}.items()]
     with world.serving(*services), open_hutch(world, images) as instance:
         check_page(DOCS / "egress.md", Story(instance, begin(instance)))
+
+
+def test_run(instance: Instance, begin: Callable[[Instance], Begin]) -> None:
+    """By root alone, who enters without a plan too."""
+    config = instance.world.accounts["root"].home / ".config"
+    template = config / "hutch" / "run.toml"
+    template.parent.mkdir(parents=True)
+    template.write_text(f"{instance.defaults}\n")
+    os.chown(instance.directory, 1000, 1000)
+    try:
+        check_page(DOCS / "run.md", Story(instance, begin(instance)))
+    finally:
+        shutil.rmtree(config)
 
 
 def test_host(instance: Instance, begin: Callable[[Instance], Begin]) -> None:

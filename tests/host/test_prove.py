@@ -44,6 +44,7 @@ def broken(results: list[dict[str, Any]]) -> dict[str, str]:
 # The whole of it.
 
 
+@pytest.mark.slow
 def test_all_promises_hold_in_throw_away_workspaces_of_both_kinds(instance: Instance) -> None:
     """And nothing is left of them: the fixture looks at the whole host."""
     instance.declare("container", web="")  # what the image is taken from; it is not started

@@ -73,6 +73,7 @@ def web(world: World, images: Path) -> Iterator[Instance]:
 test_arguments_arrive_as_they_are = contract.test_arguments_arrive_as_they_are
 test_exit_codes_are_passed_on = contract.test_exit_codes_are_passed_on
 test_a_command_that_is_not_there_is_127 = contract.test_a_command_that_is_not_there_is_127
+test_messages_come_back_as_soon_as_by_ssh = contract.test_messages_come_back_as_soon_as_by_ssh
 test_standard_error_stays_apart = contract.test_standard_error_stays_apart
 test_it_runs_as_the_user_in_its_home = contract.test_it_runs_as_the_user_in_its_home
 test_signals_reach_the_command = contract.test_signals_reach_the_command
@@ -230,7 +231,7 @@ def test_a_command_that_stops_stops_its_caller(web: Instance) -> None:
     for _ in range(2):
         process.send_signal(signal.SIGTSTP)
         assert os.waitpid(process.pid, os.WUNTRACED)[1] >> 8 == signal.SIGSTOP
-        assert state_of(web) == "T"
+        wait_for(lambda: state_of(web) == "T")  # it is told by the second session, at about the same time
         process.send_signal(signal.SIGCONT)
         wait_for(lambda: state_of(web) == "S")
     process.send_signal(signal.SIGTERM)
@@ -283,11 +284,15 @@ def leftovers(web: Instance) -> list[str]:
 
 def test_a_signal_before_the_command_runs_ends_it_all(web: Instance) -> None:
     for delay in (0.05, 0.1, 0.15, 0.2, 0.25):
-        process = web.spawn("exec", "web", "--", "sleep", "4322")
+        process = web.spawn("exec", "web", "--", "sleep", "4322", stderr=subprocess.PIPE, text=True)
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
-        # The first may come while the interpreter starts.
-        assert process.wait(15) in (128 + signal.SIGINT, -signal.SIGINT)
+        said = process.communicate(timeout=15)[1]
+        # The first may come while the interpreter starts, which says so by itself, at times with a code of 1.
+        by_python = said.startswith(("Fatal Python error: init_", "KeyboardInterrupt")) or (
+            "\nKeyboardInterrupt\n" in said and "\nRuntimeError: Error calling __set_name__ on " in said
+        )
+        assert process.returncode in (128 + signal.SIGINT, -signal.SIGINT) or by_python, said
     assert web.inside("web", "pgrep", "-f", "[s]leep 4322", check=False).returncode == 1
     wait_for(lambda: not leftovers(web))
 

@@ -12,6 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hutch.access.remote_script import GO, Command, Ear, render_first, render_line
+from tests.support.examples import fix_examples
+
+fix_examples()
 
 SHELLS = [path for path in map(shutil.which, ("sh", "dash", "bash", "zsh", "fish", "tcsh")) if path]
 WORDS = st.lists(st.binary(max_size=60).map(lambda word: word.replace(b"\0", b"")), max_size=6)

@@ -8,9 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 
+from hutch.host.services.cgroup import Cgroup
+from hutch.host.services.process import start_time
+from hutch.spec.names import Layout
 from tests.host.instance import Instance
 
 
@@ -35,8 +39,11 @@ def test_rm_keeps_home_and_identity_until_purged(shared: Instance, name: str, wo
     assert json.loads(shared.hutch("ls", "--kept", "--json").stdout) == []
     shared.hutch("rm", name)
     assert shared.names() == [f"{name}-b"]
-    kept = {"name": name, "ip": entry["ip"], "home": entry["home"], "file": entry["file"]}
-    assert json.loads(shared.hutch("ls", "--kept", "--json").stdout) == [kept]
+    [kept] = json.loads(shared.hutch("ls", "--kept", "--json").stdout)
+    assert {key: kept[key] for key in ("name", "type", "ip", "home", "file")} == {
+        key: entry[key] for key in ("name", "type", "ip", "home", "file")
+    }
+    assert kept["size"] > 0 and kept["removed"] is not None
     assert shared.ssh(name, check=False).returncode == 255
     assert (shared.state / "workspaces" / name / "home" / "kept").read_text() == "kept\n"
     shared.up(name)
@@ -56,7 +63,7 @@ def commit(shared: Instance, name: str) -> None:
     shared.ssh(name, script)
 
 
-@pytest.mark.vm
+@pytest.mark.vm(slow=True)
 def test_rm_refuses_while_git_work_would_be_lost(shared: Instance, name: str, workspace_type: str) -> None:
     """Of several workspaces, the others stay too."""
     shared.declare(workspace_type, **{name: "", f"{name}-b": ""})
@@ -95,6 +102,59 @@ def test_rm_sees_what_only_a_detached_head_holds(shared: Instance, name: str, wo
     assert "empty: " in refused.stderr  # what git complains of is not taken for nothing
     shared.ssh(name, "rm ~/empty/.git/refs/heads/lost")
     shared.hutch("rm", name)
+
+
+DIES = """
+import os, signal, sys
+from hutch.images.contain import run_contained
+run_contained(sys.argv[2:], group=sys.argv[1], tasks=10, on_line=lambda line: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_what_a_look_leaves_that_was_killed_goes_with_the_next_command(instance: Instance) -> None:
+    layout = Layout(instance.state, instance.run)
+    ours = layout.inspection_cgroup("web", os.getpid(), start_time(os.getpid()))
+    with closing(Cgroup(ours)) as mine, closing(Cgroup(layout.cgroup_of_all)) as all_of_them:
+        mine.make()
+        killed = layout.inspection_cgroup("web", os.getpid(), 1)  # of one that had the same pid before us
+        command = [sys.executable, "-c", DIES, killed, "sh", "-c", "echo said; exec sleep 600"]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        assert {os.path.basename(each) for each in (ours, killed)} <= {*all_of_them.groups()}
+        assert "there is no workspace web" in instance.hutch("rm", "web", check=False).stderr
+        assert all_of_them.groups() == [os.path.basename(ours)]  # it may go on
+        mine.remove()
+        assert all_of_them.groups() == []
+
+
+KILLER = """#!/bin/bash
+# Kills all that looks from outside of git: whoever asks, up to the first process of the container.
+p=$$
+while [ "$p" -gt 2 ]; do
+  IFS= read -r s </proc/$p/stat || exit
+  s=${s##*) } && set -- $s && p=$2
+  touch ~/ran 2>/dev/null
+  [ "$p" -le 2 ] || kill -9 "$p"
+done
+"""
+
+
+@pytest.mark.parametrize("place", ["--global", "--local"])
+def test_rm_is_not_fooled_by_what_git_is_told_to_run(shared: Instance, name: str, place: str) -> None:
+    shared.declare("container", **{name: ""})
+    shared.up()
+    commit(shared, name)
+    shared.inside(name, "sh", "-c", "cat >~/clean && chmod +x ~/clean", stdin=KILLER)
+    script = (
+        "mkdir -p ~/.config/git && echo '* filter=x' >~/.config/git/attributes && cd ~/project"
+        f" && cp ~/.config/git/attributes .git/info/ && git config {place} filter.x.clean /home/dev/clean"
+        " && git config log.showSignature true && git config gpg.program /home/dev/clean && sleep 1 && touch file"
+    )
+    shared.ssh(name, script)
+    refused = shared.hutch("rm", name, check=False)
+    assert refused.returncode == 1
+    assert "./project: " in refused.stderr
+    assert ("filters of its own" in refused.stderr) == (place == "--local")
+    shared.hutch("rm", "--purge", "--force", name)
 
 
 def test_an_interrupted_purge_is_not_finished_by_another_command(
@@ -138,7 +198,7 @@ def test_rm_runs_nothing_that_a_repository_names(shared: Instance, name: str, wo
     assert not bait.exists()
 
 
-@pytest.mark.vm
+@pytest.mark.vm(slow=True)
 def test_rm_refuses_while_somebody_is_logged_in(shared: Instance, name: str, workspace_type: str) -> None:
     shared.declare(workspace_type, **{name: ""})
     shared.up()

@@ -17,7 +17,7 @@ LATEST = 3.0  # seconds after which what happened is shown, on a busy host
 
 
 def test_what_happens_is_shown_as_it_happens_and_forgotten_with_the_workspace(instance: Instance) -> None:
-    instance.declare("container", web='egress = ["listed.example"]\nlearn = true', lab="")
+    instance.declare("container", web='owner = "alice"\negress = ["listed.example"]\nlearn = true', lab="")
     warned = instance.up().stderr
     assert "web: learn = true" in warned
     assert "nothing is recorded with this policy" in instance.hutch("egress", "lab").stderr
@@ -44,8 +44,11 @@ def test_what_happens_is_shown_as_it_happens_and_forgotten_with_the_workspace(in
     assert tomllib.loads(suggested)["egress"] == ["listed.example", f"{PUBLIC_NAME}:80"]
     assert "10.9.8.7:80" in suggested
     directory = instance.state / "egress"
-    assert [path.name for path in directory.iterdir()] == ["web.jsonl"]
-    assert (directory / "web.jsonl").stat().st_mode & 0o777 == 0o600
+    assert [str(path.relative_to(directory)) for path in directory.glob("*/*")] == ["web/records.jsonl"]
+    seen_by_root = instance.hutch("egress", "web", "--json").stdout
+    assert instance.hutch("egress", "web", "--json", as_user="alice").stdout == seen_by_root
+    other = instance.hutch("egress", "web", as_user="bob", check=False)
+    assert other.returncode == 1 and "web is not yours" in other.stderr
     instance.hutch("rm", "--force", "--purge", "web")
     time.sleep(1.5)  # what was seen last would have been written by now
-    assert not (directory / "web.jsonl").exists()
+    assert not (directory / "web").exists()

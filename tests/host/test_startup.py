@@ -9,8 +9,24 @@ from pathlib import Path
 
 import pytest
 
-# Each takes longer to import than all that `hutch ls` has to do.
-HEAVY = frozenset({"pydantic", "rich", "tree_sitter", "asyncio", "email", "http", "importlib.metadata", "logging"})
+from hutch.spec.names import Layout
+from hutch.spec.record import Record
+from hutch.state import write_record
+from tests.unit.facts import workspace
+
+# Each takes longer to import than all that `hutch ls` has to do, or is for workspaces that others run.
+HEAVY = frozenset(
+    {
+        *("pydantic", "rich", "tree_sitter", "asyncio", "email", "http", "importlib.metadata", "logging"),
+        *(
+            "hutch.engines.incus",
+            "hutch.engines.incus.client",
+            "hutch.engines.protocols",
+            "concurrent.futures",
+            "hutch.backends.incus",
+        ),
+    }
+)
 
 PROGRAM = """
 import sys
@@ -27,6 +43,11 @@ sys.exit(code)
 
 @pytest.mark.parametrize("command", [["ls"], ["ls", "--json"], ["status"], ["status", "--json"]], ids=" ".join)
 def test_reading_commands_load_little(command: list[str], tmp_path: Path) -> None:
+    """With workspaces of this host alone, nothing is loaded that is for those of others."""
+    layout = Layout(tmp_path / "state", tmp_path / "run")
+    for name in ("web", "lab"):
+        declared = workspace(name, home=str(layout.home(name)))
+        write_record(layout, Record(name, "/srv/hutch.toml", declared, "debian-trixie-0123456789ab", 1 << 16, "0" * 32))
     environment = {
         "PATH": os.environ["PATH"],
         "HUTCH_STATE_DIR": str(tmp_path / "state"),

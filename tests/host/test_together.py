@@ -65,6 +65,7 @@ class Racer:
         return self.process.returncode, errors
 
 
+@pytest.mark.slow
 def test_eight_at_once_of_overlapping_files(crowd: Instance, request: pytest.FixtureRequest) -> None:
     paths = write_files(crowd)
     chance = random.Random(4)

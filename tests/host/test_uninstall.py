@@ -16,7 +16,7 @@ from tests.host.residue import differences, observe
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 
-@pytest.mark.vm
+@pytest.mark.vm(slow=True)
 def test_the_host_is_bare_and_the_next_up_finds_all(make_instance: MakeInstance, workspace_type: str) -> None:
     instance = make_instance()
     before = observe()
@@ -74,7 +74,7 @@ def test_with_purge_nothing_is_left_but_what_is_peoples_own(make_instance: MakeI
         instance.state.mkdir(exist_ok=True)  # for whoever cleans up
 
 
-@pytest.mark.vm
+@pytest.mark.vm(slow=True)
 def test_doctor_takes_away_what_a_deleted_state_directory_has_left(
     make_instance: MakeInstance, workspace_type: str
 ) -> None:
@@ -130,3 +130,30 @@ def test_a_state_directory_that_has_lost_something_is_not_gone(
     finally:
         for path, before in lost.items():
             path.write_bytes(before)
+
+
+def test_directories_that_were_named_by_mistake_are_left_alone(make_instance: MakeInstance) -> None:
+    instance = make_instance(with_images=False)
+    foreign = instance.directory / "foreign"
+    for name in ("documents/thesis", "workspaces/somebody/file", "services/file", "egress/file"):
+        (foreign / name).parent.mkdir(parents=True, exist_ok=True)
+        (foreign / name).touch()
+    before = sorted(foreign.rglob("*"))
+    for arguments in (("uninstall",), ("uninstall", "--purge", "--yes")):
+        told = instance.hutch(*arguments, env={"HUTCH_STATE_DIR": str(foreign), "HUTCH_RUN_DIR": str(foreign)})
+        assert f"{foreign} holds nothing of hutch's, and was left alone" in told.stderr
+    refused = instance.hutch("uninstall", check=False, env={"HUTCH_RUN_DIR": str(foreign)})
+    assert refused.returncode == 2 and f"{foreign} is not hutch's runtime directory" in refused.stderr
+    assert sorted(foreign.rglob("*")) == before
+
+
+@pytest.mark.parametrize("variable", ["HUTCH_STATE_DIR", "HUTCH_RUN_DIR"])
+def test_nothing_is_believed_that_others_can_put_there(make_instance: MakeInstance, variable: str) -> None:
+    instance = make_instance(with_images=False)
+    place = instance.directory / "alices"
+    place.mkdir()
+    os.chown(place, 1000, 1000)
+    for command in (("ls",), ("doctor", "--undo"), ("uninstall", "--purge", "--yes")):
+        refused = instance.hutch(*command, check=False, env={variable: str(place / "hutch")})
+        assert refused.returncode == 2 and f"{place} can be changed by others than root" in refused.stderr
+    assert list(place.iterdir()) == []

@@ -18,15 +18,16 @@ from hutch.runtime.units import LIBRARY
 CGROUP = "hutch.slice/hutch-a\\x2db.slice/hutch@a-b.service"
 STUBS = f"""
 set -eu
-reboot=133 calm=120 patience=60 overdue=6000 backend=nspawn unit=hutch@web.service where='{json.dumps(CGROUP)}'
+reboot=133 calm=120 patience=60 overdue=6000 backend=nspawn unit=hutch@web.service
+cgroup=none where='{json.dumps(CGROUP)}'
 cleanup() {{ :; }}
 systemctl() {{ echo "$*" >>"$runtime/told"; }}
 """
 
 
-def said(runtime: Path, verb: str, **environment: str) -> Status:
+def said(runtime: Path, verb: str, record: Path | str = "", **environment: str) -> Status:
     script = runtime / "run"
-    script.write_text(f"runtime={runtime}\n{STUBS}{LIBRARY.read_text()}")
+    script.write_text(f"runtime={runtime} record={record}\n{STUBS}{LIBRARY.read_text()}")
     path = {"PATH": os.environ["PATH"]}
     subprocess.run(["sh", script, verb], env={**path, **environment}, check=True, timeout=20, stdout=subprocess.PIPE)
     found = read_status(str(runtime / "status.json"))
@@ -118,6 +119,27 @@ def test_that_it_is_told_to_end(runtime: Path) -> None:
     assert (found.state, found.pid, found.reason) == ("stopping", os.getpid(), "")
     found = said(runtime, "stopped", SERVICE_RESULT="success", EXIT_CODE="exited", EXIT_STATUS="0")
     assert (found.state, found.reason) == ("stopped", "")
+
+
+def test_who_asked(runtime: Path) -> None:
+    """Whoever waits for it just now; not a command that is gone, and nobody where it ends by itself."""
+    record, ended = (
+        runtime / "box" / "service",
+        {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"},
+    )
+    record.parent.mkdir()
+    for asker in (f"1000 {os.getpid()}", "1000 4194305", "", None):
+        (runtime / "by").unlink(missing_ok=True)
+        if asker is not None:
+            (runtime / "by").write_text(asker)
+        said(runtime, "stopping", record, MAINPID=str(os.getpid()))
+        said(runtime, "stopped", record, **ended)
+    (runtime / "by").write_text(f"1000 {os.getpid()}")
+    (runtime / "noted" / "asked").unlink()
+    (runtime / "noted" / "by").write_text("1000")  # who started it
+    said(runtime, "stopped", record, **ended)
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [line["by"] for line in lines] == [1000, None, None, None, None]
 
 
 @contextmanager

@@ -73,7 +73,7 @@ WRONG = {
     "no toml": Wrong("[workspaces.web\n", ((0, "TOML"),)),
     "not supported yet": one("gpu = true", "workspaces.web.gpu not supported yet"),
     "another engine": Wrong(
-        '[workspaces.web]\ntype = "vm"\nengine = "incus"\n', ((2, "workspaces.web.engine not supported yet"),)
+        '[workspaces.web]\ntype = "vm"\nengine = "incus"\n', ((1, "workspaces.web.type not supported yet"),)
     ),
     "all at once": Wrong(
         '[workspaces.web]\nip = "10.0.0.5"\nmemory = "big"\nvcpus = "two"\nuser = "root"\nshel = "/bin/sh"\n'

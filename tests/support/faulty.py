@@ -55,7 +55,8 @@ class Striker:
             if LOOKS.isdisjoint(argv):
                 self.meet(event, " ".join(argv), is_write=False)
         else:
-            first = os.fsdecode(arguments[0]) if isinstance(arguments[0], (str, bytes)) else str(arguments[0])
+            subject = arguments[0] if arguments else ""  # os.fork has none
+            first = os.fsdecode(subject) if isinstance(subject, (str, bytes)) else str(subject)
             self.meet(event, first, is_write=event in ("os.rename", "os.mkdir"))
 
     def meet(self, event: str, what: str, *, is_write: bool) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+def leave_unread(config: pytest.Config, file: Path) -> None:
+    """Name a file that is not even read."""
+    config.stash.setdefault(LEFT_OUT, []).append(str(file.relative_to(config.rootpath)))
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item], is_left_out: Callable[[pytest.Item], bool]) -> None:
@@ -18,7 +24,8 @@ def leave_out(config: pytest.Config, items: list[pytest.Item], is_left_out: Call
     for item in dropped:
         file, test = _whole(item)
         names.setdefault(file, {})[item.name if test in staying else item.name.partition("[")[0]] = None
-    config.stash[LEFT_OUT] = [f"{file}: {', '.join(names[file])}" if file in staying else file for file in names]
+    lines = config.stash.setdefault(LEFT_OUT, [])
+    lines += [f"{file}: {', '.join(names[file])}" if file in staying else file for file in names]
     if dropped:
         config.hook.pytest_deselected(items=list(dropped))
 

@@ -55,14 +55,21 @@ SYSTEMD_MOUNTS = re.compile(r"/run/(user|credentials)/|/proc/sys/fs/binfmt_misc"
 def snapshot() -> Snapshot:
     """The machine as this process sees it: its network and mount namespaces, its files. Needs root."""
     return {
+        **namespaces(),
+        "cgroups": _cgroups(),
+        "files": _files(),
+        "paths": _lines(path for pattern in PATHS for path in glob.glob(pattern)),
+    }
+
+
+def namespaces() -> Snapshot:
+    """Its network and mount namespaces, and the kernel's settings."""
+    return {
         "interfaces": _interfaces(),
         "routes": _lines(run(["ip", "-4", "route", "show", "table", "all"]).stdout.splitlines()),
         "routing rules": _lines(run(["ip", "-4", "rule"]).stdout.splitlines()),
         "firewall": tuple(run(["nft", "--stateless", "list", "ruleset"]).stdout.splitlines()),
         "mounts": _mounts(),
-        "cgroups": _cgroups(),
-        "files": _files(),
-        "paths": _lines(path for pattern in PATHS for path in glob.glob(pattern)),
         "kernel settings": tuple(f"{path} = {_read(path)}" for path in SETTINGS),
     }
 

@@ -1,7 +1,7 @@
 """The stand: a whole host with systemd as its process 1, and Docker, ufw, NetworkManager and the like. A machine
 that runs a command in this checkout as it is now, and is gone afterwards.
 
-    python -m tests.support.stand CONSOLE COMMAND...
+    python -m tests.support.stand CONSOLE PROCESSORS COMMAND...
 
 runs in the namespaces of the host tier: what it needs of hutch (an image, a kernel) is made as that tier makes it. What
 the command prints comes out as it is printed; what the stand's kernel and systemd say is left in the file CONSOLE.
@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hutch.backends.qemu import EMULATED
-from hutch.guest.boot import MICROVM, ONE_PROCESSOR_FIRST
+from hutch.guest.boot import MICROVM, emulated_arguments
 from hutch.host.hardware.accelerator import Accelerator, observe_accelerator
 from hutch.images.kernel import ensure_kernel
 from hutch.images.machine import machine_directory
@@ -41,20 +41,21 @@ CACHE = Path(os.environ.get("HUTCH_TEST_CACHE") or CHECKOUT / ".cache" / "hutch-
 
 def main() -> int:
     """Make what is lacking, boot, and end with the command's code."""
+    console, processors, *command = sys.argv[1:]
     cache = CACHE / "stand"
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="hutch-stand-", dir="/var/tmp") as name:
         work = Path(name)
         began = time.monotonic()
-        boot, disks = prepare(cache, work)
+        boot, disks = prepare(cache, work, with_packages="--long" in command)
         accelerator = observe_accelerator(Layout(cache, work / "run"), boot)
         print(f"the stand's disks are there after {time.monotonic() - began:.1f} s", flush=True)
-        console, *command = sys.argv[1:]
-        return run(boot, disks, accelerator, Path(console), command)
+        return run(boot, disks, accelerator, Path(console), int(processors), command)
 
 
-def prepare(cache: Path, work: Path) -> tuple[Boot, dict[str, Path]]:
-    """What it boots from, and its disks by their names, the first of which is its root."""
+def prepare(cache: Path, work: Path, *, with_packages: bool) -> tuple[Boot, dict[str, Path]]:
+    """What it boots from, and its disks by their names, the first of which is its root. Only long tests install
+    packages of this checkout."""
     world = World.build()
     try:
         (CACHE / "images").mkdir(exist_ok=True)
@@ -72,21 +73,27 @@ def prepare(cache: Path, work: Path) -> tuple[Boot, dict[str, Path]]:
         world.close()
     checkout = work / "checkout"
     stand_disks.make_checkout(checkout)
-    packages = work / "packages"
-    stand_disks.make_packages(packages, work / "built")
-    disks = {"host": host, "checkout": checkout, "venv": environment, "images": images, "packages": packages}
-    return boot, disks if python is None else {**disks, "python": python}
+    disks = {"host": host, "checkout": checkout, "venv": environment, "images": images}
+    if python is not None:
+        disks["python"] = python
+    if with_packages:
+        disks["packages"] = work / "packages"
+        stand_disks.make_packages(disks["packages"], work / "built")
+    return boot, disks
 
 
-def run(boot: Boot, disks: dict[str, Path], accelerator: Accelerator, console: Path, command: list[str]) -> int:
+def run(
+    boot: Boot, disks: dict[str, Path], accelerator: Accelerator, console: Path, processors: int, command: list[str]
+) -> int:
     """Boot it, pass on what it says, and return the code that it ended with."""
     told = {
         "checkout": [str(CHECKOUT)],
         "venv": [sys.prefix],
         "python": [sys.base_prefix] if "python" in disks else [],
+        "packages": ["/srv/packages"] if "packages" in disks else [],
         "command": command,
     }
-    argv = render_machine(boot, disks, accelerator, console, json.dumps(told))
+    argv = render_machine(boot, disks, accelerator, console, processors, json.dumps(told))
     with ExitStack() as stack:
         began = time.monotonic()
         qemu = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE))
@@ -108,14 +115,19 @@ def run(boot: Boot, disks: dict[str, Path], accelerator: Accelerator, console: P
     return 3
 
 
-def render_machine(boot: Boot, disks: dict[str, Path], accelerator: Accelerator, console: Path, told: str) -> list[str]:
+def render_machine(
+    boot: Boot, disks: dict[str, Path], accelerator: Accelerator, console: Path, processors: int, told: str
+) -> list[str]:
     """QEMU's arguments. What is written to disks outlives a reboot, in a temporary file that nobody sees."""
     is_kvm = accelerator.name == "kvm"
-    words = "root=/dev/vda rw console=ttyS0 panic=-1 net.ifnames=0 systemd.show_status=0 lsm=landlock,yama,apparmor"
+    words = "root=/dev/vda rw console=ttyS0 quiet panic=-1 random.trust_cpu=on net.ifnames=0"
+    # There is no secret in it to leak, and without what guards them an emulated processor has less to compute.
+    words += " systemd.show_status=0 lsm=landlock,yama,apparmor mitigations=off"
     if accelerator.tsc_khz is not None:
-        words += f" tsc=reliable tsc_early_khz={accelerator.tsc_khz} {' '.join(ONE_PROCESSOR_FIRST)}"
+        words += f" {' '.join(emulated_arguments(accelerator.tsc_khz))}"
     argv = [
-        *("qemu-system-x86_64", "-M", f"{MICROVM},accel={accelerator.name}", "-m", MEMORY, "-smp", "2"),
+        *("qemu-system-x86_64", "-M", f"{MICROVM},accel={accelerator.name}", "-m", MEMORY),
+        *("-smp", str(processors)),
         *("-cpu", "host" if is_kvm else CAN_RUN_MACHINES),
         *("-nodefaults", "-no-user-config", "-display", "none", "-bios", str(boot.firmware)),
         *("-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", words),

@@ -90,7 +90,8 @@ def ensure_image(cache: Path, image: Path, machine: str) -> Path:
     the directory `machine` of it. Its uids are as they are there."""
 
     def make(target: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="hutch-stand-", dir=image.parent) as scratch:
+        # Beside the images, for links; not among them, where tests look at all that there is.
+        with tempfile.TemporaryDirectory(prefix="hutch-stand-", dir=image.parent.parent) as scratch:
             call(["cp", "--archive", "--link", str(image), scratch], timeout=300)
             make_ext4(Path(scratch), target, "2G")
 

@@ -12,41 +12,49 @@ import argparse
 import ctypes
 import os
 import pwd
-import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tests.support import machine
 from tests.support.enclosure import ROOT, enclose
 
 BOUNDARIES = {"host": "container", "vm": "vm"}
-USUAL = ("lint", "unit", *BOUNDARIES, "smoke")
-TIERS = (*USUAL, "systemd")
+TIERS = ("systemd", "smoke", "vm", "host", "unit", "lint")  # in this order: what takes longest is begun first
+LONGEST = {"systemd", "smoke", "host-1"}  # jobs before all others; the last has the tests with a cluster
+USUAL = tuple(tier for tier in TIERS if tier != "systemd")
 FOLDERS = {"vm": "host", "smoke": "systemd"}  # whose tests they run
-SHELL = re.compile(rb"#! ?/\S+( \S*/?busybox)?[ /](ba|da)?sh\b")
-SHELL_IN = (".ci", "bench", "examples", "package", "script", "src", "tests")
-GOLDEN = ROOT / "tests" / "unit" / "golden"  # what is written there, others make
+PARTS = {"unit": 3, "host": 16, "vm": 4}  # small enough to fill all processors until the end
+DEPTHS = {"--slow", "--long"}
+MORE = 3  # jobs at once than processors
 PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a tier ended."""
+class Job:
+    """A tier, or a part of one, as a command and its environment; without one, that of this process."""
 
-    tier: str
+    name: str
+    argv: Sequence[str]
+    environment: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended, after so many seconds, and how many of a processor's these were."""
+
+    name: str
     passed: bool
     seconds: float
+    computed: float
 
 
 def main() -> int:
@@ -64,19 +72,12 @@ def main() -> int:
     work.chmod(0o755)
     outcomes: list[Outcome] = []
     try:
-        with ThreadPoolExecutor() as pool:
-            lint = pool.submit(_timed, "lint", lambda: _lint(work / "lint.txt")) if "lint" in tiers else None
-            if "unit" in tiers:
-                outcomes.append(_timed("unit", lambda: _unit(pytest)))
-            if lint:
-                outcomes.append(lint.result())
-                print((work / "lint.txt").read_text(), end="", flush=True)
-            outcomes += _hosts([tier for tier in tiers if tier not in ("lint", "unit")], pytest, work)
+        outcomes += _side_by_side(_jobs(tiers, pytest, work), work)
     finally:
         left = _end_children()
         changed = machine.settled_difference(before) if before else ""
         status = _report(outcomes, left, changed)
-        if any(outcome.tier not in ("lint", "unit") and not outcome.passed for outcome in outcomes):
+        if any(not outcome.name.startswith(("lint", "unit")) and not outcome.passed for outcome in outcomes):
             print(f"what the tests left to look at: {work}", flush=True)
         else:
             shutil.rmtree(work)
@@ -125,94 +126,62 @@ def _selection(folder: str, pytest: Sequence[str]) -> list[str]:
     return [*(named or [f"tests/{folder}"]), *(option for option in pytest if option not in named)]
 
 
-def _timed(tier: str, run: Callable[[], bool]) -> Outcome:
-    start = time.monotonic()
-    passed = run()
-    return Outcome(tier, passed, time.monotonic() - start)
-
-
-def _lint(output: Path) -> bool:
-    """Every linter, whether or not another one complains; what they say goes to `output`."""
-    tools = Path(sys.executable).parent
-    programs, libraries = _shell()
-    commands = [
-        [f"{tools}/ruff", "check", "--output-format=concise"],
-        [f"{tools}/ruff", "format", "--check"],
-        [f"{tools}/mypy"],
-        ["shellcheck", "--format=gcc", *programs],
-        # What they are given is assigned by what is written before them.
-        ["shellcheck", "--format=gcc", "--shell=sh", "--exclude=SC2154", *libraries],
-        [str(ROOT / "script" / "docs"), "--check"],
-    ]
-    passed = True
-    with output.open("w") as file:
-        for command in commands:
-            result = subprocess.run(
-                _as_owner(command),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            if result.returncode != 0:
-                passed = False
-                file.write(f"$ {shlex.join(command)}\n{result.stdout}")
-    return passed
-
-
-def _shell() -> tuple[list[str], list[str]]:
-    """Every program in shell, and every file that is a part of one."""
-    programs, libraries = [], []
-    for path in sorted(path for top in SHELL_IN for path in (ROOT / top).rglob("*")):
-        if not path.is_file() or path.suffix not in ("", ".sh") or path.is_relative_to(GOLDEN):
-            continue
-        with path.open("rb") as file:
-            first = file.readline()
-        if SHELL.match(first):
-            programs.append(str(path))
-        elif path.suffix == ".sh" and not first.startswith(b"#!"):
-            libraries.append(str(path))
-    return programs, libraries
-
-
-def _unit(pytest: Sequence[str]) -> bool:
-    command = [sys.executable, "-m", "pytest", *_selection("unit", pytest)]
-    return subprocess.run(_as_owner(command), stdin=subprocess.DEVNULL).returncode == 0
-
-
-def _hosts(tiers: Sequence[str], pytest: Sequence[str], work: Path) -> Iterable[Outcome]:
-    """As many at once as there are processors: more would make each other late, and tests have deadlines. The first is
-    shown as it goes, the others when they end."""
-    running: list[tuple[Future[Outcome], Path | None]] = []
-    pool = ThreadPoolExecutor(os.cpu_count())
+def _side_by_side(jobs: Sequence[Job], work: Path) -> Iterator[Outcome]:
+    """Run jobs, some more at once than there are processors, since tests wait a lot: with yet more they would make each
+    other late, and they have deadlines. A stand counts as three, since it computes on two processors all the time. The
+    first is shown as it goes, the others when they end."""
+    stands = sum(job.name == "systemd" for job in jobs)
+    pool = ThreadPoolExecutor((os.cpu_count() or 1) + MORE - 2 * stands)
     try:
-        for tier in tiers:
-            output = work / f"{tier}.txt" if running else None
-            run = partial(_enclosed, _command(tier, pytest, work), work, tier, output)
-            running.append((pool.submit(_timed, tier, run), output))
-        for future, output in running:
-            yield future.result()
-            if output is not None:
+        outputs = [None, *(work / f"{job.name}.txt" for job in jobs[1:])]
+        running = {pool.submit(_run, job, output): output for job, output in zip(jobs, outputs, strict=True)}
+        for future in as_completed(running):
+            if output := running[future]:
                 print(output.read_text(errors="replace"), end="", flush=True)
+            yield future.result()
     finally:
-        pool.shutdown(wait=False)  # what still runs when somebody ends this, `_end_children` ends
+        pool.shutdown(wait=False, cancel_futures=True)  # what runs when somebody ends this, `_end_children` ends
 
 
-def _command(tier: str, pytest: Sequence[str], work: Path) -> list[str]:
-    """What runs the tests of a tier in namespaces of its own."""
+def _jobs(tiers: Sequence[str], pytest: Sequence[str], work: Path) -> list[Job]:
+    """The jobs of these tiers. Those of tests that act as a host have namespaces of their own."""
+    python, found = [sys.executable, "-m"], []
+    for tier in tiers:
+        if tier == "lint":
+            found.append(Job(tier, _as_owner([*python, "tests.support.lint"])))
+            continue
+        parts = 1 if set(pytest) - DEPTHS else PARTS.get(tier, 1)  # chosen tests stay together
+        for part in range(parts):
+            name = tier if parts == 1 else f"{tier}-{part + 1}"
+            command = [*python, *_command(tier, f"{part}/{parts}", pytest, work / name)]
+            enclosed = enclose(command, work / f"outer-netns-{name}") if tier != "unit" else (_as_owner(command),)
+            found.append(Job(name, *enclosed))
+    return sorted(found, key=lambda job: job.name not in LONGEST)
+
+
+def _command(tier: str, part: str, pytest: Sequence[str], own: Path) -> list[str]:
+    """The module, with its arguments, that runs a part of a tier."""
+    if tier == "unit":
+        return ["pytest", f"--part={part}", *_selection(tier, pytest)]
+    lean = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")  # which loads all of hypothesis at the end
     if tier in BOUNDARIES:
-        boundary = BOUNDARIES[tier]
-        options = ["-p", "no:cacheprovider", f"--basetemp={work}/{boundary}", f"--boundary={boundary}"]
-        return [sys.executable, "-m", "pytest", *options, *_selection("host", pytest)]
-    some = ["--smoke"] if tier == "smoke" else []
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *some, *_selection("systemd", pytest)]
-    return [sys.executable, "-m", "tests.support.stand", f"{work}/console", *command]
+        options = [*lean, f"--basetemp={own}", f"--boundary={BOUNDARIES[tier]}", f"--part={part}"]
+        return ["pytest", *options, *_selection("host", pytest)]
+    # Beside other jobs, two emulated processors also compute while they wait for each other.
+    some, processors = (["--smoke"], "1") if tier == "smoke" else ([], "2")
+    command = [sys.executable, "-m", "pytest", *lean, *some, *_selection("systemd", pytest)]
+    return ["tests.support.stand", str(own), processors, *command]
 
 
-def _enclosed(command: Sequence[str], work: Path, name: str, output: Path | None) -> bool:
-    argv, environment = enclose(command, work / f"outer-netns-{name}")
+def _run(job: Job, output: Path | None) -> Outcome:
+    start = time.monotonic()
     with open(output, "wb") if output else nullcontext() as file:
-        return subprocess.run(argv, stdin=subprocess.DEVNULL, env=environment, stdout=file, stderr=file).returncode == 0
+        process = subprocess.Popen(
+            job.argv, stdin=subprocess.DEVNULL, env=job.environment, stdout=file, stderr=file and subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return Outcome(job.name, process.returncode == 0, time.monotonic() - start, usage.ru_utime + usage.ru_stime)
 
 
 def _as_owner(command: Sequence[str]) -> list[str]:
@@ -252,8 +221,10 @@ def _end_children(grace: float = 3.0) -> list[str]:
         if pid == 0 and time.monotonic() > deadline:
             for child in _children():
                 left.append(f"{child}: {_command_line(child)}")
-                os.kill(child, signal.SIGKILL)
-            os.waitpid(-1, 0)
+                with suppress(ProcessLookupError):  # a thread that waits for it has reaped it
+                    os.kill(child, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(-1, 0)
         elif pid == 0:
             time.sleep(0.05)
 
@@ -276,7 +247,8 @@ def _report(outcomes: Sequence[Outcome], left: Sequence[str], changed: str) -> i
     if changed:
         print(f"the machine is not as it was before the tests:\n{changed}")
     for outcome in outcomes:
-        print(f"{outcome.tier:<8}{'passed' if outcome.passed else 'FAILED'} in {outcome.seconds:.1f} s")
+        how = "passed" if outcome.passed else "FAILED"
+        print(f"{outcome.name:<8}{how} in {outcome.seconds:.1f} s, {outcome.computed:.0f} s of a processor")
     sys.stdout.flush()
     return 0 if outcomes and all(outcome.passed for outcome in outcomes) and not left and not changed else 1
 

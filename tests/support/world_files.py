@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-HUTCH_GROUP = 1200
+HUTCH_GROUP, DEVS_GROUP = 1200, 1201
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def ensure_private_directories() -> None:
 
 def ensure_accounts(directory: Path) -> dict[str, Account]:
     """root, with a home that is not the machine's; alice, uid 1000; bob, uid 1001; carol, uid 1002, in the group
-    `hutch`."""
+    `hutch`; dave, uid 1003, in the group `devs`."""
     homes = directory / "accounts"
     homes.mkdir()
     people = [
@@ -64,11 +64,12 @@ def ensure_accounts(directory: Path) -> dict[str, Account]:
         Account("alice", 1000, homes / "alice"),
         Account("bob", 1001, homes / "bob"),
         Account("carol", 1002, homes / "carol", (HUTCH_GROUP,)),
+        Account("dave", 1003, homes / "dave", (DEVS_GROUP,)),
     ]
     taken = {account.name for account in people} | {str(account.uid) for account in people}
-    taken |= {"hutch", str(HUTCH_GROUP)}
+    taken |= {"hutch", str(HUTCH_GROUP), "devs", str(DEVS_GROUP)}
     _rewrite("/etc/passwd", taken, (f"{a.name}:x:{a.uid}:{a.uid}::{a.home}:/bin/bash" for a in people))
-    groups = [*(f"{a.name}:x:{a.uid}:" for a in people), f"hutch:x:{HUTCH_GROUP}:carol"]
+    groups = [*(f"{a.name}:x:{a.uid}:" for a in people), f"hutch:x:{HUTCH_GROUP}:carol", f"devs:x:{DEVS_GROUP}:dave"]
     _rewrite("/etc/group", taken, groups)
     _rewrite("/etc/shadow", taken, (f"{a.name}:*:19000:0:99999:7:::" for a in people))
     for account in people:
@@ -117,8 +118,9 @@ def mounts_below(directory: Path) -> list[str]:
 
 
 def mirror_names() -> set[str]:
-    """The hosts named in this machine's apt sources, and the default ones."""
+    """The hosts named in this machine's apt sources, the default ones, and the registries that kits install from."""
     names = {"deb.debian.org", "security.debian.org", "archive.ubuntu.com", "security.ubuntu.com"}
+    names |= {"registry.npmjs.org", "pypi.org", "files.pythonhosted.org"}
     sources = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
     for source in sources:
         if source.is_file():

@@ -16,7 +16,7 @@ from tests.host.instance import Instance
 from tests.host.opening import NUMBERS
 from tests.host.residue import observe
 from tests.support import machine
-from tests.support.leaving import leave_out
+from tests.support.leaving import leave_out, leave_unread
 from tests.support.world import RESOLVERS, World
 from tests.systemd.stand.start import ANOTHER
 
@@ -26,6 +26,16 @@ IMAGES = Path(os.environ.get("HUTCH_TEST_CACHE", "")) / "images"
 def pytest_configure() -> None:
     if "HUTCH_STAND" not in os.environ:
         pytest.exit("these tests change the host that they run on: `script/test systemd` makes one for them", 4)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of the smoke tests, only the files are read that have some: an emulated host takes seconds to do so."""
+    if not config.getoption("--smoke") or not collection_path.match("test_*.py"):
+        return None
+    if "pytest.mark.smoke" in collection_path.read_text():
+        return None
+    leave_unread(config, collection_path)
+    return True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

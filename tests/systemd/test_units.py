@@ -66,6 +66,16 @@ def test_it_is_a_service_that_says_when_it_is_ready(web: Instance) -> None:
     assert web.hutch("exec", "web", "--", "uname", "-n").stdout == "web\n"
 
 
+def test_what_others_tell_goes_into_the_record_by_a_timer(web: Instance) -> None:
+    timer, unit = layout(web).fold_units
+    assert call("systemctl", "is-active", timer) == "active\n"
+    assert call("systemctl", "is-enabled", timer) == "enabled\n"
+    web.hutch("exec", "web", "--", "echo", "told")  # which no command has put there yet
+    assert '"told"' not in layout(web).audit("web").read_text()
+    call("systemctl", "start", unit)
+    assert '"told"' in layout(web).audit("web").read_text()
+
+
 def test_nothing_of_hutch_stays(web: Instance) -> None:
     """No Python, in no unit of it."""
     group = Path("/sys/fs/cgroup") / layout(web).slice_of_all

@@ -9,9 +9,13 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.examples import fix_examples
+from tests.support.parts import is_of_another
 
 FORBIDDEN = frozenset(
     {
@@ -34,7 +38,13 @@ FORBIDDEN = frozenset(
     }
 )
 
+FILES = sorted(Path(__file__).parent.rglob("test_*.py"))
+
 _running = False
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if is_of_another(collection_path, config, lambda part, parts: FILES[part::parts]) else None
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
@@ -48,6 +58,7 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_refuse)
+fix_examples()
 
 
 @pytest.fixture(autouse=True)

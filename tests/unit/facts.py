@@ -6,18 +6,20 @@ difference before it is committed.
 
 from __future__ import annotations
 
+import base64
 import difflib
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from hutch.backends import nspawn
 from hutch.backends.launch import Hardware, Launch, Surroundings
-from hutch.host.network.firewall import Member
+from hutch.guest.credentials import WHY_PROGRAM
+from hutch.host.network.firewall import Endpoint
 from hutch.spec import names
 from hutch.spec.entries import Publish
 from hutch.spec.model import Mount, Network, WorkspaceSpec
@@ -94,19 +96,24 @@ def launched(name: str = "web", **keys: Any) -> Launch:
     return replace(nspawn.launch(name, workspace(name), surroundings()), **keys)
 
 
-def member(name: str, ip: str, *publish: Publish) -> Member:
-    return Member(name, names.port(name, "container"), names.mac(name), ip, publish)
+def endpoint(name: str, ip: str, *publish: Publish) -> Endpoint:
+    return Endpoint(name, names.port(name, "container"), names.mac(name), ip, publish)
 
 
-MEMBERS = (
-    member("web", "192.168.83.2", Publish("", 8080, 80, "tcp"), Publish("127.0.0.1", 5353, 53, "udp")),
-    member("a-name-with-all-of-its-32-letters", "192.168.83.3"),
+ENDPOINTS = (
+    endpoint("web", "192.168.83.2", Publish("", 8080, 80, "tcp"), Publish("127.0.0.1", 5353, 53, "udp")),
+    endpoint("a-name-with-all-of-its-32-letters", "192.168.83.3"),
 )
+
+
+WHY_CARRIED = base64.b64encode(WHY_PROGRAM.read_bytes()).decode()
+"""What every guest gets, which a golden file would repeat."""
 
 
 def check_golden(name: str, text: str) -> None:
     """Compare with the file `name` below golden/."""
     path = GOLDEN / name
+    text = text.replace(WHY_CARRIED, "(hutch-why)")
     if os.environ.get("HUTCH_UPDATE_GOLDEN") == "1":
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -119,8 +126,18 @@ def check_golden_case(name: str, text: str, minimal: str) -> None:
     if text == minimal:
         check_golden(name, text)
         return
-    lines = [*difflib.unified_diff(minimal.splitlines(keepends=True), text.splitlines(keepends=True), n=1)][2:]
-    check_golden(f"{name}.diff", "".join(lines))
+    check_golden(f"{name}.diff", "".join(_differences(minimal.splitlines(), text.splitlines())))
+
+
+def _differences(minimal: Sequence[str], lines: Sequence[str]) -> Iterator[str]:
+    """The lines that one text has and the minimal one has not, below the number of the line of that which they follow
+    or replace, and how many. Lines that nothing replaces show themselves."""
+    for kind, first, last, start, end in difflib.SequenceMatcher(None, minimal, lines, autojunk=False).get_opcodes():
+        if kind == "equal":
+            continue
+        yield f"@@ {first + 1},{last - first} @@\n"
+        yield from (f"-{line}\n" for line in minimal[first:last] if kind == "delete")
+        yield from (f"+{line}\n" for line in lines[start:end])
 
 
 def lines_of(launch: Launch) -> str:

@@ -14,6 +14,8 @@ import pytest
 
 from hutch.backends import check, weight_of
 from hutch.cli import COMMANDS, cli
+from hutch.cli.common import MEMBERS
+from hutch.spec.ceiling import BUILT_IN, TABLE, Members, read_ceiling
 from hutch.spec.model import WORKSPACE_KEYS, WorkspaceSpec, has_effect
 from hutch.spec.schema import MODELS, definitions
 from hutch.spec.validation import validate
@@ -87,6 +89,20 @@ def test_the_page_of_keys() -> None:
     check_generated("hutch-toml.md", "\n".join(lines[:-1]) + "\n")
 
 
+def test_the_page_of_the_ceiling() -> None:
+    lines = ["| key | type, default | meaning |", "|---|---|---|"]
+    for name, schema in definitions({TABLE: Members})[TABLE]["properties"].items():
+        default = BUILT_IN.shown(name)
+        shown = cell(f"{type_of(schema)}{f', `{default}`' if default else ''}")
+        lines.append(f"| `{name}` | {shown} | {cell(str(schema['description']))} |")
+    check_generated("policy.md", "\n".join(lines) + "\n")
+
+
+def test_the_example_of_the_ceiling_has_every_key() -> None:
+    (block,) = re.findall(r"^```toml\n(.*?)^```$", (DOCS / "policy.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    assert read_ceiling(block).said == set(Members.__dataclass_fields__)
+
+
 def values(schema: dict[str, Any]) -> str:
     default = schema.get("default")
     shown = "" if default is None else f", `{toml(default)}`"
@@ -105,6 +121,17 @@ def weights(name: str) -> str:
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
     return ", ".join(f"{weight} ({kind})" for kind, weight in found.items())
+
+
+def test_the_table_of_members_commands() -> None:
+    _, _, rest = (DOCS / "people.md").read_text("utf-8").partition("| members have | with |\n|---|---|\n")
+    told = {}
+    for line in rest.partition("\n\n")[0].splitlines():
+        commands, options = (re.findall(r"`(.*?)`", part) for part in line.strip("|").split("|"))
+        for command in commands:
+            by_option = {option: param.name for param in EVERY[command].params for option in param.opts}
+            told[command] = {by_option[option] for option in options}
+    assert told == MEMBERS
 
 
 @pytest.mark.parametrize(("column", "kind"), [(1, "container"), (2, "vm")])
@@ -171,8 +198,14 @@ def declared(text: str) -> Iterator[dict[str, Any]]:
     """The workspaces of the blocks of TOML in a page; a block of keys alone is a part of one."""
     for block in re.findall(r"^```toml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         file = tomllib.loads(block)
-        tables = file if {"workspaces", "defaults", "network"} & set(file) else {"workspaces": {"web": file}}
-        assert set(tables) <= {"network", "defaults", "workspaces"}
+        if TABLE in file:  # a policy.toml
+            continue
+        tables = (
+            file
+            if {"workspaces", "defaults", "network", "engines", "kits"} & set(file)
+            else {"workspaces": {"web": file}}
+        )
+        assert set(tables) <= {"network", "defaults", "engines", "kits", "workspaces"}
         for table in tables.get("workspaces", {}).values():
             yield {"type": "container", **tables.get("defaults", {}), **table}
 
@@ -203,13 +236,17 @@ def test_every_layer_is_on_the_page_about_architecture() -> None:
 # Words.
 
 OWN_WORDS = re.compile(
-    r"\b(wardens?|graft(s|ed)?|strangers|carriers|converges?|withdraw(n|s)?|mends?|settles?|settled|settling|Places)\b"
+    r"\b((?i:wardens?|graft(s|ed)?|strangers|carriers|converges?|withdraw(n|s)?|mends?|settle[sd]?|settling)|Places)\b"
 )
 NO_NOUN = re.compile(
     r"(?:^|[.:;!?]\s+|\| )(What (?:is|has|was|runs|does|comes|makes)|Who (?:is|has)|It is seen to)\b", re.MULTILINE
 )
+SOURCE = CHECKOUT / "src/hutch"
+SOURCES = sorted(path for path in SOURCE.rglob("*") if path.suffix in (".py", ".sh", ".pl"))
 SPOKEN_OF = {"install.md": ("withdraw",)}
-"""Words that a page may have all the same: the old name of a command, as long as that works."""
+WRITTEN_IN = {"cli/__init__.py": ("withdraw",), "spec/ranges.py": ("carriers",)}
+"""Words that a page, or a file, may have all the same: the old name of a command, as long as that works; and those who
+carry telephones."""
 
 
 @by_page
@@ -217,6 +254,12 @@ def test_words_are_the_fields(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     found = {word[0] for word in OWN_WORDS.finditer(text)} - set(SPOKEN_OF.get(page.name, ()))
     assert not found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_words_of_the_source_are_the_fields(path: Path) -> None:
+    found = {word[0] for word in OWN_WORDS.finditer(path.read_text(encoding="utf-8"))}
+    assert found <= set(WRITTEN_IN.get(str(path.relative_to(SOURCE)), ()))
 
 
 @by_page

@@ -16,7 +16,7 @@ from hutch.run import CommandFailed
 from hutch.runtime.control import Event
 
 PAGE = (Path(__file__).parents[2] / "docs" / "library.md").read_text()
-METHODS = ("run", "put", "get", "start", "stop", "status")
+METHODS = ("clone", "diff", "fetch", "run", "put", "get", "start", "stop", "status")
 TWINS = ("load", "plan", "up")
 
 

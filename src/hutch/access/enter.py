@@ -16,11 +16,11 @@ import sys
 from functools import partial
 from typing import NoReturn
 
+from hutch.access.login import Login
 from hutch.access.streams import BY_FORCE, Streams, captured, own_streams
 from hutch.access.terminal import open_terminal
 from hutch.errors import HutchError
 from hutch.files import kept_open
-from hutch.frozen import dataclass
 from hutch.host.services.cgroup import Cgroup
 from hutch.host.services.process import open_process, start_time
 from hutch.libc import call
@@ -31,32 +31,6 @@ NAMESPACES = 0x1000_0000 | 0x0002_0000 | 0x0400_0000 | 0x0800_0000 | 0x2000_0000
 """The flags CLONE_NEWUSER, NEWNS, NEWUTS, NEWIPC, NEWPID, NEWNET, NEWCGROUP."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
-
-
-@dataclass(frozen=True)
-class Login:
-    """The login that a command runs with: user, directories, environment."""
-
-    user: str
-    uid: int
-    home: str
-    shell: str
-    env: tuple[tuple[str, str], ...]
-    cwd: str = ""
-    """An absolute path; "" for the home, or the root where there is none."""
-
-    def environment(self) -> dict[str, str]:
-        return {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": self.home,
-            "USER": self.user,
-            "LOGNAME": self.user,
-            "SHELL": self.shell,
-            "LANG": "C.UTF-8",
-            "TERM": os.environ.get("TERM", "dumb"),
-            **dict(self.env),
-        }
-
 
 Limits = tuple[int, list[bytes]]
 """The bounding set and the filters of the guest's PID 1: they bind the command too. See capabilities(7) and

@@ -22,15 +22,17 @@ CHANGED = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EINVAL)
 
 
 class Packer:
-    """Makes the archive of an open file or directory."""
+    """Makes the archive of a file or directory, which is `descriptor` where that is given."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, descriptor: int | None = None) -> None:
         self.path = path
         self.files = self.size = 0
         self.is_handed_on = False
         self.left_out: list[str] = []
         with explained(f"{path} cannot be read"):
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            if descriptor is None:
+                descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.descriptor = descriptor
         self.status = os.fstat(self.descriptor)
         if not (self.is_tree or stat.S_ISREG(self.status.st_mode)):
             self.close()
@@ -63,7 +65,7 @@ class Packer:
         if depth > DEPTH:
             raise HutchError(f"{self.path}: there are more than {DEPTH} directories within each other")
         if name:  # the directory of unpacking stays as it is
-            yield _header(name, status, tarfile.DIRTYPE)
+            yield self.header(name, status, tarfile.DIRTYPE)
         for entry in entries:
             below = f"{name}/{entry}" if name else entry
             found = self._open(descriptor, entry, below)
@@ -79,7 +81,7 @@ class Packer:
             try:
                 status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
                 if stat.S_ISLNK(status.st_mode):
-                    return _header(name, status, tarfile.SYMTYPE, os.readlink(entry, dir_fd=directory))
+                    return self.header(name, status, tarfile.SYMTYPE, os.readlink(entry, dir_fd=directory))
                 if stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
                     opened = os.open(
                         entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
@@ -87,15 +89,20 @@ class Packer:
                     if stat.S_IFMT(os.fstat(opened).st_mode) in (stat.S_IFDIR, stat.S_IFREG):
                         return opened
                     os.close(opened)
-                self.left_out.append(f"{name!r}: {ODD}")
+                return self._odd(name, status)
             except OSError as error:
                 if error.errno not in CHANGED:
                     raise
                 self.left_out.append(f"{name!r}: it has just gone")
         return None
 
+    def _odd(self, name: str, status: os.stat_result) -> bytes | None:
+        """The archive of what is neither a file nor a directory nor a link; None leaves it out."""
+        self.left_out.append(f"{name!r}: {ODD}")
+        return None
+
     def _file(self, descriptor: int, name: str, status: os.stat_result) -> Iterator[bytes]:
-        yield _header(name, status, tarfile.REGTYPE)
+        yield self.header(name, status, tarfile.REGTYPE)
         self.files += 1
         self.size += status.st_size
         left = status.st_size
@@ -107,15 +114,24 @@ class Packer:
             yield piece
         yield bytes(-status.st_size % tarfile.BLOCKSIZE)
 
+    def header(self, name: str, status: os.stat_result, kind: bytes, target: str = "") -> bytes:
+        """The header of an entry: its owner is whoever unpacks it."""
+        return render_header(member_of(name, status, kind, target))
+
     def _explained(self, name: str) -> AbstractContextManager[None]:
         return explained(f"{self.path}: {name or '.'!r} cannot be read")
 
 
-def _header(name: str, status: os.stat_result, kind: bytes, target: str = "") -> bytes:
+def member_of(name: str, status: os.stat_result, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    """An entry, whose mode says nothing but who may do what, and which belongs to nobody in particular."""
     member = tarfile.TarInfo(name)
     member.type = kind
     member.mode = stat.S_IMODE(status.st_mode) & 0o777
     member.mtime = max(int(status.st_mtime), 0)
     member.linkname = target
     member.size = status.st_size if kind == tarfile.REGTYPE else 0
+    return member
+
+
+def render_header(member: tarfile.TarInfo) -> bytes:
     return member.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")

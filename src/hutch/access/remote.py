@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import select
 import signal
 import sys
@@ -47,6 +46,7 @@ PATIENCE = 60.0  # seconds that a guest may take to get as far as the command
 SILENCE = 1.0  # seconds without output after which a command that ended has said all; what it left behind may not
 UNDERWAY = 16 << 20  # bytes; less than that is on its way when a command ends
 LOOKS = 0.005  # seconds between looks for the socket by which a second session shares the connection
+PLAIN_PATH = re.compile(r"(/[A-Za-z0-9_.+-]+)+", re.ASCII)  # ssh reads more into others
 SSH_SUFFIX = 17  # bytes that ssh adds to the name of a socket while it makes it
 JOB_CONTROL = (signal.SIGTSTP, signal.SIGCONT)
 CAUGHT = (*SIGNALS, BY_FORCE)
@@ -62,15 +62,36 @@ class RemoteTarget:
     leader: tuple[int, int] | None = None
     by_own_key: bool = False
 
-    def socket(self, nonce: str) -> str:
-        """The path of the socket of both sessions, in a directory of the caller's alone; "" for a connection each."""
-        directory = str(self.layout.runtime(self.peer.name))
+    @contextmanager
+    def socket(self, nonce: str) -> Iterator[str]:
+        """The path of a socket by which an ssh shares its connection, in a directory that only the caller writes in; it
+        is made where there is none. "" where it cannot be made."""
+        directory = str(self.layout.runtime(self.peer.name) if self.peer.ip else self.layout.run)
         if self.by_own_key:
             directory = os.environ.get("XDG_RUNTIME_DIR", "")
-            if not re.fullmatch(r"(/[A-Za-z0-9_.+-]+)+", directory, re.ASCII) or not os.access(directory, os.W_OK):
-                return ""
-        path = f"{directory}/exec-{nonce[:12]}"
-        return path if len(path) + SSH_SUFFIX <= SUN_PATH else ""
+        path = socket_in(directory, f"exec-{nonce[:12]}")
+        if path and os.access(directory, os.W_OK):
+            yield path
+            return
+        made = f"{os.environ.get('TMPDIR') or '/tmp'}/hutch-{nonce[:12]}"
+        path = socket_in(made, "ssh")
+        try:
+            if path:
+                os.mkdir(made, 0o700)
+        except OSError:
+            path = ""
+        try:
+            yield path
+        finally:
+            if path:
+                with suppress(OSError):  # whoever tidies up there was first
+                    os.rmdir(made)
+
+
+def socket_in(directory: str, name: str) -> str:
+    """The path of a socket of ssh's; "" for one that ssh would read something into, or that is too long for it."""
+    path = f"{directory}/{name}"
+    return path if PLAIN_PATH.fullmatch(path) and len(path) + SSH_SUFFIX <= SUN_PATH else ""
 
 
 def run_remotely(target: RemoteTarget, command: Command, *, root: bool = False, capture: int | None = None) -> int:
@@ -85,7 +106,9 @@ def run_remotely(target: RemoteTarget, command: Command, *, root: bool = False, 
     sys.stderr.flush()
     with ExitStack() as stack:
         caught = stack.enter_context(_catching())
-        remote = stack.enter_context(closing(_Remote(target, capture)))
+        nonce = os.urandom(16).hex()
+        control = stack.enter_context(target.socket(nonce))
+        remote = stack.enter_context(closing(_Remote(target, capture, nonce, control)))
         if not remote.prepare(command, root, caught):
             return 128 + caught.seen[0]
         with _blocked():  # no signal may come between the last look and the moment from which on it is passed on
@@ -147,13 +170,13 @@ def _blocked() -> Iterator[None]:
 
 
 class _Remote:
-    """The command's session, and the session that watches it."""
+    """The command's session, and the session that watches it. `nonce` marks what they say, and `socket` is the path by
+    which they share a connection, "" for a connection each."""
 
-    def __init__(self, target: RemoteTarget, capture: int | None) -> None:
-        self.target, self.name = target, target.peer.name
+    def __init__(self, target: RemoteTarget, capture: int | None, nonce: str, socket: str) -> None:
+        self.target, self.name, self.nonce, self.socket = target, target.peer.name, nonce, socket
         self.capture = capture
         self.terminal = capture is None and os.isatty(0) and os.isatty(1)
-        self.nonce = secrets.token_hex(16)
         self.heard = Ear(self.nonce, has_end=self.terminal)
         self.errors_heard = Ear(self.nonce, has_end=True)
         self.watch_heard = Ear(self.nonce, has_end=False)
@@ -166,7 +189,6 @@ class _Remote:
         self.leader = open_process(*target.leader) if target.leader is not None else None
         if target.leader is not None and self.leader is None:
             raise self._ended()
-        self.socket = target.socket(self.nonce)
         self.first = self._start([self.heard] if self.terminal else [self.heard, self.errors_heard], is_first=True)
 
     def _start(self, ears: list[Ear], *, is_first: bool) -> Session:

@@ -24,7 +24,7 @@ class Session:
     def __init__(self, argv: list[str], ears: list[Ear], *, terminal: bool, env: Mapping[str, str]) -> None:
         self.unsent = b""
         # In a session of its own: what is typed on our terminal interrupts us, and not ssh. It ends when we do.
-        prefix = ["setpriv", "--pdeathsig", "TERM", "setsid", *(["--ctty"] if terminal else []), "--"]
+        prefix = ["setpriv", "--pdeathsig", "TERM", *(["setsid", "--ctty"] if terminal else []), "--"]
         if terminal:
             self.input, inner = os.openpty()
             sources, inside = [self.input], [inner, inner, inner]
@@ -42,6 +42,7 @@ class Session:
                 stdout=inside[1],
                 stderr=inside[2],
                 env={"TERM": os.environ.get("TERM", "dumb"), **env},
+                new_session=not terminal,
             )
         except BaseException:
             self.close_streams()

@@ -39,6 +39,9 @@ class Unpacker:
     that is in it, or one file. `limit` are bytes of content, and of headers that extend others."""
 
     ITEM = "item"
+    ENTRIES = ENTRIES
+    RECORDS: frozenset[bytes] = frozenset((b"path", b"linkpath", b"size"))
+    """The records of pax headers that matter."""
 
     def __init__(self, root: int, limit: int, sender: str) -> None:
         self.root = root
@@ -84,8 +87,8 @@ class Unpacker:
                 break
             member = self._parse(block)
             self.entries += 1
-            if self.entries > ENTRIES:
-                raise self._refuse(f"more than {ENTRIES} files")
+            if self.entries > self.ENTRIES:
+                raise self._refuse(f"more than {self.ENTRIES} files")
             if member.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
                 key = "path" if member.type == tarfile.GNUTYPE_LONGNAME else "linkpath"
                 data = yield from self._take_extension(member)
@@ -137,7 +140,7 @@ class Unpacker:
             key, value = matched[2], data[matched.end() : end - 1]
             if key.startswith(b"GNU.sparse"):
                 raise self._refuse("a sparse file, which nobody asked for")
-            if key in (b"path", b"linkpath", b"size"):
+            if key in self.RECORDS:
                 found[key.decode()] = os.fsdecode(value)
         return found
 
@@ -168,7 +171,7 @@ class Unpacker:
         elif member.type == tarfile.LNKTYPE:
             self._make_hard_link(member, where)
         elif member.type in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
-            self._leave_out(parts, "a device or a pipe")
+            self._make_odd(member, where)
         else:
             raise self._refuse("what tar does not make")
         if member.size > 0 and member.type not in (tarfile.LNKTYPE, tarfile.SYMTYPE):
@@ -198,18 +201,33 @@ class Unpacker:
                 piece = bytes(self._buffer[:left])
                 del self._buffer[:left]
                 left -= len(piece)
-                write_all(descriptor, piece)
-            os.fchmod(descriptor, member.mode & 0o755 | 0o600)
-            when = int(min(max(member.mtime, 0), LATEST))
-            os.utime(descriptor, (when, when))
+                self._write(descriptor, piece)
+            self._finish_file(descriptor, member)
         yield from self._take(_padded(member.size) - member.size)
+
+    def _write(self, descriptor: int, piece: bytes) -> None:
+        write_all(descriptor, piece)
+
+    def _finish_file(self, descriptor: int, member: tarfile.TarInfo) -> None:
+        """Set what is to be set of a file that has its content."""
+        os.fchmod(descriptor, member.mode & 0o755 | 0o600)
+        when = int(min(max(member.mtime, 0), LATEST))
+        os.utime(descriptor, (when, when))
 
     def _make_directory(self, member: tarfile.TarInfo, where: Parts) -> None:
         with self._explained(where):
             if len(where) > 1:
                 with suppress(FileExistsError):
                     os.mkdir(where[-1], 0o700, dir_fd=self._directory(where[:-1]))
-            os.fchmod(self._directory(where), member.mode & 0o755 | 0o700)
+            self._finish_directory(self._directory(where), member, where)
+
+    def _finish_directory(self, descriptor: int, member: tarfile.TarInfo, where: Parts) -> None:
+        """Set what is to be set of a directory, into which its content is still to come."""
+        os.fchmod(descriptor, member.mode & 0o755 | 0o700)
+
+    def _make_odd(self, member: tarfile.TarInfo, where: Parts) -> None:
+        """Make a pipe or a device, or leave it out."""
+        self._leave_out(where[1:], "a device or a pipe")
 
     def _make_link(self, member: tarfile.TarInfo, where: Parts) -> None:
         if not stays_inside(member.linkname, len(where) - 2):
@@ -222,11 +240,15 @@ class Unpacker:
         """Make another name for a file that has come already."""
         source = (self.ITEM, *self._parts_of(member.linkname))
         with self._explained(where), kept_open(os.dup(self._directory(source[:-1]))) as there:
-            if not stat.S_ISREG(os.stat(source[-1], dir_fd=there, follow_symlinks=False).st_mode):
+            if not self._is_linkable(os.stat(source[-1], dir_fd=there, follow_symlinks=False).st_mode):
                 raise self._refuse("a hard link to what is no file")
             here = self._directory(where[:-1])
             os.link(source[-1], where[-1], src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
         self.files += 1
+
+    def _is_linkable(self, mode: int) -> bool:
+        """Whether what has this mode may have another name."""
+        return stat.S_ISREG(mode)
 
     def _directory(self, where: Parts) -> int:
         """A directory of the tree as a descriptor, good until the next call. Directories come before their content."""

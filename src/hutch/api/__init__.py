@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["Hutch", "load", "plan", "silent", "up"]
 
 
-def load(path: str | os.PathLike[str] | None = None) -> Config:
+def load(path: str | os.PathLike[str] | None = None, *, accepted: str | None = None) -> Config:
     """Read and validate a hutch.toml; without a path, the one that the command line would take.
 
-    Raises ConfigError with all that is wrong with it. Nothing on the host is touched.
+    Raises ConfigError with all that is wrong with it. Nothing on the host is touched. A file in a checkout counts for
+    nothing, and Untrusted is raised, unless the caller has accepted its content by `hutch trust`, or gives the SHA-256
+    of a content that is `accepted`, in hex.
     """
-    return Hutch().load(Path(path) if path is not None else None)
+    return Hutch().load(Path(path) if path is not None else None, accepted=accepted)
 
 
 def plan(
@@ -49,6 +51,7 @@ def up(
     start: bool = True,
     prune: bool = False,
     adopt: bool = False,
+    force: bool = False,
     listen: Listener = silent,
     progress: Progress = silent,
 ) -> Plan:
@@ -56,15 +59,18 @@ def up(
 
     With `start=False`, no stopped workspace is started; with `prune`, workspaces that the file has declared once and
     does not any more are removed; with `adopt`, workspaces of another file become this one's. Nobody is asked: the
-    `disturbed` of a plan are those that it stops while somebody is at work. `listen` is told (workspace, event, text)
-    as it happens; events are "ready", "changed" (without a restart), "stopped", "removed", "failed", "warning" and
-    "waiting" (for another hutch, with "" for a workspace). `progress` is told (image, stage, fraction from 0 to 1)
-    while an image is built. When interrupted, workspaces that are not ready yet are stopped.
+    `disturbed` of a plan are those that it stops while somebody is at work. With `force`, git work outside of homes may
+    be lost with the roots of workspaces; without, HutchError tells of it, and nothing was changed. `listen` is told
+    (workspace, event, text) as it happens; events are "ready", "changed" (without a restart), "moved", "stopped",
+    "removed", "undeleted", "snapshot", "restored", "forked", "failed", "warning" and "waiting" (for another hutch); ""
+    stands for all. `progress` is told (image, stage, fraction from 0 to 1) while an image is built, and (workspace,
+    stage, fraction) while a home is copied to another host. When interrupted, workspaces that are not ready yet are
+    stopped.
     """
     # Spares the start-up of `hutch ls`.
     from hutch.api.job import Call, change
 
-    options = {"start": start, "prune": prune, "adopt": adopt}
+    options = {"start": start, "prune": prune, "adopt": adopt, "force": force}
     call = Call(Layout.from_environment(), "up", {"config": config, "names": tuple(names), **options})
     plan: Plan = change(call, listen=listen, progress=progress)
     return plan

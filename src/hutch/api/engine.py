@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hutch.api.describing import describe
+from hutch.api.recorded import Recorded
 from hutch.apply.restoring import with_restored_records
-from hutch.errors import Problem, UsageError, ways_in
-from hutch.runtime.observe import observe, observe_facts
+from hutch.engines import observe_all
+from hutch.errors import UsageError, ways_in
+from hutch.runtime.observe import observe_facts
+from hutch.spec import member
 from hutch.spec.model import has_effect
 from hutch.spec.names import Layout, is_name
-from hutch.spec.record import Observation, Record, has_processes, present, state_of
-from hutch.state import read_network, read_record, read_records
+from hutch.spec.record import UserView, freshness_of, has_processes, present
+from hutch.state import read_ages, read_record, read_records
 
 if TYPE_CHECKING:
     from hutch.api.proving import Proof
     from hutch.apply.explaining import Section
     from hutch.apply.up import Confirm
-    from hutch.egress.record import EgressEvent
-    from hutch.host.identity.user_view import UserView
+    from hutch.egress.approvals import Refusal
     from hutch.plan.actions import Plan, Verb
     from hutch.prove.model import ProbeResult
     from hutch.runtime.control import Listener
-    from hutch.spec.model import Config, Network, WorkspaceSpec
+    from hutch.spec.model import Config
+    from hutch.spec.record import Decision, Freshness, Observation, Record
 
 Progress = Callable[[str, str, float], None]
 """A callback that gets (image, stage, fraction from 0 to 1) while an image is built."""
@@ -36,7 +41,7 @@ def silent(*words: object) -> None:
 
 
 @ways_in
-class Hutch:
+class Hutch(Recorded):
     """One hutch on this host: the workspaces under one state directory.
 
     Every method that changes the host takes the lock for as long as it needs it and may be called again.
@@ -49,21 +54,15 @@ class Hutch:
 
     # Declarations.
 
-    def load(self, path: Path | None = None) -> Config:
-        """Read and validate a hutch.toml. Raises ConfigError with all of its problems."""
+    def load(self, path: Path | None = None, *, accepted: str | None = None) -> Config:
+        """Read and validate a hutch.toml. Raises ConfigError with all of its problems; for root UsageError, if it lies
+        where a workspace can write. Raises Untrusted for one in a checkout, unless the caller has accepted its content,
+        or `accepted` is the SHA-256 of that in hex."""
         # Spares the start-up of `hutch ls`.
-        from hutch.backends import check
-        from hutch.host.hardware.capacity import check_host, observe_capacity
-        from hutch.spec.loading import load
-        from hutch.spec.lookup import find_file
+        from hutch.api.checking import host_check
+        from hutch.apply.ownership import load_found
 
-        host = observe_capacity()
-
-        def check_here(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[Problem]:
-            yield from check(name, workspace, network)
-            yield from check_host({name: workspace}, host.memory, host.cpus)
-
-        return load(find_file(path), layout=self.layout, check=check_here)
+        return load_found(self.layout, path, host_check(), accepted=accepted)
 
     def plan(
         self,
@@ -93,18 +92,22 @@ class Hutch:
         start: bool = True,
         prune: bool = False,
         adopt: bool = False,
+        force: bool = False,
         confirm: Confirm = silent,
     ) -> Plan:
         """Plan and apply; returns the plan when every workspace is ready for ssh. The arguments are those of `plan`.
 
-        `confirm` is asked before workspaces are stopped in which somebody is at work.
+        `confirm` is asked before workspaces are stopped in which somebody is at work. With `force`, git work outside of
+        homes may be lost with the roots of workspaces; without, nothing is changed then.
         """
         # Spares the start-up of `hutch ls`.
         from hutch.apply.planning import make_plan
         from hutch.apply.up import up
 
-        make = partial(make_plan, self.layout, config, names, start=start, prune=prune, adopt=adopt)
-        return up(self.layout, config, make, confirm=confirm, listen=self.listen, progress=self.progress)
+        make = partial(
+            make_plan, self.layout, config, names, start=start, prune=prune, adopt=adopt, checked={}, looked={}
+        )
+        return up(self.layout, config, make, confirm=confirm, listen=self.listen, progress=self.progress, force=force)
 
     def ssh_problem(self) -> str:
         """The reason why plain `ssh workspace-NAME` does not work on this host, "" when it does."""
@@ -117,58 +120,93 @@ class Hutch:
         """The file that `load` would take, "" for none, and the names and types in it as they stand, unvalidated."""
         # Spares the start-up of `hutch ssh`.
         from hutch.spec.lookup import glance, look_for_file
+        from hutch.spec.rights import where_called
 
-        found = look_for_file(path)
-        return (os.path.realpath(found), glance(found)) if found else ("", {})
+        with where_called():
+            found = look_for_file(path)
+            return (os.path.realpath(found), glance(found)) if found else ("", {})
 
     def brought_up(self, path: Path | None = None) -> list[str]:
         """The existing workspaces that the file which `load` would take has brought up."""
         # Spares the start-up of `hutch ssh`.
         from hutch.spec.lookup import find_file
+        from hutch.spec.rights import where_called
 
-        file = os.path.realpath(find_file(path))
+        with where_called():
+            file = os.path.realpath(find_file(path))
         return [name for name, record in self.records().items() if record.file == file]
 
     # Workspaces that are there.
 
     def records(self) -> dict[str, Record]:
         """The records of all existing workspaces by name; for a caller other than root, of those that it may see."""
+        return {name: view.record for name, view in self._views().items()}
+
+    def _views(self) -> dict[str, UserView]:
+        """The views of all existing workspaces that the caller may see, by name."""
         if os.geteuid() != 0:
             # Spares the start-up of `hutch ls` for root.
-            from hutch.host.identity.user_view import visible_records
+            from hutch.host.identity.user_view import visible_views
 
-            return visible_records(self.layout)
-        return present(read_records(self.layout))
+            return visible_views(self.layout)
+        found, who = present(read_records(self.layout)), member.acting
+        return {name: UserView(record) for name, record in found.items() if who is None or record.is_of(who.uid)}
 
-    def kept(self) -> list[dict[str, str]]:
-        """The homes that are kept of removed workspaces: `name`, `ip`, `home` and `file`. `up` of a file that declares
-        one brings it back with them; `remove` with `purge` deletes them. Needs root."""
-        records = (record for record in read_records(self.layout).values() if record.removed and not record.ejected)
-        return [{"name": r.name, "ip": str(r.wanted.ip), "home": str(r.wanted.home), "file": r.file} for r in records]
+    def hidden(self) -> set[str]:
+        """The names of the workspaces that a caller other than root may not see."""
+        # Spares the start-up of `hutch ls` for root.
+        from hutch.host.identity.user_view import hidden_names
+
+        return hidden_names(self.layout)
+
+    def kept(self) -> list[dict[str, Any]]:
+        """The homes that are kept of removed workspaces: `name`, `type`, `ip`, `home` and `file`; when it was `removed`
+        (ISO 8601, in UTC) and its `size` in bytes, each None where nobody knows. `undelete` brings one back, and so
+        does `up` of a file that declares it; `remove` with `purge` deletes them. Needs root."""
+        # Spares the start-up of `hutch ls`.
+        from hutch.apply.holdings import kept_homes
+
+        return kept_homes(self.layout)
+
+    @with_restored_records
+    def undelete(self, name: str, path: Path | None = None) -> None:
+        """Bring back a removed workspace whose home is kept, stopped: as it was declared last, with its host key, its
+        owner and its address. Where no workspace is left, the network is that of the file `path`, by default of the one
+        that declared it."""
+        # Spares the start-up of `hutch ls`.
+        from hutch.apply.undeleting import undelete
+
+        undelete(self.layout, name, self.listen, lambda declared: self.load(path or declared).network)
 
     def record(self, name: str) -> Record:
         """One record; UsageError when there is no such workspace."""
+        return self._view(name).record
+
+    def _view(self, name: str) -> UserView:
         if not is_name(name):
             raise UsageError(f"{name!r} is not the name of a workspace")
-        if os.geteuid() == 0:
-            record = read_record(self.layout, name)
+        if os.geteuid() != 0:
+            # Spares the start-up of `hutch ls` for root.
+            from hutch.host.identity.user_view import read_user_view
+
+            view = read_user_view(self.layout, name)
         else:
-            view = self._user_view(name)
-            record = view.record if view else None
-        if record is not None and record.removed and record.ejected:
-            raise UsageError(f"{name} was ejected and is not hutch's any more", resolution=f"see {record.ejected}")
-        if record is None or record.removed:
+            found = read_record(self.layout, name)
+            if found is not None and member.acting is not None:
+                # Spares the start-up of `hutch ls`.
+                from hutch.apply.membership import check_own
+
+                check_own({name: found}, [name])
+            view = UserView(found) if found else None
+        if view is None or (view.record.removed and not view.record.ejected):
             raise UsageError(f"there is no workspace {name}", resolution="`hutch ls` lists them; `hutch up` makes them")
-        return record
-
-    def _user_view(self, name: str) -> UserView | None:
-        # Spares the start-up of `hutch ls` for root.
-        from hutch.host.identity.user_view import read_user_view
-
-        return read_user_view(self.layout, name)
+        if view.record.removed:
+            raise UsageError(f"{name} was ejected and is not hutch's any more", resolution=f"see {view.record.ejected}")
+        return view
 
     def observe(self, name: str) -> Observation:
-        return observe(self.layout, name)
+        record = self.record(name)
+        return observe_all(self.layout, {name: record})[name]
 
     @with_restored_records
     def start(self, names: Sequence[str]) -> None:
@@ -176,20 +214,22 @@ class Hutch:
         self._turn("start", names)
 
     @with_restored_records
-    def stop(self, names: Sequence[str]) -> None:
-        """Stop workspaces; their state stays."""
-        self._turn("stop", names)
+    def stop(self, names: Sequence[str], *, force: bool = False) -> None:
+        """Stop workspaces; their state stays. Without `force`, stops none while git work outside of the home would go
+        with the root of one."""
+        self._turn("stop", names, force=force)
 
     @with_restored_records
-    def restart(self, names: Sequence[str]) -> None:
-        """Stop and start workspaces. A workspace that could not be started again is not stopped."""
-        self._turn("restart", names)
+    def restart(self, names: Sequence[str], *, force: bool = False) -> None:
+        """Stop and start workspaces. A workspace that could not be started again is not stopped, nor one that `stop`
+        would leave alone."""
+        self._turn("restart", names, force=force)
 
-    def _turn(self, verb: Verb, names: Sequence[str]) -> None:
+    def _turn(self, verb: Verb, names: Sequence[str], *, force: bool = False) -> None:
         # Spares the start-up of `hutch ls`.
         from hutch.apply.turning import turn
 
-        turn(self.layout, verb, names, self.record, self.listen)
+        turn(self.layout, verb, names, self.record, self.listen, force=force)
 
     @with_restored_records
     def remove(self, names: str | Iterable[str], *, purge: bool = False, force: bool = False) -> None:
@@ -219,6 +259,74 @@ class Hutch:
 
         return eject(self.layout, name, to, self.listen, find=self.record, confirm=confirm)
 
+    @with_restored_records
+    def move(
+        self,
+        name: str,
+        engine: str,
+        *,
+        member: str = "",
+        path: Path | None = None,
+        write: bool = False,
+        force: bool = False,
+        confirm: Confirm = silent,
+    ) -> Plan:
+        """Have a workspace run by another engine, or by another `member` of its cluster; returns what was done, when it
+        is ready. The file that `load` would take must say so already; with `write`, that one line is changed.
+
+        `confirm` is asked before a workspace is stopped in which somebody is at work. `force` is that of `up`.
+        """
+        # Spares the start-up of `hutch ls`.
+        from hutch.api.moving import move
+
+        return move(self, name, engine, member, path, write=write, force=force, confirm=confirm)
+
+    @with_restored_records
+    def snapshot(self, name: str, tag: str = "") -> str:
+        """Take a snapshot of a workspace, which goes on: of its home, and of a root that is kept, as they are at one
+        moment. Returns its tag: without one, the time in UTC. For workspaces of an Incus server."""
+        # Spares the start-up of `hutch ls`.
+        from hutch.apply.snapshots import snapshot
+
+        return snapshot(self.layout, name, tag, self.record, self.listen)
+
+    def snapshots(self, name: str) -> list[dict[str, Any]]:
+        """The snapshots of a workspace, oldest first, as `hutch snapshots --json` shows them."""
+        # Spares the start-up of `hutch ls`.
+        from hutch.apply.snapshots import snapshots
+
+        return [each.to_json() for each in snapshots(self.layout, self.record(name))]
+
+    @with_restored_records
+    def delete_snapshot(self, name: str, tag: str) -> None:
+        """Delete a snapshot, or what is left of one."""
+        # Spares the start-up of `hutch ls`.
+        from hutch.apply.snapshots import delete
+
+        delete(self.layout, name, tag, self.record, self.listen)
+
+    @with_restored_records
+    def restore(self, name: str, tag: str, *, confirm: Callable[[str], None] = silent) -> None:
+        """Make the home of a workspace, and a root that is kept, as they were in a snapshot. One that runs is stopped,
+        once `confirm` has been asked, and started again."""
+        # Spares the start-up of `hutch ls`.
+        from hutch.apply.snapshots import restore
+
+        restore(self.layout, name, tag, self.record, self.listen, confirm=confirm)
+
+    @with_restored_records
+    def fork(self, config: Config, name: str, news: Sequence[str], *, tag: str = "", start: bool = False) -> None:
+        """Make new workspaces with the home of another one, and with its root where that is kept, as they are now or
+        were in the snapshot `tag`. Identities are their own. `config` declares the new ones."""
+        # Spares the start-up of `hutch ls`.
+        from hutch.apply.planning import make_plan
+        from hutch.apply.snapshots import fork
+
+        make = partial(make_plan, self.layout, config, start=False, prune=False)
+        fork(self.layout, config, name, news, self.record, make, self.listen, tag=tag)
+        if start:
+            self._turn("start", news)
+
     def explain(self, name: str) -> tuple[Section, ...]:
         """The commands, rules and files behind a workspace, as its next start would make them."""
         # Spares the start-up of `hutch ls`.
@@ -226,28 +334,32 @@ class Hutch:
 
         return explain(self.layout, self.record(name))
 
-    def egress(self, name: str) -> list[EgressEvent]:
-        """The recorded questions and connections of a workspace, oldest first."""
+    def approvals(self, name: str | None = None) -> list[Refusal]:
+        """What a workspace, or all that the caller may see, were refused by name and may want; most often asked for
+        first, for each, and last what was denied."""
         # Spares the start-up of `hutch ls`.
-        from hutch.egress.journal import read
+        from hutch.api.approvals import refusals_of
 
-        self.record(name)
-        return read(self.layout.egress, name)
+        return refusals_of(self, name)
 
-    def follow_egress(self, name: str) -> Generator[list[EgressEvent], None, None]:
-        """The recorded questions and connections, in one list, and then new ones as they come. Never ends by itself."""
+    @with_restored_records
+    def allow(self, name: str, host: str, seconds: int | None = None) -> Decision | None:
+        """Open a name (with a port, or at all of them) to a workspace beside its list: for so many seconds, or for
+        good. One that runs has it at once. Returns the decision, None where the list opens that name already."""
         # Spares the start-up of `hutch ls`.
-        from hutch.egress.journal import follow
+        from hutch.apply.approving import decide
 
-        self.record(name)
-        return follow(self.layout.egress, name)
+        return decide(self.layout, name, host, self.record, self.listen, is_allowed=True, seconds=seconds)
 
-    def suggest_egress(self, name: str) -> str:
-        """A list for hutch.toml, made of the workspace's own and of what it asked for and reached beyond that."""
+    @with_restored_records
+    def deny(self, name: str, host: str) -> Decision:
+        """Close what `allow` opened, cut the connections that it let out, and remember the no."""
         # Spares the start-up of `hutch ls`.
-        from hutch.egress.suggest import suggest
+        from hutch.apply.approving import decide
 
-        return suggest(self.egress(name), self.record(name).wanted)
+        decision = decide(self.layout, name, host, self.record, self.listen, is_allowed=False)
+        assert decision is not None
+        return decision
 
     def prove(
         self,
@@ -270,69 +382,43 @@ class Hutch:
 
     def status(self, name: str) -> dict[str, Any]:
         """One entry of `hutch status --json`."""
-        return {**self.describe(self.record(name)), "warnings": self.damages().get(name, [])}
+        (entry,) = self._describe({name: self._view(name)}).values()
+        return self.look([entry])[0]
 
-    def damages(self) -> dict[str, list[str]]:
-        """The damage on the host, in words, by workspace: differences to the state that hutch left. Looks at the host,
-        which `observe` does not, and which only root can."""
-        if os.geteuid() != 0:
-            return {}
+    def look(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Entries of `hutch status --json` with what a look at the host tells beside: see api/looking."""
         # Spares the start-up of `hutch ls`.
-        from hutch.apply.inspecting import warnings_of
+        from hutch.api.looking import look
 
-        record = read_network(self.layout)
-        return warnings_of(self.layout, record.network if record else None, read_records(self.layout))
+        return look(self.layout, {name: view.record for name, view in self._views().items()}, entries)
 
-    def describe(self, record: Record) -> dict[str, Any]:
-        """An entry of `hutch status --json` without warnings, for a caller that has the record."""
-        now = observe(self.layout, record.name)
-        return describe(record, now, self._facts(record, now))
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """The entries of `hutch status --json` of all existing workspaces, by name, without damage on the host."""
+        return self._describe(self._views())
 
-    def _facts(self, record: Record, now: Observation) -> Mapping[str, str]:
-        """The facts of a machine that runs. `ls` asks for them, and loads no backend."""
-        runs = has_processes(now.state) and record.booted is not None
-        if not runs or not has_effect("hypervisor", record.effective.type):
-            return {}
+    def _describe(self, views: dict[str, UserView]) -> dict[str, dict[str, Any]]:
+        seen = observe_all(self.layout, {name: view.record for name, view in views.items()})
+        return {
+            name: describe(view.record, seen[name], self._facts(view, seen[name]), view.ages)
+            for name, view in self._with_ages(views).items()
+        }
+
+    def freshness(self) -> dict[str, Freshness]:
+        """The freshness of the image that each workspace runs on, by name."""
+        views = self._with_ages(self._views())
+        seen = observe_all(self.layout, {name: view.record for name, view in views.items()})
+        return {name: freshness_of(view.record, seen[name], view.ages) for name, view in views.items()}
+
+    def _with_ages(self, views: dict[str, UserView]) -> dict[str, UserView]:
+        """Views with the ages of images, which root reads once for all of them; those of others have them."""
         if os.geteuid() != 0:
-            view = self._user_view(record.name)
-            return view.facts if view else {}
-        return observe_facts(self.layout, record.name)
+            return views
+        ages = read_ages(self.layout)
+        return {name: replace(view, ages=ages) for name, view in views.items()}
 
-
-def describe(record: Record, now: Observation, facts: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A workspace as `hutch status --json` shows it (docs: interface, machine-readable state). `facts` are those of a
-    machine that runs."""
-    facts, state, pending = facts or {}, state_of(record, now), "none"
-    if state == "running" and record.booted != record.with_booted().booted:
-        # Spares the start-up of `hutch ls`, for which nothing is pending as a rule.
-        from hutch.plan.planner import pending_of
-
-        pending = pending_of(record)
-    return {
-        "name": record.name,
-        "type": record.wanted.type,
-        "engine": record.wanted.engine,
-        "state": state,
-        "ip": record.wanted.ip,
-        "mac": record.wanted.mac,
-        "cid": record.wanted.cid if has_effect("cid", record.wanted.type) else None,
-        "image": record.wanted.image,
-        "image_id": record.image,
-        "home": record.wanted.home,
-        "user": record.wanted.user,
-        "hypervisor": facts.get("hypervisor"),
-        "accelerator": facts.get("accelerator"),
-        "pid": now.pid,
-        "since": now.since,
-        "ready_seconds": now.ready_seconds,
-        "start_kind": "cold" if now.ready_seconds is not None else None,
-        "autostart": record.wanted.autostart,
-        "egress": list(egress) if isinstance(egress := record.wanted.egress, tuple) else egress,
-        "learn": record.wanted.learn,
-        "publish": [str(item) for item in record.wanted.publish],
-        "mounts": [{"source": m.source, "target": m.target, "readonly": m.readonly} for m in record.wanted.mounts],
-        "pending": pending,
-        "reason": now.reason,
-        "warnings": [],
-        "file": record.file,
-    }
+    def _facts(self, view: UserView, now: Observation) -> Mapping[str, str]:
+        """The facts of a machine that runs. `ls` asks for them, and loads no backend."""
+        runs = has_processes(now.state) and view.record.booted is not None
+        if not runs or not has_effect("hypervisor", view.record.effective.type):
+            return {}
+        return observe_facts(self.layout, view.record.name) if view.facts is None else view.facts

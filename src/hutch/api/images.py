@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hutch.apply.building import ensure_images, recipe_of
+from hutch.apply.building import ask_for_updates, ensure_images, recipes_for
+from hutch.apply.refreshing import Refreshed, refresh
+from hutch.apply.restoring import with_restored_records
+from hutch.engines import by_engine
 from hutch.errors import HutchError, ways_in
 from hutch.host.services.lock import lock
-from hutch.images.cache import observe_images, remove_image
+from hutch.images.cache import collect_leftovers, observe_images, remove_image
 from hutch.images.machine import prune_machines
+from hutch.spec.record import users_of
+from hutch.state import read_records
 
 if TYPE_CHECKING:
     from hutch.api.engine import Hutch
@@ -23,12 +28,25 @@ class Images:
 
     def __init__(self, hutch: Hutch) -> None:
         self.hutch = hutch
+        self.layout, self.listen = hutch.layout, hutch.listen
 
+    @with_restored_records
     def build(self, config: Config, names: Sequence[str] = ()) -> list[str]:
         """Build the images of the named workspaces, or of all; returns their ids."""
         chosen = {name: config.workspaces[name] for name in config.select(names)}
-        ensure_images(self.hutch.layout, chosen, config.network, config.file, self.hutch.progress)
-        return sorted({recipe_of(self.hutch.layout, workspace).id for workspace in chosen.values()})
+        ensure_images(self.layout, chosen, config.network, config.file, self.hutch.progress)
+        ask_for_updates(self.layout, self.listen)
+        recipe_for = recipes_for(self.layout, read_records(self.layout))
+        return sorted({recipe_for(name, workspace).id for name, workspace in chosen.items()})
+
+    @with_restored_records
+    def refresh(self, names: Sequence[str]) -> list[Refreshed]:
+        """Make the images of workspaces anew, under the same recipes, from the present state of their sources."""
+        for name in names:
+            self.hutch.record(name)  # raises for a name without a workspace
+        found = refresh(self.layout, dict.fromkeys(names), self.listen, self.hutch.progress)
+        ask_for_updates(self.layout, self.listen)
+        return found
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove images; HutchError, before anything is removed, when a workspace uses one."""
@@ -43,16 +61,16 @@ class Images:
 
     def prune(self) -> list[str]:
         """Remove every image that no workspace uses; returns their ids."""
+        collect_leftovers(self.layout)
         found = self.observe()
         unused = [image.id for image, users in found.items() if not users]
         self.remove(unused)
         prune_machines(self.hutch.layout, keep=[image.id for image, users in found.items() if users])
+        for engine, theirs in by_engine(self.layout, self.hutch.records()):
+            unused += engine.prune(theirs)
         return unused
 
     def observe(self) -> Mapping[Image, tuple[str, ...]]:
         """The images in the cache, each with the workspaces that were booted from it or will be."""
-        used = {r.name: (r.image, r.booted.image if r.booted else None) for r in self.hutch.records().values()}
-        return {
-            image: tuple(name for name, those in used.items() if image.id in those)
-            for image in observe_images(self.hutch.layout)
-        }
+        records = self.hutch.records()
+        return {image: users_of(image.id, records) for image in observe_images(self.hutch.layout)}

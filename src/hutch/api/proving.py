@@ -19,12 +19,15 @@ from hutch.apply.removal import remove
 from hutch.errors import HutchError, UsageError
 from hutch.frozen import dataclass
 from hutch.host.services.lock import lock
+from hutch.prove.conversation import Talk
+from hutch.prove.elsewhere import prove_elsewhere
 from hutch.prove.ground import make_decoys, only_one, remove_ground, start_outside
 from hutch.prove.known import check_known
 from hutch.prove.model import ProbeResult
-from hutch.prove.run import Talk, Task, prove, sweep
+from hutch.prove.run import Task, prove, sweep
 from hutch.prove.subject import Subject
 from hutch.spec.model import Config, Network, Publish, WorkspaceSpec
+from hutch.spec.record import Observation, Record, is_local
 from hutch.state import read_network, read_records, write_network
 
 if TYPE_CHECKING:
@@ -81,17 +84,44 @@ def prove_on(hutch: Hutch, name: str | None, config: Config | None, order: Proof
 
 
 def prove_running(hutch: Hutch, name: str, order: ProofRequest) -> tuple[ProbeResult, ...]:
-    hutch.record(name)
-    if hutch.observe(name).state != "running":
+    if reached(hutch, name).state != "running":
         raise UsageError(f"{name} does not run", resolution=f"`hutch start {name}`")
+    here = is_local(hutch.record(name).wanted)
+    found = prove_here(hutch, name, order) if here else prove_there(hutch, name, order)
+    order.told(found)
+    return found
+
+
+def reached(hutch: Hutch, name: str) -> Observation:
+    """The workspace as it is now. Raises HutchError where its server does not answer."""
+    seen = hutch.observe(name)
+    if seen.state == "unreachable":
+        raise HutchError(
+            f"{name} cannot be reached: {seen.reason}", resolution="bring its server back; nothing is proved"
+        )
+    return seen
+
+
+def prove_there(hutch: Hutch, name: str, order: ProofRequest) -> tuple[ProbeResult, ...]:
+    """Try one that a server runs. When the server goes away meanwhile, that looks as if the workspace broke off, so it
+    is asked again before this is said of the workspace."""
+    try:
+        found = prove_elsewhere(hutch.layout, hutch.record(name), order.target, order.only, talk_to(hutch, name))
+    except HutchError:
+        reached(hutch, name)
+        raise
+    if any(result.result == "broken" for result in found):
+        reached(hutch, name)
+    return found
+
+
+def prove_here(hutch: Hutch, name: str, order: ProofRequest) -> tuple[ProbeResult, ...]:
     network = read_network(hutch.layout)
     if network is None:
         raise HutchError("the network is not set up", resolution="`hutch up` does that")
     with start_outside(hutch.layout, network.network) as outside:
         make_decoys(hutch.layout, network.network)
-        found = try_one(hutch, name, Task(network.network, outside, order.target, only=order.only))
-        order.told(found)
-        return found
+        return try_one(hutch, name, Task(network.network, outside, order.target, only=order.only))
 
 
 def prove_throw_away(hutch: Hutch, config: Config | None, order: ProofRequest) -> Proof:
@@ -183,11 +213,13 @@ def free_port(address: str) -> int:
 
 def remove_leftovers(hutch: Hutch) -> None:
     """Remove all throw-away workspaces, with everything of theirs."""
-    found = [record for record in read_records(hutch.layout).values() if record.file == origin(hutch)]
-    if not found:
+    if not leftovers(hutch):
         return
     with lock(hutch.layout):
         recover(hutch.layout, hutch.listen)
-        for record in found:
-            if record.name in read_records(hutch.layout):
-                remove(hutch.layout, record, purge=True)
+        if found := leftovers(hutch):
+            remove(hutch.layout, found, lambda *words: None, purge=True)
+
+
+def leftovers(hutch: Hutch) -> dict[str, Record]:
+    return {name: record for name, record in read_records(hutch.layout).items() if record.file == origin(hutch)}

@@ -1,4 +1,4 @@
-"""The results of commands in a workspace, and of copies."""
+"""The results of commands in a workspace, of copies, and of fetches."""
 
 from __future__ import annotations
 
@@ -34,6 +34,28 @@ class Copied:
 
     files: int = 0
     size: int = 0
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FetchedBranch:
+    """A branch of a clone that is in the host's repository now: its name inside, its `ref` there, and the commits that
+    this named `before`, "" for none, and `now`."""
+
+    name: str
+    ref: str
+    before: str
+    now: str
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The result of `fetch`: the `branches` that were fetched, and the names of those that once were and are `gone`
+    inside, which stay in the repository unless `prune` was said. `left_out` are sentences about what was not fetched.
+    """
+
+    branches: tuple[FetchedBranch, ...]
+    gone: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
 

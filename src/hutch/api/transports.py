@@ -37,7 +37,7 @@ def own_side(workspace: Workspace, seconds: float | None = None) -> Side:
     return Side(workspace.name, carry)
 
 
-def ssh_side(name: str) -> Side:
+def ssh_side(name: str, seconds: float | None = None) -> Side:
     """A side by the caller's own ssh, its configuration and keys; it may ask for a passphrase on the terminal."""
 
     def carry(argv: Sequence[str], output: Take, errors: Take, stdin: Iterable[bytes | None]) -> int:
@@ -54,9 +54,11 @@ def ssh_side(name: str) -> Side:
         with closing(Piped(process)) as piped:
             assert process.stdout is not None and process.stderr is not None
             heard = After(b"%s:hello;" % nonce.encode(), output)
-            return piped.carry(
-                {process.stdout.fileno(): heard.take, process.stderr.fileno(): errors}, chain([program], stdin)
-            )
+            takes = {process.stdout.fileno(): heard.take, process.stderr.fileno(): errors}
+            try:
+                return piped.carry(takes, chain([program], stdin), seconds=seconds)
+            except Overdue:
+                raise HutchError(f"{name} did not come to an end within {seconds:g} s") from None
 
     return Side(name, carry)
 

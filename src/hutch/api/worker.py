@@ -8,12 +8,14 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
+from hutch import engines
 from hutch.api.engine import Hutch
-from hutch.api.job import Call, frame
+from hutch.api.job import Call, frame, plain_frame
 from hutch.api.workspace import Workspace
 from hutch.errors import HutchError, troubles_told
 from hutch.host.services import lock
@@ -30,18 +32,21 @@ def main(descriptor: str) -> NoReturn:
     os.umask(0o022)  # the umask of the command line
     try:
         with control.makefile("rb") as told:
-            sys.path[:] = pickle.load(told)
+            # What it has by itself comes last: another account may find its Python elsewhere than root does.
+            callers = pickle.load(told)
+            sys.path[:] = [*callers, *(path for path in sys.path if path not in callers)]
             call: Call = pickle.load(told)
     except (EOFError, pickle.UnpicklingError):  # the caller has gone
         os._exit(1)
     die_with_parent(call.end_by, parent)
     if call.end_by == signal.SIGTERM:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is undone
+    say = frame if call.account is None else plain_frame
     try:
         with troubles_told():
-            outcome = frame(("result", _carry_out(call, control)))
+            outcome = say("result", _carry_out(call, control, say))
     except Exception as error:  # noqa: BLE001 - a bug of ours, which is shown where the caller's program shows its own
-        outcome = frame(("error", portable(error)))
+        outcome = say("error", portable(error))
     with suppress(OSError):
         control.sendall(outcome)
     os._exit(0)
@@ -59,12 +64,13 @@ def portable(error: Exception) -> HutchError:
     return HutchError(f"a bug of hutch's own: {text}", details="".join(traceback.format_exception(error)))
 
 
-def _carry_out(call: Call, control: socket.socket) -> object:
+def _carry_out(call: Call, control: socket.socket, say: Callable[[str, object], bytes]) -> object:
     def tell(kind: str, *words: object) -> None:
         with suppress(OSError):  # nobody listens any more
-            control.sendall(frame((kind, words)))
+            control.sendall(say(kind, words))
 
     lock.listener = lambda holder: tell("listen", "", "waiting", f"for {holder}")
+    engines.listener = lambda text: tell("listen", "", "warning", text)
     hutch = Hutch(call.layout, listen=partial(tell, "listen"), progress=partial(tell, "progress"))
     target = Workspace(call.workspace, hutch) if call.workspace else hutch
     return getattr(target, call.method)(**call.arguments)

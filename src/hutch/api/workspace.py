@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from hutch.api.engine import Hutch
-from hutch.errors import ways_in
+from hutch.errors import HutchError, ways_in
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from hutch.api.result import Copied, Result
+    from hutch.access.listening import ForwardEvent, Listener
+    from hutch.api.result import Copied, Fetched, Result
     from hutch.api.running import RunOptions
+    from hutch.clones.notes import Clone
+    from hutch.host.identity.ssh import Peer
+    from hutch.spec.record import Record
 
 MAX_OUTPUT = 64 << 20  # bytes of a command's output that are kept in memory
 MAX_COPY = 16 << 30  # bytes that a workspace may hand out in one go
+MAX_FETCH = 4 << 30  # bytes of objects that it may
 
 Argument = str | os.PathLike[str]
 
@@ -25,8 +30,8 @@ Argument = str | os.PathLike[str]
 class Workspace:
     """One workspace, by its name. Making the object touches nothing: a method raises UsageError when there is none.
 
-    All methods but `status` need root, and all may be called by any thread, by several at once; `hutch.aio` has them
-    for asyncio.
+    All methods but `status`, `ports`, `forward`, `clone`, `diff` and `fetch` need root, and all may be called by any
+    thread, by several at once; `hutch.aio` has them for asyncio.
     """
 
     def __init__(self, name: str, hutch: Hutch | None = None) -> None:
@@ -37,15 +42,34 @@ class Workspace:
         """Start it unless it runs; returns when it is ready for ssh."""
         self._change("start")
 
-    def stop(self) -> None:
-        """Stop it: in order first, by force after a deadline. Its state stays."""
-        self._change("stop")
+    def stop(self, *, force: bool = False) -> None:
+        """Stop it: in order first, by force after a deadline. Its state stays. Without `force`, HutchError while git
+        work outside of its home would go with its root."""
+        self._change("stop", force=force)
 
-    def _change(self, method: str) -> None:
+    def _change(self, method: str, **options: bool) -> None:
         # Spares the start-up of `hutch exec`.
         from hutch.api.job import Call, change
 
-        change(Call(self.hutch.layout, method, {"names": [self.name]}), listen=self.hutch.listen)
+        change(Call(self.hutch.layout, method, {"names": [self.name], **options}), listen=self.hutch.listen)
+
+    def snapshot(self, tag: str = "") -> str:
+        """Take a snapshot of what it keeps, as that is at one moment; see `Hutch.snapshot`. Returns its tag."""
+        return str(self._call("snapshot", tag=tag))
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """Its snapshots, oldest first: the same as `hutch snapshots --json` shows."""
+        return self.hutch.snapshots(self.name)
+
+    def restore(self, tag: str) -> None:
+        """Make what it keeps as it was in a snapshot. If it runs, it is stopped, and started again."""
+        self._call("restore", tag=tag)
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        # Spares the start-up of `hutch exec`.
+        from hutch.api.job import Call, change
+
+        return change(Call(self.hutch.layout, method, {"name": self.name, **arguments}), listen=self.hutch.listen)
 
     def status(self) -> dict[str, Any]:
         """The state of the workspace: the same as an entry of `hutch status --json`."""
@@ -145,6 +169,41 @@ class Workspace:
 
         return get(own_side(self, timeout), source, target, limit=limit, into=into)
 
+    def clone(self, source: Argument, *, committed: bool = False) -> Clone:
+        """Make a clone of the git checkout that the directory `source` of the host is in, in the workspace's home; or
+        return the one that was made of it before.
+
+        It begins at HEAD, with what is not committed there as one commit on top of it; with `committed`, without. What
+        git ignores stays out. Its branches are brought back by `fetch`. Runs as the workspace's owner, whose checkout
+        it must be, also for root. Needs git, on the host and inside.
+        """
+        # Spares the start-up of `hutch exec`.
+        from hutch.api.cloning import as_owner
+
+        made: Clone = as_owner(self, "clone", source=os.path.abspath(source), committed=committed)
+        return made
+
+    def diff(self, *, stat: bool = False) -> str:
+        """The changes in the clone since it was made, committed or not, as git shows them; with `stat`, the files
+        alone. The text may hold anything that a workspace can write."""
+        # Spares the start-up of `hutch exec`.
+        from hutch.api.cloning import as_owner
+
+        return str(as_owner(self, "diff", stat=stat))
+
+    def fetch(self, branch: str = "", *, prune: bool = False, limit: int = MAX_FETCH) -> Fetched:
+        """Bring the branches of the clone into the host's repository, as refs/remotes/NAME/BRANCH, or one of them.
+
+        git checks all objects before any is kept, and `limit` bytes are the most that are taken. Nothing is checked
+        out, no other ref is touched, and nothing runs that the workspace or the repository has configured. Branches
+        that are gone inside stay in the repository, but with `prune`.
+        """
+        # Spares the start-up of `hutch exec`.
+        from hutch.api.cloning import as_owner
+
+        fetched: Fetched = as_owner(self, "fetch", branch=branch, prune=prune, limit=limit)
+        return fetched
+
     def attach(
         self,
         argv: Sequence[str],
@@ -162,6 +221,57 @@ class Workspace:
         """
         # Spares the start-up of `import hutch`.
         from hutch.access.inside import run_inside
+        from hutch.audit.events import words_of
+        from hutch.audit.telling import begin
+
+        layout, (record, peer) = self.hutch.layout, self._whereabouts()
+        session, code = begin(layout, self.name, "exec", argv=words_of(argv), root=root), None
+        try:
+            code = run_inside(layout, record, argv, root=root, capture=capture, env=env, cwd=cwd, peer=peer)
+        finally:
+            session.end(code=code)
+        return code
+
+    def ports(self) -> list[Listener]:
+        """The TCP ports that listen inside, by number; as the workspace tells them, which may be anything."""
+        # Spares the start-up of `hutch exec`.
+        from hutch.access.forward import listeners_of
+        from hutch.access.inside import target_of
+
+        return list(listeners_of(target_of(self.hutch.layout, *self._whereabouts())))
+
+    def forward(
+        self, ports: Collection[int] = (), *, auto: bool = False, reverse: Collection[int] = ()
+    ) -> Generator[ForwardEvent]:
+        """Make ports of the workspace reachable on this host's loopback, with `auto` whatever listens inside; and ports
+        of this host's loopback, `reverse`, by the name host.internal inside. Nothing happens before the first event is
+        asked for, and all of it ends when the generator is closed: `contextlib.closing` does that. HutchError when
+        the workspace ends. What listens inside is looked at only while an event is waited for.
+        """
+        # Spares the start-up of `hutch exec`.
+        from hutch.access.forward import Lost, forward
+        from hutch.access.inside import target_of
+        from hutch.audit.events import MOST_ITEMS
+        from hutch.audit.telling import begin
+
+        target = target_of(self.hutch.layout, *self._whereabouts())
+        some, back = list(ports)[:MOST_ITEMS], list(reverse)[:MOST_ITEMS]
+        session = begin(self.hutch.layout, self.name, "forward", ports=some, auto=auto, reverse=back)
+        try:
+            yield from forward(target, ports, auto=auto, reverse=reverse)
+        except Lost as error:
+            state = self.hutch.observe(self.name).state
+            if state == "running":
+                raise
+            raise HutchError(f"{self.name} is {state}", resolution=f"`hutch start {self.name}`") from error
+        finally:
+            session.end()
+
+    def _whereabouts(self) -> tuple[Record, Peer | None]:
+        """Its record, and for a workspace that another host runs, the way there."""
+        # Spares the start-up of `import hutch`.
+        from hutch.engines import engine_of
+        from hutch.spec.record import is_local
 
         record = self.hutch.record(self.name)
-        return run_inside(self.hutch.layout, record, argv, root=root, capture=capture, env=env, cwd=cwd)
+        return record, None if is_local(record.wanted) else engine_of(self.hutch.layout, record).peer(record)

@@ -1,4 +1,5 @@
-"""The host's side as a unit: it reconciles the host when it boots, and clears it when systemd is told to stop all. A
+"""The host's side as units: it reconciles the host when it boots, and clears it when systemd is told to stop all; it
+guards at boot what stopped workspaces have written; and it brings the records of what workspaces did up to date. A
 short program; nothing of it stays.
 
 The command line reconciles the host itself and then starts services that want this unit, and it holds the lock
@@ -11,16 +12,19 @@ import os
 import sys
 
 from hutch.apply import reconcile
+from hutch.apply.recording import fold_connections
 from hutch.apply.restoring import with_restored_records
+from hutch.audit.inbox import fold_all
 from hutch.errors import HutchError, troubles_told
 from hutch.host.network.namespace import has_namespace
 from hutch.host.services.lock import Busy, lock
 from hutch.host.services.units import is_stopping, is_wanted_again
 from hutch.spec.names import Layout
-from hutch.spec.record import present
+from hutch.spec.record import served
 from hutch.state import read_network, read_records
 
 PATIENCE = 0.2  # seconds between two looks whether whoever holds the lock has done it
+GUARD_PATIENCE = 60.0  # seconds for the lock: all logins wait for the guards, and systemd ends them after five minutes
 
 
 class Host:
@@ -49,9 +53,21 @@ class Host:
 
     def _reconcile(self) -> None:
         network, records = read_network(self.layout), read_records(self.layout)
-        if network is None or not present(records):
+        if network is None or not served(records):
             raise HutchError("there is no workspace", resolution="`hutch up` makes those of a hutch.toml")
         reconcile.reconcile_host(self.layout, network.network, network.file, records, is_unit=True)
+
+    @with_restored_records
+    def guard(self) -> None:
+        """Guard what workspaces have written, as the records say; nothing else of the host is there yet."""
+        with lock(self.layout, patience=GUARD_PATIENCE):
+            own = reconcile.own_records(self.layout, read_records(self.layout))
+            reconcile.reconcile_guards(self.layout, own)
+
+    def fold(self) -> None:
+        """Fold into the records what others than root have told for them."""
+        fold_all(self.layout, lambda name, text: self.listen(name, "warning", text))
+        fold_connections(self.layout, self.listen)
 
     def stop(self) -> None:
         """Clear the host. When it goes down, all that is there goes with the kernel. Whoever holds the lock may be
@@ -73,6 +89,6 @@ def main(what: str) -> None:
     try:
         with troubles_told():
             host = Host(Layout.from_environment())
-            {"start": host.start, "stop": host.stop}[what]()
+            {"start": host.start, "guard": host.guard, "fold": host.fold, "stop": host.stop}[what]()
     except HutchError as error:
         sys.exit("\n".join(filter(None, (error.brief, error.details, error.resolution))))

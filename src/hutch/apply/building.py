@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 
-from hutch.apply.reconcile import dismantle, first_network, reconcile_network, with_uplink
+from hutch.apply.reconcile import first_network, leave_builds, reconcile_network, reconcile_user_views, with_uplink
 from hutch.backends import is_machine
 from hutch.backends.port import Port
 from hutch.errors import HutchError
@@ -15,28 +15,44 @@ from hutch.files import write_atomic
 from hutch.host.services.lock import lock
 from hutch.images.build import BuilderNetwork
 from hutch.images.cache import (
-    WAITING,
+    Image,
     collect_leftovers,
     ensure_image,
+    image_ids,
     locked,
     prepare_directory,
     whole_image,
 )
-from hutch.images.progress import Stage
+from hutch.images.progress import WAITING, BuildProgress, reporter
 from hutch.images.recipe import Recipe, make_recipe
 from hutch.images.source import observe_fingerprint
+from hutch.runtime.control import Listener
 from hutch.spec import names
 from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.names import Layout
-from hutch.spec.record import present
+from hutch.spec.record import Record
 from hutch.state import make_directory, read_network, read_records
 
 
-def recipe_of(layout: Layout, workspace: WorkspaceSpec) -> Recipe:
-    """The recipe of the workspace's image. For a rootfs it looks at the source, to see whether it changed."""
-    scheme, _, path = workspace.image.partition(":")
-    fingerprint = observe_fingerprint(path, layout) if scheme == "rootfs" else ""
-    return make_recipe(workspace.image, workspace.packages, workspace.setup, fingerprint=fingerprint)
+def recipes_for(layout: Layout, records: Mapping[str, Record]) -> Callable[[str, WorkspaceSpec], Recipe]:
+    """A function from a workspace, with its name, to the recipe of its image, in the edition that it starts from. The
+    source of a rootfs is looked at once, to see whether it changed."""
+
+    cached = image_ids(layout)
+
+    @cache
+    def plain(image: str, packages: tuple[str, ...], setup: str) -> tuple[Recipe, list[str]]:
+        """The recipe in its first edition, and its editions in the cache."""
+        scheme, _, path = image.partition(":")
+        fingerprint = observe_fingerprint(path, layout) if scheme == "rootfs" else ""
+        recipe = make_recipe(image, packages, setup, fingerprint=fingerprint)
+        return recipe, [id for id in cached if recipe.edition_of(id)]
+
+    def recipe_for(name: str, workspace: WorkspaceSpec) -> Recipe:
+        recipe, editions = plain(workspace.image, workspace.packages, workspace.setup)
+        return recipe.for_workspace(workspace, records.get(name), editions)
+
+    return recipe_for
 
 
 def ensure_images(
@@ -44,35 +60,59 @@ def ensure_images(
     workspaces: Mapping[str, WorkspaceSpec],
     network: Network,
     file: str,
-    progress: Callable[[str, str, float], None],
-) -> None:
-    """Build the images of workspaces, by name, that are not in the cache. The host's lock is not held meanwhile."""
+    progress: BuildProgress,
+) -> bool:
+    """Build the images of workspaces, by name, and what machines boot of them, where they are not in the cache; returns
+    whether any was. The host's lock is not held meanwhile."""
     users: dict[Recipe, list[str]] = {}
     machines: set[Recipe] = set()
+    recipe_for = recipes_for(layout, read_records(layout))
     for name, workspace in workspaces.items():
-        recipe = recipe_of(layout, workspace)
+        recipe = recipe_for(name, workspace)
         users.setdefault(recipe, []).append(name)
         if is_machine(workspace):
             machines.add(recipe)
     collect_leftovers(layout)
-    for recipe in [recipe for recipe in users if not whole_image(layout, recipe.id)]:
-        report = partial(_report, progress, recipe.id)
+    missing = [recipe for recipe in users if not whole_image(layout, recipe.id)]
+    for recipe in missing:
         with named(users[recipe]):
-            if not recipe.wants_network:
-                ensure_image(recipe, layout, progress=report)
-                continue
-            prepare_directory(layout)
-            # There is one builder's place in the network, and whoever leaves it may take the network away.
-            with locked(layout, "network", waiting=partial(progress, recipe.id, WAITING, 0.0)):
-                if not whole_image(layout, recipe.id):
-                    with builder_network(layout, network, file) as builder:
-                        ensure_image(recipe, layout, progress=report, builder=builder)
-    for recipe in machines:
+            make_image(layout, recipe, network, file, progress)
+    unpacked = [recipe for recipe in machines if missing_of(layout, recipe.id, True)]
+    for recipe in unpacked:
         # Spares the start-up of `hutch up` for containers.
         from hutch.images.machine import ensure_machine
 
         with named(users[recipe]):
-            ensure_machine(recipe, layout, progress=partial(_report, progress, recipe.id))
+            ensure_machine(recipe.id, recipe.image, layout, progress=reporter(progress, recipe.id))
+    return bool(missing or unpacked)
+
+
+def make_image(
+    layout: Layout, recipe: Recipe, network: Network, file: str, progress: BuildProgress, before: Image | None = None
+) -> Image:
+    """Build an image unless it is in the cache, with a place in the network if it wants one. For `before` see
+    ensure_image."""
+    report = reporter(progress, recipe.id)
+    if not recipe.wants_network:
+        return ensure_image(recipe, layout, progress=report, before=before)
+    prepare_directory(layout)
+    # There is one builder's place in the network, and whoever leaves it may take the network away.
+    with locked(layout, "network", waiting=partial(progress, recipe.id, WAITING, 0.0)):
+        if found := whole_image(layout, recipe.id):
+            return found
+        with builder_network(layout, network, file) as builder:
+            return ensure_image(recipe, layout, progress=report, builder=builder, before=before)
+
+
+def ask_for_updates(layout: Layout, listen: Listener) -> None:
+    """Ask for the security updates of all images, at most daily, and show the answers to everybody. For commands that
+    are online anyway."""
+    # Spares the start-up of `hutch plan`.
+    from hutch.images.updates import learn_ages
+
+    if learn_ages(layout, lambda about, text: listen(about, "warning", text)) and layout.user_views.is_dir():
+        with lock(layout):
+            reconcile_user_views(layout, read_records(layout))
 
 
 def missing_of(layout: Layout, image: str, boots_machine: bool) -> str:
@@ -85,10 +125,6 @@ def missing_of(layout: Layout, image: str, boots_machine: bool) -> str:
     from hutch.images.machine import observe_machine
 
     return "" if observe_machine(layout, image) else f"what machines boot of {image}"
-
-
-def _report(progress: Callable[[str, str, float], None], id: str, stage: Stage) -> None:
-    progress(id, stage.name, stage.fraction)
 
 
 @contextmanager
@@ -109,7 +145,7 @@ def builder_network(layout: Layout, network: Network, file: str) -> Iterator[Bui
     """
     with lock(layout), first_network(layout):
         record = read_network(layout)
-        network = record.network if record else with_uplink(layout, network)
+        network = record.network if record else with_uplink(layout, network, None)
         reconcile_network(layout, network, file, read_records(layout))
         address = names.builder_address(network.subnet)
         port = Port(
@@ -136,5 +172,4 @@ def builder_network(layout: Layout, network: Network, file: str) -> Iterator[Bui
     finally:
         with lock(layout):
             batch.unlink(missing_ok=True)
-            if not present(read_records(layout)):
-                dismantle(layout)
+            leave_builds(layout)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from hutch.apply.doctor import Finding, State
 from hutch.frozen import dataclass
 from hutch.host.doctor.repairs import DropIn
+from hutch.host.network.firewall import UPSTREAM_PORT
 from hutch.host.network.foreign_firewalls import Obstacle, check_foreign_firewalls, unknown_droppers, who_filters
 from hutch.host.network.neighbours import Neighbours
 from hutch.host.network.router import networks_of
@@ -36,6 +37,7 @@ def check_neighbours(seen: Neighbours) -> list[Finding]:
         *check_firewalls(seen),
         *check_manager(seen),
         check_names(seen),
+        *check_port(seen),
         check_upstream(seen),
         check_forwarding(seen),
         check_addresses(seen),
@@ -145,6 +147,17 @@ def check_names(seen: Neighbours) -> Finding:
             "`ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf`",
         )  # fmt: skip
     return Finding(name, "ok", "workspaces ask it, VPNs and split DNS included; it answers for their own names here")
+
+
+def check_port(seen: Neighbours) -> Iterator[Finding]:
+    """The finding on a host where every user may listen at the resolver's port, and so be asked in its place."""
+    if seen.first_free_port <= UPSTREAM_PORT:
+        setting = f"net.ipv4.ip_unprivileged_port_start={UPSTREAM_PORT + 1}"
+        yield Finding(
+            "resolver's port", "warning", f"every user of this host may listen at port {UPSTREAM_PORT} beside the "
+            f"resolver, and answer workspaces in its place (ports are free from {seen.first_free_port} on)",
+            f"`sysctl -w {setting}`, or a higher number, and in /etc/sysctl.d",
+        )  # fmt: skip
 
 
 def check_upstream(seen: Neighbours) -> Finding:

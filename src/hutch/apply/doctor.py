@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+from hutch.audit.chain import Damage
+from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.host.doctor.abilities import Abilities
+from hutch.host.doctor.entry import Entrance
 from hutch.host.doctor.packages import INSTALL, Manager, Requirement
+from hutch.spec.ceiling import POLICY_FILE
+from hutch.spec.member import GROUP
+from hutch.spec.record import Freshness, waiting_words
 
 State = Literal["ok", "unknown", "warning", "missing", "conflict"]
 
@@ -28,6 +34,7 @@ LIMITS = {
 }
 YES: dict[Manager, str] = {"apt": "--yes", "dnf": "--assumeyes", "pacman": "--noconfirm"}
 """The option that tells a package manager not to ask."""
+WATCHERS = 8192  # inotify instances that a host with containers should allow root
 UNIFIED = "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1), so that controllers are not taken by v1"
 
 
@@ -51,6 +58,7 @@ def examine(found: Abilities) -> list[Finding]:
         *check_limits(found),
         check_quota(found),
         check_log(found),
+        check_watchers(found),
     ]
 
 
@@ -98,13 +106,13 @@ def check_features(found: Abilities) -> Iterator[Finding]:
 def check_kvm(found: Abilities) -> Finding:
     if found.kvm == "":
         return Finding("KVM", "ok", "a guest has run under it")
-    if found.kvm is not None:
-        return Finding("KVM", "warning", f"machines are emulated, several times slower: {found.kvm}")
     if not found.has_kvm_device:
         return Finding(
             "KVM", "warning", "there is no /dev/kvm: machines are emulated, several times slower",
             "enable virtualisation in the firmware, or nesting where this host is a machine itself",
         )  # fmt: skip
+    if found.kvm is not None:
+        return Finding("KVM", "warning", f"machines are emulated, several times slower: {found.kvm}")
     return Finding(
         "KVM",
         "unknown",
@@ -147,3 +155,82 @@ def check_log(found: Abilities) -> Finding:
         "kernel log", "ok", "a workspace without memory has all its processes listed there, as often as it likes",
         "`sysctl vm.oom_dump_tasks=0`, and in /etc/sysctl.d, keeps a hostile one from occupying the host with that",
     )  # fmt: skip
+
+
+def check_watchers(found: Abilities) -> Finding:
+    """The finding on inotify, of which a container has some ten instances as it starts, all counted for root."""
+    if found.watchers is None or found.watchers >= WATCHERS:
+        return Finding("inotify", "ok", "root has watchers of files enough, though those of containers are counted too")
+    return Finding(
+        "inotify", "warning",
+        f"root may have {found.watchers} watchers of files, those of all containers among them: a dozen use them up",
+        f"`sysctl fs.inotify.max_user_instances={WATCHERS}`, and in /etc/sysctl.d",
+    )  # fmt: skip
+
+
+def check_policy(broken: HutchError | None) -> Iterator[Finding]:
+    """The finding on the ceiling of members, where it is `broken`."""
+    if broken is not None:
+        means = f"members of the group hutch may do nothing: {broken.details or broken.brief}"
+        yield Finding(
+            "policy", "conflict", means, f"correct {POLICY_FILE}, or remove it: the built-in ceiling holds then"
+        )
+
+
+def check_records(found: Mapping[str, Sequence[Damage]]) -> Iterator[Finding]:
+    """The findings on records of what workspaces did, by name: on those that are damaged."""
+    for name, damages in found.items():
+        if damages:
+            more = f", and {len(damages) - 1} more" if len(damages) > 1 else ""
+            yield Finding(
+                f"record of {name}", "warning", f"it is not as it was written: {damages[0]}{more}",
+                f"`hutch report {name} --verify` tells all of it; what is gone can come from a backup alone",
+            )  # fmt: skip
+
+
+def check_published(found: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    """The findings on programs of the host that listen on ports of workspaces, by name."""
+    for name, told in found.items():
+        means = "; ".join(told)
+        yield Finding(
+            f"ports of {name}", "warning", means, "another host_port in `publish`, or another for the program"
+        )
+
+
+def check_entrance(found: Entrance | None) -> Iterator[Finding]:
+    """The finding on members, who have no say on a host without the group."""
+    if found is None or not (found.has_group or found.is_there):
+        return
+    if found.wrong:
+        means = f"the group {GROUP} needs root for workspaces of its own: {found.wrong}"
+        yield Finding("members", "warning", means, "install hutch where root alone changes it, as its package does")
+    elif found.is_there and found.way:
+        means = f"the group {GROUP} has workspaces of its own without root, by {found.way}"
+        if not found.has_group:
+            means = (
+                f"there is no group {GROUP} yet, which would have workspaces of its own: `groupadd --system {GROUP}`"
+            )
+        yield Finding("members", "ok", means)
+    elif found.way:
+        means = f"the group {GROUP} needs root for workspaces of its own"
+        yield Finding("members", "warning", means, f"`sudo hutch doctor --fix` writes a rule for {found.way}")
+    else:
+        means = f"the group {GROUP} needs root for workspaces of its own: there is none of sudo, doas and pkexec"
+        yield Finding("members", "warning", means, "install sudo")
+
+
+def check_images(found: Mapping[str, Freshness]) -> Iterator[Finding]:
+    """Findings from the last answers about the images of workspaces, by name; nothing is asked here."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for name, fresh in found.items():
+        for warning in fresh.warnings:
+            told.setdefault(warning, []).append(name)
+    for (text, way), names in told.items():
+        what, _, means = text.partition(": ")
+        yield Finding(f"{what} of {', '.join(names)}", "warning", means, way)
+    asked = min((fresh.asked for fresh in found.values() if fresh.asked), default="")
+    if asked and not told:
+        yield Finding("images", "ok", waiting_words(0, asked))
+    elif found and not asked:
+        means = "it is not known whether security updates are waiting"
+        yield Finding("images", "unknown", means, "`hutch image build` asks, but not for foreign trees and kept roots")

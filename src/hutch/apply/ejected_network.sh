@@ -89,8 +89,8 @@ start() {
   for address in $(addresses); do
     inside nft add element inet "$namespace" host "{ $address }"
   done
-  install -m 600 "$here/network/sets" "$run/services/sets"
-  (umask 077 && inside sh -c "$list" sh "$run/services/sets" >"$run/services/rules")
+  install -m 600 "$here/network/filter" "$run/services/filter"
+  (umask 077 && inside bash -c "$list" bash "$run/services/filter" >"$run/services/rules")
   load host.nft inet env
   make_uplink
   make_bridge

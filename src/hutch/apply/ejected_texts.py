@@ -15,19 +15,19 @@ from pathlib import Path
 from hutch.backends.launch import Launch
 from hutch.frozen import dataclass
 from hutch.host.network import firewall, router, ruleset
-from hutch.host.network.firewall import Member
-from hutch.host.network.watch import LIST, fixed_sets
+from hutch.host.network.firewall import Endpoint
+from hutch.host.network.watch import FILTER, LIST, render_filter
 from hutch.host.services import unit_texts
 from hutch.host.services.service import Service
 from hutch.host.services.units import WRITTEN_BY
-from hutch.host.storage.shares import writable_paths
-from hutch.run import SEARCH_PATH
 from hutch.runtime import units
 from hutch.runtime.units import function
+from hutch.search_path import SEARCH_PATH
 from hutch.spec import names
 from hutch.spec.ejected import Ejected, Note, render_note
 from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.programs import own_program
+from hutch.spec.record import writable_paths
 
 NETWORK_LIBRARY = Path(__file__).with_name("ejected_network.sh")
 REMOVAL_LIBRARY = Path(__file__).with_name("ejected_remove.sh")
@@ -36,9 +36,11 @@ PYTHON = "/usr/bin/python3"
 """The host's own Python, for the programs that steps run: its standard library is all that they need."""
 PROGRAMS = (
     *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/hot_mount.py"),
+    *("host/storage/protecting.py", "host/storage/protected.py", "host/storage/git_config.py"),
+    *("host/storage/placeholders.py", "host/storage/protection_watch.py"),
     *("seccomp/install.py", "seccomp/filters.py"),
     *("runtime/pre_exec.py", "runtime/steps.py", "host/services/cgroup.py"),
-    *("trees/changing.py", "trees/cursor.py", "errors.py", "files.py", "frozen.py", "libc.py"),
+    *("trees/changing.py", "trees/cursor.py", "failure.py", "files.py", "libc.py", "search_path.py"),
 )
 PACKAGES = tuple(
     f"{package}__init__.py"
@@ -71,7 +73,7 @@ class Ejection:
     layout: Ejected
     launch: Launch
     workspace: WorkspaceSpec
-    member: Member
+    endpoint: Endpoint
     network: Network
     uid_base: int
     services: tuple[Service, ...]
@@ -80,7 +82,7 @@ class Ejection:
 def render_units(subject: Ejection) -> dict[str, str]:
     """The units by their names. The workspace's own comes first."""
     layout, launch = subject.layout, subject.launch
-    note = Note(layout.name, str(layout.state), subject.member.ip, subject.uid_base)
+    note = Note(layout.name, str(layout.state), subject.endpoint.ip, subject.uid_base)
     serving = {layout.service_unit(service.pid_file): service for service in subject.services}
     found = {
         launch.unit: units.render_service(launch, layout, tuple(serving)) + render_note(note),
@@ -109,8 +111,8 @@ def _plain(text: str, layout: Ejected) -> str:
 def render_files(subject: Ejection) -> dict[Path, Text]:
     """All other texts, by their paths."""
     layout, launch = subject.layout, subject.launch
-    tables = firewall.router_tables(layout, subject.network, (subject.member,), ())
-    outer = firewall.host_tables(layout, subject.network, (subject.member,))
+    tables = firewall.router_tables(layout, subject.network, (subject.endpoint,), ())
+    outer = firewall.host_tables(layout, subject.network, (subject.endpoint,))
     script = layout.unit_script(layout.name)
     return {
         script: Text(units.render_script(launch, PYTHON, layout.programs), runs=True, is_secret=True),
@@ -118,7 +120,7 @@ def render_files(subject: Ejection) -> dict[Path, Text]:
         layout.network / "run": Text(render_network(subject), runs=True),
         layout.network / "router.nft": Text(ruleset.render_tables(tables)),
         layout.network / "host.nft": Text(ruleset.render_tables(outer)),
-        layout.network / "sets": Text(fixed_sets(tables)),
+        layout.network / FILTER: Text(render_filter(tables)),
         layout.uplink_file: Text(f"{subject.network.uplink}\n"),
         layout.removal: Text(render_removal(subject), runs=True),
         layout.readme: Text(render_readme(subject)),
@@ -141,10 +143,10 @@ def render_network(subject: Ejection) -> str:
         "list": LIST,
     }
     in_router = f"ip -n {layout.namespace} -batch -"
-    sysctls = router.wanted_sysctls(layout, (subject.member,))
+    sysctls = router.wanted_sysctls(layout, (subject.endpoint,))
     kernel = [f"echo {value} >/proc/sys/{name}" for name, value in sysctls.items() if name != router.FORWARDING]
     _, router_end = names.uplink_addresses(network.uplink)
-    way_in = f"ip route replace {subject.member.ip} via {router_end} dev {layout.uplink_host}"
+    way_in = f"ip route replace {subject.endpoint.ip} via {router_end} dev {layout.uplink_host}"
     functions = (
         function("make_namespace", [shlex.join(router.render_namespace(layout))]),
         _fed(

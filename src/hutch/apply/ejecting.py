@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,13 +15,14 @@ from pathlib import Path
 
 from hutch.apply import reconcile
 from hutch.apply.ejected_texts import PACKAGES, PROGRAMS, PYTHON, Ejection, render_files, render_units
-from hutch.apply.launching import public_keys, surroundings_of
-from hutch.apply.serving import in_force, members_of, own_keys
+from hutch.apply.launching import surroundings_of
+from hutch.apply.serving import endpoints_of, in_force, own_keys
 from hutch.apply.starting import start
 from hutch.backends import is_machine, launch_of
 from hutch.errors import HutchError, Unmet
-from hutch.files import read_or_none, sync_directory, write_atomic
+from hutch.files import open_to_others, read_or_none, sync_directory, write_atomic
 from hutch.host.identity import hosts_file, ssh
+from hutch.host.identity.holders import public_key_files
 from hutch.host.network import router
 from hutch.host.network.dns import own_names, service_user, wanted_resolvers
 from hutch.host.network.namespace import has_namespace
@@ -37,7 +37,7 @@ from hutch.spec.ejected import Ejected
 from hutch.spec.model import Network
 from hutch.spec.names import PACKAGE, Layout
 from hutch.spec.policy import policy_of
-from hutch.spec.record import Record, has_processes
+from hutch.spec.record import Record, has_processes, is_local, writable_paths
 from hutch.state import (
     EJECT,
     journaled,
@@ -58,6 +58,7 @@ def check(layout: Layout, record: Record, target: Ejected) -> None:
     """Refuse, before anything is touched, a workspace that cannot be ejected."""
     name, policy = record.name, policy_of(record.wanted)
     for is_so, why, resolution in (
+        (not is_local(record.wanted), "an Incus server runs it, not this host", "`incus` itself goes on with it there"),
         (
             not units.has_systemd(),
             "systemd is not this host's process 1, so there is nothing to run units",
@@ -114,26 +115,12 @@ def _check_place(layout: Layout, record: Record, target: Ejected) -> None:
 
 
 def _check_roots_own(directory: Path) -> None:
-    if loose := _open_to_others(directory.parent):
+    if loose := open_to_others(directory):
         raise HutchError(
             f"{directory} is not root's alone: {loose} can be changed by others",
             details="What systemd starts as root lies there.",
-            resolution="give a directory with --to that only root can change, with all that it lies in",
+            resolution="give a directory with --to that lies, with all that leads there, where only root can change it",
         )
-
-
-def _open_to_others(directory: Path) -> Path | None:
-    """The first of the directories that lead there in which others than root can rename what is root's, and so put
-    something else in its place."""
-    for path in (*reversed(directory.parents), directory):
-        if path.is_dir() and may_be_renamed_in(path.stat().st_uid, path.stat().st_mode):
-            return path
-    return None
-
-
-def may_be_renamed_in(uid: int, mode: int) -> bool:
-    """Whether others than root may rename what is root's in a directory of that owner and mode."""
-    return uid != 0 or (mode & 0o022 != 0 and not mode & stat.S_ISVTX)
 
 
 def eject(layout: Layout, record: Record, target: Ejected, listen: Listener) -> None:
@@ -201,7 +188,7 @@ def make_subject(
     taken = replace(host, routes=(*host.routes, *filter(None, uplinks)))
     own = replace(network, uplink=router.choose_uplink(network, taken))
     wanted = replace(record.wanted, home=subject_home(layout, record, target))
-    keys = tuple(_text(path) for path in public_keys(layout, record))
+    keys = tuple(_text(path) for path in public_key_files(layout, record.wanted))
     surroundings = replace(
         surroundings_of(layout, record, own, keys),
         layout=target,
@@ -209,12 +196,12 @@ def make_subject(
         python=PYTHON,
         package=str(target.programs),
     )
-    (_, member) = members_of({record.name: replace(record, wanted=wanted)}, own)
+    (_, endpoint) = endpoints_of({record.name: replace(record, wanted=wanted)}, own)
     return Ejection(
         target,
         launch_of(record.name, wanted, surroundings),
         wanted,
-        member,
+        endpoint,
         own,
         record.uid_base,
         (*wanted_resolvers(target, own, service_user(), own_names()), wanted_watch(target, own)),
@@ -234,25 +221,24 @@ def subject_home(layout: Layout, record: Record, target: Ejected) -> str:
 def _moved(layout: Layout, record: Record, target: Ejected) -> tuple[tuple[Path, Path], ...]:
     """The directories that are renamed, neither copied nor lost: (hutch's path, the new one)."""
     name = record.name
-    return (layout.home(name), target.home(name)), (layout.root(name), target.root(name))
+    own = (layout.home, layout.root, layout.private), (target.home, target.root, target.private)
+    return tuple((old(name), new(name)) for old, new in zip(*own, strict=True))
 
 
 def _copy(layout: Layout, record: Record, target: Ejected) -> None:
     """Copy the image, the keys, and the programs. No guest wrote any of that."""
     name = record.name
     make_directory(target.state)
-    _check_roots_own(target.state)  # checked as it is now: somebody may have been faster in a directory like /tmp
     gid, _ = ssh.owner_of(record.wanted.uid)
     shares.ensure_closed(target.workspace(name), gid)
     make_directory(target.image_root(record.image).parent, 0o700)
     _copy_image(layout.image_root(record.image), target.image_root(record.image))
     archive = ("cp", "--archive", "--")
     run([*archive, str(layout.host_key(name).parent), str(target.host_key(name).parent)])
-    make_directory(target.state / "keys")
-    held = {path.parent for path in public_keys(layout, record)}
-    held |= {layout.group_key.parent} if layout.group_key.exists() else set()
+    make_directory(target.keys)
+    held = {path.parent for path in public_key_files(layout, record.wanted)}
     for directory in sorted(held):
-        run([*archive, str(directory), str(target.state / "keys" / directory.name)])
+        run([*archive, str(directory), str(target.keys / directory.name)])
     for program in (*PROGRAMS, *PACKAGES):
         make_directory((target.programs / program).parent)
     for program in PROGRAMS:
@@ -280,8 +266,8 @@ def _write(subject: Ejection) -> None:
 def _release(layout: Layout, records: Mapping[str, Record], record: Record) -> None:
     """Take hutch's mounts from the directories that the workspace can write; from now on it has its own."""
     others = in_force(layout, {name: r for name, r in records.items() if name != record.name})
-    shared = {path for other in others.values() for path in shares.writable_paths(other.wanted)}
-    for path in shares.writable_paths(record.wanted):
+    shared = {path for other in others.values() for path in other.written}
+    for path in writable_paths(record.wanted):
         if path not in shared:
             shares.release(layout, path)
 
@@ -290,10 +276,9 @@ def _install(layout: Layout, record: Record, subject: Ejection, *, is_up: bool) 
     """Install its names, keys and units where the host looks for them; and start it, if it ran."""
     target, texts = subject.layout, render_units(subject)
     host_key = _text(target.host_key(record.name).with_name(target.host_key(record.name).name + ".pub"))
-    peer = ssh.Peer(record.name, subject.member.ip, subject.workspace.user, host_key)
-    keys = {uid: str(target.key(uid)) for uid in own_keys(layout, {record.name: record})}
-    hosts_file.ensure_hosts(target, {record.name: subject.member.ip})
-    ssh.ensure_trust(target, (peer,), keys)
+    peer = ssh.Peer(record.name, subject.endpoint.ip, subject.workspace.user, host_key)
+    hosts_file.ensure_hosts(target, {record.name: subject.endpoint.ip})
+    ssh.ensure_trust(target, (peer,), own_keys({record.name: record}))
     units.ensure_units(texts)
     unit = target.unit(record.name)
     units.enable_units({unit: record.wanted.autostart})

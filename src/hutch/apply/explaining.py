@@ -10,23 +10,24 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from hutch.apply.launching import make_launch
-from hutch.apply.serving import in_force, members_of, views_of, wanted_services
+from hutch.apply.serving import endpoints_of, in_force, views_of, wanted_services
 from hutch.apply.units import wanted_host_units
 from hutch.backends import is_machine
 from hutch.backends.launch import Launch
+from hutch.engines import engine_of, observe_all
 from hutch.frozen import dataclass
 from hutch.host.hardware.accelerator import Accelerator, recall_accelerator
-from hutch.host.identity import hosts_file, ssh
+from hutch.host.identity import hosts_file
+from hutch.host.identity.holders import key_holders
 from hutch.host.network import firewall, router, ruleset
-from hutch.host.network.firewall import Member
+from hutch.host.network.firewall import Endpoint
 from hutch.host.storage import shares
 from hutch.plan.turning import no_network
-from hutch.runtime.observe import observe_state
 from hutch.runtime.units import render_script, render_service, render_slice
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
-from hutch.spec.record import Record, holds_identity
+from hutch.spec.record import Record, holds_identity, is_local, state_of
 from hutch.state import read_network, read_records
 
 
@@ -38,21 +39,31 @@ class Section:
 
 def explain(layout: Layout, record: Record) -> tuple[Section, ...]:
     """The sections on all that the next start of a workspace makes, and on the host's part in it."""
+    if not is_local(record.wanted):
+        return tuple(explain_elsewhere(layout, record))
     found, records = read_network(layout), read_records(layout)
     if found is None:
         raise no_network()
     network = found.network
     serving = in_force(layout, records)
-    members = members_of(serving, network)
+    endpoints = endpoints_of(serving, network)
     return (
         Section("workspace", describe(layout, record)),
         Section(f"router namespace {layout.namespace}", shlex.join(router.render_namespace(layout))),
-        *explain_firewall(layout, network, members),  # before the links: nothing gets carrier without rules
-        *explain_network(layout, network, records, members),
+        *explain_firewall(layout, network, endpoints),  # before the links: nothing gets carrier without rules
+        *explain_network(layout, network, records, endpoints),
         *explain_names(layout, serving[record.name]),
         Section("directories that the guest can write, nosuid and nodev on the host", guards(serving[record.name])),
         *explain_launch(layout, make_launch(layout, record, network, known_accelerator(layout, record))),
     )
+
+
+def explain_elsewhere(layout: Layout, record: Record) -> Iterable[Section]:
+    """The sections on a workspace that this host does not run."""
+    yield Section("workspace", describe(layout, record))
+    yield from explain_names(layout, record)
+    for title, text in engine_of(layout, record).explain(record).items():
+        yield Section(title, text)
 
 
 def known_accelerator(layout: Layout, record: Record) -> Accelerator | None:
@@ -64,7 +75,8 @@ def known_accelerator(layout: Layout, record: Record) -> Accelerator | None:
 
 def describe(layout: Layout, record: Record) -> str:
     """Two lines: the workspace itself, and the start that the rest is about."""
-    if not holds_identity(observe_state(layout, record)):
+    seen = observe_all(layout, {record.name: record})[record.name]
+    if not holds_identity(state_of(record, seen)):
         how = "it does not run; what follows is its next start"
     elif record == record.with_booted():
         how = "it runs, started as shown below"
@@ -74,7 +86,7 @@ def describe(layout: Layout, record: Record) -> str:
 
 
 def explain_network(
-    layout: Layout, network: Network, records: Mapping[str, Record], members: Sequence[Member]
+    layout: Layout, network: Network, records: Mapping[str, Record], endpoints: Sequence[Endpoint]
 ) -> Iterable[Section]:
     """Uplink, bridge, kernel settings and the shared services."""
     in_router = ["ip", "-n", layout.namespace, "-batch", "-"]
@@ -91,9 +103,9 @@ def explain_network(
             )
         ),
     )
-    settings = router.wanted_sysctls(layout, members)
+    settings = router.wanted_sysctls(layout, endpoints)
     yield Section("kernel settings", "\n".join(f"echo {value} >/proc/sys/{name}" for name, value in settings.items()))
-    views = views_of(layout, network, members)
+    views = views_of(layout, network, endpoints)
     units = wanted_host_units(layout, network, records)
     for unit, text in units.items():
         yield Section(f"unit {unit}", text.rstrip())
@@ -105,37 +117,36 @@ def explain_network(
         yield Section("what the egress proxy is told", views)
 
 
-def explain_firewall(layout: Layout, network: Network, members: tuple[Member, ...]) -> Iterable[Section]:
+def explain_firewall(layout: Layout, network: Network, endpoints: tuple[Endpoint, ...]) -> Iterable[Section]:
     """Both rulesets."""
     addresses = router.observe_host().addresses(without=layout.uplink_host)
     yield Section(
         f"firewall of the router namespace (see it live: ip netns exec {layout.namespace} nft list ruleset)",
-        ruleset.render_tables(firewall.router_tables(layout, network, members, addresses)).rstrip(),
+        ruleset.render_tables(firewall.router_tables(layout, network, endpoints, addresses)).rstrip(),
     )
     yield Section(
         f"firewall of the host (see it live: nft list table inet {layout.table})",
-        ruleset.render_tables(firewall.host_tables(layout, network, members)).rstrip(),
+        ruleset.render_tables(firewall.host_tables(layout, network, endpoints)).rstrip(),
     )
 
 
 def explain_names(layout: Layout, record: Record) -> Iterable[Section]:
     """The section on names and keys: how ssh finds and trusts it, and who may log in."""
     wanted = record.wanted
-    holders = ssh.key_holders(wanted.authorized_keys, wanted.uid)
     lines = (
         f"{hosts_file.HOSTS}: {wanted.ip} {names.hostname(record.name)}",
         f"host key (root's only): {layout.host_key(record.name)}",
         f"known hosts: {layout.known_hosts}",
         f"ssh drop-in: {layout.ssh_config}",
         *(f"authorised: {key}" for key in wanted.authorized_keys or ()),
-        *(f"authorised, of hutch's own: {layout.key(uid)}" for uid in holders),
+        *(f"authorised, of hutch's own: {layout.key(holder)}" for holder in key_holders(wanted)),
     )
     yield Section("names and keys", "\n".join(lines))
 
 
 def guards(record: Record) -> str:
     """The mounts that keep a guest's devices and setuid files from counting on the host."""
-    return "\n".join(shlex.join(shares.render_guard(path)) for path in shares.writable_paths(record.wanted))
+    return "\n".join(shlex.join(shares.render_guard(path, record.members_own.get(path))) for path in record.written)
 
 
 def explain_launch(layout: Layout, launch: Launch) -> Iterable[Section]:
@@ -147,7 +158,7 @@ def explain_launch(layout: Layout, launch: Launch) -> Iterable[Section]:
         yield Section(f"unit {unit}", text.rstrip())
     yield Section(
         f"what the service runs: {layout.unit_script(launch.workspace)}",
-        render_script(launch, sys.executable).rstrip(),
+        render_script(launch, sys.executable, record=str(layout.audit_ends(launch.workspace))).rstrip(),
     )
 
 

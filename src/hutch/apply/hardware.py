@@ -36,8 +36,10 @@ def any_machine(layout: Layout) -> Machine | None:
     return next((machine for machine in found if machine is not None), None)
 
 
+@functools.cache
 def accelerator_of(layout: Layout, image: str) -> Accelerator:
-    """The accelerator of machines of an image. The caller holds the lock: the first time, a guest has to prove it."""
+    """The accelerator of machines of an image. The caller holds the lock: the first time, a guest has to prove it. A
+    command that refuses and then starts gets one answer: an answer that does not last costs a boot each time."""
     return observe_accelerator(layout, machine_of(layout, image))
 
 

@@ -10,19 +10,21 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import field, replace
-from pathlib import Path
 
 from hutch.apply.building import missing_of
-from hutch.apply.serving import in_force, members_of, missing_services, own_keys, peers_of
+from hutch.apply.membership import own_of
+from hutch.apply.serving import endpoints_of, in_force, known, missing_services, own_keys, peers_of
 from hutch.apply.starting import unlimited_home
 from hutch.apply.units import wanted_host_units
 from hutch.backends import is_machine
+from hutch.engines import elsewhere
 from hutch.errors import HutchError
-from hutch.files import read_or_none
 from hutch.frozen import dataclass
 from hutch.host.identity import hosts_file, ssh
 from hutch.host.network import router
+from hutch.host.network.firewall import Endpoint
 from hutch.host.network.foreign_firewalls import check_foreign_firewalls
+from hutch.host.network.listening import find_deaf
 from hutch.host.network.namespace import look
 from hutch.host.services.units import awaits_a_start, different_units
 from hutch.host.storage import shares
@@ -34,6 +36,7 @@ from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
 from hutch.spec.record import Record, has_processes, present
+from hutch.spec.sharing import holder_words
 
 DELETED = "//deleted"
 """The suffix that the kernel puts behind the directory of a mount that has been deleted."""
@@ -42,32 +45,35 @@ DELETED = "//deleted"
 @dataclass(frozen=True)
 class Findings:
     """Findings: `repairs` cost nobody anything; `broken` are, by workspace, parts that only a restart gives back;
-    `lost` is, in words, what `up` cannot bring back; `obstacles` are stops by others' firewalls, theirs to let pass."""
+    `lost` is, in words, what `up` cannot bring back; `obstacles` are stops by others' firewalls, theirs to let pass;
+    `deaf` are, by workspace, programs of the host whose ports it has."""
 
     repairs: tuple[Repair, ...] = ()
     broken: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
     lost: Mapping[str, str] = field(default_factory=dict)
     obstacles: tuple[str, ...] = ()
+    deaf: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def inspect(layout: Layout, applied: Network | None, records: Mapping[str, Record]) -> Findings:
     """Compare the host with the records. Nothing can be damaged before a first `up` has set the network up. Raises
     HutchError when the host cannot be looked at."""
+    named = known(layout, records if applied is not None else elsewhere(records))
+    lost = lost_keys(layout, named)
+    trust = tuple(wrong_trust(layout, named, lost)) if named else ()
     serving = in_force(layout, records) if applied is not None else {}
     if applied is None or not serving:
-        return Findings()
+        return Findings(trust, lost=lost)
     with closing(look(layout)) as looking:
-        lost = lost_keys(layout, serving)
-        elsewhere = tuple(wrong_trust(layout, serving, lost))
         host, facts = router.observe_all(layout, applied, looking)
     there: tuple[Repair, ...] = ()
     if not is_bare(layout, serving):
         there = (*wrong_network(layout, applied, serving, host, facts), *wrong_homes(layout, serving))
-    repairs = (*there, *elsewhere)
+    repairs = (*there, *trust)
     lost |= forgotten_workspaces(layout, serving)
     host_end, _ = names.uplink_addresses(applied.uplink)
     obstacles = tuple(map(str, check_foreign_firewalls(facts.host_listing, layout.uplink_host, host_end)))
-    return Findings(repairs, broken_workspaces(layout, serving, facts.links), lost, obstacles)
+    return Findings(repairs, broken_workspaces(layout, serving, facts.links), lost, obstacles, find_deaf(serving))
 
 
 def is_bare(layout: Layout, serving: Iterable[str]) -> bool:
@@ -84,24 +90,38 @@ def wrong_network(
     host: router.HostNetwork,
     facts: router.RouterFacts,
 ) -> Iterator[Repair]:
-    """Repairs of the router, the ports on it, the resolvers and the settings of the kernel."""
-    members = members_of(serving, applied)
-    rules = router.wanted_rules(layout, applied, members, host)
-    wrong = router.differences(layout, applied, rules, host, facts)
+    """Repairs of the router, the ports on it, the resolvers and the settings of the kernel. After an `up` that was cut
+    short, rules are as it found them or as it made them. Neither is damage: the next one makes its changes again."""
+    endpoints = endpoints_of(serving, applied)
+    pending = {name: record for name, record in serving.items() if record.effective != record.wanted}
+    running = {name: r for name, r in pending.items() if has_processes(observe(layout, name).state)}
+    as_booted = {name: replace(record, wanted=record.effective) for name, record in running.items()}
+    booted = endpoints_of({**serving, **as_booted}, applied)
+
+    def differences(endpoints: tuple[Endpoint, ...]) -> Mapping[router.Part, str]:
+        rules = router.wanted_rules(layout, applied, endpoints, host)
+        return router.differences(layout, applied, rules, host, facts)
+
+    wrong, missing = differences(endpoints), missing_services(layout, applied, endpoints)
+    if booted != endpoints:
+        before = differences(booted), missing_services(layout, applied, booted)
+        wrong = {part: found for part, found in wrong.items() if part in before[0]}
+        missing = [found for found in missing if found in before[1]]
     if "router" in wrong:  # all other parts went with it
         yield Repair("router", wrong["router"])
         return
     for part, found in wrong.items():
         yield Repair(part, found)
     if "bridge" not in wrong:
-        for name, found in router.loose_ports(applied, members, facts).items():
+        for name, found in router.loose_ports(applied, endpoints, facts).items():
             if name in serving and observe(layout, name).state == "running":
                 yield Repair("port", found, name)
-    for missing in missing_services(layout, applied, members):
-        yield Repair("service", missing)
+    for found in missing:
+        yield Repair("service", found)
     for unit in different_units(wanted_host_units(layout, applied, serving)):
         yield Repair("unit", f"{unit} is gone, or is not what hutch has written")
-    settings = router.wanted_sysctls(layout, members)
+    both = (router.wanted_sysctls(layout, each).items() for each in (endpoints, booted))
+    settings = dict(sorted(set.intersection(*map(set, both))))
     for name, value in router.observe_sysctls(settings).items():
         yield Repair(name.replace("/", "."), f"is {value}, not {settings[name]}")
 
@@ -117,7 +137,7 @@ def wrong_homes(layout: Layout, serving: Mapping[str, Record]) -> Iterator[Repai
             yield Repair("home", f"{workspace.home} is gone; it is made anew, and empty", name)
         if not shares.is_closed(layout.workspace(name), gid):
             yield Repair("home", f"{layout.workspace(name)} is open to others, or closed to the owner", name)
-        for path in shares.unguarded(shares.writable_paths(workspace), mounts):
+        for path in shares.unguarded(record.written, mounts, record.members_own):
             yield Repair("guard", f"{path} is not mounted nosuid,nodev", name)
 
 
@@ -127,23 +147,23 @@ def lost_keys(layout: Layout, serving: Collection[str]) -> dict[str, str]:
     return {
         name: f"host key: {layout.host_key(name)} is damaged or gone; only a backup brings back what it is known by"
         for name in serving
-        if names.hostname(name) in published and not ssh.public_of(read_or_none(layout.host_key(name)))
+        if names.hostname(name) in published and not ssh.public_of(ssh.read_private(layout.host_key(name)))
     }
 
 
 def wrong_trust(layout: Layout, serving: Mapping[str, Record], lost: Collection[str]) -> Iterator[Repair]:
     """Repairs of keys, names, and ssh's files about them."""
-    peers, keys = peers_of(layout, serving), own_keys(layout, serving)
+    peers, keys = peers_of(layout, serving), own_keys(serving)
     unnamed = [peer.name for peer in peers if not peer.host_key]
     for name in unnamed:
         if name not in lost:
             yield Repair("host key", f"{layout.host_key(name)} is damaged or gone", name)
-    for uid, key in keys.items():
-        if not ssh.read_key(Path(key)):
-            what = f"{key}.pub" if ssh.public_of(read_or_none(Path(key))) else key
-            new = "" if what != key else "; a new one opens what is started from then on"
-            yield Repair("key", f"{what} of {ssh.owner_of(uid)[1]} is damaged or gone{new}")
-    if hosts_file.missing_hosts(layout, {peer.name: peer.ip for peer in peers}) is not None:
+    for holder in keys:
+        if not ssh.read_key(key := layout.key(holder)):
+            what = f"{key}.pub" if ssh.public_of(ssh.read_private(key)) else str(key)
+            new = "" if what != str(key) else "; a new one opens what is started from then on"
+            yield Repair("key", f"{what} of {holder_words(holder)} is damaged or gone{new}")
+    if hosts_file.missing_hosts(layout, {peer.name: peer.ip for peer in peers if peer.ip}) is not None:
         yield Repair("names", f"hutch's block in {hosts_file.HOSTS} is not as it was written")
     for path in ssh.missing_trust(layout, peers, keys):
         if path != layout.known_hosts or not unnamed:
@@ -199,8 +219,9 @@ def unbuilt_images(layout: Layout, wanted: Mapping[str, Wanted]) -> dict[str, st
 
 def with_findings(plan: Plan, seen: Findings, unbuilt: Mapping[str, str], records: Mapping[str, Record]) -> Plan:
     """The plan, with the repairs on the way. An image that is built for a start is a note on that; one that was there,
-    and went, while no start is planned, is a repair."""
-    actions, repairs = [], []
+    and went, while no start is planned, is a repair. A member is told nothing of what is another's."""
+    theirs = set(records).difference(own_of(records, records))
+    actions, repairs = [], [repair for repair in seen.repairs if repair.workspace not in theirs]
     for action in plan.actions:
         missing, before = unbuilt.get(action.workspace, ""), records.get(action.workspace)
         was_there = before is not None and action.wanted is not None and before.image == action.wanted.image
@@ -209,9 +230,10 @@ def with_findings(plan: Plan, seen: Findings, unbuilt: Mapping[str, str], record
         elif missing:
             action = replace(action, notes=(*action.notes, f"{missing}: it is built first"))
         actions.append(action)
-    lost = tuple(f"{name}: {text}" for name, text in seen.lost.items())
-    notes = (*plan.notes, *lost, *seen.obstacles)
-    return replace(plan, actions=tuple(actions), repairs=(*seen.repairs, *repairs), notes=notes)
+    lost = tuple(f"{name}: {text}" for name, text in seen.lost.items() if name not in theirs)
+    deaf = (f"{name}: {text}" for name, texts in seen.deaf.items() if name not in theirs for text in texts)
+    notes = (*plan.notes, *lost, *seen.obstacles, *deaf)
+    return replace(plan, actions=tuple(actions), repairs=tuple(repairs), notes=notes)
 
 
 def warnings_of(layout: Layout, applied: Network | None, records: Mapping[str, Record]) -> dict[str, list[str]]:
@@ -234,6 +256,7 @@ def warnings_of(layout: Layout, applied: Network | None, records: Mapping[str, R
             *(f"{change.key}: {change.old} (a restart brings it back)" for change in seen.broken.get(name, ())),
             *([seen.lost[name]] if name in seen.lost else []),
             *filter(None, [unlimited_home(layout, there[name]), limits]),
+            *seen.deaf.get(name, ()),
             *seen.obstacles,
             *shares.kept_guards(layout),
         ]

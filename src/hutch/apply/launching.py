@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hutch.backends import is_machine
-from hutch.errors import HutchError
-from hutch.files import read_or_none
-from hutch.host.identity.ssh import key_holders, owner_of
+from hutch.host.identity.holders import read_public_keys
+from hutch.host.identity.ssh import owner_of
 from hutch.host.services.units import has_machined
+from hutch.host.storage.bind import is_file
 from hutch.spec.model import Network
 from hutch.spec.names import PACKAGE, Layout
 from hutch.spec.record import Record
@@ -19,12 +18,6 @@ from hutch.spec.record import Record
 if TYPE_CHECKING:
     from hutch.backends.launch import Launch, Surroundings
     from hutch.host.hardware.accelerator import Accelerator
-
-
-def public_keys(layout: Layout, record: Record) -> list[Path]:
-    """The files of hutch's own keys that open the workspace."""
-    holders = key_holders(record.wanted.authorized_keys, record.wanted.uid)
-    return [layout.key(uid).with_name("id_ed25519.pub") for uid in holders]
 
 
 def make_launch(
@@ -40,13 +33,8 @@ def make_launch(
     # Spares the start-up of `hutch start`: it is done while the runner loads itself.
     from hutch.backends import launch_of
 
-    keys = []
-    for path in public_keys(layout, record):
-        text = read_or_none(path)
-        if text is None:  # without the key, somebody could not log in
-            raise HutchError(f"{path} is not there", resolution=f"`hutch up {record.name}` makes it")
-        keys.append(text.decode("ascii", "replace").strip())
-    surroundings = surroundings_of(layout, record, network, tuple(keys), accelerator)
+    keys = read_public_keys(layout, record.name, record.wanted)
+    surroundings = surroundings_of(layout, record, network, keys, accelerator)
     return launch_of(record.name, record.wanted, replace(surroundings, ceiling=ceiling))
 
 
@@ -81,4 +69,7 @@ def surroundings_of(
         package=str(PACKAGE),
         hardware=hardware,
         has_machined=has_machined(),
+        decisions=record.decisions,
+        files=tuple(mount.source for mount in workspace.mounts if is_file(mount.source)),
+        member=record.member,
     )

@@ -4,20 +4,28 @@ comes first; obstacles are looked for without the lock, since that takes as long
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from hutch.apply import ejecting, reconcile, removal
+from hutch.apply.holdings import check_runtime, has_state, own_in_state
+from hutch.apply.membership import refuse_others
+from hutch.apply.moving import forget_other
 from hutch.apply.recovery import recover
 from hutch.apply.turning import check_host
 from hutch.apply.unsaved import live_sessions, obstacles
+from hutch.audit.removing import remove_all_records
+from hutch.engines import elsewhere
 from hutch.errors import HutchError, UsageError
 from hutch.files import entries
 from hutch.host.identity import shells
 from hutch.host.network.namespace import has_namespace
 from hutch.host.services.lock import lock
 from hutch.host.storage import shares
+from hutch.host.storage.placeholders import remove_placeholders
 from hutch.host.storage.quota import release_quota
-from hutch.plan.turning import refuse_recreate
+from hutch.images.cache import collect_leftovers
+from hutch.plan.turning import refuse_moving, refuse_recreate
 from hutch.runtime import control
 from hutch.runtime.control import Listener
 from hutch.runtime.observe import observe
@@ -30,9 +38,10 @@ from hutch.trees.removing import remove_tree
 
 def remove(layout: Layout, names: str | Iterable[str], listen: Listener, *, purge: bool, force: bool) -> None:
     """Stop and remove workspaces; see `Hutch.remove`. `listen` is told of each, with notes for the user."""
+    names = [names] if isinstance(names, str) else list(names)
+    refuse_others(layout, names)
     with lock(layout):
         recover(layout, listen)
-    names = [names] if isinstance(names, str) else names
     records = {name: read_record(layout, name) if is_name(name) else None for name in names}
     found = {name: record for name, record in records.items() if record and (purge or not record.removed)}
     if unknown := [name for name in records if name not in found]:
@@ -44,27 +53,32 @@ def remove(layout: Layout, names: str | Iterable[str], listen: Listener, *, purg
                 resolution=f"{record.ejected}/remove takes it away",
             )
     if not force:
-        check_saved(layout, found)
+        check_saved(layout, found, purge=purge)
     with lock(layout):
-        for name, record in found.items():
-            notes = "; ".join(removal.remove(layout, record, purge=purge))
-            listen(name, "removed", f"({notes})" if notes else "")
+        refuse_others(layout, found)
+        found = {name: forget_other(layout, record, listen, force=force) for name, record in found.items()}
+        removal.remove(layout, found, listen, purge=purge)
 
 
 def uninstall(layout: Layout, listen: Listener, *, purge: bool, force: bool) -> tuple[str, ...]:
     """Take hutch off this host; see `Hutch.uninstall`. Returns notes for the user."""
     if not layout.state.exists() and not has_namespace(layout):
         return ()
+    if not has_state(layout) and not has_namespace(layout):
+        return (f"{layout.state} holds nothing of hutch's, and was left alone",)
+    check_runtime(layout)
     with lock(layout):
         recover(layout, listen)
     notes: list[str] = []
-    if purge:
-        own = [name for name, record in read_records(layout).items() if not record.ejected]  # others need it no more
+    # Those that were ejected need it no more.
+    if purge and (own := [name for name, record in read_records(layout).items() if not record.ejected]):
         remove(layout, own, listen, purge=True, force=force)
     with lock(layout):
         notes += take_away(layout)
         if purge:
-            delete_state(layout)
+            notes += delete_state(layout)
+        else:
+            notes.append(f"homes, keys and images are kept in {layout.state}")
     return tuple(notes)
 
 
@@ -87,23 +101,28 @@ def take_away(layout: Layout) -> tuple[str, ...]:
             if not record.ejected and home is not None and home != str(layout.home(record.name)):
                 release_quota(home, record.uid_base, is_kept=True)
         for name in names:
+            remove_placeholders(layout.placeholders, name)
             control.forget(layout, name)
         reconcile.dismantle(layout)
+    if left := elsewhere(present(records)):
+        notes.append(f"{', '.join(left)} of Incus servers are left there as they are; `hutch up` knows them again")
     return (*notes, *shares.kept_guards(layout))
 
 
-def check_saved(layout: Layout, records: Mapping[str, Record]) -> None:
+def check_saved(layout: Layout, records: Mapping[str, Record], *, purge: bool) -> None:
     """Refuse where unsaved git work or a live session is in the way. An ejected workspace has neither here."""
     found = {name: obstacles(layout, record) for name, record in records.items() if not record.ejected}
     if details := [f"{name}: {line}" for name, lines in found.items() for line in lines]:
+        fate = "and deletes the home" if purge else "and keeps the home"
         raise HutchError(
-            "nothing was removed", details="\n".join(details), resolution="--force removes it all the same"
+            "nothing was removed", details="\n".join(details), resolution=f"--force removes the workspace {fate}"
         )
 
 
-def delete_state(layout: Layout) -> None:
+def delete_state(layout: Layout) -> tuple[str, ...]:
     """Delete the state directory once no workspace is left: images, above all, and facts learned of this host. Ejected
-    workspaces need nothing of it."""
+    workspaces need nothing of it. What is not hutch's stays, in the directories that it lies in. Returns notes for the
+    user."""
     if found := [name for name, record in read_records(layout).items() if not record.ejected]:
         raise HutchError(f"{layout.state} stays: there is {', '.join(found)}", resolution="remove that first")
     if layout.repairs.exists():
@@ -112,7 +131,15 @@ def delete_state(layout: Layout) -> None:
             "that could be taken back",
             resolution="`hutch doctor --undo` says what is in the way; or do without, and delete the note",
         )
-    remove_tree(layout.state)
+    collect_leftovers(layout)
+    for path in own_in_state(layout):
+        remove_tree(path)
+    remove_all_records(layout)
+    parts = (layout.images, layout.workspaces, layout.egress, layout.keys, layout.user_views)
+    for directory in (*parts, layout.addresses, layout.audits / "inbox", layout.audits, layout.state):
+        with suppress(OSError):  # it holds something else, or is not there
+            directory.rmdir()
+    return (f"{layout.state} stays: it holds what is not hutch's",) if layout.state.exists() else ()
 
 
 def eject(
@@ -133,6 +160,7 @@ def eject(
         recover(layout, listen)
         record = find(name)
         so_not = ", so it was not ejected"
+        refuse_moving(record, so_not)
         refuse_recreate(record, so_not)
         check_host(layout, [record], so_not)
         ejecting.check(layout, record, target)

@@ -97,14 +97,9 @@ def check_hypervisors(starting: Iterable[Starting], accelerator: Accelerator) ->
     """Refuse a hypervisor that cannot do without KVM where there is none. Comes once the accelerator is known."""
     if accelerator.name == "kvm":
         return
-    why = f"does not run without KVM, and this host has none that works: {accelerator.why}"
+    why = "needs KVM, under which no guest runs on this host; `hutch doctor` tells the reason"
     refuse_files(
-        (
-            file,
-            Problem(
-                why, f"workspaces.{name}.hypervisor", workspace.hypervisor, f"{alternatives(workspace)} run without it"
-            ),
-        )
+        (file, Problem(why, f"workspaces.{name}.hypervisor", workspace.hypervisor, f"use {alternatives(workspace)}"))
         for file, name, workspace in machines_of(starting)
         if all(backend.TRAITS.needs_kvm for backend in backends_of(workspace))
     )

@@ -11,14 +11,39 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
-from hutch.errors import HutchError
+from hutch.apply.accepting import check_accepted, check_parts
+from hutch.apply.allowing import find_allowance, network_of_host
+from hutch.apply.membership import check_files
+from hutch.apply.restoring import sound_records
+from hutch.errors import HutchError, UsageError
+from hutch.files import looked_up
+from hutch.host.identity.answers import directory_of
 from hutch.libc import call
-from hutch.spec.model import Config
+from hutch.spec import member
+from hutch.spec.allowance import Allowance
+from hutch.spec.checkouts import find_checkout
+from hutch.spec.implied import is_implied
+from hutch.spec.kit_files import Believe, believe_all
+from hutch.spec.loading import Check, config_of, load, no_check
+from hutch.spec.lookup import believed_owners, find_file
+from hutch.spec.model import Config, Network
+from hutch.spec.names import Layout
+from hutch.spec.owner import owner_of_path
+from hutch.spec.person import caller
+from hutch.spec.reading import read_content, text_of
 from hutch.spec.record import Record
+from hutch.spec.rights import where_called
 
 AT_FDCWD, MAX_HANDLE = -100, 128
+
+Written = Mapping[tuple[int, int] | None, tuple[str, str]]
+"""Identity of a directory that a guest writes in -> (the workspace, its path)."""
 
 
 def origin_of(file: str) -> tuple[int, ...]:
@@ -68,7 +93,10 @@ def check_ownership(
     taken = {
         name: record.file
         for name, record in records.items()
-        if name in config.workspaces and not record.removed and record.file != config.file and record.file not in former
+        if name in config.workspaces and record.file != config.file and record.file not in former
+        # Neither a file in a checkout nor one of `hutch run`'s gets the home that is kept of another file's workspace
+        # by its name.
+        if not record.removed or config.checkout is not None or is_implied(config.file)
     }
     if taken:
         lines = (f"{name} belongs to {file}{'' if exists(file) else ', which is gone'}" for name, file in taken.items())
@@ -79,7 +107,111 @@ def check_ownership(
         )
 
 
+def load_found(layout: Layout, path: Path | None, check: Check = no_check, *, accepted: str | None = None) -> Config:
+    """Look for the hutch.toml, see find_file(), and load it; for root only one, and kits, that no guest can have
+    written. Its path is resolved once, and what it leads to is both checked and read: a link may lead elsewhere by
+    then.
+
+    One in a checkout is loaded if its content is what the caller has accepted, or has the SHA-256 `accepted`; so it
+    does not matter who can write it. Raises Untrusted otherwise.
+
+    For a member all is read with their rights, and judged by what root allows them; the network is the host's.
+    """
+    believe, applied, allowance = believing(layout), network_of_host(layout), find_allowance(layout)
+    with where_called():
+        config, has_hosts = _read(layout, path, check, accepted, believe, allowance)
+        if member.acting is not None:
+            check_files(config, member.acting)
+    return replace(config, network=applied or config.network) if has_hosts else config
+
+
+def _read(
+    layout: Layout,
+    path: Path | None,
+    check: Check,
+    accepted: str | None,
+    believe: Believe,
+    allowance: Allowance | None,
+) -> tuple[Config, bool]:
+    """The configuration of the file, and whether its network is the host's, whatever that is."""
+    found = find_file(path)
+    file, owners = os.path.realpath(found), believed_owners(path, found)
+    person = caller(os.environ, os.getuid())
+    if allowance is not None:
+        allowance = replace(allowance, is_own=owner_of_path(file) == allowance.member.uid)
+    checkout = find_checkout(str(found), file, person)
+    if checkout is None:
+        believe(str(found), file)
+        config = load(Path(file), layout=layout, check=check, owners=owners, believe=believe, allowance=allowance)
+        # A user's configuration may lie elsewhere, behind a link.
+        is_runs = is_implied(file) or is_implied(os.path.abspath(found))
+        return config, allowance is not None or (is_runs and config.network == Network())
+    if person.state is not None:
+        answers = str(directory_of(person))
+        believe(answers, os.path.realpath(answers))
+    content = read_content(file, owners)
+    check_accepted(person, file, checkout, content, accepted)
+    text = text_of(file, content)
+    config = config_of(file, text, layout=layout, check=check, checkout=checkout, believe=believe, allowance=allowance)
+    check_parts(config)
+    return config, True
+
+
+def believing(layout: Layout) -> Believe:
+    """A function that refuses, for root, a file that a guest may have written. What guests write is looked for at once:
+    the function may be called with other rights than root's."""
+    if os.geteuid() != 0:
+        return believe_all
+    records = sound_records(layout)
+    written = {identity_of(path): (name, path) for name, record in records.items() for path in record.written}
+    written.pop(None, None)
+    return partial(check_writers, layout, records, written)
+
+
+def check_writers(layout: Layout, records: Mapping[str, Record], written: Written, found: str, file: str) -> None:
+    """Refuse a file that a guest may have written, or led to: root would do as it says. `file` is what the path `found`
+    leads to. Directories are compared by what they are, since one may be mounted in two places."""
+    for directory in (*directories_to(found), *directories_to(file)):
+        if writer := written.get(identity_of(directory)):
+            name, path = writer
+            is_gone = records[name].removed and not records[name].ejected
+            raise UsageError(
+                f"{found}: workspace {name} {'could' if is_gone else 'can'} write in {path}, so this file may say what "
+                "its guest wants",
+                resolution="move the file to where no workspace writes; or read it, and if all of it is yours: "
+                + _way_to_end(layout, records[name], path),
+            )
+
+
+def _way_to_end(layout: Layout, record: Record, path: str) -> str:
+    """How a workspace is made to count no more as one that writes in a directory."""
+    name, home = record.name, str(layout.home(record.name))
+    if not record.removed:
+        return f"take {path} from {name}, and restart that"
+    purge = f"`hutch rm --purge {name}`"
+    if record.ejected:
+        return f"{record.ejected}/remove, which takes {name} off this host, and then {purge}"
+    return f"{purge}, which deletes its kept home {home}" if record.wanted.home == home else purge
+
+
+def identity_of(path: str) -> tuple[int, int] | None:
+    """The identity of a directory, by whatever path; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def directories_to(file: str) -> Iterator[str]:
+    """The directories in which a name is looked up on the way to a file, those of symbolic links too: whoever writes in
+    one of them chooses the file."""
+    with suppress(OSError):  # whoever opens the file meets that too
+        for at, _, _ in looked_up(Path(os.getcwd(), file)):
+            yield str(at.parent)
+
+
 def orphans(config: Config, records: Mapping[str, Record], former: Collection[str]) -> Iterable[str]:
     """The workspaces that this file brought up, by whatever path, and declares no more."""
-    files = {config.file, *former}
-    return [n for n, r in records.items() if r.file in files and n not in config.workspaces and not r.removed]
+    files, declared = {config.file, *former}, {*config.workspaces, *config.others}
+    return [n for n, r in records.items() if r.file in files and n not in declared and not r.removed]

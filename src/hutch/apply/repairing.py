@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -13,9 +14,11 @@ from hutch.apply import reconcile
 from hutch.apply.coexistence import Repairs, wanted_repairs
 from hutch.apply.hardware import any_machine
 from hutch.apply.leaving import take_away
-from hutch.apply.serving import ejected_routes, in_force, members_of
+from hutch.apply.ownership import load_found
+from hutch.apply.serving import ejected_routes, endpoints_of, in_force
 from hutch.errors import HutchError, troubles_told
 from hutch.host.doctor import repairs
+from hutch.host.doctor.entry import entry_files, observe_entrance
 from hutch.host.doctor.repairs import Told
 from hutch.host.doctor.tools import QEMU, find_program
 from hutch.host.hardware.accelerator import observe_accelerator, recall_accelerator
@@ -23,8 +26,7 @@ from hutch.host.network import router
 from hutch.host.network.neighbours import Neighbours, Workspaces, observe_neighbours, observe_orphans
 from hutch.host.services.lock import host_lock, lock
 from hutch.run import run
-from hutch.spec.loading import load
-from hutch.spec.lookup import find_file, look_for_file
+from hutch.spec.lookup import look_for_file
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
 from hutch.state import read_network, read_records
@@ -61,7 +63,7 @@ def declared_network(layout: Layout, file: Path | None) -> Network:
     if look_for_file(file) is None:
         return Network()
     try:
-        return load(find_file(file), layout=layout).network
+        return load_found(layout, file).network
     except HutchError:
         return Network()
 
@@ -119,6 +121,9 @@ def _repairs(layout: Layout, wanted: Repairs, tell: Told) -> Iterator[Callable[[
         yield partial(repairs.ensure_aliases, layout, wanted.shells, tell)
     if wanted.forwarding:
         yield partial(forward, layout, tell)
+    if observe_entrance(layout) is not None:
+        for drop_in in entry_files(sys.executable):
+            yield partial(repairs.ensure_file, layout, drop_in, tell)
     yield partial(try_kvm, layout, tell)
 
 
@@ -127,8 +132,8 @@ def forward(layout: Layout, tell: Told) -> None:
     record = read_network(layout)
     if record is not None:
         tell(f"sysctl -w {router.FORWARDING.replace('/', '.')}=1")
-        members = members_of(in_force(layout, read_records(layout)), record.network)
-        reconcile.ensure_settings(layout, record, members)
+        endpoints = endpoints_of(in_force(layout, read_records(layout)), record.network)
+        reconcile.ensure_settings(layout, record, endpoints)
 
 
 def try_kvm(layout: Layout, tell: Told) -> None:

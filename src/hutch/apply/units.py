@@ -10,14 +10,24 @@ from contextlib import suppress
 from dataclasses import replace
 
 from hutch.apply.launching import make_launch
-from hutch.apply.serving import in_force, members_of, wanted_services
+from hutch.apply.serving import endpoints_of, in_force, wanted_services
 from hutch.backends import is_machine
 from hutch.errors import HutchError
 from hutch.files import write_atomic
 from hutch.host.hardware.accelerator import recall_accelerator
 from hutch.host.services import units
 from hutch.host.services.cgroup import memory_for_workspaces
-from hutch.host.services.unit_texts import START_SECONDS, render_network, render_service, render_slice, render_target
+from hutch.host.services.unit_texts import (
+    START_SECONDS,
+    render_fold,
+    render_fold_timer,
+    render_guards,
+    render_network,
+    render_service,
+    render_slice,
+    render_target,
+)
+from hutch.host.storage.mountinfo import is_below
 from hutch.plan.planner import pending_of
 from hutch.runtime.control import manager_of, provide
 from hutch.runtime.observe import observe_state, read_launch
@@ -54,21 +64,29 @@ def reconcile_units(layout: Layout, network: Network, records: Mapping[str, Reco
             continue  # its first start tries what machines run under here
         with suppress(HutchError):
             launches.append(make_launch(layout, record, network, accelerator))
-            if not runs and record != record.with_booted():  # as what it will have been started, whoever does so
-                write_record(layout, record.with_booted())
+            if not runs and record != record.to_be_booted():  # as what it will have been started, whoever does so
+                write_record(layout, record.to_be_booted())
     provide(layout, manager_of(layout), launches)
 
 
 def wanted_host_units(layout: Layout, network: Network, records: Mapping[str, Record]) -> dict[str, str]:
-    """The host's own units: the target for all, the network, and the shared services. Without systemd, none."""
+    """The host's own units: the target for all, the network, the shared services, the timer of the records, and the
+    guards at boot of what lies where anybody might look. Without systemd, none."""
     if not units.has_systemd():
         return {}
-    members = members_of(in_force(layout, records), network)
-    services = wanted_services(layout, network, is_watched=any(member.policy.is_watched for member in members))
+    serving = in_force(layout, records)
+    endpoints = endpoints_of(serving, network)
+    written = [path for record in serving.values() if not record.ejected for path in record.written]
+    is_open = not all(is_below(path, str(layout.workspaces)) for path in written)
+    timer, folding = layout.fold_units
+    services = wanted_services(layout, network, is_watched=any(endpoint.policy.is_watched for endpoint in endpoints))
     return {
         layout.slice_of_all: render_slice(layout, memory_for_workspaces()),
         layout.target: render_target(layout),
         layout.network_unit: render_network(layout, sys.executable),
+        timer: render_fold_timer(layout),
+        folding: render_fold(layout, sys.executable),
+        **({layout.guards_unit: render_guards(layout, sys.executable)} if is_open else {}),
         **{layout.service_unit(service.pid_file): render_service(service, layout) for service in services},
     }
 
@@ -77,12 +95,16 @@ def reconcile_host_units(layout: Layout, network: Network, records: Mapping[str,
     """Have systemd know that the host is reconciled, now and when it boots. The network's own unit, if it calls this
     (`is_unit`), is known by its end; for everybody else, that unit finds that there is nothing left to do. The target
     is there to be stopped, with all that is part of it; the units that it wants are not started now."""
-    units.ensure_units(wanted_host_units(layout, network, records))
+    own, timer = wanted_host_units(layout, network, records), layout.fold_units[0]
+    units.ensure_units(own)
+    if layout.guards_unit not in own:
+        units.remove_units((layout.guards_unit,))
     wanted = {layout.unit(name): record.wanted.autostart for name, record in served(records).items()}
-    there = {unit: wish for unit, wish in wanted.items() if (units.directory() / unit).is_file()}
-    units.enable_units({layout.target: True, **there})
+    there = {unit: starts for unit, starts in wanted.items() if (units.directory() / unit).is_file()}
+    enabled = (unit for unit in (layout.target, layout.guards_unit, timer) if unit in own)
+    units.enable_units({**dict.fromkeys(enabled, True), **there})
     make_directory(layout.run)
     write_atomic(layout.reconciled, b"", is_lasting=False)
     if not is_unit:
         only = "--job-mode=ignore-dependencies"
-        units.systemctl("start", only, layout.network_unit, layout.target, timeout=START_SECONDS)
+        units.systemctl("start", only, layout.network_unit, layout.target, timer, timeout=START_SECONDS)

@@ -1,39 +1,37 @@
-"""Losses that the removal of a workspace would bring: live sessions, and git work that exists nowhere else.
-
-Git is never run on the host in a home that a guest wrote: repositories carry configuration that git obeys.
-It runs in a throw-away container made from the workspace's image: no network, the home read-only.
-"""
+"""Losses that the removal of a workspace would bring: live sessions, and git work that exists nowhere else."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import closing, suppress
 
-from hutch.apply.launching import surroundings_of
+from hutch.apply.sealed import look_into_home
+from hutch.apply.vanishing import unsaved_in_root
 from hutch.backends import is_machine
-from hutch.backends.nspawn import inspection
+from hutch.engines import engine_of
 from hutch.errors import HutchError
 from hutch.host.hardware import vsock
 from hutch.host.services.cgroup import Cgroup
-from hutch.images.contain import run_contained
 from hutch.run import CommandFailed, run
 from hutch.runtime.observe import observe
-from hutch.spec.model import Network
 from hutch.spec.names import Layout
-from hutch.spec.record import Record, has_processes
+from hutch.spec.record import Record, has_processes, is_local
 from hutch.trees.cursor import is_empty
-
-PATIENCE = 60.0  # seconds that looking for repositories may take
-FOUND = "hutch-unsaved "
-LOOK = Path(__file__).with_name("unsaved.sh")
-FIND = ("find", ".", "-xdev", "-name", ".git", "-prune", "-exec", "sh", "-c")
 
 
 def obstacles(layout: Layout, record: Record) -> list[str]:
     """Reasons why the workspace should not be removed without a second thought; empty when it may go."""
-    found = []
-    if has_processes(observe(layout, record.name).state):
-        found += live_sessions(layout, record)
-    return found + unsaved_git_work(layout, record)
+    if not is_local(record.wanted):
+        found = engine_of(layout, record).obstacles(record)
+    else:
+        found = live_sessions(layout, record) if has_processes(observe(layout, record.name).state) else []
+        found += unsaved_git_work(layout, record)
+    # It comes last: a machine is asked by a connection of our own.
+    return found if record.removed else found + unsaved_in_root(layout, record, deletes=True)
+
+
+def sessions_of(layout: Layout, record: Record) -> list[str]:
+    """The sessions in a running workspace, in words."""
+    return live_sessions(layout, record) if is_local(record.wanted) else engine_of(layout, record).sessions(record)
 
 
 def live_sessions(layout: Layout, record: Record) -> list[str]:
@@ -42,10 +40,10 @@ def live_sessions(layout: Layout, record: Record) -> list[str]:
     listing = run(["ss", "--no-header", "--tcp", "--numeric", "state", "established", "dst", f"{ip}:22"])
     count = len(listing.stdout.splitlines()) + vsock_connections(record)
     found = [f"{count} open ssh connection{'s' if count > 1 else ''}"] if count else []
-    cgroup = Cgroup(observe(layout, record.name).cgroup)
-    if cgroup.is_populated("exec"):
-        found.append("a command started by `hutch exec` is running")
-    cgroup.close()
+    with suppress(PermissionError), closing(Cgroup(observe(layout, record.name).cgroup)) as cgroup:
+        # Without root, a host that mounts no cgroup2 cannot be asked.
+        if cgroup.is_populated("exec"):
+            found.append("a command started by `hutch exec` is running")
     return found
 
 
@@ -68,21 +66,11 @@ def unsaved_git_work(layout: Layout, record: Record) -> list[str]:
     """Repositories in the home with changes that are committed or pushed nowhere."""
     if record.wanted.home is None or is_empty(record.wanted.home):
         return []
-    find = (*FIND, LOOK.read_text(encoding="utf-8"), "sh", "{}", ";")
-    # The inspection needs no network, so it does not matter whether there is one.
-    look = inspection(record.name, record.wanted, surroundings_of(layout, record, Network(), ()), find)
-    found: list[str] = []
-
-    def take(line: str) -> None:
-        if line.startswith(FOUND):
-            found.append("".join(c for c in line.removeprefix(FOUND) if c.isprintable())[:200])
-
     try:
-        run_contained(look, group=layout.inspection_cgroup(record.name), on_line=take, timeout=PATIENCE)
+        return look_into_home(layout, record)
     except CommandFailed as error:
         raise HutchError(
             f"{record.name}: cannot tell whether its home holds unsaved git work",
             details=error.details,
-            resolution="--force removes it all the same",
+            resolution="--force removes the workspace without a look",
         ) from error
-    return found

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Protocol
 
 from hutch.apply import reconcile
-from hutch.apply.building import ensure_images
+from hutch.apply.building import ask_for_updates, ensure_images
 from hutch.apply.inspecting import unbuilt_images
 from hutch.apply.live import apply_live
 from hutch.apply.machines import check_new_machines
+from hutch.apply.membership import declared_by, make_sources
 from hutch.apply.ownership import origin_of
 from hutch.apply.recovery import recover
 from hutch.apply.removal import mark_removed
 from hutch.apply.starting import StartsFailed, execute
+from hutch.apply.vanishing import refuse_unsaved
 from hutch.backends import is_machine
-from hutch.backends.share import sources
+from hutch.backends.share import private_layers
+from hutch.engines import wanted_by_engine
 from hutch.errors import HutchError, Unmet
 from hutch.host.identity.ssh import owner_of
 from hutch.host.services.lock import lock
 from hutch.host.services.units import observe_ejected
 from hutch.host.storage.shares import kept_guards
-from hutch.plan.actions import Plan
+from hutch.images.progress import BuildProgress
+from hutch.plan.actions import Action, Plan
 from hutch.plan.decide import noted
 from hutch.plan.resolve import allocate_uids
 from hutch.runtime.control import Listener
 from hutch.spec.model import Config
 from hutch.spec.names import UID_COUNT, Layout
-from hutch.spec.record import Record
+from hutch.spec.record import Record, is_local, writable_paths
 from hutch.state import ensure_copy, read_records, write_record
 from hutch.trees.changing import give
 from hutch.trees.cursor import opened
@@ -38,34 +44,52 @@ Confirm = Callable[[Plan], None]
 """A callback before a plan stops workspaces in which somebody is at work; it raises an error to stop that plan."""
 
 
+class Make(Protocol):
+    """A function that makes the plan, as planning.make_plan does."""
+
+    def __call__(self, unbuilt: Mapping[str, str] | None, *, is_draft: bool = False) -> Plan: ...
+
+
 def up(
     layout: Layout,
     config: Config,
-    make: Callable[[Mapping[str, str] | None], Plan],
+    make: Make,
     *,
     confirm: Confirm,
     listen: Listener,
-    progress: Callable[[str, str, float], None],
+    progress: BuildProgress,
+    members: Mapping[str, str] | None = None,
+    force: bool = False,
 ) -> Plan:
     """Make the host as the plan says, and return that. `make` makes it, and is told what is missing of which images,
-    where that is known; `progress` is told (image, stage, fraction) while one is built."""
+    where that is known; `progress` is told (image, stage, fraction) while one is built, and (workspace, stage,
+    fraction) while one is moved. `members` are those of a cluster that workspaces are to be moved to, by name. Without
+    `force`, no git work is lost with a root."""
     allowed: set[str] = set()
     unbuilt: dict[str, str] = {}
     for _ in range(5):
-        plan = make(None)
+        plan = make(None, is_draft=True)
+        if not force:
+            refuse_unsaved(plan)
         if plan.disturbed - allowed:
             confirm(plan)
             allowed |= plan.disturbed
         unbuilt |= unbuilt_images(layout, plan.wanted)
         workspaces = {name: wanted.workspace for name, wanted in plan.wanted.items()}
-        ensure_images(layout, workspaces, config.network, config.file, progress)
-        with lock(layout), reconcile.first_network(layout):
+        if ensure_images(layout, workspaces, config.network, config.file, progress):
+            ask_for_updates(layout, listen)
+        supply_elsewhere(layout, plan, progress)
+        with lock(layout), reconcile.first_network(layout, is_needed=any(map(is_local, workspaces.values()))):
             recover(layout, listen)
+            reconcile_moves(layout, plan, listen)
             plan = make(unbuilt)
+            if not force:
+                refuse_unsaved(plan)
             # Until the lock was taken, an image may have been removed, the tree that it is made from may have
             # changed, or somebody may have come.
             if not unbuilt_images(layout, plan.wanted) and plan.disturbed <= allowed:
-                apply_plan(layout, plan, listen)
+                make_sources(plan)
+                apply_plan(layout, plan, listen, progress, members or {})
                 return plan
     raise HutchError(
         f"{config.file}: what its workspaces need, or who is in them, changed as soon as it was seen to",
@@ -73,18 +97,50 @@ def up(
     )
 
 
-def apply_plan(layout: Layout, plan: Plan, listen: Listener) -> None:
-    """Carry out the plan. The caller holds the lock; images are there already."""
+def supply_elsewhere(layout: Layout, plan: Plan, progress: BuildProgress) -> None:
+    """Bring the images of workspaces that are to start elsewhere there."""
+    starting = {a.workspace: a.wanted for a in plan.actions if a.starts and a.wanted is not None and plan.start}
+    for engine, theirs in wanted_by_engine(layout, starting):
+        engine.supply(theirs, progress)
+
+
+def reconcile_moves(layout: Layout, plan: Plan, listen: Listener) -> None:
+    """Go back from, or finish, moves of the plan's workspaces that were cut short."""
+    targets = {name: is_local(wanted.workspace) for name, wanted in plan.wanted.items()}
+    if any(record.moving is not None for name, record in read_records(layout).items() if name in targets):
+        # Spares the start-up of `hutch up` where nothing is moved.
+        from hutch.apply.moving import reconcile_all
+
+        reconcile_all(layout, targets, listen)
+
+
+def apply_plan(
+    layout: Layout,
+    plan: Plan,
+    listen: Listener,
+    progress: BuildProgress = lambda *words: None,
+    members: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Carry out the plan. The caller holds the lock; images are there already. Moves come last, one by one."""
     records = read_records(layout)
     for name in records:  # before anything changes: a copy is not waited for, so a power cut may have torn it
         ensure_copy(layout.record(name))
     if plan.start:
         check_new_machines(layout, plan, records)
-    new = [action.workspace for action in plan.actions if action.wanted and action.workspace not in records]
+    new = [
+        action.workspace
+        for action in plan.actions
+        if action.wanted
+        and is_local(action.wanted.workspace)
+        and (action.workspace not in records or action.action == "move")
+    ]
     taken = {record.uid_base for record in records.values()}
+    taken |= {record.moving.uid_base for record in records.values() if record.moving is not None}
     taken |= {note.uid_base for note in observe_ejected().values()}
     uids = dict(zip(new, allocate_uids(taken, len(new), layout.uid_index), strict=True))
     unmet: list[Unmet] = []
+    moves = [action for action in plan.actions if action.action == "move"]
+    plan = replace(plan, actions=tuple(action for action in plan.actions if action not in moves))
 
     def between() -> None:
         _write_down(layout, plan, records, uids, listen)
@@ -107,10 +163,53 @@ def apply_plan(layout: Layout, plan: Plan, listen: Listener) -> None:
         execute(layout, plan, records, listen, between)
     except StartsFailed as error:
         unmet.append(error)
+    finish_moves(layout, plan, unmet, listen)
+    for action in moves:
+        try:
+            _move(layout, plan, action, uids.get(action.workspace, 0), listen, progress, members)
+        except HutchError as error:  # the others are moved all the same
+            unmet.append(_not_moved(action.workspace, error))
     for text in kept_guards(layout):
         listen("shares", "warning", text)
     if unmet:
         raise both(unmet)
+
+
+def finish_moves(layout: Layout, plan: Plan, unmet: Collection[Unmet], listen: Listener) -> None:
+    """Finish the moves of workspaces that have just been started, which had been cut short before that."""
+    failed = {name for error in unmet if isinstance(error, StartsFailed) for name in error.failures}
+    started = [action.workspace for action in plan.actions if action.starts and action.workspace not in failed]
+    if plan.start and any(read_records(layout)[name].moving is not None for name in started):
+        # Spares the start-up of `hutch up` where nothing is moved.
+        from hutch.apply.moving import finish_started
+
+        finish_started(layout, started, listen)
+
+
+def _move(
+    layout: Layout,
+    plan: Plan,
+    action: Action,
+    uid_base: int,
+    listen: Listener,
+    progress: BuildProgress,
+    members: Mapping[str, str],
+) -> None:
+    """Have a workspace run by another host. Raises HutchError, and then it is where it was."""
+    # Spares the start-up of `hutch up` where nothing is moved.
+    from hutch.apply.moving import Move
+
+    assert action.wanted is not None
+    before = read_records(layout)[action.workspace]
+    after = replace(noted(before, action, action.wanted, plan.file, origin_of(plan.file)), uid_base=uid_base)
+    Move(layout, plan.network, before, after, listen, progress, members.get(action.workspace, "")).make()
+
+
+def _not_moved(name: str, error: HutchError) -> Unmet:
+    """The error of a move as one of several."""
+    if isinstance(error, Unmet):
+        return error
+    return Unmet(f"{name} was not moved: {error.brief}", details=error.details, resolution=error.resolution)
 
 
 def _write_down(
@@ -123,11 +222,11 @@ def _write_down(
         is_made = action.action in ("create", "recreate")
         becomes_machine = is_made and action.wanted is not None and is_machine(action.wanted.workspace)
         if before and becomes_machine and not is_machine(before.effective):
-            hand_over(before)  # before it is written down: one that fails here is a container still
+            hand_over(layout, before)  # before it is written down: one that fails here is a container still
         if action.action == "recreate":
             remove_tree(layout.root(action.workspace))
         if action.action == "remove":
-            for text in mark_removed(layout, records, action.workspace):
+            for text in mark_removed(layout, records, action.workspace, listen):
                 listen(action.workspace, "warning", text)
             listen(action.workspace, "removed", "")
         elif action.action != "no change":
@@ -137,13 +236,13 @@ def _write_down(
                 file=plan.file,
                 wanted=action.wanted.workspace,
                 image=action.wanted.image,
-                uid_base=uids[action.workspace],
+                uid_base=uids.get(action.workspace, 0),
                 machine_id=os.urandom(16).hex(),
             )
-            records[action.workspace] = noted(before, action, action.wanted, plan.file, origin)
+            records[action.workspace] = declared_by(noted(before, action, action.wanted, plan.file, origin))
             write_record(layout, records[action.workspace])
     for name in plan.inherited:
-        records[name] = replace(records[name], file=plan.file, origin=origin)
+        records[name] = declared_by(replace(records[name], file=plan.file, origin=origin))
         write_record(layout, records[name])
 
 
@@ -158,9 +257,9 @@ def both(unmet: list[Unmet]) -> Unmet:
     )
 
 
-def hand_over(record: Record) -> None:
-    """Give everything that the container made in its shares to the owner. It does not run. May be called again. Files
-    that are foreign to it stay as they are.
+def hand_over(layout: Layout, record: Record) -> None:
+    """Give everything that the container made in its shares, and of private ones, to the owner. It does not run. May be
+    called again. Files that are foreign to it stay as they are.
 
     Files that root of a container made in a share belong to the container's own uids on the host. A machine's shares
     know one owner only, so they all become the owner's: each by its inode, if that is this workspace's, and by no name
@@ -168,9 +267,8 @@ def hand_over(record: Record) -> None:
     """
     owner = record.wanted.uid
     gid, _ = owner_of(owner)
-    for source, _, readonly in sources(record.wanted):
-        if readonly:
-            continue
+    private = (f"{layer}/upper" for layer in private_layers(layout, record.name, record.wanted))
+    for source in (*writable_paths(record.wanted), *private):
         try:
             with opened(source) as top:
                 give(top, range(record.uid_base, record.uid_base + UID_COUNT), owner, gid)

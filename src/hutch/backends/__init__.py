@@ -1,4 +1,5 @@
-"""Pure: workspace -> Launch. One file for each backend: its traits, its problems (`check`), and its `launch`.
+"""Pure: workspace -> Launch, or an Instance where a server runs it. One file for each backend: its traits, its problems
+(`check`), and its `launch` or `render`.
 
 The registry: adding a backend touches its own file and one line here. Nobody else asks for a type or a hypervisor.
 """
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """The interface of a backend's module."""
+    """The interface of every backend's module."""
 
     TRAITS: Traits
 
     def check(self, prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
         """The problems of a workspace whose table is called `prefix`, before anything is touched."""
+
+
+class HostBackend(Backend, Protocol):
+    """The interface of a backend by which this host runs a workspace. A server's is called by its engine alone."""
 
     def launch(self, name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
         """The Launch that makes the workspace run."""
@@ -35,6 +40,7 @@ BACKENDS: tuple[tuple[str, str, str], ...] = (
     ("local", "container", "hutch.backends.nspawn"),
     ("local", "vm", "hutch.backends.qemu"),
     ("local", "vm", "hutch.backends.cloud_hypervisor"),
+    ("incus", "container", "hutch.backends.incus"),
 )
 """(engine, type, module); a module is imported only for workspaces of its kind."""
 UNSUPPORTED = "not supported yet"
@@ -96,7 +102,8 @@ def check(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[Pro
     prefix = f"workspaces.{name}"
     backend = choose(workspace)
     if backend is None:
-        yield Problem(UNSUPPORTED, f"{prefix}.engine", hint='use "local"')
+        message = f'{UNSUPPORTED} with engine = "{workspace.engine}"'
+        yield Problem(message, f"{prefix}.type", hint='use "container", or engine = "local"')
     yield from _check_common(prefix, workspace)
     if backend is not None:
         yield from backend.check(prefix, workspace)
@@ -133,10 +140,12 @@ def alternatives(workspace: WorkspaceSpec) -> str:
 
 
 def launch_of(name: str, workspace: WorkspaceSpec, surroundings: Surroundings) -> Launch:
-    """The Launch that makes the workspace run."""
-    from hutch.backends.share import guard_steps, shown  # whoever reads a record, as `hutch ls` does, has no use for it
+    """The Launch that makes a workspace of this host run."""
+    # Spares the start-up of `hutch ls`, which reads records and has no use for it.
+    from hutch.backends.share import guard_steps, mounted, shown, watch_step
 
-    backend = choose(workspace, surroundings.hardware)
-    assert backend is not None  # or `check` would have refused it
+    backend = cast(HostBackend, choose(workspace, surroundings.hardware))
+    workspace = mounted(workspace, surroundings)
     found = backend.launch(name, workspace, surroundings)
-    return replace(found, shares=shown(workspace), guards=guard_steps(workspace, surroundings))
+    guards, watch = guard_steps(workspace, surroundings), watch_step(found, surroundings)
+    return replace(found, shares=shown(workspace), guards=guards, watch=watch)

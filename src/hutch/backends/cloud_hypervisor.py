@@ -32,7 +32,7 @@ from hutch.backends.machine import (
 )
 from hutch.backends.machined import forget_step, register_step
 from hutch.backends.port import port_of
-from hutch.backends.share import share_places, share_tags
+from hutch.backends.share import release_steps, share_places, share_tags
 from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
@@ -88,11 +88,11 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     hardware = host.hardware
     assert hardware is not None
     layout, runtime = host.layout, str(host.layout.runtime(name))
-    credentials = render_credentials(identify(name, workspace, host, "Name=eth0")) | {
-        NOTIFY_SOCKET: f"vsock-stream:2:{READY_PORT}\n"
-    }
+    credentials = render_credentials(
+        identify(name, workspace, host.network.subnet, host.keys, "Name=eth0", host.decisions)
+    ) | {NOTIFY_SOCKET: f"vsock-stream:2:{READY_PORT}\n"}
     files = [File(f"{runtime}/archive/credentials/{key}", text) for key, text in credentials.items()]
-    files.append(File(f"{runtime}/archive/shares", render_shares(workspace)))
+    files.append(File(f"{runtime}/archive/shares", render_shares(workspace, host)))
     port = port_of(name, workspace, layout, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
@@ -110,7 +110,7 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
             (port.make(),),
             archive_steps(name, host),
             (sockets_step(f"{runtime}/sockets", host.uid_base),),
-            *((step,) for step in share_mounts(name, workspace, host, shares)),
+            *share_mounts(name, workspace, host, shares),
             *disk_steps(name, workspace, host),
             (pipes_step(f"{runtime}/vm", host.uid_base, "events"),),
         ),
@@ -125,6 +125,7 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
         post_start=(register_step(layout.machine(name), host.machine_id),) if host.has_machined else (),
         cleanup=(
             *port.cleanup(),
+            *release_steps(name, workspace, host),
             *disk_cleanup(name, workspace, host),
             *((forget_step(layout.machine(name)),) if host.has_machined else ()),
         ),

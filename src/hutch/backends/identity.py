@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 
-from hutch.backends.launch import Surroundings
+from hutch.guest.context import render_context
 from hutch.guest.credentials import Identity
 from hutch.spec import names
 from hutch.spec.model import WorkspaceSpec, has_effect
+from hutch.spec.record import Decision
 
 SUBORDINATES = range(10_000, names.GUEST_UIDS.stop)  # below are people, above are services of systemd's
 
@@ -24,8 +25,17 @@ def subordinates(uid: int) -> tuple[tuple[int, int], ...]:
     return tuple((ids.start, len(ids)) for ids in ranges if ids)
 
 
-def identify(name: str, workspace: WorkspaceSpec, host: Surroundings, match: str) -> Identity:
-    """The identity of a workspace's guest. `match` is the line of a .network file that finds the guest's interface."""
+def identify(
+    name: str,
+    workspace: WorkspaceSpec,
+    subnet: str,
+    keys: tuple[str, ...],
+    match: str,
+    decisions: tuple[Decision, ...] = (),
+) -> Identity:
+    """The identity of a workspace's guest. `subnet` is the workspaces' network, `keys` are the public keys of hutch's
+    own that open it, `match` is the line of a .network file that finds the guest's interface, and `decisions` are those
+    of people about names."""
     assert workspace.ip is not None and isinstance(workspace.owner, int)
     return Identity(
         hostname=name,
@@ -33,11 +43,12 @@ def identify(name: str, workspace: WorkspaceSpec, host: Surroundings, match: str
         uid=guest_uid(workspace.owner),
         shell=workspace.shell,
         address=workspace.ip,
-        prefix=ipaddress.IPv4Network(host.network.subnet).prefixlen,
-        gateway=names.gateway(host.network.subnet),
-        authorized_keys=(*(workspace.authorized_keys or ()), *host.keys),
+        prefix=ipaddress.IPv4Network(subnet).prefixlen,
+        gateway=names.gateway(subnet),
+        authorized_keys=(*(workspace.authorized_keys or ()), *keys),
         env=workspace.env,
         match=match,
+        context=render_context(name, workspace, decisions, is_machine=workspace.type == "vm"),
         subordinates=subordinates(guest_uid(workspace.owner))
         if workspace.nesting and has_effect("nesting", workspace.type)
         else (),

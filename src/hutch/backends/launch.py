@@ -15,6 +15,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from hutch.frozen import dataclass
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
+from hutch.spec.record import Decision
 
 REBOOT = 133
 """The exit code that means "the guest asked for a reboot": nspawn's own, with --keep-unit."""
@@ -51,7 +52,8 @@ class Surroundings:
     the public keys of hutch's own that open it; `hardware` is there for virtual machines; `python` and
     `package` the interpreter and the directory of hutch's own code, for steps that are programs of ours; `ceiling` is
     the memory, in bytes, that a machine which runs was started with. `has_machined` says that machinectl lists what
-    runs here.
+    runs here. `decisions` are those of people about names. `files` are those sources of mounts that are files, not
+    directories. `member` is the uid with whose rights the sources of mounts are opened; None for root's.
     """
 
     layout: Layout
@@ -66,6 +68,9 @@ class Surroundings:
     hardware: Hardware | None = None
     ceiling: int | None = None
     has_machined: bool = False
+    decisions: tuple[Decision, ...] = ()
+    files: tuple[str, ...] = ()
+    member: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,10 +107,11 @@ class Helper:
 
 @dataclass(frozen=True)
 class HotMount:
-    """A directory that is shown to a container once that has a PID 1, and can be taken away from it while it runs.
+    """A directory or file that is shown to a container once that has a PID 1, and can be taken away while it runs.
 
-    `bind` makes it ready at `place`, in the service's mount namespace. `attach`, with the pid of PID 1 as one more
-    argument, shows it at `target`; `detach` takes the same pid and then the mount points to take away.
+    `bind` and the steps after it make it ready at `place`, in the service's mount namespace. `attach`, with the pid of
+    PID 1 as one more argument, shows it at `target`; `detach` takes the same pid and then the mount points to take
+    away. Of a file, the steps make the place too.
     """
 
     target: str
@@ -113,6 +119,12 @@ class HotMount:
     bind: Step
     attach: Step
     detach: Step
+    more: tuple[Step, ...] = ()
+    is_file: bool = False
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (self.bind, *self.more)
 
 
 @dataclass(frozen=True)
@@ -159,6 +171,8 @@ class Launch:
     `balloon`, which leaves a machine less of its memory, and `resize`, which gives a root in memory the size that it is
     to have; all else counts when the guest boots again.
 
+    `watch`, with the pid of the main process as one more argument, runs beside the guest and ends with it.
+
     `shares` are the host's directories that it is shown; `guards` are steps in the host's own mount namespace, which
     keep what it makes there from counting as somebody else's, where others than hutch may mount something meanwhile.
     `unit` is the service that it is.
@@ -188,6 +202,7 @@ class Launch:
     memory: int | None = None
     balloon: Step | None = None
     resize: Step | None = None
+    watch: Step | None = None
     facts: dict[str, str] = field(default_factory=dict)
     restart_codes: tuple[int, ...] = ()
     start_seconds: float = 60.0

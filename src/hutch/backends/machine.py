@@ -12,7 +12,7 @@ from pathlib import Path
 from hutch.backends.identity import guest_uid
 from hutch.backends.jail import jailed
 from hutch.backends.launch import Hardware, Helper, Step, Surroundings
-from hutch.backends.share import STORE, bind_step, share_places, share_tags, sources, store_step
+from hutch.backends.share import STORE, bind_step, mount_steps, share_places, share_tags, sources, store_step
 from hutch.errors import Problem
 from hutch.spec import names
 from hutch.spec.model import MACHINE_MEMORY, MOST_MACHINE_CPUS, WorkspaceSpec
@@ -20,6 +20,7 @@ from hutch.spec.programs import own_program
 
 PLACE = Path(__file__).parent
 CONSOLE_UNIT = "serial-getty@ttyS0.service"
+FILE = "file"  # the name of a shared file in the directory that is served
 DISK = 8 << 30  # bytes of a kept root that the file says nothing of; it is sparse
 TASKS = 4096
 OPEN_FILES = 1 << 18
@@ -98,28 +99,33 @@ def hear_command(host: Surroundings, name: str, *sources: str) -> tuple[str, ...
 # The guest's files.
 
 
-def render_shares(workspace: WorkspaceSpec) -> str:
+def render_shares(workspace: WorkspaceSpec, host: Surroundings) -> str:
     """The list of mounts for the guest's init: a line for each share, home first. No target holds a newline. "overlay"
-    is a share that cannot be written, under a layer that can."""
+    is a share that cannot be written, under a layer that can; of "ro-file" and "rw-file" the one file is shown."""
     lines = [
-        f"share{index} {'ro' if readonly else 'rw'} {target}\n"
-        for index, (_, target, readonly) in enumerate(sources(workspace))
+        f"share{index} {'ro' if readonly else 'rw'}{'-file' if source in host.files else ''} {target}\n"
+        for index, (source, target, readonly) in enumerate(sources(workspace))
     ]
     if workspace.nix_store:
         lines.append(f"{STORE} overlay {names.NIX_STORE}\n")
     return "".join(lines)
 
 
-def share_mounts(name: str, workspace: WorkspaceSpec, host: Surroundings, shares: list[str]) -> tuple[Step, ...]:
-    """Steps: home and mounts, in the order of `shares`, as the workspace's own uid sees them; the store as it is."""
+def share_mounts(
+    name: str, workspace: WorkspaceSpec, host: Surroundings, shares: list[str]
+) -> tuple[tuple[Step, ...], ...]:
+    """Chains: home and mounts, in the order of `shares`, as the workspace's own uid sees them; the store as it is. A
+    virtiofsd serves directories only, so a file is bound into one of its own."""
+    assert workspace.home is not None
     mapping = f"u:{workspace.owner}:{host.uid_base}:1 g:{host.owner_gid}:{host.uid_base}:1"
-    steps = [
-        bind_step(name, source, place, readonly, mapping, host)
-        for (source, _, readonly), place in zip(sources(workspace), shares, strict=False)  # the store comes after them
-    ]
+    home, *others = shares
+    chains: list[tuple[Step, ...]] = [(bind_step(name, workspace.home, home, False, mapping, host),)]
+    for mount, share in zip(workspace.mounts, others, strict=False):  # the store comes after them
+        place = f"{share}/{FILE}" if mount.source in host.files else share
+        chains.append(mount_steps(name, workspace, mount, place, mapping, host))
     if workspace.nix_store:
-        steps.append(store_step(shares[-1], host))
-    return tuple(steps)
+        chains.append((store_step(shares[-1], host),))
+    return tuple(chains)
 
 
 def share_server(

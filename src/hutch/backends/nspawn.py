@@ -18,22 +18,33 @@ from hutch.backends.identity import guest_uid, identify
 from hutch.backends.launch import REBOOT, File, HotMount, Launch, Limits, Seccomp, Step, Surroundings
 from hutch.backends.machined import forget_step
 from hutch.backends.port import port_of
-from hutch.backends.share import OVERLAY, STORE, bind_step, share_places, sources, store_step
+from hutch.backends.share import (
+    OVERLAY,
+    STORE,
+    bind_step,
+    mount_steps,
+    protect_steps,
+    release_steps,
+    share_places,
+    sources,
+    store_step,
+)
 from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.guest.credentials import HOST_KEY, NETWORK, NETWORK_FILE, render_credentials
 from hutch.spec import names
-from hutch.spec.model import WorkspaceSpec
+from hutch.spec.model import Mount, WorkspaceSpec
 from hutch.spec.programs import own_program
 
 TRAITS = Traits(
     name="nspawn",
     program="systemd-nspawn",
     console="console-getty.service",
-    live=frozenset({"vcpus", "memory", "disk", "mounts"}),
+    live=frozenset({"vcpus", "memory", "disk", "mounts", "protect", "protect_default"}),
 )
 DIALECT = Path(__file__).with_name("nspawn.sh")
 SCRATCH = 2 << 30  # bytes that an ephemeral root may grow by when `disk` does not say
+LOOK_SCRATCH = 64 << 20  # bytes that each place may hold where an inspection can write
 TASKS = 16384
 SECCOMP = Seccomp(
     # nspawn's own list leaves io_uring open, whose calls no filter sees, and answers for keys in a way that runtimes of
@@ -42,10 +53,15 @@ SECCOMP = Seccomp(
     # Not the host's vsock; nor any that the kernel would load a module for, only because somebody inside asks.
     other_families_than=("AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"),
 )
-WITHOUT_RESOURCES = "--drop-capability=CAP_SYS_RESOURCE"  # see no_namespaces
+WITHOUT_RESOURCES = "--drop-capability=CAP_SYS_RESOURCE"  # see bound_counts
+READ_COUNTS = 'exec nsenter --user --target "$0" -- sh -euc "$1" sh $(cat /proc/sys/user/max_*)'
+HALVE_COUNTS = 'for at in /proc/sys/user/max_*; do echo "$(($1 / 2))" >"$at"; shift; done'
+NO_NAMESPACES = "echo 0 >/proc/sys/user/max_user_namespaces"
 DEVICES = {"fuse": (10, 229), "net/tun": (10, 200)}  # what rootless containers need; the host's may be root's alone
 NEST = "/run/hutch/nest"  # in the guest
 LAYERS = ("lower", "scratch", "root")  # mount points below the runtime directory
+WORK, SHOWN = "/mnt", "home"  # an inspection's place to work, and the mount point there of what it looks at
+ROOT_PLACE = "/mnt"  # the place of an inspected root inside
 
 
 def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
@@ -59,7 +75,9 @@ def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
 def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     """Everything that makes the container run."""
     layout, runtime = host.layout, str(host.layout.runtime(name))
-    identity = identify(name, workspace, host, f"Name={names.GUEST_INTERFACE}")
+    identity = identify(
+        name, workspace, host.network.subnet, host.keys, f"Name={names.GUEST_INTERFACE}", host.decisions
+    )
     told = render_credentials(identity)
     credentials = {key: f"{runtime}/credentials/{key}" for key in told}
     credentials[NETWORK] = f"{runtime}/noted/network"  # for everybody inside; out here, the directory is root's alone
@@ -80,7 +98,7 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
             f"{runtime}/credentials",
             *(f"{runtime}/{layer}" for layer in LAYERS),
             *shares,
-            *(mount.place for mount in hot_mounts),
+            *(mount.place for mount in hot_mounts if not mount.is_file),
             *((f"{runtime}/{STORE}",) if workspace.nix_store else ()),
             *((f"{runtime}/devices",) if workspace.nesting else ()),
         ),
@@ -90,17 +108,21 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
             kernel_file_systems(),
             (port.make(),),
             *((step,) for step in share_mounts(name, inner, host, shares)),
-            *((mount.bind,) for mount in hot_mounts),
+            *(mount.steps for mount in hot_mounts),
             *((device_steps(runtime),) if workspace.nesting else ()),
         ),
         connect=port.connect(f"{runtime}/port"),
         seccomp=SECCOMP,
-        pre_exec=() if workspace.nesting else (no_namespaces(),),
+        pre_exec=(bound_counts(nesting=workspace.nesting),),
         post_start=(reveal_step(host),) if workspace.nesting else (),
         hot_mounts=hot_mounts,
         resize=None if workspace.persist == "all" else resize_step(workspace, runtime),
         argv=nspawn_argv(name, inner, host, {**credentials, HOST_KEY: str(layout.host_key(name))}, shares),
-        cleanup=(*port.cleanup(), *((forget_step(layout.machine(name)),) if host.has_machined else ())),
+        cleanup=(
+            *port.cleanup(),
+            *release_steps(name, workspace, host),
+            *((forget_step(layout.machine(name)),) if host.has_machined else ()),
+        ),
         limits=Limits(cpus=workspace.vcpus, memory=workspace.memory, tasks=TASKS),
         restart_codes=(REBOOT,),
     )
@@ -115,12 +137,15 @@ def kernel_file_systems() -> tuple[Step, ...]:
     )
 
 
-def no_namespaces() -> Step:
-    """Let nobody inside make user namespaces: in one of its own, everybody is root over parts of the kernel. Only
-    CAP_SYS_RESOURCE in the guest's could take this back, which no container keeps. It is set on nspawn's payload before
-    that runs anything of the guest's."""
-    inside = ("sh", "-c", "echo 0 >/proc/sys/user/max_user_namespaces")
-    return Step(("nsenter", "--user", "--target", "PID", "--", *inside), "let nobody inside make user namespaces")
+def bound_counts(*, nesting: bool) -> Step:
+    """Bound what each user inside may have of inotify, fanotify and namespaces to half of what root may: the kernel
+    counts it for root too, who made the user namespace. Without nesting, nobody inside makes user namespaces: in one of
+    its own, everybody is root over parts of the kernel. Only CAP_SYS_RESOURCE in the guest's could take this back,
+    which a container keeps for nesting only. It is set on nspawn's payload before that runs anything of the guest's."""
+    outside = ("sh", "-euc", READ_COUNTS, "PID")
+    if nesting:
+        return Step((*outside, HALVE_COUNTS), "bound what the kernel counts for root")
+    return Step((*outside, f"{HALVE_COUNTS}; {NO_NAMESPACES}"), "let nobody inside make user namespaces")
 
 
 def device_steps(runtime: str) -> tuple[Step, ...]:
@@ -218,14 +243,25 @@ def make_hot_mounts(name: str, workspace: WorkspaceSpec, host: Surroundings, run
     program = (host.python, "-I", "-S", f"{host.package}/host/storage/hot_mount.py")
     hot_mounts = []
     for mount in sorted(workspace.mounts, key=lambda mount: mount.target.count("/")):
-        digest = zlib.crc32(f"{mount.source}\0{mount.target}\0{mount.readonly}".encode())
-        place = f"{runtime}/shares/{digest:08x}"
-        bind = bind_step(name, mount.source, place, mount.readonly, mapping, host)
+        place = f"{runtime}/shares/{share_id(name, workspace, mount, host)}"
+        bind, *more = mount_steps(name, workspace, mount, place, mapping, host)
         attach = Step((*program, "attach", place, mount.target), f"show {mount.target}")
-        hot_mounts.append(
-            HotMount(mount.target, place, bind, attach, Step((*program, "detach"), f"take away {mount.target}"))
-        )
+        detach = Step((*program, "detach"), f"take away {mount.target}")
+        is_file = mount.source in host.files
+        hot_mounts.append(HotMount(mount.target, place, bind, attach, detach, tuple(more), is_file))
     return tuple(hot_mounts)
+
+
+def share_id(name: str, workspace: WorkspaceSpec, mount: Mount, host: Surroundings) -> str:
+    """The name of a hot mount's place: what is shown otherwise has another one."""
+    told = f"{mount.source}\0{mount.target}\0{mount.normalized().readonly}"
+    if mount.is_private:
+        told += "\0private"
+    if mount.source in host.files:
+        told += "\0file"
+    if protect_steps(name, workspace, mount, "", host):
+        told += "\0".join(("", str(workspace.protect_default), *workspace.protect))
+    return f"{zlib.crc32(told.encode()):08x}"
 
 
 def render_owner_map(uid: int, gid: int, base: int) -> str:
@@ -244,31 +280,70 @@ def render_owner_map(uid: int, gid: int, base: int) -> str:
     return " ".join(extents)
 
 
-def inspection(name: str, workspace: WorkspaceSpec, host: Surroundings, command: tuple[str, ...]) -> list[str]:
+def inspection(
+    name: str, workspace: WorkspaceSpec, host: Surroundings, command: tuple[str, ...], shares: Sequence[Mount] = ()
+) -> list[str]:
     """A command line that runs `command` in a throw-away container of the workspace's image, without a network: as the
-    login user, with its home read-only. It is to be run in a mount namespace of its own; /mnt serves it as a place to
-    work.
+    login user, with its home read-only; or with `shares` in its place, some of its mounts. It is to be run in a mount
+    namespace of its own; /mnt serves it as a place to work.
     """
-    assert isinstance(workspace.owner, int) and workspace.home is not None
-    work, uid = "/mnt", str(guest_uid(workspace.owner))
-    home, target, _ = sources(workspace)[0]
-    throw_away = replace(workspace, persist="home", disk=None, nix_store=False)
+    assert isinstance(workspace.owner, int)
+    uid = str(guest_uid(workspace.owner))
+    looked = [(mount.source, mount.target) for mount in shares] or [sources(workspace)[0][:2]]
     mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
-    share = bind_step(name, home, f"{work}/home", True, mapping, host)
+    places = [f"{WORK}/{SHOWN}{index or ''}" for index in range(len(looked))]
+    shows = [
+        (bind_step(name, source, place, True, mapping, host), place, target)
+        for (source, target), place in zip(looked, places, strict=True)
+    ]
+    as_user = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--", *command)
+    return _throw_away(name, workspace, host, shows, as_user)
+
+
+def root_inspection(
+    name: str, workspace: WorkspaceSpec, host: Surroundings, command: tuple[str, ...], *, runs: bool
+) -> list[str]:
+    """The same for a workspace's root, which lies read-only at /mnt inside; as root of the container, since parts of it
+    are closed to others. That of one that runs is shown as it is: this is run in a copy of its mount namespace then. A
+    kept one of a stopped workspace is put together without a layer to write to.
+    """
+    shown = f"{WORK}/{SHOWN}"
+    options = "ro,nosuid,nodev"
+    if runs:
+        show = Step(("mount", "--bind", "-o", options, f"{host.layout.runtime(name)}/root", shown), "show the root")
+    else:
+        layers = f"{options},lowerdir={host.layout.root(name)}/upper:{WORK}/lower"
+        show = Step(("mount", "-t", "overlay", "overlay", "-o", layers, shown), "show the kept root")
+    return _throw_away(name, workspace, host, [(show, shown, ROOT_PLACE)], command)
+
+
+def _throw_away(
+    name: str,
+    workspace: WorkspaceSpec,
+    host: Surroundings,
+    shows: Sequence[tuple[Step, str, str]],
+    command: tuple[str, ...],
+) -> list[str]:
+    """A command line of a throw-away container. `shows` are a step that mounts something in WORK, the mount point there
+    and the place inside; the first of these is the current directory of the command."""
+    throw_away = replace(workspace, persist="home", disk=LOOK_SCRATCH, nix_store=False)
+    points = (*(f"{WORK}/{layer}" for layer in LAYERS), *(place for _, place, _ in shows))
     steps = (
-        Step(("mount", "-t", "tmpfs", "tmpfs", work), "mount a tmpfs at /mnt"),
-        Step(("mkdir", *(f"{work}/{layer}" for layer in (*LAYERS, "home"))), "make mount points"),
+        Step(("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", WORK), "mount a tmpfs at /mnt"),
+        Step(("mkdir", *points), "make mount points"),
         *kernel_file_systems(),
-        *root_steps(name, throw_away, host, work),
-        share,
+        *root_steps(name, throw_away, host, WORK),
+        *(show for show, _, _ in shows),
     )
+    target = shows[0][2]
     nspawn = (
         *("systemd-nspawn", "--settings=no", "--register=no", "--keep-unit", "--quiet", "--as-pid2"),
         *("--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--private-network"),
-        *(f"--directory={work}/root", f"--machine={name}-look", f"--bind-ro={work}/home:{target}"),
+        *(f"--directory={WORK}/root", f"--machine={name}-look"),
+        *(f"--bind-ro={place}:{inside}" for _, place, inside in shows),
+        *(f"--tmpfs={place}:mode=1777,size={LOOK_SCRATCH}" for place in ("/tmp", "/dev/shm")),
         *(f"--private-users={host.uid_base}:{names.UID_COUNT}", "--private-users-ownership=off"),
         *(f"--chdir={target}", f"--setenv=HOME={target}"),
-        *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"),
         *command,
     )
     nspawn = sandboxed(host.python, host.package, nspawn)
@@ -278,7 +353,7 @@ def inspection(name: str, workspace: WorkspaceSpec, host: Surroundings, command:
 
 def sandboxed(python: str, package: str, argv: Sequence[str]) -> tuple[str, ...]:
     """A command line of nspawn's, with the seccomp filter and the steps of a container's: see runtime/sandbox."""
-    wanted = json.dumps({"seccomp": asdict(SECCOMP), "pre_exec": [asdict(no_namespaces())]})
+    wanted = json.dumps({"seccomp": asdict(SECCOMP), "pre_exec": [asdict(bound_counts(nesting=False))]})
     program = own_program("hutch.runtime.sandbox", python, package)
     return (*program, wanted, argv[0], WITHOUT_RESOURCES, *argv[1:])
 

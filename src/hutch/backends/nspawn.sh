@@ -22,6 +22,7 @@ surround() {
   aside bind &
   echo ready >"$runtime/ready"
   trap - EXIT
+  [ -z "$watches" ] || aside watch "$main" &
   aside relay <"$runtime/said"
 }
 

@@ -32,7 +32,7 @@ from hutch.backends.machine import (
 )
 from hutch.backends.machined import forget_step, register_step
 from hutch.backends.port import port_of
-from hutch.backends.share import share_places, share_tags
+from hutch.backends.share import release_steps, share_places, share_tags
 from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.guest.boot import MICROVM, kernel_arguments
@@ -69,9 +69,11 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     hardware = host.hardware
     assert hardware is not None
     layout, runtime = host.layout, str(host.layout.runtime(name))
-    credentials = render_credentials(identify(name, workspace, host, "Name=eth0"))
+    credentials = render_credentials(
+        identify(name, workspace, host.network.subnet, host.keys, "Name=eth0", host.decisions)
+    )
     files = [File(f"{runtime}/vm/{key}", text, host.uid_base) for key, text in credentials.items()]
-    files.append(File(f"{runtime}/vm/shares", render_shares(workspace), host.uid_base))
+    files.append(File(f"{runtime}/vm/shares", render_shares(workspace, host), host.uid_base))
     port = port_of(name, workspace, layout, host.network)
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
@@ -94,7 +96,7 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
         prepare=(
             (port.make(),),
             (Step((*owned, str(layout.host_key(name)), key), "hand in the host key"),),
-            *((step,) for step in share_mounts(name, workspace, host, shares)),
+            *share_mounts(name, workspace, host, shares),
             *disk_steps(name, workspace, host),
             (pipes_step(f"{runtime}/vm", host.uid_base, *PIPES),),
         ),
@@ -106,6 +108,7 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
         post_start=(register_step(layout.machine(name), host.machine_id),) if host.has_machined else (),
         cleanup=(
             *port.cleanup(),
+            *release_steps(name, workspace, host),
             *disk_cleanup(name, workspace, host),
             *((forget_step(layout.machine(name)),) if host.has_machined else ()),
         ),

@@ -18,8 +18,10 @@ from hutch.run import ProgramMissing
 # command -> (module of this package, function, one line of help): help lists all without importing any.
 COMMANDS = {
     "init": ("declare", "init", "Write a commented starter hutch.toml in the current directory."),
+    "trust": ("trust", "trust", "Show what the hutch.toml of a checkout asks for, and accept it."),
     "plan": ("declare", "plan", "Show what `up` would do, and why."),
     "up": ("declare", "up", "Make the host as the file says: plan, apply, start."),
+    "run": ("run", "run", "Run a command, or a shell, in the workspace of this directory."),
     "down": ("lifecycle", "down", "Stop the workspaces of the file; their state stays."),
     "start": ("lifecycle", "start", "Start workspaces; returns when they are ready."),
     "stop": ("lifecycle", "stop", "Stop workspaces."),
@@ -29,23 +31,39 @@ COMMANDS = {
     "ssh": ("reach", "ssh", "OpenSSH to a workspace."),
     "exec": ("reach", "execute", "Run a command inside, without a shell in between."),
     "cp": ("copy", "cp", "Copy files; NAME:path is the workspace side."),
+    "diff": ("clone", "diff", "Show what a workspace's clone has changed."),
+    "fetch": ("clone", "fetch", "Bring the branches of a workspace's clone into the host's repository."),
     "logs": ("logs", "logs", "Show the machine log and the guest's journal."),
     "console": ("logs", "console", "Attach to the console; ^] detaches."),
+    "snapshot": ("snapshots", "snapshot", "Keep a workspace as it is at this moment."),
+    "snapshots": ("snapshots", "snapshots", "List the snapshots of a workspace."),
+    "restore": ("snapshots", "restore", "Make a workspace as it was in a snapshot."),
+    "fork": ("snapshots", "fork", "Make new workspaces out of another one."),
     "egress": ("egress", "egress", "Show what a workspace asked for and reached."),
+    "approvals": ("approvals", "approvals", "List what workspaces were refused by name and may want."),
+    "allow": ("approvals", "allow", "Open a name to a workspace at once, for good or for a while."),
+    "deny": ("approvals", "deny", "Close what `allow` opened, and remember the no."),
+    "report": ("report", "report", "Show what a workspace did, on one page."),
+    "events": ("report", "events", "Print what workspaces do, as lines of JSON."),
+    "ports": ("ports", "ports", "List the TCP ports that listen inside."),
+    "forward": ("ports", "forward", "Make what listens inside reachable on this host's loopback."),
+    "move": ("declare", "move", "Have a workspace run by this host, a server, or another member of a cluster."),
     "rm": ("lifecycle", "rm", "Stop and remove workspaces; homes are kept unless --purge."),
+    "undelete": ("lifecycle", "undelete", "Bring back a removed workspace whose home is kept."),
     "uninstall": ("lifecycle", "uninstall", "Take hutch off this host; homes are kept unless --purge."),
     "explain": ("show", "explain", "Print the commands, rules and files behind a workspace."),
     "eject": ("lifecycle", "eject", "Make plain units and files of a workspace, which need no hutch."),
     "prove": ("prove", "prove", "Try what hutch promises, on this host; exits 1 when a promise is broken."),
     "doctor": ("doctor", "doctor", "Check what this host can do, and what it cannot enforce."),
     "image": ("image", "image", "The image cache."),
+    "kits": ("kits", "kits", "List the kits that workspaces can use, and what they bring."),
     "aliases": ("shells", "aliases", "Print or install shell aliases: workspace_NAME and others."),
     "schema": ("declare", "schema", "Print the JSON Schema of hutch.toml."),
     "completion": ("shells", "completion", "Print a completion script for bash, zsh or fish."),
 }
 
 FORMERLY = {"withdraw": "uninstall"}  # the old name goes with the next version
-WITH_COMMANDS = ("exec", "ssh")  # commands that take a command line of somebody else's
+WITH_COMMANDS = ("exec", "run", "ssh")  # commands that take a command line of somebody else's
 
 
 class LazyGroup(click.Group):
@@ -83,7 +101,7 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-f", "--file", type=click.Path(), help="The hutch.toml to use.")
-@click.option("-q", "--quiet", is_flag=True, help="Only results and errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Only results, errors, and that an image is made.")
 @click.option("-v", "--verbose", is_flag=True, help="Show each command that hutch runs.")
 @click.version_option(package_name="hutch", message="hutch %(version)s", help="The version.")
 @click.pass_context
@@ -107,13 +125,13 @@ def name_package(error: HutchError) -> HutchError:
     return error
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Entry of the `hutch` command."""
+def main(argv: Sequence[str] | None = None, commands: click.Group = cli) -> NoReturn:
+    """Entry of the `hutch` command, with all commands or some."""
     os.umask(0o022)  # files of hutch's are read by others, whoever runs it; secret ones say so
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is undone
     try:
         with troubles_told():
-            result = cli.main(args=None if argv is None else list(argv), prog_name="hutch", standalone_mode=False)
+            result = commands.main(args=None if argv is None else list(argv), prog_name="hutch", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
     except click.NoSuchOption as error:
         if error.ctx is not None and error.ctx.command.name in WITH_COMMANDS:

@@ -56,6 +56,19 @@ def existing_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [name for name in visible_names(layout) if name.startswith(incomplete)] if layout else []
 
 
+def kept_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The removed workspaces whose homes are kept. Nobody but root can look at them."""
+    # Spares the start-up of `hutch ls`.
+    from hutch.state import read_records
+
+    layout = _layout()
+    try:
+        records = read_records(layout) if layout else {}
+    except HutchError:
+        return []
+    return [n for n, r in records.items() if r.removed and not r.ejected and n.startswith(incomplete)]
+
+
 def declared_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The workspaces of the file, where that can be read, and those that are there."""
     # Spares the start-up of `hutch ls`.
@@ -69,6 +82,20 @@ def declared_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
         declared = set()
     own = [name for name in declared if name.startswith(incomplete)]
     return sorted({*own, *existing_names(ctx, param, incomplete)})
+
+
+def kit_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The kits of the caller, of the host and of hutch. Those of a file are in that to read."""
+    # Spares the start-up of `hutch ls`.
+    from hutch.spec.kit_files import shelves
+
+    found = {name for shelf in shelves(os.environ, os.getuid()) for name in shelf.names()}
+    return sorted(name for name in found if name.startswith(incomplete))
+
+
+def places(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The engines. No server is asked for its members at the press of a key."""
+    return [place for place in ("incus", f"incus{OPEN}", "local") if place.startswith(incomplete)]
 
 
 def copied_paths(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:

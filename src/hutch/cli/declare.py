@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hutch.api import Hutch, silent
-from hutch.cli.common import Options, global_options, needs_root, print_json, printable
-from hutch.cli.completing import declared_names
+from hutch.api.trusting import is_in_checkout
+from hutch.cli.common import FORCE, Options, by_entry, global_options, needs_root, print_json, printable
+from hutch.cli.completing import declared_names, existing_names, places
 from hutch.cli.progress import Bar
 from hutch.errors import HutchError, UsageError
+from hutch.files import kept_open, write_all
 from hutch.spec.entries import Publish
 from hutch.spec.lookup import render_starter
 from hutch.spec.names import is_name
+from hutch.spec.sharing import holder_words
 from hutch.spec.values import render_size
 
 if TYPE_CHECKING:
@@ -39,15 +44,19 @@ def init(options: Options, name: str) -> None:
     if not is_name(name):
         raise UsageError(f"{name!r} is not a name for a workspace", resolution="use a-z, 0-9 and inner hyphens")
     path = options.path or Path("hutch.toml")
+    is_judged = is_in_checkout(path)
+    with suppress(OSError):
+        os.rmdir(path)  # a placeholder, see protected paths in docs/mounts.md; what protects it comes to the file too
     try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(render_starter(name))
+        with kept_open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)) as descriptor:
+            os.fchmod(descriptor, 0o644)  # whatever the umask
+            write_all(descriptor, render_starter(name, is_judged=is_judged).encode())
     except FileExistsError:
         raise HutchError(f"{path} is there already; it was left as it is") from None
     except OSError as error:
         raise HutchError(f"{path} cannot be written: {error.strerror}") from error
-    path.chmod(0o644)
-    options.say(f"wrote {path}; next: sudo hutch up")
+    up = "hutch up" if by_entry(["up"]) else "sudo hutch up"
+    options.say(f"wrote {path}; next: {'hutch trust, and ' if is_judged else ''}{up}")
 
 
 @click.command()
@@ -57,7 +66,7 @@ def init(options: Options, name: str) -> None:
 @click.option("--no-start", is_flag=True, help="As for `up --no-start`.")
 @click.option("--prune", is_flag=True, help="Also remove workspaces that this file no longer declares.")
 @ADOPT
-@needs_root
+@global_options
 def plan(
     options: Options,
     names: tuple[str, ...],
@@ -67,7 +76,7 @@ def plan(
     prune: bool,
     adopt: bool,
 ) -> int:
-    """Show what `up` would do and why. Nothing is changed."""
+    """Show what `up` would do and why. Nothing is changed. Without root, it is about your own workspaces."""
     hutch = Hutch()
     result = hutch.plan(hutch.load(options.path), names, start=not no_start, prune=prune, adopt=adopt)
     if as_json:
@@ -83,6 +92,7 @@ def plan(
 @click.option("--prune", is_flag=True, help="Also remove workspaces that this file no longer declares.")
 @ADOPT
 @click.option("--yes", is_flag=True, help="Do not ask before stopping a workspace in which somebody is at work.")
+@FORCE
 @click.option("--json", "as_json", is_flag=True, help="Print the executed plan as JSON.")
 @needs_root
 def up(
@@ -92,6 +102,7 @@ def up(
     prune: bool,
     adopt: bool,
     yes: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Make the host as the file says; returns when every workspace is ready for ssh."""
@@ -100,7 +111,7 @@ def up(
         hutch = Hutch(listen=bar.listen, progress=bar.show)
         confirm = silent if yes or not sys.stdin.isatty() else ask
         config = hutch.load(options.path)
-        result = hutch.up(config, names, start=not no_start, prune=prune, adopt=adopt, confirm=confirm)
+        result = hutch.up(config, names, start=not no_start, prune=prune, adopt=adopt, force=force, confirm=confirm)
     if as_json:
         print_json(result.to_json())
     elif result.changes and not options.quiet:
@@ -110,6 +121,37 @@ def up(
         options.say(f"done in {time.monotonic() - begun:.2f} s")
     else:
         options.say("\n".join([*plan_notes(result), "nothing to do"]))
+
+
+@click.command()
+@click.argument("name", shell_complete=existing_names)
+@click.option(
+    "--engine",
+    required=True,
+    metavar="PLACE",
+    shell_complete=places,
+    help="local, incus, or incus:MEMBER for a member of a cluster.",
+)
+@click.option("--write", is_flag=True, help="Change the line of hutch.toml that says so.")
+@click.option("--yes", is_flag=True, help="Do not ask before stopping a workspace in which somebody is at work.")
+@FORCE
+@needs_root
+def move(options: Options, name: str, engine: str, write: bool, yes: bool, force: bool) -> None:
+    """Have a workspace run by this host, by a server, or by another member of its cluster. Its home goes along.
+
+    The engine is what hutch.toml says, so the file must say so first, or --write changes that line. The workspace is
+    stopped meanwhile, and the old one is kept until the new one is ready."""
+    begun = time.monotonic()
+    kind, _, member = engine.partition(":")
+    with closing(Bar(options)) as bar:
+        hutch = Hutch(listen=bar.listen, progress=bar.show)
+        confirm = silent if yes or not sys.stdin.isatty() else ask
+        result = hutch.move(name, kind, member=member, path=options.path, write=write, force=force, confirm=confirm)
+    if not any(action.action == "move" for action in result.actions):
+        options.say(f"{name} is there already")
+    elif not options.quiet:
+        print_plan(result, err=True)
+        options.say(f"done in {time.monotonic() - begun:.2f} s")
 
 
 def ask(plan: Plan) -> None:
@@ -150,11 +192,21 @@ def explain_action(action: Action) -> list[str]:
     lines = []
     for change in action.reasons:
         old, new = shown_pair(change.key, change.old, change.new)
-        lines.append(f"{change.key}: {old} → {new}{f' ({change.weight})' if weighted else ''}")
+        weight = f" ({change.weight})" if weighted else ""
+        lines.append(f"{change.key}: {old} → {new}{weight}{of_kits(change.kits)}{of_ceiling(change.ceiling)}")
     if action.affected is not None:
         since = "" if action.affected.since is None else f"; running since {time.ctime(action.affected.since)}"
         lines.append(f"affects: {', '.join(action.affected.sessions) or 'nobody'}{since}")
+        lines += [f"in the way: {printable(work)}" for work in action.affected.unsaved]
     return [*lines, *(f"note: {note}" for note in action.notes)]
+
+
+def of_ceiling(words: str) -> str:
+    return f", the ceiling's: {words}" if words else ""
+
+
+def of_kits(kits: Sequence[str]) -> str:
+    return f", by the kit{'s' if len(kits) > 1 else ''} {', '.join(kits)}" if kits else ""
 
 
 # Values of hutch.toml as a plan shows them: on one line, in the words of the file, and safe for a terminal.
@@ -192,11 +244,14 @@ def entry(value: Any, key: str) -> str:
     if key == "publish":
         return str(Publish(**value))
     if key == "mounts":
-        return f"{value['source']} on {value['target']}{', readonly' if value['readonly'] else ''}"
+        mode = value["mode"] or ("readonly" if value["readonly"] else "writable")
+        return f"{value['source']} on {value['target']}{'' if mode == 'writable' else f', {mode}'}"
     if key == "env":
         return "=".join(value)
     if key == "idle":
         return f"{value['then']} after {value['after']}"
+    if key == "share_with":
+        return holder_words(value)
     if key == "authorized_keys":
         kind, _, rest = value.partition(" ")
         blob, _, comment = rest.partition(" ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from contextlib import closing
 import click
 
 from hutch.api import Hutch
-from hutch.cli.common import Options, become_root, print_json, print_row, print_table, printable
+from hutch.cli.common import Options, options_before, print_json, print_row, print_table, printable
 from hutch.cli.completing import existing_names
 from hutch.egress.record import Seen, aggregate
 from hutch.spec.policy import policy_of
@@ -33,14 +32,11 @@ NOT_WATCHED = "nothing is recorded with this policy; `learn = true` beside `egre
 )
 @click.option("--suggest", is_flag=True, help="Print a list for hutch.toml instead, made of what was seen.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list, or with -f an object a line.")
-@click.pass_context
-def egress(ctx: click.Context, name: str, follow: bool, suggest: bool, as_json: bool) -> None:
+@options_before
+def egress(options: Options, name: str, follow: bool, suggest: bool, as_json: bool) -> None:
     """Show what a workspace asked for and reached, with what became of it."""
-    if os.geteuid() != 0:
-        become_root()
     if suggest and (follow or as_json):
         raise click.UsageError("--suggest goes without -f and --json.")
-    options = ctx.find_object(Options) or Options()
     hutch = Hutch()
     is_watched = policy_of(hutch.record(name).wanted).is_watched
     if not is_watched:

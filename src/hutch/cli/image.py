@@ -1,15 +1,20 @@
-"""image ls, build, rm, prune: the cache that all workspaces share."""
+"""image ls, build, refresh, rm, prune: the cache that all workspaces share."""
 
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict
 
 import click
 
 from hutch.api import Hutch
 from hutch.api.images import Images
 from hutch.cli.common import Options, needs_root, print_json, print_table
-from hutch.cli.completing import declared_names, image_ids
+from hutch.cli.completing import declared_names, existing_names, image_ids
+from hutch.errors import UsageError
+from hutch.images.recipe import DISTRIBUTIONS
+from hutch.spec.record import Age
+from hutch.state import read_ages
 
 
 @click.group()
@@ -21,18 +26,31 @@ def image() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @needs_root
 def list_images(options: Options, as_json: bool) -> None:
-    """List the images and who uses them."""
-    images = Images(Hutch()).observe()
+    """List the images with their age, the security updates that wait for them, and the workspaces that use them."""
+    hutch = Hutch()
+    images, ages = Images(hutch).observe(), read_ages(hutch.layout)
     if as_json:
-        keys = ("id", "image", "packages", "created", "size")
+        keys = ("id", "image", "packages", "created", "size", "digest")
         entries = [{key: getattr(image, key) for key in keys} for image in images]
-        print_json([{**entry, "workspaces": users} for entry, users in zip(entries, images.values(), strict=True)])
+        for entry, (image, users) in zip(entries, images.items(), strict=True):
+            age = ages.get(image.id, Age(image.created))
+            entry["sources"] = dict(image.sources)
+            entry["updates"] = sorted(age.updates) if age.asked else None
+            entry |= {"updates_asked": age.asked or None, "workspaces": users}
+        print_json(entries)
         return
     rows = [
-        (image.id, image.image, f"{image.size / 2**20:.0f} MiB", ", ".join(users) or "-")
+        (
+            image.id,
+            image.image,
+            f"{image.size / 2**20:.0f} MiB",
+            image.created[:10],
+            ages.get(image.id, Age(image.created)).words if image.image in DISTRIBUTIONS else "-",
+            ", ".join(users) or "-",
+        )
         for image, users in images.items()
     ]
-    print_table(("ID", "IMAGE", "SIZE", "USED BY"), rows)
+    print_table(("ID", "IMAGE", "SIZE", "BUILT", "UPDATES", "USED BY"), rows)
 
 
 @image.command()
@@ -48,6 +66,45 @@ def build(options: Options, names: tuple[str, ...]) -> None:
         built = Images(hutch).build(hutch.load(options.path), names)
     for found in built:
         click.echo(found)
+
+
+@image.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=existing_names)
+@click.option("--all", "is_all", is_flag=True, help="Those of all workspaces of this host, whoever declared them.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@needs_root
+def refresh(options: Options, names: tuple[str, ...], is_all: bool, as_json: bool) -> None:
+    """Make images anew under the same recipe, with the packages and kernels that their distributions have by now.
+
+    It makes those of the named workspaces, or of all that the file has brought up. Workspaces move to a new image at
+    their next start; the old one stays as long as one of them has it. A root that is kept (persist = "all") stays on
+    its image, and gets its updates from inside.
+    """
+    # Spares the start-up of `hutch image`.
+    from hutch.cli.progress import Bar
+
+    if names and is_all:
+        raise UsageError("--all excludes names of workspaces")
+    with closing(Bar(options)) as bar:
+        hutch = Hutch(listen=bar.listen, progress=bar.show)
+        chosen = names or (list(hutch.records()) if is_all else hutch.brought_up(options.path))
+        found = Images(hutch).refresh(chosen)
+    if as_json:
+        print_json([asdict(each) for each in found])
+        return
+    for each in found:
+        what = "is up to date with its sources" if each.id == each.before else f"replaces {each.before}"
+        click.echo(f"{each.id} {what if each.before else 'was built'}")
+        told = {
+            "moves to it at the next start": each.moving,
+            "keeps its root, and so its image; update it from inside": each.staying,
+            f"boots Linux {each.kernel} at the next start": each.booting,
+        }
+        for what, those in told.items():
+            for name in those:
+                click.echo(f"{name} {what}")
+    if not found:
+        options.say("hutch: there is no workspace whose image could be made anew")
 
 
 @image.command()

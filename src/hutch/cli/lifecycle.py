@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from hutch.api import Hutch, silent
-from hutch.cli.common import Options, needs_root
-from hutch.cli.completing import existing_names
+from hutch.cli.common import FORCE, Options, needs_root
+from hutch.cli.completing import existing_names, kept_names
 from hutch.errors import HutchError
 
 if TYPE_CHECKING:
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=existing_names)
+@FORCE
 @needs_root
-def down(options: Options, names: tuple[str, ...]) -> None:
+def down(options: Options, names: tuple[str, ...], force: bool) -> None:
     """Stop the named workspaces, or all that the file has brought up."""
     hutch = Hutch(listen=options.listen)
-    hutch.stop(names or hutch.brought_up(options.path))
+    hutch.stop(names or hutch.brought_up(options.path), force=force)
 
 
 def turning(verb: Verb, text: str) -> click.Command:
@@ -32,10 +33,10 @@ def turning(verb: Verb, text: str) -> click.Command:
     @click.command(verb, help=text)
     @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=existing_names)
     @needs_root
-    def command(options: Options, names: tuple[str, ...]) -> None:
-        getattr(Hutch(listen=options.listen), verb)(names)
+    def command(options: Options, names: tuple[str, ...], **given: bool) -> None:
+        getattr(Hutch(listen=options.listen), verb)(names, **given)
 
-    return command
+    return command if verb == "start" else FORCE(command)
 
 
 start = turning("start", "Start workspaces; returns when they are ready.")
@@ -51,6 +52,16 @@ restart = turning("restart", "Stop and start workspaces; what was pending takes 
 def rm(options: Options, names: tuple[str, ...], purge: bool, force: bool) -> None:
     """Stop and remove workspaces. Their homes are kept unless --purge."""
     Hutch(listen=options.listen).remove(names, purge=purge, force=force)
+
+
+@click.command()
+@click.argument("name", shell_complete=kept_names)
+@needs_root
+def undelete(options: Options, name: str) -> None:
+    """Bring back a removed workspace whose home is kept, stopped: with its host key, owner and address.
+
+    It is as it was declared last. `hutch ls --all` lists what is kept; `hutch rm --purge` deletes it."""
+    Hutch(listen=options.listen).undelete(name, options.path)
 
 
 @click.command()
@@ -73,9 +84,7 @@ def uninstall(options: Options, purge: bool, force: bool, yes: bool) -> None:
         )
     for note in hutch.uninstall(purge=purge, force=force):
         options.say(note)
-    options.say(
-        "hutch has left this host" + (f"; homes, keys and images are kept in {state}" if state.exists() else "")
-    )
+    options.say("hutch has left this host")
 
 
 @click.command()

@@ -20,30 +20,33 @@ from hutch.access.relay import Channel, open_unblocked, raw, relay
 from hutch.api import Hutch
 from hutch.api.workspace import Workspace
 from hutch.backends import traits_of
-from hutch.cli.common import Options, needs_root, printable
+from hutch.cli.common import Options, needs_root, options_before, printable
 from hutch.cli.completing import existing_names
+from hutch.engines import engine_of
 from hutch.errors import HutchError
-from hutch.run import PIPE, start
+from hutch.run import PIPE, replace, start
 from hutch.runtime import control
 from hutch.spec.names import Layout
-from hutch.spec.record import has_processes
+from hutch.spec.record import has_processes, is_local
 
 NAME = click.argument("name", shell_complete=existing_names)
 DETACH = b"\x1d"  # ^]
 LINES = 1000
 CHUNK = 65536
+LEAST, LINE = 1 << 20, 4096  # bytes that a journal may have at the least, and for each line that is asked for
 
 
 @click.command()
 @NAME
 @click.option("-f", "--follow", is_flag=True, help="Go on as new lines come. (A file goes first: hutch -f FILE logs.)")
 @click.option("-n", "--lines", type=click.IntRange(0), default=LINES, show_default=True, help="The last lines of each.")
-@click.pass_context
-def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:
+@options_before
+def logs(options: Options, name: str, follow: bool, lines: int) -> int:
     """Show the machine log (console, starts and stops), then the guest's journal while it runs."""
     hutch = Hutch()
-    hutch.record(name)
-    said = control.read_log(hutch.layout, name, lines)
+    record = hutch.record(name)
+    own = is_local(record.wanted)
+    said = control.read_log(hutch.layout, name, lines) if own else engine_of(hutch.layout, record).log(record, lines)
     if said is None:
         click.echo("the host's journal has what its console said, for the group systemd-journal to read", err=True)
     said = printable((said or "").replace("\r", ""))
@@ -56,7 +59,7 @@ def logs(ctx: click.Context, name: str, follow: bool, lines: int) -> int:
     printer = os.fork()
     if printer == 0:
         os.close(writing)
-        _print_all(reading)
+        _print_all(reading, None if follow else max(LEAST, lines * LINE))
     os.close(reading)
     try:
         return Workspace(name, hutch).attach(command, root=True, capture=writing)
@@ -71,13 +74,20 @@ def last_lines(text: str, count: int) -> list[str]:
     return found[max(len(found) - count, 0) :]
 
 
-def _print_all(source: int) -> NoReturn:
-    """Print, in a process of its own, the guest's output as it comes, in pieces of a bounded size, to the end."""
+def _print_all(source: int, most: int | None) -> NoReturn:
+    """Print, in a process of its own, the guest's output as it comes, in pieces of a bounded size, to the end, or to so
+    many bytes: the guest's journalctl need not know of any end."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    left = most
     try:
         while data := os.read(source, CHUNK):
-            sys.stdout.write(printable(decoder.decode(data)))
+            sys.stdout.write(printable(decoder.decode(data[:left])))
             sys.stdout.flush()
+            left = None if left is None else left - len(data)
+            if left is not None and left < 0:
+                click.echo(f"\nthe guest's journal goes on; what follows {most} bytes was left out", err=True)
+                os.kill(os.getppid(), signal.SIGTERM)
+                break
     except BrokenPipeError:
         os.kill(os.getppid(), signal.SIGTERM)  # nobody reads on: whatever the guest runs, let it end
     except KeyboardInterrupt:
@@ -94,10 +104,12 @@ def console(options: Options, name: str) -> None:
     A container's console takes no input: the shell has a terminal of its own, on which all that is printed on the
     console shows as well; `exit` ends it."""
     hutch = Hutch()
-    hutch.record(name)
+    record = hutch.record(name)
     workspace = Workspace(name, hutch)
     if not has_processes(hutch.observe(name).state):
         raise HutchError(f"{name} is not running", resolution=f"`hutch start {name}`")
+    if not is_local(record.wanted):
+        replace(engine_of(hutch.layout, record).console_command(record))
     if not hutch.layout.console(name).exists():
         options.say(f"attached to {name}; ^] detaches")
         with shell_of(workspace) as terminal, following(hutch.layout, name) as said:

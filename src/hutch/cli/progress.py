@@ -1,11 +1,15 @@
-"""A bar for image builds, on a terminal; one line for each stage elsewhere. rich is imported when a bar is drawn."""
+"""A bar for image builds, on a terminal; one line for each stage elsewhere; with -q one for each image, since it takes
+minutes. rich is imported when a bar is drawn."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
+import click
+
 from hutch.cli.common import Options
+from hutch.images.progress import WAITING
 
 
 class Bar:
@@ -24,12 +28,18 @@ class Bar:
 
     def show(self, image: str, stage: str, fraction: float) -> None:
         if self.options.quiet:
-            return
-        if sys.stderr.isatty():
+            self._tell(image, is_waiting=stage == WAITING)
+        elif sys.stderr.isatty():
             self._draw(image, stage, fraction)
         elif self.stages.get(image) != stage:
             self.options.say(f"{image}: {stage}")
         self.stages[image] = stage
+
+    def _tell(self, image: str, *, is_waiting: bool) -> None:
+        if is_waiting == (self.stages.get(image) == WAITING) and image in self.stages:
+            return
+        what = WAITING if is_waiting else "being prepared, once; this may take minutes"
+        click.echo(f"hutch: image {image}: {what}", err=True)
 
     def _draw(self, image: str, stage: str, fraction: float) -> None:
         if self.progress is None:

@@ -56,7 +56,10 @@ def prove(
     what this host cannot enforce or tell, with the reason: that breaks nothing, and proves nothing. A workspace that
     does not answer, or not to the end, is broken. A firewall counts a packet for a probe to
     have held, so a run adds to the counters. For its time the host has one more interface, with an address that is
-    reserved for documentation, and listens at a port."""
+    reserved for documentation, and listens at a port.
+
+    Where an Incus server runs NAME, no packets are sent: what needs hutch's router, or a look at the member, is
+    "unknown", with the thing that is lacking (docs/incus.md)."""
     if name is not None and types:
         raise UsageError("--type is for throw-away workspaces, and NAME is one that runs", resolution="leave one out")
     with closing(Bar(options)) as bar:

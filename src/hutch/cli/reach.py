@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 
 import click
 
-from hutch import run
+from hutch import engines, run
 from hutch.api import Hutch
 from hutch.cli.common import Options, global_options
 from hutch.cli.completing import existing_names
@@ -24,7 +26,10 @@ NAME = click.argument("name", shell_complete=existing_names)
 def ssh(options: Options, name: str, command: tuple[str, ...]) -> None:
     """OpenSSH to workspace-NAME. As with ssh, a shell inside reads COMMAND; `hutch exec` has none in between."""
     host = host_of(name)
+    if sys.stderr.isatty():
+        engines.listener = engines.nobody  # ssh's proxy tells it there
     check_up(name)
+    note_ssh(name, command)
     run.replace(["ssh", host, *(["--", *command] if command else [])])
 
 
@@ -50,6 +55,15 @@ def check_up(name: str) -> None:
     now = hutch.observe(name)
     if not has_processes(now.state):
         raise HutchError(f"{name} is {now.state}", resolution=f"`hutch start {name}`")
+
+
+def note_ssh(name: str, command: Sequence[str]) -> None:
+    """Put the session into the record. Nobody sees its end: this process becomes ssh."""
+    # Spares the start-up of `hutch exec`, which has imported it by then.
+    from hutch.audit.events import words_of
+    from hutch.audit.telling import begin
+
+    begin(Hutch().layout, name, "ssh", argv=words_of(command))
 
 
 def host_of(name: str) -> str:

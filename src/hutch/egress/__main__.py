@@ -1,4 +1,4 @@
-"""`python -m hutch.egress VIEWS CONTROL JOURNAL --pid-file=FILE --code=WHICH`: serves until it is told to end.
+"""`python -m hutch.egress VIEWS CONTROL JOURNAL INBOXES --pid-file=FILE --code=WHICH`: serves until it is told to end.
 
 Prints its pid when it serves. The pid file is not its own: it stands here so that the process is known by it, and by
 the code that it has.
@@ -15,8 +15,8 @@ from pathlib import Path
 from hutch.egress.proxy import EgressProxy
 
 
-async def serve(views: Path, control: Path, journal: Path) -> None:
-    proxy = EgressProxy(views, journal)
+async def serve(views: Path, control: Path, journal: Path, inboxes: Path) -> None:
+    proxy = EgressProxy(views, journal, inboxes)
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -29,8 +29,8 @@ async def serve(views: Path, control: Path, journal: Path) -> None:
 
 
 def main() -> None:
-    views, control, journal = map(Path, sys.argv[1:4])
-    asyncio.run(serve(views, control, journal))
+    views, control, journal, inboxes = map(Path, sys.argv[1:5])
+    asyncio.run(serve(views, control, journal, inboxes))
 
 
 main()

@@ -1,4 +1,4 @@
-"""The files with the records of workspaces: DIRECTORY/NAME.jsonl, and NAME.jsonl.1 for what is older.
+"""The files with the records of workspaces: DIRECTORY/NAME/records.jsonl, and records.jsonl.1 for what is older.
 
 One process writes them, one line for each record, at the end and in one go; any number read them. The writer reads what
 guests send, so those who read follow no link that it leaves, and read no more than it may write. Both files of a
@@ -23,8 +23,8 @@ from hutch.files import kept_open
 
 LARGEST = 1 << 20
 WINDOW = 1.0
-"""Seconds within which equal records are one; so long does a record wait before it is written."""
-PAUSE = 0.1
+"""Seconds within which equal records become one, written at their end; the first of them is written at once."""
+PAUSE = 0.05
 """Seconds between two writes."""
 MOST_AT_ONCE = 256
 INTERVAL = 0.2
@@ -37,41 +37,48 @@ UNWRITTEN = "could not be written"
 Batches = Generator[list[EgressEvent], None, None]
 
 
-class Journal:
-    """The records that are to be written. Its owner calls `flush` when `next_flush` says so, and once in the end."""
+def ignore(workspace: str, records: list[EgressEvent]) -> None:
+    """Do nothing."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        # By workspace and subject: when it happened first, and how often by now.
+
+class Journal:
+    """The records that are to be written. Its owner calls `flush` at once, then every PAUSE while it `is_waiting`, and
+    once in the end. `told` hears what is written of a workspace."""
+
+    def __init__(self, directory: Path, told: Callable[[str, list[EgressEvent]], None] = ignore) -> None:
+        self._directory, self._told = directory, told
+        # By workspace and subject: when it is due, and how often it has happened since it was written last.
         self._pending: dict[str, dict[tuple[object, ...], tuple[float, EgressEvent]]] = {}
 
     def note(self, workspace: str, record: EgressEvent) -> None:
         pending = self._pending.setdefault(workspace, {})
         if heard := pending.get(record.subject):
-            first, before = heard
-            pending[record.subject] = first, replace(record, count=before.count + record.count)
+            due, before = heard
+            pending[record.subject] = due, replace(record, count=before.count + record.count)
         elif len(pending) < MOST_AT_ONCE or record.verdict == "lost":
             pending[record.subject] = record.time, record
         else:
             self.note(workspace, lost(record.time, record.count, TOO_MANY))
 
-    def next_flush(self, now: float) -> float | None:
-        """The seconds until there is something to write; None when there is nothing."""
-        oldest = [next(iter(pending.values()))[0] for pending in self._pending.values()]
-        return min(max(min(oldest) + WINDOW - now, PAUSE), WINDOW) if oldest else None
+    def is_waiting(self) -> bool:
+        """Whether there is anything to write, or to forget."""
+        return bool(self._pending)
 
     def flush(self, now: float | None = None) -> None:
-        """Write the records that have waited long enough by now; without a time, all.
+        """Write the records that are due by now; without a time, all.
 
         A disk that is full, or gone, keeps nobody from working: what could not be written is counted, and told when
         it can be.
         """
         for workspace, pending in list(self._pending.items()):
             # A clock that was set back is no reason to wait.
-            due = [subject for subject, (first, _) in pending.items() if now is None or not 0 <= now - first < WINDOW]
-            records = [pending.pop(subject)[1] for subject in due]
+            due = [subject for subject, (then, _) in pending.items() if now is None or not now < then <= now + WINDOW]
+            records = [record for subject in due if (record := pending.pop(subject)[1]).count]
+            if now is not None:
+                pending.update({r.subject: (now + WINDOW, replace(r, count=0)) for r in records})
             if not pending:
                 del self._pending[workspace]
+            self._told(workspace, records)
             try:
                 _append(current_file(self._directory, workspace), "".join(r.line for r in records).encode())
             except OSError:
@@ -84,11 +91,15 @@ class Journal:
 
 
 def current_file(directory: Path, workspace: str) -> Path:
-    return directory / f"{workspace}.jsonl"
+    return directory / workspace / "records.jsonl"
 
 
 def older_file(directory: Path, workspace: str) -> Path:
-    return directory / f"{workspace}.jsonl.1"
+    return directory / workspace / "records.jsonl.1"
+
+
+def record_files(directory: Path, workspace: str) -> tuple[Path, Path]:
+    return current_file(directory, workspace), older_file(directory, workspace)
 
 
 def _append(path: Path, data: bytes) -> None:
@@ -96,7 +107,7 @@ def _append(path: Path, data: bytes) -> None:
     if not data:
         return
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    with kept_open(os.open(path, flags, 0o600)) as descriptor:
+    with kept_open(os.open(path, flags, 0o640)) as descriptor:
         size = os.fstat(descriptor).st_size
         is_full = size > 0 and size + len(data) > LARGEST
         if not is_full:
@@ -110,12 +121,6 @@ def _append(path: Path, data: bytes) -> None:
         _append(path, data)
 
 
-def remove(directory: Path, workspace: str) -> None:
-    """Remove the records of a workspace."""
-    for path in (current_file(directory, workspace), older_file(directory, workspace)):
-        path.unlink(missing_ok=True)
-
-
 def read(directory: Path, workspace: str) -> list[EgressEvent]:
     """All records of a workspace, oldest first. Lines that are no records are passed over."""
     with closing(follow(directory, workspace)) as batches:
@@ -125,8 +130,8 @@ def read(directory: Path, workspace: str) -> list[EgressEvent]:
 def follow(directory: Path, workspace: str, wait: Callable[[], None] = lambda: time.sleep(INTERVAL)) -> Batches:
     """All records so far, in one batch; then new ones, as they come. Ends with the reader.
 
-    It looks at the file's size now and then rather than being told: a record has waited a second before it was written,
-    and so the file, or its directory, may be there only later, or anew.
+    It looks at the file's size now and then rather than being told: the file, or its directory, may be there only
+    later, or anew.
     """
     tail, older = _Tail(current_file(directory, workspace)), _Tail(older_file(directory, workspace))
     try:
@@ -166,6 +171,8 @@ class _Tail:
         except OSError as error:
             if error.errno == errno.ELOOP:  # a symbolic link
                 raise _foreign(self._path) from error
+            if error.errno == errno.EACCES:  # on a file system without lists, or written before there were any
+                raise HutchError(f"only root can read {self._path}", resolution="run it with sudo or doas") from error
             raise
         found = os.fstat(self._descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -200,6 +207,9 @@ class _Tail:
         if left < 0:  # half a line was taken back
             os.lseek(self._descriptor, left, os.SEEK_CUR)
             self._half_line = b""
+        if left > LARGEST:  # more than its writer can have written
+            os.lseek(self._descriptor, left - LARGEST, os.SEEK_CUR)
+            left, self._half_line = LARGEST, b""
         found = []
         while left > 0 and (data := os.read(self._descriptor, min(left, CHUNK))):
             left -= len(data)

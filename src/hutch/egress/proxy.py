@@ -7,11 +7,14 @@ A file tells it whom it serves. When it ends, names are no longer answered and o
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import dns.edns
 import dns.flags
 import dns.message
 import dns.name
@@ -20,15 +23,19 @@ import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
 
+from hutch.egress import telling
 from hutch.egress.answers import Judged, judge, reply
 from hutch.egress.front import Front
-from hutch.egress.journal import Journal
+from hutch.egress.journal import PAUSE, Journal
 from hutch.egress.known import Known
 from hutch.egress.nflog import Nflog, Packet
+from hutch.egress.reasons import asks_why, reason_of, tell
 from hutch.egress.record import EgressEvent, Verdict, escaped, lost
 from hutch.egress.sets import SLACK, Sets, SetsFailed
+from hutch.egress.telling import Teller
 from hutch.egress.upstream import Unanswered, Upstream
 from hutch.egress.views import Ruling, View, digest, plain_name, read_views, rule_on
+from hutch.spec.decisions import Ruled, permits
 from hutch.spec.names import HEARD
 
 RULES: dict[str, tuple[Verdict, str]] = {
@@ -38,6 +45,8 @@ RULES: dict[str, tuple[Verdict, str]] = {
     "network-port": ("allowed", "a listed network"),
     "private": ("allowed", "a private network"),
     "private-port": ("allowed", "a private network"),
+    "lent": ("allowed", "allowed by a person"),
+    "lent-port": ("allowed", "allowed by a person"),
     "learned": ("learned", "not listed"),
     "not-listed": ("refused", "not listed"),
     "denied": ("refused", "a private network"),
@@ -51,18 +60,21 @@ BREATH = 0.05  # seconds between two looks at what the kernel has logged
 
 
 class EgressProxy:
-    def __init__(self, views: Path, journal: Path) -> None:
+    def __init__(self, views: Path, journal: Path, inboxes: Path) -> None:
         self._views_file = views
         text = views.read_text()
         self._told, self._digest = read_views(text), digest(text)
         self._known: defaultdict[str, Known] = defaultdict(Known)
-        self._journal = Journal(journal)
+        self._terms: set[tuple[str, int]] = set()
+        self._teller = Teller(inboxes)
+        self._journal = Journal(journal, self._tell)
         self._sets = Sets(self._told.table)
         self._upstream = Upstream(self._told.upstream)
         self._front = Front(self._told_of, self.answer)
         self._log = Nflog()
         self._lost = 0
-        self._flushing: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Handle | None = None
+        self._telling: asyncio.TimerHandle | None = None
 
     def _told_of(self, address: str) -> View | None:
         return self._told.views.get(address)
@@ -71,6 +83,8 @@ class EgressProxy:
         """Begin to serve; the rest happens in the event loop."""
         await self._upstream.connect()
         await self._front.listen(self._told.listen)
+        self._sets.forget_terms()  # what was allowed by another one of these
+        self._renew_terms(self._told.views.values())
         self._hear()
         control.unlink(missing_ok=True)
         os.umask(0o077)
@@ -96,12 +110,16 @@ class EgressProxy:
             old = before.views.get(address)
             if old is not None and old.workspace == view.workspace and old.epoch != view.epoch:
                 self._open_again(view)
+        self._renew_terms(told.views.values())
+        for view in told.views.values():
+            self._lend_again(view)
         self._told, self._digest = told, digest(text)
         kept = {view.workspace for view in told.views.values()}
         for view in before.views.values():
             if view.workspace not in kept:  # the workspace may be gone for good, with its records
                 self._known.pop(view.workspace, None)
                 self._journal.forget(view.workspace)
+                self._teller.forget(view.workspace, time.time())
 
     def _open_again(self, view: View) -> None:
         """Open the addresses that are open, as far as a new policy lists them."""
@@ -110,6 +128,30 @@ class EgressProxy:
             by_ports[view.listed.ports(name)].append((address, seconds))
         for ports, addresses in by_ports.items():
             self._sets.allow(view.address, view.epoch, addresses, ports)
+
+    def _renew_terms(self, views: Iterable[View]) -> None:
+        """Put in force what people allow now, and end what they do not any more. What ends at a time does so in the
+        kernel, by itself."""
+        now = time.time()
+        wanted = {(view.address, mark): until for view in views for mark, until in view.terms(now).items()}
+        for source, mark in self._terms - wanted.keys():
+            self._sets.end_term(source, mark)
+            self._terms.discard((source, mark))
+        for (source, mark), until in wanted.items():
+            self._sets.add_term(source, mark, None if until is None else math.ceil(until - now))
+            self._terms.add((source, mark))
+
+    def _lend_again(self, view: View) -> None:
+        """Open the addresses of answers that are valid by what people have decided since."""
+        for name, address, seconds in self._known[view.workspace].valid(time.monotonic()) if view.ruled else ():
+            self._lend(view, permits(view.ruled, name, time.time()), [(address, seconds)])
+
+    def _lend(self, view: View, allowed: Sequence[Ruled], addresses: Sequence[tuple[str, int]]) -> None:
+        """Open addresses by what people allow. The terms are put in force again: the rules may have been made anew."""
+        for permit in reversed(allowed):  # of two that open the same, the newest counts
+            until = permit.decision.until
+            self._sets.add_term(view.address, permit.mark, None if until is None else math.ceil(until - time.time()))
+            self._sets.lend(view.address, addresses, permit.domain.port, permit.mark)
 
     # Answering.
 
@@ -121,12 +163,12 @@ class EgressProxy:
         if asked.rdclass != dns.rdataclass.IN:
             return reply(question, dns.rcode.FORMERR)
         name = plain_name(asked.name.labels[:-1])
-        ruling = rule_on(view, name, asked.rdtype)
+        ruling = rule_on(view, name, asked.rdtype, time.time())
         if ruling.answer == "empty":
             return reply(question, dns.rcode.NOERROR)
         if ruling.answer == "refuse":
             self._note_question(view, asked.name, ruling)
-            return reply(question, dns.rcode.REFUSED)
+            return self._explained(reply(question, dns.rcode.REFUSED), question, view, ruling)
         assert name is not None
         try:
             code, judged = await self._look_up(view, dns.name.from_text(name), asked.rdtype)
@@ -137,7 +179,26 @@ class EgressProxy:
             self._note_question(view, asked.name, ruling, why="no answer")
             return reply(question, dns.rcode.SERVFAIL)
         self._note_question(view, asked.name, ruling, judged)
-        return reply(question, code, judged.rrsets)
+        answer = reply(question, code, judged.rrsets)
+        is_private = bool(judged.private) and not judged.rrsets
+        return self._explained(answer, question, view, ruling, is_private=is_private)
+
+    def _explained(
+        self,
+        answer: dns.message.Message,
+        question: dns.message.Message,
+        view: View,
+        ruling: Ruling,
+        *,
+        is_private: bool = False,
+    ) -> dns.message.Message:
+        """The answer, with the reason why it says no; and with that of a yes, if this is asked for."""
+        is_no = ruling.answer == "refuse" or is_private
+        if is_no or asks_why(question):
+            code = dns.edns.EDECode.BLOCKED if is_no else dns.edns.EDECode.OTHER
+            text = _in_words(question.question[0].name)
+            tell(answer, question, code, reason_of(view, text, ruling, is_private=is_private))
+        return answer
 
     async def _look_up(
         self, view: View, name: dns.name.Name, kind: dns.rdatatype.RdataType, steps: int = MOST_STEPS
@@ -161,6 +222,7 @@ class EgressProxy:
             raise SetsFailed("too many addresses")
         if ruling.ports != ():
             self._sets.allow(view.address, view.epoch, judged.addresses, ruling.ports)
+        self._lend(view, ruling.permits, judged.addresses)
         for address, seconds in judged.addresses:  # also what needs no opening now: a list may come
             known.note_told(name, address, now + seconds + SLACK)
 
@@ -169,7 +231,7 @@ class EgressProxy:
     def _note_question(
         self, view: View, name: dns.name.Name, ruling: Ruling, judged: Judged | None = None, why: str = ""
     ) -> None:
-        text, now = escaped(name.to_text(omit_final_dot=True).lower()), time.time()
+        text, now = escaped(_in_words(name)), time.time()
         for address, _ in judged.addresses if judged is not None else ():
             self._note(view, EgressEvent(now, "dns", ruling.verdict, text, address))
         for address in judged.private if judged is not None else ():
@@ -191,16 +253,31 @@ class EgressProxy:
 
     def _note(self, view: View, record: EgressEvent) -> None:
         self._journal.note(view.workspace, record)
-        self._flush_later()
-
-    def _flush_later(self) -> None:
-        if self._flushing is None and (delay := self._journal.next_flush(time.time())) is not None:
-            self._flushing = asyncio.get_running_loop().call_later(delay, self._flush)
+        if self._flushing is None:
+            self._flushing = asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flushing = None
         self._journal.flush(time.time())
-        self._flush_later()
+        later = asyncio.get_running_loop().call_later
+        self._flushing = later(PAUSE, self._flush) if self._journal.is_waiting() else None
+
+    def _tell(self, workspace: str, records: list[EgressEvent]) -> None:
+        """Have the workspace's record told of what has been written to its journal."""
+        self._teller.note(workspace, records)
+        loop = asyncio.get_running_loop()
+        if self._telling is None or self._telling.when() > loop.time() + telling.PAUSE:
+            self._tell_later(telling.PAUSE)
+
+    def _tell_later(self, seconds: float) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+        self._telling = asyncio.get_running_loop().call_later(seconds, self._tell_due)
+
+    def _tell_due(self) -> None:
+        self._telling = None
+        self._teller.tell(time.time())
+        if (due := self._teller.next_due) is not None:
+            self._tell_later(min(max(due - time.time(), telling.PAUSE), telling.LONGEST))
 
     def _hear(self) -> None:
         """Read what the kernel has logged; a flood of it waits, and the excess is lost."""
@@ -217,3 +294,8 @@ class EgressProxy:
     def close(self) -> None:
         """Write the records that are not written yet."""
         self._journal.flush()
+        self._teller.close(time.time())
+
+
+def _in_words(name: dns.name.Name) -> str:
+    return name.to_text(omit_final_dot=True).lower()

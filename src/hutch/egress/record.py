@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import math
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from hutch.frozen import dataclass
+from hutch.spec.record import iso
 
 What = Literal["dns", "connection"]
 Verdict = Literal["allowed", "refused", "learned", "lost"]
@@ -21,6 +20,8 @@ Verdict = Literal["allowed", "refused", "learned", "lost"]
 
 NOT_LISTED = "not listed"
 """The usual reason of a refusal. No list could open what is refused for another reason."""
+DENIED = "denied by a person"
+"""The reason where somebody has said no, by `hutch deny`."""
 
 LONGEST_NAME = 255
 LONGEST_WHY = 80
@@ -94,7 +95,7 @@ def _is_number(value: object, lowest: int, highest: int) -> bool:
 
 def _is_time(value: object) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and 0 <= value <= LATEST  # type: ignore[arg-type, operator]
+    return is_number and 0 <= value <= LATEST  # type: ignore[operator]
 
 
 def _is_address(value: object) -> bool:
@@ -124,7 +125,7 @@ class Seen(EgressEvent):
     first: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        times = {"time": iso(self.time), "first": iso(self.first)}
+        times = {"time": iso(self.time, "milliseconds"), "first": iso(self.first, "milliseconds")}
         return {**times, **self.__dict__, **times}
 
 
@@ -141,8 +142,3 @@ def aggregate(records: Iterable[EgressEvent]) -> list[Seen]:
             values["count"] += before.count
         found[key] = Seen(**values)
     return sorted(found.values(), key=lambda seen: seen.time)
-
-
-def iso(time: float) -> str:
-    """A time as ISO 8601 has it, in UTC."""
-    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from hutch.egress.record import NOT_LISTED, EgressEvent
+from hutch.egress.record import DENIED, NOT_LISTED, EgressEvent
+from hutch.spec.decisions import Ruled, is_denied, is_listed, ruled
 from hutch.spec.entries import Egress
 from hutch.spec.field_types import Invalid
 from hutch.spec.model import WorkspaceSpec
-from hutch.spec.policy import Domain, Policy, Reach, policy_of
+from hutch.spec.policy import Domain, Policy, Reach, domain_of, policy_of
 from hutch.spec.ranges import is_never, is_private
+from hutch.spec.record import Decision
 
 SIBLINGS = 3
 """The least number of names under one parent that become one entry."""
@@ -23,26 +26,37 @@ MOST_PORTS = 2
 NAMED = 8
 """The most names in a comment of what is left out."""
 
-LISTABLE = ("", NOT_LISTED)
-"""Reasons of refusals that a list can open."""
+LISTABLE = ("", NOT_LISTED, DENIED)
+"""Reasons of refusals that a list can open; a no may have been taken back."""
 CLOSED = "private, or closed to every workspace"
 NO_NAME = "not a name that a list can hold"
 NO_PORT = "a protocol without ports, which only an entry without a port opens"
 
 
-def suggest(records: Iterable[EgressEvent], workspace: WorkspaceSpec) -> str:
-    """A TOML document that sets `egress`: the entries of the workspace's list as they are, then destinations beyond
-    them that were used, or asked for in vain. Comments say what is left out."""
+def suggest(records: Iterable[EgressEvent], workspace: WorkspaceSpec, decisions: Sequence[Decision] = ()) -> str:
+    """A TOML document that sets `egress`: the entries of the workspace's list as they are, names that people have
+    allowed for good, then destinations beyond them that were used, or asked for in vain. Comments say what is left out,
+    which includes what people have denied."""
     everything = list(records)
-    seen = _Seen(policy_of(workspace), names_by_address(everything))
+    policy = policy_of(workspace)
+    lasting = [each for each in decisions if each.is_allowed and each.until is None]
+    allowed = tuple(domain_of(each.host) for each in lasting if not is_listed(policy, each.host))
+    policy = replace(policy, domains=(*policy.domains, *allowed))
+    seen = _Seen(policy, names_by_address(everything), ruled(decisions))
     for record in everything:
         seen.add(record)
-    folded, remarks = _fold(seen.names)
+    denied = [domain_of(each.host) for each in decisions if not each.is_allowed]
+    folded, remarks = _fold(seen.names, denied)
     single = [Domain(name, False, port) for name, ports in seen.names.items() for port in entry_ports(ports)]
     domains = [*folded, *(item for item in single if not _covers(folded, item.name, item.port))]
     reaches = [Reach(f"{address}/32", port) for address, ports in seen.addresses.items() for port in entry_ports(ports)]
     present = workspace.egress if isinstance(workspace.egress, tuple) else ()
-    entries = (*present, *map(_words, sorted(domains, key=_order)), *map(_words, sorted(reaches, key=_order)))
+    entries = (
+        *present,
+        *map(_words, allowed),
+        *map(_words, sorted(domains, key=_order)),
+        *map(_words, sorted(reaches, key=_order)),
+    )
     comments = [*remarks, *(f"left out, {why}: {_some(what)}" for why, what in sorted(seen.left_out.items()))]
     if not everything:
         comments.append("nothing has been recorded yet")
@@ -71,8 +85,9 @@ class _Seen:
     """The destinations that a list would have to open beyond the present one: ports by name and by address, none where
     a name was only asked for and refused; and those that no list is to open, by the reason."""
 
-    def __init__(self, policy: Policy, names_of: Mapping[str, Collection[str]]) -> None:
+    def __init__(self, policy: Policy, names_of: Mapping[str, Collection[str]], decided: tuple[Ruled, ...]) -> None:
         self._policy = policy
+        self._decided = decided
         self._names_of = names_of
         self.names: dict[str, set[int]] = {}
         self.addresses: dict[str, set[int]] = {}
@@ -90,7 +105,9 @@ class _Seen:
     def _add_refused(self, record: EgressEvent, name: str) -> None:
         if any(item.covers(name) for item in self._policy.domains):
             return
-        if record.why not in LISTABLE:
+        if self._is_denied(name, None):
+            self._leave_out(DENIED, name)
+        elif record.why not in LISTABLE:
             self._leave_out(record.why, name)
         elif is_plain_name(name):
             self.names.setdefault(name, set())
@@ -106,7 +123,9 @@ class _Seen:
             return
         names = self._names_of.get(address, ())
         for name in names:
-            if not _covers(self._policy.domains, name, port):
+            if self._is_denied(name, port):
+                self._leave_out(DENIED, _place(record, name))
+            elif not _covers(self._policy.domains, name, port):
                 self._add_use(self.names, name, record, is_sound=is_plain_name(name))
         if not names and not self._is_open(address, port):
             self._add_use(self.addresses, address, record)
@@ -118,6 +137,9 @@ class _Seen:
             self._leave_out(NO_PORT, _place(record, what))
         else:
             uses.setdefault(what, set()).add(record.port)
+
+    def _is_denied(self, name: str, port: int | None) -> bool:
+        return is_denied(self._decided, name, port, 0.0)
 
     def _is_open(self, address: str, port: int | None) -> bool:
         """Whether a network of the present list opens an address."""
@@ -152,13 +174,14 @@ def _covers(domains: Iterable[Domain], name: str, port: int | None) -> bool:
     return any(item.covers(name) and item.port in (None, port) for item in domains)
 
 
-def _fold(names: dict[str, set[int]]) -> tuple[list[Domain], list[str]]:
-    """Entries for siblings that were used at the same ports, so that no port is opened that none of them needs; and
-    what each stands for."""
+def _fold(names: dict[str, set[int]], denied: Collection[Domain]) -> tuple[list[Domain], list[str]]:
+    """Entries for siblings that were used at the same ports, so that no port is opened that none of them needs, nor a
+    name that somebody has denied; and what each stands for."""
     families: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for name, ports in names.items():
         parent = name.partition(".")[2]
-        if "." in parent and not is_registry(parent):
+        opens_denied = any(Domain(parent, True, None).contains(each) for each in denied)
+        if "." in parent and not is_registry(parent) and not opens_denied:
             families.setdefault((parent, tuple(sorted(ports))), []).append(name)
     found, remarks = [], []
     for (parent, shared), children in sorted(families.items()):

@@ -10,9 +10,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from hutch.egress.record import Verdict
+from hutch.egress.record import DENIED, NOT_LISTED, Verdict
 from hutch.frozen import dataclass
+from hutch.spec.decisions import Ruled, is_denied, permits, ruled
 from hutch.spec.policy import Domain, Policy, Reach
+from hutch.spec.record import Decision
 
 A, AAAA, SVCB, HTTPS, ANY = 1, 28, 64, 65, 255  # types of records
 WITHOUT_ANSWER = (AAAA, SVCB, HTTPS)
@@ -66,14 +68,20 @@ def listed_by(policy: Policy) -> Listed:
 
 @dataclass(frozen=True)
 class View:
-    """One watched workspace. `epoch` is its policy's, and `listed` the policy's list: neither is worked out anew for
-    each question."""
+    """One watched workspace. `epoch` is its policy's, `listed` the policy's list, and `ruled` what people have decided
+    beside it, newest first: none is worked out anew for each question."""
 
     workspace: str
     address: str
     epoch: int
     policy: Policy
     listed: Listed
+    ruled: tuple[Ruled, ...] = ()
+
+    def terms(self, now: float) -> dict[int, float | None]:
+        """The marks of what people allow now, each with its end in Unix time; None for no end."""
+        allowed = (each for each in self.ruled if each.decision.is_allowed and not each.decision.is_over(now))
+        return {each.mark: each.decision.until for each in allowed}
 
 
 @dataclass(frozen=True)
@@ -90,12 +98,13 @@ class Told:
 @dataclass(frozen=True)
 class Ruling:
     """The ruling on a question. `ports` are those that an address in the answer may be reached at: None for all, ()
-    where the list does not open it."""
+    where the list does not open it. `permits` are the decisions that open the name beside the list."""
 
     answer: Literal["forward", "empty", "refuse"]
     verdict: Verdict
     ports: tuple[int, ...] | None = ()
     why: str = ""
+    permits: tuple[Ruled, ...] = ()
 
 
 def read_views(text: str) -> Told:
@@ -106,7 +115,9 @@ def read_views(text: str) -> Told:
         domains = tuple(Domain(*entry) for entry in item["domains"])
         networks = tuple(Reach(*entry) for entry in item["networks"])
         policy = Policy(item["kind"], domains, networks, item["learn"])
-        views[item["address"]] = View(item["workspace"], item["address"], policy.epoch, policy, listed_by(policy))
+        decided = ruled([Decision(*decision) for decision in item["decisions"]])
+        where = item["workspace"], item["address"]
+        views[item["address"]] = View(*where, policy.epoch, policy, listed_by(policy), decided)
     return Told(tuple(document["listen"]), tuple(document["upstream"]), document["table"], views)
 
 
@@ -123,16 +134,17 @@ def plain_name(labels: Sequence[bytes]) -> str | None:
     return b".".join(labels).decode("ascii").lower()
 
 
-def rule_on(view: View, name: str | None, kind: int) -> Ruling:
-    """The ruling on a question for `name`, as plain_name gives it, of the type `kind`."""
-    ports = view.listed.ports(name)
-    is_listed = ports != ()
-    if not is_listed and not view.policy.learn:
-        return Ruling("refuse", "refused", why="not listed")
+def rule_on(view: View, name: str | None, kind: int, now: float) -> Ruling:
+    """The ruling on a question for `name`, as plain_name gives it, of the type `kind`; `now` in Unix time."""
+    ports, allowed = view.listed.ports(name), permits(view.ruled, name, now)
+    is_open = ports != () or bool(allowed)
+    if not is_open and not view.policy.learn:
+        is_no = name is not None and is_denied(view.ruled, name, None, now)
+        return Ruling("refuse", "refused", why=DENIED if is_no else NOT_LISTED)
     if kind in REFUSED_TYPES:
         return Ruling("refuse", "refused", why="not a question for a name")
-    if name is None or "." not in name or (not is_listed and name.endswith(NOT_PUBLIC)):
+    if name is None or "." not in name or (not is_open and name.endswith(NOT_PUBLIC)):
         return Ruling("refuse", "refused", why="not a public name")
-    is_free = is_listed or view.policy.kind in ("internet", "all")
+    is_free = is_open or view.policy.kind in ("internet", "all")
     verdict: Verdict = "allowed" if is_free else "learned"
-    return Ruling("empty" if kind in WITHOUT_ANSWER else "forward", verdict, ports)
+    return Ruling("empty" if kind in WITHOUT_ANSWER else "forward", verdict, ports, permits=allowed)

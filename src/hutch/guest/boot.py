@@ -14,9 +14,19 @@ def kernel_arguments(name: str, machine_id: str, *, tsc_khz: int | None, has_dis
         *ALWAYS,
         f"systemd.machine_id={machine_id}",
         f"systemd.hostname={name}",  # systemd knows the credential for it since version 256 only
-        *((f"tsc_early_khz={tsc_khz}", f"lpj={tsc_khz * 1000 // TICKS}", *EMULATED) if tsc_khz is not None else ()),
+        *(emulated_arguments(tsc_khz) if tsc_khz is not None else ()),
         *(("hutch.disk",) if has_disk else ()),  # for our init
     )
+
+
+def parts_arguments() -> tuple[str, ...]:
+    """The command line of every machine that firmware boots from one disk with all its parts."""
+    return (*ALWAYS, "hutch.parts")  # for our init
+
+
+def emulated_arguments(tsc_khz: int) -> tuple[str, ...]:
+    """The further arguments of a kernel without KVM; `tsc_khz` is the rate of the host's time stamp counter."""
+    return (f"tsc_early_khz={tsc_khz}", f"lpj={tsc_khz * 1000 // TICKS}", *EMULATED)
 
 
 MICROVM = "microvm,pcie=on,rtc=on,pic=off,pit=off"

@@ -6,6 +6,7 @@ The same set serves a container (nspawn's --load-credential) and a VM (fw_cfg). 
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 
 from hutch.frozen import dataclass
 
@@ -22,12 +23,17 @@ CONTAINERS = "/etc/containers"
 PODMAN = '[containers]\npids_limit = 0\n[engine]\ncgroup_manager = "cgroupfs"\n'
 SUBORDINATE_IDS = ("/etc/subuid", "/etc/subgid")
 SSHD_ENVIRONMENT = "/etc/ssh/sshd_config.d/20-hutch-environment.conf"
+CONTEXT = "/run/hutch-context.md"
+"""The context file, which tells whoever works inside where that is. Nobody on the host reads it back."""
+WHY = "/usr/local/bin/hutch-why"
+WHY_PROGRAM = Path(__file__).with_name("why.pl")
 
 
 @dataclass(frozen=True)
 class Identity:
     """The identity of a guest. `match` is the line of a .network file that finds its interface; `subordinates` are
-    ranges of uids, and of gids, that the user may hand out in user namespaces of its own: (the first, how many)."""
+    ranges of uids, and of gids, that the user may hand out in user namespaces of its own: (the first, how many).
+    `context` is the text of the context file."""
 
     hostname: str
     user: str
@@ -40,6 +46,12 @@ class Identity:
     env: tuple[tuple[str, str], ...]
     match: str
     subordinates: tuple[tuple[int, int], ...] = ()
+    context: str = ""
+
+
+def session_environment(env: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """The environment of login sessions: what the workspace says, and where the context file is unless it says so."""
+    return tuple({"HUTCH_CONTEXT": CONTEXT, **dict(env)}.items())
 
 
 def render_credentials(identity: Identity) -> dict[str, str]:
@@ -65,13 +77,15 @@ def render_network(identity: Identity) -> str:
 
 def render_tmpfiles(identity: Identity) -> str:
     """Files that systemd-tmpfiles makes at every boot; contents travel in base64, so no value can add a line."""
-    user = identity.user
+    user, env = identity.user, session_environment(identity.env)
     lines = [
         _file("/etc/doas.conf", "0400", f"permit nopass {user}\n"),
         f"d {KEYS_DIRECTORY} 0755 root root - -",
         _file(f"{KEYS_DIRECTORY}/{user}", "0644", "".join(f"{key}\n" for key in identity.authorized_keys)),
-        _file("/etc/environment", "0644", render_environment(identity.env)),
-        _file(SSHD_ENVIRONMENT, "0644", render_sshd_environment(identity.env)),
+        _file("/etc/environment", "0644", render_environment(env)),
+        _file(SSHD_ENVIRONMENT, "0644", render_sshd_environment(env)),
+        _file(CONTEXT, "0644", identity.context),
+        _file(WHY, "0755", WHY_PROGRAM.read_text(encoding="utf-8")),
         *(render_nesting(identity) if identity.subordinates else ()),
         f"C /home/{user} - {user} {user} - /etc/skel",
     ]

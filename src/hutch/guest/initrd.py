@@ -31,6 +31,14 @@ MODULES = (
 )
 """The modules that the guest takes from the initrd, and their devices, in the way of modules.alias; "*" for those that
 no device asks for, which come first. What a kernel has built in, or does not have at all, is left out."""
+PARTS_MODULES = (
+    ("virtio_scsi", "*"),
+    ("sd_mod", "*"),
+    ("sr_mod", "*"),
+    *(module for module in MODULES if module[0] not in ("qemu_fw_cfg", "virtio_blk")),
+)
+"""The modules of a machine that firmware boots from one disk with all its parts (see hutch.images.disk): its devices
+are those that Incus gives."""
 
 NULL = "/dev/null"
 UNITS_DIRECTORY = Path(__file__).with_name("units")

@@ -11,12 +11,14 @@ import os
 import re
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hutch.backends.launch import Step
-from hutch.backends.nspawn import sandboxed
+from hutch.backends.nspawn import TASKS, sandboxed
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.host.doctor.tools import check_tools
@@ -25,9 +27,19 @@ from hutch.images.contain import run_contained
 from hutch.images.progress import MARK, Meter
 from hutch.images.recipe import BASE_PACKAGES, DISTRIBUTIONS, Distribution, Recipe, adaptation
 from hutch.run import CommandFailed, run
+from hutch.spec import member
 from hutch.spec.names import GUEST_INTERFACE, PACKAGE, PROXIES, ROOT_DIRECTORIES, UID_COUNT
+from hutch.spec.record import iso
+from hutch.trees.changing import set_back
+from hutch.trees.cursor import opened, way_to
 
 SCRIPTS = Path(__file__).parent
+SOURCES_HOOK = 'cd "$1"/var/lib/apt/lists && grep --with-filename "^Date: " *Release >/tmp/sources || true'
+EPOCH = 1735689600
+"""The time, in seconds since 1970, that scripts of packages are told, so that their files do not depend on the day (0
+would expire every password). Files get the time of the newest source in the end: see make_tree."""
+LONGEST, LONGEST_OF_MEMBERS = 3600.0, 900.0
+"""Seconds that what runs inside a tree may take. Others wait for it, who build with the network too."""
 SHOWN_LINES = 20
 DEVICE = ": Cannot mknod: "  # the message of tar, which may not make devices
 UNKNOWN_PACKAGE = re.compile(r"E: (?:Unable to locate package |Package ')([a-z0-9+.-]+)")
@@ -68,19 +80,41 @@ class Workshop:
         return self.scratch / "scripts"
 
 
-def make_tree(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None) -> None:
-    """Fill `shop.tree` from the recipe. On failure the tree is in an undefined state."""
+Sources = tuple[tuple[str, str], ...]
+"""The archives of packages, or the path, that an image was made from; each with its date, ISO 8601 in UTC."""
+
+
+def make_tree(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None) -> Sources:
+    """Fill `shop.tree` from the recipe, and return its sources. The same sources give the same tree, as far as a setup
+    script lets them: files that the build writes get the time of the newest source. On failure the tree is in an
+    undefined state."""
+    begun = int(time.time())
     if recipe.rootfs is not None:
-        unpack(recipe, shop)
+        sources: Sources = ((recipe.rootfs, unpack(recipe, shop)),)
         check_places(recipe, shop.tree)
     else:
         try:
             run_mmdebstrap(mmdebstrap_command(recipe, os.uname().machine), shop.scratch, shop.group, shop.meter)
         except CommandFailed as error:
             raise explain_bootstrap(recipe, error) from error
-    finish(recipe, shop, network if recipe.wants_network else None)
+        sources = parse_sources((shop.scratch / "sources").read_text())
+    epoch = max((int(datetime.fromisoformat(date).timestamp()) for _, date in sources), default=EPOCH)
+    finish(recipe, shop, network if recipe.wants_network else None, epoch)
     check_places(recipe, shop.tree)  # a setup script can move them
+    with opened(shop.tree) as top:
+        set_back(top, begun, epoch)
     run(["sync", "--file-system", str(shop.tree)], timeout=600)
+    return sources
+
+
+def parse_sources(text: str) -> Sources:
+    """The archives behind apt's lists, with their dates, from the lines that SOURCES_HOOK writes."""
+    found = []
+    for line in text.splitlines():
+        name, _, date = line.partition(":Date: ")
+        when = datetime.strptime(date, "%a, %d %b %Y %H:%M:%S %Z").replace(tzinfo=UTC)
+        found.append((name.rpartition("_")[0].replace("_", "/"), iso(when.timestamp())))
+    return tuple(found)
 
 
 def check_host(recipe: Recipe) -> None:
@@ -98,9 +132,9 @@ def run_mmdebstrap(command: list[str], scratch: Path, group: str, meter: Meter, 
     """Run mmdebstrap with the host's proxies. The scratch directory is shown at /tmp: apt's unprivileged downloader
     cannot reach below images/, and a killed program leaves its temporary files where the build is cleared up."""
     mount = 'mount --bind "$1" /tmp; shift; "$@"'
-    proxies = {name: os.environ[name] for name in PROXIES if name in os.environ}
+    env = {name: os.environ[name] for name in PROXIES if name in os.environ} | {"SOURCE_DATE_EPOCH": str(EPOCH)}
     shown = ["sh", "-euc", mount, "sh", str(scratch), *command]
-    run_contained(shown, group=group, on_line=meter.feed, env=proxies, timeout=timeout)
+    run_contained(shown, group=group, tasks=TASKS, on_line=meter.feed, env=env, timeout=timeout)
 
 
 def mmdebstrap_command(recipe: Recipe, machine: str) -> list[str]:
@@ -110,6 +144,7 @@ def mmdebstrap_command(recipe: Recipe, machine: str) -> list[str]:
         *("mmdebstrap", "--verbose", "--mode=root", "--variant=minbase", "--format=directory"),
         *keyring_options(distribution),
         f"--include={','.join(packages)}",
+        f"--customize-hook={SOURCES_HOOK}",
         distribution.suite,
         "/tmp/root",
         *distribution.sources(machine),
@@ -152,23 +187,23 @@ def explain_bootstrap(recipe: Recipe, error: CommandFailed) -> HutchError:
 # Foreign trees: tar, without the host's root.
 
 
-def unpack(recipe: Recipe, shop: Workshop) -> None:
-    """Copy or extract the source of a rootfs image into the tree."""
+def unpack(recipe: Recipe, shop: Workshop) -> str:
+    """Copy or extract the source of a rootfs image into the tree; returns the source's date."""
     assert recipe.rootfs is not None
     shop.tree.mkdir(mode=0o755)
-    tools, copy, origin = shop.scratch / "tools", shop.scratch / "source", os.path.realpath(recipe.rootfs)
+    tools, copy = shop.scratch / "tools", shop.scratch / "source"
     copy.mkdir(mode=0o755)
     make_tools(tools, "target")
     shown = ["--bind-ro=/usr", f"--bind={shop.tree}:/target"]
-    is_directory = os.path.isdir(origin)
-    if is_directory:
-        shown.append(f"--bind-ro={copy}:/source")
-    option = source.compression(origin) or ""
-    command = ["/bin/sh", "/run/hutch/unpack.sh", *([option] if option and not is_directory else [])]
     write_scripts(shop, {"unpack.sh": (SCRIPTS / "unpack.sh").read_text()})
-    nspawn = [*nspawn_command(shop, tools, None), *shown, *command]
     try:
-        contain(shop, nspawn, origin if is_directory else "", None, "/dev/null" if is_directory else origin)
+        with source.opened_source(recipe.rootfs) as origin:
+            found, option = os.fstat(origin), source.compression(recipe.rootfs)
+            if stat.S_ISDIR(found.st_mode):
+                shown, option = [*shown, f"--bind-ro={copy}:/source"], ""
+            command = ["/bin/sh", "/run/hutch/unpack.sh", *([option] if option else [])]
+            contain(shop, [*nspawn_command(shop, tools, None), *shown, *command], origin=origin)
+            return iso(found.st_mtime)
     except CommandFailed as error:
         if DEVICE in error.stderr:
             refused = [line for line in error.stderr.splitlines() if DEVICE in line]
@@ -213,10 +248,26 @@ def make_tools(tools: Path, *places: str) -> None:
             (tools / name).symlink_to(os.readlink(f"/{name}"))
 
 
+def pack_tree(shop: Workshop, script: str, root: Path, *words: str) -> None:
+    """Run a script of ours that packs the tree `root`, its /source, into files in shop.tree, its /target. The tree is
+    not trusted, so what reads it sees nothing else and has no rights on the host (see unpack). What the script makes
+    gets the time of the tree, so that the same tree gives the same file. Raises CommandFailed."""
+    tools, source = shop.scratch / "tools", shop.scratch / "source"
+    for directory in (shop.tree, source):
+        directory.mkdir(mode=0o755, exist_ok=True)
+    make_tools(tools, "source", "target")
+    write_scripts(shop, {script: (SCRIPTS / script).read_text()})
+    shown = ["--bind-ro=/usr", f"--bind={shop.tree}:/target", f"--bind-ro={source}:/source"]
+    epoch = f"--setenv=SOURCE_DATE_EPOCH={int(os.stat(root).st_mtime)}"
+    command = [*nspawn_command(shop, tools, None), *shown, epoch, "/bin/sh", f"/run/hutch/{script}", *words]
+    with opened(root) as origin:
+        contain(shop, command, origin=origin)
+
+
 # Programs inside the tree.
 
 
-def finish(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None) -> None:
+def finish(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None, epoch: int) -> None:
     """Install packages in a foreign tree, run the setup script, and adapt the tree."""
     scripts = {"inside.sh": (SCRIPTS / "inside.sh").read_text(), **adaptation()}
     if recipe.setup:
@@ -224,10 +275,11 @@ def finish(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None) -> No
     write_scripts(shop, scripts)
     packages = (*BASE_PACKAGES, *recipe.packages) if recipe.rootfs and recipe.packages else ()
     address = (network.address, network.gateway) if network else ("", "")
-    command = [*nspawn_command(shop, shop.tree, network), "/bin/sh", "/run/hutch/inside.sh", *address, *packages]
+    nspawn = [*nspawn_command(shop, shop.tree, network), f"--setenv=SOURCE_DATE_EPOCH={epoch}"]
+    command = [*nspawn, "/bin/sh", "/run/hutch/inside.sh", *address, *packages]
     try:
         with lent(network):
-            contain(shop, command, "", network, "/dev/null")
+            contain(shop, command, network)
     except CommandFailed as error:
         raise explain_finish(recipe, shop.meter.stage, error) from error
 
@@ -277,15 +329,28 @@ def nspawn_command(shop: Workshop, directory: Path, network: BuilderNetwork | No
     ]
 
 
-def contain(shop: Workshop, nspawn: list[str], origin: str, network: BuilderNetwork | None, stdin: str) -> None:
-    """Run nspawn on the tree, owned by its root; `origin` is a directory to show read-only beside it."""
-    mounts = [str(shop.uid_base), str(shop.tree), origin, str(shop.scratch / "source")]
+def contain(
+    shop: Workshop, nspawn: list[str], network: BuilderNetwork | None = None, *, origin: int | None = None
+) -> None:
+    """Run nspawn on the tree, owned by its root. `origin` pins a directory to show read-only beside it, or a file to
+    be read from standard input."""
+    directory, identity, stdin = "", "", "/dev/null"
+    if origin is not None:
+        found = os.fstat(origin)
+        if stat.S_ISDIR(found.st_mode):
+            # The script mounts it by its path, in a namespace of its own, and then asks whether it is the same one.
+            directory, identity = os.readlink(way_to(origin)), f"{found.st_dev}:{found.st_ino}"
+        else:
+            stdin = f"/proc/{os.getpid()}/fd/{origin}"
+    mounts = [str(shop.uid_base), str(shop.tree), directory, identity, str(shop.scratch / "source")]
     run_contained(
         ["sh", str(SCRIPTS / "container.sh"), *mounts, *sandboxed(sys.executable, str(PACKAGE), nspawn)],
         group=shop.group,
+        tasks=TASKS,
         on_line=shop.meter.feed,
         namespace=network.namespace_path if network else "",
         stdin=stdin,
+        timeout=LONGEST if member.acting is None else LONGEST_OF_MEMBERS,
     )
 
 

@@ -1,31 +1,35 @@
 """The images of one hutch: images/<id>/{root,image.json}, built once, then never written again.
 
 images/ is root's alone, since the trees hold setuid programs that no user of the host may reach. Each image
-has a lock, images/<id>.lock; whoever holds it may make or remove images/<id> and its scratch directory
-images/.build-<id>. An image appears and disappears by one rename.
+has a lock, images/<id>.lock, a file that is there while somebody holds it: they may make or remove images/<id> and
+its scratch directory images/.build-<id>. An image appears and disappears by one rename.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TypeVar
 
 from hutch.errors import HutchError
 from hutch.files import read_or_none, sync_directory, write_atomic
 from hutch.frozen import dataclass
+from hutch.host.services.lock import take
 from hutch.images import progress as stages
-from hutch.images.build import BuilderNetwork, Workshop, check_host, make_tree
+from hutch.images.build import BuilderNetwork, Sources, Workshop, check_host, make_tree
 from hutch.images.contain import end_contained
-from hutch.images.progress import Meter, Progress, no_progress
+from hutch.images.progress import WAITING, Meter, Progress, no_progress
 from hutch.images.recipe import Recipe, is_id
-from hutch.run import run
+from hutch.run import PIPE, CommandFailed, describe, run, start
 from hutch.spec.names import Layout
+from hutch.spec.record import iso
 from hutch.state import make_directory
 from hutch.trees.removing import remove_tree
 
@@ -33,13 +37,15 @@ T = TypeVar("T")
 
 SCRATCH = ".build-"
 DAMAGED = "damaged"
-WAITING = "waiting for another build"
+CHUNK = 1 << 20
+PATIENCE = 3600.0  # seconds that one waits for builds of others
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image in the cache. `size` is bytes on disk; `created` is ISO 8601, in UTC."""
+    """An image in the cache. `size` is bytes on disk; `created` is ISO 8601, in UTC; `digest` is the SHA-256 of the
+    tree as a tar archive. Digest and sources are empty in an image that an older hutch built."""
 
     id: str
     image: str
@@ -48,22 +54,27 @@ class Image:
     created: str
     size: int
     root: Path
+    digest: str = ""
+    sources: Sources = ()
+
+
+def image_ids(layout: Layout) -> list[str]:
+    """The ids of the images in the cache, damaged ones too; none for a caller other than root."""
+    try:
+        return sorted(entry.name for entry in os.scandir(layout.images) if is_id(entry.name))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
 
 
 def observe_images(layout: Layout) -> tuple[Image, ...]:
     """All images in the cache, by id; one whose record cannot be read is called "damaged"."""
-    try:
-        names = sorted(entry.name for entry in os.scandir(layout.images))
-    except FileNotFoundError:
-        return ()
     found = []
-    for name in names:
-        if is_id(name):
-            try:
-                image = observe_image(layout, name)
-            except HutchError:  # it can still be removed
-                image = Image(name, DAMAGED, (), "", "", 0, layout.image_root(name))
-            found += [image] if image is not None else []
+    for name in image_ids(layout):
+        try:
+            image = observe_image(layout, name)
+        except HutchError:  # it can still be removed
+            image = Image(name, DAMAGED, (), "", "", 0, layout.image_root(name))
+        found += [image] if image is not None else []
     return tuple(found)
 
 
@@ -92,10 +103,10 @@ def whole_image(layout: Layout, id: str) -> Image | None:
     return image if image is not None and image.root.is_dir() else None
 
 
-def render_image(recipe: Recipe, created: str, size: int) -> bytes:
+def render_image(recipe: Recipe, created: str, size: int, digest: str = "", sources: Sources = ()) -> bytes:
     """The content of image.json."""
-    record = {"format": FORMAT, "recipe": recipe.as_json(), "created": created, "size": size}
-    return json.dumps(record, indent=2, sort_keys=True).encode() + b"\n"
+    record = {"format": FORMAT, "recipe": recipe.as_json(), "created": created, "size": size, "digest": digest}
+    return json.dumps({**record, "sources": dict(sources)}, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def parse_image(id: str, root: Path, text: bytes) -> Image:
@@ -105,7 +116,8 @@ def parse_image(id: str, root: Path, text: bytes) -> Image:
     recipe = record["recipe"]
     packages = tuple(str(name) for name in recipe["packages"])
     setup, created, size = str(recipe["setup"]), str(record["created"]), int(record["size"])
-    return Image(id, str(recipe["image"]), packages, setup, created, size, root)
+    sources = tuple((str(name), str(date)) for name, date in record.get("sources", {}).items())
+    return Image(id, str(recipe["image"]), packages, setup, created, size, root, str(record.get("digest", "")), sources)
 
 
 def ensure_image(
@@ -114,8 +126,10 @@ def ensure_image(
     *,
     progress: Progress = no_progress,
     builder: BuilderNetwork | None = None,
+    before: Image | None = None,
 ) -> Image:
-    """The image of a recipe, built unless it is there. While somebody else builds it, waits for theirs.
+    """The image of a recipe, built unless it is there. While somebody else builds it, waits for theirs. If the new tree
+    is the same as that of `before`, an older edition, nothing is published, and `before` is returned.
 
     `builder` lends a network to what runs in the tree; without it, setup scripts have none. Whoever passes one holds
     the lock "network": there is one builder's place in it. That lock comes before an image's.
@@ -123,52 +137,67 @@ def ensure_image(
     if (found := whole_image(layout, recipe.id)) is not None:
         return found
     check_host(recipe)
-    meter = Meter(progress)
+    meter, same = Meter(progress), False
 
     def make(scratch: Path) -> None:
-        if layout.image_root(recipe.id).is_dir():  # it was published whole, and only its record is damaged
-            write_image(layout.images / recipe.id, recipe)
-        else:
-            build(recipe, layout, meter, builder, scratch)
+        nonlocal same
+        target, root = layout.images / recipe.id, layout.image_root(recipe.id)
+        if root.is_dir():  # it was published whole, and only its record is damaged
+            write_image(target, recipe, digest_tree(root))
+            return
+        shop = Workshop(scratch, layout.build_cgroup(recipe.id), layout.builder_uid, meter)
+        sources = make_tree(recipe, shop, builder if recipe.wants_network else None)
+        meter.advance(stages.PUBLISHING, 0.96)
+        digest = digest_tree(shop.tree)
+        same = before is not None and digest == before.digest
+        if not same:
+            for entry in list(scratch.iterdir()):
+                if entry != shop.tree:
+                    remove_tree(entry)
+            write_image(scratch, recipe, digest, sources)
+            publish(scratch, target)
+        meter.advance(stages.PUBLISHING, 1.0)
 
-    return ensure(layout, recipe.id, meter, lambda: whole_image(layout, recipe.id), make)
+    return ensure(layout, recipe.id, meter, lambda: before if same else whole_image(layout, recipe.id), make)
 
 
 def ensure(layout: Layout, id: str, meter: Meter, observe: Callable[[], T | None], make: Callable[[Path], None]) -> T:
     """The entry that `observe` finds in the cache; where it finds none, `make` makes it, in a directory of its own,
     under the lock `id`. While somebody else makes it, waits for theirs. Whatever fails, nothing of it is left."""
     prepare_directory(layout)
-    with locked(layout, id, waiting=lambda: meter.advance(WAITING, 0.0)) as lock:
+    with locked(layout, id, waiting=lambda: meter.advance(WAITING, 0.0)):
         if observe() is None:
-            try:
-                with new_scratch(layout, id) as scratch:
-                    make(scratch)
-            except BaseException:
-                lock.unlink(missing_ok=True)
-                raise
+            with new_scratch(layout, id) as scratch:
+                make(scratch)
         found = observe()
     assert found is not None
     return found
 
 
-def build(recipe: Recipe, layout: Layout, meter: Meter, builder: BuilderNetwork | None, scratch: Path) -> None:
-    """Build an image and publish it. The caller holds its lock."""
-    shop = Workshop(scratch, layout.build_cgroup(recipe.id), layout.builder_uid, meter)
-    make_tree(recipe, shop, builder if recipe.wants_network else None)
-    meter.advance(stages.PUBLISHING, 0.96)
-    for entry in list(scratch.iterdir()):
-        if entry != shop.tree:
-            remove_tree(entry)
-    write_image(scratch, recipe)
-    publish(scratch, layout.images / recipe.id)
-    meter.advance(stages.PUBLISHING, 1.0)
+def digest_tree(root: Path) -> str:
+    """The SHA-256 of a tree with all its names, owners, modes, times, attributes and content."""
+    command = [
+        *("timeout", "3600", "tar", "--create", f"--directory={root}", "--sort=name", "--format=posix", "--xattrs"),
+        *("--acls", "--numeric-owner", "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime", "."),
+    ]
+    digest = hashlib.sha256()
+    with TemporaryFile() as errors, start(command, stdout=PIPE, stderr=errors) as process:
+        assert process.stdout is not None
+        while chunk := process.stdout.read(CHUNK):
+            digest.update(chunk)
+        if process.wait():
+            errors.seek(0)
+            said = errors.read().decode("utf-8", "replace")
+            raise CommandFailed(command, describe(process.returncode), said, process.returncode)
+    return digest.hexdigest()
 
 
-def write_image(directory: Path, recipe: Recipe) -> None:
-    """Write the record of the tree in an image's directory."""
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    on_disk = run(["du", "--summarize", "--one-file-system", "--block-size=1", str(directory / "root")], timeout=600)
-    content = render_image(recipe, created, int(on_disk.stdout.split()[0]))
+def write_image(directory: Path, recipe: Recipe, digest: str, sources: Sources = ()) -> None:
+    """Write the record of the tree in an image's directory. The image was created when its top was last changed."""
+    root = directory / "root"
+    created = iso(os.stat(root).st_ctime)
+    on_disk = run(["du", "--summarize", "--one-file-system", "--block-size=1", str(root)], timeout=600)
+    content = render_image(recipe, created, int(on_disk.stdout.split()[0]), digest, sources)
     write_atomic(directory / "image.json", content, mode=0o600)
 
 
@@ -189,13 +218,12 @@ def remove_image(id: str, layout: Layout) -> None:
         raise HutchError(f"{id!r} is not the id of an image", resolution="`hutch image ls` lists them")
     if not layout.images.is_dir():
         return
-    with locked(layout, id) as lock:
+    with locked(layout, id):
         remove_scratch(layout, id)
         if (layout.images / id).exists():
             os.rename(layout.images / id, layout.images / f"{SCRATCH}{id}")
             sync_directory(layout.images)
             remove_scratch(layout, id)
-        lock.unlink()
 
 
 def collect_leftovers(layout: Layout) -> tuple[str, ...]:
@@ -208,10 +236,8 @@ def collect_leftovers(layout: Layout) -> tuple[str, ...]:
         if id == entry.name or not is_id(id):
             continue
         try:
-            with locked(layout, id, wait=False) as lock:
+            with locked(layout, id, wait=False):
                 remove_scratch(layout, id)
-                if not (layout.images / id).exists():
-                    lock.unlink()
         except BlockingIOError:
             continue
         removed.append(id)
@@ -254,12 +280,13 @@ def remove_scratch(layout: Layout, id: str) -> None:
 @contextmanager
 def locked(
     layout: Layout, name: str, *, wait: bool = True, waiting: Callable[[], None] | None = None
-) -> Iterator[Path]:
-    """Hold images/<name>.lock; yields its path, which its holder may unlink. Children do not inherit it.
+) -> Iterator[None]:
+    """Hold images/<name>.lock, and remove it in the end. Children do not inherit it.
 
-    Without `wait`, raises BlockingIOError where another holds it; `waiting` is called before a wait.
+    Without `wait`, raises BlockingIOError where another holds it; `waiting` is called before a wait, which names the
+    holder, and ends some time: then Busy is raised.
     """
-    path = layout.images / f"{name}.lock"
+    path, deadline = layout.images / f"{name}.lock", time.monotonic() + PATIENCE
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -270,10 +297,14 @@ def locked(
                     raise
                 if waiting is not None:
                     waiting()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not is_still(path, descriptor):  # its last holder unlinked it
+                take(descriptor, max(0.0, deadline - time.monotonic()))
+            if not is_still(path, descriptor):  # its last holder removed it
                 continue
-            yield path
+            try:
+                yield
+            finally:
+                if is_still(path, descriptor):
+                    path.unlink()
             return
         finally:
             os.close(descriptor)

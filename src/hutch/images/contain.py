@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
 from hutch.files import kept_open
-from hutch.host.services.cgroup import JOIN, Cgroup
+from hutch.host.services.cgroup import JOIN, Cgroup, control_files
 from hutch.run import PIPE, STDOUT, CommandFailed, Popen, TimeoutExpired, describe, start
 
 KEPT_LINES = 400
@@ -27,22 +27,30 @@ def run_contained(
     argv: Sequence[str],
     *,
     group: str,
+    tasks: int,
+    memory: int | None = None,
+    cpus: int | None = None,
     on_line: Callable[[str], None],
     namespace: str = "",
+    mounts: str = "",
     stdin: str = "/dev/null",
     env: Mapping[str, str] | None = None,
     timeout: float = 3600.0,
 ) -> None:
     """Run `argv` to its end, giving every line of its output to `on_line`.
 
-    `group` is the path of a cgroup that nothing else uses; `namespace` is a network namespace to run in;
-    `stdin` is a file that it reads. Raises CommandFailed, with the last lines of the output.
+    `group` is the path of a cgroup that nothing else uses, in the slice of all, which leaves the host its reserve of
+    memory; `tasks`, `memory`, in bytes, and `cpus` are limits of its own, as far as this host has controllers.
+    `namespace` is a network namespace to run in, `mounts` a mount namespace of which it gets a copy; `stdin` is a file
+    that it reads.
+    Raises CommandFailed, with the last lines of the output.
     """
-    enter = [f"--net={namespace}"] if namespace else []
+    enter = [*([f"--net={namespace}"] if namespace else []), *([f"--mount={mounts}"] if mounts else [])]
     isolate = ["unshare", "--kill-child", "--fork", "--pid", "--mount", "--propagation", "slave", "--mount-proc"]
     whole = [*(["nsenter", *enter] if enter else []), *isolate, *argv]
+    limits = control_files(cpus, memory, tasks)
     lines: deque[str] = deque(maxlen=KEPT_LINES)
-    with _started(["setpriv", "--pdeathsig", "KILL", *whole], group, stdin, env) as process:
+    with _started(["setpriv", "--pdeathsig", "KILL", *whole], group, limits, stdin, env) as process:
         for line in _lines(process, time.monotonic() + timeout, argv, lines):
             lines.append(line)
             on_line(line)
@@ -52,10 +60,14 @@ def run_contained(
 
 
 @contextmanager
-def _started(argv: list[str], group: str, stdin: str, env: Mapping[str, str] | None) -> Iterator[Popen[bytes]]:
-    with closing(Cgroup(group)) as cgroup:
+def _started(
+    argv: list[str], group: str, limits: dict[str, str], stdin: str, env: Mapping[str, str] | None
+) -> Iterator[Popen[bytes]]:
+    with closing(Cgroup(group)) as cgroup, closing(Cgroup(os.path.dirname(group))) as all_of_them:
         cgroup.make()
         try:
+            cgroup.limit(limits)
+            all_of_them.keep_reserve()
             with kept_open(cgroup.open("")) as directory:
                 joining = [*JOIN, stdin, *argv]
                 process = start(

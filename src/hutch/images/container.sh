@@ -1,10 +1,11 @@
 #!/bin/sh
-# Runs nspawn with private mounts: container.sh BASE TREE SOURCE COPY NSPAWN...
+# Runs nspawn with private mounts: container.sh BASE TREE SOURCE IDENTITY COPY NSPAWN...
 # TREE is mounted over itself so that root inside (uid BASE) owns what uid 0 owns in it, and what it makes belongs to
-# uid 0; SOURCE, unless "", is shown in the same way, read-only, at COPY. Runs in a mount namespace of its own.
+# uid 0; SOURCE, unless "", is shown in the same way, read-only, at COPY, if it is the directory with this IDENTITY
+# (device:inode): somebody may have put another in its place. Runs in a mount namespace of its own.
 set -eu
-base=$1 tree=$2 source=$3 copy=$4
-shift 4
+base=$1 tree=$2 source=$3 identity=$4 copy=$5
+shift 5
 # nspawn looks interfaces up in /sys, which must be of this network namespace; it waits for udev unless it is read-only.
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs /sys
 mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /sys/fs/cgroup
@@ -12,5 +13,8 @@ mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /sys/fs/cgroup
 mkdir -p /run/systemd/nspawn
 mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run/systemd/nspawn
 mount --bind -o "X-mount.idmap=b:0:$base:65536" "$tree" "$tree"
-[ -z "$source" ] || mount --bind -o "ro,X-mount.idmap=b:0:$base:65536" "$source" "$copy"
+if [ -n "$source" ]; then
+  mount --bind -o "ro,X-mount.idmap=b:0:$base:65536" "$source" "$copy"
+  [ "$(stat -c %d:%i "$copy")" = "$identity" ] || { echo "$source is another directory by now"; exit 1; }
+fi
 "$@" || exit $? # not exec: nspawn as PID 1 of its namespace would log to the kernel

@@ -50,4 +50,6 @@ if [ -e /run/hutch/setup ]; then
 fi
 
 stage adapt
-exec /bin/sh /run/hutch/adapt.sh
+/bin/sh /run/hutch/adapt.sh
+# The cache depends on the time and the order of its writing; ldconfig makes it again.
+rm -rf /var/cache/ldconfig/aux-cache

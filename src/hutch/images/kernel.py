@@ -1,8 +1,10 @@
-"""Kernels for virtual machines: images/kernels/<id>/{vmlinux,busybox,tree/}, one for each distribution.
+"""Kernels for virtual machines, one for each distribution: images/kernels/<id>/{vmlinux,vmlinuz,busybox,kernel.json},
+and tree/ beside them.
 
 A kernel is the distribution's own for virtual machines, fetched by apt, which verifies the signatures; none of the
 packages' programs runs here. Like an image it is named after what it is made from, guarded by images/<id>.lock, made in
-images/.build-<id> and published by one rename. Machines (see machine) link its files, so it may go when they are made.
+images/.build-<id> and published by one rename. Machines (see machine) link its files, so it may go when they are made,
+and a newer one may take its place.
 """
 
 from __future__ import annotations
@@ -16,23 +18,26 @@ import os
 import shlex
 import shutil
 import struct
+import time
 import zlib
 from collections.abc import Collection
 from pathlib import Path
 
 from hutch.errors import HutchError
-from hutch.files import sync_directory
+from hutch.files import read_or_none, sync_directory
 from hutch.frozen import dataclass
-from hutch.guest.initrd import MODULES, module_name
+from hutch.guest.initrd import MODULES, PARTS_MODULES, module_name
 from hutch.images.build import SCRIPTS, keyring_options, last_lines, run_mmdebstrap
 from hutch.images.cache import ensure, locked
 from hutch.images.progress import Meter
 from hutch.images.recipe import DISTRIBUTIONS
+from hutch.libc import call
 from hutch.run import CommandFailed, run
 from hutch.spec.names import Layout
+from hutch.spec.record import iso
 from hutch.trees.removing import remove_tree
 
-KERNEL_VERSION = 1
+KERNEL_VERSION = 3
 """The version of kernels, raised when they must be fetched anew although their packages have the same names."""
 
 PACKAGES = {
@@ -46,6 +51,9 @@ FOREIGN = "debian:trixie"
 TOOLS = "busybox-static"
 DIRECTORY = "kernels"
 FETCHING = "fetching the kernel"
+LIST = "kernel.json"
+"""The name of the list in a kernel's directory: the files of its packages, whose names tell their versions, and the
+time at which it was made."""
 HOOK = SCRIPTS / "kernel.sh"
 FETCH_SECONDS = 900.0
 BATCH = 200  # files for one command
@@ -53,17 +61,22 @@ ZSTD, XZ, GZIP, LZ4 = b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"\x1f\x8b", b"\x02\x2
 LZ4_BLOCK = 8 << 20  # bytes; the most in one block of its legacy format
 SIZE_BYTES = 4
 HEADER_END = 0x250
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel in the cache. `tree` holds nothing but usr/lib/modules/<release>, all modules uncompressed: erofs
-    compresses them again, and a guest without KVM is spared the slower of two decompressions."""
+    """A kernel in the cache: `vmlinux` for a firmware that enters it at once, `vmlinuz` for UEFI. `tree` holds
+    nothing but usr/lib/modules/<release>, all modules uncompressed: erofs compresses them again, and a guest without
+    KVM is spared the slower of two decompressions."""
 
     id: str
     vmlinux: Path
+    vmlinuz: Path
     busybox: Path
     tree: Path
+    packages: tuple[str, ...]
+    made: str
 
     @property
     def modules(self) -> Path:
@@ -84,27 +97,58 @@ def observe_kernel(layout: Layout, image: str) -> Kernel | None:
     """The kernel for an image; None when it is not in the cache."""
     id = kernel_id(image)
     directory = layout.images / DIRECTORY / id
-    if not directory.is_dir():
+    made_from = read_list(directory)
+    if made_from is None:
         return None
-    return Kernel(id, directory / "vmlinux", directory / "busybox", directory / "tree")
+    vmlinux, vmlinuz, busybox, tree = (directory / name for name in ("vmlinux", "vmlinuz", "busybox", "tree"))
+    return Kernel(id, vmlinux, vmlinuz, busybox, tree, *made_from)
 
 
-def ensure_kernel(image: str, layout: Layout, meter: Meter) -> Kernel:
-    """The kernel for an image, fetched unless it is there. While somebody else fetches it, waits for theirs."""
-    if (found := observe_kernel(layout, image)) is not None:
+def read_list(directory: Path) -> tuple[tuple[str, ...], str] | None:
+    """The list of a kernel, or of a machine's: the files of the kernel's packages, and the time at which it was made.
+    None where it is absent or damaged."""
+    try:
+        record = json.loads(read_or_none(directory / LIST) or b"null")
+        return tuple(map(str, record["packages"])), str(record["made"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def render_list(packages: Collection[str], before: tuple[tuple[str, ...], str] | None = None) -> str:
+    """The list of what is made just now; of the same packages as `before`, it is no newer than that."""
+    made = before[1] if before and before[0] == tuple(packages) else iso(time.time())
+    return json.dumps({"packages": list(packages), "made": made})
+
+
+def ensure_kernel(image: str, layout: Layout, meter: Meter, *, anew: bool = False) -> Kernel:
+    """The kernel for an image, fetched unless it is there. With `anew` the distribution is asked for a newer one. While
+    somebody else fetches it, waits for theirs."""
+    if not anew and (found := observe_kernel(layout, image)) is not None:
         return found
     id = kernel_id(image)
-    target = layout.images / DIRECTORY / id
+    target, done = layout.images / DIRECTORY / id, False
 
     def make(scratch: Path) -> None:
+        nonlocal done
         meter.advance(FETCHING, 0.05)
-        fetch(image, scratch, layout.build_cgroup(id), meter)
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        run(["sync", "--file-system", str(scratch)], timeout=600)
-        os.rename(scratch / "kernel", target)
-        sync_directory(target.parent)
+        known = observe_kernel(layout, image)
+        if fetch(image, scratch, layout.build_cgroup(id), meter, known.packages if known else ()):
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            run(["sync", "--file-system", str(scratch)], timeout=600)
+            replace_directory(scratch / "kernel", target)
+        done = True
 
-    return ensure(layout, id, meter, lambda: observe_kernel(layout, image), make)
+    return ensure(layout, id, meter, lambda: observe_kernel(layout, image) if done or not anew else None, make)
+
+
+def replace_directory(made: Path, target: Path) -> None:
+    """Publish a directory. One in its place changes places with it, in one step, and is removed by whoever removes
+    `made`; its open files outlive that."""
+    if target.exists():
+        call("renameat2", AT_FDCWD, os.fsencode(made), AT_FDCWD, os.fsencode(target), RENAME_EXCHANGE)
+    else:
+        os.rename(made, target)
+    sync_directory(target.parent)
 
 
 def remove_unused_kernels(layout: Layout) -> tuple[str, ...]:
@@ -113,12 +157,11 @@ def remove_unused_kernels(layout: Layout) -> tuple[str, ...]:
     directory = layout.images / DIRECTORY
     for entry in sorted(directory.iterdir()) if directory.is_dir() else ():
         try:
-            with locked(layout, entry.name, wait=False) as lock:
+            with locked(layout, entry.name, wait=False):
                 vmlinux = entry / "vmlinux"
                 if vmlinux.exists() and vmlinux.stat().st_nlink > 1:  # the other links are the machines'
                     continue
                 remove_tree(entry)
-                lock.unlink()
         except BlockingIOError:
             continue
         removed.append(entry.name)
@@ -128,10 +171,11 @@ def remove_unused_kernels(layout: Layout) -> tuple[str, ...]:
 # Fetching.
 
 
-def fetch(image: str, scratch: Path, group: str, meter: Meter) -> None:
-    """Fill scratch/kernel."""
+def fetch(image: str, scratch: Path, group: str, meter: Meter, known: Collection[str] = ()) -> bool:
+    """Fill scratch/kernel; False when the distribution has no other packages for it than those that are `known`."""
     source = image if image in PACKAGES else FOREIGN
     shutil.copy(HOOK, scratch)  # its own directory is hidden, if it is below /tmp
+    (scratch / "known").write_text("".join(f"{name}\n" for name in known))
     try:
         run_mmdebstrap(fetch_command(source), scratch, group, meter, FETCH_SECONDS)
     except CommandFailed as error:
@@ -140,12 +184,17 @@ def fetch(image: str, scratch: Path, group: str, meter: Meter) -> None:
             details=last_lines(error.stderr),
             resolution="check the host's network; a proxy is taken from http_proxy",
         ) from error
+    packages = (scratch / "packages/list").read_text().split()
+    if packages == list(known):
+        return False
     unpacked, extra = scratch / "unpacked", scratch / "extra"
     for directory, pattern in ((unpacked, "*.deb"), (extra, "extra/*.deb")):
         for package in sorted((scratch / "packages").glob(pattern)):
             run(["dpkg-deb", "--extract", str(package), str(directory)], timeout=300)
-    take_modules(extra, unpacked, [name for name, _ in MODULES])
+    take_modules(extra, unpacked, [name for name, _ in (*MODULES, *PARTS_MODULES)])
     arrange(unpacked, scratch / "kernel")
+    (scratch / "kernel" / LIST).write_text(render_list(packages))
+    return True
 
 
 def take_modules(source: Path, target: Path, names: Collection[str]) -> None:
@@ -165,7 +214,9 @@ def arrange(unpacked: Path, kernel: Path) -> None:
     libraries.mkdir(parents=True)
     for path in (kernel, kernel / "tree", kernel / "tree/usr", libraries):
         path.chmod(0o755)
-    extract_vmlinux(unpacked / f"boot/vmlinuz-{release.name}", kernel / "vmlinux")
+    os.rename(unpacked / f"boot/vmlinuz-{release.name}", kernel / "vmlinuz")
+    (kernel / "vmlinuz").chmod(0o644)
+    extract_vmlinux(kernel / "vmlinuz", kernel / "vmlinux")
     os.rename(first(unpacked / "usr/bin/busybox", unpacked / "bin/busybox"), kernel / "busybox")
     decompress_modules(release)
     os.rename(modules, libraries / "modules")

@@ -1,7 +1,8 @@
 """Boot files of virtual machines: images/<id>/machine-<version>/{vmlinux,initrd,root.erofs}, beside an image's tree.
 
-Made once for an image and a kernel, published by one rename under the image's lock, and removed with the image. The
-files are readable for everybody, but the directory above is root's alone: whoever starts a machine hands them in.
+Made for an image and a kernel, published by one rename under the image's lock, and removed with the image. Made anew
+for a newer kernel, it takes the place of the other: machines that run keep the files that they have open. The files are
+readable for everybody, but the directory above is root's alone: whoever starts a machine hands them in.
 """
 
 from __future__ import annotations
@@ -11,21 +12,19 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cache, partial
 from pathlib import Path
 
 from hutch.errors import HutchError
-from hutch.files import sync_directory
 from hutch.frozen import dataclass
 from hutch.guest.initrd import INIT, MODULES, UNITS, choose_modules, choose_nodes, render_initrd
 from hutch.host.doctor.tools import check_tools
 from hutch.images import kernel as kernels
-from hutch.images.build import SCRIPTS, Workshop, contain, last_lines, make_tools, nspawn_command, write_scripts
+from hutch.images.build import SCRIPTS, Workshop, last_lines, pack_tree
 from hutch.images.cache import ensure, locked, make_open, observe_images, whole_image
-from hutch.images.kernel import Kernel, ensure_kernel
+from hutch.images.kernel import LIST, Kernel, ensure_kernel, read_list, render_list, replace_directory
 from hutch.images.progress import PUBLISHING, Meter, Progress, no_progress
-from hutch.images.recipe import Recipe
 from hutch.run import CommandFailed, run
 from hutch.spec.names import Layout
 from hutch.trees.removing import remove_tree
@@ -71,24 +70,30 @@ def machine_directory(layout: Layout, image_id: str) -> Path:
     return layout.images / image_id / f"{PREFIX}{version()}"
 
 
-def observe_machine(layout: Layout, image_id: str) -> Machine | None:
-    """The machine of an image; None when it has not been made, or is not whole any more."""
+def observe_machine(layout: Layout, image_id: str, kernel: Kernel | None = None) -> Machine | None:
+    """The machine of an image; None when it has not been made (with this `kernel`, if one is given), or is not whole
+    any more."""
     directory = machine_directory(layout, image_id)
-    kernel, initrd, root = (directory / name for name in ("vmlinux", "initrd", "root.erofs"))
-    if not (kernel.is_file() and initrd.is_file() and root.is_file()):
+    vmlinux, initrd, root = (directory / name for name in ("vmlinux", "initrd", "root.erofs"))
+    if not (vmlinux.is_file() and initrd.is_file() and root.is_file()):
         return None
-    return Machine(kernel, initrd, root)
+    if kernel is not None and not os.path.samefile(vmlinux, kernel.vmlinux):
+        return None
+    return Machine(vmlinux, initrd, root)
 
 
-def ensure_machine(recipe: Recipe, layout: Layout, *, progress: Progress = no_progress) -> Machine:
-    """The machine of an image, made unless it is there. The image itself is in the cache already."""
-    if (found := observe_machine(layout, recipe.id)) is not None:
+def ensure_machine(
+    id: str, image: str, layout: Layout, *, progress: Progress = no_progress, kernel: Kernel | None = None
+) -> Machine:
+    """The machine of the image with this id, whose source is `image`: made unless it is there, with this `kernel` or
+    else any. The image itself is in the cache already."""
+    observe = partial(observe_machine, layout, id, kernel)
+    if (found := observe()) is not None:
         return found
     check_host()
     meter = Meter(progress)
-    kernel = ensure_kernel(recipe.image, layout, meter)
-    observe = partial(observe_machine, layout, recipe.id)
-    return ensure(layout, recipe.id, meter, observe, partial(make, recipe, kernel, layout, meter))
+    kernel = kernel or ensure_kernel(image, layout, meter)
+    return ensure(layout, id, meter, observe, partial(make, id, kernel, layout, meter))
 
 
 def find_firmware() -> Path:
@@ -112,55 +117,49 @@ def check_host() -> None:
     )
 
 
-def make(recipe: Recipe, kernel: Kernel, layout: Layout, meter: Meter, scratch: Path) -> None:
-    """Make a machine and publish it. The caller holds the image's lock."""
-    if whole_image(layout, recipe.id) is None:
-        raise HutchError(f"the image {recipe.id} has been removed meanwhile", resolution="`hutch up` builds it")
-    shop = Workshop(scratch, layout.build_cgroup(recipe.id), layout.builder_uid, meter)
+def make(id: str, kernel: Kernel, layout: Layout, meter: Meter, scratch: Path) -> None:
+    """Make a machine and publish it. The caller holds the image's lock; the kernel's is taken after that one, always,
+    and keeps all parts of it the same one's."""
+    if whole_image(layout, id) is None:
+        raise HutchError(f"the image {id} has been removed meanwhile", resolution="`hutch up` builds it")
+    shop = Workshop(scratch, layout.build_cgroup(id), layout.builder_uid, meter)
     made = scratch / "machine"
     make_open(made)
     meter.advance(PACKING, 0.5)
-    pack(recipe, kernel, shop, layout.image_root(recipe.id))
-    os.rename(shop.tree / "root.erofs", made / "root.erofs")
-    os.link(kernel.vmlinux, made / "vmlinux")  # the link also says that the kernel is in use
-    (made / "initrd").write_bytes(make_initrd(kernel))
+    with locked(layout, kernel.id):
+        pack(id, kernel, shop, layout.image_root(id))
+        os.rename(shop.tree / "root.erofs", made / "root.erofs")
+        os.link(kernel.vmlinux, made / "vmlinux")  # the link also says that the kernel is in use
+        (made / "initrd").write_bytes(make_initrd(kernel, MODULES))
+        packages, _ = read_list(kernel.vmlinux.parent) or ((), "")
     (made / "initrd").chmod(0o644)
+    (made / LIST).write_text(render_list(packages, read_list(machine_directory(layout, id))))
     meter.advance(PUBLISHING, 0.98)
     run(["sync", "--file-system", str(made)], timeout=600)
-    target = machine_directory(layout, recipe.id)
-    if target.exists():  # not whole: see observe_machine
-        remove_tree(target)
-    os.rename(made, target)
-    sync_directory(target.parent)
+    replace_directory(made, machine_directory(layout, id))
     meter.advance(PUBLISHING, 1.0)
 
 
-def make_initrd(kernel: Kernel) -> bytes:
+def make_initrd(kernel: Kernel, wanted: Sequence[tuple[str, str]]) -> bytes:
+    """The initrd with the modules of the kernel that are `wanted`, as in hutch.guest.initrd."""
     release = kernel.modules
-    modules = choose_modules((release / "modules.dep").read_text())
+    modules = choose_modules((release / "modules.dep").read_text(), wanted)
     contents = {module.path: (release / module.path).read_bytes() for module in modules}
     nodes = choose_nodes((release / "modules.devname").read_text())
     return render_initrd(INIT.read_bytes(), kernel.busybox.read_bytes(), modules, contents, nodes)
 
 
-def pack(recipe: Recipe, kernel: Kernel, shop: Workshop, root: Path) -> None:
-    """Make shop.tree/root.erofs from an image's tree and a kernel's modules. The tree is not trusted, so what reads it
-    sees nothing else and has no rights on the host (see build.unpack)."""
-    tools = shop.scratch / "tools"
-    for directory in (shop.tree, shop.scratch / "source"):
-        directory.mkdir(mode=0o755)
-    make_tools(tools, "source", "target")
+def pack(id: str, kernel: Kernel, shop: Workshop, root: Path) -> None:
+    """Make shop.tree/root.erofs from an image's tree and a kernel's modules."""
+    shop.tree.mkdir(mode=0o755)
     # A copy, not links: root of the user namespace that packs it could write to the cache through them.
     run(["cp", "--archive", "--reflink=auto", "--", str(kernel.tree), str(shop.tree / "kernel")], timeout=300)
-    write_scripts(shop, {"pack.sh": (SCRIPTS / "pack.sh").read_text()})
-    shown = ["--bind-ro=/usr", f"--bind={shop.tree}:/target", f"--bind-ro={shop.scratch / 'source'}:/source"]
-    identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{recipe.id} {kernel.id} {version()}"))
-    command = ["/bin/sh", "/run/hutch/pack.sh", identity]
+    identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{id} {kernel.id} {version()}"))
     try:
-        contain(shop, [*nspawn_command(shop, tools, None), *shown, *command], str(root), None, "/dev/null")
+        pack_tree(shop, "pack.sh", root, identity)
     except CommandFailed as error:
         raise HutchError(
-            f"{recipe.image} could not be packed for virtual machines",
+            f"{id} could not be packed for virtual machines",
             details=last_lines(error.stderr),
             resolution=error.resolution,
         ) from error

@@ -20,7 +20,19 @@ class Stage:
     fraction: float
 
 
+WAITING = "waiting for another build"
+"""The stage of who waits."""
+
 Progress = Callable[[Stage], None]
+
+
+BuildProgress = Callable[[str, str, float], None]
+"""A callback that gets (image, stage, fraction from 0 to 1) while an image is built, or brought to a server."""
+
+
+def reporter(progress: BuildProgress, id: str) -> Progress:
+    """A callback for the stages of one image."""
+    return lambda stage: progress(id, stage.name, stage.fraction)
 
 
 def no_progress(stage: Stage) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hutch.frozen import dataclass
+from hutch.spec.model import WorkspaceSpec
+from hutch.spec.record import Record
 
 BASE_VERSION = 1
 """The base's version, raised when images must be made anew although no package, setup or script of theirs changed."""
@@ -37,6 +41,11 @@ class Distribution:
         mirror = self.mirror if machine == "x86_64" else self.ports_mirror
         return tuple(f"deb {mirror} {self.suite}{pocket} {self.components}" for pocket in self.pockets)
 
+    def security_source(self, machine: str) -> str:
+        """The apt source line of its security updates alone."""
+        ours = f"deb http://security.debian.org/debian-security {self.suite}-security {self.components}"
+        return next((line for line in self.sources(machine) if f" {self.suite}-security " in line), ours)
+
 
 DISTRIBUTIONS = {
     "debian:trixie": Distribution("trixie", "debian-archive-keyring"),
@@ -54,7 +63,11 @@ DISTRIBUTIONS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """All input that decides the content of an image. Equal recipes have equal ids; `make_recipe` makes them."""
+    """All input that decides the content of an image. Equal recipes have equal ids; `make_recipe` makes them.
+
+    `edition` tells apart the images that one recipe gave at different times, when its sources had other packages. It
+    is no part of the digest.
+    """
 
     image: str
     packages: tuple[str, ...]
@@ -62,6 +75,7 @@ class Recipe:
     fingerprint: str
     """The fingerprint of the source of a rootfs image (see source.observe_fingerprint); "" for a distribution."""
     base: str
+    edition: int = 1
 
     @property
     def rootfs(self) -> str | None:
@@ -81,13 +95,37 @@ class Recipe:
 
     @property
     def id(self) -> str:
-        """A name for people and paths: "debian-trixie-0123456789ab"."""
+        """A name for people and paths: "debian-trixie-0123456789ab", with ".2" behind it for a second edition."""
         name = f"rootfs-{Path(self.rootfs).name}" if self.rootfs else self.image
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].rstrip("-")
-        return f"{slug}-{self.digest[:12]}"
+        return f"{slug}-{self.digest[:12]}{f'.{self.edition}' if self.edition > 1 else ''}"
 
     def as_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "packages": list(self.packages)}
+        values = {key: value for key, value in self.__dict__.items() if key != "edition"}
+        return {**values, "packages": list(self.packages)}
+
+    def edition_of(self, id: str) -> int:
+        """The number of an image among the editions of this recipe; 0 where it is none."""
+        first, _, number = id.partition(".")
+        return int(number or 1) if is_id(id) and first == self.first.id else 0
+
+    @property
+    def first(self) -> Recipe:
+        """The recipe in its first edition."""
+        return replace(self, edition=1)
+
+    def newest(self, ids: Iterable[str]) -> Recipe:
+        """The recipe in its newest edition among these images; in its first one where none is an edition of it."""
+        return replace(self, edition=max((1, *map(self.edition_of, ids))))
+
+    def for_workspace(self, workspace: WorkspaceSpec, record: Record | None, ids: Iterable[str]) -> Recipe:
+        """The edition that a workspace with this record starts from: the newest of `ids`, or the recorded one where
+        that is newer and gone. A kept root stays on its edition, and gets updates from inside."""
+        kept = record.kept_root if record else None
+        is_same = kept is not None and (workspace.persist, workspace.type) == ("all", kept.workspace.type)
+        if kept and is_same and self.edition_of(kept.image):
+            return self.newest([kept.image])
+        return self.newest([*ids, record.image] if record else ids)
 
 
 def make_recipe(image: str, packages: tuple[str, ...] = (), setup: str = "", *, fingerprint: str = "") -> Recipe:
@@ -114,4 +152,4 @@ def base_digest() -> str:
 
 def is_id(text: str) -> bool:
     """Whether `text` could be the id of an image; it becomes part of paths, so everything asks first."""
-    return re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,62})-[0-9a-f]{12}", text, re.ASCII) is not None
+    return re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,62})-[0-9a-f]{12}(\.[1-9][0-9]{0,8})?", text, re.ASCII) is not None

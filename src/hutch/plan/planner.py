@@ -11,7 +11,7 @@ from hutch.frozen import dataclass
 from hutch.plan.actions import Action, Change, Plan, Wanted
 from hutch.spec import names
 from hutch.spec.model import WORKSPACE_KEYS, Network, Weight, WorkspaceSpec, has_effect
-from hutch.spec.record import Record, State
+from hutch.spec.record import Record, State, is_local
 
 HEAVIER: dict[Weight, int] = {"live": 0, "restart": 1, "recreate": 2}
 LEARNS = "learn = true: whatever `egress` would refuse of the Internet passes, and is recorded"
@@ -54,7 +54,8 @@ def plan(
     has_systemd: bool = False,
 ) -> Plan:
     """The actions that lead from `standing` to `wanted`; `remove` names workspaces that are to go, and
-    `undeclared` such as would go with --prune. Only a host that `has_systemd` can start any when it boots."""
+    `undeclared` such as would go with --prune. Only a host that `has_systemd` can start any of its own when it
+    boots."""
     moved = tuple(network_changes(applied_network, network))
     actions = [
         plan_one(name, target, standing.get(name), moved, file=file, start=start, has_systemd=has_systemd)
@@ -85,9 +86,14 @@ def plan_one(
     start: bool = True,
     has_systemd: bool = False,
 ) -> Action:
-    """The one action for a workspace. `moved` are changes of the network; `file` declares it, None for its last one."""
+    """The one action for a workspace. `moved` are changes of this host's network; `file` declares it, None for its last
+    one."""
     notes = tuple(without_effect(name, target.workspace))
-    if target.workspace.autostart and not has_systemd:
+    if now is not None and is_elsewhere(now.wanted, target):
+        return _plan_move(name, target, now, notes, file=file, start=start)
+    if not is_local(target.workspace):
+        moved = ()
+    elif target.workspace.autostart and not has_systemd:
         notes += ("autostart is recorded; without systemd, nothing starts it when this host boots",)
     if now is None or now.state == "absent":
         if now is not None and file not in (None, now.file):
@@ -113,6 +119,27 @@ def plan_one(
     if heaviest == "recreate":
         notes += deleted_root(now)
     return Action(name, heaviest, since_booted, notes, target)
+
+
+def is_elsewhere(now: Wanted, target: Wanted) -> bool:
+    """Whether a workspace is to be at another place than it is."""
+    return (now.place and now.place.identity) != (target.place and target.place.identity)
+
+
+def _plan_move(
+    name: str, target: Wanted, now: Standing, notes: tuple[str, ...], *, file: str | None, start: bool
+) -> Action:
+    """The action for a workspace that is to be run by another host. Its home goes along, and its root does not."""
+    owned = () if file in (None, now.file) else (Change("file", now.file, file, "live"),)
+    reasons = (*owned, *differences(now.wanted, target))
+    runs = now.is_running and not target.workspace.restart_if_changed
+    if why := "--no-start" if not start else "restart_if_changed is false" if runs else "":
+        way = f"`hutch stop {name}`, then `hutch up {name}` moves it" if start else "the next `hutch up` moves it"
+        return Action(name, "no change", reasons, (*notes, f"{why}: it stays where it is; {way}"), target)
+    there = "this host" if target.place is None else str(target.place)
+    kept = "the old one is kept until the new one is ready"
+    notes += (f"while it is stopped, its home is copied to {there}; {kept}", *deleted_root(now))
+    return Action(name, "move", reasons, notes, target)
 
 
 def _plan_stopped(
@@ -154,7 +181,7 @@ def differences(old: Wanted, new: Wanted, ceiling: int | None = None) -> tuple[C
     for key in WORKSPACE_KEYS:
         before, after = getattr(old.workspace, key), getattr(new.workspace, key)
         if before != after:
-            changes.append(Change(key, _plain(before), _plain(after), effective_weight(key, new.workspace, ceiling)))
+            changes.append(Change(key, plain(before), plain(after), effective_weight(key, new.workspace, ceiling)))
     if old.image != new.image and not any(change.key in IMAGE_KEYS for change in changes):
         changes.append(Change("image", old.image, new.image, effective_weight("image", new.workspace)))
     return tuple(changes)
@@ -211,10 +238,10 @@ def without_effect(name: str, workspace: WorkspaceSpec) -> list[str]:
     return notes
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON shows it."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

@@ -13,6 +13,7 @@ from hutch.spec import names
 from hutch.spec.clashes import IDENTIFIERS, Real, is_inside, same_homes, same_identifiers, same_ports
 from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.names import Layout
+from hutch.spec.record import Place, is_local
 
 
 def resolve(
@@ -22,15 +23,17 @@ def resolve(
     layout: Layout,
     owner: int,
     in_use: Collection[str] = (),
+    place: Place | None = None,
 ) -> dict[str, WorkspaceSpec]:
-    """Every declared workspace with nothing left open.
+    """Every declared workspace with nothing left open, but for the home of those that another host runs: it is no
+    directory.
 
-    `kept` are all workspaces of this host as last resolved, removed ones included, so that an address is
+    `kept` are all workspaces that this host knows as last resolved, removed ones included, so that an address is
     never given twice; `in_use` are the addresses that workspaces run with, maybe others than they are to have. `owner`
-    is the uid for those that do not name one and have none yet.
+    is the uid for those that do not name one and have none yet; `place` is where those of another host are.
     """
-    subnet = ipaddress.IPv4Network(network.subnet)
-    addresses = allocate(declared, kept, subnet, in_use)
+    subnets = {"local": network.subnet, **({"incus": place.subnet} if place is not None else {})}
+    addresses = allocate(declared, kept, subnets, in_use)
     resolved = {}
     for name, workspace in declared.items():
         before = kept.get(name)
@@ -41,7 +44,7 @@ def resolve(
             mac=workspace.mac or names.mac(name),
             cid=workspace.cid or names.cid(name),
             owner=workspace.owner if workspace.owner is not None else before.owner if before else owner,
-            home=workspace.home or str(layout.home(name)),
+            home=workspace.home or (str(layout.home(name)) if is_local(workspace) else None),
         )
     return resolved
 
@@ -49,12 +52,13 @@ def resolve(
 def allocate(
     declared: Mapping[str, WorkspaceSpec],
     kept: Mapping[str, WorkspaceSpec],
-    subnet: ipaddress.IPv4Network,
+    subnets: Mapping[str, str],
     in_use: Collection[str] = (),
 ) -> dict[str, str]:
-    """Name -> address: the declared one, else the kept one, else the first that is free."""
+    """Name -> address: the declared one, else the kept one, else the first that is free in the subnet of its engine."""
     fixed = {name: workspace.ip for name, workspace in declared.items() if workspace.ip is not None}
-    reserved = {names.gateway(str(subnet)), names.builder_address(str(subnet))}
+    networks = {engine: ipaddress.IPv4Network(subnet) for engine, subnet in subnets.items()}
+    reserved = {reserve(subnet) for subnet in subnets.values() for reserve in (names.gateway, names.builder_address)}
     elsewhere = {w.ip: name for name, w in kept.items() if w.ip is not None and name not in declared}
     for name, ip in fixed.items():
         if ip in elsewhere:
@@ -62,31 +66,33 @@ def allocate(
                 f"{name}: the address {ip} belongs to workspace {elsewhere[ip]}",
                 resolution=f"choose another ip, or `hutch rm --purge {elsewhere[ip]}`",
             )
-    chosen = dict(fixed)
-    for name in declared:
+    chosen, given = dict(fixed), set(fixed.values())
+    for name, workspace in declared.items():
         before = kept[name].ip if name in kept else None
-        if name in chosen or before is None or before in fixed.values():
+        if name in chosen or before is None or before in given:
             continue
-        former = ipaddress.IPv4Address(before)
+        former, subnet = ipaddress.IPv4Address(before), networks[workspace.engine]
         is_host = former in subnet and former not in (subnet.network_address, subnet.broadcast_address)
         if is_host and before not in reserved:
             chosen[name] = before
     # An address that is being given up is still in use: its workspace may run on with it.
     taken = {*reserved, *chosen.values(), *(workspace.ip for workspace in kept.values()), *in_use}
-    free = (str(address) for address in subnet.hosts())
-    for name in declared:
+    free = {engine: map(str, network.hosts()) for engine, network in networks.items()}
+    for name, workspace in declared.items():
         if name not in chosen:
-            address = next((candidate for candidate in free if candidate not in taken), None)
+            address = next((candidate for candidate in free[workspace.engine] if candidate not in taken), None)
             if address is None:
+                table = "network" if is_local(workspace) else f"engines.{workspace.engine}"
                 raise HutchError(
-                    f"no address is left in {subnet} for {name}", resolution="choose a wider subnet in [network]"
+                    f"no address is left in {networks[workspace.engine]} for {name}",
+                    resolution=f"choose a wider subnet in [{table}]",
                 )
             chosen[name] = address
     return chosen
 
 
 def collisions(workspaces: Mapping[str, WorkspaceSpec], real: Real = str) -> list[str]:
-    """The values that two workspaces of this host share and must not, in words."""
+    """The values that two workspaces share and must not, in words."""
     found = [
         f"{clash.other} and {clash.name} have the same {key} {clash.value}"
         for key in IDENTIFIERS

@@ -21,6 +21,7 @@ def plan_turn(
     actions = tuple(_turn(verb, name, state_of(record, seen[name])) for name, record in records.items())
     for action in actions:
         if action.starts:
+            refuse_copying(records[action.workspace], SO_NOT[verb])
             refuse_recreate(records[action.workspace], SO_NOT[verb])
     file, on = (network.file, network.network) if network else ("", Network())  # stand-ins, with which nothing starts
     return Plan(file, on, actions, command=verb)
@@ -31,6 +32,21 @@ def _turn(verb: Verb, name: str, state: State) -> Action:
         return Action(name, "no change")
     wanted: State = "stopped" if verb == "stop" else "running"
     return Action(name, verb, (Change("state", state, wanted),))
+
+
+def refuse_copying(record: Record, so_not: str) -> None:
+    """Refuse a workspace whose home has not all come to its new place. One that has starts there."""
+    if record.moving is not None and record.moving.step == "copying":
+        refuse_moving(record, so_not)
+
+
+def refuse_moving(record: Record, so_not: str) -> None:
+    """Refuse a workspace whose move was cut short: only `up` says where it goes on."""
+    if record.moving is not None:
+        raise HutchError(
+            f"{record.name}: its move was cut short{so_not}",
+            resolution=f"`hutch up {record.name}` goes on with it, or goes back",
+        )
 
 
 def refuse_recreate(record: Record, so_not: str) -> None:

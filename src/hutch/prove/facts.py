@@ -19,7 +19,6 @@ from hutch.errors import HutchError
 from hutch.files import kept_open
 from hutch.guest.credentials import NETWORK_FILE
 from hutch.host.services.cgroup import DESCENDANTS, Cgroup, control_files
-from hutch.host.storage import shares
 from hutch.host.storage.mountinfo import is_below, observe_mountinfo, parse_mountinfo
 from hutch.prove.local import LED_TO, PREFIX
 from hutch.prove.machine import MACHINE, guest_memory, guest_processors
@@ -29,6 +28,7 @@ from hutch.runtime.observe import read_launch
 from hutch.runtime.units import LOG_BYTES, LOG_SECONDS
 from hutch.spec.model import WorkspaceSpec
 from hutch.spec.names import UID_COUNT
+from hutch.spec.record import writable_paths
 from hutch.trees.cursor import DIRECTORY, open_strictly, pinned
 
 FORBIDDEN = {"sys_module": 16, "sys_rawio": 17, "sys_time": 25, "syslog": 34, "mac_admin": 33, "perfmon": 38, "bpf": 39}
@@ -108,7 +108,7 @@ def link_to_the_host(subject: Subject) -> Fact:
 def guarded(subject: Subject) -> Fact:
     """The fact of the guards, by what a path leads to, not by the list of mounts, in which one may be hidden."""
     wanted = os.ST_NOSUID | os.ST_NODEV
-    paths = shares.writable_paths(subject.booted)
+    paths = writable_paths(subject.booted)
     wrong = [path for path in paths if os.statvfs(path).f_flag & wanted != wanted]
     return held(not wrong, f"{', '.join(wrong)} is not mounted nosuid,nodev" if wrong else "")
 

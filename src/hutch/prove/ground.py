@@ -255,8 +255,8 @@ def outside_of(layout: Layout, found: tuple[str, str] | None, sockets: Sockets) 
     return Outside(found[0], gate_mac, found[0] in known, found[1], mac, int(sockets.beyond.getsockname()[1]))
 
 
-def subnet_address(network: Network, taken: set[str]) -> str:
+def subnet_address(subnet: str, taken: set[str]) -> str:
     """An address of the subnet that nobody has."""
-    addresses = (str(address) for address in ipaddress.IPv4Network(network.subnet).hosts())
-    reserved = {names.gateway(network.subnet), names.builder_address(network.subnet), *taken}
-    return next((address for address in addresses if address not in reserved), names.builder_address(network.subnet))
+    gateway, builder = names.gateway(subnet), names.builder_address(subnet)
+    addresses = (str(address) for address in ipaddress.IPv4Network(subnet).hosts())
+    return next((address for address in addresses if address not in {gateway, builder, *taken}), builder)

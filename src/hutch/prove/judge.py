@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 
 from hutch.frozen import dataclass
@@ -101,6 +101,11 @@ def judge(probe: Probe, ground: Ground, evidence: Evidence) -> ProbeResult:
         facts.append(of_packets(probe, evidence.sent.get(probe.name)))
     if probe.ask:
         facts.append(of_answer(probe, evidence.answers.get(probe.name)))
+    return result_of(probe, ground, facts)
+
+
+def result_of(probe: Probe, ground: Ground, facts: Sequence[Fact]) -> ProbeResult:
+    """The result of a probe of which these facts were found: the worst."""
     verdict: Verdict = next((v for v in WORST_FIRST if any(fact.verdict == v for fact in facts)), "held")
     detail = "; ".join(fact.detail for fact in facts if fact.detail and fact.verdict == verdict)
     return ProbeResult(
@@ -115,7 +120,7 @@ def of_answer(probe: Probe, answer: str | None) -> Fact:
 
 
 def of_packets(probe: Probe, sent: Sent | None) -> Fact:
-    """Whether a probe's packets were stopped, and by the rule that is there for it. Places where they came out come
+    """Whether a probe's packets were stopped, and by the rule that is there for it. Where they came out comes
     first: the sender may say that they were not sent."""
     if sent is None:  # the workspace did not let it come to that
         return Fact("broken", "its packets were not sent")

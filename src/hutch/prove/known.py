@@ -1,14 +1,15 @@
-"""The names that probes have, so that one which nobody knows is refused before anything is started. Pure."""
+"""All probes of a workspace, and the names that they have, so that one which nobody knows is refused before anything is
+started. Pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from hutch.errors import UsageError
 from hutch.prove.local import CONVERSATION, local_probes
-from hutch.prove.model import PROMISES, Ground, Outside
+from hutch.prove.model import PROMISES, Ground, Outside, Probe
 from hutch.prove.network import network_probes
 from hutch.spec.entries import Publish
 from hutch.spec.policy import Policy
@@ -28,9 +29,10 @@ SAMPLE = Ground(
     gateway_mac="02:00:00:00:00:01",
     uplink=("192.168.84.1", "192.168.84.2"),
     uplink_macs=("02:00:00:00:00:02", "02:00:00:00:00:03"),
-    host_addresses=("198.51.100.2", "192.168.77.1"),
+    host_listeners=(("198.51.100.2", 40000), ("192.168.77.1", 40000)),
     host_port=40000,
     resolvers=("10.53.0.1", "8.8.8.8"),
+    resolves_by_tcp=True,
     hostname="host.example",
     state="/var/lib/hutch",
     marker="/run/hutch/marker.0123456789abcdef",
@@ -44,17 +46,23 @@ SAMPLE = Ground(
     boot_id="00000000-0000-0000-0000-000000000000",
 )
 """The ground of a workspace that does not exist. Probes depend on the workspace's type and policy, and on addresses."""
-OF_ADDRESSES = r"(host|host-ssh|opened)-[0-9.]+|(resolver|listen|gateway|resolver-port)-[0-9]{1,5}"
+OF_ADDRESSES = r"(host|host-ssh|opened)-[0-9.]+|(host-[0-9.]+|resolver|listen|gateway|resolver-port)-[0-9]{1,5}"
 
 
 POLICIES = (Policy(), Policy("none"))
+
+
+def probes_of(ground: Ground, only: Collection[str] = ()) -> tuple[Probe, ...]:
+    """The probes of a workspace: those of the promises that `only` numbers and those that it names; all without."""
+    probes = (*network_probes(ground), *local_probes(ground))
+    return tuple(probe for probe in probes if not only or {str(probe.promise), probe.name} & set(only))
 
 
 def check_known(only: Iterable[str]) -> None:
     """Raise UsageError for a word that is neither the number of a promise nor the name of a probe."""
     known = {*map(str, PROMISES), CONVERSATION.name}
     for ground in (replace(SAMPLE, is_machine=kind, policy=policy) for kind in (False, True) for policy in POLICIES):
-        known |= {probe.name for probe in (*network_probes(ground), *local_probes(ground))}
+        known |= {probe.name for probe in probes_of(ground)}
     unknown = [word for word in only if word not in known and not re.fullmatch(OF_ADDRESSES, word, re.ASCII)]
     if unknown:
         raise UsageError(

@@ -29,10 +29,11 @@ def other_ports(ground: Ground) -> Iterator[Probe]:
     says, command = "ports of the bridge are isolated from each other", f"a frame to {ground.alone}"
     yield Probe(3, "port-to-port", says, command, frame=asks("port-to-port", ground.alone))
     says = "the bridge is told so of its port"
-    yield Probe(3, "port-isolated", says, f"ip -n {ground.table} -d link")
+    yield Probe(3, "port-isolated", says, f"ip -n {ground.table} -d link", needs="router")
     says = "what comes from workspaces is routed to the way out and nowhere else"
-    yield Probe(3, "fence", says, f"ip -n {ground.table} rule")
-    yield Probe(3, "port-address", "its address is pinned to its MAC", f"ip -n {ground.table} neighbour")
+    yield Probe(3, "fence", says, f"ip -n {ground.table} rule", needs="router")
+    says = "its address is pinned to its MAC"
+    yield Probe(3, "port-address", says, f"ip -n {ground.table} neighbour", needs="router")
     says, command = "a port that is not isolated gets nothing either", f"a frame to {ground.plain}"
     yield Probe(3, "port-to-open-port", says, command, frame=asks("port-to-open-port", ground.plain), rule=bridge)
     says, command = "what is sent to everybody reaches no other workspace", f"arping {ground.other[1]}"
@@ -111,22 +112,24 @@ def ipv6(ground: Ground) -> Iterator[Probe]:
 
 def second_barrier(ground: Ground) -> Iterator[Probe]:
     """Probes of the host's own rules, which refuse packets that a router without rules would send."""
-    yield Probe(4, "as-written", "the rules that are loaded are those that hutch wrote", "hutch status")
-    yield Probe(4, "watch", "should they change, traffic stops", "pgrep -f 'nft monitor'")
+    says = "the rules that are loaded are those that hutch wrote"
+    yield Probe(4, "as-written", says, "hutch status", needs="rules")
+    yield Probe(4, "watch", "should they change, traffic stops", "pgrep -f 'nft monitor'", needs="rules")
     (here, there), (outer, inner) = ground.uplink, ground.uplink_macs
 
     def sends(name: str, says: str, rule: str, source: str, target: str) -> Probe:
         content = frames.ipv4(source, target, frames.UDP, frames.udp(40000, ground.host_port, mark(ground, name)))
         frame = frames.ethernet(outer, inner, frames.IPV4, content)
         command = f"ip netns exec {ground.table} nping --udp -S {source} {target}"
-        return Probe(4, name, says, command, frame=frame, via="router", rule=f"{HOST_DOOR}{rule}", may_leave=True)
+        rule = f"{HOST_DOOR}{rule}"
+        return Probe(4, name, says, command, frame=frame, via="router", rule=rule, may_leave=True, needs="rules")
 
     target = next(iter(ground.host_addresses), here)
     yield sends("barrier-untranslated", "the host takes no untranslated packet", "untranslated", ground.ip, target)
     yield sends("barrier-host", "nor any for itself", "host", there, target)
     name, frame = "barrier-ipv6", frames.datagram6(ground, "barrier-ipv6", "ff02::1", inner)
     command, rule = f"ip netns exec {ground.table} ping -6 ff02::1", f"{HOST_DOOR}no-ipv6"
-    yield Probe(4, name, "nor IPv6", command, frame=frame, via="router", rule=rule, may_leave=True)
+    yield Probe(4, name, "nor IPv6", command, frame=frame, via="router", rule=rule, may_leave=True, needs="rules")
     for name, rule, says in (
         ("second-ipv6", "door/no-ipv6", "behind the bridge's rules stands another against IPv6"),
         ("second-source", "door/foreign-source", "and one against foreign addresses"),
@@ -150,7 +153,7 @@ def stands(ground: Ground, promise: int, name: str, rule: str, says: str) -> Pro
     """A probe of a rule that only a flood gets to: it looks whether the rule is loaded."""
     chain = rule.partition("/")[0]
     command = f"ip netns exec {ground.table} nft list chain inet {ground.table} {chain}"
-    return Probe(promise, name, says, command, rule=f"router inet {rule}", stands=True)
+    return Probe(promise, name, says, command, rule=f"router inet {rule}", stands=True, needs="rules")
 
 
 def from_outside(ground: Ground) -> Iterator[Probe]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hutch.prove.model import Ground, Probe
+from hutch.prove.model import Ground, Need, Probe
+from hutch.spec.names import UID_COUNT
 
 NUMBERS = {
     "add_key": (248, 217),
@@ -63,18 +64,21 @@ def file_probes(ground: Ground) -> Iterator[Probe]:
     """Probes of files: a workspace's own count for nothing on the host, and it sees none of the host's."""
     suid, node, link = (in_home(ground, name) for name in MADE)
     says = "a setuid file of its root's is not root's on the host"
-    yield Probe(6, "setuid-file", says, f"chmod 4755 {suid}", ("file", path(suid), "04755"), "ok|EPERM")
-    yield Probe(6, "guarded", "what it writes is nosuid and nodev on the host", "findmnt -o TARGET,OPTIONS")
+    ask: tuple[str, ...] = ("file", path(suid), "04755")
+    yield Probe(6, "setuid-file", says, f"chmod 4755 {suid}", ask, "ok|EPERM", needs="files")
+    says = "what it writes is nosuid and nodev on the host"
+    yield Probe(6, "guarded", says, "findmnt -o TARGET,OPTIONS", needs="files")
     ask = call(ground, "mknodat", f"n:{HERE}", f"s:{path(node)}", f"n:{BLOCK}", f"n:{8 << 8}")
     want = f"{DENIED}|EINVAL|EOPNOTSUPP"
     yield Probe(6, "device-in-home", "it can make no device in its home", f"mknod {node} b 8 0", ask, want)
     says = "a link in its home to a file of the host's leads no tool of hutch's there"
-    yield Probe(6, "link-to-the-host", says, f"ln -s {LED_TO} {link}", ("link", path(LED_TO), path(link)), "ok")
+    ask = ("link", path(LED_TO), path(link))
+    yield Probe(6, "link-to-the-host", says, f"ln -s {LED_TO} {link}", ask, "ok", needs="files")
     for name, says, file in (
         ("host-state", "hutch's own files are not to be seen", f"{ground.state}/network.json"),
         ("host-marker", "nor a file that the host has just made", ground.marker),
     ):
-        yield Probe(6, name, says, f"ls {file}", ("seen", path(file)), "ENOENT|EACCES|ENOTDIR")
+        yield Probe(6, name, says, f"ls {file}", ("seen", path(file)), "ENOENT|EACCES|ENOTDIR", needs="host")
 
 
 def call(ground: Ground, name: str, *arguments: str) -> tuple[str, ...]:
@@ -83,8 +87,8 @@ def call(ground: Ground, name: str, *arguments: str) -> tuple[str, ...]:
     return ("call", str(number), *arguments) if number is not None else ()
 
 
-def refuses(name: str, says: str, command: str, ask: tuple[str, ...], want: str = DENIED) -> Probe:
-    return Probe(2, name, says, command, ask, want)
+def refuses(name: str, says: str, command: str, ask: tuple[str, ...], want: str = DENIED, *, needs: Need = "") -> Probe:
+    return Probe(2, name, says, command, ask, want, needs=needs)
 
 
 def container_probes(ground: Ground) -> Iterator[Probe]:
@@ -93,15 +97,15 @@ def container_probes(ground: Ground) -> Iterator[Probe]:
     for kind in ("debugfs", "tracefs", "securityfs"):
         ask = call(ground, "mount", f"s:{path(kind)}", f"s:{path('/mnt')}", f"s:{path(kind)}", "n:0", "n:0")
         yield refuses(f"mount-{kind}", f"it mounts no {kind}", f"mount -t {kind} {kind} /mnt", ask, f"{DENIED}|ENODEV")
-    yield refuses(
-        "vsock", "it has no sockets past the network", "socat - VSOCK-CONNECT:2:22", ("socket", "40", "1", "0"), REFUSED
-    )
+    says, ask = "it has no sockets past the network", ("socket", "40", "1", "0")
+    yield refuses("vsock", says, "socat - VSOCK-CONNECT:2:22", ask, REFUSED, needs="filter")
     says, want = (
         ("it makes user namespaces, as its file asks for", "ok")
         if ground.nesting
         else ("it makes no user namespaces", f"{DENIED}|ENOSPC|EUSERS")
     )
-    yield refuses("user-namespaces", says, "unshare --user true", call(ground, "unshare", f"n:{NEW_USER}"), want)
+    ask = call(ground, "unshare", f"n:{NEW_USER}")
+    yield refuses("user-namespaces", says, "unshare --user true", ask, want, needs="filter")
     device = call(
         ground, "mknodat", f"n:{HERE}", f"s:{path('/run/hutch-prove')}", f"n:{CHARACTER}", f"n:{(1 << 8) + 1}"
     )
@@ -115,45 +119,56 @@ def container_probes(ground: Ground) -> Iterator[Probe]:
         yield refuses(name, says, f": >{where}", ("open", "w", path(where)), REFUSED)
     memory = ("read", path("/proc/kcore"))
     yield refuses("kernel-memory", "it reads no memory of the kernel", "cat /proc/kcore", memory, f"{REFUSED}|ENODATA")
-    capabilities = "its root lacks what the host's kernel would be opened with"
-    yield Probe(2, "devices", "what it has of /dev is harmless", "ls /dev")
-    yield Probe(2, "uid-map", "its root is an unprivileged range of uids of its own", "cat /proc/LEADER/uid_map")
-    yield Probe(2, "processes", "all its processes have uids of that range", "ps -o uid,pid,comm")
-    yield Probe(2, "capabilities", capabilities, "grep CapBnd /proc/LEADER/status")
-    yield Probe(2, "seccomp", "its system calls are filtered", "grep Seccomp /proc/LEADER/status")
-    yield Probe(2, "namespaces", "it shares no namespace with the host", "ls -l /proc/LEADER/ns")
-    yield Probe(2, "mounts", "of the host's file systems it has what its file says", "cat /proc/LEADER/mountinfo")
+    says, ask = "its root is an unprivileged range of uids of its own", ("lines", path("/proc/self/uid_map"), path("."))
+    # A user namespace shows its range as the one around it counts, which is the host's.
+    own_range = rf"lines +0 +[1-9][0-9]* +{UID_COUNT}"
+    yield Probe(2, "uid-map", says, "cat /proc/LEADER/uid_map", ask, own_range)
+    for name, says, command in (
+        ("devices", "what it has of /dev is harmless", "ls /dev"),
+        ("processes", "all its processes have uids of that range", "ps -o uid,pid,comm"),
+        ("capabilities", "its root lacks what opens the host's kernel", "grep CapBnd /proc/LEADER/status"),
+        ("seccomp", "its system calls are filtered", "grep Seccomp /proc/LEADER/status"),
+        ("namespaces", "it shares no namespace with the host", "ls -l /proc/LEADER/ns"),
+        ("mounts", "of the host's file systems it has what its file says", "cat /proc/LEADER/mountinfo"),
+    ):
+        yield Probe(2, name, says, command, needs="processes")
 
 
 def system_calls(ground: Ground) -> Iterator[Probe]:
-    """Probes of the system calls that root of the host could make."""
+    """Probes of the system calls that root of the host could make: hutch's filter refuses all of them, and a range of
+    uids of its own is refused some anyway."""
 
-    def syscall(name: str, says: str, *arguments: str, want: str = DENIED) -> Probe:
-        return refuses(name.replace("_", "-"), says, f"{name}(2)", call(ground, name, *arguments), want)
+    def syscall(name: str, says: str, *arguments: str, want: str = DENIED, needs: Need = "") -> Probe:
+        ask = call(ground, name, *arguments)
+        return refuses(name.replace("_", "-"), says, f"{name}(2)", ask, want, needs=needs)
+
+    def filtered(name: str, says: str, *arguments: str, want: str = DENIED) -> Probe:
+        return syscall(name, says, *arguments, want=want, needs="filter")
 
     zero = "s:" + "00" * 128
     yield syscall("finit_module", "it loads no kernel module", "n:0", f"s:{path('')}", "n:0")
     yield syscall("kexec_load", "it starts no other kernel", "n:0", "n:0", "n:0", "n:0")
-    yield syscall("bpf", "it loads no BPF program", "n:5", zero, "n:128")
-    yield syscall("perf_event_open", "it measures no one else", zero, "n:0", f"n:{2**64 - 1}", f"n:{2**64 - 1}", "n:0")
-    yield syscall("add_key", "it leaves nothing in the kernel's keyrings", f"s:{path('user')}", f"s:{path('hutch')}",
-                  f"s:{path('x')}", "n:1", f"n:{2**64 - 3}")  # fmt: skip
-    yield syscall("keyctl", "and opens none of them", "n:0", f"n:{2**64 - 3}", "n:1")
-    yield syscall("io_uring_setup", "it has no io_uring", "n:1", zero)
-    yield syscall(
-        "open_by_handle_at", "it opens no file by its handle", f"n:{HERE}", zero, "n:0", want=f"{DENIED}|EBADF"
-    )
+    yield filtered("bpf", "it loads no BPF program", "n:5", zero, "n:128")
+    nobody = f"n:{2**64 - 1}"
+    yield filtered("perf_event_open", "it measures no one else", zero, "n:0", nobody, nobody, "n:0")
+    yield filtered("add_key", "it leaves nothing in the kernel's keyrings", f"s:{path('user')}", f"s:{path('hutch')}",
+                   f"s:{path('x')}", "n:1", f"n:{2**64 - 3}")  # fmt: skip
+    yield filtered("keyctl", "and opens none of them", "n:0", f"n:{2**64 - 3}", "n:1")
+    yield filtered("io_uring_setup", "it has no io_uring", "n:1", zero)
+    says = "it opens no file by its handle"
+    yield filtered("open_by_handle_at", says, f"n:{HERE}", zero, "n:0", want=f"{DENIED}|EBADF")
     yield syscall("swapon", "it adds no swap", f"s:{path('/nowhere')}", "n:0")
     yield syscall("clock_settime", "it does not set the clock", "n:0", zero, want=DENIED)
     yield syscall("acct", "it does not account for others", f"s:{path('/nowhere')}")
-    yield syscall("syslog", "it does not read the kernel's log", "n:3", zero, "n:128")
+    yield filtered("syslog", "it does not read the kernel's log", "n:3", zero, "n:128")
 
 
 def machine_probes(ground: Ground) -> Iterator[Probe]:
     """Probes of a machine's processes: somebody who broke out of the guest could do what these can."""
     boot = "/proc/sys/kernel/random/boot_id"
     other = rf"lines (?!{ground.boot_id})[0-9a-f-]{{36}}"
-    yield Probe(1, "kernel", "it runs a kernel of its own", f"cat {boot}", ("lines", path(boot), path(".")), other)
+    says, ask = "it runs a kernel of its own", ("lines", path(boot), path("."))
+    yield Probe(1, "kernel", says, f"cat {boot}", ask, other, needs="processes")
     for name, says, command in (
         ("vmm-uid", "its processes run as a uid that nothing else uses", "grep Uid /proc/PID/status"),
         ("vmm-capabilities", "they have no capability", "grep Cap /proc/PID/status"),
@@ -164,24 +179,27 @@ def machine_probes(ground: Ground) -> Iterator[Probe]:
         ("vmm-cgroup", "they are in the workspace's cgroup", "cat /proc/PID/cgroup"),
         ("vmm-devices", "of devices they have one network port, and /dev/kvm", "ls -l /proc/PID/fd"),
     ):
-        yield Probe(1, name, says, command)
+        yield Probe(1, name, says, command, needs="processes")
 
 
 def limit_probes(ground: Ground) -> Iterator[Probe]:
-    yield Probe(11, "memory", "its memory is limited", "cat memory.max")
-    yield Probe(11, "cpus", "its share of the processors is", "cat cpu.max")
-    yield Probe(11, "tasks", "the number of its processes is", "cat pids.max")
-    yield Probe(11, "root-size", "what it writes outside of its home has a bound", "df /")
-    yield Probe(11, "log-size", "what it says is kept up to a bound", "ls -l machine.log")
-    if not ground.is_machine:
-        yield Probe(11, "cgroups", "it can make so many cgroups and no more", "cat cgroup.max.descendants")
+    for name, says, command in (
+        ("memory", "its memory is limited", "cat memory.max"),
+        ("cpus", "its share of the processors is", "cat cpu.max"),
+        ("tasks", "the number of its processes is", "cat pids.max"),
+        ("root-size", "what it writes outside of its home has a bound", "df /"),
+        ("log-size", "what it says is kept up to a bound", "ls -l machine.log"),
+        ("cgroups", "it can make so many cgroups and no more", "cat cgroup.max.descendants"),
+    ):
+        if name != "cgroups" or not ground.is_machine:
+            yield Probe(11, name, says, command, needs="limits")
 
 
 def key_probes(ground: Ground) -> Iterator[Probe]:
     credential = "/run/credentials/@system/hutch.ssh-host-key"
     says, ask = "its login user cannot read its host key", ("read_as", str(ground.uid), path(credential))
     yield Probe(7, "host-key-user", says, f"cat {credential}", ask, "EACCES|ENOENT|EPERM")
-    yield Probe(7, "host-key", "the key on the host is root's alone", "ls -l HOST_KEY")
+    yield Probe(7, "host-key", "the key on the host is root's alone", "ls -l HOST_KEY", needs="key")
     host, elsewhere = f"workspace-{ground.workspace}", "ssh -o UserKnownHostsFile=…"
     for name, says, command in (
         ("ssh", "ssh trusts it without a question", f"ssh -o BatchMode=yes {host} true"),

@@ -33,6 +33,11 @@ NOWHERE = "192.0.2.77"
 
 Verdict = Literal["held", "broken", "unknown"]
 Via = Literal["guest", "router", "host", "outside"]
+Need = Literal[
+    "", "router", "rules", "gateway", "resolver", "host", "ports", "processes", "filter", "files", "limits", "key"
+]
+"""A thing of hutch's, or of this host's, without which an answer from inside, or this host's ssh, does not decide about
+a probe: lacking says what becomes of it where a server runs the workspace."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Probe:
     """Whether the packet is not to be stopped at all."""
     stands: bool = False
     """Whether the probe only looks if the rule is loaded: no packet gets to it while the one before it stands."""
+    needs: Need = ""
+    """What it is judged by, beside answers from inside; packets and rules need the router without saying so."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +133,13 @@ class Ground:
     uplink: tuple[str, str]
     """(the host's end, the router's end)"""
     uplink_macs: tuple[str, str]
-    host_addresses: tuple[str, ...]
+    host_listeners: tuple[tuple[str, int], ...]
+    """(address, port) of each address of the host's, or of all that a server says it listens at."""
     host_port: int
     """A port on which the host listens at all of its addresses, for the time of the run."""
     resolvers: tuple[str, ...]
+    resolves_by_tcp: bool
+    """Whether one of the host's own resolvers answers by TCP; where none does, nobody behind them can."""
     hostname: str
     state: str
     marker: str
@@ -152,3 +162,7 @@ class Ground:
     machine: str = "x86_64"
     boot_id: str = ""
     """The host's boot id, from /proc/sys/kernel/random/boot_id."""
+
+    @property
+    def host_addresses(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(address for address, _ in self.host_listeners))

@@ -10,7 +10,7 @@ from hutch.host.network.firewall import EGRESS_PORT, RESOLVER_PORT, UPSTREAM_POR
 from hutch.prove import frames
 from hutch.prove.frames import datagram, mark
 from hutch.prove.link import link_probes
-from hutch.prove.model import FENCED, FORWARD, HOST_DOOR, INPUT, NOWHERE, Ground, Probe
+from hutch.prove.model import FENCED, FORWARD, HOST_DOOR, INPUT, NOWHERE, Ground, Need, Probe
 from hutch.spec.ranges import NEVER, PRIVATE, is_never, is_private
 
 NOT_REACHED = r"timeout|E(HOSTUNREACH|NETUNREACH|ACCES|INVAL|PERM|ADDRNOTAVAIL|NETDOWN|AFNOSUPPORT)"
@@ -65,7 +65,15 @@ def stopped_by(ground: Ground, ip: str, *, tcp: bool = False) -> str | None:
 
 
 def blocked(
-    ground: Ground, name: str, says: str, ip: str, port: int = 80, rule: str | None = None, *, may_leave: bool = False
+    ground: Ground,
+    name: str,
+    says: str,
+    ip: str,
+    port: int = 80,
+    rule: str | None = None,
+    *,
+    may_leave: bool = False,
+    needs: Need = "router",
 ) -> Iterator[Probe]:
     """A connection that must fail, and a packet that must be counted; nothing where the policy opens that address."""
     rule = stopped_by(ground, ip) if rule is None else rule
@@ -73,14 +81,14 @@ def blocked(
         ask, frame = ("tcp", ip, str(port)), datagram(ground, name, ip, port)
         refused = CLOSED if "not-listed" in rule else NOT_REACHED
         command = f"nc -zw1 {ip} {port}"
-        yield Probe(3, name, says, command, ask, refused, frame=frame, rule=rule, may_leave=may_leave)
+        yield Probe(3, name, says, command, ask, refused, frame=frame, rule=rule, may_leave=may_leave, needs=needs)
 
 
-def unanswered(ground: Ground, name: str, says: str, ip: str, rule: str) -> Probe:
+def unanswered(ground: Ground, name: str, says: str, ip: str, rule: str, *, needs: Need = "router") -> Probe:
     """A ping that must have no answer."""
     content = frames.echo(mark(ground, name))
     ask, frame = ("ping", ip, content.hex()), frames.packet(ground, ip, frames.ICMP, content)
-    return Probe(3, name, says, f"ping -c1 {ip}", ask, NOT_REACHED, frame=frame, rule=rule)
+    return Probe(3, name, says, f"ping -c1 {ip}", ask, NOT_REACHED, frame=frame, rule=rule, needs=needs)
 
 
 # Positive controls, of places that are reached: without them, a probe that reaches nothing says nothing.
@@ -92,10 +100,11 @@ def gateway_answers(ground: Ground) -> Iterator[Probe]:
     frame = frames.ethernet(frames.EVERYBODY, ground.mac, frames.ARP, question)
     command = f"arping -c1 {ground.gateway}"
     ask = ("arp", frame.hex(), ground.gateway)
-    yield Probe(3, "gateway-arp", "the gateway says who it is", command, ask, f"is at {ground.gateway_mac}")
+    says, want = "the gateway says who it is", f"is at {ground.gateway_mac}"
+    yield Probe(3, "gateway-arp", says, command, ask, want, needs="gateway")
     name, says = "gateway-ping", "the gateway answers a ping"
     ask = ("ping", ground.gateway, frames.echo(mark(ground, name)).hex())
-    yield Probe(3, name, says, f"ping -c1 {ground.gateway}", ask, "pong")
+    yield Probe(3, name, says, f"ping -c1 {ground.gateway}", ask, "pong", needs="gateway")
 
 
 def leads_out(ground: Ground) -> Iterator[Probe]:
@@ -105,7 +114,7 @@ def leads_out(ground: Ground) -> Iterator[Probe]:
     if ground.outside and stopped_by(ground, ground.outside.ip) is None:
         ip, beyond = ground.outside.ip, str(ground.outside.port)
         says = "what is beyond the host is reached, and sees the host's address only"
-        yield Probe(3, "translated", says, f"nc -zw1 {ip} {beyond}", ("tcp", ip, beyond), "open")
+        yield Probe(3, "translated", says, f"nc -zw1 {ip} {beyond}", ("tcp", ip, beyond), "open", needs="host")
 
 
 def opened(ground: Ground) -> Iterator[Probe]:
@@ -126,19 +135,22 @@ def leads_in(ground: Ground) -> Iterator[Probe]:
     for port in sorted({item.guest_port for item in ground.published}):
         says, command = "the workspace listens at a published port", f"nc -l {port}"
         want = "listening" if ground.is_ours else "listening|EADDRINUSE"
-        yield Probe(3, f"listen-{port}", says, command, ("serve", str(port)), want)
-    yield Probe(3, "host-ssh", "the host reaches sshd in the workspace", f"ssh-keyscan {ground.ip}")
-    yield Probe(3, "host-to-workspace-ping", "the host's ping is answered", f"ping -c1 {ground.ip}")
-    yield Probe(3, "host-to-gateway-ping", "the router answers the host's ping", f"ping -c1 {ground.uplink[1]}")
-    command = f"ip netns exec {ground.table} nc -zuw1 {ground.gateway} {RESOLVER_PORT}"
-    yield Probe(3, "router-to-itself", "programs in the router reach each other", command)
-    says, command = "the host itself reaches what the workspace must not", f"nc -zw1 HOST {ground.host_port}"
-    yield Probe(3, "host-listener", says, command)
+        yield Probe(3, f"listen-{port}", says, command, ("serve", str(port)), want, needs="ports")
+    asking_router = f"ip netns exec {ground.table} nc -zuw1 {ground.gateway} {RESOLVER_PORT}"
+    for name, says, command in (
+        ("host-ssh", "the host reaches sshd in the workspace", f"ssh-keyscan {ground.ip}"),
+        ("host-to-workspace-ping", "the host's ping is answered", f"ping -c1 {ground.ip}"),
+        ("host-to-gateway-ping", "the router answers the host's ping", f"ping -c1 {ground.uplink[1]}"),
+        ("router-to-itself", "programs in the router reach each other", asking_router),
+        ("host-listener", "the host itself reaches what the workspace must not", f"nc -zw1 HOST {ground.host_port}"),
+    ):
+        yield Probe(3, name, says, command, needs="host")
     if ground.published:
-        yield Probe(3, "published-here", "what is published answers the host", "nc -z 127.0.0.1 PORT")
+        says = "what is published answers the host"
+        yield Probe(3, "published-here", says, "nc -z 127.0.0.1 PORT", needs="ports")
         if ground.outside and any(item.host_ip != LOOPBACK for item in ground.published):
             says = "what is published to the network answers there"
-            yield Probe(3, "published-outside", says, "from another machine: nc -z HOST PORT")
+            yield Probe(3, "published-outside", says, "from another machine: nc -z HOST PORT", needs="ports")
 
 
 def named(ground: Ground) -> Iterator[Probe]:
@@ -148,7 +160,12 @@ def named(ground: Ground) -> Iterator[Probe]:
     resolved = r"rcode 0 .*\d+\.\d+\.\d+\.\d+.*"
     says = "the gateway resolves a public name"
     yield Probe(3, "dns-udp", says, f"dig @{gateway} {name}", ("udp", gateway, "53", asked), resolved)
-    yield Probe(3, "dns-tcp", "by TCP too", f"dig +tcp @{gateway} {name}", ("dns_tcp", gateway, asked), resolved)
+    command = f"dig +tcp @{gateway} {name}"
+    if ground.resolves_by_tcp:
+        yield Probe(3, "dns-tcp", "by TCP too", command, ("dns_tcp", gateway, asked), resolved, needs="gateway")
+    else:
+        says = "by TCP too: the host's own resolver does not answer that"
+        yield Probe(3, "dns-tcp", says, command, needs="gateway")
     says = "a public server is reached by its name"
     yield Probe(3, "internet", says, f"nc -zw1 {name} {port}", ("reach", gateway, asked, str(port)), "open")
 
@@ -183,13 +200,15 @@ def names(ground: Ground) -> Iterator[Probe]:
         ("dns-other-name", "the names of workspaces are not told", f"workspace-{ground.other[0]}"),
         ("dns-own-name", "not even its own", f"workspace-{ground.workspace}"),
     ):
-        yield Probe(3, name, says, f"dig @{gateway} {question}", asks(gateway, question), UNANSWERED)
+        command, ask = f"dig @{gateway} {question}", asks(gateway, question)
+        yield Probe(3, name, says, command, ask, UNANSWERED, needs="resolver")
     for name, says, ip in (
         ("dns-other-address", "nor whose a workspace's address is", ground.other[1]),
         ("dns-host-address", "nor whose the host's private address is", ground.uplink[0]),
     ):
         pointer = ipaddress.ip_address(ip).reverse_pointer
-        yield Probe(3, name, says, f"dig @{gateway} -t PTR {pointer}", asks(gateway, pointer, 12), UNANSWERED)
+        command, ask = f"dig @{gateway} -t PTR {pointer}", asks(gateway, pointer, 12)
+        yield Probe(3, name, says, command, ask, UNANSWERED, needs="resolver")
 
 
 def ranges(ground: Ground) -> Iterator[Probe]:
@@ -210,25 +229,32 @@ def host(ground: Ground) -> Iterator[Probe]:
     """Probes of every address of the host's."""
     for ip in ground.host_addresses:
         says = f"the host's {ip} is out of reach"
-        yield from blocked(ground, f"host-{ip}", says, ip, ground.host_port)
+        first, *others = [port for address, port in ground.host_listeners if address == ip]
+        yield from blocked(ground, f"host-{ip}", says, ip, first)
+        for port in others:
+            yield from blocked(ground, f"host-{ip}-{port}", says, ip, port)
         yield from blocked(ground, f"host-ssh-{ip}", "its sshd too", ip, 22)
     here, there = ground.uplink
-    yield unanswered(ground, "host-ping", "the host does not answer a ping", here, f"{FORWARD}host")
-    yield from blocked(ground, "uplink-host", "nor the host's end of the uplink", here, ground.host_port)
-    yield from blocked(ground, "uplink-resolver", "nor the resolver there", here, UPSTREAM_PORT)
-    yield from blocked(ground, "uplink-router", "the router's other address answers nobody", there, 53, INPUT)
+    yield unanswered(ground, "host-ping", "the host does not answer a ping", here, f"{FORWARD}host", needs="host")
+    for name, says, ip, port, rule in (
+        ("uplink-host", "nor the host's end of the uplink", here, ground.host_port, None),
+        ("uplink-resolver", "nor the resolver there", here, UPSTREAM_PORT, None),
+        ("uplink-router", "the router's other address answers nobody", there, 53, INPUT),
+    ):
+        yield from blocked(ground, name, says, ip, port, rule, needs="host")
     if ground.outside:
         gate, known = ground.outside.gate, ground.outside.is_known
         says = "nor a public address of the host's" if known else "nor one that it took after the rules were loaded"
         rule = stopped_by(ground, gate)
         barrier = rule is None
         rule = f"{HOST_DOOR}host" if barrier else rule
-        yield from blocked(ground, "new-host-address", says, gate, ground.host_port, rule, may_leave=barrier)
+        name, port = "new-host-address", ground.host_port
+        yield from blocked(ground, name, says, gate, port, rule, may_leave=barrier, needs="host")
 
 
 def gateway(ground: Ground) -> Iterator[Probe]:
     """Probes of the gateway, which answers questions about names, and a few pings."""
-    for port in (22, 111, ground.host_port):
+    for port in dict.fromkeys((22, 111, ground.host_port, *(port for _, port in ground.host_listeners))):
         yield from blocked(
             ground, f"gateway-{port}", f"the gateway's port {port} is closed", ground.gateway, port, INPUT
         )

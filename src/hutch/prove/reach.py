@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hutch.apply.serving import in_force, members_of
+from hutch.apply.serving import endpoints_of, in_force
 from hutch.host.network import router
 from hutch.host.network.firewall import RESOLVER_PORT
 from hutch.host.network.watch import wanted_watch
@@ -88,12 +88,12 @@ def port_facts(subject: Subject, ground: Ground, network: Network) -> dict[str, 
 
 def as_written(subject: Subject, ground: Ground, network: Network) -> Fact:
     """The fact of the rules of both places, compared as every start compares them."""
-    members = members_of(in_force(subject.layout, read_records(subject.layout)), network)
+    endpoints = endpoints_of(in_force(subject.layout, read_records(subject.layout)), network)
     host, facts = router.observe_all(subject.layout, network)
     late = ground.outside is not None and not ground.outside.is_known  # an address that came after the rules
     links = {name: link for name, link in host.links.items() if not late or name != subject.layout.proof_interface}
     host = replace(host, links=links)
-    rules = router.wanted_rules(subject.layout, network, members, host)
+    rules = router.wanted_rules(subject.layout, network, endpoints, host)
     wrong = router.differences(subject.layout, network, rules, host, facts)
     found = [f"{part}: {why}" for part, why in wrong.items() if part in ("router rules", "host rules")]
     return held(not found, "; ".join(found))
@@ -137,6 +137,18 @@ def resolver_in_router(subject: Subject, ground: Ground) -> Fact:
         except OSError as error:
             return Fact("broken", f"{error.strerror or error}")
     return Fact("held", f"{ground.gateway} answered")
+
+
+def answers_by_tcp(resolver: str, name: str) -> bool:
+    """Whether a resolver finds the name for a question by TCP, for which it has PATIENCE."""
+    asked = question(name)
+    try:
+        with socket.create_connection((resolver, 53), PATIENCE) as stream, stream.makefile("rb") as answer:
+            stream.sendall(len(asked).to_bytes(2) + asked)
+            head = answer.read(6)
+    except OSError:
+        return False
+    return head[2:4] == asked[:2] and len(head) == 6 and head[5] & 15 == 0
 
 
 def listeners(ground: Ground) -> Fact:

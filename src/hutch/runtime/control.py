@@ -10,8 +10,8 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -25,6 +25,7 @@ from hutch.runtime.observe import KILLED, observe, read_launch
 from hutch.runtime.units import render_script, render_service, render_slice
 from hutch.spec import names as derived
 from hutch.spec.names import Layout
+from hutch.spec.owner import behind
 from hutch.spec.record import has_processes
 from hutch.state import make_directory
 
@@ -36,7 +37,20 @@ GRACE = 5.0  # seconds beyond its own deadlines that a service is given
 LAST_LINES = 12
 
 Reconcile = Callable[[Callable[[], None]], None]
-Event = Literal["ready", "changed", "stopped", "removed", "failed", "warning", "waiting"]
+Event = Literal[
+    "ready",
+    "changed",
+    "moved",
+    "stopped",
+    "removed",
+    "undeleted",
+    "failed",
+    "warning",
+    "waiting",
+    "snapshot",
+    "restored",
+    "forked",
+]
 Listener = Callable[[str, Event, str], None]
 """A callback, called with (workspace, event, text)."""
 
@@ -101,24 +115,31 @@ def start_all(
     make: Callable[[str], Launch],
     listen: Listener,
     reconcile: Reconcile,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """Start workspaces side by side and wait until each is ready or has failed; returns name -> why for the failed.
 
     `make` makes a workspace's Launch. `reconcile` brings the host to what the records say, and calls what it is given
-    as soon as workspaces can join the network. When interrupted, those that are not ready yet are stopped.
+    as soon as workspaces can join the network. `meanwhile` is called while they are waited for. When interrupted, those
+    that are not ready yet are stopped.
     """
     manager, names = manager_of(layout), list(names)
     stop_all(layout, names)  # one that was to be started again after a failure
     failures: dict[str, str] = {}
+    for name in names:
+        make_directory(layout.runtime(name), 0o700)
     try:
-        for name in names:
-            manager.prepare(name)
-        launches = {name: make(name) for name in names}
-        provide(layout, manager, launches.values())
-        patience = max((launch.start_seconds + launch.stop_seconds for launch in launches.values()), default=0.0)
-        manager.begin(launches.values())
-        reconcile(manager.connect)
-        failures = _await_all(manager, manager.start(launches.values()), listen, patience + GRACE)
+        with asking(layout, names):
+            for name in names:
+                manager.prepare(name)
+            launches = {name: make(name) for name in names}
+            provide(layout, manager, launches.values())
+            patience = max((launch.start_seconds + launch.stop_seconds for launch in launches.values()), default=0.0)
+            manager.begin(launches.values())
+            reconcile(manager.connect)
+            waiting = manager.start(launches.values())
+            meanwhile()
+            failures = _await_all(manager, waiting, listen, patience + GRACE)
     except BaseException:
         manager.give_up()
         stop_all(layout, [name for name in names if observe(layout, name).state != "running"])
@@ -134,17 +155,34 @@ def start_all(
     return failures
 
 
+@contextmanager
+def asking(layout: Layout, names: Iterable[str]) -> Iterator[None]:
+    """Have services know meanwhile whose command they start and end for, as far as there is room for it."""
+    asker = os.geteuid() or behind(os.environ) or 0
+    paths = [layout.asker(name) for name in names if layout.runtime(name).is_dir()]
+    try:
+        for path in paths:
+            with suppress(OSError):
+                path.touch(0o600)
+                path.write_text(f"{asker} {os.getpid()}\n", encoding="ascii")
+        yield
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
 def provide(layout: Layout, manager: Manager, launches: Iterable[Launch]) -> None:
     """Have the units say what these Launches say, from their next start on."""
     units = {}
     for launch in launches:
         name = launch.workspace
         make_directory(layout.unit_directory(name), 0o700)
-        content = render_script(launch, sys.executable).encode()
+        content = render_script(launch, sys.executable, record=str(layout.audit_ends(name))).encode()
         if read_or_none(layout.unit_script(name)) != content:
             write_atomic(layout.unit_script(name), content, mode=0o700)
-        if read_or_none(noted := layout.unit_directory(name) / "launch.json") != encode_launch(launch):
-            write_atomic(noted, encode_launch(launch), mode=0o600)
+        noted, content = layout.unit_directory(name) / "launch.json", encode_launch(launch)
+        if read_or_none(noted) != content:
+            write_atomic(noted, content, mode=0o600)
         units[name] = {layout.slice(name): render_slice(launch), launch.unit: render_service(launch, layout)}
     manager.ensure(units)
 
@@ -253,7 +291,8 @@ def stop_all(layout: Layout, names: Iterable[str], *, patience: float | None = N
         launches = (read_launch(layout.launch(name)) for name in names)
         patience = max((launch.stop_seconds if launch else STOP for launch in launches), default=0.0) + CLEANUP
     forgotten = {name for name in names if is_forgotten(layout, name)}
-    manager_of(layout).stop(names, patience)
+    with asking(layout, names):
+        manager_of(layout).stop(names, patience)
     for name in names:
         clean_up(layout, name, was_forgotten=name in forgotten)
 

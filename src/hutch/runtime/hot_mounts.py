@@ -43,12 +43,15 @@ class HotMounts:
         do(step.why, (*step.argv, *more), self.deadline - time.monotonic())
 
     def _bring(self, mount: HotMount) -> None:
-        os.makedirs(mount.place, exist_ok=True)
-        self._do(mount.bind)
+        if not mount.is_file:
+            os.makedirs(mount.place, exist_ok=True)
         try:
+            for step in mount.steps:
+                self._do(step)
             self._do(mount.attach, self.leader)
         except StepFailed:
-            _unmount(mount.place)
+            for place in mounts_at(mount.place):
+                _unmount(place)
             raise
         self.shown.append(mount)
 
@@ -90,7 +93,7 @@ def points_of(inside: str, outside: str, place: str, kept: set[str]) -> list[str
     bound = {
         point: (device, root)
         for device, root, point, _, _ in parse_mountinfo(outside)
-        if point.startswith(f"{beside}/")
+        if point.startswith(f"{beside}/") and not point.startswith(f"{place}/")  # its own parts are what it is
     }
     own = bound.pop(place, None)
     if own is None:
@@ -103,6 +106,12 @@ def points_of(inside: str, outside: str, place: str, kept: set[str]) -> list[str
         and point not in kept
         and ((device, root) == own or (device, root) not in bound.values())
     ]
+
+
+def mounts_at(place: str) -> list[str]:
+    """The mount points of what the steps of a hot mount have left: at its place, and of layers beside it."""
+    points = (point for _, _, point, _, _ in parse_mountinfo(observe_mountinfo()))
+    return [point for point in dict.fromkeys(points) if point == place or point.startswith(f"{place}.")]
 
 
 def _unmount(place: str) -> None:

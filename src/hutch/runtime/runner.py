@@ -34,6 +34,7 @@ from _socket import (
 
 from hutch.host.services.cgroup import Cgroup
 from hutch.libc import call, library
+from hutch.search_path import SEARCH_PATH
 from hutch.seccomp.install import leave_keyring
 
 TYPE_CHECKING = False  # see runtime/steps
@@ -48,7 +49,7 @@ CANNOT_BEGIN = 226  # the exit code of systemd's for namespaces that cannot be h
 LOG_BYTES, CHUNK = 1 << 20, 1 << 16
 ENDS_WITHIN = 10.0  # seconds, after it was killed
 VERB_SECONDS = 60.0  # that a command around the main process may take
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+ENVIRONMENT = {"PATH": SEARCH_PATH, "LANG": "C.UTF-8"}
 
 
 class Unit:

@@ -17,7 +17,7 @@ import sys
 from hutch.host.services.cgroup import Cgroup
 from hutch.runtime.pre_exec import PAYLOAD, run_pre_exec
 from hutch.runtime.steps import StepFailed
-from hutch.seccomp.install import install_seccomp, leave_keyring
+from hutch.seccomp.install import install_seccomp, leave_counts, leave_keyring
 
 TYPE_CHECKING = False  # see runtime/steps
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def main(text: str, *argv: str) -> NoReturn:
     wanted = json.loads(text)
     try:
         leave_keyring()
+        leave_counts()
         install_seccomp(**wanted["seccomp"])
         cgroup = Cgroup(own_group())
         cgroup.freeze(PAYLOAD)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import select
 
+from hutch.search_path import SEARCH_PATH
+
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ENVIRONMENT = {  # as in hutch.run, which imports more
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin",
-    "LC_ALL": "C.UTF-8",
-}
+ENVIRONMENT = {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8"}
 KILLED_WITHIN = 2.0  # seconds; a killed command that the kernel does not let go of is not waited for any longer
 
 

@@ -15,6 +15,51 @@ say() { # STATE [REASON]
   printf '{"state": "%s", "pid": %s, "started": %s, "ready_seconds": %s, "leader": %s, "reason": "%s", "cgroup": %s}\n' \
     "$1" "$main" "$it" "$ready_seconds" "$leader" "$reason" "$where" >"$runtime/status.json.new"
   mv "$runtime/status.json.new" "$runtime/status.json"
+  case $1 in running | stopped | failed) tell "$1" ;; esac
+}
+
+# What goes into the record stands in a file of root's, which hutch's next command folds in: see audit/ends. Whoever has
+# hutch start or stop it stands in another one, for as long as that command waits for it: see runtime/control.
+
+tell() { # STATE, after `say` has set `reason` and `ready_seconds`
+  [ -n "$record" ] && [ -d "${record%/*}" ] || return 0
+  lasted
+  ran=$it
+  read -r boot </proc/sys/kernel/random/boot_id
+  peaks='"memory_peak": null, "cpu_usec": null, "tasks_peak": null'
+  [ "$1" = running ] || look_at_peaks
+  it=null
+  [ "$1" = failed ] || noted by null
+  umask 077
+  { printf '{"state": "%s", "by": %s, "boot": "%s", "at": %s, "ran": %s, "ready_seconds": %s, "reason": "%s", %s}\n' \
+    "$1" "$it" "$boot" "$now" "$ran" "$ready_seconds" "$reason" "$peaks" >>"$record"; } 2>/dev/null || :
+  umask 022
+}
+
+note_asker() { # the number of an account, if its command is still there
+  it='' asking=''
+  [ ! -f "$runtime/by" ] || read -r it asking <"$runtime/by" || :
+  [ -n "$asking" ] && [ -d "/proc/$asking" ] || it=null
+  note by "$it"
+}
+
+look_at_peaks() { # by the cgroup, which is there until this has ended
+  [ -z "$(find "$record" -size +1024 2>/dev/null)" ] || mv "$record" "$record.older" # a guest that ends again and again
+  for group in "/sys/fs/cgroup/$cgroup" "/sys/fs/cgroup/unified/$cgroup"; do
+    [ -d "$group" ] || continue
+    counted "$group/memory.peak"; memory=$it
+    counted "$group/pids.peak"; tasks=$it
+    counted "$group/cpu.stat"
+    peaks="\"memory_peak\": $memory, \"cpu_usec\": $it, \"tasks_peak\": $tasks"
+    return 0
+  done
+}
+
+counted() { # FILE; the number that its first line ends with, null where there is none
+  it=null
+  { read -r it <"$1"; } 2>/dev/null || return 0
+  it=${it##* }
+  case $it in '' | *[!0-9]*) it=null ;; esac
 }
 
 quoted() { # TEXT
@@ -132,6 +177,7 @@ start() {
   forget "$runtime/noted/"* "$runtime/console" "$runtime/control" # sockets of what ran before, perhaps of another kind
   uptime
   note begun "$it"
+  note_asker
   begin
 }
 
@@ -170,6 +216,7 @@ stopping() {
   [ -n "${MAINPID:-}" ] || return 0
   main=$MAINPID
   note asked yes
+  note_asker
   say stopping
 }
 
@@ -181,7 +228,7 @@ stopped() {
   cleanup
   EXIT_STATUS=${EXIT_STATUS:-none} # there is none where nothing was ever started
   is_asked='' is_ready=''
-  [ ! -f "$runtime/noted/asked" ] || is_asked=yes
+  if [ -f "$runtime/noted/asked" ]; then is_asked=yes; else note by null; fi
   [ ! -f "$runtime/noted/ready_seconds" ] || is_ready=yes
   if [ -f "$runtime/noted/reason" ] && [ "$SERVICE_RESULT" != success ]; then
     say failed "$(cat "$runtime/noted/reason")"

@@ -16,8 +16,8 @@ from pathlib import Path
 from hutch.backends.launch import File, Helper, Launch, Limits, Step
 from hutch.host.services.cgroup import DEPTH, DESCENDANTS
 from hutch.host.services.units import WRITTEN_BY, quoted, quoted_path
-from hutch.run import SEARCH_PATH
 from hutch.runtime.pre_exec import encode_steps
+from hutch.search_path import SEARCH_PATH
 from hutch.spec.names import PACKAGE, Layout
 from hutch.spec.programs import own_program
 
@@ -104,11 +104,13 @@ def render_limits(limits: Limits) -> tuple[str, ...]:
     )
 
 
-def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
+def render_script(launch: Launch, python: str, package: Path = PACKAGE, record: str = "") -> str:
     """The script that the service runs: the Launch in the words of a shell, and the code that all services share.
-    `package` is the directory of hutch's code, or of the part that the script needs."""
+    `package` is the directory of hutch's code, or of the part that the script needs, and `record` the file in which it
+    tells of starts and ends, "" for none."""
     settings = {
         "runtime": launch.runtime,
+        "record": record,
         "unit": launch.unit,
         "backend": launch.backend,
         "cgroup": launch.cgroup,
@@ -120,6 +122,7 @@ def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
         "depth": str(DEPTH),
         "descendants": str(DESCENDANTS),
         "shows": "yes" if launch.post_start or launch.hot_mounts else "",
+        "watches": "yes" if launch.watch else "",
         "period": str(LOG_SECONDS),
         "most_bytes": str(LOG_BYTES),
         "most_lines": str(LOG_LINES),
@@ -141,6 +144,7 @@ def render_script(launch: Launch, python: str, package: Path = PACKAGE) -> str:
         function("launch", [f"exec {shlex.join(with_seccomp(launch, python, package))}"]),
         function("pre_exec", [f'{shlex.join((*program, *words))} "$@"']),
         function("post_start", [_step(step, ' "$1"') for step in steps]),
+        function("watch", [f'exec {shlex.join(launch.watch.argv)} "$1"'] if launch.watch else ()),
         function("shrink", [_step(launch.balloon)] if launch.balloon else ()),
         function("cleanup", map(_step, launch.cleanup)),
         *(function(name, [f'exec {shlex.join(argv)} "$@"']) for name, argv in launch.commands.items()),

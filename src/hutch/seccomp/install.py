@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 
 from hutch.libc import call, library
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-    from hutch.errors import HutchError
+    from hutch.failure import HutchError
 
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SECCOMP_GET_FILTER = 17, 0x4206, 0x4207, 0x420C
 WALL = 0x4000_0000  # __WALL: also for a child that is traced rather than born
+COUNTED = {resource.RLIMIT_SIGPENDING: 4096, resource.RLIMIT_MSGQUEUE: 400 << 10}
+"""The limits of signals that wait and of bytes in POSIX message queues: of a user namespace that root makes, the kernel
+counts both for root too, who may have more."""
 KEYCTL_JOIN_SESSION_KEYRING = 1
 KEYCTL = 250 if os.uname().machine == "x86_64" else 219  # the number of keyctl(2); libc does not offer it
 
@@ -62,7 +66,7 @@ def read_filters(pid: int) -> list[bytes]:
 
 
 def _unreadable(code: int) -> HutchError:
-    from hutch.errors import HutchError  # it brings more with it than all that runs here before a guest
+    from hutch.failure import HutchError  # it brings more with it than all that runs here before a guest
 
     return HutchError(
         "the guest's system call filters cannot be read, so nothing was run without them",
@@ -86,6 +90,7 @@ def main(system_calls: str, other_families_than: str, *argv: str) -> NoReturn:
     commas in between: once it reads that all is ready for it."""
     leave_keyring()
     try:
+        leave_counts()
         install_seccomp(system_calls.split(","), other_families_than.split(","))
         if os.read(0, 16) != b"ready\n":
             sys.exit("the service's script ended before the container was ready, so it is not run")
@@ -98,3 +103,12 @@ def main(system_calls: str, other_families_than: str, *argv: str) -> NoReturn:
 def leave_keyring() -> None:
     """Take a new, empty session keyring: the caller's may hold secrets. A kernel without keyrings has none."""
     libc.syscall(KEYCTL, KEYCTL_JOIN_SESSION_KEYRING, None)
+
+
+def leave_counts() -> None:
+    """Leave root a part of what is counted for it: what a user namespace may have at the most, with all that root has,
+    are the limits of the process that makes it."""
+    for kind, most in COUNTED.items():
+        _, hard = resource.getrlimit(kind)
+        if hard == resource.RLIM_INFINITY or hard > most:
+            resource.setrlimit(kind, (most, most))

@@ -6,7 +6,7 @@ Pure but for `real`, which resolves symbolic links: two paths may lead to one di
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from hutch.frozen import dataclass
 from hutch.spec import names
@@ -16,34 +16,50 @@ from hutch.spec.names import Layout
 from hutch.spec.validation import FieldProblem, Path
 
 KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
+SUBNETS: Mapping[str, Path] = {"local": ("network", "subnet"), "incus": ("engines", "incus", "subnet")}
+"""The place in the file of each engine's subnet."""
+LAST = {"local": "kept for image builds", "incus": "kept for the server's DHCP"}
+"""The use of the last address of each engine's subnet."""
 SYSTEM_DIRECTORIES = ("/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot", "/run")
+
+
+Entries = Mapping[str | int, Path]
 
 
 @dataclass(frozen=True)
 class Draft:
     """The valid part of one workspace, and the places of its keys in the file.
 
-    `own` are the keys of its own table, `inherited` those that [defaults] gave it. `kept` maps the entries
-    of its lists to their indexes in the file. `whole` is false where so much is wrong (the name or the type)
-    that a backend cannot judge it.
+    `own` are the keys of its own table, `inherited` those that [defaults] gave it. `entries` maps those of its lists,
+    by index, to their places in the file; variables, by name, and whole keys, by kit, where they are a kit's. The
+    places of a kit begin with ("kits", NAME), wherever it is from. `whole` is false where so much is wrong (the name or
+    the type) that a backend cannot judge it.
     """
 
     name: str
     workspace: WorkspaceSpec
     own: frozenset[str]
     inherited: frozenset[str]
-    kept: Mapping[str, Sequence[int]]
+    entries: Mapping[str, Entries]
     whole: bool = True
 
     def path(self, key: str, *inside: str | int) -> Path:
-        """The path of the value of `key` in the file; in the workspace's own table when nobody gave it."""
-        if inside and isinstance(inside[0], int) and inside[0] < len(self.kept.get(key, ())):
-            inside = (self.kept[key][inside[0]], *inside[1:])
-        table: Path = ("defaults",) if key in self.inherited else ("workspaces", self.name)
-        return (*table, key, *inside)
+        """The path of the value of `key` in the file, or in a kit's; in the workspace's own table when nobody gave
+        it."""
+        places = self.entries.get(key, {})
+        if inside and inside[0] in places:
+            return (*places[inside[0]], *inside[1:])
+        if places and not self.says(key):
+            return (*next(iter(places.values()))[:3], *inside)
+        return (*table_of(self.name, key, self.inherited), key, *inside)
 
     def says(self, key: str) -> bool:
         return key in self.own or key in self.inherited
+
+
+def table_of(name: str, key: str, inherited: Collection[str]) -> Path:
+    """The table that a key of a workspace stands in."""
+    return ("defaults",) if key in inherited else ("workspaces", name)
 
 
 Drafts = Mapping[str, Draft]
@@ -61,30 +77,48 @@ def check_network(network: Network) -> Iterator[FieldProblem]:
         yield FieldProblem(("network", "subnet"), f"leaves no room for an uplink in {names.UPLINKS}", hint)
 
 
+def check_subnets(network: Network, subnets: Mapping[str, str], *, is_said: bool) -> Iterator[FieldProblem]:
+    """A server's network must not overlap this host's: an address leads to one place. Where the file has no table of
+    the server, `is_said` is false, and this host's network is the one to change."""
+    if not {"local", "incus"} <= subnets.keys():
+        return
+    there = ipaddress.IPv4Network(subnets["incus"])
+    for key, value in (("subnet", network.subnet), ("uplink", network.uplink or str(names.UPLINKS))):
+        if there.overlaps(ipaddress.IPv4Network(value)):
+            if is_said:
+                message = f"{there} overlaps {value}, which [network] has for its {key}"
+                yield FieldProblem(SUBNETS["incus"], message, "another private network")
+            else:
+                message = f"{value} overlaps {there}, the default subnet of [engines.incus]"
+                yield FieldProblem(("network", key), message, "another one, or another subnet in [engines.incus]")
+
+
 def check_workspaces(
-    drafts: Sequence[Draft], subnet: str | None, *, layout: Layout, file: str, real: Real
+    drafts: Sequence[Draft], subnets: Mapping[str, str], *, layout: Layout, files: Sequence[str], real: Real
 ) -> Iterator[FieldProblem]:
-    """Findings about more than one key. `subnet` is None when the file's own is wrong."""
-    if subnet is not None:
-        yield from check_addresses(drafts, subnet)
+    """Findings about more than one key. `subnets` has the subnet of each engine, but for those that are wrong; `files`
+    are those that declare the workspaces."""
+    for engine, subnet in subnets.items():
+        last = LAST[engine]
+        yield from check_addresses([draft for draft in drafts if draft.workspace.engine == engine], subnet, last)
     by_name = {draft.name: draft for draft in drafts}
     workspaces = {draft.name: draft.workspace for draft in drafts}
     yield from check_identifiers(by_name, workspaces)
     yield from check_ports(by_name, workspaces)
     for draft in drafts:
         yield from check_targets(draft)
-        yield from check_sources(draft, layout=layout, file=file, real=real)
+        yield from check_sources(draft, layout=layout, files=files, real=real)
     yield from check_homes(by_name, workspaces, real)
 
 
-def check_addresses(drafts: Sequence[Draft], network: str) -> Iterator[FieldProblem]:
-    """Static addresses lie in the subnet and are not hutch's own."""
+def check_addresses(drafts: Sequence[Draft], network: str, last_is: str) -> Iterator[FieldProblem]:
+    """Static addresses lie in the subnet and are not hutch's own; `last_is` says what the last one is."""
     subnet = ipaddress.IPv4Network(network)
     taken = {
         str(subnet.network_address): "the network itself",
         str(subnet.broadcast_address): "the broadcast address",
         names.gateway(network): "the gateway",
-        names.builder_address(network): "kept for image builds",
+        names.builder_address(network): last_is,
     }
     first, last = subnet.network_address + 2, subnet.broadcast_address - 2
     for draft in drafts:
@@ -137,15 +171,15 @@ def check_targets(draft: Draft) -> Iterator[FieldProblem]:
         seen.add(mount.target)
 
 
-def check_sources(draft: Draft, *, layout: Layout, file: str, real: Real) -> Iterator[FieldProblem]:
-    """No share shows the whole host, hutch's own directories, or lets a guest rewrite the file that declares it."""
+def check_sources(draft: Draft, *, layout: Layout, files: Sequence[str], real: Real) -> Iterator[FieldProblem]:
+    """No share shows the whole host, hutch's own directories, or lets a guest rewrite the files that declare it."""
     workspace = draft.workspace
     own = {
         f"hutch's own {what} {path}": {str(path), real(str(path))}
         for what, path in (("state", layout.state), ("runtime directory", layout.run))
     }
     shares: list[tuple[Path, str, bool]] = [
-        (draft.path("mounts", index, "source"), mount.source, not mount.readonly)
+        (draft.path("mounts", index, "source"), mount.source, mount.is_writable)
         for index, mount in enumerate(workspace.mounts)
     ]
     if workspace.home is not None:
@@ -166,9 +200,9 @@ def check_sources(draft: Draft, *, layout: Layout, file: str, real: Real) -> Ite
             message = f"holds {within[0]}"
         elif path[-1] == "home" and any_inside(aliases, SYSTEM_DIRECTORIES):
             message = "is in the host's own system"
-        elif writable and any(is_inside(file, alias) for alias in aliases):
-            message = f"would let the workspace rewrite {file}"
-            hint = "a directory that does not hold this file, or readonly = true"
+        elif writable and (held := [file for file in files if any_inside((file,), aliases)]):
+            message = f"would let the workspace rewrite {held[0]}"
+            hint = 'a directory that does not hold this file, or mode = "readonly"'
         if message:
             yield FieldProblem(path, message, hint)
 

@@ -89,6 +89,9 @@ MISTAKEN = (
 """Likely mistakes: the pattern of each, what is wrong with it, and what would be right."""
 
 
+DESTINATION = 'a domain such as "api.example.com:443" or "*.example.org", or a network such as "198.51.100.0/24"'
+
+
 class Egress(FieldType):
     """One of three words, or a list of destinations."""
 
@@ -109,7 +112,7 @@ class Egress(FieldType):
         return value
 
     def parse_destination(self, value: object) -> str:
-        hint = 'a domain such as "api.example.com:443" or "*.example.org", or a network such as "198.51.100.0/24"'
+        hint = DESTINATION
         entry = text(value, hint, longest=260).lower()
         if entry in self.words:
             raise Invalid("is not a destination", f'without a list: egress = "{entry}"')
@@ -163,6 +166,20 @@ class Egress(FieldType):
 
         entries = core_schema.tuple_schema([plain(self.parse_destination)], variadic_item_index=0, strict=False)
         return core_schema.no_info_wrap_validator_function(choose, entries)
+
+
+class Destination(FieldType):
+    """A destination of a kit, which has no word for all of them: that is the workspace's to say."""
+
+    form = DESTINATION
+
+    def parse(self, value: object) -> str:
+        if value in Egress.words:
+            raise Invalid("is not a destination", "a kit lists destinations; the workspace says such a word")
+        return Egress().parse_destination(value)
+
+    def json_schema(self) -> JsonSchema:
+        return {"type": "string", "maxLength": 260}
 
 
 class EnvironmentTable(FieldType):

@@ -1,7 +1,7 @@
 """Loading: turns a hutch.toml into a Config, or into all of its problems at once.
 
-Reads the file, the user database and public keys; changes nothing, prints nothing. The rules for one value are in
-spec/values and spec/entries, those for several together in spec/crosscheck.
+Reads the file and kits, the user database and public keys; changes nothing, prints nothing. The rules for one value
+are in spec/values and spec/entries, those for several together in spec/crosscheck; kits are joined by spec/joining.
 """
 
 from __future__ import annotations
@@ -9,26 +9,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
-import stat
-import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 from hutch.errors import ConfigError, Problem
+from hutch.files import real_path
 from hutch.spec import crosscheck
-from hutch.spec.crosscheck import Draft
+from hutch.spec.allowance import Allowance, Look, check_allowance, check_sections, clamped, is_for_member
+from hutch.spec.checkouts import Checkout, check_checkout
+from hutch.spec.crosscheck import Draft, Entries, table_of
 from hutch.spec.field_types import Invalid
-from hutch.spec.lookup import LARGEST_FILE, LONGEST_LINE, is_unwieldy
-from hutch.spec.model import Config, Incus, Network, WorkspaceSpec
+from hutch.spec.joining import Used, brought_by_kits, join
+from hutch.spec.kit_files import Believe, Kits, believe_all
+from hutch.spec.model import Clamped, Config, Incus, Network, WorkspaceSpec
 from hutch.spec.names import Layout, is_name
-from hutch.spec.owner import Owner, default_owner, expand, expand_keys, find_owner, unique
-from hutch.spec.validation import FieldProblem, Table, choices, dotted, nearest, shorten, undotted, validate
+from hutch.spec.owner import Owner, Search, default_owner, expand, expand_keys, find_owner, owner_of_path, unique
+from hutch.spec.reading import locate, parse_toml, read_file
+from hutch.spec.sharing import MOST_SHARED, find_holder
+from hutch.spec.validation import FieldProblem, Table, choices, dotted, nearest, undotted, validate
 from hutch.spec.validation import Path as KeyPath
 from hutch.spec.values import NAME_HINT, HostPath
 
-SECTIONS = ("network", "defaults", "workspaces", "engines")
+SECTIONS = ("network", "defaults", "workspaces", "engines", "kits")
 STAND_INS: Table = {"type": "container"}  # so that the rest of a workspace without a type can be checked
 
 Check = Callable[[str, WorkspaceSpec, Network], Iterable[Problem]]
@@ -39,118 +42,128 @@ def no_check(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[
     return ()
 
 
-def load(path: Path, *, layout: Layout, check: Check = no_check) -> Config:
-    """The configuration in `path`, with paths, owners and keys resolved. Raises ConfigError with every problem.
+def load(
+    path: Path,
+    *,
+    layout: Layout,
+    check: Check = no_check,
+    owners: Collection[int] | None = None,
+    believe: Believe = believe_all,
+    allowance: Allowance | None = None,
+) -> Config:
+    """The configuration in `path`, with paths, owners and keys resolved, and kits joined. Raises ConfigError with every
+    problem.
 
-    `check` returns further problems of a workspace; they need no more than a key, a message and a hint.
+    `owners` are the uids whose file is believed, None for everybody's: see believed_owners(). `check` returns
+    further problems of a workspace; they need no more than a key, a message and a hint. `believe` is asked about the
+    files of kits. `allowance` is a member's, for whom it is loaded.
     """
     file = os.path.realpath(path)
-    text = read_file(file)
+    return config_of(file, read_file(file, owners), layout=layout, check=check, believe=believe, allowance=allowance)
+
+
+def config_of(
+    file: str,
+    text: str,
+    *,
+    layout: Layout,
+    check: Check = no_check,
+    checkout: Checkout | None = None,
+    believe: Believe = believe_all,
+    allowance: Allowance | None = None,
+) -> Config:
+    """The configuration that a file has with this text; see `load`. One in a `checkout` widens nothing."""
     data = parse_toml(file, text)
     findings: list[FieldProblem] = []
-    config = read_config(file, data, findings, layout, check)
-    if findings:
-        raise ConfigError(locate(file, text, findings))
+    kits = Kits(file, table_at(data, ("kits",), findings), believe)
+    config = read_config(file, data, findings, layout, check, kits, checkout, allowance)
+    elsewhere = {("kits", name): kit for name, kit in kits.files().items()}
+    here = [finding for finding in findings if finding.path[:2] not in elsewhere]
+    problems = locate(file, text, here) if here else []
+    for place, kit in elsewhere.items():
+        problems += kit.all_problems(finding for finding in findings if finding.path[:2] == place)
+    if problems:
+        raise ConfigError(problems)
     return config
-
-
-# The file.
-
-
-def read_file(file: str) -> str:
-    """The text of a hutch.toml that is safe to believe, through one descriptor."""
-
-    def refuse(message: str, hint: str = "") -> ConfigError:
-        return ConfigError([Problem(message, hint=hint, file=file)])
-
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise refuse(f"cannot be opened: {error.strerror}") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise refuse("is not a regular file")
-        if status.st_mode & 0o022:
-            raise refuse("can be written by its group or by others", f"chmod go-w {file}")
-        with open(descriptor, "rb", closefd=False) as stream:
-            content = stream.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise refuse(f"cannot be read: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
-    if len(content) > LARGEST_FILE:
-        raise refuse("is larger than 1 MiB")
-    try:
-        text = content.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ConfigError([Problem("is not UTF-8 text", file=file, line=line)]) from None
-    if line := is_unwieldy(text):
-        raise ConfigError([Problem(f"the line is longer than {LONGEST_LINE} characters", file=file, line=line)])
-    return text
-
-
-def parse_toml(file: str, text: str) -> Table:
-    """The tables of the file. A syntax error is its only problem: behind it nothing can be told."""
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        problem = Problem("nests too deeply", file=file)
-    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
-        message = str(error)
-        place = re.search(r" \(at line ([0-9]+), column [0-9]+\)$", message)
-        end = re.search(r" \(at end of document\)$", message)
-        line = int(place[1]) if place else text.rstrip("\n").count("\n") + 1 if end else 0
-        reason = message[: (place or end or re.search("$", message)).start()]  # type: ignore[union-attr]
-        problem = Problem(f"is not valid TOML: {shorten(reason, 200)}", file=file, line=line)
-    raise ConfigError([problem])
-
-
-def locate(file: str, text: str, findings: Iterable[FieldProblem]) -> list[Problem]:
-    """The findings with their lines and the values as they are written, in the order of the file; each once, though a
-    finding in [defaults] is made again in every workspace."""
-    # Spares the start-up of `hutch up` for files that are right.
-    from hutch.spec.positions import Positions
-
-    positions = Positions(text)
-    found = ((finding, positions.find(finding.path)) for finding in dict.fromkeys(findings))
-    problems = [
-        Problem(finding.message, dotted(finding.path), shorten(place.text), finding.hint, file, place.line)
-        for finding, place in found
-    ]
-    return sorted(problems, key=lambda problem: (problem.line, problem.key))
 
 
 # The tables.
 
 
-def read_config(file: str, data: Table, findings: list[FieldProblem], layout: Layout, check: Check) -> Config:
+def read_config(
+    file: str,
+    data: Table,
+    findings: list[FieldProblem],
+    layout: Layout,
+    check: Check,
+    kits: Kits,
+    checkout: Checkout | None = None,
+    allowance: Allowance | None = None,
+) -> Config:
     """The Config of the whole file; wrong values are added to `findings` and left out."""
     for key, value in data.items():
         if key not in SECTIONS:
             lost = isinstance(value, dict) and "type" in value
             hint = f"did you mean [workspaces.{key}]?" if lost else nearest(key, SECTIONS)
             findings.append(FieldProblem((key,), "unknown key", hint))
-    checked = validate(Network, table_at(data, ("network",), findings), ("network",))
-    network = checked.value
-    findings += [*checked.findings, *crosscheck.check_network(network)]
-    drafts = read_workspaces(data, findings)
-    resolver = Resolver(Path(file).parent, findings)
+    network = validate(Network, table_at(data, ("network",), findings), ("network",))
+    findings += network.findings
+    incus = read_engines(data, findings)
+    subnets = right_subnets(network.value, incus, findings)
+    findings += crosscheck.check_network(network.value)
+    findings += kits.findings()
+    drafts = [join_kits(draft, kits, findings) for draft in read_workspaces(data, findings)]
+    resolver = Resolver(kits, findings, None if allowance is None else allowance.member.uid)
     drafts = [resolver.resolve(draft) for draft in drafts]
-    subnet_is_wrong = any(finding.path[:2] == ("network", "subnet") for finding in checked.findings)
-    subnet = None if subnet_is_wrong else network.subnet
-    findings += crosscheck.check_workspaces(
-        drafts, subnet, layout=layout, file=file, real=functools.cache(os.path.realpath)
-    )
-    for draft in drafts:
-        findings += backend_findings(draft, network, check)
+    if incus is not None or any(draft.workspace.engine == "incus" for draft in drafts):
+        findings += crosscheck.check_subnets(network.value, subnets, is_said=incus is not None)
+    own = (file,) if checkout is None else ()  # one in a checkout is judged by its content, whoever writes it
+    files = (*own, *(kit.file for kit in kits.files().values() if kit.whose != "hutch"))
+    real = functools.cache(real_path)
+    findings += crosscheck.check_workspaces(drafts, subnets, layout=layout, files=files, real=real)
+    if checkout is not None:
+        findings += check_checkout(data, drafts, checkout, real)
+        findings += kits.check_choice(drafts)
+    lowered: dict[str, Clamped] = {}
+    own_drafts = drafts
+    if allowance is not None:
+        findings += check_sections(data, network.value, allowance)
+        own_drafts = [draft for draft in drafts if is_for_member(draft.workspace, allowance)]
+        own_drafts, lowered = allow(own_drafts, allowance, Look(real, owner_of_path), findings)
+    for draft in own_drafts:
+        findings += backend_findings(draft, network.value, check)
     return Config(
         file=file,
-        network=network,
-        workspaces={draft.name: draft.workspace for draft in drafts},
-        incus=read_engines(data, findings),
+        network=network.value,
+        workspaces={draft.name: draft.workspace for draft in own_drafts},
+        incus=incus,
+        checkout=None if checkout is None else checkout.top,
+        brought={draft.name: brought_by_kits(draft, kits.scripts()) for draft in own_drafts},
+        clamped=lowered,
+        others=frozenset(draft.name for draft in drafts) - {draft.name for draft in own_drafts},
     )
+
+
+def allow(
+    drafts: Sequence[Draft], allowance: Allowance, look: Look, findings: list[FieldProblem]
+) -> tuple[list[Draft], dict[str, Clamped]]:
+    """The drafts as a member may have them, and what was clamped for that, by name; the rest that is above the ceiling
+    is added to `findings`."""
+    allowed: list[Draft] = []
+    lowered: dict[str, Clamped] = {}
+    for draft in drafts:
+        workspace, keys = clamped(draft.workspace, draft.says, allowance.ceiling)
+        findings += check_allowance(workspace, allowance, look, draft.path)
+        allowed.append(dataclasses.replace(draft, workspace=workspace))
+        lowered |= {draft.name: keys} if keys else {}
+    return allowed, lowered
+
+
+def join_kits(draft: Draft, kits: Kits, findings: list[FieldProblem]) -> Draft:
+    """The draft with the kits in it that it uses; names that lead to none are added to `findings`."""
+    found = list(kits.used(draft.workspace.use, functools.partial(draft.path, "use")))
+    findings += [each for each in found if isinstance(each, FieldProblem)]
+    return join(draft, [each for each in found if isinstance(each, Used)])
 
 
 def table_at(data: Table, path: KeyPath, findings: list[FieldProblem]) -> Table:
@@ -176,6 +189,13 @@ def read_engines(data: Table, findings: list[FieldProblem]) -> Incus | None:
     return incus.value
 
 
+def right_subnets(network: Network, incus: Incus | None, findings: Iterable[FieldProblem]) -> dict[str, str]:
+    """The subnet of each engine, by its name, without those that are wrong in the file."""
+    wrong = {finding.path for finding in findings}
+    subnets = {"local": network.subnet, "incus": (incus or Incus()).subnet}
+    return {engine: subnet for engine, subnet in subnets.items() if crosscheck.SUBNETS[engine] not in wrong}
+
+
 def read_workspaces(data: Table, findings: list[FieldProblem]) -> list[Draft]:
     """A draft of every workspace, on top of the valid part of `[defaults]`."""
     said = table_at(data, ("defaults",), findings)
@@ -197,13 +217,17 @@ def read_workspaces(data: Table, findings: list[FieldProblem]) -> list[Draft]:
         checked = validate(WorkspaceSpec, {**defaults.table, **own}, at, STAND_INS)
         findings += checked.findings
         inherited = frozenset(said) & frozenset(defaults.table) - frozenset(own)
+        kept = {**checked.kept, **{key: kept for key, kept in defaults.kept.items() if key in inherited}}
         drafts.append(
             Draft(
                 name=name,
                 workspace=checked.value,
                 own=frozenset(own) & frozenset(checked.table),
                 inherited=inherited,
-                kept={**checked.kept, **{key: kept for key, kept in defaults.kept.items() if key in inherited}},
+                entries={
+                    key: dict(enumerate((*table_of(name, key, inherited), key, index) for index in indexes))
+                    for key, indexes in kept.items()
+                },
                 whole=named and own.get("type", said.get("type")) in types,
             )
         )
@@ -222,43 +246,59 @@ def backend_findings(draft: Draft, network: Network, check: Check) -> Iterator[F
         yield FieldProblem(path, problem.message, problem.hint)
 
 
+def with_real_home(said: int | str) -> Owner:
+    """The owner that is meant, with the links on the way to the home resolved: members share nothing by a link, and
+    /home is one on some hosts."""
+    owner = find_owner(said)
+    return owner if owner.home is None else dataclasses.replace(owner, home=Path(real_path(str(owner.home))))
+
+
 class Resolver:
-    """Looks up what a workspace names on the host: its owner, paths under homes, and public keys.
+    """Looks up what a workspace names on the host: its owner, those that it is shared with, paths under
+    homes, and public keys.
 
     Lookups are remembered for the length of one load. A name that leads nowhere is a finding and is left out.
     """
 
-    def __init__(self, directory: Path, findings: list[FieldProblem]) -> None:
-        self.directory = directory
+    def __init__(self, kits: Kits, findings: list[FieldProblem], member: int | None = None) -> None:
+        """`member` is the uid of the one that it looks for, None for who is behind the process."""
+        self.kits = kits
         self.findings = findings
-        self.find_owner = functools.cache(find_owner)
-        self.expand_keys = functools.cache(expand_keys)
+        self.default_owner = default_owner(os.environ, os.getuid()) if member is None else member
+        self.find_owner = functools.cache(find_owner if member is None else with_real_home)
+        self.find_holder = functools.cache(find_holder)
+        self.expand_keys = functools.cache(functools.partial(expand_keys, search=Search()))
 
     def resolve(self, draft: Draft) -> Draft:
         workspace = draft.workspace
         owner = self.owner(draft)
-        kept = {key: list(indexes) for key, indexes in draft.kept.items()}
-        mounts = []
+        mounts, places = [], []
         for index, mount in enumerate(workspace.mounts):
+            if mount.mode is not None and mount.readonly is not None:
+                message = f'says it twice: there is mode = "{mount.mode}" too'
+                path = draft.path("mounts", index, "readonly")
+                self.findings.append(FieldProblem(path, message, "leave readonly out, which is the older word"))
             source = self.path(mount.source, owner, draft.path("mounts", index, "source"))
             if source is not None:
-                mounts.append(dataclasses.replace(mount, source=source))
-            else:
-                kept["mounts"].remove(int(draft.path("mounts", index)[-1]))
+                mounts.append(dataclasses.replace(mount, source=source).normalized())
+                places.append(draft.path("mounts", index))
         image = workspace.image
         scheme, _, tree = image.partition(":")
         if scheme in ("rootfs", "nix"):
-            image = f"{scheme}:{self.path(tree, owner, draft.path('image')) or tree}"
+            # The tree that is judged is the one that is read, though a link on the way may lead elsewhere by then.
+            image = f"{scheme}:{real_path(self.path(tree, owner, draft.path('image')) or tree)}"
         home = workspace.home
         resolved = dataclasses.replace(
             workspace,
             owner=None if workspace.owner is None else owner.uid,
+            share_with=self.holders(draft),
             image=image,
             home=None if home is None else self.path(home, owner, draft.path("home")),
             mounts=tuple(mounts),
             authorized_keys=self.keys(draft, owner),
         )
-        return dataclasses.replace(draft, workspace=resolved, kept=kept)
+        entries: dict[str, Entries] = {**draft.entries, "mounts": dict(enumerate(places))}
+        return dataclasses.replace(draft, workspace=resolved, entries=entries)
 
     def owner(self, draft: Draft) -> Owner:
         said = draft.workspace.owner
@@ -267,7 +307,7 @@ class Resolver:
                 return self.find_owner(said)
             except Invalid as error:
                 self.findings.append(FieldProblem(draft.path("owner"), error.message, error.hint))
-        default = default_owner(os.environ, os.getuid())
+        default = self.default_owner
         try:
             return self.find_owner(default)
         except Invalid as error:
@@ -276,10 +316,24 @@ class Resolver:
                 self.findings.append(FieldProblem(draft.path("owner"), message, error.hint))
             return Owner(uid=default, gid=default, home=None, name=str(default))
 
+    def holders(self, draft: Draft) -> tuple[str, ...]:
+        """The users and groups that it is shared with, each once."""
+        said, holders = draft.workspace.share_with, []
+        if len(said) > MOST_SHARED:
+            message = f"names more than {MOST_SHARED} users and groups"
+            self.findings.append(FieldProblem(draft.path("share_with"), message, "a group that they are in"))
+            return ()
+        for index, entry in enumerate(said):
+            try:
+                holders.append(self.find_holder(entry))
+            except Invalid as error:
+                self.findings.append(FieldProblem(draft.path("share_with", index), error.message, error.hint))
+        return tuple(dict.fromkeys(holders))
+
     def path(self, path: str, owner: Owner, at: KeyPath) -> str | None:
         """`path` made absolute and checked once more: homes and the file's directory are now part of it."""
         try:
-            return HostPath().parse(expand(path, owner, self.directory))
+            return HostPath().parse(expand(path, owner, self.kits.directory(at)))
         except Invalid as error:
             self.findings.append(FieldProblem(at, error.message, error.hint))
             return None
@@ -291,7 +345,7 @@ class Resolver:
         lines: list[str] = []
         for index, entry in enumerate(said):
             try:
-                lines += self.expand_keys(entry, owner, self.directory)
+                lines += self.expand_keys(entry, owner, self.kits.directory(draft.path("authorized_keys")))
             except Invalid as error:
                 self.findings.append(FieldProblem(draft.path("authorized_keys", index), error.message, error.hint))
         return unique(lines)

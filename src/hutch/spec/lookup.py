@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from hutch.errors import UsageError
+from hutch.files import open_regular
 from hutch.spec.names import is_name
 
 SYSTEM_FILE = Path("/etc/hutch/hutch.toml")
 LOCAL_FILE = Path("hutch.toml")
 STARTER = Path(__file__).with_name("starter.toml")
 """The file that `hutch init` writes: it works as it is, and shows the common keys."""
+OFFERED = '# mounts = [{ source = ".", target = "/src" }]   # this directory; `hutch run` begins there\n'
+REFUSED = ("# authorized_keys", "# autostart")
+"""Of a starter in a checkout: its mount, and the lines that it does not have."""
 LARGEST_FILE = 1024 * 1024  # bytes
 LONGEST_LINE = 16 * 1024  # characters: a key of many dots takes tomllib time that grows with its square
 
@@ -28,7 +32,8 @@ def look_for_file(explicit: Path | None) -> Path | None:
             if not os.path.exists(said):
                 raise UsageError(f"{said}: there is no such file", resolution=f"{source} must name a hutch.toml")
             return Path(said)
-    return next((path for path in (LOCAL_FILE, SYSTEM_FILE) if os.path.lexists(path)), None)
+    # A directory of that name holds the place in a checkout that a workspace shares.
+    return next((path for path in (LOCAL_FILE, SYSTEM_FILE) if os.path.lexists(path) and not os.path.isdir(path)), None)
 
 
 def find_file(explicit: Path | None) -> Path:
@@ -37,24 +42,21 @@ def find_file(explicit: Path | None) -> Path:
     if found is None:
         raise UsageError(
             f"there is no hutch.toml here, and no {SYSTEM_FILE}",
-            resolution="write one with `hutch init`, or name one with --file or $HUTCH_FILE",
+            resolution="write one with `hutch init`, or name one with --file or $HUTCH_FILE; "
+            "that of a workspace of `hutch run` is -f ~/.config/hutch/run/NAME.toml",
         )
-    if found == LOCAL_FILE:
-        check_not_a_strangers(found)
     return found
 
 
-def check_not_a_strangers(path: Path) -> None:
-    """Refuse a file that merely lies in the current directory, unless it is root's or the caller's: root acts on it."""
+def believed_owners(explicit: Path | None, found: Path) -> frozenset[int] | None:
+    """The uids whose hutch.toml is believed, since root acts on it: root and the caller, where the file that was found
+    merely lies in the current directory; None, which is everybody, for one that was named or is the host's."""
     # Spares the start-up of `hutch ls` where there is no file.
     from hutch.spec.owner import default_owner
 
-    uid = os.stat(path).st_uid
-    if uid not in (0, os.getuid(), default_owner(os.environ, os.getuid())):
-        raise UsageError(
-            f"{path.resolve()} belongs to uid {uid}, who is neither root nor you",
-            resolution=f"read it, and if you trust it name it: --file {path}",
-        )
+    if explicit is not None or os.environ.get("HUTCH_FILE") or found != LOCAL_FILE:
+        return None
+    return frozenset((0, os.getuid(), default_owner(os.environ, os.getuid())))
 
 
 def is_unwieldy(text: str) -> int:
@@ -69,10 +71,9 @@ def glance(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_FILE:  # a pipe would be waited for
-            return {}
-        text = path.read_text(encoding="utf-8-sig")
-        if is_unwieldy(text):
+        with open(open_regular(path, follow=True), encoding="utf-8") as file:
+            text = file.read(LARGEST_FILE + 1).removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+        if len(text) > LARGEST_FILE or is_unwieldy(text):
             return {}
         tables = tomllib.loads(text)
         usual = tables.get("defaults", {}).get("type")
@@ -82,6 +83,10 @@ def glance(path: Path) -> dict[str, Any]:
     return {name: type for name, type in declared.items() if is_name(name)}
 
 
-def render_starter(name: str = "dev") -> str:
-    """A commented hutch.toml with one workspace; the caller has checked its name."""
-    return STARTER.read_text(encoding="utf-8").replace("@NAME@", name)
+def render_starter(name: str = "dev", *, is_judged: bool = False) -> str:
+    """A commented hutch.toml with one workspace; the caller has checked its name. One that `is_judged`, as it is in a
+    checkout, offers to share that, and nothing that `hutch trust` refuses there."""
+    lines = STARTER.read_text(encoding="utf-8").replace("@NAME@", name).splitlines(keepends=True)
+    if is_judged:
+        lines = [OFFERED if line.startswith("# mounts") else line for line in lines if not line.startswith(REFUSED)]
+    return "".join(lines)

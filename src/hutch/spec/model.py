@@ -8,13 +8,13 @@ start fast. The field types in spec/values and spec/entries tell pydantic how to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, field
+from dataclasses import MISSING, field, replace
 from typing import Annotated, Any, Literal
 
 from hutch.errors import UsageError
 from hutch.frozen import dataclass
 from hutch.spec import values
-from hutch.spec.entries import Egress, EnvironmentTable, PublicKey, Published
+from hutch.spec.entries import Destination, Egress, EnvironmentTable, PublicKey, Published
 from hutch.spec.entries import Publish as Publish
 
 Weight = Literal["live", "restart", "recreate"]
@@ -39,14 +39,40 @@ DEFAULT_PACKAGES = ("git", "vim", "htop", "wget", "curl", "tmux", "rsync", "dnsu
 
 @dataclass(frozen=True)
 class Mount:
-    """An extra host directory inside a workspace."""
+    """An extra directory or file of the host's inside a workspace.
+
+    As declared, one of `mode` and `readonly` may be given; as `normalized`, both are there and say the same.
+    """
 
     __pydantic_config__ = STRICT
 
-    source: Annotated[str, values.HostPath()] = key("directory on the host", default=MISSING)
+    source: Annotated[str, values.HostPath()] = key("directory or file on the host", default=MISSING)
     target: Annotated[str, values.TargetPath()] = key("where it is inside", default=MISSING)
-    readonly: bool = key("the workspace cannot write to it", default=False)
+    mode: Literal["readonly", "writable", "private"] | None = key(
+        "what writing does there: readonly, it fails; writable, the host has it too; private, the workspace has what"
+        " the host has, and keeps its own changes to itself; default: writable"
+    )
+    readonly: bool | None = key('the older word: true is mode = "readonly", false is "writable"')
     create: bool = key("make the directory when it is absent", default=False)
+
+    def normalized(self) -> Mount:
+        """The same mount, with both words."""
+        mode = self.mode or ("readonly" if self.readonly else "writable")
+        return replace(self, mode=mode, readonly=mode == "readonly")
+
+    def summary(self) -> dict[str, Any]:
+        """The mount as JSON shows it."""
+        mount = self.normalized()
+        return {"source": mount.source, "target": mount.target, "mode": mount.mode, "readonly": mount.readonly}
+
+    @property
+    def is_private(self) -> bool:
+        return self.mode == "private"
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the host has what is written there inside."""
+        return self.normalized().mode == "writable"
 
 
 @dataclass(frozen=True)
@@ -85,14 +111,15 @@ class WorkspaceSpec:
     """One workspace.
 
     As declared, None stands for a key that was not given; as resolved, nothing is left open. Sizes are bytes; `owner`
-    is a uid, `authorized_keys` are key lines and `home` is an absolute path once resolved.
+    is a uid, `share_with` has numbers (see spec/sharing), `authorized_keys` are key lines and `home` is an absolute
+    path once resolved.
     """
 
     __pydantic_config__ = STRICT
 
     type: Literal["container", "vm"] = key("the isolation boundary", weight="recreate", default=MISSING)
     engine: Literal["local", "incus"] = key(
-        "who runs it (incus: not supported yet)", weight="recreate", default="local"
+        "who runs it: this host, or an Incus server, see [engines.incus]", weight="recreate", default="local"
     )
     hypervisor: Literal["auto", "qemu", "cloud-hypervisor"] = key(
         "the virtual machine monitor", only="vm", default="auto"
@@ -114,12 +141,21 @@ class WorkspaceSpec:
     owner: Annotated[int | str | None, values.HostUser()] = key(
         "host user or uid that owns home; default: who is behind sudo or doas, for root itself uid 1000"
     )
+    share_with: tuple[Annotated[str, values.Sharer()], ...] = key(
+        "users and groups of the host who see and enter it beside the owner", weight="live", default=()
+    )
     ip: Annotated[str | None, values.Address()] = key("static address; default: allocated once, then kept")
     mac: Annotated[str | None, values.HardwareAddress()] = key("MAC address; default: derived from the name")
     cid: Annotated[int | None, values.ContextId()] = key("vsock context id; default: derived from the name", only="vm")
-    vcpus: Annotated[int | None, values.WholeNumber(1, 1024)] = key("limit for containers, hardware for vms")
-    memory: Annotated[int | None, values.Size(minimum=64 * 2**20)] = key("limit for containers, hardware for vms")
-    disk: Annotated[int | None, values.Size(minimum=64 * 2**20)] = key("limit for containers, hardware for vms")
+    vcpus: Annotated[int | None, values.WholeNumber(1, 1024)] = key(
+        "limit for containers, hardware for vms; default: no limit, or 2 processors"
+    )
+    memory: Annotated[int | None, values.Size(minimum=64 * 2**20)] = key(
+        "limit for containers, hardware for vms; default: no limit, or 1 GiB"
+    )
+    disk: Annotated[int | None, values.Size(minimum=64 * 2**20)] = key(
+        "limit for containers, hardware for vms; default: no limit, or a root in half of a machine's memory"
+    )
     autostart: bool = key("start when the host boots", weight="live", default=False)
     restart_if_changed: bool = key(
         "`hutch up` restarts it when a key that needs a restart changed", weight="live", default=True
@@ -128,7 +164,16 @@ class WorkspaceSpec:
     persist: Literal["home", "all"] = key(
         "root is ephemeral (home), or kept too (all)", weight="recreate", default="home"
     )
-    mounts: tuple[Mount, ...] = key("extra host directories", default=())
+    mounts: tuple[Mount, ...] = key("extra directories and files of the host's", default=())
+    protect: tuple[Annotated[str, values.InnerPath()], ...] = key(
+        "paths in each writable directory of `mounts` that are read-only inside, beside what makes the host run things",
+        default=(),
+    )
+    protect_default: bool = key(
+        "keep read-only what makes the host run something: git's hooks and configuration, .vscode, .idea, .envrc and"
+        " hutch.toml of a checkout",
+        default=True,
+    )
     egress: Annotated[str | tuple[str, ...], Egress()] = key("what it may reach", weight="live", default="internet")
     publish: tuple[Annotated[Publish, Published()], ...] = key("ports on the host", weight="live", default=())
     env: Annotated[tuple[tuple[str, str], ...], EnvironmentTable()] = key(
@@ -137,6 +182,9 @@ class WorkspaceSpec:
     nix_store: bool = key(
         "share the host's /nix/store read-only with a writable overlay, whose fate is the root's; not /nix/var",
         default=False,
+    )
+    use: tuple[Annotated[str, values.KitName()], ...] = key(
+        "kits, whose parts are joined to the workspace's: see [kits.NAME]", weight="live", default=()
     )
     gpu: bool = key("pass the host's GPU render nodes through (not supported yet)", only="container", default=False)
     nesting: bool = key("allow user namespaces inside", only="container", default=False)
@@ -150,6 +198,39 @@ class WorkspaceSpec:
         return self.owner
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kit:
+    """A part that workspaces have in common: a `[kits.NAME]` table, or a file of its own."""
+
+    __pydantic_config__ = STRICT
+
+    packages: tuple[Annotated[str, values.PackageName()], ...] = key(
+        "distribution packages, beside others'", default=()
+    )
+    setup: Annotated[str, values.SetupScript()] = key(
+        "run as root in the image build, before the workspace's", default=""
+    )
+    mounts: tuple[Mount, ...] = key("host directories; the workspace's own win where a target is the same", default=())
+    env: Annotated[tuple[tuple[str, str], ...], EnvironmentTable()] = key(
+        "environment of login sessions; the workspace's own variables win", default=()
+    )
+    egress: tuple[Annotated[str, Destination()], ...] = key(
+        "joins the workspace's list, and is its list where it says nothing; not beside a word", default=()
+    )
+    protect: tuple[Annotated[str, values.InnerPath()], ...] = key(
+        "paths in shared directories that are read-only inside, beside others'", default=()
+    )
+
+
+Brought = Mapping[str, Mapping[str, Sequence[Any]]]
+"""The part that kits have in a workspace: key -> kit -> the entries, or the script, that are the kit's, as JSON has
+them."""
+
+Clamped = Mapping[str, str]
+"""The keys of a workspace that its file leaves open, and the ceiling of members has lower than they are for others: key
+-> that part of the ceiling, in words."""
+
+
 @dataclass(frozen=True)
 class Incus:
     """The `[engines.incus]` table."""
@@ -159,20 +240,34 @@ class Incus:
     remote: Annotated[str, values.Remote()] = key("a remote of the incus client", default="local")
     project: Annotated[str, values.Remote()] = key("the Incus project that workspaces live in", default="hutch")
     target: Annotated[str, values.IncusTarget()] = key("which members of a cluster run workspaces", default="auto")
+    subnet: Annotated[str, values.AddressNetwork(widest=16, narrowest=29)] = key(
+        "the workspaces' network there; its first address is their gateway and DNS server", default="10.83.0.0/16"
+    )
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole hutch.toml, valid and with nothing left to look up. `file` is its real path."""
+    """A whole hutch.toml, valid and with nothing left to look up. `file` is its real path. `incus` is None without such
+    a table; workspaces of that engine then have its defaults. `checkout` is the top of the checkout that the file is
+    in, whose content was accepted; None for one of a person's or the host's own. Kits are joined into the workspaces
+    that use them; `brought` tells, by the workspace's name, which of its values are theirs, and `clamped` which are the
+    ceiling's. `others` are workspaces that a file which several people share declares for others than the member who
+    loads it; they are in no other field."""
 
     file: str
     network: Network
     workspaces: Mapping[str, WorkspaceSpec]
     incus: Incus | None = None
+    checkout: str | None = None
+    brought: Mapping[str, Brought] = field(default_factory=dict)
+    clamped: Mapping[str, Clamped] = field(default_factory=dict)
+    others: frozenset[str] = frozenset()
 
     def select(self, names: Sequence[str]) -> list[str]:
         """`names`, or all that the file declares; UsageError for one that it does not."""
         names = [names] if isinstance(names, str) else names
+        if foreign := [name for name in names if name in self.others]:
+            raise UsageError(f"{self.file} declares {', '.join(foreign)} for somebody else")
         unknown = [name for name in names if name not in self.workspaces]
         if unknown:
             known = ", ".join(self.workspaces) or "none"

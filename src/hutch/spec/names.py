@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import stat
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from hutch.errors import UsageError
+from hutch.files import open_to_others
 from hutch.frozen import dataclass
 
 T = TypeVar("T")
 
 DEFAULT_STATE_DIR = "/var/lib/hutch"
 DEFAULT_RUN_DIR = "/run/hutch"
+AUDITS = "/var/log/hutch"
 PACKAGE = Path(__file__).resolve().parent.parent
 """The directory of hutch's own code, for programs of ours that run by path."""
 NAME = r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
@@ -37,7 +40,11 @@ BEHIND = ("SUDO_UID", "DOAS_USER", "PKEXEC_UID")
 PROXIES = tuple(f"{kind}_proxy" for kind in ("http", "https", "ftp", "no"))
 PROXIES += tuple(name.upper() for name in PROXIES)
 """Variables that say how the host reaches the Internet."""
-HANDED_ON = (*BEHIND, *PROXIES, "TERM")
+INCUS_CONF = "INCUS_CONF"
+"""The variable that names the directory with the configuration of the incus client."""
+STATE_HOME = "XDG_STATE_HOME"
+"""The variable that names the directory in which a person's programs keep what they remember."""
+HANDED_ON = (*BEHIND, *PROXIES, INCUS_CONF, "TERM")
 """All variables of a caller's environment that a process of hutch's own is to have too."""
 HEARD_GROUP = 83
 """The group of NFLOG by which the router's rules tell the egress proxy of packets."""
@@ -45,6 +52,7 @@ HEARD = "hutch "
 """The prefix of the rule's name in those messages."""
 IFNAMSIZ = 15  # bytes of an interface name, without the closing NUL
 SUN_PATH = 107  # bytes of a socket path, without the closing NUL
+LONGEST = 512  # bytes of the directories of a hutch: three paths in one go into a page of mount options
 
 UID_FIRST = 0x7000_0000  # above what systemd-nspawn picks from, below the sign bit
 UID_COUNT = 0x1_0000
@@ -59,6 +67,11 @@ def _sha256(name: str) -> bytes:
     import hashlib
 
     return hashlib.sha256(name.encode()).digest()
+
+
+def fingerprint(text: str) -> str:
+    """Six hexadecimal digits that tell a text from others."""
+    return _sha256(text).hex()[:6]
 
 
 def is_name(text: str) -> bool:
@@ -78,7 +91,7 @@ def mac(name: str) -> str:
 
 def cid(name: str) -> int:
     """The default vsock context id: 100 + the first six hexadecimal digits of SHA-256(name)."""
-    return 100 + int(_sha256(name).hex()[:6], 16)
+    return 100 + int(fingerprint(name), 16)
 
 
 def interface(prefix: str, name: str) -> str:
@@ -101,9 +114,12 @@ def gateway(subnet: str) -> str:
 
 
 def builder_address(subnet: str) -> str:
-    """The last address of the subnet, kept for image builds."""
+    """The last address of the subnet, kept for image builds; on an Incus server, for its DHCP."""
     return str(ipaddress.IPv4Network(subnet).broadcast_address - 1)
 
+
+LOOK = "look"
+"""The first part of the names of inspections' cgroups; a workspace's name has no dot."""
 
 BUILDER = "_build"  # no workspace can be called that
 """The name under which image builds take part in the network."""
@@ -120,9 +136,33 @@ def uplink_addresses(uplink: str) -> tuple[str, str]:
 def _directory(variable: str, default: str) -> Path:
     """The path that a variable gives. It is used in mount options and in ssh's configuration."""
     path = os.path.abspath(os.environ.get(variable) or default)
+    found, wrong = Path(path), f"{variable}={path[:LONGEST]!r} cannot be used"
+    if len(path) > LONGEST:
+        raise UsageError(f"{wrong}: it is too long", resolution=f"take a path of {LONGEST} bytes at most")
     if not re.fullmatch(r"(/[A-Za-z0-9_.+-]+)+", path, re.ASCII):
-        raise UsageError(f"{variable}={path!r} cannot be used", resolution="letters, digits and _.+-/ only")
-    return Path(path)
+        raise UsageError(wrong, resolution="letters, digits and _.+-/ only")
+    there = next(each for each in (found, *found.parents) if os.path.lexists(each))
+    if not os.path.isdir(there):
+        raise UsageError(f"{wrong}: {there} leads to no directory", resolution="take another path")
+    if os.geteuid() == 0 and (loose := open_to_others(found)):
+        raise UsageError(
+            f"{wrong}: {loose} can be changed by others than root",
+            details="As root, hutch believes what lies there.",
+            resolution=_way_to_roots_own(loose),
+        )
+    return found
+
+
+def _way_to_roots_own(loose: Path) -> str:
+    """The advice on a path whose part `loose` others can change. A directory like /tmp is everybody's by intent, and of
+    a link these commands would change what it leads to."""
+    other = (
+        "take a path that lies, with all that leads there, where only root can change it; "
+        "below a directory such as /tmp, make one of root's first"
+    )
+    if loose.is_symlink() or loose.stat().st_mode & stat.S_ISVTX:
+        return other
+    return f"if it is in use, and nobody else's: chown root: {loose}; chmod go-w {loose}; or {other}"
 
 
 class Derived(Generic[T]):
@@ -140,6 +180,18 @@ class OfEach(Derived[Callable[[str], T]]):
 
     def __init__(self, derive: Callable[[Layout, str], T]) -> None:
         super().__init__(lambda layout: partial(derive, layout))
+
+
+def inspected_by(group: str) -> tuple[int, int] | None:
+    """The (pid, start time) of the process that makes an inspection, by its cgroup's name; None for another cgroup."""
+    found = re.fullmatch(rf"{LOOK}\.{NAME}\.(?P<pid>\d+)\.(?P<started>\d+)", group, re.ASCII)
+    return (int(found["pid"]), int(found["started"])) if found else None
+
+
+def _cgroup_of_slice(unit: str) -> str:
+    """The cgroup of a slice, relative to the root of the hierarchy: each dash of its name is a level."""
+    parts = unit.removesuffix(".slice").split("-")
+    return "/".join(f"{'-'.join(parts[: count + 1])}.slice" for count in range(len(parts)))
 
 
 @dataclass(frozen=True)
@@ -199,6 +251,7 @@ class Layout:
     """The MAC address of the host's end: no other interface has it, so the interface is known as ours at once."""
     uplink_router = "up0"
     """The router's end of the uplink: an interface in the router namespace."""
+    uplink_router_mac = Derived(lambda layout: mac(f"router of {layout.state}"))
     proof_namespace = Derived(lambda layout: f"{layout.instance}-prove")
     """The network namespace that `hutch prove` has while it runs."""
     proof_interface = Derived(lambda layout: f"{layout.instance}-pv")
@@ -213,25 +266,52 @@ class Layout:
     # State: survives a reboot.
 
     images = Derived(lambda layout: layout.state / "images")
+    ages = Derived(lambda layout: layout.state / "ages.json")
+    """The ages of images, and the last answers about their updates."""
     workspaces = Derived(lambda layout: layout.state / "workspaces")
     lock = Derived(lambda layout: layout.state / "lock")
     journal = Derived(lambda layout: layout.state / "journal.json")
     network_record = Derived(lambda layout: layout.state / "network.json")
     repairs = Derived(lambda layout: layout.state / "repairs.json")
     """The record of the changes that `hutch doctor --fix` has made to others' software on this host."""
+    placeholders = Derived(lambda layout: layout.state / "placeholders.json")
+    """The note on what was made in shared directories where protected paths are absent."""
     known_hosts = Derived(lambda layout: layout.state / "known_hosts")
-    group_key = Derived(lambda layout: layout.state / "keys" / "hutch" / "id_ed25519")
-    """A copy of root's key for the members of the group `hutch`."""
+    ssh_proxy = Derived(lambda layout: layout.state / "ssh-proxy")
+    """The program by which everybody's ssh reaches workspaces that this host has no route to. It is a copy, since
+    hutch's own files may be root's alone, and may move with an upgrade."""
+    addresses = Derived(lambda layout: layout.state / "addresses")
+    """The other addresses of clusters, for each user of a remote of this host."""
+
+    def addresses_of(self, account: int, conf: str, remote: str) -> Path:
+        """Those of one remote, as the configuration `conf` of a user's client knows it. The ssh proxy says the same."""
+        return self.addresses / str(account) / _sha256(conf).hex()[:16] / remote
+
+    keys = Derived(lambda layout: layout.state / "keys")
+    old_group_key = Derived(lambda layout: layout.keys / "hutch" / "id_ed25519")
+    """A copy of root's key, which an older hutch gave to the members of the group `hutch`."""
     user_views = Derived(lambda layout: layout.state / "shown")
-    """The user views, which owners and the group read; installed aliases know the directory by its name."""
+    """The user views, which are read by whoever sees a workspace; installed aliases know the directory by its name."""
 
     def image_root(self, id: str) -> Path:
         """An image's tree."""
         return self.images / id / "root"
 
-    def key(self, uid: int) -> Path:
-        """The private key that hutch made for a host user: root's opens every workspace."""
-        return self.state / "keys" / str(uid) / "id_ed25519"
+    def key(self, holder: int | str) -> Path:
+        """The private key that hutch made for a user or a group of the host (see spec/sharing): root's opens every
+        workspace."""
+        return self.keys / str(holder) / "id_ed25519"
+
+    audits = Derived(lambda layout: Path(AUDITS) if layout.instance == "hutch" else layout.state / "log")
+    """The records of what workspaces did; those of a second hutch lie with the rest of its own."""
+    audit = OfEach(lambda layout, name: layout.audits / f"{name}.jsonl")
+    """The newest file of a record; older ones have a number behind that."""
+    audit_head = OfEach(lambda layout, name: layout.workspace(name) / "record.json")
+    """The note on where it begins and ends."""
+    inboxes = OfEach(lambda layout, name: layout.audits / "inbox" / name)
+    """The directory in which others than root tell what is to go into it, each in a file of their own."""
+    audit_ends = OfEach(lambda layout, name: layout.inboxes(name) / "service")
+    """The file in which its service tells of its starts and ends; root's only."""
 
     user_view = OfEach(lambda layout, name: layout.user_views / f"{name}.json")
 
@@ -243,14 +323,24 @@ class Layout:
     home = OfEach(lambda layout, name: layout.workspace(name) / "home")
     root = OfEach(lambda layout, name: layout.workspace(name) / "root")
     """The kept root (`persist = "all"`)."""
+    arriving = OfEach(lambda layout, name: layout.workspace(name) / "arriving")
+    """The directory of root's own in which a home from a server stands until all of it has come."""
+    leaving = OfEach(lambda layout, name: layout.workspace(name) / "leaving")
+    """The home that is deleted, since it has come to a server."""
     host_key = OfEach(lambda layout, name: layout.workspace(name) / "ssh" / "ssh_host_ed25519_key")
+    private = OfEach(lambda layout, name: layout.workspace(name) / "private")
+    """The directory of root's own with what is written in private mounts; its guest writes below it."""
+    private_files = OfEach(lambda layout, name: layout.workspace(name) / "private.json")
+    """The note on the private files that were given to the workspace."""
     quota = OfEach(lambda layout, name: layout.workspace(name) / "quota")
     """The note on the quota of the home: since when it holds, and whether it covers all files there."""
+    server = OfEach(lambda layout, name: layout.workspace(name) / "server")
+    """The note on where its engine has made it, if that is not this host."""
     # Runtime: gone after a reboot.
 
     shares = Derived(lambda layout: layout.run / "shares.json")
     """The record of the host's bind mounts that are hutch's."""
-    reconciled = Derived(lambda layout: layout.run / "settled")
+    reconciled = Derived(lambda layout: layout.run / "reconciled")
     """A mark, there once the host is as the records want it. It keeps the name by which an upgrade finds it."""
 
     def runtime(self, name: str) -> Path:
@@ -259,6 +349,8 @@ class Layout:
     launch = OfEach(lambda layout, name: layout.runtime(name) / "launch.json")
     status = OfEach(lambda layout, name: layout.runtime(name) / "status.json")
     """The status that its service reports."""
+    asker = OfEach(lambda layout, name: layout.runtime(name) / "by")
+    """The account that its service starts or ends for just now."""
     runner_lock = OfEach(lambda layout, name: layout.runtime(name) / "runner.lock")
     """The lock that the workspace's runner holds for as long as it lives, where systemd is not process 1."""
     log = OfEach(lambda layout, name: layout.runtime(name) / "machine.log")
@@ -268,16 +360,19 @@ class Layout:
     def slice_cgroup(self, name: str) -> str:
         """The cgroup that has the workspace's limits, relative to the root of the cgroup2 hierarchy: each dash of a
         slice's name is a level."""
-        parts = self.slice(name).removesuffix(".slice").split("-")
-        levels = ("-".join(parts[: count + 1]) for count in range(len(parts)))
-        return "/".join(f"{level}.slice" for level in levels)
+        return _cgroup_of_slice(self.slice(name))
 
+    cgroup_of_all = Derived(lambda layout: _cgroup_of_slice(layout.slice_of_all))
+    """The cgroup of the slice of all: what runs below it leaves the host its reserve."""
     cgroup = OfEach(lambda layout, name: f"{layout.slice_cgroup(name)}/{layout.unit(name)}")
     """The cgroup of its service."""
-    build_cgroup = OfEach(lambda layout, name: f"{layout.instance}/build.{name}")
+    build_cgroup = OfEach(lambda layout, name: f"{layout.cgroup_of_all}/build.{name}")
     """The cgroup of an image's build; a workspace's name has no dot."""
-    inspection_cgroup = OfEach(lambda layout, name: f"{layout.instance}/look.{name}")
-    """The cgroup of the inspection of a home whose workspace is to be removed."""
+
+    def inspection_cgroup(self, name: str, pid: int, started: int | None) -> str:
+        """The cgroup of an inspection of a home whose workspace is to be removed, by the process that makes it."""
+        return f"{self.cgroup_of_all}/{LOOK}.{name}.{pid}.{started}"
+
     # Units.
 
     def unit(self, name: str) -> str:
@@ -299,6 +394,16 @@ class Layout:
     def network_unit(self) -> str:
         """The unit that sets up the host for all workspaces; it is there before any of them is."""
         return f"{self.instance}-network.service"
+
+    @property
+    def guards_unit(self) -> str:
+        """The unit that guards what stopped workspaces have written, before anybody can log in."""
+        return f"{self.instance}-guards.service"
+
+    @property
+    def fold_units(self) -> tuple[str, str]:
+        """The timer, and the service that it starts, by which what others tell gets into the records."""
+        return f"{self.instance}-record.timer", f"{self.instance}-record.service"
 
     @property
     def target(self) -> str:
@@ -339,4 +444,6 @@ class Layout:
     egress_control = Derived(lambda layout: layout.run / "egress")
     """The directory through which the egress proxy is told of changes; its own."""
     egress = Derived(lambda layout: layout.state / "egress")
-    """The directory where the egress proxy records what watched workspaces ask and reach; its own."""
+    """The directory of the records of what watched workspaces ask and reach; root's."""
+    egress_records = OfEach(lambda layout, name: layout.egress / name)
+    """The directory of one workspace's records; the egress proxy's own."""

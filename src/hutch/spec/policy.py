@@ -25,6 +25,11 @@ class Domain:
         """Whether `name`, in lower case and without a dot at its end, is covered."""
         return name.endswith(f".{self.name}") if self.is_wildcard else name == self.name
 
+    def contains(self, other: Domain) -> bool:
+        """Whether all names that `other` stands for are covered, at any port."""
+        is_same = (self.name, self.is_wildcard) == (other.name, other.is_wildcard)
+        return is_same or (self.is_wildcard and self.covers(other.name))
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -79,9 +84,14 @@ def policy_of(workspace: WorkspaceSpec) -> Policy:
     domains, networks = [], []
     for entry in workspace.egress:
         where, _, digits = entry.partition(":")
-        port = int(digits) if digits else None
         if "/" in where:
-            networks.append(Reach(where, port))
+            networks.append(Reach(where, int(digits) if digits else None))
         else:
-            domains.append(Domain(where.removeprefix("*."), where.startswith("*."), port))
+            domains.append(domain_of(entry))
     return Policy("list", tuple(domains), tuple(networks), workspace.learn)
+
+
+def domain_of(entry: str) -> Domain:
+    """The names that a valid entry of a list stands for."""
+    where, _, digits = entry.partition(":")
+    return Domain(where.removeprefix("*."), where.startswith("*."), int(digits) if digits else None)

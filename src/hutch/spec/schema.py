@@ -5,13 +5,21 @@ It describes each key; what several keys must be together is checked only when a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from hutch.spec.model import Idle, Incus, Mount, Network, WorkspaceSpec
+from hutch.spec.model import Idle, Incus, Kit, Mount, Network, WorkspaceSpec
 from hutch.spec.names import NAME
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-MODELS: dict[str, Any] = {"Idle": Idle, "Incus": Incus, "Mount": Mount, "Network": Network, "Workspace": WorkspaceSpec}
+MODELS: dict[str, Any] = {
+    "Idle": Idle,
+    "Incus": Incus,
+    "Kit": Kit,
+    "Mount": Mount,
+    "Network": Network,
+    "Workspace": WorkspaceSpec,
+}
 """The tables of the file, by their names in the schema."""
 
 
@@ -33,6 +41,12 @@ def render_schema() -> dict[str, Any]:
             "properties": {"incus": {"$ref": "#/$defs/Incus"}},
             "additionalProperties": False,
         },
+        "kits": {
+            "type": "object",
+            "description": "parts that workspaces have in common, for their key `use`",
+            "propertyNames": {"pattern": f"^{NAME}$"},
+            "additionalProperties": {"$ref": "#/$defs/Kit"},
+        },
     }
     typed = {"required": ["type"]}
     return {
@@ -51,19 +65,19 @@ def render_schema() -> dict[str, Any]:
     }
 
 
-def definitions() -> dict[str, Any]:
+def definitions(models: Mapping[str, Any] = MODELS) -> dict[str, Any]:
     """A schema for each table, its keys described as in the model."""
     # Spares the start-up of `hutch init`.
     from pydantic import TypeAdapter
 
-    _, described = TypeAdapter.json_schemas([(model, "validation", TypeAdapter(model)) for model in MODELS.values()])
+    _, described = TypeAdapter.json_schemas([(model, "validation", TypeAdapter(model)) for model in models.values()])
     found: dict[str, Any] = {}
-    for title, model in MODELS.items():
+    for title, model in models.items():
         table = found[title] = {**described["$defs"][model.__name__], "title": title}
         table["description"] = (model.__doc__ or "").partition("\n")[0]
         for name, field in model.__dataclass_fields__.items():
             table["properties"][name] = described_key(table["properties"][name], dict(field.metadata))
-    found["Workspace"].pop("required")  # see the top: `type` may come from [defaults]
+    found.get("Workspace", {}).pop("required", None)  # see the top: `type` may come from [defaults]
     return found
 
 

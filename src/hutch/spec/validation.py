@@ -1,14 +1,12 @@
-"""Validation: turns a table of the file into one of the model's dataclasses, by pydantic, with plain findings.
+"""Validation: turns a table of the file into one of the model's dataclasses, by pydantic-core, with plain findings.
 
 A wrong key never hides another one: what fails is reported and left out, and the rest is validated again,
-so that the checks between keys see all that is right. Values are handed to pydantic as JSON, where it is
+so that the checks between keys see all that is right. Values are handed to it as JSON, where it is
 strict about types and still takes a list for a tuple.
 """
 
 from __future__ import annotations
 
-import difflib
-import functools
 import json
 import re
 import typing
@@ -17,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hutch.frozen import dataclass
 from hutch.spec.model import Idle, Mount
+from hutch.spec.validators import validator
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
@@ -62,7 +60,7 @@ class Validated(Generic[T]):
 def validate(cls: type[T], table: Table, at: Path, stand_ins: Table | None = None) -> Validated[T]:
     """`table` as `cls`, as far as it is valid. `stand_ins` are for required keys that turn out wrong."""
     # Spares the start-up of `hutch doctor`, which reads no file where a network is set up.
-    from pydantic import ValidationError
+    from pydantic_core import ValidationError
 
     model: Any = cls
     rest: Table = json_ready(table)
@@ -70,7 +68,7 @@ def validate(cls: type[T], table: Table, at: Path, stand_ins: Table | None = Non
     findings: list[FieldProblem] | None = None
     while True:
         try:
-            value = adapter(model).validate_json(json.dumps(rest))
+            value = validator(model).validate_json(json.dumps(rest))
         except ValidationError as error:
             errors = error.errors(include_url=False)
         else:
@@ -79,15 +77,6 @@ def validate(cls: type[T], table: Table, at: Path, stand_ins: Table | None = Non
             findings = [explain(cls, details, at) for details in errors]
         leave_out(rest, kept, errors)
         rest = {**(stand_ins or {}), **rest}
-
-
-@functools.cache
-def adapter(cls: Any) -> TypeAdapter[Any]:
-    """Pydantic's validator of a dataclass; making one takes longer than a hundred validations."""
-    # Spares the start-up of `hutch doctor`, which reads no file where a network is set up.
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(cls)
 
 
 def json_ready(value: Any, depth: int = 0) -> Any:
@@ -132,7 +121,8 @@ def explain(cls: type, error: ErrorDetails, at: Path) -> FieldProblem:
         reason = error["ctx"]["error"]
         message, hint = getattr(reason, "message", str(reason)), getattr(reason, "hint", "")
     elif kind == "literal_error":
-        message, hint = "is not one of the known values", choices(owner, key)
+        whole = next(str(part) for part in reversed(place) if isinstance(part, str))
+        message, hint = "is not one of the known values", choices(owner, whole)
     elif kind == "unexpected_keyword_argument":
         message, hint = "unknown key", nearest(key, owner.__dataclass_fields__)  # type: ignore[attr-defined]
     elif kind == "missing":
@@ -142,7 +132,9 @@ def explain(cls: type, error: ErrorDetails, at: Path) -> FieldProblem:
 
 def choices(cls: type, key: str) -> str:
     """The values of a key that takes one of a few words: `"container" or "vm"`."""
-    return " or ".join(f'"{choice}"' for choice in typing.get_args(typing.get_type_hints(cls)[key]))
+    kind = typing.get_type_hints(cls)[key]
+    words = [word for part in (kind, *typing.get_args(kind)) for word in typing.get_args(part) if isinstance(word, str)]
+    return " or ".join(f'"{word}"' for word in dict.fromkeys(words))
 
 
 def meaning(cls: type, key: str) -> str:
@@ -152,6 +144,9 @@ def meaning(cls: type, key: str) -> str:
 
 def nearest(key: str, known: Iterable[str]) -> str:
     """A hint: the known key that is nearest, or all known keys."""
+    # Spares the start-up of `hutch up` for files that are right.
+    import difflib
+
     names = list(known)
     close = difflib.get_close_matches(key.lower().replace("-", "_"), names, n=1)
     return f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(names)}"

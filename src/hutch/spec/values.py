@@ -22,7 +22,7 @@ from hutch.spec.field_types import (
     whole_number,
     word,
 )
-from hutch.spec.names import UID_FIRST
+from hutch.spec.names import NAME, UID_FIRST
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 LARGEST_SIZE = 2**50
@@ -177,6 +177,20 @@ class HostUser(FieldType):
         return {"type": ["string", "integer"]}
 
 
+class Sharer(FieldType):
+    """A user of the host, or a group behind an @. Whether there is one is seen when the file is loaded."""
+
+    pattern = "@?[A-Za-z_][A-Za-z0-9_.-]{0,63}"
+    form = 'a user name such as "alice", or "@" and a group of the host'
+    wrong = "is neither a user name nor a group"
+
+
+class KitName(FieldType):
+    pattern = NAME
+    form = NAME_HINT
+    wrong = "cannot name a kit"
+
+
 class PackageName(FieldType):
     """The name of a package. A final hyphen would ask apt to remove the package."""
 
@@ -214,7 +228,7 @@ class ShellPath(FieldType):
 
 
 class HostPath(FieldType):
-    """A directory of the host: "~", "~/x", absolute, or relative to the file. Loading makes it absolute."""
+    """A directory or a file of the host: "~", "~/x", absolute, or relative to the file. Loading makes it absolute."""
 
     form = 'a path such as "~/src", "/srv/data" or "./here"'
 
@@ -249,6 +263,23 @@ class TargetPath(FieldType):
         return path
 
 
+class InnerPath(FieldType):
+    """A path in a shared directory, whichever that is."""
+
+    form = 'a path such as "Makefile" or ".github/workflows"'
+
+    def parse(self, value: object) -> str:
+        path = path_text(value, self.form)
+        if path.startswith(("/", "~")):
+            raise Invalid("does not begin in the shared directory", self.form)
+        plain_path = posixpath.normpath(path)
+        if plain_path == "." or plain_path.split("/")[0] == "..":
+            raise Invalid("is not in the shared directory", self.form)
+        if plain_path != path:
+            raise Invalid("is not a plain path", f'write "{plain_path}"')
+        return path
+
+
 class ImageReference(FieldType):
     distributions = ("debian:trixie", "debian:bookworm", "ubuntu:noble")
     pattern = r"(debian:trixie|debian:bookworm|ubuntu:noble|oci:.+|rootfs:.+|nix:.+)"
@@ -272,6 +303,13 @@ class Duration(FieldType):
     pattern = r"[1-9][0-9]{0,5}(s|min|h|d)"
     form = 'a number and s, min, h or d, such as "30min"'
     wrong = "is not a duration"
+    units: ClassVar[dict[str, int]] = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+
+    def seconds(self, value: object) -> int:
+        """The seconds of a duration as it is written. Raises Invalid."""
+        duration = str(self.parse(value))
+        unit = duration.lstrip("0123456789")
+        return int(duration.removesuffix(unit)) * self.units[unit]
 
 
 class Remote(FieldType):

@@ -7,11 +7,12 @@ import os
 import stat
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
-from hutch.errors import HutchError, explained
-from hutch.files import kept_open
+from hutch.failure import HutchError, explained
+from hutch.files import kept_open, write_all
 from hutch.libc import call
 from hutch.trees.cursor import DIRECTORY, PATIENCE, SUPERFLUOUS, opened, pinned, walk, way_to
 
@@ -33,21 +34,40 @@ def _give(descriptor: int, makers: Collection[int], uid: int, gid: int) -> bool:
     new_uid, new_gid = uid if status.st_uid in makers else -1, gid if status.st_gid in makers else -1
     if (new_uid, new_gid) == (-1, -1):
         return False
-    call("fchownat", descriptor, b"", new_uid, new_gid, AT_EMPTY_PATH)
+    set_owner(descriptor, new_uid, new_gid)
     return True
+
+
+def set_owner(descriptor: int, uid: int, gid: int) -> None:
+    """Give what a descriptor pins, a link itself too, to somebody."""
+    call("fchownat", descriptor, b"", uid, gid, AT_EMPTY_PATH)
 
 
 def take_setuid(top: int, makers: Collection[int], *, seconds: float = PATIENCE) -> int:
     """Take setuid and setgid from the files of `makers`. Returns how many there were."""
     changed = 0
     for directory, name in walk(top, seconds=seconds):
-        with present(), pinned(directory, name) as descriptor:
-            status = os.fstat(descriptor)
-            is_armed = stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_ISUID | stat.S_ISGID)
-            if is_armed and status.st_uid in makers:
-                os.chmod(way_to(descriptor), stat.S_IMODE(status.st_mode) & 0o1777)
-                changed += 1
+        changed += take_setuid_of(directory, name, makers)
     return changed
+
+
+def take_setuid_of(directory: int, name: str, makers: Collection[int]) -> bool:
+    """Take setuid and setgid from one file, if it is the makers'. Returns whether it had them."""
+    with present(), pinned(directory, name) as descriptor:
+        status = os.fstat(descriptor)
+        is_armed = stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_ISUID | stat.S_ISGID)
+        if is_armed and status.st_uid in makers:
+            os.chmod(way_to(descriptor), stat.S_IMODE(status.st_mode) & 0o1777)
+            return True
+    return False
+
+
+def set_back(top: int, since: float, to: int, *, seconds: float = PATIENCE) -> None:
+    """Set the times of all files that changed after `since` to `to`, both in seconds since 1970, in a tree in which
+    nobody else changes anything."""
+    for directory, name in chain(walk(top, seconds=seconds), ((top, "."),)):
+        if os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime >= since:
+            os.utime(name, (to, to), dir_fd=directory, follow_symlinks=False)
 
 
 def main(path: str, owner: str, first: str, count: str) -> None:
@@ -70,9 +90,10 @@ def present() -> Iterator[None]:
 
 
 def make_owned(path: Path, uid: int, gid: int) -> None:
-    """Make the directory, and root's own ones above it. A guest may write in one of those that are there."""
+    """Make the directory and absent ones above it. Those are root's own, or the same owner's below a directory of
+    the owner's. A guest may write in one of those that are there."""
     *parents, name = path.parts[1:]
-    with explained(f"{path} cannot be made"), _descended("/", parents) as current:
+    with explained(f"{path} cannot be made"), _descended("/", parents, uid, gid, is_heir=True) as current:
         os.close(_make_below(current, name, 0o700, uid, gid))
         os.fsync(current)
 
@@ -84,17 +105,63 @@ def make_inside(home: Path, parts: tuple[str, ...], uid: int, gid: int) -> None:
         pass
 
 
+def make_file_inside(
+    home: Path, parts: tuple[str, ...], uid: int, gid: int, content: bytes = b"", mode: int = 0o644
+) -> bool:
+    """Make a file below the home, and directories on the way, as `make_inside` does. False where something is there
+    already, whatever that is."""
+    *parents, name = parts
+    with _descended(home, parents, uid, gid) as parent:
+        if _is_there(parent, name):
+            return False
+        put_file(parent, name, uid, gid, content, mode)
+        return True
+
+
+def put_file(parent: int, name: str, uid: int, gid: int, content: bytes, mode: int) -> None:
+    """Put a file in a directory, all of it at once, in the place of what has that name. The file is new, and has
+    nobody else's links: it has no name until all is in it."""
+    descriptor = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=parent)
+    with kept_open(descriptor):
+        write_all(descriptor, content)
+        os.fchown(descriptor, uid, gid)
+        os.fchmod(descriptor, mode)
+        if not _is_there(parent, name):
+            with suppress(FileExistsError):
+                os.link(way_to(descriptor), name, dst_dir_fd=parent, follow_symlinks=True)
+                return
+        aside = f".{name[:200]}.{os.urandom(6).hex()}"
+        os.link(way_to(descriptor), aside, dst_dir_fd=parent, follow_symlinks=True)
+        try:
+            os.rename(aside, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except OSError:
+            os.unlink(aside, dir_fd=parent)
+            raise
+
+
+def _is_there(parent: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 @contextmanager
-def _descended(top: str | Path, parts: Iterable[str], uid: int = -1, gid: int = -1) -> Iterator[int]:
+def _descended(
+    top: str | Path, parts: Iterable[str], uid: int = -1, gid: int = -1, *, is_heir: bool = False
+) -> Iterator[int]:
     """The directory to which `parts` lead from `top`; absent ones on the way are made, root's own unless given to
-    somebody. Each step goes by descriptor, and through no symbolic link."""
+    somebody: to an heir only those below what is the heir's already. Each step goes by descriptor, and through no
+    symbolic link."""
     with ExitStack() as stack:
         current = stack.enter_context(opened(top))
         for part in parts:
             try:
                 following = os.open(part, DIRECTORY, dir_fd=current)
             except FileNotFoundError:
-                following = _make_below(current, part, 0o755, uid, gid)
+                given = not is_heir or os.fstat(current).st_uid == uid
+                following = _make_below(current, part, 0o755, *((uid, gid) if given else (-1, -1)))
             current = stack.enter_context(kept_open(following))
         yield current
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-from hutch.errors import HutchError
+from hutch.failure import HutchError
 from hutch.files import kept_open
 from hutch.libc import call
 
@@ -219,11 +219,23 @@ def walk(top: int, *, seconds: float = PATIENCE) -> Iterator[tuple[int, str]]:
     """(descriptor of a directory, name in it) of everything below `top`: a directory before what is in it. Mounts are
     left out, and so are entries that go away meanwhile; OSError tells of all others that cannot be looked into. Use
     each before taking the next."""
+    for cursor, name in _walked(top, seconds):
+        yield cursor.descriptor, name
+
+
+def walk_with_ways(top: int, *, seconds: float = PATIENCE) -> Iterator[tuple[list[str], int, str]]:
+    """The same, each with the names of the directories that lead there from `top`."""
+    for cursor, name in _walked(top, seconds):
+        yield cursor.names, cursor.descriptor, name
+
+
+def _walked(top: int, seconds: float) -> Iterator[tuple[Cursor, str]]:
+    """The cursor at each directory, with each name in it."""
     deadline = time.monotonic() + seconds
     cursor = Cursor(top)
     try:
         for name in _walk(cursor, deadline):
-            yield cursor.descriptor, name
+            yield cursor, name
     except Moved as error:
         raise HutchError(
             f"{shown(cursor.names)} was moved while it was looked through", resolution="try again when nobody does that"
@@ -270,3 +282,12 @@ def shown(names: Sequence[str]) -> str:
     """A way from the top for people; whoever chose the names may not be one of them."""
     text = "/".join(names[:LONGEST]) or "."
     return repr(text if len(text) <= LONGEST and len(names) <= LONGEST else f"{text[:LONGEST]}…")
+
+
+def holds_something(path: str) -> bool:
+    """Whether there is a directory by this path that is not empty."""
+    try:
+        with opened(path) as top, os.scandir(top) as entries:
+            return any(True for _ in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return False

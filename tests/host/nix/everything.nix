@@ -17,6 +17,18 @@
       remote = "cluster";
       project = "work";
       target = "@fast";
+      subnet = "10.84.0.0/16";
+    };
+    kits.tools = {
+      packages = [ "jq" ];
+      setup = "npm --version";
+      extraMounts.cache = {
+        hostPath = "/srv/cache";
+        containerPath = "/cache";
+      };
+      env.PAGER = "less";
+      protect = [ "Makefile" ];
+      egress = [ "registry.npmjs.org:443" ];
     };
     workspaces = {
       all = {
@@ -36,6 +48,7 @@
         shell = "/bin/sh";
         authorizedKeys = [ "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKotIqu5H3OSHuy88InDBySHJvg0MOTh65++0Y1TDAJC alice@host" ];
         owner = 1000;
+        shareWith = [ "daemon" "@daemon" ];
         ip = "192.168.90.10";
         mac = "02:00:00:00:00:01";
         cid = 4000;
@@ -58,6 +71,11 @@
             createHostPath = true;
             shift = true;
           };
+          settings = {
+            hostPath = "/srv/settings";
+            containerPath = "/settings";
+            mode = "private";
+          };
         };
         egress = [
           "*.example.org"
@@ -69,7 +87,10 @@
           "127.0.0.1:5353:53/udp"
         ];
         env.EDITOR = "vim";
+        protect = [ ".github/workflows" ];
+        protectDefault = false;
         nixStore = true;
+        use = [ "tools" ];
         passHostGpu = true;
         nesting = true;
         learn = true;

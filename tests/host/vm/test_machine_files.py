@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.host.instance import Instance
 
 
+@pytest.mark.slow
 def test_what_machines_boot_is_made_again(own_image: Callable[[str], Instance]) -> None:
     instance = own_image("vm")
     before = instance.status("own")["pid"]

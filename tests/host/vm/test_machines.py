@@ -5,20 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from hutch.host.hardware.accelerator import read_memory, write_memory
+from hutch.runtime.observe import read_launch
 from hutch.runtime.status import Status, read_status
 from hutch.spec.model import MACHINE_CPUS
 from hutch.spec.names import Layout
+from hutch.spec.programs import own_program
+from tests.host.egress import eventually
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
 from tests.host.processes import processes
 from tests.support.world import World
 
+LEFT = 300 << 20
 UNPRIVILEGED = {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}
 
 
@@ -26,6 +36,7 @@ UNPRIVILEGED = {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}
 def lab(world: World, images: Path) -> Iterator[Instance]:
     """A machine that runs, and may be ended."""
     with open_instance(world, images) as instance:
+        instance.vcpus = ""  # as many as by default
         instance.declare("vm", lab="")
         instance.up()
         yield instance
@@ -50,14 +61,18 @@ def pids(instance: Instance, program: str) -> list[int]:
     return found
 
 
+def layout_of(instance: Instance) -> Layout:
+    return Layout(instance.state, instance.run)
+
+
 def cgroup_of(instance: Instance) -> str:
     """The service's."""
-    return Layout(instance.state, instance.run).cgroup("lab")
+    return layout_of(instance).cgroup("lab")
 
 
 def said(instance: Instance) -> Status:
     """What its service says; without a command, since that may soon be something else."""
-    found = read_status(str(Layout(instance.state, instance.run).status("lab")))
+    found = read_status(str(layout_of(instance).status("lab")))
     assert found is not None
     return found
 
@@ -92,6 +107,7 @@ def test_all_its_processors_run_and_none_before_the_devices_are_set_up(running: 
         assert devices < started
 
 
+@pytest.mark.slow
 def test_one_processor_is_enough(running: Instance) -> None:
     """There is none then that could be started later."""
     running.declare("vm", lab="", one="vcpus = 1")
@@ -205,6 +221,94 @@ def test_what_root_inside_makes_in_home_is_the_owners(running: Instance) -> None
     assert running.inside("lab", "mknod", "/home/dev/disk", "b", "8", "0", root=True, check=False).returncode != 0
 
 
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [('memory = "64TiB"', "memory"), ("vcpus = 0", "vcpus"), ("cid = 2", "cid"), ('memory = "64MiB"', "memory")],
+)
+def test_bad_input_is_told_before_anything_starts(running: Instance, keys: str, key: str) -> None:
+    before = running.status("lab")
+    running.declare("vm", lab="", other=keys)
+    told = running.hutch("up", check=False)
+    assert told.returncode == 2
+    assert f"workspaces.other.{key}" in told.stderr
+    assert running.status("lab") == before
+    running.declare("vm", lab="")
+
+
+def test_it_is_there_and_goes_when_it_is_told_to(running: Instance) -> None:
+    launch = read_launch(layout_of(running).launch("lab"))
+    assert launch is not None
+    status = running.status("lab")
+    assert (status["state"], status["hypervisor"], status["pid"]) == ("running", "qemu", said(running).pid)
+    assert status["accelerator"] in ("kvm", "tcg")
+    assert 0 < status["ready_seconds"] < launch.start_seconds
+    assert running.ssh("lab", "uname -n").stdout == "lab\n"
+    assert running.inside("lab", "id", "-un").stdout == "dev\n"
+    check_console(running)
+    check_memory(running)
+    check_unheard(running)
+    began = time.monotonic()
+    running.hutch("stop", "lab")
+    assert time.monotonic() - began < launch.stop_seconds
+    assert (said(running).state, said(running).reason) == ("stopped", "")
+    assert running.status("lab")["state"] == "stopped"
+    running.hutch("stop", "lab")  # nothing is left to do
+
+
+def check_console(lab: Instance) -> None:
+    """Whoever attaches sees it and types there; the log has it in any case."""
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(str(layout_of(lab).console("lab")))
+        link.settimeout(30)
+        lab.inside("lab", "sh", "-c", "echo to the console >/dev/ttyS0", root=True)
+        seen = b""
+        while b"to the console" not in seen:
+            seen += link.recv(4096)
+        reader = 'read -r line </dev/ttyS0; echo "<$line>" >/dev/ttyS0'
+        lab.inside("lab", "systemd-run", "--quiet", "sh", "-c", reader, root=True)
+        deadline = time.monotonic() + 60
+        while b"<heard>" not in (seen := seen + received(link)):
+            assert time.monotonic() < deadline, seen
+            link.sendall(b"heard\n")  # what is typed before somebody reads is lost
+    log = layout_of(lab).log("lab")
+    assert eventually(lambda: b"to the console" in log.read_bytes(), 60)
+
+
+def received(link: socket.socket) -> bytes:
+    """What comes within a second."""
+    link.settimeout(1)
+    try:
+        return link.recv(4096)
+    except TimeoutError:
+        return b""
+
+
+def check_memory(lab: Instance) -> None:
+    """What a command has to say to a machine's monitor while it runs."""
+    total = "awk '/^MemTotal/ { print $2 * 1024 }' /proc/meminfo"
+    assert int(lab.inside("lab", "sh", "-c", total).stdout) > LEFT
+    leave_memory(lab, LEFT)
+    lab.inside("lab", "sh", "-c", f"until [ $({total}) -le {LEFT} ]; do sleep 0.1; done", timeout=30)
+    leave_memory(lab, 1 << 30)
+
+
+def leave_memory(lab: Instance, size: int) -> None:
+    spec = find_spec("qemu.qmp")
+    assert spec is not None and spec.origin is not None
+    program = own_program("hutch.backends.qemu_monitor", sys.executable, needs_others=True)
+    library = str(Path(spec.origin).parents[2])
+    argv = (*program, str(layout_of(lab).runtime("lab") / "control"), library, str(size))
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def check_unheard(lab: Instance) -> None:
+    """Once it is ready, nobody listens at its port; what a guest says there all the same stops nothing."""
+    flood = "timeout 2 head -c 1000000 /dev/zero >/dev/vport1p1 || :"
+    lab.inside("lab", "sh", "-c", flood.replace("vport1p1", "$(cd /dev && echo vport*p1)"), root=True)
+
+
+@pytest.mark.slow
 def test_reboot_inside_restarts_it(running: Instance) -> None:
     running.inside("lab", "touch", "/root/gone", root=True)
     before = running.status("lab")["since"]
@@ -214,11 +318,32 @@ def test_reboot_inside_restarts_it(running: Instance) -> None:
     assert running.inside("lab", "ls", "/root", root=True).stdout == ""
 
 
+@pytest.mark.slow
+def test_a_timer_that_its_kernel_measured_wrongly_is_noticed(running: Instance) -> None:
+    """Against a counter that is told to be slower than it is, as when a busy host held the machine."""
+    if running.status("lab")["accelerator"] == "kvm":
+        pytest.skip("with KVM, nothing is measured")
+    layout = Layout(running.state, running.run)
+    memory = read_memory(layout)
+    wrong = {**memory.clock, "khz": memory.clock["khz"] * 4}
+    write_memory(layout, replace(memory, clock=wrong))
+    try:
+        failed = running.hutch("restart", "lab", check=False)
+    finally:
+        write_memory(layout, memory)
+    assert "the guest rebooted before it was ready" in failed.stderr
+    said = running.hutch("logs", "lab").stdout
+    assert said.count("hutch: the host was too busy while the kernel measured its timer\n") == 4
+    assert said.count("the guest rebooted before it was ready: it starts once more\n") == 3
+
+
+@pytest.mark.slow
 def test_power_off_inside_stops_it(running: Instance) -> None:
     running.inside("lab", "systemctl", "poweroff", root=True, check=False)
     awaited(lambda: running.status("lab")["state"] == "stopped")
 
 
+@pytest.mark.slow  # tests/host/test_machine_service has it with a program that plays the machine
 def test_a_panic_is_told(running: Instance) -> None:
     running.ssh("lab", "(sleep 0.2; echo c | doas tee /proc/sysrq-trigger) >/dev/null 2>&1 & exit")
     awaited(lambda: running.status("lab")["state"] == "failed")
@@ -278,20 +403,6 @@ def test_a_kept_root_lies_on_a_disk_that_grows(running: Instance) -> None:
     running.up()
     assert running.inside("lab", "cat", "/root/kept", root=True).stdout == "kept\n"
     awaited(lambda: int(running.inside("lab", "df", "--output=size", "-k", "/", root=True).stdout.split()[1]) > 1 << 20)
-
-
-@pytest.mark.parametrize(
-    ("keys", "key"),
-    [('memory = "64TiB"', "memory"), ("vcpus = 0", "vcpus"), ("cid = 2", "cid"), ('memory = "64MiB"', "memory")],
-)
-def test_bad_input_is_told_before_anything_starts(running: Instance, keys: str, key: str) -> None:
-    before = running.status("lab")
-    running.declare("vm", lab="", other=keys)
-    told = running.hutch("up", check=False)
-    assert told.returncode == 2
-    assert f"workspaces.other.{key}" in told.stderr
-    assert running.status("lab") == before
-    running.declare("vm", lab="")
 
 
 def test_a_hypervisor_that_cannot_run_here_leaves_nothing_behind(world: World, images: Path) -> None:

@@ -8,6 +8,9 @@ case " $arguments " in *" hutch.probe "*) # asked to learn whether this host's K
   echo "hutch-probe: ok" >/dev/console
   $b poweroff -f ;;
 esac
+case " $arguments " in *" tsc=reliable "*) # the timer that it measured may be wrong: see hutch's own init.sh
+  $b grep -q -x ' mult: *[23][0-9]\{8\}' /proc/timer_list || echo b >/proc/sysrq-trigger ;;
+esac
 $b mount -t sysfs sysfs /sys
 while read -r module _; do
   $b insmod "/lib/$module.ko"

@@ -50,11 +50,10 @@ def main() -> None:
 
 
 def run_command(told: dict[str, list[str]], number: int) -> int:
-    for disk in ("checkout", "venv", "python"):
+    for disk in ("checkout", "venv", "python", "packages"):
         for place in told[disk]:
             show(disk, place, "ro")
     show("images", "/srv/cache/images", "rw")
-    show("packages", "/srv/packages", "ro")
     if number == 1:
         load_modules()
     (checkout,) = told["checkout"]
@@ -65,7 +64,6 @@ def run_command(told: dict[str, list[str]], number: int) -> int:
         "HUTCH_STAND": str(number),
         "HUTCH_TEST_CACHE": "/srv/cache",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "HYPOTHESIS_STORAGE_DIRECTORY": "/var/tmp/hypothesis",  # the checkout is read-only, and it would complain
     }
     with open("/proc/uptime") as file:
         print(f"the stand is up: {file.read().split()[0]} s after its kernel", flush=True)

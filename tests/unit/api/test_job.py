@@ -14,8 +14,10 @@ import pytest
 
 import hutch
 from hutch.api import job as jobs
-from hutch.api.job import Call, Job
+from hutch.api.cloning import read_result
+from hutch.api.job import HEADER, Call, Job, decode_plain, frame, plain_frame
 from hutch.api.worker import portable
+from hutch.clones.notes import Clone
 from hutch.spec.names import HANDED_ON, Layout
 
 
@@ -152,6 +154,53 @@ def test_an_error_that_has_something_odd_with_it_comes_back_too() -> None:
         "details",
         "resolution",
     )
+
+
+def test_a_call_for_somebody_else_runs_as_their_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv: list[str] = []
+
+    def start(words: Sequence[str], **options: object) -> None:
+        argv.extend(words)
+        raise hutch.HutchError("not now")
+
+    monkeypatch.setattr(jobs, "start", start)
+    with pytest.raises(hutch.HutchError, match="not now"):
+        Job(Call(tmp_path, "fetch", {}, "web", account=(1000, 1001)))  # type: ignore[arg-type]
+    assert argv[:5] == ["setpriv", "--reuid=1000", "--regid=1001", "--init-groups", "--"]
+
+
+class Evil:
+    """A value that runs a command where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (9,)
+
+
+@pytest.mark.parametrize(
+    "said", [frame("result", Evil()), plain_frame("error", ["too", "short"]), b"", b"head\xff", b"head[1]"]
+)
+def test_somebody_elses_process_is_not_believed(said: bytes) -> None:
+    with pytest.raises(hutch.HutchError, match="does not say how it ended"):
+        decode_plain(said[HEADER.size :])
+
+
+def test_what_somebody_elses_process_says_comes_as_plain_values() -> None:
+    clone = Clone("web", "/src/shop", "shop", "main", "f" * 40)
+    kind, value = decode_plain(plain_frame("result", clone)[HEADER.size :])
+    assert (kind, read_result("clone", value)) == ("result", clone)
+    fetched = hutch.Fetched((hutch.FetchedBranch("main", "refs/remotes/web/main", "", "f" * 40),), ("old",), ("left",))
+    assert read_result("fetch", decode_plain(plain_frame("result", fetched)[HEADER.size :])[1]) == fetched
+    kind, error = decode_plain(plain_frame("error", hutch.UsageError("no", details="d", resolution="r"))[HEADER.size :])
+    assert (kind, type(error), error.brief, error.details, error.resolution) == (
+        "error",
+        hutch.UsageError,
+        "no",
+        "d",
+        "r",
+    )
+    for method, odd in (("clone", {}), ("fetch", {"branches": 1}), ("fetch", None)):
+        with pytest.raises(hutch.HutchError, match="does not say what became"):
+            read_result(method, odd)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])

@@ -6,13 +6,22 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hutch.apply import boot, reconcile
 from hutch.errors import HutchError
+from hutch.host.services.lock import Busy
+from hutch.host.services.unit_texts import START_SECONDS
+from hutch.host.storage import shares
+from hutch.host.storage.shares import Guest
+from hutch.spec.model import Mount
 from hutch.spec.names import Layout
+from hutch.spec.record import Record
+from hutch.state import write_record
+from tests.unit.facts import workspace
 
 
 @pytest.fixture
@@ -90,3 +99,27 @@ def test_only_a_host_that_stays_up_is_cleared(
     host.stop()
     assert cleared == ([] if is_stopping else [host.layout])
     assert host.layout.reconciled.exists() is not is_stopping
+
+
+def test_what_stopped_workspaces_have_written_is_guarded_at_boot(
+    host: boot.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the last start could write too, until there is another start."""
+    found: list[tuple[list[str], set[Guest]]] = []
+    monkeypatch.setattr(
+        shares,
+        "ensure_shares",
+        lambda layout, paths, guests, members_own: found.append((list(paths), set().union(*guests.values()))),
+    )
+    wanted = workspace(mounts=(Mount("/srv/b", "/b"), Mount("/srv/c", "/c", readonly=True)))
+    record = Record("web", "/f", workspace(mounts=(Mount("/srv/a", "/a"),)), "image-1", 0x7000_0000, "0" * 32)
+    write_record(host.layout, replace(record.with_booted(), wanted=wanted))
+    host.guard()
+    assert found == [([str(wanted.home), "/srv/b", "/srv/a"], {Guest(0x7000_0000, 1000)})]
+
+
+def test_logins_do_not_wait_for_whoever_holds_the_lock(host: boot.Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert boot.GUARD_PATIENCE < START_SECONDS / 2
+    monkeypatch.setattr(boot, "GUARD_PATIENCE", 0.01)
+    with held(host), pytest.raises(Busy):
+        host.guard()

@@ -10,6 +10,7 @@ import pytest
 
 from hutch.apply.coexistence import Repairs, check_neighbours, free_subnet, wanted_repairs
 from hutch.apply.doctor import Finding, is_broken
+from hutch.host.network.firewall import UPSTREAM_PORT
 from hutch.host.network.neighbours import Neighbours, Workspaces, parse_servers, parse_upstream
 from hutch.host.network.router import HostNetwork
 from hutch.spec.model import Network
@@ -51,6 +52,7 @@ QUIET = Neighbours(
     drop_in="/etc/NetworkManager/conf.d/90-hutch.conf",
     without_aliases=(),
     orphans=(),
+    first_free_port=1024,
 )
 NOBODY = replace(
     QUIET, workspaces=Workspaces(NETWORK, {}), is_linked=False, host=HostNetwork({"eth0": LINKS[1]}, ROUTES[:1])
@@ -76,6 +78,7 @@ SCENES = {
     "resolved": replace(QUIET, servers=("127.0.0.53",), answers={"web": "192.168.83.2"}),
     "resolved-led-past": replace(QUIET, answers={}),
     "resolved-without-hosts": replace(QUIET, servers=("127.0.0.53",), answers={"web": ""}),
+    "everybodys-port": replace(QUIET, first_free_port=40),
     "no-names": replace(QUIET, servers=()),
     "no-way-out": replace(QUIET, upstream=()),
     "forwarding-off": replace(QUIET, forwards=False),
@@ -109,6 +112,13 @@ def test_a_quiet_host_has_nothing_to_do() -> None:
     assert {finding.state for finding in check_neighbours(QUIET)} == {"ok"}
     assert [finding.do for finding in check_neighbours(QUIET) if finding.do] == []
     assert wanted_repairs(QUIET) == Repairs()
+
+
+@pytest.mark.parametrize(("first_free_port", "is_said"), [(0, True), (UPSTREAM_PORT + 1, False)])
+def test_users_of_the_host_cannot_listen_in_the_resolvers_place(first_free_port: int, is_said: bool) -> None:
+    assert QUIET.first_free_port > UPSTREAM_PORT
+    found = check_neighbours(replace(QUIET, first_free_port=first_free_port))
+    assert ("resolver's port" in {finding.name for finding in found}) is is_said
 
 
 def test_another_subnet_is_free() -> None:

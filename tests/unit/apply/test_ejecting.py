@@ -22,12 +22,12 @@ from hutch.apply.ejected_texts import (
     render_files,
     render_units,
 )
-from hutch.apply.ejecting import check, may_be_renamed_in, recover_ejected, subject_home
+from hutch.apply.ejecting import check, recover_ejected, subject_home
 from hutch.backends import launch_of
 from hutch.backends.nspawn import DIALECT, NEST
 from hutch.errors import HutchError, UsageError
 from hutch.host.network.dns import wanted_resolvers
-from hutch.host.network.firewall import Member
+from hutch.host.network.firewall import Endpoint
 from hutch.host.network.watch import wanted_watch
 from hutch.host.services import units
 from hutch.plan.decide import refuse_ejected
@@ -62,9 +62,9 @@ def subject(name: str, declared: WorkspaceSpec, layout: Layout = LAYOUT) -> Ejec
     )
     assert declared.mac and declared.ip
     port = names.port(name, "container")
-    member = Member(name, port, declared.mac, declared.ip, declared.publish)
+    endpoint = Endpoint(name, port, declared.mac, declared.ip, declared.publish)
     services = (*wanted_resolvers(target, network, "dnsmasq", ["box.example"]), wanted_watch(target, network))
-    return Ejection(target, launch_of(name, declared, host), declared, member, network, 0x7000_0000, services)
+    return Ejection(target, launch_of(name, declared, host), declared, endpoint, network, 0x7000_0000, services)
 
 
 def texts(of: Ejection) -> dict[str, str]:
@@ -149,14 +149,6 @@ def test_what_serves_it_is_waited_for() -> None:
     for part in ("dns-host", "dns", "watch"):
         assert f"After=workspace-web.{part}.service\n" in text
         assert f"ExecStartPre=systemctl is-active --quiet workspace-web.{part}.service\n" in text
-
-
-@pytest.mark.parametrize(
-    ("uid", "mode", "is_open"),
-    [(0, 0o755, False), (0, 0o1777, False), (0, 0o775, True), (0, 0o777, True), (1000, 0o700, True)],
-)
-def test_what_systemd_starts_is_nobody_elses_to_put_there(uid: int, mode: int, is_open: bool) -> None:
-    assert may_be_renamed_in(uid, mode) is is_open
 
 
 @pytest.mark.parametrize("path", ["relative", "/with space", "/with,comma", "/a:b", "/a/../b", "/"])

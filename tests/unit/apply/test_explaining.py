@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from pathlib import Path
 
 from hutch.apply.explaining import describe, explain_launch, explain_names, fed, guards
 from hutch.backends import launch_of
@@ -34,7 +35,7 @@ def test_a_launch() -> None:
     ]
     assert f"{unit}\n" == render_service(LAUNCH, LAYOUT)
     assert f"{limits}\n" == render_slice(LAUNCH)
-    assert f"{script}\n" == render_script(LAUNCH, sys.executable)
+    assert f"{script}\n" == render_script(LAUNCH, sys.executable, record="/var/log/hutch/inbox/web/service")
     assert {"CPUWeight=100", "CPUQuota=200%", "MemoryMax=1073741824"} <= set(limits.splitlines())
     assert "ExecStart=/bin/sh /var/lib/hutch/workspaces/web/unit/run start" in unit.splitlines()
     parts = dict(re.findall(r"^(\w+)\(\) \{\n(.*?)^\}$", script, re.DOTALL | re.MULTILINE))
@@ -64,5 +65,7 @@ def test_names_without_secrets() -> None:
     assert "PRIVATE" not in section.text
 
 
-def test_which_start_it_is_about() -> None:
-    assert describe(LAYOUT, record()).endswith("it does not run; what follows is its next start")
+def test_which_start_it_is_about(tmp_path: Path) -> None:
+    assert describe(Layout(tmp_path / "state", tmp_path / "run"), record()).endswith(
+        "it does not run; what follows is its next start"
+    )

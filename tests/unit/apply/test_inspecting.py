@@ -10,12 +10,26 @@ from typing import Any
 import pytest
 
 from hutch.apply import inspecting
-from hutch.apply.inspecting import Findings, has_lost_tree, inspect, unbuilt_images, warnings_of, with_findings
+from hutch.apply.inspecting import (
+    Findings,
+    has_lost_tree,
+    inspect,
+    unbuilt_images,
+    warnings_of,
+    with_findings,
+    wrong_network,
+)
+from hutch.apply.serving import endpoints_of
 from hutch.errors import HutchError
+from hutch.host.network import router
+from hutch.host.network.ruleset import Shape, shape_of
 from hutch.plan.actions import Action, Change, Kind, Plan, Repair, Wanted
 from hutch.plan.planner import Standing, plan_one
+from hutch.spec import member
+from hutch.spec.member import Member
+from hutch.spec.model import Publish, WorkspaceSpec
 from hutch.spec.names import Layout
-from hutch.spec.record import Record
+from hutch.spec.record import Booted, Record
 from tests.support.statuses import write_status
 from tests.unit.facts import NETWORK, workspace
 
@@ -60,6 +74,34 @@ def test_an_image_is_a_repair_only_where_it_was(kind: Kind, image: str, repairs:
     assert found.changes == (bool(repairs) or kind != "no change")
 
 
+@pytest.mark.parametrize(
+    ("loaded", "repairs"),
+    [("booted", []), ("wanted", []), ("nothing", ["host rules", "router rules"]), ("both", [])],
+)
+def test_what_the_next_up_changes_again_is_no_damage(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, loaded: str, repairs: list[str]
+) -> None:
+    """An `up` that publishes a port was cut short after it had noted that: rules are those of before, or of then."""
+    for name in ("missing_services", "different_units"):
+        monkeypatch.setattr(inspecting, name, lambda *arguments: [])
+    monkeypatch.setattr(router, "observe_sysctls", lambda settings: {})
+    write_status(layout, "web", "running")
+    host = router.HostNetwork({}, ())
+    before, after = workspace(), workspace(publish=(Publish("", 8080, 80, "tcp"),))
+    serving = {"web": record(wanted=after, booted=Booted(before, "image-1"))}
+
+    def shapes(declared: WorkspaceSpec) -> tuple[Shape, Shape]:
+        endpoints = endpoints_of({"web": record(wanted=declared)}, NETWORK)
+        rules = router.wanted_rules(layout, NETWORK, endpoints, host)
+        return shape_of(rules.router), shape_of(rules.host)
+
+    old, new = shapes(before), shapes(after)
+    there = {"booted": old, "wanted": new, "nothing": ({}, {}), "both": (new[0], old[1])}[loaded]
+    facts = router.RouterFacts(links={}, rules=there[0], host_rules=there[1])
+    found = {repair.what for repair in wrong_network(layout, NETWORK, serving, host, facts)}
+    assert sorted(found & {"router rules", "host rules"}) == repairs
+
+
 def test_a_plan_tells_what_it_repairs() -> None:
     plan = with_findings(Plan("/f", NETWORK, (Action("web", "no change", wanted=WANTED),)), SEEN, {}, {})
     assert plan.changes
@@ -71,6 +113,16 @@ def test_a_plan_tells_what_it_repairs() -> None:
     json.dumps(plan.to_json())
 
 
+def test_a_member_is_told_nothing_of_what_is_another_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = {"lab": record("lab", wanted=workspace("lab", owner=1002)), "web": record(wanted=workspace(owner=1003))}
+    monkeypatch.setattr(member, "acting", Member(1002, 1002, "carol", None))
+    plan = with_findings(Plan("/f", NETWORK, (Action("lab", "no change", wanted=WANTED),)), SEEN, {}, theirs)
+    assert ([repair.workspace for repair in plan.repairs], plan.notes) == ([None, "lab"], ())
+    monkeypatch.setattr(member, "acting", Member(1003, 1003, "bob", None))
+    plan = with_findings(Plan("/f", NETWORK, (Action("web", "no change", wanted=WANTED),)), SEEN, {}, theirs)
+    assert ([repair.workspace for repair in plan.repairs], plan.notes) == ([None], ("web: host key: it is gone",))
+
+
 def test_what_others_stop_is_told_and_no_change(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Findings(obstacles=("ufw drops it",))
     plan = with_findings(Plan("/f", NETWORK, (Action("web", "no change", wanted=WANTED),)), seen, {}, {})
@@ -78,6 +130,20 @@ def test_what_others_stop_is_told_and_no_change(layout: Layout, monkeypatch: pyt
     monkeypatch.setattr(inspecting, "inspect", lambda *arguments: seen)
     monkeypatch.setattr(inspecting, "unbuilt_images", lambda *arguments: {})
     assert warnings_of(layout, NETWORK, {"web": record()}) == {"web": ["ufw drops it"]}
+
+
+def test_a_program_whose_port_a_workspace_has_is_told_of_and_no_change(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Findings(deaf={"web": ("sshd hears nothing",)})
+    plan = with_findings(Plan("/f", NETWORK, (Action("web", "no change", wanted=WANTED),)), seen, {}, {})
+    assert (plan.changes, plan.notes) == (False, ("web: sshd hears nothing",))
+    monkeypatch.setattr(inspecting, "inspect", lambda *arguments: seen)
+    monkeypatch.setattr(inspecting, "unbuilt_images", lambda *arguments: {})
+    assert warnings_of(layout, NETWORK, {"web": record(), "lab": record("lab")}) == {
+        "web": ["sshd hears nothing"],
+        "lab": [],
+    }
 
 
 def test_what_is_wrong_in_words(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

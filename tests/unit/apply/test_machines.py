@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from hutch.apply.machines import Starting, check_context_ids, check_hypervisors, check_machines, check_new_machines
+from hutch.apply import hardware
+from hutch.apply.machines import (
+    Starting,
+    check_accelerator,
+    check_context_ids,
+    check_hypervisors,
+    check_machines,
+    check_new_machines,
+)
 from hutch.apply.up import apply_plan
 from hutch.errors import ConfigError, HutchError
 from hutch.host.doctor import tools
@@ -93,7 +101,17 @@ def test_a_hypervisor_that_needs_kvm() -> None:
         check_hypervisors(starting, TCG)
     (problem,) = caught.value.problems
     assert (problem.file, problem.key, problem.value) == (FILE, "workspaces.web.hypervisor", "cloud-hypervisor")
-    assert "no /dev/kvm" in problem.message and '"qemu"' in problem.hint
+    assert "needs KVM" in problem.message and "`hutch doctor`" in problem.message
+    assert problem.hint == 'use "qemu" or "auto"'
+
+
+def test_a_command_asks_for_the_accelerator_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, answers = Layout(tmp_path / "state", tmp_path / "run"), iter([TCG])
+    monkeypatch.setattr(hardware, "machine_of", lambda layout, image: image)
+    monkeypatch.setattr(hardware, "hardware_of", lambda *arguments: None)
+    monkeypatch.setattr(hardware, "observe_accelerator", lambda layout, machine: next(answers))
+    for _ in range(2):  # before anything is stopped, and before anything is started
+        assert check_accelerator(layout, [((FILE, "web", VM), "image-1")]) == TCG
 
 
 def test_a_context_id_of_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:

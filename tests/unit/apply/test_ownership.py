@@ -6,14 +6,19 @@ import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hutch.api.engine import Hutch
 from hutch.apply import ownership
-from hutch.apply.ownership import origin_of, orphans
-from hutch.errors import HutchError
-from hutch.spec.model import Config
+from hutch.apply.ownership import directories_to, origin_of, orphans
+from hutch.apply.repairing import declared_network
+from hutch.errors import HutchError, UsageError
+from hutch.spec.model import Config, Mount, Network
+from hutch.spec.names import Layout
 from hutch.spec.record import Record
+from hutch.state import Damaged, copy_of, read_record, write_record
 from tests.unit.facts import NETWORK, workspace
 
 
@@ -138,3 +143,120 @@ def test_orphans_are_those_of_the_file(project: Path, tmp_path: Path) -> None:
     other.touch()
     records = record(project) | record(other, "lab") | record(project, "old", removed=True)
     assert list(orphans(declaring(project, "new"), records, ())) == ["web"]
+
+
+# A file that a guest could write.
+
+
+@pytest.fixture
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    """A hutch whose caller is root, with a workspace `bad` that can write in `share`."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    layout = Layout(tmp_path / "state", tmp_path / "run")
+    share = tmp_path / "share"
+    share.mkdir()
+    bad = workspace("bad", home=str(tmp_path / "home"), mounts=(Mount(str(share), "/srv/s"),))
+    write_record(layout, Record("bad", "/f", bad, "image-1", 0x7000_0000, "0" * 32))
+    return layout
+
+
+def write_file(directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
+    file = directory / "hutch.toml"
+    file.write_text("")
+    file.chmod(0o644)
+    return file
+
+
+@pytest.mark.parametrize("place", ["share", "share/deep", "home"])
+def test_root_obeys_no_file_that_a_guest_can_write(layout: Layout, tmp_path: Path, place: str) -> None:
+    file = write_file(tmp_path / place)
+    directory = tmp_path / place.split("/")[0]
+    with pytest.raises(UsageError, match=f"workspace bad can write in {directory}") as caught:
+        Hutch(layout).load(file)
+    assert f"take {directory} from bad" in str(caught.value.resolution)
+    assert Hutch(layout).load(write_file(tmp_path / "other")).workspaces == {}
+
+
+def test_it_lies_there_by_every_way(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link in the share, a link to it, a relative path; also when a record is damaged, or its workspace removed."""
+    outside, share = write_file(tmp_path / "outside"), tmp_path / "share"
+    (share / "hutch.toml").symlink_to("../outside/hutch.toml")
+    (share / "way").symlink_to(tmp_path / "outside")
+    (tmp_path / "linked").symlink_to("share/way")
+    monkeypatch.chdir(share)
+    for path in (share / "hutch.toml", tmp_path / "linked" / "hutch.toml", None, Path("../share/../share/hutch.toml")):
+        with pytest.raises(UsageError, match="workspace bad can write"):
+            Hutch(layout).load(path)
+    Hutch(layout).load(outside)
+    layout.record("bad").write_text("{")
+    with pytest.raises(UsageError, match="workspace bad can write"):
+        Hutch(layout).load(None)
+    Hutch(layout).load(outside)
+    copy_of(layout.record("bad")).unlink()
+    with pytest.raises(Damaged):
+        Hutch(layout).load(outside)
+
+
+def test_a_removed_workspace_may_have_written_it(layout: Layout, tmp_path: Path) -> None:
+    found = read_record(layout, "bad")
+    assert found is not None
+    write_record(layout, replace(found, removed=True))
+    with pytest.raises(UsageError, match="workspace bad could write") as caught:
+        Hutch(layout).load(write_file(tmp_path / "home"))
+    assert str(caught.value.resolution).endswith(": `hutch rm --purge bad`")  # a home of one's own stays
+    home = layout.home("bad")
+    write_record(layout, replace(found, removed=True, wanted=replace(found.wanted, home=str(home))))
+    home.mkdir()
+    with pytest.raises(UsageError, match="workspace bad could write") as caught:
+        Hutch(layout).load(write_file(home))
+    assert str(caught.value.resolution).endswith(f"`hutch rm --purge bad`, which deletes its kept home {home}")
+
+
+def test_an_ejected_workspace_writes_on(layout: Layout, tmp_path: Path) -> None:
+    found = read_record(layout, "bad")
+    assert found is not None
+    write_record(layout, replace(found, removed=True, ejected="/srv/bad"))
+    with pytest.raises(UsageError, match="workspace bad can write") as caught:
+        Hutch(layout).load(write_file(tmp_path / "share"))
+    assert "/srv/bad/remove, which takes bad off this host" in str(caught.value.resolution)
+
+
+def test_what_is_checked_is_what_is_read(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link may lead elsewhere as soon as it was checked, or only while it was."""
+    good, bad, link = write_file(tmp_path / "good"), write_file(tmp_path / "share"), tmp_path / "link"
+    check = ownership.check_writers
+
+    def lead_to(file: Path) -> None:
+        link.unlink(missing_ok=True)
+        link.symlink_to(file)
+
+    def check_and_flip(*what: Any) -> None:
+        check(*what)
+        lead_to(bad)
+
+    def flip_and_check(*what: Any) -> None:
+        lead_to(good)
+        check(*what)
+
+    lead_to(good)
+    monkeypatch.setattr(ownership, "check_writers", check_and_flip)
+    assert Hutch(layout).load(link).file == str(good)
+    monkeypatch.setattr(ownership, "check_writers", flip_and_check)
+    with pytest.raises(UsageError, match=f"{link}: workspace bad can write"):
+        Hutch(layout).load(link)
+
+
+def test_the_network_of_a_file_that_a_guest_can_write_is_not_believed(layout: Layout, tmp_path: Path) -> None:
+    text = '[network]\nsubnet = "10.9.0.0/24"\n'
+    subnets = []
+    for place in ("other", "share"):
+        file = write_file(tmp_path / place)
+        file.write_text(text)
+        subnets.append(declared_network(layout, file).subnet)
+    assert subnets == ["10.9.0.0/24", Network().subnet]
+
+
+def test_links_without_an_end(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert str(tmp_path) in set(directories_to(str(tmp_path / "loop")))

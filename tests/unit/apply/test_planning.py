@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from hutch.api import Hutch
-from hutch.apply import reconcile
-from hutch.apply.launching import make_launch, public_keys
+from hutch.apply import planning, reconcile
+from hutch.apply.launching import make_launch
 from hutch.apply.planning import check_owners, check_sockets
 from hutch.apply.reconcile import first_network, new_record, reconcile_homes, restorable
-from hutch.apply.serving import in_force, members_of
+from hutch.apply.serving import endpoints_of, in_force, own_keys
 from hutch.apply.starting import check_shares
 from hutch.errors import ConfigError, HutchError, UsageError
-from hutch.host.identity.ssh import key_holders
+from hutch.host.identity.holders import key_holders, public_key_files
 from hutch.host.network import router
 from hutch.host.storage import shares
-from hutch.plan.actions import Wanted
+from hutch.plan.actions import Action, Plan, Wanted
 from hutch.plan.decide import check_bystanders, check_stopped
 from hutch.plan.planner import Standing, network_changes
 from hutch.spec.entries import Publish
@@ -52,6 +52,27 @@ def declaring(*names: str) -> Config:
     return Config("/f", NETWORK, {name: workspace(name) for name in names})
 
 
+def test_servers_are_asked_once_for_what_stays_the_same(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`up` makes its plan anew under the lock."""
+    asked: list[dict[str, Wanted]] = []
+
+    class Servers:
+        def check(self, wanted: dict[str, Wanted], records: dict[str, Record]) -> tuple[str, ...]:
+            asked.append(wanted)
+            return (f"note {len(asked)}",)
+
+    monkeypatch.setattr(planning, "wanted_by_engine", lambda layout, wanted: [(Servers(), dict(wanted))])
+    checked: planning.Checked = {}
+
+    def check(image: str, **records: Record) -> tuple[str, ...]:
+        action = Action("web", "create", (), (), Wanted(workspace("web", engine="incus"), image))
+        return planning.check_elsewhere(layout, "/f", Plan("/f", NETWORK, (action,), True, ()), records, checked)
+
+    assert [check("image-1"), check("image-1", lab=record("lab"))] == [("note 1",), ("note 1",)]
+    assert check("image-2") == ("note 2",)
+    assert check("image-2", web=record()) == ("note 3",)
+
+
 def test_nobody_is_cut_off_by_a_change_of_the_network() -> None:
     check_bystanders({}, CHANGED)
     check_bystanders({"lab": workspace()}, [])
@@ -72,10 +93,10 @@ def test_no_start_and_another_network() -> None:
 def test_a_missing_key_is_not_left_out(layout: Layout) -> None:
     """An owner without keys logs in with hutch's; where that is not there yet, the host is not prepared."""
     found = record(booted=workspace(), authorized_keys=None)
-    assert public_keys(layout, found) == [layout.key(uid).with_name("id_ed25519.pub") for uid in (0, 1000)]
+    assert public_key_files(layout, found.wanted) == [layout.key(uid).with_name("id_ed25519.pub") for uid in (0, 1000)]
     with pytest.raises(HutchError, match=r"keys/0/id_ed25519\.pub is not there"):
         make_launch(layout, found, NETWORK)
-    for path in public_keys(layout, found):
+    for path in public_key_files(layout, found.wanted):
         path.parent.mkdir(parents=True)
         path.write_text(f"key of {path.parent.name}\n")
     content = "".join(file.content for file in make_launch(layout, found, NETWORK).files)
@@ -116,7 +137,7 @@ def test_who_cannot_start_is_named_with_key_and_file(tmp_path: Path) -> None:
 
 def test_one_that_cannot_be_does_not_hold_up_the_others(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     shared: list[str] = []
-    monkeypatch.setattr(shares, "ensure_shares", lambda layout, paths, guests: shared.extend(paths))
+    monkeypatch.setattr(shares, "ensure_shares", lambda layout, paths, guests, members_own: shared.extend(paths))
     uid = os.getuid()
     monkeypatch.setattr(os, "chown", lambda *arguments: None)
     foreign, new = layout.state.parent / "foreign", layout.state.parent / "new"
@@ -168,8 +189,13 @@ def test_forwarding_is_put_back_by_whoever_leaves_last(layout: Layout, monkeypat
 
 
 def test_whose_keys_are_made() -> None:
-    assert key_holders(("ssh-ed25519 A",), 1000) == (0,)
-    assert key_holders(None, 1000) == (0, 1000)
+    assert key_holders(workspace()) == ("0",)
+    assert key_holders(workspace(authorized_keys=None)) == ("0", "1000")
+    shared = workspace(share_with=("1001", "@1200"))
+    assert key_holders(shared) == ("0", "1001", "@1200")
+    found = own_keys({"lab": record(share_with=("@1200", "2000", "1001")), "web": record(share_with=shared.share_with)})
+    both = ("lab", "web")
+    assert list(found.items()) == [("0", both), ("1001", both), ("2000", ("lab",)), ("@1200", both)]
 
 
 # Who runs on while a restart is put off keeps its identity.
@@ -185,12 +211,13 @@ CHANGES: dict[str, Any] = {
 
 def test_a_running_workspace_is_served_as_booted(layout: Layout) -> None:
     write_status(layout, "web", "running", ready_seconds=0.4)
-    found = in_force(layout, {"web": record(booted=BOOTED, **CHANGES)})["web"].wanted
+    serving = in_force(layout, {"web": record(booted=BOOTED, **CHANGES)})["web"]
+    found = serving.wanted
     assert (found.ip, found.user) == (BOOTED.ip, BOOTED.user)
-    assert found.mounts == (Mount("/a", "/a"), Mount("/b", "/b"))
+    assert serving.written == (found.home, "/b", "/a")  # all of it is guarded
     assert found.publish == CHANGES["publish"]
-    (_, member) = members_of(in_force(layout, {"web": record(booted=BOOTED, **CHANGES)}), NETWORK)
-    assert (member.ip, member.publish) == (BOOTED.ip, CHANGES["publish"])
+    (_, endpoint) = endpoints_of(in_force(layout, {"web": record(booted=BOOTED, **CHANGES)}), NETWORK)
+    assert (endpoint.ip, endpoint.publish) == (BOOTED.ip, CHANGES["publish"])
 
 
 def test_a_stopped_workspace_is_served_as_wanted(layout: Layout) -> None:
@@ -203,7 +230,7 @@ def test_a_stopped_workspace_is_served_as_wanted(layout: Layout) -> None:
 def test_what_is_removed_is_not_served(layout: Layout) -> None:
     records = {"web": record(), "gone": replace(record("gone"), removed=True)}
     assert in_force(layout, records).keys() == {"web"}
-    assert [member.name for member in members_of(records, NETWORK)] == ["_build", "web"]
+    assert [endpoint.name for endpoint in endpoints_of(records, NETWORK)] == ["_build", "web"]
 
 
 def test_the_host_is_served_in_one_order(layout: Layout) -> None:

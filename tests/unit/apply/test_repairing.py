@@ -106,7 +106,7 @@ def test_what_leaves_gives_back_and_deletes_no_note_of_what_stays(
     write_made(layout, Made(shells=("bash",)))
     stays = ["/etc/x has been changed"]
 
-    def take_back(layout: Layout, tell: object) -> list[str]:
+    def take_back(layout: Layout, tell: object, **how: bool) -> list[str]:
         write_made(layout, Made(shells=("bash",)) if stays else Made())
         return stays
 
@@ -128,7 +128,7 @@ def test_the_purge_of_the_last_gives_back_what_it_can(tmp_path: Path, monkeypatc
     assert removal.give_back(layout) == ()
     write_made(layout, Made(shells=("bash",)))
     monkeypatch.setattr(removal, "host_lock", nullcontext)
-    monkeypatch.setattr("hutch.host.doctor.repairs.take_back", lambda layout, tell: ["/etc/x has been changed"])
+    monkeypatch.setattr("hutch.host.doctor.repairs.take_back", lambda *given, **how: ["/etc/x has been changed"])
     (note,) = removal.give_back(layout)
     assert "/etc/x has been changed" in note and "`hutch doctor --undo`" in note
     monkeypatch.undo()

@@ -61,3 +61,20 @@ def test_a_live_change_keeps_the_hypervisor_that_runs(layout: Layout, monkeypatc
     live._Live(layout, NETWORK, record, Observation(state="running"))
     assert [each.wanted.hypervisor for each in made] == ["qemu"]
     assert read_launch(layout.launch("web")) is not None
+
+
+@pytest.mark.parametrize("place", ["outside", "state"])
+def test_only_what_others_might_look_at_is_guarded_at_boot(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A home in hutch's own directory is closed. The unit goes when the last one outside does."""
+    done: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr("hutch.host.services.units.has_systemd", lambda: True)
+    for act in ("ensure_units", "enable_units", "remove_units"):
+        monkeypatch.setattr(f"hutch.host.services.units.{act}", lambda names, act=act: done.append((act, list(names))))
+    monkeypatch.setattr(units, "wanted_services", lambda *words, is_watched: ())
+    home = str(layout.home("web")) if place == "state" else "/home/alice/web"
+    record = Record("web", "/f", workspace(home=home), "image-1", 0x7000_0000, "0" * 32)
+    units.reconcile_host_units(layout, NETWORK, {"web": record}, is_unit=True)
+    guarding = [act for act, names in done if layout.guards_unit in names]
+    assert guarding == (["ensure_units", "enable_units"] if place == "outside" else ["remove_units"])

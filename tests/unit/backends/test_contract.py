@@ -44,10 +44,21 @@ CASES = (
     Case("cloud-hypervisor", CLOUD_HYPERVISOR, {"image": "debian:bookworm"}, "hypervisor"),
     Case("toy", {}, {"nesting": True}, "nesting", (toy_backend.LINE,)),
 )
+ELSEWHERE = (Case("incus", {"engine": "incus", "home": None}, {"egress": "none"}, "egress"),)
+"""Those by which a server runs a workspace: they render an Instance where the others make a Launch."""
+
+
+@pytest.fixture(params=(*CASES, *ELSEWHERE), ids=lambda case: case.name)
+def any_case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Case:
+    return registered(request, monkeypatch)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Case:
+    return registered(request, monkeypatch)
+
+
+def registered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Case:
     assert isinstance(request.param, Case)
     monkeypatch.setattr(backends, "BACKENDS", (*backends.BACKENDS, *request.param.lines))
     return request.param
@@ -62,14 +73,14 @@ def host(case: Case) -> Surroundings:
 
 
 def test_each_of_the_registry_has_a_case() -> None:
-    registered = [cast(Backend, import_module(module)).TRAITS.name for *_, module in backends.BACKENDS]
-    assert sorted([*registered, "toy"]) == sorted(case.name for case in CASES)
+    found = [cast(Backend, import_module(module)).TRAITS.name for *_, module in backends.BACKENDS]
+    assert sorted([*found, "toy"]) == sorted(case.name for case in (*CASES, *ELSEWHERE))
 
 
-def test_it_is_chosen(case: Case) -> None:
-    chosen = choose(declared(case), host(case).hardware)
-    assert chosen is not None and chosen.TRAITS.name == case.name
-    assert traits_named(declared(case), case.name) == chosen.TRAITS
+def test_it_is_chosen(any_case: Case) -> None:
+    chosen = choose(declared(any_case), host(any_case).hardware)
+    assert chosen is not None and chosen.TRAITS.name == any_case.name
+    assert traits_named(declared(any_case), any_case.name) == chosen.TRAITS
 
 
 def test_those_of_one_type_agree_in_what_is_asked_before_one_is_chosen() -> None:
@@ -87,19 +98,19 @@ def test_where_it_refuses_the_next_one_is_taken(monkeypatch: pytest.MonkeyPatch)
     assert traits_of(workspace(nesting=True)).name == "nspawn"
     assert traits_of(workspace(type="vm")).name == "cloud-hypervisor"
     assert traits_of(workspace(type="vm", image="debian:bookworm")).name == "qemu"
-    assert traits_of(workspace(engine="incus")) == backends.FOREIGN
+    assert traits_of(workspace(type="vm", engine="incus")) == backends.FOREIGN
 
 
-def test_it_refuses_what_it_cannot_do_by_its_key(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [*check("web", declared(case), NETWORK)] == []
-    monkeypatch.setattr(backends, "BACKENDS", case.lines or backends.BACKENDS)  # nobody else to take it
-    (problem,) = check("web", declared(case, **case.refuses), NETWORK)
-    assert problem.key == f"workspaces.web.{case.refused}"
+def test_it_refuses_what_it_cannot_do_by_its_key(any_case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [*check("web", declared(any_case), NETWORK)] == []
+    monkeypatch.setattr(backends, "BACKENDS", any_case.lines or backends.BACKENDS)  # nobody else to take it
+    (problem,) = check("web", declared(any_case, **any_case.refuses), NETWORK)
+    assert problem.key == f"workspaces.web.{any_case.refused}"
     assert problem.message and problem.hint
 
 
-def test_it_is_planned(case: Case) -> None:
-    wanted = Wanted(declared(case), "image-1")
+def test_it_is_planned(any_case: Case) -> None:
+    wanted = Wanted(declared(any_case), "image-1")
     assert plan_one("web", wanted, None, has_systemd=True).action == "create"
     stopped = Standing("/srv/hutch.toml", wanted, wanted, "stopped")
     assert plan_one("web", wanted, stopped).action == "start"
@@ -107,8 +118,8 @@ def test_it_is_planned(case: Case) -> None:
 
 
 @pytest.mark.parametrize("key", CHANGES)
-def test_what_it_cannot_change_live_takes_a_restart_by_name(case: Case, key: str) -> None:
-    before, after = (Wanted(declared(case, **keys), "image-1") for keys in ({}, {key: CHANGES[key]}))
+def test_what_it_cannot_change_live_takes_a_restart_by_name(any_case: Case, key: str) -> None:
+    before, after = (Wanted(declared(any_case, **keys), "image-1") for keys in ({}, {key: CHANGES[key]}))
     action = plan_one("web", after, Standing("/srv/hutch.toml", before, before, "running"))
     is_live = key == "egress" or key in traits_of(after.workspace).live  # the host's own side is nobody's to refuse
     assert action.action == weight_of(key, after.workspace) == ("live" if is_live else "restart")

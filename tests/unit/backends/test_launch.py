@@ -185,3 +185,16 @@ def test_a_value_as_it_is_rebuilt(kind: Any, value: Any, wanted: Any) -> None:
 def test_a_value_of_another_type(kind: Any, value: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         rebuild(kind, value)
+
+
+@pytest.mark.parametrize("given", STARTS.values(), ids=STARTS)
+def test_what_a_member_shares_is_opened_with_their_rights(given: tuple[str, WorkspaceSpec, Surroundings]) -> None:
+    name, declared, host = given
+    found = launch_of(name, declared, replace(host, member=1002))
+    steps = [step for chain in found.prepare for step in chain]
+    steps += [step for mount in found.hot_mounts for step in mount.steps]
+    sources = {mount.source for mount in declared.mounts}
+    binds = [step.argv for step in steps if any(word.endswith("/bind.py") for word in step.argv)]
+    shared = [argv for argv in binds if sources & set(argv)]
+    assert [argv for argv in shared if argv[-1] != "1002"] == []
+    assert len(shared) >= len(sources - set(host.files))

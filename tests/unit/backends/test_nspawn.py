@@ -15,7 +15,7 @@ from hutch.backends import check, launch_of
 from hutch.backends.identity import guest_uid, subordinates
 from hutch.backends.launch import Launch
 from hutch.backends.nspawn import check as check_container
-from hutch.backends.nspawn import inspection, render_owner_map
+from hutch.backends.nspawn import inspection, render_owner_map, root_inspection
 from hutch.spec import names
 from hutch.spec.model import Idle, Mount, WorkspaceSpec
 from tests.unit.facts import LAYOUT, NETWORK, check_golden_case, everything, lines_of, surroundings, workspace
@@ -70,7 +70,8 @@ def test_each_share_is_bound_at_its_target() -> None:
         (found.hot_mounts[0].place, "/src"),
         (found.hot_mounts[1].place, "/home/me/b c"),
     ]
-    assert all((mount.bind,) in found.prepare and mount.place in found.directories for mount in found.hot_mounts)
+    assert all(mount.steps in found.prepare and mount.place in found.directories for mount in found.hot_mounts)
+    assert [step.why for mount in found.hot_mounts for step in mount.more] == ["protect /srv/a"]
 
 
 def test_a_mount_keeps_its_place_for_as_long_as_it_is_what_it_is() -> None:
@@ -110,14 +111,12 @@ def test_files_hold_no_private_key() -> None:
 def test_own_keys_open_it_beside_the_declared_ones() -> None:
     from hutch.backends.identity import identify
 
-    keys = identify(
-        "web", workspace(authorized_keys=("ssh-ed25519 A a",)), surroundings(keys=("ssh-ed25519 B b",)), "Name=host0"
-    )
-    assert keys.authorized_keys == ("ssh-ed25519 A a", "ssh-ed25519 B b")
-    assert (
-        identify("web", workspace(authorized_keys=None), surroundings(), "Name=host0").authorized_keys
-        == surroundings().keys
-    )
+    def keys(declared: tuple[str, ...] | None, own: str) -> tuple[str, ...]:
+        wanted = workspace(authorized_keys=declared)
+        return identify("web", wanted, NETWORK.subnet, (own,), "Name=host0").authorized_keys
+
+    assert keys(("ssh-ed25519 A a",), "ssh-ed25519 B b") == ("ssh-ed25519 A a", "ssh-ed25519 B b")
+    assert keys(None, "ssh-ed25519 B b") == ("ssh-ed25519 B b",)
 
 
 # The Nix store.
@@ -214,9 +213,27 @@ def test_inspection_sees_the_home_read_only_and_no_network() -> None:
     assert last[at + 1] == "--drop-capability=CAP_SYS_RESOURCE"
     assert last[-4:] == ["find", ".", "-name", "it's"]
     assert {"--private-network", "--bind-ro=/mnt/home:/home/me", "--chdir=/home/me", "--reuid=1000"} <= set(last)
+    tmpfs = [word for step in steps if "tmpfs" in step for word in step if "size=" in word]
+    tmpfs += [word for word in last if word.startswith("--tmpfs=")]
+    assert [word.rpartition("size=")[2] for word in tmpfs] == ["1m", *["67108864"] * 3]
     (share,) = [step for step in steps if "/srv/my home" in step]
     assert share[-1].startswith("ro,nosuid,nodev,")
     assert not any("/var/lib/hutch/workspaces" in word for step in steps for word in step)  # not the kept root
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_inspection_of_a_root_sees_that_read_only_and_no_home(runs: bool) -> None:
+    command = ("sh", "-c", "look", "sh", "./srv/$(it's) -x/.git")
+    *_, script = root_inspection("web", EVERYTHING, surroundings(), command, runs=runs)
+    *steps, last = [shlex.split(line) for line in script.splitlines()]
+    assert last[-5:] == list(command)
+    assert {"--private-network", "--bind-ro=/mnt/home:/mnt", "--chdir=/mnt"} <= set(last)
+    show = steps[-1]
+    assert show[-1] == "/mnt/home"
+    assert show[show.index("-o") + 1].startswith("ro,nosuid,nodev")
+    assert ("/run/hutch/workspaces/web/root" in show) == runs
+    assert any("lowerdir=/var/lib/hutch/workspaces/web/root/upper:/mnt/lower" in word for word in show) != runs
+    assert not any("/srv/my home" in word for step in steps for word in step)
 
 
 # What no backend can do yet, it says.
@@ -224,8 +241,7 @@ def test_inspection_sees_the_home_read_only_and_no_network() -> None:
 REFUSED: dict[str, tuple[WorkspaceSpec, list[str]]] = {
     "a plain container": (workspace(), []),
     "vm": (workspace(type="vm"), []),
-    "incus": (workspace(engine="incus"), ["engine"]),
-    "a vm of incus": (workspace(type="vm", engine="incus"), ["engine"]),
+    "a vm of incus": (workspace(type="vm", engine="incus"), ["type"]),
     "oci": (workspace(image="oci:debian"), ["image"]),
     "nix": (workspace(image="nix:/srv"), ["image"]),
     "rootfs": (workspace(image="rootfs:/srv"), []),
@@ -244,7 +260,7 @@ REFUSED: dict[str, tuple[WorkspaceSpec, list[str]]] = {
     "root as owner, by name": (workspace(owner="root"), ["owner"]),
     "disk of a kept root": (workspace(persist="all", disk=1 << 30), ["disk"]),
     "disk of an ephemeral root": (workspace(disk=1 << 30), []),
-    "all at once": (workspace(engine="incus", idle=Idle("1h", "stop"), gpu=True), ["engine", "gpu", "idle"]),
+    "all at once": (workspace(owner=0, idle=Idle("1h", "stop"), gpu=True), ["gpu", "idle", "owner"]),
     "what is for containers only": (workspace(type="vm", gpu=True, nesting=True), []),
 }
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as command
-from bench import bare, barevm, byhand, ours, report, rows, stock, systemd, vms
+from bench import bare, barevm, byhand, cluster, incus, ours, report, rows, stock, systemd, vms
 from bench.measure import BenchError, Samples
 from bench.table import Row
 from hutch.host.doctor.packages import REQUIREMENTS
+from tests.support import incus_cluster
 
 
 def row(
@@ -114,6 +115,8 @@ def test_containers_and_machines_are_declared(tmp_path: Path, monkeypatch: pytes
 def test_contenders_do_not_share_addresses() -> None:
     networks = {bare.GATEWAY.rpartition(".")[0], byhand.NETWORK, bare.UPLINK, byhand.UPLINK, "192.168.83", "192.168.84"}
     assert len(networks) == 6
+    servers = {incus.GATEWAY, cluster.GATEWAY, incus_cluster.NETWORK}
+    assert len({each.rpartition(".")[0] for each in servers}) == 3
     assert stock.ADDRESS != barevm.ADDRESS and stock.MAC != barevm.MAC
     assert all(address.startswith(f"{byhand.NETWORK}.") for address in (stock.ADDRESS, barevm.ADDRESS))
 

@@ -18,9 +18,11 @@ from hutch.api.result import Copied
 from hutch.api.workspace import Workspace
 from hutch.cli import COMMANDS, cli, main
 from hutch.cli.common import Options
-from hutch.cli.completing import PATCHES, existing_names, render_completion
+from hutch.cli.completing import PATCHES, existing_names, kit_names, render_completion
+from hutch.cli.progress import Bar
 from hutch.errors import ConfigError, HutchError, Problem
 from hutch.host.doctor import tools
+from hutch.images.progress import WAITING
 from hutch.run import ProgramMissing
 from hutch.spec.names import Layout
 from hutch.spec.record import Record
@@ -29,18 +31,30 @@ from tests.unit.cli.conftest import Run
 from tests.unit.facts import workspace
 
 WITHOUT_ROOT = {
+    "run",
     "aliases",
+    "approvals",
     "doctor",
     "init",
+    "kits",
+    "trust",
     "ls",
     "status",
     "ssh",
     "exec",
     "cp",
+    "diff",
+    "fetch",
+    "ports",
+    "forward",
     "logs",
     "schema",
     "completion",
     "image",
+    "egress",
+    "report",
+    "events",
+    "plan",
 }
 ARGUMENTS = {
     "start": ["web"],
@@ -50,9 +64,17 @@ ARGUMENTS = {
     "logs": ["web"],
     "console": ["web"],
     "egress": ["web"],
+    "allow": ["web", "a.example"],
+    "deny": ["web", "a.example"],
     "rm": ["web"],
+    "undelete": ["web"],
     "explain": ["web"],
     "eject": ["web"],
+    "snapshot": ["web"],
+    "snapshots": ["web"],
+    "restore": ["web", "monday"],
+    "fork": ["web", "copy"],
+    "move": ["web", "--engine=incus"],
 }
 
 
@@ -120,6 +142,16 @@ def test_what_needs_root_says_so_in_one_line(name: str, hutch: Run, monkeypatch:
     assert (result.code, result.out, result.err) == (1, "", "hutch: this needs root: run it with sudo or doas\n")
 
 
+def test_the_group_is_a_way_in_where_it_has_one(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("hutch.spec.member.has_entry", lambda: True)
+    monkeypatch.setattr("hutch.spec.member.member_of", lambda uid: None)
+    monkeypatch.setattr("sys.argv", ["hutch", "-q", "up"])
+    assert "have root add you to the group hutch" in hutch("up").err
+    monkeypatch.setattr("sys.argv", ["hutch", "uninstall"])
+    assert "the group" not in hutch("uninstall").err
+
+
 @pytest.mark.parametrize("tool", ["sudo", "doas", "run0"])
 def test_on_a_terminal_it_asks(
     tool: str, hutch: Run, layout: Layout, replaced: list[list[str]], monkeypatch: pytest.MonkeyPatch
@@ -127,14 +159,14 @@ def test_on_a_terminal_it_asks(
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == tool else None)
-    monkeypatch.setattr("sys.argv", ["/usr/local/bin/hutch", "plan", "--json"])
-    assert hutch("plan", "--json").err == f"hutch: this needs root, asking {tool}\n"
+    monkeypatch.setattr("sys.argv", ["/usr/local/bin/hutch", "up", "--json"])
+    assert hutch("up", "--json").err == f"hutch: this needs root, asking {tool}\n"
     kept = ["env", f"HUTCH_STATE_DIR={layout.state}", f"HUTCH_RUN_DIR={layout.run}"]
-    assert replaced == [[tool, "--", *kept, "/usr/local/bin/hutch", "plan", "--json"]]
+    assert replaced == [[tool, "--", *kept, "/usr/local/bin/hutch", "up", "--json"]]
     for variable in ("HUTCH_STATE_DIR", "HUTCH_RUN_DIR"):
         monkeypatch.delenv(variable)
-    hutch("plan", "--json")
-    assert replaced[1] == [tool, "--", "/usr/local/bin/hutch", "plan", "--json"]
+    hutch("up", "--json")
+    assert replaced[1] == [tool, "--", "/usr/local/bin/hutch", "up", "--json"]
 
 
 # init, schema, completion
@@ -149,6 +181,31 @@ def test_init(hutch: Run) -> None:
     again = hutch("init", "other")
     assert (again.code, again.err) == (1, "hutch: hutch.toml is there already; it was left as it is\n")
     assert "[workspaces.web]" in file.read_text()
+
+
+def test_init_takes_the_place_of_an_empty_placeholder_alone(hutch: Run) -> None:
+    file = Path("hutch.toml")
+    (file / "something").mkdir(parents=True)
+    assert "hutch.toml is there already" in hutch("init").err
+    (file / "something").rmdir()
+    assert hutch("init").code == 0
+    assert file.is_file()
+
+
+def test_init_changes_the_mode_of_its_own_file_alone(
+    hutch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a directory of somebody else's, another file may take its name at once."""
+    secret = tmp_path / "secret"
+    secret.touch(0o600)
+
+    def write(descriptor: int, content: bytes) -> None:
+        Path("hutch.toml").unlink()
+        Path("hutch.toml").symlink_to(secret)
+
+    monkeypatch.setattr("hutch.cli.declare.write_all", write)
+    assert hutch("init").code == 0
+    assert secret.stat().st_mode & 0o7777 == 0o600
 
 
 def test_init_elsewhere_and_quietly(hutch: Run) -> None:
@@ -236,6 +293,12 @@ def test_completion_never_fails(state: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert existing_names(context, click.Argument(["name"]), "") == []
 
 
+def test_kits_are_completed() -> None:
+    """Those that come along are everybody's."""
+    assert {"claude", "codex"} <= set(kit_names(click.Context(cli), click.Option(["--with"]), "c"))
+    assert kit_names(click.Context(cli), click.Option(["--with"]), "nod") == ["node"]
+
+
 # Failures.
 
 
@@ -243,7 +306,7 @@ def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: object) -> None:
         raise error
 
-    monkeypatch.setattr("hutch.api.Hutch.records", fail)
+    monkeypatch.setattr("hutch.api.Hutch.describe", fail)
 
 
 def test_a_failure_is_told_whole(hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,6 +355,7 @@ def test_no_file(hutch: Run) -> None:
     result = hutch("plan")
     assert result.code == 2
     assert "hutch.toml" in result.err
+    assert "-f ~/.config/hutch/run/NAME.toml" in result.err
 
 
 @pytest.mark.parametrize("command", [["start"], ["stop"], ["restart"], ["explain"], ["logs"], ["console"], ["egress"]])
@@ -465,6 +529,16 @@ def test_a_program_that_is_missing_is_named_with_its_package(
     monkeypatch.setattr(tools, "find_program", lambda name: name if name == "apt-get" else None)
     result = hutch("ssh", "web")
     assert (result.code, result.out, result.err) == (1, "", f"hutch: {program} is not installed\n{advice}")
+
+
+def test_who_waits_for_an_image_is_told_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Bar(Options(quiet=True))
+    for stage in (WAITING, WAITING, "reading package lists", "downloading the base", "publishing"):
+        bar.show("debian-1", stage, 0.1)
+    assert capsys.readouterr().err.splitlines() == [
+        "hutch: image debian-1: waiting for another build",
+        "hutch: image debian-1: being prepared, once; this may take minutes",
+    ]
 
 
 def test_what_is_told_while_things_happen(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def record(layout: Layout) -> Callable[..., None]:
     """Writes as the egress proxy does."""
 
     def record(*events: EgressEvent) -> None:
-        layout.egress.mkdir(exist_ok=True, parents=True)
+        layout.egress_records("web").mkdir(exist_ok=True, parents=True)
         journal = Journal(layout.egress)
         for event in events:
             journal.note("web", event)
@@ -195,14 +195,15 @@ def test_json_as_it_happens(
 def test_no_file_drives_the_terminal(hutch: Run, declare: Callable[..., None], layout: Layout) -> None:
     """Not even one that the egress proxy wrote who was taken over."""
     declare(egress="none")
-    layout.egress.mkdir(parents=True)
+    file = layout.egress_records("web") / "records.jsonl"
+    file.parent.mkdir(parents=True)
     hostile = [
         {**vars(ASKED), key: value}
         for key, value in (("name", "\x1b[2J"), ("why", "\x9b"), ("protocol", "\x07"), ("address", "\u202e"))
     ]
     long = {**vars(ASKED), "name": "a" * 255}
     lines = [json.dumps(values).encode() for values in (*hostile, long)]
-    (layout.egress / "web.jsonl").write_bytes(b"\n".join([*lines, b"\x1b]0;x\x07", b""]))
+    file.write_bytes(b"\n".join([*lines, b"\x1b]0;x\x07", b""]))
     for options in ([], ["--json"], ["--suggest"]):
         result = hutch("egress", "web", *options)
         assert result.code == 0
@@ -210,8 +211,8 @@ def test_no_file_drives_the_terminal(hutch: Run, declare: Callable[..., None], l
         assert (result.out + result.err).replace("\n", "").isprintable()
     assert len(rows(hutch("egress", "web").out)) == 2
     assert max(map(len, hutch("egress", "web").out.splitlines())) < 130
-    (layout.egress / "web.jsonl").unlink()
-    (layout.egress / "web.jsonl").symlink_to("/etc/shadow")
+    file.unlink()
+    file.symlink_to("/etc/shadow")
     result = hutch("egress", "web")
     assert (result.code, result.out) == (1, "")
-    assert "web.jsonl is not a file of hutch's" in result.err
+    assert "records.jsonl is not a file of hutch's" in result.err

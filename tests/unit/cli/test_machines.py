@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hutch.api import Hutch
-from hutch.api.engine import describe
+from hutch.api.describing import describe
 from hutch.backends.launch import encode_launch
 from hutch.cli.show import absent, show_type
 from hutch.errors import ConfigError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.api.engine import describe
+from hutch.api.describing import describe
 from hutch.cli.common import print_table, printable
 from hutch.cli.declare import explain_action, print_plan, shown, shown_pair
-from hutch.cli.show import absent
+from hutch.cli.show import absent, show_state, with_kept
+from hutch.files import read_or_none
 from hutch.plan.actions import Action, Change, Kind, Plan
 from hutch.plan.planner import LEARNS
 from hutch.spec.model import Idle, Mount, Publish
 from hutch.spec.names import Layout
-from hutch.spec.record import Booted, Observation, Record
-from hutch.state import copy_of, write_record
+from hutch.spec.record import Age, Booted, Observation, Record
+from hutch.state import AGES, WORKSPACE, copy_of, encode, write_ages, write_record
 from tests.support.statuses import write_status
 from tests.unit.cli.conftest import Run
 from tests.unit.facts import KEY, NETWORK, workspace
@@ -96,8 +98,12 @@ def test_shown(value: Any, text: str) -> None:
         ("publish", [asdict(Publish("127.0.0.1", 53, 5353, "udp"))], "127.0.0.1:53:5353/udp"),
         (
             "mounts",
-            [asdict(Mount("/a b", "/src")), asdict(Mount("/c", "/d", readonly=True))],
-            "/a b on /src, /c on /d, readonly",
+            [
+                asdict(Mount("/a b", "/src")),
+                asdict(Mount("/c", "/d", readonly=True)),
+                asdict(Mount("/e", "/f", mode="private")),
+            ],
+            "/a b on /src, /c on /d, readonly, /e on /f, private",
         ),
         ("env", [["A", "b c"], ["C", ""]], "A=b c, C="),
         ("idle", asdict(Idle("30min", "stop")), "stop after 30min"),
@@ -113,6 +119,25 @@ def test_what_differs_looks_different() -> None:
     old, new = shown_pair("packages", long, [*long[:-1], "other"])
     assert old != new and new.endswith(", other")
     assert shown_pair("packages", long, ["other"]) == (shown(long), "other")
+
+
+def test_what_is_kept_is_listed_beside_what_is_there() -> None:
+    kept = {
+        "name": "old",
+        "type": "vm",
+        "ip": "192.168.83.9",
+        "home": "/h",
+        "file": "/f",
+        "removed": None,
+        "size": None,
+    }
+    there = [absent("new", "container", "/f"), absent("old", "vm", "/f")]  # the file declares that one too
+    entries = with_kept(
+        there, [kept, {**kept, "name": "older", "removed": "2026-11-28T23:00:00+00:00", "size": 3 << 20}]
+    )
+    assert [entry["name"] for entry in entries] == ["new", "old", "older"]
+    assert len({tuple(sorted(entry)) for entry in entries}) == 1
+    assert list(map(show_state, entries)) == ["absent", "removed", "removed 2026-11-28 (3 MiB kept)"]
 
 
 # Plans.
@@ -154,6 +179,50 @@ def test_status_has_what_the_contract_names() -> None:
     assert (entry["cid"], entry["pending"], entry["state"]) == (None, "none", "running")
 
 
+def test_updates_that_wait_are_told(layout: Layout, hutch: Run) -> None:
+    write_record(layout, RECORD)
+    layout.images.mkdir()
+    day, later = "2026-11-01T12:00:00+00:00", "2026-11-27T12:00:00+00:00"
+    told = {"image_created": day, "updates": 2, "updates_asked": later}
+    for number, packages in ((0, ()), (1, ("bash",)), (2, ("bash", "less"))):
+        write_ages(layout, {"image-1": Age(day, later, packages)})
+        words = ("", " (1 security update)", " (2 security updates)")[number]
+        assert hutch("ls").out.splitlines()[1].endswith(f"  debian:trixie{words}  -")
+    (entry,) = json.loads(hutch("ls", "--json").out)
+    assert entry == {**entry, **told}
+    assert entry["warnings"] == [
+        "image: 2 security updates waiting (asked 2026-11-27); `hutch image refresh` makes it anew"
+    ]
+    for damaged in (b"", b"{", encode(AGES, {"image-1": {}}), encode(AGES, {"image-1": []})):
+        layout.ages.write_bytes(damaged)
+        (entry,) = json.loads(hutch("ls", "--json").out)
+        assert entry == {**entry, **dict.fromkeys(told)}
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_ls_reads_each_file_once(user: int, layout: Layout, hutch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    age, facts, reads = Age("2026-11-01T12:00:00+00:00"), {"accelerator": "tcg"}, Counter[Path]()
+    for name in ("one", "two"):
+        record = Record(name, "/f", workspace(name, type="vm"), "image-1", 0, "0").with_booted()
+        write_record(layout, record)
+        write_status(layout, name, "running")
+        layout.user_view(name).parent.mkdir(exist_ok=True)
+        view = {**asdict(record), "facts": facts, "ages": {"image-1": asdict(age)}}
+        layout.user_view(name).write_bytes(encode(WORKSPACE, view))
+    write_ages(layout, {"image-1": age})
+
+    def read(path: Path) -> bytes | None:
+        reads[path] += 1
+        return read_or_none(path)
+
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    for module in ("state", "host.identity.user_view"):
+        monkeypatch.setattr(f"hutch.{module}.read_or_none", read)
+    told = [(entry["image_created"], entry["accelerator"]) for entry in json.loads(hutch("ls", "--json").out)]
+    assert told == [(age.created, facts["accelerator"] if user else None)] * 2
+    assert set(reads.values()) == {1}
+
+
 def test_pending_is_of_what_runs() -> None:
     changed = Record(**{**vars_of(RECORD), "booted": Booted(workspace(user="me"), "image-1")})
     assert describe(changed, Observation("running"))["pending"] == "restart"
@@ -182,6 +251,17 @@ def test_ls(running: Layout, hutch: Run) -> None:
         ["new", "vm", "absent", "-", "-", "-", "-"],
     ]
     assert [entry["name"] for entry in json.loads(hutch("ls", "--json").out)] == ["web", "new"]
+
+
+def test_ls_tells_members_where_somebody_is_on_a_cluster(
+    running: Layout, hutch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {"web": Observation("running", member="m2")}
+    monkeypatch.setattr("hutch.api.engine.observe_all", lambda layout, records: seen)
+    assert [line.split("  ")[2:5] for line in map(squeezed, hutch("ls").out.splitlines())] == [
+        ["STATE", "MEMBER", "ADDRESS"],
+        ["running", "m2", "192.168.83.2"],
+    ]
 
 
 def test_ls_takes_the_file_that_up_would_take(hutch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +316,7 @@ def test_status(running: Layout, hutch: Run, monkeypatch: pytest.MonkeyPatch) ->
     (entry,) = json.loads(hutch("status", "web", "--json").out)
     assert entry["pid"] == os.getpid()
     text = hutch("status").out
+    assert "autostart  false\n" in text
     assert "          name  web\n" in text
     assert "      warnings  one\n      warnings  two\n" in text
     assert "None" not in text
@@ -289,6 +370,6 @@ def test_a_damaged_record_is_told(running: Layout, hutch: Run) -> None:
 
 
 def test_no_images(hutch: Run) -> None:
-    assert hutch("image", "ls").out == "ID  IMAGE  SIZE  USED BY\n"
+    assert hutch("image", "ls").out == "ID  IMAGE  SIZE  BUILT  UPDATES  USED BY\n"
     assert json.loads(hutch("image", "ls", "--json").out) == []
     assert hutch("image", "rm", "debian-trixie-0123456789ab").code == 1

@@ -9,7 +9,7 @@ import pytest
 
 from hutch.egress.front import parse_question
 from hutch.egress.known import MOST_NAMES, MOST_TOLD, Known
-from hutch.egress.sets import render_allow
+from hutch.egress.sets import render_allow, render_key, render_lend
 from hutch.egress.upstream import PAYLOAD, Question
 
 
@@ -23,6 +23,20 @@ def test_render_allow() -> None:
     assert ports[2] == "add element inet hutch allowed_ports { 192.168.83.2 . 203.0.113.1 . 80 . 7 timeout 2s }"
     assert len(ports) == 6
     assert render_allow("hutch", "192.168.83.2", 7, [], None) == ""
+
+
+def test_render_lend() -> None:
+    where, key = render_key("hutch", "192.168.83.2", "203.0.113.1", 443)
+    assert (where, key) == ("inet hutch allowed_lent_ports", "192.168.83.2 . 203.0.113.1 . 443")
+    assert render_lend(where, key, 30, 9).splitlines() == [
+        "add element inet hutch allowed_lent_ports { 192.168.83.2 . 203.0.113.1 . 443 : 9 }",
+        "delete element inet hutch allowed_lent_ports { 192.168.83.2 . 203.0.113.1 . 443 : 9 }",
+        "add element inet hutch allowed_lent_ports { 192.168.83.2 . 203.0.113.1 . 443 timeout 31s : 9 }",
+    ]
+    assert render_key("hutch", "192.168.83.2", "203.0.113.1", None) == (
+        "inet hutch allowed_lent",
+        "192.168.83.2 . 203.0.113.1",
+    )
 
 
 def test_what_is_known() -> None:

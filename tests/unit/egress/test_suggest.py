@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.egress.record import NOT_LISTED, EgressEvent, lost
+from hutch.egress.record import DENIED, NOT_LISTED, EgressEvent, lost
 from hutch.egress.suggest import SIBLINGS, suggest
 from hutch.spec.entries import Egress
 from hutch.spec.model import WorkspaceSpec
+from hutch.spec.record import Decision
 from tests.unit.facts import check_golden, workspace
 
 
@@ -159,3 +160,23 @@ def test_no_name_becomes_anything_else(found: list[tuple[str, bool, int | None]]
         assert "/" not in host
         children = [name for name in asked if name.endswith(host[1:])]
         assert host in asked or (host.startswith("*.") and len(children) >= SIBLINGS)
+
+
+def test_what_people_have_decided_counts() -> None:
+    events = [dns(name) for name in ("yes.example.net", "a.cdn.example", "b.cdn.example", "c.cdn.example")]
+    events += [
+        reached("no.cdn.example"),
+        reached("while.example.net", verdict="allowed"),
+        dns("back.example", why=DENIED),
+    ]
+    decisions = [
+        Decision("yes.example.net:443", True, 1.0),
+        Decision("while.example.net", True, 1.0, 100.0),
+        Decision("no.cdn.example", False, 1.0),
+    ]
+    found = suggest(events, workspace(egress=("api.example.com",)), decisions)
+    assert tomllib.loads(found)["egress"] == [
+        *("api.example.com", "yes.example.net:443", "back.example"),
+        *("a.cdn.example", "b.cdn.example", "c.cdn.example", "while.example.net:443"),
+    ]
+    assert "# left out, denied by a person: no.cdn.example:443" in found

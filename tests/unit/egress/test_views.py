@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from hutch.egress.views import AAAA, ANY, HTTPS, A, Ruling, View, listed_by, plain_name, read_views, rule_on
 from hutch.host.network.egress_proxy import render_views
-from hutch.host.network.firewall import Member
+from hutch.host.network.firewall import Endpoint
+from hutch.spec.decisions import ruled
 from hutch.spec.policy import Domain, Policy, Reach
+from hutch.spec.record import Decision
 from tests.unit.facts import LAYOUT, NETWORK
 
 TXT = 16
@@ -20,6 +22,13 @@ LIST = Policy(
     "list",
     (Domain("example.org", True, None), Domain("api.example.com", False, 443), Domain("api.example.com", False, 80)),
     (Reach("10.1.0.0/16", None), Reach("203.0.113.0/24", 443)),
+)
+
+
+DECISIONS = (
+    Decision("pkg.example.net", True, 1.0),
+    Decision("api.example.com:8080", True, 2.0, 10.0),
+    Decision("*.evil.example", False, 3.0),
 )
 
 
@@ -66,7 +75,7 @@ def test_a_name_has_one_form(asked: list[bytes], name: str | None) -> None:
     ],
 )
 def test_a_list(name: str | None, kind: int, ruling: Ruling) -> None:
-    assert rule_on(view(LIST), name, kind) == ruling
+    assert rule_on(view(LIST), name, kind, 0.0) == ruling
 
 
 @pytest.mark.parametrize(
@@ -82,23 +91,38 @@ def test_a_list(name: str | None, kind: int, ruling: Ruling) -> None:
     ],
 )
 def test_other_policies(policy: Policy, name: str | None, answer: str, verdict: str) -> None:
-    ruling = rule_on(view(policy), name, A)
+    ruling = rule_on(view(policy), name, A, 0.0)
     assert (ruling.answer, ruling.verdict) == (answer, verdict)
 
 
+@pytest.mark.parametrize("policy", [Policy("none"), LIST])
+def test_what_people_have_decided_stands_beside_the_list(policy: Policy) -> None:
+    decided = replace(view(policy), ruled=ruled(DECISIONS))
+    _newest, port, name = decided.ruled
+    assert rule_on(decided, "pkg.example.net", A, 5.0) == Ruling("forward", "allowed", (), permits=(name,))
+    assert rule_on(decided, "pkg.example.net", AAAA, 5.0) == Ruling("empty", "allowed", (), permits=(name,))
+    assert rule_on(decided, "a.evil.example", A, 5.0) == Ruling("refuse", "refused", why="denied by a person")
+    listed = (80, 443) if policy.domains else ()
+    assert rule_on(decided, "api.example.com", A, 5.0) == Ruling("forward", "allowed", listed, permits=(port,))
+    after = rule_on(decided, "api.example.com", A, 10.0)
+    assert (after.verdict, after.permits) == ("allowed" if listed else "refused", ())
+    assert decided.terms(5.0) == {name.mark: None, port.mark: 10.0}
+    assert decided.terms(10.0) == {name.mark: None}
+
+
 def test_what_the_egress_proxy_is_told_is_what_it_reads() -> None:
-    members = (
-        Member("web", "ve-web", "02:00:00:00:00:01", "192.168.83.2", policy=LIST),
-        Member("free", "ve-free", "02:00:00:00:00:02", "192.168.83.3"),
-        Member("none", "ve-none", "02:00:00:00:00:03", "192.168.83.4", policy=Policy("none", learn=True)),
+    endpoints = (
+        Endpoint("web", "ve-web", "02:00:00:00:00:01", "192.168.83.2", policy=LIST, decisions=DECISIONS),
+        Endpoint("free", "ve-free", "02:00:00:00:00:02", "192.168.83.3"),
+        Endpoint("none", "ve-none", "02:00:00:00:00:03", "192.168.83.4", policy=Policy("none", learn=True)),
     )
-    told = read_views(render_views(LAYOUT, NETWORK, members))
+    told = read_views(render_views(LAYOUT, NETWORK, endpoints))
     assert told.views == {
-        "192.168.83.2": view(LIST),
-        "192.168.83.4": replace(view(members[2].policy), workspace="none", address="192.168.83.4"),
+        "192.168.83.2": replace(view(LIST), ruled=ruled(DECISIONS)),
+        "192.168.83.4": replace(view(endpoints[2].policy), workspace="none", address="192.168.83.4"),
     }
-    assert (told.listen, told.upstream, told.table) == (("192.168.83.1", 5300), ("192.168.84.1", 5302), "hutch")
-    assert render_views(LAYOUT, NETWORK, members[1:2]) == ""
+    assert (told.listen, told.upstream, told.table) == (("192.168.83.1", 5300), ("192.168.84.1", 40), "hutch")
+    assert render_views(LAYOUT, NETWORK, endpoints[1:2]) == ""
 
 
 NAMES = st.lists(st.sampled_from(["a", "b", "evil-a"]), min_size=1, max_size=4).map(".".join)

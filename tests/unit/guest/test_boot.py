@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hutch.guest.boot import kernel_arguments
+from hutch.guest.boot import kernel_arguments, parts_arguments
 
 COMMAND_LINE_SIZE = 2048  # of x86 kernels
 NAME = "a" * 32
@@ -39,3 +39,9 @@ def test_it_is_one_line_that_the_kernel_takes_whole() -> None:
     assert len(" ".join(arguments)) < COMMAND_LINE_SIZE // 2  # the machine adds words of its own
     keys = [word.partition("=")[0] for word in arguments]
     assert len(keys) == len(set(keys))
+
+
+def test_a_disk_that_firmware_boots_is_nobodys_own() -> None:
+    """Who the machine is comes from the disc beside it."""
+    assert "hutch.parts" in parts_arguments()
+    assert not [word for word in parts_arguments() if word.startswith(("systemd.hostname", "systemd.machine_id"))]

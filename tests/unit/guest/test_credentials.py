@@ -15,6 +15,7 @@ from hutch.guest.credentials import (
     render_environment,
     render_sshd_environment,
     render_tmpfiles,
+    session_environment,
 )
 from tests.unit.facts import KEY, check_golden
 
@@ -37,7 +38,7 @@ def readable(text: str) -> str:
     lines = []
     for line in text.splitlines():
         lines.append(line)
-        if line.startswith("f+~"):
+        if line.startswith("f+~") and " /usr/local/bin/" not in line:
             lines += [f"    {inner}" for inner in base64.b64decode(line.split(" ")[-1]).decode().splitlines()]
     return "\n".join(lines) + "\n"
 
@@ -61,11 +62,18 @@ def test_nothing_to_say_empties_the_files() -> None:
     """A kept root may hold an older environment."""
     bare = Identity("web", "dev", 1000, "/bin/sh", "192.168.83.2", 24, "192.168.83.1", (), (), "Name=host0")
     lines = [line for line in render_tmpfiles(bare).splitlines() if line.startswith("f+~")]
-    assert [(line.split(" ")[1], line.split(" ")[-1]) for line in lines[1:]] == [
-        ("/etc/ssh/authorized_keys.d/dev", ""),
-        ("/etc/environment", ""),
-        ("/etc/ssh/sshd_config.d/20-hutch-environment.conf", ""),
-    ]
+    found = {line.split(" ")[1]: base64.b64decode(line.split(" ")[-1]).decode() for line in lines[1:-1]}
+    assert found == {
+        "/etc/ssh/authorized_keys.d/dev": "",
+        "/etc/environment": 'HUTCH_CONTEXT="/run/hutch-context.md"\n',
+        "/etc/ssh/sshd_config.d/20-hutch-environment.conf": 'SetEnv "HUTCH_CONTEXT=/run/hutch-context.md"\n',
+        "/run/hutch-context.md": "",
+    }
+
+
+def test_the_workspaces_own_word_for_the_context_counts() -> None:
+    assert session_environment((("A", "b"),)) == (("HUTCH_CONTEXT", "/run/hutch-context.md"), ("A", "b"))
+    assert session_environment((("HUTCH_CONTEXT", "/mine"),)) == (("HUTCH_CONTEXT", "/mine"),)
 
 
 def test_environment() -> None:
@@ -112,5 +120,5 @@ def test_no_value_adds_a_word_or_a_line(env: list[tuple[str, str]]) -> None:
 @given(printable)
 def test_no_value_adds_a_tmpfiles_line(value: str) -> None:
     hostile = Identity("web", "dev", 1000, "/bin/sh", "1.1.1.1", 24, "1.1.1.1", (f"k {value}",), (("A", value),), "")
-    assert len(render_tmpfiles(hostile).splitlines()) == 6
+    assert len(render_tmpfiles(hostile).splitlines()) == 8
     assert render_tmpfiles(hostile).isascii()

@@ -12,6 +12,7 @@ from hutch.guest.boot import WITHOUT_LIBBPF
 from hutch.guest.initrd import (
     INIT,
     MODULES,
+    PARTS_MODULES,
     SIGNED,
     UNITS,
     Module,
@@ -79,8 +80,9 @@ def test_what_every_machine_loads_is_not_listed_again_for_a_device() -> None:
     assert [module.name for module in chosen] == ["shared", "a", "b"]
 
 
-def test_modules_for_every_machine_come_before_those_for_devices() -> None:
-    patterns = [pattern for _, pattern in MODULES]
+@pytest.mark.parametrize("wanted", [MODULES, PARTS_MODULES])
+def test_modules_for_every_machine_come_before_those_for_devices(wanted: tuple[tuple[str, str], ...]) -> None:
+    patterns = [pattern for _, pattern in wanted]
     assert patterns == sorted(patterns, key=lambda pattern: pattern != "*")
 
 

@@ -252,7 +252,7 @@ def test_an_early_end(pipe: tuple[int, int]) -> None:
     os.write(pipe[1], b"\x1b[2Jqemu: cannot set up guest memory\n")
     os.close(pipe[1])
     verdict = await_answer(pipe[0], 5)
-    assert verdict.problem.endswith("came up: [2Jqemu: cannot set up guest memory")
+    assert verdict.problem.endswith("came up: \N{REPLACEMENT CHARACTER}[2Jqemu: cannot set up guest memory")
     assert not verdict.is_lasting
 
 

@@ -27,7 +27,7 @@ from hutch.spec.entries import Publish
 from hutch.spec.names import HEARD
 from hutch.spec.policy import Domain, Policy, Reach
 from hutch.spec.ranges import NEVER, PRIVATE
-from tests.unit.facts import GOLDEN, LAYOUT, MEMBERS, NETWORK, SECOND, check_golden, member
+from tests.unit.facts import ENDPOINTS, GOLDEN, LAYOUT, NETWORK, SECOND, check_golden, check_golden_case, endpoint
 
 HOST_ADDRESSES = ("10.0.0.5", "203.0.113.7")
 POLICIES = {
@@ -51,24 +51,22 @@ POLICIES = {
     "learning": Policy("list", (Domain("example.org", False, None),), (), learn=True),
 }
 POLICED = tuple(
-    replace(member(name, f"192.168.83.{number}"), policy=policy)
+    replace(endpoint(name, f"192.168.83.{number}"), policy=policy)
     for number, (name, policy) in enumerate(POLICIES.items(), 10)
 )
-ROUTER = router_tables(LAYOUT, NETWORK, (*MEMBERS, *POLICED), HOST_ADDRESSES)
-HOST = host_tables(LAYOUT, NETWORK, MEMBERS)
+EMPTY = router_tables(LAYOUT, NETWORK, (), ())
+ROUTER = router_tables(LAYOUT, NETWORK, (*ENDPOINTS, *POLICED), HOST_ADDRESSES)
+HOST = host_tables(LAYOUT, NETWORK, ENDPOINTS)
 LONGEST_COMMENT = 128  # bytes, in the kernel
 
 
-def test_router_tables() -> None:
-    check_golden("nft/router.nft", render_tables(ROUTER))
+@pytest.mark.parametrize("tables", [EMPTY, ROUTER], ids=["with nobody", "with some"])
+def test_router_tables(tables: tuple[Table, ...]) -> None:
+    check_golden_case("nft/router", render_tables(tables), render_tables(EMPTY))
 
 
 def test_host_table() -> None:
     check_golden("nft/host.nft", render_tables(HOST))
-
-
-def test_nobody_is_there_yet() -> None:
-    check_golden("nft/router-empty.nft", render_tables(router_tables(LAYOUT, NETWORK, (), ())))
 
 
 def test_a_second_hutch_has_tables_of_its_own() -> None:
@@ -165,7 +163,7 @@ def test_a_table_is_kept_when_all_its_chains_and_sets_are_there() -> None:
     ],
 )
 def test_published_ports(publish: Publish, text: str) -> None:
-    tables = host_tables(LAYOUT, NETWORK, (member("web", "192.168.83.2", publish),))
+    tables = host_tables(LAYOUT, NETWORK, (endpoint("web", "192.168.83.2", publish),))
     rule = Rule(f"publish web {publish}", text)
     assert chain(tables, "inet", "publish-local").rules == (rule,)
     # From a network, nothing that claims to be for 127.0.0.1 gets that far.
@@ -174,7 +172,7 @@ def test_published_ports(publish: Publish, text: str) -> None:
 
 def test_names_of_rules_fit_in_a_comment() -> None:
     longest = Publish("255.255.255.255", 65535, 65535, "udp")
-    tables = (*ROUTER, *host_tables(LAYOUT, NETWORK, (member("a" * 32, "192.168.83.2", longest),)))
+    tables = (*ROUTER, *host_tables(LAYOUT, NETWORK, (endpoint("a" * 32, "192.168.83.2", longest),)))
     rules = [rule for table in tables for c in table.chains for rule in c.rules]
     assert all(len(rule.name) < LONGEST_COMMENT and '"' not in rule.name for rule in rules)
 
@@ -263,6 +261,14 @@ def test_tampering_is_seen(tamper: Any, where: str) -> None:
     tamper(changed)
     assert changed != document
     assert differences(shape_of(ROUTER), observed_shape(json.dumps(changed), "hutch")) == [f"{where}: changed"]
+
+
+def test_another_port_of_the_resolver_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that an older hutch has loaded: the names of rules are all that is read of the host's."""
+    monkeypatch.setattr("hutch.host.network.firewall.UPSTREAM_PORT", 5302)
+    assert differences(shape_of(HOST), shape_of(host_tables(LAYOUT, NETWORK, ENDPOINTS))) == [
+        "inet hutch/from-router: changed"
+    ]
 
 
 def test_differences_in_words() -> None:

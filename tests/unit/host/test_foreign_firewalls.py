@@ -70,7 +70,7 @@ def test_ufw_stops_questions_as_well() -> None:
     assert commands(check(*UFW)) == [
         "ufw route allow out on hutch-up",
         "ufw route allow in on hutch-up",
-        "ufw allow in on hutch-up to 192.168.84.1 port 5302",
+        "ufw allow in on hutch-up to 192.168.84.1 port 40",
     ]
 
 
@@ -82,8 +82,8 @@ def test_a_rule_for_another_port_lets_no_question_pass() -> None:
         asked = {"match": {"op": op, "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": port}}
         return check(*UFW, *passing, rule("ufw-user-input", COMES, asked, ACCEPT))
 
-    assert len(rules_for(53)) == len(rules_for(5302, "!=")) == len(rules_for({"set": [53, 54]})) == 1
-    assert rules_for(5302) == rules_for(53, "!=") == rules_for({"set": [53, {"range": [5300, 5310]}]}) == ()
+    assert len(rules_for(53)) == len(rules_for(40, "!=")) == len(rules_for({"set": [53, 54]})) == 1
+    assert rules_for(40) == rules_for(53, "!=") == rules_for({"set": [53, {"range": [30, 50]}]}) == ()
 
 
 def test_with_ufw_the_policy_is_ufws_and_not_dockers() -> None:
@@ -146,7 +146,7 @@ def test_each_step_can_be_tested_and_taken_back(scene: tuple[dict[str, Any], ...
 def test_ufw_is_asked_for_its_rules_by_the_commands_that_made_them() -> None:
     forward, ask = (obstacle.repair[-1] for obstacle in check(*UFW))
     assert forward.undo == ("ufw", "route", "delete", "allow", "in", "on", UPLINK)
-    assert ask.undo == ("ufw", "delete", "allow", "in", "on", UPLINK, "to", HOST_END, "port", "5302")
+    assert ask.undo == ("ufw", "delete", "allow", "in", "on", UPLINK, "to", HOST_END, "port", "40")
     assert (forward.test, forward.line) == (("ufw", "show", "added"), f"ufw route allow in on {UPLINK}")
 
 

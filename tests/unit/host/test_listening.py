@@ -8,7 +8,7 @@ import pytest
 
 from hutch.errors import ConfigError
 from hutch.host.network import listening
-from hutch.host.network.listening import Listener, check_ports, parse_listeners, taken_by
+from hutch.host.network.listening import Listener, check_ports, find_deaf, parse_listeners, taken_by
 from hutch.spec.entries import Publish
 from hutch.spec.record import Record
 from tests.unit.facts import workspace
@@ -50,6 +50,23 @@ def test_parse() -> None:
 )
 def test_taken(wanted: Publish, taken: bool) -> None:
     assert (taken_by(wanted, tuple(parse_listeners(SS))) is not None) == taken
+
+
+def test_a_program_that_came_later_and_hears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "observe_listeners", lambda: tuple(parse_listeners(SS)))
+    web = workspace(publish=(entry(9), entry(22, "127.0.0.1"), entry(81, "10.1.2.3")))
+    made = {
+        name: Record(name, "/f", keys, "image-1", 1 << 30, "0" * 32)
+        for name, keys in (("web", web), ("lab", workspace()))
+    }
+    assert find_deaf(made) == {
+        "web": (
+            "tcp port 22 of the host leads here, though sshd, pid 700 listens on *:22, and hears nothing",
+            "tcp port 81 of the host leads here, though a program listens on 10.1.2.3:81, and hears nothing",
+        )
+    }
+    monkeypatch.setattr(listening, "observe_listeners", lambda: pytest.fail("nobody asked"))
+    assert find_deaf({"lab": made["lab"]}) == {}
 
 
 def test_only_new_entries_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

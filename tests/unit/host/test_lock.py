@@ -13,7 +13,17 @@ import pytest
 
 from hutch.errors import HutchError
 from hutch.host.services import lock as locks
-from hutch.host.services.lock import Holder, find_holder, host_lock, lock, spoken
+from hutch.host.services.lock import (
+    COMMANDS,
+    LOOKS,
+    Busy,
+    Holder,
+    find_holder,
+    host_lock,
+    lock,
+    spoken,
+    take_place,
+)
 from hutch.spec.names import Layout
 from hutch.state import make_directory
 
@@ -44,6 +54,22 @@ def test_the_lock_is_waited_for_and_given_back(layout: Layout) -> None:
                 pass
             assert f"(pid {os.getpid()}, since " in caught.value.brief
     assert layout.lock.read_bytes() == b""
+
+
+def test_a_member_has_so_many_places_and_a_child_keeps_its_parent_s(layout: Layout) -> None:
+    taken = [take_place(layout, 1002, COMMANDS, "commands", patience=0.0) for _ in COMMANDS]
+    inherited = os.dup(taken[0])
+    os.close(taken[0])
+    with pytest.raises(Busy, match="root is at work on commands of yours already"):
+        take_place(layout, 1002, COMMANDS, "commands", patience=0.1)
+    taken += [take_place(layout, 1002, LOOKS, "a look", patience=0.0)]
+    taken += [take_place(layout, uid, COMMANDS, "commands", patience=0.0) for uid in (1001, 1003, 2**32 - 2)]
+    with lock(layout, patience=0.0):
+        pass
+    os.close(inherited)
+    taken[0] = take_place(layout, 1002, COMMANDS, "commands", patience=0.0)
+    for descriptor in taken:
+        os.close(descriptor)
 
 
 def test_the_lock_is_given_back_after_a_failure(layout: Layout) -> None:

@@ -213,3 +213,54 @@ def test_a_damaged_note_is_named(layout: Layout) -> None:
     layout.repairs.write_bytes(layout.repairs.read_bytes().replace(b"tool", b"fool"))
     with pytest.raises(Damaged, match="checksum"):
         read_made(layout)
+
+
+def test_a_file_is_asked_about_before_it_is_put_in_place(layout: Layout, host: Host, tmp_path: Path) -> None:
+    file = DropIn(str(tmp_path / "rule"), "text\n", mode=0o440, check=("tool", "check"))
+    host.broken = {"check"}
+    with pytest.raises(HutchError):
+        ensure_file(layout, file, print)
+    assert not Path(file.path).exists()
+    assert not layout.repairs.exists()
+    host.broken = set()
+    ensure_file(layout, file, print)
+    assert Path(file.path).stat().st_mode & 0o777 == 0o440
+    assert read_made(layout).files == (file,)
+    assert {path.name for path in layout.state.iterdir()} == {"repairs.json"}
+
+
+def test_a_part_of_somebody_else_s_file_comes_and_goes_alone(layout: Layout, host: Host, tmp_path: Path) -> None:
+    path = tmp_path / "doas.conf"
+    path.write_text("permit :wheel")
+    path.chmod(0o400)
+    part = DropIn(str(path), "permit nopass :hutch\n", is_part=True)
+    for _ in range(2):
+        ensure_file(layout, part, print)
+        assert path.read_text() == "permit :wheel\npermit nopass :hutch\n"
+    assert path.stat().st_mode & 0o777 == 0o400
+    assert take_back(layout, print) == []
+    assert path.read_text() == "permit :wheel\n"
+    path.unlink()
+    ensure_file(layout, part, print)
+    assert take_back(layout, print) == []
+    assert not path.exists()
+
+
+def test_a_part_that_somebody_has_taken_out_is_gone(layout: Layout, host: Host, tmp_path: Path) -> None:
+    path = tmp_path / "doas.conf"
+    ensure_file(layout, DropIn(str(path), "permit nopass :hutch\n", is_part=True), print)
+    path.write_text("deny :hutch\n")
+    assert take_back(layout, print) == []
+    assert path.read_text() == "deny :hutch\n"
+
+
+def test_what_lasts_goes_with_hutch_alone(layout: Layout, host: Host, tmp_path: Path) -> None:
+    lasting = DropIn(str(tmp_path / "hutch" / "member"), "program\n", lasts=True)
+    other = DropIn(str(tmp_path / "x"), "text\n")
+    for file in (lasting, other):
+        ensure_file(layout, file, print)
+    assert take_back(layout, print, is_leaving=False) == []
+    assert read_made(layout).files == (lasting,)
+    assert Path(lasting.path).exists() and not Path(other.path).exists()
+    assert take_back(layout, print) == []
+    assert not Path(lasting.path).parent.exists()

@@ -25,7 +25,7 @@ from hutch.host.network.router import (
 )
 from hutch.host.network.ruleset import shape_of
 from hutch.spec.model import Network
-from tests.unit.facts import LAYOUT, MEMBERS, NETWORK, SECOND, member
+from tests.unit.facts import ENDPOINTS, LAYOUT, NETWORK, SECOND, endpoint
 
 OPEN = Network()
 
@@ -118,13 +118,13 @@ ROUTER = RouterFacts(
     way_out="192.168.84.1",
     fenced="192.168.83.0/24",
     fence="hutch0",
-    rules=shape_of(router_tables(LAYOUT, NETWORK, MEMBERS, ("10.0.0.5",))),
-    host_rules=shape_of(host_tables(LAYOUT, NETWORK, MEMBERS)),
+    rules=shape_of(router_tables(LAYOUT, NETWORK, ENDPOINTS, ("10.0.0.5",))),
+    host_rules=shape_of(host_tables(LAYOUT, NETWORK, ENDPOINTS)),
 )
 
 
 def found_wrong(found: HostNetwork, facts: RouterFacts) -> dict[Part, str]:
-    return differences(LAYOUT, NETWORK, wanted_rules(LAYOUT, NETWORK, MEMBERS, found), found, facts)
+    return differences(LAYOUT, NETWORK, wanted_rules(LAYOUT, NETWORK, ENDPOINTS, found), found, facts)
 
 
 def test_reconciled() -> None:
@@ -228,20 +228,20 @@ def port(master: str = "hutch0", *, up: bool = True, isolated: bool = True) -> d
     ids=["as wanted", "on none", "on another", "down", "not isolated"],
 )
 def test_ports(there: dict[str, Any], wrong: str) -> None:
-    found = loose_ports(NETWORK, MEMBERS, replace(ROUTER, links={**LINKS, "ve-web": there}))
+    found = loose_ports(NETWORK, ENDPOINTS, replace(ROUTER, links={**LINKS, "ve-web": there}))
     assert found == ({"web": wrong} if wrong else {})
 
 
 def test_a_bridge_that_is_repaired_takes_its_ports_anew() -> None:
     down = {**LINKS, "hutch0": link("192.168.83.1/24", up=False), "ve-web": port()}
-    assert loose_ports(NETWORK, MEMBERS, replace(ROUTER, links=down)).keys() == {"web"}
-    assert loose_ports(NETWORK, MEMBERS, RouterFacts()) == {}
+    assert loose_ports(NETWORK, ENDPOINTS, replace(ROUTER, links=down)).keys() == {"web"}
+    assert loose_ports(NETWORK, ENDPOINTS, RouterFacts()) == {}
 
 
 def test_sysctls() -> None:
-    quiet = (member("web", "192.168.83.2"),)
+    quiet = (endpoint("web", "192.168.83.2"),)
     assert wanted_sysctls(LAYOUT, quiet) == {"net/ipv4/ip_forward": "1"}
-    assert wanted_sysctls(SECOND, MEMBERS) == {
+    assert wanted_sysctls(SECOND, ENDPOINTS) == {
         "net/ipv4/ip_forward": "1",
         f"net/ipv4/conf/{SECOND.uplink_host}/route_localnet": "1",
     }
@@ -256,7 +256,7 @@ def test_what_a_crash_left_untagged_is_known_by_its_address() -> None:
     assert not is_ours(LAYOUT, {"ifname": "hutch-up", "address": "02:00:00:00:00:01"})
     assert not is_ours(LAYOUT, {"ifname": "lo", "address": "00:00:00:00:00:00"})
     assert not is_ours(LAYOUT, {"ifname": "lo"})
-    assert LAYOUT.uplink_mac != SECOND.uplink_mac
+    assert len({LAYOUT.uplink_mac, LAYOUT.uplink_router_mac, SECOND.uplink_mac, SECOND.uplink_router_mac}) == 4
 
 
 def test_interfaces_say_whose_they_are() -> None:

@@ -12,6 +12,8 @@ from hutch.apply import removal
 from hutch.errors import HutchError
 from hutch.host.storage import shares
 from hutch.host.storage.shares import Guest
+from hutch.spec import member
+from hutch.spec.member import Member
 from hutch.spec.names import Layout
 
 GUEST = Guest(70_000, 1000)
@@ -27,7 +29,7 @@ class Mounts:
         monkeypatch.setattr(shares, "observe_mountinfo", lambda: "")
         monkeypatch.setattr(shares, "Tree", lambda text: self)
         monkeypatch.setattr(shares, "find_mounts", lambda text: dict.fromkeys(self.points, shares.OPTIONS))
-        monkeypatch.setattr(shares, "_mount", self.points.append)
+        monkeypatch.setattr(shares, "_mount", lambda path, member: self.points.append(path))
         monkeypatch.setattr(shares, "_unmount", self.points.remove)
         monkeypatch.setattr(shares, "disarm", self.disarm)
 
@@ -68,7 +70,9 @@ def ensure(layout: Layout, paths: list[str]) -> None:
     shares.ensure_shares(layout, paths, {path: [GUEST] for path in paths})
 
 
-def test_one_that_cannot_be_looked_through_holds_up_nobody(mounts: Mounts, layout: Layout, paths: list[str]) -> None:
+def test_one_that_cannot_be_looked_through_holds_up_nobody(
+    mounts: Mounts, layout: Layout, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its guard stays, and with it those around it; it is told of, and not tried again at once."""
     bad, inner, good = paths
     ensure(layout, paths)
@@ -78,6 +82,9 @@ def test_one_that_cannot_be_looked_through_holds_up_nobody(mounts: Mounts, layou
     assert sorted(mounts.points) == [bad, inner]
     (told,) = shares.kept_guards(layout)
     assert told == f"{inner} stays mounted nosuid,nodev over itself: there is no end to it"
+    with monkeypatch.context() as for_another:
+        for_another.setattr(member, "acting", Member(1002, 1002, "carol", None))
+        assert shares.kept_guards(layout) == []  # whose directory it is
     assert shares.noted_guests(layout)[inner] == {GUEST}
     mounts.tried.clear()
     ensure(layout, [good])
@@ -86,6 +93,47 @@ def test_one_that_cannot_be_looked_through_holds_up_nobody(mounts: Mounts, layou
     assert shares.kept_guards(layout) == []
     ensure(layout, [good])
     assert mounts.tried == [inner]
+
+
+def test_one_that_cannot_be_guarded_leaves_no_other_unguarded(
+    mounts: Mounts, layout: Layout, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, inner, good = paths
+    failing = {bad}
+
+    def mount(path: str, member: int | None) -> None:
+        if path in failing:
+            raise HutchError(f"{path} cannot be shared", details=f"no {path}")
+        mounts.points.append(path)
+
+    monkeypatch.setattr(shares, "_mount", mount)
+    with pytest.raises(HutchError, match=f"^{bad} cannot be shared$"):
+        ensure(layout, paths)
+    assert sorted(mounts.points) == [inner, good]
+    mounts.points.clear()
+    failing.add(inner)
+    with pytest.raises(HutchError, match=f"^{bad}, {inner} cannot be shared$") as caught:
+        ensure(layout, paths)
+    assert mounts.points == [good]
+    assert f"no {bad}\n" in caught.value.details and caught.value.details.endswith(f"no {inner}")
+
+
+def test_what_is_another_s_by_now_gets_no_guard_and_holds_up_nobody(
+    mounts: Mounts, layout: Layout, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, inner, good = paths
+    own = os.stat(good).st_uid
+    shares.ensure_shares(layout, paths, {}, {bad: own + 1, good: own})
+    assert sorted(mounts.points) == [inner, good]
+    mounts.points.clear()
+
+    def mount(path: str, member: int | None) -> None:  # something else was put there just now
+        raise HutchError(f"{path} cannot be shared", details=f"{member}")
+
+    monkeypatch.setattr(shares, "_mount", mount)
+    shares.ensure_shares(layout, [good], {}, {good: own})
+    with pytest.raises(HutchError, match=f"^{inner} cannot be shared$"):
+        shares.ensure_shares(layout, [good, inner], {}, {good: own})
 
 
 def test_it_is_tried_again_in_the_end(

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -14,11 +15,13 @@ from hutch.host.network.dns import choose_names, wanted_resolvers
 from hutch.host.services import cgroup
 from hutch.host.services.process import is_alive, open_process, start_time
 from hutch.host.services.service import Service, observe_service
-from hutch.host.storage import shares
+from hutch.host.storage import share_checks, shares
 from hutch.host.storage.bind import open_strictly
 from hutch.host.storage.mountinfo import Tree
+from hutch.host.storage.share_checks import check_shares
 from hutch.spec.model import Mount, WorkspaceSpec
 from hutch.spec.names import Layout
+from hutch.spec.record import writable_paths
 from tests.unit.facts import LAYOUT, NETWORK, check_golden, workspace
 
 # dns
@@ -53,7 +56,7 @@ def test_a_pid_file_with_nonsense(text: str, tmp_path: Path) -> None:
 
 def test_writable_paths() -> None:
     declared = workspace(home="/srv/home", mounts=(Mount("/a", "/a"), Mount("/b", "/b", readonly=True)))
-    assert shares.writable_paths(declared) == ("/srv/home", "/a")
+    assert writable_paths(declared) == ("/srv/home", "/a")
 
 
 MOUNTINFO = r"""
@@ -160,6 +163,7 @@ def test_somebody_elses_directory_is_no_home(tmp_path: Path) -> None:
 def test_directories_are_looked_at_before_anything_starts(tmp_path: Path) -> None:
     uid = os.getuid()
     (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there")
     real = f"{tmp_path}/there/x"
@@ -167,46 +171,89 @@ def test_directories_are_looked_at_before_anything_starts(tmp_path: Path) -> Non
         Mount(f"{tmp_path}/there", "/a"),
         Mount(f"{tmp_path}/gone", "/b"),
         Mount(f"{tmp_path}/gone", "/c", create=True),
-        Mount(f"{tmp_path}/file", "/d", create=True),
+        Mount(f"{tmp_path}/fifo", "/d", create=True),
         Mount(f"{tmp_path}/link/x", "/e"),
         Mount(f"{tmp_path}/gone/x", "/f"),
     )
     fine = workspace(owner=uid, home=f"{tmp_path}/there", mounts=mounts[:1])
-    assert list(shares.check_shares("workspaces.web", fine)) == []
-    assert list(shares.check_shares("workspaces.web", replace(fine, home=f"{tmp_path}/new/home"))) == []
-    found = list(shares.check_shares("workspaces.web", replace(fine, mounts=mounts)))
+    assert list(check_shares("workspaces.web", fine)) == []
+    assert list(check_shares("workspaces.web", replace(fine, home=f"{tmp_path}/new/home"))) == []
+    found = list(check_shares("workspaces.web", replace(fine, mounts=mounts)))
     assert [(problem.key.removeprefix("workspaces.web."), problem.message) for problem in found] == [
         ("mounts[1].source", "does not exist"),
-        ("mounts[3].source", "is not a directory"),
+        ("mounts[3].source", "is neither a directory nor a regular file"),
         ("mounts[4].source", f"leads through {tmp_path}/link, which is a symbolic link; what it leads to is {real}"),
         ("mounts[5].source", f"leads through {tmp_path}/gone, which does not exist"),
     ]
     assert "create = true" in found[0].hint
-    (foreign,) = shares.check_shares("workspaces.web", replace(fine, owner=uid + 1))
+    (foreign,) = check_shares("workspaces.web", replace(fine, owner=uid + 1))
     assert (foreign.key, foreign.message) == (
         "workspaces.web.home",
         f"belongs to uid {uid}, not to the owner {uid + 1}",
     )
-    (no_directory,) = shares.check_shares("workspaces.web", replace(fine, home=f"{tmp_path}/file/home"))
+    (no_directory,) = check_shares("workspaces.web", replace(fine, home=f"{tmp_path}/file/home"))
     assert no_directory.message == f"leads through {tmp_path}/file, which is not a directory"
+
+
+def test_single_files_are_looked_at_too(tmp_path: Path) -> None:
+    uid = os.getuid()
+    for name in ("file", "home/.config/there", "home/taken/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    file = f"{tmp_path}/file"
+    mounts = (
+        Mount(file, "/srv/file"),
+        Mount(file, "/home/dev/.config/new", mode="private"),
+        Mount(file, "/home/dev/.config/there", mode="private"),
+        Mount(file, "/srv/other", mode="private"),
+        Mount(file, "/home/dev/taken", mode="readonly"),
+    )
+    declared = workspace(owner=uid, home=f"{tmp_path}/home", mounts=mounts)
+    found = list(check_shares("workspaces.web", declared))
+    assert [(problem.key.removeprefix("workspaces.web."), problem.message) for problem in found] == [
+        ("mounts[3].target", "is outside the home, and a file is private"),
+        ("mounts[4].target", f"{tmp_path}/home/taken is a directory"),
+    ]
+    (_, foreign) = check_shares("workspaces.web", replace(declared, owner=uid + 1, mounts=mounts[1:2]))
+    assert (foreign.key, foreign.message) == (
+        "workspaces.web.mounts[0].source",
+        f"belongs to uid {uid}, not to the owner {uid + 1}",
+    )
+
+
+def test_what_is_protected_is_not_shared_to_be_written(tmp_path: Path) -> None:
+    git = tmp_path / "top/.git"
+    for name in ("objects", "refs", "hooks/more"):
+        (git / name).mkdir(parents=True)
+    for name in ("HEAD", "config"):
+        (git / name).touch()
+
+    def messages(mode: Literal["readonly", "writable", "private"], protect_default: bool = True) -> list[str]:
+        sources = (tmp_path / "top", git, git / "hooks/more", git / "config", git / "refs")
+        mounts = tuple(Mount(str(source), f"/{index}", mode=mode) for index, source in enumerate(sources))
+        declared = workspace(owner=os.getuid(), home=f"{tmp_path}/home", mounts=mounts, protect_default=protect_default)
+        return [problem.message for problem in check_shares("web", declared) if problem.key.endswith("source")]
+
+    assert messages("writable") == [f"is protected, as {git}/hooks is", f"is protected, as {git}/config is"]
+    assert messages("writable", protect_default=False) == messages("readonly") == []
 
 
 def test_a_store_must_be_there_to_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "nix" / "store"
-    monkeypatch.setattr(shares, "NIX_STORE", str(store))
+    monkeypatch.setattr(share_checks, "NIX_STORE", str(store))
     sharing = workspace(owner=os.getuid(), home=f"{tmp_path}/home", nix_store=True)
-    assert list(shares.check_shares("workspaces.web", replace(sharing, nix_store=False))) == []
-    (problem,) = shares.check_shares("workspaces.web", sharing)
+    assert list(check_shares("workspaces.web", replace(sharing, nix_store=False))) == []
+    (problem,) = check_shares("workspaces.web", sharing)
     assert (problem.key, problem.value) == ("workspaces.web.nix_store", "true")
     assert problem.message == f"{store} leads through {store.parent}, which does not exist"
     assert "install Nix" in problem.hint
     store.parent.mkdir()
     store.symlink_to(tmp_path)
-    (problem,) = shares.check_shares("workspaces.web", sharing)
+    (problem,) = check_shares("workspaces.web", sharing)
     assert "is a symbolic link" in problem.message
     store.unlink()
     store.mkdir()
-    assert list(shares.check_shares("workspaces.web", sharing)) == []
+    assert list(check_shares("workspaces.web", sharing)) == []
 
 
 def with_points(home: Path, *targets: str) -> WorkspaceSpec:
@@ -244,7 +291,7 @@ def test_mount_points_with_something_in_the_way(target: str, tmp_path: Path) -> 
     with pytest.raises(HutchError, match=f"web: there can be no mount on {target}: ") as caught:
         shares.ensure_mount_points("web", declared, os.getgid())
     assert "symbolic link" in caught.value.resolution
-    (problem,) = shares.check_shares("workspaces.web", declared)
+    (problem,) = check_shares("workspaces.web", declared)
     assert (problem.key, problem.value) == ("workspaces.web.mounts[0].target", target)
     assert os.listdir(elsewhere) == []
 

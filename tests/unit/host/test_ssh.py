@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import fcntl
+import os
 import pwd
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,7 @@ PEERS = (
     Peer("web", "192.168.83.2", "dev", f"{KEY} workspace-web"),
     Peer("lab", "192.168.83.3", "me", KEY),
 )
-KEYS = {0: str(LAYOUT.key(0)), 1000: str(LAYOUT.key(1000))}
+KEYS = {"0": ("web", "lab"), "1000": ("web", "lab"), "1001": ("lab",), "@1200": ("web",), "@1300": ("gone",)}
 
 
 def test_drop_in() -> None:
@@ -44,6 +48,36 @@ def test_a_key_pair_is_believed_only_when_it_is_whole() -> None:
         assert not ssh.is_pair(broken, public)
     for broken in (None, b"", public[:20], b"\0" * 80, key_pair(b"\x08" * 51)[1]):
         assert not ssh.is_pair(private, broken)
+
+
+def test_a_key_that_its_holder_has_made_huge_is_none(tmp_path: Path) -> None:
+    private, public = key_pair()
+    (tmp_path / "key").write_bytes(private)
+    (tmp_path / "key.pub").write_bytes(public)
+    assert ssh.read_key(tmp_path / "key") == public.decode().strip()
+    os.truncate(tmp_path / "key", 1 << 40)
+    assert ssh.read_key(tmp_path / "key") == ""
+
+
+def test_a_key_that_its_holder_has_a_lease_on_is_not_waited_for(tmp_path: Path) -> None:
+    """The kernel would have whoever opens it wait for 45 seconds, and the holder would do it again."""
+    private, public = key_pair()
+    path = tmp_path / "key"
+    path.write_bytes(private)
+    (tmp_path / "key.pub").write_bytes(public)
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    holder = os.open(path, os.O_RDWR)
+    try:
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        since = time.monotonic()
+        assert ssh.read_key(path) == ssh.ensure_key(path, "comment") == public.decode().strip()
+        (tmp_path / "key.pub").write_bytes(public[:20])
+        assert ssh.read_key(path) == ""
+        assert time.monotonic() - since < 5
+    finally:
+        os.close(holder)
+        signal.signal(signal.SIGIO, before)
+    assert path.read_bytes() == private
 
 
 def test_a_damaged_host_key_that_others_trust_is_not_replaced(tmp_path: Path) -> None:

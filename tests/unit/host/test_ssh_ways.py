@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from hutch.backends import traits_named
 from hutch.host.identity import ssh
 from hutch.host.identity.ssh import VSOCK_PROXY, Peer, choose_proxy, proxy_of, render_argv, render_config
-from tests.unit.facts import LAYOUT, check_golden, workspace
+from tests.unit.facts import LAYOUT, check_golden_case, workspace
 
 SYSTEMD, SOCAT = f"{VSOCK_PROXY} vsock/77 22", "socat - VSOCK-CONNECT:77:22"
 
@@ -54,10 +55,13 @@ def test_the_drop_in_says_how_to_connect() -> None:
 
 @pytest.mark.parametrize("way", ["tcp", "vsock"])
 def test_arguments_of_our_own_ssh(way: str) -> None:
-    peer = Peer("web", "192.168.83.2", "dev", proxy=SYSTEMD if way == "vsock" else "")
-    terminal = way == "vsock"
-    argv = render_argv(LAYOUT, peer, "exec x", terminal=terminal, control="/run/hutch/c", is_first=not terminal)
-    check_golden(f"ssh/argv-{way}", "".join(f"{word}\n" for word in argv))
+    peer = Peer("web", "192.168.83.2", "dev")
+    plain = render_argv(LAYOUT, peer, "exec x", terminal=False, control="/run/hutch/c", is_first=True)
+    proxied = render_argv(
+        LAYOUT, replace(peer, proxy=SYSTEMD), "exec x", terminal=True, control="/run/hutch/c", is_first=False
+    )
+    argv = proxied if way == "vsock" else plain
+    check_golden_case(f"ssh/argv-{way}", *("".join(f"{word}\n" for word in words) for words in (argv, plain)))
 
 
 def test_nothing_of_the_callers_goes_along() -> None:

@@ -9,7 +9,15 @@ import pytest
 from hutch.host.network.dns import wanted_resolvers
 from hutch.host.network.watch import wanted_watch
 from hutch.host.services.service import Service
-from hutch.host.services.unit_texts import render_network, render_service, render_slice, render_target
+from hutch.host.services.unit_texts import (
+    render_fold,
+    render_fold_timer,
+    render_guards,
+    render_network,
+    render_service,
+    render_slice,
+    render_target,
+)
 from hutch.host.services.units import quoted
 from hutch.spec.names import PACKAGE, Layout
 from tests.unit.facts import LAYOUT, NETWORK, check_golden_case
@@ -32,6 +40,9 @@ def rendered(layout: Layout) -> str:
     units |= {
         layout.network_unit: render_network(layout, PYTHON),
         layout.target: render_target(layout),
+        layout.guards_unit: render_guards(layout, PYTHON),
+        layout.fold_units[0]: render_fold_timer(layout),
+        layout.fold_units[1]: render_fold(layout, PYTHON),
     }
     units |= {layout.slice_of_all: render_slice(layout, 15 << 30)}
     text = "".join(f"==> {name}\n{text}\n" for name, text in units.items())

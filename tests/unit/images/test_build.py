@@ -2,29 +2,70 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from hutch.errors import HutchError
 from hutch.images.build import (
     BuilderNetwork,
     Workshop,
+    contain,
     explain_bootstrap,
     explain_finish,
     last_lines,
     mmdebstrap_command,
     nspawn_command,
+    parse_sources,
+    unpack,
 )
 from hutch.images.progress import Meter, no_progress
 from hutch.images.recipe import make_recipe
 from hutch.run import CommandFailed
+from hutch.spec import member
+from hutch.spec.member import Member
 from hutch.spec.names import UID_COUNT, UID_FIRST, UID_RANGES
 from tests.unit.facts import LAYOUT, SECOND
 
 TRIXIE = make_recipe("debian:trixie", ("git", "less"))
-SHOP = Workshop(Path("/state/images/.build-x"), "hutch/build.x", LAYOUT.builder_uid, Meter(no_progress))
+SHOP = Workshop(Path("/state/images/.build-x"), "hutch.slice/build.x", LAYOUT.builder_uid, Meter(no_progress))
 
 
 def failed(stderr: str, code: int = 1) -> CommandFailed:
     return CommandFailed(["mmdebstrap"], f"failed with code {code}", stderr, code)
+
+
+def test_what_is_unpacked_is_what_was_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that has come since is not followed; the mount is told from others by the identity."""
+    contained: list[tuple[list[str], str]] = []
+
+    def run_contained(argv: list[str], *, stdin: str, **more: object) -> None:
+        contained.append((argv, os.path.realpath(stdin)))
+
+    monkeypatch.setattr("hutch.images.build.run_contained", run_contained)
+    tree, tarball = tmp_path / "tree", tmp_path / "tree.tar"
+    tree.mkdir()
+    tarball.touch()
+
+    def unpacked(path: Path) -> tuple[list[str], str]:
+        scratch = tmp_path / f"scratch{len(list(tmp_path.iterdir()))}"
+        scratch.mkdir()
+        unpack(make_recipe(f"rootfs:{path}"), replace(SHOP, scratch=scratch))
+        return contained[-1]
+
+    argv, stdin = unpacked(tree)
+    identity = f"{tree.stat().st_dev}:{tree.stat().st_ino}"
+    assert (argv[4:6], stdin) == ([str(tree), identity], "/dev/null")
+    argv, stdin = unpacked(tarball)
+    assert (argv[4:6], stdin) == (["", ""], str(tarball))
+    for path in (tree, tarball):
+        path.rename(tmp_path / f"before-{path.name}")
+        path.symlink_to(f"before-{path.name}")
+        with pytest.raises(HutchError, match="a symbolic link on the way"):
+            unpacked(path)
+    assert len(contained) == 2
 
 
 def test_builds_have_uids_that_no_workspace_has() -> None:
@@ -41,6 +82,29 @@ def test_debian_leaves_mirrors_and_keys_to_mmdebstrap() -> None:
     packages = include.removeprefix("--include=").split(",")
     assert "git" in packages
     assert packages.count("less") == 1  # also in the base
+
+
+def test_the_sources_and_their_dates() -> None:
+    lists = (
+        "deb.debian.org_debian_dists_trixie_InRelease:Date: Sat, 21 Nov 2026 09:15:44 UTC\n"
+        "ports.ubuntu.com_ubuntu-ports_dists_noble-security_Release:Date: Wed, 25 Nov 2026 22:33:13 GMT\n"
+    )
+    assert parse_sources(lists) == (
+        ("deb.debian.org/debian/dists/trixie", "2026-11-21T09:15:44+00:00"),
+        ("ports.ubuntu.com/ubuntu-ports/dists/noble-security", "2026-11-25T22:33:13+00:00"),
+    )
+    assert parse_sources("") == ()
+
+
+@pytest.mark.parametrize(("who", "seconds"), [(None, 3600), (Member(1002, 1002, "carol", None), 900)])
+def test_a_member_s_setup_keeps_others_waiting_for_less_long(
+    monkeypatch: pytest.MonkeyPatch, who: Member | None, seconds: int
+) -> None:
+    taken: list[float] = []
+    monkeypatch.setattr(member, "acting", who)
+    monkeypatch.setattr("hutch.images.build.run_contained", lambda argv, **options: taken.append(options["timeout"]))
+    contain(SHOP, ["systemd-nspawn"])
+    assert taken == [seconds]
 
 
 def test_what_is_not_trusted_is_contained() -> None:

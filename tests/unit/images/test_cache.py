@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from hutch.errors import HutchError
+from hutch.host.services import lock
+from hutch.host.services.lock import Busy
 from hutch.images.cache import (
     collect_leftovers,
     locked,
@@ -73,9 +78,22 @@ def test_an_image_without_a_record_is_damaged_too(layout: Layout) -> None:
     assert [image.image for image in observe_images(layout)] == ["damaged"]
 
 
-def test_a_record_of_a_later_format_is_refused() -> None:
+@pytest.mark.parametrize("format", [0, 3, "1", None])
+def test_a_record_of_another_format_is_refused(format: object) -> None:
     with pytest.raises(ValueError, match="format"):
-        parse_image(RECIPE.id, Path("/root"), b'{"format": 2}')
+        parse_image(RECIPE.id, Path("/root"), json.dumps({"format": format}).encode())
+
+
+def test_an_image_knows_what_it_was_made_from() -> None:
+    sources = (("deb.debian.org/debian/dists/trixie", "2026-11-21T09:15:44+00:00"), ("/srv/tree", ""))
+    image = parse_image(RECIPE.id, Path("/root"), render_image(RECIPE, "2026-11-27T12:00:00+00:00", 1, "abc", sources))
+    assert (image.digest, set(image.sources)) == ("abc", set(sources))
+
+
+def test_a_record_of_an_older_hutch_says_nothing_of_sources() -> None:
+    older = json.dumps({"format": 1, "recipe": RECIPE.as_json(), "created": "2025-01-01T00:00:00+00:00", "size": 7})
+    image = parse_image(RECIPE.id, Path("/root"), older.encode())
+    assert (image.created, image.digest, image.sources) == ("2025-01-01T00:00:00+00:00", "", ())
 
 
 def test_a_lock_is_held_by_one(layout: Layout) -> None:
@@ -85,11 +103,29 @@ def test_a_lock_is_held_by_one(layout: Layout) -> None:
         pass
 
 
-def test_the_holder_may_unlink_its_lock(layout: Layout) -> None:
-    with locked(layout, RECIPE.id) as path:
-        path.unlink()
-        with locked(layout, RECIPE.id, wait=False) as other:  # a new file, hence a new lock
-            assert other.exists()
+def test_a_lock_leaves_nothing_behind(layout: Layout) -> None:
+    with locked(layout, RECIPE.id):
+        assert list(layout.images.iterdir())
+    assert not list(layout.images.iterdir())
+
+
+def test_whoever_waited_gets_a_lock_of_their_own(layout: Layout) -> None:
+    holder = ExitStack()
+    holder.enter_context(locked(layout, RECIPE.id))
+    waited = locked(layout, RECIPE.id, waiting=holder.close)
+    with waited, pytest.raises(BlockingIOError), locked(layout, RECIPE.id, wait=False):
+        pass
+
+
+def test_a_build_is_waited_for_until_a_deadline_and_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("hutch.images.cache.PATIENCE", 0.2)
+    monkeypatch.setattr(lock, "POLITE", 0.0)
+    monkeypatch.setattr(lock, "listener", told.append)
+    with locked(layout, "network"), pytest.raises(Busy, match=f"pid {os.getpid()}"), locked(layout, "network"):
+        pass
+    assert len(told) == 1
+    assert f"(pid {os.getpid()}, since " in told[0]
 
 
 def test_a_running_build_is_no_leftover(layout: Layout) -> None:

@@ -14,6 +14,7 @@ from hutch.errors import HutchError
 from hutch.images import machine
 from hutch.images.cache import collect_leftovers, observe_images, render_image
 from hutch.images.kernel import (
+    LIST,
     PACKAGES,
     extract_vmlinux,
     fetch_command,
@@ -21,6 +22,7 @@ from hutch.images.kernel import (
     kernel_id,
     observe_kernel,
     remove_unused_kernels,
+    replace_directory,
     take_modules,
 )
 from hutch.images.recipe import DISTRIBUTIONS, is_id, make_recipe
@@ -125,9 +127,26 @@ def test_kernels_are_no_images_and_no_leftovers(layout: Layout) -> None:
     kernel.mkdir(parents=True)
     assert [image.id for image in observe_images(layout)] == [RECIPE.id]
     assert collect_leftovers(layout) == ()
+    assert observe_kernel(layout, "debian:trixie") is None  # its list is absent
+    (kernel / LIST).write_text('{"packages": ["linux_1_amd64.deb"], "made": "2026-11-27T12:00:00+00:00"}')
     found = observe_kernel(layout, "debian:trixie")
     assert found is not None and found.vmlinux == kernel / "vmlinux"
+    assert (found.packages, found.made) == (("linux_1_amd64.deb",), "2026-11-27T12:00:00+00:00")
     assert observe_kernel(layout, "debian:bookworm") is None
+    for damaged in ("{", "[]", "{}", "null"):
+        (kernel / LIST).write_text(damaged)
+        assert observe_kernel(layout, "debian:trixie") is None
+
+
+def test_what_takes_a_place_outlives_its_name(tmp_path: Path) -> None:
+    for name in ("new", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    with (tmp_path / "target/file").open() as file:
+        replace_directory(tmp_path / "new", tmp_path / "target")
+        assert file.read() == "target"
+    assert (tmp_path / "target/file").read_text() == "new"
+    assert (tmp_path / "new/file").read_text() == "target"  # its scratch directory is removed with it
 
 
 def test_a_kernel_that_a_machine_boots_is_kept(layout: Layout) -> None:

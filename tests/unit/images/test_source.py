@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import pytest
 from hutch.errors import HutchError
 from hutch.images.source import compression, observe_fingerprint
 from hutch.spec.names import Layout
+from hutch.trees.removing import remove_tree
 
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
-    (tmp_path / "hutch" / "state").mkdir(parents=True)
+    (tmp_path / "hutch" / "state" / "images").mkdir(parents=True)
     return Layout(tmp_path / "hutch" / "state", tmp_path / "run")
 
 
@@ -42,6 +44,28 @@ def test_changes_show(tree: Path, layout: Layout) -> None:
     assert len(seen) == 4
 
 
+def test_a_tree_may_be_as_deep_as_a_path_is_long(tree: Path, layout: Layout) -> None:
+    try:
+        deepen(tree, 1500)
+        assert observe_fingerprint(str(tree), layout).startswith("directory ")
+        deepen(tree, 3000)
+        with pytest.raises(HutchError, match="File name too long"):
+            observe_fingerprint(str(tree), layout)
+    finally:
+        remove_tree(tree)
+
+
+def deepen(tree: Path, depth: int) -> None:
+    """Make a directory in a directory and so on, each by its parent: no path is as long."""
+    here = os.open(tree, os.O_RDONLY)
+    for _ in range(depth):
+        with suppress(FileExistsError):
+            os.mkdir("d", dir_fd=here)
+        here, above = os.open("d", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(here)
+
+
 def test_symbolic_links_are_not_followed(tree: Path, layout: Layout, tmp_path: Path) -> None:
     before = observe_fingerprint(str(tree), layout)
     (tmp_path / "outside").mkdir()
@@ -61,11 +85,21 @@ def test_a_tarball_is_told_by_size_and_time(tmp_path: Path, layout: Layout) -> N
     assert observe_fingerprint(str(tarball), layout) == f"tarball {tarball} 4 7"
 
 
-@pytest.mark.parametrize("path", ["/", "hutch", "hutch/state", "hutch/state/images", ".", "link"])
+@pytest.mark.parametrize("path", ["/", "hutch", "hutch/state", "hutch/state/images", "."])
 def test_neither_the_host_nor_hutchs_state(tmp_path: Path, layout: Layout, path: str) -> None:
-    (tmp_path / "link").symlink_to("hutch")
     with pytest.raises(HutchError, match="cannot be an image"):
         observe_fingerprint(str(tmp_path / path), layout)
+
+
+@pytest.mark.parametrize("link", ["tree", "above/tree"])
+def test_a_link_that_has_come_since_is_not_followed(tree: Path, layout: Layout, tmp_path: Path, link: str) -> None:
+    """A file was judged by the real path of a tree."""
+    (tmp_path / "real").mkdir()
+    tree.rename(tmp_path / "real" / "tree")
+    (tmp_path / link.partition("/")[0]).symlink_to("real" if "/" in link else "real/tree")
+    assert observe_fingerprint(str(tmp_path / "real/tree"), layout)
+    with pytest.raises(HutchError, match="a symbolic link on the way"):
+        observe_fingerprint(str(tmp_path / link), layout)
 
 
 @pytest.mark.parametrize("path", ["absent", "file.txt"])

@@ -8,6 +8,7 @@ import click
 import pytest
 
 from hutch.cli import COMMANDS, cli
+from hutch.spec.ceiling import Members
 from hutch.spec.schema import MODELS
 from package.manual import bold, escape, render_pages, walk
 
@@ -16,7 +17,12 @@ EVERY = dict(walk(cli, ("hutch",)))
 
 
 def test_every_command_has_a_page() -> None:
-    assert PAGES.keys() == {"hutch.1", "hutch.toml.5", *(f"{'-'.join(path)}.1" for path in EVERY)}
+    assert PAGES.keys() == {
+        "hutch.1",
+        "hutch.toml.5",
+        "hutch-policy.toml.5",
+        *(f"{'-'.join(path)}.1" for path in EVERY),
+    }
     assert {f"hutch-{name}.1" for name in COMMANDS} < PAGES.keys()
     assert "hutch-image-rm.1" in PAGES
     for name in COMMANDS:
@@ -52,3 +58,10 @@ def test_lines_are_text_or_requests_of_ours(name: str) -> None:
 
 def test_text_is_no_request() -> None:
     assert escape(".so /etc/passwd\n'x \\n-a `b`") == "\\&.so /etc/passwd\n\\(aqx \\en\\-a \\(gab\\(ga"
+
+
+def test_every_key_of_the_ceiling_is_there() -> None:
+    text = PAGES["hutch-policy.toml.5"]
+    for key in Members.__dataclass_fields__:
+        assert f".TP\n{bold(key)} (" in text
+    assert escape("Default: 127.0.0.1:1024-65535.") in text

@@ -11,14 +11,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hutch.apply.allowing import refuse_above
 from hutch.apply.inspecting import Findings, with_findings
 from hutch.apply.planning import decide_ownership
 from hutch.plan.actions import Change, Plan, Repair
 from hutch.plan.decide import Facts, decide
 from hutch.plan.resolve import resolve
 from hutch.spec import loading
-from hutch.spec.model import Config, Network, WorkspaceSpec
-from hutch.spec.record import Booted, Observation, Record
+from hutch.spec.allowance import Allowance
+from hutch.spec.ceiling import read_ceiling
+from hutch.spec.kit_files import Kits
+from hutch.spec.member import Member
+from hutch.spec.model import Config, Incus, Network, WorkspaceSpec
+from hutch.spec.owner import place_of
+from hutch.spec.record import Booted, Decision, Observation, Place, Record, is_local
 from hutch.spec.values import Size
 from tests.unit.facts import GOLDEN, KEY, LAYOUT
 
@@ -33,7 +39,7 @@ KEYS = (f"{KEY} alice@host",)
 IMAGE_KEYS = ("image", "packages", "setup")
 KNOWN = frozenset(
     ("state", "applied", "booted", "image", "booted_image", "started_with", "file", "origin", "removed")
-) | {*("since", "sessions", "reason", "broken", "unbuilt", "lost")}
+) | {*("since", "sessions", "unsaved", "reason", "broken", "unbuilt", "lost", "place", "decisions")}
 Table = dict[str, Any]
 
 
@@ -68,7 +74,14 @@ class Case:
         file = directory / "hutch.toml"
         file.write_text(self.text("hutch.toml"), encoding="utf-8")
         file.chmod(0o644)
-        return replace(loading.load(file, layout=LAYOUT), file=FILE)
+        return replace(loading.load(file, layout=LAYOUT, allowance=self.allowance), file=FILE)
+
+    @cached_property
+    def allowance(self) -> Allowance | None:
+        """alice's, where the folder has a policy.toml."""
+        text = self.text("policy.toml")
+        alice = Member(OWNER, OWNER, "alice", Path("/home/alice"))
+        return Allowance(alice, read_ceiling(text), Network()) if text else None
 
     def plan(self, config: Config) -> Plan:
         """As `hutch plan` makes it."""
@@ -80,10 +93,12 @@ class Case:
             config,
             [word for word in self.words if word not in options],
             facts,
-            decide_ownership(config, facts, adopt="--adopt" in options),
+            decide_ownership(config, facts, config.select(()), adopt="--adopt" in options),
             start="--no-start" not in options,
             prune="--prune" in options,
         )
+        if self.allowance is not None:
+            refuse_above(config, found, facts, self.allowance)
         repairs = tuple(Repair(*words) for words in self.said.get("repairs", ()))
         stand = self.standing.items()
         seen = Findings(repairs, facts.broken, {name: table["lost"] for name, table in stand if "lost" in table})
@@ -108,6 +123,9 @@ class Case:
         def broken(table: Table) -> tuple[Change, ...]:
             return tuple(Change(key, old, new, "restart") for key, (old, new) in table.get("broken", {}).items())
 
+        def unsaved(name: str, deletes: bool) -> tuple[str, ...]:
+            return tuple(stand.get(name, {}).get("unsaved", {}).get(str(deletes).lower(), ()))
+
         return Facts(
             records=dict(self.records(applied)),
             applied=applied if stand else None,
@@ -116,11 +134,14 @@ class Case:
             origin=ORIGIN,
             observe=observe,
             sessions_of=lambda name: tuple(stand[name].get("sessions", ())),
-            keys_of=lambda owner: tuple(said.get("keys", KEYS)),
-            image_of=image_of,
+            keys_of=lambda _, owner: tuple(said.get("keys", KEYS)),
+            image_of=lambda name, workspace: image_of(workspace),
             real=lambda path: links.get(path, path),
             exists=lambda path: path not in said.get("gone", ()),
             broken={name: broken(table) for name, table in stand.items() if "broken" in table},
+            place=place_of(config, {"SUDO_UID": str(OWNER)}, 0),
+            unsaved_of=unsaved,
+            now=SINCE,
         )
 
     @cached_property
@@ -131,7 +152,8 @@ class Case:
     def records(self, network: Network) -> Iterator[tuple[str, Record]]:
         """What was written down when the workspaces became what facts.toml says."""
         declared, stand = self.declared.get("workspaces", {}), self.standing
-        wanted = self.resolved({n: t["applied"] if "applied" in t else declared[n] for n, t in stand.items()}, network)
+        tables = {n: t["applied"] if "applied" in t else declared[n] for n, t in stand.items()}
+        wanted, brought = self.resolved(tables, network), self.read(tables, network).brought
         booted = self.resolved({n: t["booted"] for n, t in stand.items() if t.get("booted")}, network, wanted)
         for index, (name, table) in enumerate(stand.items()):
             record = Record(
@@ -142,7 +164,10 @@ class Case:
                 uid_base=0x7000_0000 + 0x1_0000 * index,
                 machine_id=f"{index:032x}",
                 removed=table.get("removed", False),
+                brought=brought[name],
                 origin=tuple(table.get("origin", ORIGIN)),
+                place=None if is_local(wanted[name]) else replace(self.place, **table.get("place", {})),
+                decisions=tuple(Decision(*decision) for decision in table.get("decisions", ())),
             )
             if not record.removed and table.get("booted") is not False:
                 runs = booted.get(name, record.wanted)
@@ -153,17 +178,30 @@ class Case:
                 record = replace(record, booted=Booted(runs, image, memory))
             yield name, record
 
+    @property
+    def place(self) -> Place:
+        """The place of [engines.incus], for alice's client."""
+        incus = Incus(**self.declared.get("engines", {}).get("incus", {}))
+        return Place(incus.remote, incus.project, incus.target, incus.subnet, OWNER, "/home/alice/.config/incus")
+
     def resolved(
         self, tables: Table, network: Network, kept: Mapping[str, WorkspaceSpec] | None = None
     ) -> dict[str, WorkspaceSpec]:
         """These tables of workspaces, loaded and resolved."""
-        shared = {"defaults": self.declared.get("defaults", {}), "network": {"subnet": network.subnet}}
-        findings: list[Any] = []
-        config = loading.read_config(FILE, {**shared, "workspaces": tables}, findings, LAYOUT, loading.no_check)
-        assert not findings, findings
+        config = self.read(tables, network)
         own = {name: workspace for name, workspace in (kept or {}).items() if name in tables}
-        found = resolve(config.workspaces, own, network, LAYOUT, OWNER)
+        found = resolve(config.workspaces, own, network, LAYOUT, OWNER, place=self.place)
         return {name: replace(w, authorized_keys=w.authorized_keys or KEYS) for name, w in found.items()}
+
+    def read(self, tables: Table, network: Network) -> Config:
+        """These tables of workspaces, with what else the file says."""
+        kinds = {key: self.declared.get(key, {}) for key in ("defaults", "engines")}
+        shared = {**kinds, "network": {"subnet": network.subnet}}
+        findings: list[Any] = []
+        kits = Kits(FILE, self.declared.get("kits", {}))
+        config = loading.read_config(FILE, {**shared, "workspaces": tables}, findings, LAYOUT, loading.no_check, kits)
+        assert not findings, findings
+        return config
 
 
 def image_of(workspace: WorkspaceSpec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import pwd
 import time
@@ -24,13 +25,16 @@ CASES = all_cases()
 
 @pytest.fixture
 def people(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """alice, uid 1000, is behind sudo; bob is uid 1001. The clock is that of Greenwich."""
+    """alice, uid 1000, is behind sudo; bob is uid 1001; devs is gid 1200. The clock is that of Greenwich."""
     accounts = [
         pwd.struct_passwd((name, "x", uid, uid, "", f"/home/{name}", "/bin/sh"))
         for name, uid in (("alice", 1000), ("bob", 1001))
     ]
     monkeypatch.setattr(pwd, "getpwnam", {account.pw_name: account for account in accounts}.__getitem__)
     monkeypatch.setattr(pwd, "getpwuid", {account.pw_uid: account for account in accounts}.__getitem__)
+    devs = grp.struct_group(("devs", "x", 1200, []))
+    monkeypatch.setattr(grp, "getgrnam", {"devs": devs}.__getitem__)
+    monkeypatch.setattr(grp, "getgrgid", {1200: devs}.__getitem__)
     monkeypatch.setattr("os.getuid", lambda: 0)
     monkeypatch.setenv("SUDO_UID", "1000")
     monkeypatch.setenv("TZ", "UTC")
@@ -71,10 +75,10 @@ def planned(name: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("kind", ["container", "vm"])
 def test_every_key_has_a_case(kind: str) -> None:
-    """In both types; the type itself in flips."""
+    """In both types; the type itself in flips, and the engine in moves."""
     found = [change for weight in ("live", "restart", "recreate") for change in planned(f"{kind}-every-{weight}-key")]
     assert sorted(found) == sorted(
-        (key, weight_of(key, workspace(type=kind))) for key in WORKSPACE_KEYS if key != "type"
+        (key, weight_of(key, workspace(type=kind))) for key in WORKSPACE_KEYS if key not in ("type", "engine")
     )
 
 
@@ -82,7 +86,7 @@ def test_every_action_has_a_case_and_none_is_there_twice() -> None:
     assert len(CASES) >= 60
     plans = [json.loads(path.read_text()) for path in FOLDER.glob("*/plan.json")]
     found = {action["action"] for plan in plans for action in plan["actions"]}
-    assert found == {"no change", "create", "start", "live", "restart", "recreate", "remove"}
+    assert found == {"no change", "create", "start", "live", "restart", "recreate", "move", "remove"}
     inputs = [(case.text("hutch.toml"), case.text("facts.toml")) for case in CASES]
     assert len(set(inputs)) == len(inputs)
 
@@ -91,4 +95,4 @@ def test_a_folder_holds_one_outcome() -> None:
     outcomes = ({"hutch.toml", "plan.txt", "plan.json"}, {"hutch.toml", "refused.txt"})
     for case in CASES:
         files = {path.name for path in (FOLDER / case.name).iterdir()}
-        assert files - {"facts.toml", "addresses.txt"} in outcomes, case.name
+        assert files - {"facts.toml", "addresses.txt", "policy.toml"} in outcomes, case.name

@@ -108,3 +108,43 @@ def test_a_layout_that_would_break_a_grammar(variable: str, path: str, monkeypat
     monkeypatch.setenv(variable, path)
     with pytest.raises(UsageError, match=f"{variable}=.* cannot be used"):
         Layout.from_environment()
+
+
+@pytest.mark.parametrize("variable", ["HUTCH_STATE_DIR", "HUTCH_RUN_DIR"])
+def test_a_layout_of_roots_is_nobody_elses(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, str(tmp_path / "own" / "hutch"))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    Layout.from_environment()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own").chmod(0o777)
+    with pytest.raises(
+        UsageError, match=f"{variable}=.* cannot be used: {tmp_path}/own can be changed by others"
+    ) as caught:
+        Layout.from_environment()
+    assert f"chown root: {tmp_path}/own; chmod go-w {tmp_path}/own; or take a path" in caught.value.resolution
+    (tmp_path / "own").chmod(0o1777)
+    with pytest.raises(UsageError, match="can be changed by others") as caught:
+        Layout.from_environment()
+    assert "chmod" not in caught.value.resolution  # it is a directory such as /tmp
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    Layout.from_environment()
+
+
+@pytest.mark.parametrize("variable", ["HUTCH_STATE_DIR", "HUTCH_RUN_DIR"])
+def test_a_layout_that_leads_nowhere(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "file").touch()
+    for place, why in (
+        ("itself", "leads to no"),
+        ("itself/a", "leads to no"),
+        ("file", "leads to no"),
+        ("a" * 5000, "too long"),
+    ):
+        monkeypatch.setenv(variable, str(tmp_path / place))
+        with pytest.raises(UsageError, match=f"{variable}=.* cannot be used: .*{why}") as caught:
+            Layout.from_environment()
+        assert len(caught.value.brief) < 800
+    (tmp_path / "to-be-made").mkdir()
+    (tmp_path / "link").symlink_to("to-be-made")
+    monkeypatch.setenv(variable, str(tmp_path / "link" / "hutch"))
+    Layout.from_environment()

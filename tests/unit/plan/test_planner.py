@@ -155,6 +155,10 @@ def test_autostart_is_promised_where_there_is_systemd() -> None:
     assert plan_one("web", wanted(autostart=True), None, has_systemd=True).notes == ()
 
 
+def test_autostart_elsewhere_needs_no_systemd_here() -> None:
+    assert plan_one("web", wanted(autostart=True, engine="incus", home=None), None).notes == ()
+
+
 def test_a_new_workspace() -> None:
     assert plan_one("web", wanted(), None) == Action("web", "create", (DECLARED,), (), wanted())
 
@@ -219,6 +223,15 @@ def test_a_network_change_is_a_reason_for_the_stopped_too() -> None:
     assert plan_one("web", wanted(), standing("stopped"), moved(), start=False).action == "live"
 
 
+def test_a_network_change_is_nothing_to_another_hosts_workspace() -> None:
+    far = wanted(engine="incus", home=None)
+    assert plan_one("web", far, standing(recorded=far), moved()) == Action("web", "no change", (), (), far)
+    assert keys_of(plan_one("web", far, standing("stopped", recorded=far), moved())) == ["state"]
+    assert plan_one("web", far, standing("stopped", recorded=far), moved(), start=False).action == "no change"
+    found = plan(FILE, MOVED, NETWORK, {"a": wanted(), "b": far}, {"a": standing(), "b": standing(recorded=far)})
+    assert [action.action for action in found.actions] == ["restart", "no change"]
+
+
 def test_network_changes() -> None:
     assert network_changes(None, NETWORK) == []
     assert network_changes(NETWORK, NETWORK) == []
@@ -255,7 +268,7 @@ def test_reasons_are_plain_data() -> None:
     found = plan_one("web", target, standing()).to_json()
     assert json.loads(json.dumps(found)) == found
     assert {reason["key"]: reason["new"] for reason in found["reasons"]} == {
-        "mounts": [{"source": "/srv", "target": "/srv", "readonly": True, "create": False}],
+        "mounts": [{"source": "/srv", "target": "/srv", "mode": None, "readonly": True, "create": False}],
         "publish": [{"host_ip": "", "host_port": 80, "guest_port": 80, "protocol": "tcp"}],
         "env": [["A", "b"]],
         "egress": ["a.example"],

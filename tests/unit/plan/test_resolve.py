@@ -14,11 +14,12 @@ from hutch.errors import HutchError
 from hutch.plan.resolve import allocate, allocate_uids, collisions, resolve, still_used
 from hutch.spec import names
 from hutch.spec.model import Publish, WorkspaceSpec
+from hutch.spec.record import Place
 from tests.unit.facts import LAYOUT, NETWORK, SECOND, workspace
 
 OPEN = WorkspaceSpec(type="container")
-SUBNET = ipaddress.IPv4Network("192.168.83.0/24")
-TINY = ipaddress.IPv4Network("192.168.83.0/29")  # .1 is the gateway, .6 is kept for builds: four are left
+SUBNET = {"local": "192.168.83.0/24", "incus": "10.83.0.0/16"}
+TINY = {"local": "192.168.83.0/29", "incus": "10.83.0.0/29"}  # .1 is the gateway, .6 is kept for builds: four are left
 
 
 def at(ip: str | None) -> WorkspaceSpec:
@@ -129,7 +130,7 @@ def distinct(table: dict[str, str | None]) -> bool:
     kept=st.dictionaries(some_names, addresses).filter(lambda table: distinct({**table})),
 )
 def test_no_address_is_given_twice(declared: dict[str, str | None], kept: dict[str, str]) -> None:
-    subnet = ipaddress.IPv4Network("192.168.83.0/28")
+    subnet = {"local": "192.168.83.0/28"}
     elsewhere = {ip for name, ip in kept.items() if name not in declared}
     try:
         found = allocate({n: at(ip) for n, ip in declared.items()}, {n: at(ip) for n, ip in kept.items()}, subnet)
@@ -147,6 +148,52 @@ def test_no_address_is_given_twice(declared: dict[str, str | None], kept: dict[s
         elif before not in (None, "192.168.83.1", "192.168.83.14") and before not in declared.values():
             assert found[name] == before
     assert allocate({n: at(ip) for n, ip in declared.items()}, {n: at(ip) for n, ip in found.items()}, subnet) == found
+
+
+PLACE = Place("local", "hutch", "auto", "10.83.0.0/29", 1000, "/home/alice/.config/incus")
+FAR = replace(OPEN, engine="incus")
+
+
+def test_a_workspace_of_another_host_has_no_home_here() -> None:
+    found = resolve({"web": OPEN, "far": FAR}, {}, NETWORK, LAYOUT, 1000, place=PLACE)
+    assert (found["far"].home, found["far"].ip, found["far"].owner) == (None, "10.83.0.2", 1000)
+    assert (found["web"].home, found["web"].ip) == (str(LAYOUT.home("web")), "192.168.83.2")
+    assert resolve({"web": OPEN, "far": FAR}, found, NETWORK, LAYOUT, 1000, place=PLACE) == found
+
+
+def test_addresses_of_another_host() -> None:
+    """The first and the last are the server's; the rest is given out, but for those that others were given."""
+    far = dict.fromkeys("abcd", FAR)
+    kept = {"gone": replace(FAR, ip="10.83.0.4"), "here": replace(OPEN, ip="192.168.83.2")}
+    found = allocate({"web": OPEN, **dict.fromkeys("abc", FAR)}, kept, {"local": NETWORK.subnet, "incus": PLACE.subnet})
+    assert found == {
+        "web": "192.168.83.3",
+        **dict(zip("abc", [f"10.83.0.{last}" for last in (2, 3, 5)], strict=True)),
+    }
+    with pytest.raises(HutchError, match=r"no address is left in 10\.83\.0\.0/29 for d") as caught:
+        allocate(far, kept, {"local": NETWORK.subnet, "incus": PLACE.subnet})
+    assert caught.value.resolution == "choose a wider subnet in [engines.incus]"
+    with pytest.raises(HutchError, match=r"belongs to workspace gone"):
+        allocate({"a": replace(FAR, ip="10.83.0.4")}, kept, {"local": NETWORK.subnet, "incus": PLACE.subnet})
+
+
+def test_an_address_of_another_engine_is_not_kept() -> None:
+    kept = {"a": replace(OPEN, ip="192.168.83.7")}
+    assert allocate({"a": FAR}, kept, {"local": NETWORK.subnet, "incus": PLACE.subnet}) == {"a": "10.83.0.2"}
+
+
+def test_what_two_engines_share_is_no_collision() -> None:
+    """But for addresses: this host reaches both by them."""
+    port = (Publish("", 80, 80, "tcp"),)
+    web = workspace("web", publish=port)
+    far = replace(web, engine="incus", home=None, ip="10.83.0.2")
+    assert collisions({"web": web, "far": far}) == []
+    other = replace(far, ip="10.83.0.3", mac=names.mac("other"))
+    assert collisions({"far": far, "other": other}) == []  # context ids and ports are a matter of members
+    assert collisions({"far": far, "other": replace(far, ip="10.83.0.3")}) == [
+        f"far and other have the same mac {names.mac('web')}"
+    ]
+    assert collisions({"web": web, "far": replace(far, ip=web.ip)}) == [f"web and far have the same ip {web.ip}"]
 
 
 def test_collisions() -> None:

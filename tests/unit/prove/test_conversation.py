@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from hutch.prove import run
+from hutch.prove.conversation import LIMIT, Conversation, observe_evidence
 from hutch.prove.facts import looked
-from hutch.prove.run import Conversation, observe_evidence
 from hutch.prove.subject import HeldUp, Subject, output_of
 from tests.unit.prove.ground import GROUND
-
-SCENE = cast(Any, SimpleNamespace(ground=GROUND, probes=(), subject=None, network=None, sockets=None))
-
-
-@pytest.fixture(autouse=True)
-def nothing_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "count", lambda scene: {})
 
 
 def having_said(*words: str, code: int = 0) -> tuple[str, str]:
@@ -33,7 +24,7 @@ def having_said(*words: str, code: int = 0) -> tuple[str, str]:
                 take(said.pop(0).encode())
         return code
 
-    evidence = observe_evidence(SCENE, talk)
+    evidence = observe_evidence(Conversation(GROUND, ()), talk)
     return evidence.facts["conversation"].verdict, evidence.cut_short
 
 
@@ -60,10 +51,10 @@ def test_one_that_ends_badly_is_broken() -> None:
 
 
 def test_no_more_is_kept_than_the_limit() -> None:
-    conversation = Conversation(SCENE)
+    conversation = Conversation(GROUND, ())
     for _ in range(100):
         conversation.take(b"x" * 10_000)
-    assert len(conversation.text) == run.LIMIT
+    assert len(conversation.text) == LIMIT
 
 
 def test_who_holds_the_host_up_has_broken_it() -> None:

@@ -68,6 +68,11 @@ def test_what_was_left_is_swept(tmp_path: Path) -> None:
     sweep(layout, cast(Any, record))
 
 
+def test_the_home_of_a_servers_workspace_is_not_looked_for(tmp_path: Path) -> None:
+    record = SimpleNamespace(name="far", wanted=SimpleNamespace(home=None), booted=None)
+    sweep(Layout(tmp_path / "state", tmp_path / "run"), cast(Any, record))
+
+
 # Processes.
 
 

@@ -11,6 +11,7 @@ import pytest
 from hutch.errors import UsageError
 from hutch.host.network.firewall import router_tables
 from hutch.prove import local
+from hutch.prove.judge import Evidence, judge
 from hutch.prove.known import check_known
 from hutch.prove.link import link_probes
 from hutch.prove.local import local_probes
@@ -131,6 +132,12 @@ def test_without_a_place_beyond_the_host_there_are_fewer() -> None:
     names = {probe.name for probe in network_probes(replace(GROUND, outside=None))}
     assert not names & {"translated", "outside-ssh", "new-host-address", "published-outside"}
     assert "spoofed-inside" in names
+
+
+def test_a_resolver_that_does_not_answer_by_tcp_proves_nothing() -> None:
+    """Neither for hutch nor against it."""
+    (probe,) = (probe for probe in network_probes(replace(GROUND, resolves_by_tcp=False)) if probe.name == "dns-tcp")
+    assert judge(probe, GROUND, Evidence()).result == "unknown"
 
 
 def test_every_packet_carries_the_name_of_its_probe() -> None:

@@ -14,8 +14,8 @@ from hutch.runtime.steps import StepFailed
 
 def hot_mounts(*targets: str) -> list[HotMount]:
     """In the order in which they are shown; "/src=2" is another directory at /src."""
-    steps = {action: Step((action,), action) for action in ("bind", "attach", "detach")}
-    return [HotMount(text.partition("=")[0], f"/places/{text}", **steps) for text in targets]
+    bind, attach, detach = (Step((action,), action) for action in ("bind", "attach", "detach"))
+    return [HotMount(text.partition("=")[0], f"/places/{text}", bind, attach, detach) for text in targets]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,7 @@ class Guest:
         monkeypatch.setattr(hot, "do", self.do)
         monkeypatch.setattr(os, "makedirs", lambda path, exist_ok: None)
         monkeypatch.setattr(hot, "observe_mountinfo", self.mountinfo)
+        monkeypatch.setattr(hot, "mounts_at", lambda place: [place])
 
     def do(self, why: str, argv: tuple[str, ...], seconds: float) -> None:
         self.done.append(" ".join(argv))

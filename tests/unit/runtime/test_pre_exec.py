@@ -144,7 +144,7 @@ def test_a_setup_that_is_not_where_it_is_held_is_killed(
 ) -> None:
     """An nspawn of another layout never puts anything into the group, and runs what it is to run elsewhere."""
     killed: list[tuple[int, int]] = []
-    for name in ("leave_keyring", "install_seccomp"):
+    for name in ("leave_keyring", "leave_counts", "install_seccomp"):
         monkeypatch.setattr(sandbox, name, lambda *arguments: None)
     monkeypatch.setattr(sandbox, "own_group", lambda: "x")
     group = Frozen(comes=False)

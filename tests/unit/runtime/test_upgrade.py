@@ -38,7 +38,7 @@ def loaded_with(modules: set[str]) -> set[str]:
 def test_what_is_imported_late_needs_nothing_that_is_there() -> None:
     there = loaded_with({"hutch.runtime.runner"})
     late = {module for one in there for module in parse(one)[1]} - there
-    assert late == {"hutch.errors"}  # of the filters of a guest, which are no affair of a runner's
+    assert late == {"hutch.failure"}  # of the filters of a guest, which are no affair of a runner's
     assert loaded_with(late) & there == set()
 
 
@@ -52,4 +52,5 @@ def test_a_runner_is_small() -> None:
         "hutch.host.services.process",
         "hutch.host.storage.mountinfo",
         "hutch.libc",
+        "hutch.search_path",
     }

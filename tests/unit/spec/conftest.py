@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import grp
 import pwd
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ def key_line(seed: int, comment: str = "") -> str:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home of alice, uid 1000, who is behind sudo; bob is uid 1001."""
+    """The home of alice, uid 1000, who is behind sudo; bob is uid 1001. Both are in the group devs."""
     directory = tmp_path / "alice"
     (directory / ".ssh").mkdir(parents=True)
     people = [
@@ -40,6 +41,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     by_uid = {entry.pw_uid: entry for entry in people}
     monkeypatch.setattr(pwd, "getpwnam", by_name.__getitem__)
     monkeypatch.setattr(pwd, "getpwuid", by_uid.__getitem__)
+    groups = [("root", 0, []), ("devs", 1200, ["alice", "bob"]), ("nogroup", 65534, []), ("hutchs", 1879048192, [])]
+    by_group = {name: grp.struct_group((name, "x", gid, members)) for name, gid, members in groups}
+    monkeypatch.setattr(grp, "getgrnam", by_group.__getitem__)
     monkeypatch.setattr("os.getuid", lambda: 0)
     for variable in ("DOAS_USER", "PKEXEC_UID", "HUTCH_FILE"):
         monkeypatch.delenv(variable, raising=False)

@@ -9,13 +9,14 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hutch.spec import loading
-from hutch.spec.model import WORKSPACE_KEYS, Network
+from hutch.spec import loading, reading
+from hutch.spec.kit_files import Kits
+from hutch.spec.model import WORKSPACE_KEYS, Kit, Network
 from hutch.spec.validation import FieldProblem, Table
 from tests.unit.facts import LAYOUT
 
 words = st.sampled_from(
-    ["", "container", "vm", "none", "80:80", "1.2.3.4", "192.168.83.9", "10.0.0.0/24", "4GiB", "\n", "é"]
+    ["", "a", "b", "container", "vm", "none", "80:80", "1.2.3.4", "192.168.83.9", "10.0.0.0/24", "4GiB", "\n", "é"]
 )
 paths = st.sampled_from(["~", "~/x", "/", "/srv", "/var/lib", ".", "*.pub", "~/.ssh/*.pub", "rootfs:/", "rootfs:~"])
 people = st.sampled_from(["alice", "homeless", "root", "a.org"])
@@ -27,9 +28,10 @@ leaves = (
     | st.integers(-(2**70), 2**70)
     | st.floats(allow_nan=False, allow_infinity=False)
 )
-keys = st.sampled_from(["source", "target", "readonly", "after", "then", "A", "a b", "\n"])
+keys = st.sampled_from(["source", "target", "mode", "readonly", "after", "then", "A", "a b", "\n"])
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4))
 tables = st.dictionaries(st.sampled_from([*WORKSPACE_KEYS, "unknown", "a.b"]), values, max_size=6)
+kits = st.dictionaries(st.sampled_from([*Kit.__dataclass_fields__, "unknown"]), values, max_size=4)
 names = st.sampled_from(["a", "b", "web", "Web", "a.b", "\n", "-"])
 files = st.fixed_dictionaries(
     {},
@@ -38,6 +40,7 @@ files = st.fixed_dictionaries(
         "defaults": tables | values,
         "workspaces": st.dictionaries(names, tables | values, max_size=4) | values,
         "engines": st.dictionaries(st.sampled_from(["incus", "x"]), values) | values,
+        "kits": st.dictionaries(names, kits | values, max_size=3) | values,
         "web": values,
     },
 )
@@ -49,8 +52,9 @@ def test_any_file_gives_a_config_or_problems(data: Table, home: object) -> None:
     text = "\n".join(f"{key} = {render(value)}" for key, value in data.items())
     assert tomllib.loads(text) == data
     findings: list[FieldProblem] = []
-    config = loading.read_config("/nowhere/hutch.toml", data, findings, LAYOUT, loading.no_check)
-    problems = loading.locate("/nowhere/hutch.toml", text, findings)
+    kits = Kits("/nowhere/hutch.toml", loading.table_at(data, ("kits",), findings))
+    config = loading.read_config("/nowhere/hutch.toml", data, findings, LAYOUT, loading.no_check, kits)
+    problems = reading.locate("/nowhere/hutch.toml", text, findings)
     assert config.file == "/nowhere/hutch.toml"
     for problem in problems:
         assert problem.line > 0

@@ -66,10 +66,14 @@ restart_if_changed = false
 home = "~/homes/web"
 persist = "all"
 mounts = [{ source = "~/src", target = "/src", readonly = true }, { source = "sub/../x", target = "/home/dev/x" }]
+share_with = ["alice", "@devs", "alice"]
+protect = ["Makefile", "a b/c"]
+protect_default = false
 egress = ["*.Example.org", "api.example.com:443", "198.51.100.0/24"]
 publish = ["8080:80", "127.0.0.1:5353:53/udp", "0.0.0.0:81:81/tcp"]
 env = { B = "größe = 1; $x", A = "" }
 nix_store = true
+use = ["tools"]
 gpu = true
 nesting = true
 learn = true
@@ -81,6 +85,9 @@ type = "vm"
 [engines.incus]
 remote = "cluster"
 target = "@gpu"
+subnet = "10.84.0.0/20"
+
+[kits.tools]
 """
 
 
@@ -88,7 +95,7 @@ def test_every_key(load: Load, tmp_path: Path) -> None:
     config = load(FULL.replace("KEY", key_line(1, "me@there")))
     assert config.file == str(tmp_path / "project" / "hutch.toml")
     assert config.network == Network(bridge="br-test", subnet="10.83.0.0/16", uplink="100.64.0.0/30")
-    assert config.incus == Incus(remote="cluster", project="hutch", target="@gpu")
+    assert config.incus == Incus(remote="cluster", project="hutch", target="@gpu", subnet="10.84.0.0/20")
     assert list(config.workspaces) == ["web", "lab"]
     assert config.workspaces["lab"] == WorkspaceSpec(type="vm", user="someone", memory=2**29, packages=("git",))
     web = config.workspaces["web"]
@@ -103,6 +110,7 @@ def test_every_key(load: Load, tmp_path: Path) -> None:
         shell="/usr/bin/fish",
         authorized_keys=(key_line(1, "me@there"),),
         owner=1001,
+        share_with=("1000", "@1200"),
         ip="10.83.1.2",
         mac="aa:00:00:00:00:01",
         cid=3,
@@ -114,13 +122,16 @@ def test_every_key(load: Load, tmp_path: Path) -> None:
         home="/home/bob/homes/web",
         persist="all",
         mounts=(
-            Mount(source="/home/bob/src", target="/src", readonly=True),
-            Mount(source=f"{tmp_path}/project/x", target="/home/dev/x"),
+            Mount(source="/home/bob/src", target="/src", mode="readonly", readonly=True),
+            Mount(source=f"{tmp_path}/project/x", target="/home/dev/x", mode="writable", readonly=False),
         ),
+        protect=("Makefile", "a b/c"),
+        protect_default=False,
         egress=("*.example.org", "api.example.com:443", "198.51.100.0/24"),
         publish=(Publish("", 8080, 80, "tcp"), Publish("127.0.0.1", 5353, 53, "udp"), Publish("", 81, 81, "tcp")),
         env=(("A", ""), ("B", "größe = 1; $x")),
         nix_store=True,
+        use=("tools",),
         gpu=True,
         nesting=True,
         learn=True,
@@ -286,11 +297,14 @@ def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "hutch.toml")
     with pytest.raises(ConfigError, match="nothing was changed") as caught:
         loading.load(tmp_path / "hutch.toml", layout=Layout(tmp_path, tmp_path / "run"))
-    assert caught.value.problems[0].message == "is not a regular file"
+    assert caught.value.problems[0].message == "cannot be opened: it is not a regular file"
 
 
 def test_a_directory_and_nothing_at_all(tmp_path: Path) -> None:
-    for path, message in ((tmp_path, "is not a regular file"), (tmp_path / "x", "cannot be opened: No such file")):
+    for path, message in (
+        (tmp_path, "cannot be opened: it is not"),
+        (tmp_path / "x", "cannot be opened: No such file"),
+    ):
         with pytest.raises(ConfigError) as caught:
             loading.load(path, layout=Layout(tmp_path, tmp_path / "run"))
         assert caught.value.problems[0].message.startswith(message)
@@ -324,6 +338,34 @@ def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert lookup.find_file(tmp_path / "system.toml") == tmp_path / "system.toml"
     with pytest.raises(UsageError, match="no such file"):
         lookup.find_file(Path("missing.toml"))
+
+
+def test_a_file_that_merely_lies_here_is_believed_of_root_and_the_caller_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Load
+) -> None:
+    """Its owner is looked at where it is read: between two looks by its name, another file could take its place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HUTCH_FILE", raising=False)
+    file = Path(load("").file)
+    here, uid = Path("hutch.toml"), file.stat().st_uid
+    here.symlink_to(file)
+    assert lookup.believed_owners(None, here) == frozenset({0, 1000})
+    assert lookup.believed_owners(None, lookup.SYSTEM_FILE) is lookup.believed_owners(here, here) is None
+    monkeypatch.setenv("HUTCH_FILE", "hutch.toml")
+    assert lookup.believed_owners(None, here) is None
+    layout = Layout(tmp_path, tmp_path / "run")
+    assert loading.load(here, layout=layout, owners={uid}).file == str(file)
+    with pytest.raises(ConfigError) as caught:
+        loading.load(here, layout=layout, owners={uid + 1})
+    (problem,) = caught.value.problems
+    assert problem.message == f"belongs to uid {uid}, who is neither root nor you"
+    assert problem.hint == f"read it, and if you trust it name it: --file {file}"
+
+
+def test_keys_are_not_looked_for_in_all_of_the_host(problems: Problems) -> None:
+    (problem,) = problems('[workspaces.a]\ntype = "container"\nauthorized_keys = ["/*/*/*/*/*/*/*/*.pub"]\n')
+    assert (problem.key, problem.line) == ("workspaces.a.authorized_keys[0]", 3)
+    assert problem.message.startswith("takes a look at more than 10000 files")
 
 
 # What else is promised.

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import pwd
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from hutch.errors import HutchError
+from hutch.spec import owner
 from hutch.spec.field_types import Invalid
+from hutch.spec.model import Config, Incus, Network, WorkspaceSpec
 from hutch.spec.names import UID_FIRST
-from hutch.spec.owner import Owner, default_owner, expand, expand_keys, find_owner, owner_keys, unique
+from hutch.spec.owner import (
+    Owner,
+    Search,
+    default_owner,
+    expand,
+    expand_keys,
+    find_owner,
+    owner_keys,
+    place_of,
+    unique,
+)
+from hutch.spec.record import Place
 from tests.unit.spec.conftest import key_line
 
 
@@ -34,6 +51,48 @@ from tests.unit.spec.conftest import key_line
 )
 def test_who_is_behind_it(home: Path, environ: dict[str, str], uid: int, expected: int) -> None:
     assert default_owner(environ, uid) == expected
+
+
+def config(incus: Incus | None = None, **engines: Literal["local", "incus"]) -> Config:
+    """A file that declares workspaces with these engines."""
+    workspaces = {name: WorkspaceSpec(type="container", engine=engine) for name, engine in engines.items()}
+    return Config("/srv/hutch.toml", Network(), workspaces, incus)
+
+
+@pytest.mark.parametrize(
+    ("environ", "euid", "account", "conf"),
+    [
+        ({}, 1000, 1000, "HOME/.config/incus"),
+        ({"SUDO_UID": "1001"}, 1000, 1000, "HOME/.config/incus"),  # only root's environment is believed
+        ({"SUDO_UID": "1000"}, 0, 1000, "HOME/.config/incus"),
+        ({"DOAS_USER": "bob"}, 0, 1001, "/home/bob/.config/incus"),
+        ({}, 0, 0, "/root/.config/incus"),
+        ({"INCUS_CONF": "/srv/incus"}, 1001, 1001, "/srv/incus"),
+        ({"INCUS_CONF": "/srv/incus"}, 1002, 1002, "/srv/incus"),  # who has no home
+        ({"INCUS_CONF": "incus"}, 1001, 1001, "/home/bob/.config/incus"),
+    ],
+)
+def test_whose_client_asks_a_server(home: Path, environ: dict[str, str], euid: int, account: int, conf: str) -> None:
+    found = place_of(config(web="incus", lab="local"), environ, euid)
+    conf = conf.replace("HOME", str(home))
+    assert found == Place("local", "hutch", "auto", "10.83.0.0/16", account, conf)
+
+
+def test_places(home: Path) -> None:
+    incus = Incus(remote="cluster", project="work", target="@fast", subnet="10.9.0.0/24")
+    assert place_of(config(incus, lab="local"), {}, 0) is None
+    found = place_of(config(incus, web="incus"), {"SUDO_UID": "1001"}, 0)
+    assert found == Place("cluster", "work", "@fast", "10.9.0.0/24", 1001, "/home/bob/.config/incus")
+    assert found.identity == replace(found, target="one", account=0, conf="/root").identity
+    others = replace(found, remote="other"), replace(found, project="other"), replace(found, subnet="10.8.0.0/24")
+    assert found.identity not in {other.identity for other in others}
+
+
+@pytest.mark.parametrize("account", [1002, 4321])
+def test_a_client_without_a_home(home: Path, account: int) -> None:
+    with pytest.raises(HutchError, match=f"uid {account} has no home") as caught:
+        place_of(config(web="incus"), {}, account)
+    assert "INCUS_CONF" in caught.value.resolution
 
 
 def test_owners(home: Path) -> None:
@@ -98,16 +157,39 @@ def test_keys_by_default(home: Path) -> None:
 
 
 def test_keys_that_were_said(home: Path, tmp_path: Path) -> None:
-    alice = find_owner("alice")
+    alice, search = find_owner("alice"), Search()
     (home / ".ssh" / "id.pub").write_text(key_line(1, "one"))
     (tmp_path / "team").mkdir()
     for seed in (3, 2):
         (tmp_path / "team" / f"{seed}.pub").write_text(key_line(seed))
     said = [key_line(9), "~/.ssh/id.pub", "team/*.pub", key_line(1)]
-    lines = unique(line for entry in said for line in expand_keys(entry, alice, tmp_path))
+    lines = unique(line for entry in said for line in expand_keys(entry, alice, tmp_path, search))
     assert lines == (key_line(9), key_line(1, "one"), key_line(2), key_line(3))
     (tmp_path / "[odd].pub").write_text(key_line(6))
-    assert expand_keys("[odd].pub", alice, tmp_path) == (key_line(6),)
+    assert expand_keys("[odd].pub", alice, tmp_path, search) == (key_line(6),)
+
+
+def test_a_pattern_means_what_glob_finds(tmp_path: Path) -> None:
+    for path in ("a/one.pub", "a/.two.pub", "b/three.pub", "b/.ssh/four.pub", "[odd]/five.pub", "file"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "a" / "gone.pub").symlink_to("nowhere")
+    for pattern in "*/*.pub ?/.*.pub b/.ssh/* */one.pub * [[]odd]/*.pub file/* x/* */x **/*".split():
+        whole = str(tmp_path / pattern)
+        assert Search().matching(whole) == sorted(glob.glob(whole))
+
+
+def test_a_pattern_that_leads_through_all_of_the_host_is_refused(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "MOST_LOOKED_AT", 6)
+    search, alice = Search(), find_owner("alice")
+    for name in "abcd":
+        (tmp_path / "many" / name).mkdir(parents=True)
+    with pytest.raises(Invalid, match="matches no file"):
+        expand_keys("many/*.pub", alice, tmp_path, search)
+    with pytest.raises(Invalid, match="takes a look at more than 6 files and directories"):
+        expand_keys("many/*/*.pub", alice, tmp_path, search)  # one bound for all entries
 
 
 def test_no_secret_is_shown(home: Path, tmp_path: Path) -> None:
@@ -115,7 +197,7 @@ def test_no_secret_is_shown(home: Path, tmp_path: Path) -> None:
     secret.write_text(f"{key_line(1)}\nroot:$6$secret:19000::::::\n")
     (tmp_path / "id.pub").symlink_to(secret)
     with pytest.raises(Invalid, match="line 2 is not a public key") as caught:
-        expand_keys("id.pub", find_owner("alice"), tmp_path)
+        expand_keys("id.pub", find_owner("alice"), tmp_path, Search())
     assert "$6$" not in str(caught.value)
 
 
@@ -129,5 +211,5 @@ def test_files_without_keys(home: Path, tmp_path: Path, kind: str) -> None:
     elif kind != "missing":
         file.write_bytes({"large": b"#" * 70_000, "empty": b"", "binary": b"\xff"}[kind])
     with pytest.raises(Invalid) as caught:
-        expand_keys("id.pub", find_owner("alice"), tmp_path)
+        expand_keys("id.pub", find_owner("alice"), tmp_path, Search())
     assert caught.value.hint

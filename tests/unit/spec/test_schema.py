@@ -12,8 +12,9 @@ from hutch.spec.model import WORKSPACE_KEYS
 from hutch.spec.schema import MODELS, render_schema
 
 CONTRACT = (
-    "type engine hypervisor image packages setup user shell authorized_keys owner ip mac cid vcpus memory disk"
-    " autostart restart_if_changed home persist mounts egress publish env nix_store gpu nesting learn idle"
+    "type engine hypervisor image packages setup user shell authorized_keys owner share_with ip mac cid vcpus memory"
+    " disk autostart restart_if_changed home persist mounts protect protect_default egress publish env nix_store use"
+    " gpu nesting learn idle"
 )
 
 
@@ -23,7 +24,7 @@ def schema() -> dict[str, Any]:
 
 
 def test_every_key_is_described(schema: dict[str, Any]) -> None:
-    assert list(schema["properties"]) == ["network", "defaults", "workspaces", "engines"]
+    assert list(schema["properties"]) == ["network", "defaults", "workspaces", "engines", "kits"]
     for name, model in MODELS.items():
         table = schema["$defs"][name]
         assert set(table["properties"]) == set(model.__dataclass_fields__)
@@ -55,4 +56,4 @@ def test_it_is_plain_json_and_every_pattern_compiles(schema: dict[str, Any]) -> 
 
 def test_every_reference_leads_somewhere(schema: dict[str, Any]) -> None:
     references = set(re.findall(r'"#/\$defs/([^"]+)"', json.dumps(schema)))
-    assert references == {"Workspace", "Mount", "Idle", "Network", "Incus"} == set(schema["$defs"])
+    assert references == {"Workspace", "Kit", "Mount", "Idle", "Network", "Incus"} == set(schema["$defs"])

@@ -78,6 +78,18 @@ WRONG: dict[str, tuple[str, tuple[Expected, ...]]] = {
     "owner root": one("owner = 0", "owner", "is root"),
     "owner in quotes": one('owner = "1000"', "owner", "number in quotes"),
     "owner unknown": one('owner = "carol"', "owner", "is not a user of this host"),
+    "shared with nobody known": one('share_with = ["carol"]', "share_with[0]", "is not a user of this host"),
+    "shared with no group": one('share_with = ["bob", "@ops"]', "share_with[1]", "is not a group of this host"),
+    "shared with a group as a user": one('share_with = ["devs"]', "share_with[0]", "a group is written with an @"),
+    "shared with root": one('share_with = ["root"]', "share_with[0]", "root reaches it anyway"),
+    "shared with root's group": one('share_with = ["@root"]', "share_with[0]", "is the group 0"),
+    "shared with everybody's": one('share_with = ["@nogroup"]', "share_with[0]", "is the group 65534"),
+    "shared with a range of hutch's": one('share_with = ["@hutchs"]', "share_with[0]", "is the group 1879048192"),
+    "shared with a number": one("share_with = [1001]", "share_with[0]", "must be a string"),
+    "shared with a word": one('share_with = "bob"', "share_with", "must be a list"),
+    "shared with what is no name": one('share_with = ["bob\\n@all"]', "share_with[0]", "line break"),
+    "shared with two in one": one('share_with = ["bob, alice"]', "share_with[0]", "neither a user name nor a group"),
+    "shared with too many": one(f"share_with = {['bob'] * 65}", "share_with", "more than 64"),
     "owner nobody by name": one('owner = "nobody"', "owner", "ordinary user"),
     "image": one('image = "debian:sid"', "image", '"debian:trixie"'),
     "option as package": one('packages = ["git", "-o=x"]', "packages[1]", "is not a package name"),
@@ -136,8 +148,28 @@ WRONG: dict[str, tuple[str, tuple[Expected, ...]]] = {
     "target missing": one('mounts = [{ source = "/a" }]', "mounts[0].target", "is missing (where it is inside)"),
     "mount that is none": one('mounts = ["/a:/b"]', "mounts[0]", "must be a table"),
     "mount key": one(
-        'mounts = [{ source = "/a", target = "/s", ro = true }]', "mounts[0].ro", "source, target, readonly"
+        'mounts = [{ source = "/a", target = "/s", ro = true }]', "mounts[0].ro", "source, target, mode, readonly"
     ),
+    "mode twice": one(
+        'mounts = [{ source = "/a", target = "/s", mode = "readonly", readonly = true }]',
+        "mounts[0].readonly",
+        'says it twice: there is mode = "readonly" too (leave readonly out, which is the older word)',
+    ),
+    "mode that contradicts": one(
+        'mounts = [{ source = "/a", target = "/s", readonly = false, mode = "readonly" }]',
+        "mounts[0].readonly",
+        "says it twice",
+    ),
+    "mode unknown": one(
+        'mounts = [{ source = "/a", target = "/s", mode = "ro" }]',
+        "mounts[0].mode",
+        'is not one of the known values ("readonly" or "writable" or "private")',
+    ),
+    "protected path absolute": one('protect = ["/etc"]', "protect[0]", "does not begin in the shared directory"),
+    "protected path outside": one('protect = ["a/../.."]', "protect[0]", "is not in the shared directory"),
+    "protected path all": one('protect = ["."]', "protect[0]", "is not in the shared directory"),
+    "protected path dotted": one('protect = ["./a/"]', "protect[0]", 'write "a"'),
+    "protected path with a comma": one('protect = ["a,b"]', "protect[0]", "holds ,"),
     "target twice": lines(
         """
         [workspaces.web]
@@ -188,6 +220,72 @@ WRONG: dict[str, tuple[str, tuple[Expected, ...]]] = {
     "ip of all": one('ip = "192.168.83.255"', "ip", "is the broadcast address"),
     "mac of the builder": one('mac = "02:6e:27:10:a4:23"', "mac", "is kept for image builds"),
     "ip of the builder": one('ip = "192.168.83.254"', "ip", "kept for image builds"),
+    # The network of an Incus server.
+    "public subnet of a server": lines(
+        """
+        [engines.incus]
+        subnet = "8.8.0.0/16"
+        [workspaces.web]
+        type = "container"
+        engine = "incus"
+        ip = "10.9.0.2"
+        """,
+        (3, "engines.incus.subnet", "is not a private network"),
+    ),
+    "subnet of a server in the network": (
+        '[network]\nsubnet = "10.8.0.0/16"\n[engines.incus]\nsubnet = "10.8.3.0/24"\n',
+        ((4, "engines.incus.subnet", "10.8.3.0/24 overlaps 10.8.0.0/16, which [network] has for its subnet"),),
+    ),
+    "subnet of a server around the uplink": (
+        '[network]\nuplink = "10.8.0.0/30"\n[engines.incus]\nsubnet = "10.8.0.0/16"\n',
+        ((4, "engines.incus.subnet", "overlaps 10.8.0.0/30, which [network] has for its uplink"),),
+    ),
+    "subnet of a server that leaves no uplink": (
+        '[engines.incus]\nsubnet = "192.168.84.128/25"\n',
+        ((2, "engines.incus.subnet", "overlaps 192.168.84.0/24"),),
+    ),
+    "network around a server's default": (
+        '[network]\nsubnet = "10.83.8.0/24"\n[engines.incus]\nremote = "cluster"\n',
+        ((3, "engines.incus.subnet", "10.83.0.0/16 overlaps 10.83.8.0/24"),),
+    ),
+    "network around the default of a server without a table": (
+        '[network]\nsubnet = "10.83.8.0/24"\n[workspaces.web]\ntype = "container"\nengine = "incus"\n',
+        ((2, "network.subnet", "10.83.8.0/24 overlaps 10.83.0.0/16, the default subnet of [engines.incus]"),),
+    ),
+    "ip outside of a server's subnet": (
+        '[workspaces.web]\ntype = "container"\nengine = "incus"\nip = "192.168.83.9"\n',
+        ((4, "workspaces.web.ip", "is outside the subnet 10.83.0.0/16 (10.83.0.2 to 10.83.255.253)"),),
+    ),
+    "ips of a server's own": lines(
+        """
+        [engines.incus]
+        subnet = "10.9.0.0/24"
+        [defaults]
+        engine = "incus"
+        type = "container"
+        [workspaces.web]
+        ip = "10.9.0.1"
+        [workspaces.lab]
+        ip = "10.9.0.254"
+        """,
+        (8, "workspaces.web.ip", "is the gateway (10.9.0.2 to 10.9.0.253)"),
+        (10, "workspaces.lab.ip", "is kept for the server's DHCP"),
+    ),
+    "ip of a server on this host": one('ip = "10.83.0.9"', "ip", "is outside the subnet 192.168.83.0/24"),
+    "ip twice on a server": two(
+        'engine = "incus"\nip = "10.83.0.9"',
+        'engine = "incus"\nip = "10.83.0.9"',
+        (8, "workspaces.two.ip", "is also the ip of workspace one"),
+    ),
+    "mac twice on a server": two(
+        'engine = "incus"\nmac = "02:00:00:00:00:0A"',
+        'engine = "incus"\nmac = "02:00:00:00:00:0a"',
+        (8, "workspaces.two.mac", "also the mac of workspace one"),
+    ),
+    "port twice in one of a server": (
+        '[workspaces.web]\ntype = "container"\nengine = "incus"\npublish = ["80:80", "80:81"]\n',
+        ((4, "workspaces.web.publish[1]", "is published twice"),),
+    ),
     # Between workspaces.
     "ip twice": two(
         'ip = "192.168.83.9"', 'ip = "192.168.83.9"', (6, "workspaces.two.ip", "is also the ip of workspace one")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hutch.files import read_or_none, write_atomic
+from hutch.files import open_to_others, read_or_none, write_atomic
 
 
 def test_a_new_file(tmp_path: Path) -> None:
@@ -71,3 +73,69 @@ def test_read_or_none(tmp_path: Path) -> None:
     assert read_or_none(tmp_path / "file") == b"x"
     assert read_or_none(tmp_path / "absent") is None
     assert read_or_none(tmp_path / "file" / "below") is None
+
+
+PLACES: dict[str, tuple[int, int] | str] = {
+    "/": (0, 0o755),
+    "/srv": (0, 0o755),
+    "/srv/own": (0, 0o700),
+    "/srv/group": (0, 0o775),
+    "/srv/group/own": (0, 0o755),
+    "/srv/alice": (1000, 0o755),
+    "/srv/alice/own": (0, 0o755),
+    "/srv/ours": (0, 0o775),
+    "/srv/link": "own",
+    "/srv/away": "alice/../../tmp/../srv/own",
+    "/srv/up": "../srv/alice/own",
+    "/srv/loop": "loop",
+    "/srv/here": ".",
+    "/tmp": (0, 0o1777),
+    "/tmp/own": (0, 0o755),
+    "/tmp/alice": (1000, 0o700),
+    "/tmp/planted": "/srv/own",
+    "/tmp/here": ".",
+}
+"""What is there: (owner, mode) of directories, and targets of links; /tmp/planted is alice's, all others are root's.
+The group of /srv/ours is root's too."""
+
+
+@pytest.mark.parametrize(
+    ("path", "loose"),
+    [
+        ("/srv/own", None),
+        ("/srv/own/not/yet", None),
+        ("/srv/ours/not/yet", None),
+        ("/srv/link", None),
+        ("/srv/here/link/x", None),
+        ("/tmp/own", None),
+        ("/tmp/own/not/yet", None),
+        ("/srv/group", "/srv/group"),
+        ("/srv/group/own", "/srv/group"),
+        ("/srv/alice/own", "/srv/alice"),
+        ("/srv/away/x", "/srv/alice"),
+        ("/srv/up", "/srv/alice"),
+        ("/srv/loop", "/srv/loop"),
+        ("/tmp", "/tmp"),
+        ("/tmp/here", "/tmp"),
+        ("/tmp/not", "/tmp"),
+        ("/tmp/not/yet", "/tmp"),
+        ("/tmp/alice/x", "/tmp/alice"),
+        ("/tmp/planted", "/tmp/planted"),
+    ],
+)
+def test_others_may_be_able_to_change_what_leads_to_a_path(
+    path: str, loose: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lstat(at: Path) -> SimpleNamespace:
+        found = PLACES.get(str(at))
+        if found is None:
+            raise FileNotFoundError
+        if isinstance(found, str):
+            return SimpleNamespace(st_uid=1000 if at.name == "planted" else 0, st_mode=stat.S_IFLNK | 0o777)
+        group = 0 if at.name == "ours" else 50
+        return SimpleNamespace(st_uid=found[0], st_gid=group, st_mode=stat.S_IFDIR | found[1])
+
+    monkeypatch.setattr("hutch.files.os.getuid", lambda: 0)
+    monkeypatch.setattr("hutch.files.os.lstat", lstat)
+    monkeypatch.setattr("hutch.files.os.readlink", lambda at: PLACES[str(at)])
+    assert open_to_others(Path(path)) == (None if loose is None else Path(loose))

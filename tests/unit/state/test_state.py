@@ -17,7 +17,7 @@ from hutch.errors import HutchError
 from hutch.spec.entries import Publish
 from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, WorkspaceSpec
 from hutch.spec.names import Layout
-from hutch.spec.record import Booted, NetworkRecord, Record
+from hutch.spec.record import Booted, Decision, NetworkRecord, Place, Record
 from hutch.state import (
     JOURNAL,
     MIGRATIONS,
@@ -63,6 +63,9 @@ def layout(tmp_path: Path) -> Layout:
 words = st.text(max_size=8)
 some = st.lists(words, max_size=3).map(tuple)
 numbers = st.integers(0, 2**63)
+MOUNTS = st.builds(Mount, words, words, st.sampled_from(["readonly", "writable", "private"]), create=st.booleans()).map(
+    Mount.normalized
+)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "type": st.sampled_from(["container", "vm"]),
     "engine": st.sampled_from(["local", "incus"]),
@@ -74,6 +77,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "shell": words,
     "authorized_keys": st.none() | some,
     "owner": st.none() | numbers | words,
+    "share_with": some,
     "ip": st.none() | words,
     "mac": st.none() | words,
     "cid": st.none() | numbers,
@@ -84,13 +88,16 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "restart_if_changed": st.booleans(),
     "home": st.none() | words,
     "persist": st.sampled_from(["home", "all"]),
-    "mounts": st.lists(st.builds(Mount, words, words, st.booleans(), st.booleans()), max_size=2).map(tuple),
+    "mounts": st.lists(MOUNTS, max_size=2).map(tuple),
+    "protect": some,
+    "protect_default": st.booleans(),
     "egress": words | some,
     "publish": st.lists(st.builds(Publish, words, numbers, numbers, st.sampled_from(["tcp", "udp"])), max_size=2).map(
         tuple
     ),
     "env": st.lists(st.tuples(words, words), max_size=2).map(tuple),
     "nix_store": st.booleans(),
+    "use": some,
     "gpu": st.booleans(),
     "nesting": st.booleans(),
     "learn": st.booleans(),
@@ -107,6 +114,10 @@ records = st.builds(
     machine_id=words,
     booted=st.none() | st.builds(Booted, workspaces, words),
     removed=st.booleans(),
+    place=st.none() | st.builds(Place, words, words, words, words, numbers, words),
+    decisions=st.lists(
+        st.builds(Decision, words, st.booleans(), st.floats(0, 1e12), st.none() | st.floats(0, 1e12)), max_size=2
+    ).map(tuple),
 )
 
 
@@ -203,6 +214,8 @@ DAMAGED: dict[str, bytes] = {
     "a workspace without packages": lacking(wanted={"type": "container"}),
     "a wrong mount": lacking(wanted=asdict(workspace()) | {"mounts": [{"source": "/a"}]}),
     "of another workspace": lacking(name="lab"),
+    "a place without a project": lacking(place={"remote": "local"}),
+    "a place that is none": lacking(place="local"),
 }
 
 
@@ -242,6 +255,12 @@ def test_records_of_the_first_schema() -> None:
     """As hutch wrote them before it noted a file's origin."""
     content = (GOLDEN / "state" / "workspace-1.json").read_bytes()
     assert record_from(decode(WORKSPACE, WHERE, content)) == RECORD.with_booted()
+
+
+def test_records_without_a_place_are_this_hosts() -> None:
+    body = asdict(RECORD)
+    del body["place"]
+    assert record_from(decode(WORKSPACE, WHERE, of_schema(4, body))) == RECORD
 
 
 def test_every_migration_has_its_place() -> None:

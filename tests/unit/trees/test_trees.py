@@ -16,7 +16,7 @@ import pytest
 
 from hutch.errors import HutchError
 from hutch.trees import cursor as cursors
-from hutch.trees.changing import give, take_setuid
+from hutch.trees.changing import give, set_back, take_setuid
 from hutch.trees.cursor import Cursor, is_empty, open_strictly, opened, pinned, shown, walk
 from hutch.trees.removing import remove_tree
 
@@ -373,3 +373,20 @@ def test_a_way_for_people() -> None:
     assert shown([]) == "'.'"
     assert shown(["a", "b\n\x1b"]) == r"'a/b\n\x1b'"
     assert len(shown(["d"] * DEEP)) < 300
+
+
+def test_what_changed_since_is_set_back(tmp_path: Path) -> None:
+    """Directories and links are set back too, targets of links are not."""
+    outside, top = tmp_path / "outside", tmp_path / "top"
+    outside.touch()
+    (top / "directory").mkdir(parents=True)
+    for name in ("old", "new", "directory/file"):
+        (top / name).touch()
+    (top / "link").symlink_to(outside)
+    os.utime(top / "old", (500, 500))
+    before = outside.stat().st_mtime
+    with opened(top) as descriptor:
+        set_back(descriptor, 1000, 900)
+    found = {path.name: path.lstat().st_mtime for path in (top, *top.rglob("*"))}
+    assert found == {"top": 900, "directory": 900, "file": 900, "new": 900, "link": 900, "old": 500}
+    assert outside.stat().st_mtime == before

@@ -45,7 +45,8 @@ class Abilities:
     """The abilities of this host. `missing` are requirements that are not met, and `manager` is the host's package
     manager. `features` are parts of the kernel, None where it takes root to know. `unlimited` says why no quota can
     limit a home in `state`; `kvm` why no machine runs under KVM: "" for one that has, None where none has been tried.
-    `lists_tasks` is that the kernel logs all processes of a cgroup that has no memory left."""
+    `lists_tasks` is that the kernel logs all processes of a cgroup that has no memory left; `watchers` how many inotify
+    instances root may have, None where the kernel does not say."""
 
     is_root: bool
     missing: tuple[Requirement, ...]
@@ -58,6 +59,7 @@ class Abilities:
     has_kvm_device: bool
     vsock: bool
     lists_tasks: bool
+    watchers: int | None
 
 
 def observe_abilities(layout: Layout) -> Abilities:
@@ -75,6 +77,7 @@ def observe_abilities(layout: Layout) -> Abilities:
         has_kvm_device=os.path.exists(KVM),
         vsock=can_open(VSOCK) or has_module(MODULE),
         lists_tasks=read("/proc/sys/vm/oom_dump_tasks") != "0",
+        watchers=int(read("/proc/sys/fs/inotify/max_user_instances") or 0) or None,
     )
 
 

@@ -68,25 +68,37 @@ keeps virtual machines, and the egress proxy, away from the host's files: bwrap;
 makes images for virtual machines: mkfs.erofs; apt erofs-utils
 takes the packages of kernels apart: dpkg-deb zstd; apt dpkg zstd
 makes disks for virtual machines: mkfs.ext4; apt e2fsprogs
-makes mounts and enters namespaces: mount umount unshare nsenter setpriv; apt util-linux mount;
+makes mounts and enters namespaces: mount umount unshare nsenter setpriv prlimit; apt util-linux mount;
     dnf util-linux util-linux-core; pacman util-linux
 loads kernel modules: modprobe; apt kmod
 reads and sets kernel parameters: sysctl; apt procps; dnf procps-ng; pacman procps-ng
+runs workspaces on an Incus server: incus; apt incus-client; dnf incus-client; pacman incus; optional
+brings the work of a clone to the host: git; optional
+packs images for an Incus server: mksquashfs; apt squashfs-tools; optional
 [checkout]
 makes the virtual environment: module:ensurepip; apt python3-venv; dnf python3; pacman python
 [develop]
 shows what a command does to the host: strace
 copies to workspaces as people do: rsync
+runs the demo as people do: sudo
+brings members in where there is no sudo: doas; apt opendoas; dnf opendoas; pacman opendoas
+brings members in by polkit: pkexec dbus-daemon /usr/lib/polkit-1/polkitd; apt pkexec polkitd dbus-daemon; dnf polkit
+    dbus-daemon; pacman polkit dbus
 finds mistakes in shell: shellcheck; dnf ShellCheck
 makes a Nix store for workspaces to share, and evaluates the NixOS module: nix-store nix-instantiate jq;
     apt nix-bin jq; dnf nix jq; pacman nix jq; optional
 tries aliases and completion in other shells than bash: zsh fish; optional
+runs a cluster of Incus servers, and what hutch is measured against: /usr/lib*/incus/incusd;
+    apt incus-base incus-client; dnf incus incus-client; pacman incus; optional
+what an Incus server needs to import an image and to map users: unsquashfs setfattr newuidmap;
+    apt squashfs-tools attr uidmap; dnf squashfs-tools attr shadow-utils; pacman squashfs-tools attr shadow; optional
+makes disks that UEFI boots from: mkfs.vfat mcopy sfdisk qemu-img /usr/lib/systemd/boot/efi/systemd-bootx64.efi;
+    apt dosfstools mtools fdisk qemu-utils systemd-boot-efi;
+    dnf dosfstools mtools util-linux qemu-img systemd-boot-unsigned;
+    pacman dosfstools mtools util-linux qemu-img systemd; optional
+boots them: /usr/share/OVMF/OVMF_CODE*.fd; apt ovmf; dnf edk2-ovmf; pacman edk2-ovmf; optional
 reads manual pages as people see them: groff; apt groff-base; pacman groff; optional
 [bench]
-what hutch is measured against: incus /usr/lib*/incus/incusd; apt incus-base incus-client; dnf incus incus-client;
-    pacman incus
-what Incus needs to import an image and to map users: unsquashfs setfattr newuidmap; apt squashfs-tools attr uidmap;
-    dnf squashfs-tools attr shadow-utils; pacman squashfs-tools attr shadow
 makes the initrd of the virtual machine that hutch is measured against: busybox cpio zstd xz;
     apt busybox-static cpio zstd xz-utils; dnf busybox cpio zstd xz; pacman busybox cpio zstd xz
 sees that a command writes no file: inotifywait; apt inotify-tools

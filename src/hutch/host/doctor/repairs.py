@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,36 @@ class RepairStep:
 
 @dataclass(frozen=True)
 class DropIn:
-    """A file of ours among another program's configuration, and the command that has it read."""
+    """A file of ours among another program's configuration, and the command that has it read. `check` is one that, with
+    the path of a file, says whether this could be its content. One that `lasts` stays until hutch leaves the host. One
+    that `is_part` of a file is lines of ours at the end of somebody else's."""
 
     path: str
     content: str
-    reload: tuple[str, ...]
+    reload: tuple[str, ...] = ()
+    mode: int = 0o644
+    check: tuple[str, ...] = ()
+    lasts: bool = False
+    is_part: bool = False
 
     def __str__(self) -> str:
-        return f"a file {self.path}, and {shlex.join(self.reload)}"
+        return f"a file {self.path}{f', and {shlex.join(self.reload)}' if self.reload else ''}"
+
+    def put_into(self, before: bytes | None) -> bytes:
+        """The content of its file, from that before."""
+        own = self.content.encode()
+        if not self.is_part:
+            return own
+        there = before or b""
+        return there if self.is_in(there) else there + (b"\n" if there and not there.endswith(b"\n") else b"") + own
+
+    def is_in(self, content: bytes) -> bool:
+        own = self.content.encode()
+        return content.startswith(own) or b"\n" + own in content if self.is_part else content == own
+
+    def taken_from(self, content: bytes) -> bytes | None:
+        """The content without it; None where nothing is left, so that the file goes."""
+        return (content.replace(self.content.encode(), b"", 1) or None) if self.is_part else None
 
 
 @dataclass(frozen=True)
@@ -71,7 +94,10 @@ def read_made(layout: Layout) -> Made:
         RepairStep(tuple(item["make"]), tuple(item["undo"]), tuple(item["test"]), item["line"])
         for item in body["steps"]
     )
-    files = (DropIn(item["path"], item["content"], tuple(item["reload"])) for item in body["files"])
+    files = (
+        DropIn(**{**item, "reload": tuple(item["reload"]), "check": tuple(item.get("check", ()))})
+        for item in body["files"]
+    )
     return Made(tuple(steps), tuple(files), tuple(body["shells"]))
 
 
@@ -120,18 +146,35 @@ def ensure_step(layout: Layout, step: RepairStep, tell: Told) -> None:
 def ensure_file(layout: Layout, file: DropIn, tell: Told) -> None:
     """Write a file and have it read. One that is not as hutch wrote it is left alone; the caller has the lock."""
     path, made = Path(file.path), read_made(layout)
-    before, content = read_or_none(path), file.content.encode()
+    before = read_or_none(path)
+    content = file.put_into(before)
     ours = [noted.content.encode() for noted in made.files if noted.path == file.path]
-    if before not in (None, content, *ours):
+    if not file.is_part and before not in (None, content, *ours):
         raise HutchError(f"{path} is there, and hutch did not write that", resolution="move it away, and try again")
     if before != content:
+        check_content(layout, file, content)
         others = tuple(noted for noted in made.files if noted.path != file.path)
         write_made(layout, replace(made, files=(*others, file)))
         tell(f"write {path}")
         make_directory(path.parent)
-        write_atomic(path, content)
-    tell(shlex.join(file.reload))
-    run(file.reload)
+        write_atomic(path, content, mode=file.mode)
+    if file.reload:
+        tell(shlex.join(file.reload))
+        run(file.reload)
+
+
+def check_content(layout: Layout, file: DropIn, content: bytes) -> None:
+    """Ask the program whose file it is whether it could read this: a wrong one may shut everybody out. Raises
+    HutchError."""
+    if not file.check:
+        return
+    make_directory(layout.state)
+    draft = layout.repairs.with_name("draft")
+    try:
+        write_atomic(draft, content, mode=file.mode, is_lasting=False)
+        run([*file.check, str(draft)])
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def ensure_aliases(layout: Layout, wanted: tuple[str, ...], tell: Told) -> None:
@@ -147,9 +190,9 @@ def ensure_aliases(layout: Layout, wanted: tuple[str, ...], tell: Told) -> None:
 # Taking back.
 
 
-def take_back(layout: Layout, tell: Told) -> list[str]:
-    """Take back all that is noted. Returns, in words, what could not be: it stays noted, and the rest does not. May be
-    called again. The caller holds the lock."""
+def take_back(layout: Layout, tell: Told, *, is_leaving: bool = True) -> list[str]:
+    """Take back all that is noted, what lasts only if hutch `is_leaving`. Returns, in words, what could not be: it
+    stays noted, and the rest does not. May be called again. The caller holds the lock."""
     made, failures = read_made(layout), list[str]()
 
     def stays(undo: Callable[..., None], *arguments: Any) -> bool:
@@ -162,7 +205,8 @@ def take_back(layout: Layout, tell: Told) -> list[str]:
         return False
 
     kept = made.shells if stays(remove_aliases, layout, made.shells) else ()
-    files = tuple(file for file in made.files if stays(remove_file, file))
+    kept_files = {file.path for file in made.files if file.lasts and not is_leaving}
+    files = tuple(file for file in made.files if file.path in kept_files or stays(remove_file, file))
     steps = tuple(step for step in reversed(made.steps) if stays(undo_step, step))
     write_made(layout, Made(steps[::-1], files, kept))
     return failures
@@ -185,10 +229,19 @@ def remove_file(file: DropIn, tell: Told) -> None:
     there = read_or_none(path)
     if there is None:
         return
-    if there != file.content.encode():
+    if not file.is_in(there):
+        if file.is_part:  # somebody else has taken it out
+            return
         raise HutchError(f"{path} has been changed since hutch wrote it", resolution="remove it if you do not need it")
-    tell(f"remove {path}")
-    path.unlink()
-    if find_program(file.reload[0]) is not None:
+    left = file.taken_from(there)
+    tell(f"remove {path}" if left is None else f"take the rule out of {path}")
+    if left is None:
+        path.unlink()
+        if path.parent.name == "hutch":  # a directory of our own
+            with suppress(OSError):  # something else is in it
+                path.parent.rmdir()
+    else:
+        write_atomic(path, left)
+    if file.reload and find_program(file.reload[0]) is not None:
         tell(shlex.join(file.reload))
         run(file.reload, check=False)

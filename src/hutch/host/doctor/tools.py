@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from hutch.errors import HutchError
-from hutch.run import SEARCH_PATH
+from hutch.search_path import SEARCH_PATH
 
 if TYPE_CHECKING:
     from hutch.host.doctor.packages import Manager

@@ -13,7 +13,6 @@ import select
 import signal
 import stat
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -29,6 +28,7 @@ from hutch.host.hardware.clock import observe_rate, read_boot
 from hutch.run import PIPE, STDOUT, Popen, TimeoutExpired, start
 from hutch.spec.names import UID_COUNT, Layout
 from hutch.state import ACCELERATOR, decode, encode, make_directory
+from hutch.texts import printable
 
 DEVICE = "/dev/kvm"
 ARCHITECTURES = ("x86_64",)
@@ -245,7 +245,6 @@ def run_guest(
     *,
     accelerator: str = "kvm",
     seconds: float | None = None,
-    arguments: Sequence[str] = (),
 ) -> Verdict:
     """Boot `machine` until it gives the answer. It is always gone afterwards.
 
@@ -265,7 +264,7 @@ def run_guest(
         if machine.firmware is not None:
             firmware = os.fspath(machine.firmware)
             boot += ["-bios", hand_in(firmware) if os.path.isabs(firmware) else firmware]
-        words = " ".join(("console=ttyS0 quiet panic=-1", *arguments, QUESTION))
+        words = f"console=ttyS0 quiet panic=-1 {QUESTION}"
         argv = [*render_identity(access, uid), *render_machine(qemu, accelerator), *boot, "-append", words]
         process = start(argv, stdout=PIPE, stderr=STDOUT, pass_fds=given, new_session=True)
         assert process.stdout is not None
@@ -331,5 +330,4 @@ def await_answer(output: int, seconds: float) -> Verdict:
 def last_line(output: bytes) -> str:
     """The last line of output, fit for a terminal."""
     lines = output.decode("utf-8", "replace").strip().splitlines()
-    text = "".join(character for character in lines[-1] if character.isprintable()) if lines else ""
-    return text[-200:] or "it said nothing"
+    return printable(lines[-1][-200:]) if lines else "it said nothing"

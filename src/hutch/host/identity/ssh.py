@@ -5,22 +5,27 @@ from __future__ import annotations
 import base64
 import os
 import pwd
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from hutch.backends import FOREIGN, backends_of
 from hutch.backends.traits import Traits
 from hutch.errors import HutchError, explained
-from hutch.files import read_or_none, sync_directory, write_atomic
+from hutch.files import open_regular, read_or_none, sync_directory, write_atomic
 from hutch.frozen import dataclass
 from hutch.host.doctor.tools import find_program
 from hutch.run import run
 from hutch.spec.model import WorkspaceSpec
 from hutch.spec.names import Layout, hostname
+from hutch.spec.sharing import RETIRED, is_group
 from hutch.state import make_directory
+from hutch.trees.removing import remove_tree
 
 BEGIN, END = (b"-----%s OPENSSH PRIVATE KEY-----" % word for word in (b"BEGIN", b"END"))
+LARGEST_KEY = 1 << 14  # bytes of a file
 BLOB = 51  # bytes of an Ed25519 public key with its name
+HELD = b"held"  # instead of a private key that cannot be read now
 WORD = b"\0\0\0\4none"
 PLAIN_KEY = b"openssh-key-v1\0" + 2 * WORD + b"\0\0\0\0" + b"\0\0\0\1" + BLOB.to_bytes(4)
 """The bytes before the public key in a private one that is not encrypted: no cipher, no key derivation, one key."""
@@ -28,24 +33,43 @@ SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 # An IdentityFile in a configuration replaces OpenSSH's own defaults, so they are named again after ours.
 DEFAULT_IDENTITIES = ("id_ed25519", "id_ed25519_sk", "id_ecdsa", "id_ecdsa_sk", "id_rsa")
 CONNECT_SECONDS = 10
+DISTANT_CONNECT_SECONDS = 30  # through a server of others, whose member starts a program for each connection
 SILENCE = (15, 8)  # ask a peer that says nothing after so many seconds, and give up after so many questions
 TEST_SECONDS = 2
+PLAIN = re.compile(r"[A-Za-z0-9_./:@+-]+", re.ASCII)
+UNQUOTABLE = frozenset("'\"\\!")
 VSOCK_PROXY = "/usr/lib/systemd/systemd-ssh-proxy"  # from version 256 on
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A workspace as the ssh client sees it. `proxy` is the command that connects to it, "" to connect by TCP."""
+    """A workspace as the ssh client sees it. `proxy` is the command that connects to it, "" to connect by TCP; `ip` is
+    "" where this host has no route to it, and the proxy is the only way. `program` is what a proxy runs that hutch has
+    to bring along, kept at Layout.ssh_proxy; b"" for one of the host's own."""
 
     name: str
     ip: str
     user: str
     host_key: str = ""
     proxy: str = ""
+    program: bytes = b""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names by which its host key is known."""
+        return (hostname(self.name), self.ip) if self.ip else (hostname(self.name),)
+
+    @property
+    def seconds(self) -> int:
+        """The time that a connection to it may take to be made."""
+        return CONNECT_SECONDS if self.ip else DISTANT_CONNECT_SECONDS
 
 
-def ensure_key(path: Path, comment: str, *, uid: int = 0, gid: int = 0, published: bool = False) -> str:
-    """Make an Ed25519 key pair unless there is one; returns the public key's line. The private key is `uid`'s alone.
+def ensure_key(
+    path: Path, comment: str, *, uid: int = 0, gid: int = 0, mode: int = 0o600, published: bool = False
+) -> str:
+    """Make an Ed25519 key pair unless there is one; returns the public key's line. The private key is `uid`'s alone,
+    unless its `mode` says more.
 
     A damaged pair is made anew, unless it is `published`: who trusts it would refuse another one. The public half of a
     private key that is whole is written again.
@@ -53,7 +77,7 @@ def ensure_key(path: Path, comment: str, *, uid: int = 0, gid: int = 0, publishe
     public = path.with_name(path.name + ".pub")
     line = read_key(path)
     if not line:
-        if whole := public_of(read_or_none(path)):
+        if whole := public_of(read_private(path)):
             write_atomic(public, f"{whole} {comment}\n".encode())
             return f"{whole} {comment}"
         if published:
@@ -62,7 +86,7 @@ def ensure_key(path: Path, comment: str, *, uid: int = 0, gid: int = 0, publishe
                 resolution=f"restore it and {public.name} from a backup; or, for a new identity, stop the workspace, "
                 f"remove both files and its line in known_hosts, and run `hutch up`",
             )
-        _make_pair(path, public, comment, uid, gid)
+        _make_pair(path, public, comment, (uid, gid, mode))
     return line or public.read_text(encoding="ascii").strip()
 
 
@@ -79,32 +103,57 @@ def public_of(private: bytes | None) -> str:
 
 def read_key(path: Path) -> str:
     """The public line of a key pair; "" unless both of its files are there and whole."""
-    private, public = read_or_none(path), read_or_none(path.with_name(path.name + ".pub"))
-    return public.decode("ascii").strip() if public and is_pair(private, public) else ""
+    private, public = read_private(path), read_or_none(path.with_name(path.name + ".pub"))
+    is_whole = bool(blob_of(public)) if private is HELD else is_pair(private, public)
+    return public.decode("ascii").strip() if public and is_whole else ""
+
+
+def read_private(path: Path) -> bytes | None:
+    """A private key. It may be its holder's file: who makes it as large as a disk has none (b""), and what it holds is
+    not waited for while they have a lease on it (HELD)."""
+    try:
+        with open(open_regular(path, follow=False), "rb") as file:
+            content = file.read(LARGEST_KEY + 1)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return HELD
+    return content if len(content) <= LARGEST_KEY else b""
 
 
 def is_pair(private: bytes | None, public: bytes | None) -> bool:
     """Whether these are the files of one Ed25519 key. An OpenSSH private key holds the public one, not encrypted."""
-    words = (public or b"").split()
-    lines = (private or b"").strip().splitlines()
-    if words[:1] != [b"ssh-ed25519"] or len(words) < 2 or lines[:1] != [BEGIN] or lines[-1:] != [END]:
+    blob, lines = blob_of(public), (private or b"").strip().splitlines()
+    if not blob or lines[:1] != [BEGIN] or lines[-1:] != [END]:
         return False
     try:
-        blob = base64.b64decode(words[1], validate=True)
-        return len(blob) == BLOB and blob in base64.b64decode(b"".join(lines[1:-1]), validate=True)
+        return blob in base64.b64decode(b"".join(lines[1:-1]), validate=True)
     except ValueError:
         return False
 
 
-def _make_pair(path: Path, public: Path, comment: str, uid: int, gid: int) -> None:
-    """Make a pair, which appears whole or not at all, even if the power fails."""
-    make_directory(path.parent, 0o700 if uid == 0 else 0o755)
+def blob_of(public: bytes | None) -> bytes:
+    """What a public Ed25519 key's line encodes; b"" for anything else."""
+    words = (public or b"").split()
+    try:
+        blob = base64.b64decode(words[1], validate=True) if words[:1] == [b"ssh-ed25519"] and len(words) > 1 else b""
+    except ValueError:
+        return b""
+    return blob if len(blob) == BLOB else b""
+
+
+def _make_pair(path: Path, public: Path, comment: str, access: tuple[int, int, int]) -> None:
+    """Make a pair, which appears whole or not at all, even if the power fails. `access` are the uid, the gid and the
+    mode of the private key."""
+    uid, gid, mode = access
+    make_directory(path.parent, 0o700 if access == (0, 0, 0o600) else 0o755)
     temporary = path.with_name(f".{path.name}.new")
     temporary_public = temporary.with_name(temporary.name + ".pub")
     for leftover in (temporary, temporary_public):
         leftover.unlink(missing_ok=True)
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(temporary)])
     os.chown(temporary, uid, gid)
+    os.chmod(temporary, mode)
     for made in (temporary, temporary_public):
         with open(made, "rb") as file:
             os.fsync(file.fileno())
@@ -121,7 +170,7 @@ def is_published(layout: Layout, name: str) -> bool:
 def published_names(layout: Layout) -> set[str]:
     """The host names of the workspaces whose host keys the known hosts tell of."""
     known = (read_or_none(layout.known_hosts) or b"").splitlines()
-    return {line.partition(b",")[0].decode("utf-8", "replace") for line in known if b"," in line}
+    return {re.split(rb"[, ]", line, maxsplit=1)[0].decode("utf-8", "replace") for line in known if b" " in line}
 
 
 def owner_of(uid: int) -> tuple[int, str]:
@@ -133,27 +182,25 @@ def owner_of(uid: int) -> tuple[int, str]:
         return uid, str(uid)
 
 
-def key_holders(authorized_keys: tuple[str, ...] | None, owner: int) -> tuple[int, ...]:
-    """The uids for which hutch makes keys: root always, and the owner when the workspace has no keys of its own."""
-    return (0,) if authorized_keys is not None else (0, owner)
-
-
 def render_known_hosts(peers: tuple[Peer, ...]) -> bytes:
-    lines = [f"{hostname(peer.name)},{peer.ip} {' '.join(peer.host_key.split()[:2])}\n" for peer in peers]
+    lines = [f"{','.join(peer.names)} {' '.join(peer.host_key.split()[:2])}\n" for peer in peers]
     return "".join(lines).encode()
 
 
-def render_config(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> bytes:
-    """The drop-in. `keys` are private keys by the uid that may read them; each is offered only to who can read it."""
+def render_config(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[str, Collection[str]]) -> bytes:
+    """The drop-in. `keys` are holder -> the workspaces that the key opens: it is offered to no others, and only by who
+    can read it."""
     lines = ["# Written by hutch, do not edit."]
     for peer in peers:
         lines += [
             f"Host {hostname(peer.name)}",
-            f"    HostName {peer.ip}",
+            f"    HostName {peer.ip or hostname(peer.name)}",
             f"    HostKeyAlias {hostname(peer.name)}",
             f"    User {peer.user}",
         ]
-        if peer.proxy:  # only where its network is broken: who has no bash has the network alone
+        if not peer.ip:
+            lines += [f"    {key} {value}" for key, value in distant_options(peer).items()]
+        elif peer.proxy:  # only where its network is broken: who has no bash has the network alone
             test = f"! timeout {TEST_SECONDS} bash -c '</dev/tcp/{peer.ip}/22'"
             lines.append(f'Match originalhost {hostname(peer.name)} exec "{test}"')
             lines += [f"    {key} {value}" for key, value in proxy_options(peer.proxy).items()]
@@ -170,12 +217,12 @@ def render_config(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[int, st
             "    ForwardX11 no",
             f"    ConnectTimeout {CONNECT_SECONDS}",
         ]
-        for path in keys.values():
-            lines += [f"Match originalhost {hosts} exec \"test -r '{path}'\"", f'    IdentityFile "{path}"']
-        # For the group's members; root has the key itself, and would be warned of the mode of this copy.
-        copy = layout.group_key
-        test = f"test -r '{copy}' -a ! -O '{copy}'"
-        lines += [f'Match originalhost {hosts} exec "{test}"', f'    IdentityFile "{copy}"']
+        for holder, opened in keys.items():
+            path, theirs = layout.key(holder), [hostname(peer.name) for peer in peers if peer.name in opened]
+            # A group's is root's file: root has a key of its own, and would be warned of the mode of this one.
+            test = f"test -r '{path}'" + (f" -a ! -O '{path}'" if is_group(holder) else "")
+            if theirs:
+                lines += [f'Match originalhost {",".join(theirs)} exec "{test}"', f'    IdentityFile "{path}"']
         lines.append(f"Match originalhost {hosts}")
         lines += [f"    IdentityFile ~/.ssh/{name}" for name in DEFAULT_IDENTITIES]
     lines += ["Match all", ""]
@@ -223,13 +270,36 @@ def proxy_options(proxy: str) -> dict[str, str]:
     return {"ProxyCommand": proxy, "ProxyUseFdpass": "yes" if proxy.startswith(VSOCK_PROXY) else "no"}
 
 
+def distant_options(peer: Peer) -> dict[str, str]:
+    """Options for a peer that the proxy alone reaches. A connection that is dead on its way ends."""
+    interval, questions = SILENCE
+    alive = {"ServerAliveInterval": str(interval), "ServerAliveCountMax": str(questions)}
+    return {**proxy_options(peer.proxy), "ConnectTimeout": str(peer.seconds), **alive}
+
+
+def render_proxy(words: Sequence[str]) -> str:
+    """A command for ProxyCommand: ssh expands the percent signs in it, and the shell of whoever runs ssh reads it.
+
+    HutchError for a word with a character that shells, or versions of ssh, read in ways of their own.
+    """
+    for word in words:
+        if not word.isprintable() or UNQUOTABLE & set(word):
+            raise HutchError(
+                f"ssh cannot be told of {word!a}",
+                resolution=f"a path without control characters, and without any of {' '.join(sorted(UNQUOTABLE))}",
+            )
+    return " ".join(word if PLAIN.fullmatch(word) else f"'{word}'" for word in words).replace("%", "%%")
+
+
 def render_own_argv(
     layout: Layout, peer: Peer, command: str, *, terminal: bool, control: str, is_first: bool
 ) -> list[str]:
     """An ssh of a user other than root, by the user's own configuration and the drop-in. There is no terminal to ask
-    for a passphrase on."""
+    for a passphrase on. One that shares a connection makes none, and so reads neither: each key in the drop-in costs a
+    shell."""
     options = {"RemoteCommand": "none", **_session_options(terminal=terminal, control=control, is_first=is_first)}
-    return ["ssh", *_words(options), "--", hostname(peer.name), command]
+    alone = ["-F", "none", "-o", "ProxyCommand=false"] if control and not is_first else []
+    return ["ssh", *alone, *_words(options), "--", hostname(peer.name), command]
 
 
 def _words(options: Mapping[str, str]) -> list[str]:
@@ -260,7 +330,7 @@ def render_argv(layout: Layout, peer: Peer, command: str, *, terminal: bool, con
     """
     interval, questions = SILENCE
     options = {
-        "HostName": peer.ip,
+        "HostName": peer.ip or hostname(peer.name),
         "HostKeyAlias": hostname(peer.name),
         "User": peer.user,
         **proxy_options(peer.proxy),
@@ -275,34 +345,48 @@ def render_argv(layout: Layout, peer: Peer, command: str, *, terminal: bool, con
         "VerifyHostKeyDNS": "no",
         "CheckHostIP": "no",
         "Tunnel": "no",
-        "ConnectTimeout": str(CONNECT_SECONDS),
+        "ConnectTimeout": str(peer.seconds),
         "ServerAliveInterval": str(interval),
         "ServerAliveCountMax": str(questions),
         **_session_options(terminal=terminal, control=control, is_first=is_first),
     }
-    return ["ssh", "-F", "none", *_words(options), "--", hostname(peer.name), command]
+    # Where it is there, it is tried where the first one is refused.
+    retired = _words({"IdentityFile": str(layout.key(RETIRED))})
+    return ["ssh", "-F", "none", *_words(options), *retired, "--", hostname(peer.name), command]
 
 
-def ensure_trust(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> None:
-    """Write known hosts and drop-in as wanted; without peers, remove both."""
+def ensure_trust(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[str, Collection[str]]) -> None:
+    """Write known hosts, drop-in and the program of its proxies as wanted; without peers, remove them."""
     if not peers:
         remove_trust(layout)
         return
+    if not any(peer.program for peer in peers):
+        _remove_proxy(layout)
     for path, content in missing_trust(layout, peers, keys).items():
         with explained(f"{path} cannot be written"):
             make_directory(path.parent)
             write_atomic(path, content)
 
 
-def missing_trust(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[int, str]) -> dict[Path, bytes]:
-    """The known hosts and the drop-in, path -> content, as far as the files differ from that."""
+def missing_trust(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[str, Collection[str]]) -> dict[Path, bytes]:
+    """The known hosts, the drop-in and the program of its proxies, path -> content, as far as the files differ from
+    that."""
     wanted = {layout.known_hosts: render_known_hosts(peers), layout.ssh_config: render_config(layout, peers, keys)}
+    if program := next((peer.program for peer in peers if peer.program), b""):
+        wanted[layout.ssh_proxy] = program
     return {path: content for path, content in wanted.items() if read_or_none(path) != content}
 
 
 def remove_trust(layout: Layout) -> None:
     layout.known_hosts.unlink(missing_ok=True)
     layout.ssh_config.unlink(missing_ok=True)
+    _remove_proxy(layout)
+
+
+def _remove_proxy(layout: Layout) -> None:
+    """Remove the program, and the addresses that it goes by."""
+    layout.ssh_proxy.unlink(missing_ok=True)
+    remove_tree(layout.addresses)
 
 
 def check_include() -> str:

@@ -1,9 +1,9 @@
 """The user view, for people other than root: a copy of each workspace's record, which root writes and never reads back.
 
-Such a copy can be read by the workspace's owner (an access control list) and by the members of the group `hutch` (the
-file's group), and by nobody else. Whoever can read it passes into the workspace's runtime directory too, where its
-service's status and its log can be read by name; all else in there is closed by its own mode. Members of the group have
-a copy of root's key, which opens every workspace.
+Such a copy can be read by the workspace's owner and by the users and groups of the host that it is shared with, and by
+nobody else: an access control list names them. Whoever can read it passes into the workspace's runtime directory too,
+where its service's status and its log can be read by name; all else in there is closed by its own mode. They can also
+read the records of its questions and connections, which the egress proxy writes.
 
 Everything here lies in directories that only root writes, so nobody can put a path of their own in root's way.
 """
@@ -11,53 +11,62 @@ Everything here lies in directories that only root writes, so nobody can put a p
 from __future__ import annotations
 
 import errno
-import grp
 import os
+import stat
 import struct
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from hutch.errors import HutchError
-from hutch.files import entries, kept_open, read_or_none, remove_flat, temporary_of, write_all
+from hutch.files import entries, kept_open, read_or_none, temporary_of, write_all
 from hutch.frozen import dataclass
+from hutch.spec.model import Network
 from hutch.spec.names import Layout
-from hutch.spec.record import Record
-from hutch.state import WORKSPACE, Body, decode, encode, make_directory, record_from
+from hutch.spec.record import Age, Record, UserView
+from hutch.spec.sharing import Viewers, viewers
+from hutch.state import WORKSPACE, Body, ages_from, decode, encode, make_directory, record_from
 
-GROUP = "hutch"
-"""The group whose members see and enter every workspace."""
 READ, ENTER = 4, 1
 # linux/posix_acl_xattr.h: a version, and entries of (tag, rights, id); the order is the kernel's.
-LIST = "system.posix_acl_access"
+LIST, LIST_FOR_FILES = "system.posix_acl_access", "system.posix_acl_default"
 VERSION, NOBODY = 2, 0xFFFFFFFF
-ITS_OWNER, A_USER, ITS_GROUP, MASK, OTHERS = 0x01, 0x02, 0x04, 0x10, 0x20
+ITS_OWNER, A_USER, ITS_GROUP, A_GROUP, MASK, OTHERS = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 
 
 @dataclass(frozen=True)
 class Access:
-    """The access of others to something of root's. `uid` is an owner, `gid` the group's number; None for nobody."""
+    """The access of `viewers` to something of root's, or of another `keeper`'s. With `for_files`, they may read all
+    files that are made in a directory."""
 
-    uid: int | None
-    gid: int | None
+    viewers: Viewers
     right: int
+    keeper: int = 0
+    for_files: bool = False
 
     @property
     def mode(self) -> int:
-        """Root's rights, and the group's. Where there is a list, the kernel shows its mask in the group's place."""
+        """The keeper's rights, and the mask of the list, which the kernel shows in the group's place."""
         own = 6 if self.right == READ else 7
-        return own << 6 | (self.right << 3 if self.gid is not None or self.uid is not None else 0)
+        others = self.right << 3 if self.viewers else 0
+        return (stat.S_ISGID if self.for_files else 0) | own << 6 | others
+
+    @property
+    def lists(self) -> dict[str, bytes]:
+        """The access control lists by their names; b"" for none."""
+        inherited = replace(self, right=READ).render_list() if self.for_files else b""
+        return {LIST: self.render_list(), LIST_FOR_FILES: inherited}
 
     def render_list(self) -> bytes:
-        """The access control list; b"" where owner and mode say it all."""
-        if self.uid is None:
+        """The access control list; b"" where there is nobody else."""
+        if not self.viewers:
             return b""
-        own, group = self.mode >> 6, 0 if self.gid is None else self.right
         entries = (
-            (ITS_OWNER, own, NOBODY),
-            (A_USER, self.right, self.uid),
-            (ITS_GROUP, group, NOBODY),
+            (ITS_OWNER, self.mode >> 6 & 7, NOBODY),
+            *((A_USER, self.right, uid) for uid in self.viewers.uids),
+            (ITS_GROUP, 0, NOBODY),
+            *((A_GROUP, self.right, gid) for gid in self.viewers.gids),
             (MASK, self.right, NOBODY),
             (OTHERS, 0, NOBODY),
         )
@@ -65,8 +74,8 @@ class Access:
 
     def is_given(self, descriptor: int) -> bool:
         found = os.fstat(descriptor)
-        is_listed = _list_of(descriptor) == self.render_list()
-        return is_listed and (found.st_uid, found.st_gid, found.st_mode & 0o777) == (0, self.gid or 0, self.mode)
+        is_listed = all(_list_of(descriptor, name) == wanted for name, wanted in self.lists.items())
+        return is_listed and (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (self.keeper, 0, self.mode)
 
     def ensure(self, descriptor: int) -> None:
         if not self.is_given(descriptor):
@@ -74,70 +83,86 @@ class Access:
 
     def give(self, descriptor: int) -> None:
         """Give this access to a file. Nobody has more in between: the access that was given before goes first."""
-        if _list_of(descriptor):
-            os.removexattr(descriptor, LIST)
+        for name in self.lists:
+            if _list_of(descriptor, name):
+                os.removexattr(descriptor, name)
         os.fchmod(descriptor, 0o600 if self.right == READ else 0o700)
-        os.fchown(descriptor, 0, self.gid or 0)
-        if wanted := self.render_list():
-            try:
-                os.setxattr(descriptor, LIST, wanted)
-            except OSError as error:
-                if error.errno != errno.EOPNOTSUPP:
-                    raise
-                if self.gid is not None:  # a file system without lists: owners see nothing there, the group does
-                    os.fchmod(descriptor, self.mode)
-        else:
-            os.fchmod(descriptor, self.mode)
+        os.fchown(descriptor, self.keeper, 0)
+        try:
+            for name, wanted in self.lists.items():
+                if wanted:
+                    os.setxattr(descriptor, name, wanted)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return  # a file system without lists: nobody but root sees anything there
+        os.fchmod(descriptor, self.mode)  # with a list, its mask is as it was
 
 
-def _list_of(descriptor: int) -> bytes:
+def _list_of(descriptor: int, name: str) -> bytes:
     try:
-        return os.getxattr(descriptor, LIST)
+        return os.getxattr(descriptor, name)
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
             raise
         return b""
 
 
-def group_id() -> int | None:
-    """The number of the group; None on a host that has none."""
-    try:
-        return grp.getgrnam(GROUP).gr_gid
-    except KeyError:
-        return None
-
-
 # Root's side.
 
 
-def ensure_user_views(layout: Layout, records: Mapping[str, Record], facts: Mapping[str, Mapping[str, str]]) -> None:
-    """Show exactly these workspaces, as they are now. `facts` are those of machines' last starts. The files can be made
-    anew at any time, so they need not survive a power cut."""
-    gid = group_id()
+def ensure_user_views(
+    layout: Layout,
+    records: Mapping[str, Record],
+    facts: Mapping[str, Mapping[str, str]],
+    ages: Mapping[str, Age],
+    network: Network | None,
+) -> None:
+    """Show exactly these workspaces, as they are now. `facts` are those of machines' last starts, `ages` those of
+    images, `network` is the one that was set up last. The files can be made anew at any time, so they need not survive
+    a power cut."""
     make_directory(layout.user_views)
     for record in records.values():
-        uid = viewer_of(record)
-        _ensure_entry(layout, record.name, Access(uid, gid, ENTER))
-        content = encode(WORKSPACE, {**asdict(record), "facts": dict(facts.get(record.name, {}))})
-        _ensure_file(layout.user_view(record.name), content, Access(uid, gid, READ))
+        seen_by = viewers_of(record)
+        _ensure_access(layout.runtime(record.name), Access(seen_by, ENTER))
+        _ensure_records(layout, record.name, seen_by)
+        own = {id: asdict(age) for id, age in ages.items() if id in record.images}
+        more = {"facts": dict(facts.get(record.name, {})), "ages": own, "network": network and asdict(network)}
+        content = encode(WORKSPACE, {**asdict(record), **more})
+        _ensure_file(layout.user_view(record.name), content, Access(seen_by, READ))
     for path in entries(layout.user_views):
         if path not in {layout.user_view(name) for name in records}:
             path.unlink(missing_ok=True)
-    _ensure_group_key(layout, gid)
 
 
-def viewer_of(record: Record) -> int | None:
-    """The owner, who may view a workspace: None for root, and while the workspace still runs for another owner."""
-    owner = record.wanted.owner
-    assert isinstance(owner, int)
-    is_still_theirs = record.booted is None or record.booted.workspace.owner == owner
-    return owner if owner != 0 and is_still_theirs else None
+def viewers_of(record: Record) -> Viewers:
+    """Who may view a workspace: the owner, unless that is root, and those that it is shared with; nobody while it still
+    runs for another owner, whose work that is."""
+    wanted = record.wanted
+    if record.booted is not None and record.booted.workspace.owner != wanted.owner:
+        return Viewers()
+    return viewers((*((str(wanted.uid),) if wanted.uid != 0 else ()), *wanted.share_with))
 
 
-def _ensure_entry(layout: Layout, name: str, access: Access) -> None:
-    """Give access to the runtime directory, if there is one."""
-    with suppress(FileNotFoundError), _opened(layout.runtime(name), os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+def _ensure_access(directory: Path, access: Access) -> None:
+    """Give access to a directory, if there is one."""
+    with suppress(FileNotFoundError), _opened(directory, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
         access.ensure(descriptor)
+
+
+def _ensure_records(layout: Layout, name: str, seen_by: Viewers) -> None:
+    """Let others read what the egress proxy records of a workspace, and has recorded. The directory is its own, so that
+    each file in it is asked whether it is one."""
+    # Spares the start-up of `hutch ls`.
+    from hutch.egress.journal import record_files
+
+    directory, keeper = layout.egress_records(name), layout.egress_uid
+    _ensure_access(directory, Access(seen_by, READ | ENTER, keeper=keeper, for_files=True))
+    for path in record_files(layout.egress, name):
+        with suppress(OSError), _opened(path, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
+            found = os.fstat(descriptor)
+            if stat.S_ISREG(found.st_mode) and (found.st_uid, found.st_nlink) == (keeper, 1):
+                Access(seen_by, READ, keeper=keeper).ensure(descriptor)
 
 
 def _ensure_file(path: Path, content: bytes, access: Access) -> None:
@@ -158,36 +183,24 @@ def _opened(path: Path, flags: int) -> AbstractContextManager[int]:
     return kept_open(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
 
-def _ensure_group_key(layout: Layout, gid: int | None) -> None:
-    """Copy root's key: ssh refuses one of root's own that a group can read. Without the group there is no copy."""
-    key = read_or_none(layout.key(0))
-    if gid is None or key is None:
-        remove_flat(layout.group_key.parent)
-        return
-    make_directory(layout.group_key.parent, 0o700)
-    with _opened(layout.group_key.parent, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-        Access(None, gid, ENTER).ensure(descriptor)
-    _ensure_file(layout.group_key, key, Access(None, gid, READ))
-
-
 # Everybody's side.
-
-
-@dataclass(frozen=True)
-class UserView:
-    """The view that somebody has of a workspace. `facts` are those of its last start, if it is a machine."""
-
-    record: Record
-    facts: Mapping[str, str]
 
 
 def visible_names(layout: Layout) -> list[str]:
     """The workspaces that this process may look at; none where it can look at none."""
+    return sorted(name for name in _names(layout) if os.access(layout.user_view(name), os.R_OK))
+
+
+def hidden_names(layout: Layout) -> set[str]:
+    """The workspaces that it may not look at. Their names are no secret: they stand in /etc/hosts."""
+    return _names(layout).difference(visible_names(layout))
+
+
+def _names(layout: Layout) -> set[str]:
     try:
-        found = [entry.name.removesuffix(".json") for entry in os.scandir(layout.user_views)]
+        return {name.removesuffix(".json") for name in os.listdir(layout.user_views)}
     except OSError:
-        return []
-    return sorted(name for name in found if os.access(layout.user_view(name), os.R_OK))
+        return set()
 
 
 def read_user_view(layout: Layout, name: str) -> UserView | None:
@@ -198,15 +211,17 @@ def read_user_view(layout: Layout, name: str) -> UserView | None:
     except PermissionError:
         raise HutchError(
             f"the workspace {name} is not yours",
-            resolution=f"its owner, members of the group {GROUP} and root reach it; run it with sudo or doas",
+            resolution="its owner, those that share_with names, and root reach it; run it with sudo or doas",
         ) from None
     if data is None:
         return None
     body: Body = decode(WORKSPACE, path, data)
-    return UserView(record_from(body), {str(key): str(value) for key, value in body.get("facts", {}).items()})
+    facts = {str(key): str(value) for key, value in body.get("facts", {}).items()}
+    network = Network(**body["network"]) if body.get("network") else None
+    return UserView(record_from(body), ages_from(body.get("ages", {})), facts, network)
 
 
-def visible_records(layout: Layout) -> dict[str, Record]:
-    """The records of all workspaces that this process may look at, by name."""
+def visible_views(layout: Layout) -> dict[str, UserView]:
+    """The views of all workspaces that this process may look at, by name."""
     found = {name: read_user_view(layout, name) for name in visible_names(layout)}
-    return {name: view.record for name, view in found.items() if view is not None}
+    return {name: view for name, view in found.items() if view is not None}

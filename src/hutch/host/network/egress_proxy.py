@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -17,13 +18,14 @@ from pathlib import Path
 from hutch.backends.jail import PROGRAMS
 from hutch.egress.views import digest
 from hutch.errors import HutchError
-from hutch.files import read_or_none, remove_flat, write_atomic
-from hutch.host.network.firewall import EGRESS_PORT, UPSTREAM_PORT, Member
+from hutch.files import read_or_none, write_atomic
+from hutch.host.network.firewall import EGRESS_PORT, UPSTREAM_PORT, Endpoint
 from hutch.host.services.service import Service
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import PACKAGE, Layout
 from hutch.state import make_directory
+from hutch.trees.removing import remove_tree
 
 SANDBOX = (
     "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_READ_SEARCH CAP_SETGID CAP_SETPCAP CAP_SETUID CAP_NET_ADMIN",
@@ -43,12 +45,13 @@ def wanted_egress_proxy(layout: Layout) -> Service:
     # An upgrade puts other files in place of these, and an egress proxy of before is to go then.
     code = os.stat(PACKAGE / "egress" / "__main__.py")
     named = (f"--pid-file={pid_file}", f"--code={code.st_ino}-{code.st_mtime_ns}")
-    told = (str(views_file(layout)), str(control_socket(layout)), str(layout.egress), *named)
+    places = (views_file(layout), control_socket(layout), layout.egress, inboxes(layout))
+    told = (*map(str, places), *named)
     uid = layout.egress_uid
     python = os.path.realpath(sys.executable)
     command = (python, "-s", "-S", "-m", "hutch.egress", *told)
     only = f"-all,+{CAPABILITY}"
-    sandbox = (*SANDBOX, f"ReadWritePaths={layout.egress_control} {layout.egress}")
+    sandbox = (*SANDBOX, f"ReadWritePaths={layout.egress_control} {layout.egress} {inboxes(layout)}")
     argv = (
         *("bwrap", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", *PROGRAMS, *_interpreter()),
         *("--dir", OWN, "--ro-bind", str(PACKAGE), f"{OWN}/hutch", "--ro-bind", _dnspython(), f"{OWN}/dns"),
@@ -87,8 +90,10 @@ def _dnspython() -> str:
 
 
 def _directories(layout: Layout) -> tuple[str, ...]:
-    """Options of bwrap for its own directories, to write in; and for the one in which its views stand."""
-    shown = ((layout.services, "--ro-bind"), (layout.egress_control, "--bind"), (layout.egress, "--bind"))
+    """Options of bwrap for its own directories, to write in, and those with its inboxes; and for the one in which its
+    views stand."""
+    written = (layout.egress_control, layout.egress, inboxes(layout))
+    shown = ((views_file(layout).parent, "--ro-bind"), *((path, "--bind") for path in written))
     return (
         *_ways_to(*(path for path, _ in shown)),
         *(word for path, how in shown for word in (how, str(path), str(path))),
@@ -96,8 +101,14 @@ def _directories(layout: Layout) -> tuple[str, ...]:
 
 
 def views_file(layout: Layout) -> Path:
-    """The path of the views: whom the egress proxy serves, and by which policies."""
-    return layout.services / "views.json"
+    """The path of the views: whom the egress proxy serves, and by which policies. Only it may see what is in that
+    directory of root's."""
+    return layout.services / "egress" / "views.json"
+
+
+def inboxes(layout: Layout) -> Path:
+    """The directory with those of workspaces' inboxes: the egress proxy tells their records by a file in each."""
+    return layout.audits / "inbox"
 
 
 def control_socket(layout: Layout) -> Path:
@@ -105,19 +116,20 @@ def control_socket(layout: Layout) -> Path:
     return layout.egress_control / "control"
 
 
-def render_views(layout: Layout, network: Network, members: Iterable[Member]) -> str:
-    """The views of the watched among the members, as hutch.egress.views reads them; "" where nobody is."""
+def render_views(layout: Layout, network: Network, endpoints: Iterable[Endpoint]) -> str:
+    """The views of the watched among the endpoints, as hutch.egress.views reads them; "" where nobody is."""
     views = [
         {
-            "workspace": member.name,
-            "address": member.ip,
-            "kind": member.policy.kind,
-            "learn": member.policy.learn,
-            "domains": [[item.name, item.is_wildcard, item.port] for item in member.policy.domains],
-            "networks": [[item.network, item.port] for item in member.policy.networks],
+            "workspace": endpoint.name,
+            "address": endpoint.ip,
+            "kind": endpoint.policy.kind,
+            "learn": endpoint.policy.learn,
+            "domains": [[item.name, item.is_wildcard, item.port] for item in endpoint.policy.domains],
+            "networks": [[item.network, item.port] for item in endpoint.policy.networks],
+            "decisions": [[d.host, d.is_allowed, d.since, d.until] for d in endpoint.decisions],
         }
-        for member in members
-        if member.policy.is_watched
+        for endpoint in endpoints
+        if endpoint.policy.is_watched
     ]
     if not views:
         return ""
@@ -132,17 +144,40 @@ def render_views(layout: Layout, network: Network, members: Iterable[Member]) ->
 
 
 def has_views(layout: Layout, views: str) -> bool:
-    """Whether these are the views that an egress proxy reads at its start."""
-    return (read_or_none(views_file(layout)) or b"").decode("utf-8", "replace") == views
+    """Whether these are the views that an egress proxy reads at its start, with places for its records."""
+    is_written = (read_or_none(views_file(layout)) or b"").decode("utf-8", "replace") == views
+    directories = [inboxes(layout), *map(layout.egress_records, watched_names(views))] if is_written else []
+    return is_written and is_roots(layout.egress) and all(directory.is_dir() for directory in directories)
+
+
+def watched_names(views: str) -> list[str]:
+    """The workspaces that these views watch."""
+    return [view["workspace"] for view in json.loads(views)["views"]]
+
+
+def is_roots(directory: Path) -> bool:
+    """Whether only root can put anything into a directory."""
+    try:
+        found = os.lstat(directory)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == 0
 
 
 def write_views(layout: Layout, views: str) -> None:
-    """Write the views for an egress proxy that is about to start, or about to be renewed."""
-    for directory in (layout.egress_control, layout.egress):
-        make_directory(directory)
-        os.chown(directory, layout.egress_uid, layout.egress_uid, follow_symlinks=False)
-        os.chmod(directory, 0o700)
-    make_directory(layout.services)
+    """Write the views for an egress proxy that is about to start, or about to be renewed. Its own directories lie in
+    one of root's, so that it can put nothing in root's way; an older hutch had given it that one too."""
+    if not is_roots(layout.egress):
+        remove_tree(layout.egress)
+        make_directory(layout.egress)
+    for directory in (layout.audits, inboxes(layout)):
+        make_directory(directory, 0o755 if directory == layout.audits else 0o711)
+    for directory in (layout.egress_control, *map(layout.egress_records, watched_names(views))):
+        if not directory.is_dir():
+            make_directory(directory, 0o700)
+        os.chown(directory, layout.egress_uid, -1, follow_symlinks=False)  # a hutch that was killed may not have
+    make_directory(views_file(layout).parent, 0o750)
+    os.chown(views_file(layout).parent, 0, layout.egress_uid, follow_symlinks=False)
     write_atomic(views_file(layout), views.encode(), is_lasting=False)
 
 
@@ -160,5 +195,5 @@ def renew_egress_proxy(layout: Layout, views: str) -> bool:
 
 def forget_views(layout: Layout) -> None:
     """Remove the views, when nobody is watched any more."""
-    views_file(layout).unlink(missing_ok=True)
-    remove_flat(layout.egress_control)
+    for directory in (views_file(layout).parent, layout.egress_control):
+        remove_tree(directory)

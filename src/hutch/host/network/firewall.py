@@ -18,6 +18,7 @@ from hutch.spec.model import Network, Publish
 from hutch.spec.names import Layout
 from hutch.spec.policy import Policy, Reach
 from hutch.spec.ranges import NEVER, PRIVATE
+from hutch.spec.record import Decision
 
 # The limits of each workspace, so that none starves the others: of packets, of questions, and of connections that are
 # open, here and in the host's own table.
@@ -31,12 +32,22 @@ NETWORKS = "type ipv4_addr . ipv4_addr; flags interval"
 PORTS = "type ipv4_addr . ipv4_addr . inet_service; flags interval"
 METER = "type ipv4_addr; flags dynamic; size 65536"
 MOMENT = "type ipv4_addr; flags dynamic, timeout; timeout 1s; size 65536"
+MET = "met_ssh"
+"""The set of connections from this host to port 22 of workspaces, which packets fill, for the records of these."""
+MET_TYPE = "type ipv4_addr . inet_service; flags dynamic, timeout"
+MET_SECONDS, MET_SIZE = 3600, 65_536
+"""How long each stays there, which is a few times as long as between two looks; and how many there is room for."""
 BY_RESOLVER = "flags timeout; size 1048576"
+LENT_PORTS = "type ipv4_addr . ipv4_addr . inet_service : mark"
 
 # Nobody listens at the port to which workspaces send questions: without rules, none are answered.
 EGRESS_PORT = 5300  # of the egress proxy, see hutch.egress
 RESOLVER_PORT = 5301  # of the router's dnsmasq
-UPSTREAM_PORT = 5302  # of the host's dnsmasq, for those two: others may have taken port 53 of every address
+UPSTREAM_PORT = 40
+"""Of the host's dnsmasq, which those two ask: others may have taken port 53 of every address. Nobody but root listens
+at a port below 1024; any user could share a higher one with dnsmasq (SO_REUSEADDR), and would be asked in its place.
+This one is assigned to no service, is below the ports that root's own programs take at random (bindresvport, from 512
+on), and below 53 and 80, from which some hosts let every user listen for the sake of rootless containers."""
 
 BRIDGE_FILTER = -200
 """The priority at which a bridge's forwarding is filtered. At 0, as for packets that are routed, the kernel skips the
@@ -44,7 +55,7 @@ rule for all that br_netfilter has looked at, which Docker loads for the whole h
 
 
 @dataclass(frozen=True)
-class Member:
+class Endpoint:
     """A workspace as the firewall sees it."""
 
     name: str
@@ -53,16 +64,17 @@ class Member:
     ip: str
     publish: tuple[Publish, ...] = ()
     policy: Policy = Policy()
+    decisions: tuple[Decision, ...] = ()
 
 
 def router_tables(
-    layout: Layout, network: Network, members: tuple[Member, ...], host_addresses: tuple[str, ...]
+    layout: Layout, network: Network, endpoints: tuple[Endpoint, ...], host_addresses: tuple[str, ...]
 ) -> tuple[Table, ...]:
     """The tables of the router namespace. `host_addresses` are the host's own IPv4 addresses."""
-    return (_binding(layout, members), _routing(layout, network, members, host_addresses))
+    return (_binding(layout, endpoints), _routing(layout, network, endpoints, host_addresses))
 
 
-def _binding(layout: Layout, members: tuple[Member, ...]) -> Table:
+def _binding(layout: Layout, endpoints: tuple[Endpoint, ...]) -> Table:
     """Rules on the bridge: a frame carries its port's own MAC and address, or goes nowhere."""
     ip = "iifname . ether saddr . ip saddr"
     arp = "iifname . ether saddr . arp saddr ether . arp saddr ip"
@@ -75,8 +87,10 @@ def _binding(layout: Layout, members: tuple[Member, ...]) -> Table:
         "bridge",
         layout.table,
         (
-            ElementSet("bound", f"typeof {ip}", tuple(f"{m.port} . {m.mac} . {m.ip}" for m in members)),
-            ElementSet("bound_arp", f"typeof {arp}", tuple(f"{m.port} . {m.mac} . {m.mac} . {m.ip}" for m in members)),
+            ElementSet("bound", f"typeof {ip}", tuple(f"{e.port} . {e.mac} . {e.ip}" for e in endpoints)),
+            ElementSet(
+                "bound_arp", f"typeof {arp}", tuple(f"{e.port} . {e.mac} . {e.mac} . {e.ip}" for e in endpoints)
+            ),
         ),
         (
             Chain("prerouting", "filter", "prerouting", -300, "drop", own),
@@ -85,7 +99,9 @@ def _binding(layout: Layout, members: tuple[Member, ...]) -> Table:
     )
 
 
-def _routing(layout: Layout, network: Network, members: tuple[Member, ...], host_addresses: tuple[str, ...]) -> Table:
+def _routing(
+    layout: Layout, network: Network, endpoints: tuple[Endpoint, ...], host_addresses: tuple[str, ...]
+) -> Table:
     host_end, router_end = names.uplink_addresses(network.uplink)
     way_out = Rule("way-out", f'oifname "{layout.uplink_router}" ip saddr {network.subnet} snat ip to {router_end}')
     return Table(
@@ -96,14 +112,15 @@ def _routing(layout: Layout, network: Network, members: tuple[Member, ...], host
             ElementSet("denied", "type ipv4_addr; flags interval", PRIVATE),
             # The host's end of the uplink is private, and a workspace may be allowed what is private.
             ElementSet("host", "type ipv4_addr", tuple(sorted({*host_addresses, host_end}))),
-            ElementSet("published", ANSWERING, _published_ports(members, is_local=False)),
-            ElementSet("published_here", ANSWERING, _published_ports(members, is_local=True)),
-            *_policies(members),
+            ElementSet("published", ANSWERING, _published_ports(endpoints, is_local=False)),
+            ElementSet("published_here", ANSWERING, _published_ports(endpoints, is_local=True)),
+            *_policies(endpoints),
             *(
                 ElementSet(name, METER, is_filled=True)
                 for name in ("packets", "questions", "pings", "connections", "heard")
             ),
             ElementSet("full", MOMENT, is_filled=True),
+            ElementSet(MET, f"{MET_TYPE}; timeout {MET_SECONDS}s; size {MET_SIZE}", is_filled=True),
         ),
         (
             Chain("door", "filter", "prerouting", -300, "accept", _at_the_door(layout, network)),
@@ -116,25 +133,26 @@ def _routing(layout: Layout, network: Network, members: tuple[Member, ...], host
     )
 
 
-def _published_ports(members: tuple[Member, ...], *, is_local: bool) -> tuple[str, ...]:
+def _published_ports(endpoints: tuple[Endpoint, ...], *, is_local: bool) -> tuple[str, ...]:
     """The ports of workspaces that are published, on the host's loopback or where others reach them."""
-    found = ((m.ip, p) for m in members for p in m.publish if p.is_local is is_local)
+    found = ((e.ip, p) for e in endpoints for p in e.publish if p.is_local is is_local)
     return tuple(sorted({f"{ip} . {p.protocol} . {p.guest_port}" for ip, p in found}))
 
 
-def _policies(members: tuple[Member, ...]) -> tuple[ElementSet, ...]:
-    """The sets of policies. A workspace in no set is allowed nothing; `allowed` and `allowed_ports` are the resolver's
-    to fill, each element for as long as its answer is valid."""
-    watched = [m for m in members if m.policy.is_watched]
-    epochs = [(m.ip, m.policy.epoch) for m in watched]
-    free = [m for m in members if not m.policy.is_watched]
-    learning = tuple(m.ip for m in watched if m.policy.learn)
-    private = {m.ip: m.policy.private_networks for m in watched}
-    public = {m.ip: m.policy.public_networks for m in watched}
+def _policies(endpoints: tuple[Endpoint, ...]) -> tuple[ElementSet, ...]:
+    """The sets of policies. A workspace in no set is allowed nothing; those called `allowed` are the egress proxy's to
+    fill: addresses for as long as an answer is valid, and for what people decided the marks that are in force
+    (`allowed_terms`), and the mark by which an address is open (`allowed_lent`)."""
+    watched = [e for e in endpoints if e.policy.is_watched]
+    epochs = [(e.ip, e.policy.epoch) for e in watched]
+    free = [e for e in endpoints if not e.policy.is_watched]
+    learning = tuple(e.ip for e in watched if e.policy.learn)
+    private = {e.ip: e.policy.private_networks for e in watched}
+    public = {e.ip: e.policy.public_networks for e in watched}
     return (
-        ElementSet("internet", "type ipv4_addr", tuple(m.ip for m in free if m.policy.kind == "internet")),
-        ElementSet("everywhere", "type ipv4_addr", tuple(m.ip for m in free if m.policy.kind == "all")),
-        ElementSet("watched", "type ipv4_addr", tuple(m.ip for m in watched)),
+        ElementSet("internet", "type ipv4_addr", tuple(e.ip for e in free if e.policy.kind == "internet")),
+        ElementSet("everywhere", "type ipv4_addr", tuple(e.ip for e in free if e.policy.kind == "all")),
+        ElementSet("watched", "type ipv4_addr", tuple(e.ip for e in watched)),
         ElementSet("learning", "type ipv4_addr", learning),
         ElementSet("epochs", "type ipv4_addr : mark", tuple(f"{ip} : {epoch}" for ip, epoch in epochs), kind="map"),
         ElementSet("open", "type ipv4_addr . mark", tuple(f"{ip} . {epoch}" for ip, epoch in epochs)),
@@ -144,6 +162,9 @@ def _policies(members: tuple[Member, ...]) -> tuple[ElementSet, ...]:
         ElementSet("network_ports", PORTS, _by_port(public)),
         ElementSet("allowed", f"type ipv4_addr . ipv4_addr . mark; {BY_RESOLVER}", is_filled=True),
         ElementSet("allowed_ports", f"type ipv4_addr . ipv4_addr . inet_service . mark; {BY_RESOLVER}", is_filled=True),
+        ElementSet("allowed_terms", f"type ipv4_addr . mark; {BY_RESOLVER}", is_filled=True),
+        ElementSet("allowed_lent", f"type ipv4_addr . ipv4_addr : mark; {BY_RESOLVER}", kind="map", is_filled=True),
+        ElementSet("allowed_lent_ports", f"{LENT_PORTS}; {BY_RESOLVER}", kind="map", is_filled=True),
     )
 
 
@@ -250,7 +271,7 @@ def _through_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
     outside, to_outside = f'iifname "{layout.uplink_router}"', f'oifname "{layout.uplink_router}"'
     host_end, _ = names.uplink_addresses(network.uplink)
     reply = "ct direction reply"
-    going_on = f"{outside} {to_inside} {reply}"
+    going_on, from_host = f"{outside} {to_inside} {reply}", f"{outside} {to_inside} ip saddr {host_end}"
     asked = "ip daddr . meta l4proto . th dport"
     return (
         Rule("epoch", f"{inside} meta mark set ip saddr map @epochs"),
@@ -262,30 +283,39 @@ def _through_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
         Rule("invalid", "ct state invalid counter drop"),
         *_by_policy(inside, to_outside),
         # Traffic that goes on without answers, and was let out by a policy that is over.
-        Rule("over", f"{going_on} meta l4proto != tcp ip daddr @watched ip daddr . ct mark != @open counter drop"),
+        Rule(
+            "over",
+            f"{going_on} meta l4proto != tcp ip daddr @watched ip daddr . ct mark != @open "
+            "ip daddr . ct mark != @allowed_terms counter drop",
+        ),
         Rule("answers-in", f"{outside} {to_inside} ct state established,related accept"),
-        Rule("host-ssh", f"{outside} {to_inside} ip saddr {host_end} tcp dport 22 accept"),
-        Rule("host-ping", f"{outside} {to_inside} ip saddr {host_end} icmp type echo-request accept"),
+        Rule("met-ssh", f"{from_host} tcp dport 22 ct state new update @{MET} {{ ip daddr . tcp sport }}"),
+        Rule("host-ssh", f"{from_host} tcp dport 22 accept"),
+        Rule("host-ping", f"{from_host} icmp type echo-request accept"),
         Rule("published", f"{outside} {to_inside} {asked} @published accept"),
-        Rule("published-here", f"{outside} {to_inside} ip saddr {host_end} {asked} @published_here accept"),
+        Rule("published-here", f"{from_host} {asked} @published_here accept"),
         Rule("forward-denied", "counter drop"),
     )
 
 
 def _by_policy(inside: str, to_outside: str) -> tuple[Rule, ...]:
     """A connection of a watched workspace is marked with the epoch of the policy that let it out, and goes on for as
-    long as that policy is in force; when it changes, each is judged anew. The egress proxy hears of what is let out and
-    of what is refused."""
+    long as that policy is in force; when it changes, each is judged anew. One that a person's decision let out has the
+    mark of that, and ends with it. The egress proxy hears of what is let out and of what is refused."""
     out = f"{inside} {to_outside}"
     where = "ip saddr . ip daddr"
 
     def accept(name: str, match: str) -> Rule:
         return Rule(name, f"{out} {match} {_told(name)} ct mark set meta mark accept")
 
+    def lent(name: str, marked: str, by: str) -> Rule:
+        return accept(name, f"{marked} map @{by} ip saddr . meta mark @allowed_terms")
+
     at_port = "meta l4proto { tcp, udp } ip saddr . ip daddr . th dport"
     refused = f"{inside} meta mark != 0"
     return (
         Rule("open", f"{out} ct state established ip saddr . ct mark @open accept"),
+        Rule("lent-open", f"{out} ct state established ip saddr . ct mark @allowed_terms accept"),
         Rule("everywhere", f"{out} ip saddr @everywhere accept"),
         accept("private", f"{where} @private"),
         accept("private-port", f"{at_port} @private_ports"),
@@ -295,6 +325,8 @@ def _by_policy(inside: str, to_outside: str) -> tuple[Rule, ...]:
         accept("listed-port", f"{at_port} . meta mark @allowed_ports"),
         accept("listed", f"{where} . meta mark @allowed"),
         accept("learned", "ip saddr @learning"),
+        lent("lent-port", at_port.replace("ip saddr", "meta mark set ip saddr", 1), "allowed_lent_ports"),
+        lent("lent", f"meta mark set {where}", "allowed_lent"),
         _hear("not-listed", refused),
         Rule("not-listed-tcp", f"{refused} meta l4proto tcp counter reject with tcp reset"),
         Rule("not-listed", f"{refused} counter reject with icmp admin-prohibited"),
@@ -317,16 +349,16 @@ def _told(name: str) -> str:
     return f'log prefix "{names.HEARD}{name}" group {names.HEARD_GROUP} snaplen 64'
 
 
-def host_tables(layout: Layout, network: Network, members: tuple[Member, ...]) -> tuple[Table, ...]:
+def host_tables(layout: Layout, network: Network, endpoints: tuple[Endpoint, ...]) -> tuple[Table, ...]:
     """The one table in the host's own namespace."""
     to_uplink = f'oifname "{layout.uplink_host}"'
     _, router_end = names.uplink_addresses(network.uplink)
-    published = tuple(rule for member in members for rule in _published(member))
+    published = tuple(rule for endpoint in endpoints for rule in _published(endpoint))
     # Packets from a network for 127.0.0.1 are dropped before they get to a translation.
     afar = (
         # The router's questions for names, which a port of the same number must not lead back to it.
         Rule("own-questions", f'iifname "{layout.uplink_host}" accept'),
-        *(rule for member in members for rule in _published(member, afar=True)),
+        *(rule for endpoint in endpoints for rule in _published(endpoint, afar=True)),
     )
     to_router = (
         Rule("answers", f"{to_uplink} ct state established,related accept"),
@@ -359,14 +391,18 @@ def _from_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
         Rule("no-ipv6", f"{uplink} meta nfproto ipv6 counter drop"),
         Rule("answers", f"{uplink} ct state established,related accept"),
         Rule("untranslated", f"{uplink} ip saddr != {router_end} counter drop"),
-        Rule("dns", f"{uplink} ip daddr {host_end} meta l4proto {{ tcp, udp }} th dport {UPSTREAM_PORT} accept"),
+        # Loaded rules are compared by their names, so the port is part of it: an older hutch had another.
+        Rule(
+            f"dns-{UPSTREAM_PORT}",
+            f"{uplink} ip daddr {host_end} meta l4proto {{ tcp, udp }} th dport {UPSTREAM_PORT} accept",
+        ),
         Rule("host", f"{uplink} fib daddr type != unicast counter drop"),
     )
 
 
-def _published(member: Member, *, afar: bool = False) -> Iterator[Rule]:
-    for item in member.publish:
+def _published(endpoint: Endpoint, *, afar: bool = False) -> Iterator[Rule]:
+    for item in endpoint.publish:
         if not (afar and item.is_local):
             address = f"ip daddr {item.host_ip}" if item.host_ip else "fib daddr type local"
             match = f"meta nfproto ipv4 {address} {item.protocol} dport {item.host_port}"
-            yield Rule(f"publish {member.name} {item}", f"{match} dnat ip to {member.ip}:{item.guest_port}")
+            yield Rule(f"publish {endpoint.name} {item}", f"{match} dnat ip to {endpoint.ip}:{item.guest_port}")

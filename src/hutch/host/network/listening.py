@@ -1,4 +1,6 @@
-"""The listeners on the host's ports, to be looked at before a published port takes one over without a word."""
+"""The listeners on the host's ports, to be looked at before a published port takes one over without a word. Nothing
+holds a published port, so those that come later are told of.
+"""
 
 from __future__ import annotations
 
@@ -72,3 +74,20 @@ def check_ports(file: str, workspaces: Mapping[str, WorkspaceSpec], records: Map
             key = f"workspaces.{name}.publish[{index}]"
             problems.append(Problem(message, key, str(entry), "another host_port, or stop that program"))
     refuse_files((file, problem) for problem in problems)
+
+
+def find_deaf(records: Mapping[str, Record]) -> dict[str, tuple[str, ...]]:
+    """By workspace, in words, the published ports on which a program of the host has come to listen: what is sent to it
+    there, the workspace gets."""
+    published = {name: record.wanted.publish for name, record in records.items() if record.wanted.publish}
+    listeners = observe_listeners() if published else ()
+    found = {}
+    for name, entries in published.items():
+        pairs = ((entry, taken_by(entry, listeners)) for entry in entries)
+        found[name] = tuple(
+            f"{entry.protocol} port {entry.host_port} of the host leads here, though "
+            f"{deaf.program or 'a program'} listens on {deaf.ip or '*'}:{deaf.port}, and hears nothing"
+            for entry, deaf in pairs
+            if deaf is not None
+        )
+    return {name: told for name, told in found.items() if told}

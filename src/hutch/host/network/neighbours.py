@@ -21,6 +21,7 @@ from hutch.spec.model import Network
 from hutch.spec.names import Layout
 
 RESOLV_CONF = Path("/etc/resolv.conf")
+FIRST_FREE_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Neighbours:
     `guarded` are all of ours on the host, there or not. `listing` is what nft lists; `upstream` where the default
     routes lead. `managed` is NetworkManager's word for our interface: None where it does not run, "" where it has none
     to speak of. `servers` are the host's name servers, `answers` what resolved answers for each workspace: None where
-    it does not run. `orphans` are the state directories of hutches whose interfaces are here, and which are gone."""
+    it does not run. `orphans` are the state directories of hutches whose interfaces are here, and which are gone.
+    `first_free_port` is the first at which every user may listen."""
 
     workspaces: Workspaces
     state: str
@@ -59,6 +61,7 @@ class Neighbours:
     drop_in: str
     without_aliases: tuple[str, ...]
     orphans: tuple[str, ...]
+    first_free_port: int
 
     @property
     def host_end(self) -> str:
@@ -87,6 +90,7 @@ def observe_neighbours(layout: Layout, workspaces: Workspaces, *, is_root: bool)
         drop_in=f"/etc/NetworkManager/conf.d/90-{layout.instance}.conf",
         without_aliases=shells.missing_shells(layout),
         orphans=observe_orphans(layout) if is_root else (),
+        first_free_port=int(read_or_none(FIRST_FREE_PORT) or 1024),
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.host.network import ruleset
-from hutch.host.network.firewall import Member, host_tables, router_tables
+from hutch.host.network.firewall import Endpoint, host_tables, router_tables
 from hutch.host.network.namespace import HOST_ADDRESSES, ROUTES, has_namespace, look
 from hutch.host.network.watch import Rules, load, load_watched, observe_watched, texts_of
 from hutch.run import Gathering, run
@@ -182,9 +182,9 @@ def check_overlap(layout: Layout, network: Network, host: HostNetwork) -> None:
                 )
 
 
-def wanted_rules(layout: Layout, network: Network, members: tuple[Member, ...], host: HostNetwork) -> Rules:
-    inner = router_tables(layout, network, members, host.addresses(without=layout.uplink_host))
-    return Rules(inner, host_tables(layout, network, members))
+def wanted_rules(layout: Layout, network: Network, endpoints: tuple[Endpoint, ...], host: HostNetwork) -> Rules:
+    inner = router_tables(layout, network, endpoints, host.addresses(without=layout.uplink_host))
+    return Rules(inner, host_tables(layout, network, endpoints))
 
 
 def differences(
@@ -213,21 +213,21 @@ def is_fenced(network: Network, facts: RouterFacts) -> bool:
     return (facts.fence, facts.way_out, facts.fenced) == (network.bridge, host_end, network.subnet)
 
 
-def loose_ports(network: Network, members: Iterable[Member], facts: RouterFacts) -> dict[str, str]:
-    """The members whose port is there and not in use, each with what is wrong in words. A bridge that is made anew, or
-    only raised, has forgotten its ports."""
+def loose_ports(network: Network, endpoints: Iterable[Endpoint], facts: RouterFacts) -> dict[str, str]:
+    """The endpoints whose port is there and not in use, each with what is wrong in words. A bridge that is made anew,
+    or only raised, has forgotten its ports."""
     found = {}
     bridge = wrong_link(facts.links or {}, network.bridge, bridge_address(network))
-    for member in members:
-        link = (facts.links or {}).get(member.port)
+    for endpoint in endpoints:
+        link = (facts.links or {}).get(endpoint.port)
         if link is None:
             continue
         if bridge or link.get("master") != network.bridge:
-            found[member.name] = f"{member.port} is not on the bridge"
+            found[endpoint.name] = f"{endpoint.port} is not on the bridge"
         elif "UP" not in link["flags"]:
-            found[member.name] = f"{member.port} is down"
+            found[endpoint.name] = f"{endpoint.port} is down"
         elif not link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated"):
-            found[member.name] = f"{member.port} is not isolated from the others"
+            found[endpoint.name] = f"{endpoint.port} is not isolated from the others"
     return found
 
 
@@ -254,14 +254,14 @@ def wrong_link(links: Links, name: str, address: str) -> str:
 def ensure_router(
     layout: Layout,
     network: Network,
-    members: tuple[Member, ...],
+    endpoints: tuple[Endpoint, ...],
     host: HostNetwork,
     facts: RouterFacts,
     survivor: int | None = None,
 ) -> None:
     """Bring the router from what was observed to what is wanted, writing only what differs. `survivor` is a process of
     ours that runs in it, if any does: a namespace that has only lost its name gets that again."""
-    rules = wanted_rules(layout, network, members, host)
+    rules = wanted_rules(layout, network, endpoints, host)
     wrong = differences(layout, network, rules, host, facts)
     if facts.links is not None and facts.watched != texts_of(rules.router):
         wrong.setdefault("router rules", "nobody has watched over them")
@@ -269,12 +269,12 @@ def ensure_router(
         return
     check_overlap(layout, network, host)
     if layout.uplink_host in host.links:
-        _check_ours(layout, ["ip"], layout.uplink_host, f"the host has an interface {layout.uplink_host}")
+        _check_ours(layout, host.links, layout.uplink_host, f"the host has an interface {layout.uplink_host}")
     if "router" in wrong:
         _make_namespace(layout, survivor)
         host, facts = observe_all(layout, network)
         wrong = differences(layout, network, rules, host, facts)
-    _check_ours(layout, ["ip", "-n", layout.namespace], "lo", f"there is a network namespace {layout.namespace}")
+    _check_ours(layout, facts.links or {}, "lo", f"there is a network namespace {layout.namespace}")
     if "router rules" in wrong or "bridge" in wrong:  # the watch may have set it down, and does so for good reasons
         load_watched(layout, network, rules.router, facts.rules)
     if "host rules" in wrong:
@@ -307,10 +307,9 @@ def is_ours(layout: Layout, link: Mapping[str, Any]) -> bool:
     return alias == tag(layout) or (alias is None and link.get("address") == layout.uplink_mac)
 
 
-def _check_ours(layout: Layout, ip: list[str], interface: str, what: str) -> None:
+def _check_ours(layout: Layout, links: Links, interface: str, what: str) -> None:
     """Refuse an interface that is not this hutch's, before anything is changed."""
-    (link,) = json.loads(run([*ip, "-j", "link", "show", "dev", interface]).stdout)
-    if not is_ours(layout, link):
+    if not is_ours(layout, links.get(interface, {})):
         raise HutchError(
             f"{what} that is not this hutch's",
             resolution=f"rename or remove it; ours carry the alias {tag(layout)!r}",
@@ -338,22 +337,26 @@ def _ensure_links(
 
 
 def render_uplink(layout: Layout, network: Network) -> str:
-    """The host's end of the uplink, for `ip -batch`."""
-    host_end, _ = names.uplink_addresses(network.uplink)
-    outer, inner = layout.uplink_host, layout.uplink_router
+    """The host's end of the uplink, for `ip -batch`. Each end knows the other's MAC for good: a container can fill the
+    kernel's table of neighbours, which is one for the whole host."""
+    host_end, router_end = names.uplink_addresses(network.uplink)
+    outer, inner_mac = layout.uplink_host, layout.uplink_router_mac
+    inner = f"{layout.uplink_router} address {inner_mac} netns {layout.namespace}"
     return (
-        f"link add {outer} address {layout.uplink_mac} type veth peer name {inner} netns {layout.namespace}\n"
+        f"link add {outer} address {layout.uplink_mac} type veth peer name {inner}\n"
         f'link set {outer} alias "{tag(layout)}"\n'
         f"addr add {host_end}/30 dev {outer}\n"
         f"link set {outer} up\n"
+        f"neigh replace {router_end} lladdr {inner_mac} dev {outer} nud permanent\n"
     )
 
 
 def render_router_end(layout: Layout, network: Network) -> str:
     """The router's end of the uplink, for `ip -batch` in its namespace."""
-    _, router_end = names.uplink_addresses(network.uplink)
+    host_end, router_end = names.uplink_addresses(network.uplink)
     inner = layout.uplink_router
-    return f"addr add {router_end}/30 dev {inner}\nlink set {inner} up\n{render_way_out(network)}"
+    known = f"neigh replace {host_end} lladdr {layout.uplink_mac} dev {inner} nud permanent"
+    return f"addr add {router_end}/30 dev {inner}\nlink set {inner} up\n{known}\n{render_way_out(network)}"
 
 
 def render_way_out(network: Network) -> str:
@@ -392,11 +395,13 @@ def render_route(layout: Layout, network: Network) -> list[str]:
 def remove_router(layout: Layout) -> None:
     """Remove the router; interfaces and namespaces that are not ours are left alone. The host's barrier goes last, when
     there is nothing any more that it holds back."""
-    if layout.uplink_host in observe_host().links:
-        _check_ours(layout, ["ip"], layout.uplink_host, f"the host has an interface {layout.uplink_host}")
+    links = observe_host().links
+    if layout.uplink_host in links:
+        _check_ours(layout, links, layout.uplink_host, f"the host has an interface {layout.uplink_host}")
         run(["ip", "link", "delete", layout.uplink_host])
     if has_namespace(layout):
-        _check_ours(layout, ["ip", "-n", layout.namespace], "lo", f"there is a network namespace {layout.namespace}")
+        (lo,) = json.loads(run(["ip", "-n", layout.namespace, "-j", "link", "show", "dev", "lo"]).stdout)
+        _check_ours(layout, {"lo": lo}, "lo", f"there is a network namespace {layout.namespace}")
         run(["ip", "netns", "delete", layout.namespace])
     run(["nft", "-f", "-"], stdin=ruleset.render_removal([("inet", layout.table)]))
 
@@ -404,13 +409,13 @@ def remove_router(layout: Layout) -> None:
 # Kernel settings of the host.
 
 
-def wanted_sysctls(layout: Layout, members: Iterable[Member]) -> dict[str, str]:
+def wanted_sysctls(layout: Layout, endpoints: Iterable[Endpoint]) -> dict[str, str]:
     """Settings that the host must have, by their path below /proc/sys.
 
     `route_localnet`, on our own interface only, lets a published port answer on 127.0.0.1 too.
     """
     settings = {FORWARDING: "1"}
-    if any(member.publish for member in members):
+    if any(endpoint.publish for endpoint in endpoints):
         settings[f"net/ipv4/conf/{layout.uplink_host}/route_localnet"] = "1"
     return settings
 

@@ -134,6 +134,12 @@ def observed_shape(listing: str, table: str) -> Shape:
     return shape
 
 
+def foreign_tables(listing: str, name: str) -> list[tuple[str, str]]:
+    """(family, name) of the tables with another name in such an output."""
+    tables = [entry["table"] for entry in json.loads(listing)["nftables"] if "table" in entry]
+    return [(table["family"], table["name"]) for table in tables if table["name"] != name]
+
+
 def _element(value: Any) -> str:
     """One element of nft's JSON in the form that we write it."""
     if isinstance(value, list):  # of a map

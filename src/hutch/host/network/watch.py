@@ -7,7 +7,6 @@ hand or by a program that goes through all namespaces, the bridge is set down; `
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 
 from hutch.errors import HutchError
@@ -21,19 +20,15 @@ from hutch.spec.model import Network
 from hutch.spec.names import Layout
 from hutch.state import make_directory
 
-SETS, IN_FORCE, TEXTS = "sets", "rules", "texts"
-"""Files beside the services: the sets that hutch alone fills; the rules that are to be in force; their source texts."""
-LIST = """
-nft --stateless --terse list ruleset && while read -r family table kind name; do
-    nft --stateless list $kind $family $table $name || exit
-  done <"$1"
-"""
-"""Lists all rules, and the elements of those sets that only hutch fills, which stand in the file. nft finds some of
-them only when it is asked for one at a time."""
+FILTER, IN_FORCE, TEXTS = "filter", "rules", "texts"
+"""Files beside the services: a program of sed's, see render_filter; the rules that are to be in force; their source
+texts."""
+LIST = 'set -o pipefail; nft --stateless list ruleset | sed -f "$1"'
+"""Lists all rules, and the elements of those sets that only hutch fills, by the filter in the file."""
 SCRIPT = f"""
-list=$2 rules=$3 bridge=$4
+filter=$2 rules=$3 bridge=$4
 show() (
-  set -- "$list"
+  set -- "$filter"
   {LIST}
 )
 check() {{
@@ -73,7 +68,7 @@ SANDBOX = (
 
 def wanted_watch(layout: Layout, network: Network) -> Service:
     """The watch, as a service."""
-    pid_file, files = str(layout.services / "watch.pid"), [str(layout.services / name) for name in (SETS, IN_FORCE)]
+    pid_file, files = str(layout.services / "watch.pid"), [str(layout.services / name) for name in (FILTER, IN_FORCE)]
     return Service(
         "the watch over the rules",
         pid_file,
@@ -94,21 +89,18 @@ def texts_of(tables: Iterable[ruleset.Table]) -> bytes:
     return "\n".join(rule.text for table in tables for chain in table.chains for rule in chain.rules).encode()
 
 
-def fixed_sets(tables: Iterable[ruleset.Table]) -> str:
-    """The sets that only hutch fills, a line each, as LIST reads them."""
-    return "".join(
-        f"{table.family} {table.name} {item.kind} {item.name}\n"
-        for table in tables
-        for item in table.sets
-        if not item.is_filled
-    )
+def render_filter(tables: Iterable[ruleset.Table]) -> str:
+    """A program of sed's that leaves the elements of sets which others fill out of nft's list. Everything else that is
+    indented thrice, or begins so, stays."""
+    names = r"\|".join(item.name for table in tables for item in table.sets if item.is_filled)
+    return f"/^\t\\(set\\|map\\) \\({names}\\) {{$/,/^\t}}$/ {{\n/^\t\telements = /d\n/^\t\t\t/d\n}}\n"
 
 
 def note_rules(layout: Layout, tables: Sequence[ruleset.Table]) -> None:
     """Note the rules that have just been loaded, and read back, as those that are to be in force."""
     make_directory(layout.services)
-    write_atomic(layout.services / SETS, fixed_sets(tables).encode(), mode=0o600, is_lasting=False)
-    listed = run(inside(layout, ["sh", "-c", LIST, "sh", str(layout.services / SETS)])).stdout
+    write_atomic(layout.services / FILTER, render_filter(tables).encode(), mode=0o600, is_lasting=False)
+    listed = run(inside(layout, ["bash", "-c", LIST, "bash", str(layout.services / FILTER)])).stdout
     write_atomic(layout.services / IN_FORCE, listed.encode(), mode=0o600, is_lasting=False)
     write_atomic(layout.services / TEXTS, texts_of(tables), mode=0o600, is_lasting=False)
 
@@ -121,25 +113,25 @@ class Rules:
     host: tuple[ruleset.Table, ...]
 
 
-def load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str, before: ruleset.Shape) -> None:
-    """Load in one transaction, then read back. Tables that do not come back as wanted must not carry traffic. What
-    others have filled into sets stays, where the tables are of the same make."""
+def load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str, before: ruleset.Shape) -> str:
+    """Load in one transaction, then read back; returns what that listed. Tables that do not come back as wanted must
+    not carry traffic. What others have filled into sets stays, where the tables are of the same make."""
     kept = ruleset.with_frame(tables, before)
     try:
         run([*nft, "-f", "-"], stdin=ruleset.render_tables(tables, kept))
     except CommandFailed as error:
         if kept:  # a set of another type, say, of an earlier hutch
-            load(nft, tables, name, {})
-            return
+            return load(nft, tables, name, {})
         raise HutchError(
             "the kernel does not take the firewall rules, so nothing was started",
             details=error.details,
             resolution="`hutch explain NAME` prints them; the kernel needs nf_tables with fib and bridge support",
         ) from error
-    found = ruleset.observed_shape(run([*nft, "-j", "list", "ruleset"]).stdout, name)
-    wrong = ruleset.differences(ruleset.shape_of(tables), found)
+    listing = run([*nft, "-j", "list", "ruleset"]).stdout
+    wrong = ruleset.differences(ruleset.shape_of(tables), ruleset.observed_shape(listing, name))
     if wrong:
         raise HutchError("the firewall rules did not load as written, so nothing was started", details="\n".join(wrong))
+    return listing
 
 
 def load_watched(layout: Layout, network: Network, tables: tuple[ruleset.Table, ...], before: ruleset.Shape) -> None:
@@ -148,11 +140,8 @@ def load_watched(layout: Layout, network: Network, tables: tuple[ruleset.Table, 
     nft, watch = inside(layout, ["nft"]), wanted_watch(layout, network)
     stop_service(layout, watch.pid_file)
     try:
-        listed = json.loads(run([*nft, "-j", "list", "tables"]).stdout)["nftables"]
-        there = [(entry["table"]["family"], entry["table"]["name"]) for entry in listed if "table" in entry]
-        foreign = [(family, name) for family, name in there if name != layout.table]
-        run([*nft, "-f", "-"], stdin=ruleset.render_removal(foreign))
-        load(nft, tables, layout.table, before)
+        if foreign := ruleset.foreign_tables(load(nft, tables, layout.table, before), layout.table):
+            run([*nft, "-f", "-"], stdin=ruleset.render_removal(foreign))
         note_rules(layout, tables)
     except HutchError:
         if (layout.services / IN_FORCE).exists():

@@ -14,15 +14,12 @@ import select
 import time
 
 from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
-from hutch.libc import call
+from hutch.libc import mount_nowhere
 
-FSMOUNT_CLOEXEC = 1
-FSCONFIG_CMD_CREATE = 6
 DEPTH, DESCENDANTS = 15, 2000  # cgroups that a guest may make
 CPU_PERIOD = 100_000  # microseconds, for cpu.max
 LEAST_RESERVE, MOST_RESERVE = 256 << 20, 2 << 30  # bytes of memory that no workspace gets
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every architecture
 JOIN = ("sh", "-euc", 'echo 0 >/proc/self/fd/0/cgroup.procs; exec <"$1"; shift; exec "$@"', "sh")
 """A command that joins the cgroup whose directory is standard input, before anything else. The next standard input, and
 the command, follow."""
@@ -43,21 +40,11 @@ def open_root() -> int:
         try:
             descriptor = os.open(path, DIRECTORY)
         except FileNotFoundError:  # another mount lies over it
-            return _detached_mount()
+            return mount_nowhere("cgroup2")
         if os.access("cgroup.procs", os.F_OK, dir_fd=descriptor):
             return descriptor
         os.close(descriptor)
-    return _detached_mount()
-
-
-def _detached_mount() -> int:
-    """A descriptor of cgroup2 mounted nowhere: fsopen(2), fsconfig(2), fsmount(2)."""
-    context = call("syscall", SYS_FSOPEN, b"cgroup2", 1)
-    try:
-        call("syscall", SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
-        return call("syscall", SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
-    finally:
-        os.close(context)
+    return mount_nowhere("cgroup2")
 
 
 class Cgroup:
@@ -155,6 +142,17 @@ class Cgroup:
         except OSError:
             return []
 
+    def groups(self) -> list[str]:
+        """The names of the groups in it."""
+        try:
+            directory = self.open("")
+        except FileNotFoundError:
+            return []
+        try:
+            return _groups(directory)
+        finally:
+            os.close(directory)
+
     def has(self, file: str) -> bool:
         """Whether there is such a control file."""
         return os.access(self._at(file), os.F_OK, dir_fd=self._root)
@@ -164,6 +162,20 @@ class Cgroup:
         try:
             return int(_read(self._root, self._at("memory.current")))
         except (OSError, ValueError):
+            return None
+
+    def spent(self) -> tuple[int | None, float | None, int | None]:
+        """The most bytes of memory, the seconds of processor time, and the most processes and threads so far; None for
+        what this host's cgroups do not count."""
+        microseconds = self._first_number("cpu.stat")
+        seconds = None if microseconds is None else microseconds / 1e6
+        return self._first_number("memory.peak"), seconds, self._first_number("pids.peak")
+
+    def _first_number(self, file: str) -> int | None:
+        """The number that the first line of a control file ends with."""
+        try:
+            return int(_read(self._root, self._at(file)).splitlines()[0].split()[-1])
+        except (OSError, ValueError, IndexError):
             return None
 
     def is_populated(self, *parts: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,12 +16,18 @@ from contextlib import contextmanager, suppress
 from hutch.errors import HutchError, lacks_root
 from hutch.frozen import dataclass
 from hutch.host.services.process import arguments, start_time
+from hutch.spec import member
 from hutch.spec.names import Layout
 from hutch.state import make_directory
+from hutch.texts import printable
 
 HOST_LOCK = "/root"  # is there on every host, and nobody else can open it: a lock on /run could be held by anyone
 UNSEEN = "another hutch"
+TRY_AGAIN, TRY_AGAIN_FOR_MEMBERS = 0.02, 0.2  # seconds; root's own commands come first
 POLITE = 1.0  # seconds that a wait may last before it is worth a word
+COMMANDS, LOOKS = range(4), range(4, 5)
+"""The places of one member: for commands that root carries out, and for looks into what guests wrote."""
+RANGE = "hhqqi4x"  # struct flock
 
 _held_here: set[str] = set()
 
@@ -86,26 +93,55 @@ def host_lock(*, patience: float = 600.0) -> Iterator[None]:
 def _locked(descriptor: int, patience: float) -> Iterator[None]:
     """Lock the file, and close it in the end."""
     try:
-        began = time.monotonic()
-        is_said = False
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waited = time.monotonic() - began
-                if waited > patience:
-                    raise Busy(
-                        f"{find_holder(descriptor) or UNSEEN} has been changing this host for more than {patience:g} s",
-                        resolution="let it come to its end, or end it; then try again",
-                    ) from None
-                if waited > POLITE and not is_said:
-                    listener(str(find_holder(descriptor) or UNSEEN))
-                    is_said = True
-                time.sleep(0.02)  # flock has no deadline of its own, and a signal handler would need a main thread
+        take(descriptor, patience)
         yield
     finally:
         os.close(descriptor)
+
+
+def take(descriptor: int, patience: float) -> None:
+    """Lock a file; raises Busy, which names the holder, where another has it for as long as one is willing to wait."""
+    began = time.monotonic()
+    is_said = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            waited = time.monotonic() - began
+            if waited > patience:
+                raise Busy(
+                    f"{find_holder(descriptor) or UNSEEN} has been changing this host for more than {patience:g} s",
+                    resolution="let it come to its end, or end it; then try again",
+                ) from None
+            if waited > POLITE and not is_said:
+                listener(str(find_holder(descriptor) or UNSEEN))
+                is_said = True
+            # flock has no deadline of its own, and a signal handler would need a main thread.
+            time.sleep(TRY_AGAIN if member.acting is None else TRY_AGAIN_FOR_MEMBERS)
+
+
+def take_place(layout: Layout, uid: int, places: range, what: str, *, patience: float) -> int:
+    """Take one of the places that a member has, until the descriptor is closed here and in all children: so many things
+    root does for one person at a time. Raises Busy where none gets free for as long as one is willing to wait.
+
+    A place is a byte of the lock's file, under a lock of its own, and no file is left of it.
+    """
+    make_directory(layout.state)
+    descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    deadline = time.monotonic() + patience
+    while True:
+        for place in places:
+            with suppress(BlockingIOError):
+                wanted = struct.pack(RANGE, fcntl.F_WRLCK, os.SEEK_SET, uid * 8 + place, 1, 0)
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+                return descriptor
+        if time.monotonic() > deadline:
+            os.close(descriptor)
+            raise Busy(
+                f"root is at work on {what} of yours already", resolution="let one come to its end; then try again"
+            )
+        time.sleep(0.2)
 
 
 # The holder.
@@ -151,5 +187,4 @@ def spoken(command: tuple[str, ...]) -> str:
     names = [os.path.basename(word) for word in command[:4]]
     start = next((index for index, name in enumerate(names) if name in ("hutch", "__main__.py")), None)
     words = command if start is None else ("hutch", *command[start + 1 :])
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(words))
-    return text if len(text) <= 80 else text[:79] + "…"
+    return printable(" ".join(words), 80)

@@ -195,6 +195,9 @@ def remove_retired(layout: Layout) -> None:
 
 def remove_services(layout: Layout) -> None:
     """End all services, and remove their files."""
+    # Spares the start-up of `hutch start`.
+    from hutch.trees.removing import remove_tree
+
     remove_retired(layout)
     remove_units(layout.service_units)
     for pid_file in layout.services.glob("*.pid"):
@@ -203,7 +206,7 @@ def remove_services(layout: Layout) -> None:
         cgroup.kill()  # processes that have lost their pid file
         cgroup.remove()
     for told in (layout.services, layout.egress_control):
-        remove_flat(told)
+        remove_tree(told)  # a service may write there
     with suppress(OSError):
         layout.run.rmdir()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hutch.host.services.units import WRITTEN_BY, quoted, quoted_path
-from hutch.run import SEARCH_PATH
+from hutch.search_path import SEARCH_PATH
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, PACKAGE, Layout
 from hutch.spec.programs import own_program
 
@@ -26,6 +26,7 @@ ORDER = (
 )
 """The order in which a network begins: after all programs that load rules for the host's packets, but for Docker."""
 START_SECONDS, STOP_SECONDS = 300, 300
+FOLD_SECONDS = 900
 SANDBOX = (
     "NoNewPrivileges=yes",
     "ProtectSystem=strict",
@@ -79,11 +80,80 @@ def render_network(layout: Layout, python: str) -> str:
     """The unit that reconciles the host for all workspaces, and clears it. It comes after all programs that load rules
     for the host's packets, but for Docker: that leaves forwarded packets alone if the host forwards them already."""
     command = own_program("hutch.apply.boot", python, needs_others=True)
-    is_usual = (str(layout.state), str(layout.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR)
-    own = () if is_usual else (f"HUTCH_STATE_DIR={layout.state}", f"HUTCH_RUN_DIR={layout.run}")
-    about, mounts = "network, names and keys of all workspaces", (layout.state, layout.run, python, PACKAGE)
+    about = "network, names and keys of all workspaces"
     lasting = f"TimeoutStartSec={START_SECONDS}\nTimeoutStopSec={STOP_SECONDS}\n"
-    return network_unit(layout, about, map(str, mounts), command, own) + lasting
+    return network_unit(layout, about, needed(layout, python), command, own_environment(layout)) + lasting
+
+
+def needed(layout: Layout, python: str) -> tuple[str, ...]:
+    """The paths that a program of hutch's own works with."""
+    return (str(layout.state), str(layout.run), python, str(PACKAGE))
+
+
+def own_environment(layout: Layout) -> tuple[str, ...]:
+    """The settings by which such a program finds a hutch that is not in the usual places."""
+    is_usual = (str(layout.state), str(layout.run)) == (DEFAULT_STATE_DIR, DEFAULT_RUN_DIR)
+    return () if is_usual else (f"HUTCH_STATE_DIR={layout.state}", f"HUTCH_RUN_DIR={layout.run}")
+
+
+def render_fold(layout: Layout, python: str) -> str:
+    """The unit that folds into the records what others than root have told for them."""
+    words = " ".join(map(quoted, own_program("hutch.apply.boot", python, needs_others=True)))
+    lines = [
+        "[Unit]",
+        "Description=hutch: the records of what workspaces did",
+        DOCUMENTATION,
+        f"RequiresMountsFor={' '.join(map(quoted_path, (*needed(layout, python), str(layout.audits))))}",
+        "",
+        "[Service]",
+        "Type=oneshot",
+        *(f"Environment={setting}" for setting in own_environment(layout)),
+        f"ExecStart={words} fold",
+        f"TimeoutStartSec={START_SECONDS}",
+    ]
+    return WRITTEN_BY + "\n".join(lines) + "\n"
+
+
+def render_fold_timer(layout: Layout) -> str:
+    """The timer for that, where no command of root's comes before it. It runs while workspaces may."""
+    lines = [
+        "[Unit]",
+        "Description=hutch: when the records of what workspaces did are brought up to date",
+        DOCUMENTATION,
+        *(f"PartOf={unit}" for unit in layout.stopped_by),
+        "",
+        "[Timer]",
+        f"OnActiveSec={FOLD_SECONDS}",
+        f"OnUnitInactiveSec={FOLD_SECONDS}",
+        "",
+        "[Install]",
+        f"WantedBy={layout.target}",
+    ]
+    return WRITTEN_BY + "\n".join(lines) + "\n"
+
+
+def render_guards(layout: Layout, python: str) -> str:
+    """The unit that guards what workspaces have written, when the host boots and before anybody logs in, once disks of
+    other hosts are there. What runs later, systemd or hutch guards when it starts it."""
+    words = " ".join(map(quoted, own_program("hutch.apply.boot", python, needs_others=True)))
+    lines = [
+        "[Unit]",
+        "Description=hutch: nosuid and nodev for what workspaces have written",
+        DOCUMENTATION,
+        f"RequiresMountsFor={' '.join(map(quoted_path, needed(layout, python)))}",
+        "After=remote-fs.target",
+        f"Before=systemd-user-sessions.service {layout.network_unit}",
+        "",
+        "[Service]",
+        "Type=oneshot",
+        *(f"Environment={setting}" for setting in own_environment(layout)),
+        f"ExecStart={words} guard",
+        f"TimeoutStartSec={START_SECONDS}",
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ]
+    return WRITTEN_BY + "\n".join(lines) + "\n"
 
 
 def network_unit(

@@ -140,7 +140,7 @@ def own_settings(names: Iterable[str]) -> list[Path]:
 def enable_units(wanted: Mapping[str, bool]) -> None:
     """Have exactly the wanted units start with the target that wants them. Nothing is started or stopped now."""
     for command, is_wanted in (("enable", True), ("disable", False)):
-        names = [name for name, wish in wanted.items() if wish is is_wanted and is_enabled(name) is not wish]
+        names = [name for name, enabled in wanted.items() if enabled is is_wanted and is_enabled(name) is not enabled]
         if names:
             systemctl(command, *scope(), *names)
 

@@ -1,39 +1,106 @@
-"""A program of its own: bind-mount a directory that is reached through no symbolic link.
+"""A program of its own: bind-mount a directory or a file that is reached through no symbolic link.
 
-    python bind.py SOURCE TARGET OPTIONS
+    python bind.py SOURCE TARGET OPTIONS [UID]
 
 A share's path may lead through a directory that some guest can write; a symbolic link put there must not
 lead root elsewhere. So every component is opened with O_NOFOLLOW, and the mount is made from the
-descriptor, as ".". TARGET "=" mounts the directory over itself, "=?" unless what lies there is nosuid,nodev already. It
-imports next to nothing and becomes mount(8).
+descriptor. TARGET "=" mounts the source over itself, "=?" unless what lies there is nosuid,nodev already, or a
+file that nobody but its owner can reach. TARGET is made for a file, where it is absent. With a UID, the source is
+that user's own: what was looked at before may be another one by now; and it is opened with their rights, but for "=",
+which shows nobody anything and is there for users who are gone too. It imports next to nothing and becomes mount(8).
 """
 
 import os
+import pwd
+import stat
 import sys
 
 GUARDED = os.ST_NOSUID | os.ST_NODEV
+ONWARD = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
-def open_strictly(path: str) -> int:
-    """A descriptor of the directory `path` (absolute), with no symbolic link on the way."""
+def open_strictly(path: str, *, may_be_file: bool = False) -> int:
+    """A descriptor of the directory `path` (absolute), with no symbolic link on the way; or of a regular file."""
     current = os.open("/", os.O_PATH | os.O_DIRECTORY)
-    for part in [part for part in path.split("/") if part]:
-        following = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=current)
-        os.close(current)
-        current = following
-    return current
+    *parents, last = [part for part in path.split("/") if part] or ["."]
+    for part in parents:
+        current = _replaced(current, os.open(part, ONWARD, dir_fd=current))
+    if may_be_file and stat.S_ISREG(os.stat(last, dir_fd=current, follow_symlinks=False).st_mode):
+        found = _replaced(current, os.open(last, os.O_PATH | os.O_NOFOLLOW, dir_fd=current))
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            sys.exit(f"{path} was replaced just now")
+        return found
+    return _replaced(current, os.open(last, ONWARD, dir_fd=current))
+
+
+def open_as(path: str, uid: int) -> int:
+    """The same with a user's rights."""
+    account = pwd.getpwuid(uid)
+    os.initgroups(account.pw_name, account.pw_gid)
+    os.setegid(account.pw_gid)
+    os.seteuid(uid)
+    try:
+        return open_strictly(path, may_be_file=True)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups([])
+
+
+def _replaced(old: int, new: int) -> int:
+    os.close(old)
+    return new
+
+
+def is_file(path: str) -> bool:
+    """Whether a regular file is at the end of the path, which may be absent."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def is_out_of_reach(path: str) -> bool:
+    """Whether nobody but its owner can reach a file, since some directory on the way is the owner's alone: then what is
+    set on the file counts for nobody else."""
+    uid = os.lstat(path).st_uid
+    while (path := os.path.dirname(path)) != "/":
+        found = os.lstat(path)
+        if found.st_uid == uid and not found.st_mode & 0o011:
+            return True
+    return False
+
+
+def is_guarded(source: str, descriptor: int) -> bool:
+    if os.fstatvfs(descriptor).f_flag & GUARDED == GUARDED:
+        return True
+    return stat.S_ISREG(os.fstat(descriptor).st_mode) and is_out_of_reach(source)
 
 
 def main() -> None:
-    source, target, options = sys.argv[1:4]
+    source, target, options, *uid = sys.argv[1:]
     try:
-        descriptor = open_strictly(source)
+        as_root = not uid or target == "="
+        descriptor = open_strictly(source, may_be_file=True) if as_root else open_as(source, int(uid[0]))
+        owner = os.fstat(descriptor).st_uid
+        if uid and owner != int(uid[0]):
+            sys.exit(f"{source} belongs to uid {owner}, not to uid {uid[0]}, who shares it")
+        if target == "=?" and is_guarded(source, descriptor):
+            return
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            os.fchdir(descriptor)  # "." is that very directory, whatever its path leads to by now
+            here = "."
+        else:
+            os.set_inheritable(descriptor, True)
+            here = f"/proc/self/fd/{descriptor}"
+            if not target.startswith("="):
+                os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+    except KeyError:
+        sys.exit(f"{source}: this host has no user {uid[0]}, who shares it")
     except OSError as error:
-        sys.exit(f"{source}: {error.strerror} (a share must be a directory reached through no symbolic link)")
-    if target == "=?" and os.fstatvfs(descriptor).f_flag & GUARDED == GUARDED:
-        return
-    os.fchdir(descriptor)  # "." is that very directory, whatever its path leads to by now
-    here = "."
+        sys.exit(
+            f"{source}: {error.strerror} (a share must be a directory or a file, by a path without symbolic links)"
+        )
     os.execvp(
         "mount",
         ["mount", "--no-canonicalize", "--bind", "-o", options, here, here if target in ("=", "=?") else target],

@@ -1,4 +1,4 @@
-"""A program of its own: show a directory in a container that runs, or take it away again; or show it /proc and /sys.
+"""A program of its own: show a directory or file in a container that runs, or take it away; or show it /proc and /sys.
 
     python hot_mount.py attach SHARE TARGET LEADER
     python hot_mount.py detach LEADER POINT...
@@ -10,14 +10,17 @@ the root, and whoever called has set a time for all of it, since a guest's file 
 open_tree(2), move_mount(2), openat2(2). It imports next to nothing.
 
 The mount is copied in the container's own user namespace: the kernel locks its options on that way, so that root inside
-cannot make it writable (mount_namespaces(7), "Restrictions on mount namespaces"). The mount itself is not locked, while
-those are that nspawn makes: nobody could take them away again.
+cannot make it writable (mount_namespaces(7), "Restrictions on mount namespaces"). The mounts on it, which protect what
+is in it, are locked to it too: they are there wherever it is. The mount itself is not locked, while those are that
+nspawn makes: nobody could take them away again.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import stat
 import struct
 import sys
 from collections.abc import Callable
@@ -30,11 +33,12 @@ CLOEXEC, CREATE = 1, 6  # FSOPEN_ and FSMOUNT_CLOEXEC, FSCONFIG_CMD_CREATE
 NOSUID_NODEV_NOEXEC = 0x2 | 0x4 | 0x8  # MOUNT_ATTR_…
 PR_SET_DUMPABLE = 4
 AT_FDCWD = -100
-OPEN_TREE_CLONE = 1
+OPEN_TREE_CLONE, AT_RECURSIVE = 1, 0x8000
 MOVE_FROM_DESCRIPTOR, MOVE_TO_DESCRIPTOR = 0x04, 0x40  # MOVE_MOUNT_{F,T}_EMPTY_PATH
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 UMOUNT_NOFOLLOW, MNT_DETACH = 8, 2
-FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+ANYTHING = os.O_PATH | os.O_CLOEXEC
+FOLDER = ANYTHING | os.O_DIRECTORY
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -53,9 +57,9 @@ def namespace_of(leader: str, kind: str) -> int:
     return os.open(f"/proc/{leader}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def open_inside(path: str, root: int) -> int:
+def open_inside(path: str, root: int, flags: int = FOLDER) -> int:
     """A descriptor of the directory `path`, whose links lead nowhere but into `root`."""
-    how = struct.pack("QQQ", FOLDER, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    how = struct.pack("QQQ", flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     return call(libc.syscall, SYS_OPENAT2, root, os.fsencode(path), how, len(how))
 
 
@@ -70,11 +74,25 @@ def make_inside(path: str, root: int) -> int:
     return os.open(os.path.basename(path), FOLDER | os.O_NOFOLLOW, dir_fd=parent)
 
 
+def make_file_inside(path: str, root: int) -> int:
+    """A descriptor of what is at `path`, found as by open_inside; where nothing is, an empty file is made."""
+    try:
+        return open_inside(path, root, ANYTHING)
+    except FileNotFoundError:
+        parent = make_inside(os.path.dirname(path), root)
+    name = os.path.basename(path)
+    with suppress(FileExistsError):
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent))
+    return os.open(name, ANYTHING | os.O_NOFOLLOW, dir_fd=parent)
+
+
 def attach(share: str, target: str, leader: str) -> None:
     user, mount = namespace_of(leader, "user"), namespace_of(leader, "mnt")
     call(libc.setns, user, CLONE_NEWUSER)
     call(libc.unshare, CLONE_NEWNS)
-    tree = call(libc.syscall, SYS_OPEN_TREE, AT_FDCWD, os.fsencode(share), OPEN_TREE_CLONE | os.O_CLOEXEC)
+    tree = call(
+        libc.syscall, SYS_OPEN_TREE, AT_FDCWD, os.fsencode(share), OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC
+    )
     call(libc.setns, mount, CLONE_NEWNS)
     become_root()
     put(tree, target)
@@ -90,7 +108,8 @@ def become_root() -> None:
 
 def put(tree: int, target: str) -> None:
     """Mount what a descriptor holds in the container, by a path of its own."""
-    place = make_inside(target, os.open("/", FOLDER))
+    make = make_inside if stat.S_ISDIR(os.fstat(tree).st_mode) else make_file_inside
+    place = make(target, os.open("/", FOLDER))
     flags = MOVE_FROM_DESCRIPTOR | MOVE_TO_DESCRIPTOR
     call(libc.syscall, SYS_MOVE_MOUNT, tree, b"", place, b"", flags)
 
@@ -124,7 +143,14 @@ def make_mount(kind: str) -> int:
 def detach(leader: str, *points: str) -> None:
     call(libc.setns, namespace_of(leader, "mnt"), CLONE_NEWNS)
     for point in points:
-        call(libc.umount2, os.fsencode(point), MNT_DETACH | UMOUNT_NOFOLLOW)
+        try:
+            call(libc.umount2, os.fsencode(point), MNT_DETACH | UMOUNT_NOFOLLOW)
+        except OSError as error:
+            if error.errno not in (
+                errno.EINVAL,
+                errno.ENOENT,
+            ):  # it is locked to one that goes too, or has gone with it
+                raise
 
 
 def main() -> None:

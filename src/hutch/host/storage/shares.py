@@ -1,7 +1,8 @@
 """The host's side of directories that a guest can write: homes and writable mounts are nosuid,nodev here.
 
 A setuid file that a guest makes must not be honoured by anyone on the host, so each such directory is
-bind-mounted over itself with these options for as long as the workspace is declared.
+bind-mounted over itself with these options for as long as the workspace is declared. So is a single file, unless only
+its owner can reach it anyway: nothing on the host can be renamed onto a mount.
 """
 
 from __future__ import annotations
@@ -10,28 +11,33 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hutch.errors import HutchError, Problem, explained
+from hutch.errors import HutchError, explained
 from hutch.files import read_or_none, write_atomic
 from hutch.frozen import dataclass
 from hutch.host.services.units import waiting_mounts
+from hutch.host.storage.bind import is_file, is_out_of_reach
 from hutch.host.storage.mountinfo import Tree, observe_mountinfo, parse_mountinfo
 from hutch.run import CommandFailed, run
+from hutch.spec import member
 from hutch.spec.model import WorkspaceSpec
-from hutch.spec.names import NIX_STORE, UID_COUNT, Layout
+from hutch.spec.names import UID_COUNT, Layout
 from hutch.spec.programs import own_program
+from hutch.spec.rights import as_caller
 from hutch.state import SHARES, decode, encode, make_directory
-from hutch.trees.changing import make_inside, make_owned, take_setuid
+from hutch.trees.changing import make_file_inside, make_inside, make_owned, take_setuid, take_setuid_of
 from hutch.trees.cursor import opened
 
 T = TypeVar("T")
 
 OPTIONS = {"nosuid", "nodev"}
 TRY_AGAIN = 86400.0  # seconds
+HOW_TO_NAME = "name the directory itself, by a path without symbolic links"
+NOBODY: Mapping[str, int] = {}
 BIND = str(Path(__file__).with_name("bind.py"))
 
 
@@ -46,38 +52,7 @@ class Guest:
     owner: int
 
 
-def writable_paths(workspace: WorkspaceSpec) -> tuple[str, ...]:
-    """Host directories that the workspace can write."""
-    assert workspace.home is not None
-    return (workspace.home, *(mount.source for mount in workspace.mounts if not mount.readonly))
-
-
-def check_shares(prefix: str, workspace: WorkspaceSpec) -> Iterator[Problem]:
-    """Problems: the directories of a workspace that is about to start. `prefix` is its key in the file."""
-    assert workspace.home is not None
-    key, home = f"{prefix}.home", workspace.home
-    wrong = check_directory(home, may_be_absent=True)
-    if wrong:
-        yield Problem(wrong, key, home, "a directory of the owner's; hutch makes it when it is absent")
-    elif os.path.lexists(home) and os.lstat(home).st_uid != workspace.owner:
-        hint = f"if that is meant: chown -R {workspace.owner} {home} (while the workspace is stopped)"
-        yield Problem(f"belongs to uid {os.lstat(home).st_uid}, not to the owner {workspace.owner}", key, home, hint)
-    if workspace.nix_store and (wrong := check_directory(NIX_STORE, may_be_absent=False)):
-        hint = f"install Nix on this host, whose store must be a directory {NIX_STORE}; or leave nix_store out"
-        yield Problem(f"{NIX_STORE} {wrong}", f"{prefix}.nix_store", "true", hint)
-    for index, mount in enumerate(workspace.mounts):
-        wrong = check_directory(mount.source, may_be_absent=mount.create or waits_for_mount(mount.source))
-        if wrong:
-            is_absent = not mount.create and not os.path.lexists(mount.source)
-            hint = "a directory of the host, or create = true" if is_absent else "a directory of the host"
-            yield Problem(wrong, f"{prefix}.mounts[{index}].source", mount.source, hint)
-        point = mount_points(workspace).get(mount.target)
-        if point is not None and (wrong := check_directory(str(point), may_be_absent=True)):
-            hint = "remove what is in the way; hutch makes the directories when they are absent"
-            yield Problem(f"{point} {wrong}", f"{prefix}.mounts[{index}].target", mount.target, hint)
-
-
-def check_directory(path: str, *, may_be_absent: bool) -> str:
+def check_directory(path: str, *, may_be_absent: bool, may_be_file: bool = False) -> str:
     """The reason why a directory cannot be shared, in words; "" when it can. As for bind.py: no symbolic links."""
     for part in [*reversed(Path(path).parents), Path(path)]:
         what = "" if part == Path(path) else f"leads through {part}, which "
@@ -88,9 +63,13 @@ def check_directory(path: str, *, may_be_absent: bool) -> str:
         except OSError as error:
             return f"{what}cannot be looked at: {error.strerror}"
         if stat.S_ISLNK(mode):
-            return f"{what}is a symbolic link; what it leads to is {os.path.realpath(path)}"
+            with as_caller():
+                return f"{what}is a symbolic link; what it leads to is {os.path.realpath(path)}"
+        if may_be_file and part == Path(path) and stat.S_ISREG(mode):
+            return ""
         if not stat.S_ISDIR(mode):
-            return f"{what}is not a directory"
+            both = may_be_file and not what
+            return f"{what}is {'neither a directory nor a regular file' if both else 'not a directory'}"
     return ""
 
 
@@ -108,17 +87,24 @@ def mount_points(workspace: WorkspaceSpec) -> dict[str, Path]:
 
 
 def has_mount_points(workspace: WorkspaceSpec) -> bool:
-    """Whether every mount inside the home has a directory to be mounted on."""
-    return not any(check_directory(str(point), may_be_absent=False) for point in mount_points(workspace).values())
+    """Whether every mount inside the home has something to be mounted on."""
+    return not any(
+        check_directory(str(point), may_be_absent=False, may_be_file=True) for point in mount_points(workspace).values()
+    )
 
 
 def ensure_mount_points(name: str, workspace: WorkspaceSpec, gid: int) -> None:
-    """Make directories of the owner's for the mounts inside the home. A container's own root cannot make them: in a
-    home that is mapped to the owner's uid, it has none."""
+    """Make directories and empty files of the owner's for the mounts inside the home. A container's own root cannot
+    make them: in a home that is mapped to the owner's uid, it has none. Private files come by themselves."""
     assert isinstance(workspace.owner, int) and workspace.home is not None
+    home, by_target = Path(workspace.home), {mount.target: mount for mount in workspace.mounts}
     for target, point in mount_points(workspace).items():
+        parts, mount = point.relative_to(home).parts, by_target[target]
         try:
-            make_inside(Path(workspace.home), point.relative_to(workspace.home).parts, workspace.owner, gid)
+            if not is_file(mount.source):
+                make_inside(home, parts, workspace.owner, gid)
+            elif not mount.is_private:
+                make_file_inside(home, parts, workspace.owner, gid)
         except OSError as error:
             raise HutchError(
                 f"{name}: there can be no mount on {target}: {point} cannot be made: {error.strerror}",
@@ -135,10 +121,18 @@ def observe_tree() -> Tree:
     return Tree(observe_mountinfo())
 
 
-def ensure_shares(layout: Layout, paths: Iterable[str], guests: Mapping[str, Iterable[Guest]] | None = None) -> None:
+def ensure_shares(
+    layout: Layout,
+    paths: Iterable[str],
+    guests: Mapping[str, Iterable[Guest]] | None = None,
+    members_own: Mapping[str, int] = NOBODY,
+) -> None:
     """Put the options on every path that does not have them; take our mounts from paths that are no longer shared, once
     nothing there would count that they kept from counting. `guests` are those who write there. A directory that a guest
-    made impossible to look through keeps its mount, and holds up nothing else: `kept_guards` tells of it.
+    made impossible to look through keeps its mount, and holds up nothing else: `kept_guards` tells of it. One that
+    cannot be guarded leaves no other one unguarded: HutchError tells of all of them in the end. What is `members_own`
+    (by uid) is guarded only as long as it is theirs: a member may put something else in its place, which is told of
+    when the workspace starts, and holds up nobody.
 
     Which mounts are ours stands in a file of the runtime directory: like them, it is gone after a reboot.
     """
@@ -156,16 +150,35 @@ def ensure_shares(layout: Layout, paths: Iterable[str], guests: Mapping[str, Ite
     kept = [path for path in ours if path in mounts]
     kept += [path for path in wanted if path not in kept and waits_for_mount(path)]  # its service puts ours there
     binds = tree.self_binds()
-    open_ones = sorted(unguarded(wanted, tree), key=len)  # one that is around others hides theirs
+    failed: dict[str, HutchError] = {}
+
+    def try_to_mount(path: str) -> None:
+        try:
+            _mount(path, members_own.get(path))
+        except HutchError as error:
+            if path not in members_own:
+                failed[path] = error
+
+    open_ones = sorted(unguarded(wanted, tree, members_own), key=len)  # one that is around others hides theirs
     for path in open_ones:
         kept += [path] if path not in kept else []
         _note(layout, kept, binds, known, stuck)  # before the mount: a crash in between leaves none that nobody knows
-        _mount(path)
+        try_to_mount(path)
     if open_ones:
-        for path in unguarded(wanted, observe_tree()):
-            _mount(path)
+        for path in unguarded((path for path in wanted if path not in failed), observe_tree(), members_own):
+            try_to_mount(path)
         binds = observe_tree().self_binds()
     _note(layout, kept, binds, known, stuck)
+    _raise_all(failed)
+
+
+def _raise_all(failed: Mapping[str, HutchError]) -> None:
+    """Raise the failures of directories, by path: one as it is, several as one with all reasons."""
+    if len(failed) == 1:
+        raise next(iter(failed.values()))
+    if failed:
+        reasons = (f"{error.brief}: {error.details}" for error in failed.values())
+        raise HutchError(f"{', '.join(failed)} cannot be shared", details="\n".join(reasons), resolution=HOW_TO_NAME)
 
 
 def _take_away(
@@ -240,8 +253,10 @@ def _mounted(layout: Layout) -> tuple[list[str], dict[str, int]]:
 
 
 def kept_guards(layout: Layout) -> list[str]:
-    """Sentences: the directories that are guarded although nobody shares them any more, and why."""
-    return [f"{path} stays mounted nosuid,nodev over itself: {why}" for path, (_, why) in noted_stuck(layout).items()]
+    """Sentences: the directories that are guarded although nobody shares them any more, and why. A member, who need not
+    know of others' directories, is told nothing."""
+    stuck = noted_stuck(layout) if member.acting is None else {}
+    return [f"{path} stays mounted nosuid,nodev over itself: {why}" for path, (_, why) in stuck.items()]
 
 
 def noted_shares(layout: Layout, wanted: Iterable[str], mounts: Iterable[str], binds: Mapping[str, int]) -> list[str]:
@@ -262,10 +277,17 @@ def noted_shares(layout: Layout, wanted: Iterable[str], mounts: Iterable[str], b
     return list(dict.fromkeys((*noted, *inside)))
 
 
-def unguarded(paths: Iterable[str], mounts: Tree) -> tuple[str, ...]:
-    """The paths that are to have the options, and do not. A path that cannot be shared needs no guard."""
+def unguarded(paths: Iterable[str], mounts: Tree, members_own: Mapping[str, int]) -> tuple[str, ...]:
+    """The paths that are to have the options, and do not. A path that cannot be shared needs no guard, and so does one
+    of a member's at which something of another's is."""
     open_ones = [path for path in dict.fromkeys(paths) if not mounts.options(path) >= OPTIONS]
-    return tuple(path for path in open_ones if not check_directory(path, may_be_absent=False))
+    return tuple(
+        path
+        for path in open_ones
+        if not check_directory(path, may_be_absent=False, may_be_file=True)
+        and not (is_file(path) and is_out_of_reach(path))
+        and members_own.get(path) in (None, os.lstat(path).st_uid)
+    )
 
 
 def waits_for_mount(path: str) -> bool:
@@ -298,8 +320,13 @@ def disarm(path: str, guest: Guest) -> None:
     neither the guest's nor its owner's stay as they are."""
     own = {guest.owner, *range(guest.uid_base, guest.uid_base + UID_COUNT)}
     nothing = (FileNotFoundError, NotADirectoryError)  # nothing is shared where no directory is
-    with explained(f"{path} cannot be looked through for setuid files"), suppress(*nothing), opened(path) as top:
-        take_setuid(top, own)
+    with explained(f"{path} cannot be looked through for setuid files"), suppress(*nothing):
+        if is_file(path):
+            with opened(os.path.dirname(path)) as top:
+                take_setuid_of(top, os.path.basename(path), own)
+        else:
+            with opened(path) as top:
+                take_setuid(top, own)
 
 
 def _note(
@@ -319,19 +346,21 @@ def _note(
         layout.shares.unlink(missing_ok=True)
 
 
-def render_guard(path: str) -> list[str]:
-    """The command that puts the options on a directory, by mounting it over itself."""
-    return [sys.executable, "-I", "-S", BIND, path, "=", ",".join(sorted(OPTIONS, reverse=True))]
+def render_guard(path: str, member: int | None = None) -> list[str]:
+    """The command that puts the options on a directory, by mounting it over itself; on that of a `member`, as long as
+    it is theirs."""
+    options = ",".join(sorted(OPTIONS, reverse=True))
+    return [sys.executable, "-I", "-S", BIND, path, "=", options, *([] if member is None else [str(member)])]
 
 
-def _mount(path: str) -> None:
+def _mount(path: str, member: int | None) -> None:
     try:
-        run(render_guard(path))
+        run(render_guard(path, member))
     except CommandFailed as error:
         raise HutchError(
             f"{path} cannot be shared",
             details=error.details,
-            resolution="name the directory itself, by a path without symbolic links",
+            resolution=HOW_TO_NAME,
         ) from error
 
 

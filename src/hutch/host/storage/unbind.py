@@ -1,7 +1,7 @@
-"""A program of its own: unmount a directory that is mounted over itself, and nothing else.
+"""A program of its own: unmount a directory or file that is mounted over itself, and nothing else.
 
 Whoever can write around a share may put something else in the place of its name at any moment: a symbolic link that
-leads to another mount, say. So the directory is opened without following links, the mount that was opened is looked for
+leads to another mount, say. So it is opened without following links, the mount that was opened is looked for
 in the kernel's list, and that very mount is detached, by its descriptor.
 """
 
@@ -19,7 +19,7 @@ MNT_DETACH = 2
 
 def main(path: str) -> None:
     try:
-        descriptor = open_strictly(path)
+        descriptor = open_strictly(path, may_be_file=True)
     except OSError as error:
         sys.exit(f"{path}: {error.strerror}")
     if Tree(observe_mountinfo()).over_itself(path) != mount_of(descriptor):

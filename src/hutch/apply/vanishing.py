@@ -1,0 +1,168 @@
+"""Git work outside of the home, which goes when its workspace stops, since the root is made anew; or when a kept root
+is deleted. Shared directories are the host's own and stay.
+
+A container's root is a layer on its image. The host walks that layer, by descriptors, for repositories that were made
+or changed; most often there is none, and that is all. Git looks into those in a throw-away container, as it does for a
+home. A machine's root is in its memory, so the guest is asked: what it says only adds to what is in the way.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from hutch.access import git_work
+from hutch.access.git_work import GIT, PATIENCE
+from hutch.backends import is_machine
+from hutch.engines import engine_of
+from hutch.errors import HutchError
+from hutch.files import kept_open
+from hutch.host.services.process import is_alive
+from hutch.plan.actions import Plan
+from hutch.runtime.observe import observe
+from hutch.runtime.status import read_status
+from hutch.spec.names import Layout
+from hutch.spec.record import Record, has_processes, is_local
+from hutch.trees.cursor import open_strictly, opened, walk_with_ways
+
+WALK_SECONDS = 10.0
+MOST_REPOSITORIES, MOST_BYTES = 100, 64 << 10  # that are looked into, and of their paths: they are one argument
+MOST_SAID = 64 << 10  # bytes of a machine's answer
+WAY = "push it, or move it into the home; --force goes on all the same, and it is lost"
+
+
+def check_roots(layout: Layout, records: Mapping[str, Record], brief: str) -> None:
+    """Refuse to stop workspaces with whose roots git work would go."""
+    found = {name: unsaved_in_root(layout, record) for name, record in records.items()}
+    if details := [f"{name}: {line}" for name, lines in found.items() for line in lines]:
+        raise HutchError(brief, details="\n".join(details), resolution=WAY)
+
+
+def refuse_unsaved(plan: Plan) -> None:
+    """Refuse a plan with which git work goes that lies in the roots of workspaces."""
+    if plan.unsaved:
+        raise HutchError("nothing was changed: git work would be lost", details="\n".join(plan.unsaved), resolution=WAY)
+
+
+def unsaved_in_root(layout: Layout, record: Record, *, deletes: bool = False) -> list[str]:
+    """Git work that would go with the root of a workspace when it stops, in words, and reasons why nobody can tell;
+    where a root is kept, only if what comes `deletes` it. A machine that does not run is not looked into: nobody mounts
+    its disk."""
+    is_kept = record.effective.persist == "all"
+    if is_kept and not deletes:
+        return []
+    if not is_local(record.wanted):
+        return engine_of(layout, record).unsaved_in_root(record)
+    state = observe(layout, record.name).state
+    if is_machine(record.effective):
+        return _told_by_machine(layout, record) if state == "running" else []
+    runs = has_processes(state)  # one that is not ready yet may have been entered
+    if not runs and not (is_kept and record.booted is not None and layout.root(record.name).exists()):
+        return []
+    try:
+        return _found_in_container(layout, record, runs=runs)
+    except FileNotFoundError:  # it has ended meanwhile
+        return []
+    except (HutchError, OSError) as error:
+        why = (error.details or error.brief).splitlines()[-1] if isinstance(error, HutchError) else error.strerror
+        return [f"its root cannot be looked at for unsaved git work: {why}"[: git_work.LONGEST]]
+
+
+# Containers.
+
+
+def _found_in_container(layout: Layout, record: Record, *, runs: bool) -> list[str]:
+    """The work in the repositories that a container has in the layer on its image."""
+    image = record.booted.image if record.booted is not None else record.image
+    with ExitStack() as stack:
+        root, namespace = stack.enter_context(_main_process(layout, record.name)) if runs else (None, None)
+        if root is None or record.effective.persist == "all":
+            upper = stack.enter_context(opened(layout.root(record.name) / "upper"))
+        else:
+            place = os.path.realpath(layout.runtime(record.name))
+            way = f"{place}/scratch/upper".lstrip("/")
+            upper = stack.enter_context(kept_open(open_strictly(way, below=root, is_one_mount=False)))
+        repositories = touched_repositories(upper, str(layout.image_root(image)))
+        if not repositories:
+            return []
+        # Spares the start-up of `hutch stop` where there is nothing to look into.
+        from hutch.apply.sealed import look_into_root
+
+        chosen = fitting(repositories)
+        mounts = "" if namespace is None else f"/proc/{os.getpid()}/fd/{namespace}"
+        found = look_into_root(layout, record, chosen, mounts)
+        if rest := len(repositories) - len(chosen):
+            found.append(f"of {rest} more repositories, nobody knows: there are too many to look into")
+        return found
+
+
+@contextmanager
+def _main_process(layout: Layout, name: str) -> Iterator[tuple[int, int]]:
+    """Descriptors of the root directory and of the mount namespace of a workspace's main process, which is the host's
+    own: the layer is mounted in that namespace only."""
+    status = read_status(str(layout.status(name)))
+    if status is None:
+        raise FileNotFoundError
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    with (
+        kept_open(os.open(f"/proc/{status.pid}/root", flags | os.O_DIRECTORY)) as root,
+        kept_open(os.open(f"/proc/{status.pid}/ns/mnt", flags)) as namespace,
+    ):
+        if not is_alive(status.pid, status.started):  # somebody else may have the number by now
+            raise FileNotFoundError
+        yield root, namespace
+
+
+def touched_repositories(upper: int, image: str) -> list[str]:
+    """The ways from the root to the `.git` of each repository of which something lies in a layer: one that was made in
+    it, or one of the image with a change."""
+    found: dict[str, None] = {}  # in their order
+    gone: set[str] = set()
+    for way, directory, name in walk_with_ways(upper, seconds=WALK_SECONDS):
+        path = "/".join((*way, name))
+        if name == GIT and _is_whiteout(directory, name):
+            gone.add(path)
+        elif name == GIT:
+            found.setdefault(path)
+        elif os.path.lexists(f"{image}/{path}/{GIT}"):
+            found.setdefault(f"{path}/{GIT}")
+    return [path for path in found if path not in gone]
+
+
+def _is_whiteout(directory: int, name: str) -> bool:
+    """Whether an entry of a layer says that there is no such entry; also where it is gone by now."""
+    try:
+        return stat.S_ISCHR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return True
+
+
+def fitting(repositories: list[str]) -> list[str]:
+    """The first of them, as many as are looked into."""
+    chosen, size = [], 0
+    for path in repositories[:MOST_REPOSITORIES]:
+        size += len(os.fsencode(path))
+        if size > MOST_BYTES:
+            break
+        chosen.append(path)
+    return chosen
+
+
+# Machines.
+
+
+def _told_by_machine(layout: Layout, record: Record) -> list[str]:
+    """The work that a running machine tells of."""
+    # Spares the start-up of `hutch stop` for containers.
+    from hutch.access.inside import heard_inside
+
+    look = git_work.find_in_root_command()
+    code, said = heard_inside(layout, record, look, seconds=PATIENCE, most=MOST_SAID)
+    lines = said.decode("utf-8", "replace").splitlines()
+    found = git_work.shortened([work for line in lines if (work := git_work.found_in(line))])
+    if code != 0 and observe(layout, record.name).state == "running":
+        how = f"within {PATIENCE:g} s" if code is None else f"(exit code {code})"
+        found.append(f"it cannot tell {how} whether its root holds unsaved git work")
+    return found

@@ -1,0 +1,114 @@
+"""Placeholders: empty directories and files that hold a name in a shared directory while a workspace runs, since a
+mount needs something to lie on. A program of its own takes those of a workspace away:
+
+    main(NOTE, WORKSPACE)
+
+They lie in a person's checkout, so each is noted before it is made, with the workspaces that it is held for, and goes
+with the last of them, if it is still empty. git sees no empty directories.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hutch.files import kept_open, read_or_none, reopen_regular, write_atomic
+from hutch.trees.changing import make_file_inside, make_inside
+from hutch.trees.cursor import opened, pinned
+
+TYPE_CHECKING = False  # programs that start with a workspace use it
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+CONTENTS = {"file": b"", "itself": b".\n"}  # of files, by their kinds
+LONGEST = 2  # bytes of these
+
+Note = dict[str, list[str]]
+"""Path -> the workspaces that it is held for."""
+
+
+def ensure_placeholders(file: Path, workspace: str, wanted: Mapping[str, str], uid: int, gid: int) -> None:
+    """Hold the paths for a workspace, each by a "directory" or a file of CONTENTS, the owner's. Those that others hold
+    already are held for this one too; all else that is there is left alone. OSError where one cannot be made."""
+    with _noted(file) as note:
+        for path in wanted:
+            if os.path.lexists(path):
+                if path in note:
+                    note[path] = sorted({*note[path], workspace})
+                continue
+            note[path] = [workspace]
+        _write(file, note)
+        for path, kind in wanted.items():
+            directory, name = os.path.split(path)
+            if kind in CONTENTS:
+                make_file_inside(Path(directory), (name,), uid, gid, CONTENTS[kind])
+            else:
+                make_inside(Path(directory), (name,), uid, gid)
+
+
+def held_by(file: Path) -> Note:
+    """The note, as far as it can be read."""
+    try:
+        found = json.loads(read_or_none(file) or b"{}")
+        return {str(path): [str(name) for name in names] for path, names in found.items()}
+    except (ValueError, AttributeError, TypeError, OSError):
+        return {}
+
+
+def remove_placeholders(file: Path, workspace: str) -> None:
+    """Take away what is held for no other workspace, and is still empty. May be called again."""
+    if not file.exists():
+        return
+    with _noted(file) as note:
+        for path, names in list(note.items()):
+            others = [name for name in names if name != workspace]
+            if others != names and not others:
+                with suppress(OSError):
+                    _remove(path)
+            if others:
+                note[path] = others
+            else:
+                del note[path]
+        _write(file, note)
+
+
+def _remove(path: str) -> None:
+    directory, name = os.path.split(path)
+    with opened(directory) as parent:
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            os.rmdir(name, dir_fd=parent)
+        elif stat.S_ISREG(found.st_mode) and found.st_size <= LONGEST and _content(parent, name) in CONTENTS.values():
+            os.unlink(name, dir_fd=parent)
+
+
+def _content(parent: int, name: str) -> bytes:
+    with pinned(parent, name) as pin, kept_open(reopen_regular(pin)) as file:
+        return os.read(file, LONGEST + 1)
+
+
+def _write(file: Path, note: Note) -> None:
+    if note:
+        write_atomic(file, json.dumps(note, indent=1).encode(), mode=0o600)
+    else:
+        file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _noted(file: Path) -> Iterator[Note]:
+    """The note, which nobody else reads or writes meanwhile."""
+    with kept_open(os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield held_by(file)
+
+
+def main(file: str, workspace: str) -> None:
+    try:
+        remove_placeholders(Path(file), workspace)
+    except OSError as error:
+        sys.exit(f"placeholders cannot be removed: {error}")

@@ -1,0 +1,316 @@
+"""The paths of a shared directory that its guest must not change, since the host would run what they say: the names
+that editors and direnv look for, and all of git's.
+
+It looks at the directory as it is, follows what git would follow, and runs nothing. Whoever asks may be root: what is
+read are regular files of a bounded size, outside of the directory those that its owner may read; nothing else is
+opened; and what is told are paths in the shared directory only.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import pwd
+import re
+import stat
+from contextlib import suppress
+
+from hutch.failure import HutchError
+from hutch.files import kept_open, reopen_regular
+from hutch.host.storage.git_config import parse_config
+from hutch.trees.cursor import way_to
+
+TYPE_CHECKING = False  # programs that start with a workspace use it
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Literal
+
+    from hutch.spec.model import WorkspaceSpec
+
+    Hold = Literal["", "directory", "file", "itself"]
+
+NAMES = (".vscode", ".idea", ".envrc", "hutch.toml")  # at the top of a checkout
+MOST = 2048  # paths of one directory
+LARGEST = 1 << 20  # bytes of a file that is read
+MOST_LOOKED = 20_000  # entries of directories; a guest can make as many as it likes
+DEEPEST = 40  # links, includes, and modules in modules
+WORDS = 4  # of a value, that may be a program and its arguments
+RUN = re.compile(
+    r"core\.(fsmonitor|sshcommand|editor|pager|askpass|gitproxy)|(alias|pager)\..*|sequence\.editor|diff\.external"
+    r"|gpg(\..*)?\.program|credential(\..*)?\.helper|filter\..*\.(clean|smudge|process)|merge\..*\.driver"
+    r"|diff\..*\.(command|textconv)|(diff|merge)tool\..*\.cmd"
+)
+"""The variables whose values are commands, see git-config(1)."""
+SHARED_EXTENSION = ("extensions.worktreeconfig", ("true", "yes", "on", "1"))
+
+
+def find_protected(source: str, more: Sequence[str] = (), *, is_default: bool = True) -> dict[str, Hold]:
+    """Path on the host -> what is to be made there where nothing is, "" for what is there; those that lie in other ones
+    are left out. A file that leads to "itself" tells git what it takes for granted without. `more` are paths in the
+    directory `source`. HutchError where there are too many."""
+    look = _Look(source)
+    for entry in more:
+        look.add(f"{source}/{entry}", "directory")
+    if is_default:
+        look.look_around()
+    found: dict[str, Hold] = {}
+    for path in sorted(look.found):
+        if not any(above in found for above in _above(path, source)):
+            found[path] = look.found[path]
+    return found
+
+
+def protected_paths(workspace: WorkspaceSpec) -> list[str]:
+    """The paths on the host that the workspace cannot change, though it is shown what is around them to be written."""
+    found: set[str] = set()
+    for mount in workspace.mounts if workspace.engine == "local" else ():
+        if mount.is_writable and os.path.isdir(mount.source):
+            with suppress(HutchError):  # it does not start
+                found |= find_protected(mount.source, workspace.protect, is_default=workspace.protect_default).keys()
+    return sorted(found)
+
+
+def is_git_directory(path: str) -> bool:
+    return os.path.lexists(f"{path}/HEAD") and all(os.path.isdir(f"{path}/{name}") for name in ("objects", "refs"))
+
+
+def _above(path: str, top: str) -> Iterator[str]:
+    """The directories between a path and one that it is in."""
+    while len(path := posixpath.dirname(path)) > len(top):
+        yield path
+
+
+PARTS = frozenset(("objects", "refs", "logs", "hooks", "info", "lfs", "modules", "worktrees"))
+"""Directories in git directories that hold no submodule of the level above."""
+
+
+class _Look:
+    """One look at a shared directory; `found` is what it found."""
+
+    def __init__(self, source: str) -> None:
+        self.source, self._real = source, os.path.realpath(source)
+        self.found: dict[str, Hold] = {}
+        self._seen: set[str] = set()
+        self._left = MOST_LOOKED
+
+    def add(self, path: str, hold: Hold = "", depth: int = 0) -> None:
+        """Note a path, if it is in the directory; and where a link leads from it, that too. Of a path that is not there
+        the first part is held that is missing."""
+        path = posixpath.normpath(path)
+        if not path.startswith(f"{self.source}/") or depth > DEEPEST:
+            return
+        parts = path.removeprefix(f"{self.source}/").split("/")
+        current, mode = self.source, 0
+        for index, part in enumerate(parts):
+            current = f"{current}/{part}"
+            try:
+                mode = os.lstat(current).st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                if hold:
+                    self._note(current, hold if index == len(parts) - 1 else "directory")
+                return
+            if stat.S_ISLNK(mode):
+                self._note(current, "")
+                target = posixpath.join(posixpath.dirname(current), os.readlink(current))
+                self.add(posixpath.join(target, *parts[index + 1 :]), hold, depth + 1)
+                return
+        self._note(current, "")
+        if stat.S_ISDIR(mode):  # a hook is often a link to a script of the working tree
+            for entry in self._entries(current):
+                if entry.is_symlink():
+                    self.add(entry.path, depth=depth + 1)
+
+    def _note(self, path: str, hold: Hold) -> None:
+        self.found.setdefault(path, hold)
+        if len(self.found) > MOST:
+            raise self._too_much(f"has more than {MOST} paths to protect")
+
+    def _too_much(self, what: str) -> HutchError:
+        way = "share a part of it; or protect_default = false, and name in `protect` what must not change"
+        return HutchError(f"{self.source} {what}", resolution=way)
+
+    def _entries(self, directory: str) -> list[os.DirEntry[str]]:
+        """The entries of a directory, none where it cannot be read."""
+        found = []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    self._left -= 1
+                    if self._left < 0:
+                        raise self._too_much(f"has more than {MOST_LOOKED} files to look through for what is protected")
+                    found.append(entry)
+        except OSError:
+            return []
+        return found
+
+    def _directories(self, directory: str) -> list[str]:
+        return sorted(entry.path for entry in self._entries(directory) if entry.is_dir(follow_symlinks=False))
+
+    def look_around(self) -> None:
+        """Note what git and editors run of this directory, be it a checkout, a part of one, or a git directory."""
+        for name in NAMES:
+            self.add(f"{self.source}/{name}")
+        tops = [self.source, *_all_above(self.source)]
+        for top in tops:
+            if os.path.lexists(f"{top}/.git"):
+                self._checkout(top)
+        for top in tops:
+            if is_git_directory(top):
+                self._git_directory(top, top)
+
+    def _checkout(self, top: str) -> None:
+        for name in NAMES:
+            self.add(f"{top}/{name}", "directory")
+        git = f"{top}/.git"
+        if os.path.isdir(git):
+            if os.path.islink(git):
+                self.add(git)
+            self._git_directory(os.path.realpath(git), top)
+            return
+        self.add(git)
+        if (text := self._read(git)).startswith("gitdir:"):
+            self._git_directory(posixpath.normpath(posixpath.join(top, _pointer(text[len("gitdir:") :]))), top)
+
+    def _git_directory(self, git: str, top: str, depth: int = 0) -> None:
+        """Note what is in a git directory, of the working tree `top`; and in the one that its worktrees have in
+        common."""
+        if git in self._seen or depth > DEEPEST:
+            return
+        self._seen.add(git)
+        common = git
+        if pointer := _pointer(self._read(f"{git}/commondir")):
+            common = posixpath.normpath(posixpath.join(git, pointer))
+        # A bare one is left alone: with such a file, git does not take it for bare any more.
+        self.add(f"{git}/commondir", "itself" if git != top else "")
+        self.add(f"{git}/gitdir")
+        variables = list(self._configuration(f"{common}/config", 0))
+        own = _is_true(variables, SHARED_EXTENSION)
+        for place in dict.fromkeys((git, common)):
+            self.add(f"{place}/config.worktree", "file" if own else "")
+            self.add(f"{place}/hooks", "directory")
+        if own:
+            variables += self._configuration(f"{git}/config.worktree", 0)
+        self._values(variables, top)
+        if common != git:
+            self._git_directory(common, _top_of(common, top), depth + 1)
+            return
+        for module in self._modules(f"{git}/modules"):
+            worktree = next(
+                (value for key, value in self._read_config(f"{module}/config") if key == "core.worktree"), ""
+            )
+            inner = posixpath.normpath(posixpath.join(module, worktree)) if worktree else module
+            if worktree:
+                for name in (".git", *NAMES):
+                    self.add(f"{inner}/{name}")
+            self._git_directory(module, inner, depth + 1)
+        for place in self._directories(f"{git}/worktrees"):
+            for file in ("commondir", "gitdir", "config.worktree"):
+                self.add(f"{place}/{file}", "file" if own and file == "config.worktree" else "")
+            if pointer := _pointer(self._read(f"{place}/gitdir")):
+                self._worktree(posixpath.dirname(posixpath.normpath(posixpath.join(place, pointer))), variables)
+
+    def _worktree(self, top: str, variables: Iterable[tuple[str, str]]) -> None:
+        """Note what lies in another working tree of the same git directory, by whose configuration git goes there."""
+        for name in (".git", *NAMES):
+            self.add(f"{top}/{name}")
+        if os.path.isdir(top):
+            self._values(variables, top)
+
+    def _configuration(self, file: str, depth: int) -> Iterator[tuple[str, str]]:
+        """The variables of a configuration file and of those that it includes, all of which are noted."""
+        self.add(file, "file")
+        for key, value in self._read_config(file):
+            yield key, value
+            is_include = key == "include.path" or (key.startswith("includeif.") and key.endswith(".path"))
+            if is_include and depth < DEEPEST:
+                included = posixpath.join(posixpath.dirname(file), self._expanded(value))
+                yield from self._configuration(posixpath.normpath(included), depth + 1)
+
+    def _read(self, path: str) -> str:
+        """The text of a file, "" where there is none that can be read. A link leads git anywhere, so outside of the
+        directory it is a file that the owner of the directory may read. The kernel's own files, which have no size, are
+        not read: that may have effects."""
+        try:
+            with kept_open(os.open(path, os.O_PATH | os.O_CLOEXEC)) as pin:
+                found, is_inside = os.fstat(pin), os.readlink(way_to(pin)).startswith(f"{self._real}/")
+                if not found.st_size or not (is_inside or is_open_to(os.stat(self.source).st_uid, found)):
+                    return ""
+                with kept_open(reopen_regular(pin)) as file:
+                    return os.read(file, LARGEST).decode("utf-8", "surrogateescape")
+        except BlockingIOError as error:
+            raise HutchError(
+                f"{path} cannot be read, so it is not known what of {self.source} is to be protected",
+                details="somebody has a lease on it (see `lslocks`)",
+            ) from error
+        except OSError:
+            return ""
+
+    def _read_config(self, file: str) -> Iterator[tuple[str, str]]:
+        text = self._read(file)
+        if len(text) >= LARGEST:
+            raise self._too_much(f"is configured by {file}, which is larger than 1 MiB")
+        return parse_config(text)
+
+    def _modules(self, place: str, depth: int = 0) -> Iterator[str]:
+        """The git directories of submodules, whose names may have slashes."""
+        for path in self._directories(place):
+            # Of a git directory whose other parts somebody has taken away, the configuration is there: it is protected.
+            if os.path.lexists(f"{path}/config") or is_git_directory(path):
+                yield path
+            if depth < DEEPEST and posixpath.basename(path) not in PARTS:
+                yield from self._modules(path, depth + 1)
+
+    def _values(self, variables: Iterable[tuple[str, str]], top: str) -> None:
+        """Note the directory of hooks, the programs of the working tree that git would run, and each file there that
+        the first words of a value lead to: they may be a command."""
+        for key, value in variables:
+            if key in ("core.hookspath", "init.templatedir"):
+                self.add(posixpath.join(top, self._expanded(value)), "directory")
+                continue
+            for index, word in enumerate(value.removeprefix("!").split()[:WORDS]):
+                path = posixpath.join(top, self._expanded(word.strip("'\"")))
+                is_program = index == 0 and RUN.fullmatch(key)
+                if "/" in word and (is_program or os.path.isfile(path)):
+                    self.add(path, "directory" if is_program else "")
+
+    def _expanded(self, path: str) -> str:
+        """A path whose "~" is the home of whoever owns the directory, as git on the host would have it."""
+        if not path.startswith("~/"):
+            return path
+        try:
+            return posixpath.join(pwd.getpwuid(os.stat(self.source).st_uid).pw_dir, path[2:])
+        except (KeyError, OSError):
+            return path
+
+
+def _all_above(path: str) -> Iterator[str]:
+    while (path := posixpath.dirname(path)) != "/":
+        yield path
+
+
+def _is_true(variables: Iterable[tuple[str, str]], wanted: tuple[str, Sequence[str]]) -> bool:
+    name, words = wanted
+    return any(key == name and value.lower() in words for key, value in variables)
+
+
+def _top_of(common: str, otherwise: str) -> str:
+    """The main working tree, whose git directory others have in common."""
+    return posixpath.dirname(common) if posixpath.basename(common) == ".git" else otherwise
+
+
+def _pointer(text: str) -> str:
+    """The path that a file of git's holds."""
+    return text.strip("\r\n").strip()
+
+
+def is_open_to(uid: int, found: os.stat_result) -> bool:
+    """Whether a user may read a file, by its owner and mode. The directories above it do not count: who closes one to
+    its owner for a while must not hide what is in it."""
+    if uid in (0, found.st_uid) or found.st_mode & stat.S_IROTH:
+        return True
+    try:
+        account = pwd.getpwuid(uid)
+        groups = os.getgrouplist(account.pw_name, account.pw_gid)
+    except KeyError:
+        return False
+    return bool(found.st_mode & stat.S_IRGRP) and found.st_gid in groups

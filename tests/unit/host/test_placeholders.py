@@ -1,0 +1,73 @@
+"""What holds a name in somebody's checkout: made for as long as a workspace needs it, and gone after it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hutch.host.storage.placeholders import ensure_placeholders, held_by, remove_placeholders
+
+
+@pytest.fixture
+def note(tmp_path: Path) -> Path:
+    return tmp_path / "placeholders.json"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "checkout").mkdir()
+    return tmp_path / "checkout"
+
+
+def ensure(note: Path, workspace: str, *paths: Path) -> None:
+    ensure_placeholders(note, workspace, {str(path): "directory" for path in paths}, os.getuid(), os.getgid())
+
+
+def test_they_come_and_go(note: Path, checkout: Path) -> None:
+    wanted = {f"{checkout}/.vscode": "directory", f"{checkout}/inc": "file", f"{checkout}/self": "itself"}
+    for _ in range(2):
+        ensure_placeholders(note, "web", wanted, os.getuid(), os.getgid())
+        assert (os.listdir(checkout / ".vscode"), (checkout / "inc").read_bytes()) == ([], b"")
+        assert (checkout / "self").read_bytes() == b".\n"
+        assert held_by(note) == {path: ["web"] for path in wanted}
+    for _ in range(2):
+        remove_placeholders(note, "web")
+        assert (os.listdir(checkout), note.exists()) == ([], False)
+
+
+def test_the_last_workspace_takes_them_away(note: Path, checkout: Path) -> None:
+    ensure(note, "web", checkout / ".idea")
+    ensure(note, "lab", checkout / ".idea")
+    remove_placeholders(note, "web")
+    assert held_by(note) == {f"{checkout}/.idea": ["lab"]}
+    assert (checkout / ".idea").is_dir()
+    remove_placeholders(note, "lab")
+    assert os.listdir(checkout) == []
+
+
+def test_what_was_there_before_stays(note: Path, checkout: Path) -> None:
+    (checkout / ".idea").mkdir()
+    ensure(note, "web", checkout / ".idea")
+    remove_placeholders(note, "web")
+    assert os.listdir(checkout) == [".idea"]
+
+
+def test_what_is_not_empty_any_more_stays(note: Path, checkout: Path) -> None:
+    ensure_placeholders(note, "web", {f"{checkout}/inc": "file"}, os.getuid(), os.getgid())
+    ensure(note, "web", checkout / ".idea", checkout / ".vscode")
+    (checkout / ".idea/mine").touch()
+    (checkout / ".vscode").rmdir()
+    (checkout / ".vscode").symlink_to(checkout / ".idea")
+    (checkout / "inc").write_text("[core]")
+    remove_placeholders(note, "web")
+    assert sorted(os.listdir(checkout)) == [".idea", ".vscode", "inc"]
+    assert not note.exists()
+
+
+def test_a_damaged_note_removes_nothing(note: Path, checkout: Path) -> None:
+    ensure(note, "web", checkout / ".idea")
+    note.write_text("{")
+    remove_placeholders(note, "web")
+    assert os.listdir(checkout) == [".idea"]

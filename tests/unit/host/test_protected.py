@@ -1,0 +1,297 @@
+"""Which paths of a shared checkout are protected: what git, editors and direnv would run on the host."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from hutch.errors import HutchError
+from hutch.host.storage import protected
+from hutch.host.storage.git_config import parse_config
+from hutch.host.storage.protected import find_protected, is_open_to, protected_paths
+from hutch.spec.model import Mount
+from tests.unit.facts import workspace
+
+CONFIG = r"""
+; a comment
+[core]
+	repositoryformatversion = 0
+	hooksPath = "quoted # not a comment" # a comment
+	bare
+[remote "a \"b\" \\ c"] url = one \
+two   ; the end
+[includeIf "gitdir:~/Work/"]
+	Path = ../x
+[alias] x = "!sh -c \"a\tb\"" y
+nonsense here
+= nothing
+[broken
+[section.SUB] a-b = 1
+"""
+
+
+def test_a_configuration() -> None:
+    assert list(parse_config(CONFIG)) == [
+        ("core.repositoryformatversion", "0"),
+        ("core.hookspath", "quoted # not a comment"),
+        ("core.bare", "true"),
+        ('remote.a "b" \\ c.url', "one two"),
+        ("includeif.gitdir:~/Work/.path", "../x"),
+        ("alias.x", '!sh -c "a\tb" y'),
+        ("section.sub.a-b", "1"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "\ufeff[a]\r\nb=c\r\n", "[a] b = c", "[a]\nb=\\\nc", "[a]\nb=c\\"])
+def test_a_configuration_of_one_line(text: str) -> None:
+    assert list(parse_config(text)) == ([("a.b", "c")] if text else [])
+
+
+def make_git_directory(git: Path, config: str = "[core]\n\tbare = false\n") -> None:
+    for name in ("objects", "refs", "hooks"):
+        (git / name).mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    (git / "config").write_text(config)
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    make_git_directory(tmp_path / "top/.git")
+    return tmp_path / "top"
+
+
+def found(source: Path, *more: str, is_default: bool = True) -> dict[str, str]:
+    paths = find_protected(str(source), more, is_default=is_default)
+    return {path.removeprefix(f"{source}/"): hold for path, hold in paths.items()}
+
+
+NAMES = dict.fromkeys((".vscode", ".idea", ".envrc", "hutch.toml"), "directory")
+GIT = {".git/config": "", ".git/hooks": "", ".git/commondir": "itself"}
+
+
+def test_a_checkout(top: Path) -> None:
+    assert found(top) == {**NAMES, **GIT}
+    (top / ".envrc").touch()
+    (top / ".vscode").mkdir()
+    (top / ".git/hooks").rmdir()
+    assert found(top) == {**NAMES, **GIT, ".envrc": "", ".vscode": "", ".git/hooks": "directory"}
+
+
+def test_a_directory_that_is_no_checkout(tmp_path: Path) -> None:
+    (tmp_path / ".envrc").touch()
+    assert found(tmp_path) == {".envrc": ""}
+    assert found(tmp_path, is_default=False) == {}
+    assert found(tmp_path, "a/b", ".envrc") == {"a": "directory", ".envrc": ""}
+
+
+def test_a_list_of_the_users(top: Path) -> None:
+    (top / "a").mkdir()
+    assert found(top, "a/b/c", "Makefile") == {**NAMES, **GIT, "a/b": "directory", "Makefile": "directory"}
+    assert found(top, "a", is_default=False) == {"a": ""}
+    assert found(top, ".git") == {**NAMES, ".git": ""}  # what is in it needs nothing of its own
+
+
+def test_what_the_configuration_names(top: Path) -> None:
+    (top / ".git/config").write_text(
+        '[include] path = ../git/inc\n[includeIf "gitdir:/x"] path = other\n'
+        "[core] fsmonitor = tools/watch --all\n sshCommand = ssh -F /etc/ssh\n"
+        '[alias] x = "!\'./tools/x\' y"\n[filter "y"] clean = tools/absent\n'
+    )
+    (top / "tools").mkdir()
+    (top / "tools/watch").touch()
+    (top / "tools/x").touch()
+    (top / "git").mkdir()
+    (top / "git/inc").write_text("[core] hooksPath = .githooks\n[include] path = inc\n")
+    assert found(top) == {
+        **NAMES, **GIT, ".git/other": "file", "git/inc": "", ".githooks": "directory", "tools/watch": "", "tools/x": "",
+        "tools/absent": "directory",
+    }  # fmt: skip
+
+
+def test_a_worktrees_own_configuration(top: Path) -> None:
+    (top / ".git/config").write_text("[extensions] worktreeConfig = True\n")
+    assert found(top) == {**NAMES, **GIT, ".git/config.worktree": "file"}
+    (top / ".git/config.worktree").write_text("[core] hooksPath = /elsewhere\n")
+    assert found(top) == {**NAMES, **GIT, ".git/config.worktree": ""}
+
+
+def test_links_and_what_they_lead_to(top: Path) -> None:
+    (top / "scripts").mkdir()
+    (top / "scripts/hook").touch()
+    (top / ".git/hooks/pre-commit").symlink_to("../../scripts/hook")
+    (top / ".git/hooks/pre-push").symlink_to("/usr/bin/true")
+    (top / ".idea").symlink_to("editor")
+    assert found(top) == {**NAMES, **GIT, ".idea": "", "editor": "directory", "scripts/hook": ""} | {".idea": ""}
+    (top / "editor").symlink_to(".idea")  # a loop
+    assert found(top)["editor"] == ""
+
+
+def test_submodules(top: Path) -> None:
+    make_git_directory(top / ".git/modules/libs/one", "[core] worktree = ../../../../libs/one\n hooksPath = hooks\n")
+    make_git_directory(top / ".git/modules/libs/one/modules/in")
+    (top / "libs/one").mkdir(parents=True)
+    (top / "libs/one/.git").write_text("gitdir: ../../.git/modules/libs/one\n")
+    one = ".git/modules/libs/one"
+    assert found(top) == {
+        **NAMES, **GIT, f"{one}/config": "", f"{one}/hooks": "", "libs/one/.git": "", "libs/one/hooks": "directory",
+        f"{one}/modules/in/config": "", f"{one}/modules/in/hooks": "", f"{one}/commondir": "itself",
+    }  # fmt: skip
+
+
+def test_a_worktree_and_the_directory_that_it_has_in_common(top: Path, tmp_path: Path) -> None:
+    (top / ".git/config").write_text("[core] hooksPath = .githooks\n")
+    own = top / ".git/worktrees/other"
+    own.mkdir(parents=True)
+    (own / "commondir").write_text("../..\n")
+    (own / "gitdir").write_text(f"{tmp_path}/other/.git\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/.git").write_text(f"gitdir: {own}\n")
+    theirs = {".git/worktrees/other/commondir": "", ".git/worktrees/other/gitdir": ""}
+    hooks = {".githooks": "directory"}
+    assert found(tmp_path / "other") == {**NAMES, ".git": "", **hooks}
+    assert found(top) == {**NAMES, **GIT, **theirs, **hooks}
+    inner = {path.removeprefix(".git/"): hold for path, hold in {**GIT, **theirs}.items()}
+    assert found(top / ".git") == inner
+    assert found(own) == {"commondir": "", "gitdir": ""}
+
+
+def test_a_submodule_is_known_by_its_configuration(top: Path) -> None:
+    """A guest may take away what else tells of it."""
+    make_git_directory(top / ".git/modules/libs/one", "[core] worktree = ../../../../libs/one\n")
+    (top / ".git/modules/libs/one/HEAD").unlink()
+    make_git_directory(top / ".git/modules/libs")  # as if there were one above it
+    (top / "libs/one").mkdir(parents=True)
+    (top / "libs/one/.envrc").touch()
+    seen = found(top)
+    assert {".git/modules/libs/one/config", ".git/modules/libs/config", "libs/one/.envrc"} <= seen.keys()
+
+
+def test_working_trees_within_a_checkout(top: Path) -> None:
+    (top / ".git/config").write_text("[core] hooksPath = .husky/_\n[extensions] worktreeConfig = true\n")
+    own = top / ".git/worktrees/x"
+    own.mkdir(parents=True)
+    (own / "gitdir").write_text(f"{top}/.worktrees/x/.git\n")
+    tree = top / ".worktrees/x"
+    (tree / ".vscode").mkdir(parents=True)
+    (tree / ".git").write_text(f"gitdir: {own}\n")
+    seen = found(top)
+    assert seen[".git/worktrees/x/config.worktree"] == "file"
+    assert seen[".worktrees/x/.git"] == seen[".worktrees/x/.vscode"] == ""
+    assert seen[".worktrees/x/.husky"] == seen[".husky"] == "directory"
+
+
+def test_a_part_of_a_checkout(top: Path) -> None:
+    (top / "src").mkdir()
+    (top / ".git/config").write_text("[core] hooksPath = src/hooks\n")
+    assert found(top / "src") == {"hooks": "directory"}
+
+
+def test_too_much_to_look_through(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        (top / f".git/modules/{number}").mkdir(parents=True)
+    monkeypatch.setattr(protected, "MOST_LOOKED", 3)
+    with pytest.raises(HutchError, match=r"more than 3 files to look through") as caught:
+        found(top)
+    assert "protect_default = false" in caught.value.resolution
+    monkeypatch.undo()
+    monkeypatch.setattr(protected, "MOST", 3)
+    with pytest.raises(HutchError, match=r"more than 3 paths to protect"):
+        found(top)
+    monkeypatch.undo()
+    (top / ".git/config").write_text("#" * protected.LARGEST)
+    with pytest.raises(HutchError, match=r"larger than 1 MiB"):
+        found(top)
+
+
+def test_nothing_that_waits_is_opened(top: Path) -> None:
+    (top / ".git/config").unlink()
+    os.mkfifo(top / ".git/config")
+    assert found(top) == {**NAMES, **GIT}
+
+
+def test_nothing_is_opened_that_is_no_file(top: Path, tmp_path: Path) -> None:
+    """Nor where a guest's link leads to it: who waits at a fifo for a reader would go on, and a device may do more."""
+    os.mkfifo(tmp_path / "fifo")
+    (top / ".git/modules/x").mkdir(parents=True)
+    for name in ("config", "commondir", "gitdir"):
+        (top / ".git/modules/x" / name).symlink_to(tmp_path / "fifo")
+    opened = threading.Event()
+
+    def wait() -> None:
+        os.close(os.open(tmp_path / "fifo", os.O_WRONLY))
+        opened.set()
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    try:
+        assert found(top).keys() > {".git/modules/x/config"}
+        assert not opened.wait(0.2)
+    finally:
+        os.close(os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK))
+        waiting.join()
+
+
+def test_what_cannot_be_read_for_a_lease_is_not_passed_over(top: Path) -> None:
+    """A guest may have one on its files: what it hides so would not be protected."""
+    (top / ".git/config").write_text("[core]\nhooksPath = mine\n")
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    holder = os.open(top / ".git/config", os.O_RDWR)
+    try:
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        with pytest.raises(HutchError, match=r"\.git/config cannot be read"):
+            found(top)
+    finally:
+        os.close(holder)
+        signal.signal(signal.SIGIO, before)
+    assert "mine" in found(top)
+
+
+def test_a_link_is_followed_to_what_the_owner_may_read(
+    top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what is protected, a guest would be told what is in a file of root's."""
+    (tmp_path / "elsewhere").write_text("[core]\nhooksPath = mine\n")
+    (top / "config").write_text("[core]\nhooksPath = mine\n")
+    config = top / ".git/config"
+    for target, is_told in ((tmp_path / "elsewhere", False), (top / "config", True)):
+        config.unlink()
+        config.symlink_to(target)
+        monkeypatch.setattr(protected, "is_open_to", lambda uid, found: True)
+        assert "mine" in found(top)
+        monkeypatch.setattr(protected, "is_open_to", lambda uid, found: False)
+        assert ("mine" in found(top)) is is_told
+
+
+@pytest.mark.parametrize(
+    ("reader", "uid", "mode", "is_open"),
+    [
+        (0, 5, 0o000, True),
+        (5, 5, 0o000, True),
+        (5, 0, 0o604, True),
+        (5, 0, 0o600, False),
+        (1 << 30, 0, 0o640, False),  # who has no account is in no group
+    ],
+)
+def test_whose_a_file_is_to_read(reader: int, uid: int, mode: int, is_open: bool) -> None:
+    assert is_open_to(reader, os.stat_result((stat.S_IFREG | mode, 1, 1, 1, uid, 0, 1, 0, 0, 0))) is is_open
+
+
+def test_the_files_of_the_kernel_are_not_read(top: Path) -> None:
+    for name in ("config", "commondir"):
+        (top / ".git" / name).unlink(missing_ok=True)
+        (top / ".git" / name).symlink_to("/proc/self/environ")
+    assert found(top).keys() == {*NAMES, *GIT}
+
+
+def test_the_paths_of_a_workspace(top: Path) -> None:
+    mounts = (Mount(str(top), "/a"), Mount(str(top), "/b", mode="readonly"), Mount("/gone", "/c"))
+    assert protected_paths(workspace(mounts=mounts, protect=("x",))) == sorted(
+        f"{top}/{name}" for name in {**NAMES, **GIT, "x": ""}
+    )
+    assert protected_paths(workspace(mounts=mounts, protect_default=False)) == []
