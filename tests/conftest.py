@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support import again
 from tests.support.leaving import LEFT_OUT
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boundary", choices=["container", "vm"], default="container", help="what workspaces are made of")
     parser.addoption("--part", default="0/1", help="of a tier, every so-manieth file only, such as 0/2 and 1/2")
-    parser.addoption("--slow", action="store_true", help="with the tests that take a while; they decide on a change")
+    parser.addoption("--slow", action="store_true", help="with the tests that take a while")
     parser.addoption("--long", action="store_true", help="with the tests that take minutes")
     parser.addoption("--smoke", action="store_true", help="of the systemd tier, those that every change is to pass")
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    again.note(report)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if left_out := config.stash.get(LEFT_OUT, []):
-        terminalreporter.section("left out: `script/test --ci` runs those that are only slow, `--all` runs all")
+        terminalreporter.section("left out: `script/test --slow` runs those that are only slow, `--all` runs all")
         for line in left_out:
             terminalreporter.write_line(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,11 +12,11 @@ import pytest
 
 from tests.host.instance import Instance
 from tests.host.opening import open_instance, open_instances
+from tests.support.enclosure import CACHE
 from tests.support.leaving import leave_out
 from tests.support.parts import is_of_another
 from tests.support.world import World, WorldError
 
-CHECKOUT = Path(__file__).parents[2]
 INCUS = Path(__file__).parent / "incus"
 FILES = sorted(Path(__file__).parent.rglob("test_*.py"))
 MakeInstance = Callable[..., Instance]
@@ -92,7 +91,7 @@ def workspace_type(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def images(world: World, request: pytest.FixtureRequest) -> Path:
     """The directory of built images. It outlives the run: an image is built anew only when its inputs change."""
-    cache = Path(os.environ.get("HUTCH_TEST_CACHE") or CHECKOUT / ".cache" / "hutch-test") / "images"
+    cache = CACHE / "images"
     cache.mkdir(parents=True, exist_ok=True)
     with open_instance(world, cache) as builder:
         builder.declare(request.config.getoption("--boundary"), builder="")

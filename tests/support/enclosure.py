@@ -8,6 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# Images and disks that outlive a run, each under a digest of what it is made from, and the history of flaky tests.
+CACHE = Path(os.environ.get("HUTCH_TEST_CACHE") or ROOT / ".cache" / "hutch-test")
+
 # Where the host tier finds the machine's own network namespace: downloads must pass through it.
 OUTER_NETWORK = "HUTCH_TEST_OUTER_NETNS"
 

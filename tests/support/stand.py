@@ -29,6 +29,8 @@ from hutch.images.progress import Meter, no_progress
 from hutch.spec.names import Layout
 from tests.host.opening import open_instance
 from tests.support import stand_disks
+from tests.support.again import NOTES
+from tests.support.enclosure import CACHE
 from tests.support.stand_disks import CHECKOUT, Boot
 from tests.support.world import World
 
@@ -36,7 +38,6 @@ ENDED = b"the stand ended with code "  # says start.py
 SECONDS = 5400.0  # for everything that is run there, by a host without KVM and with other things to do
 MEMORY = "4G"
 CAN_RUN_MACHINES = EMULATED.replace("-svm", "+svm,+npt")  # AMD's, which QEMU emulates: the stand has a KVM of its own
-CACHE = Path(os.environ.get("HUTCH_TEST_CACHE") or CHECKOUT / ".cache" / "hutch-test")
 
 
 def main() -> int:
@@ -134,6 +135,8 @@ def render_machine(
         *("-serial", f"file:{console}", "-fw_cfg", f"name=opt/hutch/stand,string={told.replace(',', ',,')}"),
         *("-chardev", "file,id=said,path=/proc/self/fd/1", "-device", "virtio-serial-pci"),
         *("-device", "virtserialport,chardev=said,name=hutch.stand"),
+        *("-chardev", f"file,id=failed,path={os.environ.get(NOTES, os.devnull)}"),
+        *("-device", "virtserialport,chardev=failed,name=hutch.failed"),
         *("-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"),
     ]
     for name, path in disks.items():

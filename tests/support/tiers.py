@@ -4,6 +4,8 @@
 mount, network and process namespaces of their own: what they start ends with them. `systemd` runs its tests in a
 machine that is a host by itself (see stand); `smoke` is those of them that every run has. These run side by side:
 while one waits, another computes. What a run leaves out, it says at its end.
+
+A test with effects that fails in whole tiers is tried once more, alone, when all else has ended (see again).
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.support import machine
-from tests.support.enclosure import ROOT, enclose
+from tests.support import again, machine
+from tests.support.again import Result
+from tests.support.enclosure import CACHE, ROOT, enclose
 
 BOUNDARIES = {"host": "container", "vm": "vm"}
 TIERS = ("systemd", "smoke", "vm", "host", "unit", "lint")  # in this order: what takes longest is begun first
@@ -40,21 +44,39 @@ PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A tier, or a part of one, as a command and its environment; without one, that of this process."""
+    """A tier, or a part of one, as a command and its environment; without one, that of this process. Tests with effects
+    note there how they went."""
 
     name: str
+    tier: str
     argv: Sequence[str]
     environment: Mapping[str, str] | None = None
+    notes: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended, after so many seconds, and how many of a processor's these were."""
+    """With which code a job ended, after so many seconds, how many of a processor's these were, and how its tests with
+    effects went."""
 
-    name: str
-    passed: bool
+    job: Job
+    code: int
     seconds: float
     computed: float
+    results: Sequence[Result] = ()
+
+    @property
+    def passed(self) -> bool:
+        return self.code == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The second try of a file in which tests had failed, and whether all of them passed."""
+
+    failures: Sequence[Result]
+    outcome: Outcome
+    passed: bool
 
 
 def main() -> int:
@@ -70,18 +92,28 @@ def main() -> int:
     # Short, because paths of sockets are; open, because accounts other than root log in to workspaces.
     work = Path(tempfile.mkdtemp(prefix="hutch-test-", dir="/tmp"))
     work.chmod(0o755)
+    is_whole = not set(pytest) - DEPTHS  # who chooses tests wants to see them fail
     outcomes: list[Outcome] = []
+    attempts: list[Attempt] = []
+    left: list[str] = []
     try:
         outcomes += _side_by_side(_jobs(tiers, pytest, work), work)
+        left += _end_children()
+        if is_whole and not left and not _difference(before):
+            attempts = _try_again(outcomes, pytest, work)
     finally:
-        left = _end_children()
-        changed = machine.settled_difference(before) if before else ""
-        status = _report(outcomes, left, changed)
-        if any(not outcome.name.startswith(("lint", "unit")) and not outcome.passed for outcome in outcomes):
+        left += _end_children()
+        changed = _difference(before)
+        is_well = _report(outcomes, attempts, left, changed)
+        if any(outcome.job.notes and not outcome.passed for outcome in outcomes):
             print(f"what the tests left to look at: {work}", flush=True)
         else:
             shutil.rmtree(work)
-    return status
+    flaky = [failure for attempt in attempts for failure in attempt.failures if attempt.passed]
+    if is_well and is_whole and set(USUAL) <= {outcome.job.tier for outcome in outcomes}:
+        is_well = _remember(outcomes, flaky)
+    print(f"{'passed' if is_well else 'FAILED'}; flaky tests: {len(flaky)}", flush=True)
+    return 0 if is_well else 1
 
 
 def _options() -> tuple[list[str], list[str]]:
@@ -90,13 +122,13 @@ def _options() -> tuple[list[str], list[str]]:
     split = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
         prog="script/test",
-        usage="script/test [--ci | --all] [TIER…] [-- PYTEST OPTION…]",
+        usage="script/test [--slow | --all] [TIER…] [-- PYTEST OPTION…]",
         description="Run the tests: every tier, but of systemd the smoke tests only; or the named tiers.",
         epilog="example: sudo script/test host -- -x -k ssh",
     )
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"one of {', '.join(TIERS)}")
     more = parser.add_mutually_exclusive_group()
-    more.add_argument("--ci", action="store_true", help="also slow tests and all of systemd: what decides on a change")
+    more.add_argument("--slow", action="store_true", help="also slow tests and all of systemd")
     more.add_argument("--all", action="store_true", help="also the sets that take many minutes each")
     options = parser.parse_args(argv[:split])
     for tier in options.tiers:
@@ -104,12 +136,12 @@ def _options() -> tuple[list[str], list[str]]:
             parser.error(f"there is no tier {tier!r}; there are {', '.join(TIERS)}")
     pytest = argv[split + 1 :]
     named = [tier for tier in TIERS if tier not in FOLDERS and _tests_of(tier, pytest)]
-    wanted = options.tiers or named or (TIERS if options.ci or options.all else USUAL)
+    wanted = options.tiers or named or (TIERS if options.slow or options.all else USUAL)
     if "systemd" in wanted:
         wanted = [tier for tier in wanted if tier != "smoke"]  # it has those, too
     if named and {FOLDERS.get(tier, tier) for tier in wanted} != set(named):
         parser.error(f"those tests are of {' and '.join(named)}; name no other tier with them")
-    depth = [*(["--slow"] if options.ci or options.all or named else []), *(["--long"] if options.all else [])]
+    depth = [*(["--slow"] if options.slow or options.all or named else []), *(["--long"] if options.all else [])]
     return [tier for tier in TIERS if tier in wanted], [*pytest, *depth]
 
 
@@ -144,19 +176,47 @@ def _side_by_side(jobs: Sequence[Job], work: Path) -> Iterator[Outcome]:
 
 
 def _jobs(tiers: Sequence[str], pytest: Sequence[str], work: Path) -> list[Job]:
-    """The jobs of these tiers. Those of tests that act as a host have namespaces of their own."""
-    python, found = [sys.executable, "-m"], []
+    """The jobs of these tiers."""
+    found = []
     for tier in tiers:
         if tier == "lint":
-            found.append(Job(tier, _as_owner([*python, "tests.support.lint"])))
+            found.append(Job(tier, tier, _as_owner([sys.executable, "-m", "tests.support.lint"])))
             continue
         parts = 1 if set(pytest) - DEPTHS else PARTS.get(tier, 1)  # chosen tests stay together
         for part in range(parts):
             name = tier if parts == 1 else f"{tier}-{part + 1}"
-            command = [*python, *_command(tier, f"{part}/{parts}", pytest, work / name)]
-            enclosed = enclose(command, work / f"outer-netns-{name}") if tier != "unit" else (_as_owner(command),)
-            found.append(Job(name, *enclosed))
+            found.append(_job(name, tier, f"{part}/{parts}", pytest, work))
     return sorted(found, key=lambda job: job.name not in LONGEST)
+
+
+def _job(name: str, tier: str, part: str, pytest: Sequence[str], work: Path) -> Job:
+    """The tests of a part of a tier. Those that act as a host have namespaces of their own."""
+    command = [sys.executable, "-m", *_command(tier, part, pytest, work / name)]
+    if tier == "unit":
+        return Job(name, tier, _as_owner(command))
+    argv, environment = enclose(command, work / f"outer-netns-{name}")
+    notes = work / f"{name}.failed"
+    return Job(name, tier, argv, {**environment, again.NOTES: str(notes)}, notes)
+
+
+def _try_again(outcomes: Sequence[Outcome], pytest: Sequence[str], work: Path) -> list[Attempt]:
+    """Run the files of failed tests once more, one by one, until one fails again; none where that cannot have been
+    chance. A file passes in which every one of them has run to its end this time."""
+    failed = [(one.job, again.failures_of(one.results, one.code)) for one in outcomes if not one.passed]
+    if refusal := again.refusal({job.name: failures for job, failures in failed}):
+        print(f"nothing is tried again: {refusal}", flush=True)
+        return []
+    places = [(job.tier, *each) for job, failures in failed for each in again.places(job.tier, failures).items()]
+    attempts: list[Attempt] = []
+    for tier, place, failures in places:
+        print(f"trying again, alone: {place}", flush=True)
+        job = _job(f"again-{len(attempts) + 1}", tier, "0/1", [place, *pytest], work)
+        (outcome,) = _side_by_side([job], work)
+        passed = again.passed_of(outcome.results).issuperset(failure.test for failure in failures)
+        attempts.append(Attempt(again.by_cause(failures), outcome, outcome.passed and passed))
+        if not attempts[-1].passed:
+            break
+    return attempts
 
 
 def _command(tier: str, part: str, pytest: Sequence[str], own: Path) -> list[str]:
@@ -181,7 +241,8 @@ def _run(job: Job, output: Path | None) -> Outcome:
         )
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return Outcome(job.name, process.returncode == 0, time.monotonic() - start, usage.ru_utime + usage.ru_stime)
+    seconds, computed = time.monotonic() - start, usage.ru_utime + usage.ru_stime
+    return Outcome(job, process.returncode, seconds, computed, again.read_notes(job.notes))
 
 
 def _as_owner(command: Sequence[str]) -> list[str]:
@@ -240,17 +301,42 @@ def _command_line(pid: int) -> str:
         return "(gone)"
 
 
-def _report(outcomes: Sequence[Outcome], left: Sequence[str], changed: str) -> int:
-    """Say how it went; 0 if all is well."""
+def _difference(before: machine.Snapshot | None) -> str:
+    return machine.settled_difference(before) if before else ""
+
+
+def _report(outcomes: Sequence[Outcome], attempts: Sequence[Attempt], left: Sequence[str], changed: str) -> bool:
+    """Say how it went, and whether all is well."""
     if left:
         print("the tests left processes, which were killed:", *left, sep="\n  ")
     if changed:
         print(f"the machine is not as it was before the tests:\n{changed}")
     for outcome in outcomes:
         how = "passed" if outcome.passed else "FAILED"
-        print(f"{outcome.name:<8}{how} in {outcome.seconds:.1f} s, {outcome.computed:.0f} s of a processor")
-    sys.stdout.flush()
-    return 0 if outcomes and all(outcome.passed for outcome in outcomes) and not left and not changed else 1
+        print(f"{outcome.job.name:<8}{how} in {outcome.seconds:.1f} s, {outcome.computed:.0f} s of a processor")
+    for attempt in attempts:
+        word, how = ("FLAKY", "passed") if attempt.passed else ("FAILED", "failed")
+        for failure in attempt.failures:
+            first = f"failed at load {failure.load:.1f} after {failure.seconds:.1f} s"
+            print(f"{word} {failure.test} ({first}; its file {how} alone in {attempt.outcome.seconds:.1f} s)")
+    passed = all(each.passed for each in (attempts or outcomes))
+    return bool(outcomes) and passed and not left and not changed
+
+
+def _remember(outcomes: Sequence[Outcome], flaky: Sequence[Result]) -> bool:
+    """Add a run that passed to the history. False where a test of it was flaky too often in the last runs."""
+    today = datetime.now(UTC).date()
+    often = again.remember(Path(f"{CACHE}.flaky.jsonl"), flaky, commit=_commit(), today=today)
+    often &= {result.test for outcome in outcomes for result in outcome.results}
+    blamed = again.without_excused(often, ROOT / "tests" / "flaky.toml", today)
+    for test in blamed:
+        print(f"{test} was flaky {again.OFTEN} times in {again.REMEMBERED} runs: mend it, or take it out of the gate")
+    return not blamed
+
+
+def _commit() -> str:
+    argv = _as_owner(["git", "rev-parse", "HEAD"])
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

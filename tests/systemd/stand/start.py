@@ -63,6 +63,7 @@ def run_command(told: dict[str, list[str]], number: int) -> int:
         "LC_ALL": "C.UTF-8",
         "HUTCH_STAND": str(number),
         "HUTCH_TEST_CACHE": "/srv/cache",
+        "HUTCH_TEST_NOTES": "/dev/virtio-ports/hutch.failed",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     with open("/proc/uptime") as file:
