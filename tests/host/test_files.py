@@ -45,6 +45,12 @@ def home(instance: Instance, name: str) -> Path:
     return Path(instance.status(name)["home"])
 
 
+def is_guarded(directory: Path) -> bool:
+    argv = ["findmnt", "--noheadings", "--output", "OPTIONS", "--target", str(directory)]
+    options = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True).stdout.strip().split(",")
+    return {"nosuid", "nodev"} <= set(options)
+
+
 def test_what_is_written_inside_belongs_to_its_owner_outside(files: Instance) -> None:
     files.ssh("web", "echo mine > ~/mine && mkdir -p ~/a/b && echo deep > ~/a/b/c")
     for relative in ("mine", "a", "a/b/c"):
@@ -85,11 +91,7 @@ def test_root_inside_makes_nothing_of_roots_outside(files: Instance) -> None:
 
 def test_the_home_is_nosuid_and_nodev_on_the_host(files: Instance) -> None:
     for name in ("web", "keep", "moved"):
-        options = subprocess.run(
-            ["findmnt", "--noheadings", "--output", "OPTIONS", "--target", home(files, name)],
-            capture_output=True, text=True, timeout=10, check=True,
-        ).stdout.strip().split(",")  # fmt: skip
-        assert {"nosuid", "nodev"} <= set(options), name
+        assert is_guarded(home(files, name)), name
 
 
 @pytest.mark.parametrize("place", ["/home/dev", "/root", "/srv/with space"])
@@ -185,3 +187,32 @@ def test_a_guest_cannot_trick_root_by_links_in_its_home(files: Instance) -> None
         files.inside("web", "rm", "-f", "/home/dev/.ssh", "/home/dev/.profile", root=True)
         files.hutch("restart", "web")
     files.ssh("web")
+
+
+@pytest.fixture
+def nothing_of_process_1() -> Iterator[None]:
+    """Its namespaces cannot be opened, as where it holds a capability that root's commands lack."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0", "nothing", "/proc/1/ns"], check=True, timeout=10)
+    yield
+    subprocess.run(["umount", "/proc/1/ns"], check=True, timeout=10)
+
+
+@pytest.mark.vm
+def test_directories_are_shared_where_process_1_may_not_be_looked_at(
+    nothing_of_process_1: None, instance: Instance, workspace_type: str
+) -> None:
+    assert subprocess.run(["readlink", "/proc/1/ns/mnt"], timeout=10).returncode == 1
+    own, share = instance.directory / "own home", instance.directory / "share"
+    share.mkdir()
+    os.chown(share, 1000, 1000)
+    mounts = f'mounts = [{{ source = "{share}", target = "/srv/share" }}]'
+    instance.declare(workspace_type, own=f'home = "{own}"\n{mounts}')
+    instance.up()
+    instance.ssh("own", "echo mine > ~/mine; echo ours > /srv/share/ours")
+    assert (own / "mine").read_text() == "mine\n"
+    assert (share / "ours").read_text() == "ours\n"
+    assert is_guarded(own)
+    instance.hutch("stop", "own")
+    subprocess.run(["umount", share], check=True, timeout=10)
+    instance.hutch("start", "own")
+    assert is_guarded(share)

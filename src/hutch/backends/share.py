@@ -19,7 +19,6 @@ from hutch.spec.names import Layout
 from hutch.spec.programs import own_program
 from hutch.spec.record import writable_paths
 
-HOST = ("nsenter", "--mount=/proc/1/ns/mnt", "--")
 STORE = "nix"
 """The name of the host's Nix store among the shares."""
 OVERLAY = "index=off,metacopy=off,redirect_dir=off,xino=off"
@@ -69,9 +68,8 @@ def shown(workspace: WorkspaceSpec) -> tuple[str, ...]:
 
 def guard_steps(workspace: WorkspaceSpec, host: Surroundings) -> tuple[Step, ...]:
     """Steps that mount what it writes nosuid,nodev on the host, where that is not in hutch's state."""
-    bind = (*HOST, *bind_program(host))
     return tuple(
-        Step((*bind, source, "=?", "nosuid,nodev", *opener(host)), f"guard {source}")
+        Step((*bind_program(host), source, "=?", "nosuid,nodev", *opener(host)), f"guard {source}")
         for source in writable_paths(workspace)
         if not source.startswith(f"{host.layout.state}/")
     )

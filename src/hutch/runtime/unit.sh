@@ -112,6 +112,14 @@ step() { # WHY COMMAND...
   note "step${chain-}" ""
 }
 
+on_the_host() { # COMMAND... in the host's mount namespace: that of process 1
+  # That may hold capabilities which root lacks, in a container for instance, and the kernel shows nothing of it then. The
+  # next best is the namespace of the runner, which has started this.
+  from=/proc/1/ns/mnt
+  [ -e "$from" ] || from=/proc/$PPID/ns/mnt
+  nsenter --mount="$from" -- "$@"
+}
+
 connect() { # once the host is reconciled: who starts this may still be at it
   while [ -e "$runtime/unreconciled" ]; do
     sleep 0.01

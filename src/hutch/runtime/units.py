@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hutch.backends.launch import File, Helper, Launch, Limits, Step
@@ -137,7 +138,7 @@ def render_script(launch: Launch, python: str, package: Path = PACKAGE, record: 
     functions = (
         function("forget", [f'rm -f -- "$@" {shlex.join(file.path for file in launch.files)}'.rstrip()]),
         function("files", files(launch.directories, launch.files)),
-        function("guard", map(_step, launch.guards)),
+        function("guard", (_step(replace(step, argv=("on_the_host", *step.argv))) for step in launch.guards)),
         function("prepare", side_by_side(launch.prepare)),
         function("join", [line for stage in launch.connect for line in side_by_side([(step,) for step in stage])]),
         function("helpers", map(_serve, launch.helpers)),
