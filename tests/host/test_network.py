@@ -18,6 +18,8 @@ from tests.host.processes import kill_processes
 from tests.support.world import (
     BENCHMARK,
     CGNAT,
+    FAR,
+    FAR_PORTS,
     HOST,
     HOST6,
     HOST_EXTRA,
@@ -283,6 +285,27 @@ def test_a_published_udp_port_answers(network: Network) -> None:
         "s.connect((sys.argv[1], 8082)); s.send(b'hello'); print(s.recv(100).decode())"
     )
     assert network.instance.world.inside("lan", "python3", "-c", ask, HOST_LAN).stdout == "echo hello\n"
+
+
+def test_an_address_that_is_not_the_hosts_is_left_to_its_owner(instance: Instance) -> None:
+    """From the beginning, and when the host has lost it."""
+    address, port = FAR[0], FAR_PORTS[0]
+    owners = fetch(address, port)
+    assert owners
+    instance.declare("container", web=f'publish = ["{address}:{port}:8080"]')
+    refused = instance.hutch("plan", check=False)
+    assert refused.returncode == 2
+    assert re.search(rf"{instance.file}:\d+: .*{address} is no address of this host", refused.stderr), refused.stderr
+    subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "eth0"], check=True, timeout=10)
+    try:
+        instance.up()
+        instance.inside("web", "python3", "-c", SERVER)
+        assert fetch(address, port).startswith("other ")
+    finally:
+        subprocess.run(["ip", "address", "del", f"{address}/32", "dev", "eth0"], check=True, timeout=10)
+    assert fetch(address, port) == owners
+    lost = f"tcp port {port} leads nowhere: {address} is no address of this host"
+    assert lost in instance.hutch("plan").stdout
 
 
 def test_publishing_opens_nothing_to_other_workspaces(network: Network) -> None:

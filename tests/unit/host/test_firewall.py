@@ -158,13 +158,13 @@ def test_a_table_is_kept_when_all_its_chains_and_sets_are_there() -> None:
         ),
         (
             Publish("127.0.0.1", 53, 5353, "udp"),
-            "meta nfproto ipv4 ip daddr 127.0.0.1 udp dport 53 dnat ip to 192.168.83.2:5353",
+            "meta nfproto ipv4 ip daddr 127.0.0.1 fib daddr type local udp dport 53 dnat ip to 192.168.83.2:5353",
         ),
     ],
 )
 def test_published_ports(publish: Publish, text: str) -> None:
     tables = host_tables(LAYOUT, NETWORK, (endpoint("web", "192.168.83.2", publish),))
-    rule = Rule(f"publish web {publish}", text)
+    rule = Rule(f"published web {publish}", text)
     assert chain(tables, "inet", "publish-local").rules == (rule,)
     # From a network, nothing that claims to be for 127.0.0.1 gets that far.
     assert chain(tables, "inet", "publish").rules[1:] == (() if publish.host_ip else (rule,))

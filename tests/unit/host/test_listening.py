@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +56,7 @@ def test_taken(wanted: Publish, taken: bool) -> None:
 
 def test_a_program_that_came_later_and_hears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "observe_listeners", lambda: tuple(parse_listeners(SS)))
+    monkeypatch.setattr(listening, "run", answer)
     web = workspace(publish=(entry(9), entry(22, "127.0.0.1"), entry(81, "10.1.2.3")))
     made = {
         name: Record(name, "/f", keys, "image-1", 1 << 30, "0" * 32)
@@ -67,6 +70,41 @@ def test_a_program_that_came_later_and_hears_nothing(monkeypatch: pytest.MonkeyP
     }
     monkeypatch.setattr(listening, "observe_listeners", lambda: pytest.fail("nobody asked"))
     assert find_deaf({"lab": made["lab"]}) == {}
+
+
+def answer(argv: list[str], check: bool) -> SimpleNamespace:
+    """Of `ip route get`, on a host that has two addresses and a way out for all but one."""
+    *_, address = argv
+    if address == "10.255.0.1":
+        return SimpleNamespace(returncode=2, stdout="")
+    own = address in ("10.1.2.3", "10.9.9.9")
+    return SimpleNamespace(returncode=0, stdout=json.dumps([{"dst": address, **({"type": "local"} if own else {})}]))
+
+
+def test_addresses_that_are_not_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of 127/8 are; and where no entry names another one, nobody is asked."""
+    monkeypatch.setattr(listening, "observe_listeners", lambda: (Listener("udp", "", 53, "named, pid 3"),))
+    monkeypatch.setattr(listening, "run", lambda *asked, **how: pytest.fail("nobody asked"))
+    check_ports("/f", {"web": workspace(publish=(entry(9), entry(9, "127.0.0.7")))}, {})
+    monkeypatch.setattr(listening, "run", answer)
+    own = (entry(9, "10.1.2.3"), entry(9, "10.9.9.9"))
+    check_ports("/f", {"web": workspace(publish=own)}, {})
+    web = workspace(publish=(*own, entry(53, "192.168.1.1", "udp"), entry(9, "10.255.0.1")))
+    with pytest.raises(ConfigError) as caught:
+        check_ports("/f", {"web": web}, {})
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"/f: workspaces.web.publish[{index}] = {told}: {address} is no address of this host "
+        "(one of the host's, 127.0.0.1, or none, which is all of them)"
+        for index, told, address in (
+            (2, "192.168.1.1:53:80/udp", "192.168.1.1"),
+            (3, "10.255.0.1:9:80", "10.255.0.1"),
+        )
+    ]
+    told = (
+        "udp port 53 leads nowhere: 192.168.1.1 is no address of this host",
+        "tcp port 9 leads nowhere: 10.255.0.1 is no address of this host",
+    )
+    assert find_deaf({"web": Record("web", "/f", web, "image-1", 1 << 30, "0" * 32)}) == {"web": told}
 
 
 def test_only_new_entries_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -403,6 +403,8 @@ def _from_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
 def _published(endpoint: Endpoint, *, afar: bool = False) -> Iterator[Rule]:
     for item in endpoint.publish:
         if not (afar and item.is_local):
-            address = f"ip daddr {item.host_ip}" if item.host_ip else "fib daddr type local"
+            # An address that is not the host's, or no longer, is somebody else's: what is sent there is not ours.
+            address = f"ip daddr {item.host_ip} fib daddr type local" if item.host_ip else "fib daddr type local"
             match = f"meta nfproto ipv4 {address} {item.protocol} dport {item.host_port}"
-            yield Rule(f"publish {endpoint.name} {item}", f"{match} dnat ip to {endpoint.ip}:{item.guest_port}")
+            # Loaded rules are compared by their names: those of an older hutch, "publish …", are other ones.
+            yield Rule(f"published {endpoint.name} {item}", f"{match} dnat ip to {endpoint.ip}:{item.guest_port}")
