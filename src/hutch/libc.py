@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every architecture
 CLOEXEC = 1  # FSOPEN_ and FSMOUNT_CLOEXEC
-FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 NOSUID_NODEV_NOEXEC = 0x2 | 0x4 | 0x8  # MOUNT_ATTR_…
 
 _loaded: list[Any] = []
@@ -38,11 +38,13 @@ def call(function: str, *arguments: object) -> int:
     return int(result)
 
 
-def mount_nowhere(kind: str, **options: str) -> int:
+def mount_nowhere(kind: str, *flags: str, **options: str) -> int:
     """A descriptor of a file system that is mounted nowhere: who does not hold it has no way in, and with the last one
     it is gone. See fsopen(2), fsconfig(2), fsmount(2)."""
     context = call("syscall", SYS_FSOPEN, kind.encode(), CLOEXEC)
     try:
+        for flag in flags:
+            call("syscall", SYS_FSCONFIG, context, FSCONFIG_SET_FLAG, flag.encode(), None, 0)
         for name, value in options.items():
             call("syscall", SYS_FSCONFIG, context, FSCONFIG_SET_STRING, name.encode(), value.encode(), 0)
         call("syscall", SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)

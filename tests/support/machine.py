@@ -116,7 +116,8 @@ def _mounts() -> tuple[str, ...]:
         fields = line.split()
         target, tail = fields[4], fields[fields.index("-") + 1 :]
         if not SYSTEMD_MOUNTS.match(target):
-            lines.append(f"{target} type {tail[0]} from {tail[1]}")
+            options = f"{fields[5]} {tail[2]}" if tail[0] == "cgroup2" else fields[5]
+            lines.append(f"{target} type {tail[0]} from {tail[1]} ({options})")
     return _lines(lines)
 
 

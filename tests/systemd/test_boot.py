@@ -177,7 +177,10 @@ def project() -> None:
 @pytest.mark.boot(1)
 def test_the_host_has_units_for_all_of_it(project: None) -> None:
     declare(autostart=True, memory=MEMORY)
+    before = cgroup_options()
+    assert {"nsdelegate", "memory_recursiveprot"} <= before
     hutch("up", timeout=1200)
+    assert cgroup_options() == before
     units = [LAYOUT.target, LAYOUT.network_unit, *SERVICES, *map(LAYOUT.unit, NAMES)]
     assert state(*units) == dict.fromkeys(units, "active")
     enabled = call("systemctl", "is-enabled", LAYOUT.target, *map(LAYOUT.unit, NAMES)).split()
@@ -186,6 +189,11 @@ def test_the_host_has_units_for_all_of_it(project: None) -> None:
     call("systemctl", "status", LAYOUT.network_unit, *SERVICES)
     assert planned() == ({"no change"}, [])
     assert "Restart=on-failure" in hutch("explain", "one")
+
+
+def cgroup_options() -> set[str]:
+    """Those of the one hierarchy of the whole host."""
+    return set(call("findmnt", "--noheadings", "--output", "FS-OPTIONS", "/sys/fs/cgroup").strip().split(","))
 
 
 @pytest.mark.smoke

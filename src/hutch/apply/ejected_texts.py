@@ -39,7 +39,7 @@ PROGRAMS = (
     *("host/storage/protecting.py", "host/storage/protected.py", "host/storage/git_config.py"),
     *("host/storage/placeholders.py", "host/storage/protection_watch.py"),
     *("seccomp/install.py", "seccomp/filters.py"),
-    *("runtime/pre_exec.py", "runtime/steps.py", "host/services/cgroup.py"),
+    *("runtime/pre_exec.py", "runtime/steps.py", "host/services/cgroup.py", "host/storage/cgroup2.sh"),
     *("trees/changing.py", "trees/cursor.py", "failure.py", "files.py", "libc.py", "search_path.py"),
 )
 PACKAGES = tuple(

@@ -105,7 +105,7 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
         files=tuple(files),
         prepare=(
             root_steps(name, workspace, host, runtime),  # the longest, so it begins first
-            kernel_file_systems(),
+            kernel_file_systems(host),
             (port.make(),),
             *((step,) for step in share_mounts(name, inner, host, shares)),
             *(mount.steps for mount in hot_mounts),
@@ -128,12 +128,12 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     )
 
 
-def kernel_file_systems() -> tuple[Step, ...]:
+def kernel_file_systems(host: Surroundings) -> tuple[Step, ...]:
     """A chain for a /sys that shows the router namespace's interfaces, read-only so that nspawn does not wait for udev;
     and in it the cgroup2 hierarchy, which every kind of host has."""
     return (
         Step(("mount", "-t", "sysfs", "-o", "ro,nosuid,nodev,noexec", "sysfs", "/sys"), "mount /sys"),
-        Step(("mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"), "mount cgroup2"),
+        Step(("sh", f"{host.package}/host/storage/cgroup2.sh"), "mount cgroup2"),
     )
 
 
@@ -331,7 +331,7 @@ def _throw_away(
     steps = (
         Step(("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", WORK), "mount a tmpfs at /mnt"),
         Step(("mkdir", *points), "make mount points"),
-        *kernel_file_systems(),
+        *kernel_file_systems(host),
         *root_steps(name, throw_away, host, WORK),
         *(show for show, _, _ in shows),
     )

@@ -8,7 +8,7 @@ base=$1 tree=$2 source=$3 identity=$4 copy=$5
 shift 5
 # nspawn looks interfaces up in /sys, which must be of this network namespace; it waits for udev unless it is read-only.
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs /sys
-mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /sys/fs/cgroup
+sh "${0%/*}/../host/storage/cgroup2.sh"
 # nspawn's own files (locks by machine name, mount points) end with this namespace too.
 mkdir -p /run/systemd/nspawn
 mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run/systemd/nspawn

@@ -341,6 +341,26 @@ def test_find_the_cgroup2_mount(mountinfo: str, path: str | None) -> None:
     assert cgroup.find_mount(mountinfo) == path
 
 
+@pytest.mark.parametrize(
+    ("mountinfo", "flags"),
+    [
+        ("35 24 0:30 / /sys/fs/cgroup ro - cgroup2 cgroup2 rw,seclabel,context=x_t:s0,nsdelegate", ["nsdelegate"]),
+        (
+            "35 24 0:30 / /a rw shared:9 - cgroup2 none rw,nsdelegate,memory_recursiveprot",
+            ["memory_recursiveprot", "nsdelegate"],
+        ),
+    ],
+)
+def test_options_of_the_whole_cgroup2_hierarchy(mountinfo: str, flags: list[str]) -> None:
+    assert cgroup.find_flags(mountinfo) == flags
+
+
+def test_process_1_is_asked_where_no_cgroup2_mount_is_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {1: "35 24 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate"}
+    monkeypatch.setattr(cgroup, "observe_mountinfo", seen.__getitem__)
+    assert cgroup.find_flags("") == ["nsdelegate"]
+
+
 # process
 
 

@@ -13,7 +13,7 @@ import os
 import select
 import time
 
-from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
+from hutch.host.storage.mountinfo import file_system_options, observe_mountinfo, parse_mountinfo
 from hutch.libc import mount_nowhere
 
 DEPTH, DESCENDANTS = 15, 2000  # cgroups that a guest may make
@@ -35,16 +35,24 @@ def find_mount(mountinfo: str) -> str | None:
 
 def open_root() -> int:
     """A directory descriptor of the root of the cgroup2 hierarchy."""
-    path = find_mount(observe_mountinfo())
+    text = observe_mountinfo()
+    path = find_mount(text)
     if path is not None:
         try:
             descriptor = os.open(path, DIRECTORY)
         except FileNotFoundError:  # another mount lies over it
-            return mount_nowhere("cgroup2")
+            return mount_nowhere("cgroup2", *find_flags(text))
         if os.access("cgroup.procs", os.F_OK, dir_fd=descriptor):
             return descriptor
         os.close(descriptor)
-    return mount_nowhere("cgroup2")
+    return mount_nowhere("cgroup2", *find_flags(text))
+
+
+def find_flags(mountinfo: str) -> list[str]:
+    """The options of the whole hierarchy, which is one for all: who mounts it without them takes them from it. Where no
+    mount of it is to be seen from here, process 1 may have one."""
+    options = file_system_options(mountinfo, "cgroup2") or file_system_options(observe_mountinfo(1), "cgroup2")
+    return sorted(word for word in options - {"rw", "ro", "seclabel"} if "=" not in word)
 
 
 class Cgroup:

@@ -21,6 +21,15 @@ def parse_mountinfo(text: str) -> Iterator[tuple[str, str, str, set[str], str]]:
         yield fields[2], plain(fields[3]), plain(fields[4]), set(fields[5].split(",")), type
 
 
+def file_system_options(text: str, type: str) -> set[str]:
+    """The options of the first file system of a type: those that all mounts of it share. Empty without one."""
+    for line in text.split("\n"):
+        _, _, after = line.partition(" - ")
+        if after.startswith(f"{type} "):
+            return set(after.rpartition(" ")[2].split(","))
+    return set()
+
+
 def _lines(text: str) -> Iterator[tuple[list[str], str]]:
     """(the fields before the dash, the type behind it) of each line."""
     for line in text.split("\n"):
