@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hutch.host.network.firewall import UPSTREAM_PORT
 from tests.host.instance import Instance, Target
 from tests.host.opening import open_instance
 from tests.host.processes import kill_processes
@@ -348,6 +349,45 @@ def test_a_resolver_at_every_address_of_the_host_leaves_room(network: Network) -
     with socket.create_server(("", 53)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
         datagrams.bind(("", 53))
         test_killed_resolvers_come_back_with_the_next_up(network)
+
+
+# Listens where the host's resolver does, hears a question in its place, and answers each with an address.
+IMPOSTOR = """
+import contextlib, socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+    udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    udp.bind((sys.argv[1], int(sys.argv[2])))
+    print("listens", flush=True)
+    while True:
+        data, peer = udp.recvfrom(4096)
+        end = data.index(b"\\0", 12) + 5
+        found = b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4" + socket.inet_aton(sys.argv[3])
+        print("heard", flush=True)
+        with contextlib.suppress(PermissionError):
+            udp.sendto(data[:2] + b"\\x81\\x80\\0\\1\\0\\1\\0\\0\\0\\0" + data[12:end] + found, peer)
+"""
+
+
+def test_nobody_answers_in_place_of_the_hosts_resolver(network: Network) -> None:
+    """Where any account may take its port, too."""
+    ask = ("dig", "+short", "+tries=1", "+time=3", f"@{network.instance.gateway}", PUBLIC_NAME)
+    setting = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    before = setting.read_text()
+    impostor = [sys.executable, "-c", IMPOSTOR, uplink_of_host(), str(UPSTREAM_PORT), FAR[0]]
+    as_bob = network.instance.world.accounts["bob"].command(*impostor)
+    assert subprocess.run(as_bob, capture_output=True, timeout=10).returncode == 1
+    setting.write_text("0")
+    try:
+        with subprocess.Popen(as_bob, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "listens\n"
+            answer = network.instance.inside("web", *ask, check=False)
+            process.terminate()
+            assert "heard\n" in process.stdout.read()
+    finally:
+        setting.write_text(before)
+    assert answer.returncode == 9, answer.stdout  # nobody has answered
+    assert network.instance.inside("web", *ask).stdout == f"{PUBLIC}\n"
 
 
 def test_the_loopback_is_the_hosts_alone_without_the_hosts_rules(network: Network) -> None:

@@ -172,6 +172,8 @@ def from_outside(ground: Ground) -> Iterator[Probe]:
     yield from_host("stranger", "the router lets nobody but the host in", "forward/forward-denied", NOWHERE, 22)
     inside = "door/spoofed-inside"
     yield from_host("spoofed-inside", "nobody outside passes for a workspace", inside, ground.other[1], 22)
+    says, command = "nobody answers in place of the host's resolver", f"nft list chain inet {ground.table} answers"
+    yield Probe(5, "other-resolver", says, command, rule="host inet answers/answers", stands=True, needs="rules")
     if ground.outside is None:
         return
     beyond = ground.outside

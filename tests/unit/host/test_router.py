@@ -149,8 +149,8 @@ UNRECONCILED: dict[str, tuple[HostNetwork, RouterFacts, dict[str, str]]] = {
         HOST,
         replace(ROUTER, host_rules={}),
         {
-            "host rules": "inet hutch/from-router: missing, inet hutch/publish: missing, "
-            "inet hutch/publish-local: missing, and 2 more"
+            "host rules": "inet hutch/answers: missing, inet hutch/from-router: missing, "
+            "inet hutch/publish: missing, and 3 more"
         },
     ),
     "the host got another address": (

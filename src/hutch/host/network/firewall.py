@@ -352,7 +352,7 @@ def _told(name: str) -> str:
 def host_tables(layout: Layout, network: Network, endpoints: tuple[Endpoint, ...]) -> tuple[Table, ...]:
     """The one table in the host's own namespace."""
     to_uplink = f'oifname "{layout.uplink_host}"'
-    _, router_end = names.uplink_addresses(network.uplink)
+    host_end, router_end = names.uplink_addresses(network.uplink)
     published = tuple(rule for endpoint in endpoints for rule in _published(endpoint))
     # Packets from a network for 127.0.0.1 are dropped before they get to a translation.
     afar = (
@@ -365,6 +365,9 @@ def host_tables(layout: Layout, network: Network, endpoints: tuple[Endpoint, ...
         Rule("published", f"{to_uplink} ct status dnat accept"),
         Rule("forward-denied", f"{to_uplink} counter drop"),
     )
+    # Where any account may listen at the resolver's port, the kernel gives datagrams, though no connections, to whoever
+    # came last. dnsmasq opened its socket as root; what comes from another one's goes nowhere.
+    answers = f"{to_uplink} ip saddr {host_end} udp sport {UPSTREAM_PORT} meta skuid != 0 counter drop"
     way_out = (
         Rule("way-out", f'ip saddr {router_end} oifname != "{layout.uplink_host}" masquerade'),
         Rule("from-the-host", f"{to_uplink} ct status dnat fib saddr type local masquerade"),
@@ -375,6 +378,7 @@ def host_tables(layout: Layout, network: Network, endpoints: tuple[Endpoint, ...
         Chain("to-router", "filter", "forward", 0, "accept", to_router),
         Chain("publish", "nat", "prerouting", -100, "accept", afar),
         Chain("publish-local", "nat", "output", -100, "accept", published),
+        Chain("answers", "filter", "output", 0, "accept", (Rule("answers", answers),)),
         Chain("way-out", "nat", "postrouting", 100, "accept", way_out),
     )
     return (Table("inet", layout.table, (), chains),)
