@@ -15,6 +15,7 @@ from subprocess import PIPE, Popen
 import pytest
 
 from tests.host.egress import egress_proxies, eventually, open_hutch
+from tests.host.faults import count, strike
 from tests.host.instance import Instance
 from tests.host.processes import Process, kill_processes, main_of, runner_of
 from tests.host.test_network import uplink_of_host
@@ -104,8 +105,11 @@ class Siege:
         for name in ("web", "other"):
             self.probe(name)
 
-    def up(self, egress: str = LISTED) -> None:
+    def declare(self, egress: str) -> None:
         self.instance.declare(self._type, web=egress, other="")
+
+    def up(self, egress: str = LISTED) -> None:
+        self.declare(egress)
         self.instance.up()
 
     def probe(self, name: str) -> None:
@@ -224,6 +228,23 @@ def test_a_rule_that_is_added_by_hand_stops_traffic(siege: Siege) -> None:
     (name,) = {item["table"]["name"] for item in tables if "table" in item}
     inside_router(siege, "nft", "add", "rule", "inet", name, "forward", "counter", "accept")
     assert eventually(lambda: bridge_is_down(siege), patience=2)
+    assert siege.closed()
+
+
+@pytest.mark.parametrize("effects", range(4))
+def test_a_command_that_is_killed_while_it_loads_rules_leaves_them_watched(siege: Siege, effects: int) -> None:
+    """So many effects after it began to load them. They are those that were noted, or traffic stops; and one that is
+    added by hand stops it."""
+    siege.declare('egress = "none"')
+    seen = count(siege.instance, "up")
+    siege.up()
+    load = next(number for number, line in enumerate(seen, 1) if "nft -f -" in line and "nsenter" in line)
+    siege.declare('egress = "none"')
+    assert strike(siege.instance, "kill", load + effects, "up").is_struck
+    (watch,) = pids_of("watch.pid", siege.instance)
+    assert Path(f"/proc/{watch}").exists()
+    if not bridge_is_down(siege):
+        test_a_rule_that_is_added_by_hand_stops_traffic(siege)
     assert siege.closed()
 
 

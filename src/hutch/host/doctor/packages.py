@@ -68,7 +68,7 @@ keeps virtual machines, and the egress proxy, away from the host's files: bwrap;
 makes images for virtual machines: mkfs.erofs; apt erofs-utils
 takes the packages of kernels apart: dpkg-deb zstd; apt dpkg zstd
 makes disks for virtual machines: mkfs.ext4; apt e2fsprogs
-makes mounts and enters namespaces: mount umount findmnt unshare nsenter setpriv prlimit; apt util-linux mount;
+makes mounts and enters namespaces: mount umount findmnt unshare nsenter setpriv prlimit flock; apt util-linux mount;
     dnf util-linux util-linux-core; pacman util-linux
 loads kernel modules: modprobe; apt kmod
 reads and sets kernel parameters: sysctl; apt procps; dnf procps-ng; pacman procps-ng

@@ -7,32 +7,38 @@ hand or by a program that goes through all namespaces, the bridge is set down; `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from hutch.errors import HutchError
-from hutch.files import read_or_none, write_atomic
+from hutch.files import kept_open, read_or_none, write_atomic
 from hutch.frozen import dataclass
 from hutch.host.network import ruleset
 from hutch.host.network.namespace import inside
-from hutch.host.services.service import Service, observe_service, only_writes, start_services, stop_service
+from hutch.host.services.service import Service, observe_service, only_writes, start_services
 from hutch.run import CommandFailed, run
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
 from hutch.state import make_directory
 
-FILTER, IN_FORCE, TEXTS = "filter", "rules", "texts"
+FILTER, IN_FORCE, TEXTS, LOADING = "filter", "rules", "texts", "loading"
 """Files beside the services: a program of sed's, see render_filter; the rules that are to be in force; their source
-texts."""
+texts; and a lock, held by a command between the load of other rules and its note of them."""
 LIST = 'set -o pipefail; nft --stateless list ruleset | sed -f "$1"'
 """Lists all rules, and the elements of those sets that only hutch fills, by the filter in the file."""
 SCRIPT = f"""
-filter=$2 rules=$3 bridge=$4
+filter=$2 rules=$3 loading=$4 bridge=$5
 show() (
   set -- "$filter"
   {LIST}
 )
+are_noted() {{
+  [ "$(show 2>/dev/null)" = "$(<"$rules")" ]
+}}
 check() {{
-  [ "$(show 2>/dev/null)" = "$(<"$rules")" ] || stop
+  are_noted || {{ flock --timeout 60 9; are_noted || stop; }} 9<"$loading" || stop
 }}
 stop() {{
   ip link set dev "$bridge" down
@@ -45,15 +51,18 @@ nft monitor 2>/dev/null | {{
   check
   while read -r line; do
     case $line in *" element inet "*" allowed"*) continue ;; esac
-    while read -r -t 0.02 _; do :; done
+    lines=0
+    while ((lines++ < 1000)) && read -r -t 0.02 _; do :; done
     check
   done
   stop
 }}
 """
-"""The watch. A change comes in many lines, so it waits until no more come. It looks twice in the beginning, since the
+"""The watch. A change comes in many lines, so it waits until no more come, or for a thousand: who asks for many names
+causes some, too. It looks twice in the beginning, since the
 monitor does not say from when on it sees. Elements that the egress proxy adds are of no interest. It stops traffic too
-when it can no longer see."""
+when it can no longer see. Rules that differ from the noted ones may be those of a command which is about to note them:
+the kernel says when it has done so, or was killed, by its lock, under which this looks once more."""
 SANDBOX = (
     "CapabilityBoundingSet=CAP_NET_ADMIN",
     "MemoryDenyWriteExecute=yes",
@@ -68,7 +77,8 @@ SANDBOX = (
 
 def wanted_watch(layout: Layout, network: Network) -> Service:
     """The watch, as a service."""
-    pid_file, files = str(layout.services / "watch.pid"), [str(layout.services / name) for name in (FILTER, IN_FORCE)]
+    pid_file = str(layout.services / "watch.pid")
+    files = [str(layout.services / name) for name in (FILTER, IN_FORCE, LOADING)]
     return Service(
         "the watch over the rules",
         pid_file,
@@ -135,15 +145,22 @@ def load(nft: list[str], tables: tuple[ruleset.Table, ...], name: str, before: r
 
 
 def load_watched(layout: Layout, network: Network, tables: tuple[ruleset.Table, ...], before: ruleset.Shape) -> None:
-    """Load the router's rules. The watch does not look meanwhile; the reconciliation of the host starts it again.
-    Tables that are not hutch's are removed: nobody knows what they let pass."""
+    """Load the router's rules. The watch, which is started where there is none, waits until they are noted. Should this
+    be killed before, or fail, it stops traffic. Tables that are not hutch's are removed: nobody knows what they let
+    pass."""
     nft, watch = inside(layout, ["nft"]), wanted_watch(layout, network)
-    stop_service(layout, watch.pid_file)
-    try:
+    with _loading(layout):
+        if observe_service(watch) is None:  # an older hutch's, which would not wait, is stopped by this
+            start_services(layout, (watch,))
         if foreign := ruleset.foreign_tables(load(nft, tables, layout.table, before), layout.table):
             run([*nft, "-f", "-"], stdin=ruleset.render_removal(foreign))
         note_rules(layout, tables)
-    except HutchError:
-        if (layout.services / IN_FORCE).exists():
-            start_services(layout, (watch,))
-        raise
+
+
+@contextmanager
+def _loading(layout: Layout) -> Iterator[None]:
+    make_directory(layout.services)
+    flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC  # children do not hold the lock
+    with kept_open(os.open(layout.services / LOADING, flags, 0o600)) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
