@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,8 @@ from hutch.host.services.cgroup import Cgroup
 from hutch.host.services.process import start_time
 from hutch.spec.names import Layout
 from tests.host.instance import Instance
+from tests.host.opening import open_instance
+from tests.support.world import World
 
 
 def test_a_workspace_that_is_no_longer_declared(shared: Instance, name: str, workspace_type: str) -> None:
@@ -63,6 +67,10 @@ def commit(shared: Instance, name: str) -> None:
     shared.ssh(name, script)
 
 
+REF = "refs/remotes/origin/main"
+PUSHED = f"cd ~/project && git remote add origin https://public.example/x.git && git update-ref {REF} HEAD"
+
+
 @pytest.mark.vm(slow=True)
 def test_rm_refuses_while_git_work_would_be_lost(shared: Instance, name: str, workspace_type: str) -> None:
     """Of several workspaces, the others stay too."""
@@ -72,8 +80,7 @@ def test_rm_refuses_while_git_work_would_be_lost(shared: Instance, name: str, wo
     unpushed = shared.hutch("rm", f"{name}-b", name, check=False)
     assert unpushed.returncode == 1
     assert f"{name}: ./project" in unpushed.stderr
-    push = "cd ~/project && git remote add origin ~/remote.git && git push -q -u origin HEAD"
-    shared.ssh(name, f"git init -q --bare ~/remote.git && {push}")
+    shared.ssh(name, PUSHED)
     shared.ssh(name, "echo more >> ~/project/file")
     uncommitted = shared.hutch("rm", name, check=False)
     assert uncommitted.returncode == 1
@@ -89,8 +96,7 @@ def test_rm_sees_what_only_a_detached_head_holds(shared: Instance, name: str, wo
     shared.declare(workspace_type, **{name: ""})
     shared.up()
     commit(shared, name)
-    push = "cd ~/project && git remote add origin ~/remote.git && git push -q -u origin HEAD"
-    shared.ssh(name, f"git init -q --bare ~/remote.git && {push} && git init -q ~/empty")
+    shared.ssh(name, f"{PUSHED} && git init -q ~/empty")
     shared.ssh(name, "cd ~/project && git checkout -q --detach && git commit -q --allow-empty -m two")
     refused = shared.hutch("rm", name, check=False)
     assert refused.returncode == 1
@@ -102,6 +108,82 @@ def test_rm_sees_what_only_a_detached_head_holds(shared: Instance, name: str, wo
     assert "empty: " in refused.stderr  # what git complains of is not taken for nothing
     shared.ssh(name, "rm ~/empty/.git/refs/heads/lost")
     shared.hutch("rm", name)
+
+
+OVERLOOKED = "changes that git was told to overlook"
+QUOTED = (
+    "touch 'a\tb' && git add . && git commit -qm two && git update-ref refs/remotes/origin/main HEAD"
+    " && git update-index --skip-worktree 'a\tb'"
+)
+LOST = {
+    "untracked": ("git config status.showUntrackedFiles no && touch new", "./project: uncommitted changes"),
+    "skip-worktree": ("git update-index --skip-worktree file && echo y > file", f"./project: {OVERLOOKED}"),
+    "assume-unchanged": ("git update-index --assume-unchanged file && echo y > file", f"./project: {OVERLOOKED}"),
+    "a name in quotes": (f"{QUOTED} && echo y > 'a\tb'", f"./project: {OVERLOOKED}"),
+    "a remote in the home": (
+        "git init -q --bare ~/x.git && git remote set-url origin ~/x.git && git push -q origin HEAD",
+        "./project: commits that were not pushed",
+    ),
+    "what is pushed elsewhere": (
+        "git init -q --bare ~/x.git && git remote set-url --push origin ~/x.git && git push -q origin HEAD",
+        "./project: commits that were not pushed",
+    ),
+    "a rewritten remote": (
+        "git config url.$HOME/.insteadOf https://public.example/",
+        "./project: commits that were not pushed",
+    ),
+    "a bare repository": (
+        "git clone -q --bare . ~/x.git && rm -rf ~/project",
+        "./x.git: commits that were not pushed",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(world: World, images: Path) -> Iterator[Instance]:
+    """`web` and its checkout, of which nothing would be lost."""
+    with open_instance(world, images) as instance:
+        instance.declare("container", web="")
+        instance.up()
+        commit(instance, "web")
+        instance.ssh("web", f"{PUSHED} && mv ~/project ~/.saved")
+        yield instance
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_rm_sees_what_git_overlooks(saved: Instance, case: str) -> None:
+    script, found = LOST[case]
+    saved.ssh("web", f"rm -rf ~/project ~/x.git && cp -a ~/.saved ~/project && cd ~/project && {script}")
+    refused = saved.hutch("rm", "web", check=False)
+    assert refused.returncode == 1
+    assert f"web: {found}" in refused.stderr
+
+
+OTHERS = f"""
+set -eu
+rm -rf ~/project ~/x.git
+cp -a ~/.saved ~/project # with a file that git overlooks, and that is as it was
+git -C ~/project update-index --skip-worktree file
+cp -a ~/.saved ~/sparse # where it is not there
+cd ~/sparse
+git update-index --skip-worktree file
+rm file
+mkdir ~/.cargo
+git clone -q --bare . ~/.cargo/x.git # a package manager's
+git clone -q --mirror . ~/mirror
+git -C ~/mirror remote set-url origin https://public.example/x.git
+git clone -q --bare . x.git # for the tests of something
+rm x.git/hooks/*
+touch HEAD
+git add x.git HEAD
+git commit -qm two
+git update-ref {REF} HEAD
+"""
+
+
+def test_rm_lets_go_what_others_have(saved: Instance) -> None:
+    saved.ssh("web", OTHERS)
+    saved.hutch("rm", "web")
 
 
 DIES = """

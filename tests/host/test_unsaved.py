@@ -47,6 +47,12 @@ def test_what_would_go_with_the_root_is_in_the_way(shared: Instance, name: str, 
     shared.inside(name, "git", "-C", "/srv/x", "push", "-q", "origin", "HEAD")
     shared.hutch("stop", name)  # nothing is lost with it any more
     shared.hutch("stop", name)
+    if workspace_type == "container":
+        shared.hutch("start", name)
+        shared.inside(name, "install", "-d", "-o", "dev", "/srv/y.git", root=True)
+        shared.inside(name, "sh", "-c", "git clone -q --bare ~/x.git /srv/y.git")
+        assert f"{name}: /srv/y.git: commits that were not pushed" in refused(shared, "stop", name)
+        shared.hutch("stop", "--force", name)
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ class Changes:
 def changes_command(since: float, tops: Iterable[str]) -> tuple[str, ...]:
     """The command that looks for repositories below the directories `tops`, and for what has changed in them since a
     moment in Unix time."""
-    named = ("(", "-name", git_work.GIT, "-prune", "-o", "-name", "HEAD", "-type", "f", ")")
+    named = (*git_work.REPOSITORIES, ")")
     look = ("-exec", "sh", "-c", git_work.script("changed"), "sh", str(int(since)), "{}", "+")
     return ("find", *tops, "-xdev", *named, *look)
 

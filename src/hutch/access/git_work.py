@@ -3,9 +3,11 @@ say. What runs them is the caller's, and the answer is the guest's word."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from hutch.spec.model import WorkspaceSpec
 from hutch.texts import printable
 
 PATIENCE = 60.0  # seconds that looking for repositories may take
@@ -14,7 +16,10 @@ LONGEST = 200  # characters of a line that are shown
 MOST_SHOWN = 50
 SCRIPTS = Path(__file__).parent
 GIT = ".git"
-LOOK_INTO_ALL = ("-prune", "-exec", "sh", "-c")
+REPOSITORIES = ("(", "-name", GIT, "-prune", "-o", "-name", "HEAD", "(", "-type", "f", "-o", "-type", "l", ")")
+CACHES = (".cache", ".cargo", "go/pkg")
+"""Directories in which package managers keep bare repositories, of what others have."""
+FOUND_ONES = (*REPOSITORIES, *(word for path in CACHES for word in ("!", "-path", f"*/{path}/*")), ")")
 DISTRIBUTION = (
     *(f"/usr/{name}" for name in ("bin", "include", "lib", "libexec", "sbin", "share")),
     *("/var/cache/apt", "/var/lib/apt", "/var/lib/dpkg"),
@@ -22,23 +27,44 @@ DISTRIBUTION = (
 """Directories of a root that hold packages, most of its files, and nobody's checkouts."""
 
 
-def find_command() -> tuple[str, ...]:
-    """The command that looks for repositories below the current directory, and into them. It ends in failure where the
-    shell that looks does, which something of the home's could kill."""
-    return ("find", ".", "-xdev", "-name", GIT, *LOOK_INTO_ALL, script("unsaved"), "sh", "{}", "+")
+def find_command(workspace: WorkspaceSpec) -> tuple[str, ...]:
+    """The command that looks for repositories below the current directory, a workspace's home, and into them. It ends
+    in failure where the shell that looks does, which something of the home's could kill."""
+    look = unsaved_script(shared_places(workspace))
+    return ("find", ".", "-xdev", *FOUND_ONES, "-exec", "sh", "-c", look, "sh", "{}", "+")
 
 
-def find_in_root_command() -> tuple[str, ...]:
+def find_in_root_command(workspace: WorkspaceSpec) -> tuple[str, ...]:
     """The same for the root of the workspace that it runs in, without what is mounted there, home above all."""
     paths = [word for path in DISTRIBUTION for word in ("-o", "-path", path)][1:]
     left_out = ("(", *paths, ")", "-prune", "-o")
-    named = ("-name", GIT, *LOOK_INTO_ALL, script("unsaved"), "sh", "{}", "+")
+    named = (*FOUND_ONES, "-exec", "sh", "-c", root_script(workspace), "sh", "{}", "+")
     return ("find", "/", "-ignore_readdir_race", "-xdev", *left_out, *named)
 
 
-def look_command(repositories: Iterable[str]) -> tuple[str, ...]:
-    """The command that looks into these repositories, by the paths of their `.git`."""
-    return ("sh", "-c", script("unsaved"), "sh", *repositories)
+def look_command(workspace: WorkspaceSpec, repositories: Iterable[str]) -> tuple[str, ...]:
+    """The command that looks into these repositories of a root, by the paths of their `.git`, or a bare one's HEAD."""
+    return ("sh", "-c", root_script(workspace), "sh", *repositories)
+
+
+def root_script(workspace: WorkspaceSpec) -> str:
+    """The look into what goes with a root: the home stays."""
+    return unsaved_script((f"/home/{workspace.user}", *shared_places(workspace)))
+
+
+def shared_places(workspace: WorkspaceSpec) -> list[str]:
+    """The places inside of directories of the host's. What is written in a private one goes with the home."""
+    return [mount.target for mount in workspace.mounts if not mount.is_private]
+
+
+def unsaved_script(kept: Iterable[str]) -> str:
+    """The look for unsaved work in what goes while the directories `kept`, by their paths inside, stay."""
+    return f"kept={shlex.quote(chr(10).join(kept))}\n{script('unsaved')}"
+
+
+def is_in_cache(path: str) -> bool:
+    """Whether a path from the root lies in a package manager's cache."""
+    return any(f"/{cache}/" in f"/{path}" for cache in CACHES)
 
 
 def script(name: str) -> str:

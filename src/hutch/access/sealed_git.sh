@@ -11,10 +11,13 @@ git() {
     -c log.showSignature=false -c safe.directory="*" -c core.packedGitWindowSize=32m -c core.packedGitLimit=256m \
     -C "$repo" "$@"
 }
-# Ends the look into $repo, and says why, where git would wait for ever, or run something.
+# Ends the look into $repo, and says why, where git would wait for ever, or run something. Of a bare repository, the
+# argument, all is git's.
 check() {
   [ -n "$has_git" ] || { say "there is no git in the image to look into it"; exit; }
-  odd=$(find "$repo" -xdev '(' -path '*/.git/*' -o -name '.git*' ')' ! -xtype f ! -xtype d ! -xtype l -print -quit \
+  every=-false
+  [ -z "${1:-}" ] || every=-true
+  odd=$(find "$repo" -xdev '(' -path '*/.git/*' -o -name '.git*' -o $every ')' ! -xtype f ! -xtype d ! -xtype l -print -quit \
     2>/dev/null)
   [ -z "$odd" ] || { say "git would wait for ever for what is in it, a pipe or a device"; exit; }
   filters=$(git config --name-only --get-regexp '^filter\.') || [ $? = 1 ] || fail

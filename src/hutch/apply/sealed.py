@@ -32,7 +32,7 @@ LOOKS_PATIENCE = 3 * git_work.PATIENCE  # each look may be two
 def look_into_home(layout: Layout, record: Record) -> list[str]:
     """The work, in words, in the repositories of a home. Raises CommandFailed for a look that does not come to its
     end."""
-    look = inspection(record.name, record.wanted, _surroundings(layout, record), git_work.find_command())
+    look = inspection(record.name, record.wanted, _surroundings(layout, record), git_work.find_command(record.wanted))
     return _look(layout, record.name, look)
 
 
@@ -42,7 +42,7 @@ def look_into_root(layout: Layout, record: Record, repositories: Sequence[str], 
     booted = record.booted
     assert booted is not None
     record = replace(record, wanted=booted.workspace, image=booted.image)
-    command = git_work.look_command(f"./{path}" for path in repositories)
+    command = git_work.look_command(record.wanted, (f"./{path}" for path in repositories))
     surroundings = _surroundings(layout, record)
     look = root_inspection(record.name, record.wanted, surroundings, command, runs=bool(mounts))
     # The top of the root is the current directory of the look.

@@ -28,6 +28,7 @@ from hutch.spec.record import Record, has_processes, is_local
 from hutch.trees.cursor import open_strictly, opened, walk_with_ways
 
 WALK_SECONDS = 10.0
+BARE = ("objects", "refs")  # in a bare repository, beside HEAD
 MOST_REPOSITORIES, MOST_BYTES = 100, 64 << 10  # that are looked into, and of their paths: they are one argument
 MOST_SAID = 64 << 10  # bytes of a machine's answer
 WAY = "push it, or move it into the home; --force goes on all the same, and it is lost"
@@ -116,19 +117,31 @@ def _main_process(layout: Layout, name: str) -> Iterator[tuple[int, int]]:
 
 
 def touched_repositories(upper: int, image: str) -> list[str]:
-    """The ways from the root to the `.git` of each repository of which something lies in a layer: one that was made in
-    it, or one of the image with a change."""
+    """The ways from the root to the `.git`, or a bare one's HEAD, of each repository of which something lies in a
+    layer: one that was made in it, or one of the image with a change."""
     found: dict[str, None] = {}  # in their order
     gone: set[str] = set()
     for way, directory, name in walk_with_ways(upper, seconds=WALK_SECONDS):
         path = "/".join((*way, name))
         if name == GIT and _is_whiteout(directory, name):
             gone.add(path)
-        elif name == GIT:
+        elif name == GIT or (name == "HEAD" and _may_be_bare(directory, path)):
             found.setdefault(path)
         elif os.path.lexists(f"{image}/{path}/{GIT}"):
             found.setdefault(f"{path}/{GIT}")
+        elif all(os.path.lexists(f"{image}/{path}/{part}") for part in ("HEAD", *BARE)):
+            found.setdefault(f"{path}/HEAD")
     return [path for path in found if path not in gone]
+
+
+def _may_be_bare(directory: int, path: str) -> bool:
+    """Whether the HEAD at a path, in that directory, may be a bare repository's; links are not followed here."""
+    if GIT in path.split("/") or git_work.is_in_cache(path):
+        return False
+    try:
+        return all(os.stat(part, dir_fd=directory, follow_symlinks=False) for part in BARE)
+    except OSError:
+        return False
 
 
 def _is_whiteout(directory: int, name: str) -> bool:
@@ -158,7 +171,7 @@ def _told_by_machine(layout: Layout, record: Record) -> list[str]:
     # Spares the start-up of `hutch stop` for containers.
     from hutch.access.inside import heard_inside
 
-    look = git_work.find_in_root_command()
+    look = git_work.find_in_root_command(record.effective)
     code, said = heard_inside(layout, record, look, seconds=PATIENCE, most=MOST_SAID)
     lines = said.decode("utf-8", "replace").splitlines()
     found = git_work.shortened([work for line in lines if (work := git_work.found_in(line))])

@@ -91,12 +91,12 @@ def unsaved_git_work(client: Client, record: Record) -> list[str]:
     assert isinstance(workspace.owner, int)
     uid = str(guest_uid(workspace.owner))
     options = (f"--user={uid}", f"--group={uid}", f"--cwd=/home/{workspace.user}")
-    return _found(client, record, git_work.find_command(), "home", options)
+    return _found(client, record, git_work.find_command(workspace), "home", options)
 
 
 def unsaved_in_root(client: Client, record: Record) -> list[str]:
     """The same of all that lies outside of the home, and goes with the root. The look runs as root of the guest."""
-    return _found(client, record, git_work.find_in_root_command(), "root", ())
+    return _found(client, record, git_work.find_in_root_command(record.effective), "root", ())
 
 
 def _found(client: Client, record: Record, look: tuple[str, ...], where: str, options: tuple[str, ...]) -> list[str]:
