@@ -8,6 +8,16 @@ stop() { # UNIT
   [ ! -e "/etc/systemd/system/$1" ] || systemctl stop "$1"
 }
 
+replace() { # FILE NEW: its content, in one step; a mount cannot be renamed over, only written
+  place=$(readlink -f "$1")
+  if { cp -a -- "$place" "$place.$name" && cat "$2" >"$place.$name" && mv -f -- "$place.$name" "$place"; } 2>/dev/null; then
+    return
+  fi
+  rm -f -- "$place.$name"
+  cat "$2" 1<>"$place"
+  truncate --size="$(stat -c %s -- "$2")" "$place"
+}
+
 cd /
 # shellcheck disable=SC2086 # names of units hold no blanks
 systemctl disable $units 2>/dev/null || :
@@ -27,7 +37,7 @@ if grep -q "^# BEGIN $name: " /etc/hosts; then # between the marks, nothing goes
   sed "/^# BEGIN $name: /,/^# END $name$end/ {
     /^# BEGIN $name: /d; /^# END $name$end/d; /^[0-9.]* $name$end/d
   }" /etc/hosts >"$here/hosts"
-  cat "$here/hosts" >/etc/hosts # which may be a mount
+  replace /etc/hosts "$here/hosts"
 fi
 rm -f "$drop_in"
 rm -rf --one-file-system -- "$run"

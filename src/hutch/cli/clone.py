@@ -44,7 +44,7 @@ def fetch(options: Options, name: str, branch: str, prune: bool, limit: int, as_
     git checks all objects first. Nothing is checked out, and nothing of the workspace's is run."""
     fetched = Workspace(name).fetch(branch, prune=prune, limit=limit)
     for what in fetched.left_out:
-        options.listen(name, "warning", f"left out: {printable(what)}")
+        options.listen(name, "warning", f"left out: {what}")
     if as_json:
         print_json([vars(each) for each in fetched.branches])
     else:

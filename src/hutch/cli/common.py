@@ -62,7 +62,7 @@ class Options:
     def listen(self, name: str, event: str, text: str) -> None:
         """Print what the engine tells, but for failures."""
         if event == "warning":
-            click.echo(f"hutch: warning: {name}: {text}", err=True)
+            click.echo(f"hutch: warning: {name}: {printable(text)}", err=True)
         elif event != "failed":  # failures are told once, at the end, with their reasons
             self.say(f"{name}: {event}{f' {text}' if text else ''}")
 

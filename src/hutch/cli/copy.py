@@ -11,7 +11,7 @@ from hutch.api import copying
 from hutch.api.copying import Side
 from hutch.api.transports import own_side, ssh_side
 from hutch.api.workspace import Workspace
-from hutch.cli.common import Options, global_options, printable
+from hutch.cli.common import Options, global_options
 from hutch.cli.completing import copied_paths
 from hutch.cli.reach import check_up, host_of
 from hutch.errors import UsageError
@@ -45,7 +45,7 @@ def cp(options: Options, source: tuple[str, ...], target: str, limit: int) -> No
         place = os.path.join(place, ".")  # several go into a directory that is there
     for name, path in ends[:-1]:
         for what in transfer(name, path, to, place, limit):
-            options.listen(name or to, "warning", f"left out: {printable(what)}")
+            options.listen(name or to, "warning", f"left out: {what}")
 
 
 def end(text: str) -> tuple[str, str]:

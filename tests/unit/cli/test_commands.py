@@ -546,9 +546,9 @@ def test_what_is_told_while_things_happen(capsys: pytest.CaptureFixture[str]) ->
     for options in (loud, quiet):
         options.listen("web", "ready", "in 0.4 s")
         options.listen("web", "stopped", "")
-        options.listen("web", "warning", "beware")
+        options.listen("web", "warning", "bew\x1b[2Jare")
         options.listen("web", "failed", "told later")
     out, err = capsys.readouterr()
     assert out == ""
-    warning = "hutch: warning: web: beware\n"
+    warning = "hutch: warning: web: bew\N{REPLACEMENT CHARACTER}[2Jare\n"
     assert err == f"web: ready in 0.4 s\nweb: stopped\n{warning}{warning}"
