@@ -295,7 +295,11 @@ class Runner:
         process that `unless` is of, and when the service is to stop. Returns whether all succeeded."""
         deadline = deadline or time.monotonic() + VERB_SECONDS
         for argv in self.unit.commands(key):
-            pid = self.spawn(argv, "supervisor", told, dies=False)
+            try:
+                pid = self.spawn(argv, "supervisor", told, dies=False)
+            except OSError as error:  # the guest has taken all processes or all memory that there is
+                self.log.note(f"{argv[0]} cannot be run: {error.strerror}")
+                return False
             pidfd = os.pidfd_open(pid)
             others = [unless] if unless >= 0 else []
             while pidfd not in (found := self.await_any(deadline, pidfd, *others)):

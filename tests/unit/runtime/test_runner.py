@@ -5,6 +5,7 @@ All that needs no process; tests/host has the rest.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -73,6 +74,18 @@ def test_each_start_comes_later_than_the_one_before(make: Make) -> None:
 @pytest.mark.parametrize("failures", [100, 1000, 10_000, 1_000_000])
 def test_what_fails_for_days_is_started_all_the_same(make: Make, failures: int) -> None:
     assert make().delay(failures) == MOST_RESTART_SECONDS
+
+
+def test_a_guest_that_leaves_no_process_is_ended_all_the_same(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a signal: what would ask it in order cannot be run."""
+
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    runner = make()
+    monkeypatch.setattr(os, "fork", fork)
+    assert runner.verb("ExecStop", {"MAINPID": "4711"}) is False
+    assert "cannot be run: Resource temporarily unavailable" in Path(runner.log.path).read_text()
 
 
 class Clock:
