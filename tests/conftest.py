@@ -20,6 +20,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     again.note(report)
 
 
+def pytest_sessionfinish() -> None:
+    again.note_end()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if left_out := config.stash.get(LEFT_OUT, []):
         terminalreporter.section("left out: `script/test --slow` runs those that are only slow, `--all` runs all")

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 NOTES = "HUTCH_TEST_NOTES"
+END = "end"  # of a session; a stand that boots again has several
 MOST = 3  # more than these are no chance
 REMEMBERED = 20  # runs
 OFTEN = 3  # times in these runs, and the test is to be mended
@@ -52,11 +53,19 @@ def note(report: pytest.TestReport) -> None:
         file.write(json.dumps(asdict(result)) + "\n")
 
 
+def note_end() -> None:
+    """For pytest's hook: write down that a session has come to its end."""
+    if notes := os.environ.get(NOTES):
+        with open(notes, "a") as file:
+            file.write(f"{END}\n")
+
+
 def read_notes(notes: Path | None) -> list[Result]:
-    """The results of a job."""
-    if notes is None or not notes.exists():
+    """The results of a job. One that did not come to its end, since a test hung, has none: others never ran."""
+    lines = notes.read_text().splitlines() if notes is not None and notes.exists() else []
+    if lines[-1:] != [END]:
         return []
-    return [Result(**json.loads(line)) for line in notes.read_text().splitlines()]
+    return [Result(**json.loads(line)) for line in lines if line != END]
 
 
 def failures_of(results: Iterable[Result], code: int) -> list[Result]:

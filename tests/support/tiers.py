@@ -39,6 +39,7 @@ FOLDERS = {"vm": "host", "smoke": "systemd"}  # whose tests they run
 PARTS = {"unit": 3, "host": 16, "vm": 4}  # small enough to fill all processors until the end
 DEPTHS = {"--slow", "--long"}
 MORE = 3  # jobs at once than processors
+HANGS, HANGS_LONG = 600, 7200  # seconds after which a test, an image built for it included, ends its job with its stack
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -221,9 +222,10 @@ def _try_again(outcomes: Sequence[Outcome], pytest: Sequence[str], work: Path) -
 
 def _command(tier: str, part: str, pytest: Sequence[str], own: Path) -> list[str]:
     """The module, with its arguments, that runs a part of a tier."""
+    hangs = f"--override-ini=faulthandler_timeout={HANGS_LONG if '--long' in pytest else HANGS}"
     if tier == "unit":
-        return ["pytest", f"--part={part}", *_selection(tier, pytest)]
-    lean = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")  # which loads all of hypothesis at the end
+        return ["pytest", hangs, f"--part={part}", *_selection(tier, pytest)]
+    lean = (hangs, "-p", "no:cacheprovider", "-p", "no:hypothesispytest")  # which loads all of hypothesis at the end
     if tier in BOUNDARIES:
         options = [*lean, f"--basetemp={own}", f"--boundary={BOUNDARIES[tier]}", f"--part={part}"]
         return ["pytest", *options, *_selection("host", pytest)]

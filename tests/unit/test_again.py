@@ -41,6 +41,9 @@ def test_what_pytest_notes_is_read(notes: Path) -> None:
     again.note(report())
     again.note(report(when="teardown"))
     again.note(report(outcome="passed", nodeid="a.py::two"))
+    assert again.read_notes(notes) == []  # it hangs, perhaps
+    again.note_end()
+    again.note_end()
     results = again.read_notes(notes)
     (failure,) = again.failures_of(results, 1)
     assert (failure.test, failure.seconds) == ("a.py::one", 1.5)
@@ -50,6 +53,7 @@ def test_what_pytest_notes_is_read(notes: Path) -> None:
 def test_a_test_that_fails_while_it_cleans_up_has_not_passed(notes: Path) -> None:
     again.note(report(outcome="passed"))
     again.note(report(when="teardown"))
+    again.note_end()
     assert again.passed_of(again.read_notes(notes)) == set()
 
 
@@ -57,6 +61,7 @@ def test_a_fixture_of_a_file_fails_once_in_each_file(notes: Path) -> None:
     crash = SimpleNamespace(reprcrash="conftest.py:3: no image")
     for test in ("a.py::one", "a.py::two", "b.py::one", "b.py::two"):
         again.note(report(when="setup", nodeid=test, longrepr=crash))
+    again.note_end()
     found = again.failures_of(again.read_notes(notes), 1)
     assert [failure.test for failure in found] == ["a.py::one", "a.py::two", "b.py::one", "b.py::two"]
     assert [failure.test for failure in again.by_cause(found)] == ["a.py::one", "b.py::one"]
