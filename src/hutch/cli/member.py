@@ -178,6 +178,7 @@ def reset_signals() -> None:
         signal.setitimer(timer, 0)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
         with suppress(OSError):  # the two that the C library keeps for itself
+            signal.signal(number, signal.SIG_IGN)  # this takes away what waits since before
             signal.signal(number, signal.SIG_IGN if number in TYPED else signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
