@@ -10,7 +10,6 @@ import fcntl
 import os
 import select
 import shutil
-import struct
 import subprocess
 import sys
 import threading
@@ -24,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from hutch.host.doctor.tools import QEMU, find_program
-from hutch.host.hardware import accelerator, clock, vsock
+from hutch.host.hardware import accelerator, clock
 from hutch.host.hardware.accelerator import ANSWER, DEVICE, KvmAccess, Verdict, run_guest
 from hutch.spec.names import Layout
 
@@ -239,19 +238,3 @@ def test_the_counter_counts() -> None:
     read = clock.make_reader()
     readings = [read() for _ in range(1000)]
     assert readings == sorted(readings) and readings[0] < readings[-1]
-
-
-# vsock
-
-
-@pytest.mark.skipif(not vsock.has_vsock(), reason=f"no {vsock.DEVICE}")
-def test_a_context_id_that_somebody_has_is_not_free() -> None:
-    cid = 0xFFFF_0000 - os.getpid()
-    assert vsock.is_free(cid)
-    device = os.open(vsock.DEVICE, os.O_RDWR)
-    try:
-        fcntl.ioctl(device, vsock.SET_GUEST_CID, struct.pack("=Q", cid))
-        assert not vsock.is_free(cid)
-    finally:
-        os.close(device)
-    assert vsock.is_free(cid)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hutch.access.login import Login
 from hutch.access.streams import BY_FORCE
-from hutch.backends import is_machine, traits_named
+from hutch.backends import is_machine
 from hutch.backends.identity import guest_uid
 from hutch.errors import HutchError
 from hutch.files import kept_open
@@ -178,7 +178,6 @@ def _own_target(inside: Inside) -> RemoteTarget:
     """A workspace of this host: for root with hutch's own key; for another user by the user's ssh, as hutch has
     configured it, with keys that the workspace knows."""
     from hutch.access.remote import RemoteTarget  # `exec` in a container starts without ssh
-    from hutch.host.hardware import vsock
     from hutch.host.identity import ssh
 
     layout, booted, leader = inside.layout, inside.booted, inside.now.leader
@@ -186,7 +185,6 @@ def _own_target(inside: Inside) -> RemoteTarget:
     if os.geteuid() != 0:
         peer = ssh.Peer(inside.name, booted.ip, booted.user)
         return RemoteTarget(layout, peer, leader if are_shown() else None, by_own_key=True)
-    traits = traits_named(booted, observe_facts(layout, inside.name).get("hypervisor", ""))
-    proxy = ssh.proxy_of(booted, traits, has_vsock=vsock.can_open(vsock.DEVICE))
+    proxy = ssh.proxy_of(observe_facts(layout, inside.name).get("cid", ""))
     proxy = "" if proxy and ssh.answers(booted.ip) else proxy
     return RemoteTarget(layout, ssh.Peer(inside.name, booted.ip, booted.user, proxy=proxy), leader)

@@ -56,7 +56,7 @@ def describe(
         "state": state,
         "ip": record.wanted.ip,
         "mac": record.wanted.mac,
-        "cid": record.wanted.cid if has_effect("cid", record.wanted.type) else None,
+        "cid": int(facts.get("cid", record.wanted.cid or 0)) or None if has_effect("cid", record.wanted.type) else None,
         "image": record.wanted.image,
         "image_id": record.image,
         "image_created": fresh.created,

@@ -54,7 +54,6 @@ def examine(found: Abilities) -> list[Finding]:
         *check_packages(found),
         *check_features(found),
         check_kvm(found),
-        check_vsock(found),
         *check_limits(found),
         check_quota(found),
         check_log(found),
@@ -118,14 +117,6 @@ def check_kvm(found: Abilities) -> Finding:
         "unknown",
         "not tried yet whether a guest runs under it",
         "the first machine's start tries it, or `sudo hutch doctor --fix` once an image for machines is there",
-    )
-
-
-def check_vsock(found: Abilities) -> Finding:
-    if found.vsock:
-        return Finding("vsock", "ok", "machines are reached even when their network is broken")
-    return Finding(
-        "vsock", "warning", "machines are reached by their network only", "modprobe vhost_vsock, if it is there"
     )
 
 

@@ -7,21 +7,20 @@ cost nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hutch.backends import alternatives, backends_of, check_named, is_machine
 from hutch.errors import HutchError, Problem
 from hutch.host.doctor.tools import MACHINE_TOOLS, check_tools
-from hutch.host.hardware import vsock
 from hutch.host.hardware.capacity import check_host, observe_capacity
-from hutch.runtime.observe import observe
+from hutch.host.hardware.vsock import DEVICE, has_vsock
 from hutch.spec.model import WorkspaceSpec
 from hutch.spec.refusing import refuse_files
 
 if TYPE_CHECKING:
     from hutch.host.hardware.accelerator import Accelerator
-    from hutch.plan.actions import Plan, Wanted
+    from hutch.plan.actions import Plan
     from hutch.runtime.control import Listener
     from hutch.spec.names import Layout
     from hutch.spec.record import Record
@@ -40,11 +39,12 @@ def prepare_machines(layout: Layout, records: Iterable[Record], listen: Listener
     from hutch.host.hardware.accelerator import describe_accelerator
 
     machines = [record for record in records if is_machine(record.wanted)]
-    starting = [(record.file, record.name, record.wanted) for record in machines]
-    check_context_ids(starting)
     accelerator = check_accelerator(layout, [((r.file, r.name, r.wanted), r.image) for r in machines])
     if text := describe_accelerator(accelerator):
         listen(", ".join(record.name for record in machines), "warning", text)
+    asking = [record.name for record in machines if record.wanted.vsock]
+    if asking and not has_vsock():
+        listen(", ".join(asking), "warning", f"no vsock: this host has no {DEVICE}, nor the module for it")
     return accelerator
 
 
@@ -105,31 +105,9 @@ def check_hypervisors(starting: Iterable[Starting], accelerator: Accelerator) ->
     )
 
 
-def check_new_machines(layout: Layout, plan: Plan, records: Mapping[str, Record]) -> None:
-    """Refuse the hypervisors and the context ids of a plan's new machines before anything is touched. A machine that
-    runs, or may, has its own. Asking takes the number for a moment, so only who holds the lock may ask."""
+def check_new_machines(layout: Layout, plan: Plan) -> None:
+    """Refuse the hypervisors of a plan's new machines before anything is touched."""
     wanted = {a.workspace: a.wanted for a in plan.actions if a.starts and a.wanted and is_machine(a.wanted.workspace)}
     machines = {name: (plan.file, name, item.workspace) for name, item in wanted.items()}
     if machines:
         check_accelerator(layout, [(machines[name], item.image) for name, item in wanted.items()])
-    check_context_ids(machines[name] for name, new in wanted.items() if not _may_have(layout, records.get(name), new))
-
-
-def _may_have(layout: Layout, record: Record | None, wanted: Wanted) -> bool:
-    """Whether the workspace itself may have the context id that it is to have."""
-    if record is None or record.booted is None:
-        return False
-    booted = record.booted.workspace
-    has_it = is_machine(booted) and booted.cid == wanted.workspace.cid
-    return has_it and observe(layout, record.name).state != "stopped"
-
-
-def check_context_ids(starting: Iterable[Starting]) -> None:
-    """Refuse a context id that a machine of somebody else's has. Those of one hutch are compared when planning; comes
-    when none of `starting` runs, or each would find its own taken."""
-    wrong, right = "is in use by a machine that this hutch did not start", "another one, from 3 to 4294967294"
-    refuse_files(
-        (file, Problem(wrong, f"workspaces.{name}.cid", str(workspace.cid), right))
-        for file, name, workspace in machines_of(starting)
-        if workspace.cid is not None and not vsock.is_free(workspace.cid)
-    )

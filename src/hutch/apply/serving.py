@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from hutch.engines import elsewhere, engine_of
-from hutch.host.hardware.vsock import has_vsock
 from hutch.host.identity import ssh
 from hutch.host.identity.holders import key_holders
 from hutch.host.network.dns import own_names, service_user, wanted_resolvers
@@ -116,8 +115,6 @@ def peers_of(layout: Layout, serving: Mapping[str, Record]) -> tuple[ssh.Peer, .
             peers.append(engine_of(layout, record).peer(record))
             continue
         assert workspace.ip is not None
-        traits = ssh.likely_traits(workspace)
-        proxy = ssh.proxy_of(workspace, traits, has_vsock=traits.has_vsock and has_vsock())
         host_key = ssh.read_key(layout.host_key(name))
-        peers.append(ssh.Peer(name, workspace.ip, workspace.user, host_key, proxy))
+        peers.append(ssh.Peer(name, workspace.ip, workspace.user, host_key))
     return tuple(peers)

@@ -9,10 +9,9 @@ from hutch.apply.vanishing import unsaved_in_root
 from hutch.backends import is_machine
 from hutch.engines import engine_of
 from hutch.errors import HutchError
-from hutch.host.hardware import vsock
 from hutch.host.services.cgroup import Cgroup
 from hutch.run import CommandFailed, run
-from hutch.runtime.observe import observe
+from hutch.runtime.observe import observe, observe_facts
 from hutch.spec.names import Layout
 from hutch.spec.record import Record, has_processes, is_local
 from hutch.trees.cursor import is_empty
@@ -38,7 +37,7 @@ def live_sessions(layout: Layout, record: Record) -> list[str]:
     """Open ssh connections from this host, and commands that `hutch exec` runs."""
     ip = record.effective.ip
     listing = run(["ss", "--no-header", "--tcp", "--numeric", "state", "established", "dst", f"{ip}:22"])
-    count = len(listing.stdout.splitlines()) + vsock_connections(record)
+    count = len(listing.stdout.splitlines()) + vsock_connections(layout, record)
     found = [f"{count} open ssh connection{'s' if count > 1 else ''}"] if count else []
     with suppress(PermissionError), closing(Cgroup(observe(layout, record.name).cgroup)) as cgroup:
         # Without root, a host that mounts no cgroup2 cannot be asked.
@@ -47,16 +46,15 @@ def live_sessions(layout: Layout, record: Record) -> list[str]:
     return found
 
 
-def vsock_connections(record: Record) -> int:
+def vsock_connections(layout: Layout, record: Record) -> int:
     """The number of ssh connections by vsock, which do not use the network."""
-    booted = record.effective
-    if not is_machine(booted) or booted.cid is None or not vsock.can_open(vsock.DEVICE):
+    cid = observe_facts(layout, record.name).get("cid") if is_machine(record.effective) else None
+    if cid is None:
         return 0
-    listing = run(["ss", "--no-header", "--vsock", "--numeric"])
-    return count_vsock(listing.stdout, booted.cid)
+    return count_vsock(run(["ss", "--no-header", "--vsock", "--numeric"]).stdout, cid)
 
 
-def count_vsock(listing: str, cid: int) -> int:
+def count_vsock(listing: str, cid: str) -> int:
     """The established connections to the sshd of a machine, as ss lists them: kind, state, two queues, two ends."""
     rows = (line.split() for line in listing.splitlines())
     return sum(row[1:2] == ["ESTAB"] and row[5:6] == [f"{cid}:22"] for row in rows)

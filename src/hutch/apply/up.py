@@ -126,7 +126,7 @@ def apply_plan(
     for name in records:  # before anything changes: a copy is not waited for, so a power cut may have torn it
         ensure_copy(layout.record(name))
     if plan.start:
-        check_new_machines(layout, plan, records)
+        check_new_machines(layout, plan)
     new = [
         action.workspace
         for action in plan.actions

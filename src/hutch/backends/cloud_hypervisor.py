@@ -15,7 +15,6 @@ from hutch.backends.identity import identify
 from hutch.backends.jail import jailed
 from hutch.backends.launch import REBOOT, File, Hardware, Launch, Limits, Step, Surroundings
 from hutch.backends.machine import (
-    SANDBOX,
     TASKS,
     dialect,
     disk_cleanup,
@@ -27,6 +26,7 @@ from hutch.backends.machine import (
     memory_of,
     pipes_step,
     render_shares,
+    sandbox,
     share_mounts,
     share_servers,
 )
@@ -121,7 +121,7 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
             "hear": hear_command(host, name, "socket", f"{runtime}/sockets", f"vm_{READY_PORT}"),
             "ask": calls_command(name, host, "end"),
         },
-        sandbox=SANDBOX,
+        sandbox=sandbox(with_vsock=False),
         post_start=(register_step(layout.machine(name), host.machine_id),) if host.has_machined else (),
         cleanup=(
             *port.cleanup(),

@@ -27,19 +27,6 @@ OPEN_FILES = 1 << 18
 """The open files of one virtiofsd, which keeps each file open that its guest remembers; with fewer, a guest that looks
 at a large tree is told that too many are open."""
 REMEMBERED = OPEN_FILES << 11  # bytes of the kernel and of virtiofsd for so many
-SANDBOX = (
-    "DevicePolicy=closed",
-    *(f"DeviceAllow={device} rw" for device in ("/dev/kvm", "/dev/net/tun", "/dev/vhost-vsock")),
-    "SystemCallArchitectures=native",
-    "NoNewPrivileges=yes",
-    "LockPersonality=yes",
-    "RestrictRealtime=yes",
-    "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_VSOCK",
-    "ProtectClock=yes",
-    "ProtectKernelLogs=yes",
-    "ProtectKernelModules=yes",
-)
-"""Settings of a machine's unit that bind its processes beside the jails that they are in."""
 LEAST_MEMORY = 256 << 20  # with less, a guest's systemd and sshd do not come up
 
 
@@ -68,6 +55,24 @@ def memory_limit(workspace: WorkspaceSpec, host: Surroundings, hardware: Hardwar
     much as each virtiofsd needs to remember what a guest has looked at."""
     emulation = 0 if hardware.accelerator == "kvm" else 1 << 30
     return memory_of(workspace, host) + emulation + (512 << 20) + REMEMBERED * len(share_tags(workspace))
+
+
+def sandbox(*, with_vsock: bool) -> tuple[str, ...]:
+    """Settings of a machine's unit that bind its processes beside the jails that they are in."""
+    devices = ("/dev/kvm", "/dev/net/tun", *(("/dev/vhost-vsock",) if with_vsock else ()))
+    families = ("AF_UNIX", "AF_NETLINK", "AF_INET", *(("AF_VSOCK",) if with_vsock else ()))
+    return (
+        "DevicePolicy=closed",
+        *(f"DeviceAllow={device} rw" for device in devices),
+        "SystemCallArchitectures=native",
+        "NoNewPrivileges=yes",
+        "LockPersonality=yes",
+        "RestrictRealtime=yes",
+        f"RestrictAddressFamilies={' '.join(families)}",
+        "ProtectClock=yes",
+        "ProtectKernelLogs=yes",
+        "ProtectKernelModules=yes",
+    )
 
 
 def dialect(name: str) -> str:

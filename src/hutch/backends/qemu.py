@@ -14,7 +14,6 @@ from hutch.backends.identity import identify
 from hutch.backends.jail import jailed
 from hutch.backends.launch import REBOOT, File, Hardware, Launch, Limits, Step, Surroundings
 from hutch.backends.machine import (
-    SANDBOX,
     TASKS,
     dialect,
     disk_cleanup,
@@ -27,6 +26,7 @@ from hutch.backends.machine import (
     memory_of,
     pipes_step,
     render_shares,
+    sandbox,
     share_mounts,
     share_servers,
 )
@@ -47,7 +47,6 @@ TRAITS = Traits(
     console=machine.CONSOLE_UNIT,
     is_machine=True,
     memory=MACHINE_MEMORY,
-    has_vsock=True,
     sizes={"processors": ("-smp", r"(\d+)"), "MiB": ("-m", r"(\d+)M")},
 )
 CONSOLE, CONTROL, TAP, VSOCK = 3, 4, 5, 6  # descriptors
@@ -78,9 +77,9 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     files.append(File(f"{runtime}/port", port.render_batch()))
     shares = share_places(workspace, runtime)
     told, sources = (*credentials, HOST_KEY), ["port", f"{runtime}/vm/port.out"]
-    if hardware.has_vsock and workspace.cid is not None:
+    if has_vsock(workspace, hardware):
         told = (*told, NOTIFY_SOCKET)
-        sources += ["vsock", str(workspace.cid), f"{runtime}/vm/{NOTIFY_SOCKET}", str(host.uid_base)]
+        sources += ["vsock", str(layout.cid(name)), f"{runtime}/vm/{NOTIFY_SOCKET}", str(host.uid_base)]
     key = f"{runtime}/vm/{HOST_KEY}"
     owned = ("install", "-m", "400", "-o", str(host.uid_base), "-g", str(host.uid_base))
     return Launch(
@@ -104,7 +103,7 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
         helpers=share_servers(workspace, host, hardware.virtiofsd, runtime),
         argv=qemu_argv(name, workspace, host, hardware, told),
         commands={"hear": hear_command(host, name, *sources)},
-        sandbox=SANDBOX,
+        sandbox=sandbox(with_vsock=has_vsock(workspace, hardware)),
         post_start=(register_step(layout.machine(name), host.machine_id),) if host.has_machined else (),
         cleanup=(
             *port.cleanup(),
@@ -132,6 +131,11 @@ def balloon_step(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Ste
     return Step((*program, *told), f"leave it {size >> 20} MiB of its memory", may_fail=True)
 
 
+def has_vsock(workspace: WorkspaceSpec, hardware: Hardware) -> bool:
+    """Whether the machine gets a device of vsock: asked for, and there."""
+    return workspace.vsock and workspace.cid is not None and hardware.has_vsock
+
+
 # The processes.
 
 
@@ -150,7 +154,7 @@ def qemu_argv(
     command = (
         hardware.qemu,
         *machine_options(workspace, hardware, memory_of(workspace, host) >> 20),
-        *device_options(workspace, disk is not None, hardware.has_vsock),
+        *device_options(workspace, disk is not None, has_vsock(workspace, hardware)),
         *(word for key in credentials for word in ("-fw_cfg", f"name=opt/io.systemd.credentials/{key},file=/vm/{key}")),
         *("-fw_cfg", "name=opt/hutch/shares,file=/vm/shares"),
         *(
@@ -160,7 +164,8 @@ def qemu_argv(
     )
     jail = jailed(tuple(files), host.uid_base, command, groups)
     tap = (host.python, "-I", "-S", f"{host.package}/host/hardware/tap.py", names.port(name, "vm"), str(TAP))
-    vsock = ("--open", "/dev/vhost-vsock", str(VSOCK)) if hardware.has_vsock else ()
+    has_it = has_vsock(workspace, hardware)
+    vsock = ("--vsock", str(workspace.cid), str(host.layout.cid(name)), str(VSOCK)) if has_it else ()
     sockets = ((f"{runtime}/console", 0, CONSOLE), (f"{runtime}/control", 0, CONTROL))
     return (*listening(host, *sockets), *tap, *vsock, "--", *jail)
 
@@ -181,7 +186,7 @@ def machine_options(workspace: WorkspaceSpec, hardware: Hardware, memory: int) -
     )
 
 
-def device_options(workspace: WorkspaceSpec, has_disk: bool, has_vsock: bool) -> tuple[str, ...]:
+def device_options(workspace: WorkspaceSpec, has_disk: bool, with_vsock: bool) -> tuple[str, ...]:
     """Options for disks, network, shares, console, port, and monitors."""
     devices = [
         *("-drive", "if=none,id=root,file=/root.erofs,format=raw,readonly=on"),
@@ -204,6 +209,6 @@ def device_options(workspace: WorkspaceSpec, has_disk: bool, has_vsock: bool) ->
     devices += ["-chardev", "pipe,id=monitor,path=/vm/monitor", "-mon", "chardev=monitor,mode=control"]
     devices += ["-chardev", f"socket,id=control,fd={CONTROL},{waiting}", "-mon", "chardev=control,mode=control"]
     devices += ["-device", "virtio-balloon-pci,free-page-reporting=on", "-device", "pvpanic-pci"]
-    if has_vsock:  # ssh reaches the machine by it, whatever becomes of its network
+    if with_vsock:  # `hutch exec` reaches the machine by it, whatever becomes of its network
         devices += ["-device", f"vhost-vsock-pci,guest-cid={workspace.cid},vhostfd={VSOCK}"]
     return tuple(devices)

@@ -23,7 +23,7 @@ class Traits:
 
     `name` is what its Launches are marked with, and what `hypervisor` calls it. Of those that can run a workspace, the
     one with the highest `rank` does. `lacks` says, in words, what is missing on this host. Before a start nobody knows
-    which one that is, so backends of one type agree in all but these four and `program`, `has_vsock` and `sizes`.
+    which one that is, so backends of one type agree in all but these four and `program` and `sizes`.
 
     `live` are the keys that need a restart unless the backend changes them while the guest runs. A machine
     (`is_machine`) boots a kernel of its own on hardware that is made for it: it is entered by ssh and has Hardware in
@@ -31,9 +31,8 @@ class Traits:
     stays the most that its balloon can give it. None says that memory is a limit like any other. `console` is the
     unit inside that puts a shell on the console. `needs_kvm` and `can_suspend` are what they say.
 
-    `program` begins the name of the program that runs a guest; `has_vsock` says that the guest's vsock is the host's,
-    so ssh gets in by it. `sizes` says how the program is told its "processors" and "MiB": an option, and the form of
-    its value.
+    `program` begins the name of the program that runs a guest. `sizes` says how the program is told its "processors"
+    and "MiB": an option, and the form of its value.
     """
 
     name: str
@@ -45,6 +44,5 @@ class Traits:
     memory: int | None = None
     needs_kvm: bool = False
     can_suspend: bool = False
-    has_vsock: bool = False
     sizes: dict[str, tuple[str, str]] = field(default_factory=dict)
     lacks: Callable[[Hardware | None], Iterable[str]] = lacks_nothing

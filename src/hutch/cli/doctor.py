@@ -50,7 +50,7 @@ NEWEST = 2
 def doctor(options: Options, as_json: bool, fix: bool, undo: bool, yes: bool) -> int:
     """Check what this host can do, what it cannot enforce, and who else on it stops workspaces.
 
-    It looks at programs, the kernel, KVM, vsock, limits, quotas of the state directory; at Docker, ufw, firewalld,
+    It looks at programs, the kernel, KVM, limits, quotas of the state directory; at Docker, ufw, firewalld,
     libvirt, NetworkManager and systemd-resolved; at forwarding, the way out, and who else has the workspaces'
     addresses; at the last answers about security updates of their images; at programs that listen on ports that they
     publish; and at the ends of their records. It exits with 1 when something needed is missing, or a conflict stops

@@ -228,13 +228,16 @@ def network_changes(old: Network | None, new: Network) -> list[Change]:
 
 
 def without_effect(name: str, workspace: WorkspaceSpec) -> list[str]:
-    """Notes on keys that are for the other type only. A context id is always there: derived, unless given."""
+    """Notes on keys that do nothing: they are for the other type only, or for a device that there is not. A context id
+    is always there: derived, unless given."""
     notes = []
     for key, field in WorkspaceSpec.__dataclass_fields__.items():
         value = getattr(workspace, key)
         unsaid = (field.default, names.cid(name)) if key == "cid" else (field.default,)
         if not has_effect(key, workspace.type) and value not in unsaid:
             notes.append(f"{key} has no effect on a {workspace.type}")
+        elif key == "cid" and value not in unsaid and not workspace.vsock:
+            notes.append("cid has no effect without vsock = true")
     return notes
 
 

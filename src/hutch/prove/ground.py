@@ -195,10 +195,16 @@ class Sockets:
     eyes: tuple[Eye, ...]
     listener: socket.socket
     beyond: socket.socket | None
+    vsock: socket.socket | None
 
     @property
     def port(self) -> int:
         return int(self.listener.getsockname()[1])
+
+    @property
+    def vsock_port(self) -> int:
+        """A port at which the host listens by vsock; without vsock here, the one that sshd would have."""
+        return int(self.vsock.getsockname()[1]) if self.vsock is not None else 22
 
 
 def _packet_socket(interface: str, protocol: int) -> socket.socket:
@@ -242,7 +248,12 @@ def open_sockets(layout: Layout, port: str, outside: tuple[str, str] | None) -> 
             senders["outside"] = packets(there, BEYOND)
             eyes.append(Eye("beyond the host", packets(there, BEYOND, ALL_PROTOCOLS)))
         beyond = listen(there, outside[1]) if outside else None
-        yield Sockets(senders, tuple(eyes), listen(None, "0.0.0.0"), beyond)
+        vsock = None
+        with suppress(OSError):  # the kernel has none
+            vsock = undo.enter_context(socket.socket(socket.AF_VSOCK))
+            vsock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+            vsock.listen(64)
+        yield Sockets(senders, tuple(eyes), listen(None, "0.0.0.0"), beyond, vsock)
 
 
 def outside_of(layout: Layout, found: tuple[str, str] | None, sockets: Sockets) -> Outside | None:

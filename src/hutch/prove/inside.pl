@@ -76,6 +76,12 @@ sub as_user {
     return $do->();
 }
 
+sub reaches_by_vsock {    # see struct sockaddr_vm in linux/vm_sockets.h; the kernel gives up after two seconds
+    my ($cid, $port) = @_;
+    socket my $socket, 40, SOCK_STREAM, 0 or return 0;
+    return connect $socket, pack('S S L L x4', 40, 0, $port, $cid);
+}
+
 sub lines_of {
     my ($path, $pattern) = @_;
     open my $file, '<', $path or return name_of($!);
@@ -234,6 +240,7 @@ my %do = (
     link => sub { my ($id, $target, $path) = @_; attempt($id, sub { unlink raw($path); symlink raw($target), raw($path) }) },
     remove => sub { my ($id, @paths) = @_; unlink map { raw($_) } @paths; answer($id, 'ok') },
     socket => sub { my ($id, @kind) = @_; attempt($id, sub { socket my $socket, $kind[0], $kind[1], $kind[2] }) },
+    vsock => sub { my ($id, $cid, $port) = @_; attempt($id, sub { reaches_by_vsock($cid, $port) }) },
     lines => sub { my ($id, $path, $pattern) = @_; answer($id, lines_of(raw($path), raw($pattern))) },
     frame => \&send_frames,
     serve => \&serve,

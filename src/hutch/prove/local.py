@@ -34,6 +34,9 @@ REFUSED = (
     r"E(PERM|ACCES|NOSYS|ROFS|NOENT|NODEV|NXIO|OPNOTSUPP|AFNOSUPPORT|INVAL|PROTONOSUPPORT|SOCKTNOSUPPORT)|killed 31"
 )
 DENIED = r"E(PERM|ACCES|NOSYS)|killed 31"
+HOST_CID = "2"
+UNREACHED = "EAFNOSUPPORT|ENODEV|ECONNRESET|ECONNREFUSED|EHOSTUNREACH|ENETUNREACH"
+"""Answers of a guest's kernel without vsock, and of a hypervisor behind whose vsock nobody of the host listens."""
 HERE = -100 & 0xFFFFFFFFFFFFFFFF  # AT_FDCWD
 NEW_USER = 0x1000_0000
 BLOCK, CHARACTER = 0o60666, 0o20666
@@ -169,6 +172,13 @@ def machine_probes(ground: Ground) -> Iterator[Probe]:
     other = rf"lines (?!{ground.boot_id})[0-9a-f-]{{36}}"
     says, ask = "it runs a kernel of its own", ("lines", path(boot), path("."))
     yield Probe(1, "kernel", says, f"cat {boot}", ask, other, needs="processes")
+    says, want = (
+        ("it reaches the host's vsock listeners, as its file asks for", "ok")
+        if ground.vsock
+        else ("it reaches no vsock listener of the host", UNREACHED)
+    )
+    ask = ("vsock", HOST_CID, str(ground.vsock_port))
+    yield Probe(1, "vsock-listeners", says, f"socat - VSOCK-CONNECT:{HOST_CID}:{ground.vsock_port}", ask, want)
     for name, says, command in (
         ("vmm-uid", "its processes run as a uid that nothing else uses", "grep Uid /proc/PID/status"),
         ("vmm-capabilities", "they have no capability", "grep Cap /proc/PID/status"),

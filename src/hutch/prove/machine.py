@@ -81,7 +81,8 @@ def vmm_cgroup(subject: Subject) -> Fact:
 
 
 def vmm_devices(subject: Subject) -> Fact:
-    allowed = {"/dev/null", "/dev/urandom", "/dev/kvm", "/dev/net/tun", "/dev/vhost-vsock"}
+    allowed = {"/dev/null", "/dev/urandom", "/dev/kvm", "/dev/net/tun"}
+    allowed |= {"/dev/vhost-vsock"} if subject.booted.vsock else set()
 
     def wrong(pid: int, status: Mapping[str, str]) -> str:
         links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]

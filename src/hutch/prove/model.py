@@ -159,6 +159,10 @@ class Ground:
     """Whether the workspace is there for the probes alone, so that nothing else can be at these ports."""
     policy: Policy = Policy()
     nesting: bool = False
+    vsock: bool = False
+    """Whether a machine has a device of vsock, as its file asks for."""
+    vsock_port: int = 22
+    """A port on which the host listens by vsock, if it has any, for the time of the run."""
     machine: str = "x86_64"
     boot_id: str = ""
     """The host's boot id, from /proc/sys/kernel/random/boot_id."""

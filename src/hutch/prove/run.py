@@ -148,6 +148,8 @@ def observe_ground(subject: Subject, task: Task, sockets: Sockets, token: str) -
         is_ours=task.is_ours,
         policy=policy_of(booted),
         nesting=booted.nesting,
+        vsock=booted.vsock and layout.cid(subject.name).exists(),
+        vsock_port=sockets.vsock_port,
         machine=os.uname().machine,
         boot_id=read_boot(),
     )

@@ -3,8 +3,9 @@ that comes in here is the attacker's, and everything else on the host, other mac
 
     main(NOTED, SOURCE..., PID)
 
-A SOURCE is one of: port PATH, a virtio-serial port; vsock CID FILE UID, calls over the host's vsock, to a port that is
-chosen here and whose address is written to FILE for the uid; socket DIRECTORY NAME, such calls as a socket in a
+A SOURCE is one of: port PATH, a virtio-serial port; vsock CID FILE UID, calls over the host's vsock of who
+has the context id that the file CID says by then, to a port that is chosen here and whose address is written to FILE
+for the uid; socket DIRECTORY NAME, such calls as a socket in a
 directory of the machine's. NOTED is made once all of them are open, and the process PID gets SIGUSR1 when the guest is
 ready.
 """
@@ -15,6 +16,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 from socket import AF_UNIX, AF_VSOCK, SOCK_STREAM, VMADDR_CID_ANY, VMADDR_PORT_ANY, socket
 from typing import NoReturn
 
@@ -56,12 +58,13 @@ class SerialPort:
 
 
 class Calls:
-    """Calls by which a guest says, in sd_notify's words, that it is ready. `caller` is the machine's context id where
-    others can call as well: the kernel says whose a call is, and those of others are not answered."""
+    """Calls by which a guest says, in sd_notify's words, that it is ready. Where others can call as well,
+    `caller` gives the machine's context id, once it has one: the kernel says whose a call is, and those of others are
+    not answered."""
 
     name = "vsock"
 
-    def __init__(self, listener: socket, caller: int | None = None) -> None:
+    def __init__(self, listener: socket, caller: Callable[[], int | None] | None = None) -> None:
         self._listener = listener
         listener.setblocking(False)
         self._caller = caller
@@ -91,7 +94,7 @@ class Calls:
             call, address = self._listener.accept()
         except OSError:
             return  # it has gone away already
-        if self._caller is not None and address[0] != self._caller:
+        if self._caller is not None and address[0] != self._caller():
             call.close()  # and is not counted: another machine is not to use up what this one has
             return
         self._left -= 1
@@ -125,7 +128,16 @@ class Calls:
         self._listener.close()
 
 
-def listen_to_vsock(cid: int, file: str, uid: int) -> Calls:
+def read_cid(path: str) -> int | None:
+    """The context id that a file says; None where it says none yet."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
+
+
+def listen_to_vsock(cid: str, file: str, uid: int) -> Calls:
     """Listen for calls over vsock. The kernel chooses the port, so that nobody can have taken it; whoever guesses it is
     told apart by what the kernel says of a caller."""
     listener = socket(AF_VSOCK, SOCK_STREAM)
@@ -136,7 +148,7 @@ def listen_to_vsock(cid: int, file: str, uid: int) -> Calls:
     os.write(descriptor, f"vsock-stream:{HOST_CID}:{port}\n".encode())
     os.fchown(descriptor, uid, uid)
     os.close(descriptor)
-    return Calls(listener, cid)
+    return Calls(listener, lambda: read_cid(cid))
 
 
 def listen_in(directory: str, name: str) -> Calls:
@@ -159,7 +171,7 @@ def open_sources(words: list[str]) -> list[SerialPort | Calls]:
         if kind == "port":
             found.append(SerialPort(words.pop(0)))
         elif kind == "vsock":
-            found.append(listen_to_vsock(int(words.pop(0)), words.pop(0), int(words.pop(0))))
+            found.append(listen_to_vsock(words.pop(0), words.pop(0), int(words.pop(0))))
         else:
             found.append(listen_in(words.pop(0), words.pop(0)))
     return found

@@ -26,7 +26,7 @@ FREE = frozenset(
     """.split()
 )
 """The keys to which a member may give any value: what they change is inside the workspace, or is the member's own."""
-JUDGED = frozenset("type image owner vcpus memory disk mounts egress publish nix_store gpu nesting learn".split())
+JUDGED = frozenset("type image owner vcpus memory disk mounts egress publish nix_store gpu nesting vsock learn".split())
 """The keys whose values the ceiling bounds, or the member's rights do."""
 REFUSED: Mapping[str, str] = {
     "engine": "workspaces of members run on this host",
@@ -44,7 +44,7 @@ SECTIONS: Mapping[str, str] = {
     "engines": "refused",
 }
 """The tables of the file. The values of the free ones are judged in the workspaces that they get into."""
-SWITCHES = ("nesting", "gpu", "nix_store")
+SWITCHES = ("nesting", "gpu", "nix_store", "vsock")
 RAISES = f"root raises it in {POLICY_FILE}"
 
 

@@ -152,6 +152,7 @@ class Members:
     nesting: bool = limit("user namespaces inside a container", False)
     gpu: bool = limit("the host's GPU render nodes", False)
     nix_store: bool = limit("the host's /nix/store", False)
+    vsock: bool = limit("a machine's way to the host's vsock listeners", False)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,14 @@ class WorkspaceSpec:
     )
     ip: Annotated[str | None, values.Address()] = key("static address; default: allocated once, then kept")
     mac: Annotated[str | None, values.HardwareAddress()] = key("MAC address; default: derived from the name")
-    cid: Annotated[int | None, values.ContextId()] = key("vsock context id; default: derived from the name", only="vm")
+    cid: Annotated[int | None, values.ContextId()] = key(
+        "vsock context id, where nobody else has it; default: derived from the name", only="vm"
+    )
+    vsock: bool = key(
+        "under QEMU, a vsock device: by it the guest reaches every vsock listener of the host, whatever `egress` says",
+        only="vm",
+        default=False,
+    )
     vcpus: Annotated[int | None, values.WholeNumber(1, 1024)] = key(
         "limit for containers, hardware for vms; default: no limit, or 2 processors"
     )

@@ -93,6 +93,7 @@
         use = [ "tools" ];
         passHostGpu = true;
         nesting = true;
+        vsock = true;
         learn = true;
         idle = {
           after = "30min";

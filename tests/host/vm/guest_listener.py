@@ -11,12 +11,15 @@ from __future__ import annotations
 import select
 import subprocess
 import sys
+from pathlib import Path
 
 from hutch.runtime.hear import listen_to_vsock
 
 
 def main(told: str, cid: str, *command: str) -> None:
-    calls = listen_to_vsock(int(cid), told, 0)
+    noted = Path(f"{told}.cid")
+    noted.write_text(cid, encoding="ascii")
+    calls = listen_to_vsock(str(noted), told, 0)
     is_heard = False
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         while not is_heard:

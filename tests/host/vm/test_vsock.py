@@ -81,7 +81,7 @@ def test_anybody_elses_call_is_not(itself: Instance) -> None:
 
 def ssh(instance: Instance) -> list[str]:
     """What ssh by vsock says when the machine has no network, by hutch's own command: the name, or why not."""
-    proxy = choose_proxy(ITSELF, [VSOCK_PROXY])
+    proxy = choose_proxy(str(ITSELF), [VSOCK_PROXY])
     peer = Peer("itself", "192.0.2.1", "dev", proxy=proxy)
     argv = render_argv(
         LAYOUT, peer, "uname -n; cat /sys/class/net/eth0/operstate", terminal=False, control="", is_first=True

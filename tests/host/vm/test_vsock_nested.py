@@ -50,6 +50,8 @@ uplink = "10.98.0.0/30"
 type = "vm"
 owner = "dev"
 memory = "512MiB"
+vsock = true
+cid = 4711
 """
 PREPARE = """
 set -eu
@@ -81,6 +83,13 @@ with socket.socket(socket.AF_VSOCK) as call:
         sys.exit(0 if call.recv(1) == b"" else "it answered")
     except (BrokenPipeError, ConnectionResetError):
         pass  # it hung up before it was told anything
+"""
+HOLD = """
+import fcntl, pathlib, signal, struct, sys
+device = open("/dev/vhost-vsock", "rb+", buffering=0)
+fcntl.ioctl(device, 0x4008AF60, struct.pack("=Q", int(sys.argv[1])))
+pathlib.Path(sys.argv[2]).touch()
+signal.pause()
 """
 WRAPPER = """#!/bin/sh
 for word; do
@@ -177,6 +186,9 @@ def inner(stand: Stand) -> Stand:
     """With its machine, which has come up while somebody else said that it was up."""
     stand.run("modprobe", "vsock_loopback")
     stand.run("mv", SYSTEMD, HIDDEN)
+    # What any account can do where the device is everybody's, which is not to keep the machine from starting.
+    stand.outer.spawn("exec", "--root", "stand", "--", sys.executable, "-c", HOLD, "4711", "/run/held")
+    wait_until(lambda: stand.run("test", "-e", "/run/held", check=False).returncode == 0)
     with stand.outer.spawn("exec", "--root", "stand", "--", *stand.command("up")) as up:
         wait_until(lambda: stand.run("grep", "-q", "vsock-stream:2:", NOTIFY_SOCKET, check=False).returncode == 0)
         stand.run(sys.executable, "-c", LIE, NOTIFY_SOCKET)
@@ -188,7 +200,17 @@ def inner(stand: Stand) -> Stand:
 def test_a_machine_says_by_vsock_that_it_is_ready(inner: Stand) -> None:
     status = inner.status()
     assert (status["state"], status["hypervisor"], status["accelerator"]) == ("running", "qemu", "kvm")
-    assert "ready, says the guest over vsock" in inner.run("cat", LOG).stdout
+    log = inner.run("cat", LOG).stdout
+    assert "ready, says the guest over vsock" in log
+    assert f"the vsock context id 4711 is somebody else's: this start has {status['cid']}\n" in log
+    assert status["cid"] not in (None, 4711)
+
+
+def test_what_its_file_asks_for_is_said_of_the_promise(inner: Stand) -> None:
+    """The host listens, and the machine gets there."""
+    (found,) = json.loads(inner.hutch("prove", "inner", "--only", "vsock-listeners", "--json", check=False).stdout)
+    (probe,) = [item for item in found["probes"] if item["name"] == "vsock-listeners"]
+    assert (probe["verdict"], "as its file asks for" in probe["says"]) == ("held", True)
 
 
 def test_it_is_reached_without_a_network(inner: Stand) -> None:

@@ -12,23 +12,19 @@ from hutch.apply import hardware
 from hutch.apply.machines import (
     Starting,
     check_accelerator,
-    check_context_ids,
     check_hypervisors,
     check_machines,
-    check_new_machines,
+    prepare_machines,
 )
 from hutch.apply.up import apply_plan
 from hutch.errors import ConfigError, HutchError
 from hutch.host.doctor import tools
-from hutch.host.hardware import vsock
 from hutch.host.hardware.accelerator import Accelerator
 from hutch.host.hardware.capacity import Capacity
 from hutch.images import machine as images_machine
-from hutch.plan.actions import Action, Kind, Plan, Wanted
-from hutch.spec.model import WorkspaceSpec
+from hutch.plan.actions import Action, Plan, Wanted
 from hutch.spec.names import Layout
-from hutch.spec.record import Booted, Record
-from tests.support.statuses import write_status
+from hutch.spec.record import Record
 from tests.unit.facts import NETWORK, workspace
 
 GIB = 1 << 30
@@ -114,51 +110,18 @@ def test_a_command_asks_for_the_accelerator_once(tmp_path: Path, monkeypatch: py
         assert check_accelerator(layout, [((FILE, "web", VM), "image-1")]) == TCG
 
 
-def test_a_context_id_of_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vsock, "is_free", lambda cid: cid != 77)
-    check_context_ids([(FILE, "web", VM), (FILE, "box", workspace(cid=77))])
-    with pytest.raises(ConfigError) as caught:
-        check_context_ids([(FILE, "web", VM), (FILE, "lab", replace(VM, cid=77))])
-    (problem,) = caught.value.problems
-    assert (problem.key, problem.value) == ("workspaces.lab.cid", "77")
-
-
 @pytest.mark.parametrize(
-    ("booted", "state", "is_asked"),
-    [
-        (None, None, True),
-        (VM, "running", False),
-        (VM, "failed", False),  # something of it may be left
-        (VM, "stopped", True),
-        (replace(VM, cid=7), "running", True),
-        (workspace(), "running", True),
-    ],
-    ids=["new", "its own", "maybe its own", "stopped", "another id", "a container"],
+    ("vsock", "has_it", "warned"), [(True, False, True), (True, True, False), (False, False, False)]
 )
-def test_an_id_in_use_is_found_before_anything_is_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, booted: WorkspaceSpec | None, state: str | None, is_asked: bool
+def test_who_asks_for_vsock_where_there_is_none_is_told(
+    vsock: bool, has_it: bool, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vsock, "is_free", lambda cid: False)
     monkeypatch.setattr("hutch.apply.machines.check_accelerator", lambda *arguments: TCG)
-    layout = Layout(tmp_path / "state", tmp_path / "run")
-    record = Record("web", FILE, VM, "image-1", 0x7000_0000, "0" * 32)
-    if booted is not None:
-        record = replace(record, booted=Booted(booted, "image-1"))
-    if state is not None:
-        write_status(layout, "web", state)
-    kind: Kind = "restart" if state == "running" else "start"
-    plan = Plan(FILE, NETWORK, (Action("web", kind, wanted=Wanted(VM, "image-1")),))
-    if not is_asked:
-        check_new_machines(layout, plan, {"web": record})
-        return
-    before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr("hutch.apply.up.read_records", lambda layout: {"web": record})
-    with pytest.raises(ConfigError) as caught:
-        apply_plan(layout, plan, lambda *words: None)
-    assert caught.value.problems[0].key == "workspaces.web.cid"
-    assert sorted(tmp_path.rglob("*")) == before
-    nothing = Plan(FILE, NETWORK, (Action("web", "no change", wanted=Wanted(VM, "image-1")),))
-    check_new_machines(layout, nothing, {"web": record})
+    monkeypatch.setattr("hutch.apply.machines.has_vsock", lambda: has_it)
+    said: list[tuple[str, ...]] = []
+    record = Record("web", FILE, replace(VM, vsock=vsock), "image-1", 0x7000_0000, "0" * 32)
+    prepare_machines(Layout(tmp_path / "state", tmp_path / "run"), [record], lambda *words: said.append(words))
+    assert [words[:2] for words in said if "no vsock" in words[2]] == [("web", "warning")] * warned
 
 
 def test_a_hypervisor_that_cannot_run_here_leaves_nothing_behind(

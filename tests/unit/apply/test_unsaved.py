@@ -15,5 +15,5 @@ v_dgr UNCONN
 
 
 def test_connections_by_vsock() -> None:
-    assert [count_vsock(LISTING, cid) for cid in (77, 7, 22)] == [2, 1, 0]
-    assert count_vsock("", 77) == 0
+    assert [count_vsock(LISTING, cid) for cid in ("77", "7", "22")] == [2, 1, 0]
+    assert count_vsock("", "77") == 0

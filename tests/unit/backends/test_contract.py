@@ -20,7 +20,7 @@ from hutch.spec.model import WorkspaceSpec
 from tests.support import toy_backend
 from tests.unit.facts import HARDWARE, LAYOUT, NETWORK, surroundings, workspace
 
-DIFFERENT = ("name", "rank", "program", "has_vsock", "sizes", "lacks", "needs_kvm")
+DIFFERENT = ("name", "rank", "program", "sizes", "lacks", "needs_kvm")
 """Traits that nobody asks for before it is known which backend it is."""
 CHANGES = {"vcpus": 3, "memory": 3 << 30, "disk": 3 << 30, "egress": "none"}
 

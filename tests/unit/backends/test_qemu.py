@@ -34,7 +34,7 @@ LAUNCHES: dict[str, tuple[str, WorkspaceSpec, dict[str, Any]]] = {
     "minimal": ("web", workspace(type="vm"), {}),
     "disk": ("web", workspace(type="vm", disk=8 << 30), {}),
     "kept": ("web", workspace(type="vm", persist="all"), {}),
-    "vsock": ("web", workspace(type="vm"), {"has_vsock": True}),
+    "vsock": ("web", workspace(type="vm", vsock=True), {"has_vsock": True}),
     "kvm": ("web", workspace(type="vm"), {"accelerator": "kvm", "kvm_gid": 104, "tsc_khz": None}),
     "everything": ("a-name-with-all-of-its-32-letters", EVERYTHING, {}),
     "nix-store": ("web", workspace(type="vm", nix_store=True, mounts=(Mount("/srv/a", "/src"),)), {}),
@@ -75,15 +75,20 @@ def heard(found: Launch) -> list[str]:
 
 def test_a_guest_is_heard_at_its_port_and_over_vsock() -> None:
     place, uid = "/run/hutch/workspaces/web/vm", str(names.UID_FIRST)
-    without, found = (launch_of("web", workspace(type="vm"), host(has_vsock=has)) for has in (False, True))
+    asked = (False, True)
+    without, found = (launch_of("web", workspace(type="vm", vsock=ask), host(has_vsock=True)) for ask in asked)
     port = ["port", f"{place}/port.out"]
     assert heard(without) == port
-    assert not any("vsock" in word for word in without.argv)
+    assert not any("vsock" in word.lower() for word in (*without.argv, *without.sandbox))
+    assert launch_of("web", workspace(type="vm", vsock=True), host(has_vsock=False)) == without
     address = f"{place}/{NOTIFY_SOCKET}"
-    assert heard(found) == [*port, "vsock", str(workspace(type="vm").cid), address, uid]
+    assert heard(found) == [*port, "vsock", "/run/hutch/workspaces/web/cid", address, uid]
     told = f"name=opt/io.systemd.credentials/{NOTIFY_SOCKET},file=/vm/{NOTIFY_SOCKET}"
     assert told in found.argv and told not in without.argv
     assert any("vhost-vsock-pci" in word for word in found.argv)  # ssh goes that way too
+    assert {"DeviceAllow=/dev/vhost-vsock rw", "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_VSOCK"} <= {
+        *found.sandbox
+    }
 
 
 def test_it_talks_through_pipes_of_its_own() -> None:

@@ -47,7 +47,6 @@ GOOD = Abilities(
     watchers=8192,
     kvm="",
     has_kvm_device=True,
-    vsock=True,
 )
 NSPAWN = next(item for item in REQUIREMENTS if "systemd-nspawn" in item.proof)
 EXTRA = next(item for item in REQUIREMENTS if item.optional and item.set == "runtime")
@@ -117,7 +116,6 @@ def test_what_is_slower_or_less_but_works() -> None:
     for known in (None, "no /dev/kvm"):
         missing = found(kvm=known, has_kvm_device=False)["KVM"]
         assert "there is no /dev/kvm" in missing.means and "enable virtualisation" in missing.do
-    assert found(vsock=False)["vsock"].state == "warning"
     assert found(unlimited="no quotas")["limit of homes"].do == "no quotas"
     assert "homes in /var/lib/hutch may" in found(unlimited="no quotas")["limit of homes"].means
     assert [item.name for item in examine(replace(GOOD, lists_tasks=True)) if "oom_dump_tasks" in item.do] == [

@@ -122,6 +122,20 @@ def test_what_the_file_asks_for_is_expected() -> None:
     assert user_namespaces(True).want == "ok"
 
 
+@pytest.mark.parametrize("answer", ["EAFNOSUPPORT", "ENODEV", "ECONNRESET"])
+def test_a_machine_has_the_vsock_that_its_file_asks_for(answer: str) -> None:
+    def listeners(vsock: bool) -> Probe:
+        probes = local_probes(replace(GROUND, is_machine=True, vsock=vsock, vsock_port=4711))
+        return next(probe for probe in probes if probe.name == "vsock-listeners")
+
+    usual, asked = listeners(False), listeners(True)
+    assert usual.ask == asked.ask == ("vsock", "2", "4711")
+    assert [bool(re.fullmatch(probe.want, text)) for probe in (usual, asked) for text in (answer, "ok")] == [
+        *(True, False),
+        *(False, True),
+    ]
+
+
 def test_a_system_call_without_a_number_is_not_made() -> None:
     probes = local_probes(replace(GROUND, machine="riscv64"))
     assert next(probe for probe in probes if probe.name == "bpf").ask == ()

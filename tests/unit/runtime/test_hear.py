@@ -15,7 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.runtime.hear import LONGEST_CALL, MOST_AT_ONCE, MOST_BYTES, MOST_CALLS, Calls, SerialPort, await_ready, main
+from hutch.runtime.hear import (
+    LONGEST_CALL,
+    MOST_AT_ONCE,
+    MOST_BYTES,
+    MOST_CALLS,
+    Calls,
+    SerialPort,
+    await_ready,
+    main,
+    read_cid,
+)
 
 # A machine's port.
 
@@ -135,7 +145,7 @@ class Line:
     def __init__(self) -> None:
         self.board = Switchboard()
         listener: Any = self.board
-        self.calls = Calls(listener, OURS)
+        self.calls = Calls(listener, lambda: OURS)
 
     def hears_ready(self) -> bool:
         """In all that there is to hear, for as long as anything is listened to."""
@@ -160,6 +170,15 @@ def is_over(call: socket.socket) -> bool:
             return call.recv(1) == b""
         except ConnectionResetError:  # it said something that nobody read
             return True
+
+
+def test_until_the_machine_has_an_id_every_call_is_somebody_elses(line: Line, tmp_path: Path) -> None:
+    line.calls._caller = lambda: read_cid(str(tmp_path / "cid"))
+    early = line.board.call(OURS, b"READY=1")
+    assert not line.hears_ready() and is_over(early)
+    (tmp_path / "cid").write_text(f"{OURS}\n")
+    line.board.call(OURS, b"READY=1")
+    assert line.hears_ready()
 
 
 @pytest.mark.parametrize("text", [b"READY=1", b"READY=1\n", b"STATUS=Up\nREADY=1\nX_A=1", b"\xff\0\nREADY=1"])

@@ -98,6 +98,7 @@ def test_a_key_that_is_in_no_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         ("nesting", True),
         ("gpu", True),
         ("nix_store", True),
+        ("vsock", True),
     ],
 )
 def test_the_built_in_ceiling(key: str, value: Any) -> None:
@@ -106,8 +107,9 @@ def test_the_built_in_ceiling(key: str, value: Any) -> None:
 
 def test_what_a_member_may_have() -> None:
     assert refused(owner=1000, learn=True, autostart=True, persist="all", protect_default=False) == []
-    open_ceiling = with_ceiling(egress="all", nesting=True, gpu=True, nix_store=True, images=("rootfs:/srv/*",))
-    assert refused(open_ceiling, image="rootfs:/srv/a", egress="all", nesting=True, gpu=True, nix_store=True) == []
+    opened = {"egress": "all", "nesting": True, "gpu": True, "nix_store": True, "vsock": True}
+    open_ceiling = with_ceiling(**opened, images=("rootfs:/srv/*",))
+    assert refused(open_ceiling, image="rootfs:/srv/a", **opened) == []
     assert refused(with_ceiling(types=("container",)), type="vm") == ["type"]
     assert refused(with_ceiling(types=("vm",)), type="vm", memory=None, vcpus=None) == []
     assert refused(with_ceiling(types=("vm",), vcpus=1), type="vm", vcpus=None) == ["vcpus"]
@@ -249,6 +251,7 @@ ABOVE = {
     "nix_store": "nix_store = true",
     "gpu": "gpu = true",
     "nesting": "nesting = true",
+    "vsock": "vsock = true",
 }
 """A line for each key that is not free, above a ceiling that allows containers alone."""
 

@@ -31,6 +31,7 @@ publish = ["127.0.0.1:8000-8999", "0.0.0.0:443"]
 nesting = true
 gpu = true
 nix_store = true
+vsock = true
 """
 WRONG = {
     'memory = "2GB"': ("members.memory", "is not a size"),

@@ -172,6 +172,7 @@ WIDENING = {
     "protect_default": "protect_default = false",
     "gpu": "gpu = true",
     "nesting": "nesting = true",
+    "vsock": "vsock = true",
     "engine": 'engine = "incus"',
     "egress": 'egress = "all"',
     "egress[1]": 'egress = ["example.org", "10.0.0.0/8:443"]',

@@ -58,6 +58,7 @@ owner = "bob"
 ip = "10.83.1.2"
 mac = "AA:00:00:00:00:01"
 cid = 3
+vsock = true
 vcpus = 2
 memory = "4096M"
 disk = "8G"
@@ -114,6 +115,7 @@ def test_every_key(load: Load, tmp_path: Path) -> None:
         ip="10.83.1.2",
         mac="aa:00:00:00:00:01",
         cid=3,
+        vsock=True,
         vcpus=2,
         memory=4 * 2**30,
         disk=8 * 2**30,

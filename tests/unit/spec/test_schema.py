@@ -12,9 +12,9 @@ from hutch.spec.model import WORKSPACE_KEYS
 from hutch.spec.schema import MODELS, render_schema
 
 CONTRACT = (
-    "type engine hypervisor image packages setup user shell authorized_keys owner share_with ip mac cid vcpus memory"
-    " disk autostart restart_if_changed home persist mounts protect protect_default egress publish env nix_store use"
-    " gpu nesting learn idle"
+    "type engine hypervisor image packages setup user shell authorized_keys owner share_with ip mac cid vsock vcpus"
+    " memory disk autostart restart_if_changed home persist mounts protect protect_default egress publish env"
+    " nix_store use gpu nesting learn idle"
 )
 
 

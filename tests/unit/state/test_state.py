@@ -100,6 +100,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "use": some,
     "gpu": st.booleans(),
     "nesting": st.booleans(),
+    "vsock": st.booleans(),
     "learn": st.booleans(),
     "idle": st.none() | st.builds(Idle, words, st.sampled_from(["suspend", "stop"])),
 }

@@ -14,8 +14,6 @@ from hutch.frozen import dataclass
 from hutch.host.doctor.packages import REQUIREMENTS, Manager, Requirement
 from hutch.host.doctor.tools import find_manager, find_program
 from hutch.host.hardware.accelerator import recall_accelerator
-from hutch.host.hardware.vsock import DEVICE as VSOCK
-from hutch.host.hardware.vsock import MODULE, can_open
 from hutch.host.services.cgroup import find_mount, open_root
 from hutch.host.storage.mountinfo import observe_mountinfo
 from hutch.host.storage.quota import why_unlimited
@@ -57,7 +55,6 @@ class Abilities:
     unlimited: str
     kvm: str | None
     has_kvm_device: bool
-    vsock: bool
     lists_tasks: bool
     watchers: int | None
 
@@ -75,7 +72,6 @@ def observe_abilities(layout: Layout) -> Abilities:
         unlimited=why_unlimited(state),
         kvm=observe_kvm(layout),
         has_kvm_device=os.path.exists(KVM),
-        vsock=can_open(VSOCK) or has_module(MODULE),
         lists_tasks=read("/proc/sys/vm/oom_dump_tasks") != "0",
         watchers=int(read("/proc/sys/fs/inotify/max_user_instances") or 0) or None,
     )

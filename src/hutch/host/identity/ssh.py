@@ -9,14 +9,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from hutch.backends import FOREIGN, backends_of
-from hutch.backends.traits import Traits
 from hutch.errors import HutchError, explained
 from hutch.files import open_regular, read_or_none, sync_directory, write_atomic
 from hutch.frozen import dataclass
 from hutch.host.doctor.tools import find_program
 from hutch.run import run
-from hutch.spec.model import WorkspaceSpec
 from hutch.spec.names import Layout, hostname
 from hutch.spec.sharing import RETIRED, is_group
 from hutch.state import make_directory
@@ -200,10 +197,6 @@ def render_config(layout: Layout, peers: tuple[Peer, ...], keys: Mapping[str, Co
         ]
         if not peer.ip:
             lines += [f"    {key} {value}" for key, value in distant_options(peer).items()]
-        elif peer.proxy:  # only where its network is broken: who has no bash has the network alone
-            test = f"! timeout {TEST_SECONDS} bash -c '</dev/tcp/{peer.ip}/22'"
-            lines.append(f'Match originalhost {hostname(peer.name)} exec "{test}"')
-            lines += [f"    {key} {value}" for key, value in proxy_options(peer.proxy).items()]
     if peers:
         hosts = ",".join(hostname(peer.name) for peer in peers)
         lines += [
@@ -240,27 +233,19 @@ def answers(ip: str) -> bool:
         return False
 
 
-def choose_proxy(cid: int | None, programs: Collection[str]) -> str:
-    """The command that connects to a machine's sshd by vsock, which does not need the machine's network. `cid` is None
+def proxy_of(cid: str) -> str:
+    """The command that connects to the sshd of a machine by vsock, with what this host has; "" to connect by TCP."""
+    return choose_proxy(cid, [name for name in (VSOCK_PROXY, "socat") if find_program(name) is not None])
+
+
+def choose_proxy(cid: str, programs: Collection[str]) -> str:
+    """The command that connects to a machine's sshd by vsock, which does not need the machine's network. `cid` is ""
     for what has no vsock, and `programs` are the paths and names of what this host has; "" to connect by TCP."""
-    if cid is None:
+    if not cid:
         return ""
     if VSOCK_PROXY in programs:
         return f"{VSOCK_PROXY} vsock/{cid} 22"
     return f"socat - VSOCK-CONNECT:{cid}:22" if "socat" in programs else ""
-
-
-def proxy_of(workspace: WorkspaceSpec, traits: Traits, *, has_vsock: bool) -> str:
-    """The command that connects to the sshd of a workspace of this host by vsock, by the backend that runs it."""
-    if not (traits.has_vsock and has_vsock):
-        return ""
-    return choose_proxy(workspace.cid, [name for name in (VSOCK_PROXY, "socat") if find_program(name) is not None])
-
-
-def likely_traits(workspace: WorkspaceSpec) -> Traits:
-    """The traits of the backend that the next start will use, as far as can be told without trying KVM."""
-    *better, last = [backend.TRAITS for backend in backends_of(workspace)] or [FOREIGN]
-    return next((traits for traits in better if find_program(traits.program) is not None), last)
 
 
 def proxy_options(proxy: str) -> dict[str, str]:
