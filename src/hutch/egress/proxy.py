@@ -11,7 +11,8 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import dns.edns
@@ -31,7 +32,7 @@ from hutch.egress.known import Known
 from hutch.egress.nflog import Nflog, Packet
 from hutch.egress.reasons import asks_why, reason_of, tell
 from hutch.egress.record import EgressEvent, Verdict, escaped, lost
-from hutch.egress.sets import SLACK, Sets, SetsFailed
+from hutch.egress.sets import SLACK, Element, Sets, SetsFailed, lent_element, listed_elements
 from hutch.egress.telling import Teller
 from hutch.egress.upstream import Unanswered, Upstream
 from hutch.egress.views import Ruling, View, digest, plain_name, read_views, rule_on
@@ -57,6 +58,10 @@ RULES: dict[str, tuple[Verdict, str]] = {
 """(verdict, reason) of a packet, by the rule of host/network/firewall that has logged it."""
 MOST_STEPS = 4  # questions that one question leads to, where names lead to names
 BREATH = 0.05  # seconds between two looks at what the kernel has logged
+
+
+class NoRoom(SetsFailed):
+    """Raised when a workspace would open more than one may."""
 
 
 class EgressProxy:
@@ -122,12 +127,24 @@ class EgressProxy:
                 self._teller.forget(view.workspace, time.time())
 
     def _open_again(self, view: View) -> None:
-        """Open the addresses that are open, as far as a new policy lists them."""
-        by_ports: defaultdict[tuple[int, ...] | None, list[tuple[str, int]]] = defaultdict(list)
-        for name, address, seconds in self._known[view.workspace].valid(time.monotonic()):
-            by_ports[view.listed.ports(name)].append((address, seconds))
-        for ports, addresses in by_ports.items():
-            self._sets.allow(view.address, view.epoch, addresses, ports)
+        """Open the addresses that are open, as far as a new policy lists them, and as far as there is room: what the
+        old one has opened runs out by itself."""
+        known, now = self._known[view.workspace], time.monotonic()
+        found: dict[Element, float] = {}
+        for name, address, until in known.valid(now):
+            found.update(self._list(view, name, {address: until}, view.listed.ports(name), now) or {})
+        self._sets.allow(left(found, now))
+
+    def _list(
+        self, view: View, name: str, addresses: Mapping[str, float], ports: tuple[int, ...] | None, now: float
+    ) -> dict[Element, float] | None:
+        """Until when elements are to be open by the list; None where there is no room."""
+        wanted = {
+            element: until
+            for address, until in addresses.items()
+            for element in listed_elements(view.address, view.epoch, address, ports)
+        }
+        return self._known[view.workspace].open(now, name, wanted)
 
     def _renew_terms(self, views: Iterable[View]) -> None:
         """Put in force what people allow now, and end what they do not any more. What ends at a time does so in the
@@ -143,15 +160,24 @@ class EgressProxy:
 
     def _lend_again(self, view: View) -> None:
         """Open the addresses of answers that are valid by what people have decided since."""
-        for name, address, seconds in self._known[view.workspace].valid(time.monotonic()) if view.ruled else ():
-            self._lend(view, permits(view.ruled, name, time.time()), [(address, seconds)])
+        now = time.monotonic()
+        for name, address, until in self._known[view.workspace].valid(now) if view.ruled else ():
+            with suppress(NoRoom):
+                self._lend(view, name, permits(view.ruled, name, time.time()), {address: until}, now)
 
-    def _lend(self, view: View, allowed: Sequence[Ruled], addresses: Sequence[tuple[str, int]]) -> None:
-        """Open addresses by what people allow. The terms are put in force again: the rules may have been made anew."""
+    def _lend(
+        self, view: View, name: str, allowed: Sequence[Ruled], addresses: Mapping[str, float], now: float
+    ) -> None:
+        """Open addresses by what people allow. The terms are put in force again: the rules may have been made anew.
+        Raises NoRoom."""
         for permit in reversed(allowed):  # of two that open the same, the newest counts
-            until = permit.decision.until
-            self._sets.add_term(view.address, permit.mark, None if until is None else math.ceil(until - time.time()))
-            self._sets.lend(view.address, addresses, permit.domain.port, permit.mark)
+            port, ends = permit.domain.port, permit.decision.until
+            wanted = {lent_element(view.address, address, port): until for address, until in addresses.items()}
+            opened = self._known[view.workspace].open(now, name, wanted)
+            if opened is None:
+                raise NoRoom("too many addresses")
+            self._sets.add_term(view.address, permit.mark, None if ends is None else math.ceil(ends - time.time()))
+            self._sets.lend(left(opened, now), permit.mark)
 
     # Answering.
 
@@ -214,17 +240,17 @@ class EgressProxy:
         return code, judged.followed_by(end)
 
     def _admit(self, view: View, name: str, judged: Judged, ruling: Ruling) -> None:
-        """Open what the answer names, before it is given."""
+        """Open what the answer names, before it is given. Raises SetsFailed."""
         known, now = self._known[view.workspace], time.monotonic()
-        for address, _ in judged.addresses:
+        addresses = {address: now + max(seconds, 1) + SLACK for address, seconds in judged.addresses}
+        for address in addresses:
             known.note_name(name, address)
-        if not known.has_room(now, len(judged.addresses)):
-            raise SetsFailed("too many addresses")
-        if ruling.ports != ():
-            self._sets.allow(view.address, view.epoch, judged.addresses, ruling.ports)
-        self._lend(view, ruling.permits, judged.addresses)
-        for address, seconds in judged.addresses:  # also what needs no opening now: a list may come
-            known.note_told(name, address, now + seconds + SLACK)
+        opened = self._list(view, name, addresses, ruling.ports, now)
+        # What needs no opening now is noted, too: a list may come.
+        if opened is None or not known.tell(now, name, addresses):
+            raise NoRoom("too many addresses")
+        self._sets.allow(left(opened, now))
+        self._lend(view, name, ruling.permits, addresses, now)
 
     # Writing down.
 
@@ -295,6 +321,11 @@ class EgressProxy:
         """Write the records that are not written yet."""
         self._journal.flush()
         self._teller.close(time.time())
+
+
+def left(until: Mapping[Element, float], now: float) -> dict[Element, int]:
+    """The whole seconds, upwards, that are left of times."""
+    return {element: math.ceil(end - now) for element, end in until.items()}
 
 
 def _in_words(name: dns.name.Name) -> str:

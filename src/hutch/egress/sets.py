@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Mapping
 
+Element = tuple[str, str]
+"""The name of a set or map, and a key in it."""
 SLACK = 1
 """Seconds that an address stays open beyond its answer, which takes a while to be used."""
 
@@ -26,30 +28,26 @@ class Sets:
         self._context = library.nft_ctx_new(0)
         library.nft_ctx_buffer_error(self._context)
 
-    def allow(
-        self, source: str, epoch: int, addresses: Iterable[tuple[str, int]], ports: tuple[int, ...] | None
-    ) -> None:
-        """Let `source` reach addresses, each for its seconds, at `ports` (None for all), under the policy `epoch`.
-        Raises SetsFailed when it may not after all."""
-        self._run(render_allow(self._table, source, epoch, addresses, ports))
+    def allow(self, elements: Mapping[Element, int]) -> None:
+        """Open what a policy lists, each element for its seconds. Raises SetsFailed when it may not after all."""
+        self._run("\n".join(render_add(self._table, element, seconds) for element, seconds in elements.items()))
 
-    def lend(self, source: str, addresses: Iterable[tuple[str, int]], port: int | None, mark: int) -> None:
-        """Let `source` reach addresses, each for its seconds, by the decision that has this mark, for as long as that
-        is among the terms. Raises SetsFailed."""
-        places = [(*render_key(self._table, source, address, port), seconds) for address, seconds in addresses]
+    def lend(self, elements: Mapping[Element, int], mark: int) -> None:
+        """Open elements, each for its seconds, by the decision that has this mark, for as long as that is among the
+        terms. Raises SetsFailed."""
+        lent = {element: render_add(self._table, element, seconds, mark) for element, seconds in elements.items()}
         try:
-            self._run("\n".join(render_lend(where, key, seconds, mark) for where, key, seconds in places))
+            self._run("\n".join(lent.values()))
         except SetsFailed:
-            for where, key, seconds in places:
-                self._lend_anew(where, key, seconds, mark)
+            for (where, key), text in lent.items():
+                self._lend_anew(where, key, text)
 
-    def _lend_anew(self, where: str, key: str, seconds: int, mark: int) -> None:
-        """Open one address. It may be there with the mark of another decision, which the kernel keeps."""
-        lent = render_lend(where, key, seconds, mark)
+    def _lend_anew(self, where: str, key: str, lent: str) -> None:
+        """Open one element. It may be there with the mark of another decision, which the kernel keeps."""
         try:
             self._run(lent)
         except SetsFailed:
-            self._run(f"delete element {where} {{ {key} }}")
+            self._run(f"delete element inet {self._table} {where} {{ {key} }}")
             self._run(lent)
 
     def forget_terms(self) -> None:
@@ -71,36 +69,27 @@ class Sets:
             raise SetsFailed(self._library.nft_ctx_get_error_buffer(self._context).decode("utf-8", "replace"))
 
 
-def render_key(table: str, source: str, address: str, port: int | None) -> tuple[str, str]:
-    """(map, key) of an address that a decision opens, at one port or at all."""
+def listed_elements(source: str, epoch: int, address: str, ports: tuple[int, ...] | None) -> list[Element]:
+    """The elements that open an address to `source` at `ports` (None for all), under the policy `epoch`."""
     where = f"{source} . {address}"
-    if port is None:
-        return f"inet {table} allowed_lent", where
-    return f"inet {table} allowed_lent_ports", f"{where} . {port}"
+    if ports is None:
+        return [("allowed", f"{where} . {epoch}")]
+    return [("allowed_ports", f"{where} . {port} . {epoch}") for port in ports]
 
 
-def render_lend(where: str, key: str, seconds: int, mark: int) -> str:
-    """One transaction, as that of render_allow."""
+def lent_element(source: str, address: str, port: int | None) -> Element:
+    """The element of an address that a decision opens, at one port or at all."""
+    where = f"{source} . {address}"
+    return ("allowed_lent", where) if port is None else ("allowed_lent_ports", f"{where} . {port}")
+
+
+def render_add(table: str, element: Element, seconds: int, mark: int | None = None) -> str:
+    """Commands of one transaction. An element that is there already keeps its time, so it is taken out and put in
+    anew."""
+    where, key = element
+    target, value = f"element inet {table} {where}", "" if mark is None else f" : {mark}"
     return (
-        f"add element {where} {{ {key} : {mark} }}\n"
-        f"delete element {where} {{ {key} : {mark} }}\n"
-        f"add element {where} {{ {key} timeout {max(seconds, 1) + SLACK}s : {mark} }}"
+        f"add {target} {{ {key}{value} }}\n"
+        f"delete {target} {{ {key}{value} }}\n"
+        f"add {target} {{ {key} timeout {seconds}s{value} }}"
     )
-
-
-def render_allow(
-    table: str, source: str, epoch: int, addresses: Iterable[tuple[str, int]], ports: tuple[int, ...] | None
-) -> str:
-    """One transaction. An element that is there already keeps its time, so it is taken out and put in anew."""
-    lines = []
-    for address, seconds in addresses:
-        where = f"{source} . {address}"
-        keys = [f"{where} . {epoch}"] if ports is None else [f"{where} . {port} . {epoch}" for port in ports]
-        target = f"element inet {table} {'allowed' if ports is None else 'allowed_ports'}"
-        for key in keys:
-            lines += [
-                f"add {target} {{ {key} }}",
-                f"delete {target} {{ {key} }}",
-                f"add {target} {{ {key} timeout {max(seconds, 1) + SLACK}s }}",
-            ]
-    return "\n".join(lines)

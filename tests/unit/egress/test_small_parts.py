@@ -7,45 +7,63 @@ import dns.name
 import dns.rdatatype
 import pytest
 
+from hutch.egress import known as known_module
 from hutch.egress.front import parse_question
-from hutch.egress.known import MOST_NAMES, MOST_TOLD, Known
-from hutch.egress.sets import render_allow, render_key, render_lend
+from hutch.egress.known import LINGERS, MOST_NAMES, MOST_OPEN, Known
+from hutch.egress.sets import Element, lent_element, listed_elements, render_add
 from hutch.egress.upstream import PAYLOAD, Question
 
 
-def test_render_allow() -> None:
-    assert render_allow("hutch", "192.168.83.2", 7, [("203.0.113.1", 30)], None).splitlines() == [
+def test_what_a_list_opens() -> None:
+    source, address = "192.168.83.2", "203.0.113.1"
+    assert listed_elements(source, 7, address, None) == [("allowed", f"{source} . {address} . 7")]
+    assert listed_elements(source, 7, address, (80, 443)) == [
+        ("allowed_ports", f"{source} . {address} . 80 . 7"),
+        ("allowed_ports", f"{source} . {address} . 443 . 7"),
+    ]
+    assert listed_elements(source, 7, address, ()) == []
+
+
+def test_what_a_person_opens() -> None:
+    source, address = "192.168.83.2", "203.0.113.1"
+    assert lent_element(source, address, None) == ("allowed_lent", f"{source} . {address}")
+    assert lent_element(source, address, 443) == ("allowed_lent_ports", f"{source} . {address} . 443")
+
+
+def test_an_element_that_is_there_gets_another_time() -> None:
+    assert render_add("hutch", ("allowed", "192.168.83.2 . 203.0.113.1 . 7"), 31).splitlines() == [
         "add element inet hutch allowed { 192.168.83.2 . 203.0.113.1 . 7 }",
         "delete element inet hutch allowed { 192.168.83.2 . 203.0.113.1 . 7 }",
         "add element inet hutch allowed { 192.168.83.2 . 203.0.113.1 . 7 timeout 31s }",
     ]
-    ports = render_allow("hutch", "192.168.83.2", 7, [("203.0.113.1", 0)], (80, 443)).splitlines()
-    assert ports[2] == "add element inet hutch allowed_ports { 192.168.83.2 . 203.0.113.1 . 80 . 7 timeout 2s }"
-    assert len(ports) == 6
-    assert render_allow("hutch", "192.168.83.2", 7, [], None) == ""
-
-
-def test_render_lend() -> None:
-    where, key = render_key("hutch", "192.168.83.2", "203.0.113.1", 443)
-    assert (where, key) == ("inet hutch allowed_lent_ports", "192.168.83.2 . 203.0.113.1 . 443")
-    assert render_lend(where, key, 30, 9).splitlines() == [
+    assert render_add("hutch", ("allowed_lent_ports", "192.168.83.2 . 203.0.113.1 . 443"), 31, 9).splitlines() == [
         "add element inet hutch allowed_lent_ports { 192.168.83.2 . 203.0.113.1 . 443 : 9 }",
         "delete element inet hutch allowed_lent_ports { 192.168.83.2 . 203.0.113.1 . 443 : 9 }",
         "add element inet hutch allowed_lent_ports { 192.168.83.2 . 203.0.113.1 . 443 timeout 31s : 9 }",
     ]
-    assert render_key("hutch", "192.168.83.2", "203.0.113.1", None) == (
-        "inet hutch allowed_lent",
-        "192.168.83.2 . 203.0.113.1",
-    )
 
 
-def test_what_is_known() -> None:
+def test_the_newest_answer_counts() -> None:
     known = Known()
-    known.note_told("a.example", "203.0.113.1", 100.0)
-    known.note_told("b.example", "203.0.113.1", 50.5)
-    known.note_told("a.example", "203.0.113.1", 90.0)  # a shorter answer takes nothing away
-    assert list(known.valid(50.0)) == [("a.example", "203.0.113.1", 51), ("b.example", "203.0.113.1", 1)]
-    assert list(known.valid(51.0)) == [("a.example", "203.0.113.1", 50)]
+    assert known.tell(0.0, "a.example", {"203.0.113.1": 100.0, "203.0.113.2": 100.0})
+    assert known.tell(0.0, "b.example", {"203.0.113.1": 50.5})
+    assert known.tell(0.0, "a.example", {"203.0.113.1": 90.0})
+    one, other = "203.0.113.1", "203.0.113.2"
+    assert list(known.valid(50.0)) == [
+        *(("a.example", other, 100.0), ("a.example", one, 90.0), ("b.example", one, 50.5)),
+    ]
+    assert list(known.valid(90.0)) == [("a.example", other, 100.0)]
+
+
+ELEMENT = ("allowed", "192.168.83.2 . 203.0.113.1 . 7")
+
+
+def test_an_address_is_open_as_long_as_one_of_its_names_says() -> None:
+    known = Known()
+    assert known.open(0.0, "a.example", {ELEMENT: 100.0}) == {ELEMENT: 100.0}
+    assert known.open(0.0, "b.example", {ELEMENT: 50.0}) == {ELEMENT: 100.0}
+    assert known.open(0.0, "a.example", {ELEMENT: 10.0}) == {ELEMENT: 10.0}  # its newest answer
+    assert known.open(0.0, "b.example", {ELEMENT: 50.0}) == {ELEMENT: 50.0}
 
 
 def test_the_name_that_led_there_last() -> None:
@@ -58,13 +76,39 @@ def test_the_name_that_led_there_last() -> None:
     assert known.name_of("203.0.113.1") is None
 
 
+def elements(first: int, count: int, ports: tuple[int, ...] | None = None, epoch: int = 7) -> dict[Element, float]:
+    """Those of so many addresses, until 10."""
+    addresses = (str(number) for number in range(first, first + count))
+    return {element: 10.0 for address in addresses for element in listed_elements("ws", epoch, address, ports)}
+
+
 def test_no_workspace_opens_more_than_its_share() -> None:
+    """A name with many ports takes an element for each; those of an old list are there until they are over."""
     known = Known()
-    for number in range(MOST_TOLD):
-        assert known.has_room(0.0, 1)
-        known.note_told("a.example", str(number), 10.0)
-    assert not known.has_room(0.0, 1)
-    assert known.has_room(11.0, MOST_TOLD)
+    assert known.open(0.0, "a.example", elements(0, MOST_OPEN // 4, (80, 443)))
+    assert known.open(0.0, "a.example", elements(0, MOST_OPEN // 4, (80, 443)))  # asked again: they are there already
+    assert known.open(0.0, "a.example", elements(0, MOST_OPEN // 4, (80, 443), epoch=8))
+    assert known.open(0.0, "a.example", elements(0, 1)) is None
+    assert known.open(0.0, "b.example", elements(0, MOST_OPEN // 4, (80, 443))) is not None
+    assert known.open(10.5, "a.example", elements(0, 1)) is None  # the kernel may have them yet
+    assert known.open(10.5 + LINGERS, "a.example", elements(0, MOST_OPEN)) is not None
+
+
+def test_what_does_not_fit_takes_nothing() -> None:
+    known = Known()
+    assert known.open(0.0, "a.example", elements(0, MOST_OPEN - 1))
+    assert known.open(0.0, "a.example", elements(MOST_OPEN, 2)) is None
+    assert known.open(0.0, "a.example", elements(MOST_OPEN, 1)) is not None
+
+
+def test_no_workspace_is_told_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_module, "MOST_TOLD", 3)
+    known = Known()
+    assert known.tell(0.0, "a.example", dict.fromkeys("123", 10.0))
+    assert known.tell(0.0, "a.example", {"1": 20.0})
+    assert not known.tell(0.0, "b.example", {"1": 20.0})
+    assert known.tell(15.0, "b.example", {"1": 20.0, "2": 20.0})
+    assert sorted(known.valid(15.0)) == [("a.example", "1", 20.0), ("b.example", "1", 20.0), ("b.example", "2", 20.0)]
 
 
 QUESTION = dns.message.make_query("a.example", "A")
