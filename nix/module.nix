@@ -16,7 +16,7 @@ let
 
   told = workspaces.settings cfg;
   names = builtins.attrNames (told.workspaces or { });
-  hasMachines = lib.any (name: (told.workspaces.${name}.type or (told.defaults.type or null)) == "vm") names;
+  wantsVsock = lib.any (name: told.workspaces.${name}.vsock or (told.defaults.vsock or false)) names;
   reconcile = workspaces.reconcile {
     inherit file told;
     inherit (cfg) prune;
@@ -126,7 +126,7 @@ in
     programs.ssh.extraConfig = "Include /etc/ssh/ssh_config.d/*.conf";
 
     boot.kernel.sysctl."net.ipv4.ip_forward" = lib.mkDefault 1;
-    boot.kernelModules = lib.optional hasMachines "vhost_vsock";
+    boot.kernelModules = lib.optional wantsVsock "vhost_vsock";
 
     # Workspaces ask the host for names; nothing else of it is open to them.
     networking.firewall.interfaces.${uplink} = {

@@ -19,7 +19,7 @@ from hutch.errors import HutchError
 from hutch.files import kept_open
 from hutch.frozen import dataclass
 from hutch.guest.credentials import session_environment
-from hutch.runtime.observe import are_shown, observe, observe_facts
+from hutch.runtime.observe import are_shown, observe, observe_cid
 from hutch.spec.record import Observation
 
 if TYPE_CHECKING:
@@ -185,6 +185,6 @@ def _own_target(inside: Inside) -> RemoteTarget:
     if os.geteuid() != 0:
         peer = ssh.Peer(inside.name, booted.ip, booted.user)
         return RemoteTarget(layout, peer, leader if are_shown() else None, by_own_key=True)
-    proxy = ssh.proxy_of(observe_facts(layout, inside.name).get("cid", ""))
+    proxy = ssh.proxy_of(observe_cid(layout, inside.name))
     proxy = "" if proxy and ssh.answers(booted.ip) else proxy
     return RemoteTarget(layout, ssh.Peer(inside.name, booted.ip, booted.user, proxy=proxy), leader)

@@ -14,7 +14,7 @@ from hutch.api.recorded import Recorded
 from hutch.apply.restoring import with_restored_records
 from hutch.engines import observe_all
 from hutch.errors import UsageError, ways_in
-from hutch.runtime.observe import observe_facts
+from hutch.runtime.observe import observe_cid, observe_facts
 from hutch.spec import member
 from hutch.spec.model import has_effect
 from hutch.spec.names import Layout, is_name
@@ -421,4 +421,6 @@ class Hutch(Recorded):
         runs = has_processes(now.state) and view.record.booted is not None
         if not runs or not has_effect("hypervisor", view.record.effective.type):
             return {}
-        return observe_facts(self.layout, view.record.name) if view.facts is None else view.facts
+        found = observe_facts(self.layout, view.record.name) if view.facts is None else view.facts
+        cid = observe_cid(self.layout, view.record.name)
+        return {**found, "cid": cid} if cid else found

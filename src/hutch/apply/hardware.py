@@ -43,8 +43,8 @@ def accelerator_of(layout: Layout, image: str) -> Accelerator:
     return observe_accelerator(layout, machine_of(layout, image))
 
 
-def hardware_of(layout: Layout, image: str, accelerator: Accelerator) -> Hardware:
-    """The hardware for machines of an image."""
+def hardware_of(layout: Layout, image: str, accelerator: Accelerator, *, with_vsock: bool) -> Hardware:
+    """The hardware for machines of an image. Nobody looks for vsock, and loads its module, unless it is asked for."""
     machine = machine_of(layout, image)
     return Hardware(
         kernel=str(machine.kernel),
@@ -57,7 +57,7 @@ def hardware_of(layout: Layout, image: str, accelerator: Accelerator) -> Hardwar
         qemu=find_program(QEMU) or QEMU,
         virtiofsd=find_program(VIRTIOFSD) or "virtiofsd",
         library=library(),
-        has_vsock=has_vsock(),
+        has_vsock=with_vsock and has_vsock(),
         cloud_hypervisor=cloud_hypervisor(),
         slowness=observe_slowness(),
     )

@@ -185,6 +185,8 @@ def broken_workspaces(
             broken.append(Change("port", f"{port} is gone", port, "restart"))
         if has_lost_tree(layout, name, now.pid):
             broken.append(Change("image", "its tree was deleted", record.image, "restart"))
+        if has_stray_vsock(layout, record):
+            broken.append(Change("vsock", "a device of an older hutch's, not asked for", False, "restart"))
         if broken and observe(layout, name) == now:
             found[name] = tuple(broken)
     return found
@@ -197,6 +199,15 @@ def forgotten_workspaces(layout: Layout, serving: Mapping[str, Record]) -> dict[
         for name, record in serving.items()
         if record.booted is not None and is_forgotten(layout, name)
     }
+
+
+def has_stray_vsock(layout: Layout, record: Record) -> bool:
+    """Whether a machine that runs has a vsock device that its file does not ask for: until vsock was a key, each had
+    one."""
+    if not is_machine(record.effective) or record.effective.vsock:
+        return False
+    started = read_launch(layout.launch(record.name))
+    return started is not None and any(word.startswith("vhost-vsock-pci,") for word in started.argv)
 
 
 def has_lost_tree(layout: Layout, name: str, pid: int) -> bool:

@@ -56,7 +56,7 @@ def surroundings_of(
         # Spares the start-up of `hutch start` for containers.
         from hutch.apply.hardware import hardware_of
 
-        hardware = hardware_of(layout, record.image, accelerator)
+        hardware = hardware_of(layout, record.image, accelerator, with_vsock=workspace.vsock)
     return Surroundings(
         layout=layout,
         network=network,

@@ -59,7 +59,7 @@ def check_accelerator(layout: Layout, machines: Sequence[tuple[Starting, str]]) 
     refuse_files(
         (file, problem)
         for (file, name, workspace), image in machines
-        for problem in check_named(name, workspace, hardware_of(layout, image, accelerator))
+        for problem in check_named(name, workspace, hardware_of(layout, image, accelerator, with_vsock=workspace.vsock))
     )
     return accelerator
 

@@ -6,12 +6,11 @@ from contextlib import closing, suppress
 
 from hutch.apply.sealed import look_into_home
 from hutch.apply.vanishing import unsaved_in_root
-from hutch.backends import is_machine
 from hutch.engines import engine_of
 from hutch.errors import HutchError
 from hutch.host.services.cgroup import Cgroup
 from hutch.run import CommandFailed, run
-from hutch.runtime.observe import observe, observe_facts
+from hutch.runtime.observe import observe, observe_cid
 from hutch.spec.names import Layout
 from hutch.spec.record import Record, has_processes, is_local
 from hutch.trees.cursor import is_empty
@@ -48,8 +47,7 @@ def live_sessions(layout: Layout, record: Record) -> list[str]:
 
 def vsock_connections(layout: Layout, record: Record) -> int:
     """The number of ssh connections by vsock, which do not use the network."""
-    cid = observe_facts(layout, record.name).get("cid") if is_machine(record.effective) else None
-    if cid is None:
+    if not (cid := observe_cid(layout, record.name)):
         return 0
     return count_vsock(run(["ss", "--no-header", "--vsock", "--numeric"]).stdout, cid)
 

@@ -81,6 +81,9 @@ def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
             f"{prefix}.hypervisor",
             hint='use "qemu" or "auto", or a newer image',
         )
+    if workspace.vsock:
+        hint = 'use "qemu" or "auto", or leave vsock out'
+        yield Problem("cannot be had with cloud-hypervisor", f"{prefix}.vsock", "true", hint)
 
 
 def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:

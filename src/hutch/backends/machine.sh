@@ -25,6 +25,7 @@ begin() {
 }
 
 run() { # the machine, and what serves it, until it has ended
+  rm -f "$runtime/cid" # what had it may be anybody's by now
   # Both ways, so that no end has gone before all is read; whoever says something gets an end that only writes.
   exec 3<>"$vm/log"
   apart relay <"$vm/log" &

@@ -164,10 +164,12 @@ def qemu_argv(
     )
     jail = jailed(tuple(files), host.uid_base, command, groups)
     tap = (host.python, "-I", "-S", f"{host.package}/host/hardware/tap.py", names.port(name, "vm"), str(TAP))
-    has_it = has_vsock(workspace, hardware)
-    vsock = ("--vsock", str(workspace.cid), str(host.layout.cid(name)), str(VSOCK)) if has_it else ()
+    claim: tuple[str, ...] = ()
+    if has_vsock(workspace, hardware):
+        program = (host.python, "-I", "-S", f"{host.package}/host/hardware/context_id.py")
+        claim = (*program, str(workspace.cid), str(host.layout.cid(name)), str(VSOCK), "--")
     sockets = ((f"{runtime}/console", 0, CONSOLE), (f"{runtime}/control", 0, CONTROL))
-    return (*listening(host, *sockets), *tap, *vsock, "--", *jail)
+    return (*listening(host, *sockets), *claim, *tap, "--", *jail)
 
 
 def machine_options(workspace: WorkspaceSpec, hardware: Hardware, memory: int) -> tuple[str, ...]:

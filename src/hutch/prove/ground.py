@@ -37,6 +37,7 @@ HIGHEST = {ALONE: "fe:ff:ff:ff:ff:f1", PLAIN: "fe:ff:ff:ff:ff:f2"}
 """The MACs of these: a bridge that was made without one of its own takes the lowest of its ports'."""
 ALL_PROTOCOLS, PACKET_OUTGOING = 3, 4
 AT_PORT = "at the workspace's port"
+NOBODYS = 0x6875_7463
 CLONE_NEWNET = 0x4000_0000
 BUFFER = 4 << 20
 
@@ -203,8 +204,8 @@ class Sockets:
 
     @property
     def vsock_port(self) -> int:
-        """A port at which the host listens by vsock; without vsock here, the one that sshd would have."""
-        return int(self.vsock.getsockname()[1]) if self.vsock is not None else 22
+        """A port at which the host listens by vsock; without vsock here, one at which nobody does inside either."""
+        return int(self.vsock.getsockname()[1]) if self.vsock is not None else NOBODYS
 
 
 def _packet_socket(interface: str, protocol: int) -> socket.socket:
@@ -217,8 +218,8 @@ def _packet_socket(interface: str, protocol: int) -> socket.socket:
 
 
 @contextmanager
-def open_sockets(layout: Layout, port: str, outside: tuple[str, str] | None) -> Iterator[Sockets]:
-    """All sockets for one workspace, whose port on the bridge is given."""
+def open_sockets(layout: Layout, port: str, outside: tuple[str, str] | None, *, with_vsock: bool) -> Iterator[Sockets]:
+    """All sockets for one workspace, whose port on the bridge is given; of a machine one of vsock as well."""
     there = namespace_path(layout)
     with ExitStack() as undo:
 
@@ -248,12 +249,19 @@ def open_sockets(layout: Layout, port: str, outside: tuple[str, str] | None) -> 
             senders["outside"] = packets(there, BEYOND)
             eyes.append(Eye("beyond the host", packets(there, BEYOND, ALL_PROTOCOLS)))
         beyond = listen(there, outside[1]) if outside else None
-        vsock = None
-        with suppress(OSError):  # the kernel has none
-            vsock = undo.enter_context(socket.socket(socket.AF_VSOCK))
-            vsock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
-            vsock.listen(64)
+        vsock = undo.enter_context(made) if with_vsock and (made := listen_to_vsock()) is not None else None
         yield Sockets(senders, tuple(eyes), listen(None, "0.0.0.0"), beyond, vsock)
+
+
+def listen_to_vsock() -> socket.socket | None:
+    """A socket that listens to every machine of this host; None where the kernel has no vsock."""
+    try:
+        made = socket.socket(socket.AF_VSOCK)
+    except OSError:
+        return None
+    made.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+    made.listen(64)
+    return made
 
 
 def outside_of(layout: Layout, found: tuple[str, str] | None, sockets: Sockets) -> Outside | None:

@@ -187,7 +187,11 @@ def machine_probes(ground: Ground) -> Iterator[Probe]:
         ("vmm-network", "they have no network", "readlink /proc/PID/ns/net"),
         ("vmm-files", "and see no files but their own", "cat /proc/PID/mountinfo"),
         ("vmm-cgroup", "they are in the workspace's cgroup", "cat /proc/PID/cgroup"),
-        ("vmm-devices", "of devices they have one network port, and /dev/kvm", "ls -l /proc/PID/fd"),
+        (
+            "vmm-devices",
+            "they have one network port, maybe KVM, and vsock on request",
+            "ls -l /proc/PID/fd",
+        ),
     ):
         yield Probe(1, name, says, command, needs="processes")
 

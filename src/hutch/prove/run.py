@@ -32,6 +32,7 @@ from hutch.prove.model import Ground, Probe, ProbeResult
 from hutch.prove.reach import answers_by_tcp, host_facts
 from hutch.prove.subject import Subject
 from hutch.run import gather
+from hutch.runtime.observe import observe_cid
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
@@ -73,7 +74,7 @@ def prove(subject: Subject, task: Task, talk: Talk) -> tuple[ProbeResult, ...]:
     port, token = names.port(subject.name, subject.booted.type), secrets.token_hex(8)
     try:
         marker_of(subject.layout, subject.name, token).touch(0o600)
-        with open_sockets(subject.layout, port, task.outside) as sockets:
+        with open_sockets(subject.layout, port, task.outside, with_vsock=is_machine(subject.booted)) as sockets:
             ground = observe_ground(subject, task, sockets, token)
             probes = probes_of(ground, task.only)
             if not probes:
@@ -148,7 +149,7 @@ def observe_ground(subject: Subject, task: Task, sockets: Sockets, token: str) -
         is_ours=task.is_ours,
         policy=policy_of(booted),
         nesting=booted.nesting,
-        vsock=booted.vsock and layout.cid(subject.name).exists(),
+        vsock=booted.vsock and bool(observe_cid(layout, subject.name)),
         vsock_port=sockets.vsock_port,
         machine=os.uname().machine,
         boot_id=read_boot(),

@@ -71,5 +71,9 @@ def observe_facts(layout: Layout, name: str) -> dict[str, str]:
     """The facts of a workspace's last start, for people. The caller knows whether it is still up. Its unit has them
     before the start begins; of what an older hutch started, only the launch has."""
     launch = read_launch(layout.unit_directory(name) / "launch.json") or read_launch(layout.launch(name))
-    cid = (read_or_none(layout.cid(name)) or b"").decode().strip()
-    return {**(launch.facts if launch is not None else {}), **({"cid": cid} if cid else {})}
+    return launch.facts if launch is not None else {}
+
+
+def observe_cid(layout: Layout, name: str) -> str:
+    """The context id of a machine that has vsock just now; "" for others."""
+    return (read_or_none(layout.cid(name)) or b"").decode("ascii", "replace").strip()

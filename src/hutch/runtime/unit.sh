@@ -232,7 +232,7 @@ stopping() {
 
 stopped() {
   main=$$ # it is no more: of those who ask for its pid, nobody must be given a process that stays
-  rm -f "$runtime/noted/leader"
+  rm -f "$runtime/noted/leader" "$runtime/cid"
   cleanup
   EXIT_STATUS=${EXIT_STATUS:-none} # there is none where nothing was ever started
   is_asked='' is_ready=''

@@ -356,7 +356,7 @@ class Layout:
     log = OfEach(lambda layout, name: layout.runtime(name) / "machine.log")
     console = OfEach(lambda layout, name: layout.runtime(name) / "console")
     """The console's socket."""
-    cid = OfEach(lambda layout, name: layout.runtime(name) / "cid")  # a machine's, of vsock, while it runs
+    cid = OfEach(lambda layout, name: layout.runtime(name) / "cid")  # of vsock; see host/hardware/context_id
 
     def slice_cgroup(self, name: str) -> str:
         """The cgroup that has the workspace's limits, relative to the root of the cgroup2 hierarchy: each dash of a

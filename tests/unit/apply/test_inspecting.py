@@ -13,6 +13,7 @@ from hutch.apply import inspecting
 from hutch.apply.inspecting import (
     Findings,
     has_lost_tree,
+    has_stray_vsock,
     inspect,
     unbuilt_images,
     warnings_of,
@@ -20,6 +21,7 @@ from hutch.apply.inspecting import (
     wrong_network,
 )
 from hutch.apply.serving import endpoints_of
+from hutch.backends.launch import encode_launch
 from hutch.errors import HutchError
 from hutch.host.network import router
 from hutch.host.network.ruleset import Shape, shape_of
@@ -31,7 +33,7 @@ from hutch.spec.model import Publish, WorkspaceSpec
 from hutch.spec.names import Layout
 from hutch.spec.record import Booted, Record
 from tests.support.statuses import write_status
-from tests.unit.facts import NETWORK, workspace
+from tests.unit.facts import NETWORK, launched, workspace
 
 NOTHING = Findings()
 WANTED = Wanted(workspace(), "image-1")
@@ -207,6 +209,18 @@ def test_a_tree_that_was_deleted_under_its_container(
     monkeypatch.setattr("hutch.apply.inspecting.observe_mountinfo", lambda process: text if process == 7 else "")
     assert has_lost_tree(layout, "web", 7) is is_lost
     assert not has_lost_tree(layout, "web", 8)
+
+
+@pytest.mark.parametrize(
+    ("vsock", "device", "is_stray"), [(False, True, True), (True, True, False), (False, False, False)]
+)
+def test_a_vsock_device_of_before_an_upgrade(layout: Layout, vsock: bool, device: bool, is_stray: bool) -> None:
+    machine = workspace(type="vm", vsock=vsock)
+    argv = ("qemu", *(("-device", "vhost-vsock-pci,guest-cid=7,vhostfd=6") if device else ()))
+    launch = replace(launched(), argv=argv)
+    layout.launch("web").parent.mkdir(parents=True)
+    layout.launch("web").write_bytes(encode_launch(launch))
+    assert has_stray_vsock(layout, record(wanted=machine)) is is_stray
 
 
 BROKEN = (Change("port", "ve-web is gone", "ve-web"),)

@@ -104,7 +104,7 @@ def test_a_hypervisor_that_needs_kvm() -> None:
 def test_a_command_asks_for_the_accelerator_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout, answers = Layout(tmp_path / "state", tmp_path / "run"), iter([TCG])
     monkeypatch.setattr(hardware, "machine_of", lambda layout, image: image)
-    monkeypatch.setattr(hardware, "hardware_of", lambda *arguments: None)
+    monkeypatch.setattr(hardware, "hardware_of", lambda *arguments, with_vsock: None)
     monkeypatch.setattr(hardware, "observe_accelerator", lambda layout, machine: next(answers))
     for _ in range(2):  # before anything is stopped, and before anything is started
         assert check_accelerator(layout, [((FILE, "web", VM), "image-1")]) == TCG

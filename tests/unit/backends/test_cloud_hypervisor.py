@@ -59,6 +59,13 @@ def test_the_options_are_those_of_the_published_description(name: str, declared:
     assert options["seccomp"] == ["true"]
 
 
+def test_vsock_is_refused_by_its_key() -> None:
+    """The guest's device ends at sockets of the machine's own, so it is not what the key promises."""
+    assert [problem.key for problem in check("workspaces.web", workspace(type="vm", vsock=True))] == [
+        "workspaces.web.vsock"
+    ]
+
+
 def test_the_store_is_one_more_share() -> None:
     found = launch("web", workspace(type="vm", nix_store=True), HOST)
     shares = [parse_config("fs", text) for text in options_of(found)["fs"]]

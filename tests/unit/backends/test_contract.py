@@ -98,6 +98,7 @@ def test_where_it_refuses_the_next_one_is_taken(monkeypatch: pytest.MonkeyPatch)
     assert traits_of(workspace(nesting=True)).name == "nspawn"
     assert traits_of(workspace(type="vm")).name == "cloud-hypervisor"
     assert traits_of(workspace(type="vm", image="debian:bookworm")).name == "qemu"
+    assert traits_of(workspace(type="vm", vsock=True)).name == "qemu"
     assert traits_of(workspace(type="vm", engine="incus")) == backends.FOREIGN
 
 

@@ -85,7 +85,7 @@ def test_a_guest_is_heard_at_its_port_and_over_vsock() -> None:
     assert heard(found) == [*port, "vsock", "/run/hutch/workspaces/web/cid", address, uid]
     told = f"name=opt/io.systemd.credentials/{NOTIFY_SOCKET},file=/vm/{NOTIFY_SOCKET}"
     assert told in found.argv and told not in without.argv
-    assert any("vhost-vsock-pci" in word for word in found.argv)  # ssh goes that way too
+    assert any("vhost-vsock-pci" in word for word in found.argv)  # `exec` goes that way too
     assert {"DeviceAllow=/dev/vhost-vsock rw", "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_VSOCK"} <= {
         *found.sandbox
     }

@@ -176,6 +176,7 @@ def test_until_the_machine_has_an_id_every_call_is_somebody_elses(line: Line, tm
     line.calls._caller = lambda: read_cid(str(tmp_path / "cid"))
     early = line.board.call(OURS, b"READY=1")
     assert not line.hears_ready() and is_over(early)
+    assert read_cid(str(OURS)) == OURS  # in a script of before an upgrade
     (tmp_path / "cid").write_text(f"{OURS}\n")
     line.board.call(OURS, b"READY=1")
     assert line.hears_ready()

@@ -39,7 +39,7 @@ NAMES: dict[str, tuple[str, WorkspaceSpec, Surroundings]] = {
         CONTAINERS,
     ),
     "nesting": ("web", workspace(nesting=True), CONTAINERS),
-    "machine": ("web", workspace(type="vm", mounts=(Mount("/srv/a b", "/src"),)), MACHINES),
+    "machine": ("web", workspace(type="vm", vsock=True, mounts=(Mount("/srv/a b", "/src"),)), MACHINES),
     "cloud-hypervisor": ("web", workspace(type="vm"), surroundings(hardware=HARDWARE, has_machined=True)),
 }
 
