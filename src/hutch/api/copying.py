@@ -152,12 +152,25 @@ def _staging(above: int) -> Iterator[int]:
     """A new directory that only the caller may enter, where a copy stands until it is whole."""
     name = f".hutch-{secrets.token_hex(8)}"
     os.mkdir(name, 0o700, dir_fd=above)
-    try:
-        with _opened(above, name) as descriptor:
+    with _opened(above, name) as descriptor:
+        if not _is_own(descriptor):  # nor is it ours to remove
+            raise HutchError(
+                f"somebody put another directory in the place of {name}, which hutch had just made",
+                resolution="copy into a directory in which nobody else can rename",
+            )
+        try:
             yield descriptor
-    finally:
-        with suppress(HutchError):  # leftovers of a copy are no reason to fail it
-            remove_below(above, name)
+        finally:
+            with suppress(HutchError):  # leftovers of a copy are no reason to fail it
+                remove_below(above, name)
+
+
+def _is_own(directory: int) -> bool:
+    """Whether a directory belongs to whoever makes a file in it: which owner that has, is the file system's to say."""
+    name = ".hutch-owner"
+    with kept_open(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)) as made:
+        os.unlink(name, dir_fd=directory)
+        return os.fstat(made).st_uid == os.fstat(directory).st_uid
 
 
 def _check(source: int, name: str, target: int, as_name: str) -> None:

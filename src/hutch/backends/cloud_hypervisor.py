@@ -29,6 +29,7 @@ from hutch.backends.machine import (
     sandbox,
     share_mounts,
     share_servers,
+    tap_command,
 )
 from hutch.backends.machined import forget_step, register_step
 from hutch.backends.port import port_of
@@ -37,7 +38,6 @@ from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
-from hutch.spec import names
 from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, WorkspaceSpec
 from hutch.spec.programs import own_program
 
@@ -187,8 +187,7 @@ def machine_argv(name: str, workspace: WorkspaceSpec, host: Surroundings, hardwa
     groups = str(hardware.kvm_gid) if hardware.kvm_gid is not None else ""
     command = machine_command(name, workspace, host, hardware, disk is not None)
     jail = jailed(tuple(files), host.uid_base, command, groups)
-    tap = (host.python, "-I", "-S", f"{host.package}/host/hardware/tap.py", names.port(name, "vm"), str(TAP))
-    return (*tap, "--", *jail)
+    return (*tap_command(name, workspace, host, TAP), *jail)
 
 
 def machine_command(

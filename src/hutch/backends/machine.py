@@ -159,6 +159,12 @@ def share_servers(workspace: WorkspaceSpec, host: Surroundings, virtiofsd: str, 
     )
 
 
+def tap_command(name: str, workspace: WorkspaceSpec, host: Surroundings, descriptor: int) -> tuple[str, ...]:
+    """The beginning of a machine's command line, which inherits its network device, and whose files have a bound."""
+    program = (host.python, "-I", "-S", f"{host.package}/host/hardware/tap.py", names.port(name, "vm"), str(descriptor))
+    return (*program, "--largest", str(memory_of(workspace, host)), disk_path(name, workspace, host) or "", "--")
+
+
 def disk_steps(name: str, workspace: WorkspaceSpec, host: Surroundings) -> tuple[tuple[Step, ...], ...]:
     """Chains for the disk that the guest's root is kept on, if there is one: sparse, made when it is new, and grown.
     What is on it is the guest's, so nothing of the host's ever reads it."""

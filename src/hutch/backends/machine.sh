@@ -62,8 +62,13 @@ finish() { # all that was said is logged; whoever holds the log open for longer 
   kill $hearing $servers $watching 2>/dev/null || :
   close_links
   exec 3>&-
-  (sleep 2 && kill -KILL "$said") >/dev/null 2>&1 &
+  # Only this shell knows whether that process has been waited for: its number may be another's afterwards.
+  trap 'signalled=yes; kill -KILL "$said"' ALRM
+  (sleep 2 && kill -ALRM "$main") >/dev/null 2>&1 &
+  patience=$!
   await "$said"
+  trap '' ALRM
+  kill -KILL "$patience"
 }
 
 fall() { # REASON

@@ -29,6 +29,7 @@ from hutch.backends.machine import (
     sandbox,
     share_mounts,
     share_servers,
+    tap_command,
 )
 from hutch.backends.machined import forget_step, register_step
 from hutch.backends.port import port_of
@@ -37,7 +38,6 @@ from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.guest.boot import MICROVM, kernel_arguments
 from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
-from hutch.spec import names
 from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, WorkspaceSpec
 from hutch.spec.programs import own_program
 
@@ -163,13 +163,12 @@ def qemu_argv(
         ),
     )
     jail = jailed(tuple(files), host.uid_base, command, groups)
-    tap = (host.python, "-I", "-S", f"{host.package}/host/hardware/tap.py", names.port(name, "vm"), str(TAP))
     claim: tuple[str, ...] = ()
     if has_vsock(workspace, hardware):
         program = (host.python, "-I", "-S", f"{host.package}/host/hardware/context_id.py")
         claim = (*program, str(workspace.cid), str(host.layout.cid(name)), str(VSOCK), "--")
     sockets = ((f"{runtime}/console", 0, CONSOLE), (f"{runtime}/control", 0, CONTROL))
-    return (*listening(host, *sockets), *claim, *tap, "--", *jail)
+    return (*listening(host, *sockets), *claim, *tap_command(name, workspace, host, TAP), *jail)
 
 
 def machine_options(workspace: WorkspaceSpec, hardware: Hardware, memory: int) -> tuple[str, ...]:

@@ -186,6 +186,7 @@ def machine_probes(ground: Ground) -> Iterator[Probe]:
         ("vmm-seccomp", "their system calls are filtered", "grep Seccomp /proc/PID/status"),
         ("vmm-network", "they have no network", "readlink /proc/PID/ns/net"),
         ("vmm-files", "and see no files but their own", "cat /proc/PID/mountinfo"),
+        ("vmm-file-size", "no file that the monitor writes grows without end", "grep size /proc/PID/limits"),
         ("vmm-cgroup", "they are in the workspace's cgroup", "cat /proc/PID/cgroup"),
         (
             "vmm-devices",

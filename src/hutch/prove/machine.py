@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from hutch.prove.model import Fact
 from hutch.prove.subject import Subject, all_processes, held, output_of, processes_of, status_of
@@ -80,6 +81,19 @@ def vmm_cgroup(subject: Subject) -> Fact:
     return held(bool(found) and not outside, "; ".join(outside[:3]) or f"{len(found)} processes")
 
 
+def vmm_file_size(subject: Subject) -> Fact:
+    """The fact of the monitor's files: none is larger than its memory, or than its disk."""
+    bounds, largest = [], given(subject, "MiB") << 20
+    for path in (subject.layout.root(subject.name) / "disk", subject.layout.workspace(subject.name) / "disk"):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            largest = max(largest, path.stat().st_size)
+    for pid, status in machine_processes(subject).items():
+        if not status["program"].startswith(BESIDE):
+            (line,) = re.findall(r"^Max file size +(\S+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
+            bounds.append(line)
+    return held(all(bound.isdecimal() and int(bound) <= largest for bound in bounds), ", ".join(bounds))
+
+
 def vmm_devices(subject: Subject) -> Fact:
     allowed = {"/dev/null", "/dev/urandom", "/dev/kvm", "/dev/net/tun"}
     allowed |= {"/dev/vhost-vsock"} if subject.booted.vsock else set()
@@ -103,7 +117,7 @@ def kernel(subject: Subject) -> Fact:
 
 MACHINE = (
     *(kernel, vmm_uid, vmm_capabilities, vmm_privileges, vmm_seccomp, vmm_network),
-    *(vmm_files, vmm_cgroup, vmm_devices),
+    *(vmm_files, vmm_file_size, vmm_cgroup, vmm_devices),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -191,6 +192,15 @@ def test_one_tap_and_nothing_else_of_the_network(running: Instance) -> None:
     opened = opened_by(pid)
     assert opened.count("/dev/net/tun") == 1
     assert not [path for path in opened if path.startswith(str(running.state))]
+
+
+def test_no_file_that_it_writes_grows_beyond_its_memory(running: Instance) -> None:
+    """It has no disk; the kernel takes its memory for a file."""
+    (pid,) = pids(running, "qemu-system-")
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    (size,) = re.findall(r"^Max file size +(\d+) +(?:\d+) +bytes", limits, re.MULTILINE)
+    memory = max(link.stat().st_size for link in Path(f"/proc/{pid}/fd").iterdir() if "/memfd:" in os.readlink(link))
+    assert int(size) == memory
 
 
 @pytest.mark.parametrize("program", PIPES)

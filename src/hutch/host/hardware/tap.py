@@ -1,15 +1,17 @@
 """A program of its own: open a TAP device, then become a command that has it as a descriptor.
 
-    python tap.py INTERFACE DESCRIPTOR [--open DEVICE DESCRIPTOR]... -- COMMAND...
+    python tap.py INTERFACE DESCRIPTOR [--open DEVICE DESCRIPTOR]... [--largest BYTES DISK] -- COMMAND...
 
 Opening one takes root and /dev/net/tun; what it becomes (a virtual machine monitor, without either) has nothing but
 this one device. The other ones that may be named are for machines that run since before an upgrade: their script stays
-theirs. It imports next to nothing. See
+theirs. No file that it writes grows beyond its memory of so many BYTES, which is a file to the kernel, or beyond its
+DISK ("" for none), which may be larger than it is asked for now. It imports next to nothing. See
 Documentation/networking/tuntap.rst of the kernel.
 """
 
 import fcntl
 import os
+import resource
 import struct
 import sys
 
@@ -25,8 +27,12 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"the TAP device {interface} cannot be opened: {error.strerror}")
     opened = {int(number): device}
-    for _, path, wanted in zip(*[iter(others)] * 3, strict=True):
+    for option, path, wanted in zip(*[iter(others)] * 3, strict=True):
         try:
+            if option == "--largest":
+                largest = max(int(path), os.stat(wanted).st_size if wanted else 0)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+                continue
             opened[int(wanted)] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             sys.exit(f"{path} cannot be opened: {error.strerror}")
