@@ -149,7 +149,7 @@ def system_calls(ground: Ground) -> Iterator[Probe]:
         return syscall(name, says, *arguments, want=want, needs="filter")
 
     zero = "s:" + "00" * 128
-    yield syscall("finit_module", "it loads no kernel module", "n:0", f"s:{path('')}", "n:0")
+    yield syscall("finit_module", "it hands the kernel no module", "n:0", f"s:{path('')}", "n:0")
     yield syscall("kexec_load", "it starts no other kernel", "n:0", "n:0", "n:0", "n:0")
     yield filtered("bpf", "it loads no BPF program", "n:5", zero, "n:128")
     nobody = f"n:{2**64 - 1}"
