@@ -16,7 +16,8 @@ let
 
   told = workspaces.settings cfg;
   names = builtins.attrNames (told.workspaces or { });
-  wantsVsock = lib.any (name: told.workspaces.${name}.vsock or (told.defaults.vsock or false)) names;
+  says = name: key: told.workspaces.${name}.${key} or (told.defaults.${key} or null);
+  wantsVsock = lib.any (name: says name "type" == "vm" && says name "vsock" == true) names;
   reconcile = workspaces.reconcile {
     inherit file told;
     inherit (cfg) prune;

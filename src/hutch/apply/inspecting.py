@@ -173,8 +173,8 @@ def wrong_trust(layout: Layout, serving: Mapping[str, Record], lost: Collection[
 def broken_workspaces(
     layout: Layout, serving: Mapping[str, Record], links: Collection[str] | None
 ) -> dict[str, tuple[Change, ...]]:
-    """The parts that running workspaces have lost. Workspaces that were started or stopped meanwhile are left out, and
-    so are ports in a namespace that has lost its name."""
+    """What is wrong with running workspaces until they are started anew. Those that were started or stopped meanwhile
+    are left out, and so are ports in a namespace that has lost its name."""
     found = {}
     for name, record in serving.items():
         now = observe(layout, name)
@@ -201,10 +201,14 @@ def forgotten_workspaces(layout: Layout, serving: Mapping[str, Record]) -> dict[
     }
 
 
+def mends(change: Change) -> str:
+    return "takes it away" if change.key == "vsock" else "brings it back"
+
+
 def has_stray_vsock(layout: Layout, record: Record) -> bool:
     """Whether a machine that runs has a vsock device that its file does not ask for: until vsock was a key, each had
     one."""
-    if not is_machine(record.effective) or record.effective.vsock:
+    if not is_machine(record.effective) or record.effective.vsock or record.wanted.vsock:
         return False
     started = read_launch(layout.launch(record.name))
     return started is not None and any(word.startswith("vhost-vsock-pci,") for word in started.argv)
@@ -264,7 +268,7 @@ def warnings_of(layout: Layout, applied: Network | None, records: Mapping[str, R
         repairs += [f"image: {unbuilt[name]}"] if name in unbuilt else []
         told[name] = [
             *(f"{text} (`hutch up` repairs it)" for text in repairs),
-            *(f"{change.key}: {change.old} (a restart brings it back)" for change in seen.broken.get(name, ())),
+            *(f"{change.key}: {change.old} (a restart {mends(change)})" for change in seen.broken.get(name, ())),
             *([seen.lost[name]] if name in seen.lost else []),
             *filter(None, [unlimited_home(layout, there[name]), limits]),
             *seen.deaf.get(name, ()),

@@ -51,6 +51,7 @@ run() { # the machine, and what serves it, until it has ended
   [ -z "$watches" ] || { apart watch "$main" >"$vm/log" 2>&1 & watching=$!; }
   await "$machine"
   code=$awaited
+  rm -f "$runtime/cid"
   close_links
   await "$following"
   [ -f "$runtime/noted/forced" ] || rm -f "$runtime/noted/broken"

@@ -11,8 +11,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import dns.edns
@@ -111,40 +110,40 @@ class EgressProxy:
         if digest(text) == self._digest:
             return
         told, before = read_views(text), self._told
+        self._renew_terms(told.views.values())
         for address, view in told.views.items():
             old = before.views.get(address)
-            if old is not None and old.workspace == view.workspace and old.epoch != view.epoch:
-                self._open_again(view)
-        self._renew_terms(told.views.values())
-        for view in told.views.values():
-            self._lend_again(view)
+            is_new = old is not None and old.workspace == view.workspace and old.epoch != view.epoch
+            if is_new or view.ruled:
+                self._open_again(view, is_new=is_new)
         self._told, self._digest = told, digest(text)
         kept = {view.workspace for view in told.views.values()}
         for view in before.views.values():
             if view.workspace not in kept:  # the workspace may be gone for good, with its records
-                self._known.pop(view.workspace, None)
+                self._known[view.workspace].forget_answers()
                 self._journal.forget(view.workspace)
                 self._teller.forget(view.workspace, time.time())
+        for workspace in self._known.keys() - kept:
+            if self._known[workspace].is_over(time.monotonic()):
+                del self._known[workspace]
 
-    def _open_again(self, view: View) -> None:
-        """Open the addresses that are open, as far as a new policy lists them, and as far as there is room: what the
-        old one has opened runs out by itself."""
-        known, now = self._known[view.workspace], time.monotonic()
-        found: dict[Element, float] = {}
+    def _open_again(self, view: View, *, is_new: bool) -> None:
+        """Open the addresses of answers that are valid by what people have decided since; where the policy is a new
+        one, by its list as well. What the old one has opened runs out by itself, and counts until then: where there is
+        no room for both, whoever asks again is told so."""
+        known, now, wall = self._known[view.workspace], time.monotonic(), time.time()
+        opened: dict[Element, None] = {}
         for name, address, until in known.valid(now):
-            found.update(self._list(view, name, {address: until}, view.listed.ports(name), now) or {})
-        self._sets.allow(left(found, now))
+            ports = view.listed.ports(name) if is_new else ()
+            allowed = permits(view.ruled, name, wall) if view.ruled else ()
+            wanted = places_of(view, {address: until}, ports, allowed)
+            if known.open(now, name, wanted):
+                opened.update(dict.fromkeys(wanted))
+        self._put(known, [element for element in opened if not known.is_there(element)], now)
 
-    def _list(
-        self, view: View, name: str, addresses: Mapping[str, float], ports: tuple[int, ...] | None, now: float
-    ) -> dict[Element, float] | None:
-        """Until when elements are to be open by the list; None where there is no room."""
-        wanted = {
-            element: until
-            for address, until in addresses.items()
-            for element in listed_elements(view.address, view.epoch, address, ports)
-        }
-        return self._known[view.workspace].open(now, name, wanted)
+    def _put(self, known: Known, elements: Collection[Element], now: float) -> None:
+        self._sets.put(known.places(elements, now))
+        known.note_there(elements)
 
     def _renew_terms(self, views: Iterable[View]) -> None:
         """Put in force what people allow now, and end what they do not any more. What ends at a time does so in the
@@ -157,27 +156,6 @@ class EgressProxy:
         for (source, mark), until in wanted.items():
             self._sets.add_term(source, mark, None if until is None else math.ceil(until - now))
             self._terms.add((source, mark))
-
-    def _lend_again(self, view: View) -> None:
-        """Open the addresses of answers that are valid by what people have decided since."""
-        now = time.monotonic()
-        for name, address, until in self._known[view.workspace].valid(now) if view.ruled else ():
-            with suppress(NoRoom):
-                self._lend(view, name, permits(view.ruled, name, time.time()), {address: until}, now)
-
-    def _lend(
-        self, view: View, name: str, allowed: Sequence[Ruled], addresses: Mapping[str, float], now: float
-    ) -> None:
-        """Open addresses by what people allow. The terms are put in force again: the rules may have been made anew.
-        Raises NoRoom."""
-        for permit in reversed(allowed):  # of two that open the same, the newest counts
-            port, ends = permit.domain.port, permit.decision.until
-            wanted = {lent_element(view.address, address, port): until for address, until in addresses.items()}
-            opened = self._known[view.workspace].open(now, name, wanted)
-            if opened is None:
-                raise NoRoom("too many addresses")
-            self._sets.add_term(view.address, permit.mark, None if ends is None else math.ceil(ends - time.time()))
-            self._sets.lend(left(opened, now), permit.mark)
 
     # Answering.
 
@@ -201,8 +179,9 @@ class EgressProxy:
             if self._told_of(view.address) is not view:  # told anew meanwhile: whoever asked asks again
                 return reply(question, dns.rcode.SERVFAIL)
             self._admit(view, name, judged, ruling)
-        except (Unanswered, SetsFailed):
-            self._note_question(view, asked.name, ruling, why="no answer")
+        except (Unanswered, SetsFailed) as error:
+            why = "too many addresses" if isinstance(error, NoRoom) else "no answer"
+            self._note_question(view, asked.name, ruling, why=why)
             return reply(question, dns.rcode.SERVFAIL)
         self._note_question(view, asked.name, ruling, judged)
         answer = reply(question, code, judged.rrsets)
@@ -240,17 +219,20 @@ class EgressProxy:
         return code, judged.followed_by(end)
 
     def _admit(self, view: View, name: str, judged: Judged, ruling: Ruling) -> None:
-        """Open what the answer names, before it is given. Raises SetsFailed."""
+        """Open what the answer names, before it is given. The terms of what people allow are put in force again: the
+        rules may have been made anew. Raises SetsFailed."""
         known, now = self._known[view.workspace], time.monotonic()
         addresses = {address: now + max(seconds, 1) + SLACK for address, seconds in judged.addresses}
         for address in addresses:
             known.note_name(name, address)
-        opened = self._list(view, name, addresses, ruling.ports, now)
+        wanted = places_of(view, addresses, ruling.ports, ruling.permits)
         # What needs no opening now is noted, too: a list may come.
-        if opened is None or not known.tell(now, name, addresses):
-            raise NoRoom("too many addresses")
-        self._sets.allow(left(opened, now))
-        self._lend(view, name, ruling.permits, addresses, now)
+        if not known.tell(now, name, addresses) or not known.open(now, name, wanted):
+            raise NoRoom
+        for permit in ruling.permits:
+            ends = permit.decision.until
+            self._sets.add_term(view.address, permit.mark, None if ends is None else math.ceil(ends - time.time()))
+        self._put(known, wanted, now)
 
     # Writing down.
 
@@ -323,9 +305,18 @@ class EgressProxy:
         self._teller.close(time.time())
 
 
-def left(until: Mapping[Element, float], now: float) -> dict[Element, int]:
-    """The whole seconds, upwards, that are left of times."""
-    return {element: math.ceil(end - now) for element, end in until.items()}
+def places_of(
+    view: View, addresses: Mapping[str, float], ports: tuple[int, ...] | None, allowed: Sequence[Ruled]
+) -> dict[Element, tuple[float, int | None]]:
+    """The elements that open addresses by the list, at these ports (None for all), and by what people allow, newest
+    first: of two decisions that open the same, the newest counts. Each until the address's time, by its mark."""
+    found: dict[Element, tuple[float, int | None]] = {}
+    for address, until in addresses.items():
+        for element in listed_elements(view.address, view.epoch, address, ports):
+            found[element] = until, None
+        for permit in allowed:
+            found.setdefault(lent_element(view.address, address, permit.domain.port), (until, permit.mark))
+    return found
 
 
 def _in_words(name: dns.name.Name) -> str:

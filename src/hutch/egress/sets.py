@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from collections import defaultdict
 from collections.abc import Mapping
 
 Element = tuple[str, str]
 """The name of a set or map, and a key in it."""
+Place = tuple[float, int | None, int | None]
+"""What becomes of an element: the seconds that are left of it, the mark that it gets in a map (None in a set), and the
+one that it is there with (None for none)."""
 SLACK = 1
 """Seconds that an address stays open beyond its answer, which takes a while to be used."""
 
@@ -28,27 +33,23 @@ class Sets:
         self._context = library.nft_ctx_new(0)
         library.nft_ctx_buffer_error(self._context)
 
-    def allow(self, elements: Mapping[Element, int]) -> None:
-        """Open what a policy lists, each element for its seconds. Raises SetsFailed when it may not after all."""
-        self._run("\n".join(render_add(self._table, element, seconds) for element, seconds in elements.items()))
-
-    def lend(self, elements: Mapping[Element, int], mark: int) -> None:
-        """Open elements, each for its seconds, by the decision that has this mark, for as long as that is among the
-        terms. Raises SetsFailed."""
-        lent = {element: render_add(self._table, element, seconds, mark) for element, seconds in elements.items()}
+    def put(self, places: Mapping[Element, Place]) -> None:
+        """Open elements. Raises SetsFailed for those that may not be after all."""
         try:
-            self._run("\n".join(lent.values()))
+            self._run(render_put(self._table, places))
         except SetsFailed:
-            for (where, key), text in lent.items():
-                self._lend_anew(where, key, text)
+            for element, place in places.items():
+                self._put_anew(element, place)
 
-    def _lend_anew(self, where: str, key: str, lent: str) -> None:
-        """Open one element. It may be there with the mark of another decision, which the kernel keeps."""
+    def _put_anew(self, element: Element, place: Place) -> None:
+        """Open one element. It may be there with a mark that nobody knows of here: an earlier one of these put it
+        there."""
+        put = render_put(self._table, {element: place})
         try:
-            self._run(lent)
+            self._run(put)
         except SetsFailed:
-            self._run(f"delete element inet {self._table} {where} {{ {key} }}")
-            self._run(lent)
+            self._run(f"delete element inet {self._table} {element[0]} {{ {element[1]} }}")
+            self._run(put)
 
     def forget_terms(self) -> None:
         """Take all terms away: connections that decisions of people let out are judged anew."""
@@ -83,13 +84,21 @@ def lent_element(source: str, address: str, port: int | None) -> Element:
     return ("allowed_lent", where) if port is None else ("allowed_lent_ports", f"{where} . {port}")
 
 
-def render_add(table: str, element: Element, seconds: int, mark: int | None = None) -> str:
-    """Commands of one transaction. An element that is there already keeps its time, so it is taken out and put in
-    anew."""
-    where, key = element
-    target, value = f"element inet {table} {where}", "" if mark is None else f" : {mark}"
-    return (
-        f"add {target} {{ {key}{value} }}\n"
-        f"delete {target} {{ {key}{value} }}\n"
-        f"add {target} {{ {key} timeout {seconds}s{value} }}"
-    )
+def render_put(table: str, places: Mapping[Element, Place]) -> str:
+    """One transaction. An element that is there already keeps its time and its mark, so it is taken out and put in
+    anew; what is added first is taken out again where it was not there."""
+    sets: defaultdict[str, dict[str, Place]] = defaultdict(dict)
+    for (where, key), place in places.items():
+        sets[where][key] = place
+    lines = []
+    for where, found in sets.items():
+        target = f"element inet {table} {where}"
+        before = ", ".join(key + _value(mark if there is None else there) for key, (_, mark, there) in found.items())
+        after = (f"{key} timeout {math.ceil(left)}s{_value(mark)}" for key, (left, mark, _) in found.items())
+        lines += [f"add {target} {{ {before} }}", f"delete {target} {{ {before} }}"]
+        lines += [f"add {target} {{ {', '.join(after)} }}"]
+    return "\n".join(lines)
+
+
+def _value(mark: int | None) -> str:
+    return "" if mark is None else f" : {mark}"

@@ -255,13 +255,13 @@ def open_sockets(layout: Layout, port: str, outside: tuple[str, str] | None, *, 
 
 def listen_to_vsock() -> socket.socket | None:
     """A socket that listens to every machine of this host; None where the kernel has no vsock."""
-    try:
-        made = socket.socket(socket.AF_VSOCK)
-    except OSError:
-        return None
-    made.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
-    made.listen(64)
-    return made
+    with ExitStack() as undo, suppress(OSError):
+        made = undo.enter_context(socket.socket(socket.AF_VSOCK))
+        made.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+        made.listen(64)
+        undo.pop_all()
+        return made
+    return None
 
 
 def outside_of(layout: Layout, found: tuple[str, str] | None, sockets: Sockets) -> Outside | None:

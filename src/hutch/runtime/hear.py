@@ -6,8 +6,7 @@ that comes in here is the attacker's, and everything else on the host, other mac
 A SOURCE is one of: port PATH, a virtio-serial port; vsock CID FILE UID, calls over the host's vsock, to a port that is
 chosen here and whose address is written to FILE for the uid, by who has the context id that the file CID says by then
 (a script of before an upgrade has the number); socket DIRECTORY NAME, such calls as a socket in a directory of the
-machine's. NOTED is made once all of them are open, and the process PID gets SIGUSR1 when the guest is
-ready.
+machine's. NOTED is made once all of them are open, and the process PID gets SIGUSR1 when the guest is ready.
 """
 
 from __future__ import annotations

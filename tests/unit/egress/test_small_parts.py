@@ -10,7 +10,7 @@ import pytest
 from hutch.egress import known as known_module
 from hutch.egress.front import parse_question
 from hutch.egress.known import LINGERS, MOST_NAMES, MOST_OPEN, Known
-from hutch.egress.sets import Element, lent_element, listed_elements, render_add
+from hutch.egress.sets import Element, lent_element, listed_elements, render_put
 from hutch.egress.upstream import PAYLOAD, Question
 
 
@@ -31,14 +31,25 @@ def test_what_a_person_opens() -> None:
 
 
 def test_an_element_that_is_there_gets_another_time() -> None:
-    assert render_add("hutch", ("allowed", "192.168.83.2 . 203.0.113.1 . 7"), 31).splitlines() == [
-        "add element inet hutch allowed { 192.168.83.2 . 203.0.113.1 . 7 }",
-        "delete element inet hutch allowed { 192.168.83.2 . 203.0.113.1 . 7 }",
-        "add element inet hutch allowed { 192.168.83.2 . 203.0.113.1 . 7 timeout 31s }",
+    one, other = ("allowed", "192.168.83.2 . 203.0.113.1 . 7"), ("allowed", "192.168.83.2 . 203.0.113.2 . 7")
+    assert render_put("hutch", {one: (30.2, None, None), other: (1.0, None, None)}).splitlines() == [
+        "add element inet hutch allowed { 192.168.83.2 . 203.0.113.1 . 7, 192.168.83.2 . 203.0.113.2 . 7 }",
+        "delete element inet hutch allowed { 192.168.83.2 . 203.0.113.1 . 7, 192.168.83.2 . 203.0.113.2 . 7 }",
+        (
+            "add element inet hutch allowed { 192.168.83.2 . 203.0.113.1 . 7 timeout 31s,"
+            " 192.168.83.2 . 203.0.113.2 . 7 timeout 1s }"
+        ),
     ]
-    assert render_add("hutch", ("allowed_lent_ports", "192.168.83.2 . 203.0.113.1 . 443"), 31, 9).splitlines() == [
-        "add element inet hutch allowed_lent_ports { 192.168.83.2 . 203.0.113.1 . 443 : 9 }",
-        "delete element inet hutch allowed_lent_ports { 192.168.83.2 . 203.0.113.1 . 443 : 9 }",
+    assert render_put("hutch", {}) == ""
+
+
+@pytest.mark.parametrize(("there", "before"), [(None, 9), (9, 9), (8, 8)])
+def test_one_of_another_decision_is_taken_out_by_its_mark(there: int | None, before: int) -> None:
+    """The kernel takes none with another mark than the one that is there."""
+    lent = ("allowed_lent_ports", "192.168.83.2 . 203.0.113.1 . 443")
+    assert render_put("hutch", {lent: (31.0, 9, there)}).splitlines() == [
+        f"add element inet hutch allowed_lent_ports {{ 192.168.83.2 . 203.0.113.1 . 443 : {before} }}",
+        f"delete element inet hutch allowed_lent_ports {{ 192.168.83.2 . 203.0.113.1 . 443 : {before} }}",
         "add element inet hutch allowed_lent_ports { 192.168.83.2 . 203.0.113.1 . 443 timeout 31s : 9 }",
     ]
 
@@ -50,7 +61,7 @@ def test_the_newest_answer_counts() -> None:
     assert known.tell(0.0, "a.example", {"203.0.113.1": 90.0})
     one, other = "203.0.113.1", "203.0.113.2"
     assert list(known.valid(50.0)) == [
-        *(("a.example", other, 100.0), ("a.example", one, 90.0), ("b.example", one, 50.5)),
+        *(("b.example", one, 50.5), ("a.example", one, 90.0), ("a.example", other, 100.0)),
     ]
     assert list(known.valid(90.0)) == [("a.example", other, 100.0)]
 
@@ -58,12 +69,30 @@ def test_the_newest_answer_counts() -> None:
 ELEMENT = ("allowed", "192.168.83.2 . 203.0.113.1 . 7")
 
 
-def test_an_address_is_open_as_long_as_one_of_its_names_says() -> None:
+def until(known: Known, name: str, end: float, mark: int | None = None) -> tuple[float, int | None]:
+    """Until when the element is open, and by which mark, once a name has said its time."""
+    assert known.open(0.0, name, {ELEMENT: (end, mark)})
+    ((left, by, _),) = known.places([ELEMENT], 0.0).values()
+    return left, by
+
+
+def test_an_address_is_open_as_long_as_the_name_says_that_says_the_longest() -> None:
     known = Known()
-    assert known.open(0.0, "a.example", {ELEMENT: 100.0}) == {ELEMENT: 100.0}
-    assert known.open(0.0, "b.example", {ELEMENT: 50.0}) == {ELEMENT: 100.0}
-    assert known.open(0.0, "a.example", {ELEMENT: 10.0}) == {ELEMENT: 10.0}  # its newest answer
-    assert known.open(0.0, "b.example", {ELEMENT: 50.0}) == {ELEMENT: 50.0}
+    assert until(known, "a.example", 100.0) == (100.0, None)
+    assert until(known, "b.example", 50.0) == (100.0, None)
+    assert until(known, "a.example", 10.0) == (10.0, None)  # its newest answer; b's is asked for again
+    assert until(known, "b.example", 50.0) == (50.0, None)
+
+
+def test_a_decision_lends_for_its_own_answer_alone() -> None:
+    """Another one about the same address, by another name, adds none of its time to it."""
+    known = Known()
+    assert until(known, "a.example", 3600.0, 1) == (3600.0, 1)
+    assert until(known, "b.example", 10.0, 2) == (10.0, 2)
+    assert known.places([ELEMENT], 0.0)[ELEMENT][2] is None
+    known.note_there([ELEMENT])
+    assert until(known, "a.example", 3600.0, 1) == (3600.0, 1)
+    assert known.places([ELEMENT], 0.0)[ELEMENT][2] == 2  # what the kernel has meanwhile
 
 
 def test_the_name_that_led_there_last() -> None:
@@ -76,10 +105,13 @@ def test_the_name_that_led_there_last() -> None:
     assert known.name_of("203.0.113.1") is None
 
 
-def elements(first: int, count: int, ports: tuple[int, ...] | None = None, epoch: int = 7) -> dict[Element, float]:
+Wanted = dict[Element, tuple[float, int | None]]
+
+
+def elements(first: int, count: int, ports: tuple[int, ...] | None = None, epoch: int = 7) -> Wanted:
     """Those of so many addresses, until 10."""
     addresses = (str(number) for number in range(first, first + count))
-    return {element: 10.0 for address in addresses for element in listed_elements("ws", epoch, address, ports)}
+    return {element: (10.0, None) for address in addresses for element in listed_elements("ws", epoch, address, ports)}
 
 
 def test_no_workspace_opens_more_than_its_share() -> None:
@@ -88,17 +120,27 @@ def test_no_workspace_opens_more_than_its_share() -> None:
     assert known.open(0.0, "a.example", elements(0, MOST_OPEN // 4, (80, 443)))
     assert known.open(0.0, "a.example", elements(0, MOST_OPEN // 4, (80, 443)))  # asked again: they are there already
     assert known.open(0.0, "a.example", elements(0, MOST_OPEN // 4, (80, 443), epoch=8))
-    assert known.open(0.0, "a.example", elements(0, 1)) is None
-    assert known.open(0.0, "b.example", elements(0, MOST_OPEN // 4, (80, 443))) is not None
-    assert known.open(10.5, "a.example", elements(0, 1)) is None  # the kernel may have them yet
-    assert known.open(10.5 + LINGERS, "a.example", elements(0, MOST_OPEN)) is not None
+    assert not known.open(0.0, "a.example", elements(0, 1))
+    assert known.open(0.0, "b.example", elements(0, MOST_OPEN // 4, (80, 443)))
+    assert not known.open(10.5, "a.example", elements(0, 1))  # the kernel may have them yet
+    assert known.open(10.5 + LINGERS, "a.example", elements(0, MOST_OPEN))
 
 
 def test_what_does_not_fit_takes_nothing() -> None:
     known = Known()
     assert known.open(0.0, "a.example", elements(0, MOST_OPEN - 1))
-    assert known.open(0.0, "a.example", elements(MOST_OPEN, 2)) is None
-    assert known.open(0.0, "a.example", elements(MOST_OPEN, 1)) is not None
+    assert not known.open(0.0, "a.example", elements(MOST_OPEN, 2))
+    assert known.open(0.0, "a.example", elements(MOST_OPEN, 1))
+
+
+def test_who_goes_leaves_what_is_open_and_no_answers() -> None:
+    known = Known()
+    assert known.tell(0.0, "a.example", {"1": 10.0})
+    assert known.open(0.0, "a.example", elements(0, MOST_OPEN))
+    known.forget_answers()
+    assert list(known.valid(0.0)) == []
+    assert not known.is_over(10.5) and not known.open(10.5, "a.example", elements(MOST_OPEN, 1))
+    assert known.is_over(10.0 + LINGERS)
 
 
 def test_no_workspace_is_told_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,20 +71,20 @@ def become(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         became.extend(words)
         raise Became
 
-    with open(os.devnull) as number:  # one that is free
-        descriptor = number.fileno()
+    descriptor = 77
     (tmp_path / "device").touch()
     monkeypatch.setattr(context_id, "DEVICE", str(tmp_path / "device"))
     monkeypatch.setattr(sys, "argv", ["context_id.py", "77", str(tmp_path / "cid"), str(descriptor), "--", *COMMAND])
     monkeypatch.setattr(os, "execvp", execvp)
-    before = set(os.listdir("/proc/self/fd"))
     try:
         with pytest.raises(Became):
             context_id.main()
+        assert os.path.samefile("/proc/self/fd/77", tmp_path / "device") and os.get_inheritable(descriptor)
     finally:
-        for left in {int(name) for name in os.listdir("/proc/self/fd")} - {int(name) for name in before}:
-            if os.path.exists(f"/proc/self/fd/{left}"):
-                os.close(left)
+        for entry in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                if os.path.samefile(f"/proc/self/fd/{entry}", tmp_path / "device"):
+                    os.close(int(entry))
     return became
 
 

@@ -54,7 +54,7 @@ def main() -> None:
         sys.exit(f"{error.filename or DEVICE}: {error.strerror}")
     if cid != int(wanted):
         os.write(2, f"the vsock context id {wanted} is somebody else's: this start has {cid}\n".encode())
-    os.dup2(device, int(descriptor))
+    os.dup2(fcntl.fcntl(device, fcntl.F_DUPFD_CLOEXEC, 100), int(descriptor))  # it may have that number already
     asked, has = f"{OPTION}{wanted},", f"{OPTION}{cid},"
     command = [word.replace(asked, has, 1) if word.startswith(asked) else word for word in command]
     os.execvp(command[0], command)

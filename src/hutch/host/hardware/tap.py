@@ -3,10 +3,10 @@
     python tap.py INTERFACE DESCRIPTOR [--open DEVICE DESCRIPTOR]... [--largest BYTES DISK] -- COMMAND...
 
 Opening one takes root and /dev/net/tun; what it becomes (a virtual machine monitor, without either) has nothing but
-this one device. The other ones that may be named are for machines that run since before an upgrade: their script stays
-theirs. No file that it writes grows beyond its memory of so many BYTES, which is a file to the kernel, or beyond its
-DISK ("" for none), which may be larger than it is asked for now. It imports next to nothing. See
-Documentation/networking/tuntap.rst of the kernel.
+this one device. No file that it writes grows beyond its memory of so many BYTES, which is a file to the kernel, or
+beyond its DISK ("" for none), which may be larger than it is asked for now. Other devices are named by the scripts of
+machines that run since before an upgrade. It imports next to nothing. See Documentation/networking/tuntap.rst of the
+kernel.
 """
 
 import fcntl
