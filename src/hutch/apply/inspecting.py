@@ -173,8 +173,8 @@ def wrong_trust(layout: Layout, serving: Mapping[str, Record], lost: Collection[
 def broken_workspaces(
     layout: Layout, serving: Mapping[str, Record], links: Collection[str] | None
 ) -> dict[str, tuple[Change, ...]]:
-    """What is wrong with running workspaces until they are started anew. Those that were started or stopped meanwhile
-    are left out, and so are ports in a namespace that has lost its name."""
+    """The faults of running workspaces that last until they are started anew. Those that were started or stopped
+    meanwhile are left out, and so are ports in a namespace that has lost its name."""
     found = {}
     for name, record in serving.items():
         now = observe(layout, name)
@@ -201,7 +201,8 @@ def forgotten_workspaces(layout: Layout, serving: Mapping[str, Record]) -> dict[
     }
 
 
-def mends(change: Change) -> str:
+def repair_of(change: Change) -> str:
+    """The effect of a restart on a fault, in words."""
     return "takes it away" if change.key == "vsock" else "brings it back"
 
 
@@ -268,7 +269,7 @@ def warnings_of(layout: Layout, applied: Network | None, records: Mapping[str, R
         repairs += [f"image: {unbuilt[name]}"] if name in unbuilt else []
         told[name] = [
             *(f"{text} (`hutch up` repairs it)" for text in repairs),
-            *(f"{change.key}: {change.old} (a restart {mends(change)})" for change in seen.broken.get(name, ())),
+            *(f"{change.key}: {change.old} (a restart {repair_of(change)})" for change in seen.broken.get(name, ())),
             *([seen.lost[name]] if name in seen.lost else []),
             *filter(None, [unlimited_home(layout, there[name]), limits]),
             *seen.deaf.get(name, ()),
