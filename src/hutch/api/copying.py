@@ -22,7 +22,7 @@ from hutch.errors import HutchError, UsageError
 from hutch.files import kept_open
 from hutch.frozen import dataclass
 from hutch.trees.cursor import DIRECTORY
-from hutch.trees.removing import remove_below
+from hutch.trees.removing import empty_directory
 
 if TYPE_CHECKING:
     from hutch.api.workspace import Argument
@@ -153,24 +153,32 @@ def _staging(above: int) -> Iterator[int]:
     name = f".hutch-{secrets.token_hex(8)}"
     os.mkdir(name, 0o700, dir_fd=above)
     with _opened(above, name) as descriptor:
-        if not _is_own(descriptor):  # nor is it ours to remove
-            raise HutchError(
-                f"somebody put another directory in the place of {name}, which hutch had just made",
-                resolution="copy into a directory in which nobody else can rename",
-            )
         try:
-            yield descriptor
+            if not _is_own(descriptor):
+                raise HutchError(
+                    f"somebody put another directory in the place of {name}, which hutch had just made",
+                    resolution="copy into a directory in which nobody else can rename",
+                )
+            try:
+                yield descriptor
+            finally:
+                with suppress(HutchError):  # leftovers of a copy are no reason to fail it
+                    empty_directory(descriptor, name)
         finally:
-            with suppress(HutchError):  # leftovers of a copy are no reason to fail it
-                remove_below(above, name)
+            with suppress(OSError):  # nor is anybody else's emptied that has the name by now
+                os.rmdir(name, dir_fd=above)
 
 
 def _is_own(directory: int) -> bool:
-    """Whether a directory belongs to whoever makes a file in it: which owner that has, is the file system's to say."""
+    """Whether a directory is empty, and belongs to whoever makes a file in it: which owner that has, is the file
+    system's to say."""
+    if os.listdir(directory):
+        return False
     name = ".hutch-owner"
     with kept_open(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)) as made:
+        is_own = os.fstat(made).st_uid == os.fstat(directory).st_uid
         os.unlink(name, dir_fd=directory)
-        return os.fstat(made).st_uid == os.fstat(directory).st_uid
+        return is_own
 
 
 def _check(source: int, name: str, target: int, as_name: str) -> None:

@@ -64,12 +64,12 @@ finish() { # all that was said is logged; whoever holds the log open for longer 
   close_links
   exec 3>&-
   # Only this shell knows whether that process has been waited for: its number may be another's afterwards.
-  trap 'signalled=yes; kill -KILL "$said"' ALRM
+  trap 'signalled=yes; kill -KILL "$said" 2>/dev/null || :' ALRM
   (sleep 2 && kill -ALRM "$main") >/dev/null 2>&1 &
   patience=$!
   await "$said"
   trap '' ALRM
-  kill -KILL "$patience"
+  kill -KILL "$patience" 2>/dev/null || : # it may have ended, and been waited for beside the other one
 }
 
 fall() { # REASON

@@ -28,6 +28,11 @@ class _Open:
     mark: int | None
     there: tuple[float, int | None] | None = None
 
+    @property
+    def latest(self) -> float:
+        """The time at which the kernel has let go of it, whether or not it took what is wanted."""
+        return max(self.until, self.there[0]) if self.there is not None else self.until
+
 
 class Known:
     """The answers that one workspace was given. Times are those of one monotonic clock, in seconds."""
@@ -47,12 +52,18 @@ class Known:
             self._told.update(told)
         return is_told
 
-    def open(self, now: float, name: str, wanted: Mapping[Element, tuple[float, int | None]]) -> bool:
+    def open(
+        self,
+        now: float,
+        name: str,
+        wanted: Mapping[Element, tuple[float, int | None]],
+        in_force: Collection[int | None] = (None,),
+    ) -> bool:
         """Note elements that `name` opens, each until its time and by its mark. False where that is more than one
         workspace has.
 
-        Where several names lead to one address by one mark, it is open as long as the one says that says the longest,
-        by its newest answer. Where they do by different marks, the one that is told last counts.
+        Where several names lead to one address, it is open as long as the one says that says the longest, by its
+        newest answer and by its mark, for as long as that mark is in force.
         """
         if not self._have_room(now, self._open, wanted, MOST_OPEN):
             return False
@@ -60,7 +71,7 @@ class Known:
             found = self._open.get(element)
             if found is None:
                 self._open[element] = _Open(until, name, mark)
-            elif found.by == name or found.mark != mark or until >= found.until:
+            elif found.by == name or until >= found.until or found.mark not in in_force:
                 found.until, found.by, found.mark = until, name, mark
         return True
 
@@ -105,7 +116,7 @@ class Known:
     def _forget(self, now: float) -> None:
         for pair in [pair for pair, until in self._told.items() if until <= now]:
             del self._told[pair]
-        for element in [element for element, found in self._open.items() if found.until + LINGERS <= now]:
+        for element in [element for element, found in self._open.items() if found.latest + LINGERS <= now]:
             del self._open[element]
 
     def note_name(self, name: str, address: str) -> None:

@@ -88,7 +88,7 @@ class EgressProxy:
         await self._upstream.connect()
         await self._front.listen(self._told.listen)
         self._sets.forget_terms()  # what was allowed by another one of these
-        self._renew_terms(self._told.views.values())
+        self._add_terms(self._told.views.values())
         self._hear()
         control.unlink(missing_ok=True)
         os.umask(0o077)
@@ -110,13 +110,17 @@ class EgressProxy:
         if digest(text) == self._digest:
             return
         told, before = read_views(text), self._told
-        self._renew_terms(told.views.values())
-        for address, view in told.views.items():
-            old = before.views.get(address)
-            is_new = old is not None and old.workspace == view.workspace and old.epoch != view.epoch
-            if is_new or view.ruled:
-                self._open_again(view, is_new=is_new)
-        self._told, self._digest = told, digest(text)
+        self._told = told  # whatever fails from now on: what is denied now is not to be permitted once more
+        over = self._add_terms(told.views.values())
+        try:
+            for address, view in told.views.items():
+                old = before.views.get(address)
+                is_new = old is not None and old.workspace == view.workspace and old.epoch != view.epoch
+                if is_new or view.ruled:
+                    self._open_again(view, is_new=is_new)
+        finally:  # and not before: what another decision opens as well is open all the time
+            self._end_terms(over)
+        self._digest = digest(text)
         kept = {view.workspace for view in told.views.values()}
         for view in before.views.values():
             if view.workspace not in kept:  # the workspace may be gone for good, with its records
@@ -133,11 +137,13 @@ class EgressProxy:
         no room for both, whoever asks again is told so."""
         known, now, wall = self._known[view.workspace], time.monotonic(), time.time()
         opened: dict[Element, None] = {}
+        rulings: dict[str, tuple[tuple[int, ...] | None, tuple[Ruled, ...]]] = {}
+        in_force = (None, *view.terms(wall))
         for name, address, until in known.valid(now):
-            ports = view.listed.ports(name) if is_new else ()
-            allowed = permits(view.ruled, name, wall) if view.ruled else ()
-            wanted = places_of(view, {address: until}, ports, allowed)
-            if known.open(now, name, wanted):
+            if name not in rulings:
+                rulings[name] = view.listed.ports(name) if is_new else (), permits(view.ruled, name, wall)
+            wanted = places_of(view, {address: until}, *rulings[name])
+            if known.open(now, name, wanted, in_force):
                 opened.update(dict.fromkeys(wanted))
         self._put(known, [element for element in opened if not known.is_there(element)], now)
 
@@ -145,17 +151,20 @@ class EgressProxy:
         self._sets.put(known.places(elements, now))
         known.note_there(elements)
 
-    def _renew_terms(self, views: Iterable[View]) -> None:
-        """Put in force what people allow now, and end what they do not any more. What ends at a time does so in the
+    def _add_terms(self, views: Iterable[View]) -> set[tuple[str, int]]:
+        """Put in force what people allow now; returns what they do not any more. What ends at a time does so in the
         kernel, by itself."""
         now = time.time()
         wanted = {(view.address, mark): until for view in views for mark, until in view.terms(now).items()}
-        for source, mark in self._terms - wanted.keys():
-            self._sets.end_term(source, mark)
-            self._terms.discard((source, mark))
         for (source, mark), until in wanted.items():
             self._sets.add_term(source, mark, None if until is None else math.ceil(until - now))
             self._terms.add((source, mark))
+        return self._terms - wanted.keys()
+
+    def _end_terms(self, over: Iterable[tuple[str, int]]) -> None:
+        for source, mark in over:
+            self._sets.end_term(source, mark)
+            self._terms.discard((source, mark))
 
     # Answering.
 
@@ -227,7 +236,8 @@ class EgressProxy:
             known.note_name(name, address)
         wanted = places_of(view, addresses, ruling.ports, ruling.permits)
         # What needs no opening now is noted, too: a list may come.
-        if not known.tell(now, name, addresses) or not known.open(now, name, wanted):
+        in_force = (None, *view.terms(time.time()))
+        if not known.tell(now, name, addresses) or not known.open(now, name, wanted, in_force):
             raise NoRoom
         for permit in ruling.permits:
             ends = permit.decision.until
@@ -308,8 +318,9 @@ class EgressProxy:
 def places_of(
     view: View, addresses: Mapping[str, float], ports: tuple[int, ...] | None, allowed: Sequence[Ruled]
 ) -> dict[Element, tuple[float, int | None]]:
-    """The elements that open addresses by the list, at these ports (None for all), and by what people allow, newest
-    first: of two decisions that open the same, the newest counts. Each until the address's time, by its mark."""
+    """The elements that open addresses by the list, at these ports (None for all), and by what people allow, each until
+    the address's time, by its mark. Of two decisions that open the same, the one counts that ends last."""
+    allowed = sorted(allowed, key=lambda permit: -math.inf if permit.decision.until is None else -permit.decision.until)
     found: dict[Element, tuple[float, int | None]] = {}
     for address, until in addresses.items():
         for element in listed_elements(view.address, view.epoch, address, ports):

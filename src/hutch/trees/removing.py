@@ -37,17 +37,22 @@ def remove_below(directory: int, name: str, shown_as: str = "", *, seconds: floa
             return
         with suppress(FileNotFoundError, NotADirectoryError):
             with kept_open(open_strictly(name, below=directory)) as top:
-                removal = _Removal(time.monotonic() + seconds)
-                removal.empty(top)
-            if removal.left:
-                rest = removal.count - len(removal.left)
-                told = [*removal.left, *([f"and {rest} more"] if rest else [])]
-                raise HutchError(f"not all of {what} can be deleted", details="\n".join(told))
+                empty_directory(top, what, seconds=seconds)
             os.rmdir(name, dir_fd=directory)
     except FileNotFoundError:
         pass
     except OSError as error:
         raise HutchError(f"{what} cannot be deleted: {_why(error)}") from error
+
+
+def empty_directory(top: int, what: str, *, seconds: float = PATIENCE) -> None:
+    """Delete all that is in an open directory. HutchError says what cannot be deleted; all else is gone then."""
+    removal = _Removal(time.monotonic() + seconds)
+    removal.empty(top)
+    if removal.left:
+        rest = removal.count - len(removal.left)
+        told = [*removal.left, *([f"and {rest} more"] if rest else [])]
+        raise HutchError(f"not all of {what} can be deleted", details="\n".join(told))
 
 
 class _Directory:

@@ -67,22 +67,23 @@ def reader(most: int | None) -> Side:
     return Side("web", carry)
 
 
+@pytest.mark.parametrize(("owner", "file"), [(4242, False), (4242, True), (0, True)])
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root: a directory of another account")
 def test_a_directory_that_somebody_put_in_the_place_of_ours_is_theirs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: int, file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.mkdir
 
     def mkdir(name: str, mode: int, *, dir_fd: int) -> None:
         real(name, mode, dir_fd=dir_fd)
-        (tmp_path / name / "theirs").touch()
-        os.chown(tmp_path / name, 4242, 4242)
+        if file:
+            (tmp_path / name / "theirs").touch()
+        os.chown(tmp_path / name, owner, owner)
 
     monkeypatch.setattr(os, "mkdir", mkdir)
     with pytest.raises(HutchError, match="somebody put another directory in the place"):
         get(sender("a"), "/src/.", tmp_path, limit=1 << 20)
-    (place,) = tmp_path.iterdir()
-    assert [path.name for path in place.iterdir()] == ["theirs"]
+    assert [path.name for path in tmp_path.glob("*/*")] == ["theirs"] * file
 
 
 def test_a_tar_that_does_not_read_all_has_copied_nothing(tmp_path: Path) -> None:

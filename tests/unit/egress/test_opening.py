@@ -15,7 +15,7 @@ from hutch.egress import proxy as proxy_module
 from hutch.egress.answers import Judged
 from hutch.egress.known import Known
 from hutch.egress.proxy import EgressProxy, NoRoom
-from hutch.egress.sets import Element, Place, listed_elements
+from hutch.egress.sets import Element, Place, SetsFailed, listed_elements
 from hutch.egress.views import A, Told, View, listed_by, rule_on
 from hutch.spec.decisions import ruled
 from hutch.spec.policy import Domain, Policy
@@ -35,6 +35,9 @@ class Sets:
         self.puts: list[int] = []
 
     def put(self, places: Mapping[Element, Place]) -> None:
+        for element, (_, mark, before) in places.items():
+            there = self.there.get(element)
+            assert there is None or there[1] == (mark if before is None else before), "the kernel takes no other mark"
         self.there.update(places)
         self.puts.append(len(places))
 
@@ -124,17 +127,44 @@ def test_where_both_lists_do_not_fit_some_of_the_new_one_waits(stage: Stage, mon
         stage.ask("a.example", OTHER)
 
 
-def test_two_decisions_about_one_name_do_not_fight(stage: Stage) -> None:
-    """The newest counts, and the older one opens nothing of its own at the same place."""
-    wide, narrow = Decision("*.example", True, 1.0), Decision("a.example", True, 2.0)
-    now = view(Policy("none"), wide, narrow)
+FOR_GOOD, FOR_A_WHILE = Decision("*.example", True, 1.0), Decision("a.example", True, 2.0, 9e9)
+LENT = ("allowed_lent", f"{SOURCE} . {ONE}")
+
+
+def test_of_two_decisions_about_one_name_the_one_counts_that_ends_last(stage: Stage) -> None:
+    """The other one opens nothing of its own at the same place."""
+    now = view(Policy("none"), FOR_GOOD, FOR_A_WHILE)
+    marks = {each.decision: each.mark for each in now.ruled}
     stage.tell(now)
     stage.ask("a.example", ONE)
-    newest = now.ruled[0].mark
-    assert now.ruled[0].decision is narrow
-    assert stage.open() == {("allowed_lent", f"{SOURCE} . {ONE}"): newest}
+    assert stage.open() == {LENT: marks[FOR_GOOD]}
     stage.ask("a.example", ONE)
     assert stage.sets.puts == [0, 1, 1]
+
+
+def test_where_one_decision_is_taken_back_the_other_one_opens_what_was_told(stage: Stage) -> None:
+    stage.tell(view(Policy("none"), FOR_GOOD, FOR_A_WHILE))
+    stage.ask("a.example", ONE)
+    now = view(Policy("none"), FOR_A_WHILE)
+    stage.tell(now)
+    assert stage.open() == {LENT: now.ruled[0].mark} and stage.sets.terms == {now.ruled[0].mark}
+
+
+def test_what_is_denied_is_not_permitted_again_where_the_kernel_fails(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.tell(view(LIST, Decision("b.example", True, 1.0)))
+    stage.ask("b.example", ONE)
+
+    def fail(places: Mapping[Element, Place]) -> None:
+        raise SetsFailed
+
+    monkeypatch.setattr(stage.sets, "put", fail)
+    with pytest.raises(SetsFailed):
+        stage.tell(view(replace(LIST, learn=True), Decision("b.example", False, 2.0)))
+    (told,) = stage.proxy._told.views.values()
+    assert rule_on(told, "b.example", A, 5).permits == ()
+    assert stage.sets.terms == set()
 
 
 def test_a_decision_opens_the_answers_that_are_valid_in_one_go(stage: Stage) -> None:

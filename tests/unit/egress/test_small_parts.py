@@ -69,9 +69,11 @@ def test_the_newest_answer_counts() -> None:
 ELEMENT = ("allowed", "192.168.83.2 . 203.0.113.1 . 7")
 
 
-def until(known: Known, name: str, end: float, mark: int | None = None) -> tuple[float, int | None]:
+def until(
+    known: Known, name: str, end: float, mark: int | None = None, in_force: tuple[int | None, ...] = (None, 1, 2)
+) -> tuple[float, int | None]:
     """Until when the element is open, and by which mark, once a name has said its time."""
-    assert known.open(0.0, name, {ELEMENT: (end, mark)})
+    assert known.open(0.0, name, {ELEMENT: (end, mark)}, in_force)
     ((left, by, _),) = known.places([ELEMENT], 0.0).values()
     return left, by
 
@@ -84,15 +86,25 @@ def test_an_address_is_open_as_long_as_the_name_says_that_says_the_longest() -> 
     assert until(known, "b.example", 50.0) == (50.0, None)
 
 
-def test_a_decision_lends_for_its_own_answer_alone() -> None:
-    """Another one about the same address, by another name, adds none of its time to it."""
+def test_of_two_decisions_about_one_address_the_longer_answer_counts_while_its_own_is_in_force() -> None:
     known = Known()
     assert until(known, "a.example", 3600.0, 1) == (3600.0, 1)
-    assert until(known, "b.example", 10.0, 2) == (10.0, 2)
+    assert until(known, "b.example", 10.0, 2) == (3600.0, 1)
+    assert until(known, "b.example", 10.0, 2, (None, 2)) == (10.0, 2)
     assert known.places([ELEMENT], 0.0)[ELEMENT][2] is None
     known.note_there([ELEMENT])
     assert until(known, "a.example", 3600.0, 1) == (3600.0, 1)
     assert known.places([ELEMENT], 0.0)[ELEMENT][2] == 2  # what the kernel has meanwhile
+
+
+def test_what_the_kernel_may_have_counts() -> None:
+    """Also where it did not take the newer, shorter time."""
+    known = Known()
+    assert until(known, "a.example", 100.0) == (100.0, None)
+    known.note_there([ELEMENT])
+    assert until(known, "a.example", 10.0) == (10.0, None)
+    assert not known.is_over(50.0)
+    assert known.is_over(100.0 + LINGERS)
 
 
 def test_the_name_that_led_there_last() -> None:

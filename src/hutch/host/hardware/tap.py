@@ -36,6 +36,8 @@ def main() -> None:
             opened[int(wanted)] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             sys.exit(f"{path} cannot be opened: {error.strerror}")
+        except ValueError as error:  # of a limit, which nobody can raise
+            sys.exit(f"the limit of its files cannot be {path} bytes: {error}")
     # Out of the way first: one may have the number that another is to get.
     moved = {target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 100) for target, source in opened.items()}
     for target, source in moved.items():
