@@ -24,8 +24,8 @@ from tests.support.world import PUBLIC_NAME, World
 
 TARGET = ("--target", f"{PUBLIC_NAME}:80")
 KEYS = {"workspace", "type", "promise", "probe", "says", "command", "result", "detail"}
-UNENFORCED = {"memory", "cpus", "tasks"}
-"""What a host without controllers of cgroup v2 cannot enforce."""
+UNENFORCED = {"memory", "cpus", "tasks", "cgroup-options"}
+"""What a host without controllers of cgroup v2 cannot enforce, and without systemd cannot tell."""
 
 
 def prove(instance: Instance, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
@@ -244,6 +244,13 @@ class TestRules:
     def test_all_held_before(self, ruled: Instance) -> None:
         assert set(broken(prove(ruled, *NETWORK, "web", code=1))) == {"watch"}
 
+    def test_a_port_that_takes_what_is_for_others_is_missed(self, ruled: Instance) -> None:
+        """As the rules did that publish a port at an address of another's."""
+        only = ("--only", "published-elsewhere", "web")
+        assert {item["result"] for item in prove(ruled, *only)} == {"held"}
+        with intercepting(f"tcp dport 18080 dnat to {ruled.status('web')['ip']}:4242"):
+            assert set(broken(prove(ruled, *only, "--only", "listen-4242", code=1))) == {"published-elsewhere"}
+
     def test_what_drops(self, ruled: Instance) -> None:
         """All at once, and the policies of their chains are open. Each is missed, and but for those in UNSEEN for more
         than that it is not there."""
@@ -351,6 +358,17 @@ POSITIVE = [
 ]
 """What is let through, and rules that only a flood would get to."""
 NETWORK = ("--only", "3", "--only", "4", "--only", "5", "--only", "11")
+
+
+@contextmanager
+def intercepting(rule: str) -> Iterator[None]:
+    """With a rule for connections that the host makes, in a table of the test's own."""
+    table = "ip hutch_test_intercepts"
+    nft("", "-f", "-", stdin=f"table {table} {{ chain out {{ type nat hook output priority -150; {rule}; }}; }}")
+    try:
+        yield
+    finally:
+        nft("", "delete", "table", *table.split())
 
 
 def rules_of(instance: Instance) -> list[Rule]:

@@ -350,6 +350,7 @@ ASKING = {
     "host/services/service.py": "who runs what serves all workspaces",
     "host/services/units.py": "the answer itself",
     "runtime/control.py": "who runs a workspace",
+    "prove/facts.py": "who mounted the host's cgroups, and with which options",
 }
 
 

@@ -18,7 +18,8 @@ from hutch.backends.launch import Limits
 from hutch.errors import HutchError
 from hutch.files import kept_open
 from hutch.guest.credentials import NETWORK_FILE
-from hutch.host.services.cgroup import DESCENDANTS, Cgroup, control_files
+from hutch.host.services.cgroup import DESCENDANTS, Cgroup, control_files, find_flags
+from hutch.host.services.units import has_systemd
 from hutch.host.storage.mountinfo import is_below, observe_mountinfo, parse_mountinfo
 from hutch.prove.local import LED_TO, PREFIX
 from hutch.prove.machine import MACHINE, guest_memory, guest_processors
@@ -266,6 +267,15 @@ def cgroups(subject: Subject) -> Fact:
     return held(found == str(DESCENDANTS), f"{found}")
 
 
+def cgroup_options(subject: Subject) -> Fact:
+    """The fact of the host's cgroup2, whose options are one for all of its mounts: a start that mounts it without them
+    takes them from the host."""
+    if not has_systemd() or os.path.exists("/run/systemd/container"):
+        return Fact("unknown", "nobody can tell which it had: no systemd mounted it here")
+    flags = find_flags(observe_mountinfo())
+    return held("nsdelegate" in flags, ", ".join(flags) or "none")
+
+
 def root_size(subject: Subject) -> Fact:
     """The fact of the root's size: a container's layer that takes changes; a machine's memory."""
     if is_machine(subject.booted):
@@ -293,4 +303,4 @@ def relays(subject: Subject) -> bool:
     return pipe.is_fifo()
 
 
-LIMITS = (memory, cpus, tasks, cgroups, root_size, log_size)
+LIMITS = (memory, cpus, tasks, cgroups, cgroup_options, root_size, log_size)

@@ -205,6 +205,7 @@ def limit_probes(ground: Ground) -> Iterator[Probe]:
         ("root-size", "what it writes outside of its home has a bound", "df /"),
         ("log-size", "what it says is kept up to a bound", "ls -l machine.log"),
         ("cgroups", "it can make so many cgroups and no more", "cat cgroup.max.descendants"),
+        ("cgroup-options", "the host's cgroups have the options that systemd gave them", "grep cgroup2 /proc/mounts"),
     ):
         if name != "cgroups" or not ground.is_machine:
             yield Probe(11, name, says, command, needs="limits")

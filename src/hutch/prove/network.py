@@ -151,6 +151,9 @@ def leads_in(ground: Ground) -> Iterator[Probe]:
         if ground.outside and any(item.host_ip != LOOPBACK for item in ground.published):
             says = "what is published to the network answers there"
             yield Probe(3, "published-outside", says, "from another machine: nc -z HOST PORT", needs="ports")
+        if ground.outside:
+            says = "what the host sends to others at such a port is theirs"
+            yield Probe(3, "published-elsewhere", says, f"nc -z {ground.outside.ip} PORT", needs="ports")
 
 
 def named(ground: Ground) -> Iterator[Probe]:

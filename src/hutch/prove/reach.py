@@ -59,6 +59,8 @@ def host_facts(subject: Subject, ground: Ground, network: Network, sockets: Sock
         facts["published-outside"] = worst(
             [banner(item.host_ip or gate, item.host_port, greeting, there) for item in open_]
         )
+        ports = sorted({item.host_port for item in ground.published} - {ground.outside.port})
+        facts["published-elsewhere"] = worst([unanswered(ground.outside.ip, port) for port in ports])
     return facts
 
 
@@ -111,6 +113,14 @@ def banner(ip: str, port: int, greeting: bytes, namespace: Path | None = None) -
         except OSError as error:
             return Fact("broken", f"{ip} port {port}: {error.strerror or error}")
     return held(said.startswith(greeting), f"{ip} port {port} answered")
+
+
+def unanswered(ip: str, port: int) -> Fact:
+    """The fact of a connection that nobody is to answer: nobody listens there."""
+    found = banner(ip, port, b"")
+    if found.verdict == "held":
+        return Fact("broken", f"{found.detail}, in the place of who has that address")
+    return Fact("held", f"nobody answers for {ip} port {port}")
 
 
 def pinged(ip: str) -> Fact:

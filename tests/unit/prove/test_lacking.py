@@ -130,7 +130,7 @@ LACKS = {
     "egress lists": {"open", "over"},
     "the network does not fail closed": {"as-written", "watch", "barrier-host", "second-between"},
     "whoever administers": {"host-key"},
-    "published ports": {"listen-4242", "published-here", "published-outside"},
+    "published ports": {"listen-4242", "published-here", "published-outside", "published-elsewhere"},
     "the member's resolver": {"dns-host-name", "dns-localhost", "dns-other-name", "dns-own-name", "dns-host-address"},
     "a member's own": {"host-10.99.0.1", "host-ssh-198.51.100.9", "gateway-22"},
     "`disk` holds": {"root-size"},
