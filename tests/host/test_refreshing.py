@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hutch.spec.programs import own_program
 from tests.host.conftest import MakeInstance
 from tests.host.instance import Instance
 
@@ -76,6 +79,25 @@ def test_workspaces_move_at_their_next_start(make_instance: MakeInstance, images
     instance.hutch("restart", "pet")
     assert made(instance, "pet") == before["pet"]
     instance.inside("pet", "test", "-e", "/etc/own")
+
+    # As the timer has it done for those that ask for it.
+    instance.declare("container", one='auto_refresh = "weekly"', pet='persist = "all"', two="")
+    instance.up()
+    assert refreshed(instance, "daily") == ""
+    assert refreshed(instance, "weekly").splitlines()[:2] == [
+        f"{first}.4 replaces {third}",
+        "one moves to it at the next start",
+    ]
+    assert [instance.status(name)["image_id"] for name in ("one", "pet", "two")] == [f"{first}.4", first, f"{first}.4"]
+
+
+def refreshed(instance: Instance, period: str) -> str:
+    """What the program says that the service of a timer runs."""
+    program = own_program("hutch.apply.boot", sys.executable, needs_others=True)
+    argv = [*program, "refresh", period]
+    result = subprocess.run(argv, env=instance.environment(), capture_output=True, text=True, timeout=600)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    return result.stderr
 
 
 @pytest.mark.slow

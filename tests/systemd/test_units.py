@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hutch.host.services.unit_texts import refresh_units
 from hutch.host.services.units import directory
 from hutch.spec.names import Layout
 from tests.host.instance import Instance
@@ -74,6 +75,19 @@ def test_what_others_tell_goes_into_the_record_by_a_timer(web: Instance) -> None
     assert '"told"' not in layout(web).audit("web").read_text()
     call("systemctl", "start", unit)
     assert '"told"' in layout(web).audit("web").read_text()
+
+
+def test_its_image_is_made_anew_by_a_timer_where_its_file_says_so(web: Instance) -> None:
+    timer, unit = refresh_units(layout(web), "weekly")
+    web.declare("container", web=f'{HERS}auto_refresh = "weekly"\n')
+    web.hutch("up", timeout=300)
+    assert call("systemctl", "is-active", timer) == "active\n"
+    assert call("systemctl", "is-enabled", timer) == "enabled\n"
+    assert call("systemctl", "show", "--property=NextElapseUSecRealtime", "--value", timer).strip()
+    assert "refresh weekly" in call("systemctl", "show", "--property=ExecStart", unit)
+    web.declare("container", web=HERS)
+    web.hutch("up", timeout=300)
+    assert not any((directory() / name).exists() for name in (timer, unit))
 
 
 def test_nothing_of_hutch_stays(web: Instance) -> None:

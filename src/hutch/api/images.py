@@ -41,12 +41,14 @@ class Images:
 
     @with_restored_records
     def refresh(self, names: Sequence[str]) -> list[Refreshed]:
-        """Make the images of workspaces anew, under the same recipes, from the present state of their sources."""
+        """Make the images of workspaces anew, under the same recipes, from the present state of their sources. Raises
+        NotAllRefreshed, which has those that were made, where some cannot be."""
         for name in names:
             self.hutch.record(name)  # raises for a name without a workspace
-        found = refresh(self.layout, dict.fromkeys(names), self.listen, self.hutch.progress)
-        ask_for_updates(self.layout, self.listen)
-        return found
+        try:
+            return refresh(self.layout, dict.fromkeys(names), self.listen, self.hutch.progress)
+        finally:
+            ask_for_updates(self.layout, self.listen)
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove images; HutchError, before anything is removed, when a workspace uses one."""

@@ -1,6 +1,6 @@
 """The host's side as units: it reconciles the host when it boots, and clears it when systemd is told to stop all; it
-guards at boot what stopped workspaces have written; and it brings the records of what workspaces did up to date. A
-short program; nothing of it stays.
+guards at boot what stopped workspaces have written; it brings the records of what workspaces did up to date; and it
+makes images anew. A short program; nothing of it stays.
 
 The command line reconciles the host itself and then starts services that want this unit, and it holds the lock
 meanwhile. So nothing is done, and no lock waited for, where the host is already as asked.
@@ -69,6 +69,25 @@ class Host:
         fold_all(self.layout, lambda name, text: self.listen(name, "warning", text))
         fold_connections(self.layout, self.listen)
 
+    @with_restored_records
+    def refresh(self, period: str) -> None:
+        """Make the images anew whose workspaces ask for it in this period, and ask for security updates."""
+        # Spares the start-up of `hutch start`, which may wait for this program to reconcile the host.
+        from hutch.apply.building import ask_for_updates
+        from hutch.apply.refreshing import NotAllRefreshed, refresh
+        from hutch.apply.units import due
+
+        failure: NotAllRefreshed | None = None
+        try:
+            found = refresh(self.layout, due(read_records(self.layout), period), self.listen, lambda *words: None)
+        except NotAllRefreshed as error:
+            found, failure = error.done, error
+        for line in (line for each in found for line in each.words):
+            os.write(2, f"{line}\n".encode())
+        ask_for_updates(self.layout, self.listen)
+        if failure is not None:
+            raise failure
+
     def stop(self) -> None:
         """Clear the host. When it goes down, all that is there goes with the kernel. Whoever holds the lock may be
         waiting for this unit to start again: then all stays as it is."""
@@ -85,10 +104,11 @@ class Host:
                     return
 
 
-def main(what: str) -> None:
+def main(what: str, *words: str) -> None:
     try:
         with troubles_told():
             host = Host(Layout.from_environment())
-            {"start": host.start, "guard": host.guard, "fold": host.fold, "stop": host.stop}[what]()
+            known = (host.start, host.guard, host.fold, host.refresh, host.stop)
+            {each.__name__: each for each in known}[what](*words)
     except HutchError as error:
         sys.exit("\n".join(filter(None, (error.brief, error.details, error.resolution))))

@@ -374,9 +374,13 @@ def dismantle(layout: Layout) -> None:
 
 def remove_host_part(layout: Layout) -> None:
     """Take away all that serves workspaces which this host runs: there is none."""
+    # Spares the start-up of `hutch start`.
+    from hutch.host.services.unit_texts import occasional_units
+
     clear(layout)
     remove_network(layout)
-    remove_units((layout.target, layout.network_unit, layout.guards_unit, *layout.fold_units, layout.slice_of_all))
+    lasting = (layout.target, layout.network_unit, *layout.fold_units, layout.slice_of_all)
+    remove_units((*lasting, *occasional_units(layout)))
 
 
 def clear(layout: Layout) -> None:

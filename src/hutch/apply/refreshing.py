@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from hutch.apply.building import make_image, named, recipes_for
@@ -39,10 +40,34 @@ class Refreshed:
     booting: tuple[str, ...] = ()
     kernel: str = ""
 
+    @property
+    def words(self) -> list[str]:
+        """The outcome for people, a line for each image and each workspace that it concerns."""
+        what = "is up to date with its sources" if self.id == self.before else f"replaces {self.before}"
+        told = {
+            "moves to it at the next start": self.moving,
+            "keeps its root, and so its image; update it from inside": self.staying,
+            f"boots Linux {self.kernel} at the next start": self.booting,
+        }
+        lines = [f"{self.id} {what if self.before else 'was built'}"]
+        return lines + [f"{name} {what}" for what, those in told.items() for name in those]
+
+
+class NotAllRefreshed(HutchError):
+    """Raised when some images could not be made anew; `done` are the others, which are in force."""
+
+    def __init__(self, failures: Sequence[HutchError], done: list[Refreshed]) -> None:
+        texts = ("\n".join(filter(None, (each.brief, each.details, each.resolution))) for each in failures[1:])
+        first = failures[0]
+        details = "\n".join(filter(None, (first.details, *texts)))
+        super().__init__(first.brief, details=details, resolution=first.resolution)
+        self.done = done
+
 
 def refresh(layout: Layout, names: Collection[str], listen: Listener, progress: BuildProgress) -> list[Refreshed]:
     """Make the images of these workspaces anew, and the kernels that they boot. Editions that no workspace has any more
-    are removed. The host's lock is not held during a build."""
+    are removed. The host's lock is not held during a build. One that fails is left as it is, and no reason not to make
+    the others: NotAllRefreshed comes at the end."""
     if not names:
         return []
     records = present(read_records(layout))
@@ -51,19 +76,31 @@ def refresh(layout: Layout, names: Collection[str], listen: Listener, progress: 
         raise no_network()
     network = network or NetworkRecord(Network(), "")  # a build makes it, and takes it away
     recipe_for, users = recipes_for(layout, records), dict[Recipe, list[str]]()
+    done: list[Refreshed] = []
+    failures: list[HutchError] = []
     for name in names:
-        users.setdefault(recipe_for(name, records[name].wanted).first, []).append(name)
+        with noted(failures):
+            users.setdefault(recipe_for(name, records[name].wanted).first, []).append(name)
     collect_leftovers(layout)
-    found = []
     for recipe, those in users.items():
-        with named(those):
-            found.append(refresh_recipe(layout, recipe, those, records, network, progress))
-    with lock(layout):
-        recover(layout, listen)
-        records = read_records(layout)
-        for (recipe, those), each in zip(users.items(), found, strict=True):
-            move(layout, records, recipe, each.id, those)
-    return found
+        with noted(failures), named(those):
+            each = refresh_recipe(layout, recipe, those, present(read_records(layout)), network, progress)
+            with lock(layout):
+                recover(layout, listen)
+                move(layout, read_records(layout), recipe, each.id, those)
+            done.append(each)
+    if failures:
+        raise NotAllRefreshed(failures, done)
+    return done
+
+
+@contextmanager
+def noted(failures: list[HutchError]) -> Iterator[None]:
+    """Note why something failed, and go on."""
+    try:
+        yield
+    except HutchError as error:
+        failures.append(error)
 
 
 def refresh_recipe(

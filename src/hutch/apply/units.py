@@ -18,11 +18,16 @@ from hutch.host.hardware.accelerator import recall_accelerator
 from hutch.host.services import units
 from hutch.host.services.cgroup import memory_for_workspaces
 from hutch.host.services.unit_texts import (
+    PERIODS,
     START_SECONDS,
+    occasional_units,
+    refresh_units,
     render_fold,
     render_fold_timer,
     render_guards,
     render_network,
+    render_refresh,
+    render_refresh_timer,
     render_service,
     render_slice,
     render_target,
@@ -70,8 +75,8 @@ def reconcile_units(layout: Layout, network: Network, records: Mapping[str, Reco
 
 
 def wanted_host_units(layout: Layout, network: Network, records: Mapping[str, Record]) -> dict[str, str]:
-    """The host's own units: the target for all, the network, the shared services, the timer of the records, and the
-    guards at boot of what lies where anybody might look. Without systemd, none."""
+    """The host's own units: the target for all, the network, the shared services, the timers of the records and of
+    images, and the guards at boot of what lies where anybody might look. Without systemd, none."""
     if not units.has_systemd():
         return {}
     serving = in_force(layout, records)
@@ -87,24 +92,42 @@ def wanted_host_units(layout: Layout, network: Network, records: Mapping[str, Re
         timer: render_fold_timer(layout),
         folding: render_fold(layout, sys.executable),
         **({layout.guards_unit: render_guards(layout, sys.executable)} if is_open else {}),
+        **{unit: text for period in refreshing(records) for unit, text in _refresh_texts(layout, period).items()},
         **{layout.service_unit(service.pid_file): render_service(service, layout) for service in services},
     }
+
+
+def refreshing(records: Mapping[str, Record]) -> list[str]:
+    """The periods in which images of workspaces are made anew."""
+    return [period for period in PERIODS if due(records, period)]
+
+
+def due(records: Mapping[str, Record], period: str) -> list[str]:
+    """The workspaces whose images are made anew in that period. A container with a root that is kept has no use for a
+    newer one; a machine has for its kernel."""
+    asking = {name: record for name, record in served(records).items() if record.wanted.auto_refresh == period}
+    return [n for n, r in asking.items() if not r.ejected and (is_machine(r.wanted) or not r.kept_root)]
+
+
+def _refresh_texts(layout: Layout, period: str) -> dict[str, str]:
+    timer, service = refresh_units(layout, period)
+    return {timer: render_refresh_timer(layout, period), service: render_refresh(layout, sys.executable, period)}
 
 
 def reconcile_host_units(layout: Layout, network: Network, records: Mapping[str, Record], *, is_unit: bool) -> None:
     """Have systemd know that the host is reconciled, now and when it boots. The network's own unit, if it calls this
     (`is_unit`), is known by its end; for everybody else, that unit finds that there is nothing left to do. The target
     is there to be stopped, with all that is part of it; the units that it wants are not started now."""
-    own, timer = wanted_host_units(layout, network, records), layout.fold_units[0]
+    own = wanted_host_units(layout, network, records)
+    timers = [layout.fold_units[0], *(refresh_units(layout, period)[0] for period in refreshing(records))]
     units.ensure_units(own)
-    if layout.guards_unit not in own:
-        units.remove_units((layout.guards_unit,))
+    units.remove_units(unit for unit in occasional_units(layout) if unit not in own)
     wanted = {layout.unit(name): record.wanted.autostart for name, record in served(records).items()}
     there = {unit: starts for unit, starts in wanted.items() if (units.directory() / unit).is_file()}
-    enabled = (unit for unit in (layout.target, layout.guards_unit, timer) if unit in own)
+    enabled = (unit for unit in (layout.target, layout.guards_unit, *timers) if unit in own)
     units.enable_units({**dict.fromkeys(enabled, True), **there})
     make_directory(layout.run)
     write_atomic(layout.reconciled, b"", is_lasting=False)
     if not is_unit:
         only = "--job-mode=ignore-dependencies"
-        units.systemctl("start", only, layout.network_unit, layout.target, timer, timeout=START_SECONDS)
+        units.systemctl("start", only, layout.network_unit, layout.target, *timers, timeout=START_SECONDS)

@@ -123,6 +123,9 @@ def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
     if workspace.learn:
         message = "an Incus server has no hutch router, which records what is reached"
         yield Problem(message, f"{prefix}.learn", hint="use false or leave it out")
+    if workspace.auto_refresh != "never":
+        message = "it is a timer of this host's, which serves the workspaces that run here"
+        yield Problem(message, f"{prefix}.auto_refresh", hint='use "never"; `hutch image refresh` does it')
     for index, publish in enumerate(workspace.publish):
         if publish.host_ip:
             message = f"{publish.host_ip} is an address of this host, and the port listens on a member of the server"

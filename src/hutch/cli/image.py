@@ -81,6 +81,7 @@ def refresh(options: Options, names: tuple[str, ...], is_all: bool, as_json: boo
     its image, and gets its updates from inside.
     """
     # Spares the start-up of `hutch image`.
+    from hutch.apply.refreshing import NotAllRefreshed
     from hutch.cli.progress import Bar
 
     if names and is_all:
@@ -88,22 +89,19 @@ def refresh(options: Options, names: tuple[str, ...], is_all: bool, as_json: boo
     with closing(Bar(options)) as bar:
         hutch = Hutch(listen=bar.listen, progress=bar.show)
         chosen = names or (list(hutch.records()) if is_all else hutch.brought_up(options.path))
-        found = Images(hutch).refresh(chosen)
+        failure: NotAllRefreshed | None = None
+        try:
+            found = Images(hutch).refresh(chosen)
+        except NotAllRefreshed as error:
+            found, failure = error.done, error
     if as_json:
         print_json([asdict(each) for each in found])
-        return
-    for each in found:
-        what = "is up to date with its sources" if each.id == each.before else f"replaces {each.before}"
-        click.echo(f"{each.id} {what if each.before else 'was built'}")
-        told = {
-            "moves to it at the next start": each.moving,
-            "keeps its root, and so its image; update it from inside": each.staying,
-            f"boots Linux {each.kernel} at the next start": each.booting,
-        }
-        for what, those in told.items():
-            for name in those:
-                click.echo(f"{name} {what}")
-    if not found:
+    else:
+        for line in (line for each in found for line in each.words):
+            click.echo(line)
+    if failure is not None:
+        raise failure
+    if not found and not as_json:
         options.say("hutch: there is no workspace whose image could be made anew")
 
 

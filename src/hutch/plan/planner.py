@@ -95,6 +95,8 @@ def plan_one(
         moved = ()
     elif target.workspace.autostart and not has_systemd:
         notes += ("autostart is recorded; without systemd, nothing starts it when this host boots",)
+    if target.workspace.auto_refresh != "never" and not has_systemd:
+        notes += ("auto_refresh is recorded; without systemd, nothing makes its image anew by itself",)
     if now is None or now.state == "absent":
         if now is not None and file not in (None, now.file):
             notes += (f"gets the home, key and address that are kept of the one which {now.file} declared",)

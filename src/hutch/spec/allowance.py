@@ -31,6 +31,7 @@ JUDGED = frozenset("type image owner vcpus memory disk mounts egress publish nix
 REFUSED: Mapping[str, str] = {
     "engine": "workspaces of members run on this host",
     "home": "it lies in hutch's own directory",
+    "auto_refresh": "images are shared: root has them made anew, for everybody who starts from them",
     "ip": "it is allocated, so that nobody has an address that was meant for another",
     "mac": "it is derived from the name, so that nobody takes another's",
     "cid": "it is derived from the name, so that nobody takes another's",

@@ -164,6 +164,9 @@ class WorkspaceSpec:
         "limit for containers, hardware for vms; default: no limit, or a root in half of a machine's memory"
     )
     autostart: bool = key("start when the host boots", weight="live", default=False)
+    auto_refresh: Literal["never", "daily", "weekly", "monthly"] = key(
+        "how often systemd makes its image anew, which it moves to at its next start", weight="live", default="never"
+    )
     restart_if_changed: bool = key(
         "`hutch up` restarts it when a key that needs a restart changed", weight="live", default=True
     )

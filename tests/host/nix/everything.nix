@@ -56,6 +56,7 @@
         memory = "4GiB";
         disk = "8G";
         autoStart = false;
+        autoRefresh = "weekly";
         restartIfChanged = false;
         home = "/srv/homes/all";
         persist = "all";

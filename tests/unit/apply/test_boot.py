@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hutch.apply import boot, reconcile
+from hutch.apply import boot, building, reconcile, refreshing
+from hutch.apply.refreshing import NotAllRefreshed, Refreshed
 from hutch.errors import HutchError
 from hutch.host.services.lock import Busy
 from hutch.host.services.unit_texts import START_SECONDS
@@ -123,3 +124,35 @@ def test_logins_do_not_wait_for_whoever_holds_the_lock(host: boot.Host, monkeypa
     monkeypatch.setattr(boot, "GUARD_PATIENCE", 0.01)
     with held(host), pytest.raises(Busy):
         host.guard()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_only_those_are_made_anew_whose_period_it_is(
+    host: boot.Host, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fails: bool
+) -> None:
+    """What was made is told, and updates are asked for, also where others cannot be made."""
+    asked: list[Layout] = []
+    done = [Refreshed("image.2", "image", ("a",), ("c",)), Refreshed("new", "", (), ())]
+
+    def refresh(layout: Layout, names: list[str], *rest: object) -> list[Refreshed]:
+        assert names == ["a", "c"]
+        if fails:
+            raise NotAllRefreshed([HutchError("c: no mirror"), HutchError("x: no tree", details="why")], done)
+        return done
+
+    records = {
+        name: Record(name, "/f", workspace(name, auto_refresh=period), "image-1", 0x7000_0000, "0" * 32)
+        for name, period in (("a", "weekly"), ("b", "never"), ("c", "weekly"), ("d", "daily"))
+    }
+    monkeypatch.setattr(boot, "read_records", lambda layout: records)
+    monkeypatch.setattr(refreshing, "refresh", refresh)
+    monkeypatch.setattr(building, "ask_for_updates", lambda layout, listen: asked.append(layout))
+    with pytest.raises(NotAllRefreshed, match="c: no mirror") if fails else nullcontext():
+        host.refresh("weekly")
+    assert capfd.readouterr().err.splitlines() == [
+        "image.2 replaces image",
+        "a moves to it at the next start",
+        "c keeps its root, and so its image; update it from inside",
+        "new was built",
+    ]
+    assert asked == [host.layout]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hutch.apply import refreshing
+from hutch.apply.refreshing import NotAllRefreshed, Refreshed
 from hutch.errors import HutchError
-from hutch.images.recipe import make_recipe
+from hutch.images.recipe import Recipe, make_recipe
+from hutch.spec.model import Network
 from hutch.spec.names import Layout
-from hutch.spec.record import Booted, Record
+from hutch.spec.record import Booted, NetworkRecord, Record
 from hutch.state import read_records
 from tests.unit.facts import workspace
 
@@ -70,3 +73,40 @@ def test_what_is_noted_and_what_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_
     (layout.images / THIRD).rmdir()
     with pytest.raises(HutchError, match="was removed meanwhile"):
         refreshing.move(layout, records, RECIPE, THIRD, ())
+
+
+def test_one_that_cannot_be_made_is_no_reason_not_to_make_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each is in force before the next is begun."""
+    layout, did = Layout(tmp_path / "state", tmp_path / "run"), list[str]()
+    layout.state.mkdir()
+    recipes = {"bad": make_recipe("debian:bookworm"), "web": RECIPE, "more": make_recipe("ubuntu:noble")}
+    records = {name: record(name, recipe.id) for name, recipe in recipes.items()} | {"lost": record("lost", OTHER)}
+
+    def recipe_for(name: str, wanted: object) -> Recipe:
+        if name == "lost":
+            raise HutchError("lost: there is no tree")
+        return recipes[name]
+
+    def refresh_recipe(layout: Layout, recipe: Recipe, users: list[str], *rest: object) -> Refreshed:
+        did.append(f"make {users[0]}")
+        if users == ["bad"]:
+            raise HutchError("the setup script failed", resolution="see its log")
+        return Refreshed(recipe.id, "", (), ())
+
+    monkeypatch.setattr(refreshing, "read_records", lambda layout: records)
+    monkeypatch.setattr(refreshing, "read_network", lambda layout: NetworkRecord(Network(), ""))
+    monkeypatch.setattr(refreshing, "recipes_for", lambda layout, records: recipe_for)
+    monkeypatch.setattr(refreshing, "collect_leftovers", lambda layout: None)
+    monkeypatch.setattr(refreshing, "recover", lambda *words: None)
+    monkeypatch.setattr(refreshing, "lock", lambda layout: nullcontext())
+    monkeypatch.setattr(refreshing, "refresh_recipe", refresh_recipe)
+    monkeypatch.setattr(
+        refreshing, "move", lambda layout, records, recipe, newest, users: did.append(f"move {users[0]}")
+    )
+    with pytest.raises(NotAllRefreshed) as caught:
+        refreshing.refresh(layout, ["lost", *recipes], lambda *words: None, lambda *words: None)
+    assert did == ["make bad", "make web", "move web", "make more", "move more"]
+    assert [each.id for each in caught.value.done] == [recipes["web"].id, recipes["more"].id]
+    assert caught.value.brief == "lost: there is no tree" and "the setup script failed" in caught.value.details

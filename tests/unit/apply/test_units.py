@@ -10,6 +10,7 @@ import pytest
 
 from hutch.apply import live, units
 from hutch.backends.launch import Launch, encode_launch
+from hutch.host.services.unit_texts import refresh_units
 from hutch.runtime.observe import read_launch
 from hutch.spec.names import Layout
 from hutch.spec.record import Observation, Record
@@ -78,3 +79,51 @@ def test_only_what_others_might_look_at_is_guarded_at_boot(
     units.reconcile_host_units(layout, NETWORK, {"web": record}, is_unit=True)
     guarding = [act for act, names in done if layout.guards_unit in names]
     assert guarding == (["ensure_units", "enable_units"] if place == "outside" else ["remove_units"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "periods"),
+    [
+        ([{"auto_refresh": "weekly"}, {}], ["weekly"]),
+        ([{"auto_refresh": "weekly"}, {"auto_refresh": "daily"}, {"auto_refresh": "weekly"}], ["daily", "weekly"]),
+        ([{}], []),
+    ],
+)
+def test_images_are_made_anew_by_timers_of_the_periods_that_are_asked_for(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, keys: list[dict[str, Any]], periods: list[str]
+) -> None:
+    monkeypatch.setattr("hutch.host.services.units.has_systemd", lambda: True)
+    monkeypatch.setattr(units, "wanted_services", lambda *words, is_watched: ())
+    records = {
+        f"w{number}": Record(f"w{number}", "/f", workspace(f"w{number}", **given), "image-1", 0x7000_0000, "0" * 32)
+        for number, given in enumerate(keys)
+    }
+    found = units.wanted_host_units(layout, NETWORK, records)
+    wanted = {unit for period in periods for unit in refresh_units(layout, period)}
+    assert {unit for unit in found if "-refresh-" in unit} == wanted
+    assert units.due(records, "weekly") == [
+        f"w{n}" for n, given in enumerate(keys) if given == {"auto_refresh": "weekly"}
+    ]
+
+
+WEEKLY = Record("web", "/f", workspace(auto_refresh="weekly"), "image-1", 0x7000_0000, "0" * 32)
+KEPT = replace(WEEKLY, wanted=workspace(auto_refresh="weekly", persist="all"))
+KEPT_MACHINE = replace(WEEKLY, wanted=workspace(type="vm", auto_refresh="weekly", persist="all"))
+
+
+@pytest.mark.parametrize(
+    ("record", "is_due"),
+    [
+        (WEEKLY, True),
+        (replace(WEEKLY, removed=True), False),
+        (replace(WEEKLY, ejected="/srv/web"), False),
+        (KEPT, True),
+        (KEPT.with_booted(), False),  # it does not start from its image any more
+        (KEPT_MACHINE.with_booted(), True),  # but boots its kernel
+    ],
+    ids=["is there", "removed", "ejected", "to be kept", "kept", "a kept machine"],
+)
+def test_who_has_no_use_for_a_newer_image_asks_for_none(record: Record, is_due: bool) -> None:
+    assert (units.due({"web": record}, "weekly"), units.refreshing({"web": record})) == (
+        (["web"], ["weekly"]) if is_due else ([], [])
+    )

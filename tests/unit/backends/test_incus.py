@@ -84,6 +84,7 @@ REFUSED = {
     "no network": (declared(egress="none"), ["egress"]),
     "the store": (declared(nix_store=True), ["nix_store"]),
     "an address": (declared(publish=(Publish("", 1, 1, "tcp"), Publish("127.0.0.1", 2, 2, "udp"))), ["publish[1]"]),
+    "a timer": (declared(auto_refresh="weekly"), ["auto_refresh"]),
     "the graphics": (declared(gpu=True), ["gpu"]),
     "an unknown hypervisor, which has no effect": (declared(hypervisor="qemu", cid=7), []),
 }

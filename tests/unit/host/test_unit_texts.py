@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -10,15 +11,21 @@ from hutch.host.network.dns import wanted_resolvers
 from hutch.host.network.watch import wanted_watch
 from hutch.host.services.service import Service
 from hutch.host.services.unit_texts import (
+    PERIODS,
+    occasional_units,
+    refresh_units,
     render_fold,
     render_fold_timer,
     render_guards,
     render_network,
+    render_refresh,
+    render_refresh_timer,
     render_service,
     render_slice,
     render_target,
 )
 from hutch.host.services.units import quoted
+from hutch.spec.model import WorkspaceSpec
 from hutch.spec.names import PACKAGE, Layout
 from tests.unit.facts import LAYOUT, NETWORK, check_golden_case
 
@@ -44,6 +51,8 @@ def rendered(layout: Layout) -> str:
         layout.fold_units[0]: render_fold_timer(layout),
         layout.fold_units[1]: render_fold(layout, PYTHON),
     }
+    timer, refreshing = refresh_units(layout, "weekly")
+    units |= {timer: render_refresh_timer(layout, "weekly"), refreshing: render_refresh(layout, PYTHON, "weekly")}
     units |= {layout.slice_of_all: render_slice(layout, 15 << 30)}
     text = "".join(f"==> {name}\n{text}\n" for name, text in units.items())
     return text.replace(str(PACKAGE.parent), "/usr/lib/hutch")
@@ -74,6 +83,12 @@ def test_all_units_have_names() -> None:
         "hutch-egress.service",
     )
     assert not set(LAYOUT.service_units) & set(SECOND.service_units)
+
+
+def test_a_period_for_each_that_a_file_may_say() -> None:
+    said = get_args(get_type_hints(WorkspaceSpec)["auto_refresh"])
+    assert set(said) == {"never", *PERIODS}
+    assert {unit for period in PERIODS for unit in refresh_units(LAYOUT, period)} < set(occasional_units(LAYOUT))
 
 
 def test_a_word_of_several_lines() -> None:

@@ -155,6 +155,13 @@ def test_autostart_is_promised_where_there_is_systemd() -> None:
     assert plan_one("web", wanted(autostart=True), None, has_systemd=True).notes == ()
 
 
+def test_images_are_made_anew_where_there_is_systemd() -> None:
+    assert plan_one("web", wanted(auto_refresh="weekly"), None).notes == (
+        "auto_refresh is recorded; without systemd, nothing makes its image anew by itself",
+    )
+    assert plan_one("web", wanted(auto_refresh="weekly"), None, has_systemd=True).notes == ()
+
+
 def test_autostart_elsewhere_needs_no_systemd_here() -> None:
     assert plan_one("web", wanted(autostart=True, engine="incus", home=None), None).notes == ()
 

@@ -52,6 +52,7 @@ VALUES: dict[str, list[Any]] = {
     "mac": [None, None, "02:00:00:00:00:01"],
     "cid": [None, 7],
     "autostart": [False, True],
+    "auto_refresh": ["never", "weekly"],
     "restart_if_changed": [False, True],
     "persist": ["home", "all"],
     "mounts": [(), (Mount("/srv/a", "/a"),)],

@@ -241,6 +241,7 @@ ABOVE = {
     "ip": 'ip = "192.168.83.9"',
     "mac": 'mac = "02:00:00:00:00:07"',
     "cid": "cid = 7",
+    "auto_refresh": 'auto_refresh = "weekly"',
     "vcpus": "vcpus = 5",
     "memory": 'memory = "4097MiB"',
     "disk": 'disk = "1024TiB"',

@@ -168,6 +168,7 @@ WIDENING = {
     "ip": 'ip = "192.168.83.9"',
     "home": 'home = "./home"',
     "autostart": "autostart = true",
+    "auto_refresh": 'auto_refresh = "weekly"',
     "nix_store": "nix_store = true",
     "protect_default": "protect_default = false",
     "gpu": "gpu = true",

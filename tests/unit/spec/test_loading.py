@@ -63,6 +63,7 @@ vcpus = 2
 memory = "4096M"
 disk = "8G"
 autostart = true
+auto_refresh = "weekly"
 restart_if_changed = false
 home = "~/homes/web"
 persist = "all"
@@ -120,6 +121,7 @@ def test_every_key(load: Load, tmp_path: Path) -> None:
         memory=4 * 2**30,
         disk=8 * 2**30,
         autostart=True,
+        auto_refresh="weekly",
         restart_if_changed=False,
         home="/home/bob/homes/web",
         persist="all",

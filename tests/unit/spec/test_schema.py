@@ -13,8 +13,8 @@ from hutch.spec.schema import MODELS, render_schema
 
 CONTRACT = (
     "type engine hypervisor image packages setup user shell authorized_keys owner share_with ip mac cid vsock vcpus"
-    " memory disk autostart restart_if_changed home persist mounts protect protect_default egress publish env"
-    " nix_store use gpu nesting learn idle"
+    " memory disk autostart auto_refresh restart_if_changed home persist mounts protect protect_default egress publish"
+    " env nix_store use gpu nesting learn idle"
 )
 
 

@@ -85,6 +85,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "memory": st.none() | numbers,
     "disk": st.none() | numbers,
     "autostart": st.booleans(),
+    "auto_refresh": st.sampled_from(["never", "daily", "weekly", "monthly"]),
     "restart_if_changed": st.booleans(),
     "home": st.none() | words,
     "persist": st.sampled_from(["home", "all"]),

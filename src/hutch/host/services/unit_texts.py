@@ -27,6 +27,9 @@ ORDER = (
 """The order in which a network begins: after all programs that load rules for the host's packets, but for Docker."""
 START_SECONDS, STOP_SECONDS = 300, 300
 FOLD_SECONDS = 900
+SPREAD_SECONDS = 21600
+PERIODS = ("daily", "weekly", "monthly")
+"""The periods of `auto_refresh`, as systemd's calendar calls them."""
 SANDBOX = (
     "NoNewPrivileges=yes",
     "ProtectSystem=strict",
@@ -125,6 +128,58 @@ def render_fold_timer(layout: Layout) -> str:
         "[Timer]",
         f"OnActiveSec={FOLD_SECONDS}",
         f"OnUnitInactiveSec={FOLD_SECONDS}",
+        "",
+        "[Install]",
+        f"WantedBy={layout.target}",
+    ]
+    return WRITTEN_BY + "\n".join(lines) + "\n"
+
+
+def occasional_units(layout: Layout) -> list[str]:
+    """The host's own units that are there for some workspaces only."""
+    return [layout.guards_unit, *(unit for period in PERIODS for unit in refresh_units(layout, period))]
+
+
+def refresh_units(layout: Layout, period: str) -> tuple[str, str]:
+    """The timer, and the service that it starts, by which images are made anew once in each `period`."""
+    return f"{layout.instance}-refresh-{period}.timer", f"{layout.instance}-refresh-{period}.service"
+
+
+def render_refresh(layout: Layout, python: str, period: str) -> str:
+    """The unit that makes the images anew of the workspaces whose `auto_refresh` this period is. Where it fails, the
+    images that are there stay in use."""
+    words = " ".join(map(quoted, own_program("hutch.apply.boot", python, needs_others=True)))
+    lines = [
+        "[Unit]",
+        f"Description=hutch: images that are made anew {period}",
+        DOCUMENTATION,
+        *(f"PartOf={unit}" for unit in layout.stopped_by),
+        f"RequiresMountsFor={' '.join(map(quoted_path, needed(layout, python)))}",
+        "Wants=network-online.target",
+        "After=network-online.target",
+        "",
+        "[Service]",
+        "Type=oneshot",
+        *(f"Environment={setting}" for setting in own_environment(layout)),
+        f"ExecStart={words} refresh {period}",
+        "TimeoutStartSec=infinity",  # each step of a build has a deadline of its own
+        "Nice=10",
+    ]
+    return WRITTEN_BY + "\n".join(lines) + "\n"
+
+
+def render_refresh_timer(layout: Layout, period: str) -> str:
+    """The timer for that. A host that was off makes up for it, and many hosts do not ask an archive all at once."""
+    lines = [
+        "[Unit]",
+        f"Description=hutch: when images are made anew {period}",
+        DOCUMENTATION,
+        *(f"PartOf={unit}" for unit in layout.stopped_by),
+        "",
+        "[Timer]",
+        f"OnCalendar={period}",
+        f"RandomizedDelaySec={SPREAD_SECONDS}",
+        "Persistent=yes",
         "",
         "[Install]",
         f"WantedBy={layout.target}",

@@ -20,6 +20,8 @@ SETTINGS = Path("/run/systemd/system.control")
 """The directory of properties that were set beside a unit's text while it ran."""
 OWN_SETTINGS = (LASTING, Path("/etc/systemd/system.control"))
 """The directories of an administrator's own settings: `systemctl edit`, and `set-property`."""
+STAMPS = Path("/var/lib/systemd/timers")
+"""The directory in which systemd notes when a timer that makes up for lost time has fired."""
 BOOTED = "/run/systemd/system"  # see sd_booted(3)
 RELOAD_SECONDS = 90.0
 
@@ -98,6 +100,8 @@ def remove_units(names: Iterable[str]) -> None:
     systemctl("disable", *scope(), *found, check=False)
     for path in paths:  # where nobody may write, not even what is not there can be unlinked
         path.unlink(missing_ok=True)
+    for name in found:  # a timer that comes back later has nothing to make up for
+        (STAMPS / f"stamp-{name}").unlink(missing_ok=True)
     _forget_settings(found)
     reload()
     systemctl("reset-failed", *found, check=False)
