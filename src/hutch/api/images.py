@@ -45,10 +45,7 @@ class Images:
         NotAllRefreshed, which has those that were made, where some cannot be."""
         for name in names:
             self.hutch.record(name)  # raises for a name without a workspace
-        try:
-            return refresh(self.layout, dict.fromkeys(names), self.listen, self.hutch.progress)
-        finally:
-            ask_for_updates(self.layout, self.listen)
+        return refresh(self.layout, dict.fromkeys(names), self.listen, self.hutch.progress)
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove images; HutchError, before anything is removed, when a workspace uses one."""

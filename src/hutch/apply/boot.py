@@ -71,9 +71,8 @@ class Host:
 
     @with_restored_records
     def refresh(self, period: str) -> None:
-        """Make the images anew whose workspaces ask for it in this period, and ask for security updates."""
+        """Make the images anew whose workspaces ask for it in this period."""
         # Spares the start-up of `hutch start`, which may wait for this program to reconcile the host.
-        from hutch.apply.building import ask_for_updates
         from hutch.apply.refreshing import NotAllRefreshed, refresh
         from hutch.apply.units import due
 
@@ -84,7 +83,6 @@ class Host:
             found, failure = error.done, error
         for line in (line for each in found for line in each.words):
             os.write(2, f"{line}\n".encode())
-        ask_for_updates(self.layout, self.listen)
         if failure is not None:
             raise failure
 

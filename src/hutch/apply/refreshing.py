@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from hutch.apply.building import make_image, named, recipes_for
+from hutch.apply.building import ask_for_updates, make_image, named, recipes_for
 from hutch.apply.reconcile import reconcile_again
 from hutch.apply.recovery import recover
 from hutch.backends import is_machine
-from hutch.errors import HutchError
+from hutch.errors import HutchError, troubles_told
 from hutch.frozen import dataclass
 from hutch.host.services.lock import lock
 from hutch.images import machine as machines
@@ -23,7 +23,7 @@ from hutch.runtime.control import Listener
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
 from hutch.spec.record import NetworkRecord, Record, present, served, users_of
-from hutch.state import read_network, read_records, write_record
+from hutch.state import Damaged, read_network, read_records, write_record
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,10 @@ class NotAllRefreshed(HutchError):
 
 
 def refresh(layout: Layout, names: Collection[str], listen: Listener, progress: BuildProgress) -> list[Refreshed]:
-    """Make the images of these workspaces anew, and the kernels that they boot. Editions that no workspace has any more
-    are removed. The host's lock is not held during a build. One that fails is left as it is, and no reason not to make
-    the others: NotAllRefreshed comes at the end."""
+    """Make the images of these workspaces anew, and the kernels that they boot, and ask for security updates. Editions
+    that no workspace has any more are removed. The host's lock is not held during a build, so a workspace that asks for
+    another image by then is left alone. An image that cannot be made stays as it is, and is no reason not to make the
+    others: NotAllRefreshed comes at the end."""
     if not names:
         return []
     records = present(read_records(layout))
@@ -78,27 +79,43 @@ def refresh(layout: Layout, names: Collection[str], listen: Listener, progress: 
     recipe_for, users = recipes_for(layout, records), dict[Recipe, list[str]]()
     done: list[Refreshed] = []
     failures: list[HutchError] = []
-    for name in names:
-        with noted(failures):
+    for name in (name for name in names if name in records):
+        with noted(failures), named([name]):
             users.setdefault(recipe_for(name, records[name].wanted).first, []).append(name)
     collect_leftovers(layout)
     for recipe, those in users.items():
-        with noted(failures), named(those):
-            each = refresh_recipe(layout, recipe, those, present(read_records(layout)), network, progress)
+        with noted(failures):
+            now = present(read_records(layout))
+            with named(those), troubles_told():
+                each = refresh_recipe(layout, recipe, unchanged(those, records, now), now, network, progress)
             with lock(layout):
                 recover(layout, listen)
-                move(layout, read_records(layout), recipe, each.id, those)
+                now = read_records(layout)
+                move(layout, now, recipe, each.id, unchanged(those, records, now))
             done.append(each)
+    with noted(failures), troubles_told():
+        ask_for_updates(layout, listen)
     if failures:
         raise NotAllRefreshed(failures, done)
     return done
 
 
+def unchanged(names: Collection[str], before: Mapping[str, Record], now: Mapping[str, Record]) -> list[str]:
+    """The workspaces that still ask for the image that they asked for before."""
+
+    def asked(record: Record) -> tuple[object, ...]:
+        return record.wanted.image, record.wanted.packages, record.wanted.setup
+
+    return [name for name in names if name in now and asked(now[name]) == asked(before[name])]
+
+
 @contextmanager
 def noted(failures: list[HutchError]) -> Iterator[None]:
-    """Note why something failed, and go on."""
+    """Note why something failed, and go on. Damaged records are restored by whoever calls all of this."""
     try:
         yield
+    except Damaged:
+        raise
     except HutchError as error:
         failures.append(error)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.apply import boot, building, reconcile, refreshing
+from hutch.apply import boot, reconcile, refreshing
 from hutch.apply.refreshing import NotAllRefreshed, Refreshed
 from hutch.errors import HutchError
 from hutch.host.services.lock import Busy
@@ -130,8 +130,7 @@ def test_logins_do_not_wait_for_whoever_holds_the_lock(host: boot.Host, monkeypa
 def test_only_those_are_made_anew_whose_period_it_is(
     host: boot.Host, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fails: bool
 ) -> None:
-    """What was made is told, and updates are asked for, also where others cannot be made."""
-    asked: list[Layout] = []
+    """What was made is told, also where others cannot be made."""
     done = [Refreshed("image.2", "image", ("a",), ("c",)), Refreshed("new", "", (), ())]
 
     def refresh(layout: Layout, names: list[str], *rest: object) -> list[Refreshed]:
@@ -146,7 +145,6 @@ def test_only_those_are_made_anew_whose_period_it_is(
     }
     monkeypatch.setattr(boot, "read_records", lambda layout: records)
     monkeypatch.setattr(refreshing, "refresh", refresh)
-    monkeypatch.setattr(building, "ask_for_updates", lambda layout, listen: asked.append(layout))
     with pytest.raises(NotAllRefreshed, match="c: no mirror") if fails else nullcontext():
         host.refresh("weekly")
     assert capfd.readouterr().err.splitlines() == [
@@ -155,4 +153,3 @@ def test_only_those_are_made_anew_whose_period_it_is(
         "c keeps its root, and so its image; update it from inside",
         "new was built",
     ]
-    assert asked == [host.layout]

@@ -75,6 +75,15 @@ def test_what_is_noted_and_what_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_
         refreshing.move(layout, records, RECIPE, THIRD, ())
 
 
+def test_who_asks_for_another_image_by_then_is_left_alone() -> None:
+    now = {
+        "same": replace(RECORDS["web"], name="same", image=SECOND),
+        "other": replace(RECORDS["web"], wanted=workspace("other", packages=("git",))),
+    }
+    before = dict.fromkeys(("same", "other", "gone"), RECORDS["web"])
+    assert refreshing.unchanged(("same", "other", "gone"), before, now) == ["same"]
+
+
 def test_one_that_cannot_be_made_is_no_reason_not_to_make_the_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -86,7 +95,7 @@ def test_one_that_cannot_be_made_is_no_reason_not_to_make_the_others(
 
     def recipe_for(name: str, wanted: object) -> Recipe:
         if name == "lost":
-            raise HutchError("lost: there is no tree")
+            raise HutchError("there is no tree")
         return recipes[name]
 
     def refresh_recipe(layout: Layout, recipe: Recipe, users: list[str], *rest: object) -> Refreshed:
@@ -102,11 +111,12 @@ def test_one_that_cannot_be_made_is_no_reason_not_to_make_the_others(
     monkeypatch.setattr(refreshing, "recover", lambda *words: None)
     monkeypatch.setattr(refreshing, "lock", lambda layout: nullcontext())
     monkeypatch.setattr(refreshing, "refresh_recipe", refresh_recipe)
+    monkeypatch.setattr(refreshing, "ask_for_updates", lambda layout, listen: did.append("ask"))
     monkeypatch.setattr(
         refreshing, "move", lambda layout, records, recipe, newest, users: did.append(f"move {users[0]}")
     )
     with pytest.raises(NotAllRefreshed) as caught:
         refreshing.refresh(layout, ["lost", *recipes], lambda *words: None, lambda *words: None)
-    assert did == ["make bad", "make web", "move web", "make more", "move more"]
+    assert did == ["make bad", "make web", "move web", "make more", "move more", "ask"]
     assert [each.id for each in caught.value.done] == [recipes["web"].id, recipes["more"].id]
     assert caught.value.brief == "lost: there is no tree" and "the setup script failed" in caught.value.details

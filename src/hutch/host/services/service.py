@@ -121,7 +121,8 @@ def _start_here(layout: Layout, service: Service) -> None:
         group = cgroup.open("")
     log = Path(service.pid_file).with_suffix(".log")
     try:
-        with open(log, "wb") as errors:
+        log.unlink(missing_ok=True)
+        with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as errors:
             joining = (*JOIN, "/dev/null", *service.command)
             process = start(joining, stdin=group, stdout=PIPE, stderr=errors, new_session=True)
     finally:

@@ -27,7 +27,7 @@ ORDER = (
 """The order in which a network begins: after all programs that load rules for the host's packets, but for Docker."""
 START_SECONDS, STOP_SECONDS = 300, 300
 FOLD_SECONDS = 900
-SPREAD_SECONDS = 21600
+SPREAD_SECONDS, REFRESH_TRIES = 21600, 3
 PERIODS = ("daily", "weekly", "monthly")
 """The periods of `auto_refresh`, as systemd's calendar calls them."""
 SANDBOX = (
@@ -157,11 +157,15 @@ def render_refresh(layout: Layout, python: str, period: str) -> str:
         f"RequiresMountsFor={' '.join(map(quoted_path, needed(layout, python)))}",
         "Wants=network-online.target",
         "After=network-online.target",
+        "StartLimitIntervalSec=1d",
+        f"StartLimitBurst={REFRESH_TRIES}",
         "",
         "[Service]",
         "Type=oneshot",
         *(f"Environment={setting}" for setting in own_environment(layout)),
         f"ExecStart={words} refresh {period}",
+        "Restart=on-failure",  # a host that has just been resumed may have no network yet
+        "RestartSec=1h",
         "TimeoutStartSec=infinity",  # each step of a build has a deadline of its own
         "Nice=10",
     ]
