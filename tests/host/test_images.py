@@ -59,7 +59,7 @@ def test_the_record_of_an_image_is_written_anew_while_its_tree_is_there(cached: 
     (before,) = [entry for entry in listed(cached) if entry["id"] == image]
     tree = (cached.state / "images" / image / "root").stat().st_ino
     (cached.state / "images" / image / "image.json").write_text("{")
-    cached.hutch("image", "build", timeout=30)
+    cached.hutch("image", "build")
     (after,) = [entry for entry in listed(cached) if entry["id"] == image]
     # In this layer, du does not count what lies below; and the sources were in the record alone. An image of another
     # day may have been built when nobody noted digests.
@@ -84,7 +84,7 @@ def test_a_second_build_does_nothing(shared: Instance) -> None:
         return sorted((path.name, path.stat().st_ino) for path in found)
 
     before = images()
-    shared.hutch("image", "build", timeout=20)
+    shared.hutch("image", "build")
     assert images() == before
 
 

@@ -143,7 +143,7 @@ def test_a_file_that_is_no_file_is_refused(untouched: tuple[Instance, machine.Sn
     instance, _ = untouched
     fifo = tmp_path / "hutch.toml"
     os.mkfifo(fifo)
-    result = instance.hutch("-f", str(fifo), "up", check=False, timeout=10)
+    result = instance.hutch("-f", str(fifo), "up", check=False, timeout=60)
     assert result.returncode == 2
     assert "regular file" in result.stderr
 

@@ -12,6 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from hutch.run import run
@@ -130,6 +131,14 @@ def _cgroups() -> tuple[str, ...]:
             for top in glob.glob(f"{glob.escape(fields[4])}/hutch*"):
                 found += [directory for directory, _, _ in os.walk(top)]
     return _lines(found)
+
+
+def remove_cgroups(before: Snapshot) -> None:
+    """Those of hutch's that have come since, as far as nobody is in them: what a test that failed leaves on the whole
+    machine, when all else of it has gone with its namespaces."""
+    for directory in sorted(set(_cgroups()) - set(before["cgroups"]), reverse=True):  # the innermost first
+        with suppress(OSError):
+            os.rmdir(directory)
 
 
 def _files() -> tuple[str, ...]:

@@ -100,6 +100,8 @@ def main() -> int:
     try:
         outcomes += _side_by_side(_jobs(tiers, pytest, work), work)
         left += _end_children()
+        if before and any(again.failures_of(each.results, each.code) for each in outcomes):
+            machine.remove_cgroups(before)
         if is_whole and not left and not _difference(before):
             attempts = _try_again(outcomes, pytest, work)
     finally:

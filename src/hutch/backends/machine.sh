@@ -101,7 +101,7 @@ serve() { # WHY SOCKET FILES COMMAND...
   apart served "$@" >"$vm/log" 2>&1 &
   servers="$servers $!"
   until [ -S "$2" ]; do
-    [ ! -f "$runtime/noted/broken" ] || fall "$(cat "$runtime/noted/broken")"
+    [ ! -s "$runtime/noted/broken" ] || fall "$(cat "$runtime/noted/broken")" # not while it is written
     sleep 0.01
   done
 }
