@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--part", default="0/1", help="of a tier, every so-manieth file only, such as 0/2 and 1/2")
     parser.addoption("--slow", action="store_true", help="with the tests that take a while")
     parser.addoption("--long", action="store_true", help="with the tests that take minutes")
-    parser.addoption("--smoke", action="store_true", help="of the systemd tier, those that every change is to pass")
+    parser.addoption("--smoke", action="store_true", help="of the stand, those that every change is to pass")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

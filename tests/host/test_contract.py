@@ -92,7 +92,7 @@ def test_it_is_explained(running: Instance, workspace_type: str, case: Case) -> 
     assert "put the port on the bridge" in text
 
 
-@pytest.mark.vm(slow=True)  # each start of a machine takes many seconds, and the smoke tests' machine is killed too
+@pytest.mark.vm(slow=True)  # each start of a machine takes many seconds, and systemd's tests kill one too
 def test_it_crashes_and_is_brought_back(running: Instance, workspace_type: str, case: Case) -> None:
     running.declare(workspace_type, web="")
     before = running.status("web")["pid"]

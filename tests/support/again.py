@@ -106,10 +106,10 @@ def refusal(failed: Mapping[str, Sequence[Result]]) -> str:
 
 def places(tier: str, failures: Iterable[Result]) -> dict[str, list[Result]]:
     """The files to be run again, with their failures. Tests of one file share workspaces, so a file is run as a whole,
-    and the stand, where one boot waits for the tests of another, with all its files."""
+    and a host of its own, where one boot waits for the tests of another, with all its files."""
     found: dict[str, list[Result]] = {}
     for failure in failures:
-        place = "tests/systemd" if tier in ("smoke", "systemd") else failure.file
+        place = "tests/systemd" if tier in ("systemd", "smoke", "stand") else failure.file
         found.setdefault(place, []).append(failure)
     return found
 

@@ -48,15 +48,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hutch-stand-", dir="/var/tmp") as name:
         work = Path(name)
         began = time.monotonic()
-        boot, disks = prepare(cache, work, with_packages="--long" in command)
+        boot, disks = prepare(cache, work, with_packages="--long" in command, alone="--smoke" in command)
         accelerator = observe_accelerator(Layout(cache, work / "run"), boot)
         print(f"the stand's disks are there after {time.monotonic() - began:.1f} s", flush=True)
         return run(boot, disks, accelerator, Path(console), int(processors), command)
 
 
-def prepare(cache: Path, work: Path, *, with_packages: bool) -> tuple[Boot, dict[str, Path]]:
+def prepare(cache: Path, work: Path, *, with_packages: bool, alone: bool) -> tuple[Boot, dict[str, Path]]:
     """What it boots from, and its disks by their names, the first of which is its root. Only long tests install
-    packages of this checkout."""
+    packages of this checkout; smoke tests have its host `alone`."""
     world = World.build()
     try:
         (CACHE / "images").mkdir(exist_ok=True)
@@ -67,7 +67,7 @@ def prepare(cache: Path, work: Path, *, with_packages: bool) -> tuple[Boot, dict
             kernel = ensure_kernel("debian:trixie", layout, Meter(no_progress))
             machine = machine_directory(layout, image.name).name
         boot = stand_disks.ensure_boot(cache, kernel)
-        host = stand_disks.ensure_host(cache, kernel)
+        host = stand_disks.ensure_host(cache, kernel, alone=alone)
         images = stand_disks.ensure_image(cache, image, machine)
         python, environment = stand_disks.ensure_python(cache)
     finally:

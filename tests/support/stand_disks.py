@@ -31,17 +31,17 @@ KEPT = 3  # disks of a kind; those of older checkouts go
 # What hutch needs to run workspaces there. Images come from outside.
 NOT_THERE = {"mmdebstrap", "dpkg", "zstd", "debian-archive-keyring"}
 NEEDED = [name for item in REQUIREMENTS if item.set == "runtime" and not item.optional for name in item.names("apt")]
-PACKAGES = sorted(
-    {
-        *("systemd", "systemd-sysv", "udev", "dbus", "systemd-resolved", "libnss-resolve", "libnss-myhostname"),
-        *("docker.io", "docker-cli", "iptables", "ufw", "firewalld", "network-manager", "busybox-static"),
-        *("libvirt-daemon", "libvirt-daemon-config-network", "libvirt-clients"),
-        *("openssh-client", "iputils-ping", "curl", "less", "login", "python3", "strace", "man-db"),
-        *DEBIAN.values(),
-        *NEEDED,
-    }
-    - NOT_THERE
-)
+PACKAGES = {
+    *("systemd", "systemd-sysv", "udev", "dbus", "systemd-resolved", "libnss-resolve", "libnss-myhostname"),
+    *("openssh-client", "iputils-ping", "curl", "less", "login", "python3", "strace", "man-db"),
+    *DEBIAN.values(),
+    *NEEDED,
+} - NOT_THERE
+OTHERS = {
+    *("docker.io", "docker-cli", "iptables", "ufw", "firewalld", "network-manager", "busybox-static"),
+    *("libvirt-daemon", "libvirt-daemon-config-network", "libvirt-clients"),
+}
+"""Who else has a say in a host's network: they take minutes to install, and smoke tests are not about them."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,10 @@ def ensure_boot(cache: Path, kernel: Kernel) -> Boot:
     return Boot(kernel.vmlinux, initrd, find_firmware())
 
 
-def ensure_host(cache: Path, kernel: Kernel) -> Path:
-    """An ordinary Debian host, from the distribution's packages."""
+def ensure_host(cache: Path, kernel: Kernel, *, alone: bool) -> Path:
+    """An ordinary Debian host, from the distribution's packages; `alone`, without those that tests of coexistence are
+    about."""
+    packages = sorted(PACKAGES if alone else PACKAGES | OTHERS)
     adapt, unit = FILES / "adapt.sh", FILES / "hutch-stand.service"
 
     def make(target: Path) -> None:
@@ -74,7 +76,7 @@ def ensure_host(cache: Path, kernel: Kernel) -> Path:
             os.chmod(scratch, 0o755)
             tree = Path(scratch) / "tree"
             command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"]
-            call([*command, f"--include={','.join(PACKAGES)}", "trixie", str(tree)], timeout=1800)
+            call([*command, f"--include={','.join(packages)}", "trixie", str(tree)], timeout=1800)
             modules = tree / "usr/lib/modules"
             modules.mkdir()
             call(["cp", "--archive", str(kernel.modules), str(modules)], timeout=120)
@@ -82,7 +84,7 @@ def ensure_host(cache: Path, kernel: Kernel) -> Path:
             call(["sh", str(adapt), str(tree)], timeout=300)
             make_ext4(tree, target, "8G")
 
-    return ensure(cache, "host", [kernel.id, kernel.modules.name, PACKAGES, adapt.read_text(), unit.read_text()], make)
+    return ensure(cache, "host", [kernel.id, kernel.modules.name, packages, adapt.read_text(), unit.read_text()], make)
 
 
 def ensure_image(cache: Path, image: Path, machine: str) -> Path:

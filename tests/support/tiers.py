@@ -32,10 +32,10 @@ from tests.support.again import Result
 from tests.support.enclosure import CACHE, ROOT, enclose
 
 BOUNDARIES = {"host": "container", "vm": "vm"}
-TIERS = ("systemd", "smoke", "vm", "host", "unit", "lint")  # in this order: what takes longest is begun first
-LONGEST = {"systemd", "smoke", "host-1"}  # jobs before all others; the last has the tests with a cluster
-USUAL = tuple(tier for tier in TIERS if tier != "systemd")
-FOLDERS = {"vm": "host", "smoke": "systemd"}  # whose tests they run
+TIERS = ("stand", "smoke", "systemd", "vm", "host", "unit", "lint")  # in this order: what takes longest is begun first
+LONGEST = {"stand", "smoke", "systemd", "host-1"}  # jobs before all others; the last has the tests with a cluster
+USUAL = tuple(tier for tier in TIERS if tier != "stand")
+FOLDERS = {"vm": "host", "smoke": "systemd", "stand": "systemd"}  # whose tests they run
 PARTS = {"unit": 3, "host": 16, "vm": 4}  # small enough to fill all processors until the end
 DEPTHS = {"--slow", "--long"}
 MORE = 3  # jobs at once than processors
@@ -126,12 +126,12 @@ def _options() -> tuple[list[str], list[str]]:
     parser = argparse.ArgumentParser(
         prog="script/test",
         usage="script/test [--slow | --all] [TIER…] [-- PYTEST OPTION…]",
-        description="Run the tests: every tier, but of systemd the smoke tests only; or the named tiers.",
+        description="Run the tests: every tier, but of the stand the smoke tests only; or the named tiers.",
         epilog="example: sudo script/test host -- -x -k ssh",
     )
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"one of {', '.join(TIERS)}")
     more = parser.add_mutually_exclusive_group()
-    more.add_argument("--slow", action="store_true", help="also slow tests and all of systemd")
+    more.add_argument("--slow", action="store_true", help="also slow tests and the stand")
     more.add_argument("--all", action="store_true", help="also the sets that take many minutes each")
     options = parser.parse_args(argv[:split])
     for tier in options.tiers:
@@ -140,7 +140,7 @@ def _options() -> tuple[list[str], list[str]]:
     pytest = argv[split + 1 :]
     named = [tier for tier in TIERS if tier not in FOLDERS and _tests_of(tier, pytest)]
     wanted = options.tiers or named or (TIERS if options.slow or options.all else USUAL)
-    if "systemd" in wanted:
+    if "stand" in wanted:
         wanted = [tier for tier in wanted if tier != "smoke"]  # it has those, too
     if named and {FOLDERS.get(tier, tier) for tier in wanted} != set(named):
         parser.error(f"those tests are of {' and '.join(named)}; name no other tier with them")
@@ -165,7 +165,7 @@ def _side_by_side(jobs: Sequence[Job], work: Path) -> Iterator[Outcome]:
     """Run jobs, some more at once than there are processors, since tests wait a lot: with yet more they would make each
     other late, and they have deadlines. A stand counts as three, since it computes on two processors all the time. The
     first is shown as it goes, the others when they end."""
-    stands = sum(job.name == "systemd" for job in jobs)
+    stands = sum(job.name == "stand" for job in jobs)
     pool = ThreadPoolExecutor((os.cpu_count() or 1) + MORE - 2 * stands)
     try:
         outputs = [None, *(work / f"{job.name}.txt" for job in jobs[1:])]
@@ -231,6 +231,8 @@ def _command(tier: str, part: str, pytest: Sequence[str], own: Path) -> list[str
     if tier in BOUNDARIES:
         options = [*lean, f"--basetemp={own}", f"--boundary={BOUNDARIES[tier]}", f"--part={part}"]
         return ["pytest", *options, *_selection("host", pytest)]
+    if tier == "systemd":
+        return ["tests.support.native", sys.executable, "-m", "pytest", *lean, *_selection(tier, pytest)]
     # Beside other jobs, two emulated processors also compute while they wait for each other.
     some, processors = (["--smoke"], "1") if tier == "smoke" else ([], "2")
     command = [sys.executable, "-m", "pytest", *lean, *some, *_selection("systemd", pytest)]

@@ -1,5 +1,6 @@
-"""Fixtures of the systemd tier, which runs in the stand (see tests/support/stand): there, the whole machine is the host
-under test, and what tests do to it is seen by those that follow.
+"""Fixtures of the systemd tier, which runs where the whole machine is the host under test, so that what tests do to it is
+seen by those that follow: one without a kernel of its own (see tests/support/native), or an emulated one with
+everything (see tests/support/stand).
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from tests.support.leaving import leave_out, leave_unread
 from tests.support.world import RESOLVERS, World
 from tests.systemd.stand.start import ANOTHER
 
+HAS_KERNEL = os.environ.get("HUTCH_STAND_KERNEL") != "shared"
 IMAGES = Path(os.environ.get("HUTCH_TEST_CACHE", "")) / "images"
 
 
 def pytest_configure() -> None:
     if "HUTCH_STAND" not in os.environ:
-        pytest.exit("these tests change the host that they run on: `script/test systemd` makes one for them", 4)
+        pytest.exit("these tests change the host that they run on: `script/test systemd` and `stand` make one for them", 4)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -44,7 +46,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     smoke, long = config.getoption("--smoke"), config.getoption("--long")
 
     def is_left_out(item: pytest.Item) -> bool:
-        return (smoke and not item.get_closest_marker("smoke")) or (not long and bool(item.get_closest_marker("long")))
+        is_long = bool(item.get_closest_marker("long"))
+        is_elsewhere = not HAS_KERNEL and bool(item.get_closest_marker("own_kernel"))
+        return (smoke and not item.get_closest_marker("smoke")) or (is_long and not long) or is_elsewhere
 
     leave_out(config, items, is_left_out)
     now = int(os.environ["HUTCH_STAND"])
@@ -61,13 +65,17 @@ def ask_for_another_boot() -> None:
 
 @pytest.fixture(scope="session")
 def world() -> Iterator[World]:
-    """What is around this host, an Internet and a LAN; its resolver is systemd-resolved's to ask."""
+    """What is around this host, an Internet and a LAN; its resolver is asked by systemd-resolved,
+    which the other host need not have."""
     world = World.build_around_a_host()
     try:
-        drop_in = Path("/etc/systemd/resolved.conf.d/world.conf")
-        drop_in.parent.mkdir(exist_ok=True)
-        drop_in.write_text(f"[Resolve]\nDNS={RESOLVERS[0]}\nDNSSEC=no\nDomains=~.\n")
-        call("systemctl", "restart", "systemd-resolved")
+        if HAS_KERNEL:
+            drop_in = Path("/etc/systemd/resolved.conf.d/world.conf")
+            drop_in.parent.mkdir(exist_ok=True)
+            drop_in.write_text(f"[Resolve]\nDNS={RESOLVERS[0]}\nDNSSEC=no\nDomains=~.\n")
+            call("systemctl", "restart", "systemd-resolved")
+        else:
+            world.use_resolver(RESOLVERS[0])
         yield world
     finally:
         world.close()

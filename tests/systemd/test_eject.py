@@ -86,15 +86,22 @@ def without_hutch(empty: Path) -> Iterator[None]:
             call("umount", str(place))
 
 
-def test_what_cannot_start_is_not_ejected(both: Instance) -> None:
-    drop_in = directory() / f"{UNIT}.d"
-    drop_in.mkdir()
-    (drop_in / "fails.conf").write_text("[Service]\nExecStartPre=false\n")
+@contextmanager
+def before_it_starts(command: str) -> Iterator[None]:
+    """Have the unit run something first."""
+    drop_in = directory() / f"{UNIT}.d" / "first.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(f"[Service]\nExecStartPre={command}\n")
     try:
-        failed = both.hutch("eject", "web", check=False, timeout=SECONDS)
+        yield
     finally:
-        (drop_in / "fails.conf").unlink()
-        drop_in.rmdir()
+        drop_in.unlink()
+        drop_in.parent.rmdir()
+
+
+def test_what_cannot_start_is_not_ejected(both: Instance) -> None:
+    with before_it_starts("false"):
+        failed = both.hutch("eject", "web", check=False, timeout=SECONDS)
     assert failed.returncode == 1
     assert f"web was not ejected: {UNIT} does not start" in failed.stderr
     assert nothing_of_it(both)
@@ -103,11 +110,12 @@ def test_what_cannot_start_is_not_ejected(both: Instance) -> None:
 
 
 def test_what_is_cut_short_is_undone(both: Instance) -> None:
-    home = ejected(both).home("web")
-    process = both.spawn("eject", "web")
-    until(home.exists)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with before_it_starts("sleep infinity"):
+        process = both.spawn("eject", "web")
+        until(lambda: call("systemctl", "is-active", UNIT, check=False) == "activating\n")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert ejected(both).home("web").exists()
     both.hutch("up", timeout=SECONDS)
     assert nothing_of_it(both)
     assert is_as_it_was(both)

@@ -15,6 +15,8 @@ from tests.support.world import PUBLIC_NAME
 from tests.systemd.conftest import call
 
 
+@pytest.mark.own_kernel
+@pytest.mark.smoke
 def test_the_host_is_an_ordinary_one() -> None:
     assert Path("/proc/1/comm").read_text() == "systemd\n"
     assert call("systemctl", "is-system-running", "--wait", check=False) in ("running\n", "degraded\n"), call(

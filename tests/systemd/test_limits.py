@@ -1,5 +1,5 @@
-"""Limits where the kernel has what enforces them: a memory hog and a fork bomb in one workspace, and how a neighbour's
-ssh feels them.
+"""Limits where the kernel has what enforces them: they are told, changed and kept; and how a neighbour's ssh feels a
+memory hog and a fork bomb.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from tests.host.instance import Instance
 from tests.support.world import World
 from tests.systemd.conftest import call, open_instance
 
+pytestmark = pytest.mark.own_kernel
+
 MEMORY = 256 << 20
+LIMITED = f'memory = "{MEMORY >> 20}MiB"\nvcpus = 1'
 PROGRAMS = {
     "memory hog": """
 import os
@@ -41,17 +44,28 @@ SLACK = 2.0  # seconds; what an emulated host with other things to do loses at o
 
 
 @pytest.fixture(scope="module")
-def two(world: World) -> Iterator[Instance]:
+def bad(world: World) -> Iterator[Instance]:
     with open_instance(world) as instance:
-        instance.declare("container", bad='memory = "256MiB"\nvcpus = 1', good="")
+        instance.declare("container", bad=LIMITED)
         instance.hutch("up", timeout=600)
         yield instance
+
+
+@pytest.fixture(scope="module")
+def two(bad: Instance) -> Instance:
+    bad.declare("container", bad=LIMITED, good="")
+    bad.hutch("up", timeout=600)
+    return bad
 
 
 def group(instance: Instance, file: str) -> str:
     """What a file of the bad one's cgroup says: its slice's, which has the limits."""
     slice_ = Path(Layout(instance.state, instance.run).cgroup("bad")).parent
     return (Path("/sys/fs/cgroup") / slice_ / file).read_text().strip()
+
+
+def told(instance: Instance) -> tuple[str, str]:
+    return group(instance, "memory.max"), group(instance, "cpu.max")
 
 
 def p95(instance: Instance) -> float:
@@ -64,16 +78,36 @@ def p95(instance: Instance) -> float:
     return sorted(taken)[math.ceil(SAMPLES * 0.95) - 1]
 
 
-def test_the_kernel_is_told_and_systemd_leaves_it_so(two: Instance) -> None:
-    def told() -> tuple[str, str]:
-        return group(two, "memory.max"), group(two, "cpu.max")
-
-    assert told() == (str(MEMORY), "100000 100000")
-    assert int(group(two, "pids.max")) > 0
-    assert two.status("bad")["warnings"] == []
+@pytest.mark.smoke
+def test_the_kernel_is_told_and_systemd_leaves_it_so(bad: Instance) -> None:
+    assert told(bad) == (str(MEMORY), "100000 100000")
+    assert int(group(bad, "pids.max")) > 0
+    assert bad.status("bad")["warnings"] == []
     call("systemctl", "daemon-reload")
     call("systemd-run", "--wait", "--property=CPUAccounting=yes", "true")
-    assert told() == (str(MEMORY), "100000 100000")
+    assert told(bad) == (str(MEMORY), "100000 100000")
+
+
+@pytest.mark.smoke
+def test_what_takes_more_memory_is_ended(bad: Instance) -> None:
+    script = f"print(len(b'x' * {2 * MEMORY}))"
+    assert bad.inside("bad", "python3", "-c", script, check=False).returncode != 0
+    events = dict(line.split() for line in group(bad, "memory.events").splitlines())
+    assert int(events["oom_kill"]) > 0
+    assert int(group(bad, "memory.peak")) <= MEMORY
+    assert bad.status("bad")["state"] == "running"
+
+
+@pytest.mark.smoke
+def test_limits_change_while_it_runs(bad: Instance) -> None:
+    before = bad.status("bad")["pid"]
+    bad.declare("container", bad='memory = "300MiB"')
+    bad.hutch("up", timeout=600)
+    assert told(bad) == (str(300 << 20), "max 100000")
+    bad.declare("container", bad=LIMITED)
+    bad.hutch("up", timeout=600)
+    assert told(bad) == (str(MEMORY), "100000 100000")
+    assert bad.status("bad")["pid"] == before
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

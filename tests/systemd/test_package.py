@@ -17,7 +17,7 @@ from tests.support.stand_disks import NOT_THERE
 from tests.support.world import PUBLIC_NAME, World
 from tests.systemd.conftest import IMAGES, call, lasting
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.own_kernel]
 
 PACKAGES = Path("/srv/packages")
 FILES = ("find", "/etc", "/usr", "/var/lib", "/run/hutch", "-xdev", "-not", "-path", "/var/lib/dpkg/*")

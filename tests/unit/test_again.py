@@ -89,10 +89,11 @@ def test_refusals(failed: dict[str, list[str]], refusal: str) -> None:
     assert again.refusal({job: failures(*tests) for job, tests in failed.items()}) == refusal
 
 
-def test_the_stand_is_run_again_with_all_its_files() -> None:
+@pytest.mark.parametrize("tier", ["systemd", "smoke", "stand"])
+def test_a_host_that_boots_is_run_again_with_all_its_files(tier: str) -> None:
     """A test that fails in its first boot leaves out the boots that come after."""
     found = failures("tests/systemd/test_units.py::test_stop", "tests/systemd/test_boot.py::test_reboot")
-    assert again.places("smoke", found) == {"tests/systemd": found}
+    assert again.places(tier, found) == {"tests/systemd": found}
 
 
 def test_three_times_flaky_is_too_often(tmp_path: Path) -> None:

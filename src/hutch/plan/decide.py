@@ -90,7 +90,8 @@ def decide(
     others = {name: r.wanted for name, r in facts.records.items() if not r.removed and name not in parties}
     ejected = {name: r.wanted for name, r in facts.records.items() if r.ejected and r.removed}
     there = {name: str(facts.records[name].ejected) for name in ejected}
-    there |= {name: note.directory for name, note in facts.ejected.items()}
+    half_done = {name: r.ejected for name, r in facts.records.items() if r.ejected and not r.removed}  # is undone first
+    there |= {name: n.directory for name, n in facts.ejected.items() if half_done.get(name) != n.directory}
     refuse_ejected(config.file, {name: there[name] for name in wanted if name in there})
     everybody = {**ejected, **others, **{name: target.workspace for name, target in wanted.items()}}
     standing = {name: _standing(record, facts) for name, record in facts.records.items() if name in parties}

@@ -17,7 +17,7 @@ from tests.host.instance import Completed, Instance
 from tests.host.opening import open_instance
 from tests.support.world import World
 
-pytestmark = pytest.mark.slow  # the smoke tests' machine has the device itself
+pytestmark = pytest.mark.slow  # test_vsock_nested has the device itself
 
 SOURCE = Path(__file__).parents[3] / "src"
 LISTENER = Path(__file__).with_name("guest_listener.py")

@@ -8,10 +8,11 @@ echo 127.0.1.1 stand.example stand >>"$tree/etc/hosts"
 : >"$tree/etc/fstab"
 run() { chroot "$tree" "$@" >/dev/null 2>&1; }
 run systemctl enable systemd-networkd systemd-resolved hutch-stand.service
+run systemctl disable nftables systemd-networkd-wait-online
+# As far as they are there.
 run systemctl disable docker.service docker.socket containerd ufw firewalld NetworkManager NetworkManager-dispatcher \
-  NetworkManager-wait-online nftables systemd-networkd-wait-online
-run systemctl disable libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirt-guests.service \
-  virtlogd.service
+  NetworkManager-wait-online libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket \
+  libvirt-guests.service virtlogd.service || :
 # What only takes time where nobody logs in and no night ever comes.
 run systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
   fstrim.timer man-db.timer motd-news.timer getty@.service serial-getty@.service systemd-timesyncd.service \

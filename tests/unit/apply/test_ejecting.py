@@ -30,16 +30,18 @@ from hutch.host.network.dns import wanted_resolvers
 from hutch.host.network.firewall import Endpoint
 from hutch.host.network.watch import wanted_watch
 from hutch.host.services import units
-from hutch.plan.decide import refuse_ejected
+from hutch.plan.actions import Plan
+from hutch.plan.decide import Ownership, decide, refuse_ejected
 from hutch.runtime.units import LIBRARY
 from hutch.spec import names
 from hutch.spec.ejected import Ejected, Note, parse_note
 from hutch.spec.entries import Publish
-from hutch.spec.model import WorkspaceSpec
+from hutch.spec.model import Config, WorkspaceSpec
 from hutch.spec.names import IFNAMSIZ, PACKAGE, Layout
 from hutch.spec.record import Record
 from hutch.state import read_record, write_record
 from tests.unit.facts import LAYOUT, NETWORK, check_golden_case, everything, surroundings, workspace
+from tests.unit.plan.test_properties import Host
 
 CASES = {
     "minimal": ("web", workspace()),
@@ -240,6 +242,23 @@ def test_no_home_is_lost(tmp_path: Path) -> None:
         recover_ejected(layout, ["web"])
     assert (target.home("web") / "file").read_text() == "kept"
     assert (layout.home("web") / "file").read_text() == "another"
+
+
+def test_what_was_cut_short_is_planned_as_it_was(tmp_path: Path) -> None:
+    """Its unit may have been there, and says what it was to become."""
+    _, target = cut_short(tmp_path)
+    going = replace(RECORD, ejected=str(target.state))
+    note = Note("web", str(target.state), "192.168.83.2", 0x7000_0000)
+
+    def planned(record: Record, note: Note) -> Plan:
+        facts = replace(Host({"web": record}).facts(), ejected={"web": note})
+        config = Config("/f", NETWORK, {"web": WorkspaceSpec(type="container")})
+        return decide(LAYOUT, config, (), facts, Ownership(), start=True, prune=False)
+
+    assert [action.workspace for action in planned(going, note).actions] == ["web"]
+    for record, place in ((replace(going, removed=True), note), (going, replace(note, directory="/another"))):
+        with pytest.raises(HutchError, match="which hutch has ejected"):
+            planned(record, place)
 
 
 def test_a_file_does_not_declare_what_is_ejected() -> None:
