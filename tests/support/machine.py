@@ -133,12 +133,15 @@ def _cgroups() -> tuple[str, ...]:
     return _lines(found)
 
 
-def remove_cgroups(before: Snapshot) -> None:
-    """Those of hutch's that have come since, as far as nobody is in them: what a test that failed leaves on the whole
-    machine, when all else of it has gone with its namespaces."""
+def remove_cgroups(before: Snapshot) -> list[str]:
+    """Remove those of hutch's that have come since, as far as nobody is in them, and return their paths: what a test
+    that failed leaves on the whole machine, when all else of it has gone with its namespaces."""
+    removed = []
     for directory in sorted(set(_cgroups()) - set(before["cgroups"]), reverse=True):  # the innermost first
         with suppress(OSError):
             os.rmdir(directory)
+            removed.append(directory)
+    return removed
 
 
 def _files() -> tuple[str, ...]:

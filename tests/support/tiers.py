@@ -1,8 +1,9 @@
 """Runs the tiers for script/test, times them, and checks that the machine is left as it was found.
 
 `lint` and `unit` touch nothing and run side by side, as the owner of the checkout. `host` and `vm` run as root in
-mount, network and process namespaces of their own: what they start ends with them. `systemd` runs its tests in a
-machine that is a host by itself (see stand); `smoke` is those of them that every run has. These run side by side:
+mount, network and process namespaces of their own: what they start ends with them. `systemd` runs its tests where
+systemd is process 1 of such namespaces (see native); `stand` runs all of them in a machine that is a host by itself
+(see stand), and those that need a kernel of their own, of which `smoke` is what every run has. These run side by side:
 while one waits, another computes. What a run leaves out, it says at its end.
 
 A test with effects that fails in whole tiers is tried once more, alone, when all else has ended (see again).
@@ -100,10 +101,8 @@ def main() -> int:
     try:
         outcomes += _side_by_side(_jobs(tiers, pytest, work), work)
         left += _end_children()
-        if before and any(again.failures_of(each.results, each.code) for each in outcomes):
-            machine.remove_cgroups(before)
-        if is_whole and not left and not _difference(before):
-            attempts = _try_again(outcomes, pytest, work)
+        if is_whole and not left:
+            attempts = _try_again(outcomes, pytest, work, before)
     finally:
         left += _end_children()
         changed = _difference(before)
@@ -202,12 +201,20 @@ def _job(name: str, tier: str, part: str, pytest: Sequence[str], work: Path) -> 
     return Job(name, tier, argv, {**environment, again.NOTES: str(notes)}, notes)
 
 
-def _try_again(outcomes: Sequence[Outcome], pytest: Sequence[str], work: Path) -> list[Attempt]:
+def _try_again(
+    outcomes: Sequence[Outcome], pytest: Sequence[str], work: Path, before: machine.Snapshot | None
+) -> list[Attempt]:
     """Run the files of failed tests once more, one by one, until one fails again; none where that cannot have been
-    chance. A file passes in which every one of them has run to its end this time."""
+    chance, or the machine is not as it was `before`. A file passes in which every one of them has run to its end this
+    time."""
     failed = [(one.job, again.failures_of(one.results, one.code)) for one in outcomes if not one.passed]
     if refusal := again.refusal({job.name: failures for job, failures in failed}):
         print(f"nothing is tried again: {refusal}", flush=True)
+        return []
+    if failed and before is not None:
+        for group in machine.remove_cgroups(before):
+            print(f"left by what failed, and removed: {group}", flush=True)
+    if _difference(before):
         return []
     places = [(job.tier, *each) for job, failures in failed for each in again.places(job.tier, failures).items()]
     attempts: list[Attempt] = []

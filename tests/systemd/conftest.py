@@ -1,5 +1,5 @@
-"""Fixtures of the systemd tier, which runs where the whole machine is the host under test, so that what tests do to it is
-seen by those that follow: one without a kernel of its own (see tests/support/native), or an emulated one with
+"""Fixtures of the systemd tier, which runs where the whole machine is the host under test, so that what tests do to it
+is seen by those that follow: one without a kernel of its own (see tests/support/native), or an emulated one with
 everything (see tests/support/stand).
 """
 
@@ -22,12 +22,13 @@ from tests.support.world import RESOLVERS, World
 from tests.systemd.stand.start import ANOTHER
 
 HAS_KERNEL = os.environ.get("HUTCH_STAND_KERNEL") != "shared"
+PATIENCE = 5.0 if HAS_KERNEL else 1.5  # seconds; with what must not be reached, where the host may be emulated
 IMAGES = Path(os.environ.get("HUTCH_TEST_CACHE", "")) / "images"
 
 
 def pytest_configure() -> None:
     if "HUTCH_STAND" not in os.environ:
-        pytest.exit("these tests change the host that they run on: `script/test systemd` and `stand` make one for them", 4)
+        pytest.exit("these tests change the host that they run on: `script/test systemd` makes one for them", 4)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -16,7 +16,7 @@ import pytest
 from hutch.spec.names import Layout
 from tests.host.instance import Instance, Target
 from tests.support.world import CGNAT, HOST, HOST_LAN, HOST_PORT, LAN, METADATA, PUBLIC, PUBLIC_NAME, World
-from tests.systemd.conftest import HAS_KERNEL, call, open_instance
+from tests.systemd.conftest import PATIENCE, call, open_instance
 
 pytestmark = [pytest.mark.long, pytest.mark.own_kernel]
 
@@ -30,7 +30,6 @@ BLOCKED = [
     Target("host-lan", HOST_LAN, HOST_PORT),
 ]
 REACHED = ["internet", "internet-udp", "gateway-dns"]
-PATIENCE = 5.0 if HAS_KERNEL else 1.5
 PUBLISHED = 18022
 FIREWALLS = ("Docker", "ufw", "firewalld", "iptables")
 DOCKER = ("docker.socket", "docker", "containerd")

@@ -20,8 +20,8 @@ from hutch.spec.ejected import Ejected
 from hutch.spec.names import Layout
 from tests.host.instance import PROBE, Instance, Target
 from tests.support.world import PUBLIC, World
-from tests.systemd.conftest import call, open_instance
-from tests.systemd.test_coexistence import BLOCKED, PATIENCE, REACHED
+from tests.systemd.conftest import PATIENCE, call, open_instance
+from tests.systemd.test_coexistence import BLOCKED, REACHED
 
 SECONDS = 600.0  # for what takes 60 on an emulated host that has two processors for itself
 UNIT, NETWORK, RESOLVER = (f"workspace-web{part}.service" for part in ("", ".network", ".dns"))

@@ -89,6 +89,13 @@ def test_the_kernel_is_told_and_systemd_leaves_it_so(bad: Instance) -> None:
 
 
 @pytest.mark.smoke
+def test_the_hosts_cgroups_are_as_systemd_has_them(bad: Instance) -> None:
+    """A start that mounts cgroup2 for a guest leaves the options of the one hierarchy of the whole host alone."""
+    found = call("findmnt", "--noheadings", "--output", "FS-OPTIONS", "/sys/fs/cgroup").strip().split(",")
+    assert {"nsdelegate", "memory_recursiveprot"} <= set(found)
+
+
+@pytest.mark.smoke
 def test_what_takes_more_memory_is_ended(bad: Instance) -> None:
     script = f"print(len(b'x' * {2 * MEMORY}))"
     assert bad.inside("bad", "python3", "-c", script, check=False).returncode != 0
@@ -104,6 +111,9 @@ def test_limits_change_while_it_runs(bad: Instance) -> None:
     bad.declare("container", bad='memory = "300MiB"')
     bad.hutch("up", timeout=600)
     assert told(bad) == (str(300 << 20), "max 100000")
+    bad.declare("container", bad="")
+    bad.hutch("up", timeout=600)
+    assert told(bad) == ("max", "max 100000")
     bad.declare("container", bad=LIMITED)
     bad.hutch("up", timeout=600)
     assert told(bad) == (str(MEMORY), "100000 100000")

@@ -158,7 +158,7 @@ def test_verdict(
 
     monkeypatch.setattr(tiers, "_side_by_side", run)
     outcomes = [tiers.Outcome(tiers.Job("host-2", "host", ["pytest"]), 1, 300.0, 100.0, failed)]
-    attempts = tiers._try_again(outcomes, ["--slow"], tmp_path)
+    attempts = tiers._try_again(outcomes, ["--slow"], tmp_path, None)
     assert tiers._report(outcomes, attempts, [], "") is is_well
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" (")[0] for line in lines if "alone in" in line] == said
