@@ -12,7 +12,7 @@ import pytest
 
 from tests.host.instance import Instance
 from tests.host.opening import open_instance, open_instances
-from tests.support.enclosure import CACHE
+from tests.support.enclosure import IMAGES
 from tests.support.leaving import leave_out
 from tests.support.parts import is_of_another
 from tests.support.world import World, WorldError
@@ -23,10 +23,10 @@ MakeInstance = Callable[..., Instance]
 
 
 @pytest.fixture(scope="session")
-def world() -> Iterator[World]:
-    """The host under test and what is around it."""
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """The host under test and what is around it. What every run has asks no mirror, so that none can make it fail."""
     try:
-        world = World.build()
+        world = World.build(with_mirrors=request.config.getoption("--slow"))
     except WorldError as error:
         pytest.exit(str(error), returncode=4)
     try:
@@ -89,14 +89,9 @@ def workspace_type(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def images(world: World, request: pytest.FixtureRequest) -> Path:
-    """The directory of built images. It outlives the run: an image is built anew only when its inputs change."""
-    cache = CACHE / "images"
-    cache.mkdir(parents=True, exist_ok=True)
-    with open_instance(world, cache) as builder:
-        builder.declare(request.config.getoption("--boundary"), builder="")
-        builder.hutch("up", "--no-start", timeout=900)  # `image build` would ask for updates each time
-    return cache
+def images() -> Path:
+    """The directory of built images, which are there: see tests/support/prepare."""
+    return IMAGES
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ def nothing_of_process_1() -> Iterator[None]:
     subprocess.run(["umount", "/proc/1/ns"], check=True, timeout=10)
 
 
-@pytest.mark.vm
+@pytest.mark.vm(slow=True)
 def test_directories_are_shared_where_process_1_may_not_be_looked_at(
     nothing_of_process_1: None, instance: Instance, workspace_type: str
 ) -> None:

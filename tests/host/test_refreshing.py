@@ -125,6 +125,7 @@ def test_the_same_sources_give_the_same_image(make_instance: MakeInstance) -> No
     assert (image["updates"], image["updates_asked"] >= image["created"]) == ([], True)
 
 
+@pytest.mark.slow  # asks a mirror
 def test_updates_that_wait_are_told(cached: Instance) -> None:
     """Every package of the image is given the oldest version there is."""
     cached.declare("container", one='owner = "alice"')

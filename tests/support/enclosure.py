@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Images and disks that outlive a run, each under a digest of what it is made from, and the history of flaky tests.
-CACHE = Path(os.environ.get("HUTCH_TEST_CACHE") or ROOT / ".cache" / "hutch-test")
+# Images and disks that outlive a checkout, each under a digest of what it is made from, and the history of flaky tests.
+CACHE = Path(os.environ.get("HUTCH_TEST_CACHE") or "/var/cache/hutch-test")
+
+
+def digest_of(directory: Path) -> str:
+    """Of the Python files in it."""
+    files = sorted(directory.glob("*.py"))
+    return hashlib.sha256(b"\0".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+# Images are made anew where what makes them has changed: otherwise only a machine without a cache would show a defect.
+IMAGES = CACHE / f"made-{digest_of(ROOT / 'src/hutch/images')}" / "images"
 
 # Where the host tier finds the machine's own network namespace: downloads must pass through it.
 OUTER_NETWORK = "HUTCH_TEST_OUTER_NETNS"

@@ -4,9 +4,9 @@ the machine does.
 
     python -m tests.support.native COMMAND...
 
-runs in the namespaces of the host tier: what it needs of hutch (images) is made as that tier makes it. The command runs
-as a service of that systemd, once for each boot: where a test has asked for another one, and all went well, systemd
-ends, and begins again on the same root.
+runs in the namespaces of the host tier, where what it needs is there (see prepare). The command runs as a service of
+that systemd, once for each boot: where a test has asked for another one, and all went well, systemd ends, and begins
+again on the same root.
 
 Of the machine it shows the distribution, not what is enabled there. It has no controllers of cgroup v2 where the
 machine has none, and never another kernel: tests that need these are marked `own_kernel`.
@@ -28,10 +28,8 @@ from pathlib import Path
 
 from hutch.host.services.cgroup import find_mount
 from hutch.host.storage.mountinfo import observe_mountinfo
-from tests.host.opening import open_instance
 from tests.support.again import NOTES
 from tests.support.enclosure import CACHE, ROOT
-from tests.support.world import World
 from tests.systemd.stand.start import ANOTHER, OWN
 
 ANSWERS_WITHIN = 60.0  # seconds; process 1
@@ -75,25 +73,11 @@ def main() -> int:
     if whole := [path for path in ("/etc", "/usr", "/var") if os.stat(path).st_dev != os.stat("/").st_dev]:
         print(f"these tests need {' and '.join(whole)} on the file system of /, which they lay theirs over")
         return 2
-    make_images()
     # All mounts are made in a namespace that has ended before the directory is deleted: nothing is found below them.
     signal.signal(signal.SIGINT, lambda *_: None)  # the other process ends in order
     with tempfile.TemporaryDirectory(prefix="hutch-test-", dir="/var/tmp") as work:
         apart = ("unshare", "--mount", "--propagation", "private", sys.executable, "-m", "tests.support.native")
         return subprocess.run([*apart, "--below", work, *words], stdin=subprocess.DEVNULL).returncode
-
-
-def make_images() -> None:
-    """Built here, since there is no way from that host to mirrors."""
-    (CACHE / "images").mkdir(parents=True, exist_ok=True)
-    world = World.build()
-    try:
-        with open_instance(world, CACHE / "images") as builder:
-            for boundary in ("container", "vm"):
-                builder.declare(boundary, builder="")
-                builder.hutch("up", "--no-start", timeout=900)
-    finally:
-        world.close()
 
 
 def run(work: Path, command: Sequence[str]) -> int:

@@ -3,8 +3,8 @@ that runs a command in this checkout as it is now, and is gone afterwards.
 
     python -m tests.support.stand CONSOLE PROCESSORS COMMAND...
 
-runs in the namespaces of the host tier: what it needs of hutch (an image, a kernel) is made as that tier makes it. What
-the command prints comes out as it is printed; what the stand's kernel and systemd say is left in the file CONSOLE.
+runs in the namespaces of the host tier, where what it needs is there (see prepare). What the command prints comes out
+as it is printed; what the stand's kernel and systemd say is left in the file CONSOLE.
 """
 
 from __future__ import annotations
@@ -23,16 +23,13 @@ from pathlib import Path
 from hutch.backends.qemu import EMULATED
 from hutch.guest.boot import MICROVM, emulated_arguments
 from hutch.host.hardware.accelerator import Accelerator, observe_accelerator
-from hutch.images.kernel import ensure_kernel
-from hutch.images.machine import machine_directory
-from hutch.images.progress import Meter, no_progress
 from hutch.spec.names import Layout
-from tests.host.opening import open_instance
 from tests.support import stand_disks
 from tests.support.again import NOTES
-from tests.support.enclosure import CACHE
+from tests.support.enclosure import CACHE, IMAGES
+from tests.support.prepare import ensure_disks, ensure_images
 from tests.support.stand_disks import CHECKOUT, Boot
-from tests.support.world import World
+from tests.systemd.stand import start
 
 ENDED = b"the stand ended with code "  # says start.py
 SECONDS = 5400.0  # for everything that is run there, by a host without KVM and with other things to do
@@ -43,40 +40,21 @@ CAN_RUN_MACHINES = EMULATED.replace("-svm", "+svm,+npt")  # AMD's, which QEMU em
 def main() -> int:
     """Make what is lacking, boot, and end with the command's code."""
     console, processors, *command = sys.argv[1:]
-    cache = CACHE / "stand"
-    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="hutch-stand-", dir="/var/tmp") as name:
         work = Path(name)
         began = time.monotonic()
-        boot, disks = prepare(cache, work, with_packages="--long" in command, alone="--smoke" in command)
-        accelerator = observe_accelerator(Layout(cache, work / "run"), boot)
+        boot, disks = prepare(work, with_packages="--long" in command, alone="--smoke" in command)
+        accelerator = observe_accelerator(Layout(CACHE / "stand", work / "run"), boot)
         print(f"the stand's disks are there after {time.monotonic() - began:.1f} s", flush=True)
         return run(boot, disks, accelerator, Path(console), int(processors), command)
 
 
-def prepare(cache: Path, work: Path, *, with_packages: bool, alone: bool) -> tuple[Boot, dict[str, Path]]:
+def prepare(work: Path, *, with_packages: bool, alone: bool) -> tuple[Boot, dict[str, Path]]:
     """What it boots from, and its disks by their names, the first of which is its root. Only long tests install
     packages of this checkout; smoke tests have its host `alone`."""
-    world = World.build()
-    try:
-        (CACHE / "images").mkdir(exist_ok=True)
-        with open_instance(world, CACHE / "images") as builder:
-            builder.declare("vm", builder="")
-            image = CACHE / "images" / builder.hutch("image", "build", timeout=900).stdout.strip()
-            layout = Layout(CACHE.resolve(), builder.run)
-            kernel = ensure_kernel("debian:trixie", layout, Meter(no_progress))
-            machine = machine_directory(layout, image.name).name
-        boot = stand_disks.ensure_boot(cache, kernel)
-        host = stand_disks.ensure_host(cache, kernel, alone=alone)
-        images = stand_disks.ensure_image(cache, image, machine)
-        python, environment = stand_disks.ensure_python(cache)
-    finally:
-        world.close()
-    checkout = work / "checkout"
-    stand_disks.make_checkout(checkout)
-    disks = {"host": host, "checkout": checkout, "venv": environment, "images": images}
-    if python is not None:
-        disks["python"] = python
+    boot, disks = ensure_disks(ensure_images(), alone=alone)
+    disks["checkout"] = work / "checkout"
+    stand_disks.make_checkout(disks["checkout"])
     if with_packages:
         disks["packages"] = work / "packages"
         stand_disks.make_packages(disks["packages"], work / "built")
@@ -91,6 +69,7 @@ def run(
         "checkout": [str(CHECKOUT)],
         "venv": [sys.prefix],
         "python": [sys.base_prefix] if "python" in disks else [],
+        "images": [f"{start.CACHE}/{IMAGES.relative_to(CACHE)}"],
         "packages": ["/srv/packages"] if "packages" in disks else [],
         "command": command,
     }

@@ -39,7 +39,7 @@ USUAL = tuple(tier for tier in TIERS if tier != "stand")
 FOLDERS = {"vm": "host", "smoke": "systemd", "stand": "systemd"}  # whose tests they run
 PARTS = {"unit": 3, "host": 16, "vm": 4}  # small enough to fill all processors until the end
 DEPTHS = {"--slow", "--long"}
-MORE = 3  # jobs at once than processors
+MORE = 2  # jobs at once than processors
 HANGS, HANGS_LONG = 1500, 5000  # seconds after which a test hangs: more than what one waits for, less than a stand has
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -82,7 +82,7 @@ class Attempt:
 
 
 def main() -> int:
-    tiers, pytest = _options()
+    tiers, pytest, is_only_prepared = _options()
     is_root = os.geteuid() == 0
     if not is_root and not {"lint", "unit"}.issuperset(tiers):
         print("that tier needs root: `sudo script/test`, or without it `script/test lint unit`", file=sys.stderr)
@@ -99,6 +99,10 @@ def main() -> int:
     attempts: list[Attempt] = []
     left: list[str] = []
     try:
+        if code := _prepare(tiers, work):
+            return code
+        if is_only_prepared:
+            return 0
         outcomes += _side_by_side(_jobs(tiers, pytest, work), work)
         left += _end_children()
         if is_whole and not left:
@@ -118,8 +122,8 @@ def main() -> int:
     return 0 if is_well else 1
 
 
-def _options() -> tuple[list[str], list[str]]:
-    """The tiers to run, in their order, and the options for pytest."""
+def _options() -> tuple[list[str], list[str], bool]:
+    """The tiers to run, in their order, the options for pytest, and whether to prepare only."""
     argv = sys.argv[1:]
     split = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
@@ -132,6 +136,7 @@ def _options() -> tuple[list[str], list[str]]:
     more = parser.add_mutually_exclusive_group()
     more.add_argument("--slow", action="store_true", help="also slow tests and the stand")
     more.add_argument("--all", action="store_true", help="also the sets that take many minutes each")
+    parser.add_argument("--prepare", action="store_true", help="only bring into the cache what these tests need")
     options = parser.parse_args(argv[:split])
     for tier in options.tiers:
         if tier not in TIERS:
@@ -144,7 +149,7 @@ def _options() -> tuple[list[str], list[str]]:
     if named and {FOLDERS.get(tier, tier) for tier in wanted} != set(named):
         parser.error(f"those tests are of {' and '.join(named)}; name no other tier with them")
     depth = [*(["--slow"] if options.slow or options.all or named else []), *(["--long"] if options.all else [])]
-    return [tier for tier in TIERS if tier in wanted], [*pytest, *depth]
+    return [tier for tier in TIERS if tier in wanted], [*pytest, *depth], options.prepare
 
 
 def _tests_of(tier: str, pytest: Sequence[str]) -> list[str]:
@@ -158,6 +163,16 @@ def _selection(folder: str, pytest: Sequence[str]) -> list[str]:
     """What pytest is to run: all tests of a folder, unless its options name some."""
     named = _tests_of(folder, pytest)
     return [*(named or [f"tests/{folder}"]), *(option for option in pytest if option not in named)]
+
+
+def _prepare(tiers: Sequence[str], work: Path) -> int:
+    """Bring into the cache what tests with effects need; with which code that ended."""
+    if not {"host", "vm", *FOLDERS, *FOLDERS.values()}.intersection(tiers):
+        return 0
+    argv, environment = enclose([sys.executable, "-m", "tests.support.prepare", *tiers], work / "outer-netns-prepare")
+    outcome = _run(Job("prepare", "prepare", argv, environment), None)
+    print(f"prepared in {outcome.seconds:.1f} s", flush=True)
+    return outcome.code
 
 
 def _side_by_side(jobs: Sequence[Job], work: Path) -> Iterator[Outcome]:
@@ -241,7 +256,7 @@ def _command(tier: str, part: str, pytest: Sequence[str], own: Path) -> list[str
     if tier == "systemd":
         return ["tests.support.native", sys.executable, "-m", "pytest", *lean, *_selection(tier, pytest)]
     # Beside other jobs, two emulated processors also compute while they wait for each other.
-    some, processors = (["--smoke"], "1") if tier == "smoke" else ([], "2")
+    some, processors = (["--smoke"], "1") if tier == "smoke" else (["--slow"], "2")
     command = [sys.executable, "-m", "pytest", *lean, *some, *_selection("systemd", pytest)]
     return ["tests.support.stand", str(own), processors, *command]
 

@@ -73,10 +73,11 @@ class World:
     _processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @classmethod
-    def build(cls) -> World:
-        """Build everything. Only inside namespaces that are not the machine's own."""
+    def build(cls, *, with_mirrors: bool) -> World:
+        """Build everything, with a way to this machine's package mirrors or without. Only inside namespaces that are
+        not the machine's own."""
         outer = outer_network()
-        mirrors = resolve_mirrors(outer)
+        mirrors = resolve_mirrors(outer) if with_mirrors else {}
         world_files.ensure_private_directories()
         world = cls._build(outer, mirrors)
         world.use_resolver(RESOLVERS[0])

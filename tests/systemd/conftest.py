@@ -17,13 +17,13 @@ from tests.host.instance import Instance
 from tests.host.opening import NUMBERS
 from tests.host.residue import observe
 from tests.support import machine
+from tests.support.enclosure import IMAGES
 from tests.support.leaving import leave_out, leave_unread
 from tests.support.world import RESOLVERS, World
 from tests.systemd.stand.start import ANOTHER
 
 HAS_KERNEL = os.environ.get("HUTCH_STAND_KERNEL") != "shared"
 PATIENCE = 5.0 if HAS_KERNEL else 1.5  # seconds; with what must not be reached, where the host may be emulated
-IMAGES = Path(os.environ.get("HUTCH_TEST_CACHE", "")) / "images"
 
 
 def pytest_configure() -> None:
@@ -44,12 +44,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Each boot of the stand has its own tests: the first one all that do not say which, and then those that do. They
     come last, since what they leave is for the next boot."""
-    smoke, long = config.getoption("--smoke"), config.getoption("--long")
+    smoke, slow, long = (config.getoption(f"--{depth}") for depth in ("smoke", "slow", "long"))
 
     def is_left_out(item: pytest.Item) -> bool:
-        is_long = bool(item.get_closest_marker("long"))
-        is_elsewhere = not HAS_KERNEL and bool(item.get_closest_marker("own_kernel"))
-        return (smoke and not item.get_closest_marker("smoke")) or (is_long and not long) or is_elsewhere
+        marks = {mark.name for mark in item.iter_markers()}
+        is_too_long = ("slow" in marks and not slow) or ("long" in marks and not long)
+        return (smoke and "smoke" not in marks) or is_too_long or ("own_kernel" in marks and not HAS_KERNEL)
 
     leave_out(config, items, is_left_out)
     now = int(os.environ["HUTCH_STAND"])

@@ -24,7 +24,8 @@ import pytest
 from hutch.host.network.namespace import has_namespace
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Layout
 from tests.host.instance import DEFAULTS
-from tests.systemd.conftest import HAS_KERNEL, IMAGES, ask_for_another_boot, call
+from tests.support.enclosure import IMAGES
+from tests.systemd.conftest import HAS_KERNEL, ask_for_another_boot, call
 from tests.systemd.stand.start import OWN
 
 TYPES = {"one": 'type = "container"', "two": 'type = "vm"\nvcpus = 1'}
@@ -284,6 +285,7 @@ def test_stopping_the_target_leaves_nothing() -> None:
     assert left_running() == NOTHING
 
 
+@pytest.mark.slow
 @pytest.mark.boot(2)
 def test_starting_the_target_brings_all_back() -> None:
     call("systemctl", "start", LAYOUT.target, timeout=1200)
@@ -295,6 +297,7 @@ def test_starting_the_target_brings_all_back() -> None:
     assert planned() == ({"no change"}, [])
 
 
+@pytest.mark.slow
 @pytest.mark.boot(2)
 def test_those_that_do_not_start_with_the_host_are_not_enabled() -> None:
     declare(autostart=False)
@@ -306,6 +309,7 @@ def test_those_that_do_not_start_with_the_host_are_not_enabled() -> None:
     ask_for_another_boot()
 
 
+@pytest.mark.slow
 @pytest.mark.boot(3)
 def test_a_boot_that_starts_no_workspace_starts_nothing_for_them(capsys: pytest.CaptureFixture[str]) -> None:
     others = [LAYOUT.network_unit, *SERVICES, *map(LAYOUT.unit, NAMES)]
@@ -320,6 +324,7 @@ def test_a_boot_that_starts_no_workspace_starts_nothing_for_them(capsys: pytest.
     assert [item["warnings"] for item in json.loads(hutch("status", "--json"))] == [[]] * len(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.boot(3)
 def test_a_start_afterwards_reconciles_the_host() -> None:
     call("systemctl", "start", LAYOUT.unit("two"), timeout=900)
@@ -330,6 +335,7 @@ def test_a_start_afterwards_reconciles_the_host() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.boot(3)
 def test_the_last_purge_leaves_nothing() -> None:
     PATIENT.unlink()

@@ -213,6 +213,7 @@ def test_it_is_removed(both: Instance) -> None:
     both.hutch("rm", "--purge", "web", timeout=SECONDS)
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_a_purge_of_all_that_hutch_has(both: Instance) -> None:
     both.declare("container", beside="", web="")
     both.hutch("up", timeout=SECONDS)

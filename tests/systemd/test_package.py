@@ -13,9 +13,10 @@ import pytest
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR
 from tests.host.instance import SSH_OPTIONS, Instance, explain
 from tests.support import machine, world_files
+from tests.support.enclosure import IMAGES
 from tests.support.stand_disks import NOT_THERE
 from tests.support.world import PUBLIC_NAME, World
-from tests.systemd.conftest import IMAGES, call, lasting
+from tests.systemd.conftest import call, lasting
 
 pytestmark = [pytest.mark.long, pytest.mark.own_kernel]
 

@@ -303,6 +303,7 @@ def timed_ls(hutch: Elsewhere) -> tuple[float, dict[str, str], str]:
     return seconds, {item["name"]: item["state"] for item in json.loads(result.stdout)}, result.stderr
 
 
+@pytest.mark.slow
 def test_another_member_is_asked_while_the_remotes_own_is_dead(nine: Elsewhere, cluster: Cluster) -> None:
     """The remote is m1. The workspaces of the others are seen, entered, changed, stopped and started as ever."""
     there = {name for name, each in cluster.instances(nine.project).items() if each["location"] == "m1"}

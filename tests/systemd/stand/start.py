@@ -16,6 +16,7 @@ OWN = Path("/var/lib/hutch-stand")  # what is to be known after a reboot
 ANOTHER = OWN / "another"  # made by a test that wants another boot
 NEXT = OWN / "next"  # the number of the boot that comes; none is expected while this one lasts
 ENDED = "the stand ended with code"
+CACHE = "/srv/cache"  # of tests, as far as they have one here
 MODULES = Path("/etc/modules-load.d/stand.conf")
 FILTERS = (
     *("nft_ct", "nft_limit", "nft_connlimit", "nft_log", "nft_masq", "nft_nat", "nft_chain_nat", "nft_meta_bridge"),
@@ -53,7 +54,8 @@ def run_command(told: dict[str, list[str]], number: int) -> int:
     for disk in ("checkout", "venv", "python", "packages"):
         for place in told[disk]:
             show(disk, place, "ro")
-    show("images", "/srv/cache/images", "rw")
+    (images,) = told["images"]
+    show("images", images, "rw")
     if number == 1:
         load_modules()
     (checkout,) = told["checkout"]
@@ -62,7 +64,7 @@ def run_command(told: dict[str, list[str]], number: int) -> int:
         "HOME": "/root",
         "LC_ALL": "C.UTF-8",
         "HUTCH_STAND": str(number),
-        "HUTCH_TEST_CACHE": "/srv/cache",
+        "HUTCH_TEST_CACHE": CACHE,
         "HUTCH_TEST_NOTES": "/dev/virtio-ports/hutch.failed",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
