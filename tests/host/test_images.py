@@ -88,9 +88,11 @@ def test_a_second_build_does_nothing(shared: Instance) -> None:
     assert images() == before
 
 
-def test_a_build_that_is_interrupted_leaves_nothing(make_instance: MakeInstance) -> None:
+def test_a_build_that_is_interrupted_leaves_nothing(make_instance: MakeInstance, images: Path) -> None:
     instance = make_instance(with_images=False)
-    instance.declare("container", one="")
+    tree = next(images.glob("[!.]*/root"))
+    instance.defaults = f'image = "rootfs:{tree}"\npackages = []'
+    instance.declare("container", one='setup = "sleep infinity"')
     build = instance.spawn("image", "build", "-v", stderr=subprocess.PIPE, text=True)
     assert build.stderr is not None
     with build.stderr:

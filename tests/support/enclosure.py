@@ -14,8 +14,8 @@ CACHE = Path(os.environ.get("HUTCH_TEST_CACHE") or "/var/cache/hutch-test")
 
 
 def digest_of(directory: Path) -> str:
-    """Of the Python files in it."""
-    files = sorted(directory.glob("*.py"))
+    """Of the files in it, but for what Python keeps."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
     return hashlib.sha256(b"\0".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:12]
 
 

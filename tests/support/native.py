@@ -66,7 +66,7 @@ exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LA
 
 
 def main() -> int:
-    """Make what is lacking, and have the host run the command."""
+    """Have the host run the command, and end with its code."""
     words = sys.argv[1:]
     if words[0] == "--below":
         return run(Path(words[1]), words[2:])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,18 @@ from hutch.spec.names import Layout
 from tests.host.opening import open_instance
 from tests.support import stand_disks
 from tests.support.enclosure import CACHE, IMAGES
+from tests.support.stand_disks import forget_old
 from tests.support.world import World
 
 TRIES = 3
-KEPT = 3  # directories of images; those of older checkouts go
-UNREACHED = ("a mirror did not answer", "could not be fetched", "Could not connect", "Failed to fetch")
-"""Say hutch and apt of what they cannot download."""
+UNREACHED = (
+    "a mirror did not answer",
+    "could not be fetched",
+    "timed out after",
+    "Could not connect",
+    "Failed to fetch",
+)
+"""Say hutch, its tests and apt of what they cannot download."""
 
 
 @dataclass(frozen=True)
@@ -40,38 +47,37 @@ class Made:
 
 def main() -> int:
     tiers = sys.argv[1:]
-    for _ in range(TRIES):
-        try:
-            made = ensure_images()
-            if {"smoke", "stand"} & set(tiers):
-                ensure_disks(made, alone="stand" not in tiers)
-            return 0
-        except (AssertionError, RuntimeError) as error:  # of a command that failed
-            print(error, flush=True)
-            if not any(words in str(error) for words in UNREACHED):
-                return 1
+    forget_old(CACHE.glob("made-*"), shutil.rmtree)
+    world = World.build(with_mirrors=True)
+    try:
+        for _ in range(TRIES):
+            try:
+                made = ensure_images(world)
+                if {"smoke", "stand"} & set(tiers):
+                    ensure_disks(made, alone="stand" not in tiers)
+                return 0
+            except (AssertionError, RuntimeError, subprocess.TimeoutExpired) as error:  # of a command that failed
+                print(error, flush=True)
+                if not any(words in str(error) for words in UNREACHED):
+                    return 1
+    finally:
+        world.close()
     print("could not download what the tests' images and disks are made of: see above")
     return os.EX_TEMPFAIL
 
 
-def ensure_images() -> Made:
-    """Make what is lacking, with the mirrors of this machine."""
+def ensure_images(world: World) -> Made:
+    """Make what is lacking, by the mirrors that the world has a way to."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     os.utime(IMAGES.parent)
-    for old in sorted(CACHE.glob("made-*"), key=lambda found: found.stat().st_mtime)[:-KEPT]:
-        shutil.rmtree(old)
-    world = World.build(with_mirrors=True)
-    try:
-        with open_instance(world, IMAGES) as builder:
-            for boundary in ("container", "vm"):
-                builder.declare(boundary, builder="")
-                builder.hutch("up", "--no-start", timeout=900)
-            image = IMAGES / builder.status("builder")["image_id"]
-            layout = Layout(IMAGES.parent.resolve(), builder.run)
-            kernel = ensure_kernel("debian:trixie", layout, Meter(no_progress))
-            return Made(image, machine_directory(layout, image.name).name, kernel)
-    finally:
-        world.close()
+    with open_instance(world, IMAGES) as builder:
+        for boundary in ("container", "vm"):
+            builder.declare(boundary, builder="")
+            builder.hutch("up", "--no-start", timeout=900)
+        image = IMAGES / builder.status("builder")["image_id"]
+        layout = Layout(IMAGES.parent.resolve(), builder.run)
+        kernel = ensure_kernel("debian:trixie", layout, Meter(no_progress))
+        return Made(image, machine_directory(layout, image.name).name, kernel)
 
 
 def ensure_disks(made: Made, *, alone: bool) -> tuple[stand_disks.Boot, dict[str, Path]]:

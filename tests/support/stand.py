@@ -29,6 +29,7 @@ from tests.support.again import NOTES
 from tests.support.enclosure import CACHE, IMAGES
 from tests.support.prepare import ensure_disks, ensure_images
 from tests.support.stand_disks import CHECKOUT, Boot
+from tests.support.world import World
 from tests.systemd.stand import start
 
 ENDED = b"the stand ended with code "  # says start.py
@@ -38,7 +39,7 @@ CAN_RUN_MACHINES = EMULATED.replace("-svm", "+svm,+npt")  # AMD's, which QEMU em
 
 
 def main() -> int:
-    """Make what is lacking, boot, and end with the command's code."""
+    """Boot, and end with the command's code."""
     console, processors, *command = sys.argv[1:]
     with tempfile.TemporaryDirectory(prefix="hutch-stand-", dir="/var/tmp") as name:
         work = Path(name)
@@ -52,7 +53,12 @@ def main() -> int:
 def prepare(work: Path, *, with_packages: bool, alone: bool) -> tuple[Boot, dict[str, Path]]:
     """What it boots from, and its disks by their names, the first of which is its root. Only long tests install
     packages of this checkout; smoke tests have its host `alone`."""
-    boot, disks = ensure_disks(ensure_images(), alone=alone)
+    world = World.build(with_mirrors=False)
+    try:
+        made = ensure_images(world)
+    finally:
+        world.close()
+    boot, disks = ensure_disks(made, alone=alone)
     disks["checkout"] = work / "checkout"
     stand_disks.make_checkout(disks["checkout"])
     if with_packages:

@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,7 @@ CHECKOUT = Path(__file__).parents[2]
 FILES = CHECKOUT / "tests" / "systemd" / "stand"
 PYTHON = (3, 13)  # trixie's
 MODULES = [(name, "*") for name in ("qemu_fw_cfg", "virtio_pci", "virtio_blk", "virtio_console", "ext4", "erofs")]
-KEPT = 3  # disks of a kind; those of older checkouts go
+OLD = 2 * 24 * 3600.0  # seconds; what nobody has used for so long is an older checkout's, and goes
 
 # What hutch needs to run workspaces there. Images come from outside.
 NOT_THERE = {"mmdebstrap", "dpkg", "zstd", "debian-archive-keyring"}
@@ -61,7 +63,7 @@ def ensure_boot(cache: Path, kernel: Kernel) -> Boot:
         contents = {module.path: (kernel.modules / module.path).read_bytes() for module in modules}
         target.write_bytes(render_initrd(init, kernel.busybox.read_bytes(), modules, contents, ()))
 
-    initrd = ensure(cache, "initrd", [kernel.id, kernel.modules.name, init.decode(), MODULES], make)
+    initrd = ensure(cache, "initrd", [kernel.id, str(kernel.modules), init.decode(), MODULES], make)
     return Boot(kernel.vmlinux, initrd, find_firmware())
 
 
@@ -84,7 +86,7 @@ def ensure_host(cache: Path, kernel: Kernel, *, alone: bool) -> Path:
             call(["sh", str(adapt), str(tree)], timeout=300)
             make_ext4(tree, target, "8G")
 
-    return ensure(cache, "host", [kernel.id, kernel.modules.name, packages, adapt.read_text(), unit.read_text()], make)
+    return ensure(cache, "host", [kernel.id, str(kernel.modules), packages, adapt.read_text(), unit.read_text()], make)
 
 
 def ensure_image(cache: Path, image: Path, machine: str) -> Path:
@@ -97,7 +99,7 @@ def ensure_image(cache: Path, image: Path, machine: str) -> Path:
             call(["cp", "--archive", "--link", str(image), scratch], timeout=300)
             make_ext4(Path(scratch), target, "2G")
 
-    return ensure(cache, "images", [image.name, machine], make)
+    return ensure(cache, "images", [str(image), machine], make)
 
 
 def ensure_python(cache: Path) -> tuple[Path | None, Path]:
@@ -143,9 +145,16 @@ def ensure(cache: Path, kind: str, made_from: Sequence[object], make: Callable[[
         finally:
             scratch.unlink(missing_ok=True)
     os.utime(path)
-    for old in sorted(cache.glob(f"{kind}-*"), key=lambda found: found.stat().st_mtime)[:-KEPT]:
-        old.unlink(missing_ok=True)
+    forget_old(cache.glob(f"{kind}-*"), Path.unlink)
     return path
+
+
+def forget_old(paths: Iterable[Path], remove: Callable[[Path], object]) -> None:
+    """Remove what nobody has used for a while. Who uses something sets its time of change."""
+    for path in paths:
+        with suppress(FileNotFoundError):  # another run does the same
+            if time.time() - path.stat().st_mtime > OLD:
+                remove(path)
 
 
 def make_ext4(tree: Path, target: Path, size: str) -> None:

@@ -65,6 +65,7 @@ def test_a_newer_kernel_is_booted_at_the_next_start(make_instance: MakeInstance,
     assert instance.plan()["pet"]["action"] == "no change"
 
 
+@pytest.mark.slow  # asks a mirror
 def test_updates_of_a_kernel_are_asked_for(cached: Instance) -> None:
     cached.declare("vm", one="")
     cached.hutch("up", "--no-start", timeout=900)
