@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import select
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -133,7 +135,7 @@ def start_agent(instance: Instance, name: str) -> Iterator[Agent]:
 
 
 def egress_proxies(instance: Instance) -> list[Process]:
-    """The process that answers this hutch's workspaces that have a list, once, without what it is wrapped in."""
+    """The processes that answer this hutch's workspaces that have a list: the keeper of the sets, and its child."""
     marks = (str(instance.state), str(instance.run))
     return [
         process
@@ -142,6 +144,15 @@ def egress_proxies(instance: Instance) -> list[Process]:
         and "hutch.egress" in process.command
         and any(mark in word for word in process.command for mark in marks)
     ]
+
+
+def kill_egress_proxy(instance: Instance, number: int = signal.SIGKILL) -> None:
+    """A signal to both of them; where one ends, the other does by itself."""
+    found = egress_proxies(instance)
+    assert found
+    for process in found:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def records(instance: Instance, name: str) -> list[dict[str, Any]]:

@@ -35,6 +35,12 @@ def processes() -> list[Process]:
     return found
 
 
+def status_of(pid: int) -> dict[str, str]:
+    """What the kernel says of a process, by the words of /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
 def kill_processes(matches: Callable[[tuple[str, ...]], bool]) -> int:
     """SIGKILL to the processes whose command line matches; returns how many there were."""
     victims = [process for process in processes() if matches(process.command)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.egress import NOERROR, REFUSED, Agent, egress_proxies, eventually, open_hutch, start_agent
+from tests.host.egress import NOERROR, REFUSED, Agent, eventually, kill_egress_proxy, open_hutch, start_agent
 from tests.host.faults import count, strike
 from tests.host.instance import Instance
 from tests.support.world import FAR, FAR_PORTS, FAR_UDP, LAN, World
@@ -105,8 +103,7 @@ def test_it_is_a_part_of_what_is_planned_and_stays(place: Place) -> None:
     instance.up()
     assert place.listed.reach("stays.example") == address
     assert place.listed.dial(address, OTHER_PORT).error
-    for process in egress_proxies(instance):
-        os.kill(process.pid, signal.SIGKILL)
+    kill_egress_proxy(instance)
     instance.up()
     assert eventually(lambda: place.listed.reach("stays.example") == address)
 
@@ -187,8 +184,7 @@ def test_deny_closes_what_an_egress_proxy_opened_that_is_gone(place: Place) -> N
     place.instance.hutch("allow", "closed", "gone.example")
     assert place.closed.reach("gone.example") == address
     place.closed.hold("gone", address)
-    for process in egress_proxies(place.instance):
-        os.kill(process.pid, signal.SIGKILL)
+    kill_egress_proxy(place.instance)
     place.instance.hutch("deny", "closed", "gone.example")
     assert not alive(place.closed, "gone")
     assert place.closed.dial(address).error

@@ -16,6 +16,7 @@ import pytest
 from tests.host.conftest import MakeInstance
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
+from tests.host.processes import status_of
 from tests.support.world import World
 
 ASKING = Path(__file__).with_name("guest_kernel.py").read_text()
@@ -56,11 +57,6 @@ def asked(instance: Instance, name: str, *, root: bool) -> dict[str, int]:
 def leader_of(instance: Instance, name: str) -> int:
     status = json.loads((instance.run / "workspaces" / name / "status.json").read_text())
     return int(status["leader"][0])
-
-
-def status_of(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 # System calls.

@@ -21,11 +21,13 @@ from tests.host.egress import (
     connection,
     egress_proxies,
     eventually,
+    kill_egress_proxy,
     open_hutch,
     records,
     start_agent,
 )
 from tests.host.instance import Instance
+from tests.host.processes import Process, status_of
 from tests.support.world import (
     CGNAT,
     FAR,
@@ -49,6 +51,7 @@ POLICIES = {
     "changes": 'egress = ["far.example"]',
 }
 FIELDS = ["time", "first", "what", "verdict", "name", "address", "port", "protocol", "count", "why"]
+CAP_NET_ADMIN = 12
 FRESH = iter(FAR[60:])
 
 
@@ -250,12 +253,38 @@ def router_namespaces(instance: Instance) -> list[str]:
     return found
 
 
+def both(instance: Instance) -> tuple[Process, Process]:
+    """The keeper of the sets, and the egress proxy, its child."""
+    found = egress_proxies(instance)
+    (proxy,) = (each for each in found if each.parent in {other.pid for other in found})
+    (keeper,) = (each for each in found if each.pid == proxy.parent)
+    return keeper, proxy
+
+
+def test_what_reads_questions_has_no_right(policies: Policies) -> None:
+    keeper, proxy = both(policies.instance)
+    kinds = ("CapInh", "CapPrm", "CapEff", "CapAmb")
+    rights = {process: [int(status_of(process.pid)[kind], 16) for kind in kinds] for process in (keeper, proxy)}
+    assert rights == {keeper: [0, 1 << CAP_NET_ADMIN, 1 << CAP_NET_ADMIN, 0], proxy: [0, 0, 0, 0]}
+    assert [status_of(process.pid)["NoNewPrivs"] for process in (keeper, proxy)] == ["1", "1"]
+    assert status_of(proxy.pid)["NSpid"].split()[-1] == "1"
+    assert os.stat(f"/proc/{proxy.pid}/ns/pid").st_ino != os.stat(f"/proc/{keeper.pid}/ns/pid").st_ino
+    assert not os.path.exists(f"/proc/{proxy.pid}/root/proc/1")
+
+
+@pytest.mark.parametrize("which", ["keeper", "proxy"])
+def test_neither_goes_on_without_the_other(policies: Policies, which: str) -> None:
+    keeper, proxy = both(policies.instance)
+    os.kill({"keeper": keeper, "proxy": proxy}[which].pid, signal.SIGKILL)
+    assert eventually(lambda: not egress_proxies(policies.instance))
+    policies.instance.up()
+
+
 def test_without_the_egress_proxy_nothing_opens_and_up_brings_it_back(policies: Policies, address: str) -> None:
     agent, since = policies.agents["changes"], len(policies.zone.asked())
     policies.zone.put("far.example", a=[address], ttl=1)
     assert agent.reach("far.example") == address
-    for process in egress_proxies(policies.instance):
-        os.kill(process.pid, signal.SIGKILL)
+    kill_egress_proxy(policies.instance)
     assert eventually(lambda: not egress_proxies(policies.instance))
     asked = len(policies.zone.asked())
     for via in ("udp", "tcp"):
@@ -272,7 +301,7 @@ def test_without_the_egress_proxy_nothing_opens_and_up_brings_it_back(policies: 
 def test_the_last_watched_workspace_takes_the_egress_proxy_with_it(instance: Instance) -> None:
     instance.declare("container", listed='egress = ["far.example"]', free="")
     instance.up()
-    assert len(egress_proxies(instance)) == 1
+    assert len(egress_proxies(instance)) == 2
     instance.hutch("rm", "--purge", "listed")
     assert egress_proxies(instance) == []
     left = [path for path in instance.state.rglob("*listed*") if "images" not in path.parts]

@@ -14,7 +14,7 @@ from subprocess import PIPE, Popen
 
 import pytest
 
-from tests.host.egress import egress_proxies, eventually, open_hutch
+from tests.host.egress import eventually, kill_egress_proxy, open_hutch
 from tests.host.faults import count, strike
 from tests.host.instance import Instance
 from tests.host.processes import Process, kill_processes, main_of, runner_of
@@ -277,13 +277,10 @@ def test_without_what_runs_it_nothing_opens(siege: Siege, victim: Callable[[Inst
 
 @pytest.mark.parametrize("victim", ["proxy", "watch"])
 def test_without_its_helpers_nothing_opens(siege: Siege, victim: str) -> None:
-    helpers = {
-        "proxy": lambda: [process.pid for process in egress_proxies(siege.instance)],
-        "watch": lambda: pids_of("watch.pid", siege.instance),
-    }
-    pids = helpers[victim]()
-    assert pids
-    for pid in pids:
+    if victim == "proxy":
+        kill_egress_proxy(siege.instance)
+    else:
+        (pid,) = pids_of("watch.pid", siege.instance)
         os.kill(pid, signal.SIGKILL)
     assert siege.closed()
 

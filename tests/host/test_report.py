@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.host.egress import REFUSED, egress_proxies, eventually, start_agent
+from tests.host.egress import REFUSED, eventually, kill_egress_proxy, start_agent
 from tests.host.instance import Instance
 from tests.support.world import FAR, RESOLVERS, ZONE_RESOLVER
 
@@ -145,8 +145,7 @@ def test_a_flood_of_names_is_counted_and_takes_little_of_the_record(watched: Ins
     watched.up()
     with start_agent(watched, name) as agent:
         agent.flood("t.example", "u.example", 3000, 8)
-        for proxy in egress_proxies(watched):
-            os.kill(proxy.pid, signal.SIGTERM)  # which has it tell at once what it would tell within an hour
+        kill_egress_proxy(watched, signal.SIGTERM)  # which has it tell at once what it would tell within an hour
 
         def told() -> list[dict[str, Any]]:
             found = report(watched, name, "--no-files")["destinations"]

@@ -29,6 +29,13 @@ Find = Callable[[str], View | None]
 Answer = Callable[[View, dns.message.Message], Awaitable[dns.message.Message]]
 
 
+def large_socket() -> socket.socket:
+    """A socket for datagrams, with its buffer. It takes CAP_NET_ADMIN."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    return made
+
+
 def parse_question(data: bytes) -> dns.message.Message | None:
     """A message that asks one thing; None for everything else that a guest may send. Parts that could take long are not
     even looked at."""
@@ -53,10 +60,11 @@ class Front(asyncio.DatagramProtocol):
         self._tasks: set[asyncio.Task[None]] = set()
         self._transport: asyncio.DatagramTransport
 
-    async def listen(self, address: tuple[str, int]) -> None:
+    async def listen(self, address: tuple[str, int], questions: socket.socket) -> None:
+        """Listen at `address`, for datagrams by the socket `questions`."""
+        questions.bind(address)
         loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=address)
-        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=questions)
         self._server = await asyncio.start_server(self._serve, *address, backlog=256)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from socket import socket
 
 import dns.edns
 import dns.flags
@@ -27,14 +28,16 @@ from hutch.egress import telling
 from hutch.egress.answers import Judged, judge, reply
 from hutch.egress.front import Front
 from hutch.egress.journal import PAUSE, Journal
+from hutch.egress.keeper import KeptSets
 from hutch.egress.known import Known
 from hutch.egress.nflog import Nflog, Packet
 from hutch.egress.reasons import asks_why, reason_of, tell
 from hutch.egress.record import EgressEvent, Verdict, escaped, lost
-from hutch.egress.sets import SLACK, Element, Sets, SetsFailed, lent_element, listed_elements
+from hutch.egress.sets import SLACK, Element, SetsFailed, lent_element, listed_elements
 from hutch.egress.telling import Teller
 from hutch.egress.upstream import Unanswered, Upstream
 from hutch.egress.views import Ruling, View, digest, plain_name, read_views, rule_on
+from hutch.frozen import dataclass
 from hutch.spec.decisions import Ruled, permits
 from hutch.spec.names import HEARD
 
@@ -63,8 +66,17 @@ class NoRoom(SetsFailed):
     """Raised when a workspace would open more than one may."""
 
 
+@dataclass(frozen=True)
+class Means:
+    """What the proxy has by a right that it does not have: the sets, what rules log, and the socket for questions."""
+
+    sets: KeptSets
+    log: Nflog
+    questions: socket
+
+
 class EgressProxy:
-    def __init__(self, views: Path, journal: Path, inboxes: Path) -> None:
+    def __init__(self, views: Path, journal: Path, inboxes: Path, means: Means) -> None:
         self._views_file = views
         text = views.read_text()
         self._told, self._digest = read_views(text), digest(text)
@@ -72,10 +84,9 @@ class EgressProxy:
         self._terms: set[tuple[str, int]] = set()
         self._teller = Teller(inboxes)
         self._journal = Journal(journal, self._tell)
-        self._sets = Sets(self._told.table)
+        self._sets, self._log, self._questions = means.sets, means.log, means.questions
         self._upstream = Upstream(self._told.upstream)
         self._front = Front(self._told_of, self.answer)
-        self._log = Nflog()
         self._lost = 0
         self._flushing: asyncio.Handle | None = None
         self._telling: asyncio.TimerHandle | None = None
@@ -86,7 +97,7 @@ class EgressProxy:
     async def serve(self, control: Path) -> None:
         """Begin to serve; the rest happens in the event loop."""
         await self._upstream.connect()
-        await self._front.listen(self._told.listen)
+        await self._front.listen(self._told.listen, self._questions)
         self._sets.forget_terms()  # what was allowed by another one of these
         self._add_terms(self._told.views.values())
         self._hear()

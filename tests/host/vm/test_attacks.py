@@ -14,8 +14,8 @@ import pytest
 from hutch.backends.machine import OPEN_FILES
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
-from tests.host.processes import main_of, processes, runner_of
-from tests.host.vm.test_machines import pids, status_of
+from tests.host.processes import main_of, processes, runner_of, status_of
+from tests.host.vm.test_machines import pids
 from tests.support.world import World
 
 LOG_BYTES = 1 << 20

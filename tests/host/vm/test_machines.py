@@ -26,7 +26,7 @@ from hutch.spec.programs import own_program
 from tests.host.egress import eventually
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
-from tests.host.processes import processes
+from tests.host.processes import processes, status_of
 from tests.support.world import World
 
 LEFT = 300 << 20
@@ -76,11 +76,6 @@ def said(instance: Instance) -> Status:
     found = read_status(str(layout_of(instance).status("lab")))
     assert found is not None
     return found
-
-
-def status_of(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def awaited(condition: Callable[[], bool], seconds: float = 60.0) -> None:

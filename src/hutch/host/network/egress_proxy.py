@@ -1,7 +1,8 @@
 """The egress proxy (hutch.egress) as a service: its jail, and its input.
 
 It reads what guests and name servers send, so it is given next to nothing: an account without rights, the router's
-network namespace and CAP_NET_ADMIN there, its own two directories, and programs to read.
+network namespace, its own two directories, and programs to read. The right to fill sets stays with its keeper
+(hutch.egress.keeper), which leaves the other one once it has made the proxy a PID namespace.
 """
 
 from __future__ import annotations
@@ -30,11 +31,10 @@ from hutch.trees.removing import remove_tree
 SANDBOX = (
     "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_READ_SEARCH CAP_SETGID CAP_SETPCAP CAP_SETUID CAP_NET_ADMIN",
     "RestrictAddressFamilies=AF_INET AF_NETLINK AF_UNIX",
-    "RestrictNamespaces=mnt ipc uts cgroup",
+    "RestrictNamespaces=mnt ipc uts cgroup pid",
     "SystemCallFilter=@system-service @mount",
 )
 """The rights that bwrap needs to make its jail, which has less. With RestrictSUIDSGID= it would have no openat2()."""
-CAPABILITY = "net_admin"  # to fill sets, and to hear what rules log
 RENEW_SECONDS = 10.0
 OWN = "/hutch"  # the directory of its programs inside
 
@@ -50,7 +50,7 @@ def wanted_egress_proxy(layout: Layout) -> Service:
     uid = layout.egress_uid
     python = os.path.realpath(sys.executable)
     command = (python, "-s", "-S", "-m", "hutch.egress", *told)
-    only = f"-all,+{CAPABILITY}"
+    only = "-all,+net_admin,+sys_admin"
     sandbox = (*SANDBOX, f"ReadWritePaths={layout.egress_control} {layout.egress} {inboxes(layout)}")
     argv = (
         *("bwrap", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", *PROGRAMS, *_interpreter()),
@@ -64,7 +64,8 @@ def wanted_egress_proxy(layout: Layout) -> Service:
     return Service("the egress proxy", pid_file, str(layout.namespace_path), argv, True, command, sandbox)
 
 
-KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN")  # until setpriv has dropped all but the last
+KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN", "CAP_SYS_ADMIN")
+"""The capabilities inside, until setpriv has dropped all but the last two."""
 
 
 def _interpreter() -> tuple[str, ...]:

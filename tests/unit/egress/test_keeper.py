@@ -1,0 +1,135 @@
+"""What the egress proxy can ask its keeper for, and what it cannot, however it asks."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+from hutch.egress.keeper import AT_ONCE, KEYS, LONGEST, KeptSets, answer_of
+from hutch.egress.sets import Element, Place, Sets, SetsFailed, lent_element, listed_elements
+
+SOURCE, FAR = "192.168.83.2", "203.0.113.1"
+LISTED = ("allowed", f"{SOURCE} . {FAR} . 7")
+
+
+class Noted(Sets):
+    """Sets of a kernel that takes no address which ends in .9."""
+
+    def __init__(self) -> None:
+        self.done: list[object] = []
+
+    def put(self, places: Mapping[Element, Place]) -> None:
+        if any(".9 " in key for _, key in places):
+            raise SetsFailed("no room")
+        self.done.append(dict(places))
+
+    def forget_terms(self) -> None:
+        self.done.append("forgotten")
+
+    def add_term(self, source: str, mark: int, seconds: int | None) -> None:
+        self.done.append((source, mark, seconds))
+
+    def end_term(self, source: str, mark: int) -> None:
+        self.done.append((source, mark))
+
+
+def test_what_is_asked_for_is_done() -> None:
+    sets, (near, far) = Noted(), socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    places = {LISTED: (30.5, None, None), ("allowed_lent", f"{SOURCE} . {FAR}"): (2.0, 9, 8)}
+    many = {("allowed", f"{SOURCE} . {FAR} . {number}"): (1.0, None, None) for number in range(AT_ONCE + 1)}
+    refused = {("allowed", f"{SOURCE} . 203.0.113.9 . 7"): (1.0, None, None)}
+
+    def serve() -> None:
+        while request := far.recv(LONGEST):
+            far.send(answer_of(sets, request))
+        far.close()
+
+    keeper = threading.Thread(target=serve)
+    keeper.start()
+    with near:
+        asking = KeptSets(near)
+        asking.forget_terms()
+        asking.add_term(SOURCE, 9, None)
+        asking.put(places)
+        asking.end_term(SOURCE, 9)
+        with pytest.raises(SetsFailed, match="no room"):
+            asking.put(refused)
+        asking.put({})
+        asking.put(many)
+        near.shutdown(socket.SHUT_WR)
+        with pytest.raises(SetsFailed):
+            asking.forget_terms()
+    keeper.join(10)
+    assert sets.done[:4] == ["forgotten", (SOURCE, 9, None), places, (SOURCE, 9)]
+    first, second = sets.done[4:]
+    assert isinstance(first, dict) and isinstance(second, dict) and first | second == many
+
+
+def test_the_keeper_takes_every_key_that_there_is() -> None:
+    elements = [
+        *listed_elements(SOURCE, 0xFFFFFFFF, FAR, None),
+        *listed_elements(SOURCE, 1, FAR, (65535,)),
+        lent_element(SOURCE, FAR, None),
+        lent_element(SOURCE, FAR, 443),
+    ]
+    assert {where for where, _ in elements} == KEYS.keys()
+    for element in elements:
+        assert answer_of(Noted(), json.dumps(["put", [[*element, 1.5, None, None]]]).encode()) == b"done"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ["put", [["allowed", f"{SOURCE} . {FAR} . 7 }}\nflush ruleset #", 1, None, None]]],
+        ["put", [["allowed", f"{SOURCE} . {FAR} . 7\n", 1, None, None]]],
+        ["put", [["allowed", f"{SOURCE} . {FAR} . \u0667", 1, None, None]]],
+        ["put", [["allowed", f"{SOURCE} . {FAR}", 1, None, None]]],
+        ["put", [["allowed", "0.0.0.0/0", 1, None, None]]],
+        ["put", [["allowed", 7, 1, None, None]]],
+        ["put", [["open", f"{SOURCE} . 7", 1, None, None]]],
+        ["put", [["everywhere", SOURCE, 1, None, None]]],
+        ["put", [["allowed_terms", f"{SOURCE} . 7", 1, None, None]]],
+        ["put", [[["allowed"], f"{SOURCE} . {FAR} . 7", 1, None, None]]],
+        ["put", [[*LISTED, "1s }", None, None]]],
+        ["put", [[*LISTED, float("inf"), None, None]]],
+        ["put", [[*LISTED, float("nan"), None, None]]],
+        ["put", [[*LISTED, 0, None, None]]],
+        ["put", [[*LISTED, 1, "9 }", None]]],
+        ["put", [[*LISTED, 1, None, 9.5]]],
+        ["put", [[*LISTED, 1, True, None]]],
+        ["put", [[*LISTED, 1, 10**30, None]]],
+        ["put", [list(LISTED)]],
+        ["put", []],
+        ["put", "allowed"],
+        ["put"],
+        ["add_term", f"{SOURCE} . 7 }}", 7, None],
+        ["add_term", SOURCE, "7", None],
+        ["add_term", SOURCE, 7, "1s"],
+        ["add_term", SOURCE],
+        ["end_term", SOURCE, [7]],
+        ["forget_terms", 1],
+        ["_run", "flush ruleset"],
+        ["__init__", "other"],
+        [["put"], []],
+        [],
+        {},
+        "put",
+        None,
+    ],
+    ids=str,
+)
+def test_nothing_else_can_be_asked_for(request_: object) -> None:
+    sets = Noted()
+    with pytest.raises(ValueError):
+        answer_of(sets, json.dumps(request_).encode())
+    assert sets.done == []
+
+
+@pytest.mark.parametrize("sent", [b"\xff", b"[", b" " * LONGEST], ids=("no text", "no JSON", "too long"))
+def test_what_cannot_be_read_is_no_request(sent: bytes) -> None:
+    with pytest.raises(ValueError):
+        answer_of(Noted(), sent)
