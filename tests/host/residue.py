@@ -19,7 +19,7 @@ from tests.host.processes import processes
 from tests.support import machine
 from tests.support.incus_cluster import is_of_a_member
 
-PASSING = ("nft --stateless", "sshd-session: ")
+PASSING = ("nft --stateless", "sed -f /run/hutch-", "sshd-session: ")
 """The beginnings of what ends by itself: how the watch over the rules looks at them, whenever these change; and the
 sessions of ssh in a guest, which end a moment after the client. Of a guest that is gone, none can stay."""
 CLOCK_NS = 100_000_000

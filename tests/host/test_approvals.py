@@ -92,6 +92,12 @@ def test_what_is_allowed_is_reached_within_a_second(place: Place) -> None:
     assert "pkg.example" not in place.instance.hutch("approvals", "listed").stdout
 
 
+def test_what_is_allowed_for_longer_than_the_kernel_counts_is_open(place: Place) -> None:
+    address = place.put("ages.example")
+    place.instance.hutch("allow", "listed", "ages.example", "--for", "999999d")
+    assert place.listed.reach("ages.example") == address
+
+
 @pytest.mark.slow
 @pytest.mark.vm(slow=True)
 def test_it_is_a_part_of_what_is_planned_and_stays(place: Place) -> None:

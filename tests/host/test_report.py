@@ -139,6 +139,18 @@ def test_names_that_were_asked_for_are_in_the_record(watched: Instance, name: st
     assert damaged == report(watched, name, "--no-files")["damages"]
 
 
+def test_an_egress_proxy_that_is_stopped_tells_what_it_has_counted(watched: Instance, name: str) -> None:
+    watched.declare("container", **{name: 'egress = ["t.example"]'})
+    watched.up()
+    with start_agent(watched, name) as agent:
+        for _ in range(7):
+            assert agent.ask("t.example").ips == [FAR[0]]
+    watched.declare("container", **{name: ""})
+    watched.up()
+    counts = {each["where"]: each["count"] for each in report(watched, name, "--no-files")["destinations"]}
+    assert counts == {"t.example": 7}
+
+
 @pytest.mark.slow
 def test_a_flood_of_names_is_counted_and_takes_little_of_the_record(watched: Instance, name: str) -> None:
     watched.declare("container", **{name: 'egress = ["*.t.example"]'})

@@ -127,7 +127,8 @@ def reconcile_host_units(layout: Layout, network: Network, records: Mapping[str,
     enabled = (unit for unit in (layout.target, layout.guards_unit, *timers) if unit in own)
     units.enable_units({**dict.fromkeys(enabled, True), **there})
     make_directory(layout.run)
-    write_atomic(layout.reconciled, b"", is_lasting=False)
+    if not layout.reconciled.exists():
+        write_atomic(layout.reconciled, b"", is_lasting=False)
     if not is_unit:
         only = "--job-mode=ignore-dependencies"
         units.systemctl("start", only, layout.network_unit, layout.target, *timers, timeout=START_SECONDS)

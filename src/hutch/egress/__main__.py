@@ -1,7 +1,7 @@
 """`python -m hutch.egress VIEWS CONTROL JOURNAL INBOXES --pid-file=FILE --code=WHICH`: serves until it is told to end.
 
 Prints its pid when it serves. The pid file is not its own: it stands here so that the process is known by it, and by
-the code that it has. This process keeps the right to fill sets; a child of its, without it, is the proxy.
+the code that it has. This process keeps the right to fill sets; its child, which lacks it, is the proxy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ async def serve(places: list[Path], means: Means, channel: socket.socket, served
 
 def main() -> None:
     places = list(map(Path, sys.argv[1:5]))
-    sets = Sets(read_views(places[0].read_text()).table)
+    table = read_views(places[0].read_text()).table
     log, questions = Nflog(), large_socket()  # both take the right that the proxy does not have
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     served_as = os.getpid()
@@ -46,7 +46,7 @@ def main() -> None:
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         for given in (theirs, log, questions):
             given.close()
-        keep(sets, ours, proxy)
+        keep(Sets(table), ours, proxy)
     ours.close()
     asyncio.run(serve(places, Means(KeptSets(theirs), log, questions), theirs, served_as))
 

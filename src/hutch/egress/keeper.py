@@ -1,7 +1,8 @@
 """Keeps the one right that the egress proxy needs away from what guests and name servers say: CAP_NET_ADMIN.
 
 The proxy, which reads what they send, is the keeper's child: without capabilities, and in a PID namespace of its own.
-It asks for elements by a socket. The keeper puts those of a few sets into the kernel, and does nothing else for it.
+It asks for elements by a socket. The keeper puts those of a few sets into the kernel, takes them out again, and does
+nothing else for it.
 """
 
 from __future__ import annotations
@@ -17,25 +18,29 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, NoReturn
 
-from hutch.egress.sets import Element, Place, Sets, SetsFailed
+from hutch.egress.answers import LONGEST_VALID
+from hutch.egress.sets import LONGEST_TIMEOUT, SLACK, Element, Place, Sets, SetsFailed
 from hutch.libc import call
 
-CLONE_NEWPID, PR_SET_DUMPABLE, CAPABILITY_VERSION = 0x2000_0000, 4, 0x2008_0522  # see capset(2)
+CLONE_NEWPID, CAPABILITY_VERSION = 0x2000_0000, 0x2008_0522  # see capset(2)
 CAP_NET_ADMIN = 12
 LONGEST = 1 << 16  # bytes of a request, and of an answer
 AT_ONCE = 256  # elements of one request
 END_SECONDS = 3.0
 """The time that the proxy has to write down what it has counted: less than the service's own."""
-LONGEST_TIME = 1 << 31  # seconds of an element
-ADDRESS, NUMBER = r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}", r"[0-9]{1,10}"
+LONGEST_OPEN = LONGEST_VALID + SLACK + 1  # seconds of an address, which no answer keeps open for longer
+OCTET, NUMBER = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])", "(?:0|[1-9][0-9]{0,9})"
+ADDRESS = rf"(?:{OCTET}\.){{3}}{OCTET}"
 KEYS = {
     "allowed": rf"{ADDRESS} \. {ADDRESS} \. {NUMBER}",
     "allowed_ports": rf"{ADDRESS} \. {ADDRESS} \. {NUMBER} \. {NUMBER}",
     "allowed_lent": rf"{ADDRESS} \. {ADDRESS}",
     "allowed_lent_ports": rf"{ADDRESS} \. {ADDRESS} \. {NUMBER}",
 }
-"""The sets and maps that the proxy fills, and what a key of each looks like. nft reads a key as a piece of its
+"""The sets and maps in which addresses are open, and what a key of each looks like. nft reads a key as a piece of its
 language: whoever may write anything there may write rules."""
+MAPS = ("allowed_lent", "allowed_lent_ports")
+"""Those of them in which an element has a mark."""
 
 
 class KeptSets:
@@ -56,7 +61,8 @@ class KeptSets:
 
     def add_term(self, source: str, mark: int, seconds: int | None) -> None:
         """Put what has this mark in force: for so many seconds, or for good. Raises SetsFailed."""
-        self._ask("add_term", source, mark, seconds)
+        ends = None if seconds is None else min(max(seconds, 1), LONGEST_TIMEOUT)
+        self._ask("add_term", source, mark, ends)
 
     def end_term(self, source: str, mark: int) -> None:
         """End what has this mark: its connections are cut, and no others begin. Raises SetsFailed."""
@@ -72,32 +78,25 @@ class KeptSets:
             raise SetsFailed(answer.decode("utf-8", "replace") or "nobody keeps the sets any more")
 
 
-class Ended(Exception):
-    """Raised where the service is told to end."""
-
-
 def keep(sets: Sets, channel: socket.socket, proxy: int) -> NoReturn:
     """Serve the proxy, a child of ours, until one of both ends; then end as it does."""
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, lambda *_: channel.shutdown(socket.SHUT_RDWR))
+    is_well = True
     try:
         while request := channel.recv(LONGEST):
             channel.send(answer_of(sets, request))
-    except (Ended, OSError):
-        pass
+    except OSError:
+        pass  # it has ended, or this process is told to
     except (ValueError, RecursionError) as error:
         os.write(2, f"the egress proxy asks for what it may not have: {error}\n".encode())
+        is_well = False
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    channel.close()  # the proxy is told so by this, and ends
+    channel.close()  # which tells the proxy to end
     ended = os.pidfd_open(proxy)
     if not select.select([ended], [], [], END_SECONDS)[0]:
         os.kill(proxy, signal.SIGKILL)  # and with it all that it may have started
     _, status = os.waitpid(proxy, 0)
-    os._exit(0 if status == 0 else 1)
-
-
-def _end(*_: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Ended
+    os._exit(0 if is_well and status == 0 else 1)
 
 
 def answer_of(sets: Sets, request: bytes) -> bytes:
@@ -111,7 +110,7 @@ def answer_of(sets: Sets, request: bytes) -> bytes:
             case "forget_terms", []:
                 sets.forget_terms()
             case "add_term", [source, mark, seconds]:
-                ends = None if seconds is None else _checked_number(seconds, LONGEST_TIME)
+                ends = None if seconds is None else _checked_number(seconds, LONGEST_TIMEOUT)
                 sets.add_term(_checked_text(ADDRESS, source), _checked_number(mark), ends)
             case "end_term", [source, mark]:
                 sets.end_term(_checked_text(ADDRESS, source), _checked_number(mark))
@@ -130,7 +129,9 @@ def _checked_list(value: Any) -> list[Any]:
 
 def _checked_element(value: Any) -> tuple[Element, Place]:
     match value:
-        case [str(where), key, int(left) | float(left), mark, there] if where in KEYS and 0 < left < LONGEST_TIME:
+        case [str(where), key, int(left) | float(left), mark, there] if where in KEYS:
+            if not 0 < left < LONGEST_OPEN or (mark is not None) is not (where in MAPS):
+                raise ValueError("a place that is none")
             place = float(left), _checked_mark(mark), _checked_mark(there)
             return (where, _checked_text(KEYS[where], key)), place
     raise ValueError("an element that is none")
@@ -146,8 +147,8 @@ def _checked_text(pattern: str, value: Any) -> str:
     return value
 
 
-def _checked_number(value: Any, most: int = 1 << 32) -> int:
-    if type(value) is not int or not -most < value < most:
+def _checked_number(value: Any, most: int = 0xFFFF_FFFF) -> int:
+    if type(value) is not int or not 0 < value <= most:
         raise ValueError("a number that is none")
     return value
 
@@ -157,9 +158,9 @@ def begin_proxy() -> int:
     keeper. It needs CAP_SYS_ADMIN for the PID namespace."""
     call("unshare", CLONE_NEWPID)
     set_capabilities(CAP_NET_ADMIN)
-    call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)  # an account's other processes may look into what has no more rights
     if proxy := os.fork():
         return proxy
+    os.setpgid(0, 0)  # a signal to one's own group reaches out of a PID namespace
     set_capabilities()
     return 0
 

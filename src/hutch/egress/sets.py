@@ -12,6 +12,8 @@ Element = tuple[str, str]
 Place = tuple[float, int | None, int | None]
 """What becomes of an element: the seconds that are left of it, the mark that it gets in a map (None in a set), and the
 one that it is there with (None for none)."""
+LONGEST_TIMEOUT = 99_999_999
+"""The most seconds that nft takes for an element's time: three years."""
 SLACK = 1
 """Seconds that an address stays open beyond its answer, which takes a while to be used."""
 
@@ -57,7 +59,7 @@ class Sets:
 
     def add_term(self, source: str, mark: int, seconds: int | None) -> None:
         """Put what has this mark in force: for so many seconds, or for good. Raises SetsFailed."""
-        ends = "" if seconds is None else f" timeout {max(seconds, 1)}s"
+        ends = "" if seconds is None else f" timeout {seconds}s"
         self._run(f"add element inet {self._table} allowed_terms {{ {source} . {mark}{ends} }}")
 
     def end_term(self, source: str, mark: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import pytest
 
 from hutch.egress.keeper import AT_ONCE, KEYS, LONGEST, KeptSets, answer_of
-from hutch.egress.sets import Element, Place, Sets, SetsFailed, lent_element, listed_elements
+from hutch.egress.sets import LONGEST_TIMEOUT, Element, Place, Sets, SetsFailed, lent_element, listed_elements
 
 SOURCE, FAR = "192.168.83.2", "203.0.113.1"
 LISTED = ("allowed", f"{SOURCE} . {FAR} . 7")
@@ -44,12 +44,14 @@ def test_what_is_asked_for_is_done() -> None:
     refused = {("allowed", f"{SOURCE} . 203.0.113.9 . 7"): (1.0, None, None)}
 
     def serve() -> None:
-        while request := far.recv(LONGEST):
-            far.send(answer_of(sets, request))
-        far.close()
+        with far:
+            for _ in range(8):
+                far.send(answer_of(sets, far.recv(LONGEST)))
+            far.recv(LONGEST)
 
     keeper = threading.Thread(target=serve)
     keeper.start()
+    near.settimeout(10)
     with near:
         asking = KeptSets(near)
         asking.forget_terms()
@@ -60,12 +62,14 @@ def test_what_is_asked_for_is_done() -> None:
             asking.put(refused)
         asking.put({})
         asking.put(many)
-        near.shutdown(socket.SHUT_WR)
-        with pytest.raises(SetsFailed):
-            asking.forget_terms()
+        asking.add_term(SOURCE, 8, 10**9)
+        for _ in range(2):
+            with pytest.raises(SetsFailed, match=r"nobody keeps the sets|Broken pipe"):
+                asking.forget_terms()
     keeper.join(10)
     assert sets.done[:4] == ["forgotten", (SOURCE, 9, None), places, (SOURCE, 9)]
-    first, second = sets.done[4:]
+    first, second, last = sets.done[4:]
+    assert last == (SOURCE, 8, LONGEST_TIMEOUT)
     assert isinstance(first, dict) and isinstance(second, dict) and first | second == many
 
 
@@ -78,7 +82,8 @@ def test_the_keeper_takes_every_key_that_there_is() -> None:
     ]
     assert {where for where, _ in elements} == KEYS.keys()
     for element in elements:
-        assert answer_of(Noted(), json.dumps(["put", [[*element, 1.5, None, None]]]).encode()) == b"done"
+        mark = 9 if "lent" in element[0] else None
+        assert answer_of(Noted(), json.dumps(["put", [[*element, 3601.0, mark, None]]]).encode()) == b"done"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +93,13 @@ def test_the_keeper_takes_every_key_that_there_is() -> None:
         ["put", [["allowed", f"{SOURCE} . {FAR} . 7\n", 1, None, None]]],
         ["put", [["allowed", f"{SOURCE} . {FAR} . \u0667", 1, None, None]]],
         ["put", [["allowed", f"{SOURCE} . {FAR}", 1, None, None]]],
+        ["put", [["allowed", f"{SOURCE} . 203.0.113.256 . 7", 1, None, None]]],
+        ["put", [["allowed", f"{SOURCE} . 010.0.113.1 . 7", 1, None, None]]],
+        ["put", [["allowed_lent", f"{SOURCE} . {FAR}", 1, None, None]]],
+        ["put", [[*LISTED, 1, 9, None]]],
+        ["put", [["allowed_lent", f"{SOURCE} . {FAR}", 1, -9, None]]],
+        ["put", [["allowed_lent", f"{SOURCE} . {FAR}", 1, 0, None]]],
+        ["put", [[*LISTED, 3700, None, None]]],
         ["put", [["allowed", "0.0.0.0/0", 1, None, None]]],
         ["put", [["allowed", 7, 1, None, None]]],
         ["put", [["open", f"{SOURCE} . 7", 1, None, None]]],
@@ -98,10 +110,10 @@ def test_the_keeper_takes_every_key_that_there_is() -> None:
         ["put", [[*LISTED, float("inf"), None, None]]],
         ["put", [[*LISTED, float("nan"), None, None]]],
         ["put", [[*LISTED, 0, None, None]]],
-        ["put", [[*LISTED, 1, "9 }", None]]],
-        ["put", [[*LISTED, 1, None, 9.5]]],
-        ["put", [[*LISTED, 1, True, None]]],
-        ["put", [[*LISTED, 1, 10**30, None]]],
+        ["put", [["allowed_lent", f"{SOURCE} . {FAR}", 1, "9 }", None]]],
+        ["put", [["allowed_lent", f"{SOURCE} . {FAR}", 1, 9, 9.5]]],
+        ["put", [["allowed_lent", f"{SOURCE} . {FAR}", 1, True, None]]],
+        ["put", [["allowed_lent", f"{SOURCE} . {FAR}", 1, 10**30, None]]],
         ["put", [list(LISTED)]],
         ["put", []],
         ["put", "allowed"],
@@ -109,6 +121,7 @@ def test_the_keeper_takes_every_key_that_there_is() -> None:
         ["add_term", f"{SOURCE} . 7 }}", 7, None],
         ["add_term", SOURCE, "7", None],
         ["add_term", SOURCE, 7, "1s"],
+        ["add_term", SOURCE, 7, 10**8],
         ["add_term", SOURCE],
         ["end_term", SOURCE, [7]],
         ["forget_terms", 1],

@@ -157,10 +157,11 @@ def stop_service(layout: Layout, pid_file: str) -> None:
     with it go those that it has started. It may be a unit, or what was started before there were units."""
     if has_systemd() and (directory() / layout.service_unit(pid_file)).is_file():
         systemctl("stop", layout.service_unit(pid_file), timeout=UNIT_SECONDS)
-    with closing(Cgroup(layout.services_cgroup)) as cgroup:
-        candidates = cgroup.processes()
-    with suppress(OSError, ValueError):
+    candidates = []
+    with suppress(OSError, ValueError):  # it comes first: what is around it ends by the first signal, and it with that
         candidates.append(int(Path(pid_file).read_text(encoding="ascii")))
+    with closing(Cgroup(layout.services_cgroup)) as cgroup:
+        candidates += cgroup.processes()
     for pid in dict.fromkeys(candidates):
         started = start_time(pid)
         if started is not None and _is_named(pid, pid_file):
