@@ -68,7 +68,8 @@ class NoRoom(SetsFailed):
 
 @dataclass(frozen=True)
 class Means:
-    """What the proxy has by a right that it does not have: the sets, what rules log, and the socket for questions."""
+    """The sets, the log of what rules hear, and the socket for questions: the keeper made them, by a right that the
+    proxy does not have."""
 
     sets: KeptSets
     log: Nflog
