@@ -93,7 +93,7 @@ def test_every_key_of_hutch_toml(everything: dict[str, Any], tmp_path: Path) -> 
     file = tmp_path / "hutch.toml"
     file.write_text(text.replace("/srv/", f"{tmp_path}/"))
     file.chmod(0o644)
-    config = loading.load(file, layout=LAYOUT)  # what hutch has no backend for yet is in there too
+    config = loading.load(str(file), layout=LAYOUT)  # what hutch has no backend for yet is in there too
     assert list(config.workspaces) == ["all", "ci", "web"]
     assert config.workspaces["ci"].engine == "incus"
     assert dict(config.workspaces["web"].env) == {"LANG": "C.UTF-8", "EDITOR": "vim"}

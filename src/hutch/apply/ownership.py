@@ -135,14 +135,14 @@ def _read(
 ) -> tuple[Config, bool]:
     """The configuration of the file, and whether its network is the host's, whatever that is."""
     found = find_file(path)
-    file, owners = os.path.realpath(found), believed_owners(path, found)
+    file, owners = resolved(found), believed_owners(path, found)
     person = caller(os.environ, os.getuid())
     if allowance is not None:
         allowance = replace(allowance, is_own=owner_of_path(file) == allowance.member.uid)
     checkout = find_checkout(str(found), file, person)
     if checkout is None:
         believe(str(found), file)
-        config = load(Path(file), layout=layout, check=check, owners=owners, believe=believe, allowance=allowance)
+        config = load(file, layout=layout, check=check, owners=owners, believe=believe, allowance=allowance)
         # A user's configuration may lie elsewhere, behind a link.
         is_runs = is_implied(file) or is_implied(os.path.abspath(found))
         return config, allowance is not None or (is_runs and config.network == Network())
@@ -155,6 +155,14 @@ def _read(
     config = config_of(file, text, layout=layout, check=check, checkout=checkout, believe=believe, allowance=allowance)
     check_parts(config)
     return config, True
+
+
+def resolved(found: Path) -> str:
+    """The path of the file that `found` leads to, without links. What is judged by this path is read by it, too."""
+    try:
+        return os.path.realpath(found)
+    except OSError as error:  # a link that is another thing by the time that it is read
+        raise HutchError(f"{found} cannot be found: {error.strerror}", resolution="try again") from error
 
 
 def believing(layout: Layout) -> Believe:

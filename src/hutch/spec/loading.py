@@ -43,7 +43,7 @@ def no_check(name: str, workspace: WorkspaceSpec, network: Network) -> Iterable[
 
 
 def load(
-    path: Path,
+    file: str,
     *,
     layout: Layout,
     check: Check = no_check,
@@ -51,14 +51,13 @@ def load(
     believe: Believe = believe_all,
     allowance: Allowance | None = None,
 ) -> Config:
-    """The configuration in `path`, with paths, owners and keys resolved, and kits joined. Raises ConfigError with every
-    problem.
+    """The configuration in `file`, a path without links, with paths, owners and keys resolved, and kits joined. Raises
+    ConfigError with every problem.
 
     `owners` are the uids whose file is believed, None for everybody's: see believed_owners(). `check` returns
     further problems of a workspace; they need no more than a key, a message and a hint. `believe` is asked about the
     files of kits. `allowance` is a member's, for whom it is loaded.
     """
-    file = os.path.realpath(path)
     return config_of(file, read_file(file, owners), layout=layout, check=check, believe=believe, allowance=allowance)
 
 

@@ -26,7 +26,8 @@ def read_file(file: str, owners: Collection[int] | None = None, *, way: str = ""
 
 
 def read_content(file: str, owners: Collection[int] | None = None, *, way: str = "", reader: int = 0) -> bytes:
-    """The bytes of a file that is safe to believe, through one descriptor: another file may be there by now.
+    """The bytes of a file that is safe to believe, through one descriptor: another file may be there by now. No link is
+    on its path `file`, which somebody may have judged: one that has been put there since is refused.
 
     `owners` are the uids whose file is believed, None for everybody's; `way` says what to do about another one's. A
     file that the user `reader` chose by a link must not be closed to that user: errors quote what is in it.
@@ -41,6 +42,8 @@ def read_content(file: str, owners: Collection[int] | None = None, *, way: str =
     except OSError as error:
         raise refuse(f"cannot be opened: {error.strerror}") from None
     try:
+        if os.readlink(f"/proc/self/fd/{descriptor}") != file:
+            raise refuse("leads elsewhere by now", "somebody else can rename on its path: move it, and try again")
         status = os.fstat(descriptor)
         if owners is not None and status.st_uid not in owners:
             hint = f"read it, and if you trust it {way or f'name it: --file {file}'}"

@@ -74,7 +74,7 @@ class Case:
         file = directory / "hutch.toml"
         file.write_text(self.text("hutch.toml"), encoding="utf-8")
         file.chmod(0o644)
-        return replace(loading.load(file, layout=LAYOUT, allowance=self.allowance), file=FILE)
+        return replace(loading.load(str(file), layout=LAYOUT, allowance=self.allowance), file=FILE)
 
     @cached_property
     def allowance(self) -> Allowance | None:

@@ -61,7 +61,7 @@ def load(tmp_path: Path, home: Path) -> Callable[..., Config]:
         file = directory / "hutch.toml"
         file.write_bytes(text.encode() if isinstance(text, str) else text)
         file.chmod(mode)
-        return loading.load(file, layout=Layout(Path(STATE), Path(RUN)), check=check)
+        return loading.load(str(file), layout=Layout(Path(STATE), Path(RUN)), check=check)
 
     return load_text
 

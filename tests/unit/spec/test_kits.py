@@ -411,7 +411,7 @@ def test_a_guest_that_writes_where_kits_lie_is_asked_about(load: Load, user_kits
 
     file = write(tmp_path, "hutch", "[workspaces.web]\ntype = 'vm'\nuse = ['mine', 'node']\n")
     with pytest.raises(HutchError, match="a guest wrote this"):
-        loading.load(file, layout=LAYOUT, believe=believe)
+        loading.load(str(file), layout=LAYOUT, believe=believe)
     assert asked == [(f"{user_kits}/mine.toml", str(real))]
 
 

@@ -300,7 +300,7 @@ def test_a_file_that_others_can_write(problems: Problems, mode: int) -> None:
 def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "hutch.toml")
     with pytest.raises(ConfigError, match="nothing was changed") as caught:
-        loading.load(tmp_path / "hutch.toml", layout=Layout(tmp_path, tmp_path / "run"))
+        loading.load(str(tmp_path / "hutch.toml"), layout=Layout(tmp_path, tmp_path / "run"))
     assert caught.value.problems[0].message == "cannot be opened: it is not a regular file"
 
 
@@ -310,7 +310,7 @@ def test_a_directory_and_nothing_at_all(tmp_path: Path) -> None:
         (tmp_path / "x", "cannot be opened: No such file"),
     ):
         with pytest.raises(ConfigError) as caught:
-            loading.load(path, layout=Layout(tmp_path, tmp_path / "run"))
+            loading.load(str(path), layout=Layout(tmp_path, tmp_path / "run"))
         assert caught.value.problems[0].message.startswith(message)
 
 
@@ -319,10 +319,18 @@ def test_a_large_file_and_one_that_is_not_text(problems: Problems) -> None:
     assert str(problems(b"a = 1\nb = '\xff'\n")[0]).endswith("hutch.toml:2: is not UTF-8 text")
 
 
-def test_the_file_is_named_by_its_real_path(tmp_path: Path, load: Load) -> None:
+def test_a_path_that_leads_elsewhere_by_now_is_not_followed(tmp_path: Path, load: Load) -> None:
+    """Whoever judged it judged a path without links."""
     file = Path(load("").file)
     (tmp_path / "link.toml").symlink_to(file)
-    assert loading.load(tmp_path / "link.toml", layout=Layout(tmp_path, tmp_path / "run")).file == str(file)
+    (tmp_path / "link").symlink_to(file.parent)
+    for path, message in (
+        (tmp_path / "link.toml", "cannot be opened: Too many levels of symbolic links"),
+        (tmp_path / "link/hutch.toml", "leads elsewhere by now"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            loading.load(str(path), layout=Layout(tmp_path, tmp_path / "run"))
+        assert [problem.message for problem in caught.value.problems] == [message]
 
 
 def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,9 +366,9 @@ def test_a_file_that_merely_lies_here_is_believed_of_root_and_the_caller_alone(
     monkeypatch.setenv("HUTCH_FILE", "hutch.toml")
     assert lookup.believed_owners(None, here) is None
     layout = Layout(tmp_path, tmp_path / "run")
-    assert loading.load(here, layout=layout, owners={uid}).file == str(file)
+    assert loading.load(str(file), layout=layout, owners={uid}).file == str(file)
     with pytest.raises(ConfigError) as caught:
-        loading.load(here, layout=layout, owners={uid + 1})
+        loading.load(str(file), layout=layout, owners={uid + 1})
     (problem,) = caught.value.problems
     assert problem.message == f"belongs to uid {uid}, who is neither root nor you"
     assert problem.hint == f"read it, and if you trust it name it: --file {file}"
