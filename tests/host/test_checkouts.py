@@ -6,11 +6,16 @@ import json
 import os
 import pty
 import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hutch.apply.ownership import load_found
+from hutch.errors import HutchError
+from hutch.spec.names import Layout
 from tests.host.instance import DEFAULTS, HUTCH, Instance
 from tests.support import world_files
 
@@ -121,6 +126,41 @@ def test_the_terminal_is_asked(checkout: Instance) -> None:
     assert answers(checkout, "alice") == []
     assert say(b"y\n") == 0
     assert len(answers(checkout, "alice")) == 1
+
+
+FLIP = """
+import ctypes, os, sys
+own, link = map(os.fsencode, sys.argv[1:])
+exchange = ctypes.CDLL(None, use_errno=True).renameat2
+while True:
+    assert exchange(-100, own, -100, link, 2) == 0, ctypes.get_errno()
+"""
+LOADS = 400
+
+
+def test_no_exchange_of_a_file_and_a_link_makes_it_count(checkout: Instance) -> None:
+    """What is judged is what is read, however fast somebody else puts one in place of the other."""
+    alice = checkout.world.accounts["alice"]
+    hers, link = alice.home / "hutch.toml", alice.home / "link.toml"
+    text = '[workspaces.hers]\ntype = "container"\n'
+    subprocess.run(alice.command("tee", str(hers)), input=text, text=True, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(alice.command("ln", "-s", str(checkout.file), str(link)), check=True)
+    layout, seen = Layout(checkout.state, checkout.run), Counter[str]()
+    with subprocess.Popen(alice.command(sys.executable, "-c", FLIP, str(hers), str(link)), cwd="/") as process:
+        try:
+            while sum(seen.values()) < LOADS or len(seen) == 1:
+                try:
+                    (name,) = load_found(layout, hers).workspaces
+                except HutchError as error:
+                    name = type(error).__name__
+                seen[name] += 1
+                assert process.poll() is None
+        finally:
+            process.kill()
+    for path in (hers, link):
+        path.unlink()
+    assert seen["hers"] > 0
+    assert seen["web"] == 0
 
 
 def test_a_directory_that_becomes_a_link_is_not_shared(checkout: Instance) -> None:

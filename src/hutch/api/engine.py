@@ -119,21 +119,21 @@ class Hutch(Recorded):
     def declared(self, path: Path | None = None) -> tuple[str, dict[str, Any]]:
         """The file that `load` would take, "" for none, and the names and types in it as they stand, unvalidated."""
         # Spares the start-up of `hutch ssh`.
-        from hutch.spec.lookup import glance, look_for_file
+        from hutch.spec.lookup import glance, look_for_file, resolved
         from hutch.spec.rights import where_called
 
         with where_called():
             found = look_for_file(path)
-            return (os.path.realpath(found), glance(found)) if found else ("", {})
+            return (resolved(found), glance(found)) if found else ("", {})
 
     def brought_up(self, path: Path | None = None) -> list[str]:
         """The existing workspaces that the file which `load` would take has brought up."""
         # Spares the start-up of `hutch ssh`.
-        from hutch.spec.lookup import find_file
+        from hutch.spec.lookup import find_file, resolved
         from hutch.spec.rights import where_called
 
         with where_called():
-            file = os.path.realpath(find_file(path))
+            file = resolved(find_file(path))
         return [name for name, record in self.records().items() if record.file == file]
 
     # Workspaces that are there.

@@ -25,7 +25,7 @@ from hutch.backends.share import sources
 from hutch.errors import HutchError, UsageError, ways_in
 from hutch.spec.clashes import is_inside
 from hutch.spec.implied import Choice, Declared, Request, decide, of_file
-from hutch.spec.lookup import look_for_file
+from hutch.spec.lookup import look_for_file, resolved
 from hutch.spec.person import caller
 from hutch.spec.record import is_local
 from hutch.spec.rights import lost_directory
@@ -98,7 +98,7 @@ class Here:
         """Whether it runs just as its file wants it, so that nothing has to be done before it is entered. What was
         brought up last from this very text is known without a plan."""
         record = self._record()
-        if record is None or record.removed or record.file != os.path.realpath(self.choice.file):
+        if record is None or record.removed or record.file != resolved(Path(self.choice.file)):
             return False
         if self.hutch.observe(self.name).state != "running":
             return False

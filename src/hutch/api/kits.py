@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, field
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from hutch.apply.ownership import believing
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.spec.kit_files import FoundKit, Kits, Whose
-from hutch.spec.lookup import believed_owners, look_for_file
+from hutch.spec.lookup import believed_owners, look_for_file, resolved
 from hutch.spec.model import Kit
 from hutch.spec.names import Layout
 from hutch.spec.reading import locate, parse_toml, read_file
@@ -41,7 +40,7 @@ def list_kits(layout: Layout, path: Path | None = None) -> list[ListedKit]:
     tables: object = {}
     believe = believing(layout)
     if found is not None:
-        file = os.path.realpath(found)
+        file = resolved(found)
         believe(str(found), file)
         text = read_file(file, believed_owners(path, found))
         tables = parse_toml(file, text).get("kits", {})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hutch.errors import ConfigError, HutchError, explained, ways_in
-from hutch.spec.lookup import LOCAL_FILE, look_for_file
+from hutch.spec.lookup import LOCAL_FILE, look_for_file, resolved
 from hutch.spec.person import caller
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def is_in_checkout(path: Path) -> bool:
     from hutch.spec.checkouts import find_checkout
 
     try:
-        return find_checkout(str(path), os.path.realpath(path), caller(os.environ, os.getuid())) is not None
+        return find_checkout(str(path), resolved(path), caller(os.environ, os.getuid())) is not None
     except HutchError:
         return True
 
@@ -58,7 +58,7 @@ class Trust:
         from hutch.host.identity.answers import remove_answer
 
         with explained("the current directory cannot be found"):
-            file = os.path.realpath(path if path is not None else look_for_file(None) or LOCAL_FILE)
+            file = resolved(path if path is not None else look_for_file(None) or LOCAL_FILE)
         return file, remove_answer(self.person, file)
 
     def answers(self) -> Iterable[tuple[Answer, str]]:

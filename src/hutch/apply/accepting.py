@@ -3,7 +3,6 @@ writes an answer; asks nobody."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from hutch.plan.planner import plain
 from hutch.spec.checkouts import Checkout, find_checkout
 from hutch.spec.clashes import is_inside
 from hutch.spec.loading import Check, config_of
-from hutch.spec.lookup import believed_owners, find_file
+from hutch.spec.lookup import believed_owners, find_file, resolved
 from hutch.spec.model import Config, WorkspaceSpec
 from hutch.spec.names import Layout
 from hutch.spec.person import Person
@@ -76,7 +75,7 @@ def make_offer(layout: Layout, person: Person, path: Path | None, check: Check) 
     """The offer of the hutch.toml that would be loaded; None for one that is in no checkout. Raises ConfigError for a
     file that could not be loaded, or that widens something."""
     found = find_file(path)
-    file = os.path.realpath(found)
+    file = resolved(found)
     checkout = find_checkout(str(found), file, person)
     if checkout is None:
         return None

@@ -31,7 +31,7 @@ from hutch.spec.checkouts import find_checkout
 from hutch.spec.implied import is_implied
 from hutch.spec.kit_files import Believe, believe_all
 from hutch.spec.loading import Check, config_of, load, no_check
-from hutch.spec.lookup import believed_owners, find_file
+from hutch.spec.lookup import believed_owners, find_file, resolved
 from hutch.spec.model import Config, Network
 from hutch.spec.names import Layout
 from hutch.spec.owner import owner_of_path
@@ -155,14 +155,6 @@ def _read(
     config = config_of(file, text, layout=layout, check=check, checkout=checkout, believe=believe, allowance=allowance)
     check_parts(config)
     return config, True
-
-
-def resolved(found: Path) -> str:
-    """The path of the file that `found` leads to, without links. What is judged by this path is read by it, too."""
-    try:
-        return os.path.realpath(found)
-    except OSError as error:  # a link that is another thing by the time that it is read
-        raise HutchError(f"{found} cannot be found: {error.strerror}", resolution="try again") from error
 
 
 def believing(layout: Layout) -> Believe:

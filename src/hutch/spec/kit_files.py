@@ -17,6 +17,7 @@ from hutch.frozen import dataclass
 from hutch.spec.checkouts import HINT
 from hutch.spec.crosscheck import Draft
 from hutch.spec.joining import Used
+from hutch.spec.lookup import resolved
 from hutch.spec.model import Kit
 from hutch.spec.names import is_name
 from hutch.spec.person import caller
@@ -119,7 +120,7 @@ def read_table(file: str, name: str, table: object) -> FoundKit:
 def read_kit(shelf: Shelf, name: str, believe: Believe = believe_all) -> FoundKit:
     """A kit that a directory has. One that cannot be read is empty, and has its problems with it."""
     found = shelf.file(name)
-    file = os.path.realpath(found)
+    file = resolved(found)
     try:
         if shelf.whose == "hutch":
             text = found.read_text(encoding="utf-8")

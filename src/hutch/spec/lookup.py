@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hutch.errors import UsageError
+from hutch.errors import HutchError, UsageError
 from hutch.files import open_regular
 from hutch.spec.names import is_name
 
@@ -46,6 +46,14 @@ def find_file(explicit: Path | None) -> Path:
             "that of a workspace of `hutch run` is -f ~/.config/hutch/run/NAME.toml",
         )
     return found
+
+
+def resolved(found: Path) -> str:
+    """The path of the file that `found` leads to, without links. What is judged by this path is read by it, too."""
+    try:
+        return os.path.realpath(found)
+    except OSError as error:  # a link that is another thing by the time that it is read
+        raise HutchError(f"{found} cannot be found: {error.strerror}", resolution="try again") from error
 
 
 def believed_owners(explicit: Path | None, found: Path) -> frozenset[int] | None:
