@@ -15,8 +15,14 @@ class NoCgroup:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def processes(self) -> list[int]:
+    def processes(self, *parts: str) -> list[int]:
         return []
+
+    def kill(self, *parts: str) -> None:
+        pass
+
+    def remove(self, *parts: str) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -11,14 +11,13 @@ import os
 import re
 import select
 import shlex
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
 from hutch.errors import HutchError
-from hutch.files import remove_flat
+from hutch.files import kept_open, remove_flat
 from hutch.frozen import dataclass
 from hutch.host.services.cgroup import JOIN, Cgroup, memory_for_workspaces
 from hutch.host.services.process import arguments, start_time, terminate
@@ -115,19 +114,21 @@ def _start_units(layout: Layout, services: Sequence[Service]) -> None:
 
 
 def _start_here(layout: Layout, service: Service) -> None:
-    """Start a service in the cgroup of all services, outside of the caller's session."""
-    with closing(Cgroup(layout.services_cgroup)) as cgroup:
-        cgroup.make()
-        group = cgroup.open("")
+    """Start a service in a cgroup of its own, outside of the caller's session."""
     log = Path(service.pid_file).with_suffix(".log")
-    try:
-        log.unlink(missing_ok=True)
-        with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as errors:
+    log.unlink(missing_ok=True)
+    with closing(Cgroup(layout.services_cgroup)) as cgroup:
+        own = _group_of(service.pid_file)
+        cgroup.make(own)
+        with (
+            kept_open(cgroup.open(own)) as group,
+            open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as errors,
+        ):
             joining = (*JOIN, "/dev/null", *service.command)
             process = start(joining, stdin=group, stdout=PIPE, stderr=errors, new_session=True)
-    finally:
-        os.close(group)
-    _wait(service, process)
+        if not _serves(service, process):
+            cgroup.kill(own)
+            process.wait()
     if observe_service(service) is None:
         raise HutchError(
             f"{service.name} does not run although it was started",
@@ -136,49 +137,42 @@ def _start_here(layout: Layout, service: Service) -> None:
         )
 
 
-def _wait(service: Service, process: Popen[bytes]) -> None:
-    """Wait until a service serves, as it says or shows by going into the background; end one that does not in time."""
+def _serves(service: Service, process: Popen[bytes]) -> bool:
+    """Wait until a service serves, as it says or shows by going into the background; False for one that does not."""
     assert process.stdout is not None
     with process.stdout as said, suppress(TimeoutExpired):
         if not service.says_pid:
             process.wait(READY_SECONDS)
-            return
+            return True
         line = said.readline(16) if select.select([said], [], [], READY_SECONDS)[0] else b""
         if line.strip().isdigit():
             Path(service.pid_file).write_bytes(line)
-            return
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+            return True
+    return False
 
 
 def stop_service(layout: Layout, pid_file: str) -> None:
-    """End the process that this pid file names, whatever its other arguments were, and whatever became of the file;
-    with it go those that it has started. It may be a unit, or what was started before there were units."""
+    """End the service that this pid file names, whatever became of the file, and all that it has started, whatever
+    became of that. It may be a unit, or what was started before there were units."""
     if has_systemd() and (directory() / layout.service_unit(pid_file)).is_file():
         systemctl("stop", layout.service_unit(pid_file), timeout=UNIT_SECONDS)
-    candidates = []
-    with suppress(OSError, ValueError):  # it comes first: what is around it ends by the first signal, and it with that
-        candidates.append(int(Path(pid_file).read_text(encoding="ascii")))
     with closing(Cgroup(layout.services_cgroup)) as cgroup:
-        candidates += cgroup.processes()
-    for pid in dict.fromkeys(candidates):
-        started = start_time(pid)
-        if started is not None and _is_named(pid, pid_file):
-            _end(pid, started)
+        own = _group_of(pid_file)
+        with suppress(OSError, ValueError):
+            pid = int(Path(pid_file).read_text(encoding="ascii"))
+            started = start_time(pid)
+            # An older hutch's services are all in the cgroup above.
+            if started is not None and pid in {*cgroup.processes(own), *cgroup.processes()}:
+                terminate(pid, started, patience=END_SECONDS)  # it may have something to write down
+        cgroup.kill(own)
+        cgroup.remove(own)
     Path(pid_file).unlink(missing_ok=True)
 
 
-def _end(pid: int, started: int) -> None:
-    """End a process, and with it the rest of its session."""
-    try:
-        session = os.getsid(pid)
-    except ProcessLookupError:
-        return
-    terminate(pid, started, patience=END_SECONDS)
-    if session != os.getsid(0):
-        with suppress(ProcessLookupError):
-            os.killpg(session, signal.SIGKILL)
+def _group_of(pid_file: str) -> str:
+    """The name of a service's cgroup, among those of all services. Its processes are known by that alone: names and
+    sessions are theirs to change."""
+    return Path(pid_file).stem
 
 
 def remove_retired(layout: Layout) -> None:
@@ -211,10 +205,3 @@ def remove_services(layout: Layout) -> None:
         remove_tree(told)  # a service may write there
     with suppress(OSError):
         layout.run.rmdir()
-
-
-def _is_named(pid: int, pid_file: str) -> bool:
-    try:
-        return any(word.rpartition("=")[2] == pid_file for word in arguments(pid))
-    except OSError:
-        return False
