@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hutch.spec.names import Layout
 from tests.host.egress import (
     AT_ONCE,
     PORT,
@@ -277,6 +278,36 @@ def test_neither_goes_on_without_the_other(policies: Policies, which: str) -> No
     os.kill({"keeper": keeper, "proxy": proxy}[which].pid, signal.SIGKILL)
     assert eventually(lambda: not egress_proxies(policies.instance))
     policies.instance.up()
+
+
+def test_one_that_will_not_end_is_no_hindrance(policies: Policies, address: str) -> None:
+    """Stopped, it hears no signal, and does not see that its keeper is gone: as if it were somebody else's by now."""
+    keeper, proxy = both(policies.instance)
+    os.kill(proxy.pid, signal.SIGSTOP)
+    os.kill(keeper.pid, signal.SIGKILL)
+    assert eventually(lambda: [each.pid for each in egress_proxies(policies.instance)] == [proxy.pid])
+    policies.zone.put("far.example", a=[address])
+    policies.instance.up()
+    assert proxy.pid not in {each.pid for each in both(policies.instance)}
+    assert policies.agents["changes"].reach("far.example") == address
+
+
+def test_what_is_open_is_bounded_so_that_rules_can_be_looked_at(policies: Policies) -> None:
+    (name,) = router_namespaces(policies.instance)
+    nft = ["ip", "netns", "exec", name, "nft"]
+    table = Layout(policies.instance.state, policies.instance.run).table
+
+    def add(count: int) -> subprocess.CompletedProcess[str]:
+        addresses = (f"20.{i >> 16}.{i >> 8 & 255}.{i & 255}" for i in range(count))
+        elements = ", ".join(f"192.0.2.1 . {address} . 1 timeout 60s" for address in addresses)
+        text = f"add element inet {table} allowed {{ {elements} }}"
+        return subprocess.run([*nft, "-f", "-"], input=text, capture_output=True, text=True, timeout=60)
+
+    try:
+        add(1 << 14).check_returncode()
+        assert "Too many open files in system" in add((1 << 15) + 1).stderr
+    finally:
+        subprocess.run([*nft, "flush", "set", "inet", table, "allowed"], check=True, timeout=60)
 
 
 def test_without_the_egress_proxy_nothing_opens_and_up_brings_it_back(policies: Policies, address: str) -> None:

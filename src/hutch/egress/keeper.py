@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -25,7 +26,9 @@ from hutch.libc import call
 CLONE_NEWPID, CAPABILITY_VERSION = 0x2000_0000, 0x2008_0522  # see capset(2)
 CAP_NET_ADMIN = 12
 LONGEST = 1 << 16  # bytes of a request, and of an answer
-AT_ONCE = 256  # elements of one request
+AT_ONCE = 64
+"""The most elements of one request: the keeper hears nothing else until it has tried each of them by itself."""
+LARGEST_FILE = 8 << 20  # bytes, that the proxy writes to any file: its journals are smaller
 END_SECONDS = 3.0
 """The time that the proxy has to write down what it has counted: less than the service's own."""
 LONGEST_OPEN = LONGEST_VALID + SLACK + 1  # seconds of an address, which no answer keeps open for longer
@@ -106,7 +109,7 @@ def answer_of(sets: Sets, request: bytes) -> bytes:
     try:
         match verb, arguments:
             case "put", [elements]:
-                sets.put(dict(map(_checked_element, _checked_list(elements))))
+                sets.put(dict(map(_checked_element, _checked_list(elements, AT_ONCE))))
             case "forget_terms", []:
                 sets.forget_terms()
             case "add_term", [source, mark, seconds]:
@@ -121,8 +124,8 @@ def answer_of(sets: Sets, request: bytes) -> bytes:
     return b"done"
 
 
-def _checked_list(value: Any) -> list[Any]:
-    if not isinstance(value, list) or not value:
+def _checked_list(value: Any, most: int = LONGEST) -> list[Any]:
+    if not isinstance(value, list) or not 0 < len(value) <= most:
         raise ValueError("no list")
     return value
 
@@ -155,13 +158,14 @@ def _checked_number(value: Any, most: int = 0xFFFF_FFFF) -> int:
 
 def begin_proxy() -> int:
     """Fork the proxy as fork(2) does, once its keeper has left all capabilities but one: 0 in the proxy, its pid in the
-    keeper. It needs CAP_SYS_ADMIN for the PID namespace."""
+    keeper. It needs CAP_SYS_ADMIN for the PID namespace. The proxy writes no file that is larger than LARGEST_FILE."""
     call("unshare", CLONE_NEWPID)
     set_capabilities(CAP_NET_ADMIN)
     if proxy := os.fork():
         return proxy
     os.setpgid(0, 0)  # a signal to one's own group reaches out of a PID namespace
     set_capabilities()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
     return 0
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from hutch.egress.sets import Element, Place
 
-MOST_OPEN = 1 << 14
-"""The most elements that one workspace has in the kernel's sets, which are everybody's: each takes 2^20."""
+MOST_OPEN = 1 << 12
+"""The most elements that one workspace has in the kernel's sets, which are everybody's: each takes 2^15."""
 MOST_TOLD = 1 << 14
 """The most pairs of a name and an address that one workspace was told, opened or not: a list may come."""
 LINGERS = 3.0  # seconds that the kernel may have an element longer, since its seconds are whole

@@ -114,6 +114,7 @@ def test_the_keeper_takes_every_key_that_there_is() -> None:
         ["put", [["allowed_lent", f"{SOURCE} . {FAR}", 1, 9, 9.5]]],
         ["put", [["allowed_lent", f"{SOURCE} . {FAR}", 1, True, None]]],
         ["put", [["allowed_lent", f"{SOURCE} . {FAR}", 1, 10**30, None]]],
+        pytest.param(["put", [[*LISTED, 1, None, None]] * (AT_ONCE + 1)], id="too many"),
         ["put", [list(LISTED)]],
         ["put", []],
         ["put", "allowed"],

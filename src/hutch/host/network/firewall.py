@@ -37,7 +37,8 @@ MET = "met_ssh"
 MET_TYPE = "type ipv4_addr . inet_service; flags dynamic, timeout"
 MET_SECONDS, MET_SIZE = 3600, 65_536
 """How long each stays there, which is a few times as long as between two looks; and how many there is room for."""
-BY_RESOLVER = "flags timeout; size 1048576"
+BY_RESOLVER = "flags timeout; size 32768"
+"""What fills these is not trusted with more: nft lists the elements of all five wherever rules are looked at."""
 LENT_PORTS = "type ipv4_addr . ipv4_addr . inet_service : mark"
 
 # Nobody listens at the port to which workspaces send questions: without rules, none are answered.
