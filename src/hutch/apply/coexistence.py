@@ -155,8 +155,8 @@ def check_port(seen: Neighbours) -> Iterator[Finding]:
         setting = f"net.ipv4.ip_unprivileged_port_start={UPSTREAM_PORT + 1}"
         yield Finding(
             "resolver's port", "warning", f"every user of this host may listen at port {UPSTREAM_PORT} beside the "
-            f"resolver, and hear workspaces' questions in its place (ports are free from {seen.first_free_port} on); "
-            "no answer of theirs gets in",
+            f"resolver, and hear workspaces' questions in its place (ports are free from {seen.first_free_port} on), "
+            "or take it alone, and no workspace starts; no answer of theirs gets in",
             f"`sysctl -w {setting}`, or a higher number, and in /etc/sysctl.d",
         )  # fmt: skip
 
