@@ -109,7 +109,8 @@ def _lines(process: Popen[bytes], deadline: float, argv: Sequence[str], seen: de
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     while True:
-        if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+        left = deadline - time.monotonic()  # which who never stops talking runs out of as well
+        if left <= 0 or not poll.poll(left * 1000):
             raise CommandFailed(argv, "did not end in time", "\n".join(seen), None)
         chunk = os.read(descriptor, 65536)
         rest += decoder.decode(chunk, final=not chunk)
