@@ -16,6 +16,8 @@ import pytest
 
 from hutch.host.services.cgroup import Cgroup
 from hutch.host.services.process import start_time
+from hutch.images.contain import run_contained
+from hutch.run import CommandFailed
 from hutch.spec.names import Layout
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
@@ -115,6 +117,17 @@ QUOTED = (
     "touch 'a\tb' && git add . && git commit -qm two && git update-ref refs/remotes/origin/main HEAD"
     " && git update-index --skip-worktree 'a\tb'"
 )
+DOTFILES = (
+    "git init -q --bare ~/x.git && dot() { git --git-dir=$HOME/x.git --work-tree=$HOME -c user.email=a@b.c "
+    '-c user.name=a "$@"; } && cd && echo x > .kept && dot add .kept && dot commit -qm one'
+    f" && dot remote add origin https://public.example/x.git && dot update-ref {REF} HEAD"
+)
+ANOTHER = (
+    "git remote set-url back ~/x.git && git config remote.back.fetch '+refs/heads/*:refs/remotes/origin/*'"
+    " && git fetch -q back"
+)
+BY_FILE = "protocol.file.allow=always"
+MORE = "git -c user.email=a@b.c -c user.name=a commit -q --allow-empty -m two && cd ~/project"
 LOST = {
     "untracked": ("git config status.showUntrackedFiles no && touch new", "./project: uncommitted changes"),
     "skip-worktree": ("git update-index --skip-worktree file && echo y > file", f"./project: {OVERLOOKED}"),
@@ -132,6 +145,29 @@ LOST = {
         "git config url.$HOME/.insteadOf https://public.example/",
         "./project: commits that were not pushed",
     ),
+    "a rewriting home": (
+        "git config --global url.$HOME/.insteadOf https://public.example/",
+        "./project: commits that were not pushed",
+    ),
+    "a remote on this machine": (
+        "git remote set-url origin ssh://dev@localhost/~/x.git",
+        "./project: commits that were not pushed",
+    ),
+    "another's name for what a remote in the home has": (
+        f"git clone -q --bare . ~/x.git && git remote rename origin back && {ANOTHER}",
+        "./project: commits that were not pushed",
+    ),
+    "notes": ("git notes add -m x", "./project: commits that were not pushed"),
+    "the head of a worktree that is gone": (
+        f"git worktree add -q --detach /tmp/tree && cd /tmp/tree && {MORE} && rm -r /tmp/tree",
+        "./project: commits that were not pushed",
+    ),
+    "a submodule that is not checked out": (
+        f"git -c {BY_FILE} submodule -q add ~/.saved s && cd s && {MORE} && git submodule -q deinit -f .",
+        "./project/.git/modules/s: commits that were not pushed",
+    ),
+    "the home's own files": (f"{DOTFILES} && echo y >> ~/.kept", "./x.git: uncommitted changes"),
+    "the home's own files, stashed": (f"{DOTFILES} && echo y >> ~/.kept && dot stash -q", "./x.git: stashed changes"),
     "a bare repository": (
         "git clone -q --bare . ~/x.git && rm -rf ~/project",
         "./x.git: commits that were not pushed",
@@ -153,7 +189,7 @@ def saved(world: World, images: Path) -> Iterator[Instance]:
 @pytest.mark.parametrize("case", LOST)
 def test_rm_sees_what_git_overlooks(saved: Instance, case: str) -> None:
     script, found = LOST[case]
-    saved.ssh("web", f"rm -rf ~/project ~/x.git && cp -a ~/.saved ~/project && cd ~/project && {script}")
+    saved.ssh("web", f"rm -rf ~/project ~/x.git ~/.gitconfig && cp -a ~/.saved ~/project && cd ~/project && {script}")
     refused = saved.hutch("rm", "web", check=False)
     assert refused.returncode == 1
     assert f"web: {found}" in refused.stderr
@@ -178,6 +214,10 @@ touch HEAD
 git add x.git HEAD
 git commit -qm two
 git update-ref {REF} HEAD
+git update-ref refs/pull/7/head $(git commit-tree -m other HEAD^{{tree}})
+git config --add remote.origin.fetch '+refs/pull/*:refs/pull/*'
+git config --global url.git@public.example:.insteadOf https://public.example/
+{DOTFILES}
 """
 
 
@@ -206,6 +246,13 @@ def test_what_a_look_leaves_that_was_killed_goes_with_the_next_command(instance:
         assert all_of_them.groups() == [os.path.basename(ours)]  # it may go on
         mine.remove()
         assert all_of_them.groups() == []
+
+
+def test_a_look_that_never_stops_talking_ends(instance: Instance) -> None:
+    layout = Layout(instance.state, instance.run)
+    group = layout.inspection_cgroup("web", os.getpid(), start_time(os.getpid()))
+    with pytest.raises(CommandFailed, match="did not end in time"):
+        run_contained(["yes"], group=group, tasks=10, on_line=lambda line: None, timeout=1.0)
 
 
 KILLER = """#!/bin/bash

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
@@ -78,6 +79,30 @@ def test_shared_directories_are_not_looked_at(shared: Instance, name: str) -> No
     shared.inside(name, "sh", "-c", f"git init -q /srv/x && cd /srv/x && {SAVE}")
     shared.hutch("stop", name)
     assert (source / "file").read_text() == "x\n"
+
+
+def test_what_is_kept_of_a_private_mount_is_in_the_way(shared: Instance, name: str) -> None:
+    """What the host has not saved is the host's, and goes with nobody."""
+    source = shared.directory / "checkout-private"
+    source.mkdir()
+    subprocess.run(["sh", "-c", f"git init -q && {SAVE} && touch other && echo y > file"], cwd=source, check=True)
+    subprocess.run(["chown", "-R", "1000:1000", source], check=True)
+    shared.declare("container", **{name: f'mounts = [{{ source = "{source}", target = "/srv/x", mode = "private" }}]'})
+    shared.up()
+    for work, way_back, found in (
+        ("touch made", "rm made", "uncommitted changes"),
+        ("rm other", "touch other", ""),
+        ("git commit -qam two", "git reset -q HEAD^", "commits that were not pushed"),
+        ("git stash -q", "git stash pop -q", "stashed changes"),
+    ):
+        shared.inside(name, "sh", "-c", f"cd /srv/x && {work}")
+        if found:
+            assert f"{name}: /srv/x: {found}" in refused(shared, "rm", "--purge", name)
+        shared.inside(name, "sh", "-c", f"cd /srv/x && {way_back}")
+    assert f"{name}: /srv/x: uncommitted changes" in refused(shared, "rm", "--purge", name)  # copies of both
+    shared.inside(name, "git", "-C", "/srv/x", "checkout", "-q", ".")
+    shared.inside(name, "rm", "/srv/x/other")
+    assert f"{name}: /srv/x" not in shared.hutch("rm", "--purge", name).stderr
 
 
 @pytest.mark.slow

@@ -19,7 +19,26 @@ GIT = ".git"
 REPOSITORIES = ("(", "-name", GIT, "-prune", "-o", "-name", "HEAD", "(", "-type", "f", "-o", "-type", "l", ")")
 CACHES = (".cache", ".cargo", "go/pkg")
 """Directories in which package managers keep bare repositories, of what others have."""
-FOUND_ONES = (*REPOSITORIES, *(word for path in CACHES for word in ("!", "-path", f"*/{path}/*")), ")")
+FOUND_ONES = (
+    *(
+        "!",
+        "(",
+        "-path",
+        f"*/{GIT}/*",
+        "!",
+        "-path",
+        f"*/{GIT}/modules",
+        "!",
+        "-path",
+        f"*/{GIT}/modules/*",
+        "-prune",
+        ")",
+    ),
+    *("(", "-name", GIT, "-o", "-name", "HEAD", "(", "-type", "f", "-o", "-type", "l", ")"),
+    *(word for path in CACHES for word in ("!", "-path", f"*/{path}/*")),
+    ")",
+)
+"""The repositories that are looked into: those of submodules, too, whose checkout may be gone."""
 DISTRIBUTION = (
     *(f"/usr/{name}" for name in ("bin", "include", "lib", "libexec", "sbin", "share")),
     *("/var/cache/apt", "/var/lib/apt", "/var/lib/dpkg"),
@@ -47,6 +66,13 @@ def look_command(workspace: WorkspaceSpec, repositories: Iterable[str]) -> tuple
     return ("sh", "-c", root_script(workspace), "sh", *repositories)
 
 
+def look_into_layer_command(
+    workspace: WorkspaceSpec, repositories: Iterable[str], layer: str, host: str
+) -> tuple[str, ...]:
+    """The same for those of a private mount, see unsaved_script()."""
+    return ("sh", "-c", unsaved_script(shared_places(workspace), layer, host), "sh", *repositories)
+
+
 def root_script(workspace: WorkspaceSpec) -> str:
     """The look into what goes with a root: the home stays."""
     return unsaved_script((f"/home/{workspace.user}", *shared_places(workspace)))
@@ -57,9 +83,11 @@ def shared_places(workspace: WorkspaceSpec) -> list[str]:
     return [mount.target for mount in workspace.mounts if not mount.is_private]
 
 
-def unsaved_script(kept: Iterable[str]) -> str:
-    """The look for unsaved work in what goes while the directories `kept`, by their paths inside, stay."""
-    return f"kept={shlex.quote(chr(10).join(kept))}\n{script('unsaved')}"
+def unsaved_script(kept: Iterable[str], layer: str = "", host: str = "") -> str:
+    """The look for unsaved work in what goes while the directories `kept`, by their paths inside, stay. What it looks
+    at may be a `layer` on a directory of the `host`, which are shown at these places."""
+    told = {"kept": "\n".join(kept), "layer": layer, "host": host}
+    return "".join(f"{key}={shlex.quote(value)}\n" for key, value in told.items()) + script("unsaved")
 
 
 def is_in_cache(path: str) -> bool:
@@ -79,6 +107,29 @@ def found_in(line: str) -> str:
     return printable(line.removeprefix(FOUND), LONGEST)
 
 
-def shortened(found: list[str]) -> list[str]:
-    """What was found, as far as a person wants to read it."""
-    return found if len(found) <= MOST_SHOWN else [*found[:MOST_SHOWN], f"{len(found) - MOST_SHOWN} more"]
+class Listener:
+    """Takes the lines of a look, as many as a guest likes to cause, and keeps what a person wants to read."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+        self._more = 0
+
+    def take(self, line: str) -> None:
+        if not (found := found_in(line)):
+            return
+        if len(self._found) < MOST_SHOWN:
+            self._found.append(found)
+        else:
+            self._more += 1
+
+    @property
+    def found(self) -> list[str]:
+        return [*self._found, f"{self._more} more"] if self._more else self._found[:]
+
+
+def found_among(said: bytes) -> list[str]:
+    """What the whole output of a look tells of."""
+    listener = Listener()
+    for line in said.decode("utf-8", "replace").splitlines():
+        listener.take(line)
+    return listener.found

@@ -12,8 +12,8 @@ from functools import partial
 from hutch.access import git_changes, git_work
 from hutch.access.git_changes import Changes
 from hutch.apply.launching import surroundings_of
+from hutch.backends.inspections import HOST_PLACE, LAYER_PLACE, inspection, layer_inspection, root_inspection
 from hutch.backends.launch import Surroundings
-from hutch.backends.nspawn import inspection, root_inspection
 from hutch.files import kept_open
 from hutch.host.services.lock import LOOKS, take_place
 from hutch.host.services.process import start_time
@@ -47,6 +47,15 @@ def look_into_root(layout: Layout, record: Record, repositories: Sequence[str], 
     look = root_inspection(record.name, record.wanted, surroundings, command, runs=bool(mounts))
     # The top of the root is the current directory of the look.
     return [line.removeprefix(".") for line in _look(layout, record.name, look, mounts)]
+
+
+def look_into_layer(layout: Layout, record: Record, mount: Mount, repositories: Sequence[str]) -> list[str]:
+    """The same of repositories in a private mount, of which something lies in the workspace's own layer."""
+    ways = (f"./{path}" for path in repositories)
+    command = git_work.look_into_layer_command(record.wanted, ways, LAYER_PLACE, HOST_PLACE)
+    surroundings = _surroundings(layout, record)
+    look = layer_inspection(record.name, record.wanted, surroundings, command, mount)
+    return [f"{mount.target}{line.removeprefix('.')}" for line in _look(layout, record.name, look)]
 
 
 def look_for_changes(layout: Layout, record: Record, since: float) -> Changes:
@@ -98,14 +107,9 @@ def _surroundings(layout: Layout, record: Record) -> Surroundings:
 
 
 def _look(layout: Layout, name: str, look: Sequence[str], mounts: str = "") -> list[str]:
-    found: list[str] = []
-
-    def take(line: str) -> None:
-        if said := git_work.found_in(line):
-            found.append(said)
-
-    _contain(layout, name, look, take, mounts)
-    return git_work.shortened(found)
+    listener = git_work.Listener()
+    _contain(layout, name, look, listener.take, mounts)
+    return listener.found
 
 
 def _contain(layout: Layout, name: str, look: Sequence[str], take: Callable[[str], None], mounts: str = "") -> None:

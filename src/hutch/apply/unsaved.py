@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from contextlib import closing, suppress
 
-from hutch.apply.sealed import look_into_home
-from hutch.apply.vanishing import unsaved_in_root
+from hutch.apply.sealed import look_into_home, look_into_layer
+from hutch.apply.vanishing import look_into, touched_repositories, unsaved_in_root
+from hutch.backends.share import private_layer
 from hutch.engines import engine_of
 from hutch.errors import HutchError
 from hutch.host.services.cgroup import Cgroup
 from hutch.run import CommandFailed, run
 from hutch.runtime.observe import observe, observe_cid
+from hutch.spec.model import Mount
 from hutch.spec.names import Layout
 from hutch.spec.record import Record, has_processes, is_local
-from hutch.trees.cursor import is_empty
+from hutch.trees.cursor import is_empty, opened
 
 
 def obstacles(layout: Layout, record: Record) -> list[str]:
@@ -59,14 +61,32 @@ def count_vsock(listing: str, cid: str) -> int:
 
 
 def unsaved_git_work(layout: Layout, record: Record) -> list[str]:
-    """Repositories in the home with changes that are committed or pushed nowhere."""
-    if record.wanted.home is None or is_empty(record.wanted.home):
-        return []
+    """Repositories with changes that are committed or pushed nowhere: in the home, and in what goes with it."""
+    found: list[str] = []
+    where = "its home holds"
     try:
-        return look_into_home(layout, record)
-    except CommandFailed as error:
+        if record.wanted.home is not None and not is_empty(record.wanted.home):
+            found += look_into_home(layout, record)
+        for mount in record.wanted.mounts:
+            where = f"its own layer on {mount.target} holds"
+            if mount.is_private:
+                found += _unsaved_in_layer(layout, record, mount)
+    except (CommandFailed, OSError) as error:
         raise HutchError(
-            f"{record.name}: cannot tell whether its home holds unsaved git work",
-            details=error.details,
+            f"{record.name}: cannot tell whether {where} unsaved git work",
+            details=error.details if isinstance(error, CommandFailed) else str(error),
             resolution="--force removes the workspace without a look",
         ) from error
+    return found
+
+
+def _unsaved_in_layer(layout: Layout, record: Record, mount: Mount) -> list[str]:
+    """The work in the repositories of which a workspace has something in its own layer on a directory of the host."""
+    try:
+        with opened(f"{private_layer(layout, record.name, mount)}/upper") as upper:
+            repositories = touched_repositories(upper, mount.source)
+    except FileNotFoundError:  # of a file, or of one that was never started
+        return []
+    if not repositories:
+        return []
+    return look_into(repositories, lambda chosen: look_into_layer(layout, record, mount, chosen))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from hutch.access import git_work
@@ -91,12 +91,8 @@ def _found_in_container(layout: Layout, record: Record, *, runs: bool) -> list[s
         # Spares the start-up of `hutch stop` where there is nothing to look into.
         from hutch.apply.sealed import look_into_root
 
-        chosen = fitting(repositories)
         mounts = "" if namespace is None else f"/proc/{os.getpid()}/fd/{namespace}"
-        found = look_into_root(layout, record, chosen, mounts)
-        if rest := len(repositories) - len(chosen):
-            found.append(f"of {rest} more repositories, nobody knows: there are too many to look into")
-        return found
+        return look_into(repositories, lambda chosen: look_into_root(layout, record, chosen, mounts))
 
 
 @contextmanager
@@ -118,11 +114,13 @@ def _main_process(layout: Layout, name: str) -> Iterator[tuple[int, int]]:
 
 def touched_repositories(upper: int, image: str) -> list[str]:
     """The ways from the root to the `.git`, or a bare one's HEAD, of each repository of which something lies in a
-    layer: one that was made in it, or one of the image with a change."""
+    layer: one that was made in it, or one of what it lies on, the directory `image`, with a change."""
     found: dict[str, None] = {}  # in their order
     gone: set[str] = set()
     for way, directory, name in walk_with_ways(upper, seconds=WALK_SECONDS):
         path = "/".join((*way, name))
+        if not way and os.path.lexists(f"{image}/{GIT}"):
+            found.setdefault(GIT)
         if name == GIT and _is_whiteout(directory, name):
             gone.add(path)
         elif name == GIT or (name == "HEAD" and _may_be_bare(directory, path)):
@@ -136,7 +134,8 @@ def touched_repositories(upper: int, image: str) -> list[str]:
 
 def _may_be_bare(directory: int, path: str) -> bool:
     """Whether the HEAD at a path, in that directory, may be a bare repository's; links are not followed here."""
-    if GIT in path.split("/") or git_work.is_in_cache(path):
+    _, is_inside, inside = f"/{path}".rpartition(f"/{GIT}/")
+    if (is_inside and not inside.startswith("modules/")) or git_work.is_in_cache(path):
         return False
     try:
         return all(os.stat(part, dir_fd=directory, follow_symlinks=False) for part in BARE)
@@ -150,6 +149,15 @@ def _is_whiteout(directory: int, name: str) -> bool:
         return stat.S_ISCHR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
     except FileNotFoundError:
         return True
+
+
+def look_into(repositories: list[str], look: Callable[[list[str]], list[str]]) -> list[str]:
+    """What a look finds in as many of these repositories as are looked into, in words."""
+    chosen = fitting(repositories)
+    found = look(chosen)
+    if rest := len(repositories) - len(chosen):
+        found.append(f"of {rest} more repositories, nobody knows: there are too many to look into")
+    return found
 
 
 def fitting(repositories: list[str]) -> list[str]:
@@ -173,8 +181,7 @@ def _told_by_machine(layout: Layout, record: Record) -> list[str]:
 
     look = git_work.find_in_root_command(record.effective)
     code, said = heard_inside(layout, record, look, seconds=PATIENCE, most=MOST_SAID)
-    lines = said.decode("utf-8", "replace").splitlines()
-    found = git_work.shortened([work for line in lines if (work := git_work.found_in(line))])
+    found = git_work.found_among(said)
     if code != 0 and observe(layout, record.name).state == "running":
         how = f"within {PATIENCE:g} s" if code is None else f"(exit code {code})"
         found.append(f"it cannot tell {how} whether its root holds unsaved git work")

@@ -8,7 +8,6 @@ in the Launch's own mount namespace and end with it.
 from __future__ import annotations
 
 import json
-import shlex
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -44,7 +43,6 @@ TRAITS = Traits(
 )
 DIALECT = Path(__file__).with_name("nspawn.sh")
 SCRATCH = 2 << 30  # bytes that an ephemeral root may grow by when `disk` does not say
-LOOK_SCRATCH = 64 << 20  # bytes that each place may hold where an inspection can write
 TASKS = 16384
 SECCOMP = Seccomp(
     # nspawn's own list leaves io_uring open, whose calls no filter sees, and answers for keys in a way that runtimes of
@@ -60,8 +58,6 @@ NO_NAMESPACES = "echo 0 >/proc/sys/user/max_user_namespaces"
 DEVICES = {"fuse": (10, 229), "net/tun": (10, 200)}  # what rootless containers need; the host's may be root's alone
 NEST = "/run/hutch/nest"  # in the guest
 LAYERS = ("lower", "scratch", "root")  # mount points below the runtime directory
-WORK, SHOWN = "/mnt", "home"  # an inspection's place to work, and the mount point there of what it looks at
-ROOT_PLACE = "/mnt"  # the place of an inspected root inside
 
 
 def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
@@ -278,77 +274,6 @@ def render_owner_map(uid: int, gid: int, base: int) -> str:
             f"{kind}:{base + inside + 1}:{base + inside + 1}:{names.UID_COUNT - inside - 1}",
         ]
     return " ".join(extents)
-
-
-def inspection(
-    name: str, workspace: WorkspaceSpec, host: Surroundings, command: tuple[str, ...], shares: Sequence[Mount] = ()
-) -> list[str]:
-    """A command line that runs `command` in a throw-away container of the workspace's image, without a network: as the
-    login user, with its home read-only; or with `shares` in its place, some of its mounts. It is to be run in a mount
-    namespace of its own; /mnt serves it as a place to work.
-    """
-    assert isinstance(workspace.owner, int)
-    uid = str(guest_uid(workspace.owner))
-    looked = [(mount.source, mount.target) for mount in shares] or [sources(workspace)[0][:2]]
-    mapping = render_owner_map(workspace.owner, host.owner_gid, host.uid_base)
-    places = [f"{WORK}/{SHOWN}{index or ''}" for index in range(len(looked))]
-    shows = [
-        (bind_step(name, source, place, True, mapping, host), place, target)
-        for (source, target), place in zip(looked, places, strict=True)
-    ]
-    as_user = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--", *command)
-    return _throw_away(name, workspace, host, shows, as_user)
-
-
-def root_inspection(
-    name: str, workspace: WorkspaceSpec, host: Surroundings, command: tuple[str, ...], *, runs: bool
-) -> list[str]:
-    """The same for a workspace's root, which lies read-only at /mnt inside; as root of the container, since parts of it
-    are closed to others. That of one that runs is shown as it is: this is run in a copy of its mount namespace then. A
-    kept one of a stopped workspace is put together without a layer to write to.
-    """
-    shown = f"{WORK}/{SHOWN}"
-    options = "ro,nosuid,nodev"
-    if runs:
-        show = Step(("mount", "--bind", "-o", options, f"{host.layout.runtime(name)}/root", shown), "show the root")
-    else:
-        layers = f"{options},lowerdir={host.layout.root(name)}/upper:{WORK}/lower"
-        show = Step(("mount", "-t", "overlay", "overlay", "-o", layers, shown), "show the kept root")
-    return _throw_away(name, workspace, host, [(show, shown, ROOT_PLACE)], command)
-
-
-def _throw_away(
-    name: str,
-    workspace: WorkspaceSpec,
-    host: Surroundings,
-    shows: Sequence[tuple[Step, str, str]],
-    command: tuple[str, ...],
-) -> list[str]:
-    """A command line of a throw-away container. `shows` are a step that mounts something in WORK, the mount point there
-    and the place inside; the first of these is the current directory of the command."""
-    throw_away = replace(workspace, persist="home", disk=LOOK_SCRATCH, nix_store=False)
-    points = (*(f"{WORK}/{layer}" for layer in LAYERS), *(place for _, place, _ in shows))
-    steps = (
-        Step(("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", WORK), "mount a tmpfs at /mnt"),
-        Step(("mkdir", *points), "make mount points"),
-        *kernel_file_systems(host),
-        *root_steps(name, throw_away, host, WORK),
-        *(show for show, _, _ in shows),
-    )
-    target = shows[0][2]
-    nspawn = (
-        *("systemd-nspawn", "--settings=no", "--register=no", "--keep-unit", "--quiet", "--as-pid2"),
-        *("--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--private-network"),
-        *(f"--directory={WORK}/root", f"--machine={name}-look"),
-        *(f"--bind-ro={place}:{inside}" for _, place, inside in shows),
-        *(f"--tmpfs={place}:mode=1777,size={LOOK_SCRATCH}" for place in ("/tmp", "/dev/shm")),
-        *(f"--private-users={host.uid_base}:{names.UID_COUNT}", "--private-users-ownership=off"),
-        *(f"--chdir={target}", f"--setenv=HOME={target}"),
-        *command,
-    )
-    nspawn = sandboxed(host.python, host.package, nspawn)
-    script = "\n".join([*(shlex.join(step.argv) for step in steps), f"exec {shlex.join(nspawn)}"])
-    return ["sh", "-euc", script]
 
 
 def sandboxed(python: str, package: str, argv: Sequence[str]) -> tuple[str, ...]:

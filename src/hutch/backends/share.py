@@ -142,7 +142,6 @@ def private_steps(
     changes. The kernel makes marks there as root, so root's files are root's, in a directory that is root's alone."""
     kept = private_layer(host.layout, name, mount)
     below, own = f"{place}.{BELOW}", f"{place}.{OWN}"
-    root = "u:0:0:1" if host.owner_gid == 0 else "b:0:0:1"
     given = ("-o", str(workspace.uid), "-g", str(host.owner_gid))
     layers = f"lowerdir={below},upperdir={own}/upper,workdir={own}/work"
     what = f"share {mount.source}"
@@ -153,10 +152,18 @@ def private_steps(
         Step(
             (*bind_program(host), mount.source, below, f"ro,nosuid,nodev,X-mount.idmap={mapping}", *opener(host)), what
         ),
-        Step(("mount", "--bind", "-o", f"nosuid,nodev,X-mount.idmap={mapping} {root}", kept, own), what),
+        Step(
+            ("mount", "--bind", "-o", f"nosuid,nodev,X-mount.idmap={render_layer_map(mapping, host)}", kept, own), what
+        ),
         Step(("mount", "-t", "overlay", "overlay", "-o", f"nosuid,nodev,{layers},{OVERLAY}", place), what),
         Step(("umount", "--lazy", below, own), what),  # the overlay keeps what it needs of them
     )
+
+
+def render_layer_map(mapping: str, host: Surroundings) -> str:
+    """The uids of a private mount's own layer: those of `mapping`, and root's, in whose name the kernel marks what is
+    not there any more."""
+    return f"{mapping} {'u:0:0:1' if host.owner_gid == 0 else 'b:0:0:1'}"
 
 
 def private_layer(layout: Layout, name: str, mount: Mount) -> str:

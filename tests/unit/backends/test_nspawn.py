@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from hutch.backends import check, launch_of
 from hutch.backends.identity import guest_uid, subordinates
+from hutch.backends.inspections import inspection, layer_inspection, root_inspection
 from hutch.backends.launch import Launch
 from hutch.backends.nspawn import check as check_container
-from hutch.backends.nspawn import inspection, render_owner_map, root_inspection
+from hutch.backends.nspawn import render_owner_map
+from hutch.backends.share import private_layer
 from hutch.spec import names
 from hutch.spec.model import Idle, Mount, WorkspaceSpec
 from tests.unit.facts import LAYOUT, NETWORK, check_golden_case, everything, lines_of, surroundings, workspace
@@ -234,6 +236,22 @@ def test_inspection_of_a_root_sees_that_read_only_and_no_home(runs: bool) -> Non
     assert ("/run/hutch/workspaces/web/root" in show) == runs
     assert any("lowerdir=/var/lib/hutch/workspaces/web/root/upper:/mnt/lower" in word for word in show) != runs
     assert not any("/srv/my home" in word for step in steps for word in step)
+
+
+def test_inspection_of_a_private_mount_sees_both_layers_and_writes_neither() -> None:
+    mount = Mount("/srv/src", "/srv/x", mode="private")
+    command = ("sh", "-c", "look")
+    *_, script = layer_inspection("web", EVERYTHING, surroundings(), command, mount)
+    *steps, last = [shlex.split(line) for line in script.splitlines()]
+    assert last[-3:] == list(command)
+    shown = {word for word in last if word.startswith("--bind")}
+    assert shown == {f"--bind-ro=/mnt/{name}" for name in ("below:/mnt/host", "own:/mnt/layer", "home:/srv/x")}
+    assert "--chdir=/srv/x" in last
+    below, own, overlay = steps[-3:]
+    assert "/srv/src" in below
+    assert own[-2:] == [f"{private_layer(LAYOUT, 'web', mount)}/upper", "/mnt/own"]
+    assert all(step[step.index("-o") + 1].startswith("ro,nosuid,nodev") for step in (own, overlay))
+    assert "lowerdir=/mnt/own:/mnt/below" in overlay[overlay.index("-o") + 1]
 
 
 # What no backend can do yet, it says.

@@ -107,8 +107,7 @@ def _found(client: Client, record: Record, look: tuple[str, ...], where: str, op
         answer = client.run(*words, seconds=git_work.PATIENCE + GRACE, check=False, most=MOST_BYTES)
     except HutchError as error:
         return [f"cannot tell whether its {where} holds unsaved git work: {error.brief}"]
-    lines = answer.stdout.decode("utf-8", "replace").splitlines()
-    found = git_work.shortened([said for line in lines if (said := git_work.found_in(line))])
+    found = git_work.found_among(answer.stdout)
     if answer.returncode != 0:
         found.append(f"the look for unsaved git work in its {where} has not come to its end: {_reason(answer)}")
     return found
