@@ -87,7 +87,8 @@ def unsaved_script(kept: Iterable[str], layer: str = "", host: str = "") -> str:
     """The look for unsaved work in what goes while the directories `kept`, by their paths inside, stay. What it looks
     at may be a `layer` on a directory of the `host`, which are shown at these places."""
     told = {"kept": "\n".join(kept), "layer": layer, "host": host}
-    return "".join(f"{key}={shlex.quote(value)}\n" for key, value in told.items()) + script("unsaved")
+    words = "".join(f"{key}={shlex.quote(value)}\n" for key, value in told.items())
+    return f"home=$HOME\n{words}{script('unsaved')}"
 
 
 def is_in_cache(path: str) -> bool:

@@ -1,7 +1,6 @@
 # The beginning of each look that git takes into what a guest wrote; what follows it says `say`. Nothing that a
 # repository or the home configures is run, and a look that does not come to its end has failed.
 fail() { say "git cannot read it"; exit; }
-home=$HOME
 export HOME=/nowhere XDG_CONFIG_HOME=/nowhere GIT_CONFIG_NOSYSTEM=1 GIT_ATTR_NOSYSTEM=1
 export GIT_NO_LAZY_FETCH=1 GIT_ALLOW_PROTOCOL=none
 has_git=$(command -v git)

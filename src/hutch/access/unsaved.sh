@@ -50,6 +50,7 @@ look_at_host() { # adds to `elsewhere` what the host's own repository has
   [ -n "$host" ] && [ -e "$host/$own" ] || return 0
   refs=$(git --git-dir="$host/$own" for-each-ref --format='%(objectname)') || fail
   head=$(git --git-dir="$host/$own" rev-parse --quiet --verify HEAD) || [ $? = 1 ] || fail
+  # shellcheck disable=SC2086 # hashes, a line each
   elsewhere="$elsewhere $(printf '%s ' $refs $head)"
 }
 look_at_overlooked() { # files that git is told to overlook; an index of our own says otherwise
