@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.host.egress import REFUSED, eventually, kill_egress_proxy, start_agent
 from tests.host.instance import Instance
@@ -149,6 +150,29 @@ def test_an_egress_proxy_that_is_stopped_tells_what_it_has_counted(watched: Inst
     watched.up()
     counts = {each["where"]: each["count"] for each in report(watched, name, "--no-files")["destinations"]}
     assert counts == {"t.example": 7}
+
+
+def test_a_page_of_metrics_tells_what_it_does_and_asks_for(watched: Instance, name: str) -> None:
+    def page(*names: str) -> dict[str, float]:
+        families = text_string_to_metric_families(watched.hutch("status", "--openmetrics", *names).stdout)
+        samples = (sample for family in families for sample in family.samples)
+        return {
+            sample.name + sample.labels.get("state", ""): sample.value
+            for sample in samples
+            if sample.labels["workspace"] == name
+        }
+
+    watched.declare("container", **{name: 'egress = ["t.example"]'})
+    assert page()["hutch_workspace_stateabsent"] == 1
+    watched.up()
+    with start_agent(watched, name) as agent:
+        assert agent.ask("other.example").code == REFUSED
+        assert eventually(lambda: page(name).get("hutch_workspace_day_refusals") == 1)
+    found = page(name)
+    assert found["hutch_workspace_staterunning"] == found["hutch_workspace_day_starts"] == 1
+    assert found["hutch_workspace_ready_seconds"] > 0
+    assert found.get("hutch_workspace_memory_bytes", 1 << 20) >= 1 << 20  # not every host's cgroups count it
+    assert watched.hutch("status", "--openmetrics", "--json", check=False).returncode == 2
 
 
 @pytest.mark.slow

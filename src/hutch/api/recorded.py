@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +40,13 @@ class Recorded:
 
         self.record(name)
         return follow(self.layout.egress, name)
+
+    def metrics(self, entries: Iterable[dict[str, Any]]) -> str:
+        """A page of metrics, in OpenMetrics text, about entries of `hutch status --json`: see `describe`, `look`."""
+        # Spares the start-up of `hutch ls`.
+        from hutch.api.metrics import metrics_of
+
+        return metrics_of(self, entries)
 
     def report(self, name: str, since: float | None = None, *, verify: bool = False, files: bool = True) -> Report:
         """What a workspace did from `since` (Unix time; None: from the beginning of its record) until now. With

@@ -194,10 +194,16 @@ def list_kept(as_json: bool) -> None:
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=existing_names)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--openmetrics", "as_metrics", is_flag=True, help="Print a page of metrics, for a collector.")
 @global_options
-def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
+def status(options: Options, names: tuple[str, ...], as_json: bool, as_metrics: bool) -> None:
     """Show workspaces in detail."""
+    if as_json and as_metrics:
+        raise UsageError("--json and --openmetrics are two forms", resolution="leave one of them out")
     entries = gather(options, names, looks=True)
+    if as_metrics:
+        click.echo(Hutch().metrics(entries), nl=False)
+        return
     warn_of_learning(options, entries)
     if as_json:
         print_json(entries)
