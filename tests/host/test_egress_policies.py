@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import tomllib
@@ -269,6 +270,8 @@ def test_what_reads_questions_has_no_right(policies: Policies) -> None:
     assert rights == {keeper: [0, 1 << CAP_NET_ADMIN, 1 << CAP_NET_ADMIN, 0], proxy: [0, 0, 0, 0]}
     assert [status_of(process.pid)["NoNewPrivs"] for process in (keeper, proxy)] == ["1", "1"]
     assert status_of(proxy.pid)["NSpid"].split()[-1] == "1"
+    limits = Path(f"/proc/{proxy.pid}/limits").read_text()
+    assert re.search(r"^Max file size +8388608 +8388608 ", limits, re.MULTILINE)
     assert os.stat(f"/proc/{proxy.pid}/ns/pid").st_ino != os.stat(f"/proc/{keeper.pid}/ns/pid").st_ino
 
 

@@ -157,7 +157,15 @@ LOST = {
         f"git clone -q --bare . ~/x.git && git remote rename origin back && {ANOTHER}",
         "./project: commits that were not pushed",
     ),
-    "notes": ("git notes add -m x", "./project: commits that were not pushed"),
+    "notes": ("git notes add -m x", "./project: notes that were not pushed"),
+    "what no branch has": (
+        "git update-ref refs/wip/x $(git commit-tree -m x HEAD^{tree})",
+        "./project: commits that were not pushed, at refs/wip/x",
+    ),
+    "files of a repository elsewhere": (
+        f"{DOTFILES} && dot config core.bare false && dot config core.worktree .. && echo y >> ~/.kept",
+        "./x.git: uncommitted changes",
+    ),
     "the head of a worktree that is gone": (
         f"git worktree add -q --detach /tmp/tree && cd /tmp/tree && {MORE} && rm -r /tmp/tree",
         "./project: commits that were not pushed",
@@ -217,6 +225,16 @@ git update-ref {REF} HEAD
 git update-ref refs/pull/7/head $(git commit-tree -m other HEAD^{{tree}})
 git config --add remote.origin.fetch '+refs/pull/*:refs/pull/*'
 git config --global url.git@public.example:.insteadOf https://public.example/
+git config 'remote.my fork.url' https://public.example/fork.git
+git notes add -m other
+git config --add remote.origin.fetch '+refs/notes/*:refs/notes/*'
+mkdir -p ~/public.example ~/gits
+cp -a ~/.saved ~/public.example/project # a way that begins as an address does
+git init -q --separate-git-dir ~/gits/other.git ~/public.example/project
+git clone -q --bare ~/.saved ~/gits/.bare
+echo 'gitdir: ./.bare' > ~/gits/.git # with worktrees beside it
+git -C ~/gits/.bare remote set-url origin https://public.example/x.git
+git -C ~/gits/.bare update-ref {REF} HEAD
 {DOTFILES}
 """
 

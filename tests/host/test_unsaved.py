@@ -81,28 +81,35 @@ def test_shared_directories_are_not_looked_at(shared: Instance, name: str) -> No
     assert (source / "file").read_text() == "x\n"
 
 
+ME = "GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b.c GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b.c"
+HOSTS = (
+    "git remote add origin https://public.example/x.git && echo s > file && git stash -q && touch other 'one two'"
+    " && echo y > file && git worktree add -q --detach ../tree && cd ../tree && git commit -q --allow-empty -m there"
+)
+"""What the host has not saved: a commit, one that only a worktree has, a stash and files."""
+
+
 def test_what_is_kept_of_a_private_mount_is_in_the_way(shared: Instance, name: str) -> None:
     """What the host has not saved is the host's, and goes with nobody."""
     source = shared.directory / "checkout-private"
     source.mkdir()
-    subprocess.run(["sh", "-c", f"git init -q && {SAVE} && touch other && echo y > file"], cwd=source, check=True)
+    subprocess.run(["sh", "-c", f"git init -q && {SAVE} && {HOSTS}"], cwd=source, check=True)
     subprocess.run(["chown", "-R", "1000:1000", source], check=True)
     shared.declare("container", **{name: f'mounts = [{{ source = "{source}", target = "/srv/x", mode = "private" }}]'})
     shared.up()
+    look = ("rm", "--purge", name)
     for work, way_back, found in (
         ("touch made", "rm made", "uncommitted changes"),
-        ("rm other", "touch other", ""),
+        ("touch 'made here'", "rm 'made here'", "uncommitted changes"),
         ("git commit -qam two", "git reset -q HEAD^", "commits that were not pushed"),
         ("git stash -q", "git stash pop -q", "stashed changes"),
     ):
-        shared.inside(name, "sh", "-c", f"cd /srv/x && {work}")
-        if found:
-            assert f"{name}: /srv/x: {found}" in refused(shared, "rm", "--purge", name)
-        shared.inside(name, "sh", "-c", f"cd /srv/x && {way_back}")
-    assert f"{name}: /srv/x: uncommitted changes" in refused(shared, "rm", "--purge", name)  # copies of both
+        shared.inside(name, "sh", "-c", f"cd /srv/x && {ME} {work}")
+        assert f"{name}: /srv/x: {found}" in refused(shared, *look)
+        shared.inside(name, "sh", "-c", f"cd /srv/x && {ME} {way_back}")
+    assert f"{name}: /srv/x: uncommitted changes\n  →" in refused(shared, *look)  # it has a copy of the file
     shared.inside(name, "git", "-C", "/srv/x", "checkout", "-q", ".")
-    shared.inside(name, "rm", "/srv/x/other")
-    assert f"{name}: /srv/x" not in shared.hutch("rm", "--purge", name).stderr
+    shared.hutch(*look)
 
 
 @pytest.mark.slow

@@ -12,46 +12,66 @@ look() {
     if [ ! -d "$repo/objects" ] || [ ! -d "$repo/refs" ] || is_tracked; then exit 0; fi
     export GIT_DIR=. # and no other one around it
     check bare
-    tree=$(git config core.worktree) || [ $? = 1 ] || fail
-    case $tree in '' | /*) ;; *) tree=$repo/$tree ;; esac
-    [ -z "$tree" ] || [ ! -e "$tree/.git" ] || exit 0 # it is looked into there
     case $repo in */.git/modules/*) ;; *) [ ! -e "$repo/index" ] || look_at_files_elsewhere ;; esac
   else
     check
-    look_at_files
+    # A file `.git` may stand for a bare repository, whose worktrees lie beside it.
+    [ "$(git rev-parse --is-bare-repository 2>/dev/null)" = true ] || look_at_files
   fi
-  ! git rev-parse --quiet --verify refs/stash >/dev/null 2>&1 || say "stashed changes"
+  own=$repo/${GIT_DIR:-.git}
+  [ -z "$host" ] || [ ! -e "$host/$own" ] || theirs=$host/$own
+  stash=$(git rev-parse --quiet --verify refs/stash 2>/dev/null)
+  [ -z "$stash" ] || [ "$stash" = "$(git_of_host rev-parse --quiet --verify refs/stash 2>/dev/null)" ] ||
+    say "stashed changes"
   look_at_remotes
   look_at_host
+  # What git, or jj, keeps for itself is nobody's work; nor is what came from a remote.
   # shellcheck disable=SC2086 # options without blanks
-  local=$(git log --oneline --max-count=1 --exclude=refs/stash --exclude=refs/prefetch/* --exclude=refs/remotes/* \
-    $fetched --all --not $elsewhere -- 2>&1) || fail
-  [ -z "$local" ] || say "commits that were not pushed"
+  local=$(git log --format=%S --max-count=1 --exclude=refs/stash --exclude=refs/prefetch/* --exclude=refs/bisect/* \
+    --exclude=refs/original/* --exclude=refs/replace/* --exclude=refs/jj/* --exclude=refs/notes/* \
+    --exclude=refs/remotes/* $fetched --all --not $elsewhere -- 2>&1) || fail
+  case $local in
+    '') ;;
+    refs/heads/* | refs/tags/* | [!r]*) say "commits that were not pushed" ;;
+    *) say "commits that were not pushed, at $local" ;;
+  esac
+  case $remotes in *:refs/notes/*) return ;; esac # nothing here tells which of them the other side has
+  # shellcheck disable=SC2086 # options without blanks
+  notes=$(git log --format=%S --max-count=1 --glob=refs/notes/* --not $elsewhere -- 2>&1) || fail
+  [ -z "$notes" ] || say "notes that were not pushed"
 }
 look_at_files() {
   changed=$(git status --porcelain --untracked-files=normal --ignore-submodules=dirty 2>&1) || fail # each is looked into
-  changed=$(printf '%s\n' "$changed" | in_layer)
+  [ -z "$changed" ] || [ -z "$layer" ] ||
+    changed=$(git status --porcelain -z --untracked-files=normal --ignore-submodules=dirty | tr '\n\0' '\001\n' | in_layer)
   [ -z "$changed" ] || say "uncommitted changes"
   flagged=$(git ls-files -v 2>&1) || fail
   ! printf '%s\n' "$flagged" | grep -q '^[a-zS] ' || look_at_overlooked
 }
-in_layer() { # of the lines of `git status`, the first that is not the host's work, to which it is not lost
+in_layer() { # the first of these lines of `git status` that is not the host's work alone, which is not lost
   while IFS= read -r line; do
     path=${line#???}
-    case $layer$path in [!/]* | *[!/]' -> '* | *'"') path= ;; esac
-    if [ -n "$line" ] && { [ -z "$path" ] || [ -e "$layer/$repo/$path" ] || [ -L "$layer/$repo/$path" ]; }; then
+    case $path in *"$NEWLINE"*) path=. ;; esac
+    if [ -e "$layer/$repo/$path" ] || [ -L "$layer/$repo/$path" ]; then
       printf '%s\n' "$line"
       return
     fi
   done
 }
+NEWLINE=$(printf '\001') # in place of one
+git_of_host() { # git in the host's own repository, where there is one
+  [ -z "$theirs" ] || git --git-dir="$theirs" "$@"
+}
 look_at_host() { # adds to `elsewhere` what the host's own repository has
-  own=$repo/${GIT_DIR:-.git}
-  [ -n "$host" ] && [ -e "$host/$own" ] || return 0
-  refs=$(git --git-dir="$host/$own" for-each-ref --format='%(objectname)') || fail
-  head=$(git --git-dir="$host/$own" rev-parse --quiet --verify HEAD) || [ $? = 1 ] || fail
+  [ -n "$theirs" ] || return 0
+  heads=$(git_of_host worktree list --porcelain | sed -n 's/^HEAD //p') || fail
+  refs=$(git_of_host for-each-ref --format='%(objectname)') || fail
+  # Not all of it needs to be there in what lies above.
   # shellcheck disable=SC2086 # hashes, a line each
-  elsewhere="$elsewhere $(printf '%s ' $refs $head)"
+  known=$(printf '%s\n' $heads $refs | git cat-file --batch-check='%(objectname) %(objecttype)' |
+    sed -n 's/ \(commit\|tag\)$//p') || fail
+  # shellcheck disable=SC2086 # hashes, a line each
+  elsewhere="$elsewhere $(printf '%s ' $known)"
 }
 look_at_overlooked() { # files that git is told to overlook; an index of our own says otherwise
   index=$(mktemp) || fail
@@ -68,55 +88,62 @@ look_at_overlooked() { # files that git is told to overlook; an index of our own
   ! printf '%s\n' "$changed" | grep -q "$WORK" || say "changes that git was told to overlook"
 }
 WORK='^[^ ]\|^ [^D]' # in the lines of `git status`: more than a file that is not there
-# A bare repository with an index has files somewhere: in $tree, if it says so. Who keeps a home's own files in one says
-# it with each command. A submodule's that is not checked out has an index too, and no files.
+# A bare repository with an index has files somewhere. Who keeps a home's own files in one says where with each command,
+# or has it say so. What is neither bare nor says so belongs to a `.git` elsewhere.
 look_at_files_elsewhere() {
-  is_seen=$tree
-  files=$(git ls-files | grep -c '')
-  [ "$files" != 0 ] || return 0
+  tree=$(git config core.worktree) || [ $? = 1 ] || fail
+  case $tree in '' | /*) ;; *) tree=$repo/$tree ;; esac
+  [ -n "$tree" ] || [ "$(git config --type=bool core.bare)" = true ] || return 0
+  files=$(git ls-files 2>/dev/null) || fail
+  files=$(printf '%s' "$files" | grep -c '')
+  is_seen=
   for place in "${tree:-$home}" "${tree:-${repo%/*}}"; do
-    [ -d "$place" ] || continue
+    place=$(cd -- "$place" 2>/dev/null && pwd -P) || continue
     changed=$(git --work-tree="$place" status --porcelain --untracked-files=no --ignore-submodules=dirty 2>&1) || fail
     [ "$(printf '%s\n' "$changed" | grep -c '^.D')" = "$files" ] || is_seen=yes
     ! printf '%s\n' "$changed" | grep -q "$WORK" || { say "uncommitted changes" && return; }
   done
-  [ -n "$is_seen" ] || say "nobody knows where its files are, which may have changed"
+  # Others that are bare have an index from what they once were, or were put somewhere by.
+  [ -n "$is_seen" ] || [ "$files" = 0 ] || [ -z "$(git config status.showUntrackedFiles)" ] ||
+    say "nobody knows where its files are, which may have changed"
+}
+settings() { # a key, a tab and a value on each line, as `git config` tells them for these words
+  git config "$@" >/dev/null 2>&1 || [ $? = 1 ] || return 1
+  git config -z "$@" | tr '\n\0' '\t\n'
 }
 # Sets options: `elsewhere` names what other places have, and `fetched` what came from there to names of its own. Ends the
 # look into another's mirror.
 look_at_remotes() {
   elsewhere='' fetched='' lost=' ' is_clear=yes
-  remotes=$(git config --get-regexp '^(remote\..*\.(push)?url|remote\..*\.fetch|url\..*insteadof)$') || [ $? = 1 ] || fail
-  remotes="$remotes
-$rewritten"
-  while read -r key value; do
+  remotes=$(settings --get-regexp '^(remote\..*\.(push)?url|remote\..*\.fetch|url\..*insteadof)$') || fail
+  while IFS=$TAB read -r key value; do
     name=${key#*.}
+    name=${name%.*}
     case $key in
-      '' | remote.*.fetch) ;;
-      *[!A-Za-z0-9._/:@~+-]*) is_clear= ;;
-      url.*.*insteadof) ! is_lost "${name%.*}" || is_clear= ;; # any of them may mean it
-      remote.*.pushurl | remote.*.url) ! is_lost "$value" || lost="$lost${name%.*} " ;;
-      *) is_clear= ;;
+      url.*) ! is_lost "$name" || is_clear= ;; # any of them may mean it
+      *.fetch | '') ;;
+      *) ! is_lost "$value" || case $name in *[!A-Za-z0-9._/+-]*) is_clear= ;; *) lost="$lost$name " ;; esac ;;
     esac
   done <<LINES
 $remotes
+$rewritten
 LINES
   [ -n "$is_clear" ] || return 0
   [ "$lost" != ' ' ] || case ${GIT_DIR:-}$remotes in
-    .*'.fetch +refs/*:refs/*'* | .*'.fetch +refs/heads/*:refs/heads/*'*) exit 0 ;;
+    .*".fetch$TAB+refs/*:refs/*"* | .*".fetch$TAB+refs/heads/*:refs/heads/*"*) exit 0 ;;
   esac
   for name in $lost; do
     elsewhere="$elsewhere --exclude=refs/remotes/$name/*"
   done
-  while read -r key value; do
-    name=${key#remote.}
-    case $key in remote.*.fetch) ;; *) continue ;; esac
+  while IFS=$TAB read -r key value; do
+    case $key in *.fetch) ;; *) continue ;; esac
     case $value in ^*) continue ;; *:*) ;; *) continue ;; esac # names nothing here
-    case $value in *[!A-Za-z0-9._/:@~+*-]*) elsewhere='' fetched='' && return ;; esac
+    name=${key#remote.}
     there=${value#*:}
+    case $there in *[!A-Za-z0-9._/@+*-]*) continue ;; esac # no name of a ref
     case $lost$there in
       *" ${name%.fetch} "*) elsewhere="$elsewhere --exclude=$there" ;;
-      *' refs/heads/'* | *' refs/tags/'* | *' refs/notes/'* | *' refs/*') ;; # where work of one's own is, too
+      *' refs/heads/'* | *' refs/tags/'* | *' refs/*') ;; # where work of one's own is, too
       *) fetched="$fetched --exclude=$there" ;;
     esac
   done <<LINES
@@ -139,11 +166,12 @@ $kept
 LINES
   return 0
 }
-is_here() { # what begins with a host, and a user maybe: whether that is this machine, or another workspace
-  host=${1%%/*}
-  host=${host##*@}
-  case $host in
-    '' | :* | localhost | localhost[:.]* | ip6-localhost* | 127.* | 0.0.0.0* | '[::1]'* | workspace-*) ;;
+is_here() { # what begins with a host, and a user maybe: whether that is this workspace
+  machine=${1%%/*}
+  machine=${machine##*@}
+  case $machine in
+    '' | :* | localhost | localhost[:.]* | ip6-localhost* | 127.* | 0.0.0.0* | '[::1]'*) ;;
+    "workspace-$me" | "workspace-$me":*) ;;
     *) return 1 ;;
   esac
 }
@@ -152,12 +180,15 @@ is_tracked() ( # of a bare repository: whether the one around it has it as its f
   repo=${repo%/*}
   git ls-files --error-unmatch -- ":(literal)$name/HEAD" >/dev/null 2>&1
 )
+TAB=$(printf '\t')
+theirs=
+me=$(uname -n)
+me=${me%-look} # the name of a workspace, also where a container of its image looks
 # What the home makes of URLs. Nothing else of what it configures counts here.
 rewritten=$(
-  repo=/
+  repo=/ HOME=$home
   for file in "$home/.gitconfig" "$home/.config/git/config"; do
-    [ ! -f "$file" ] || git config --file "$file" --includes --get-regexp '^url\..*insteadof$' 2>/dev/null ||
-      [ $? = 1 ] || echo unreadable
+    [ ! -f "$file" ] || settings --file "$file" --includes --get-regexp '^url\..*insteadof$' || printf 'url./.insteadof\t\n'
   done
 )
 for found; do

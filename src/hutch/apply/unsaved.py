@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing, suppress
 
 from hutch.apply.sealed import look_into_home, look_into_layer
@@ -89,4 +90,6 @@ def _unsaved_in_layer(layout: Layout, record: Record, mount: Mount) -> list[str]
         return []
     if not repositories:
         return []
+    if not os.path.isdir(mount.source):
+        return [f"{mount.target}: {mount.source} is gone, without which nobody can read what lies on it"]
     return look_into(repositories, lambda chosen: look_into_layer(layout, record, mount, chosen))
