@@ -18,8 +18,8 @@ class NoCgroup:
     def processes(self, *parts: str) -> list[int]:
         return []
 
-    def kill(self, *parts: str) -> None:
-        pass
+    def kill(self, *parts: str) -> bool:
+        return True
 
     def remove(self, *parts: str) -> None:
         pass

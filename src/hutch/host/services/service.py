@@ -128,6 +128,7 @@ def _start_here(layout: Layout, service: Service) -> None:
             process = start(joining, stdin=group, stdout=PIPE, stderr=errors, new_session=True)
         if not _serves(service, process):
             cgroup.kill(own)
+            process.kill()  # where it has not come as far as that
             process.wait()
     if observe_service(service) is None:
         raise HutchError(
@@ -152,8 +153,8 @@ def _serves(service: Service, process: Popen[bytes]) -> bool:
 
 
 def stop_service(layout: Layout, pid_file: str) -> None:
-    """End the service that this pid file names, whatever became of the file, and all that it has started, whatever
-    became of that. It may be a unit, or what was started before there were units."""
+    """End the service that this pid file names, and all that it has started, whatever became of these. It may be a
+    unit, or what was started before there were units. Raises HutchError for what does not end."""
     if has_systemd() and (directory() / layout.service_unit(pid_file)).is_file():
         systemctl("stop", layout.service_unit(pid_file), timeout=UNIT_SECONDS)
     with closing(Cgroup(layout.services_cgroup)) as cgroup:
@@ -161,10 +162,13 @@ def stop_service(layout: Layout, pid_file: str) -> None:
         with suppress(OSError, ValueError):
             pid = int(Path(pid_file).read_text(encoding="ascii"))
             started = start_time(pid)
-            # An older hutch's services are all in the cgroup above.
+            # Those of an older hutch are all in the cgroup above, and known by their pid files.
             if started is not None and pid in {*cgroup.processes(own), *cgroup.processes()}:
                 terminate(pid, started, patience=END_SECONDS)  # it may have something to write down
-        cgroup.kill(own)
+        if not cgroup.kill(own):
+            raise HutchError(
+                f"processes in the cgroup {cgroup.path}/{own} do not end", resolution="look what they wait for"
+            )
         cgroup.remove(own)
     Path(pid_file).unlink(missing_ok=True)
 
