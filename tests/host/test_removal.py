@@ -126,6 +126,9 @@ ANOTHER = (
     "git remote set-url back ~/x.git && git config remote.back.fetch '+refs/heads/*:refs/remotes/origin/*'"
     " && git fetch -q back"
 )
+SET_UP = (
+    "cd ~/x.git && git config status.showUntrackedFiles no && git remote set-url origin https://public.example/x.git"
+)
 BY_FILE = "protocol.file.allow=always"
 MORE = "git -c user.email=a@b.c -c user.name=a commit -q --allow-empty -m two && cd ~/project"
 LOST = {
@@ -161,6 +164,10 @@ LOST = {
     "what no branch has": (
         "git update-ref refs/wip/x $(git commit-tree -m x HEAD^{tree})",
         "./project: commits that were not pushed, at refs/wip/x",
+    ),
+    "the home's own files, by a clone": (
+        f"git clone -q --separate-git-dir=$HOME/x.git . ~/x.tmp && rm -r ~/x.tmp && echo y > ~/file && {SET_UP}",
+        "./x.git: uncommitted changes",
     ),
     "files of a repository elsewhere": (
         f"{DOTFILES} && dot config core.bare false && dot config core.worktree .. && echo y >> ~/.kept",
@@ -226,6 +233,7 @@ git update-ref refs/pull/7/head $(git commit-tree -m other HEAD^{{tree}})
 git config --add remote.origin.fetch '+refs/pull/*:refs/pull/*'
 git config --global url.git@public.example:.insteadOf https://public.example/
 git config 'remote.my fork.url' https://public.example/fork.git
+git remote set-url --push origin no_push
 git notes add -m other
 git config --add remote.origin.fetch '+refs/notes/*:refs/notes/*'
 mkdir -p ~/public.example ~/gits

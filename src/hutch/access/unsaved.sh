@@ -15,8 +15,9 @@ look() {
     case $repo in */.git/modules/*) ;; *) [ ! -e "$repo/index" ] || look_at_files_elsewhere ;; esac
   else
     check
-    # A file `.git` may stand for a bare repository, whose worktrees lie beside it.
-    [ "$(git rev-parse --is-bare-repository 2>/dev/null)" = true ] || look_at_files
+    # A file `.git` may stand for a bare repository, whose worktrees lie beside it, and which has no index.
+    index=$(git rev-parse --path-format=absolute --git-path index 2>/dev/null)
+    if [ -e "$index" ] || [ "$(git rev-parse --is-bare-repository 2>/dev/null)" != true ]; then look_at_files; fi
   fi
   own=$repo/${GIT_DIR:-.git}
   [ -z "$host" ] || [ ! -e "$host/$own" ] || theirs=$host/$own
@@ -35,15 +36,15 @@ look() {
     refs/heads/* | refs/tags/* | [!r]*) say "commits that were not pushed" ;;
     *) say "commits that were not pushed, at $local" ;;
   esac
-  case $remotes in *:refs/notes/*) return ;; esac # nothing here tells which of them the other side has
   # shellcheck disable=SC2086 # options without blanks
-  notes=$(git log --format=%S --max-count=1 --glob=refs/notes/* --not $elsewhere -- 2>&1) || fail
+  notes=$(git log --format=%S --max-count=1 $shared --glob=refs/notes/* --not $elsewhere -- 2>&1) || fail
   [ -z "$notes" ] || say "notes that were not pushed"
 }
 look_at_files() {
   changed=$(git status --porcelain --untracked-files=normal --ignore-submodules=dirty 2>&1) || fail # each is looked into
   [ -z "$changed" ] || [ -z "$layer" ] ||
-    changed=$(git status --porcelain -z --untracked-files=normal --ignore-submodules=dirty | tr '\n\0' '\001\n' | in_layer)
+    changed=$(git status --porcelain -z --no-renames --untracked-files=all --ignore-submodules=dirty |
+      tr '\n\0' '\001\n' | in_layer)
   [ -z "$changed" ] || say "uncommitted changes"
   flagged=$(git ls-files -v 2>&1) || fail
   ! printf '%s\n' "$flagged" | grep -q '^[a-zS] ' || look_at_overlooked
@@ -93,7 +94,10 @@ WORK='^[^ ]\|^ [^D]' # in the lines of `git status`: more than a file that is no
 look_at_files_elsewhere() {
   tree=$(git config core.worktree) || [ $? = 1 ] || fail
   case $tree in '' | /*) ;; *) tree=$repo/$tree ;; esac
-  [ -n "$tree" ] || [ "$(git config --type=bool core.bare)" = true ] || return 0
+  untracked=$(git config status.showUntrackedFiles)
+  [ -n "$tree$untracked" ] || [ "$(git config --type=bool core.bare)" = true ] || return 0
+  work=$WORK # of another bare one, an index only tells what it once was
+  [ -n "$tree$untracked" ] || work='^ [^D]'
   files=$(git ls-files 2>/dev/null) || fail
   files=$(printf '%s' "$files" | grep -c '')
   is_seen=
@@ -101,24 +105,24 @@ look_at_files_elsewhere() {
     place=$(cd -- "$place" 2>/dev/null && pwd -P) || continue
     changed=$(git --work-tree="$place" status --porcelain --untracked-files=no --ignore-submodules=dirty 2>&1) || fail
     [ "$(printf '%s\n' "$changed" | grep -c '^.D')" = "$files" ] || is_seen=yes
-    ! printf '%s\n' "$changed" | grep -q "$WORK" || { say "uncommitted changes" && return; }
+    ! printf '%s\n' "$changed" | grep -q "$work" || { say "uncommitted changes" && return; }
   done
-  # Others that are bare have an index from what they once were, or were put somewhere by.
-  [ -n "$is_seen" ] || [ "$files" = 0 ] || [ -z "$(git config status.showUntrackedFiles)" ] ||
+  [ -n "$is_seen" ] || [ "$files" = 0 ] || [ -z "$untracked" ] ||
     say "nobody knows where its files are, which may have changed"
 }
 settings() { # a key, a tab and a value on each line, as `git config` tells them for these words
   git config "$@" >/dev/null 2>&1 || [ $? = 1 ] || return 1
   git config -z "$@" | tr '\n\0' '\t\n'
 }
-# Sets options: `elsewhere` names what other places have, and `fetched` what came from there to names of its own. Ends the
-# look into another's mirror.
+# Sets options: `elsewhere` names what other places have, `fetched` what came from there to names of its own, and `shared`
+# the notes that are fetched. Ends the look into another's mirror.
 look_at_remotes() {
-  elsewhere='' fetched='' lost=' ' is_clear=yes
+  elsewhere='' fetched='' shared='' lost=' ' is_clear=yes
   remotes=$(settings --get-regexp '^(remote\..*\.(push)?url|remote\..*\.fetch|url\..*insteadof)$') || fail
   while IFS=$TAB read -r key value; do
     name=${key#*.}
     name=${name%.*}
+    case $key in *.pushurl) case $value in */*) ;; *) [ -e "$repo/$value" ] || continue ;; esac ;; esac # "no_push"
     case $key in
       url.*) ! is_lost "$name" || is_clear= ;; # any of them may mean it
       *.fetch | '') ;;
@@ -144,6 +148,7 @@ LINES
     case $lost$there in
       *" ${name%.fetch} "*) elsewhere="$elsewhere --exclude=$there" ;;
       *' refs/heads/'* | *' refs/tags/'* | *' refs/*') ;; # where work of one's own is, too
+      *' refs/notes/'*) shared="$shared --exclude=$there" ;; # nothing here tells which of them the other side has
       *) fetched="$fetched --exclude=$there" ;;
     esac
   done <<LINES

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from hutch.api.recorded import Recorded
 
 DAY = 86_400.0  # seconds
-BEGINNINGS = ("started", "restarted")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ FAMILIES = {
     "memory_bytes": "memory in use, with what its files have in the cache",
     "updates": "security updates that wait for its image, when that was asked last",
     "warnings": "what `hutch status` warns of",
-    "day_starts": "starts and restarts of the last 24 hours, by its record",
+    "day_starts": "starts of the last 24 hours, reboots among them, by its record",
     "day_refusals": "names and connections that were refused in the last 24 hours, by its record",
 }
 """The name of each family behind "hutch_workspace_", and its help."""
@@ -53,7 +52,8 @@ def metrics_of(hutch: Recorded, entries: Iterable[dict[str, Any]]) -> str:
     if os.geteuid() == 0:
         fold_all(hutch.layout)
         fold_connections(hutch.layout)
-    return render_metrics([(entry, _used(hutch, entry)) for entry in entries])
+    chosen = {entry["name"]: entry for entry in entries}
+    return render_metrics([(entry, _used(hutch, entry)) for entry in chosen.values()])
 
 
 def _used(hutch: Recorded, entry: Mapping[str, Any]) -> Used:
@@ -63,18 +63,19 @@ def _used(hutch: Recorded, entry: Mapping[str, Any]) -> Used:
         lines = read_record(hutch.layout, entry["name"], time.time() - DAY)
         starts, refusals = count(line.entry for line in lines)
     except (HutchError, OSError):  # it has none yet, or it is not the caller's to read
-        return Used(_memory(hutch, entry["name"]))
-    return Used(_memory(hutch, entry["name"]), starts, refusals)
+        return Used(_memory(hutch, entry))
+    return Used(_memory(hutch, entry), starts, refusals)
 
 
-def _memory(hutch: Recorded, name: str) -> int | None:
+def _memory(hutch: Recorded, entry: Mapping[str, Any]) -> int | None:
+    """Bytes; None for one that does not run here, or is gone by now."""
+    if entry["engine"] != "local" or not has_processes(entry["state"]):
+        return None
     # Spares the start-up of `hutch status`.
     from hutch.host.services.cgroup import Cgroup
 
-    now = hutch.observe(name)
-    if has_processes(now.state) and now.cgroup:
-        with suppress(OSError), closing(Cgroup(now.cgroup)) as cgroup:
-            return cgroup.memory_in_use()
+    with suppress(HutchError, OSError), closing(Cgroup(hutch.observe(entry["name"]).cgroup)) as cgroup:
+        return cgroup.memory_in_use()
     return None
 
 
@@ -84,7 +85,7 @@ def count(entries: Iterable[Entry]) -> tuple[int, int]:
     for entry in entries:
         if why_wrong(entry.event, entry.values):  # somebody else's, or a later hutch's
             continue
-        starts += entry.event in BEGINNINGS
+        starts += entry.event == "started"
         if entry.event == "egress" and entry.values["verdict"] == "refused":
             refusals += entry.values["count"]
     return starts, refusals

@@ -109,10 +109,18 @@ def _lines_of(descriptor: int, left: int) -> Iterator[bytes]:
         yield half
 
 
+def _may_tell(path: Path, since: float) -> bool:
+    """Whether a file may tell of what happened at `since` or later: lines are written after that."""
+    try:
+        return os.stat(path, follow_symlinks=False).st_mtime >= since
+    except FileNotFoundError:
+        return False
+
+
 def read_record(layout: Layout, name: str, since: float = 0.0) -> Iterator[Line]:
     """The lines of a record, oldest first, of what happened at `since` (Unix time) or later. What is none is passed
     over: `damages` tells of it."""
-    for _, data in raw_lines(files_of(layout, name)):
+    for _, data in raw_lines(path for path in files_of(layout, name) if _may_tell(path, since)):
         line = read_line(data)
         if line is not None and line.entry.time >= since:
             yield line

@@ -83,6 +83,7 @@ def test_a_day_is_counted() -> None:
     entries = [
         entry("started", 1, start_kind="cold"),
         entry("restarted", 2),
+        entry("started", 2, start_kind="cold"),
         entry("created", 3, type="vm", image="i", file="f"),
         egress("refused", "a.example", 20, 5, **none),
         egress("refused", "b.example", 30, 1, 443, **none),
