@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from hutch.host.services.process import is_alive, start_time
 from tests.host.members import ENTRY, HostsOwn, open_host
 from tests.support.world import World
 
@@ -544,17 +545,20 @@ def test_keys_of_a_terminal_do_not_stop_root_s_process(host: HostsOwn, carol: Pa
 
 
 def at_work() -> int:
-    """How many commands root works at outside of the cgroup of whoever started them."""
+    """How many commands root works at outside of the cgroup of who started them. One may end and another begin while
+    this looks; those that are there at its end were there together."""
 
     def is_entry(pid: str) -> bool:  # as python -I, not as an argument of sudo's
         return str(ENTRY).encode() in Path("/proc", pid, "cmdline").read_bytes().split(b"\0")[:3]
 
-    found = 0
+    found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
+            started = start_time(int(pid))
             if is_entry(pid) and "0::/\n" in Path("/proc", pid, "cgroup").read_text():
-                found += not is_entry(Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[1])
-    return found
+                parent = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[1]
+                found += [] if is_entry(parent) else [(int(pid), started)]
+    return sum(is_alive(*each) for each in found)
 
 
 def test_root_works_at_few_commands_of_a_member_at_a_time(host: HostsOwn, carol: Path) -> None:
