@@ -18,6 +18,7 @@ from hutch.errors import HutchError
 from hutch.spec.names import Layout
 from tests.host.instance import DEFAULTS, HUTCH, Instance
 from tests.support import world_files
+from tests.support.world_files import Account
 
 BEHIND_ALICE = {"SUDO_UID": "1000", "SUDO_GID": "1000", "SUDO_USER": "alice"}
 TEXT = f'[defaults]\n{DEFAULTS}\n[workspaces.web]\ntype = "container"\n'
@@ -145,22 +146,46 @@ def test_no_exchange_of_a_file_and_a_link_makes_it_count(checkout: Instance) -> 
     text = '[workspaces.hers]\ntype = "container"\n'
     subprocess.run(alice.command("tee", str(hers)), input=text, text=True, stdout=subprocess.DEVNULL, check=True)
     subprocess.run(alice.command("ln", "-s", str(checkout.file), str(link)), check=True)
+    seen = flip(checkout, alice, hers, link, hers)
+    for path in (hers, link):
+        path.unlink()
+    assert seen["web"] == 0
+
+
+def flip(checkout: Instance, account: Account, one: Path, other: Path, file: Path) -> Counter[str]:
+    """How often a file was loaded with which workspace, or refused, while an account exchanges two of its own."""
     layout, seen = Layout(checkout.state, checkout.run), Counter[str]()
-    with subprocess.Popen(alice.command(sys.executable, "-c", FLIP, str(hers), str(link)), cwd="/") as process:
+    with subprocess.Popen(account.command(sys.executable, "-c", FLIP, str(one), str(other)), cwd="/") as process:
         try:
             while sum(seen.values()) < LOADS or len(seen) == 1:
                 try:
-                    (name,) = load_found(layout, hers).workspaces
+                    (name,) = load_found(layout, file).workspaces
                 except HutchError as error:
                     name = type(error).__name__
                 seen[name] += 1
                 assert process.poll() is None
         finally:
             process.kill()
-    for path in (hers, link):
-        path.unlink()
     assert seen["hers"] > 0
-    assert seen["web"] == 0
+    return seen
+
+
+def test_no_exchange_of_two_directories_makes_it_count(checkout: Instance) -> None:
+    """Hers, and a clone of root's that lies beside it: the path stays, and has no link."""
+    alice = checkout.world.accounts["alice"]
+    hers, clone = alice.home / "hers", alice.home / "clone"
+    for directory in (hers, clone):
+        subprocess.run(alice.command("mkdir", str(directory)), check=True)
+    subprocess.run(["chown", "0:0", clone], check=True)
+    (clone / ".git").mkdir()
+    (clone / "hutch.toml").write_text(TEXT)
+    text = '[workspaces.hers]\ntype = "container"\n'
+    subprocess.run(
+        alice.command("tee", str(hers / "hutch.toml")), input=text, text=True, stdout=subprocess.DEVNULL, check=True
+    )
+    assert flip(checkout, alice, hers, clone, hers / "hutch.toml")["web"] == 0
+    for directory in (hers, clone):
+        world_files.remove_directory(directory)
 
 
 def test_a_directory_that_becomes_a_link_is_not_shared(checkout: Instance) -> None:

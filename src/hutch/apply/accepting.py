@@ -7,23 +7,24 @@ import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import MISSING
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hutch.errors import Problem, Untrusted
+from hutch.errors import HutchError, Problem, Untrusted
 from hutch.files import real_path
 from hutch.frozen import dataclass
 from hutch.host.identity.answers import Answer, Asks, digest, directory_of, read_answer
 from hutch.host.storage.protected import find_protected
 from hutch.plan.planner import plain
-from hutch.spec.checkouts import Checkout, find_checkout
+from hutch.spec.checkouts import Checkout, find_checkout, is_within
 from hutch.spec.clashes import is_inside
 from hutch.spec.loading import Check, config_of
 from hutch.spec.lookup import believed_owners, find_file, resolved
 from hutch.spec.model import Config, WorkspaceSpec
 from hutch.spec.names import Layout
 from hutch.spec.person import Person
-from hutch.spec.reading import read_content, text_of
+from hutch.spec.reading import MOVED, read_content, text_of
 from hutch.spec.refusing import refuse_files
 
 PARTS_HINT = "share the whole checkout, in which that is protected, or have it read-only"
@@ -79,10 +80,17 @@ def make_offer(layout: Layout, person: Person, path: Path | None, check: Check) 
     checkout = find_checkout(str(found), file, person)
     if checkout is None:
         return None
-    content = read_content(file, believed_owners(path, found))
+    judge = partial(check_place, file, checkout, person)
+    content = read_content(file, believed_owners(path, found), judge=judge)
     config = config_of(file, text_of(file, content), layout=layout, check=check, checkout=checkout)
     check_parts(config)
     return Offer(file, checkout.top, content, asks_of(config), read_answer(person, file))
+
+
+def check_place(file: str, checkout: Checkout | None, person: Person, directory: int) -> None:
+    """Refuse a file that was opened in a directory outside of that checkout, or inside of one where there is none."""
+    if not is_within(directory, checkout, person):
+        raise HutchError(f"{file} is not where it was", resolution=MOVED)
 
 
 def check_parts(config: Config) -> None:

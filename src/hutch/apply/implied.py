@@ -103,7 +103,7 @@ def observe_checkout(path: str, person: Person) -> Step:
         found = os.lstat(git)
     except OSError:
         return Step(path)
-    if person.uid not in (0, found.st_uid) or not has_git(Path(path), person.uid):
+    if person.uid not in (0, found.st_uid) or not has_git(path, person.uid):
         return Step(path)
     if stat.S_ISDIR(found.st_mode):
         return Step(path, is_checkout=True)

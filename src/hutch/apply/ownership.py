@@ -13,29 +13,30 @@ import os
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 
-from hutch.apply.accepting import check_accepted, check_parts
+from hutch.apply.accepting import check_accepted, check_parts, check_place
 from hutch.apply.allowing import find_allowance, network_of_host
 from hutch.apply.membership import check_files
 from hutch.apply.restoring import sound_records
 from hutch.errors import HutchError, UsageError
 from hutch.files import looked_up
+from hutch.frozen import dataclass
 from hutch.host.identity.answers import directory_of
 from hutch.libc import call
 from hutch.spec import member
 from hutch.spec.allowance import Allowance
-from hutch.spec.checkouts import find_checkout
+from hutch.spec.checkouts import Checkout, find_checkout, identity_of, upwards
 from hutch.spec.implied import is_implied
-from hutch.spec.kit_files import Believe, believe_all
+from hutch.spec.kit_files import Believe
 from hutch.spec.loading import Check, config_of, load, no_check
 from hutch.spec.lookup import believed_owners, find_file, resolved
 from hutch.spec.model import Config, Network
 from hutch.spec.names import Layout
 from hutch.spec.owner import owner_of_path
-from hutch.spec.person import caller
+from hutch.spec.person import Person, caller
 from hutch.spec.reading import read_content, text_of
 from hutch.spec.record import Record
 from hutch.spec.rights import where_called
@@ -117,9 +118,9 @@ def load_found(layout: Layout, path: Path | None, check: Check = no_check, *, ac
 
     For a member all is read with their rights, and judged by what root allows them; the network is the host's.
     """
-    believe, applied, allowance = believing(layout), network_of_host(layout), find_allowance(layout)
+    writers, applied, allowance = writers_of(layout), network_of_host(layout), find_allowance(layout)
     with where_called():
-        config, has_hosts = _read(layout, path, check, accepted, believe, allowance)
+        config, has_hosts = _read(layout, path, check, accepted, writers, allowance)
         if member.acting is not None:
             check_files(config, member.acting)
     return replace(config, network=applied or config.network) if has_hosts else config
@@ -130,7 +131,7 @@ def _read(
     path: Path | None,
     check: Check,
     accepted: str | None,
-    believe: Believe,
+    writers: Writers,
     allowance: Allowance | None,
 ) -> tuple[Config, bool]:
     """The configuration of the file, and whether its network is the host's, whatever that is."""
@@ -140,16 +141,19 @@ def _read(
     if allowance is not None:
         allowance = replace(allowance, is_own=owner_of_path(file) == allowance.member.uid)
     checkout = find_checkout(str(found), file, person)
+    judge, believe = partial(_judge, file, checkout, person, writers), writers.check
     if checkout is None:
         believe(str(found), file)
-        config = load(file, layout=layout, check=check, owners=owners, believe=believe, allowance=allowance)
+        config = load(
+            file, layout=layout, check=check, owners=owners, believe=believe, allowance=allowance, judge=judge
+        )
         # A user's configuration may lie elsewhere, behind a link.
         is_runs = is_implied(file) or is_implied(os.path.abspath(found))
         return config, allowance is not None or (is_runs and config.network == Network())
     if person.state is not None:
         answers = str(directory_of(person))
         believe(answers, os.path.realpath(answers))
-    content = read_content(file, owners)
+    content = read_content(file, owners, judge=judge)
     check_accepted(person, file, checkout, content, accepted)
     text = text_of(file, content)
     config = config_of(file, text, layout=layout, check=check, checkout=checkout, believe=believe, allowance=allowance)
@@ -157,30 +161,59 @@ def _read(
     return config, True
 
 
-def believing(layout: Layout) -> Believe:
-    """A function that refuses, for root, a file that a guest may have written. What guests write is looked for at once:
-    the function may be called with other rights than root's."""
-    if os.geteuid() != 0:
-        return believe_all
-    records = sound_records(layout)
-    written = {identity_of(path): (name, path) for name, record in records.items() for path in record.written}
-    written.pop(None, None)
-    return partial(check_writers, layout, records, written)
+def _judge(file: str, checkout: Checkout | None, person: Person, writers: Writers, directory: int) -> None:
+    """Refuse a file by the directory that it was opened in. While its path was judged, that may have led elsewhere."""
+    check_place(file, checkout, person, directory)
+    if checkout is None:
+        writers.check_at(file, directory)
 
 
-def check_writers(layout: Layout, records: Mapping[str, Record], written: Written, found: str, file: str) -> None:
-    """Refuse a file that a guest may have written, or led to: root would do as it says. `file` is what the path `found`
-    leads to. Directories are compared by what they are, since one may be mounted in two places."""
-    for directory in (*directories_to(found), *directories_to(file)):
-        if writer := written.get(identity_of(directory)):
+@dataclass(frozen=True)
+class Writers:
+    """Who writes where: directories are known by what they are, since one may be mounted in two places."""
+
+    layout: Layout
+    records: Mapping[str, Record] = field(default_factory=dict)
+    written: Written = field(default_factory=dict)
+
+    def check(self, found: str, file: str) -> None:
+        """Refuse a file that a guest may have written, or led to: root would do as it says. `file` is what the path
+        `found` leads to."""
+        for directory in (*directories_to(found), *directories_to(file)):
+            self._refuse(found, identity_of(directory))
+
+    def check_at(self, file: str, directory: int) -> None:
+        """The same of one that was opened in a directory, by its descriptor."""
+        for at in upwards(directory):
+            status = os.fstat(at)
+            self._refuse(file, (status.st_dev, status.st_ino))
+
+    def _refuse(self, found: str, directory: tuple[int, int] | None) -> None:
+        if writer := self.written.get(directory):
             name, path = writer
-            is_gone = records[name].removed and not records[name].ejected
+            is_gone = self.records[name].removed and not self.records[name].ejected
             raise UsageError(
                 f"{found}: workspace {name} {'could' if is_gone else 'can'} write in {path}, so this file may say what "
                 "its guest wants",
                 resolution="move the file to where no workspace writes; or read it, and if all of it is yours: "
-                + _way_to_end(layout, records[name], path),
+                + _way_to_end(self.layout, self.records[name], path),
             )
+
+
+def writers_of(layout: Layout) -> Writers:
+    """Who writes where, for root; nobody else is harmed by what a guest wrote. It is looked for at once: what comes of
+    it may be asked with other rights than root's."""
+    if os.geteuid() != 0:
+        return Writers(layout)
+    records = sound_records(layout)
+    written = {identity_of(path): (name, path) for name, record in records.items() for path in record.written}
+    written.pop(None, None)
+    return Writers(layout, records, written)
+
+
+def believing(layout: Layout) -> Believe:
+    """A function that refuses, for root, a file that a guest may have written."""
+    return writers_of(layout).check
 
 
 def _way_to_end(layout: Layout, record: Record, path: str) -> str:
@@ -192,15 +225,6 @@ def _way_to_end(layout: Layout, record: Record, path: str) -> str:
     if record.ejected:
         return f"{record.ejected}/remove, which takes {name} off this host, and then {purge}"
     return f"{purge}, which deletes its kept home {home}" if record.wanted.home == home else purge
-
-
-def identity_of(path: str) -> tuple[int, int] | None:
-    """The identity of a directory, by whatever path; None where there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def directories_to(file: str) -> Iterator[str]:

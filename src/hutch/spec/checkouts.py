@@ -21,6 +21,7 @@ from hutch.spec.lookup import SYSTEM_FILE
 from hutch.spec.model import WorkspaceSpec
 from hutch.spec.person import Person
 from hutch.spec.ranges import is_private
+from hutch.spec.reading import PINNED
 from hutch.spec.validation import FieldProblem, Table
 
 if TYPE_CHECKING:
@@ -75,6 +76,43 @@ def find_checkout(found: str, file: str, person: Person) -> Checkout | None:
     return None if top is None else Checkout(top, grounds_of(top, os.path.dirname(file), person))
 
 
+def is_within(directory: int, checkout: Checkout | None, person: Person) -> bool:
+    """Whether a directory, by its descriptor, lies in that checkout, or in none: whatever its path leads to by now."""
+    own = {identity for path in own_directories(person) if (identity := identity_of(path))}
+    for at in upwards(directory):
+        found = os.fstat(at)
+        if (found.st_dev, found.st_ino) in own:
+            return checkout is None
+        if has_git(".", person.uid, at):
+            return checkout is not None and identity_of(checkout.top) == (found.st_dev, found.st_ino)
+    return checkout is None
+
+
+def upwards(directory: int) -> Iterator[int]:
+    """Descriptors of a directory and of all above it, each until the next is asked for."""
+    at = os.open(".", PINNED, dir_fd=directory)
+    try:
+        while True:
+            yield at
+            above = os.open("..", PINNED, dir_fd=at)
+            is_top = os.path.sameopenfile(at, above)
+            os.close(at)
+            at = above
+            if is_top:
+                return
+    finally:
+        os.close(at)
+
+
+def identity_of(path: str) -> tuple[int, int] | None:
+    """The identity of a directory, by whatever path; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def is_link(status: os.stat_result) -> bool:
     return stat.S_ISLNK(status.st_mode)
 
@@ -92,21 +130,22 @@ def top_above(directory: str, own: Iterable[str], uid: int) -> str | None:
     for above in (at, *at.parents):
         if str(above) in own:
             return None
-        if has_git(above, uid):
+        if has_git(str(above), uid):
             return str(above)
     return None
 
 
-def has_git(directory: Path, uid: int) -> bool:
-    """Whether it has a `.git`, of whatever kind: worktrees and submodules have a file. One that a stranger has put into
-    a directory such as /tmp does not count, or nobody's file below would."""
+def has_git(directory: str, uid: int, below: int | None = None) -> bool:
+    """Whether a directory, by its path from the one `below`, has a `.git`, of whatever kind: worktrees and submodules
+    have a file. One that a stranger has put into a directory such as /tmp does not count, or nobody's file below
+    would."""
     try:
-        found = os.lstat(directory / GIT)
+        found = os.stat(f"{directory}/{GIT}", dir_fd=below, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:  # nobody can tell that it has none
         return True
-    above = os.lstat(directory)
+    above = os.stat(directory, dir_fd=below, follow_symlinks=False)
     is_everybodys = above.st_mode & stat.S_ISVTX and above.st_mode & stat.S_IWOTH
     return not is_everybodys or found.st_uid in (uid, above.st_uid)
 

@@ -25,7 +25,7 @@ from hutch.spec.kit_files import Believe, Kits, believe_all
 from hutch.spec.model import Clamped, Config, Incus, Network, WorkspaceSpec
 from hutch.spec.names import Layout, is_name
 from hutch.spec.owner import Owner, Search, default_owner, expand, expand_keys, find_owner, owner_of_path, unique
-from hutch.spec.reading import locate, parse_toml, read_file
+from hutch.spec.reading import Judge, judge_nothing, locate, parse_toml, read_file
 from hutch.spec.sharing import MOST_SHARED, find_holder
 from hutch.spec.validation import FieldProblem, Table, choices, dotted, nearest, undotted, validate
 from hutch.spec.validation import Path as KeyPath
@@ -50,15 +50,17 @@ def load(
     owners: Collection[int] | None = None,
     believe: Believe = believe_all,
     allowance: Allowance | None = None,
+    judge: Judge = judge_nothing,
 ) -> Config:
     """The configuration in `file`, a path without links, with paths, owners and keys resolved, and kits joined. Raises
     ConfigError with every problem.
 
     `owners` are the uids whose file is believed, None for everybody's: see believed_owners(). `check` returns
     further problems of a workspace; they need no more than a key, a message and a hint. `believe` is asked about the
-    files of kits. `allowance` is a member's, for whom it is loaded.
+    files of kits, `judge` about the directory of this one. `allowance` is a member's, for whom it is loaded.
     """
-    return config_of(file, read_file(file, owners), layout=layout, check=check, believe=believe, allowance=allowance)
+    text = read_file(file, owners, judge=judge)
+    return config_of(file, text, layout=layout, check=check, believe=believe, allowance=allowance)
 
 
 def config_of(

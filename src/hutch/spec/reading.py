@@ -9,58 +9,83 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hutch.errors import ConfigError, Problem
-from hutch.files import open_regular
+from hutch.files import kept_open, open_regular
 from hutch.spec.lookup import LARGEST_FILE, LONGEST_LINE, is_unwieldy
 from hutch.spec.rights import as_caller
 from hutch.spec.validation import FieldProblem, Table, dotted, shorten
 from hutch.spec.validation import Path as KeyPath
 
+Judge = Callable[[int], None]
+PINNED = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+MOVED = "somebody else can rename on its path: move it, and try again"
 
-def read_file(file: str, owners: Collection[int] | None = None, *, way: str = "", reader: int = 0) -> str:
+
+def judge_nothing(directory: int) -> None:
+    """The judge of a caller who has none."""
+
+
+def read_file(
+    file: str, owners: Collection[int] | None = None, *, way: str = "", reader: int = 0, judge: Judge = judge_nothing
+) -> str:
     """The text of a file that is safe to believe; see `read_content`."""
-    return text_of(file, read_content(file, owners, way=way, reader=reader))
+    return text_of(file, read_content(file, owners, way=way, reader=reader, judge=judge))
 
 
-def read_content(file: str, owners: Collection[int] | None = None, *, way: str = "", reader: int = 0) -> bytes:
+def read_content(
+    file: str, owners: Collection[int] | None = None, *, way: str = "", reader: int = 0, judge: Judge = judge_nothing
+) -> bytes:
     """The bytes of a file that is safe to believe, through one descriptor: another file may be there by now. No link is
     on its path `file`, which somebody may have judged: one that has been put there since is refused.
 
     `owners` are the uids whose file is believed, None for everybody's; `way` says what to do about another one's. A
-    file that the user `reader` chose by a link must not be closed to that user: errors quote what is in it.
+    file that the user `reader` chose by a link must not be closed to that user: errors quote what is in it. `judge` is
+    asked about the directory that the file lies in, a descriptor: by its path, another one may have been judged.
     """
 
     def refuse(message: str, hint: str = "") -> ConfigError:
         return ConfigError([Problem(message, hint=hint, file=file)])
 
-    try:
-        with as_caller():
-            descriptor = open_regular(file, follow=False)
-    except OSError as error:
-        raise refuse(f"cannot be opened: {error.strerror}") from None
-    try:
-        if os.readlink(f"/proc/self/fd/{descriptor}") != file:
-            raise refuse("leads elsewhere by now", "somebody else can rename on its path: move it, and try again")
-        status = os.fstat(descriptor)
-        if owners is not None and status.st_uid not in owners:
-            hint = f"read it, and if you trust it {way or f'name it: --file {file}'}"
-            raise refuse(f"belongs to uid {status.st_uid}, who is neither root nor you", hint)
-        if reader and is_closed(descriptor, status, reader):
-            raise refuse(f"is closed to uid {reader}, whose link leads to it")
-        if status.st_mode & 0o022:
-            raise refuse("can be written by its group or by others", f"chmod go-w {file}")
-        with open(descriptor, "rb", closefd=False) as stream:
-            content = stream.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise refuse(f"cannot be read: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
+    with ExitStack() as stack:
+        try:
+            directory, descriptor = stack.enter_context(_opened(file))
+        except OSError as error:
+            raise refuse(f"cannot be opened: {error.strerror}") from None
+        try:
+            if os.readlink(f"/proc/self/fd/{descriptor}") != file:
+                raise refuse("leads elsewhere by now", MOVED)
+            judge(directory)
+            status = os.fstat(descriptor)
+            if owners is not None and status.st_uid not in owners:
+                hint = f"read it, and if you trust it {way or f'name it: --file {file}'}"
+                raise refuse(f"belongs to uid {status.st_uid}, who is neither root nor you", hint)
+            if reader and is_closed(descriptor, status, reader):
+                raise refuse(f"is closed to uid {reader}, whose link leads to it")
+            if status.st_mode & 0o022:
+                raise refuse("can be written by its group or by others", f"chmod go-w {file}")
+            with open(descriptor, "rb", closefd=False) as stream:
+                content = stream.read(LARGEST_FILE + 1)
+        except OSError as error:
+            raise refuse(f"cannot be read: {error.strerror}") from None
     if len(content) > LARGEST_FILE:
         raise refuse("is larger than 1 MiB")
     return content
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[tuple[int, int]]:
+    """The directory of a file, and the file in it, as the caller may open them."""
+    with ExitStack() as stack:
+        with as_caller():
+            directory = stack.enter_context(kept_open(os.open(os.path.dirname(file), PINNED)))
+            descriptor = stack.enter_context(
+                kept_open(open_regular(os.path.basename(file), follow=False, dir_fd=directory))
+            )
+        yield directory, descriptor
 
 
 def text_of(file: str, content: bytes) -> str:

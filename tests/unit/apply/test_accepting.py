@@ -105,8 +105,8 @@ def test_what_is_compared_is_what_is_used(engine: Hutch, file: Path, monkeypatch
     accept(engine, file)
     read = read_content
 
-    def read_and_change(*what: object) -> bytes:
-        content = read(*what)  # type: ignore[arg-type]
+    def read_and_change(*what: object, **how: object) -> bytes:
+        content = read(*what, **how)  # type: ignore[arg-type]
         write(file, TEXT.replace("2GiB", "8GiB"))
         return content
 

@@ -225,7 +225,7 @@ def test_an_ejected_workspace_writes_on(layout: Layout, tmp_path: Path) -> None:
 def test_what_is_checked_is_what_is_read(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A link may lead elsewhere as soon as it was checked, or only while it was."""
     good, bad, link = write_file(tmp_path / "good"), write_file(tmp_path / "share"), tmp_path / "link"
-    check = ownership.check_writers
+    check = ownership.Writers.check
 
     def lead_to(file: Path) -> None:
         link.unlink(missing_ok=True)
@@ -240,9 +240,9 @@ def test_what_is_checked_is_what_is_read(layout: Layout, tmp_path: Path, monkeyp
         check(*what)
 
     lead_to(good)
-    monkeypatch.setattr(ownership, "check_writers", check_and_flip)
+    monkeypatch.setattr(ownership.Writers, "check", check_and_flip)
     assert Hutch(layout).load(link).file == str(good)
-    monkeypatch.setattr(ownership, "check_writers", flip_and_check)
+    monkeypatch.setattr(ownership.Writers, "check", flip_and_check)
     with pytest.raises(UsageError, match=f"{link}: workspace bad can write"):
         Hutch(layout).load(link)
 

@@ -60,26 +60,26 @@ def test_git_is_whatever_has_the_name(shop: Path, person: Person, kind: str) -> 
 
 
 def test_where_nobody_can_look_is_a_checkout(shop: Path, person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    def closed(path: Path) -> None:
+    def closed(path: str, **how: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr("os.lstat", closed)
-    assert checkouts.has_git(shop.parent, 1000)
+    monkeypatch.setattr("os.stat", closed)
+    assert checkouts.has_git(str(shop.parent), 1000)
 
 
 def test_a_strangers_git_in_everybodys_directory_does_not_count(shop: Path, person: Person) -> None:
     """Nor does a mode alone make a checkout vanish."""
     top, owner = shop.parents[1], shop.stat().st_uid
     top.chmod(0o1777)
-    assert checkouts.has_git(top, 4000)  # the directory is its owner's
+    assert checkouts.has_git(str(top), 4000)  # the directory is its owner's
     top.chmod(0o777)
-    assert checkouts.has_git(top, 4000)
+    assert checkouts.has_git(str(top), 4000)
     if owner == 0:
         os.chown(top / ".git", 4000, 4000)
-        assert checkouts.has_git(top, 4001)
+        assert checkouts.has_git(str(top), 4001)
         top.chmod(0o1777)
-        assert not checkouts.has_git(top, 4001)
-        assert checkouts.has_git(top, 4000)
+        assert not checkouts.has_git(str(top), 4001)
+        assert checkouts.has_git(str(top), 4000)
         assert find(shop, person) is None
 
 
