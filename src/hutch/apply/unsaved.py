@@ -83,13 +83,14 @@ def unsaved_git_work(layout: Layout, record: Record) -> list[str]:
 
 def _unsaved_in_layer(layout: Layout, record: Record, mount: Mount) -> list[str]:
     """The work in the repositories of which a workspace has something in its own layer on a directory of the host."""
+
+    def look(chosen: list[str]) -> list[str]:
+        if not os.path.isdir(mount.source):
+            return [f"{mount.target}: {mount.source} is gone, without which nobody can read what lies on it"]
+        return look_into_layer(layout, record, mount, chosen)
+
     try:
         with opened(f"{private_layer(layout, record.name, mount)}/upper") as upper:
-            repositories = touched_repositories(upper, mount.source)
+            return look_into(touched_repositories(upper, mount.source), look)
     except FileNotFoundError:  # of a file, or of one that was never started
         return []
-    if not repositories:
-        return []
-    if not os.path.isdir(mount.source):
-        return [f"{mount.target}: {mount.source} is gone, without which nobody can read what lies on it"]
-    return look_into(repositories, lambda chosen: look_into_layer(layout, record, mount, chosen))

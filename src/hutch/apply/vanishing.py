@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from hutch.access import git_work
@@ -85,14 +85,15 @@ def _found_in_container(layout: Layout, record: Record, *, runs: bool) -> list[s
             place = os.path.realpath(layout.runtime(record.name))
             way = f"{place}/scratch/upper".lstrip("/")
             upper = stack.enter_context(kept_open(open_strictly(way, below=root, is_one_mount=False)))
-        repositories = touched_repositories(upper, str(layout.image_root(image)))
-        if not repositories:
-            return []
-        # Spares the start-up of `hutch stop` where there is nothing to look into.
-        from hutch.apply.sealed import look_into_root
-
         mounts = "" if namespace is None else f"/proc/{os.getpid()}/fd/{namespace}"
-        return look_into(repositories, lambda chosen: look_into_root(layout, record, chosen, mounts))
+
+        def look(chosen: list[str]) -> list[str]:
+            # Spares the start-up of `hutch stop` where there is nothing to look into.
+            from hutch.apply.sealed import look_into_root
+
+            return look_into_root(layout, record, chosen, mounts)
+
+        return look_into(touched_repositories(upper, str(layout.image_root(image))), look)
 
 
 @contextmanager
@@ -112,24 +113,24 @@ def _main_process(layout: Layout, name: str) -> Iterator[tuple[int, int]]:
         yield root, namespace
 
 
-def touched_repositories(upper: int, image: str) -> list[str]:
+def touched_repositories(upper: int, image: str) -> Iterator[str]:
     """The ways from the root to the `.git`, or a bare one's HEAD, of each repository of which something lies in a
-    layer: one that was made in it, or one of what it lies on, the directory `image`, with a change."""
-    found: dict[str, None] = {}  # in their order
-    gone: set[str] = set()
+    layer: one that was made in it, or one of what it lies on, the directory `image`, with a change. Some come more than
+    once."""
     for way, directory, name in walk_with_ways(upper, seconds=WALK_SECONDS):
         path = "/".join((*way, name))
-        if not way and os.path.lexists(f"{image}/{GIT}"):
-            found.setdefault(GIT)
-        if name == GIT and _is_whiteout(directory, name):
-            gone.add(path)
-        elif name == GIT or (name == "HEAD" and _may_be_bare(directory, path)):
-            found.setdefault(path)
+        if not way and os.path.lexists(f"{image}/{GIT}") and not _is_whiteout(upper, GIT):
+            yield GIT
+        if name == GIT:
+            if not _is_whiteout(directory, name):
+                yield path
+        elif name == "HEAD" and _may_be_bare(directory, path):
+            yield path
         elif os.path.lexists(f"{image}/{path}/{GIT}"):
-            found.setdefault(f"{path}/{GIT}")
+            if not _is_whiteout(upper, f"{path}/{GIT}"):
+                yield f"{path}/{GIT}"
         elif all(os.path.lexists(f"{image}/{path}/{part}") for part in ("HEAD", *BARE)):
-            found.setdefault(f"{path}/HEAD")
-    return [path for path in found if path not in gone]
+            yield f"{path}/HEAD"
 
 
 def _may_be_bare(directory: int, path: str) -> bool:
@@ -144,31 +145,25 @@ def _may_be_bare(directory: int, path: str) -> bool:
 
 
 def _is_whiteout(directory: int, name: str) -> bool:
-    """Whether an entry of a layer says that there is no such entry; also where it is gone by now."""
+    """Whether an entry of a layer says that there is no such entry."""
     try:
         return stat.S_ISCHR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
-        return True
+    except OSError:
+        return False
 
 
-def look_into(repositories: list[str], look: Callable[[list[str]], list[str]]) -> list[str]:
-    """What a look finds in as many of these repositories as are looked into, in words."""
-    chosen = fitting(repositories)
-    found = look(chosen)
-    if rest := len(repositories) - len(chosen):
-        found.append(f"of {rest} more repositories, nobody knows: there are too many to look into")
-    return found
-
-
-def fitting(repositories: list[str]) -> list[str]:
-    """The first of them, as many as are looked into."""
-    chosen, size = [], 0
-    for path in repositories[:MOST_REPOSITORIES]:
+def look_into(repositories: Iterable[str], look: Callable[[list[str]], list[str]]) -> list[str]:
+    """What a look finds in as many of these repositories as are looked into, in words. A guest may have made millions,
+    and names of any length: no more than those are kept."""
+    chosen, size = dict[str, None](), 0  # in their order
+    for path in repositories:
+        if path in chosen:
+            continue
         size += len(os.fsencode(path))
-        if size > MOST_BYTES:
-            break
-        chosen.append(path)
-    return chosen
+        if len(chosen) == MOST_REPOSITORIES or size > MOST_BYTES:
+            return [*look(list(chosen)), "of more repositories, nobody knows: there are too many to look into"]
+        chosen[path] = None
+    return look(list(chosen)) if chosen else []
 
 
 # Machines.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from hutch.apply import turning, vanishing
-from hutch.apply.vanishing import check_roots, fitting, refuse_unsaved, touched_repositories, unsaved_in_root
+from hutch.apply.vanishing import check_roots, look_into, refuse_unsaved, touched_repositories, unsaved_in_root
 from hutch.errors import HutchError
 from hutch.plan.actions import Action, Affected, Plan
 from hutch.spec.names import Layout
@@ -34,7 +36,7 @@ def record(**keys: Any) -> Record:
 def touched(tmp_path: Path) -> list[str]:
     upper = os.open(tmp_path / "upper", os.O_RDONLY)
     try:
-        return sorted(touched_repositories(upper, str(tmp_path / "image")))
+        return sorted(set(touched_repositories(upper, str(tmp_path / "image"))))
     finally:
         os.close(upper)
 
@@ -75,10 +77,28 @@ def test_a_layer_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
         touched(tmp_path)
 
 
+def test_the_top_of_what_a_layer_lies_on_may_be_one(tmp_path: Path) -> None:
+    make(tmp_path / "image", ".git")
+    make(tmp_path / "upper", "made")
+    assert touched(tmp_path) == [".git"]
+
+
 def test_no_more_are_looked_into_than_fit_into_one_command() -> None:
-    assert fitting(["a"] * 3) == ["a"] * 3
-    assert len(fitting(["a"] * 1000)) == vanishing.MOST_REPOSITORIES
-    assert len(fitting(["a" * 4000] * 50)) == vanishing.MOST_BYTES // 4000
+    looked: list[list[str]] = []
+
+    def look(chosen: list[str]) -> list[str]:
+        looked.append(chosen)
+        return []
+
+    def endless(size: int) -> Iterator[str]:
+        return (f"{number:0{size}}" for number in itertools.count())
+
+    assert look_into([], look) == look_into(["a", "b", "a"], look) == []
+    for size in (4, 4000, 1 << 20):
+        (more,) = look_into(endless(size), look)
+        assert "too many to look into" in more
+    assert looked[0] == ["a", "b"]
+    assert list(map(len, looked[1:])) == [vanishing.MOST_REPOSITORIES, vanishing.MOST_BYTES // 4000, 0]
 
 
 def standing(monkeypatch: pytest.MonkeyPatch, state: Any) -> list[str]:
