@@ -37,6 +37,7 @@ os._exit(0)
         pytest.param("""theirs.send(b'["_run", "flush ruleset"]'); theirs.recv(1)""", 1, id="it asks for more"),
         pytest.param("theirs.send(b'[' * 60000); theirs.recv(1)", 1, id="it asks for nonsense"),
         pytest.param("theirs.close(); signal.pause()", 1, id="it stays"),
+        pytest.param("if not os.fork(): os.setsid(); theirs.recv(1)", 0, id="somebody holds what it had"),
     ],
 )
 def test_each_ends_with_the_other(proxy: str, code: int) -> None:

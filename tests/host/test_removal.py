@@ -161,6 +161,10 @@ LOST = {
         "./project: commits that were not pushed",
     ),
     "notes": ("git notes add -m x", "./project: notes that were not pushed"),
+    "patches that are half applied": (
+        "git format-patch -q -1 -o ~ && ! git am -q ~/0001-one.patch 2>/dev/null",
+        "./project: an unfinished rebase, merge or series of patches",
+    ),
     "what no branch has": (
         "git update-ref refs/wip/x $(git commit-tree -m x HEAD^{tree})",
         "./project: commits that were not pushed, at refs/wip/x",

@@ -84,9 +84,9 @@ class KeptSets:
 def keep(sets: Sets, channel: socket.socket, proxy: int) -> NoReturn:
     """Serve the proxy, a child of ours, until one of both ends; then end as it does."""
     signal.signal(signal.SIGTERM, lambda *_: channel.shutdown(socket.SHUT_RDWR))
-    is_well = True
+    is_well, ended = True, os.pidfd_open(proxy)
     try:
-        while request := channel.recv(LONGEST):
+        while request := _next_request(channel, ended):
             channel.send(answer_of(sets, request))
     except OSError:
         pass  # it has ended, or this process is told to
@@ -95,11 +95,16 @@ def keep(sets: Sets, channel: socket.socket, proxy: int) -> NoReturn:
         is_well = False
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel.close()  # which tells the proxy to end
-    ended = os.pidfd_open(proxy)
     if not select.select([ended], [], [], END_SECONDS)[0]:
         os.kill(proxy, signal.SIGKILL)  # and with it all that it may have started
     _, status = os.waitpid(proxy, 0)
     os._exit(0 if is_well and status == 0 else 1)
+
+
+def _next_request(channel: socket.socket, ended: int) -> bytes:
+    """What the proxy asks next, b"" once it has ended: somebody else may hold its end of the channel by then."""
+    ready, _, _ = select.select([channel, ended], [], [])
+    return b"" if ended in ready else channel.recv(LONGEST)
 
 
 def answer_of(sets: Sets, request: bytes) -> bytes:
