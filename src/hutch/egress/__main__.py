@@ -39,7 +39,10 @@ async def serve(places: list[Path], means: Means, channel: socket.socket, served
 def main() -> None:
     places = list(map(Path, sys.argv[1:5]))
     table = read_views(places[0].read_text()).table
-    log, questions = Nflog(), large_socket()  # both take the right that the proxy does not have
+    try:
+        log, questions = Nflog(), large_socket()  # both take the right that the proxy does not have
+    except OSError as error:
+        sys.exit(f"{error.strerror}; does another process hear it in this network namespace?")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     served_as = os.getpid()
     if proxy := begin_proxy():
