@@ -163,7 +163,7 @@ LOST = {
     "notes": ("git notes add -m x", "./project: notes that were not pushed"),
     "patches that are half applied": (
         "git format-patch -q -1 -o ~ && ! git am -q ~/0001-one.patch 2>/dev/null",
-        "./project: an unfinished rebase, merge or series of patches",
+        "./project: an unfinished rebase, or a series of patches",
     ),
     "what no branch has": (
         "git update-ref refs/wip/x $(git commit-tree -m x HEAD^{tree})",

@@ -25,9 +25,10 @@ look() {
   [ -z "$stash" ] || [ "$stash" = "$(git_of_host rev-parse --quiet --verify refs/stash 2>/dev/null)" ] ||
     say "stashed changes"
   # Of a rebase that stands still, or of mail that is half applied, a part is only there.
+  place=$(git rev-parse --absolute-git-dir) || fail
+  [ -z "$layer" ] || place=$layer/$own
   for name in rebase-merge rebase-apply MERGE_AUTOSTASH; do
-    place=$(git rev-parse --path-format=absolute --git-path "$name") || fail
-    [ ! -e "$place" ] || [ -e "${theirs:-/nowhere}/$name" ] || say "an unfinished rebase, merge or series of patches"
+    [ ! -e "$place/$name" ] || say "an unfinished rebase, or a series of patches"
   done
   look_at_remotes
   look_at_host

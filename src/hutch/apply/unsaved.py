@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 
 from hutch.apply.sealed import look_into_home, look_into_layer
 from hutch.apply.vanishing import look_into, touched_repositories, unsaved_in_root
@@ -89,8 +89,9 @@ def _unsaved_in_layer(layout: Layout, record: Record, mount: Mount) -> list[str]
             return [f"{mount.target}: {mount.source} is gone, without which nobody can read what lies on it"]
         return look_into_layer(layout, record, mount, chosen)
 
-    try:
-        with opened(f"{private_layer(layout, record.name, mount)}/upper") as upper:
-            return look_into(touched_repositories(upper, mount.source), look)
-    except FileNotFoundError:  # of a file, or of one that was never started
-        return []
+    with ExitStack() as stack:
+        try:
+            upper = stack.enter_context(opened(f"{private_layer(layout, record.name, mount)}/upper"))
+        except FileNotFoundError:  # of a file, or of one that was never started
+            return []
+        return look_into(touched_repositories(upper, mount.source), look)

@@ -87,7 +87,7 @@ def keep(sets: Sets, channel: socket.socket, proxy: int) -> NoReturn:
     is_well, ended = True, os.pidfd_open(proxy)
     try:
         while request := _next_request(channel, ended):
-            channel.send(answer_of(sets, request))
+            channel.send(answer_of(sets, request), socket.MSG_DONTWAIT)  # who reads no answers asks no more
     except OSError:
         pass  # it has ended, or this process is told to
     except (ValueError, RecursionError) as error:
@@ -103,7 +103,7 @@ def keep(sets: Sets, channel: socket.socket, proxy: int) -> NoReturn:
 
 def _next_request(channel: socket.socket, ended: int) -> bytes:
     """What the proxy asks next, b"" once it has ended: somebody else may hold its end of the channel by then."""
-    ready, _, _ = select.select([channel, ended], [], [])
+    ready, _, _ = select.select([channel.fileno(), ended], [], [])
     return b"" if ended in ready else channel.recv(LONGEST)
 
 

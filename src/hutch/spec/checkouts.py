@@ -82,7 +82,7 @@ def is_within(directory: int, checkout: Checkout | None, person: Person) -> bool
     for at in upwards(directory):
         found = os.fstat(at)
         if (found.st_dev, found.st_ino) in own:
-            return checkout is None
+            return True  # the person's own or the host's, by whatever path, though perhaps in a checkout by that
         if has_git(".", person.uid, at):
             return checkout is not None and identity_of(checkout.top) == (found.st_dev, found.st_ino)
     return checkout is None

@@ -19,6 +19,7 @@ from hutch.spec.lookup import LARGEST_FILE, LONGEST_LINE, is_unwieldy
 from hutch.spec.rights import as_caller
 from hutch.spec.validation import FieldProblem, Table, dotted, shorten
 from hutch.spec.validation import Path as KeyPath
+from hutch.trees.cursor import open_strictly
 
 Judge = Callable[[int], None]
 PINNED = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -78,10 +79,11 @@ def read_content(
 
 @contextmanager
 def _opened(file: str) -> Iterator[tuple[int, int]]:
-    """The directory of a file, and the file in it, as the caller may open them."""
+    """The directory of a file, and the file in it, as the caller may open them. No link leads there, above all none to
+    the mounts of somebody else, among which a path tells nothing."""
     with ExitStack() as stack:
         with as_caller():
-            directory = stack.enter_context(kept_open(os.open(os.path.dirname(file), PINNED)))
+            directory = stack.enter_context(kept_open(open_strictly(os.path.dirname(file), flags=PINNED)))
             descriptor = stack.enter_context(
                 kept_open(open_regular(os.path.basename(file), follow=False, dir_fd=directory))
             )

@@ -326,7 +326,7 @@ def test_a_path_that_leads_elsewhere_by_now_is_not_followed(tmp_path: Path, load
     (tmp_path / "link").symlink_to(file.parent)
     for path, message in (
         (tmp_path / "link.toml", "cannot be opened: Too many levels of symbolic links"),
-        (tmp_path / "link/hutch.toml", "leads elsewhere by now"),
+        (tmp_path / "link/hutch.toml", "cannot be opened: Too many levels of symbolic links"),
     ):
         with pytest.raises(ConfigError) as caught:
             loading.load(str(path), layout=Layout(tmp_path, tmp_path / "run"))
