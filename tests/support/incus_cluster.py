@@ -390,7 +390,8 @@ def is_of_a_member(pid: int) -> bool:
 
 def _is_in_between(instance: Mapping[str, Any]) -> bool:
     """Whether an instance has no state yet, or ran when its member lost power and is still to be started."""
-    config = instance["config"]
+    if (config := instance["config"]) is None:  # its member does not answer yet
+        return True
     is_to_run = config.get("volatile.last_state.power") == "RUNNING" and config.get("boot.autostart") != "false"
     return instance["status"] not in ("Running", "Stopped") or (instance["status"] == "Stopped" and is_to_run)
 
