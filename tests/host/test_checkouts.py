@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hutch.apply.ownership import load_found
-from hutch.errors import HutchError
+from hutch.errors import HutchError, Untrusted
 from hutch.spec.names import Layout
 from tests.host.instance import DEFAULTS, HUTCH, Instance
 from tests.support import world_files
@@ -186,6 +186,19 @@ def test_no_exchange_of_two_directories_makes_it_count(checkout: Instance) -> No
     assert flip(checkout, alice, hers, clone, hers / "hutch.toml")["web"] == 0
     for directory in (hers, clone):
         world_files.remove_directory(directory)
+
+
+def test_a_directory_that_is_mounted_on_one_of_its_own_is_in_the_checkout(checkout: Instance) -> None:
+    """Upwards from there, the same directory comes twice before the top of the checkout does."""
+    inner = checkout.directory / "one/inner"
+    inner.mkdir(parents=True)
+    (inner.parent / "hutch.toml").write_text(TEXT)
+    subprocess.run(["mount", "--bind", inner.parent, inner], check=True, timeout=10)
+    try:
+        with pytest.raises(Untrusted, match=f"{inner}/hutch.toml is in a checkout"):
+            load_found(Layout(checkout.state, checkout.run), inner / "hutch.toml")
+    finally:
+        world_files.remove_directory(inner.parent)
 
 
 def test_a_directory_that_becomes_a_link_is_not_shared(checkout: Instance) -> None:

@@ -41,8 +41,7 @@ def list_kits(layout: Layout, path: Path | None = None) -> list[ListedKit]:
     believe = believing(layout)
     if found is not None:
         file = resolved(found)
-        believe(str(found), file)
-        text = read_file(file, believed_owners(path, found))
+        text = read_file(file, believed_owners(path, found), judge=believe(str(found), file))
         tables = parse_toml(file, text).get("kits", {})
     kits = Kits(file, tables if isinstance(tables, dict) else {}, believe)
     return [_listed(kits, name, text) for name in kits.names()]

@@ -37,7 +37,7 @@ from hutch.spec.model import Config, Network
 from hutch.spec.names import Layout
 from hutch.spec.owner import owner_of_path
 from hutch.spec.person import Person, caller
-from hutch.spec.reading import read_content, text_of
+from hutch.spec.reading import Judge, read_content, text_of
 from hutch.spec.record import Record
 from hutch.spec.rights import where_called
 
@@ -176,11 +176,12 @@ class Writers:
     records: Mapping[str, Record] = field(default_factory=dict)
     written: Written = field(default_factory=dict)
 
-    def check(self, found: str, file: str) -> None:
+    def check(self, found: str, file: str) -> Judge:
         """Refuse a file that a guest may have written, or led to: root would do as it says. `file` is what the path
-        `found` leads to."""
+        `found` leads to. It is to be read with the judge that is returned."""
         for directory in (*directories_to(found), *directories_to(file)):
             self._refuse(found, identity_of(directory))
+        return partial(self.check_at, file)
 
     def check_at(self, file: str, directory: int) -> None:
         """The same of one that was opened in a directory, by its descriptor."""

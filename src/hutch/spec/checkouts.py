@@ -23,6 +23,7 @@ from hutch.spec.person import Person
 from hutch.spec.ranges import is_private
 from hutch.spec.reading import PINNED
 from hutch.spec.validation import FieldProblem, Table
+from hutch.trees.cursor import mount_of
 
 if TYPE_CHECKING:
     from hutch.spec.crosscheck import Draft
@@ -95,7 +96,8 @@ def upwards(directory: int) -> Iterator[int]:
         while True:
             yield at
             above = os.open("..", PINNED, dir_fd=at)
-            is_top = os.path.sameopenfile(at, above)
+            # A directory may be mounted on one of its own: that is not yet the top.
+            is_top = os.path.sameopenfile(at, above) and mount_of(at) == mount_of(above)
             os.close(at)
             at = above
             if is_top:

@@ -21,7 +21,7 @@ from hutch.spec.lookup import resolved
 from hutch.spec.model import Kit
 from hutch.spec.names import is_name
 from hutch.spec.person import caller
-from hutch.spec.reading import locate, parse_toml, read_file
+from hutch.spec.reading import Judge, judge_nothing, locate, parse_toml, read_file
 from hutch.spec.validation import FieldProblem, Table, nearest, validate
 from hutch.spec.validation import Path as KeyPath
 from hutch.spec.values import NAME_HINT
@@ -33,12 +33,14 @@ KITS = "kits"
 """The directory of a person's kits, in that of their configuration."""
 
 Whose = Literal["file", "user", "host", "hutch"]
-Believe = Callable[[str, str], None]
-"""Raises an error for a file that may not say what it is to say, by its path and the one that this leads to."""
+Believe = Callable[[str, str], Judge]
+"""Raises an error for a file that may not say what it is to say, by its path and the one that this leads to; and is
+answered with the judge of the directory that it is opened in, which may be another one by then."""
 
 
-def believe_all(found: str, file: str) -> None:
+def believe_all(found: str, file: str) -> Judge:
     """The answer of a caller whom no file can harm."""
+    return judge_nothing
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ def read_kit(shelf: Shelf, name: str, believe: Believe = believe_all) -> FoundKi
         if shelf.whose == "hutch":
             text = found.read_text(encoding="utf-8")
         else:
-            believe(str(found), file)
-            text = read_file(file, shelf.owners, way="make it your own", reader=shelf.reader)
+            judge = believe(str(found), file)
+            text = read_file(file, shelf.owners, way="make it your own", reader=shelf.reader, judge=judge)
         table = parse_toml(file, text)
     except ConfigError as error:
         return FoundKit(shelf.whose, file, Used(name, Kit(), {}), problems=error.problems)

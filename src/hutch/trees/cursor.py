@@ -54,6 +54,12 @@ def open_strictly(
     return call("syscall", SYS_OPENAT2, -1 if below is None else below, os.fsencode(path), how, len(how))
 
 
+def mount_of(descriptor: int) -> str:
+    """The id of the mount on which a descriptor was opened."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+        return next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+
+
 def has_openat2() -> bool:
     """Whether this kernel has openat2, which all of this needs; since Linux 5.6."""
     try:

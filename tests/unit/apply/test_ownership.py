@@ -17,6 +17,7 @@ from hutch.apply.repairing import declared_network
 from hutch.errors import HutchError, UsageError
 from hutch.spec.model import Config, Mount, Network
 from hutch.spec.names import Layout
+from hutch.spec.reading import Judge
 from hutch.spec.record import Record
 from hutch.state import Damaged, copy_of, read_record, write_record
 from tests.unit.facts import NETWORK, workspace
@@ -231,13 +232,14 @@ def test_what_is_checked_is_what_is_read(layout: Layout, tmp_path: Path, monkeyp
         link.unlink(missing_ok=True)
         link.symlink_to(file)
 
-    def check_and_flip(*what: Any) -> None:
-        check(*what)
+    def check_and_flip(*what: Any) -> Judge:
+        judge = check(*what)
         lead_to(bad)
+        return judge
 
-    def flip_and_check(*what: Any) -> None:
+    def flip_and_check(*what: Any) -> Judge:
         lead_to(good)
-        check(*what)
+        return check(*what)
 
     lead_to(good)
     monkeypatch.setattr(ownership.Writers, "check", check_and_flip)

@@ -19,7 +19,7 @@ from hutch.spec.joining import join_scripts
 from hutch.spec.kit_files import Kits, shelves
 from hutch.spec.model import DEFAULT_PACKAGES, Config, Mount, WorkspaceSpec
 from hutch.spec.names import Layout
-from hutch.spec.reading import is_closed
+from hutch.spec.reading import Judge, is_closed
 from hutch.spec.refusing import refuse_files
 
 Load = Callable[..., Config]
@@ -399,15 +399,19 @@ def test_a_checkout_chooses_no_kit_of_a_persons(tmp_path: Path, user_kits: Path,
 
 
 def test_a_guest_that_writes_where_kits_lie_is_asked_about(load: Load, user_kits: Path, tmp_path: Path) -> None:
-    """Each file that is used is shown to the caller's function first, by its path and the one that this leads to."""
+    """Each file that is used is shown to the caller's function first, by its path and the one that this leads to; and
+    the directory in which it is opened to the judge."""
     real = write(tmp_path, "real", "packages = ['git']")
     (user_kits / "mine.toml").symlink_to(real)
     asked: list[tuple[str, str]] = []
 
-    def believe(found: str, file: str) -> None:
+    def judge(directory: int) -> None:
+        assert os.path.samestat(os.fstat(directory), tmp_path.stat())
+        raise HutchError("a guest wrote this")
+
+    def believe(found: str, file: str) -> Judge:
         asked.append((found, file))
-        if found.startswith(str(user_kits)):
-            raise HutchError("a guest wrote this")
+        return judge
 
     file = write(tmp_path, "hutch", "[workspaces.web]\ntype = 'vm'\nuse = ['mine', 'node']\n")
     with pytest.raises(HutchError, match="a guest wrote this"):

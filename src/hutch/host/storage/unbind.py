@@ -12,7 +12,7 @@ import sys
 from hutch.host.storage.bind import open_strictly
 from hutch.host.storage.mountinfo import Tree, observe_mountinfo
 from hutch.libc import call
-from hutch.trees.cursor import way_to
+from hutch.trees.cursor import mount_of, way_to
 
 MNT_DETACH = 2
 
@@ -28,9 +28,3 @@ def main(path: str) -> None:
         call("umount2", way_to(descriptor).encode(), MNT_DETACH)
     except OSError as error:
         sys.exit(f"{path} cannot be unmounted: {error.strerror}")
-
-
-def mount_of(descriptor: int) -> str:
-    """The id of the mount on which a descriptor was opened."""
-    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
-        return next(line.split()[1] for line in file if line.startswith("mnt_id:"))
