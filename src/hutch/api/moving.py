@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from hutch.api.checking import host_check
 from hutch.apply.cluster_moves import move_to_member
 from hutch.apply.declaring import read_exactly, replace_text
-from hutch.apply.ownership import believing
+from hutch.apply.ownership import believing, judge_of
 from hutch.apply.planning import make_plan
 from hutch.apply.up import up
 from hutch.engines import mover_of
 from hutch.errors import HutchError, UsageError
 from hutch.spec.editing import with_value
 from hutch.spec.loading import config_of
+from hutch.spec.lookup import believed_owners, find_file
 
 if TYPE_CHECKING:
     from hutch.api.engine import Hutch
@@ -85,7 +86,8 @@ def _declared(
             f'{config.file} has engine = "{config.workspaces[name].engine}" for {name}, and the file is what counts',
             resolution=f'write engine = "{engine}" there, and `hutch up {name}` moves it; or --write changes that line',
         )
-    before = read_exactly(config.file)
+    owners = believed_owners(path, find_file(path))
+    before = read_exactly(config.file, owners, judge_of(hutch.layout, config))
     after = with_value(before, name, "engine", engine)
     as_read = after.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").replace("\r\n", "\n")
     meant = config_of(config.file, as_read, layout=hutch.layout, check=host_check(), believe=believing(hutch.layout))

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from hutch.errors import HutchError, explained
 from hutch.files import TEMPORARY, kept_open, write_all
 from hutch.spec.lookup import LARGEST_FILE
+from hutch.spec.reading import Judge, read_content, text_of
 from hutch.trees.cursor import open_strictly
 
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def read_exactly(file: str) -> str:
-    """The text of a file, which was read and believed before, with its line ends as they are."""
-    with explained(f"{file} cannot be read"), open(file, encoding="utf-8", newline="") as stream:
-        return stream.read(LARGEST_FILE)
+def read_exactly(file: str, owners: Collection[int] | None, judge: Judge) -> str:
+    """The text of a file that is safe to believe, see read_content(), with its line ends as they are."""
+    content = read_content(file, owners, judge=judge)
+    text_of(file, content)  # which says what is wrong with it
+    return content.decode()
 
 
 def replace_text(file: str, before: str, after: str) -> None:

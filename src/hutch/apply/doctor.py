@@ -23,7 +23,7 @@ FEATURES = {
     "overlayfs": ("workspaces share an image and write above it", "a kernel with CONFIG_OVERLAY_FS"),
     "idmapped mounts": ("an image's and a home's owners are mapped", "a state directory on ext4, xfs or btrfs"),
     "nf_tables": ("the workspaces' traffic is filtered", "a kernel with nf_tables for inet and bridge, and its fib"),
-    "cgroup v2": ("all of a workspace's processes are known, and end together", "a kernel with cgroup2"),
+    "cgroup v2": ("all of a workspace's processes are known, and end together", "Linux 5.14 or newer, with cgroup2"),
     "openat2": ("what guests wrote is worked on without following their links", "Linux 5.6 or newer"),
     "pidfd": ("a signal reaches the process that is meant", "Linux 5.3 or newer"),
 }

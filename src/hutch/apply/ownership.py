@@ -12,7 +12,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from hutch.host.identity.answers import directory_of
 from hutch.libc import call
 from hutch.spec import member
 from hutch.spec.allowance import Allowance
-from hutch.spec.checkouts import Checkout, find_checkout, identity_of, upwards
+from hutch.spec.checkouts import Checkout, find_checkout, identity_of
 from hutch.spec.implied import is_implied
 from hutch.spec.kit_files import Believe
 from hutch.spec.loading import Check, config_of, load, no_check
@@ -37,9 +37,10 @@ from hutch.spec.model import Config, Network
 from hutch.spec.names import Layout
 from hutch.spec.owner import owner_of_path
 from hutch.spec.person import Person, caller
-from hutch.spec.reading import Judge, read_content, text_of
+from hutch.spec.reading import Judge, judge_nothing, read_content, text_of
 from hutch.spec.record import Record
 from hutch.spec.rights import where_called
+from hutch.trees.cursor import upwards
 
 AT_FDCWD, MAX_HANDLE = -100, 128
 
@@ -141,9 +142,10 @@ def _read(
     if allowance is not None:
         allowance = replace(allowance, is_own=owner_of_path(file) == allowance.member.uid)
     checkout = find_checkout(str(found), file, person)
-    judge, believe = partial(_judge, file, checkout, person, writers), writers.check
+    believe = writers.check
+    is_written = believe(str(found), file) if checkout is None else judge_nothing
+    judge = partial(_judge, file, checkout, person, is_written)
     if checkout is None:
-        believe(str(found), file)
         config = load(
             file, layout=layout, check=check, owners=owners, believe=believe, allowance=allowance, judge=judge
         )
@@ -152,7 +154,7 @@ def _read(
         return config, allowance is not None or (is_runs and config.network == Network())
     if person.state is not None:
         answers = str(directory_of(person))
-        believe(answers, os.path.realpath(answers))
+        writers.refuse(answers, os.path.realpath(answers))
     content = read_content(file, owners, judge=judge)
     check_accepted(person, file, checkout, content, accepted)
     text = text_of(file, content)
@@ -161,11 +163,16 @@ def _read(
     return config, True
 
 
-def _judge(file: str, checkout: Checkout | None, person: Person, writers: Writers, directory: int) -> None:
+def _judge(file: str, checkout: Checkout | None, person: Person, is_written: Judge, directory: int) -> None:
     """Refuse a file by the directory that it was opened in. While its path was judged, that may have led elsewhere."""
     check_place(file, checkout, person, directory)
-    if checkout is None:
-        writers.check_at(file, directory)
+    is_written(directory)
+
+
+def judge_of(layout: Layout, config: Config) -> Judge:
+    """The judge with which the file of a configuration, one that is in no checkout, is to be read once more."""
+    is_written = writers_of(layout).check(config.file, config.file)
+    return partial(_judge, config.file, None, caller(os.environ, os.getuid()), is_written)
 
 
 @dataclass(frozen=True)
@@ -177,19 +184,23 @@ class Writers:
     written: Written = field(default_factory=dict)
 
     def check(self, found: str, file: str) -> Judge:
-        """Refuse a file that a guest may have written, or led to: root would do as it says. `file` is what the path
-        `found` leads to. It is to be read with the judge that is returned."""
-        for directory in (*directories_to(found), *directories_to(file)):
-            self._refuse(found, identity_of(directory))
-        return partial(self.check_at, file)
+        """The same of a file that is to be read, with the judge that is returned."""
+        self.refuse(found, file)
+        return partial(self._judge, file) if self.written else judge_nothing
 
-    def check_at(self, file: str, directory: int) -> None:
-        """The same of one that was opened in a directory, by its descriptor."""
-        for at in upwards(directory):
-            status = os.fstat(at)
-            self._refuse(file, (status.st_dev, status.st_ino))
+    def refuse(self, found: str, file: str) -> None:
+        """Refuse what a guest may have written, or led to: root would do as it says. `file` is what the path `found`
+        leads to."""
+        for directory in (*directories_to(found), *directories_to(file)) if self.written else ():
+            self._refuse_in(found, identity_of(directory))
 
-    def _refuse(self, found: str, directory: tuple[int, int] | None) -> None:
+    def _judge(self, file: str, directory: int) -> None:
+        with closing(upwards(directory)) as ways:
+            for at in ways:
+                status = os.fstat(at)
+                self._refuse_in(file, (status.st_dev, status.st_ino))
+
+    def _refuse_in(self, found: str, directory: tuple[int, int] | None) -> None:
         if writer := self.written.get(directory):
             name, path = writer
             is_gone = self.records[name].removed and not self.records[name].ejected

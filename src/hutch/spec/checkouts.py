@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,8 @@ from hutch.spec.lookup import SYSTEM_FILE
 from hutch.spec.model import WorkspaceSpec
 from hutch.spec.person import Person
 from hutch.spec.ranges import is_private
-from hutch.spec.reading import PINNED
 from hutch.spec.validation import FieldProblem, Table
-from hutch.trees.cursor import mount_of
+from hutch.trees.cursor import upwards
 
 if TYPE_CHECKING:
     from hutch.spec.crosscheck import Draft
@@ -80,30 +80,14 @@ def find_checkout(found: str, file: str, person: Person) -> Checkout | None:
 def is_within(directory: int, checkout: Checkout | None, person: Person) -> bool:
     """Whether a directory, by its descriptor, lies in that checkout, or in none: whatever its path leads to by now."""
     own = {identity for path in own_directories(person) if (identity := identity_of(path))}
-    for at in upwards(directory):
-        found = os.fstat(at)
-        if (found.st_dev, found.st_ino) in own:
-            return True  # the person's own or the host's, by whatever path, though perhaps in a checkout by that
-        if has_git(".", person.uid, at):
-            return checkout is not None and identity_of(checkout.top) == (found.st_dev, found.st_ino)
+    with closing(upwards(directory)) as ways:
+        for at in ways:
+            found = os.fstat(at)
+            if (found.st_dev, found.st_ino) in own:
+                return True  # the person's own or the host's, by whatever path, though perhaps in a checkout by that
+            if has_git(".", person.uid, at):
+                return checkout is not None and identity_of(checkout.top) == (found.st_dev, found.st_ino)
     return checkout is None
-
-
-def upwards(directory: int) -> Iterator[int]:
-    """Descriptors of a directory and of all above it, each until the next is asked for."""
-    at = os.open(".", PINNED, dir_fd=directory)
-    try:
-        while True:
-            yield at
-            above = os.open("..", PINNED, dir_fd=at)
-            # A directory may be mounted on one of its own: that is not yet the top.
-            is_top = os.path.sameopenfile(at, above) and mount_of(at) == mount_of(above)
-            os.close(at)
-            at = above
-            if is_top:
-                return
-    finally:
-        os.close(at)
 
 
 def identity_of(path: str) -> tuple[int, int] | None:

@@ -10,8 +10,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, closing, contextmanager
 
 from hutch.errors import ConfigError, Problem
 from hutch.files import kept_open, open_regular
@@ -19,10 +18,9 @@ from hutch.spec.lookup import LARGEST_FILE, LONGEST_LINE, is_unwieldy
 from hutch.spec.rights import as_caller
 from hutch.spec.validation import FieldProblem, Table, dotted, shorten
 from hutch.spec.validation import Path as KeyPath
-from hutch.trees.cursor import open_strictly
+from hutch.trees.cursor import PINNED_DIRECTORY, open_strictly, upwards
 
 Judge = Callable[[int], None]
-PINNED = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 MOVED = "somebody else can rename on its path: move it, and try again"
 
 
@@ -64,7 +62,7 @@ def read_content(
             if owners is not None and status.st_uid not in owners:
                 hint = f"read it, and if you trust it {way or f'name it: --file {file}'}"
                 raise refuse(f"belongs to uid {status.st_uid}, who is neither root nor you", hint)
-            if reader and is_closed(descriptor, status, reader):
+            if reader and is_closed(directory, status, reader):
                 raise refuse(f"is closed to uid {reader}, whose link leads to it")
             if status.st_mode & 0o022:
                 raise refuse("can be written by its group or by others", f"chmod go-w {file}")
@@ -83,7 +81,7 @@ def _opened(file: str) -> Iterator[tuple[int, int]]:
     the mounts of somebody else, among which a path tells nothing."""
     with ExitStack() as stack:
         with as_caller():
-            directory = stack.enter_context(kept_open(open_strictly(os.path.dirname(file), flags=PINNED)))
+            directory = stack.enter_context(kept_open(open_strictly(os.path.dirname(file), flags=PINNED_DIRECTORY)))
             descriptor = stack.enter_context(
                 kept_open(open_regular(os.path.basename(file), follow=False, dir_fd=directory))
             )
@@ -102,13 +100,14 @@ def text_of(file: str, content: bytes) -> str:
     return text
 
 
-def is_closed(descriptor: int, status: os.stat_result, reader: int) -> bool:
-    """Whether an open file is another one's than `reader`'s, and not everybody's to read."""
+def is_closed(directory: int, status: os.stat_result, reader: int) -> bool:
+    """Whether a file that was opened in a directory is another one's than `reader`'s, and not everybody's to read."""
     if status.st_uid == reader:
         return False
-    above = map(os.stat, Path(os.readlink(f"/proc/self/fd/{descriptor}")).parents)
-    is_open = status.st_mode & stat.S_IROTH and all(a.st_uid == reader or a.st_mode & stat.S_IXOTH for a in above)
-    return not is_open
+    if not status.st_mode & stat.S_IROTH:
+        return True
+    with closing(upwards(directory)) as ways:
+        return not all(a.st_uid == reader or a.st_mode & stat.S_IXOTH for a in map(os.fstat, ways))
 
 
 def parse_toml(file: str, text: str) -> Table:

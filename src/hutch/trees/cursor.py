@@ -3,9 +3,9 @@
 Nothing here goes by a path of the host. A cursor goes down by a name that is neither a link nor a mount (openat2), and
 holds the last directories on its way open, to go up again; of one that is far above it knows the name, and which
 directory it must be. It does not go by "..": whoever moves a directory would have it lead out, and where a part of a
-file system is mounted, each step takes the kernel as long as the tree is deep. So the depth of a tree takes no
-descriptors and no stack; what is changed is an inode that has been looked at, whatever its name is by now; no fifo or
-device is ever opened; and all of it ends at a deadline.
+file system is mounted, each step takes the kernel as long as the tree is deep. (Only `upwards` does, to tell where a
+directory is now.) So the depth of a tree takes no descriptors and no stack; what is changed is an inode that has been
+looked at, whatever its name is by now; no fifo or device is ever opened; and all of it ends at a deadline.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import errno
 import os
 import struct
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from hutch.failure import HutchError
 from hutch.files import kept_open
@@ -23,10 +23,12 @@ from hutch.libc import call
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+PINNED_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 PATIENCE = 600.0  # seconds; there may be millions of files
 MOST_OPEN = 200  # directories that a cursor holds open
 BATCH = 50_000  # names that are kept in mind at once, over all depths
 LONGEST_STRIDE = 3800  # bytes; a path may have 4096, and a name 255
+MOST_ABOVE = 2048  # directories above one that has been opened by a path
 LONGEST = 200  # characters of a way that are shown
 
 SYS_OPENAT2 = 437  # the same on every architecture
@@ -52,6 +54,33 @@ def open_strictly(
         raise ValueError(f"{path} is not absolute")
     how = struct.pack("QQQ", flags, 0, resolve)
     return call("syscall", SYS_OPENAT2, -1 if below is None else below, os.fsencode(path), how, len(how))
+
+
+def upwards(directory: int) -> Generator[int, None, None]:
+    """Descriptors of a directory and of all above it, each until the next is asked for: of where it is, whatever its
+    path leads to by now. OSError (ELOOP) after as many as a path can have: somebody moves them meanwhile."""
+    at = os.open(".", PINNED_DIRECTORY, dir_fd=directory)
+    for _ in range(MOST_ABOVE):
+        with kept_open(at):
+            yield at
+            above = _above(at)
+        if above is None:
+            return
+        at = above
+    os.close(at)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _above(at: int) -> int | None:
+    """A descriptor of the directory above one; None at the top. One may be mounted on another of its own, and so be
+    above itself: that is not yet the top."""
+    with ExitStack() as stack:
+        above = os.open("..", PINNED_DIRECTORY, dir_fd=at)
+        stack.callback(os.close, above)
+        if not os.path.sameopenfile(at, above) or mount_of(at) != mount_of(above):
+            stack.pop_all()
+            return above
+    return None
 
 
 def mount_of(descriptor: int) -> str:

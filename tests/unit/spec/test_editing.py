@@ -10,6 +10,7 @@ import pytest
 from hutch.apply.declaring import read_exactly, replace_text
 from hutch.errors import HutchError, UsageError
 from hutch.spec.editing import with_value
+from hutch.spec.reading import judge_nothing
 
 BEFORE = """# of the team
 [defaults]
@@ -86,7 +87,7 @@ def test_the_file_keeps_its_mode(tmp_path: Path) -> None:
     file = tmp_path.resolve() / "hutch.toml"
     file.write_bytes(b"a\r\n")
     file.chmod(0o640)
-    before = read_exactly(str(file))
+    before = read_exactly(str(file), None, judge_nothing)
     assert before == "a\r\n"
     replace_text(str(file), before, "b\r\n")
     assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"b\r\n", 0o640)

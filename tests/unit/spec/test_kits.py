@@ -13,6 +13,7 @@ import pytest
 
 from hutch import backends
 from hutch.errors import ConfigError, HutchError, Problem
+from hutch.files import kept_open
 from hutch.spec import kit_files, loading
 from hutch.spec.checkouts import Checkout
 from hutch.spec.joining import join_scripts
@@ -374,10 +375,10 @@ def test_a_link_opens_nothing_that_is_closed_to_its_maker(directory: int, mode: 
     with tempfile.TemporaryDirectory(dir="/var/tmp") as above:
         file = write(Path(above), "secret", "password = 'x'", mode)
         os.chmod(above, directory)
-        with file.open("rb") as stream:
+        with kept_open(os.open(above, os.O_PATH)) as opened:
             status = os.stat(file)
-            assert is_closed(stream.fileno(), status, status.st_uid + 1) is closed
-            assert not is_closed(stream.fileno(), status, status.st_uid)
+            assert is_closed(opened, status, status.st_uid + 1) is closed
+            assert not is_closed(opened, status, status.st_uid)
 
 
 def test_a_checkout_chooses_no_kit_of_a_persons(tmp_path: Path, user_kits: Path, host_kits: Path, home: Path) -> None:
