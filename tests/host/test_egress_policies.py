@@ -271,8 +271,26 @@ def test_what_reads_questions_has_no_right(policies: Policies) -> None:
     assert [status_of(process.pid)["NoNewPrivs"] for process in (keeper, proxy)] == ["1", "1"]
     assert status_of(proxy.pid)["NSpid"].split()[-1] == "1"
     limits = Path(f"/proc/{proxy.pid}/limits").read_text()
-    assert re.search(r"^Max file size +8388608 +8388608 ", limits, re.MULTILINE)
+    assert re.search(r"^Max file size +0 +0 ", limits, re.MULTILINE)
     assert os.stat(f"/proc/{proxy.pid}/ns/pid").st_ino != os.stat(f"/proc/{keeper.pid}/ns/pid").st_ino
+
+
+def test_what_reads_questions_can_write_nowhere(policies: Policies) -> None:
+    """Nor meet anybody: it sees no directory of its own, no socket and no pipe by a name."""
+    keeper, proxy = both(policies.instance)
+    uid = str(Layout(policies.instance.state, policies.instance.run).egress_uid)
+    assert status_of(proxy.pid)["Uid"].split() == [uid] * 4
+    kinds = ("(", "-type", "s", "-o", "-type", "p", "-o", "(", "-type", "d", "-o", "-type", "f", ")", "-writable", ")")
+    found = {}
+    for process in (keeper, proxy):
+        own = ("nsenter", f"--mount=/proc/{process.pid}/ns/mnt", f"--root=/proc/{process.pid}/root", "setpriv")
+        look = (f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "find", "/", *kinds)
+        done = subprocess.run([*own, *look], capture_output=True, text=True, timeout=60)
+        found[process] = {*done.stdout.split()} - {"/dev/null", "/dev/urandom"}  # files to find, by what they lie on
+    assert found[proxy] == set()
+    assert f"{policies.instance.run}/egress/control" in found[keeper]  # so it would have been found
+    opened = {os.readlink(path) for path in Path(f"/proc/{proxy.pid}/fd").iterdir()}
+    assert {each.partition(":")[0] for each in opened} <= {"socket", "anon_inode", "pipe", "/dev/null"}
 
 
 @pytest.mark.parametrize("which", ["keeper", "proxy"])

@@ -7,24 +7,37 @@ import sys
 
 import pytest
 
+from hutch.egress.keeper import LARGEST_LOG
+
 PROGRAM = """
 import os, signal, socket, sys
-from hutch.egress.keeper import keep
+from pathlib import Path
+from hutch.egress.keeper import Errors, Keeper, keep
 
 class Sets:
     def forget_terms(self):
         pass
 
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+errors = Errors()
 if proxy := os.fork():
     theirs.close()
-    keep(Sets(), ours, proxy)
+    keep(Keeper(Sets(), Path("/nonexistent"), Path("/nonexistent")), ours, errors, proxy)
 ours.close()
+os.dup2(errors.far, 2)
 theirs.send(b'["forget_terms"]')
 theirs.recv(10)  # from now on, it is kept
 exec(sys.argv[1])
 os._exit(0)
 """
+
+
+TELLS = """
+near, wake = socket.socketpair()
+signal.signal(signal.SIGTERM, lambda *_: near.send(b"x"))
+os.kill(os.getppid(), signal.SIGTERM)
+""".strip().replace("\n", "; ")
+"""The proxy has its keeper told to end, and hears by `wake` that it is to end itself."""
 
 
 @pytest.mark.parametrize(
@@ -33,7 +46,17 @@ os._exit(0)
         pytest.param("", 0, id="it ends"),
         pytest.param("os._exit(3)", 1, id="it fails"),
         pytest.param("os.kill(os.getpid(), signal.SIGKILL)", 1, id="it is killed"),
-        pytest.param("os.kill(os.getppid(), signal.SIGTERM); theirs.recv(1)", 0, id="the keeper is told to end"),
+        pytest.param(f"{TELLS}; wake.recv(1)", 0, id="the keeper is told to end"),
+        pytest.param(
+            f"""{TELLS}; wake.recv(1); theirs.send(b'["forget_terms"]'); assert theirs.recv(9) == b"done" """,
+            0,
+            id="it is told to end, and has last words",
+        ),
+        pytest.param(
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.kill(os.getppid(), signal.SIGTERM); theirs.recv(1)",
+            1,
+            id="it is told to end, and stays",
+        ),
         pytest.param("""theirs.send(b'["_run", "flush ruleset"]'); theirs.recv(1)""", 1, id="it asks for more"),
         pytest.param("theirs.send(b'[' * 60000); theirs.recv(1)", 1, id="it asks for nonsense"),
         pytest.param("theirs.close(); signal.pause()", 1, id="it stays"),
@@ -44,5 +67,14 @@ def test_each_ends_with_the_other(proxy: str, code: int) -> None:
     command = [sys.executable, "-c", PROGRAM, proxy]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
-    assert ("may not have" in done.stderr) is ("send" in proxy)
+    assert ("may not have" in done.stderr) is any(word in proxy for word in ("_run", "60000"))
     assert "Traceback" not in done.stderr
+
+
+def test_what_the_proxy_says_of_its_errors_is_kept_within_bounds() -> None:
+    said = "for _ in range(40): os.write(2, b'x' * 4096)"
+    done = subprocess.run([sys.executable, "-c", PROGRAM, said], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "x" * LARGEST_LOG)
+    crashed = subprocess.run([sys.executable, "-c", PROGRAM, "1 / 0"], capture_output=True, text=True, timeout=60)
+    assert crashed.returncode == 1
+    assert crashed.stderr.endswith("ZeroDivisionError: division by zero\n")

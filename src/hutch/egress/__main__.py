@@ -1,7 +1,8 @@
 """`python -m hutch.egress VIEWS CONTROL JOURNAL INBOXES --pid-file=FILE --code=WHICH`: serves until it is told to end.
 
 Prints its pid when it serves. The pid file is not its own: it stands here so that the process is known by it, and by
-the code that it has. This process keeps the right to fill sets; its child, which lacks it, is the proxy.
+the code that it has. This process keeps the right to fill sets, and the directories of records; its child, which lacks
+both, is the proxy.
 """
 
 from __future__ import annotations
@@ -14,44 +15,52 @@ import sys
 from pathlib import Path
 
 from hutch.egress.front import large_socket
-from hutch.egress.keeper import KeptSets, begin_proxy, keep
+from hutch.egress.keeper import Errors, Keeper, Kept, begin_proxy, keep
 from hutch.egress.nflog import Nflog
 from hutch.egress.proxy import EgressProxy, Means
 from hutch.egress.sets import Sets
 from hutch.egress.views import read_views
 
 
-async def serve(places: list[Path], means: Means, channel: socket.socket, served_as: int) -> None:
-    """Serve, and say `served_as` then, until a signal comes or nobody is at the other end of the channel."""
-    views, control, journal, inboxes = places
-    proxy = EgressProxy(views, journal, inboxes, means)
+async def serve(views: Path, means: Means, channel: socket.socket) -> None:
+    """Serve, and have that said, until a signal comes or nobody is at the other end of the channel."""
+    proxy = EgressProxy(views, means)
     ended, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    await proxy.serve(control)
+    await proxy.serve()
     loop.add_reader(channel, ended.set)  # answers are read where they are asked for
-    os.write(1, f"{served_as}\n".encode())
-    os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+    means.kept.serve()
     await ended.wait()
     proxy.close()
 
 
+def listening_at(control: Path) -> socket.socket:
+    """A socket for clients at a path."""
+    control.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(control))
+    listening.listen()
+    return listening
+
+
 def main() -> None:
-    places = list(map(Path, sys.argv[1:5]))
-    table = read_views(places[0].read_text()).table
+    views, control, journal, inboxes = map(Path, sys.argv[1:5])
+    os.umask(0o077)  # of the socket; a list of the directory's says who may read a journal
+    table = read_views(views.read_text()).table
     try:
         log, questions = Nflog(), large_socket()  # both take the right that the proxy does not have
     except OSError as error:
         sys.exit(f"{error.strerror}; does another process hear it in this network namespace?")
+    asked = listening_at(control)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    served_as = os.getpid()
-    if proxy := begin_proxy():
-        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
-        for given in (theirs, log, questions):
+    errors = Errors()
+    if proxy := begin_proxy((control.parent, journal, inboxes), errors):
+        for given in (theirs, log, questions, asked):
             given.close()
-        keep(Sets(table), ours, proxy)
+        keep(Keeper(Sets(table), journal, inboxes), ours, errors, proxy)
     ours.close()
-    asyncio.run(serve(places, Means(KeptSets(theirs), log, questions), theirs, served_as))
+    asyncio.run(serve(views, Means(Kept(theirs), log, questions, asked), theirs))
 
 
 main()

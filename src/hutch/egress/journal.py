@@ -1,9 +1,10 @@
 """The files with the records of workspaces: DIRECTORY/NAME/records.jsonl, and records.jsonl.1 for what is older.
 
-One process writes them, one line for each record, at the end and in one go; any number read them. The writer reads what
-guests send, so those who read follow no link that it leaves, and read no more than it may write. Both files of a
-workspace stay within LARGEST, whatever it does: equal records within a second are one, of different ones no more than
-MOST_AT_ONCE a second are kept, and records that are left out are counted. No workspace can take another one's place.
+One process writes them (the keeper, as the proxy asks it), one line for each record, at the end; any number read them.
+What the lines say comes of what guests send, so those who read believe nothing of it, follow no link, and read no more
+than may be written. Both files of a workspace stay within LARGEST, whatever it does: equal records within a second are
+one, of different ones no more than MOST_AT_ONCE a second are kept, and records that are left out are counted. No
+workspace can take another one's place.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from hutch.egress.record import LONGEST_LINE, EgressEvent, lost, parse_line
+from hutch.egress.record import LONGEST_LINE, EgressEvent, in_batches, lost, parse_line
 from hutch.errors import HutchError
 from hutch.files import kept_open
 
@@ -34,6 +35,8 @@ CHUNK = 1 << 16
 TOO_MANY = f"more than {MOST_AT_ONCE} different ones in a second"
 UNWRITTEN = "could not be written"
 
+Write = Callable[[str, str], None]
+"""Adds lines to the file of a workspace. OSError where they are not there."""
 Batches = Generator[list[EgressEvent], None, None]
 
 
@@ -45,8 +48,8 @@ class Journal:
     """The records that are to be written. Its owner calls `flush` at once, then every PAUSE while it `is_waiting`, and
     once in the end. `told` hears what is written of a workspace."""
 
-    def __init__(self, directory: Path, told: Callable[[str, list[EgressEvent]], None] = ignore) -> None:
-        self._directory, self._told = directory, told
+    def __init__(self, write: Write, told: Callable[[str, list[EgressEvent]], None] = ignore) -> None:
+        self._write, self._told = write, told
         # By workspace and subject: when it is due, and how often it has happened since it was written last.
         self._pending: dict[str, dict[tuple[object, ...], tuple[float, EgressEvent]]] = {}
 
@@ -79,11 +82,12 @@ class Journal:
             if not pending:
                 del self._pending[workspace]
             self._told(workspace, records)
-            try:
-                _append(current_file(self._directory, workspace), "".join(r.line for r in records).encode())
-            except OSError:
-                latest, count = max(r.time for r in records), sum(r.count for r in records)
-                self.note(workspace, lost(latest, count, UNWRITTEN))
+            for batch in in_batches(records):
+                try:
+                    self._write(workspace, "".join(r.line for r in batch))
+                except OSError:
+                    latest, count = max(r.time for r in batch), sum(r.count for r in batch)
+                    self.note(workspace, lost(latest, count, UNWRITTEN))
 
     def forget(self, workspace: str) -> None:
         """Write nothing more of a workspace that is gone."""
@@ -102,10 +106,9 @@ def record_files(directory: Path, workspace: str) -> tuple[Path, Path]:
     return current_file(directory, workspace), older_file(directory, workspace)
 
 
-def _append(path: Path, data: bytes) -> None:
+def append(directory: Path, workspace: str, data: bytes) -> None:
     """Write at the end, all of it or nothing; a file that would become too large becomes the older one."""
-    if not data:
-        return
+    path = current_file(directory, workspace)
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     with kept_open(os.open(path, flags, 0o640)) as descriptor:
         size = os.fstat(descriptor).st_size
@@ -117,8 +120,8 @@ def _append(path: Path, data: bytes) -> None:
                 os.ftruncate(descriptor, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     if is_full:
-        path.rename(path.with_name(f"{path.name}.1"))
-        _append(path, data)
+        path.rename(older_file(directory, workspace))
+        append(directory, workspace, data)
 
 
 def read(directory: Path, workspace: str) -> list[EgressEvent]:

@@ -1,8 +1,9 @@
-"""Keeps the one right that the egress proxy needs away from what guests and name servers say: CAP_NET_ADMIN.
+"""Keeps what the egress proxy needs away from what guests and name servers say: CAP_NET_ADMIN, and directories.
 
-The proxy, which reads what they send, is the keeper's child: without capabilities, and in a PID namespace of its own.
-It asks for elements by a socket. The keeper puts those of a few sets into the kernel, takes them out again, and does
-nothing else for it.
+The proxy, which reads what they send, is the keeper's child: without capabilities, in a PID namespace of its own, and
+where it sees no directory that it could write in. So it has no place where an account of the host could meet it, to be
+given what it holds, and none to fill. It asks by a socket. The keeper puts elements of a few sets into the kernel,
+takes them out again, adds lines to the files of records, each within its bound, and does nothing else for it.
 """
 
 from __future__ import annotations
@@ -15,20 +16,29 @@ import resource
 import select
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Any, NoReturn
 
+from hutch.egress import journal
 from hutch.egress.answers import LONGEST_VALID
 from hutch.egress.sets import LONGEST_TIMEOUT, SLACK, Element, Place, Sets, SetsFailed
+from hutch.egress.telling import LAST, tell_last
+from hutch.files import kept_open
+from hutch.frozen import dataclass
+from hutch.inboxes import MOST_LEFT_OUT, append
 from hutch.libc import call
+from hutch.spec.names import is_name
 
-CLONE_NEWPID, CAPABILITY_VERSION = 0x2000_0000, 0x2008_0522  # see capset(2)
+CLONE_NEWNS, CLONE_NEWPID, CAPABILITY_VERSION = 0x0002_0000, 0x2000_0000, 0x2008_0522  # see capset(2)
+MS_REC, MS_PRIVATE, MNT_DETACH = 0x4000, 0x4_0000, 2
 CAP_NET_ADMIN = 12
 LONGEST = 1 << 16  # bytes of a request, and of an answer
 AT_ONCE = 64
 """The most elements of one request: the keeper hears nothing else until it has tried each of them by itself."""
-LARGEST_FILE = 8 << 20  # bytes, that the proxy writes to any file: its journals are smaller
+LARGEST_LOG = 1 << 16  # bytes that are kept of what the proxy says of its errors
 END_SECONDS = 3.0
 """The time that the proxy has to write down what it has counted: less than the service's own."""
 LONGEST_OPEN = LONGEST_VALID + SLACK + 1  # seconds of an address, which no answer keeps open for longer
@@ -46,8 +56,8 @@ MAPS = ("allowed_lent", "allowed_lent_ports")
 """Those of them in which an element has a mark."""
 
 
-class KeptSets:
-    """The sets as the proxy has them: by asking the keeper. Each request and each answer is one packet of JSON."""
+class Kept:
+    """What the keeper has, as the proxy has it: by asking. Each request and each answer is one packet of JSON."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
@@ -71,6 +81,28 @@ class KeptSets:
         """End what has this mark: its connections are cut, and no others begin. Raises SetsFailed."""
         self._ask("end_term", source, mark)
 
+    def record(self, workspace: str, lines: str) -> None:
+        """Add a few lines to the journal of a workspace. OSError where they are not there."""
+        self._write("record", workspace, lines)
+
+    def tell(self, workspace: str, lines: str) -> None:
+        """Add a few lines to the inbox of a workspace's record. OSError where they are not there."""
+        self._write("tell", workspace, lines)
+
+    def tell_last(self, workspace: str, lines: str, count: int, seconds: float) -> None:
+        """The same of the last words about it, see telling.tell_last."""
+        self._write("tell_last", workspace, lines, count, seconds)
+
+    def serve(self) -> None:
+        """Have it said that the proxy serves."""
+        self._ask("serve")
+
+    def _write(self, verb: str, *arguments: object) -> None:
+        try:
+            self._ask(verb, *arguments)
+        except SetsFailed as error:
+            raise OSError(str(error)) from error
+
     def _ask(self, verb: str, *arguments: object) -> None:
         try:
             self._channel.send(json.dumps([verb, *arguments]).encode())
@@ -81,36 +113,88 @@ class KeptSets:
             raise SetsFailed(answer.decode("utf-8", "replace") or "nobody keeps the sets any more")
 
 
-def keep(sets: Sets, channel: socket.socket, proxy: int) -> NoReturn:
-    """Serve the proxy, a child of ours, until one of both ends; then end as it does."""
-    signal.signal(signal.SIGTERM, lambda *_: channel.shutdown(socket.SHUT_RDWR))
-    is_well, ended = True, os.pidfd_open(proxy)
+@dataclass(frozen=True)
+class Keeper:
+    """What there is to keep: the sets, and the directories with workspaces' journals, and with their inboxes."""
+
+    sets: Sets
+    journal: Path
+    inboxes: Path
+
+    def inbox(self, workspace: str) -> Path:
+        return self.inboxes / workspace / str(os.geteuid())
+
+
+class Errors:
+    """What the proxy says of its errors. It comes by a pipe, since what both have open is the other's to spoil; its end
+    never comes, so that a proxy that closes it is no reason to look."""
+
+    def __init__(self) -> None:
+        self.near, self.far = os.pipe()
+        os.set_blocking(self.near, False)
+        self._left = LARGEST_LOG
+
+    def relay(self) -> None:
+        """Say it for the proxy, as much as fits into a log."""
+        with suppress(OSError):
+            said = os.read(self.near, LARGEST_LOG)[: self._left]
+            self._left -= len(said)
+            os.write(2, said)
+
+
+def keep(keeper: Keeper, channel: socket.socket, errors: Errors, proxy: int) -> NoReturn:
+    """Serve the proxy, a child of ours, until one of both ends; then end as it does. Told to end, it tells the proxy,
+    which may have something to write down, and has END_SECONDS for it. One that asks for what it may not have has
+    none."""
+    ended = os.pidfd_open(proxy)
+
+    def send(number: int) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(ended, number)
+
+    def tell_to_end(*_: object) -> None:
+        send(signal.SIGTERM)
+        signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
+
+    signal.signal(signal.SIGTERM, tell_to_end)
+    signal.signal(signal.SIGALRM, lambda *_: send(signal.SIGKILL))  # and with it all that it may have started
+    code = 0
     try:
-        while request := _next_request(channel, ended):
-            channel.send(answer_of(sets, request), socket.MSG_DONTWAIT)  # who reads no answers asks no more
-    except OSError:
-        pass  # it has ended, or this process is told to
+        while request := _next_request(channel, errors, ended):
+            channel.send(answer_of(keeper, request), socket.MSG_DONTWAIT)  # who reads no answers asks no more
     except (ValueError, RecursionError) as error:
-        os.write(2, f"the egress proxy asks for what it may not have: {error}\n".encode())
-        is_well = False
+        send(signal.SIGKILL)
+        code = 1
+        with suppress(OSError):
+            os.write(2, f"the egress proxy asks for what it may not have: {error}\n".encode())
+    except OSError:
+        pass  # it has ended
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel.close()  # which tells the proxy to end
-    if not select.select([ended], [], [], END_SECONDS)[0]:
-        os.kill(proxy, signal.SIGKILL)  # and with it all that it may have started
+    if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
+        signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
     _, status = os.waitpid(proxy, 0)
-    os._exit(0 if is_well and status == 0 else 1)
+    errors.relay()
+    os._exit(code or (status != 0))
 
 
-def _next_request(channel: socket.socket, ended: int) -> bytes:
+def _next_request(channel: socket.socket, errors: Errors, ended: int) -> bytes:
     """What the proxy asks next, b"" once it has ended: somebody else may hold its end of the channel by then."""
-    ready, _, _ = select.select([channel.fileno(), ended], [], [])
-    return b"" if ended in ready else channel.recv(LONGEST)
+    while True:
+        ready, _, _ = select.select([channel.fileno(), errors.near, ended], [], [])
+        if ended in ready:
+            return b""
+        if errors.near in ready:
+            errors.relay()
+        if channel.fileno() in ready:
+            return channel.recv(LONGEST)
 
 
-def answer_of(sets: Sets, request: bytes) -> bytes:
-    """Do what a request says: b"done", or nft's own words why not. Raises ValueError for what no proxy of hutch's asks;
-    nothing has been done then."""
+def answer_of(keeper: Keeper, request: bytes) -> bytes:
+    """Do what a request says: b"done", or nft's or the system's own words why not. Raises ValueError for what no proxy
+    of hutch's asks; nothing has been done then."""
     verb, *arguments = _checked_list(json.loads(request) if len(request) < LONGEST else None)
+    sets = keeper.sets
     try:
         match verb, arguments:
             case "put", [elements]:
@@ -122,10 +206,19 @@ def answer_of(sets: Sets, request: bytes) -> bytes:
                 sets.add_term(_checked_text(ADDRESS, source), _checked_number(mark), ends)
             case "end_term", [source, mark]:
                 sets.end_term(_checked_text(ADDRESS, source), _checked_number(mark))
+            case "record", [workspace, lines]:
+                journal.append(keeper.journal, _checked_workspace(workspace), _checked_lines(lines))
+            case "tell", [workspace, lines]:
+                append(keeper.inbox(_checked_workspace(workspace)), _checked_lines(lines))
+            case "tell_last", [workspace, lines, count, int(seconds) | float(seconds)] if 0 <= seconds <= LAST:
+                inbox = keeper.inbox(_checked_workspace(workspace))
+                tell_last(inbox, _checked_lines(lines), _checked_number(count, MOST_LEFT_OUT), seconds)
+            case "serve", []:
+                say_who_serves()
             case _:
                 raise ValueError(f"{str(verb)[:20]!r}")
-    except SetsFailed as error:
-        return str(error).encode()[:LONGEST] or b"nft does not say why"
+    except (SetsFailed, OSError) as error:
+        return str(error).encode("utf-8", "replace")[:LONGEST] or b"nft does not say why"
     return b"done"
 
 
@@ -155,22 +248,53 @@ def _checked_text(pattern: str, value: Any) -> str:
     return value
 
 
+def _checked_workspace(value: Any) -> str:
+    if not isinstance(value, str) or not is_name(value):
+        raise ValueError("a workspace that is none")
+    return value
+
+
+def _checked_lines(value: Any) -> bytes:
+    if not isinstance(value, str) or not value.isascii():
+        raise ValueError("lines that are none")
+    return value.encode()
+
+
 def _checked_number(value: Any, most: int = 0xFFFF_FFFF) -> int:
     if type(value) is not int or not 0 < value <= most:
         raise ValueError("a number that is none")
     return value
 
 
-def begin_proxy() -> int:
-    """Fork the proxy as fork(2) does, once its keeper has left all capabilities but one: 0 in the proxy, its pid in the
-    keeper. It needs CAP_SYS_ADMIN for the PID namespace. The proxy writes no file that is larger than LARGEST_FILE."""
+def say_who_serves() -> None:
+    """Print the pid of this process, which is the one that is known, for who has started it; once."""
+    os.write(1, f"{os.getpid()}\n".encode())
+    close_output()
+
+
+def close_output() -> None:
+    """Print nothing from now on."""
+    with kept_open(os.open("/dev/null", os.O_WRONLY)) as nowhere:
+        os.dup2(nowhere, 1)
+
+
+def begin_proxy(written: Iterable[Path], errors: Errors) -> int:
+    """Fork the proxy as fork(2) does: 0 in the proxy, its pid in the keeper, which has left all capabilities but one.
+    CAP_SYS_ADMIN is for the namespaces: the proxy does not see the `written` directories, each a mount, and writes no
+    other file."""
     call("unshare", CLONE_NEWPID)
-    set_capabilities(CAP_NET_ADMIN)
     if proxy := os.fork():
+        set_capabilities(CAP_NET_ADMIN)
         return proxy
     os.setpgid(0, 0)  # a signal to one's own group reaches out of a PID namespace
+    close_output()
+    os.dup2(errors.far, 2)
+    call("unshare", CLONE_NEWNS)
+    call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
+    for directory in written:
+        call("umount2", bytes(directory), MNT_DETACH)
     set_capabilities()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     return 0
 
 

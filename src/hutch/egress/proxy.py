@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,7 +27,7 @@ from hutch.egress import telling
 from hutch.egress.answers import Judged, judge, reply
 from hutch.egress.front import Front
 from hutch.egress.journal import PAUSE, Journal
-from hutch.egress.keeper import KeptSets
+from hutch.egress.keeper import Kept
 from hutch.egress.known import Known
 from hutch.egress.nflog import Nflog, Packet
 from hutch.egress.reasons import asks_why, reason_of, tell
@@ -68,24 +67,25 @@ class NoRoom(SetsFailed):
 
 @dataclass(frozen=True)
 class Means:
-    """The sets, the log of what rules hear, and the socket for questions: the keeper made them, by a right that the
-    proxy does not have."""
+    """What the keeper has, and what it made by rights that the proxy does not have: the log of what rules hear, the
+    socket for questions, and the one by which a client has the views read anew."""
 
-    sets: KeptSets
+    kept: Kept
     log: Nflog
     questions: socket
+    control: socket
 
 
 class EgressProxy:
-    def __init__(self, views: Path, journal: Path, inboxes: Path, means: Means) -> None:
+    def __init__(self, views: Path, means: Means) -> None:
         self._views_file = views
         text = views.read_text()
         self._told, self._digest = read_views(text), digest(text)
         self._known: defaultdict[str, Known] = defaultdict(Known)
         self._terms: set[tuple[str, int]] = set()
-        self._teller = Teller(inboxes)
-        self._journal = Journal(journal, self._tell)
-        self._sets, self._log, self._questions = means.sets, means.log, means.questions
+        self._teller = Teller(means.kept)
+        self._journal = Journal(means.kept.record, self._tell)
+        self._means, self._sets, self._log = means, means.kept, means.log
         self._upstream = Upstream(self._told.upstream)
         self._front = Front(self._told_of, self.answer)
         self._lost = 0
@@ -95,16 +95,14 @@ class EgressProxy:
     def _told_of(self, address: str) -> View | None:
         return self._told.views.get(address)
 
-    async def serve(self, control: Path) -> None:
+    async def serve(self) -> None:
         """Begin to serve; the rest happens in the event loop."""
         await self._upstream.connect()
-        await self._front.listen(self._told.listen, self._questions)
+        await self._front.listen(self._told.listen, self._means.questions)
         self._sets.forget_terms()  # what was allowed by another one of these
         self._add_terms(self._told.views.values())
         self._hear()
-        control.unlink(missing_ok=True)
-        os.umask(0o077)
-        self._control = await asyncio.start_unix_server(self._on_control, control)
+        self._control = await asyncio.start_unix_server(self._on_control, sock=self._means.control)
 
     # Being told.
 

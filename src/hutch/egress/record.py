@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 from hutch.frozen import dataclass
 from hutch.spec.record import iso
 
+Item = TypeVar("Item")
 What = Literal["dns", "connection"]
 Verdict = Literal["allowed", "refused", "learned", "lost"]
 """The verdict on an event. A "lost" one happened, and nobody knows what it was: `why` says how that came about."""
@@ -26,6 +27,8 @@ DENIED = "denied by a person"
 LONGEST_NAME = 255
 LONGEST_WHY = 80
 LONGEST_LINE = 1024
+AT_ONCE = 32
+"""Lines that are written by one request to the keeper, which has a bound."""
 LATEST = 253_000_000_000  # of the year 9987: what is later has no date
 MOST = 1 << 62
 
@@ -60,6 +63,11 @@ class EgressEvent:
 def lost(time: float, count: int, why: str) -> EgressEvent:
     """An event that says that so many are missing here."""
     return EgressEvent(time, "connection", "lost", count=count, why=why)
+
+
+def in_batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """The items, in as many parts as there are requests to write their lines."""
+    return (items[begin : begin + AT_ONCE] for begin in range(0, len(items), AT_ONCE))
 
 
 def escaped(name: str) -> str:

@@ -7,14 +7,14 @@ whatever it does: beyond that its events are counted, as one that is lost. The j
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
-from hutch.egress.record import EgressEvent
+from hutch.egress.record import EgressEvent, in_batches
 from hutch.frozen import dataclass
 from hutch.inboxes import append, leave_out
 from hutch.spec.record import stamp
@@ -149,11 +149,19 @@ class Folding:
         return min([*times, self._lost_due] if self._lost else times, default=None)
 
 
-class Teller:
-    """Tells the records of workspaces, each in a file of its own below `inboxes`, which root makes and empties. Its
-    owner calls `tell` at `next_due`, and `close` in the end."""
+class Inboxes(Protocol):
+    """The inboxes of workspaces' records, which root makes and empties. OSError where lines are not there."""
 
-    def __init__(self, inboxes: Path) -> None:
+    def tell(self, workspace: str, lines: str) -> None: ...
+
+    def tell_last(self, workspace: str, lines: str, count: int, seconds: float) -> None: ...
+
+
+class Teller:
+    """Tells the records of workspaces, each by its inbox. Its owner calls `tell` at `next_due`, and `close` in the
+    end."""
+
+    def __init__(self, inboxes: Inboxes) -> None:
         self._inboxes = inboxes
         self._foldings: dict[str, Folding] = {}
 
@@ -167,14 +175,11 @@ class Teller:
     def tell(self, now: float) -> None:
         """Write what is due by now."""
         for workspace, folding in self._foldings.items():
-            if told := folding.due(now):
+            for batch in in_batches(folding.due(now)):
                 try:
-                    append(self._inbox(workspace), _lines(told))
+                    self._inboxes.tell(workspace, _lines(batch))
                 except OSError:
-                    folding.put_back(told, now)
-
-    def _inbox(self, workspace: str) -> Path:
-        return self._inboxes / workspace / str(os.geteuid())
+                    folding.put_back(batch, now)
 
     @property
     def next_due(self) -> float | None:
@@ -192,22 +197,29 @@ class Teller:
         self._foldings.clear()
 
     def _end(self, workspace: str, told: Sequence[Tally], until: float) -> None:
-        """Write the last words about a workspace, which may take until then; where there is no room, count them."""
-        path = self._inbox(workspace)
-        while told and path.parent.is_dir():
+        for batch in in_batches(told):
             left = max(until - time.monotonic(), 0.0)
-            try:
-                append(path, _lines(told), left)
-                return
-            except FileNotFoundError:  # root has just taken it
-                if not left:
-                    return
-                time.sleep(SOON)
-            except OSError:
-                with suppress(OSError):
-                    leave_out(path, sum(tally.count for tally in told))
-                return
+            with suppress(OSError):  # nobody is left to tell it to
+                self._inboxes.tell_last(workspace, _lines(batch), sum(tally.count for tally in batch), left)
 
 
-def _lines(told: Iterable[Tally]) -> bytes:
-    return "".join(tally.line for tally in told).encode()
+def _lines(told: Iterable[Tally]) -> str:
+    return "".join(tally.line for tally in told)
+
+
+def tell_last(inbox: Path, lines: bytes, count: int, seconds: float) -> None:
+    """Add the last words about a workspace, which may take so many seconds; where there is no room, count the events
+    that they are about."""
+    until = time.monotonic() + seconds
+    while inbox.parent.is_dir():
+        left = max(until - time.monotonic(), 0.0)
+        try:
+            append(inbox, lines, left)
+            return
+        except FileNotFoundError:  # root has just taken it
+            if not left:
+                return
+            time.sleep(SOON)
+        except OSError:
+            leave_out(inbox, count)
+            return

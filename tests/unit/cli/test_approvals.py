@@ -14,6 +14,7 @@ from hutch.spec.decisions import MOST
 from hutch.spec.names import Layout
 from hutch.spec.record import Decision, Record
 from hutch.state import read_record, write_record
+from tests.support.keeping import kept_in
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.test_egress import rows
 from tests.unit.facts import workspace
@@ -44,7 +45,7 @@ def record(layout: Layout) -> Callable[..., None]:
 
     def record(name: str, *events: EgressEvent) -> None:
         layout.egress_records(name).mkdir(exist_ok=True, parents=True)
-        journal = Journal(layout.egress)
+        journal = Journal(kept_in(layout.egress).record)
         for event in events:
             journal.note(name, event)
         journal.flush()

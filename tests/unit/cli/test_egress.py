@@ -14,6 +14,7 @@ from hutch.egress.record import EgressEvent, lost
 from hutch.spec.names import Layout
 from hutch.spec.record import Record
 from hutch.state import write_record
+from tests.support.keeping import kept_in
 from tests.unit.cli.conftest import Run
 from tests.unit.facts import workspace
 
@@ -43,7 +44,7 @@ def record(layout: Layout) -> Callable[..., None]:
 
     def record(*events: EgressEvent) -> None:
         layout.egress_records("web").mkdir(exist_ok=True, parents=True)
-        journal = Journal(layout.egress)
+        journal = Journal(kept_in(layout.egress).record)
         for event in events:
             journal.note("web", event)
         journal.flush()

@@ -16,6 +16,7 @@ from hutch.egress import journal
 from hutch.egress.journal import LARGEST, MOST_AT_ONCE, TOO_MANY, UNWRITTEN, Journal, follow, read
 from hutch.egress.record import EgressEvent, lost
 from hutch.errors import HutchError
+from tests.support.keeping import kept_in
 
 ASKED = EgressEvent(100.0, "dns", "refused", "evil.example", why="not listed")
 REACHED = EgressEvent(100.0, "connection", "allowed", "api.example.org", "203.0.113.5", 443, "tcp")
@@ -37,7 +38,7 @@ def lines(directory: Path, name: str = "web/records.jsonl") -> list[str]:
 
 
 def write(directory: Path, *records: EgressEvent, workspace: str = "web") -> None:
-    written = Journal(directory)
+    written = Journal(kept_in(directory).record)
     for record in records:
         written.note(workspace, record)
         written.flush()
@@ -47,7 +48,7 @@ def write(directory: Path, *records: EgressEvent, workspace: str = "web") -> Non
 
 
 def test_the_first_is_written_at_once_and_equal_ones_within_a_second_are_one(tmp_path: Path) -> None:
-    written = Journal(tmp_path)
+    written = Journal(kept_in(tmp_path).record)
     written.note("web", at(ASKED, 100.0))
     written.flush(100.1)
     first = at(ASKED, 100.0)
@@ -70,7 +71,7 @@ def test_the_first_is_written_at_once_and_equal_ones_within_a_second_are_one(tmp
 
 
 def test_it_waits_until_a_second_has_passed_without_news(tmp_path: Path) -> None:
-    written = Journal(tmp_path)
+    written = Journal(kept_in(tmp_path).record)
     assert not written.is_waiting()
     written.note("web", at(ASKED, 100.0))
     assert written.is_waiting()
@@ -83,14 +84,14 @@ def test_it_waits_until_a_second_has_passed_without_news(tmp_path: Path) -> None
 
 
 def test_a_clock_that_is_set_back_keeps_nothing_waiting(tmp_path: Path) -> None:
-    written = Journal(tmp_path)
+    written = Journal(kept_in(tmp_path).record)
     written.note("web", at(ASKED, 5000.0))
     written.flush(100.0)
     assert read(tmp_path, "web") == [at(ASKED, 5000.0)]
 
 
 def test_a_flood_is_counted_and_not_kept(tmp_path: Path) -> None:
-    written = Journal(tmp_path)
+    written = Journal(kept_in(tmp_path).record)
     for number in range(10_000):
         written.note("web", replace(ASKED, name=f"{number}.example", time=100 + number / 20_000))
         if number == 5_000:
@@ -105,7 +106,7 @@ def test_a_flood_is_counted_and_not_kept(tmp_path: Path) -> None:
 
 
 def test_two_files_and_no_more(tmp_path: Path) -> None:
-    written = Journal(tmp_path)
+    written = Journal(kept_in(tmp_path).record)
     for number in range(50_000):
         written.note("web", replace(ASKED, name=f"{number}.example"))
         if number % MOST_AT_ONCE == 0:
@@ -134,7 +135,7 @@ def test_half_a_line_takes_no_other_with_it(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_when_there_is_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, ASKED)
-    written = Journal(tmp_path)
+    written = Journal(kept_in(tmp_path).record)
     written.note("web", at(REACHED, 101.0, 5))
     written.note("web", at(ASKED, 101.0))
     real = os.write
@@ -168,7 +169,7 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_what_is_gone_is_written_nowhere(tmp_path: Path) -> None:
-    written = Journal(tmp_path)
+    written = Journal(kept_in(tmp_path).record)
     written.note("web", ASKED)
     written.forget("web")
     written.note("web-2", ASKED)

@@ -26,6 +26,7 @@ from hutch.egress.telling import (
     Teller,
 )
 from hutch.inboxes import HEADING, HEADING_SIZE, LARGEST, left_out
+from tests.support.keeping import kept_in
 
 NOON = 1_764_417_600.0
 ASKED = EgressEvent(NOON, "dns", "allowed", "api.example.org", "203.0.113.5")
@@ -154,7 +155,7 @@ def counts(place: Path) -> list[int]:
 
 
 def test_lines_go_into_the_inbox_of_their_workspace(tmp_path: Path, place: Path) -> None:
-    teller = Teller(tmp_path)
+    teller = Teller(kept_in(tmp_path))
     teller.note("web", [REFUSED, at(REFUSED, 1), ASKED])
     teller.tell(NOON + 1)
     assert counts(place) == [2, 1]
@@ -166,7 +167,7 @@ def test_lines_go_into_the_inbox_of_their_workspace(tmp_path: Path, place: Path)
 
 def test_what_cannot_be_written_waits(tmp_path: Path, place: Path) -> None:
     """For root that has just taken the inbox, or reads it, and for one that is full."""
-    teller = Teller(tmp_path)
+    teller = Teller(kept_in(tmp_path))
     place.rename(tmp_path / "taken")
     teller.note("web", [REFUSED])
     teller.tell(NOON + 1)
@@ -187,7 +188,7 @@ def test_what_cannot_be_written_waits(tmp_path: Path, place: Path) -> None:
 
 def test_last_words_wait_for_root_which_reads(tmp_path: Path, place: Path) -> None:
     """Once it has the inbox, and once it has taken it away and makes another."""
-    teller = Teller(tmp_path)
+    teller = Teller(kept_in(tmp_path))
     teller.note("web", [REFUSED])
     with place.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -209,7 +210,7 @@ def test_last_words_wait_for_root_which_reads(tmp_path: Path, place: Path) -> No
 
 def test_last_words_without_room_are_counted(tmp_path: Path, place: Path) -> None:
     os.truncate(place, LARGEST)
-    teller = Teller(tmp_path)
+    teller = Teller(kept_in(tmp_path))
     teller.note("web", [REFUSED, at(REFUSED, 1), ASKED])
     teller.tell(NOON + 1)
     assert left_out(place.read_bytes()[:HEADING_SIZE]) == 0  # there may be room later
@@ -220,7 +221,7 @@ def test_last_words_without_room_are_counted(tmp_path: Path, place: Path) -> Non
 def test_last_words_wait_a_second_at_most(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telling, "LAST", 0.05)
     place.unlink()
-    teller = Teller(tmp_path)
+    teller = Teller(kept_in(tmp_path))
     for workspace in ("web", "gone"):
         teller.note(workspace, [REFUSED])
     teller.close(NOON + 1)
@@ -231,7 +232,7 @@ def test_an_inbox_is_not_made_and_no_link_is_followed(tmp_path: Path, place: Pat
     place.unlink()
     place.symlink_to(tmp_path / "other")
     (tmp_path / "other").write_text("")
-    teller = Teller(tmp_path)
+    teller = Teller(kept_in(tmp_path))
     teller.note("web", [REFUSED])
     teller.note("gone", [REFUSED])
     teller.close(NOON + 1)

@@ -1,8 +1,8 @@
 """The egress proxy (hutch.egress) as a service: its jail, and its input.
 
 It reads what guests and name servers send, so it is given next to nothing: an account without rights, the router's
-network namespace, its own two directories, and programs to read. The right to fill sets stays with its keeper
-(hutch.egress.keeper), which leaves the other one once it has made the proxy a PID namespace.
+network namespace, and programs to read. The right to fill sets and the directories to write in stay with its keeper
+(hutch.egress.keeper), which leaves the other right once it has made the proxy namespaces of its own.
 """
 
 from __future__ import annotations
@@ -91,8 +91,7 @@ def _dnspython() -> str:
 
 
 def _directories(layout: Layout) -> tuple[str, ...]:
-    """Options of bwrap for its own directories, to write in, and those with its inboxes; and for the one in which its
-    views stand."""
+    """Options of bwrap for the directories in which its keeper writes; and for the one in which its views stand."""
     written = (layout.egress_control, layout.egress, inboxes(layout))
     shown = ((views_file(layout).parent, "--ro-bind"), *((path, "--bind") for path in written))
     return (
