@@ -19,6 +19,9 @@ from hutch.libc import mount_nowhere
 DEPTH, DESCENDANTS = 15, 2000  # cgroups that a guest may make
 CPU_PERIOD = 100_000  # microseconds, for cpu.max
 LEAST_RESERVE, MOST_RESERVE = 256 << 20, 2 << 30  # bytes of memory that no workspace gets
+SERVICE_MEMORY, SERVICE_TASKS = 1 << 30, 64
+"""Bytes, and processes and threads, of a service for all workspaces: none needs a tenth of that, and guests have no say
+in more."""
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 JOIN = ("sh", "-euc", 'echo 0 >/proc/self/fd/0/cgroup.procs; exec <"$1"; shift; exec "$@"', "sh")
 """A command that joins the cgroup whose directory is standard input, before anything else. The next standard input, and

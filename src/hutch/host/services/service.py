@@ -19,7 +19,14 @@ from pathlib import Path
 from hutch.errors import HutchError
 from hutch.files import kept_open, remove_flat
 from hutch.frozen import dataclass
-from hutch.host.services.cgroup import JOIN, Cgroup, memory_for_workspaces
+from hutch.host.services.cgroup import (
+    JOIN,
+    SERVICE_MEMORY,
+    SERVICE_TASKS,
+    Cgroup,
+    control_files,
+    memory_for_workspaces,
+)
 from hutch.host.services.process import arguments, start_time, terminate
 from hutch.host.services.units import (
     directory,
@@ -114,20 +121,21 @@ def _start_units(layout: Layout, services: Sequence[Service]) -> None:
 
 
 def _start_here(layout: Layout, service: Service) -> None:
-    """Start a service in a cgroup of its own, outside of the caller's session."""
+    """Start a service in a cgroup of its own, within bounds, outside of the caller's session."""
     log = Path(service.pid_file).with_suffix(".log")
     log.unlink(missing_ok=True)
-    with closing(Cgroup(layout.services_cgroup)) as cgroup:
-        own = _group_of(service.pid_file)
-        cgroup.make(own)
+    with closing(Cgroup(f"{layout.services_cgroup}/{_group_of(service.pid_file)}")) as cgroup:
+        cgroup.make()
+        # One of several processes is no service any more.
+        cgroup.limit({**control_files(None, SERVICE_MEMORY, SERVICE_TASKS), "memory.oom.group": "1"})
         with (
-            kept_open(cgroup.open(own)) as group,
+            kept_open(cgroup.open("")) as group,
             open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as errors,
         ):
             joining = (*JOIN, "/dev/null", *service.command)
             process = start(joining, stdin=group, stdout=PIPE, stderr=errors, new_session=True)
         if not _serves(service, process):
-            cgroup.kill(own)
+            cgroup.kill()
             process.kill()  # where it has not come as far as that
             process.wait()
     if observe_service(service) is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hutch.host.services.cgroup import SERVICE_MEMORY, SERVICE_TASKS
 from hutch.host.services.units import WRITTEN_BY, quoted, quoted_path
 from hutch.search_path import SEARCH_PATH
 from hutch.spec.names import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, PACKAGE, Layout
@@ -26,6 +27,7 @@ ORDER = (
 )
 """The order in which a network begins: after all programs that load rules for the host's packets, but for Docker."""
 START_SECONDS, STOP_SECONDS = 300, 300
+END_SECONDS = 10  # that a service has to end: the longest has something to write down, for three
 FOLD_SECONDS = 900
 SPREAD_SECONDS, REFRESH_TRIES = 21600, 3
 PERIODS = ("daily", "weekly", "monthly")
@@ -65,6 +67,11 @@ def render_service(service: Service, layout: Layout, needs: Sequence[str] = ()) 
         "[Service]",
         f"Type={'exec' if service.says_pid else 'forking'}",
         f"Slice={layout.slice_of_all}",
+        f"MemoryMax={SERVICE_MEMORY}",
+        "MemorySwapMax=0",
+        f"TasksMax={SERVICE_TASKS}",
+        "OOMPolicy=kill",
+        f"TimeoutStopSec={END_SECONDS}",
         f"ExecSearchPath={SEARCH_PATH}",
         f"ExecStart={' '.join(map(quoted, service.argv))}",
         *pid,
