@@ -236,6 +236,9 @@ git update-ref {REF} HEAD
 git update-ref refs/pull/7/head $(git commit-tree -m other HEAD^{{tree}})
 git config --add remote.origin.fetch '+refs/pull/*:refs/pull/*'
 git config --global url.git@public.example:.insteadOf https://public.example/
+git config --global core.excludesFile '~/.ignored everywhere'
+echo '*.swp' > ~/'.ignored everywhere'
+touch .x.swp
 git config 'remote.my fork.url' https://public.example/fork.git
 git remote set-url --push origin no_push
 git notes add -m other
@@ -248,6 +251,12 @@ echo 'gitdir: ./.bare' > ~/gits/.git # with worktrees beside it
 git -C ~/gits/.bare remote set-url origin https://public.example/x.git
 git -C ~/gits/.bare update-ref {REF} HEAD
 {DOTFILES}
+git init -q # of all that the home has, most is nobody's work
+git config status.showUntrackedFiles no
+git add .kept
+git -c user.email=a@b.c -c user.name=a commit -qm one
+git remote add origin https://public.example/home.git
+git update-ref {REF} HEAD
 """
 
 

@@ -83,10 +83,12 @@ def test_shared_directories_are_not_looked_at(shared: Instance, name: str) -> No
 
 ME = "GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b.c GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b.c"
 HOSTS = (
-    "git remote add origin https://public.example/x.git && echo s > file && git stash -q && touch other 'one two'"
+    "git config status.showUntrackedFiles no && git remote add origin https://public.example/x.git"
+    " && echo s > file && git stash -q && touch other 'one two'"
     " && echo y > file && git worktree add -q --detach ../tree && cd ../tree && git commit -q --allow-empty -m there"
 )
 """What the host has not saved: a commit, one that only a worktree has, a stash and files."""
+BLOB = "echo staged | git hash-object -w --stdin"
 
 
 def test_what_is_kept_of_a_private_mount_is_in_the_way(shared: Instance, name: str) -> None:
@@ -102,6 +104,7 @@ def test_what_is_kept_of_a_private_mount_is_in_the_way(shared: Instance, name: s
         ("touch made", "rm made", "uncommitted changes"),
         ("touch 'made here'", "rm 'made here'", "uncommitted changes"),
         ("git commit -qam two", "git reset -q HEAD^", "commits that were not pushed"),
+        (f"git update-index --cacheinfo 100644,$({BLOB}),file", "git reset -q", "uncommitted changes"),
         ("git stash -q", "git stash pop -q", "stashed changes"),
     ):
         shared.inside(name, "sh", "-c", f"cd /srv/x && {ME} {work}")

@@ -49,7 +49,7 @@ DISTRIBUTION = (
 def find_command(workspace: WorkspaceSpec) -> tuple[str, ...]:
     """The command that looks for repositories below the current directory, a workspace's home, and into them. It ends
     in failure where the shell that looks does, which something of the home's could kill."""
-    look = unsaved_script(shared_places(workspace))
+    look = unsaved_script(shared_places(workspace), is_home=True)
     return ("find", ".", "-xdev", *FOUND_ONES, "-exec", "sh", "-c", look, "sh", "{}", "+")
 
 
@@ -83,10 +83,10 @@ def shared_places(workspace: WorkspaceSpec) -> list[str]:
     return [mount.target for mount in workspace.mounts if not mount.is_private]
 
 
-def unsaved_script(kept: Iterable[str], layer: str = "", host: str = "") -> str:
+def unsaved_script(kept: Iterable[str], layer: str = "", host: str = "", *, is_home: bool = False) -> str:
     """The look for unsaved work in what goes while the directories `kept`, by their paths inside, stay. What it looks
-    at may be a `layer` on a directory of the `host`, which are shown at these places."""
-    told = {"kept": "\n".join(kept), "layer": layer, "host": host}
+    at may be a home, or a `layer` on a directory of the `host`, which are shown at these places."""
+    told = {"kept": "\n".join(kept), "layer": layer, "host": host, "is_home": "yes" if is_home else ""}
     words = "".join(f"{key}={shlex.quote(value)}\n" for key, value in told.items())
     return f"home=$HOME\n{words}{script('unsaved')}"
 

@@ -1,13 +1,16 @@
 # Runs in the container behind sealed_git.sh: says what of each repository exists nowhere else. Its arguments are the ways
 # to each `.git`, and to each HEAD, which may be a bare repository's, or a submodule's. What lies in a directory that
-# $kept names, a line each, is not lost with the rest. Where the current directory is a layer on one of the host's, $layer
-# is what the layer has, and $host what the host has.
+# $kept names, a line each, is not lost with the rest. $is_home says whether the current directory is a home, "yes" or "".
+# Where it is a layer on one of the host's, $layer is what the layer has, and $host what the host has.
 set -f
 say() { printf 'hutch-unsaved %s: %s\n' "$repo" "$1"; }
 look() {
   [ -e "$1" ] || [ -L "$1" ] || exit 0 # it has gone meanwhile
   repo=${1%/*}
   repo=${repo:-/}
+  own=$repo/.git
+  [ "${1##*/}" != HEAD ] || own=$repo/.
+  [ -z "$host" ] || [ ! -e "$host/$own" ] || theirs=$host/$own
   if [ "${1##*/}" = HEAD ]; then
     if [ ! -d "$repo/objects" ] || [ ! -d "$repo/refs" ] || is_tracked; then exit 0; fi
     export GIT_DIR=. # and no other one around it
@@ -19,8 +22,6 @@ look() {
     index=$(git rev-parse --path-format=absolute --git-path index 2>/dev/null)
     if [ -e "$index" ] || [ "$(git rev-parse --is-bare-repository 2>/dev/null)" != true ]; then look_at_files; fi
   fi
-  own=$repo/${GIT_DIR:-.git}
-  [ -z "$host" ] || [ ! -e "$host/$own" ] || theirs=$host/$own
   stash=$(git rev-parse --quiet --verify refs/stash 2>/dev/null)
   [ -z "$stash" ] || [ "$stash" = "$(git_of_host rev-parse --quiet --verify refs/stash 2>/dev/null)" ] ||
     say "stashed changes"
@@ -47,23 +48,35 @@ look() {
   [ -z "$notes" ] || say "notes that were not pushed"
 }
 look_at_files() {
-  changed=$(git status --porcelain --untracked-files=normal --ignore-submodules=dirty 2>&1) || fail # each is looked into
+  untracked=normal
+  # A home that is kept in git has more than is in it.
+  [ "$repo$is_home" != .yes ] || [ "$(git config status.showUntrackedFiles)" != no ] || untracked=no
+  changed=$(status_of_files --untracked-files=$untracked 2>&1) || fail
   [ -z "$changed" ] || [ -z "$layer" ] ||
-    changed=$(git status --porcelain -z --no-renames --untracked-files=all --ignore-submodules=dirty |
-      tr '\n\0' '\001\n' | in_layer)
+    changed=$(status_of_files -z --no-renames --untracked-files=all | tr '\n\0' '\001\n' | in_layer)
   [ -z "$changed" ] || say "uncommitted changes"
   flagged=$(git ls-files -v 2>&1) || fail
   ! printf '%s\n' "$flagged" | grep -q '^[a-zS] ' || look_at_overlooked
+}
+status_of_files() { # submodules are each looked into
+  set -- status --porcelain --ignore-submodules=dirty "$@"
+  git config core.excludesFile >/dev/null 2>&1 || set -- -c core.excludesFile="$ignored" "$@"
+  git "$@"
 }
 in_layer() { # the first of these lines of `git status` that is not the host's work alone, which is not lost
   while IFS= read -r line; do
     path=${line#???}
     case $path in *"$NEWLINE"*) path=. ;; esac
-    if [ -e "$layer/$repo/$path" ] || [ -L "$layer/$repo/$path" ]; then
+    if [ -e "$layer/$repo/$path" ] || [ -L "$layer/$repo/$path" ] || is_only_staged "$line"; then
       printf '%s\n' "$line"
       return
     fi
   done
+}
+is_only_staged() { # a line of `git status`: whether the index has what neither the file nor the host's index has
+  case $1 in [' ?'D]* | ?' '*) return 1 ;; esac
+  staged=$(git ls-files --stage -- ":(literal)$path")
+  [ -n "$staged" ] && [ "$staged" != "$(git_of_host ls-files --stage -- ":(literal)$path" 2>/dev/null)" ]
 }
 NEWLINE=$(printf '\001') # in place of one
 git_of_host() { # git in the host's own repository, where there is one
@@ -195,13 +208,21 @@ TAB=$(printf '\t')
 theirs=
 me=$(uname -n)
 me=${me%-look} # the name of a workspace, also where a container of its image looks
-# What the home makes of URLs. Nothing else of what it configures counts here.
+# What the home makes of URLs, and ignores. Nothing else of what it configures counts here.
 rewritten=$(
   repo=/ HOME=$home
   for file in "$home/.gitconfig" "$home/.config/git/config"; do
     [ ! -f "$file" ] || settings --file "$file" --includes --get-regexp '^url\..*insteadof$' || printf 'url./.insteadof\t\n'
   done
 )
+ignored=$(
+  repo=/ HOME=$home
+  for file in "$home/.config/git/config" "$home/.gitconfig"; do
+    [ ! -f "$file" ] || git config --file "$file" --includes --type=path core.excludesFile
+  done | tail -n 1
+)
+ignored=${ignored:-$home/.config/git/ignore}
+[ -f "$ignored" ] || ignored=/dev/null
 for found; do
   (look "$found") || exit 1
 done

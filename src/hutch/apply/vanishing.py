@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 
 from hutch.access import git_work
 from hutch.access.git_work import GIT, PATIENCE
@@ -25,12 +25,14 @@ from hutch.runtime.observe import observe
 from hutch.runtime.status import read_status
 from hutch.spec.names import Layout
 from hutch.spec.record import Record, has_processes, is_local
-from hutch.trees.cursor import open_strictly, opened, walk_with_ways
+from hutch.trees.cursor import PINNED_DIRECTORY, open_strictly, opened, walk_with_ways
 
 WALK_SECONDS = 10.0
 BARE = ("objects", "refs")  # in a bare repository, beside HEAD
 MOST_REPOSITORIES, MOST_BYTES = 100, 64 << 10  # that are looked into, and of their paths: they are one argument
 MOST_SAID = 64 << 10  # bytes of a machine's answer
+Repositories = Generator[str, None, None]
+"""The ways to repositories, which end with the reader."""
 WAY = "push it, or move it into the home; --force goes on all the same, and it is lost"
 
 
@@ -113,24 +115,60 @@ def _main_process(layout: Layout, name: str) -> Iterator[tuple[int, int]]:
         yield root, namespace
 
 
-def touched_repositories(upper: int, image: str) -> Iterator[str]:
+def touched_repositories(upper: int, image: str) -> Repositories:
     """The ways from the root to the `.git`, or a bare one's HEAD, of each repository of which something lies in a
     layer: one that was made in it, or one of what it lies on, the directory `image`, with a change. Some come more than
     once."""
-    for way, directory, name in walk_with_ways(upper, seconds=WALK_SECONDS):
-        path = "/".join((*way, name))
-        if not way and os.path.lexists(f"{image}/{GIT}") and not _is_whiteout(upper, GIT):
-            yield GIT
-        if name == GIT:
-            if not _is_whiteout(directory, name):
+    with _opened_below(image) as below:
+        top = _repository_below(below, "")
+        for way, directory, name in walk_with_ways(upper, seconds=WALK_SECONDS):
+            path = "/".join((*way, name))
+            if top and not way and not _is_whiteout(upper, top):
+                yield top
+            if name == GIT:
+                if not _is_whiteout(directory, name):
+                    yield path
+            elif name == "HEAD" and _may_be_bare(directory, path):
                 yield path
-        elif name == "HEAD" and _may_be_bare(directory, path):
-            yield path
-        elif os.path.lexists(f"{image}/{path}/{GIT}"):
-            if not _is_whiteout(upper, f"{path}/{GIT}"):
-                yield f"{path}/{GIT}"
-        elif all(os.path.lexists(f"{image}/{path}/{part}") for part in ("HEAD", *BARE)):
-            yield f"{path}/HEAD"
+            elif _is_directory(directory, name):
+                found = _repository_below(below, path)
+                if found and not _hides(directory, name, os.path.basename(found)):
+                    yield found
+
+
+@contextmanager
+def _opened_below(image: str) -> Iterator[int | None]:
+    """A descriptor of what a layer lies on; None where that is gone."""
+    try:
+        below = os.open(image, PINNED_DIRECTORY)
+    except OSError:
+        yield None
+        return
+    with kept_open(below):
+        yield below
+
+
+def _repository_below(below: int | None, path: str) -> str | None:
+    """The way to the `.git`, or a bare one's HEAD, of the repository that a directory of what a layer lies on is; None
+    where it is none. Names of a layer are its guest's: a link by the same name leads nowhere."""
+    if below is None:
+        return None
+    try:
+        with kept_open(open_strictly(path or ".", below=below, flags=PINNED_DIRECTORY)) as directory:
+            for name, parts in ((GIT, (GIT,)), ("HEAD", ("HEAD", *BARE))):
+                if all(_has(directory, part) for part in parts):
+                    return os.path.join(path, name)
+    except OSError:  # the layer has a directory where there is none
+        pass
+    return None
+
+
+def _has(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def _may_be_bare(directory: int, path: str) -> bool:
@@ -138,8 +176,21 @@ def _may_be_bare(directory: int, path: str) -> bool:
     _, is_inside, inside = f"/{path}".rpartition(f"/{GIT}/")
     if (is_inside and not inside.startswith("modules/")) or git_work.is_in_cache(path):
         return False
+    return all(_has(directory, part) for part in BARE)
+
+
+def _is_directory(directory: int, name: str) -> bool:
     try:
-        return all(os.stat(part, dir_fd=directory, follow_symlinks=False) for part in BARE)
+        return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
+def _hides(directory: int, name: str, entry: str) -> bool:
+    """Whether a directory of a layer, by its name in another, says that there is no such entry."""
+    try:
+        with kept_open(open_strictly(name, below=directory, flags=PINNED_DIRECTORY)) as inner:
+            return _is_whiteout(inner, entry)
     except OSError:
         return False
 
@@ -152,18 +203,20 @@ def _is_whiteout(directory: int, name: str) -> bool:
         return False
 
 
-def look_into(repositories: Iterable[str], look: Callable[[list[str]], list[str]]) -> list[str]:
+def look_into(repositories: Repositories, look: Callable[[list[str]], list[str]]) -> list[str]:
     """What a look finds in as many of these repositories as are looked into, in words. A guest may have made millions,
     and names of any length: no more than those are kept."""
-    chosen, size = dict[str, None](), 0  # in their order
-    for path in repositories:
-        if path in chosen:
-            continue
-        size += len(os.fsencode(path))
-        if len(chosen) == MOST_REPOSITORIES or size > MOST_BYTES:
-            return [*look(list(chosen)), "of more repositories, nobody knows: there are too many to look into"]
-        chosen[path] = None
-    return look(list(chosen)) if chosen else []
+    chosen, size, more = dict[str, None](), 0, list[str]()  # in their order
+    with closing(repositories):
+        for path in repositories:
+            if path in chosen:
+                continue
+            size += len(os.fsencode(path))
+            if len(chosen) == MOST_REPOSITORIES or size > MOST_BYTES:
+                more = ["of more repositories, nobody knows: there are too many to look into"]
+                break
+            chosen[path] = None
+    return [*(look(list(chosen)) if chosen else []), *more]
 
 
 # Machines.

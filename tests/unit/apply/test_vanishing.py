@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,14 @@ from typing import Any
 import pytest
 
 from hutch.apply import turning, vanishing
-from hutch.apply.vanishing import check_roots, look_into, refuse_unsaved, touched_repositories, unsaved_in_root
+from hutch.apply.vanishing import (
+    Repositories,
+    check_roots,
+    look_into,
+    refuse_unsaved,
+    touched_repositories,
+    unsaved_in_root,
+)
 from hutch.errors import HutchError
 from hutch.plan.actions import Action, Affected, Plan
 from hutch.spec.names import Layout
@@ -70,6 +76,18 @@ def test_links_of_a_layer_lead_nowhere(tmp_path: Path) -> None:
     assert touched(tmp_path) == []
 
 
+def test_links_of_what_a_layer_lies_on_lead_nowhere(tmp_path: Path) -> None:
+    """The guest has made a directory where the host has a link."""
+    make(tmp_path, "image", "elsewhere/x/.git", "upper/link/x")
+    (tmp_path / "image/link").symlink_to(tmp_path / "elsewhere")
+    assert touched(tmp_path) == []
+
+
+def test_what_a_layer_lay_on_may_be_gone(tmp_path: Path) -> None:
+    make(tmp_path, "upper/x/.git")
+    assert touched(tmp_path) == ["x/.git"]
+
+
 def test_a_layer_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "upper", "a")
     monkeypatch.setattr(vanishing, "WALK_SECONDS", -1.0)
@@ -90,15 +108,18 @@ def test_no_more_are_looked_into_than_fit_into_one_command() -> None:
         looked.append(chosen)
         return []
 
-    def endless(size: int) -> Iterator[str]:
-        return (f"{number:0{size}}" for number in itertools.count())
+    def these(*paths: str) -> Repositories:
+        yield from paths
 
-    assert look_into([], look) == look_into(["a", "b", "a"], look) == []
+    def endless(size: int) -> Repositories:
+        yield from (f"{number:0{size}}" for number in itertools.count())
+
+    assert look_into(these(), look) == look_into(these("a", "b", "a"), look) == []
     for size in (4, 4000, 1 << 20):
         (more,) = look_into(endless(size), look)
         assert "too many to look into" in more
     assert looked[0] == ["a", "b"]
-    assert list(map(len, looked[1:])) == [vanishing.MOST_REPOSITORIES, vanishing.MOST_BYTES // 4000, 0]
+    assert list(map(len, looked[1:])) == [vanishing.MOST_REPOSITORIES, vanishing.MOST_BYTES // 4000]
 
 
 def standing(monkeypatch: pytest.MonkeyPatch, state: Any) -> list[str]:
