@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from hutch.host.network.firewall import RESOLVER_PORT
 from hutch.spec.names import Layout
 from tests.host.egress import (
     AT_ONCE,
@@ -291,6 +293,21 @@ def test_what_reads_questions_can_write_nowhere(policies: Policies) -> None:
     assert f"{policies.instance.run}/egress/control" in found[keeper]  # so it would have been found
     opened = {os.readlink(path) for path in Path(f"/proc/{proxy.pid}/fd").iterdir()}
     assert {each.partition(":")[0] for each in opened} <= {"socket", "anon_inode", "pipe", "/dev/null"}
+
+
+def test_nobody_is_asked_in_place_of_the_resolver(policies: Policies) -> None:
+    """dnsmasq lets others have its address and port, where these may have the port at all."""
+    (name,) = router_namespaces(policies.instance)
+    uid = str(Layout(policies.instance.state, policies.instance.run).egress_uid)
+    program = (
+        "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM);"
+        " s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind((sys.argv[1], int(sys.argv[2])))"
+    )
+    command = ("ip", "netns", "exec", name, "setpriv", f"--reuid={uid}", "--clear-groups", "--bounding-set=-all")
+    for port, said in ((RESOLVER_PORT, "Permission denied"), (RESOLVER_PORT + 5000, "")):
+        bound = (*command, sys.executable, "-c", program, policies.instance.gateway, str(port))
+        done = subprocess.run(bound, capture_output=True, text=True, timeout=60)
+        assert (done.returncode == 0) is (not said) and said in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("which", ["keeper", "proxy"])

@@ -25,6 +25,7 @@ if proxy := os.fork():
     keep(Keeper(Sets(), Path("/nonexistent"), Path("/nonexistent")), ours, errors, proxy)
 ours.close()
 os.dup2(errors.far, 2)
+os.close(errors.near)
 theirs.send(b'["forget_terms"]')
 theirs.recv(10)  # from now on, it is kept
 exec(sys.argv[1])

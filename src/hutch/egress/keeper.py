@@ -289,6 +289,7 @@ def begin_proxy(written: Iterable[Path], errors: Errors) -> int:
     os.setpgid(0, 0)  # a signal to one's own group reaches out of a PID namespace
     close_output()
     os.dup2(errors.far, 2)
+    os.close(errors.near)  # whoever has it says for both whether a read waits
     call("unshare", CLONE_NEWNS)
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
     for directory in written:

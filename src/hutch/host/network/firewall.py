@@ -43,7 +43,8 @@ LENT_PORTS = "type ipv4_addr . ipv4_addr . inet_service : mark"
 
 # Nobody listens at the port to which workspaces send questions: without rules, none are answered.
 EGRESS_PORT = 5300  # of the egress proxy, see hutch.egress
-RESOLVER_PORT = 5301  # of the router's dnsmasq
+RESOLVER_PORT = 41
+"""Of the router's dnsmasq: below 1024, so that the egress proxy cannot be asked in its place (SO_REUSEADDR)."""
 UPSTREAM_PORT = 40
 """Of the host's dnsmasq, which those two ask: others may have taken port 53 of every address. Nobody but root listens
 at a port below 1024; any user could share a higher one with dnsmasq (SO_REUSEADDR), and would be asked in its place.
@@ -260,7 +261,8 @@ def _to_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
         Rule("loopback", 'iifname "lo" accept'),
         Rule("answers", f"{outside} ct state established,related accept"),
         Rule("host-ping", f"{outside} ip saddr {host_end} icmp type echo-request accept"),
-        Rule("dns", f"{asked} th dport {RESOLVER_PORT} ip saddr != @watched accept"),
+        # Loaded rules are compared by their names, so the port is part of it: an older hutch had another.
+        Rule(f"dns-{RESOLVER_PORT}", f"{asked} th dport {RESOLVER_PORT} ip saddr != @watched accept"),
         Rule("watched-dns", f"{asked} th dport {EGRESS_PORT} ip saddr @watched accept"),
         Rule("ping", f"{ping} update @pings {{ ip saddr limit rate {PINGS} }} accept"),
         Rule("input-denied", "counter drop"),
@@ -396,7 +398,7 @@ def _from_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
         Rule("no-ipv6", f"{uplink} meta nfproto ipv6 counter drop"),
         Rule("answers", f"{uplink} ct state established,related accept"),
         Rule("untranslated", f"{uplink} ip saddr != {router_end} counter drop"),
-        # Loaded rules are compared by their names, so the port is part of it: an older hutch had another.
+        # By its port for the same reason.
         Rule(
             f"dns-{UPSTREAM_PORT}",
             f"{uplink} ip daddr {host_end} meta l4proto {{ tcp, udp }} th dport {UPSTREAM_PORT} accept",
