@@ -40,7 +40,7 @@ look() {
     --exclude=refs/remotes/* $fetched --all --not $elsewhere -- 2>&1) || fail
   case $local in
     '') ;;
-    refs/heads/* | refs/tags/* | [!r]*) say "commits that were not pushed" ;;
+    refs/heads/* | [!r]*) say "commits that were not pushed" ;;
     *) say "commits that were not pushed, at $local" ;;
   esac
   # shellcheck disable=SC2086 # options without blanks
