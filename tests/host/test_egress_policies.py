@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
-from hutch.host.network.firewall import RESOLVER_PORT
+from hutch.host.network.firewall import EGRESS_PORT, RESOLVER_PORT
+from hutch.host.services.cgroup import Cgroup
 from hutch.spec.names import Layout
 from tests.host.egress import (
     AT_ONCE,
@@ -310,6 +311,20 @@ def test_nobody_is_asked_in_place_of_the_resolver(policies: Policies) -> None:
         assert (done.returncode == 0) is (not said) and said in done.stderr, done.stderr
 
 
+def test_what_reads_questions_reaches_nobody_else(policies: Policies) -> None:
+    """Neither what a workspace reaches, nor private networks, nor itself; root does, from the same place."""
+    (name,) = router_namespaces(policies.instance)
+    uid = str(Layout(policies.instance.state, policies.instance.run).egress_uid)
+    program = "from socket import *; import sys; socket(type=SOCK_DGRAM).sendto(b'', (sys.argv[1], int(sys.argv[2])))"
+    inside = ("ip", "netns", "exec", name)
+    for address, port in ((PUBLIC, 80), (LAN, 80), (METADATA, 80), (policies.instance.gateway, EGRESS_PORT)):
+        send = (sys.executable, "-c", program, address, str(port))
+        subprocess.run([*inside, *send], check=True, timeout=60)
+        as_proxy = ("setpriv", f"--reuid={uid}", "--clear-groups", "--bounding-set=-all", *send)
+        done = subprocess.run([*inside, *as_proxy], capture_output=True, text=True, timeout=60)
+        assert "Operation not permitted" in done.stderr, (address, port, done)
+
+
 @pytest.mark.parametrize("which", ["keeper", "proxy"])
 def test_neither_goes_on_without_the_other(policies: Policies, which: str) -> None:
     keeper, proxy = both(policies.instance)
@@ -319,9 +334,12 @@ def test_neither_goes_on_without_the_other(policies: Policies, which: str) -> No
 
 
 def test_one_that_will_not_end_is_no_hindrance(policies: Policies, address: str) -> None:
-    """Stopped, it hears no signal, and does not see that its keeper is gone: as if it were somebody else's by now."""
+    """Frozen, it hears no signal, and does not see that its keeper is gone: as if it were somebody else's by now. If it
+    were only stopped, the kernel would have it go on, once nobody is left who could."""
     keeper, proxy = both(policies.instance)
-    os.kill(proxy.pid, signal.SIGSTOP)
+    services = Layout(policies.instance.state, policies.instance.run).services_cgroup
+    with closing(Cgroup(services)) as cgroup:
+        cgroup.freeze("egress")
     os.kill(keeper.pid, signal.SIGKILL)
     assert eventually(lambda: [each.pid for each in egress_proxies(policies.instance)] == [proxy.pid])
     policies.zone.put("far.example", a=[address])

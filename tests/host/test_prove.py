@@ -212,7 +212,17 @@ class Rule:
 
 
 ON = {
-    "listed": {"watched-udp", "watched-tcp", "watched-dns", "epoch", "private", "network", "listed-port"},
+    "listed": {
+        "watched-udp",
+        "watched-tcp",
+        "watched-dns",
+        "epoch",
+        "private",
+        "network",
+        "listed-port",
+        "proxy-answers",
+        "proxy-asks",
+    },
     "named": {"listed"},
     "learning": {"learned"},
     "free": {"everywhere"},
@@ -320,7 +330,7 @@ UNSEEN = {
     *("router inet tracked/full", "router inet forward/over"),
     *("router inet door/behind-the-door", "host inet from-router/no-ipv6", "host inet from-router/untranslated"),
     *("host inet from-router/loopback-from-afar", "host inet from-router/resolver-from-afar"),
-    "host inet answers/answers",
+    *("host inet answers/answers", "router inet egress-proxy/proxy-denied"),
 }
 """Behind these stands something else that no rule of ours is, or only a flood gets to them: that they are not loaded is
 all that shows when they are gone. Of those that are not about floods, packets are counted while they stand."""

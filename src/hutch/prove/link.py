@@ -145,12 +145,13 @@ def second_barrier(ground: Ground) -> Iterator[Probe]:
         ("untracked-answers", "answer/untracked", "nor do answers"),
         ("open", "forward/open", "a connection that a list has let out goes on"),
         ("over", "forward/over", "and ends with the list"),
+        ("proxy", "egress-proxy/proxy-denied", "what answers by lists reaches nothing else"),
     ):
-        yield stands(ground, 5 if name in ("open", "over") else 11, name, rule, says)
+        yield stands(ground, 5 if name in ("open", "over", "proxy") else 11, name, rule, says)
 
 
 def stands(ground: Ground, promise: int, name: str, rule: str, says: str) -> Probe:
-    """A probe of a rule that only a flood gets to: it looks whether the rule is loaded."""
+    """A probe of a rule that only a flood gets to, or a proxy in other hands: it looks whether the rule is loaded."""
     chain = rule.partition("/")[0]
     command = f"ip netns exec {ground.table} nft list chain inet {ground.table} {chain}"
     return Probe(promise, name, says, command, rule=f"router inet {rule}", stands=True, needs="rules")

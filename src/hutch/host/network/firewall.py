@@ -130,6 +130,7 @@ def _routing(
             Chain("input", "filter", "input", 0, "drop", _to_the_router(layout, network)),
             Chain("forward", "filter", "forward", 0, "drop", _through_the_router(layout, network)),
             Chain("answer", "filter", "output", -300, "accept", _from_the_router_itself(network)),
+            Chain("egress-proxy", "filter", "output", 0, "accept", _from_the_egress_proxy(layout, network)),
             Chain("way-out", "nat", "postrouting", 100, "accept", (way_out,)),
         ),
     )
@@ -237,6 +238,18 @@ def _from_the_router_itself(network: Network) -> tuple[Rule, ...]:
             for kind in ("udp", "tcp")
         ),
         Rule("untracked", f"{to_inside} meta l4proto {{ tcp, udp }} th sport 53 notrack"),
+    )
+
+
+def _from_the_egress_proxy(layout: Layout, network: Network) -> tuple[Rule, ...]:
+    """The proxy reads what guests send. Whoever takes it over goes no further than it has to: it answers workspaces,
+    which has the port that they asked by now, and asks the host's resolver."""
+    own, host_end = f"meta skuid {layout.egress_uid}", names.uplink_addresses(network.uplink)[0]
+    asks = f'oifname "{layout.uplink_router}" ip daddr {host_end} meta l4proto {{ tcp, udp }} th dport {UPSTREAM_PORT}'
+    return (
+        Rule("proxy-answers", f'{own} oifname "{network.bridge}" meta l4proto {{ tcp, udp }} th sport 53 accept'),
+        Rule("proxy-asks", f"{own} {asks} accept"),
+        Rule("proxy-denied", f"{own} counter drop"),
     )
 
 
