@@ -133,6 +133,7 @@ class Cluster:
         """Start a member that was killed; it has settled when its instances are what they were to be at boot."""
         self._spawn(member)
         self._await_ready(member)
+        self._await_heartbeats("m1")
         self.settle()
 
     def mend(self) -> None:
@@ -148,6 +149,7 @@ class Cluster:
             self._spawn(member)
         for member in dead:
             self._await_ready(member)
+        self._await_heartbeats("m1")
         self.settle()
 
     def settle(self) -> None:
@@ -158,8 +160,12 @@ class Cluster:
 
     def await_leader(self, member: str) -> None:
         """Wait until the cluster has another leader, by the word of a member: where the leader of its database has
-        died, none of them answers for some seconds. The new one takes a member for dead whose last heartbeat is old, so
-        it must have heard all that are alive."""
+        died, none of them answers for some seconds."""
+        self._await_heartbeats(member)
+
+    def _await_heartbeats(self, member: str) -> None:
+        """Wait until all that are alive had a heartbeat from now on, by the word of a member. One whose last heartbeat
+        is old is taken for dead: who was away for less than that is online at first, and then away for a moment."""
         since = time.time()
         self._until(f"{member} hears of all that are alive", lambda: self._all_are_heard(member, since))
 
