@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from hutch.host.network.egress_proxy import views_file
 from hutch.host.network.firewall import EGRESS_PORT, RESOLVER_PORT
 from hutch.host.services.cgroup import Cgroup
 from hutch.spec.names import Layout
@@ -274,7 +276,9 @@ def test_what_reads_questions_has_no_right(policies: Policies) -> None:
     assert [status_of(process.pid)["NoNewPrivs"] for process in (keeper, proxy)] == ["1", "1"]
     assert status_of(proxy.pid)["NSpid"].split()[-1] == "1"
     limits = Path(f"/proc/{proxy.pid}/limits").read_text()
-    assert re.search(r"^Max file size +0 +0 ", limits, re.MULTILINE)
+    for kind in ("file size", "processes"):
+        assert re.search(rf"^Max {kind} +0 +0 ", limits, re.MULTILINE)
+    assert status_of(proxy.pid)["Seccomp"] == "2"
     assert os.stat(f"/proc/{proxy.pid}/ns/pid").st_ino != os.stat(f"/proc/{keeper.pid}/ns/pid").st_ino
 
 
@@ -311,18 +315,66 @@ def test_nobody_is_asked_in_place_of_the_resolver(policies: Policies) -> None:
         assert (done.returncode == 0) is (not said) and said in done.stderr, done.stderr
 
 
+SENDS = """
+import socket, sys
+kind, patience, host, port, *source = sys.argv[1:]
+with socket.socket(type=getattr(socket, kind)) as made:
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    made.settimeout(float(patience))
+    if source:
+        made.bind((source[0], int(source[1])))
+    try:
+        made.connect((host, int(port)))
+        made.send(b"x")
+    except (PermissionError, TimeoutError):
+        print("closed")
+"""
+"""A program that sends by a socket to a host and a port, perhaps from an address and a port. What the kernel does not
+let out, it tells, or tries once more."""
+
+
 def test_what_reads_questions_reaches_nobody_else(policies: Policies) -> None:
-    """Neither what a workspace reaches, nor private networks, nor itself; root does, from the same place."""
-    (name,) = router_namespaces(policies.instance)
-    uid = str(Layout(policies.instance.state, policies.instance.run).egress_uid)
-    program = "from socket import *; import sys; socket(type=SOCK_DGRAM).sendto(b'', (sys.argv[1], int(sys.argv[2])))"
-    inside = ("ip", "netns", "exec", name)
-    for address, port in ((PUBLIC, 80), (LAN, 80), (METADATA, 80), (policies.instance.gateway, EGRESS_PORT)):
-        send = (sys.executable, "-c", program, address, str(port))
-        subprocess.run([*inside, *send], check=True, timeout=60)
-        as_proxy = ("setpriv", f"--reuid={uid}", "--clear-groups", "--bounding-set=-all", *send)
-        done = subprocess.run([*inside, *as_proxy], capture_output=True, text=True, timeout=60)
-        assert "Operation not permitted" in done.stderr, (address, port, done)
+    """Neither what a workspace reaches, nor private networks, nor itself; by the port of answers it opens nothing. The
+    ways out are closed to root too: packets without an owner are nobody's."""
+    layout, own = Layout(policies.instance.state, policies.instance.run), policies.instance.gateway
+    watched, unwatched = policies.ip("changes"), policies.ip("all")
+    upstream = [*map(str, json.loads(views_file(layout).read_text())["upstream"])]
+    answering = (str(ipaddress.ip_address(upstream[0]) + 1), str(EGRESS_PORT))  # the proxy has the gateway's
+    broadcast = f"{watched.rpartition('.')[0]}.255"
+    inside = ("ip", "netns", "exec", layout.namespace)
+    as_proxy = ("setpriv", f"--reuid={layout.egress_uid}", "--clear-groups", "--bounding-set=-all")
+    accounts: dict[str, tuple[str, ...]] = {"proxy": as_proxy, "own": ()}
+
+    def sends(account: str, kind: str, patience: str, *where: str) -> str:
+        argv = (*inside, *accounts[account], sys.executable, "-c", SENDS, kind, patience, *where)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        assert not done.stderr, (where, done)
+        return done.stdout.strip()
+
+    def counted(account: str) -> int:
+        chain = [*inside, "nft", "-j", "list", "chain", "inet", layout.table, "own"]
+        done = subprocess.run(chain, capture_output=True, text=True, timeout=60, check=True)
+        rules = [item["rule"] for item in json.loads(done.stdout)["nftables"] if "rule" in item]
+        counts = [rule["expr"] for rule in rules if rule["comment"].startswith(account)]
+        return sum(part["counter"]["packets"] for parts in counts for part in parts if "counter" in part)
+
+    def is_closed(account: str, *what: str) -> bool:
+        before = counted(account)
+        return sends(account, what[0], "0.5", *what[1:]) == "closed" and counted(account) > before
+
+    for kind in ("SOCK_DGRAM", "SOCK_STREAM"):
+        for account in accounts:
+            assert sends(account, kind, "20", *upstream) == ""
+            for address in (PUBLIC, LAN, METADATA):
+                assert is_closed(account, kind, address, "80"), (account, kind, address)
+        for address in (own, unwatched):
+            assert is_closed("proxy", kind, address, "22"), (kind, address)
+        assert is_closed("proxy", kind, unwatched, "22", *answering)
+    for account in accounts:
+        assert is_closed(account, "SOCK_STREAM", watched, "22", *answering)
+        assert sends(account, "SOCK_DGRAM", "20", watched, "22", *answering) == ""
+    assert is_closed("proxy", "SOCK_DGRAM", broadcast, "22", *answering)
 
 
 @pytest.mark.parametrize("which", ["keeper", "proxy"])

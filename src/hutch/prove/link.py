@@ -120,7 +120,7 @@ def second_barrier(ground: Ground) -> Iterator[Probe]:
     def sends(name: str, says: str, rule: str, source: str, target: str) -> Probe:
         content = frames.ipv4(source, target, frames.UDP, frames.udp(40000, ground.host_port, mark(ground, name)))
         frame = frames.ethernet(outer, inner, frames.IPV4, content)
-        command = f"ip netns exec {ground.table} nping --udp -S {source} {target}"
+        command = f"ip netns exec {ground.table} nping --send-eth --udp -S {source} {target}"
         rule = f"{HOST_DOOR}{rule}"
         return Probe(4, name, says, command, frame=frame, via="router", rule=rule, may_leave=True, needs="rules")
 
@@ -128,7 +128,7 @@ def second_barrier(ground: Ground) -> Iterator[Probe]:
     yield sends("barrier-untranslated", "the host takes no untranslated packet", "untranslated", ground.ip, target)
     yield sends("barrier-host", "nor any for itself", "host", there, target)
     name, frame = "barrier-ipv6", frames.datagram6(ground, "barrier-ipv6", "ff02::1", inner)
-    command, rule = f"ip netns exec {ground.table} ping -6 ff02::1", f"{HOST_DOOR}no-ipv6"
+    command, rule = f"ip netns exec {ground.table} nping -6 --send-eth ff02::1", f"{HOST_DOOR}no-ipv6"
     yield Probe(4, name, "nor IPv6", command, frame=frame, via="router", rule=rule, may_leave=True, needs="rules")
     for name, rule, says in (
         ("second-ipv6", "door/no-ipv6", "behind the bridge's rules stands another against IPv6"),
@@ -145,9 +145,12 @@ def second_barrier(ground: Ground) -> Iterator[Probe]:
         ("untracked-answers", "answer/untracked", "nor do answers"),
         ("open", "forward/open", "a connection that a list has let out goes on"),
         ("over", "forward/over", "and ends with the list"),
-        ("proxy", "egress-proxy/proxy-denied", "what answers by lists reaches nothing else"),
+        ("proxy", "own/proxy-denied", "what answers by lists reaches nothing else"),
+        ("proxy-unwatched", "own/proxy-unwatched", "nor a workspace without a list"),
+        ("router-own", "own/own-denied", "nor does anything else in the router"),
     ):
-        yield stands(ground, 5 if name in ("open", "over", "proxy") else 11, name, rule, says)
+        is_of_lists = rule.startswith(("forward/", "own/"))
+        yield stands(ground, 5 if is_of_lists else 11, name, rule, says)
 
 
 def stands(ground: Ground, promise: int, name: str, rule: str, says: str) -> Probe:

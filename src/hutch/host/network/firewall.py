@@ -130,7 +130,7 @@ def _routing(
             Chain("input", "filter", "input", 0, "drop", _to_the_router(layout, network)),
             Chain("forward", "filter", "forward", 0, "drop", _through_the_router(layout, network)),
             Chain("answer", "filter", "output", -300, "accept", _from_the_router_itself(network)),
-            Chain("egress-proxy", "filter", "output", 0, "accept", _from_the_egress_proxy(layout, network)),
+            Chain("own", "filter", "output", 0, "drop", _sent_by_the_router(layout, network)),
             Chain("way-out", "nat", "postrouting", 100, "accept", (way_out,)),
         ),
     )
@@ -241,15 +241,24 @@ def _from_the_router_itself(network: Network) -> tuple[Rule, ...]:
     )
 
 
-def _from_the_egress_proxy(layout: Layout, network: Network) -> tuple[Rule, ...]:
-    """The proxy reads what guests send. Whoever takes it over goes no further than it has to: it answers workspaces,
-    which has the port that they asked by now, and asks the host's resolver."""
-    own, host_end = f"meta skuid {layout.egress_uid}", names.uplink_addresses(network.uplink)[0]
-    asks = f'oifname "{layout.uplink_router}" ip daddr {host_end} meta l4proto {{ tcp, udp }} th dport {UPSTREAM_PORT}'
+def _sent_by_the_router(layout: Layout, network: Network) -> tuple[Rule, ...]:
+    """What the router's own programs and kernel send: answers to workspaces, which have the port that was asked by now,
+    and questions for the host's resolver. The egress proxy reads what guests send, so whoever takes it over goes no
+    further than that. A packet has no owner that could be asked for once its socket is closed, or where the kernel
+    opened it for a program (MPTCP, SMC): so these hold for all, but root at the loopback interface, and for messages
+    of the kernel's own."""
+    own, inside = f"meta skuid {layout.egress_uid}", f'oifname "{network.bridge}"'
+    uplink = f'oifname "{layout.uplink_router}" ip daddr {names.uplink_addresses(network.uplink)[0]}'
     return (
-        Rule("proxy-answers", f'{own} oifname "{network.bridge}" meta l4proto {{ tcp, udp }} th sport 53 accept'),
-        Rule("proxy-asks", f"{own} {asks} accept"),
+        Rule("proxy-unwatched", f"{own} {inside} ip daddr != @watched counter drop"),
+        Rule("answers-udp", f"{inside} udp sport 53 accept"),
+        Rule("answers-tcp", f"{inside} tcp sport 53 tcp flags & (syn | ack) != syn accept"),
+        Rule("asks", f"{uplink} meta l4proto {{ tcp, udp }} th dport {UPSTREAM_PORT} accept"),
         Rule("proxy-denied", f"{own} counter drop"),
+        Rule("resets", f"{inside} tcp flags & rst == rst accept"),
+        Rule("messages", "meta l4proto icmp accept"),
+        Rule("to-itself", 'oifname "lo" accept'),
+        Rule("own-denied", "counter drop"),
     )
 
 
