@@ -1,13 +1,16 @@
-"""How the egress proxy and its keeper end, whichever ends first, and however."""
+"""How the egress proxy and its keeper end, whichever ends first, and what the former may do until then."""
 
 from __future__ import annotations
 
+import ast
+import os
 import subprocess
 import sys
 
 import pytest
 
 from hutch.egress.keeper import LARGEST_LOG
+from hutch.seccomp.filters import OWN
 
 PROGRAM = """
 import os, signal, socket, sys
@@ -79,3 +82,47 @@ def test_what_the_proxy_says_of_its_errors_is_kept_within_bounds() -> None:
     crashed = subprocess.run([sys.executable, "-c", PROGRAM, "1 / 0"], capture_output=True, text=True, timeout=60)
     assert crashed.returncode == 1
     assert crashed.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+TRIES = """
+import ctypes, errno, os, socket, threading
+from hutch.egress.keeper import Errors, begin_proxy
+
+errors = Errors()
+if proxy := begin_proxy((), errors):
+    os.waitpid(proxy, 0)
+    errors.relay()
+    os._exit(0)
+
+def call(number):
+    library = ctypes.CDLL(None, use_errno=True)
+    return library.syscall(number, 0x10000000) and errno.errorcode[ctypes.get_errno()]
+
+def attempt(act):
+    try:
+        return act() and "done"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+made = socket.socket()
+said = {kind: attempt(lambda: socket.socket(getattr(socket, kind))) for kind in ("AF_INET", "AF_NETLINK", "AF_VSOCK")}
+said |= {"MPTCP": attempt(lambda: socket.socket(proto=262)), "fork": attempt(os.fork)}
+said |= {"bind": attempt(lambda: made.bind(("127.0.0.1", 0)))}
+said |= {"reuse": attempt(lambda: made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0))}
+said |= {"nodelay": attempt(lambda: made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1) or True)}
+said |= {"exec": attempt(lambda: os.execv("/bin/true", ["true"])), "unshare": call(UNSHARE), "io_uring": call(425)}
+os.write(2, repr(said).encode())
+os._exit(0)
+"""
+
+
+def test_what_reads_questions_has_little_of_the_kernel() -> None:
+    """Neither processes, nor namespaces, nor sockets of other kinds than its own."""
+    only = "-all,+net_admin,+sys_admin"
+    caps = (f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}", "--no-new-privs")
+    program = TRIES.replace("UNSHARE", str(OWN[os.uname().machine]["unshare"]))
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *caps, sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    kinds = {"AF_NETLINK": "EAFNOSUPPORT", "AF_VSOCK": "EAFNOSUPPORT", "MPTCP": "EPROTONOSUPPORT", "reuse": "EPERM"}
+    calls = dict.fromkeys(("bind", "exec", "unshare", "io_uring"), "ENOSYS")
+    assert ast.literal_eval(done.stderr) == {"AF_INET": "done", "nodelay": "done", **kinds, **calls, "fork": "EAGAIN"}

@@ -14,7 +14,7 @@ import socket
 import sys
 from pathlib import Path
 
-from hutch.egress.front import large_socket
+from hutch.egress.front import sockets_at
 from hutch.egress.keeper import Errors, Keeper, Kept, begin_proxy, keep
 from hutch.egress.nflog import Nflog
 from hutch.egress.proxy import EgressProxy, Means
@@ -47,20 +47,24 @@ def listening_at(control: Path) -> socket.socket:
 def main() -> None:
     views, control, journal, inboxes = map(Path, sys.argv[1:5])
     os.umask(0o077)  # of the socket; a list of the directory's says who may read a journal
-    table = read_views(views.read_text()).table
-    try:
-        log, questions = Nflog(), large_socket()  # both take the right that the proxy does not have
+    told = read_views(views.read_text())
+    try:  # both take the right that the proxy does not have
+        log, listening = Nflog(), sockets_at(told.listen)
     except OSError as error:
         sys.exit(f"{error.strerror}; does another process hear it in this network namespace?")
     asked = listening_at(control)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     errors = Errors()
-    if proxy := begin_proxy((control.parent, journal, inboxes), errors):
-        for given in (theirs, log, questions, asked):
+    try:
+        proxy = begin_proxy((control.parent, journal, inboxes), errors)
+    except (OSError, ValueError) as error:
+        sys.exit(f"what reads questions cannot be kept in bounds, so it is not run: {error}")
+    if proxy:
+        for given in (theirs, log, *listening, asked):
             given.close()
-        keep(Keeper(Sets(table), journal, inboxes), ours, errors, proxy)
+        keep(Keeper(Sets(told.table), journal, inboxes), ours, errors, proxy)
     ours.close()
-    asyncio.run(serve(views, Means(Kept(theirs), log, questions, asked), theirs))
+    asyncio.run(serve(views, Means(Kept(theirs), log, listening, asked), theirs))
 
 
 main()

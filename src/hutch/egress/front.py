@@ -29,11 +29,16 @@ Find = Callable[[str], View | None]
 Answer = Callable[[View, dns.message.Message], Awaitable[dns.message.Message]]
 
 
-def large_socket() -> socket.socket:
-    """A socket for datagrams, with its buffer. It takes CAP_NET_ADMIN."""
-    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
-    return made
+def sockets_at(address: tuple[str, int]) -> tuple[socket.socket, socket.socket]:
+    """The sockets for datagrams, with its buffer, and for connections, at an address. It takes CAP_NET_ADMIN."""
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    datagrams.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    connections = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    # What is closed and not over is not in the way of the next one.
+    connections.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    for made in (datagrams, connections):
+        made.bind(address)
+    return datagrams, connections
 
 
 def parse_question(data: bytes) -> dns.message.Message | None:
@@ -60,12 +65,11 @@ class Front(asyncio.DatagramProtocol):
         self._tasks: set[asyncio.Task[None]] = set()
         self._transport: asyncio.DatagramTransport
 
-    async def listen(self, address: tuple[str, int], questions: socket.socket) -> None:
-        """Listen at `address`, for datagrams by the socket `questions`."""
-        questions.bind(address)
+    async def listen(self, datagrams: socket.socket, connections: socket.socket) -> None:
+        """Listen by these sockets, which have their address."""
         loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=questions)
-        self._server = await asyncio.start_server(self._serve, *address, backlog=256)
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=datagrams)
+        self._server = await asyncio.start_server(self._serve, sock=connections, backlog=256)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         view = self._find(addr[0])

@@ -30,11 +30,22 @@ from hutch.files import kept_open
 from hutch.frozen import dataclass
 from hutch.inboxes import MOST_LEFT_OUT, append
 from hutch.libc import call
+from hutch.seccomp.filters import render_own_filter
+from hutch.seccomp.install import install_filters
 from hutch.spec.names import is_name
 
 CLONE_NEWNS, CLONE_NEWPID, CAPABILITY_VERSION = 0x0002_0000, 0x2000_0000, 0x2008_0522  # see capset(2)
 MS_REC, MS_PRIVATE, MNT_DETACH = 0x4000, 0x4_0000, 2
 CAP_NET_ADMIN = 12
+FORBIDDEN = (
+    *("io_uring_setup", "io_uring_enter", "io_uring_register", "add_key", "request_key", "keyctl", "bpf"),
+    *("perf_event_open", "ptrace", "process_vm_readv", "process_vm_writev", "setns", "unshare", "clone3", "bind"),
+    *("execve", "execveat", "userfaultfd"),
+)
+"""The system calls that the proxy cannot make. It needs none of them: most lead to much of the kernel, and by an
+address of its own it could leave a connection that keeps the next proxy from its port. (clone3 has its flags where a
+filter does not see them.)"""
+FAMILIES = ("AF_INET", "AF_UNIX")  # of sockets that it may make
 LONGEST = 1 << 16  # bytes of a request, and of an answer
 AT_ONCE = 64
 """The most elements of one request: the keeper hears nothing else until it has tried each of them by itself."""
@@ -281,7 +292,8 @@ def close_output() -> None:
 def begin_proxy(written: Iterable[Path], errors: Errors) -> int:
     """Fork the proxy as fork(2) does: 0 in the proxy, its pid in the keeper, which has left all capabilities but one.
     CAP_SYS_ADMIN is for the namespaces: the proxy does not see the `written` directories, each a mount, and writes no
-    other file."""
+    other file. It starts no process and makes no namespace. OSError or ValueError, in the proxy, where a kernel cannot
+    have it so."""
     call("unshare", CLONE_NEWPID)
     if proxy := os.fork():
         set_capabilities(CAP_NET_ADMIN)
@@ -295,7 +307,9 @@ def begin_proxy(written: Iterable[Path], errors: Errors) -> int:
     for directory in written:
         call("umount2", bytes(directory), MNT_DETACH)
     set_capabilities()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):  # a namespace of users comes with a process, too
+        resource.setrlimit(kind, (0, 0))
+    install_filters([render_own_filter(os.uname().machine, FORBIDDEN, FAMILIES)])
     return 0
 
 

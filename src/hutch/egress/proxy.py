@@ -68,11 +68,11 @@ class NoRoom(SetsFailed):
 @dataclass(frozen=True)
 class Means:
     """What the keeper has, and what it made by rights that the proxy does not have: the log of what rules hear, the
-    socket for questions, and the one by which a client has the views read anew."""
+    sockets for datagrams and for connections, and the one by which a client has the views read anew."""
 
     kept: Kept
     log: Nflog
-    questions: socket
+    listening: tuple[socket, socket]
     control: socket
 
 
@@ -98,7 +98,7 @@ class EgressProxy:
     async def serve(self) -> None:
         """Begin to serve; the rest happens in the event loop."""
         await self._upstream.connect()
-        await self._front.listen(self._told.listen, self._means.questions)
+        await self._front.listen(*self._means.listening)
         self._sets.forget_terms()  # what was allowed by another one of these
         self._add_terms(self._told.views.values())
         self._hear()

@@ -82,7 +82,7 @@ def install_filters(filters: list[bytes]) -> None:
         try:
             call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
         except OSError as error:
-            raise OSError(error.errno, "the filter of the guest's system calls cannot be installed") from error
+            raise OSError(error.errno, "the filter of system calls cannot be installed") from error
 
 
 def main(system_calls: str, other_families_than: str, *argv: str) -> NoReturn:

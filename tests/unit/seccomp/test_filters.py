@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from errno import EAFNOSUPPORT, ENOSYS
+from errno import EAFNOSUPPORT, ENOSYS, EPERM, EPROTONOSUPPORT
 
 import pytest
 
 from hutch.backends.nspawn import SECCOMP
+from hutch.egress.keeper import FAMILIES, FORBIDDEN
 from hutch.seccomp import filters
-from hutch.seccomp.filters import MACHINES, SOCKETCALL, render_filter
+from hutch.seccomp.filters import MACHINES, OWN, SOCKETCALL, render_filter, render_own_filter
 
 ALLOWED, REFUSED = 0x7FFF0000, 0x00050000
 NATIVE = [(machine, abi) for machine, abis in MACHINES.items() for abi in abis]
@@ -19,10 +20,13 @@ VSOCK, INET, UNIX = 40, 2, 1
 
 
 def verdict(machine: str, abi: int, number: int, first: int = 0) -> int:
-    """What the kernel makes of a system call: the number of an error, 0 when it is allowed."""
-    program = render_filter(machine, SECCOMP.system_calls, SECCOMP.other_families_than)
+    """What the kernel makes of a guest's system call: the number of an error, 0 when it is allowed."""
+    return ran(render_filter(machine, SECCOMP.system_calls, SECCOMP.other_families_than), abi, number, first)
+
+
+def ran(program: bytes, abi: int, number: int, *arguments: int) -> int:
     assert len(program) // 8 < 4096  # BPF_MAXINSNS
-    data = struct.pack("=IIQQ", number, abi, 0, first)
+    data = struct.pack("=IIQ6Q", number, abi, 0, *arguments, *[0] * (6 - len(arguments)))
     code = list(struct.iter_unpack("=HBBI", program))
     at, accumulator = 0, 0
     while True:
@@ -84,3 +88,21 @@ def test_an_unknown_abi_is_refused() -> None:
 def test_an_unknown_machine_is_told() -> None:
     with pytest.raises(ValueError, match="s390x"):
         render_filter("s390x", (), ())
+
+
+# A program of hutch's own.
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_program_that_reads_what_others_send_has_little(machine: str) -> None:
+    (native, common), *others = MACHINES[machine].items()
+    known = {**common, **OWN[machine]}
+    program = render_own_filter(machine, FORBIDDEN, FAMILIES)
+    assert {ran(program, native, known[name]) for name in FORBIDDEN} == {ENOSYS}
+    assert {ran(program, abi, number) for abi, _ in others for number in range(600)} <= {ENOSYS}
+    by_protocol = [ran(program, native, known["socket"], INET, 1, protocol) for protocol in (0, 6, 17, 132, 256, 262)]
+    assert by_protocol == [0, 0, 0, *[EPROTONOSUPPORT] * 3]
+    assert ran(program, native, known["socket"], VSOCK, 1, 0) == EAFNOSUPPORT
+    assert [ran(program, native, known["setsockopt"], 3, level, 2) for level in (0, 1, 6)] == [0, EPERM, 0]
+    refused = {*known.values()}
+    assert {ran(program, native, number) for number in range(600) if number not in refused} == {0}
