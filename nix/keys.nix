@@ -1,7 +1,7 @@
-# The keys of hutch.toml and what their options are called here. `schema.json` is what `hutch schema` prints, so each key
+# The keys of hutch.toml and what their options are called here. hutch's own schema.json is what `hutch schema` prints, so each key
 # has its type, its default and its meaning from hutch itself. Built on builtins alone.
 let
-  schema = builtins.fromJSON (builtins.readFile ./schema.json);
+  schema = builtins.fromJSON (builtins.readFile ../src/hutch/spec/schema.json);
 
   # Where the module that this one follows has a name of its own, that is the name. The others are hutch's, in camelCase.
   originals = {

@@ -15,6 +15,8 @@ SYSTEM_FILE = Path("/etc/hutch/hutch.toml")
 LOCAL_FILE = Path("hutch.toml")
 STARTER = Path(__file__).with_name("starter.toml")
 """The file that `hutch init` writes: it works as it is, and shows the common keys."""
+SCHEMA = Path(__file__).with_name("schema.json")
+"""What `hutch schema` prints. The first line of a starter tells editors of it, in the form that taplo knows."""
 OFFERED = '# mounts = [{ source = ".", target = "/src" }]   # this directory; `hutch run` begins there\n'
 REFUSED = ("# authorized_keys", "# autostart")
 """Of a starter in a checkout: its mount, and the lines that it does not have."""
@@ -97,4 +99,4 @@ def render_starter(name: str = "dev", *, is_judged: bool = False) -> str:
     lines = STARTER.read_text(encoding="utf-8").replace("@NAME@", name).splitlines(keepends=True)
     if is_judged:
         lines = [OFFERED if line.startswith("# mounts") else line for line in lines if not line.startswith(REFUSED)]
-    return "".join(lines)
+    return f"#:schema {SCHEMA.as_uri()}\n{''.join(lines)}"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
+from hutch.spec.lookup import SCHEMA, render_starter
 from hutch.spec.model import WORKSPACE_KEYS
 from hutch.spec.schema import MODELS, render_schema
+from tests.unit.facts import check_golden
 
 CONTRACT = (
     "type engine hypervisor image packages setup user shell authorized_keys owner share_with ip mac cid vsock vcpus"
@@ -57,3 +61,13 @@ def test_it_is_plain_json_and_every_pattern_compiles(schema: dict[str, Any]) -> 
 def test_every_reference_leads_somewhere(schema: dict[str, Any]) -> None:
     references = set(re.findall(r'"#/\$defs/([^"]+)"', json.dumps(schema)))
     assert references == {"Workspace", "Kit", "Mount", "Idle", "Network", "Incus"} == set(schema["$defs"])
+
+
+def test_editors_and_the_nixos_module_know_it_from_a_file() -> None:
+    check_golden(str(SCHEMA), json.dumps(render_schema(), indent=2) + "\n")
+
+
+def test_a_starter_tells_editors_of_it() -> None:
+    said, _, url = render_starter("web").splitlines()[0].partition(" ")
+    assert said == "#:schema"
+    assert Path(unquote(url.removeprefix("file://"))) == SCHEMA
