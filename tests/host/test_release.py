@@ -1,0 +1,93 @@
+"""What a release consists of: built from a tag, the same at each time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.enclosure import OUTER_NETWORK
+from tests.support.packages import CHECKOUT
+
+VERSION = "0.1.0"
+ME = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """With the tools of this checkout, and a tag of a version that its changelog knows."""
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(CHECKOUT), str(clone))
+    for name in ("script/release", "pyproject.toml", "uv.lock"):  # as they are, committed or not
+        (clone / name).write_bytes((CHECKOUT / name).read_bytes())
+    (clone / ".venv").symlink_to(CHECKOUT / ".venv")
+    changelog = clone / "CHANGELOG.md"
+    changelog.write_text(changelog.read_text().replace("## [Unreleased]", f"## [{VERSION}] - 2026-12-01", 1))
+    git(clone, *ME, "commit", "-qam", "release")
+    git(clone, "tag", f"v{VERSION}")
+    return clone
+
+
+def git(directory: Path, *words: str) -> None:
+    subprocess.run(["git", "-c", "safe.directory=*", *words], cwd=directory, check=True, timeout=60)
+
+
+def release(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """With the machine's own network: the tools of the build come from where uv looks."""
+    outside = ("nsenter", f"--net={os.environ[OUTER_NETWORK]}", "--")
+    return subprocess.run(
+        [*outside, str(clone / "script/release"), *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_a_tag_gives_the_same_bytes_each_time(clone: Path, tmp_path: Path) -> None:
+    first = release(clone, f"v{VERSION}")
+    assert first.returncode == 0, first.stderr
+    built = {Path(line).name: Path(line).read_bytes() for line in first.stdout.splitlines()}
+    wheel, source, package = (
+        f"hutch-{VERSION}-py3-none-any.whl",
+        f"hutch-{VERSION}.tar.gz",
+        f"hutch_{VERSION}-1_amd64.deb",
+    )
+    assert built.keys() == {"SHA256SUMS", wheel, source, package}
+    assert built["SHA256SUMS"].decode() == "".join(
+        f"{hashlib.sha256(built[name]).hexdigest()}  {name}\n" for name in (wheel, source, package)
+    )
+    with zipfile.ZipFile(clone / f"dist/v{VERSION}" / wheel) as opened:
+        names = opened.namelist()
+    assert {"hutch/spec/schema.json", f"hutch-{VERSION}.data/data/share/man/man1/hutch.1"} <= {*names}
+
+    (clone / "src/hutch/later.py").write_text("")  # of the checkout nothing counts but its tag
+    umask = os.umask(0o077)
+    try:
+        again = release(clone, "--output", str(tmp_path / "again"), f"v{VERSION}")
+    finally:
+        os.umask(umask)
+    assert again.returncode == 0, again.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == built
+    assert "is there already" in release(clone, f"v{VERSION}").stderr
+
+
+def test_what_is_no_release_is_refused(clone: Path) -> None:
+    git(clone, "tag", "v9.9.9")
+    git(clone, "branch", "v8.0.0")
+    git(clone, "reset", "-q", "--hard", "HEAD~1")
+    git(clone, "tag", "-f", f"v{VERSION}")
+    for tag, said in (
+        ("v8.0.0", "there is no tag v8.0.0"),
+        ("v9.9.9", f"v9.9.9 is a tag of version {VERSION}, which would be v{VERSION}"),
+        (f"v{VERSION}", f"CHANGELOG.md of v{VERSION} has no section [{VERSION}]"),
+    ):
+        refused = release(clone, tag)
+        assert (refused.returncode, refused.stderr) == (1, f"script/release: {said}\n")
+    assert release(clone).returncode == 2
+    assert not (clone / "dist").exists()
