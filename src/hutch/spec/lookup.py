@@ -99,4 +99,6 @@ def render_starter(name: str = "dev", *, is_judged: bool = False) -> str:
     lines = STARTER.read_text(encoding="utf-8").replace("@NAME@", name).splitlines(keepends=True)
     if is_judged:
         lines = [OFFERED if line.startswith("# mounts") else line for line in lines if not line.startswith(REFUSED)]
-    return f"#:schema {SCHEMA.as_uri()}\n{''.join(lines)}"
+    # A path of one installation is no business of a repository's.
+    schema = f"#:schema {SCHEMA.as_uri()}\n" if not is_judged and SCHEMA.is_relative_to("/usr") else ""
+    return schema + "".join(lines)
