@@ -54,6 +54,18 @@ def test_they_are_told_what_root_is_told(people: Instance) -> None:
     assert json.loads(people.hutch("status", "hers", "--json", as_user="alice").stdout) == [roots]
 
 
+def test_images_are_listed_to_who_uses_them(people: Instance) -> None:
+    """As root is told of them, and by nobody's names but those that one may see."""
+    (roots,) = json.loads(people.hutch("image", "ls", "--json").stdout)
+    assert sorted(roots["workspaces"]) == ["hers", "his"]
+    assert roots["size"] > 0 and roots["digest"] and roots["packages"]
+    for account, names in SEEN.items():
+        (found,) = json.loads(people.hutch("image", "ls", "--json", as_user=account).stdout)
+        assert found == {**roots, "workspaces": sorted(names)}
+    assert json.loads(people.hutch("image", "ls", "--json", as_user="carol").stdout) == []
+    assert roots["id"] in people.hutch("image", "ls", as_user="alice").stdout
+
+
 @pytest.mark.parametrize(("account", "name"), OTHERS)
 def test_another_s_is_refused(people: Instance, account: str, name: str) -> None:
     commands = ("status", "logs", "egress", "approvals", "ports", "forward")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from hutch.apply.building import ask_for_updates, ensure_images, recipes_for
@@ -10,16 +12,36 @@ from hutch.apply.refreshing import Refreshed, refresh
 from hutch.apply.restoring import with_restored_records
 from hutch.engines import by_engine
 from hutch.errors import HutchError, ways_in
+from hutch.frozen import dataclass
 from hutch.host.services.lock import lock
-from hutch.images.cache import collect_leftovers, observe_images, remove_image
+from hutch.images.cache import collect_leftovers, remove_image
 from hutch.images.machine import prune_machines
-from hutch.spec.record import users_of
-from hutch.state import read_records
+from hutch.images.record import observe_images
+from hutch.spec.record import Age, ImageFacts, users_of
+from hutch.state import read_ages, read_records
 
 if TYPE_CHECKING:
     from hutch.api.engine import Hutch
-    from hutch.images.cache import Image
+    from hutch.images.record import Image
     from hutch.spec.model import Config
+    from hutch.spec.record import UserView
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """An image, and the workspaces that were booted from it or will be."""
+
+    id: str
+    facts: ImageFacts
+    age: Age
+    workspaces: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        facts, asked = asdict(self.facts), self.age.asked or None
+        sources = dict(facts.pop("sources"))
+        updates = sorted(self.age.updates) if asked else None
+        rest = {"sources": sources, "updates": updates, "updates_asked": asked, "workspaces": self.workspaces}
+        return {"id": self.id, **facts, **rest}
 
 
 @ways_in
@@ -69,7 +91,31 @@ class Images:
             unused += engine.prune(theirs)
         return unused
 
+    def listed(self) -> list[ListedImage]:
+        """The images in the cache. A caller other than root is told of those of the workspaces that it may see, as they
+        were when something was last changed."""
+        if os.geteuid() != 0:
+            # Spares the start-up of `hutch image` for root.
+            from hutch.host.identity.user_view import visible_views
+
+            return _images_of(visible_views(self.layout))
+        ages = read_ages(self.layout)
+        return [
+            ListedImage(image.id, image.facts, ages.get(image.id, Age(image.created)), users)
+            for image, users in self.observe().items()
+        ]
+
     def observe(self) -> Mapping[Image, tuple[str, ...]]:
         """The images in the cache, each with the workspaces that were booted from it or will be."""
         records = self.hutch.records()
         return {image: users_of(image.id, records) for image in observe_images(self.hutch.layout)}
+
+
+def _images_of(views: Mapping[str, UserView]) -> list[ListedImage]:
+    """The images of workspaces, as their users see them."""
+    records = {name: view.record for name, view in views.items()}
+    ages = {id: age for view in views.values() for id, age in view.ages.items()}
+    found = {id: facts for view in views.values() for id, facts in view.images.items()}
+    return [
+        ListedImage(id, found[id], ages.get(id, Age(found[id].created)), users_of(id, records)) for id in sorted(found)
+    ]

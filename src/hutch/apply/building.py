@@ -14,17 +14,10 @@ from hutch.errors import HutchError
 from hutch.files import write_atomic
 from hutch.host.services.lock import lock
 from hutch.images.build import BuilderNetwork
-from hutch.images.cache import (
-    Image,
-    collect_leftovers,
-    ensure_image,
-    image_ids,
-    locked,
-    prepare_directory,
-    whole_image,
-)
+from hutch.images.cache import collect_leftovers, ensure_image, locked, prepare_directory, whole_image
 from hutch.images.progress import WAITING, BuildProgress, reporter
 from hutch.images.recipe import Recipe, make_recipe
+from hutch.images.record import Image, image_ids
 from hutch.images.source import observe_fingerprint
 from hutch.runtime.control import Listener
 from hutch.spec import names

@@ -37,6 +37,7 @@ from hutch.host.services.units import ensure_rooms, remove_units
 from hutch.host.storage import shares
 from hutch.host.storage.bind import is_file
 from hutch.host.storage.quota import ensure_quota
+from hutch.images.record import observe_images
 from hutch.run import Gathering, run
 from hutch.runtime.observe import observe, observe_facts
 from hutch.spec import names
@@ -303,8 +304,9 @@ def reconcile_user_views(layout: Layout, records: Mapping[str, Record]) -> None:
     ensure_rooms(map(layout.runtime, found))
     machines = [name for name, r in found.items() if r.booted is not None and is_machine(r.booted.workspace)]
     facts = {name: observe_facts(layout, name) for name in machines}
-    applied = read_network(layout)
-    user_view.ensure_user_views(layout, found, facts, read_ages(layout), applied.network if applied else None)
+    applied, images = read_network(layout), {image.id: image.facts for image in observe_images(layout)}
+    network = applied.network if applied else None
+    user_view.ensure_user_views(layout, found, facts, read_ages(layout), network, images)
     for name, record in found.items():
         ensure_inboxes(layout, name, entering(record))
         ensure_readers(layout, name, user_view.viewers_of(record))

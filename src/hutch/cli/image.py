@@ -9,12 +9,10 @@ import click
 
 from hutch.api import Hutch
 from hutch.api.images import Images
-from hutch.cli.common import Options, needs_root, print_json, print_table
+from hutch.cli.common import Options, global_options, needs_root, print_json, print_table
 from hutch.cli.completing import declared_names, existing_names, image_ids
 from hutch.errors import UsageError
 from hutch.images.recipe import DISTRIBUTIONS
-from hutch.spec.record import Age
-from hutch.state import read_ages
 
 
 @click.group()
@@ -24,31 +22,26 @@ def image() -> None:
 
 @image.command(name="ls")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@needs_root
+@global_options
 def list_images(options: Options, as_json: bool) -> None:
-    """List the images with their age, the security updates that wait for them, and the workspaces that use them."""
-    hutch = Hutch()
-    images, ages = Images(hutch).observe(), read_ages(hutch.layout)
+    """List the images with their age, the security updates that wait for them, and the workspaces that use them.
+
+    Without root, those of the workspaces that one may see.
+    """
+    images = Images(Hutch()).listed()
     if as_json:
-        keys = ("id", "image", "packages", "created", "size", "digest")
-        entries = [{key: getattr(image, key) for key in keys} for image in images]
-        for entry, (image, users) in zip(entries, images.items(), strict=True):
-            age = ages.get(image.id, Age(image.created))
-            entry["sources"] = dict(image.sources)
-            entry["updates"] = sorted(age.updates) if age.asked else None
-            entry |= {"updates_asked": age.asked or None, "workspaces": users}
-        print_json(entries)
+        print_json([image.to_json() for image in images])
         return
     rows = [
         (
             image.id,
-            image.image,
-            f"{image.size / 2**20:.0f} MiB",
-            image.created[:10],
-            ages.get(image.id, Age(image.created)).words if image.image in DISTRIBUTIONS else "-",
-            ", ".join(users) or "-",
+            image.facts.image,
+            f"{image.facts.size / 2**20:.0f} MiB",
+            image.facts.created[:10],
+            image.age.words if image.facts.image in DISTRIBUTIONS else "-",
+            ", ".join(image.workspaces) or "-",
         )
-        for image, users in images.items()
+        for image in images
     ]
     print_table(("ID", "IMAGE", "SIZE", "BUILT", "UPDATES", "USED BY"), rows)
 

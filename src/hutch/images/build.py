@@ -26,6 +26,7 @@ from hutch.images import source
 from hutch.images.contain import run_contained
 from hutch.images.progress import MARK, Meter
 from hutch.images.recipe import BASE_PACKAGES, DISTRIBUTIONS, Distribution, Recipe, adaptation
+from hutch.images.record import Sources
 from hutch.run import CommandFailed, run
 from hutch.spec import member
 from hutch.spec.names import GUEST_INTERFACE, PACKAGE, PROXIES, ROOT_DIRECTORIES, UID_COUNT
@@ -78,10 +79,6 @@ class Workshop:
     def scripts(self) -> Path:
         """The directory that the tree sees at /run/hutch."""
         return self.scratch / "scripts"
-
-
-Sources = tuple[tuple[str, str], ...]
-"""The archives of packages, or the path, that an image was made from; each with its date, ISO 8601 in UTC."""
 
 
 def make_tree(recipe: Recipe, shop: Workshop, network: BuilderNetwork | None) -> Sources:

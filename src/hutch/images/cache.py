@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +18,14 @@ from tempfile import TemporaryFile
 from typing import TypeVar
 
 from hutch.errors import HutchError
-from hutch.files import read_or_none, sync_directory, write_atomic
-from hutch.frozen import dataclass
+from hutch.files import sync_directory, write_atomic
 from hutch.host.services.lock import take
 from hutch.images import progress as stages
-from hutch.images.build import BuilderNetwork, Sources, Workshop, check_host, make_tree
+from hutch.images.build import BuilderNetwork, Workshop, check_host, make_tree
 from hutch.images.contain import end_contained
 from hutch.images.progress import WAITING, Meter, Progress, no_progress
 from hutch.images.recipe import Recipe, is_id
+from hutch.images.record import Image, Sources, observe_image, render_image
 from hutch.run import PIPE, CommandFailed, describe, run, start
 from hutch.spec.names import Layout
 from hutch.spec.record import iso
@@ -36,62 +35,8 @@ from hutch.trees.removing import remove_tree
 T = TypeVar("T")
 
 SCRATCH = ".build-"
-DAMAGED = "damaged"
 CHUNK = 1 << 20
 PATIENCE = 3600.0  # seconds that one waits for builds of others
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image in the cache. `size` is bytes on disk; `created` is ISO 8601, in UTC; `digest` is the SHA-256 of the
-    tree as a tar archive. Digest and sources are empty in an image that an older hutch built."""
-
-    id: str
-    image: str
-    packages: tuple[str, ...]
-    setup: str
-    created: str
-    size: int
-    root: Path
-    digest: str = ""
-    sources: Sources = ()
-
-
-def image_ids(layout: Layout) -> list[str]:
-    """The ids of the images in the cache, damaged ones too; none for a caller other than root."""
-    try:
-        return sorted(entry.name for entry in os.scandir(layout.images) if is_id(entry.name))
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return []
-
-
-def observe_images(layout: Layout) -> tuple[Image, ...]:
-    """All images in the cache, by id; one whose record cannot be read is called "damaged"."""
-    found = []
-    for name in image_ids(layout):
-        try:
-            image = observe_image(layout, name)
-        except HutchError:  # it can still be removed
-            image = Image(name, DAMAGED, (), "", "", 0, layout.image_root(name))
-        found += [image] if image is not None else []
-    return tuple(found)
-
-
-def observe_image(layout: Layout, id: str) -> Image | None:
-    """One image; None when it is not in the cache. Raises HutchError when its record cannot be read."""
-    directory = layout.images / id
-    text = read_or_none(directory / "image.json")
-    if text is None and not directory.is_dir():
-        return None
-    try:
-        return parse_image(id, layout.image_root(id), text or b"")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise HutchError(
-            f"{directory / 'image.json'} is damaged",
-            details=str(error),
-            resolution=f"`hutch up` writes it anew where a workspace uses the image; `hutch image rm {id}` removes it",
-        ) from error
 
 
 def whole_image(layout: Layout, id: str) -> Image | None:
@@ -101,23 +46,6 @@ def whole_image(layout: Layout, id: str) -> Image | None:
     except HutchError:
         return None
     return image if image is not None and image.root.is_dir() else None
-
-
-def render_image(recipe: Recipe, created: str, size: int, digest: str = "", sources: Sources = ()) -> bytes:
-    """The content of image.json."""
-    record = {"format": FORMAT, "recipe": recipe.as_json(), "created": created, "size": size, "digest": digest}
-    return json.dumps({**record, "sources": dict(sources)}, indent=2, sort_keys=True).encode() + b"\n"
-
-
-def parse_image(id: str, root: Path, text: bytes) -> Image:
-    record = json.loads(text)
-    if record["format"] != FORMAT:
-        raise ValueError(f"its format is {record['format']}, not {FORMAT}")
-    recipe = record["recipe"]
-    packages = tuple(str(name) for name in recipe["packages"])
-    setup, created, size = str(recipe["setup"]), str(record["created"]), int(record["size"])
-    sources = tuple((str(name), str(date)) for name, date in record.get("sources", {}).items())
-    return Image(id, str(recipe["image"]), packages, setup, created, size, root, str(record.get("digest", "")), sources)
 
 
 def ensure_image(

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from hutch.files import kept_open, reopen_regular
 from hutch.images.build import SCRIPTS, find_keyring, run_mmdebstrap
-from hutch.images.cache import locked, new_scratch, observe_images, prepare_directory
+from hutch.images.cache import locked, new_scratch, prepare_directory
 from hutch.images.kernel import read_list
 from hutch.images.machine import machine_directory
 from hutch.images.progress import Meter, no_progress
 from hutch.images.recipe import DISTRIBUTIONS
+from hutch.images.record import observe_images
 from hutch.run import CommandFailed
 from hutch.spec.names import Layout
 from hutch.spec.record import Age, iso

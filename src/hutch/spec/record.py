@@ -272,15 +272,30 @@ def waiting_words(count: int, asked: str) -> str:
 
 
 @dataclass(frozen=True)
+class ImageFacts:
+    """What the users of an image are told of it. `size` is in bytes; `created` is ISO 8601, in UTC; `digest` is the
+    SHA-256 of the tree as a tar archive; `sources` are (name, date) of what it was made from. Digest and sources are
+    empty where an older hutch built it."""
+
+    image: str
+    packages: tuple[str, ...]
+    created: str
+    size: int
+    digest: str = ""
+    sources: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class UserView:
-    """The view that somebody has of a workspace. `ages` are those of its images; `facts` those of its last start, if it
-    is a machine, None where they are yet to be read; `network` is the host's as it was last set up, for other people
-    than root."""
+    """The view that somebody has of a workspace. `ages` and `images` are those of its images, by id; `facts` those of
+    its last start, if it is a machine, None where they are yet to be read; `network` is the host's as it was last set
+    up, for other people than root."""
 
     record: Record
     ages: Mapping[str, Age] = field(default_factory=dict)
     facts: Mapping[str, str] | None = None
     network: Network | None = None
+    images: Mapping[str, ImageFacts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

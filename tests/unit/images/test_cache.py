@@ -12,16 +12,9 @@ import pytest
 from hutch.errors import HutchError
 from hutch.host.services import lock
 from hutch.host.services.lock import Busy
-from hutch.images.cache import (
-    collect_leftovers,
-    locked,
-    observe_image,
-    observe_images,
-    parse_image,
-    remove_image,
-    render_image,
-)
+from hutch.images.cache import collect_leftovers, locked, remove_image
 from hutch.images.recipe import make_recipe
+from hutch.images.record import observe_image, observe_images, parse_image, render_image
 from hutch.spec.names import Layout
 
 RECIPE = make_recipe("debian:trixie", ("git",), "true")

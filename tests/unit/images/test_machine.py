@@ -12,7 +12,7 @@ import pytest
 
 from hutch.errors import HutchError
 from hutch.images import machine
-from hutch.images.cache import collect_leftovers, observe_images, render_image
+from hutch.images.cache import collect_leftovers
 from hutch.images.kernel import (
     LIST,
     PACKAGES,
@@ -26,6 +26,7 @@ from hutch.images.kernel import (
     take_modules,
 )
 from hutch.images.recipe import DISTRIBUTIONS, is_id, make_recipe
+from hutch.images.record import observe_images, render_image
 from hutch.spec.names import Layout
 
 VMLINUX = b"\x7fELF" + bytes(range(256)) * 8

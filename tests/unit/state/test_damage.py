@@ -20,8 +20,8 @@ from hutch.host.hardware.accelerator import Memory, read_memory, write_memory
 from hutch.host.identity.ssh import is_pair, is_published
 from hutch.host.services.service import Service, observe_service
 from hutch.host.storage.shares import noted_shares
-from hutch.images.cache import observe_image, observe_images, render_image
 from hutch.images.recipe import make_recipe
+from hutch.images.record import observe_image, observe_images, render_image
 from hutch.runtime.observe import observe, observe_facts, read_launch
 from hutch.spec.model import Network
 from hutch.spec.names import Layout

@@ -24,7 +24,7 @@ from hutch.files import entries, kept_open, read_or_none, temporary_of, write_al
 from hutch.frozen import dataclass
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
-from hutch.spec.record import Age, Record, UserView
+from hutch.spec.record import Age, ImageFacts, Record, UserView
 from hutch.spec.sharing import Viewers, viewers
 from hutch.state import WORKSPACE, Body, ages_from, decode, encode, make_directory, record_from
 
@@ -117,17 +117,22 @@ def ensure_user_views(
     facts: Mapping[str, Mapping[str, str]],
     ages: Mapping[str, Age],
     network: Network | None,
+    images: Mapping[str, ImageFacts],
 ) -> None:
-    """Show exactly these workspaces, as they are now. `facts` are those of machines' last starts, `ages` those of
-    images, `network` is the one that was set up last. The files can be made anew at any time, so they need not survive
-    a power cut."""
+    """Show exactly these workspaces, as they are now. `facts` are those of machines' last starts, `ages` and `images`
+    those of images, `network` is the one that was set up last. The files can be made anew at any time, so they need not
+    survive a power cut."""
     make_directory(layout.user_views)
     for record in records.values():
         seen_by = viewers_of(record)
         _ensure_access(layout.runtime(record.name), Access(seen_by, ENTER))
         _ensure_records(layout, record.name, seen_by)
-        own = {id: asdict(age) for id, age in ages.items() if id in record.images}
-        more = {"facts": dict(facts.get(record.name, {})), "ages": own, "network": network and asdict(network)}
+        more = {
+            "facts": dict(facts.get(record.name, {})),
+            "ages": {id: asdict(age) for id, age in ages.items() if id in record.images},
+            "images": {id: asdict(image) for id, image in images.items() if id in record.images},
+            "network": network and asdict(network),
+        }
         content = encode(WORKSPACE, {**asdict(record), **more})
         _ensure_file(layout.user_view(record.name), content, Access(seen_by, READ))
     for path in entries(layout.user_views):
@@ -218,7 +223,13 @@ def read_user_view(layout: Layout, name: str) -> UserView | None:
     body: Body = decode(WORKSPACE, path, data)
     facts = {str(key): str(value) for key, value in body.get("facts", {}).items()}
     network = Network(**body["network"]) if body.get("network") else None
-    return UserView(record_from(body), ages_from(body.get("ages", {})), facts, network)
+    images = {str(id): _facts_from(image) for id, image in body.get("images", {}).items()}
+    return UserView(record_from(body), ages_from(body.get("ages", {})), facts, network, images)
+
+
+def _facts_from(body: Body) -> ImageFacts:
+    sources = tuple((str(name), str(date)) for name, date in body["sources"])
+    return ImageFacts(**{**body, "packages": tuple(body["packages"]), "sources": sources})
 
 
 def visible_views(layout: Layout) -> dict[str, UserView]:

@@ -15,9 +15,9 @@ from hutch.engines.incus import images
 from hutch.engines.incus.images import bytes_sent, ensure_image, prune_images, render_metadata
 from hutch.errors import HutchError
 from hutch.images.build import Workshop
-from hutch.images.cache import Image, observe_image, render_image
 from hutch.images.progress import Stage
 from hutch.images.recipe import make_recipe
+from hutch.images.record import Image, observe_image, render_image
 from hutch.run import CommandFailed
 from hutch.spec.names import Layout
 from tests.unit.engines.incus.fake import Fake, refused

@@ -1,0 +1,93 @@
+"""The record of an image, images/<id>/image.json, written once. It is read at each start: imports stay few."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from hutch.errors import HutchError
+from hutch.files import read_or_none
+from hutch.frozen import dataclass
+from hutch.images.recipe import Recipe, is_id
+from hutch.spec.names import Layout
+from hutch.spec.record import ImageFacts
+
+DAMAGED = "damaged"
+FORMAT = 1
+Sources = tuple[tuple[str, str], ...]
+"""The archives of packages, or the path, that an image was made from; each with its date, ISO 8601 in UTC."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image in the cache. `size` is bytes on disk; `created` is ISO 8601, in UTC; `digest` is the SHA-256 of the
+    tree as a tar archive. Digest and sources are empty in an image that an older hutch built."""
+
+    id: str
+    image: str
+    packages: tuple[str, ...]
+    setup: str
+    created: str
+    size: int
+    root: Path
+    digest: str = ""
+    sources: Sources = ()
+
+    @property
+    def facts(self) -> ImageFacts:
+        """What its users are told of it: neither where it is, nor how it is set up."""
+        return ImageFacts(self.image, self.packages, self.created, self.size, self.digest, self.sources)
+
+
+def image_ids(layout: Layout) -> list[str]:
+    """The ids of the images in the cache, damaged ones too; none for a caller other than root."""
+    try:
+        return sorted(entry.name for entry in os.scandir(layout.images) if is_id(entry.name))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+
+
+def observe_images(layout: Layout) -> tuple[Image, ...]:
+    """All images in the cache, by id; one whose record cannot be read is called "damaged"."""
+    found = []
+    for name in image_ids(layout):
+        try:
+            image = observe_image(layout, name)
+        except HutchError:  # it can still be removed
+            image = Image(name, DAMAGED, (), "", "", 0, layout.image_root(name))
+        found += [image] if image is not None else []
+    return tuple(found)
+
+
+def observe_image(layout: Layout, id: str) -> Image | None:
+    """One image; None when it is not in the cache. Raises HutchError when its record cannot be read."""
+    directory = layout.images / id
+    text = read_or_none(directory / "image.json")
+    if text is None and not directory.is_dir():
+        return None
+    try:
+        return parse_image(id, layout.image_root(id), text or b"")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise HutchError(
+            f"{directory / 'image.json'} is damaged",
+            details=str(error),
+            resolution=f"`hutch up` writes it anew where a workspace uses the image; `hutch image rm {id}` removes it",
+        ) from error
+
+
+def render_image(recipe: Recipe, created: str, size: int, digest: str = "", sources: Sources = ()) -> bytes:
+    """The content of image.json."""
+    record = {"format": FORMAT, "recipe": recipe.as_json(), "created": created, "size": size, "digest": digest}
+    return json.dumps({**record, "sources": dict(sources)}, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def parse_image(id: str, root: Path, text: bytes) -> Image:
+    record = json.loads(text)
+    if record["format"] != FORMAT:
+        raise ValueError(f"its format is {record['format']}, not {FORMAT}")
+    recipe = record["recipe"]
+    packages = tuple(str(name) for name in recipe["packages"])
+    setup, created, size = str(recipe["setup"]), str(record["created"]), int(record["size"])
+    sources = tuple((str(name), str(date)) for name, date in record.get("sources", {}).items())
+    return Image(id, str(recipe["image"]), packages, setup, created, size, root, str(record.get("digest", "")), sources)
