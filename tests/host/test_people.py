@@ -66,9 +66,23 @@ def test_images_are_listed_to_who_uses_them(people: Instance) -> None:
     assert roots["id"] in people.hutch("image", "ls", as_user="alice").stdout
 
 
+def test_rules_are_explained_to_whose_they_are(people: Instance) -> None:
+    """As root is told of them, and with nobody else in them."""
+    his = people.status("his")["ip"]
+    roots = people.hutch("explain", "hers").stdout
+    assert his in roots
+    for account in ("alice", "bob"):
+        told = people.hutch("explain", "hers", as_user=account).stdout
+        rules = [line for line in told.splitlines() if "comment" in line]
+        assert len(rules) > 60 and {*rules} <= {*roots.splitlines()}
+        assert "public.example" in told and people.status("hers")["ip"] in told
+        assert his not in told and "SECRET" not in told
+        assert "`sudo hutch explain hers` has the rest" in told
+
+
 @pytest.mark.parametrize(("account", "name"), OTHERS)
 def test_another_s_is_refused(people: Instance, account: str, name: str) -> None:
-    commands = ("status", "logs", "egress", "approvals", "ports", "forward")
+    commands = ("status", "logs", "egress", "approvals", "ports", "forward", "explain")
     for command in (*((each, name) for each in commands), ("exec", name, "--", "true")):
         result = people.hutch(*command, as_user=account, check=False)
         assert (result.returncode, result.stdout) == (1, ""), command

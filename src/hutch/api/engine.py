@@ -328,11 +328,13 @@ class Hutch(Recorded):
             self._turn("start", news)
 
     def explain(self, name: str) -> tuple[Section, ...]:
-        """The commands, rules and files behind a workspace, as its next start would make them."""
+        """The commands, rules and files behind a workspace, as its next start would make them; for a caller other than
+        root its addresses, names and rules."""
         # Spares the start-up of `hutch ls`.
-        from hutch.apply.explaining import explain
+        from hutch.apply.explaining import explain, explain_own
 
-        return explain(self.layout, self.record(name))
+        view = self._view(name)
+        return explain(self.layout, view.record) if os.geteuid() == 0 else explain_own(self.layout, view)
 
     def approvals(self, name: str | None = None) -> list[Refusal]:
         """What a workspace, or all that the caller may see, were refused by name and may want; most often asked for

@@ -27,7 +27,7 @@ from hutch.runtime.units import render_script, render_service, render_slice
 from hutch.spec import names
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
-from hutch.spec.record import Record, holds_identity, is_local, state_of
+from hutch.spec.record import Record, UserView, holds_identity, is_local, state_of
 from hutch.state import read_network, read_records
 
 
@@ -58,6 +58,22 @@ def explain(layout: Layout, record: Record) -> tuple[Section, ...]:
     )
 
 
+def explain_own(layout: Layout, view: UserView) -> tuple[Section, ...]:
+    """The sections for a caller other than root: its addresses, names and rules. What its service runs is made of files
+    that root alone reads."""
+    record, network = view.record, view.network
+    rest = f"`sudo hutch explain {record.name}` has the rest, which is the host's"
+    own = [Section("workspace", f"{describe(layout, record)}\n{rest}"), *explain_names(layout, record)]
+    if not is_local(record.wanted):
+        return tuple(own)
+    if network is None:
+        raise no_network()
+    endpoints = endpoints_of(in_force(layout, {record.name: record}), network)
+    views = views_of(layout, network, endpoints)
+    listed = [Section("what the egress proxy is told of it", views)] if views else []
+    return (*own, *listed, *explain_firewall(layout, network, endpoints, whole=False))
+
+
 def explain_elsewhere(layout: Layout, record: Record) -> Iterable[Section]:
     """The sections on a workspace that this host does not run."""
     yield Section("workspace", describe(layout, record))
@@ -76,7 +92,9 @@ def known_accelerator(layout: Layout, record: Record) -> Accelerator | None:
 def describe(layout: Layout, record: Record) -> str:
     """Two lines: the workspace itself, and the start that the rest is about."""
     seen = observe_all(layout, {record.name: record})[record.name]
-    if not holds_identity(state_of(record, seen)):
+    if seen.state == "unreachable":
+        how = f"nobody knows whether it runs: {seen.reason}"
+    elif not holds_identity(state_of(record, seen)):
         how = "it does not run; what follows is its next start"
     elif record == record.with_booted():
         how = "it runs, started as shown below"
@@ -117,15 +135,21 @@ def explain_network(
         yield Section("what the egress proxy is told", views)
 
 
-def explain_firewall(layout: Layout, network: Network, endpoints: tuple[Endpoint, ...]) -> Iterable[Section]:
-    """Both rulesets."""
+def explain_firewall(
+    layout: Layout, network: Network, endpoints: tuple[Endpoint, ...], *, whole: bool = True
+) -> Iterable[Section]:
+    """Both rulesets; those that are not `whole` are as for these endpoints alone."""
     addresses = router.observe_host().addresses(without=layout.uplink_host)
+    of_router = of_host = "as for this workspace alone"
+    if whole:
+        of_router = f"see it live: ip netns exec {layout.namespace} nft list ruleset"
+        of_host = f"see it live: nft list table inet {layout.table}"
     yield Section(
-        f"firewall of the router namespace (see it live: ip netns exec {layout.namespace} nft list ruleset)",
+        f"firewall of the router namespace ({of_router})",
         ruleset.render_tables(firewall.router_tables(layout, network, endpoints, addresses)).rstrip(),
     )
     yield Section(
-        f"firewall of the host (see it live: nft list table inet {layout.table})",
+        f"firewall of the host ({of_host})",
         ruleset.render_tables(firewall.host_tables(layout, network, endpoints)).rstrip(),
     )
 

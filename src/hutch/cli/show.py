@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hutch.api import Hutch
-from hutch.cli.common import Options, become_root, global_options, needs_root, print_json, print_table, printable
+from hutch.cli.common import Options, become_root, global_options, print_json, print_table, printable
 from hutch.cli.completing import existing_names
 from hutch.errors import UsageError
 from hutch.spec.record import update_words
@@ -221,8 +221,11 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, as_metrics: 
 
 @click.command()
 @click.argument("name", shell_complete=existing_names)
-@needs_root
+@global_options
 def explain(options: Options, name: str) -> None:
-    """Print the exact commands, firewall rules and files behind a workspace's next start."""
+    """Print the exact commands, firewall rules and files behind a workspace's next start.
+
+    Without root, its addresses, names and rules.
+    """
     for number, section in enumerate(Hutch().explain(name)):
         click.echo(printable(f"{chr(10) if number else ''}# {section.title}\n{section.text}"))
