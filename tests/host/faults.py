@@ -161,7 +161,7 @@ def check_ports(instance: Instance) -> None:
     if not up:
         return
     rules = _nft(inside, layout.table)
-    assert rules.count("policy drop") == 4, f"{up} are up without filters"
+    assert rules.count("policy drop") == 5, f"{up} are up without filters"
     for name in ports:
         assert f'"{name}" . ' in rules or f"{name} . " in rules, f"{name} is up without its binding"
 
