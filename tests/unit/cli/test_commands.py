@@ -54,6 +54,7 @@ WITHOUT_ROOT = {
     "egress",
     "report",
     "events",
+    "explain",
     "plan",
 }
 ARGUMENTS = {
@@ -68,7 +69,6 @@ ARGUMENTS = {
     "deny": ["web", "a.example"],
     "rm": ["web"],
     "undelete": ["web"],
-    "explain": ["web"],
     "eject": ["web"],
     "snapshot": ["web"],
     "snapshots": ["web"],
