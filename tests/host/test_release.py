@@ -49,7 +49,15 @@ def release(clone: Path, *words: str, **environment: str) -> subprocess.Complete
     )
 
 
-OTHERS = {"DEBFULLNAME": "Somebody", "DEBEMAIL": "some@body.example", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
+OTHERS = {
+    **{"DEBFULLNAME": "Somebody", "DEBEMAIL": "some@body.example", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"},
+    **{"TAR_OPTIONS": "--exclude=cli", "GIT_DIR": "/nonexistent", "LC_ALL": "C.UTF-8"},
+}
+SETTINGS = """
+[core]
+autocrlf = true
+attributesFile = {attributes}
+"""
 
 
 @pytest.mark.slow
@@ -70,10 +78,19 @@ def test_a_tag_gives_the_same_bytes_each_time(clone: Path, tmp_path: Path) -> No
         names = opened.namelist()
     assert {"hutch/spec/schema.json", f"hutch-{VERSION}.data/data/share/man/man1/hutch.1"} <= {*names}
 
-    (clone / "src/hutch/later.py").write_text("")  # of the checkout nothing counts but its tag
+    for name in ("later.py", "errors.py"):  # of the checkout nothing counts but its tag
+        (clone / "src/hutch" / name).write_text("")
+    settings, attributes, planted = tmp_path / "gitconfig", tmp_path / "attributes", tmp_path / "tmp"
+    attributes.write_text("* export-ignore\n")
+    settings.write_text(SETTINGS.format(attributes=attributes))
+    planted.mkdir()
+    (planted / "pyproject.toml").write_text('[tool.uv.workspace]\nmembers = ["tmp.*/hutch"]\n')
+    (planted / ".hgignore").write_text("syntax: glob\nsrc/hutch/cli/*\n")
+    (clone / ".git/info/attributes").write_text("src/** export-ignore\n")
+    others = {**OTHERS, "GIT_CONFIG_GLOBAL": str(settings), "TMPDIR": str(planted)}
     umask = os.umask(0o077)
     try:
-        again = release(clone, "--output", str(tmp_path / "again"), f"v{VERSION}", **OTHERS)
+        again = release(clone, "--output", str(tmp_path / "again"), f"v{VERSION}", **others)
     finally:
         os.umask(umask)
     assert again.returncode == 0, again.stderr

@@ -62,12 +62,12 @@ def check(layout: Layout, record: Record, target: Ejected) -> None:
         (
             not units.has_systemd(),
             "systemd is not this host's process 1, so there is nothing to run units",
-            f"`hutch explain {name}` prints the commands behind it",
+            f"`sudo hutch explain {name}` prints the commands behind it",
         ),
         (
             units.directory() != units.LASTING,
             f"units cannot be written to {units.LASTING} on this host",
-            f"`hutch explain {name}` prints them, for this host's own configuration",
+            f"`sudo hutch explain {name}` prints them, for this host's own configuration",
         ),
         (
             is_machine(record.wanted),
