@@ -50,8 +50,13 @@ def release(clone: Path, *words: str, **environment: str) -> subprocess.Complete
 
 
 OTHERS = {
-    **{"DEBFULLNAME": "Somebody", "DEBEMAIL": "some@body.example", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"},
-    **{"TAR_OPTIONS": "--exclude=cli", "GIT_DIR": "/nonexistent", "LC_ALL": "C.UTF-8"},
+    "DEBFULLNAME": "Somebody",
+    "DEBEMAIL": "some@body.example",
+    "TZ": "Asia/Tokyo",
+    "PYTHONHASHSEED": "7",
+    "TAR_OPTIONS": "--exclude=cli",
+    "GIT_DIR": "/nonexistent",
+    "LC_ALL": "C.UTF-8",
 }
 SETTINGS = """
 [core]

@@ -98,7 +98,7 @@ class Images:
             # Spares the start-up of `hutch image` for root.
             from hutch.host.identity.user_view import visible_views
 
-            return _images_of(visible_views(self.layout))
+            return images_of(visible_views(self.layout))
         ages = read_ages(self.layout)
         return [
             ListedImage(image.id, image.facts, ages.get(image.id, Age(image.created)), users)
@@ -111,11 +111,15 @@ class Images:
         return {image: users_of(image.id, records) for image in observe_images(self.hutch.layout)}
 
 
-def _images_of(views: Mapping[str, UserView]) -> list[ListedImage]:
-    """The images of workspaces, as their users see them."""
+def images_of(views: Mapping[str, UserView]) -> list[ListedImage]:
+    """The images of workspaces, as their users see them. Where an older hutch has noted nothing of one, its recipe is
+    unknown until something changes."""
     records = {name: view.record for name, view in views.items()}
     ages = {id: age for view in views.values() for id, age in view.ages.items()}
     found = {id: facts for view in views.values() for id, facts in view.images.items()}
+    ids = {id for record in records.values() for id in record.images}
     return [
-        ListedImage(id, found[id], ages.get(id, Age(found[id].created)), users_of(id, records)) for id in sorted(found)
+        ListedImage(id, facts, ages.get(id, Age(facts.created)), users_of(id, records))
+        for id in sorted(ids)
+        for facts in [found.get(id, ImageFacts("unknown", (), "", 0))]
     ]

@@ -13,6 +13,7 @@ from hutch.apply.launching import make_launch
 from hutch.apply.serving import endpoints_of, in_force, views_of, wanted_services
 from hutch.apply.units import wanted_host_units
 from hutch.backends import is_machine
+from hutch.backends.incus import LIMITS
 from hutch.backends.launch import Launch
 from hutch.engines import engine_of, observe_all
 from hutch.frozen import dataclass
@@ -59,19 +60,24 @@ def explain(layout: Layout, record: Record) -> tuple[Section, ...]:
 
 
 def explain_own(layout: Layout, view: UserView) -> tuple[Section, ...]:
-    """The sections for a caller other than root: its addresses, names and rules. What its service runs is made of files
-    that root alone reads."""
+    """The sections for a caller other than root: its addresses, names and rules, as they are in force. What its service
+    runs is made of files that root alone reads."""
     record, network = view.record, view.network
-    rest = f"`sudo hutch explain {record.name}` has the rest, which is the host's"
-    own = [Section("workspace", f"{describe(layout, record)}\n{rest}"), *explain_names(layout, record)]
     if not is_local(record.wanted):
-        return tuple(own)
+        rest = f"`sudo hutch explain {record.name}` has its instance, too"
+        return (Section("workspace", f"{identify(record)}\n{rest}"), *explain_names(layout, record), *explain_limits())
     if network is None:
         raise no_network()
-    endpoints = endpoints_of(in_force(layout, {record.name: record}), network)
+    serving = in_force(layout, {record.name: record})
+    endpoints = endpoints_of(serving, network)
     views = views_of(layout, network, endpoints)
-    listed = [Section("what the egress proxy is told of it", views)] if views else []
-    return (*own, *listed, *explain_firewall(layout, network, endpoints, whole=False))
+    rest = f"`sudo hutch explain {record.name}` has the rest, which is the host's"
+    return (
+        Section("workspace", f"{identify(record)}\n{rest}"),
+        *explain_names(layout, serving[record.name]),
+        *([Section("what the egress proxy is told of it", views)] if views else []),
+        *explain_firewall(layout, network, endpoints, whole=False),
+    )
 
 
 def explain_elsewhere(layout: Layout, record: Record) -> Iterable[Section]:
@@ -80,6 +86,12 @@ def explain_elsewhere(layout: Layout, record: Record) -> Iterable[Section]:
     yield from explain_names(layout, record)
     for title, text in engine_of(layout, record).explain(record).items():
         yield Section(title, text)
+    yield from explain_limits()
+
+
+def explain_limits() -> Iterable[Section]:
+    """The section on what hutch promises and an Incus server does not keep."""
+    yield Section("what does not hold on a server", "\n".join(f"- {text}" for text in LIMITS))
 
 
 def known_accelerator(layout: Layout, record: Record) -> Accelerator | None:
@@ -100,7 +112,12 @@ def describe(layout: Layout, record: Record) -> str:
         how = "it runs, started as shown below"
     else:
         how = "it runs, and was started from other settings; what follows is its next start"
-    return f"{record.name}: {record.wanted.type}, {record.wanted.ip}, {record.wanted.mac}, from {record.file}\n{how}"
+    return f"{identify(record)}\n{how}"
+
+
+def identify(record: Record) -> str:
+    """One line: which workspace it is."""
+    return f"{record.name}: {record.wanted.type}, {record.wanted.ip}, {record.wanted.mac}, from {record.file}"
 
 
 def explain_network(

@@ -304,7 +304,9 @@ def reconcile_user_views(layout: Layout, records: Mapping[str, Record]) -> None:
     ensure_rooms(map(layout.runtime, found))
     machines = [name for name, r in found.items() if r.booted is not None and is_machine(r.booted.workspace)]
     facts = {name: observe_facts(layout, name) for name in machines}
-    applied, images = read_network(layout), {image.id: image.facts for image in observe_images(layout)}
+    used = {id for record in found.values() for id in record.images}
+    images = {image.id: image.facts for image in observe_images(layout, used)}
+    applied = read_network(layout)
     network = applied.network if applied else None
     user_view.ensure_user_views(layout, found, facts, read_ages(layout), network, images)
     for name, record in found.items():

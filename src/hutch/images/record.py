@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from hutch.errors import HutchError
@@ -48,13 +49,15 @@ def image_ids(layout: Layout) -> list[str]:
         return []
 
 
-def observe_images(layout: Layout) -> tuple[Image, ...]:
-    """All images in the cache, by id; one whose record cannot be read is called "damaged"."""
+def observe_images(layout: Layout, among: Collection[str] | None = None) -> tuple[Image, ...]:
+    """The images in the cache, all or those of these ids; one whose record cannot be read is called "damaged"."""
     found = []
     for name in image_ids(layout):
+        if among is not None and name not in among:
+            continue
         try:
             image = observe_image(layout, name)
-        except HutchError:  # it can still be removed
+        except (HutchError, OSError):  # it can still be removed
             image = Image(name, DAMAGED, (), "", "", 0, layout.image_root(name))
         found += [image] if image is not None else []
     return tuple(found)
@@ -68,7 +71,7 @@ def observe_image(layout: Layout, id: str) -> Image | None:
         return None
     try:
         return parse_image(id, layout.image_root(id), text or b"")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise HutchError(
             f"{directory / 'image.json'} is damaged",
             details=str(error),

@@ -77,6 +77,16 @@ def test_a_record_of_another_format_is_refused(format: object) -> None:
         parse_image(RECIPE.id, Path("/root"), json.dumps({"format": format}).encode())
 
 
+@pytest.mark.parametrize(("key", "value"), [("sources", []), ("size", float("inf")), ("recipe", 5)])
+def test_a_record_of_another_shape_is_damaged_and_stops_nobody(layout: Layout, key: str, value: object) -> None:
+    record = json.loads(render_image(RECIPE, "2025-01-01T00:00:00+00:00", 4096)) | {key: value}
+    image_file = layout.images / RECIPE.id / "image.json"
+    image_file.parent.mkdir(parents=True)
+    image_file.write_text(json.dumps(record))
+    assert [image.image for image in observe_images(layout)] == ["damaged"]
+    assert observe_images(layout, among=["another"]) == ()
+
+
 def test_an_image_knows_what_it_was_made_from() -> None:
     sources = (("deb.debian.org/debian/dists/trixie", "2026-11-21T09:15:44+00:00"), ("/srv/tree", ""))
     image = parse_image(RECIPE.id, Path("/root"), render_image(RECIPE, "2026-11-27T12:00:00+00:00", 1, "abc", sources))

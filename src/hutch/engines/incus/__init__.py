@@ -298,5 +298,4 @@ def explained(instance: Instance) -> dict[str, str]:
         f"instance {instance.name}": json.dumps(parts, indent=2) + "\n",
         f"volume {instance.home.volume}, its home": json.dumps(home, indent=2) + "\n",
         f"files in {CREDENTIALS}, root's": "".join(f"{name}\n" for name in sorted(instance.credentials)),
-        "what does not hold on a server": "".join(f"- {text}\n" for text in LIMITS),
     }

@@ -228,8 +228,11 @@ def read_user_view(layout: Layout, name: str) -> UserView | None:
 
 
 def _facts_from(body: Body) -> ImageFacts:
-    sources = tuple((str(name), str(date)) for name, date in body["sources"])
-    return ImageFacts(**{**body, "packages": tuple(body["packages"]), "sources": sources})
+    packages, sources = (
+        tuple(map(str, body["packages"])),
+        tuple((str(name), str(date)) for name, date in body["sources"]),
+    )
+    return ImageFacts(body["image"], packages, body["created"], body["size"], body["digest"], sources)
 
 
 def visible_views(layout: Layout) -> dict[str, UserView]:
