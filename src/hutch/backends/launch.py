@@ -161,11 +161,11 @@ class Launch:
     "noted/reason", as runtime/unit.sh knows them. `commands` are programs that it runs, by the names of functions.
 
     `pre_exec` are steps while that which becomes PID 1 is held in its cgroup, before anything of the guest's has run;
-    the word PID in them stands for its pid. `post_start` follow as soon as there is a PID 1, one after the other, and
-    then `hot_mounts`; each takes its pid (of a machine, that of the main process) as one more argument. `helpers` are
-    there before `argv` is; when one ends, so does the workspace. `restart_codes` are exit codes of the main process
-    that mean "the guest asked for a reboot": everything is cleaned up, prepared, connected and started again. `facts`
-    are told to people. `memory` are the bytes that a machine is made with.
+    runtime/pre_exec fills the words PID and HALVES in them. `post_start` follow as soon as there is a PID 1, one after
+    the other, and then `hot_mounts`; each takes its pid (of a machine, that of the main process) as one more argument.
+    `helpers` are there before `argv` is; when one ends, so does the workspace. `restart_codes` are exit codes of the
+    main process that mean "the guest asked for a reboot": everything is cleaned up, prepared, connected and started
+    again. `facts` are told to people. `memory` are the bytes that a machine is made with.
 
     A Launch may be handed in while the workspace runs: its `limits` and `hot_mounts` count at once, and so do
     `balloon`, which leaves a machine less of its memory, and `resize`, which gives a root in memory the size that it is

@@ -52,8 +52,7 @@ SECCOMP = Seccomp(
     other_families_than=("AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"),
 )
 WITHOUT_RESOURCES = "--drop-capability=CAP_SYS_RESOURCE"  # see bound_counts
-READ_COUNTS = 'exec nsenter --user --target "$0" -- sh -euc "$1" sh $(cat /proc/sys/user/max_*)'
-HALVE_COUNTS = 'for at in /proc/sys/user/max_*; do echo "$(($1 / 2))" >"$at"; shift; done'
+SET_COUNTS = 'for count; do echo "${count#*=}" >"/proc/sys/user/${count%%=*}"; done'
 NO_NAMESPACES = "echo 0 >/proc/sys/user/max_user_namespaces"
 DEVICES = {"fuse": (10, 229), "net/tun": (10, 200)}  # what rootless containers need; the host's may be root's alone
 NEST = "/run/hutch/nest"  # in the guest
@@ -138,10 +137,10 @@ def bound_counts(*, nesting: bool) -> Step:
     counts it for root too, who made the user namespace. Without nesting, nobody inside makes user namespaces: in one of
     its own, everybody is root over parts of the kernel. Only CAP_SYS_RESOURCE in the guest's could take this back,
     which a container keeps for nesting only. It is set on nspawn's payload before that runs anything of the guest's."""
-    outside = ("sh", "-euc", READ_COUNTS, "PID")
+    inside = ("nsenter", "--user", "--target", "PID", "--", "sh", "-euc")
     if nesting:
-        return Step((*outside, HALVE_COUNTS), "bound what the kernel counts for root")
-    return Step((*outside, f"{HALVE_COUNTS}; {NO_NAMESPACES}"), "let nobody inside make user namespaces")
+        return Step((*inside, SET_COUNTS, "sh", "HALVES"), "bound what the kernel counts for root")
+    return Step((*inside, f"{SET_COUNTS}; {NO_NAMESPACES}", "sh", "HALVES"), "let nobody inside make user namespaces")
 
 
 def device_steps(runtime: str) -> tuple[Step, ...]:

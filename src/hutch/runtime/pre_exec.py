@@ -24,8 +24,9 @@ def run_pre_exec(
     cgroup: Cgroup, group: str, steps: Iterable[tuple[str, Sequence[str]]], pidfd: int, seconds: float
 ) -> int | None:
     """Run steps, given as (why, command), on the coming PID 1 of the nspawn that `pidfd` is of: the word PID stands for
-    it. Then let it go on. Returns its pid; None where nspawn has ended, which has said why. Raises StepFailed where it
-    runs and nothing came to be held within so many seconds: what it starts would not be bound."""
+    it, and the word HALVES for what `halve_counts` finds. Then let it go on. Returns its pid; None where nspawn has
+    ended, which has said why. Raises StepFailed where it runs and nothing came to be held within so many seconds: what
+    it starts would not be bound."""
     deadline = time.monotonic() + seconds
     if not cgroup.await_process(group, seconds, unless=pidfd):
         if select.select([pidfd], [], [], 0)[0]:
@@ -35,9 +36,26 @@ def run_pre_exec(
     if len(found) != 1:  # it may have been killed; any other process would not be bound
         raise StepFailed(f"systemd-nspawn put {len(found)} processes into its cgroup payload in the place of one")
     for why, argv in steps:
-        do(why, [str(found[0]) if word == "PID" else word for word in argv], deadline - time.monotonic())
+        filled = [meant for word in argv for meant in _fill(word, found[0])]
+        do(why, filled, deadline - time.monotonic())
     cgroup.thaw(group)
     return found[0]
+
+
+def _fill(word: str, pid: int) -> list[str]:
+    if word == "PID":
+        return [str(pid)]
+    return halve_counts() if word == "HALVES" else [word]
+
+
+def halve_counts(directory: str = "/proc/sys/user") -> list[str]:
+    """Half of each number that the kernel counts for a user namespace up to, as FILE=NUMBER. A step that has entered
+    another user namespace sees that one's numbers only; and to be told costs less than to have a shell read them."""
+    found = []
+    for name in sorted(name for name in os.listdir(directory) if name.startswith("max_")):
+        with open(f"{directory}/{name}", encoding="ascii") as count:
+            found.append(f"{name}={int(count.read()) // 2}")
+    return found
 
 
 def encode_steps(steps: Iterable[tuple[str, Sequence[str]]]) -> list[str]:

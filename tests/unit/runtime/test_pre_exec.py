@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from hutch.host.services.cgroup import Cgroup
 from hutch.runtime import pre_exec, sandbox
-from hutch.runtime.pre_exec import decode_steps, encode_steps, run_pre_exec
+from hutch.runtime.pre_exec import decode_steps, encode_steps, halve_counts, run_pre_exec
 from hutch.runtime.steps import StepFailed
 
 STEPS = [("bind it", ("enter", "PID", "--", "echo PID", "PID")), ("see that it is bound", ("true",))]
@@ -89,6 +90,21 @@ def test_it_is_let_go_once_it_is_bound(ended: tuple[int, int], monkeypatch: pyte
     assert bind(group, ended[0]) == 7
     assert group.thawed == ["payload"]
     assert done == [("bind it", ["enter", "7", "--", "echo PID", "7"]), ("see that it is bound", ["true"])]
+
+
+def test_counts_are_halved_by_name(tmp_path: Path) -> None:
+    (tmp_path / "max_user_namespaces").write_text("127\n")
+    (tmp_path / "max_inotify_watches").write_text("192530\n")
+    assert halve_counts(str(tmp_path)) == ["max_inotify_watches=96265", "max_user_namespaces=63"]
+
+
+def test_a_step_is_told_them_as_words(ended: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[list[str]] = []
+    monkeypatch.setattr(pre_exec, "halve_counts", lambda: ["a=1", "b=2"])
+    monkeypatch.setattr(pre_exec, "do", lambda why, argv, seconds: done.append(argv))
+    steps = [("bound it", ("set", "HALVES"))]
+    assert run_pre_exec(cast(Cgroup, Frozen(7)), "payload", steps, ended[0], 5.0) == 7
+    assert done == [["set", "a=1", "b=2"]]
 
 
 def test_its_steps_share_one_deadline(ended: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
