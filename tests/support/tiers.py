@@ -172,7 +172,8 @@ def _prepare(tiers: Sequence[str], work: Path) -> int:
         return 0
     argv, environment = enclose([sys.executable, "-m", "tests.support.prepare", *tiers], work / "outer-netns-prepare")
     outcome = _run(Job("prepare", "prepare", argv, environment), None)
-    print(f"prepared in {outcome.seconds:.1f} s", flush=True)
+    told = "could not prepare" if outcome.code else "prepared"
+    print(f"{told} in {outcome.seconds:.1f} s", flush=True)
     return outcome.code
 
 
