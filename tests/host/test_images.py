@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from hutch.host.services import cgroup
+from hutch.host.storage.mountinfo import observe_mountinfo
 from hutch.images import build
 from tests.host.conftest import MakeInstance
 from tests.host.instance import Instance
@@ -153,13 +156,33 @@ def test_a_tree_that_another_has_replaced_is_not_unpacked(tmp_path: Path) -> Non
     found = looked_at.stat()
 
     def contain(source: Path) -> subprocess.CompletedProcess[str]:
-        words = [*("1000000", str(tree), str(source), f"{found.st_dev}:{found.st_ino}", str(copy)), "echo", "unpacked"]
+        words = [
+            *("1000000", "", str(tree), str(source), f"{found.st_dev}:{found.st_ino}", str(copy)),
+            "echo",
+            "unpacked",
+        ]
         command = ["unshare", "--mount", "--propagation", "private", "sh", str(script), *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=30)
 
     assert contain(looked_at).stdout == "unpacked\n"
     refused = contain(replaced)
     assert (refused.returncode, refused.stdout) == (1, f"{replaced} is another directory by now\n")
+
+
+def test_the_options_of_the_hosts_cgroups_are_told_or_read(tmp_path: Path) -> None:
+    """A build is told them: where it runs, process 1 is not the host's. The mount here only says what it is given."""
+    script = Path(cgroup.__file__).parents[1] / "storage" / "cgroup2.sh"
+    (tmp_path / "mount").write_text('#!/bin/sh\necho "$4"\n')
+    (tmp_path / "mount").chmod(0o755)
+
+    def given(*words: str) -> set[str]:
+        command, path = ["sh", str(script), *words], f"{tmp_path}:{os.environ['PATH']}"
+        result = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, timeout=30, check=True)
+        return set(result.stdout.strip().split(",")) - {"nosuid", "nodev", "noexec", "rw"}
+
+    assert given("rw,nsdelegate,memory_recursiveprot") == {"nsdelegate", "memory_recursiveprot"}
+    assert given("rw,seclabel,nsdelegate") == {"nsdelegate"}
+    assert given() == set(cgroup.find_flags(observe_mountinfo()))
 
 
 def test_a_tree_that_is_not_there_is_said(make_instance: MakeInstance) -> None:

@@ -22,6 +22,8 @@ from hutch.backends.nspawn import TASKS, sandboxed
 from hutch.errors import HutchError
 from hutch.frozen import dataclass
 from hutch.host.doctor.tools import check_tools
+from hutch.host.services.cgroup import find_flags
+from hutch.host.storage.mountinfo import observe_mountinfo
 from hutch.images import source
 from hutch.images.contain import run_contained
 from hutch.images.progress import MARK, Meter
@@ -339,7 +341,8 @@ def contain(
             directory, identity = os.readlink(way_to(origin)), f"{found.st_dev}:{found.st_ino}"
         else:
             stdin = f"/proc/{os.getpid()}/fd/{origin}"
-    mounts = [str(shop.uid_base), str(shop.tree), directory, identity, str(shop.scratch / "source")]
+    options = ",".join(["rw", *find_flags(observe_mountinfo())])
+    mounts = [str(shop.uid_base), options, str(shop.tree), directory, identity, str(shop.scratch / "source")]
     run_contained(
         ["sh", str(SCRIPTS / "container.sh"), *mounts, *sandboxed(sys.executable, str(PACKAGE), nspawn)],
         group=shop.group,

@@ -1,14 +1,15 @@
 #!/bin/sh
-# Runs nspawn with private mounts: container.sh BASE TREE SOURCE IDENTITY COPY NSPAWN...
+# Runs nspawn with private mounts: container.sh BASE OPTIONS TREE SOURCE IDENTITY COPY NSPAWN...
 # TREE is mounted over itself so that root inside (uid BASE) owns what uid 0 owns in it, and what it makes belongs to
 # uid 0; SOURCE, unless "", is shown in the same way, read-only, at COPY, if it is the directory with this IDENTITY
-# (device:inode): somebody may have put another in its place. Runs in a mount namespace of its own.
+# (device:inode): somebody may have put another in its place. OPTIONS are those of the host's cgroup2: process 1 is not
+# the host's here. Runs in a mount namespace of its own.
 set -eu
-base=$1 tree=$2 source=$3 identity=$4 copy=$5
-shift 5
+base=$1 options=$2 tree=$3 source=$4 identity=$5 copy=$6
+shift 6
 # nspawn looks interfaces up in /sys, which must be of this network namespace; it waits for udev unless it is read-only.
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs /sys
-sh "${0%/*}/../host/storage/cgroup2.sh"
+sh "${0%/*}/../host/storage/cgroup2.sh" "$options"
 # nspawn's own files (locks by machine name, mount points) end with this namespace too.
 mkdir -p /run/systemd/nspawn
 mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run/systemd/nspawn

@@ -36,7 +36,10 @@ def run_pre_exec(
     if len(found) != 1:  # it may have been killed; any other process would not be bound
         raise StepFailed(f"systemd-nspawn put {len(found)} processes into its cgroup payload in the place of one")
     for why, argv in steps:
-        filled = [meant for word in argv for meant in _fill(word, found[0])]
+        try:
+            filled = [meant for word in argv for meant in _fill(word, found[0])]
+        except (OSError, ValueError) as error:
+            raise StepFailed(f"cannot {why}: {error}") from None
         do(why, filled, deadline - time.monotonic())
     cgroup.thaw(group)
     return found[0]
@@ -50,11 +53,14 @@ def _fill(word: str, pid: int) -> list[str]:
 
 def halve_counts(directory: str = "/proc/sys/user") -> list[str]:
     """Half of each number that the kernel counts for a user namespace up to, as FILE=NUMBER. A step that has entered
-    another user namespace sees that one's numbers only; and to be told costs less than to have a shell read them."""
+    another user namespace sees that one's numbers only; and to be told costs less than to have a shell read them.
+    Raises OSError or ValueError where they cannot be read: no guest goes on without bounds."""
     found = []
     for name in sorted(name for name in os.listdir(directory) if name.startswith("max_")):
         with open(f"{directory}/{name}", encoding="ascii") as count:
             found.append(f"{name}={int(count.read()) // 2}")
+    if not found:
+        raise ValueError(f"{directory} has none of the kernel's counts")
     return found
 
 

@@ -102,9 +102,22 @@ def test_a_step_is_told_them_as_words(ended: tuple[int, int], monkeypatch: pytes
     done: list[list[str]] = []
     monkeypatch.setattr(pre_exec, "halve_counts", lambda: ["a=1", "b=2"])
     monkeypatch.setattr(pre_exec, "do", lambda why, argv, seconds: done.append(argv))
-    steps = [("bound it", ("set", "HALVES"))]
+    steps = [("bound it", ("set", "HALVES", "PID"))]
     assert run_pre_exec(cast(Cgroup, Frozen(7)), "payload", steps, ended[0], 5.0) == 7
-    assert done == [["set", "a=1", "b=2"]]
+    assert done == [["set", "a=1", "b=2", "7"]]
+
+
+@pytest.mark.parametrize("text", [None, "", "many"])
+def test_without_counts_it_is_not_let_go(
+    ended: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None
+) -> None:
+    if text is not None:
+        (tmp_path / "max_user_namespaces").write_text(text)
+    group = Frozen(7)
+    monkeypatch.setattr(pre_exec, "halve_counts", lambda: halve_counts(str(tmp_path)))
+    with pytest.raises(StepFailed, match="cannot bound it: "):
+        run_pre_exec(cast(Cgroup, group), "payload", [("bound it", ("true", "HALVES"))], ended[0], 5.0)
+    assert group.thawed == []
 
 
 def test_its_steps_share_one_deadline(ended: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:

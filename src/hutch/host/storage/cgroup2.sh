@@ -1,10 +1,12 @@
 #!/bin/sh
-# Mounts the cgroup2 hierarchy on /sys/fs/cgroup, in a mount namespace of its own: cgroup2.sh
+# Mounts the cgroup2 hierarchy on /sys/fs/cgroup, in a mount namespace of its own: cgroup2.sh [OPTIONS]
 # There is one hierarchy for the whole host, and a mount sets its options (nsdelegate, memory_recursiveprot): one without
-# them would take them from everybody. They are read where a mount of it is seen, here or by process 1.
+# them would take them from everybody. Unless they are told, they are read where a mount of it is seen, here or by
+# process 1.
 set -eu
-options=
+options=${1-}
 for process in self 1; do
+  [ -z "$options" ] || break
   [ -r "/proc/$process/mountinfo" ] || continue
   while [ -z "$options" ] && read -r line; do
     case $line in *' - cgroup2 '*) options=${line##* } ;; esac
