@@ -45,6 +45,7 @@ def test_what_is_unpacked_is_what_was_looked_at(tmp_path: Path, monkeypatch: pyt
         contained.append((argv, os.path.realpath(stdin)))
 
     monkeypatch.setattr("hutch.images.build.run_contained", run_contained)
+    monkeypatch.setattr("hutch.images.build.find_flags", lambda mounts: ["nsdelegate"])
     tree, tarball = tmp_path / "tree", tmp_path / "tree.tar"
     tree.mkdir()
     tarball.touch()
@@ -57,9 +58,9 @@ def test_what_is_unpacked_is_what_was_looked_at(tmp_path: Path, monkeypatch: pyt
 
     argv, stdin = unpacked(tree)
     identity = f"{tree.stat().st_dev}:{tree.stat().st_ino}"
-    assert (argv[4:6], stdin) == ([str(tree), identity], "/dev/null")
+    assert (argv[3], argv[5:7], stdin) == ("rw,nsdelegate", [str(tree), identity], "/dev/null")
     argv, stdin = unpacked(tarball)
-    assert (argv[4:6], stdin) == (["", ""], str(tarball))
+    assert (argv[5:7], stdin) == (["", ""], str(tarball))
     for path in (tree, tarball):
         path.rename(tmp_path / f"before-{path.name}")
         path.symlink_to(f"before-{path.name}")
