@@ -213,6 +213,28 @@ def test_it_is_removed(both: Instance) -> None:
     both.hutch("rm", "--purge", "web", timeout=SECONDS)
 
 
+def test_a_machine_is_a_unit_of_its_own(world: World) -> None:
+    with open_instance(world) as instance:
+        instance.declare("vm", web='persist = "all"\ndisk = "1GiB"')
+        instance.hutch("up", timeout=SECONDS)
+        instance.ssh("web", "echo kept >~/file && echo kept | doas tee /root/file && sync")
+        instance.hutch("eject", "web", timeout=SECONDS)
+        with without_hutch(instance.directory / "empty"):
+            assert call("systemctl", "is-active", UNIT) == "active\n"
+            said = instance.ssh("web", "cat ~/file; doas cat /root/file; systemd-detect-virt").stdout
+            assert said.split() == ["kept", "kept", "qemu"]
+            assert answers(instance) == REACHED
+            call("systemctl", "stop", NETWORK)
+            assert call("systemctl", "is-active", UNIT, check=False) == "inactive\n"
+        instance.remove_all()
+        layout = ejected(instance)
+        call(str(layout.removal))
+        assert {path.name for path in (layout.state / "workspace").iterdir()} == {"home"}
+        subprocess.run(["rm", "-r", layout.state], check=True)
+        assert nothing_of_it(instance)
+        instance.hutch("rm", "--purge", "web", timeout=SECONDS)
+
+
 @pytest.mark.slow
 def test_it_goes_on_after_a_purge_of_all_that_hutch_has(both: Instance) -> None:
     both.declare("container", beside="", web="")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from hutch.backends import is_machine
 from hutch.backends.launch import Launch
 from hutch.frozen import dataclass
 from hutch.host.network import firewall, router, ruleset
@@ -41,14 +42,19 @@ PROGRAMS = (
     *("seccomp/install.py", "seccomp/filters.py"),
     *("runtime/pre_exec.py", "runtime/steps.py", "host/services/cgroup.py", "host/storage/cgroup2.sh"),
     *("trees/changing.py", "trees/cursor.py", "failure.py", "files.py", "libc.py", "search_path.py"),
+    *("runtime/hear.py", "host/services/listen.py", "host/hardware/tap.py", "host/hardware/context_id.py"),
+    *("host/storage/disk.py", "backends/cloud_hypervisor_calls.py"),
 )
 PACKAGES = tuple(
     f"{package}__init__.py"
-    for package in ("", "host/", "host/services/", "host/storage/", "seccomp/", "runtime/", "trees/")
+    for package in (
+        *("", "backends/", "host/", "host/hardware/", "host/services/", "host/storage/"),
+        *("runtime/", "seccomp/", "trees/"),
+    )
 )
 PARTS = (
     *("image", "keys", "network", "programs", "units", "known_hosts", "hosts", "README", "remove"),
-    *(f"workspace/{part}" for part in ("root", "ssh", "unit")),
+    *(f"workspace/{part}" for part in ("root", "ssh", "unit", "disk")),
 )
 """The parts that the script `remove` deletes: everything but the home."""
 
@@ -217,6 +223,7 @@ def _fed(name: str, *commands: tuple[str, str]) -> str:
 
 def render_readme(subject: Ejection) -> str:
     layout, workspace = subject.layout, subject.workspace
+    kind, needs, inside, image = _of_machine(subject) if is_machine(workspace) else _of_container(layout)
     return README.read_text(encoding="utf-8").format(
         subject=subject,
         layout=layout,
@@ -224,9 +231,37 @@ def render_readme(subject: Ejection) -> str:
         name=layout.name,
         unit=layout.unit(layout.name),
         slice=layout.slice(layout.name),
-        machine=layout.machine(layout.name),
+        kind=kind,
+        needs=needs,
+        inside=inside,
+        image=image,
         hostname=names.hostname(layout.name),
         last=subject.uid_base + names.UID_COUNT - 1,
         published="".join(f"Published, as host:guest: {item}\n" for item in workspace.publish),
         python=PYTHON,
+    )
+
+
+def _of_container(layout: Ejected) -> tuple[str, str, str, str]:
+    """Words of the README: its kind, the programs that it needs, the ways inside, and its image."""
+    return (
+        "a container of systemd-nspawn",
+        "systemd-container",
+        f"    journalctl -M {layout.machine(layout.name)}\n                                  its own journal\n",
+        "    image/root/         the tree that the guest is made from, never written\n",
+    )
+
+
+def _of_machine(subject: Ejection) -> tuple[str, str, str, str]:
+    """The same for a virtual machine."""
+    launch, has_kvm = subject.launch, subject.launch.facts["accelerator"] == "kvm"
+    console = (
+        f"    socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:{launch.runtime}/console\n"
+        "                                  its console; Ctrl-] leaves it\n"
+    )
+    return (
+        f"a virtual machine of {launch.backend}, {'under KVM' if has_kvm else 'emulated: this host had no KVM then'}",
+        f"{launch.backend}, virtiofsd, bubblewrap",
+        console if launch.backend == "qemu" else "",
+        "    image/boot/         the kernel, the initrd and the root that the machine boots from, never written\n",
     )

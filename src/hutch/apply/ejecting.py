@@ -12,10 +12,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hutch.apply import reconcile
 from hutch.apply.ejected_texts import PACKAGES, PROGRAMS, PYTHON, Ejection, render_files, render_units
+from hutch.apply.hardware import machine_of
 from hutch.apply.launching import surroundings_of
+from hutch.apply.machines import check_accelerator
 from hutch.apply.serving import endpoints_of, in_force, own_keys
 from hutch.apply.starting import start
 from hutch.backends import is_machine, launch_of
@@ -48,9 +51,15 @@ from hutch.state import (
 )
 from hutch.trees.removing import remove_tree
 
+if TYPE_CHECKING:
+    from hutch.host.hardware.accelerator import Accelerator
+
 COPY_SECONDS = 1800.0
-START_SECONDS = 180.0  # seconds for network and services, and for the workspace itself, whose own deadline is shorter
-NEEDED = ("seccomp.install", "runtime.pre_exec", "host.storage.hot_mount", "host.storage.unbind", "trees.changing")
+START_SECONDS = 120.0  # seconds for network and services, beside the workspace's own deadline
+NEEDED = (
+    *("seccomp.install", "runtime.pre_exec", "host.storage.hot_mount", "host.storage.unbind", "trees.changing"),
+    *("runtime.hear", "host.services.listen", "host.hardware.tap", "host.hardware.context_id", "host.storage.disk"),
+)
 TRY = f"import sys; sys.path.insert(0, sys.argv[1]); import {', '.join(f'hutch.{name}' for name in NEEDED)}"
 
 
@@ -68,11 +77,6 @@ def check(layout: Layout, record: Record, target: Ejected) -> None:
             units.directory() != units.LASTING,
             f"units cannot be written to {units.LASTING} on this host",
             f"`sudo hutch explain {name}` prints them, for this host's own configuration",
-        ),
-        (
-            is_machine(record.wanted),
-            "it is a virtual machine, which needs hutch to run it",
-            'with type = "container" it can; its home stays the same',
         ),
         (
             policy.kind == "list" or policy.learn,
@@ -129,11 +133,14 @@ def eject(layout: Layout, record: Record, target: Ejected, listen: Listener) -> 
     network, records = read_network(layout), read_records(layout)
     if network is None:
         raise HutchError("the network is not set up", resolution="`hutch up` does that")
-    going = replace(record, ejected=str(target.state))
+    going, accelerator = replace(record, ejected=str(target.state)), None
+    if is_machine(record.wanted):
+        accelerator = check_accelerator(layout, [((record.file, record.name, record.wanted), record.image)])
     with journaled(layout, EJECT, (record.name,)):
         write_record(layout, going)
         try:
-            _move(layout, records, going, target, network.network, is_up=is_up)
+            subject = make_subject(layout, records, going, target, network.network, accelerator)
+            _move(layout, records, going, subject, is_up=is_up)
         except BaseException as error:
             undo(layout, going)
             reconcile.reconcile_again(layout, network, read_records(layout))
@@ -150,11 +157,9 @@ def eject(layout: Layout, record: Record, target: Ejected, listen: Listener) -> 
         finish(layout, gone)
 
 
-def _move(
-    layout: Layout, records: Mapping[str, Record], record: Record, target: Ejected, network: Network, *, is_up: bool
-) -> None:
+def _move(layout: Layout, records: Mapping[str, Record], record: Record, subject: Ejection, *, is_up: bool) -> None:
     """Take all steps that can be undone."""
-    subject = make_subject(layout, records, record, target, network)
+    target = subject.layout
     _copy(layout, record, target)
     _write(subject)
     _hand_over_forwarding(layout, target)
@@ -178,10 +183,15 @@ def _hand_over_forwarding(layout: Layout, target: Ejected) -> None:
 
 
 def make_subject(
-    layout: Layout, records: Mapping[str, Record], record: Record, target: Ejected, network: Network
+    layout: Layout,
+    records: Mapping[str, Record],
+    record: Record,
+    target: Ejected,
+    network: Network,
+    accelerator: Accelerator | None,
 ) -> Ejection:
     """The ejected form of a workspace. Its network is as hutch's, with an uplink of its own: one that nobody has, nor
-    any ejected workspace that does not run now."""
+    any ejected workspace that does not run now. A machine keeps its accelerator."""
     host = router.observe_host()
     earlier = [Ejected.beside(layout, r.name, Path(r.ejected)) for r in records.values() if r.ejected]
     uplinks = [network.uplink, *(_text(other.uplink_file) for other in earlier)]
@@ -189,9 +199,15 @@ def make_subject(
     own = replace(network, uplink=router.choose_uplink(network, taken))
     wanted = replace(record.wanted, home=subject_home(layout, record, target))
     keys = tuple(_text(path) for path in public_key_files(layout, record.wanted))
+    surroundings = surroundings_of(layout, record, own, keys, accelerator)
+    hardware = surroundings.hardware
+    if hardware is not None:
+        boot = {part: str(target.boot / Path(getattr(hardware, part)).name) for part in ("kernel", "initrd", "root")}
+        hardware = replace(hardware, **boot)
     surroundings = replace(
-        surroundings_of(layout, record, own, keys),
+        surroundings,
         layout=target,
+        hardware=hardware,
         image_root=str(target.image_root(record.image)),
         python=PYTHON,
         package=str(target.programs),
@@ -231,8 +247,11 @@ def _copy(layout: Layout, record: Record, target: Ejected) -> None:
     make_directory(target.state)
     gid, _ = ssh.owner_of(record.wanted.uid)
     shares.ensure_closed(target.workspace(name), gid)
-    make_directory(target.image_root(record.image).parent, 0o700)
-    _copy_image(layout.image_root(record.image), target.image_root(record.image))
+    make_directory(target.boot.parent, 0o700)
+    if is_machine(record.wanted):
+        _copy_image(machine_of(layout, record.image).kernel.parent, target.boot)
+    else:
+        _copy_image(layout.image_root(record.image), target.image_root(record.image))
     archive = ("cp", "--archive", "--")
     run([*archive, str(layout.host_key(name).parent), str(target.host_key(name).parent)])
     make_directory(target.keys)
@@ -247,7 +266,8 @@ def _copy(layout: Layout, record: Record, target: Ejected) -> None:
 
 
 def _copy_image(tree: Path, copy: Path) -> None:
-    """Copy an image's tree, by hard links on the same file system: nobody ever writes in an image."""
+    """Copy an image's tree, or what a machine boots from, by hard links on the same file system: nobody ever writes
+    there."""
     linked = run(["cp", "--archive", "--link", "--", str(tree), str(copy)], check=False, timeout=COPY_SECONDS)
     if linked.returncode != 0:
         remove_tree(copy)
@@ -285,7 +305,7 @@ def _install(layout: Layout, record: Record, subject: Ejection, *, is_up: bool) 
     if not is_up:
         return
     try:
-        units.systemctl("start", unit, timeout=START_SECONDS)
+        units.systemctl("start", unit, timeout=START_SECONDS + subject.launch.start_seconds)
     except HutchError as error:
         logs = "\n".join(units.last_words(each, LAST_LINES).strip() for each in (unit, target.network_unit))
         raise HutchError(f"{unit} does not start", details=f"{error.details}\n{logs}".strip()) from error

@@ -71,6 +71,8 @@ class Ejected(Layout):
     """The script that takes everything away."""
     programs = Derived(lambda layout: layout.state / "programs" / "hutch")
     """The copy of hutch's package, as far as its steps run it."""
+    boot = Derived(lambda layout: layout.state / "image" / "boot")
+    """The files that a machine boots from."""
     network = Derived(lambda layout: layout.state / "network")
     """The files that the network is made from."""
     uplink_file = Derived(lambda layout: layout.state / "network" / "uplink")

@@ -23,7 +23,8 @@ from hutch.apply.ejected_texts import (
     render_units,
 )
 from hutch.apply.ejecting import check, recover_ejected, subject_home
-from hutch.backends import launch_of
+from hutch.backends import is_machine, launch_of
+from hutch.backends.machine import dialect
 from hutch.backends.nspawn import DIALECT, NEST
 from hutch.errors import HutchError, UsageError
 from hutch.host.network.dns import wanted_resolvers
@@ -40,22 +41,30 @@ from hutch.spec.model import Config, WorkspaceSpec
 from hutch.spec.names import IFNAMSIZ, PACKAGE, Layout
 from hutch.spec.record import Record
 from hutch.state import read_record, write_record
-from tests.unit.facts import LAYOUT, NETWORK, check_golden_case, everything, surroundings, workspace
+from tests.unit.facts import HARDWARE, LAYOUT, NETWORK, check_golden_case, everything, surroundings, workspace
 from tests.unit.plan.test_properties import Host
 
 CASES = {
     "minimal": ("web", workspace()),
     "everything": ("my-project", everything(vcpus=2, publish=(Publish("127.0.0.1", 8080, 80, "tcp"),))),
     "nesting": ("web", workspace(nesting=True, egress="none")),
+    "vm": ("web", workspace(type="vm", hypervisor="qemu", disk=1 << 30)),
+}
+ALL = {
+    **CASES,
+    "vm, everything": ("my-project", everything(type="vm", hypervisor="qemu", vsock=True, cid=7)),
+    "cloud-hypervisor": ("web", workspace(type="vm", hypervisor="cloud-hypervisor")),
 }
 
 
 def subject(name: str, declared: WorkspaceSpec, layout: Layout = LAYOUT) -> Ejection:
     target, network = Ejected.beside(layout, name), replace(NETWORK, uplink="192.168.84.4/30")
     declared = replace(declared, home=str(declared.home).replace(str(LAYOUT.home("web")), str(target.home(name))))
+    boot = {part: str(target.boot / part) for part in ("kernel", "initrd", "root")}
     host = replace(
         surroundings(),
         layout=target,
+        hardware=replace(HARDWARE, **boot, has_vsock=True) if is_machine(declared) else None,
         network=network,
         image_root=str(target.image_root("")),
         python=PYTHON,
@@ -63,19 +72,20 @@ def subject(name: str, declared: WorkspaceSpec, layout: Layout = LAYOUT) -> Ejec
         has_machined=True,
     )
     assert declared.mac and declared.ip
-    port = names.port(name, "container")
+    port = names.port(name, declared.type)
     endpoint = Endpoint(name, port, declared.mac, declared.ip, declared.publish)
     services = (*wanted_resolvers(target, network, "dnsmasq", ["box.example"]), wanted_watch(target, network))
     return Ejection(target, launch_of(name, declared, host), declared, endpoint, network, 0x7000_0000, services)
 
 
 def texts(of: Ejection) -> dict[str, str]:
-    libraries = dict.fromkeys((LIBRARY, NETWORK_LIBRARY, REMOVAL_LIBRARY), "all") | {DIALECT: "all containers"}
+    same = {path.read_text(): "all" for path in (LIBRARY, NETWORK_LIBRARY, REMOVAL_LIBRARY)}
+    same |= {DIALECT.read_text(): "all containers", dialect("qemu"): "all machines of QEMU"}
     found = {}
     for path, text in render_files(of).items():
         content = text.content
-        for library, whom in libraries.items():
-            content = content.replace(library.read_text(), f"# … and what is the same for {whom}\n")
+        for library, whom in same.items():
+            content = content.replace(library, f"# … and what is the same for {whom}\n")
         found[f"{path} ({text.mode:o})"] = content
     return found
 
@@ -90,7 +100,7 @@ def shown(name: str, declared: WorkspaceSpec) -> str:
     return "".join(f"==> {title}\n{text}\n" for title, text in parts.items())
 
 
-@pytest.mark.parametrize(("name", "declared"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("name", "declared"), ALL.values(), ids=ALL)
 def test_nothing_leads_back_to_hutch(name: str, declared: WorkspaceSpec) -> None:
     for title, text in texts(subject(name, declared)).items():
         text = text.replace(NEST, "")  # in the guest
@@ -110,7 +120,7 @@ def test_programs_need_nothing_else_of_hutch() -> None:
     assert all((PACKAGE / program).is_file() for program in PACKAGES)
 
 
-@pytest.mark.parametrize(("name", "declared"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("name", "declared"), ALL.values(), ids=ALL)
 def test_all_that_it_runs_of_ours_goes_along(name: str, declared: WorkspaceSpec) -> None:
     found = subject(name, declared)
     for title, text in texts(found).items():
@@ -188,7 +198,6 @@ RECORD = Record("web", "/f", workspace(), "image", 0, "")
 @pytest.mark.parametrize(
     ("keys", "why"),
     [
-        ({"type": "vm"}, "it is a virtual machine"),
         ({"egress": ("*.example.org",)}, "its egress is a list"),
         ({"egress": ("10.0.0.0/8",)}, "its egress is a list"),
     ],
