@@ -213,6 +213,22 @@ def test_it_is_removed(both: Instance) -> None:
     both.hutch("rm", "--purge", "web", timeout=SECONDS)
 
 
+@pytest.mark.slow
+def test_a_machine_that_boots_is_stopped_where_it_is_undone(world: World) -> None:
+    """Its guest hears nothing yet, so that it is killed in the end."""
+    with open_instance(world) as instance:
+        instance.declare("vm", web="")
+        instance.hutch("up", timeout=SECONDS)
+        instance.ssh("web", "echo kept >~/file && sync")
+        process = instance.spawn("eject", "web")
+        until(lambda: call("systemctl", "is-active", UNIT, check=False) == "activating\n")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        instance.hutch("up", timeout=SECONDS)
+        assert nothing_of_it(instance)
+        assert instance.ssh("web", "cat ~/file").stdout == "kept\n"
+
+
 def test_a_machine_is_a_unit_of_its_own(world: World) -> None:
     with open_instance(world) as instance:
         instance.declare("vm", web='persist = "all"\ndisk = "1GiB"')

@@ -54,7 +54,7 @@ PACKAGES = tuple(
 )
 PARTS = (
     *("image", "keys", "network", "programs", "units", "known_hosts", "hosts", "README", "remove"),
-    *(f"workspace/{part}" for part in ("root", "ssh", "unit", "disk")),
+    *(f"workspace/{part}" for part in ("root", "ssh", "unit", "disk", "disk.new")),
 )
 """The parts that the script `remove` deletes: everything but the home."""
 
@@ -255,13 +255,20 @@ def _of_container(layout: Ejected) -> tuple[str, str, str, str]:
 def _of_machine(subject: Ejection) -> tuple[str, str, str, str]:
     """The same for a virtual machine."""
     launch, has_kvm = subject.launch, subject.launch.facts["accelerator"] == "kvm"
-    console = (
-        f"    socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:{launch.runtime}/console\n"
-        "                                  its console; Ctrl-] leaves it\n"
+    inside, console = "", f"{launch.runtime}/console"
+    if console in launch.argv:  # it listens there
+        inside += (
+            f"    socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:{console}\n"
+            "                                  its console; Ctrl-] leaves it\n"
+        )
+    if not has_kvm:
+        inside += (
+            "    workspace/unit/run            tells it the rate of this host's time stamp counter, by tsc_early_khz\n"
+            "                                  and lpj: on other hardware, change both, or its clock is wrong\n"
+        )
+    image = (
+        "    workspace/disk      the root's changes while it runs, if they have a disk and are not kept\n"
+        "    image/boot/         the kernel, the initrd and the root that the machine boots from, never written\n"
     )
-    return (
-        f"a virtual machine of {launch.backend}, {'under KVM' if has_kvm else 'emulated: this host had no KVM then'}",
-        f"{launch.backend}, virtiofsd, bubblewrap",
-        console if launch.backend == "qemu" else "",
-        "    image/boot/         the kernel, the initrd and the root that the machine boots from, never written\n",
-    )
+    kind = f"a virtual machine of {launch.backend}, {'under KVM' if has_kvm else 'without KVM'} for good"
+    return kind, f"{launch.backend}, virtiofsd, bubblewrap, e2fsprogs, tar, socat", inside, image

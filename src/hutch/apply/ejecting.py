@@ -56,9 +56,11 @@ if TYPE_CHECKING:
 
 COPY_SECONDS = 1800.0
 START_SECONDS = 120.0  # seconds for network and services, beside the workspace's own deadline
+STOP_SECONDS = 120.0  # seconds for all units; the deadline of a machine that is emulated is 30
 NEEDED = (
     *("seccomp.install", "runtime.pre_exec", "host.storage.hot_mount", "host.storage.unbind", "trees.changing"),
     *("runtime.hear", "host.services.listen", "host.hardware.tap", "host.hardware.context_id", "host.storage.disk"),
+    "backends.cloud_hypervisor_calls",
 )
 TRY = f"import sys; sys.path.insert(0, sys.argv[1]); import {', '.join(f'hutch.{name}' for name in NEEDED)}"
 
@@ -87,6 +89,8 @@ def check(layout: Layout, record: Record, target: Ejected) -> None:
     ):
         if is_so:
             raise HutchError(f"{name} cannot be ejected: {why}", resolution=resolution)
+    if is_machine(record.wanted):
+        machine_of(layout, record.image)  # it is there
     _check_place(layout, record, target)
 
 
@@ -191,7 +195,7 @@ def make_subject(
     accelerator: Accelerator | None,
 ) -> Ejection:
     """The ejected form of a workspace. Its network is as hutch's, with an uplink of its own: one that nobody has, nor
-    any ejected workspace that does not run now. A machine keeps its accelerator."""
+    any ejected workspace that does not run now. Whether a machine has an accelerator is decided here."""
     host = router.observe_host()
     earlier = [Ejected.beside(layout, r.name, Path(r.ejected)) for r in records.values() if r.ejected]
     uplinks = [network.uplink, *(_text(other.uplink_file) for other in earlier)]
@@ -202,8 +206,10 @@ def make_subject(
     surroundings = surroundings_of(layout, record, own, keys, accelerator)
     hardware = surroundings.hardware
     if hardware is not None:
-        boot = {part: str(target.boot / Path(getattr(hardware, part)).name) for part in ("kernel", "initrd", "root")}
-        hardware = replace(hardware, **boot)
+        kernel, initrd, root = (
+            str(target.boot / Path(own).name) for own in (hardware.kernel, hardware.initrd, hardware.root)
+        )
+        hardware = replace(hardware, kernel=kernel, initrd=initrd, root=root)
     surroundings = replace(
         surroundings,
         layout=target,
@@ -249,7 +255,10 @@ def _copy(layout: Layout, record: Record, target: Ejected) -> None:
     shares.ensure_closed(target.workspace(name), gid)
     make_directory(target.boot.parent, 0o700)
     if is_machine(record.wanted):
-        _copy_image(machine_of(layout, record.image).kernel.parent, target.boot)
+        kernel = machine_of(layout, record.image).kernel
+        _copy_image(kernel.parent, target.boot)
+        # Not a link: by these hutch counts the machines that keep a kernel in its cache.
+        run(["cp", "--archive", "--reflink=auto", "--remove-destination", "--", str(kernel), str(target.boot)])
     else:
         _copy_image(layout.image_root(record.image), target.image_root(record.image))
     archive = ("cp", "--archive", "--")
@@ -319,7 +328,7 @@ def _units_of(target: Ejected) -> tuple[str, ...]:
 def undo(layout: Layout, record: Record) -> None:
     """Make the workspace hutch's again, and stopped. May be called again."""
     target = Ejected.beside(layout, record.name, Path(record.ejected))
-    units.remove_units(_units_of(target))
+    units.remove_units(_units_of(target), timeout=STOP_SECONDS)
     hosts_file.ensure_hosts(target, {})
     ssh.remove_trust(target)
     for own, there in _moved(layout, record, target):
@@ -352,6 +361,8 @@ def finish(layout: Layout, record: Record) -> None:
     control.forget(layout, record.name)
     remove_tree(layout.host_key(record.name).parent)
     remove_tree(layout.unit_directory(record.name))
+    for disk in ("disk", "disk.new"):  # of a machine whose root is not kept, when the power failed
+        (layout.workspace(record.name) / disk).unlink(missing_ok=True)
     reconcile.reconcile_again(layout, read_network(layout), read_records(layout))
 
 

@@ -60,11 +60,12 @@ ALL = {
 def subject(name: str, declared: WorkspaceSpec, layout: Layout = LAYOUT) -> Ejection:
     target, network = Ejected.beside(layout, name), replace(NETWORK, uplink="192.168.84.4/30")
     declared = replace(declared, home=str(declared.home).replace(str(LAYOUT.home("web")), str(target.home(name))))
-    boot = {part: str(target.boot / part) for part in ("kernel", "initrd", "root")}
+    kernel, initrd, root = (str(target.boot / part) for part in ("vmlinux", "initrd", "root.erofs"))
+    machine = replace(HARDWARE, kernel=kernel, initrd=initrd, root=root, has_vsock=True)
     host = replace(
         surroundings(),
         layout=target,
-        hardware=replace(HARDWARE, **boot, has_vsock=True) if is_machine(declared) else None,
+        hardware=machine if is_machine(declared) else None,
         network=network,
         image_root=str(target.image_root("")),
         python=PYTHON,

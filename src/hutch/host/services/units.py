@@ -90,13 +90,13 @@ def _are_stale(units: Iterable[str]) -> bool:
     return "yes" in systemctl("show", "--property=NeedDaemonReload", "--value", "--", *units).split()
 
 
-def remove_units(names: Iterable[str]) -> None:
-    """Stop units, take them away, and forget how they ended. Without systemd there are none."""
+def remove_units(names: Iterable[str], *, timeout: float = 30.0) -> None:
+    """Stop units within so many seconds, take them away, and forget how they ended. Without systemd there are none."""
     paths = [path for name in names for place in (LASTING, VOLATILE) if (path := place / name).is_file()]
     if not paths or not has_systemd():
         return
     found = list(dict.fromkeys(path.name for path in paths))
-    systemctl("stop", *found, check=False)
+    systemctl("stop", *found, check=False, timeout=timeout)
     systemctl("disable", *scope(), *found, check=False)
     for path in paths:  # where nobody may write, not even what is not there can be unlinked
         path.unlink(missing_ok=True)
