@@ -21,11 +21,11 @@ LONGEST = 60
 
 @click.command()
 @click.argument("name", required=False, shell_complete=existing_names)
-@click.option("--all", "shows_all", is_flag=True, help="Also what was denied, and however much there is.")
+@click.option("--all", "shows_all", is_flag=True, help="Also denied names, and however many there are.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @global_options
 def approvals(options: Options, name: str | None, shows_all: bool, as_json: bool) -> None:
-    """List what workspaces were refused by name and may want, most often asked for first. Nothing waits for it."""
+    """List names that workspaces were refused and may want, most often asked for first. Nothing waits for it."""
     found = Hutch().approvals(name)
     told = found if shows_all else shown(found)
     if as_json:

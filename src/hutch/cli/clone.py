@@ -19,7 +19,7 @@ SHORT = 12  # digits of a commit that are shown
 @click.option("--stat", is_flag=True, help="The files and how much of each, without the lines.")
 @global_options
 def diff(options: Options, name: str, stat: bool) -> None:
-    """Show what a workspace's clone has changed since it was made, committed or not.
+    """Show the changes of a workspace's clone since it was made, committed or not.
 
     It is for reading: characters that a terminal would take as a command are replaced, also in a pipe. `hutch fetch`
     brings the commits as they are."""

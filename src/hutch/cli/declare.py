@@ -76,7 +76,7 @@ def plan(
     prune: bool,
     adopt: bool,
 ) -> int:
-    """Show what `up` would do and why. Nothing is changed. Without root, it is about your own workspaces."""
+    """Show the actions of `up`, with reasons. Nothing is changed. Without root, it is about your own workspaces."""
     hutch = Hutch()
     result = hutch.plan(hutch.load(options.path), names, start=not no_start, prune=prune, adopt=adopt)
     if as_json:

@@ -44,11 +44,11 @@ NEWEST = 2
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--fix", is_flag=True, help="Make the repairs that are safe, and say each; then check.")
-@click.option("--undo", is_flag=True, help="Take back what --fix has done, and nothing else.")
+@click.option("--undo", is_flag=True, help="Take back the changes of --fix, and no others.")
 @click.option("--yes", is_flag=True, help="With --fix: do not ask.")
 @global_options
 def doctor(options: Options, as_json: bool, fix: bool, undo: bool, yes: bool) -> int:
-    """Check what this host can do, what it cannot enforce, and who else on it stops workspaces.
+    """Check this host's abilities, its gaps in enforcement, and who else on it stops workspaces.
 
     It looks at programs, the kernel, KVM, limits, quotas of the state directory; at Docker, ufw, firewalld,
     libvirt, NetworkManager and systemd-resolved; at forwarding, the way out, and who else has the workspaces'
@@ -124,13 +124,13 @@ def repair(layout: Layout, options: Options, *, is_agreed: bool) -> list[HutchEr
         return is_agreed or (sys.stdin.isatty() and click.confirm(question, err=True))
 
     command = installation(observe_abilities(layout))
-    if command and agrees(f"install what is missing, with `{shlex.join(command)}`?"):
+    if command and agrees(f"install the missing packages, with `{shlex.join(command)}`?"):
         tell(shlex.join(command))
         try:
             repairing.install(command)
         except HutchError as error:
             failures.append(error)
-    question = f"stop what runs, and take away what the workspaces of {layout.state} have left?"
+    question = f"stop the workspaces of {layout.state}, and take away their leftovers?"
     if repairing.is_left_behind(layout) and agrees(question):
         failures += repairing.clear_away(layout, tell)
     failures += repairing.repair(layout, options.path, tell)

@@ -30,7 +30,7 @@ NOT_WATCHED = "nothing is recorded with this policy; `learn = true` beside `egre
     is_flag=True,
     help="Go on as it happens; on a terminal it does by itself. (A file goes first: hutch -f FILE egress.)",
 )
-@click.option("--suggest", is_flag=True, help="Print a list for hutch.toml instead, made of what was seen.")
+@click.option("--suggest", is_flag=True, help="Print a list for hutch.toml instead, made from the record.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list, or with -f an object a line.")
 @options_before
 def egress(options: Options, name: str, follow: bool, suggest: bool, as_json: bool) -> None:

@@ -41,7 +41,7 @@ def turning(verb: Verb, text: str) -> click.Command:
 
 start = turning("start", "Start workspaces; returns when they are ready.")
 stop = turning("stop", "Stop workspaces: in order first, by force after a deadline.")
-restart = turning("restart", "Stop and start workspaces; what was pending takes effect.")
+restart = turning("restart", "Stop and start workspaces; pending changes take effect.")
 
 
 @click.command()
@@ -102,7 +102,7 @@ def eject(options: Options, name: str, to: Path | None, yes: bool) -> None:
     hutch = Hutch(listen=options.listen)
     asks = not yes and sys.stdin.isatty()
     there = hutch.eject(name, to.absolute() if to else None, confirm=ask if asks else silent)
-    options.say(f"{name}: ejected; {there}/README says what is what")
+    options.say(f"{name}: ejected; {there}/README explains the files")
     options.say(f"{name}: take it out of hutch.toml: a file that declares it is refused")
     click.echo(str(there))
 

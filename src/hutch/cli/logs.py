@@ -48,7 +48,7 @@ def logs(options: Options, name: str, follow: bool, lines: int) -> int:
     own = is_local(record.wanted)
     said = control.read_log(hutch.layout, name, lines) if own else engine_of(hutch.layout, record).log(record, lines)
     if said is None:
-        click.echo("the host's journal has what its console said, for the group systemd-journal to read", err=True)
+        click.echo("the host's journal has its console's output, for the group systemd-journal to read", err=True)
     said = printable((said or "").replace("\r", ""))
     click.echo("".join(f"{line}\n" for line in last_lines(said, lines)), nl=False)
     if hutch.observe(name).state != "running":
@@ -85,7 +85,7 @@ def _print_all(source: int, most: int | None) -> NoReturn:
             sys.stdout.flush()
             left = None if left is None else left - len(data)
             if left is not None and left < 0:
-                click.echo(f"\nthe guest's journal goes on; what follows {most} bytes was left out", err=True)
+                click.echo(f"\nthe guest's journal goes on; the rest after {most} bytes was left out", err=True)
                 os.kill(os.getppid(), signal.SIGTERM)
                 break
     except BrokenPipeError:

@@ -52,7 +52,7 @@ def ports(options: Options, name: str, as_json: bool) -> None:
 )
 @global_options
 def forward(options: Options, name: str, ports: tuple[int, ...], reverse: tuple[int, ...]) -> int:
-    """Make what listens in a workspace reachable on this host's loopback, until Ctrl-C or the end of the workspace.
+    """Make ports of a workspace reachable on this host's loopback, until Ctrl-C or the end of the workspace.
 
     PORT is one port inside, whether something listens there yet or not. `auto`, also without any PORT or --reverse,
     follows what begins and stops to listen. Outside it is the same port, or another one where that is taken or below

@@ -46,7 +46,7 @@ def read_target(ctx: click.Context, param: click.Parameter, value: str) -> tuple
 def prove(
     options: Options, name: str | None, target: tuple[str, int], only: tuple[str, ...], types: str | None, as_json: bool
 ) -> int:
-    """Try what hutch promises (docs/threat-model.md) from inside NAME, as root, and print how each probe went.
+    """Try hutch's promises (docs/threat-model.md) from inside NAME, as root, and print how each probe went.
 
     Without NAME, throw-away workspaces are started: a container, one with an egress list, and a vm where this host can
     run one. Their image is that of the first workspace of the hutch.toml in use, if there is one. They are gone at the

@@ -38,7 +38,7 @@ SINCE = click.option(
 @click.option("--no-files", is_flag=True, help="Do not look for changed files, which takes seconds.")
 @global_options
 def report(options: Options, name: str, since: str | None, verify: bool, form: str, no_files: bool) -> int:
-    """Show what a workspace did: starts and stops, plans, commands, names, approvals, ports, changed files.
+    """Show a workspace's activity: starts and stops, plans, commands, names, approvals, ports, changed files.
 
     Its owner reads that without root, but for changed files, for which root looks in a sealed container; members of the
     group `hutch` have it look."""
@@ -87,12 +87,12 @@ def have_root_look(options: Options, name: str, begin: float | None, *, verify: 
     "-f",
     "--follow",
     is_flag=True,
-    help="Only what happens from now on, or since --since, as it happens. (A file goes first: hutch -f FILE events.)",
+    help="Only events from now on, or since --since, as they happen. (A file goes first: hutch -f FILE events.)",
 )
 @SINCE
 @options_before
 def events(options: Options, names: tuple[str, ...], follow: bool, since: str | None) -> None:
-    """Print what workspaces do, all that one may see, as lines of JSON; -f goes on until Ctrl-C."""
+    """Print workspaces' events, all that one may see, as lines of JSON; -f goes on until Ctrl-C."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each record is a file that stays open
     told = Hutch().events(names, _moment(since), follow=follow, until=[STDOUT] if follow else ())

@@ -164,7 +164,7 @@ def _new_repositories(found: Changes) -> list[Section]:
         return []
     note = "they lie below a shared directory, where the workspace may have written: look before you run git there"
     rows = tuple((path,) for path in found.new)
-    title = "Repositories that were made, or changed what git obeys"
+    title = "Repositories made, or with changed configuration or hooks"
     return [Section(title, ("PATH INSIDE",), rows, note, found.more_new, is_alarm=True)]
 
 

@@ -142,7 +142,7 @@ def up_through_root(here: Here, options: Options) -> int:
 
 def disturbing(here: Here) -> HutchError:
     return HutchError(
-        f"{here.name} has to be stopped for what changed in {here.file}, and somebody is at work in it",
+        f"{here.name} has to be stopped for changes in {here.file}, and somebody is at work in it",
         resolution=f"`hutch up -f {here.file} {here.name}`, or take the change back",
     )
 

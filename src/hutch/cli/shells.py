@@ -15,7 +15,7 @@ from hutch.spec.names import Layout
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), required=False)
 @click.option("--install", is_flag=True, help="Give them to every shell of this host, from its next start on.")
-@click.option("--remove", is_flag=True, help="Take away what --install wrote.")
+@click.option("--remove", is_flag=True, help="Undo --install.")
 @global_options
 def aliases(options: Options, shell: str | None, install: bool, remove: bool) -> None:
     """Print shell aliases: workspace_NAME, and workspace_NAME_start, _stop, _restart and _status.

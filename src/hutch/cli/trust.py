@@ -31,8 +31,8 @@ NOT_NEEDED = "is in no checkout: it is your own, and needs no trust"
 
 @click.command()
 @click.argument("path", required=False, type=click.Path())
-@click.option("--yes", is_flag=True, help="Accept what is shown, without asking.")
-@click.option("--revoke", is_flag=True, help="Forget what was accepted of the file.")
+@click.option("--yes", is_flag=True, help="Accept it as shown, without asking.")
+@click.option("--revoke", is_flag=True, help="Forget that the file was accepted.")
 @click.option("--list", "as_list", is_flag=True, help="List the files that you have accepted.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and ask nothing.")
 @global_options
@@ -98,7 +98,7 @@ def show(offer: Offer) -> None:
         lines = list(told(offer.asks, {}))
     else:
         click.echo(f"has changed since it was accepted ({day(offer.before.when)}):")
-        lines = list(told(offer.asks, offer.before.asks)) or ["nothing of what it asks for"]
+        lines = list(told(offer.asks, offer.before.asks)) or ["none of its requests"]
     for line in lines:
         click.echo(printable(f"  {line}"))
 

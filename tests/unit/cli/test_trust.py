@@ -131,7 +131,7 @@ def test_what_changed_is_shown(hutch: Run, file: Path) -> None:
     write(file, text)
     assert hutch("trust", "--yes").out.splitlines()[2:] == ["  db: not declared any more"]
     write(file, f"{text}# a word\n")
-    assert hutch("trust", "--yes").out.splitlines()[2:] == ["  nothing of what it asks for"]
+    assert hutch("trust", "--yes").out.splitlines()[2:] == ["  none of its requests"]
 
 
 def test_nothing_of_the_file_commands_the_terminal(hutch: Run, file: Path) -> None:
