@@ -83,7 +83,7 @@ def _declared(
         )
     if not write:
         raise UsageError(
-            f'{config.file} has engine = "{config.workspaces[name].engine}" for {name}, and the file is what counts',
+            f'{config.file} has engine = "{config.workspaces[name].engine}" for {name}, and the file decides',
             resolution=f'write engine = "{engine}" there, and `hutch up {name}` moves it; or --write changes that line',
         )
     owners = believed_owners(path, find_file(path))

@@ -50,7 +50,7 @@ NIC = "eth0"
 PROXY = "proxy"
 """The type of a device that publishes a port."""
 LIMITS = (
-    "egress lists and `learn` are not there: it reaches what the member's network and the project's ACL let pass",
+    "egress lists and `learn` are not there: the member's network and the project's ACL set its reach",
     "the network does not fail closed: a member whose firewall is flushed filters nothing",
     "whoever administers the server or the project can read its files, its host key and its credentials",
     "published ports listen on all addresses of the member that runs it, not on this host",
@@ -121,7 +121,7 @@ def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
         message = "an Incus server has no hutch router, which holds egress lists"
         yield Problem(message, f"{prefix}.egress", hint='use "internet", or engine = "local"')
     if workspace.learn:
-        message = "an Incus server has no hutch router, which records what is reached"
+        message = "an Incus server has no hutch router, which records connections"
         yield Problem(message, f"{prefix}.learn", hint="use false or leave it out")
     if workspace.auto_refresh != "never":
         message = "it is a timer of this host's, which serves the workspaces that run here"

@@ -105,7 +105,7 @@ def test_there_and_back(web: Elsewhere, cluster: Cluster) -> None:
     assert int(home[-1]) > 10_000
     refused = web.hutch("move", "web", "--engine", "incus:m2", check=False)
     assert refused.returncode == 2
-    assert "the file is what counts" in refused.stderr
+    assert "the file decides" in refused.stderr
     before = web.file.read_text()
 
     moved = web.hutch("move", "web", "--engine", "incus:m2", "--write")

@@ -53,7 +53,7 @@ def fork(
     keeps = keeps_root(instance)
     if keeps != (record.wanted.persist == "all"):
         raise HutchError(
-            f"{record.name} does not keep yet what hutch.toml says that it keeps",
+            f"{record.name} does not have the `persist` of hutch.toml yet",
             resolution=f"`hutch up {record.name}`",
         )
     refuse_taken(client, copies)
@@ -97,7 +97,7 @@ def refuse_taken(client: Client, names: Collection[str]) -> None:
         raise HutchError(
             f"{client.place.remote} has something of the name {', '.join(sorted(there))} already",
             details=f"an instance, or a home volume, in the project {client.place.project}",
-            resolution="choose another name; `incus list` and `incus storage volume list` show what there is",
+            resolution="choose another name; `incus list` and `incus storage volume list` show those in use",
         )
 
 

@@ -134,7 +134,7 @@ def _make(client: Client, layout: Layout, image: Image, meter: Meter, scratch: P
     if find_image(client, image) is None:
         raise HutchError(
             f"the Incus server of the remote {client.place.remote} took the image {image.id}, and does not have it",
-            resolution=f"`incus image list {client.place.remote}: --project {client.place.project}` shows what it has",
+            resolution=f"`incus image list {client.place.remote}: --project {client.place.project}` shows its images",
         )
     meter.advance(UPLOADING, 1.0)
 
@@ -159,7 +159,7 @@ def _upload(client: Client, shop: Workshop, image: Image) -> None:
         raise HutchError(
             f"the image {image.id} could not be brought to the Incus remote {client.place.remote}",
             details="\n".join(said[-5:]),
-            resolution="see to what the server says; `hutch up` tries it again",
+            resolution="see to the server's error; `hutch up` tries it again",
         ) from error
 
 

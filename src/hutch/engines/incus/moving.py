@@ -155,7 +155,7 @@ class Mover:
             raise HutchError(
                 f"the home of {self.name} is not on {self.client.place.remote}, where it was copied to",
                 details="nothing was removed at its old place",
-                resolution=f"`incus storage volume list` shows what is there; `hutch rm --force {self.name}` keeps the "
+                resolution=f"`incus storage volume list` shows the volumes; `hutch rm --force {self.name}` keeps the "
                 "old home",
             )
         note_in_home(self.client, home, {MOVING: None})
@@ -185,7 +185,7 @@ class Mover:
             raise HutchError(
                 f"the volume {home.name} of {self.client.place.remote} is a home that no move has left half made",
                 details=f"it is in the pool {home.pool} of the project {self.client.place.project}",
-                resolution="look what is in it; `incus storage volume` renames or deletes it",
+                resolution="inspect it; `incus storage volume` renames or deletes it",
             )
         turning.stop(self.client, self.record)
         turning.remove(self.client, self.record)
@@ -241,7 +241,7 @@ class Mover:
                 return False
             raise HutchError(
                 f"the home of {self.name} is not on {self.client.place.remote} any more",
-                resolution=f"`incus storage volume list` shows what is there; `hutch rm {self.name}` gives it up",
+                resolution=f"`incus storage volume list` shows the volumes; `hutch rm {self.name}` gives it up",
             )
         fingerprint = ensure_image(self.client, self.layout, self.record.image)
         arrival = Arrival(home.pool, home.member, fingerprint)

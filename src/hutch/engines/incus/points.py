@@ -285,7 +285,7 @@ def remove_unfinished(client: Client, record: Record) -> tuple[str, ...]:
             points = look(client, record)  # an operation may have made a part meanwhile
         delete(client, record, tag, points)
         if parts:
-            done.append(f"what there was of the snapshot {tag} is deleted")
+            done.append(f"the parts of the snapshot {tag} are deleted")
     if mark is not None and points.home is not None:
         if points.instance is not None and mark_of(points.instance.config) == mark:
             note(client, record, {SNAPSHOT: None})

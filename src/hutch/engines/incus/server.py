@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 OLDEST = (6, 0)
 NEEDED = {
     "projects": "keeps workspaces apart from other instances",
-    "projects_restrictions": "says what a project forbids",
+    "projects_restrictions": "says a project's restrictions",
     "project_usage": "says how much of a project's limits is used",
     "clustering": "has several members",
     "clustering_groups": "runs workspaces on a group of members",
@@ -38,8 +38,8 @@ NEEDED = {
     "instance_nic_network": "connects workspaces to a managed network",
     "instance_nic_bridged_port_isolation": "keeps workspaces from reaching each other",
     "container_nic_ipfilter": "pins a workspace to its own MAC and IPv4 address",
-    "network_acl": "filters what workspaces reach",
-    "network_bridge_acl": "filters what workspaces reach on a bridge",
+    "network_acl": "filters traffic of workspaces",
+    "network_bridge_acl": "filters traffic of workspaces on a bridge",
     "network_state": "says which addresses a member has",
     "storage_api_local_volume_handling": "keeps homes as volumes",
     "storage_volume_state": "says how large a home is",

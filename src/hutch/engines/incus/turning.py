@@ -334,7 +334,7 @@ def await_ready(client: Client, one: Start) -> None:
     _stop_quietly(client, one.record)
     raise HutchError(
         f"its sshd does not answer{f': {said}' if said else ''}",
-        resolution=f"`hutch logs {one.wanted.name}` shows what it has said",
+        resolution=f"`hutch logs {one.wanted.name}` shows its output",
     )
 
 
