@@ -56,7 +56,7 @@ def opened_source(path: str) -> Iterator[int]:
     except OSError as error:
         is_link = error.errno == errno.ELOOP
         why = "there is a symbolic link on the way" if is_link else error.strerror
-        resolution = "`hutch up` takes what it leads to, if that may be" if is_link else ""
+        resolution = "`hutch up` takes its target, if that may be" if is_link else ""
         raise HutchError(f"rootfs:{path} cannot be read: {why}", resolution=resolution) from error
     with kept_open(pin):
         mode = os.fstat(pin).st_mode

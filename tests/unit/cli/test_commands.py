@@ -516,7 +516,7 @@ def test_verbose_shows_commands(
             "nft",
             "  missing: nft, which filters and translates the workspaces' traffic\n  → `apt-get install nftables`\n",
         ),
-        ("strange", "  missing: strange, which hutch runs\n  → install what is missing\n"),
+        ("strange", "  missing: strange, which hutch runs\n  → install these programs\n"),
     ],
 )
 def test_a_program_that_is_missing_is_named_with_its_package(

@@ -61,7 +61,7 @@ def test_docker_after_it_has_turned_forwarding_on() -> None:
         "iptables --wait -I DOCKER-USER -i hutch-up -j ACCEPT",
     ]
     (found,) = check(*DOCKER)
-    assert str(found).startswith("Docker drops what goes through this host")
+    assert str(found).startswith("Docker drops forwarded traffic")
     assert "`hutch doctor --fix` lets it pass, with `iptables --wait -I DOCKER-USER" in str(found)
     assert not found.lasts
 

@@ -164,7 +164,7 @@ def test_what_a_removal_could_not_look_through_is_not_looked_through_twice(
     mounts.bad = {good: "no end", inner: "no end"}
     assert removal._disarm(layout, good, GUEST) == []
     (told,) = removal._disarm(layout, inner, GUEST)
-    assert "nothing guards it" in told
+    assert "nothing guards them" in told
     mounts.tried.clear()
     ensure(layout, [])
     assert (mounts.points, mounts.tried) == ([good], [])

@@ -182,7 +182,7 @@ def test_directories_are_looked_at_before_anything_starts(tmp_path: Path) -> Non
     assert [(problem.key.removeprefix("workspaces.web."), problem.message) for problem in found] == [
         ("mounts[1].source", "does not exist"),
         ("mounts[3].source", "is neither a directory nor a regular file"),
-        ("mounts[4].source", f"leads through {tmp_path}/link, which is a symbolic link; what it leads to is {real}"),
+        ("mounts[4].source", f"leads through {tmp_path}/link, which is a symbolic link; the real path is {real}"),
         ("mounts[5].source", f"leads through {tmp_path}/gone, which does not exist"),
     ]
     assert "create = true" in found[0].hint

@@ -137,9 +137,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Print the packages that hutch needs from a distribution.")
     parser.add_argument("manager", choices=get_args(Manager))
     parser.add_argument("--set", action="append", choices=get_args(Set), dest="sets", help="default: runtime")
-    parser.add_argument("--missing", action="store_true", help="only what this host does not have yet")
-    parser.add_argument("--optional", action="store_true", help="only what hutch can do without (default: the rest)")
-    parser.add_argument("--unpackaged", action="store_true", help="proofs of what MANAGER has no package for")
+    parser.add_argument("--missing", action="store_true", help="only those missing on this host")
+    parser.add_argument("--optional", action="store_true", help="only optional packages (default: the rest)")
+    parser.add_argument("--unpackaged", action="store_true", help="proofs that no package of MANAGER brings")
     options = parser.parse_args()
     for item in REQUIREMENTS:
         if item.set not in (options.sets or ["runtime"]) or item.optional != options.optional:

@@ -48,5 +48,5 @@ def check_tools(names: Collection[str], brief: str) -> None:
     raise HutchError(
         brief,
         details="\n".join(f"missing: {name}, which {purposes.get(name, 'hutch runs')}" for name in missing),
-        resolution=f"`{INSTALL[manager]} {' '.join(packages)}`" if manager and packages else "install what is missing",
+        resolution=f"`{INSTALL[manager]} {' '.join(packages)}`" if manager and packages else "install these programs",
     )

@@ -50,7 +50,7 @@ def directory_of(person: Person) -> Path:
     """The directory of a person's answers. Raises HutchError for a person without a home."""
     if person.state is None:
         raise HutchError(
-            f"{person.name} has no home on this host, so there is no place for what they accept",
+            f"{person.name} has no home on this host, so there is no place for their answers",
             resolution="set XDG_STATE_HOME to an absolute path, or use a file outside of a checkout",
         )
     return person.state / "trust"
@@ -82,7 +82,7 @@ def write_answer(person: Person, file: str, content: bytes, asks: Asks) -> None:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         write_atomic(directory / _name_of(file), json.dumps(answer.to_json()).encode(), mode=0o600)
     if read_answer(person, file) is None:  # raises for a directory that root would not believe either
-        raise HutchError(f"{directory} does not keep what is written there")
+        raise HutchError(f"{directory} does not keep its files")
 
 
 def remove_answer(person: Person, file: str) -> bool:
@@ -168,6 +168,6 @@ def _why(error: OSError) -> str:
 
 def _doubtful(path: str, why: str) -> HutchError:
     return HutchError(
-        f"{path}, which is to tell what was accepted, {why}, so nothing counts as accepted",
+        f"{path}, the note of accepted files, {why}, so nothing counts as accepted",
         resolution="remove it; `hutch trust` asks again",
     )

@@ -116,7 +116,7 @@ def _iptables(found: Listing, uplink: str, host_end: str) -> Iterator[Obstacle]:
     passing = ("FORWARD", "DOCKER-USER", "ufw-user-forward")
     # To a published port, others come; ufw lets nothing but answers go there by itself.
     if drops("FORWARD") and not (lets("iifname", *passing) and (lets("oifname", *passing) or not is_ufw)):
-        why = "drops what goes through this host, which is all that workspaces send and publish"
+        why = "drops forwarded traffic, which is all that workspaces send and publish"
         if is_ufw:
             repair = (_ufw("route", "allow", "out", "on", uplink), _ufw("route", "allow", "in", "on", uplink))
             yield Obstacle("ufw", why, repair, lasts=True)
@@ -125,7 +125,7 @@ def _iptables(found: Listing, uplink: str, host_end: str) -> Iterator[Obstacle]:
             repair = (_rule(chain, *back), _rule(chain, *accept))
             yield Obstacle("Docker" if has_docker else "iptables", why, repair, lasts=False)
     if drops("INPUT") and not lets("iifname", "INPUT", "ufw-user-input", port=UPSTREAM_PORT):
-        why = "drops what workspaces ask this host: no name is found"
+        why = "drops DNS queries of workspaces: no name is found"
         if is_ufw:
             step = _ufw("allow", "in", "on", uplink, "to", host_end, "port", str(UPSTREAM_PORT))
             yield Obstacle("ufw", why, (step,), lasts=True)
@@ -154,7 +154,7 @@ def _firewalld(rules: Rules, uplink: str) -> Iterator[Obstacle]:
         # The permanent part can be asked for, and taken back, when firewalld does not run.
         offline = "firewall-offline-cmd"
         later = RepairStep(("firewall-cmd", "--permanent", *add), (offline, *remove), (offline, *query))
-        yield Obstacle("firewalld", "rejects what workspaces send and ask", (later, now), lasts=True)
+        yield Obstacle("firewalld", "rejects traffic and DNS of workspaces", (later, now), lasts=True)
 
 
 def _is_for_port(rule: list[dict[str, Any]], port: int) -> bool:

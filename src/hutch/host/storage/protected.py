@@ -126,7 +126,7 @@ class _Look:
             raise self._too_much(f"has more than {MOST} paths to protect")
 
     def _too_much(self, what: str) -> HutchError:
-        way = "share a part of it; or protect_default = false, and name in `protect` what must not change"
+        way = "share a part of it; or protect_default = false, and list the read-only paths in `protect`"
         return HutchError(f"{self.source} {what}", resolution=way)
 
     def _entries(self, directory: str) -> list[os.DirEntry[str]]:
@@ -137,7 +137,7 @@ class _Look:
                 for entry in entries:
                     self._left -= 1
                     if self._left < 0:
-                        raise self._too_much(f"has more than {MOST_LOOKED} files to look through for what is protected")
+                        raise self._too_much(f"has more than {MOST_LOOKED} files to look through for protected ones")
                     found.append(entry)
         except OSError:
             return []
@@ -239,7 +239,7 @@ class _Look:
                     return os.read(file, LARGEST).decode("utf-8", "surrogateescape")
         except BlockingIOError as error:
             raise HutchError(
-                f"{path} cannot be read, so it is not known what of {self.source} is to be protected",
+                f"{path} cannot be read, so the protected paths of {self.source} are not known",
                 details="somebody has a lease on it (see `lslocks`)",
             ) from error
         except OSError:

@@ -117,4 +117,4 @@ def main(*arguments: str) -> None:
     except HutchError as error:
         sys.exit(f"{error.brief}: {error.resolution}" if error.resolution else error.brief)
     except OSError as error:
-        sys.exit(f"what is protected in {share.source} cannot be mounted read-only: {error}")
+        sys.exit(f"protected paths in {share.source} cannot be mounted read-only: {error}")

@@ -90,7 +90,7 @@ def try_to_renew(share: Share) -> str:
         return f"{error.brief}: {error.resolution}"
     except OSError as error:
         if error.errno not in SUPERFLUOUS:
-            return f"what is protected in {share.source} cannot be mounted again: {error}"
+            return f"protected paths in {share.source} cannot be mounted again: {error}"
     return ""
 
 

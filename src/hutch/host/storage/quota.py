@@ -107,7 +107,7 @@ def why_partly(home: str, project: int, size: int, note: Path) -> str:
         if read_limit(top, project) == 0:
             return f"the kernel did not take a limit of {size} bytes"
         why = _noted(note, _identity(top, project))[1]
-        return "" if why in ("", WHOLE) else f"not all of what was in it before counts: {why}"
+        return "" if why in ("", WHOLE) else f"not all earlier files in it count: {why}"
     return ""
 
 

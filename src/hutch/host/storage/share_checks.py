@@ -47,7 +47,7 @@ def check_mount(key: str, mount: Mount, workspace: WorkspaceSpec, point: Path | 
         hint = 'mode = "readonly", or "private"; or protect_default = false'
         yield Problem(f"is protected, as {kept} is", f"{key}.source", mount.source, hint)
     if point is not None and (wrong := check_directory(str(point), may_be_absent=True, may_be_file=single)):
-        hint = "remove what is in the way; hutch makes the directories when they are absent"
+        hint = "remove the obstacle; hutch makes the directories when they are absent"
         yield Problem(f"{point} {wrong}", f"{key}.target", mount.target, hint)
     elif single and point is not None and point.is_dir():
         yield Problem(f"{point} is a directory", f"{key}.target", mount.target, "the name of the file inside")

@@ -64,7 +64,7 @@ def check_directory(path: str, *, may_be_absent: bool, may_be_file: bool = False
             return f"{what}cannot be looked at: {error.strerror}"
         if stat.S_ISLNK(mode):
             with as_caller():
-                return f"{what}is a symbolic link; what it leads to is {os.path.realpath(path)}"
+                return f"{what}is a symbolic link; the real path is {os.path.realpath(path)}"
         if may_be_file and part == Path(path) and stat.S_ISREG(mode):
             return ""
         if not stat.S_ISDIR(mode):
