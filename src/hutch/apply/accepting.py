@@ -67,8 +67,8 @@ def check_accepted(person: Person, file: str, checkout: Checkout, content: bytes
         brief = f"{file} has changed since {person.name} accepted it ({day(answer.when)}), so it counts for nothing"
     raise Untrusted(
         brief,
-        details=f"The checkout is {checkout.top}. What {person.name} accepts is kept in {directory_of(person)}.",
-        resolution=f"`hutch trust {shlex.quote(file)}` shows what it asks for, and asks you",
+        details=f"The checkout is {checkout.top}. Answers of {person.name} are kept in {directory_of(person)}.",
+        resolution=f"`hutch trust {shlex.quote(file)}` shows its requests, and asks you",
     )
 
 
@@ -106,7 +106,7 @@ def check_parts(config: Config) -> None:
     protected = find_protected(config.checkout) if parts else ()
     refuse_files(
         [
-            (config.file, Problem("holds what tools of the host run", key, value, PARTS_HINT))
+            (config.file, Problem("holds files that host tools run", key, value, PARTS_HINT))
             for key, value, source in parts
             if any(is_inside(path, source) or is_inside(source, path) for path in protected)
         ],

@@ -38,7 +38,7 @@ class Lack:
 LACKING: Mapping[Need, Lack] = {
     "router": Lack("the member's network is Incus's: hutch has no router and no counters there", "against"),
     "rules": Lack("hutch has no rules on the member: the network there does not fail closed, and nothing is capped"),
-    "gateway": Lack("the gateway is the member's, and hutch does not know what it is to answer", "for"),
+    "gateway": Lack("the gateway is the member's, and hutch does not know the right answers", "for"),
     "resolver": Lack("the member's resolver answers the names in the member's own /etc/hosts, and is the same for all"),
     "host": Lack("another machine runs it: addresses, ports and files of this host are not beside it"),
     "ports": Lack("published ports listen on the member that runs it, not on this host"),

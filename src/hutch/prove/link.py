@@ -30,13 +30,13 @@ def other_ports(ground: Ground) -> Iterator[Probe]:
     yield Probe(3, "port-to-port", says, command, frame=asks("port-to-port", ground.alone))
     says = "the bridge is told so of its port"
     yield Probe(3, "port-isolated", says, f"ip -n {ground.table} -d link", needs="router")
-    says = "what comes from workspaces is routed to the way out and nowhere else"
+    says = "packets from workspaces are routed to the way out and nowhere else"
     yield Probe(3, "fence", says, f"ip -n {ground.table} rule", needs="router")
     says = "its address is pinned to its MAC"
     yield Probe(3, "port-address", says, f"ip -n {ground.table} neighbour", needs="router")
     says, command = "a port that is not isolated gets nothing either", f"a frame to {ground.plain}"
     yield Probe(3, "port-to-open-port", says, command, frame=asks("port-to-open-port", ground.plain), rule=bridge)
-    says, command = "what is sent to everybody reaches no other workspace", f"arping {ground.other[1]}"
+    says, command = "broadcasts reach no other workspace", f"arping {ground.other[1]}"
     yield Probe(3, "broadcast", says, command, frame=asks("broadcast", frames.EVERYBODY), rule=bridge)
 
 
@@ -133,7 +133,7 @@ def second_barrier(ground: Ground) -> Iterator[Probe]:
     for name, rule, says in (
         ("second-ipv6", "door/no-ipv6", "behind the bridge's rules stands another against IPv6"),
         ("second-source", "door/foreign-source", "and one against foreign addresses"),
-        ("second-between", "forward/between-workspaces", "behind the routing, one against what is between workspaces"),
+        ("second-between", "forward/between-workspaces", "behind the routing, one against traffic between workspaces"),
     ):
         yield stands(ground, 4, name, rule, says)
     for name, rule, says in (
@@ -145,7 +145,7 @@ def second_barrier(ground: Ground) -> Iterator[Probe]:
         ("untracked-answers", "answer/untracked", "nor do answers"),
         ("open", "forward/open", "a connection that a list has let out goes on"),
         ("over", "forward/over", "and ends with the list"),
-        ("proxy", "own/proxy-denied", "what answers by lists reaches nothing else"),
+        ("proxy", "own/proxy-denied", "the egress proxy reaches nothing else"),
         ("proxy-unwatched", "own/proxy-unwatched", "nor a workspace without a list"),
         ("router-own", "own/own-denied", "nor does anything else in the router"),
     ):
@@ -191,7 +191,7 @@ def from_outside(ground: Ground) -> Iterator[Probe]:
 
     yield from_beyond("outside-ssh", "the network cannot open a connection", "to-router/forward-denied", ground.ip, 22)
     yield from_beyond("outside-gateway", "nor to the gateway", "to-router/forward-denied", ground.gateway, 53)
-    says = "what is published on 127.0.0.1 is for the host alone"
+    says = "ports published on 127.0.0.1 are for the host alone"
     yield from_beyond("outside-loopback", says, "from-router/loopback-from-afar", "127.0.0.1", 80)
     says = "the workspaces' resolver is not for the network"
     yield from_beyond("outside-resolver", says, "from-router/resolver-from-afar", ground.uplink[0], UPSTREAM_PORT)

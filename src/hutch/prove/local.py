@@ -69,7 +69,7 @@ def file_probes(ground: Ground) -> Iterator[Probe]:
     says = "a setuid file of its root's is not root's on the host"
     ask: tuple[str, ...] = ("file", path(suid), "04755")
     yield Probe(6, "setuid-file", says, f"chmod 4755 {suid}", ask, "ok|EPERM", needs="files")
-    says = "what it writes is nosuid and nodev on the host"
+    says = "its files are nosuid and nodev on the host"
     yield Probe(6, "guarded", says, "findmnt -o TARGET,OPTIONS", needs="files")
     ask = call(ground, "mknodat", f"n:{HERE}", f"s:{path(node)}", f"n:{BLOCK}", f"n:{8 << 8}")
     want = f"{DENIED}|EINVAL|EOPNOTSUPP"
@@ -114,8 +114,8 @@ def container_probes(ground: Ground) -> Iterator[Probe]:
     )
     yield refuses("device", "it makes no device, not even in memory", "mknod /run/hutch-prove c 1 1", device)
     for name, where, says in (
-        ("core-pattern", "/proc/sys/kernel/core_pattern", "it does not say what handles the host's crashes"),
-        ("modprobe", "/proc/sys/kernel/modprobe", "nor what loads its modules"),
+        ("core-pattern", "/proc/sys/kernel/core_pattern", "it does not set the host's crash handler"),
+        ("modprobe", "/proc/sys/kernel/modprobe", "nor its module loader"),
         ("sysrq", "/proc/sysrq-trigger", "nor presses its SysRq"),
         ("uevent-helper", "/sys/kernel/uevent_helper", "/sys is read-only"),
     ):
@@ -127,12 +127,12 @@ def container_probes(ground: Ground) -> Iterator[Probe]:
     own_range = rf"lines +0 +[1-9][0-9]* +{UID_COUNT}"
     yield Probe(2, "uid-map", says, "cat /proc/LEADER/uid_map", ask, own_range)
     for name, says, command in (
-        ("devices", "what it has of /dev is harmless", "ls /dev"),
+        ("devices", "its devices in /dev are harmless", "ls /dev"),
         ("processes", "all its processes have uids of that range", "ps -o uid,pid,comm"),
-        ("capabilities", "its root lacks what opens the host's kernel", "grep CapBnd /proc/LEADER/status"),
+        ("capabilities", "no capability of its root opens the host's kernel", "grep CapBnd /proc/LEADER/status"),
         ("seccomp", "its system calls are filtered", "grep Seccomp /proc/LEADER/status"),
         ("namespaces", "it shares no namespace with the host", "ls -l /proc/LEADER/ns"),
-        ("mounts", "of the host's file systems it has what its file says", "cat /proc/LEADER/mountinfo"),
+        ("mounts", "it has the host's file systems that its file names", "cat /proc/LEADER/mountinfo"),
     ):
         yield Probe(2, name, says, command, needs="processes")
 
@@ -202,8 +202,8 @@ def limit_probes(ground: Ground) -> Iterator[Probe]:
         ("memory", "its memory is limited", "cat memory.max"),
         ("cpus", "its share of the processors is", "cat cpu.max"),
         ("tasks", "the number of its processes is", "cat pids.max"),
-        ("root-size", "what it writes outside of its home has a bound", "df /"),
-        ("log-size", "what it says is kept up to a bound", "ls -l machine.log"),
+        ("root-size", "its writes outside of its home have a bound", "df /"),
+        ("log-size", "its output is kept up to a bound", "ls -l machine.log"),
         ("cgroups", "it can make so many cgroups and no more", "cat cgroup.max.descendants"),
         ("cgroup-options", "the host's cgroups have the options that systemd gave them", "grep cgroup2 /proc/mounts"),
     ):

@@ -146,5 +146,5 @@ def guest_memory(subject: Subject) -> Fact:
     """The fact of the memory: as much as was recorded at its start; the file may ask for less meanwhile."""
     size, booted = given(subject, "MiB"), subject.record.booted
     if booted is None or booted.memory is None:
-        raise ValueError("it was not recorded what it was started with")
+        raise ValueError("its memory at the start was not recorded")
     return held(size == booted.memory >> 20, f"it has {size} MiB")

@@ -113,7 +113,7 @@ def leads_out(ground: Ground) -> Iterator[Probe]:
         yield from named(ground)
     if ground.outside and stopped_by(ground, ground.outside.ip) is None:
         ip, beyond = ground.outside.ip, str(ground.outside.port)
-        says = "what is beyond the host is reached, and sees the host's address only"
+        says = "machines beyond the host are reached, and see its address only"
         yield Probe(3, "translated", says, f"nc -zw1 {ip} {beyond}", ("tcp", ip, beyond), "open", needs="host")
 
 
@@ -142,17 +142,17 @@ def leads_in(ground: Ground) -> Iterator[Probe]:
         ("host-to-workspace-ping", "the host's ping is answered", f"ping -c1 {ground.ip}"),
         ("host-to-gateway-ping", "the router answers the host's ping", f"ping -c1 {ground.uplink[1]}"),
         ("router-to-itself", "programs in the router reach each other", asking_router),
-        ("host-listener", "the host itself reaches what the workspace must not", f"nc -zw1 HOST {ground.host_port}"),
+        ("host-listener", "the host itself reaches ports closed to workspaces", f"nc -zw1 HOST {ground.host_port}"),
     ):
         yield Probe(3, name, says, command, needs="host")
     if ground.published:
-        says = "what is published answers the host"
+        says = "published ports answer the host"
         yield Probe(3, "published-here", says, "nc -z 127.0.0.1 PORT", needs="ports")
         if ground.outside and any(item.host_ip != LOOPBACK for item in ground.published):
-            says = "what is published to the network answers there"
+            says = "ports published to the network answer there"
             yield Probe(3, "published-outside", says, "from another machine: nc -z HOST PORT", needs="ports")
         if ground.outside:
-            says = "what the host sends to others at such a port is theirs"
+            says = "the host's traffic to others at such a port is theirs"
             yield Probe(3, "published-elsewhere", says, f"nc -z {ground.outside.ip} PORT", needs="ports")
 
 
@@ -199,7 +199,7 @@ def names(ground: Ground) -> Iterator[Probe]:
     gateway = ground.gateway
     for name, says, question in (
         ("dns-host-name", "the host's own name is not told", ground.hostname.partition(".")[0]),
-        ("dns-localhost", "nor what the host calls localhost", "ip6-localhost"),
+        ("dns-localhost", "nor the host's names for localhost", "ip6-localhost"),
         ("dns-other-name", "the names of workspaces are not told", f"workspace-{ground.other[0]}"),
         ("dns-own-name", "not even its own", f"workspace-{ground.workspace}"),
     ):

@@ -131,7 +131,7 @@ def check_refused(workspace: WorkspaceSpec, place: Place) -> Iterator[FieldProbl
     """Keys that are not a member's to say. One that is new to the model, and in no set, is among them."""
     for key, field in WorkspaceSpec.__dataclass_fields__.items():
         if key not in FREE | JUDGED and getattr(workspace, key) != field.default:
-            why = REFUSED.get(key, "nobody has said yet what members may have of it")
+            why = REFUSED.get(key, "no bound for members is defined yet")
             yield FieldProblem(place(key), f"is root's to say, not a member's: {why}", "leave it out")
 
 

@@ -120,23 +120,19 @@ class Members:
     )
     all_workspaces: Annotated[int, COUNT] = limit("how many all members have together", 64)
     memory: Annotated[int, SIZE] = limit("of one workspace", 4 << 30)
-    total_memory: Annotated[int | None, SIZE] = limit(
-        "of all of a person's; default: what `workspaces` of them may have"
-    )
+    total_memory: Annotated[int | None, SIZE] = limit("of all of a person's; default: `workspaces` times that of one")
     all_memory: Annotated[int | None, SIZE] = limit(
-        "of all members' together; default: what `all_workspaces` of them may have"
+        "of all members' together; default: `all_workspaces` times that of one"
     )
     vcpus: Annotated[int, CPUS] = limit("of one workspace", 4)
-    total_vcpus: Annotated[int | None, CPUS] = limit(
-        "of all of a person's; default: what `workspaces` of them may have"
-    )
+    total_vcpus: Annotated[int | None, CPUS] = limit("of all of a person's; default: `workspaces` times that of one")
     all_vcpus: Annotated[int | None, CPUS] = limit(
-        "of all members' together; default: what `all_workspaces` of them may have"
+        "of all members' together; default: `all_workspaces` times that of one"
     )
     disk: Annotated[int, SIZE] = limit("of one workspace", 20 << 30)
-    total_disk: Annotated[int | None, SIZE] = limit("of all of a person's; default: what `workspaces` of them may have")
+    total_disk: Annotated[int | None, SIZE] = limit("of all of a person's; default: `workspaces` times that of one")
     all_disk: Annotated[int | None, SIZE] = limit(
-        "of all members' together; default: what `all_workspaces` of them may have"
+        "of all members' together; default: `all_workspaces` times that of one"
     )
     types: tuple[Literal["container", "vm"], ...] = limit("kinds of workspaces", ("container", "vm"))
     images: tuple[Annotated[str, ImageRange()], ...] = limit(
@@ -145,7 +141,7 @@ class Members:
     mounts: tuple[Annotated[str, RootPath()], ...] = limit(
         "where shared directories and files lie, which are the caller's own in any case; ~ is the caller's home", ("~",)
     )
-    egress: Annotated[str | tuple[str, ...], Egress()] = limit("what they reach at most", "internet")
+    egress: Annotated[str | tuple[str, ...], Egress()] = limit("their widest egress", "internet")
     publish: tuple[Annotated[Ports, PortRange()], ...] = limit(
         "ports of the host, as host_ip:from-to", (Ports("127.0.0.1", 1024, 65535),)
     )

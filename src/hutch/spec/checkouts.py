@@ -71,7 +71,7 @@ def find_checkout(found: str, file: str, person: Person) -> Checkout | None:
         if top is not None and not is_inside(file, top):
             raise HutchError(
                 f"{found} leads by a link out of the checkout {top}, so it counts for nothing",
-                resolution=f"if {file} is what you mean, name it: --file {file}",
+                resolution=f"if you mean {file}, name it: --file {file}",
             )
     top = top_above(os.path.dirname(file), own, person.uid)
     return None if top is None else Checkout(top, grounds_of(top, os.path.dirname(file), person))
@@ -181,7 +181,7 @@ def check_directories(draft: Draft, checkout: Checkout, real: Real) -> Iterator[
             where = f"is not inside {checkout.grounds}" if grounds else "is shared from a checkout that is your home"
             yield FieldProblem(path, f"{where}, and a file in a checkout shares nothing else", HINT)
         elif any(HOST_RUNS & set(Path(alias.lower()).parts) for alias in aliases):
-            yield FieldProblem(path, "holds what tools of the host run", HINT)
+            yield FieldProblem(path, "holds files that host tools run", HINT)
 
 
 def check_egress(draft: Draft) -> Iterator[FieldProblem]:

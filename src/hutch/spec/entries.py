@@ -73,7 +73,7 @@ class Published(FieldType):
 
 MISTAKEN = (
     (r"[a-z]+://.*", "is a URL", 'a name and a port, such as "example.org:443"'),
-    (r"[a-z0-9.-]*[a-z][a-z0-9.-]*/.*", "holds a path", "what is below a name cannot be told apart; only the name"),
+    (r"[a-z0-9.-]*[a-z][a-z0-9.-]*/.*", "holds a path", "paths below a name cannot be told apart; only the name"),
     (r"\[.*|[0-9a-f]*:[0-9a-f]*:.*", "is IPv6, which is closed to all workspaces", "names, and networks of IPv4"),
     (r"\*(:.*)?", "is every name", 'without a list: egress = "internet"'),
     (r"\..*", "begins with a dot", '"*." stands for all names below one'),
@@ -249,7 +249,7 @@ def parse_key_line(line: str) -> str:
     except ValueError:  # the encoding, or the encoded key, is wrong
         raise Invalid("is a damaged public key", "copy the whole line of the .pub file") from None
     if fields[0] != kind.encode() or (kind == "ssh-ed25519" and [len(field) for field in fields[1:]] != [32]):
-        raise Invalid("is a damaged public key", f"what is encoded is not a key of type {kind}")
+        raise Invalid("is a damaged public key", f"the encoded key is not of type {kind}")
     return f"{kind} {blob} {comment.strip()}".rstrip()
 
 

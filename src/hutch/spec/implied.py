@@ -258,7 +258,7 @@ def check_directory(here: Surroundings, top: Step) -> None:
     elif is_inside(here.home, path):
         why = f"holds your home directory {here.home}"
     elif is_inside(files, path) or is_inside(path, posixpath.dirname(files)):
-        why = f"holds {files}, whose files say what workspaces may do"
+        why = f"holds {files}, whose files set the rights of workspaces"
     if why:
         raise UsageError(f"{path} {why}: it is not shared with a workspace", resolution=ELSEWHERE)
     for source, target in ((path, path), *((top.common,) if top.common else ())):

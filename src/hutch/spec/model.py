@@ -49,8 +49,8 @@ class Mount:
     source: Annotated[str, values.HostPath()] = key("directory or file on the host", default=MISSING)
     target: Annotated[str, values.TargetPath()] = key("where it is inside", default=MISSING)
     mode: Literal["readonly", "writable", "private"] | None = key(
-        "what writing does there: readonly, it fails; writable, the host has it too; private, the workspace has what"
-        " the host has, and keeps its own changes to itself; default: writable"
+        "effect of writes there: readonly, they fail; writable, the host has them too; private, the workspace has the"
+        " host's files, and keeps its own changes to itself; default: writable"
     )
     readonly: bool | None = key('the older word: true is mode = "readonly", false is "writable"')
     create: bool = key("make the directory when it is absent", default=False)
@@ -85,7 +85,7 @@ class Idle:
     __pydantic_config__ = STRICT
 
     after: Annotated[str, values.Duration()] = key("how long nobody must have used it", default=MISSING)
-    then: Literal["suspend", "stop"] = key("what happens then", default=MISSING)
+    then: Literal["suspend", "stop"] = key("action then", default=MISSING)
 
 
 @dataclass(frozen=True)
@@ -176,15 +176,15 @@ class WorkspaceSpec:
     )
     mounts: tuple[Mount, ...] = key("extra directories and files of the host's", default=())
     protect: tuple[Annotated[str, values.InnerPath()], ...] = key(
-        "paths in each writable directory of `mounts` that are read-only inside, beside what makes the host run things",
+        "paths in each writable directory of `mounts` that are read-only inside, beside those of `protect_default`",
         default=(),
     )
     protect_default: bool = key(
-        "keep read-only what makes the host run something: git's hooks and configuration, .vscode, .idea, .envrc and"
-        " hutch.toml of a checkout",
+        "keep read-only the files that make the host run something: git's hooks and configuration, .vscode, .idea,"
+        " .envrc and hutch.toml of a checkout",
         default=True,
     )
-    egress: Annotated[str | tuple[str, ...], Egress()] = key("what it may reach", weight="live", default="internet")
+    egress: Annotated[str | tuple[str, ...], Egress()] = key("its network access", weight="live", default="internet")
     publish: tuple[Annotated[Publish, Published()], ...] = key("ports on the host", weight="live", default=())
     env: Annotated[tuple[tuple[str, str], ...], EnvironmentTable()] = key(
         "environment of login sessions", weight="live", default=()
@@ -198,8 +198,8 @@ class WorkspaceSpec:
     )
     gpu: bool = key("pass the host's GPU render nodes through (not supported yet)", only="container", default=False)
     nesting: bool = key("allow user namespaces inside", only="container", default=False)
-    learn: bool = key("record what an egress list would refuse, and let it pass", weight="live", default=False)
-    idle: Idle | None = key("what happens when nobody uses it (not supported yet)", weight="live")
+    learn: bool = key("let traffic outside of an egress list pass, and record it", weight="live", default=False)
+    idle: Idle | None = key("action when nobody uses it (not supported yet)", weight="live")
 
     @property
     def uid(self) -> int:

@@ -147,7 +147,7 @@ def _directory(variable: str, default: str) -> Path:
     if os.geteuid() == 0 and (loose := open_to_others(found)):
         raise UsageError(
             f"{wrong}: {loose} can be changed by others than root",
-            details="As root, hutch believes what lies there.",
+            details="As root, hutch trusts the files there.",
             resolution=_way_to_roots_own(loose),
         )
     return found

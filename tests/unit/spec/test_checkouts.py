@@ -266,7 +266,7 @@ def test_it_shares_nothing_that_the_host_runs(judge: Judge, shop: Path, source: 
     """A share protects such names in it; it would not protect itself."""
     (shop.parent / "way").symlink_to("../.git")
     problems = judge(f'{HEAD}mounts = [{{ source = "{source}", target = "/x", readonly = true }}]')
-    assert [problem.message for problem in problems] == ["holds what tools of the host run"]
+    assert [problem.message for problem in problems] == ["holds files that host tools run"]
 
 
 def test_a_home_that_is_a_checkout_shares_nothing(judge: Judge) -> None:
