@@ -405,7 +405,7 @@ def test_lies_about_refs(two: Instance, web: hutch.Workspace, checkout: Checkout
         f"{tree} refs/heads/main\n": "no commit",
         f"{'a' * 40} refs/heads/main\n": "no commit, or that is missing",
         f"{head} refs/heads/a\n{head} refs/heads/a/b\n": "one below it",
-        "nonsense\n": "no list of branches",
+        "nonsense\n": "an invalid list of branches",
     }
     for refs, why in lies.items():
         lie(web, refs, empty)

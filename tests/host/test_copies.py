@@ -289,7 +289,7 @@ def test_cp(account: str, web: hutch.Workspace, two: Instance, tmp_path: Path) -
         result = two.hutch("cp", "web:mine", str(tmp_path / "again"), as_user=account)
         assert (
             result.stderr
-            == "hutch: warning: web: left out: 'abs': a link to '/etc/passwd', which is not in what was copied\n"
+            == "hutch: warning: web: left out: 'abs': a link to '/etc/passwd', which lies outside of the copy\n"
         )
         refused = two.hutch(
             "cp", "--limit", "1K", "web:/usr/bin/env", str(tmp_path / "env"), as_user=account, check=False

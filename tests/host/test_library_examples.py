@@ -39,7 +39,7 @@ def test_a_checkout_is_tested(instance: Instance, workspace_type: str) -> None:
         "tested",
         "exit code 4",
         "1 results are in out",
-        "left out: 'etc': a link to '/etc', which is not in what was copied",
+        "left out: 'etc': a link to '/etc', which lies outside of the copy",
     ]
     assert {path.name: path.read_text() for path in (instance.directory / "out").iterdir()} == {"log": "1\n"}
     assert not (checkout / "results").exists()

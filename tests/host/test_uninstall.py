@@ -92,7 +92,7 @@ def test_doctor_takes_away_what_a_deleted_state_directory_has_left(
     assert "left behind" in instance.hutch("doctor", "--fix", check=False).stdout  # nobody was there to say yes
     assert instance.run.exists()
     told = instance.hutch("doctor", "--fix", "--yes", check=False)
-    assert f"+ take away what the workspaces of {instance.state} have left" in told.stderr
+    assert f"+ take away the leftovers of {instance.state}'s workspaces" in told.stderr
     assert "+ leave forwarding on: " in told.stderr  # nobody knows any more what it was
     assert "left behind" not in told.stdout
     FORWARDING.write_text(forwarding)

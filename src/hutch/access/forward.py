@@ -52,7 +52,7 @@ class Answers(Ear):
     def take(self, data: bytes) -> bytes:
         self.said += super().take(data)
         if len(self.said) > MOST_SAID:
-            raise HutchError("the workspace says more of what listens in it than can be believed")
+            raise HutchError("the workspace's list of listening ports is too long to be believed")
         return b""
 
     def next(self) -> str | None:

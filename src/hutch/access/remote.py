@@ -345,7 +345,7 @@ class _Remote:
         return HutchError(
             f"{self.name} cannot be reached by ssh",
             details=self._explain(),
-            resolution=f"`hutch logs {self.name}` and `hutch console {self.name}` show what it says",
+            resolution=f"`hutch logs {self.name}` and `hutch console {self.name}` show its output",
         )
 
     def _ended(self) -> HutchError:

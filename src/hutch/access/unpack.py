@@ -173,9 +173,9 @@ class Unpacker:
         elif member.type in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
             self._make_odd(member, where)
         else:
-            raise self._refuse("what tar does not make")
+            raise self._refuse("an unknown entry type")
         if member.size > 0 and member.type not in (tarfile.LNKTYPE, tarfile.SYMTYPE):
-            raise self._refuse("content of what has none")
+            raise self._refuse("content outside of a file")
 
     def _begin(self, member: tarfile.TarInfo, parts: Parts) -> None:
         self.is_tree = member.type == tarfile.DIRTYPE
@@ -231,7 +231,7 @@ class Unpacker:
 
     def _make_link(self, member: tarfile.TarInfo, where: Parts) -> None:
         if not stays_inside(member.linkname, len(where) - 2):
-            self._leave_out(where[1:], f"a link to {shown((member.linkname,))}, which is not in what was copied")
+            self._leave_out(where[1:], f"a link to {shown((member.linkname,))}, which lies outside of the copy")
             return
         with self._explained(where):
             os.symlink(member.linkname, where[-1], dir_fd=self._directory(where[:-1]))
@@ -241,7 +241,7 @@ class Unpacker:
         source = (self.ITEM, *self._parts_of(member.linkname))
         with self._explained(where), kept_open(os.dup(self._directory(source[:-1]))) as there:
             if not self._is_linkable(os.stat(source[-1], dir_fd=there, follow_symlinks=False).st_mode):
-                raise self._refuse("a hard link to what is no file")
+                raise self._refuse("a hard link to no file")
             here = self._directory(where[:-1])
             os.link(source[-1], where[-1], src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
         self.files += 1

@@ -23,5 +23,5 @@ def refusals_of(hutch: Hutch, name: str | None) -> list[Refusal]:
         if not (why := why_not(each, record.wanted, policy)):
             found += refusals(each, hutch.egress(each), policy, record.decisions, time.time())
         elif name is not None:
-            raise UsageError(why, resolution="`egress` in hutch.toml says what it may reach")
+            raise UsageError(why, resolution="`egress` in hutch.toml sets its network access")
     return found

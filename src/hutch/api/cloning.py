@@ -67,7 +67,7 @@ def read_result(method: str, value: Any) -> Clone | Fetched | str:
         branches = tuple(FetchedBranch(*(str(each[key]) for key in keys)) for each in value["branches"])
         return Fetched(branches, tuple(map(str, value["gone"])), tuple(map(str, value["left_out"])))
     except (LookupError, TypeError) as error:
-        raise HutchError(f"a process of the owner's does not say what became of {method}") from error
+        raise HutchError(f"a process of the owner's gives no result of {method}") from error
 
 
 def clone(workspace: Workspace, source: str, *, committed: bool) -> Clone:
@@ -104,7 +104,7 @@ def diff(workspace: Workspace, *, stat: bool) -> str:
     command = inside.send_command(made.directory, "work")
     with _received(repository, made, command, [made.start], limit=MOST_TEXT * 64) as (sent, place):
         if not sent.tree:
-            raise HutchError(f"{made.workspace} does not say what its files are")
+            raise HutchError(f"{made.workspace} does not list its files")
         shape = ("--stat=120", "--summary") if stat else ("--patch",)
         words = ("diff-tree", "-r", "--find-renames", "--no-color", "--no-ext-diff", "--no-textconv", *shape)
         return _text_of(made.workspace, place.limited.start(*words, made.start, sent.tree, stdout=PIPE, stderr=PIPE))
@@ -129,7 +129,7 @@ def fetch(workspace: Workspace, branch: str, *, prune: bool, limit: int) -> Fetc
         if clash := clashing({*before, *found} - (gone if prune else set())):
             raise HutchError(
                 f"{name}: there was a branch {clash}, and now there is one below it",
-                resolution=f"`hutch fetch --prune {name}` removes from the repository what is gone inside",
+                resolution=f"`hutch fetch --prune {name}` removes from the repository branches gone inside",
             )
         check_commits(name, place, found.values(), tracked.known_commits(repository))
         keep(repository, place)

@@ -38,9 +38,9 @@ FAMILIES = {
     "state": "1 for the state that it is in",
     "since_seconds": "Unix time since which it is in this state",
     "ready_seconds": "time from its last start until it was ready",
-    "memory_bytes": "memory in use, with what its files have in the cache",
+    "memory_bytes": "memory in use, with the cache of its files",
     "updates": "security updates that wait for its image, when that was asked last",
-    "warnings": "what `hutch status` warns of",
+    "warnings": "warnings of `hutch status`",
     "day_starts": "starts of the last 24 hours, reboots among them, by its record",
     "day_refusals": "names and connections that were refused in the last 24 hours, by its record",
 }

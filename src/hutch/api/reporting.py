@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hutch.spec.record import Record
 
 BY_ROOT = "root alone looks for changed files, in a sealed container: sudo hutch report {name}"
-ELSEWHERE = "a server runs it, and what has changed in its files is not looked for there"
+ELSEWHERE = "a server runs it, and changed files are not looked for there"
 GONE = "it is removed, so nobody looks into its files"
 
 

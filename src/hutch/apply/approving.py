@@ -47,7 +47,7 @@ def decide(
         record, now = find(name), time.time()
         policy = policy_of(record.wanted)
         if why := why_not(name, record.wanted, policy):
-            raise UsageError(why, resolution="`egress` in hutch.toml says what it may reach")
+            raise UsageError(why, resolution="`egress` in hutch.toml sets its network access")
         if is_allowed and is_listed(policy, entry):
             return None
         if is_allowed:
@@ -62,7 +62,7 @@ def decide(
         if len(decisions) > MOST:
             raise HutchError(
                 f"{name} has {MOST} decisions on record, which is all that are kept",
-                resolution=f"put what `hutch egress {name} --suggest` prints into hutch.toml, and run `hutch up`",
+                resolution=f"put the list of `hutch egress {name} --suggest` into hutch.toml, and run `hutch up`",
             )
         record = replace(record, decisions=decisions)
         write_record(layout, record)
@@ -100,4 +100,4 @@ def tell_guest(layout: Layout, network: Network, record: Record, listen: Listene
     try:
         refresh_context(layout, network, record)
     except HutchError as error:
-        listen(record.name, "warning", f"its context file says what was so before: {error.brief}")
+        listen(record.name, "warning", f"its context file is out of date: {error.brief}")

@@ -117,7 +117,7 @@ def missing_of(layout: Layout, image: str, boots_machine: bool) -> str:
     # Spares the start-up of `hutch up` for containers.
     from hutch.images.machine import observe_machine
 
-    return "" if observe_machine(layout, image) else f"what machines boot of {image}"
+    return "" if observe_machine(layout, image) else f"boot data of {image}"
 
 
 @contextmanager

@@ -95,8 +95,9 @@ def check_firewalls(seen: Neighbours) -> Iterator[Finding]:
         yield Finding(who, stopping(seen), means, f"{FIX}, which gives {commands}{again}")
     for chain in unknown_droppers(seen.listing, seen.uplink):
         yield Finding(
-            f"nftables {chain}", "warning", "it drops by default; unless another of its rules accepts what workspaces "
-            "send and ask, it stops that", f'a rule `iifname "{seen.uplink}" accept` there, where its rules are kept',
+            f"nftables {chain}", "warning",
+            "it drops by default; unless another of its rules accepts traffic and DNS of workspaces, it stops both",
+            f'a rule `iifname "{seen.uplink}" accept` there, where its rules are kept',
         )  # fmt: skip
     if not there and not obstacles:
         yield Finding("other firewalls", "ok", "none that is known stops anything")
@@ -143,7 +144,7 @@ def check_names(seen: Neighbours) -> Finding:
             )  # fmt: skip
     if not set(seen.servers).intersection(STUB):
         return Finding(
-            name, "warning", "it runs, and /etc/resolv.conf leads past it: workspaces do not see what it knows of VPNs",
+            name, "warning", "it runs, and /etc/resolv.conf leads past it: workspaces miss its DNS settings of VPNs",
             "`ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf`",
         )  # fmt: skip
     return Finding(name, "ok", "workspaces ask it, VPNs and split DNS included; it answers for their own names here")

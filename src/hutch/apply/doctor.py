@@ -24,7 +24,7 @@ FEATURES = {
     "idmapped mounts": ("an image's and a home's owners are mapped", "a state directory on ext4, xfs or btrfs"),
     "nf_tables": ("the workspaces' traffic is filtered", "a kernel with nf_tables for inet and bridge, and its fib"),
     "cgroup v2": ("all of a workspace's processes are known, and end together", "Linux 5.14 or newer, with cgroup2"),
-    "openat2": ("what guests wrote is worked on without following their links", "Linux 5.6 or newer"),
+    "openat2": ("guests' files are worked on without following their links", "Linux 5.6 or newer"),
     "pidfd": ("a signal reaches the process that is meant", "Linux 5.3 or newer"),
 }
 LIMITS = {
@@ -70,7 +70,7 @@ def check_packages(found: Abilities) -> Iterator[Finding]:
     if not found.missing:
         yield Finding("packages", "ok", "all programs are there")
     for item in found.missing:
-        what = f"nothing here {item.purpose}" if not item.optional else f"this host cannot do what {item.purpose}"
+        what = f"nothing here {item.purpose}" if not item.optional else f"optional: nothing here {item.purpose}"
         name, do = item.proof[0].rpartition("/")[2], install(item, found.manager)
         yield Finding(name, "warning" if item.optional else "missing", what, do)
 
@@ -141,7 +141,7 @@ def check_quota(found: Abilities) -> Finding:
 def check_log(found: Abilities) -> Finding:
     """The finding on the kernel's own log: the journal reads it, in nobody's cgroup."""
     if not found.lists_tasks:
-        return Finding("kernel log", "ok", "a workspace without memory writes a line there for what is ended")
+        return Finding("kernel log", "ok", "a workspace without memory writes a line there per ended process")
     return Finding(
         "kernel log", "ok", "a workspace without memory has all its processes listed there, as often as it likes",
         "`sysctl vm.oom_dump_tasks=0`, and in /etc/sysctl.d, keeps a hostile one from occupying the host with that",
@@ -175,7 +175,7 @@ def check_records(found: Mapping[str, Sequence[Damage]]) -> Iterator[Finding]:
             more = f", and {len(damages) - 1} more" if len(damages) > 1 else ""
             yield Finding(
                 f"record of {name}", "warning", f"it is not as it was written: {damages[0]}{more}",
-                f"`hutch report {name} --verify` tells all of it; what is gone can come from a backup alone",
+                f"`hutch report {name} --verify` tells all of it; lost lines can come from a backup alone",
             )  # fmt: skip
 
 

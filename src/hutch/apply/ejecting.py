@@ -103,7 +103,7 @@ def _check_place(layout: Layout, record: Record, target: Ejected) -> None:
         taken.append(str(target.state))
     if taken:
         raise HutchError(
-            f"{record.name} cannot be ejected: what it would be is there already",
+            f"{record.name} cannot be ejected: its new names are taken already",
             details="\n".join(taken),
             resolution="remove it first (its script `remove`), or give another directory with --to",
         )
@@ -126,7 +126,7 @@ def _check_roots_own(directory: Path) -> None:
     if loose := open_to_others(directory):
         raise HutchError(
             f"{directory} is not root's alone: {loose} can be changed by others",
-            details="What systemd starts as root lies there.",
+            details="systemd runs files there as root.",
             resolution="give a directory with --to that lies, with all that leads there, where only root can change it",
         )
 

@@ -75,7 +75,7 @@ def explain_own(layout: Layout, view: UserView) -> tuple[Section, ...]:
     return (
         Section("workspace", f"{identify(record)}\n{rest}"),
         *explain_names(layout, serving[record.name]),
-        *([Section("what the egress proxy is told of it", views)] if views else []),
+        *([Section("settings of the egress proxy for it", views)] if views else []),
         *explain_firewall(layout, network, endpoints, whole=False),
     )
 
@@ -91,7 +91,7 @@ def explain_elsewhere(layout: Layout, record: Record) -> Iterable[Section]:
 
 def explain_limits() -> Iterable[Section]:
     """The section on what hutch promises and an Incus server does not keep."""
-    yield Section("what does not hold on a server", "\n".join(f"- {text}" for text in LIMITS))
+    yield Section("limits of a server", "\n".join(f"- {text}" for text in LIMITS))
 
 
 def known_accelerator(layout: Layout, record: Record) -> Accelerator | None:
@@ -107,11 +107,11 @@ def describe(layout: Layout, record: Record) -> str:
     if seen.state == "unreachable":
         how = f"nobody knows whether it runs: {seen.reason}"
     elif not holds_identity(state_of(record, seen)):
-        how = "it does not run; what follows is its next start"
+        how = "it does not run; its next start follows"
     elif record == record.with_booted():
         how = "it runs, started as shown below"
     else:
-        how = "it runs, and was started from other settings; what follows is its next start"
+        how = "it runs, and was started from other settings; its next start follows"
     return f"{identify(record)}\n{how}"
 
 
@@ -149,7 +149,7 @@ def explain_network(
         lines = (f"{shlex.join(service.command)}  # {service.name}" for service in services)
         yield Section("services", "\n".join(lines))
     if views:
-        yield Section("what the egress proxy is told", views)
+        yield Section("settings of the egress proxy", views)
 
 
 def explain_firewall(
@@ -198,7 +198,7 @@ def explain_launch(layout: Layout, launch: Launch) -> Iterable[Section]:
     ):
         yield Section(f"unit {unit}", text.rstrip())
     yield Section(
-        f"what the service runs: {layout.unit_script(launch.workspace)}",
+        f"script of the service: {layout.unit_script(launch.workspace)}",
         render_script(launch, sys.executable, record=str(layout.audit_ends(launch.workspace))).rstrip(),
     )
 

@@ -119,7 +119,7 @@ def wrong_network(
     for found in missing:
         yield Repair("service", found)
     for unit in different_units(wanted_host_units(layout, applied, serving)):
-        yield Repair("unit", f"{unit} is gone, or is not what hutch has written")
+        yield Repair("unit", f"{unit} is gone, or differs from hutch's version")
     both = (router.wanted_sysctls(layout, each).items() for each in (endpoints, booted))
     settings = dict(sorted(set.intersection(*map(set, both))))
     for name, value in router.observe_sysctls(settings).items():
@@ -145,7 +145,7 @@ def lost_keys(layout: Layout, serving: Collection[str]) -> dict[str, str]:
     """Host keys that are damaged or gone, and that somebody knows already: `up` does not make others in their place."""
     published = ssh.published_names(layout)
     return {
-        name: f"host key: {layout.host_key(name)} is damaged or gone; only a backup brings back what it is known by"
+        name: f"host key: {layout.host_key(name)} is damaged or gone; only a backup brings back the known key"
         for name in serving
         if names.hostname(name) in published and not ssh.public_of(ssh.read_private(layout.host_key(name)))
     }
@@ -161,7 +161,7 @@ def wrong_trust(layout: Layout, serving: Mapping[str, Record], lost: Collection[
     for holder in keys:
         if not ssh.read_key(key := layout.key(holder)):
             what = f"{key}.pub" if ssh.public_of(ssh.read_private(key)) else str(key)
-            new = "" if what != str(key) else "; a new one opens what is started from then on"
+            new = "" if what != str(key) else "; a new one opens workspaces started later"
             yield Repair("key", f"{what} of {holder_words(holder)} is damaged or gone{new}")
     if hosts_file.missing_hosts(layout, {peer.name: peer.ip for peer in peers if peer.ip}) is not None:
         yield Repair("names", f"hutch's block in {hosts_file.HOSTS} is not as it was written")
@@ -195,7 +195,7 @@ def broken_workspaces(
 def forgotten_workspaces(layout: Layout, serving: Mapping[str, Record]) -> dict[str, str]:
     """Workspaces that run, and are taken for stopped."""
     return {
-        name: f"state: {layout.runtime(name)} was deleted while it ran; a start ends what is left of that first"
+        name: f"state: {layout.runtime(name)} was deleted while it ran; a start ends its old processes first"
         for name, record in serving.items()
         if record.booted is not None and is_forgotten(layout, name)
     }

@@ -127,9 +127,9 @@ def delete_state(layout: Layout) -> tuple[str, ...]:
         raise HutchError(f"{layout.state} stays: there is {', '.join(found)}", resolution="remove that first")
     if layout.repairs.exists():
         raise HutchError(
-            f"{layout.state} stays: {layout.repairs} is the note of what `hutch doctor --fix` changed, and not all of "
-            "that could be taken back",
-            resolution="`hutch doctor --undo` says what is in the way; or do without, and delete the note",
+            f"{layout.state} stays: {layout.repairs} is the note of changes by `hutch doctor --fix`, and not all of "
+            "them could be taken back",
+            resolution="`hutch doctor --undo` says why; or do without, and delete the note",
         )
     collect_leftovers(layout)
     for path in own_in_state(layout):
@@ -139,7 +139,7 @@ def delete_state(layout: Layout) -> tuple[str, ...]:
     for directory in (*parts, layout.addresses, layout.audits / "inbox", layout.audits, layout.state):
         with suppress(OSError):  # it holds something else, or is not there
             directory.rmdir()
-    return (f"{layout.state} stays: it holds what is not hutch's",) if layout.state.exists() else ()
+    return (f"{layout.state} stays: it holds foreign files",) if layout.state.exists() else ()
 
 
 def eject(

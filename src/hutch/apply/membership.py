@@ -54,7 +54,7 @@ def check_source(mount: Mount, who: Member) -> str:
     except OSError as error:
         return f"cannot be opened by {who.name}, or leads over a link: {error.strerror}"
     if found.st_uid != who.uid:
-        return f"belongs to uid {found.st_uid}, and a member shares what is their own"
+        return f"belongs to uid {found.st_uid}, and members share their own files"
     if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
         return "has other names too (hard links), so it is not known who reaches it"
     return ""
@@ -114,7 +114,7 @@ def not_theirs(names: Collection[str]) -> HutchError:
     what = "is somebody else's workspace" if len(names) == 1 else "are workspaces of others"
     return UsageError(
         f"{', '.join(names)} {what}",
-        resolution="take another name; or root does it: members of the group change what is their own",
+        resolution="take another name; or root does it: members of the group change their own workspaces",
     )
 
 

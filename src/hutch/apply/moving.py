@@ -324,7 +324,7 @@ def undo(layout: Layout, record: Record, listen: Listener) -> Record:
         for note in discard(layout, record.other_side):
             listen(record.name, "warning", note)
     except HutchError as error:  # what is left there is marked, and the next move there removes it
-        listen(record.name, "warning", f"what was copied by then is left there: {error.brief}")
+        listen(record.name, "warning", f"the copied part is left there: {error.brief}")
     whole = replace(record, moving=None)
     if not is_local(whole.wanted):
         mover_of(layout, whole).rearm()
@@ -375,7 +375,7 @@ def _check_copied(layout: Layout, old: Record, since: float | None) -> None:
         raise Changed(
             f"{home} was changed after it had been copied, so it was kept",
             details=error.details,
-            resolution=f"see what is new there, move {home} away, and `hutch up {old.name}` finishes the move",
+            resolution=f"look at the changes, move {home} away, and `hutch up {old.name}` finishes the move",
         ) from error
 
 

@@ -27,7 +27,7 @@ def check_unmounted(layout: Layout, record: Record) -> None:
     )
     if users:
         raise HutchError(
-            f"{', '.join(users)} mount what is in {home}, which goes to a server",
+            f"{', '.join(users)} mount files of {home}, which goes to a server",
             resolution=f"take these mounts out of {', '.join(users)}, and start them anew",
         )
 
@@ -37,7 +37,7 @@ def check_vacant(layout: Layout, name: str) -> None:
     if home.is_dir() and any(home.iterdir()):
         raise HutchError(
             f"{home} holds something already, so no home can come there",
-            resolution=f"look what it is, and move it away; it belongs to no workspace {name} that hutch knows",
+            resolution=f"inspect it, and move it away; it belongs to no workspace {name} that hutch knows",
         )
 
 

@@ -205,8 +205,8 @@ class Writers:
             name, path = writer
             is_gone = self.records[name].removed and not self.records[name].ejected
             raise UsageError(
-                f"{found}: workspace {name} {'could' if is_gone else 'can'} write in {path}, so this file may say what "
-                "its guest wants",
+                f"{found}: workspace {name} {'could' if is_gone else 'can'} write in {path}, so its guest may "
+                "have written this file",
                 resolution="move the file to where no workspace writes; or read it, and if all of it is yours: "
                 + _way_to_end(self.layout, self.records[name], path),
             )

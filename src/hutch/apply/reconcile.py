@@ -92,7 +92,7 @@ def reconcile_network(
     is_same = before is not None and before.network == network
     views = views_of(layout, network, endpoints)
     if views:
-        check_tools(("bwrap", "setpriv"), "this host cannot keep lists of what workspaces may reach yet")
+        check_tools(("bwrap", "setpriv"), "this host cannot keep egress lists yet")
         if is_same:
             renew_views(layout, views)
     survivor = find_survivor(layout, serving) if facts.links is None and is_same else None

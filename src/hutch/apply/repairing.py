@@ -103,10 +103,10 @@ def clear_away(layout: Layout, tell: Told) -> list[HutchError]:
                     f"{layout.run} is not the runtime directory of the workspaces of {layout.state}",
                     resolution="give the HUTCH_RUN_DIR that they were started with",
                 )
-            tell(f"take away what the workspaces of {layout.state} have left")
+            tell(f"take away the leftovers of {layout.state}'s workspaces")
             for note in take_away(layout):
                 tell(f"not undone: {note}")
-            tell(f"leave forwarding on: what it was before is not known (sysctl {router.FORWARDING.replace('/', '.')})")
+            tell(f"leave forwarding on: its earlier value is not known (sysctl {router.FORWARDING.replace('/', '.')})")
     except HutchError as error:
         return [error]
     return []

@@ -77,7 +77,7 @@ def restore(
     notes = points.check(record, tag)
     is_allowed = has_processes(_look(layout, record).state)
     if is_allowed:
-        confirm(f"{name} runs: it is stopped, and what its home has now is replaced by the snapshot {tag}")
+        confirm(f"{name} runs: it is stopped, and its present home is replaced by the snapshot {tag}")
     with lock(layout):
         recover(layout, listen)
         record = find(name)
@@ -162,7 +162,7 @@ def refuse_undeclared(config: Config, record: Record, news: Collection[str]) -> 
         raise UsageError(
             f"{config.file} does not declare {', '.join(missing)}",
             details="\n\n".join("\n".join(declaration(new, record.wanted)) for new in missing),
-            resolution="add these lines to it, with what else the new ones are to have, and fork again",
+            resolution="add these lines to it, with further settings of the new ones, and fork again",
         )
 
 

@@ -158,7 +158,7 @@ def start(
     def make(name: str) -> Launch:
         if lacks_shell(layout, records[name]):
             shell = records[name].wanted.shell
-            listen(name, "warning", f"its image has no {shell}, so nobody can log in; add what has it to `packages`")
+            listen(name, "warning", f"its image has no {shell}, so nobody can log in; add its package to `packages`")
         launch = make_launch(layout, records[name], network, accelerator)
         records[name] = records[name].with_booted()
         write_record(layout, records[name])

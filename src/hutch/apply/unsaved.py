@@ -86,7 +86,7 @@ def _unsaved_in_layer(layout: Layout, record: Record, mount: Mount) -> list[str]
 
     def look(chosen: list[str]) -> list[str]:
         if not os.path.isdir(mount.source):
-            return [f"{mount.target}: {mount.source} is gone, without which nobody can read what lies on it"]
+            return [f"{mount.target}: {mount.source} is gone, without which nobody can read the layer on it"]
         return look_into_layer(layout, record, mount, chosen)
 
     with ExitStack() as stack:

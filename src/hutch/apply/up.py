@@ -42,6 +42,7 @@ from hutch.trees.removing import remove_tree
 
 Confirm = Callable[[Plan], None]
 """A callback before a plan stops workspaces in which somebody is at work; it raises an error to stop that plan."""
+ATTEMPTS = 5
 
 
 class Make(Protocol):
@@ -67,7 +68,7 @@ def up(
     `force`, no git work is lost with a root."""
     allowed: set[str] = set()
     unbuilt: dict[str, str] = {}
-    for _ in range(5):
+    for _ in range(ATTEMPTS):
         plan = make(None, is_draft=True)
         if not force:
             refuse_unsaved(plan)
@@ -92,7 +93,7 @@ def up(
                 apply_plan(layout, plan, listen, progress, members or {})
                 return plan
     raise HutchError(
-        f"{config.file}: what its workspaces need, or who is in them, changed as soon as it was seen to",
+        f"{config.file}: images or sessions kept changing while planning ({ATTEMPTS} attempts)",
         resolution="try again when nothing removes images or writes in the trees that they are made from",
     )
 
@@ -277,7 +278,7 @@ def hand_over(layout: Layout, record: Record) -> None:
         except (HutchError, OSError) as error:
             why = error.brief if isinstance(error, HutchError) else error.strerror
             raise HutchError(
-                f"{record.name}: what the container made in {source} cannot be handed over to the machine",
+                f"{record.name}: the container's files in {source} cannot be handed over to the machine",
                 details=str(why),
                 resolution="the next `hutch up` tries again",
             ) from error

@@ -61,7 +61,7 @@ def fold(layout: Layout, name: str, warn: Warn = nobody) -> None:
                 _fold(layout, name, _taken(layout, name), warn, is_again=False)
     except (OSError, HutchError) as error:
         why = error.brief if isinstance(error, HutchError) else error.strerror or str(error)
-        warn(name, f"what others told for its record waits: {why}")
+        warn(name, f"others' entries for its record wait: {why}")
 
 
 def _taken(layout: Layout, name: str) -> list[Path]:

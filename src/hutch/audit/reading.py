@@ -139,7 +139,7 @@ def damages(layout: Layout, name: str, *, newest: int | None = None) -> list[Dam
             head = replace(head, first=now.first)
         found = list(verified(_lines_in(chosen), head, name, is_whole=len(chosen) == len(opened)))
     if now is None and os.geteuid() == 0 and any(each.st_size for _, _, each in opened):
-        found.append(Damage(1, "what hutch's state knew of its end is lost"))
+        found.append(Damage(1, "hutch's own note of its end is lost"))
     return found
 
 
@@ -164,4 +164,4 @@ def parse_head(data: bytes) -> Head | None:
 
 
 def _foreign(path: Path) -> HutchError:
-    return HutchError(f"{path} is not a file of hutch's", resolution="look at what it is, and move it away")
+    return HutchError(f"{path} is not a file of hutch's", resolution="inspect it, and move it away")

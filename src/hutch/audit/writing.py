@@ -153,7 +153,7 @@ class Writer:
         is_new = not _has_content(self._path)
         head, now = self._head, time.time()
         if head is None:
-            lost = (_cut("what the state knew of its end was lost", 0, now),) if found or self._had_head else ()
+            lost = (_cut("the state's note of its end was lost", 0, now),) if found or self._had_head else ()
             return _End(found.link if found else GENESIS, lost, is_opening=is_new)
         if found is not None and found.link == head.last:
             return _End(head.last, is_opening=is_new)
@@ -274,7 +274,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
     with kept_open(os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)) as descriptor:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or (found.st_uid, found.st_nlink) != (os.geteuid(), 1):
-            raise HutchError(f"{path} is not a file of hutch's", resolution="look at what it is, and move it away")
+            raise HutchError(f"{path} is not a file of hutch's", resolution="inspect it, and move it away")
         yield descriptor
 
 

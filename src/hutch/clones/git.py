@@ -219,7 +219,7 @@ def person() -> pwd.struct_passwd:
     """The account that this process runs as. Raises HutchError for root, and for one that is none."""
     uid = os.geteuid()
     if uid == 0:
-        raise HutchError("git is not run as root on what a workspace sends")
+        raise HutchError("git is not run as root on a workspace's data")
     try:
         return pwd.getpwuid(uid)
     except KeyError:

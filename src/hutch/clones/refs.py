@@ -84,7 +84,7 @@ class Header:
         for line in self._lines:
             found = re.fullmatch(rb"([0-9a-f]{%d}) ([^\0]+)" % self.digits, line)
             if found is None:
-                raise HutchError(f"{self.sender} sends what is no list of branches; nothing was kept")
+                raise HutchError(f"{self.sender} sends an invalid list of branches; nothing was kept")
             object, ref = found[1].decode(), found[2].decode("utf-8", "surrogateescape")
             if ref == TREE:
                 tree = object

@@ -58,7 +58,7 @@ def main() -> None:
     try:
         proxy = begin_proxy((control.parent, journal, inboxes), errors)
     except (OSError, ValueError) as error:
-        sys.exit(f"what reads questions cannot be kept in bounds, so it is not run: {error}")
+        sys.exit(f"the egress proxy cannot be sandboxed, so it is not run: {error}")
     if proxy:
         for given in (theirs, log, *listening, asked):
             given.close()

@@ -177,7 +177,7 @@ def keep(keeper: Keeper, channel: socket.socket, errors: Errors, proxy: int) -> 
         send(signal.SIGKILL)
         code = 1
         with suppress(OSError):
-            os.write(2, f"the egress proxy asks for what it may not have: {error}\n".encode())
+            os.write(2, f"the egress proxy makes a forbidden request: {error}\n".encode())
     except OSError:
         pass  # it has ended
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

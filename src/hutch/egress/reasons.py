@@ -49,7 +49,7 @@ def _reason_of_yes(view: View, ruling: Ruling) -> str:
     else:
         by = []
     by += [f"a person has opened {words(permit.decision)}" for permit in ruling.permits]
-    return "; ".join(by) or "learn = true lets pass, and records, what no list opens"
+    return "; ".join(by) or "learn = true lets unlisted traffic pass, and records it"
 
 
 def asks_why(question: dns.message.Message) -> bool:

@@ -138,6 +138,6 @@ def allocate_uids(taken: Collection[int], count: int, first: int = 0) -> list[in
         raise HutchError(
             f"no range of user ids is left for {count - len(found)} of {count} new workspaces",
             details=f"A host has {names.UID_RANGES} of them, and one that was removed keeps its own.",
-            resolution="`hutch rm --purge` what is no longer needed",
+            resolution="`hutch rm --purge` unneeded workspaces",
         )
     return found

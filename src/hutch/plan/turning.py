@@ -58,7 +58,7 @@ def refuse_recreate(record: Record, so_not: str) -> None:
 
     if pending_of(record) == "recreate":
         raise HutchError(
-            f"{record.name}: its root must be made anew for what has changed since it was started{so_not}",
+            f"{record.name}: its root must be made anew for changes since its start{so_not}",
             resolution=f"`hutch stop {record.name}`, then `hutch up {record.name}`",
         )
 

@@ -16,7 +16,7 @@ def test_what_machines_boot_is_made_again(own_image: Callable[[str], Instance]) 
     (root,) = (instance.state / "images").glob("*/machine-*/root.erofs")
     root.unlink()
     (warning,) = instance.status("own")["warnings"]
-    assert warning.startswith("image: what machines boot of ")
+    assert warning.startswith("image: boot data of ")
     assert instance.hutch("plan", "--check", check=False).returncode == 3
     instance.hutch("up", timeout=300)
     assert (instance.status("own")["pid"], instance.status("own")["warnings"]) == (before, [])

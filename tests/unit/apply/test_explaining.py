@@ -31,7 +31,7 @@ def test_a_launch() -> None:
     assert list(texts) == [
         "unit hutch@web.service",
         "unit hutch-ws_web.slice",
-        "what the service runs: /var/lib/hutch/workspaces/web/unit/run",
+        "script of the service: /var/lib/hutch/workspaces/web/unit/run",
     ]
     assert f"{unit}\n" == render_service(LAUNCH, LAYOUT)
     assert f"{limits}\n" == render_slice(LAUNCH)
@@ -67,5 +67,5 @@ def test_names_without_secrets() -> None:
 
 def test_which_start_it_is_about(tmp_path: Path) -> None:
     assert describe(Layout(tmp_path / "state", tmp_path / "run"), record()).endswith(
-        "it does not run; what follows is its next start"
+        "it does not run; its next start follows"
     )

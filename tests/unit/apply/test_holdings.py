@@ -71,7 +71,7 @@ def test_one_where_only_a_first_build_failed_is_its_own(layout: Layout, left: st
 def test_of_hutchs_directory_only_what_is_hutchs_goes(layout: Layout) -> None:
     make(layout.state, *OWN, *OTHERS)
     assert has_state(layout)
-    assert delete_state(layout) == (f"{layout.state} stays: it holds what is not hutch's",)
+    assert delete_state(layout) == (f"{layout.state} stays: it holds foreign files",)
     assert files(layout.state) == {*OTHERS}
 
 

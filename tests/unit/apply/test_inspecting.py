@@ -184,7 +184,7 @@ def test_an_image_without_its_tree_is_none(layout: Layout) -> None:
     (layout.images / "image-1" / "image.json").write_text(json.dumps(content))
     assert unbuilt_images(layout, wanted) == dict.fromkeys(wanted, "image-1 is not in the cache")
     (layout.images / "image-1" / "root").mkdir()
-    assert unbuilt_images(layout, wanted) == {"lab": "what machines boot of image-1 is not in the cache"}
+    assert unbuilt_images(layout, wanted) == {"lab": "boot data of image-1 is not in the cache"}
     (layout.images / "image-1" / "image.json").write_text("{")
     assert unbuilt_images(layout, wanted).keys() == {"web", "lab"}
 

@@ -388,9 +388,7 @@ def test_a_server_that_does_not_answer_holds_up_nobody(scene: Scene) -> None:
     scene.effect = fail  # type: ignore[method-assign]
     with pytest.raises(Unmet, match="receive failed"):
         move.make()
-    assert ("warning", "what was copied by then is left there: discard there failed") in [
-        said[1:] for said in scene.heard
-    ]
+    assert ("warning", "the copied part is left there: discard there failed") in [said[1:] for said in scene.heard]
     assert (scene.runs_here, scene.record.moving, scene.server.is_accepted) == (True, None, False)
 
 
@@ -475,7 +473,7 @@ def test_a_home_that_another_mounts_stays(scene: Scene, below: str) -> None:
     move = at_home(scene, to_server=True)
     mounts = (Mount(f"{scene.home}{below}", "/mnt", readonly=True),)
     write_record(scene.layout, replace(move.before, name="api", wanted=workspace("api", mounts=mounts), booted=None))
-    with pytest.raises(HutchError, match=f"api mount what is in {scene.home}, which goes to a server"):
+    with pytest.raises(HutchError, match=f"api mount files of {scene.home}, which goes to a server"):
         move.make()
     assert (scene.effects, scene.runs_here) == ([], True)
 

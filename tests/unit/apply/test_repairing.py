@@ -115,7 +115,7 @@ def test_what_leaves_gives_back_and_deletes_no_note_of_what_stays(
     monkeypatch.setattr("hutch.host.identity.shells.remove", lambda layout: [])
     (note,) = leaving.take_away(layout)
     assert "/etc/x has been changed" in note
-    with pytest.raises(HutchError, match="the note of what `hutch doctor --fix` changed"):
+    with pytest.raises(HutchError, match="the note of changes by `hutch doctor --fix`"):
         leaving.delete_state(layout)
     stays.clear()
     assert leaving.take_away(layout) == ()

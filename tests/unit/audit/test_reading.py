@@ -85,7 +85,7 @@ def test_a_state_that_knows_no_end_is_damage_and_no_line_needs_none(
         layout.audit_head("web").unlink()
         if content is not None:
             layout.audit_head("web").write_text(content)
-        assert list(map(str, damages(layout, "web"))) == ["what hutch's state knew of its end is lost"]
+        assert list(map(str, damages(layout, "web"))) == ["hutch's own note of its end is lost"]
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert damages(layout, "web") == []  # who may not look
     monkeypatch.undo()

@@ -88,7 +88,7 @@ def test_only_some_of_many_are_told() -> None:
 def test_what_is_no_list_is_refused(line: str) -> None:
     header = Header("web", "sha1")
     header.take(f"{line}\npack\n".encode())
-    with pytest.raises(HutchError, match="no list of branches"):
+    with pytest.raises(HutchError, match="an invalid list of branches"):
         header.sent()
 
 

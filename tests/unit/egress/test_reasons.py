@@ -46,7 +46,7 @@ def test_what_is_over_is_refused_like_anything_else() -> None:
 
 def test_learning_says_so() -> None:
     view = View("web", "192.168.83.2", 7, Policy("none", learn=True), listed_by(Policy("none")))
-    assert reason("a.example", view) == "learn = true lets pass, and records, what no list opens"
+    assert reason("a.example", view) == "learn = true lets unlisted traffic pass, and records it"
 
 
 @pytest.mark.parametrize("payload", [512, 1232, 65535])

@@ -55,7 +55,7 @@ def test_what_starts_and_what_stops() -> None:
 
 def test_a_root_that_must_be_made_anew_is_no_business_of_a_start() -> None:
     pending = replace(record(), wanted=workspace(persist="all"))
-    with pytest.raises(HutchError, match=r"web: its root must be made anew for what has changed since it was started$"):
+    with pytest.raises(HutchError, match=r"web: its root must be made anew for changes since its start$"):
         turned("start", pending, state="stopped")
     with pytest.raises(HutchError, match="so it was not stopped"):
         turned("restart", pending, state="running")
