@@ -85,7 +85,7 @@ class Idle:
     __pydantic_config__ = STRICT
 
     after: Annotated[str, values.Duration()] = key("how long nobody must have used it", default=MISSING)
-    then: Literal["suspend", "stop"] = key("action then", default=MISSING)
+    then: Literal["suspend", "stop"] = key("action after that time", default=MISSING)
 
 
 @dataclass(frozen=True)

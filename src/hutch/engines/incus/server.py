@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 OLDEST = (6, 0)
 NEEDED = {
     "projects": "keeps workspaces apart from other instances",
-    "projects_restrictions": "says a project's restrictions",
+    "projects_restrictions": "tells the restrictions of a project",
     "project_usage": "says how much of a project's limits is used",
     "clustering": "has several members",
     "clustering_groups": "runs workspaces on a group of members",
