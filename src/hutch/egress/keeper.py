@@ -181,10 +181,14 @@ def keep(keeper: Keeper, channel: socket.socket, errors: Errors, proxy: int) -> 
     except OSError:
         pass  # it has ended
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    channel.close()  # which tells the proxy to end
+    with suppress(OSError):  # it has closed its end
+        channel.shutdown(socket.SHUT_RDWR)  # which tells the proxy to end
     if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
         signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
     _, status = os.waitpid(proxy, 0)
+    # What it sent to itself and never received, such as the port of the next proxy, the kernel looks for when a socket
+    # of the Unix domain closes.
+    channel.close()
     errors.relay()
     os._exit(code or (status != 0))
 

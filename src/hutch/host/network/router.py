@@ -34,7 +34,8 @@ FENCE = 83
 and nothing else: also without any filter, no packet of a workspace is routed to another."""
 NAMESPACE = """
 ip link set dev lo alias "$1" up
-sysctl -q -e -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 net.ipv4.ip_forward=1
+sysctl -q -e -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 net.ipv4.ip_forward=1 \
+  net.ipv4.conf.all.accept_source_route=0
 ip netns attach "$2" $$
 """
 
