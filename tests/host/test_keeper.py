@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import socket
 import subprocess
 import sys
 
@@ -11,6 +12,9 @@ import pytest
 
 from hutch.egress.keeper import LARGEST_LOG
 from hutch.seccomp.filters import OWN
+from tests.host.egress import eventually
+
+SECONDS = 60.0
 
 PROGRAM = """
 import os, signal, socket, sys
@@ -69,7 +73,7 @@ os.kill(os.getppid(), signal.SIGTERM)
 )
 def test_each_ends_with_the_other(proxy: str, code: int) -> None:
     command = [sys.executable, "-c", PROGRAM, proxy]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == code, done.stderr
     assert ("a forbidden request" in done.stderr) is any(word in proxy for word in ("_run", "60000"))
     assert "Traceback" not in done.stderr
@@ -77,11 +81,35 @@ def test_each_ends_with_the_other(proxy: str, code: int) -> None:
 
 def test_what_the_proxy_says_of_its_errors_is_kept_within_bounds() -> None:
     said = "for _ in range(40): os.write(2, b'x' * 4096)"
-    done = subprocess.run([sys.executable, "-c", PROGRAM, said], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, said], capture_output=True, text=True, timeout=SECONDS)
     assert (done.returncode, done.stderr) == (0, "x" * LARGEST_LOG)
-    crashed = subprocess.run([sys.executable, "-c", PROGRAM, "1 / 0"], capture_output=True, text=True, timeout=60)
+    crashed = subprocess.run([sys.executable, "-c", PROGRAM, "1 / 0"], capture_output=True, text=True, timeout=SECONDS)
     assert crashed.returncode == 1
     assert crashed.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+SENDS_AWAY = """
+import array
+mine, (near, far) = socket.create_server(("127.0.0.1", 0)), socket.socketpair()
+os.write(2, str(mine.getsockname()[1]).encode())
+socket.send_fds(near, [b"x"], [mine.fileno(), near.fileno(), far.fileno()])
+""".strip().replace("\n", "; ")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as next_one:
+        try:
+            next_one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def test_a_port_that_the_proxy_sent_to_itself_is_free_after_its_end() -> None:
+    """The kernel looks for such sockets when one of the Unix domain closes: the keeper has one, and closes it last."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, SENDS_AWAY], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    assert eventually(lambda: is_free(int(done.stderr)), patience=SECONDS)
 
 
 TRIES = """
@@ -122,7 +150,7 @@ def test_what_reads_questions_has_little_of_the_kernel() -> None:
     caps = (f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}", "--no-new-privs")
     program = TRIES.replace("UNSHARE", str(OWN[os.uname().machine]["unshare"]))
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *caps, sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     kinds = {"AF_NETLINK": "EAFNOSUPPORT", "AF_VSOCK": "EAFNOSUPPORT", "MPTCP": "EPROTONOSUPPORT", "reuse": "EPERM"}
     calls = dict.fromkeys(("bind", "exec", "unshare", "io_uring"), "ENOSYS")
     assert ast.literal_eval(done.stderr) == {"AF_INET": "done", "nodelay": "done", **kinds, **calls, "fork": "EAGAIN"}

@@ -8,10 +8,12 @@ both, is the proxy.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 from hutch.egress.front import sockets_at
@@ -20,6 +22,8 @@ from hutch.egress.nflog import Nflog
 from hutch.egress.proxy import EgressProxy, Means
 from hutch.egress.sets import Sets
 from hutch.egress.views import read_views
+
+PATIENCE = 1.0  # seconds that another process may have the sockets
 
 
 async def serve(views: Path, means: Means, channel: socket.socket) -> None:
@@ -44,12 +48,25 @@ def listening_at(control: Path) -> socket.socket:
     return listening
 
 
+def sockets_for(listen: tuple[str, int]) -> tuple[Nflog, tuple[socket.socket, socket.socket]]:
+    """The sockets that take a right which the proxy does not have. Those that an ended proxy sent to itself, and so
+    has left behind, the kernel frees a moment after its end. OSError where another process has them for longer."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return Nflog(), sockets_at(listen)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EBUSY) or time.monotonic() > end:
+                raise
+        time.sleep(0.02)
+
+
 def main() -> None:
     views, control, journal, inboxes = map(Path, sys.argv[1:5])
     os.umask(0o077)  # of the socket; a list of the directory's says who may read a journal
     told = read_views(views.read_text())
-    try:  # both take the right that the proxy does not have
-        log, listening = Nflog(), sockets_at(told.listen)
+    try:
+        log, listening = sockets_for(told.listen)
     except OSError as error:
         sys.exit(f"{error.strerror}; does another process hear it in this network namespace?")
     asked = listening_at(control)
