@@ -12,6 +12,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hutch.backends.cloud_hypervisor import launch
 from hutch.backends.launch import Hardware, Launch, Surroundings
@@ -19,12 +20,13 @@ from tests.support.service import Service, own_surroundings
 from tests.unit.facts import workspace
 
 
-def make_launch(directory: Path, program: str, host: Surroundings) -> Launch:
-    """A workspace `web` below `directory`."""
+def make_launch(directory: Path, program: str, host: Surroundings, **keys: Any) -> Launch:
+    """A workspace `web` of that hutch, whose machine boots from files in `directory`. Nothing serves its shares, and it
+    joins no network."""
     files = {name: directory / name for name in ("kernel", "initrd", "root")}
     key = host.layout.host_key("web")
-    key.parent.mkdir(parents=True)
-    host.layout.home("web").mkdir()
+    key.parent.mkdir(parents=True, exist_ok=True)
+    host.layout.home("web").mkdir(exist_ok=True)
     for path in (*files.values(), key):
         path.write_text(f"the {path.name}")
     hardware = Hardware(
@@ -40,7 +42,7 @@ def make_launch(directory: Path, program: str, host: Surroundings) -> Launch:
         cloud_hypervisor=program,
         slowness=1,
     )
-    declared = workspace(type="vm", disk=1 << 26, home=str(host.layout.home("web")))
+    declared = workspace(type="vm", disk=1 << 26, home=str(host.layout.home("web")), **keys)
     made = launch("web", declared, replace(host, hardware=hardware))
     return replace(made, helpers=(), connect=(), network_namespace="")
 

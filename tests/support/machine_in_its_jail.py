@@ -1,6 +1,6 @@
 """A program that plays cloud-hypervisor in the jail that it would run in: reports what it finds there, as JSON on its
-console, then boots a guest that is ready at once and ends when it is asked to. It stands alone, and runs with what
-every host has.
+console, then boots a guest that is ready at once and ends when it is asked to in both ways. It prints what its balloon
+is told before. It stands alone, and runs with what every host has.
 """
 
 import fcntl
@@ -64,10 +64,16 @@ def main() -> None:
         time.sleep(2)  # or it would not have been ready for long enough to be known as such
         os.write(3, b'{\n  "source": "vm",\n  "event": "rebooting"\n}\n\n')
         time.sleep(60)  # cloud-hypervisor would go on too
+    while True:
+        line, _ = api.accept()
+        head, _, body = line.recv(4096).partition(b"\r\n\r\n")
+        if head.startswith(b"PUT /api/v1/vm.power-button HTTP/1.1\r\n"):
+            break
+        assert head.startswith(b"PUT /api/v1/vm.resize HTTP/1.1\r\n")
+        print(body.decode(), flush=True)
+        line.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
     asked, _ = vm.accept()
     assert asked.recv(64) == f"CONNECT {OFF}\n".encode()
-    pressed, _ = api.accept()
-    assert pressed.recv(4096).startswith(b"PUT /api/v1/vm.power-button HTTP/1.1\r\n")
 
 
 if __name__ == "__main__":
