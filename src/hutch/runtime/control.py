@@ -237,7 +237,7 @@ def renew(layout: Layout, launch: Launch) -> dict[str, str]:
     """Bring a running workspace to a Launch that differs only in what needs no restart: see backends/launch. Returns
     key -> why it cannot be as the Launch says."""
     # Spares the start-up of `hutch start`.
-    from hutch.runtime.renewal import renew_mounts
+    from hutch.runtime.renewal import renew_mounts, tell_balloon
 
     name = launch.workspace
     before, now = read_launch(layout.launch(name)), observe(layout, name)
@@ -253,12 +253,14 @@ def renew(layout: Layout, launch: Launch) -> dict[str, str]:
     launch = replace(launch, limits=limits)
     provide(layout, manager, [launch])
     manager.limit(name, limits)
-    if launch.balloon is not None:
-        result = run(launch.balloon.argv, check=False)
-        complaints["memory"] = result.stderr.strip() if result.returncode else ""
-    if now.leader is not None:
-        shown, complaints["mounts"], complaints["disk"] = renew_mounts(before.hot_mounts, launch, now)
-        launch = replace(launch, hot_mounts=shown)
+    try:
+        if launch.balloon is not None and now.pid is not None:
+            complaints["memory"] = tell_balloon(launch.balloon, now.pid)
+        if now.leader is not None:
+            shown, complaints["mounts"], complaints["disk"] = renew_mounts(before.hot_mounts, launch, now)
+            launch = replace(launch, hot_mounts=shown)
+    except FileNotFoundError:
+        raise ended(name) from None
     if not has_processes(observe(layout, name).state):
         raise ended(name)
     write_atomic(layout.launch(name), encode_launch(launch), mode=0o600, is_lasting=False)

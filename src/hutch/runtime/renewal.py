@@ -1,5 +1,5 @@
-"""Changes the hot mounts of a running container, and the size of its root: by a program of its own, `main`, in the
-mount namespace of its service, where `renew_mounts` starts it.
+"""Changes what a running workspace has, in the mount namespace of its service: a machine's memory by its balloon, and
+the hot mounts of a container, and the size of its root, by a program of its own, `main`, that `renew_mounts` starts.
 
 It reads JSON: the hot mounts that are `shown` and `wanted`, the step that may `resize` the root, and the `leader`, the
 guest's PID 1, with the time when that was `started`. It writes JSON: the places that are `shown` now, and the problems.
@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from hutch.backends.launch import HotMount, Step, rebuild
 from hutch.errors import HutchError
+from hutch.files import kept_open
 from hutch.host.services.process import start_time
-from hutch.run import PIPE, TimeoutExpired, start
+from hutch.run import PIPE, TimeoutExpired, run, start
 from hutch.runtime.hot_mounts import HotMounts
 from hutch.runtime.steps import StepFailed, do
 from hutch.spec.programs import own_program
@@ -38,25 +40,36 @@ def renew_mounts(shown: Sequence[HotMount], launch: Launch, now: Observation) ->
     wanted = {"shown": [asdict(mount) for mount in shown], "wanted": [asdict(mount) for mount in launch.hot_mounts]}
     resize = asdict(launch.resize) if launch.resize else None
     change = {**wanted, "resize": resize, "leader": now.leader[0], "started": now.leader[1]}
-    # To the mounts of the very process that was meant.
-    mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with in_mounts_of(pid) as nsenter:
         program = own_program("hutch.runtime.renewal", sys.executable)
-        command = ("nsenter", f"--mount=/proc/self/fd/{mounts}", "--", *program)
-        process = start(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, pass_fds=(mounts,))
-    finally:
-        os.close(mounts)
-    try:
-        said, error = process.communicate(json.dumps(change).encode(), timeout=RENEWAL_SECONDS)
-    except TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise HutchError(f"{name}: its mounts cannot be changed: the guest is in the way") from None
+        process = start((*nsenter, *program), stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        try:
+            said, error = process.communicate(json.dumps(change).encode(), timeout=RENEWAL_SECONDS)
+        except TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise HutchError(f"{name}: its mounts cannot be changed: the guest is in the way") from None
     if process.returncode:
         raise HutchError(f"{name}: its mounts cannot be changed", details=error.decode("utf-8", "replace"))
     found = json.loads(said)
     known = {mount.place: mount for mount in (*shown, *launch.hot_mounts)}
     return tuple(known[place] for place in found["shown"]), found["mounts"], found["disk"]
+
+
+def tell_balloon(step: Step, pid: int) -> str:
+    """Run the step for a machine whose service has this main process: its sockets may be in mounts of the service's
+    own. Returns the problem, "" for none."""
+    with in_mounts_of(pid) as nsenter:
+        result = run([*nsenter, *step.argv], check=False)
+    return result.stderr.strip() if result.returncode else ""
+
+
+@contextmanager
+def in_mounts_of(pid: int) -> Iterator[tuple[str, ...]]:
+    """The beginning of a command line, whose command runs among the mounts of a service's main process, of the very
+    one that has this pid now."""
+    with kept_open(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as mounts:
+        yield ("nsenter", f"--mount=/proc/{os.getpid()}/fd/{mounts}", "--")
 
 
 def main() -> None:
