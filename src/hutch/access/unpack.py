@@ -241,7 +241,7 @@ class Unpacker:
         source = (self.ITEM, *self._parts_of(member.linkname))
         with self._explained(where), kept_open(os.dup(self._directory(source[:-1]))) as there:
             if not self._is_linkable(os.stat(source[-1], dir_fd=there, follow_symlinks=False).st_mode):
-                raise self._refuse("a hard link to no file")
+                raise self._refuse("a hard link whose target is no file")
             here = self._directory(where[:-1])
             os.link(source[-1], where[-1], src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
         self.files += 1

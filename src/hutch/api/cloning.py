@@ -67,7 +67,7 @@ def read_result(method: str, value: Any) -> Clone | Fetched | str:
         branches = tuple(FetchedBranch(*(str(each[key]) for key in keys)) for each in value["branches"])
         return Fetched(branches, tuple(map(str, value["gone"])), tuple(map(str, value["left_out"])))
     except (LookupError, TypeError) as error:
-        raise HutchError(f"a process of the owner's gives no result of {method}") from error
+        raise HutchError(f"a process of the owner's gives no valid result of {method}") from error
 
 
 def clone(workspace: Workspace, source: str, *, committed: bool) -> Clone:
@@ -129,7 +129,7 @@ def fetch(workspace: Workspace, branch: str, *, prune: bool, limit: int) -> Fetc
         if clash := clashing({*before, *found} - (gone if prune else set())):
             raise HutchError(
                 f"{name}: there was a branch {clash}, and now there is one below it",
-                resolution=f"`hutch fetch --prune {name}` removes from the repository branches gone inside",
+                resolution=f"`hutch fetch --prune {name}` removes branches here that are gone inside",
             )
         check_commits(name, place, found.values(), tracked.known_commits(repository))
         keep(repository, place)

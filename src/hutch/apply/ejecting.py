@@ -105,7 +105,7 @@ def _check_place(layout: Layout, record: Record, target: Ejected) -> None:
         raise HutchError(
             f"{record.name} cannot be ejected: its new names are taken already",
             details="\n".join(taken),
-            resolution="remove it first (its script `remove`), or give another directory with --to",
+            resolution="remove the earlier one first (its script `remove`), or give another directory with --to",
         )
     wrong = shares.check_directory(str(target.state.parent), may_be_absent=True)
     if wrong:

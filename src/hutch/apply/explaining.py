@@ -91,7 +91,7 @@ def explain_elsewhere(layout: Layout, record: Record) -> Iterable[Section]:
 
 def explain_limits() -> Iterable[Section]:
     """The section on what hutch promises and an Incus server does not keep."""
-    yield Section("limits of a server", "\n".join(f"- {text}" for text in LIMITS))
+    yield Section("differences on a server", "\n".join(f"- {text}" for text in LIMITS))
 
 
 def known_accelerator(layout: Layout, record: Record) -> Accelerator | None:
@@ -107,11 +107,11 @@ def describe(layout: Layout, record: Record) -> str:
     if seen.state == "unreachable":
         how = f"nobody knows whether it runs: {seen.reason}"
     elif not holds_identity(state_of(record, seen)):
-        how = "it does not run; its next start follows"
+        how = "it does not run; its next start is shown below"
     elif record == record.with_booted():
         how = "it runs, started as shown below"
     else:
-        how = "it runs, and was started from other settings; its next start follows"
+        how = "it runs, and was started from other settings; its next start is shown below"
     return f"{identify(record)}\n{how}"
 
 

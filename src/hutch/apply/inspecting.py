@@ -145,7 +145,7 @@ def lost_keys(layout: Layout, serving: Collection[str]) -> dict[str, str]:
     """Host keys that are damaged or gone, and that somebody knows already: `up` does not make others in their place."""
     published = ssh.published_names(layout)
     return {
-        name: f"host key: {layout.host_key(name)} is damaged or gone; only a backup brings back the known key"
+        name: f"host key: {layout.host_key(name)} is damaged or gone; only a backup brings back the key clients know"
         for name in serving
         if names.hostname(name) in published and not ssh.public_of(ssh.read_private(layout.host_key(name)))
     }

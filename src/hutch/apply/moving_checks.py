@@ -27,7 +27,7 @@ def check_unmounted(layout: Layout, record: Record) -> None:
     )
     if users:
         raise HutchError(
-            f"{', '.join(users)} mount files of {home}, which goes to a server",
+            f"{', '.join(users)} mount {home}, or a part of it, which goes to a server",
             resolution=f"take these mounts out of {', '.join(users)}, and start them anew",
         )
 

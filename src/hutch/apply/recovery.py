@@ -88,7 +88,7 @@ def recover_points(layout: Layout, action: str, names: Iterable[str], listen: Li
             for text in points.recover(record, known):
                 listen(name, "warning", f"an earlier `hutch {action}` was cut short: {text}")
         except HutchError as error:
-            listen(name, "warning", f"the rest of an earlier `hutch {action}` cannot be undone yet: {error.brief}")
+            listen(name, "warning", f"leftovers of an earlier `hutch {action}` cannot be removed yet: {error.brief}")
     collect_leftovers(layout, present(records))
     layout.journal.unlink(missing_ok=True)
 

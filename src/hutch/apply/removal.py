@@ -66,7 +66,7 @@ def _disarm(layout: Layout, path: str, guest: shares.Guest) -> list[str]:
         shares.disarm(path, guest)
     except HutchError as error:
         if not shares.hold(layout, path, error.brief):
-            return [f"setuid files of the guest in {path} stay so, and nothing guards them: {error.brief}"]
+            return [f"any setuid files of the guest in {path} stay setuid, and nothing guards them: {error.brief}"]
     return []
 
 

@@ -158,7 +158,8 @@ def start(
     def make(name: str) -> Launch:
         if lacks_shell(layout, records[name]):
             shell = records[name].wanted.shell
-            listen(name, "warning", f"its image has no {shell}, so nobody can log in; add its package to `packages`")
+            hint = f"add the package of {shell} to `packages`"
+            listen(name, "warning", f"its image has no {shell}, so nobody can log in; {hint}")
         launch = make_launch(layout, records[name], network, accelerator)
         records[name] = records[name].with_booted()
         write_record(layout, records[name])

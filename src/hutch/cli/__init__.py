@@ -56,7 +56,7 @@ COMMANDS = {
     "prove": ("prove", "prove", "Try hutch's promises on this host; exits 1 when one is broken."),
     "doctor": ("doctor", "doctor", "Check this host's abilities, and its gaps in enforcement."),
     "image": ("image", "image", "The image cache."),
-    "kits": ("kits", "kits", "List the kits that workspaces can use, with contents."),
+    "kits": ("kits", "kits", "List the kits that workspaces can use, with their contents."),
     "aliases": ("shells", "aliases", "Print or install shell aliases: workspace_NAME and others."),
     "schema": ("declare", "schema", "Print the JSON Schema of hutch.toml."),
     "completion": ("shells", "completion", "Print a completion script for bash, zsh or fish."),

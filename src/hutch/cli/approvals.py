@@ -21,7 +21,7 @@ LONGEST = 60
 
 @click.command()
 @click.argument("name", required=False, shell_complete=existing_names)
-@click.option("--all", "shows_all", is_flag=True, help="Also denied names, and however many there are.")
+@click.option("--all", "shows_all", is_flag=True, help="All names, also denied ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @global_options
 def approvals(options: Options, name: str | None, shows_all: bool, as_json: bool) -> None:

@@ -15,7 +15,7 @@ SAID = {"file": "hutch.toml", "user": "your own", "host": "the host's", "hutch":
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with all that they bring.")
 @global_options
 def kits(options: Options, as_json: bool) -> int:
-    """List the kits that a workspace of the file can use, with contents. Exits 1 when one is wrong."""
+    """List the kits that a workspace of the file can use, with their contents. Exits 1 when one is wrong."""
     found = list_kits(Layout.from_environment(), options.path)
     if as_json:
         print_json([kit.to_json() for kit in found])

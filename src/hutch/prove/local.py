@@ -132,7 +132,7 @@ def container_probes(ground: Ground) -> Iterator[Probe]:
         ("capabilities", "no capability of its root opens the host's kernel", "grep CapBnd /proc/LEADER/status"),
         ("seccomp", "its system calls are filtered", "grep Seccomp /proc/LEADER/status"),
         ("namespaces", "it shares no namespace with the host", "ls -l /proc/LEADER/ns"),
-        ("mounts", "of the host's file systems it has those that its file names", "cat /proc/LEADER/mountinfo"),
+        ("mounts", "it has no file system of the host beyond those in its hutch.toml", "cat /proc/LEADER/mountinfo"),
     ):
         yield Probe(2, name, says, command, needs="processes")
 

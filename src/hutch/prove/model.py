@@ -13,7 +13,7 @@ PROMISES = {
     2: "a container's root is nobody on the host",
     3: "the public Internet, and nothing else",
     4: "no filter, no traffic",
-    5: "the list of its file, and nothing else",
+    5: "the egress list of its file, and nothing else",
     6: "files",
     7: "keys",
     11: "limits",

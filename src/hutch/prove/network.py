@@ -113,7 +113,7 @@ def leads_out(ground: Ground) -> Iterator[Probe]:
         yield from named(ground)
     if ground.outside and stopped_by(ground, ground.outside.ip) is None:
         ip, beyond = ground.outside.ip, str(ground.outside.port)
-        says = "machines beyond the host are reached, and see its address only"
+        says = "machines beyond the host are reached, and see the host's address only"
         yield Probe(3, "translated", says, f"nc -zw1 {ip} {beyond}", ("tcp", ip, beyond), "open", needs="host")
 
 

@@ -198,7 +198,7 @@ class WorkspaceSpec:
     )
     gpu: bool = key("pass the host's GPU render nodes through (not supported yet)", only="container", default=False)
     nesting: bool = key("allow user namespaces inside", only="container", default=False)
-    learn: bool = key("let traffic outside of an egress list pass, and record it", weight="live", default=False)
+    learn: bool = key("let Internet traffic that `egress` refuses pass, and record it", weight="live", default=False)
     idle: Idle | None = key("action when nobody uses it (not supported yet)", weight="live")
 
     @property

@@ -170,7 +170,7 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", **keys: in
         ([entry("x", gid=2**21)], "a file of somebody whom no guest knows"),
         ([entry("l", tarfile.SYMTYPE, "/etc"), entry("l/x")], "cannot be written"),
         ([entry("x", tarfile.LNKTYPE, "../x")], "a name that leads elsewhere"),
-        ([entry("d", tarfile.DIRTYPE), entry("x", tarfile.LNKTYPE, "d")], "a hard link to no file"),
+        ([entry("d", tarfile.DIRTYPE), entry("x", tarfile.LNKTYPE, "d")], "a hard link whose target is no file"),
         ([entry("l", tarfile.SYMTYPE, "/etc"), entry("x", tarfile.LNKTYPE, "l/passwd")], "cannot be written"),
         ([entry("x"), entry("x")], "cannot be written"),
         ([entry("x", size=1 << 60)], "more than"),

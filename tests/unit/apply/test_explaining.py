@@ -67,5 +67,5 @@ def test_names_without_secrets() -> None:
 
 def test_which_start_it_is_about(tmp_path: Path) -> None:
     assert describe(Layout(tmp_path / "state", tmp_path / "run"), record()).endswith(
-        "it does not run; its next start follows"
+        "it does not run; its next start is shown below"
     )

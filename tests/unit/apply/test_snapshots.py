@@ -160,7 +160,7 @@ def test_a_server_that_is_away_holds_up_nobody(host: Host) -> None:
     host.heard.clear()
     host.recover()
     ((name, event, text),) = host.heard
-    assert (name, event) == ("web", "warning") and "cannot be undone yet: no answer" in text
+    assert (name, event) == ("web", "warning") and "cannot be removed yet: no answer" in text
 
 
 # Forks.

@@ -85,7 +85,7 @@ def refusal(answer: Mapping[str, Any], what: str, place: Place) -> NoAnswer | Re
             details=f"asked: {what}",
             resolution="a member that has just come is reached by the others within half a minute: try again then",
         )
-    trust = f"`incus config trust list {place.remote}:`, as an admin of the server, lists clients and their projects"
+    trust = f"`incus config trust list {place.remote}: -c nfrp`, as its admin, lists clients and their projects"
     return Refused(
         f"the remote {place.remote} refuses: {text}",
         code=code,

@@ -38,7 +38,6 @@ sysctl -q -e -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_i
   net.ipv4.conf.all.accept_source_route=0
 ip netns attach "$2" $$
 """
-
 ASKED_AGAIN = 300  # milliseconds between the three questions for a workspace's MAC; by default a second
 Links = Mapping[str, dict[str, Any]]
 Part = Literal["router", "router rules", "host rules", "uplink", "bridge", "way out", "fence", "way in"]
