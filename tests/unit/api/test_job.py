@@ -199,7 +199,7 @@ def test_what_somebody_elses_process_says_comes_as_plain_values() -> None:
         "r",
     )
     for method, odd in (("clone", {}), ("fetch", {"branches": 1}), ("fetch", None)):
-        with pytest.raises(hutch.HutchError, match="gives no result of"):
+        with pytest.raises(hutch.HutchError, match="gives no valid result of"):
             read_result(method, odd)
 
 
