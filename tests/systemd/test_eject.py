@@ -19,7 +19,7 @@ from hutch.host.services.units import directory
 from hutch.spec.ejected import Ejected
 from hutch.spec.names import Layout
 from tests.host.instance import PROBE, Instance, Target
-from tests.support.world import PUBLIC, World
+from tests.support.world import FAR, FAR_PORTS, PUBLIC, RESOLVERS, ZONE_RESOLVER, World
 from tests.systemd.conftest import PATIENCE, call, open_instance
 from tests.systemd.test_coexistence import BLOCKED, REACHED
 
@@ -52,9 +52,13 @@ def address(instance: Instance, name: str) -> str:
 
 
 def answers(instance: Instance, *more: Target) -> list[str]:
-    """The names of the targets that answer, of those that may and those that must not; asked for without hutch."""
+    """The names of the targets that answer, of those that may and those that must not."""
     internet = [Target("internet", PUBLIC, 80), Target("internet-udp", PUBLIC, 7000, "udp")]
-    targets = [*internet, Target("gateway-dns", instance.gateway, 53, "udp"), *BLOCKED, *more]
+    return answering(instance, *internet, Target("gateway-dns", instance.gateway, 53, "udp"), *BLOCKED, *more)
+
+
+def answering(instance: Instance, *targets: Target) -> list[str]:
+    """The names of those that answer, asked for without hutch."""
     wanted = json.dumps([target.as_json() for target in targets])
     program = ("doas", "python3", "-c", PROBE.read_text(), wanted, str(PATIENCE))
     found = json.loads(instance.ssh("web", shlex.join(program)).stdout)
@@ -249,6 +253,40 @@ def test_a_machine_is_a_unit_of_its_own(world: World) -> None:
         subprocess.run(["rm", "-r", layout.state], check=True)
         assert nothing_of_it(instance)
         instance.hutch("rm", "--purge", "web", timeout=SECONDS)
+
+
+def test_its_egress_proxy_goes_along(world: World) -> None:
+    """With its list, what people allowed, and its records."""
+    world.zone.put("*.example", a=[FAR[0]])
+    world.use_resolver(ZONE_RESOLVER)
+    try:
+        with open_instance(world) as instance:
+            instance.declare("container", web='egress = ["listed.example"]')
+            instance.hutch("up", timeout=SECONDS)
+            instance.hutch("allow", "web", "allowed.example")
+            instance.hutch("eject", "web", timeout=SECONDS)
+            layout = ejected(instance)
+            with without_hutch(instance.directory / "empty"):
+                assert reached(instance) == ["listed.example", "allowed.example"]
+                call("systemctl", "stop", NETWORK)
+                call("systemctl", "start", UNIT)
+                assert reached(instance) == ["listed.example", "allowed.example"]
+                records = (layout.egress_records("web") / "records.jsonl").read_text()
+                assert "other.example" in records
+            instance.remove_all()
+            call(str(layout.removal))
+            assert {path.name for path in layout.state.iterdir()} == {"workspace"}
+            subprocess.run(["rm", "-r", layout.state], check=True)
+            assert nothing_of_it(instance)
+            instance.hutch("rm", "--purge", "web", timeout=SECONDS)
+    finally:
+        world.use_resolver(RESOLVERS[0])
+
+
+def reached(instance: Instance) -> list[str]:
+    """Those of three names that are reached: one is listed, one allowed, one neither."""
+    names = ("listed.example", "allowed.example", "other.example")
+    return answering(instance, *(Target(name, name, FAR_PORTS[0]) for name in names))
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ clear() { # Whatever is there. The host's barrier goes last, when there is nothi
   printf 'table inet %s {}\ndelete table inet %s\n' "$namespace" "$namespace" | nft -f -
   writable unguard
   unforward
-  rm -rf "$run/guarded" "$run/services"
+  rm -rf "$run/guarded" "$run/services" "$run/egress"
 }
 
 start() {
@@ -84,6 +84,7 @@ start() {
   trap 'code=$?; trap - EXIT; [ "$code" = 0 ] || clear; exit "$code"' EXIT
   mkdir -p "$run/services"
   writable guard
+  watched
   make_namespace
   load router.nft 'bridge inet' inside
   for address in $(addresses); do

@@ -15,7 +15,7 @@ from pathlib import Path
 from hutch.backends import is_machine
 from hutch.backends.launch import Launch
 from hutch.frozen import dataclass
-from hutch.host.network import firewall, router, ruleset
+from hutch.host.network import egress_proxy, firewall, router, ruleset
 from hutch.host.network.firewall import Endpoint
 from hutch.host.network.watch import FILTER, LIST, render_filter
 from hutch.host.services import unit_texts
@@ -30,6 +30,7 @@ from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.programs import own_program
 from hutch.spec.record import writable_paths
 
+VIEWS = "views.json"
 NETWORK_LIBRARY = Path(__file__).with_name("ejected_network.sh")
 REMOVAL_LIBRARY = Path(__file__).with_name("ejected_remove.sh")
 README = Path(__file__).with_name("ejected_readme.txt")
@@ -49,11 +50,20 @@ PACKAGES = tuple(
     f"{package}__init__.py"
     for package in (
         *("", "backends/", "host/", "host/hardware/", "host/services/", "host/storage/"),
-        *("runtime/", "seccomp/", "trees/"),
+        *("egress/", "runtime/", "seccomp/", "spec/", "trees/"),
     )
 )
+EGRESS_PROGRAMS = (
+    *(f"egress/{name}.py" for name in ("__main__", "answers", "front", "journal", "keeper", "known", "nflog", "proxy")),
+    *(f"egress/{name}.py" for name in ("reasons", "record", "sets", "telling", "upstream", "views")),
+    *(f"spec/{name}.py" for name in ("decisions", "entries", "field_types", "model", "names", "policy", "ranges")),
+    *("spec/record.py", "spec/values.py", "errors.py", "frozen.py", "inboxes.py"),
+)
+"""Those of the egress proxy, for a workspace whose traffic is watched. It needs dnspython too, see DNSPYTHON."""
+DNSPYTHON = "dns"
+"""The name of its package, beside hutch's."""
 PARTS = (
-    *("image", "keys", "network", "programs", "units", "known_hosts", "hosts", "README", "remove"),
+    *("image", "keys", "network", "programs", "units", "known_hosts", "hosts", "README", "remove", "egress", "log"),
     *(f"workspace/{part}" for part in ("root", "ssh", "unit", "disk", "disk.new")),
 )
 """The parts that the script `remove` deletes: everything but the home."""
@@ -74,7 +84,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Ejection:
-    """A workspace to be ejected: its layout, its Launch there, its settings and network, and the services for it."""
+    """A workspace to be ejected: its layout, its Launch there, its settings and network, and the services for it. One
+    whose traffic is watched has views, by which the egress proxy goes."""
 
     layout: Ejected
     launch: Launch
@@ -83,6 +94,7 @@ class Ejection:
     network: Network
     uid_base: int
     services: tuple[Service, ...]
+    views: str = ""
 
 
 def render_units(subject: Ejection) -> dict[str, str]:
@@ -127,6 +139,7 @@ def render_files(subject: Ejection) -> dict[Path, Text]:
         layout.network / "router.nft": Text(ruleset.render_tables(tables)),
         layout.network / "host.nft": Text(ruleset.render_tables(outer)),
         layout.network / FILTER: Text(render_filter(tables)),
+        **({layout.network / VIEWS: Text(subject.views)} if subject.views else {}),
         layout.uplink_file: Text(f"{subject.network.uplink}\n"),
         layout.removal: Text(render_removal(subject), runs=True),
         layout.readme: Text(render_readme(subject)),
@@ -163,11 +176,26 @@ def render_network(subject: Ejection) -> str:
         _fed("make_bridge", (in_router, router.render_bridge(network)), (in_router, router.render_fence(network))),
         function("make_way_in", [way_in]),
         function("settings", kernel),
+        function("watched", _for_egress_proxy(layout) if subject.views else ()),
         function("unbind", [_program(layout, "hutch.host.storage.unbind", '"$1"')]),
         function("writable", [f'"$1" {shlex.quote(path)}' for path in writable_paths(subject.workspace)]),
     )
     about = f"The network of the workspace {layout.name}: `start` makes it, `stop` takes it away."
     return _script(about, settings, functions) + NETWORK_LIBRARY.read_text(encoding="utf-8")
+
+
+def _for_egress_proxy(layout: Ejected) -> list[str]:
+    """Lines that make what the egress proxy finds at its start, as hutch does: its views, the directory of its socket,
+    and those of its records. Nobody makes a record of what it has to tell, beside its own."""
+    views, uid = egress_proxy.views_file(layout), str(layout.egress_uid)
+    own = [str(layout.egress_control), str(layout.egress_records(layout.name))]
+    commands = (
+        ("install", "-d", str(layout.egress), str(egress_proxy.inboxes(layout))),
+        ("install", "-d", "-m", "700", "-o", uid, *own),
+        ("install", "-d", "-m", "750", "-g", uid, str(views.parent)),
+        ("install", "-m", "644", str(layout.network / VIEWS), str(views)),
+    )
+    return [shlex.join(command) for command in commands]
 
 
 def _program(layout: Ejected, module: str, arguments: str) -> str:
@@ -237,8 +265,19 @@ def render_readme(subject: Ejection) -> str:
         image=image,
         hostname=names.hostname(layout.name),
         last=subject.uid_base + names.UID_COUNT - 1,
+        reach=_reach_of(subject),
         published="".join(f"Published, as host:guest: {item}\n" for item in workspace.publish),
         python=PYTHON,
+    )
+
+
+def _reach_of(subject: Ejection) -> str:
+    """Words of the README about what it may reach, and how that is changed."""
+    if not subject.views:
+        return f'what egress = "{subject.workspace.egress}" says. To change it, change\nnetwork/router.nft'
+    return (
+        f"what egress said. The egress proxy, in programs/,\nis told by network/{VIEWS}, and writes down in "
+        f"egress/{subject.layout.name} what was asked for. To change it, change\nthat file and network/router.nft"
     )
 
 

@@ -15,11 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hutch.apply import reconcile
-from hutch.apply.ejected_texts import PACKAGES, PROGRAMS, PYTHON, Ejection, render_files, render_units
+from hutch.apply.ejected_texts import (
+    DNSPYTHON,
+    EGRESS_PROGRAMS,
+    PACKAGES,
+    PROGRAMS,
+    PYTHON,
+    Ejection,
+    render_files,
+    render_units,
+)
 from hutch.apply.hardware import machine_of
 from hutch.apply.launching import surroundings_of
 from hutch.apply.machines import check_accelerator
-from hutch.apply.serving import endpoints_of, in_force, own_keys
+from hutch.apply.serving import endpoints_of, in_force, own_keys, views_of
 from hutch.apply.starting import start
 from hutch.backends import is_machine, launch_of
 from hutch.errors import HutchError, Unmet
@@ -28,6 +37,7 @@ from hutch.host.identity import hosts_file, ssh
 from hutch.host.identity.holders import public_key_files
 from hutch.host.network import router
 from hutch.host.network.dns import own_names, service_user, wanted_resolvers
+from hutch.host.network.egress_proxy import Programs, find_dnspython, wanted_egress_proxy
 from hutch.host.network.namespace import has_namespace
 from hutch.host.network.watch import wanted_watch
 from hutch.host.services import units
@@ -62,12 +72,13 @@ NEEDED = (
     *("runtime.hear", "host.services.listen", "host.hardware.tap", "host.hardware.context_id", "host.storage.disk"),
     "backends.cloud_hypervisor_calls",
 )
-TRY = f"import sys; sys.path.insert(0, sys.argv[1]); import {', '.join(f'hutch.{name}' for name in NEEDED)}"
+NEEDED_BY_EGRESS = ("egress.front", "egress.keeper", "egress.nflog", "egress.proxy", "egress.sets", "egress.views")
+TRY = "import sys; sys.path.insert(0, sys.argv[1])"
 
 
 def check(layout: Layout, record: Record, target: Ejected) -> None:
     """Refuse, before anything is touched, a workspace that cannot be ejected."""
-    name, policy = record.name, policy_of(record.wanted)
+    name = record.name
     for is_so, why, resolution in (
         (not is_local(record.wanted), "an Incus server runs it, not this host", "`incus` itself goes on with it there"),
         (
@@ -79,11 +90,6 @@ def check(layout: Layout, record: Record, target: Ejected) -> None:
             units.directory() != units.LASTING,
             f"units cannot be written to {units.LASTING} on this host",
             f"`sudo hutch explain {name}` prints them, for this host's own configuration",
-        ),
-        (
-            policy.kind == "list" or policy.learn,
-            "its egress is a list, which is the business of hutch's egress proxy",
-            'with egress = "internet", "all" or "none" it can: change hutch.toml, then `hutch up`',
         ),
         (not os.access(PYTHON, os.X_OK), f"there is no {PYTHON}, which it would need", "install it"),
     ):
@@ -219,6 +225,11 @@ def make_subject(
         package=str(target.programs),
     )
     (_, endpoint) = endpoints_of({record.name: replace(record, wanted=wanted)}, own)
+    views = views_of(target, own, (endpoint,))
+    services = [*wanted_resolvers(target, own, service_user(), own_names()), wanted_watch(target, own)]
+    if views:
+        dnspython = target.programs.with_name(DNSPYTHON)
+        services.append(wanted_egress_proxy(target, Programs(PYTHON, target.programs, dnspython, "ejected")))
     return Ejection(
         target,
         launch_of(record.name, wanted, surroundings),
@@ -226,7 +237,8 @@ def make_subject(
         endpoint,
         own,
         record.uid_base,
-        (*wanted_resolvers(target, own, service_user(), own_names()), wanted_watch(target, own)),
+        tuple(services),
+        views,
     )
 
 
@@ -267,11 +279,23 @@ def _copy(layout: Layout, record: Record, target: Ejected) -> None:
     held = {path.parent for path in public_key_files(layout, record.wanted)}
     for directory in sorted(held):
         run([*archive, str(directory), str(target.keys / directory.name)])
-    for program in (*PROGRAMS, *PACKAGES):
+    _copy_programs(target, is_watched=policy_of(record.wanted).is_watched)
+
+
+def _copy_programs(target: Ejected, *, is_watched: bool) -> None:
+    """Copy what its scripts and services run of hutch's, and try it with the host's Python."""
+    programs = (*PROGRAMS, *(EGRESS_PROGRAMS if is_watched else ()))
+    modules = (*NEEDED, *(NEEDED_BY_EGRESS if is_watched else ()))
+    if is_watched:
+        there = target.programs.with_name(DNSPYTHON)
+        make_directory(there.parent)
+        run(["cp", "--recursive", "--", str(find_dnspython()), str(there)])
+    for program in (*programs, *PACKAGES):
         make_directory((target.programs / program).parent)
-    for program in PROGRAMS:
+    for program in programs:
         shutil.copyfile(PACKAGE / program, target.programs / program)
-    run([PYTHON, "-I", "-S", "-c", TRY, str(target.programs.parent)])
+    tried = ", ".join(f"hutch.{name}" for name in modules)
+    run([PYTHON, "-I", "-S", "-c", f"{TRY}; import {tried}", str(target.programs.parent)])
 
 
 def _copy_image(tree: Path, copy: Path) -> None:

@@ -122,7 +122,7 @@ def renew_views(layout: Layout, views: str) -> None:
     # Spares the start-up of `hutch start` where nobody is watched.
     from hutch.host.network import egress_proxy
 
-    service = egress_proxy.wanted_egress_proxy(layout)
+    service = egress_proxy.wanted_egress_proxy(layout, egress_proxy.own_programs())
     if observe_service(service) is not None:
         ensure_views(layout, views)
         if not egress_proxy.renew_egress_proxy(layout, views):
@@ -153,7 +153,7 @@ def ensure_services(layout: Layout, network: Network, views: str) -> None:
         from hutch.host.network import egress_proxy
 
         if not views:
-            stop_service(layout, egress_proxy.wanted_egress_proxy(layout).pid_file)
+            stop_service(layout, str(egress_proxy.pid_file(layout)))
             egress_proxy.forget_views(layout)
         else:
             ensure_views(layout, views)

@@ -77,9 +77,9 @@ def wanted_services(layout: Layout, network: Network, *, is_watched: bool) -> tu
     if not is_watched:
         return common
     # Spares the start-up of `hutch start` where nobody is watched.
-    from hutch.host.network.egress_proxy import wanted_egress_proxy
+    from hutch.host.network.egress_proxy import own_programs, wanted_egress_proxy
 
-    return (*common, wanted_egress_proxy(layout))
+    return (*common, wanted_egress_proxy(layout, own_programs()))
 
 
 def missing_services(layout: Layout, network: Network, endpoints: Iterable[Endpoint]) -> list[str]:

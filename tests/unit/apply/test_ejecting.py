@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hutch.apply.ejected_texts import (
+    DNSPYTHON,
+    EGRESS_PROGRAMS,
     NETWORK_LIBRARY,
     PACKAGES,
     PARTS,
@@ -28,6 +30,7 @@ from hutch.backends.machine import dialect
 from hutch.backends.nspawn import DIALECT, NEST
 from hutch.errors import HutchError, UsageError
 from hutch.host.network.dns import wanted_resolvers
+from hutch.host.network.egress_proxy import Programs, render_views, wanted_egress_proxy
 from hutch.host.network.firewall import Endpoint
 from hutch.host.network.watch import wanted_watch
 from hutch.host.services import units
@@ -39,6 +42,7 @@ from hutch.spec.ejected import Ejected, Note, parse_note
 from hutch.spec.entries import Publish
 from hutch.spec.model import Config, WorkspaceSpec
 from hutch.spec.names import IFNAMSIZ, PACKAGE, Layout
+from hutch.spec.policy import policy_of
 from hutch.spec.record import Record
 from hutch.state import read_record, write_record
 from tests.unit.facts import HARDWARE, LAYOUT, NETWORK, check_golden_case, everything, surroundings, workspace
@@ -49,6 +53,7 @@ CASES = {
     "everything": ("my-project", everything(vcpus=2, publish=(Publish("127.0.0.1", 8080, 80, "tcp"),))),
     "nesting": ("web", workspace(nesting=True, egress="none")),
     "vm": ("web", workspace(type="vm", hypervisor="qemu", disk=1 << 30)),
+    "list": ("web", workspace(egress=("example.org", "10.0.0.0/8"))),
 }
 ALL = {
     **CASES,
@@ -74,9 +79,14 @@ def subject(name: str, declared: WorkspaceSpec, layout: Layout = LAYOUT) -> Ejec
     )
     assert declared.mac and declared.ip
     port = names.port(name, declared.type)
-    endpoint = Endpoint(name, port, declared.mac, declared.ip, declared.publish)
-    services = (*wanted_resolvers(target, network, "dnsmasq", ["box.example"]), wanted_watch(target, network))
-    return Ejection(target, launch_of(name, declared, host), declared, endpoint, network, 0x7000_0000, services)
+    endpoint = Endpoint(name, port, declared.mac, declared.ip, declared.publish, policy_of(declared))
+    services = [*wanted_resolvers(target, network, "dnsmasq", ["box.example"]), wanted_watch(target, network)]
+    views = render_views(target, network, (endpoint,))
+    if views:
+        programs = Programs(PYTHON, target.programs, target.programs.with_name(DNSPYTHON), "ejected")
+        services.append(wanted_egress_proxy(target, programs))
+    launch = launch_of(name, declared, host)
+    return Ejection(target, launch, declared, endpoint, network, 0x7000_0000, tuple(services), views)
 
 
 def texts(of: Ejection) -> dict[str, str]:
@@ -109,9 +119,11 @@ def test_nothing_leads_back_to_hutch(name: str, declared: WorkspaceSpec) -> None
             assert f"{place}/" not in text and not text.endswith(place) and f"{place} " not in text, title
 
 
-def test_programs_need_nothing_else_of_hutch() -> None:
-    modules = [program for program in PROGRAMS if program.endswith(".py")]
-    known = {f"hutch.{program.removesuffix('.py').replace('/', '.')}" for program in modules}
+@pytest.mark.parametrize("programs", [PROGRAMS, (*PROGRAMS, *EGRESS_PROGRAMS)], ids=["all", "watched"])
+def test_programs_need_nothing_else_of_hutch(programs: Sequence[str]) -> None:
+    modules = [program for program in programs if program.endswith(".py")]
+    known = {f"hutch.{program.removesuffix('.py').replace('/', '.')}" for program in (*modules, *PACKAGES)}
+    known = {module.removesuffix(".__init__") for module in known}
     for program in modules:
         for node in ast.parse((PACKAGE / program).read_text()).body:
             if isinstance(node, ast.Import):
@@ -194,21 +206,6 @@ def test_words_stay_words() -> None:
 # What cannot be, and what was cut short.
 
 RECORD = Record("web", "/f", workspace(), "image", 0, "")
-
-
-@pytest.mark.parametrize(
-    ("keys", "why"),
-    [
-        ({"egress": ("*.example.org",)}, "its egress is a list"),
-        ({"egress": ("10.0.0.0/8",)}, "its egress is a list"),
-    ],
-)
-def test_what_needs_hutch_stays(keys: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "has_systemd", lambda: True)
-    monkeypatch.setattr(units, "directory", lambda: units.LASTING)
-    with pytest.raises(HutchError, match=f"web cannot be ejected: {why}") as caught:
-        check(LAYOUT, replace(RECORD, wanted=workspace(**keys)), Ejected.beside(LAYOUT, "web"))
-    assert caught.value.resolution
 
 
 def test_a_host_that_runs_no_units(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from hutch.backends.jail import PROGRAMS
 from hutch.egress.views import digest
 from hutch.errors import HutchError
 from hutch.files import read_or_none, write_atomic
+from hutch.frozen import dataclass
 from hutch.host.network.firewall import EGRESS_PORT, UPSTREAM_PORT, Endpoint
 from hutch.host.services.service import Service
 from hutch.spec import names
@@ -39,39 +40,54 @@ RENEW_SECONDS = 10.0
 OWN = "/hutch"  # the directory of its programs inside
 
 
-def wanted_egress_proxy(layout: Layout) -> Service:
-    """The egress proxy, as a service."""
-    pid_file = str(layout.services / "egress.pid")
-    # An upgrade puts other files in place of these, and an egress proxy of before is to go then.
+@dataclass(frozen=True)
+class Programs:
+    """What the egress proxy is run from: Python, the directories of hutch's package and of dnspython, and a mark by
+    which one that has other code is known."""
+
+    python: str
+    package: Path
+    dnspython: Path
+    mark: str
+
+
+def own_programs() -> Programs:
+    """Those of this hutch. An upgrade puts others in their place, and an egress proxy of before is to go then."""
     code = os.stat(PACKAGE / "egress" / "__main__.py")
-    named = (f"--pid-file={pid_file}", f"--code={code.st_ino}-{code.st_mtime_ns}")
+    return Programs(os.path.realpath(sys.executable), PACKAGE, find_dnspython(), f"{code.st_ino}-{code.st_mtime_ns}")
+
+
+def wanted_egress_proxy(layout: Layout, programs: Programs) -> Service:
+    """The egress proxy, as a service."""
+    pid = str(pid_file(layout))
+    named = (f"--pid-file={pid}", f"--code={programs.mark}")
     places = (views_file(layout), control_socket(layout), layout.egress, inboxes(layout))
     told = (*map(str, places), *named)
     uid = layout.egress_uid
-    python = os.path.realpath(sys.executable)
-    command = (python, "-s", "-S", "-m", "hutch.egress", *told)
+    command = (programs.python, "-s", "-S", "-m", "hutch.egress", *told)
     only = "-all,+net_admin,+sys_admin"
     sandbox = (*SANDBOX, f"ReadWritePaths={layout.egress_control} {layout.egress} {inboxes(layout)}")
     argv = (
-        *("bwrap", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", *PROGRAMS, *_interpreter()),
-        *("--dir", OWN, "--ro-bind", str(PACKAGE), f"{OWN}/hutch", "--ro-bind", _dnspython(), f"{OWN}/dns"),
+        *("bwrap", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", *PROGRAMS, *_interpreter(programs.python)),
+        *("--dir", OWN, "--ro-bind", str(programs.package), f"{OWN}/hutch"),
+        *("--ro-bind", str(programs.dnspython), f"{OWN}/dns"),
         *_directories(layout),
         *("--chdir", "/", "--clearenv", "--setenv", "PYTHONPATH", OWN, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"),
         *(word for capability in KEPT for word in ("--cap-add", capability)),
         *("--", "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
         *(f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}", "--no-new-privs", "--", *command),
     )
-    return Service("the egress proxy", pid_file, str(layout.namespace_path), argv, True, command, sandbox)
+    return Service("the egress proxy", pid, str(layout.namespace_path), argv, True, command, sandbox)
 
 
 KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN", "CAP_SYS_ADMIN")
 """The capabilities inside, until setpriv has dropped all but the last two."""
 
 
-def _interpreter() -> tuple[str, ...]:
+def _interpreter(python: str) -> tuple[str, ...]:
     """Options of bwrap that show Python, unless it is the distribution's."""
     base = os.path.realpath(sys.base_prefix)
-    if Path(base).is_relative_to("/usr"):
+    if Path(python).is_relative_to("/usr"):
         return ()
     return (*_ways_to(Path(base)), "--ro-bind", base, base)
 
@@ -82,12 +98,12 @@ def _ways_to(*paths: Path) -> tuple[str, ...]:
     return tuple(word for parent in above for word in ("--dir", parent))
 
 
-def _dnspython() -> str:
+def find_dnspython() -> Path:
     """The directory of dnspython, found without importing it."""
     found = find_spec("dns")
     if found is None or not found.submodule_search_locations:
         raise HutchError("the Python package dnspython is not installed", resolution="install hutch anew")
-    return str(Path(found.submodule_search_locations[0]).resolve())
+    return Path(found.submodule_search_locations[0]).resolve()
 
 
 def _directories(layout: Layout) -> tuple[str, ...]:
@@ -98,6 +114,10 @@ def _directories(layout: Layout) -> tuple[str, ...]:
         *_ways_to(*(path for path, _ in shown)),
         *(word for path, how in shown for word in (how, str(path), str(path))),
     )
+
+
+def pid_file(layout: Layout) -> Path:
+    return layout.services / "egress.pid"
 
 
 def views_file(layout: Layout) -> Path:
