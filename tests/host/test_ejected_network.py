@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from hutch.apply.ejected_texts import PROGRAMS, render_files
+from hutch.runtime.units import SERVES
+from hutch.spec.ejected import Ejected
 from hutch.spec.entries import Publish
 from hutch.spec.names import PACKAGE, Layout
 from tests.unit.apply.test_ejecting import subject
@@ -58,9 +60,13 @@ class Made:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Made:
+    return make(tmp_path)
+
+
+def make(tmp_path: Path, egress: str | tuple[str, ...] = "internet") -> Made:
     home = tmp_path / "home of its own"
     home.mkdir()
-    declared = workspace(home=str(home), publish=(Publish("127.0.0.1", 8080, 80, "tcp"),))
+    declared = workspace(home=str(home), publish=(Publish("127.0.0.1", 8080, 80, "tcp"),), egress=egress)
     found = subject("web", declared, Layout(tmp_path / "state", tmp_path / "run"))
     for path, text in render_files(found).items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +110,49 @@ def test_its_rules_are_what_is_watched(made: Made) -> None:
         wait
     """)
     assert said.splitlines() == [",UP>", "down"]
+
+
+def test_what_the_egress_proxy_finds(tmp_path: Path) -> None:
+    """The mode of its records is set once."""
+    made = make(tmp_path, egress=("example.org",))
+    (tmp_path / "run-ejected" / "web" / "egress").mkdir(parents=True, mode=0o755)
+    said = made.run(f"""
+        cd {tmp_path}
+        $network start
+        chmod 750 state-ejected/web/egress/web
+        $network start
+        stat --format='%a %u %g %n' state-ejected/web/egress state-ejected/web/egress/web state-ejected/web/log/inbox \
+          run-ejected/web/egress run-ejected/web/services/egress
+        cmp state-ejected/web/network/views.json run-ejected/web/services/egress/views.json
+    """)
+    uid = Ejected.beside(Layout(tmp_path / "state", tmp_path / "run"), "web").egress_uid
+    assert said.splitlines() == [
+        "755 0 0 state-ejected/web/egress",
+        f"750 {uid} 0 state-ejected/web/egress/web",
+        "755 0 0 state-ejected/web/log/inbox",
+        f"700 {uid} 0 run-ejected/web/egress",
+        f"750 0 {uid} run-ejected/web/services/egress",
+    ]
+
+
+PROGRAM = """#!/bin/sh
+[ -e called ] && echo 7 >pid
+>called
+{answer}
+"""
+
+
+@pytest.mark.parametrize(("answer", "code"), [("exit 0", 0), ("exit 3", 1)], ids=("soon", "inactive"))
+def test_what_serves_it_is_waited_for(tmp_path: Path, answer: str, code: int) -> None:
+    """An active unit that has a pid file the next time that it is looked at, and one that is not active."""
+    (tmp_path / "systemctl").write_text(PROGRAM.format(answer=answer))
+    (tmp_path / "systemctl").chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    command = ["sh", "-c", SERVES, "sh", "a.service", "pid"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert done.stderr == ("a.service does not serve\n" if code else "")
+    assert (tmp_path / "pid").exists() == (code == 0)
 
 
 def test_it_leaves_nothing(made: Made) -> None:

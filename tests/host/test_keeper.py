@@ -114,6 +114,29 @@ def test_a_port_that_the_proxy_sent_to_itself_is_free_after_its_end() -> None:
     assert eventually(lambda: is_free(int(port)), patience=SECONDS)
 
 
+BEGINS = """
+import errno, socket, sys
+from hutch.egress import __main__ as program
+
+held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+held.bind(("127.0.0.1", 5300))
+program.PATIENCE = float(sys.argv[1])
+program.time.sleep = lambda seconds: held.close()
+try:
+    log, sockets = program.sockets_for(("127.0.0.1", 5300))
+    print(len(sockets), held.fileno())
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.parametrize(("patience", "said"), [("60", "2 -1"), ("-1", "EADDRINUSE")], ids=("free soon", "held"))
+def test_a_port_that_is_free_in_a_moment_is_waited_for(patience: str, said: str) -> None:
+    command = ["unshare", "--net", sys.executable, "-c", BEGINS, patience]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert (done.stdout.strip(), done.stderr) == (said, "")
+
+
 TRIES = """
 import ctypes, errno, os, socket, threading
 from hutch.egress.keeper import Errors, begin_proxy

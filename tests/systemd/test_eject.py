@@ -273,6 +273,10 @@ def test_its_egress_proxy_goes_along(world: World) -> None:
                 assert reached(instance) == ["listed.example", "allowed.example"]
                 records = (layout.egress_records("web") / "records.jsonl").read_text()
                 assert "other.example" in records
+                open_one_more(layout.network / "views.json", ZONE_NAMES[2])
+                call("systemctl", "restart", NETWORK)
+                call("systemctl", "start", UNIT)
+                assert reached(instance) == list(ZONE_NAMES)
             instance.remove_all()
             call(str(layout.removal))
             assert {path.name for path in layout.state.iterdir()} == {"workspace"}
@@ -283,10 +287,41 @@ def test_its_egress_proxy_goes_along(world: World) -> None:
         world.use_resolver(RESOLVERS[0])
 
 
+ZONE_NAMES = ("listed.example", "allowed.example", "other.example")
+"""One is listed, one allowed, one neither."""
+
+
 def reached(instance: Instance) -> list[str]:
-    """Those of three names that are reached: one is listed, one allowed, one neither."""
-    names = ("listed.example", "allowed.example", "other.example")
-    return answering(instance, *(Target(name, name, FAR_PORTS[0]) for name in names))
+    """Those of the names that are reached."""
+    return answering(instance, *(Target(name, name, FAR_PORTS[0]) for name in ZONE_NAMES))
+
+
+def open_one_more(views: Path, name: str) -> None:
+    """As the README says."""
+    told = json.loads(views.read_text())
+    told["views"][0]["decisions"].append([name, True, 0, None])
+    views.write_text(json.dumps(told))
+
+
+def test_a_workspace_whose_egress_proxy_does_not_serve_does_not_start(world: World) -> None:
+    with open_instance(world) as instance:
+        instance.declare("container", web='egress = ["listed.example"]')
+        instance.hutch("up", "--no-start", timeout=SECONDS)
+        instance.hutch("eject", "web", timeout=SECONDS)
+        views = ejected(instance).network / "views.json"
+        told = views.read_text()
+        views.write_text("{")
+        call("systemctl", "start", UNIT, check=False)
+        assert "web.egress.service does not serve" in call("journalctl", "--unit", UNIT)
+        assert call("systemctl", "is-active", UNIT, check=False) != "active\n"
+        views.write_text(told)
+        call("systemctl", "stop", NETWORK)
+        call("systemctl", "start", UNIT)
+        instance.remove_all()
+        call(str(ejected(instance).removal))
+        subprocess.run(["rm", "-r", ejected(instance).state], check=True)
+        assert nothing_of_it(instance)
+        instance.hutch("rm", "--purge", "web", timeout=SECONDS)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from hutch.runtime import units
 from hutch.runtime.units import function
 from hutch.search_path import SEARCH_PATH
 from hutch.spec import names
+from hutch.spec.decisions import REFUSING
 from hutch.spec.ejected import Ejected, Note, render_note
 from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.programs import own_program
@@ -35,7 +36,8 @@ NETWORK_LIBRARY = Path(__file__).with_name("ejected_network.sh")
 REMOVAL_LIBRARY = Path(__file__).with_name("ejected_remove.sh")
 README = Path(__file__).with_name("ejected_readme.txt")
 PYTHON = "/usr/bin/python3"
-"""The host's own Python, for the programs that steps run: its standard library is all that they need."""
+"""The host's own Python, for the programs that steps run, and for services: all that they need beside its standard
+library goes along."""
 PROGRAMS = (
     *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/hot_mount.py"),
     *("host/storage/protecting.py", "host/storage/protected.py", "host/storage/git_config.py"),
@@ -59,9 +61,9 @@ EGRESS_PROGRAMS = (
     *(f"spec/{name}.py" for name in ("decisions", "entries", "field_types", "model", "names", "policy", "ranges")),
     *("spec/record.py", "spec/values.py", "errors.py", "frozen.py", "inboxes.py"),
 )
-"""Those of the egress proxy, for a workspace whose traffic is watched. It needs dnspython too, see DNSPYTHON."""
+"""Those of the egress proxy, for a workspace whose traffic is watched."""
 DNSPYTHON = "dns"
-"""The name of its package, beside hutch's."""
+"""The name of dnspython's package, beside hutch's."""
 PARTS = (
     *("image", "keys", "network", "programs", "units", "known_hosts", "hosts", "README", "remove", "egress", "log"),
     *(f"workspace/{part}" for part in ("root", "ssh", "unit", "disk", "disk.new")),
@@ -103,7 +105,8 @@ def render_units(subject: Ejection) -> dict[str, str]:
     note = Note(layout.name, str(layout.state), subject.endpoint.ip, subject.uid_base)
     serving = {layout.service_unit(service.pid_file): service for service in subject.services}
     found = {
-        launch.unit: units.render_service(launch, layout, tuple(serving)) + render_note(note),
+        launch.unit: units.render_service(launch, layout, {unit: each.pid_file for unit, each in serving.items()})
+        + render_note(note),
         layout.slice(launch.workspace): units.render_slice(launch),
         layout.network_unit: unit_texts.network_unit(
             layout,
@@ -186,16 +189,19 @@ def render_network(subject: Ejection) -> str:
 
 def _for_egress_proxy(layout: Ejected) -> list[str]:
     """Lines that make what the egress proxy finds at its start, as hutch does: its views, the directory of its socket,
-    and those of its records. Nobody makes a record of what it has to tell, beside its own."""
+    and those of its records, whose mode may have been changed since. There is no inbox: nobody reads what it has to
+    tell, beside its records."""
     views, uid = egress_proxy.views_file(layout), str(layout.egress_uid)
-    own = [str(layout.egress_control), str(layout.egress_records(layout.name))]
+    records = str(layout.egress_records(layout.name))
     commands = (
-        ("install", "-d", str(layout.egress), str(egress_proxy.inboxes(layout))),
-        ("install", "-d", "-m", "700", "-o", uid, *own),
+        ("install", "-d", str(egress_proxy.inboxes(layout))),
+        ("chown", uid, records),
+        ("install", "-d", "-m", "700", "-o", uid, str(layout.egress_control)),
         ("install", "-d", "-m", "750", "-g", uid, str(views.parent)),
         ("install", "-m", "644", str(layout.network / VIEWS), str(views)),
     )
-    return [shlex.join(command) for command in commands]
+    make = f"[ -d {shlex.quote(records)} ] || {shlex.join(('install', '-d', '-m', '700', records))}"
+    return [make, *map(shlex.join, commands)]
 
 
 def _program(layout: Ejected, module: str, arguments: str) -> str:
@@ -260,24 +266,47 @@ def render_readme(subject: Ejection) -> str:
         unit=layout.unit(layout.name),
         slice=layout.slice(layout.name),
         kind=kind,
-        needs=needs,
+        needs=f"{needs}, bubblewrap" if subject.views and "bubblewrap" not in needs else needs,
         inside=inside,
         image=image,
         hostname=names.hostname(layout.name),
         last=subject.uid_base + names.UID_COUNT - 1,
+        proxy=_of_egress_proxy(subject),
         reach=_reach_of(subject),
         published="".join(f"Published, as host:guest: {item}\n" for item in workspace.publish),
         python=PYTHON,
     )
 
 
+def _of_egress_proxy(subject: Ejection) -> str:
+    """Words of the README about the files of the egress proxy, if it has one."""
+    layout = subject.layout
+    if not subject.views:
+        return ""
+    return (
+        f"    network/{VIEWS}  what the egress proxy lets through\n"
+        f"    egress/{layout.name}/\n"
+        "                        its records of what was asked for and refused since it was ejected: root's, and its\n"
+        f"                        account's, {layout.egress_uid}\n"
+        "    log/inbox/          empty: nobody reads here what it tells beside that\n"
+        "    programs/dns/       its dnspython, as it was then\n"
+    )
+
+
 def _reach_of(subject: Ejection) -> str:
     """Words of the README about what it may reach, and how that is changed."""
-    if not subject.views:
-        return f'what egress = "{subject.workspace.egress}" says. To change it, change\nnetwork/router.nft'
+    policy = subject.endpoint.policy
+    if policy.learn or policy.kind not in REFUSING:
+        return (
+            f'What it may reach does not change any more; it is what egress = "{subject.workspace.egress}" says'
+            f"{', with learn' if policy.learn else ''}. The rules for\n"
+            f"that are network/router.nft; restart {subject.layout.network_unit} after a change there."
+        )
     return (
-        f"what egress said. The egress proxy, in programs/,\nis told by network/{VIEWS}, and writes down in "
-        f"egress/{subject.layout.name} what was asked for. To change it, change\nthat file and network/router.nft"
+        "What it may reach is what egress said, with what people have decided, for as long as they said. To open one\n"
+        f'name more, put ["name.example", true, 0, null] at the end of "decisions" in network/{VIEWS};\n'
+        f"to close one of those, delete it there; and restart {subject.layout.network_unit}. Change none\n"
+        "of the rest: network/router.nft knows the list by a checksum, and with another one no listed name is reached."
     )
 
 

@@ -37,7 +37,7 @@ from hutch.host.identity import hosts_file, ssh
 from hutch.host.identity.holders import public_key_files
 from hutch.host.network import router
 from hutch.host.network.dns import own_names, service_user, wanted_resolvers
-from hutch.host.network.egress_proxy import Programs, find_dnspython, wanted_egress_proxy
+from hutch.host.network.egress_proxy import Programs, find_dnspython, trial, wanted_egress_proxy
 from hutch.host.network.namespace import has_namespace
 from hutch.host.network.watch import wanted_watch
 from hutch.host.services import units
@@ -72,7 +72,6 @@ NEEDED = (
     *("runtime.hear", "host.services.listen", "host.hardware.tap", "host.hardware.context_id", "host.storage.disk"),
     "backends.cloud_hypervisor_calls",
 )
-NEEDED_BY_EGRESS = ("egress.front", "egress.keeper", "egress.nflog", "egress.proxy", "egress.sets", "egress.views")
 TRY = "import sys; sys.path.insert(0, sys.argv[1])"
 
 
@@ -228,8 +227,7 @@ def make_subject(
     views = views_of(target, own, (endpoint,))
     services = [*wanted_resolvers(target, own, service_user(), own_names()), wanted_watch(target, own)]
     if views:
-        dnspython = target.programs.with_name(DNSPYTHON)
-        services.append(wanted_egress_proxy(target, Programs(PYTHON, target.programs, dnspython, "ejected")))
+        services.append(wanted_egress_proxy(target, _programs_of_egress(target)))
     return Ejection(
         target,
         launch_of(record.name, wanted, surroundings),
@@ -285,17 +283,23 @@ def _copy(layout: Layout, record: Record, target: Ejected) -> None:
 def _copy_programs(target: Ejected, *, is_watched: bool) -> None:
     """Copy what its scripts and services run of hutch's, and try it with the host's Python."""
     programs = (*PROGRAMS, *(EGRESS_PROGRAMS if is_watched else ()))
-    modules = (*NEEDED, *(NEEDED_BY_EGRESS if is_watched else ()))
     if is_watched:
-        there = target.programs.with_name(DNSPYTHON)
-        make_directory(there.parent)
-        run(["cp", "--recursive", "--", str(find_dnspython()), str(there)])
+        make_directory(target.programs.parent)
+        run(["cp", "--recursive", "--", str(find_dnspython()), str(target.programs.with_name(DNSPYTHON))])
     for program in (*programs, *PACKAGES):
         make_directory((target.programs / program).parent)
     for program in programs:
         shutil.copyfile(PACKAGE / program, target.programs / program)
-    tried = ", ".join(f"hutch.{name}" for name in modules)
+    for package in PACKAGES:
+        (target.programs / package).touch()
+    tried = ", ".join(f"hutch.{name}" for name in NEEDED)
     run([PYTHON, "-I", "-S", "-c", f"{TRY}; import {tried}", str(target.programs.parent)])
+    if is_watched:
+        run(trial(target, _programs_of_egress(target)))
+
+
+def _programs_of_egress(target: Ejected) -> Programs:
+    return Programs(PYTHON, target.programs, target.programs.with_name(DNSPYTHON), "ejected")
 
 
 def _copy_image(tree: Path, copy: Path) -> None:
@@ -340,7 +344,8 @@ def _install(layout: Layout, record: Record, subject: Ejection, *, is_up: bool) 
     try:
         units.systemctl("start", unit, timeout=START_SECONDS + subject.launch.start_seconds)
     except HutchError as error:
-        logs = "\n".join(units.last_words(each, LAST_LINES).strip() for each in (unit, target.network_unit))
+        others = [each for each in texts if units.properties(each, "ActiveState").get("ActiveState") != "active"]
+        logs = "\n".join(units.last_words(each, LAST_LINES).strip() for each in dict.fromkeys((unit, *others)))
         raise HutchError(f"{unit} does not start", details=f"{error.details}\n{logs}".strip()) from error
 
 

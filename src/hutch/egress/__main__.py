@@ -84,4 +84,5 @@ def main() -> None:
     asyncio.run(serve(views, Means(Kept(theirs), log, listening, asked), theirs))
 
 
-main()
+if __name__ == "__main__":
+    main()

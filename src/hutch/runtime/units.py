@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from hutch.backends.launch import File, Helper, Launch, Limits, Step
 from hutch.host.services.cgroup import DEPTH, DESCENDANTS
@@ -27,12 +28,17 @@ RESTART_SECONDS, MOST_RESTART_SECONDS = 2, 60  # from a failure to the next star
 STEPS = 5  # from the first to the last of these
 MOST_STARTS, STARTS_SECONDS = 8, 120  # for a systemd before 254, which knows no steps
 SLACK = 0.5  # seconds that a start may have been under way before its script could look at the clock
+SERVES = (
+    'while systemctl is-active --quiet "$1"; do [ ! -s "$2" ] || exit 0; sleep 0.05; done; '
+    'echo "$1 does not serve" >&2; exit 1'
+)
+"""Waits until an active unit has written its pid file, which it does when it serves."""
 LOG_SECONDS, LOG_BYTES, LOG_LINES = 30, 1 << 18, 1000  # in so long, so much of what a console says is logged
 
 
-def render_service(launch: Launch, layout: Layout, served_by: Sequence[str] = ()) -> str:
-    """The workspace's own unit. It does not start unless the units are active that it is `served_by`; when one of them
-    is started again later, it goes on."""
+def render_service(launch: Launch, layout: Layout, served_by: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The workspace's own unit. It does not start unless the units that it is `served_by` serve, each with a pid file;
+    when one of them is started again later, it goes on."""
     script, booted = layout.unit_script(launch.workspace), f"{launch.runtime}/run"
     reboots = " ".join(map(str, launch.restart_codes))
     lines = [
@@ -60,7 +66,7 @@ def render_service(launch: Launch, layout: Layout, served_by: Sequence[str] = ()
         f"SyslogIdentifier={layout.machine(launch.workspace)}",
         "SyslogLevelPrefix=no",
         *launch.sandbox,
-        *(f"ExecStartPre=systemctl is-active --quiet {unit}" for unit in served_by),
+        *(f"ExecStartPre=/bin/sh -c {quoted(SERVES)} sh {unit} {quoted(file)}" for unit, file in served_by.items()),
         f"ExecStart=/bin/sh {quoted(str(script))} start",
         f"ExecStartPost=/bin/sh {quoted(booted)} ready",
         f"ExecStop=-/bin/sh {quoted(booted)} stopping",

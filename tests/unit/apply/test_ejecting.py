@@ -130,6 +130,10 @@ def test_programs_need_nothing_else_of_hutch(programs: Sequence[str]) -> None:
                 assert not any(alias.name.startswith("hutch") for alias in node.names), program
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("hutch"):
                 assert node.module in known, program
+                for alias in node.names:
+                    module = f"{node.module}.{alias.name}"
+                    is_module = (PACKAGE.parent / f"{module.replace('.', '/')}.py").is_file()
+                    assert not is_module or module in known, program
     assert all((PACKAGE / program).is_file() for program in PACKAGES)
 
 
@@ -172,9 +176,9 @@ def test_names_are_its_own() -> None:
 def test_what_serves_it_is_waited_for() -> None:
     text = render_units(subject("web", workspace()))["workspace-web.service"]
     assert "Requires=workspace-web.network.service\n" in text
-    for part in ("dns-host", "dns", "watch"):
+    for part, pid_file in {"dns-host": "host", "dns": "router", "watch": "watch"}.items():
         assert f"After=workspace-web.{part}.service\n" in text
-        assert f"ExecStartPre=systemctl is-active --quiet workspace-web.{part}.service\n" in text
+        assert f" sh workspace-web.{part}.service /run/hutch-ejected/web/services/{pid_file}.pid\n" in text
 
 
 @pytest.mark.parametrize("path", ["relative", "/with space", "/with,comma", "/a:b", "/a/../b", "/"])

@@ -225,9 +225,11 @@ def test_a_guest_that_cannot_reboot_has_no_code_for_it() -> None:
 
 
 def test_it_starts_with_what_serves_it() -> None:
-    lines = render_service(launched(), LAYOUT, ("a.service", "b.service")).splitlines()
-    for unit in ("a.service", "b.service"):
-        assert {f"Wants={unit}", f"After={unit}", f"ExecStartPre=systemctl is-active --quiet {unit}"} <= set(lines)
+    lines = render_service(launched(), LAYOUT, {"a.service": "/run/a.pid", "b.service": "/run/b.pid"}).splitlines()
+    for name in ("a", "b"):
+        assert {f"Wants={name}.service", f"After={name}.service"} <= set(lines)
+        (waits,) = (line for line in lines if line.startswith("ExecStartPre=") and f"{name}.service" in line)
+        assert waits.endswith(f" sh {name}.service /run/{name}.pid")
     assert not any(line.startswith("ExecStartPre") for line in render_service(launched(), LAYOUT).splitlines())
 
 

@@ -68,11 +68,7 @@ def wanted_egress_proxy(layout: Layout, programs: Programs) -> Service:
     only = "-all,+net_admin,+sys_admin"
     sandbox = (*SANDBOX, f"ReadWritePaths={layout.egress_control} {layout.egress} {inboxes(layout)}")
     argv = (
-        *("bwrap", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", *PROGRAMS, *_interpreter(programs.python)),
-        *("--dir", OWN, "--ro-bind", str(programs.package), f"{OWN}/hutch"),
-        *("--ro-bind", str(programs.dnspython), f"{OWN}/dns"),
-        *_directories(layout),
-        *("--chdir", "/", "--clearenv", "--setenv", "PYTHONPATH", OWN, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"),
+        *("bwrap", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", *_shown(programs), *_directories(layout)),
         *(word for capability in KEPT for word in ("--cap-add", capability)),
         *("--", "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
         *(f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}", "--no-new-privs", "--", *command),
@@ -82,6 +78,23 @@ def wanted_egress_proxy(layout: Layout, programs: Programs) -> Service:
 
 KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN", "CAP_SYS_ADMIN")
 """The capabilities inside, until setpriv has dropped all but the last two."""
+
+
+def trial(layout: Layout, programs: Programs) -> tuple[str, ...]:
+    """The command that imports the egress proxy as its account, with what it has there to read."""
+    rights = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
+    account = ("setpriv", f"--reuid={layout.egress_uid}", f"--regid={layout.egress_uid}", "--clear-groups")
+    python = (programs.python, "-s", "-S", "-c", "import hutch.egress.__main__")
+    return ("bwrap", *_shown(programs), *rights, "--", *account, "--", *python)
+
+
+def _shown(programs: Programs) -> tuple[str, ...]:
+    """Options of bwrap that show the programs, and have Python find them."""
+    return (
+        *(*PROGRAMS, *_interpreter(programs.python), "--dir", OWN),
+        *("--ro-bind", str(programs.package), f"{OWN}/hutch", "--ro-bind", str(programs.dnspython), f"{OWN}/dns"),
+        *("--chdir", "/", "--clearenv", "--setenv", "PYTHONPATH", OWN, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"),
+    )
 
 
 def _interpreter(python: str) -> tuple[str, ...]:
