@@ -1,13 +1,15 @@
-"""script/package: builds dist/hutch_VERSION_amd64.deb."""
+"""script/package: builds dist/hutch_VERSION_amd64.deb, for Debian or Ubuntu."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
+from package.control import DISTRIBUTIONS, distribution_of
 from package.tree import BuildFailed, build
 
 TOP = Path(__file__).resolve().parents[1]
@@ -18,9 +20,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="script/package", description="Build the Debian package of this checkout.")
     parser.add_argument("--output", type=Path, default=TOP / "dist", metavar="DIRECTORY", help="default: dist")
     parser.add_argument("--revision", default="1", help="what stands behind the version of hutch; default: 1")
+    host = distribution_of(platform.freedesktop_os_release())
+    parser.add_argument("--for", dest="distribution", choices=DISTRIBUTIONS, default=host, help="default: %(default)s")
     options = parser.parse_args()
     try:
-        print(build(TOP, options.output, options.revision, maintainer(), epoch()))
+        print(build(TOP, DISTRIBUTIONS[options.distribution], options.output, options.revision, maintainer(), epoch()))
     except BuildFailed as error:
         print(f"script/package: {error}", file=sys.stderr)
         return 1

@@ -6,24 +6,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
 
 from hutch.host.doctor.packages import REQUIREMENTS
 
-# Python packages that Debian has, under its names. They are preferred: Debian mends them, and all programs share them.
-DEBIAN = {
-    "click": "python3-click",
-    "dnspython": "python3-dnspython",
-    "idna": "python3-idna",
-    "pydantic": "python3-pydantic",
-    "rich": "python3-rich",
+
+@dataclass(frozen=True)
+class Distribution:
+    """A distribution that a package is for: `name`, which its version ends with but for Debian's, and what it has. Its
+    own `modules` of Python are preferred, where they are new enough: it mends them, and all programs share them. What
+    hutch needs beside them it brings along, compiled for these `pythons`."""
+
+    name: str
+    modules: tuple[str, ...]
+    pythons: tuple[tuple[int, int], ...]
+
+    @property
+    def mark(self) -> str:
+        return "" if self.name == DEFAULT else f"~{self.name}"
+
+    def packages(self) -> list[str]:
+        """The names of the modules' packages."""
+        return [f"python3-{name}" for name in self.modules]
+
+
+DEFAULT = "debian13"
+DISTRIBUTIONS = {
+    each.name: each
+    for each in (
+        # And the Python of the next Debian, so that a host can be upgraded.
+        Distribution(DEFAULT, ("click", "dnspython", "idna", "pydantic", "rich"), ((3, 13), (3, 14))),
+        Distribution("ubuntu24.04", ("click", "rich"), ((3, 12),)),
+    )
 }
-# Those that Debian trixie has not; hutch brings them along, in a directory of its own.
-BUNDLED = ("qemu-qmp", "tree-sitter", "tree-sitter-toml")
-PYTHONS = ((3, 13), (3, 14))
-"""For which there is a tree-sitter, which is compiled: trixie's, and the next, so that a host can be upgraded."""
 LIBC = (2, 28)
 """That of the wheels of compiled packages, which their platform tag names."""
 ARCHITECTURE = "amd64"
@@ -39,9 +57,17 @@ DESCRIPTION = """\
 """
 
 
-def render_control(project: Mapping[str, Any], version: str, maintainer: str, size: int) -> str:
+def distribution_of(os_release: Mapping[str, str]) -> str:
+    """The name of the distribution that a host is, by its os-release; of one that no package is for, the default."""
+    name = f"{os_release.get('ID', '')}{os_release.get('VERSION_ID', '')}"
+    return name if name in DISTRIBUTIONS else DEFAULT
+
+
+def render_control(
+    project: Mapping[str, Any], distribution: Distribution, version: str, maintainer: str, size: int
+) -> str:
     """The control file of the binary package; `size` in KiB."""
-    needed, recommended = depends(project["dependencies"])
+    needed, recommended = depends(project["dependencies"], distribution)
     fields = {
         "Package": "hutch",
         "Version": version,
@@ -57,13 +83,15 @@ def render_control(project: Mapping[str, Any], version: str, maintainer: str, si
     return "".join(f"{name}: {value}\n" for name, value in fields.items() if value) + DESCRIPTION
 
 
-def depends(dependencies: Iterable[str]) -> tuple[list[str], list[str]]:
-    """What must be there, and what is better there: the runtime set of hutch.host.doctor.packages, Debian's Python
-    packages, and what the bundled and compiled ones were compiled for."""
+def depends(dependencies: Iterable[str], distribution: Distribution) -> tuple[list[str], list[str]]:
+    """What must be there, and what is better there: the runtime set of hutch.host.doctor.packages, the distribution's
+    Python packages, and what the bundled and compiled ones were compiled for."""
     needed = programs(is_optional=False)
     recommended = programs(is_optional=True) - needed
-    modules = [f"{DEBIAN[name]} (>= {least})" for name, least in map(parse, dependencies) if name not in BUNDLED]
-    (first, *_, last) = PYTHONS
+    least = dict(map(parse, dependencies))
+    own = zip(distribution.packages(), distribution.modules, strict=True)
+    modules = [f"{package} (>= {least[name]})" for package, name in own]
+    first, last = distribution.pythons[0], distribution.pythons[-1]
     pythons = [f"python3 (>= {dotted(first)})", f"python3 (<< {dotted((last[0], last[1] + 1))})"]
     common = [*pythons, f"libc6 (>= {dotted(LIBC)})", "debconf (>= 0.5) | debconf-2.0"]
     return [*common, *sorted(modules), *sorted(needed)], sorted(recommended)
@@ -104,11 +132,25 @@ def render_metadata(project: Mapping[str, Any]) -> str:
     )
 
 
-def render_bundle(lock: Mapping[str, Any]) -> str:
-    """The bundled packages as pip's requirements: the versions of uv.lock, with the digests of their wheels."""
-    found = {package["name"]: package for package in lock["package"] if package["name"] in BUNDLED}
+def bundled(lock: Mapping[str, Any], distribution: Distribution) -> list[str]:
+    """The packages to bring along, by uv.lock: what hutch needs that the distribution has not, and all that these
+    need."""
+    known = {package["name"]: package for package in lock["package"]}
+    found: set[str] = set()
+    waiting = ["hutch"]
+    while waiting:
+        needed = {each["name"] for each in known[waiting.pop()].get("dependencies", ())}
+        new = needed - found - {*distribution.modules}
+        found |= new
+        waiting += new
+    return sorted(found)
+
+
+def render_bundle(lock: Mapping[str, Any], distribution: Distribution) -> str:
+    """These as pip's requirements: the versions of uv.lock, with the digests of their wheels."""
+    found = {package["name"]: package for package in lock["package"]}
     lines = []
-    for name in BUNDLED:
+    for name in bundled(lock, distribution):
         digests = sorted({wheel["hash"] for wheel in found[name]["wheels"]})
         lines.append(" ".join([f"{name}=={found[name]['version']}", *(f"--hash={digest}" for digest in digests)]))
     return "".join(f"{line}\n" for line in lines)

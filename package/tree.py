@@ -24,7 +24,7 @@ from package.control import (
     ARCHITECTURE,
     LIBC,
     MACHINE,
-    PYTHONS,
+    Distribution,
     dotted,
     render_bundle,
     render_changelog,
@@ -57,19 +57,20 @@ class BuildFailed(Exception):
     """A command of the build did; it says why."""
 
 
-def build(top: Path, output: Path, revision: str, maintainer: str, epoch: int) -> Path:
+def build(top: Path, distribution: Distribution, output: Path, revision: str, maintainer: str, epoch: int) -> Path:
     """Build the package of the checkout `top`; returns its file in `output`. `epoch` is the time that all of it has."""
     project = tomllib.loads((top / "pyproject.toml").read_text())["project"]
-    version = f"{project['version']}-{revision}"
+    version = f"{project['version']}-{revision}{distribution.mark}"
     with tempfile.TemporaryDirectory(prefix="hutch-package-") as scratch:
         tree = Path(scratch) / "tree"
         lay_code(top, tree, render_metadata(project), str(project["version"]))
-        bundle(render_bundle(tomllib.loads((top / "uv.lock").read_text())), tree / MODULES / "hutch/vendor")
+        lock = tomllib.loads((top / "uv.lock").read_text())
+        bundle(render_bundle(lock, distribution), distribution, tree / MODULES / "hutch/vendor")
         lay_documents(top, tree, str(project["version"]), render_changelog(version, maintainer, epoch))
         size = sum(-(-path.lstat().st_size // 1024) or 1 for path in tree.rglob("*"))
         control = tree / "DEBIAN"
         control.mkdir()
-        (control / "control").write_text(render_control(project, version, maintainer, size))
+        (control / "control").write_text(render_control(project, distribution, version, maintainer, size))
         (control / "md5sums").write_text("".join(sums(tree)))
         (control / "conffiles").write_text("".join(f"/{path}\n" for path in CONFIGURATION))
         for name in (*SCRIPTS, "templates"):
@@ -96,12 +97,12 @@ def lay_code(top: Path, tree: Path, metadata: str, version: str) -> None:
         write(tree / path, content)
 
 
-def bundle(requirements: str, target: Path) -> None:
-    """The packages that Debian lacks, for every Python: what is compiled lies side by side, all else is the same."""
+def bundle(requirements: str, distribution: Distribution, target: Path) -> None:
+    """The packages to bring along, for every Python: what is compiled lies side by side, all else is the same."""
     with tempfile.TemporaryDirectory(prefix="hutch-wheels-") as scratch:
         listed = Path(scratch) / "requirements.txt"
         listed.write_text(requirements)
-        for python in PYTHONS:
+        for python in distribution.pythons:
             place = Path(scratch) / dotted(python)
             platform = f"{MACHINE}-manylinux_{LIBC[0]}_{LIBC[1]}"
             which = ("--python-version", dotted(python), "--python-platform", platform, "--target", str(place))

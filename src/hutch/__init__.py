@@ -7,6 +7,14 @@ Names are looked up on first use, so importing costs nothing.
 
 from __future__ import annotations
 
+import os as _os
+import sys as _sys
+
+# Packages that a distribution lacks, or has in older versions: hutch's own package for it brings them along. Installed
+# in other ways, hutch has no such directory.
+if _os.path.isdir(_vendor := _os.path.join(_os.path.dirname(__file__), "vendor")):
+    _sys.path.insert(0, _vendor)
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hutch import aio

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from package.control import DISTRIBUTIONS
 from tests.support.enclosure import OUTER_NETWORK
 from tests.support.packages import CHECKOUT
 
@@ -70,14 +71,14 @@ def test_a_tag_gives_the_same_bytes_each_time(clone: Path, tmp_path: Path) -> No
     first = release(clone, f"v{VERSION}")
     assert first.returncode == 0, first.stderr
     built = {Path(line).name: Path(line).read_bytes() for line in first.stdout.splitlines()}
-    wheel, source, package = (
+    wheel, *_ = files = (
         f"hutch-{VERSION}-py3-none-any.whl",
         f"hutch-{VERSION}.tar.gz",
-        f"hutch_{VERSION}-1_amd64.deb",
+        *(f"hutch_{VERSION}-1{distribution.mark}_amd64.deb" for distribution in DISTRIBUTIONS.values()),
     )
-    assert built.keys() == {"SHA256SUMS", wheel, source, package}
+    assert built.keys() == {"SHA256SUMS", *files}
     assert built["SHA256SUMS"].decode() == "".join(
-        f"{hashlib.sha256(built[name]).hexdigest()}  {name}\n" for name in (wheel, source, package)
+        f"{hashlib.sha256(built[name]).hexdigest()}  {name}\n" for name in files
     )
     with zipfile.ZipFile(clone / f"dist/v{VERSION}" / wheel) as opened:
         names = opened.namelist()

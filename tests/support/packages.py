@@ -8,15 +8,17 @@ import os
 import subprocess
 from pathlib import Path
 
+from package.control import DEFAULT
 from tests.support.enclosure import OUTER_NETWORK
 
 CHECKOUT = Path(__file__).parents[2]
 
 
-def build_package(output: Path, revision: str) -> Path:
-    """The file; what stands in it as the version ends with `revision`."""
+def build_package(output: Path, revision: str, distribution: str = DEFAULT) -> Path:
+    """The file; what stands in it as the version has this `revision`."""
     outside = ("nsenter", f"--net={os.environ[OUTER_NETWORK]}", "--")
-    command = [*outside, str(CHECKOUT / "script/package"), f"--output={output}", f"--revision={revision}"]
+    told = (f"--output={output}", f"--revision={revision}", f"--for={distribution}")
+    command = [*outside, str(CHECKOUT / "script/package"), *told]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return Path(result.stdout.strip())

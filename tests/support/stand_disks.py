@@ -21,7 +21,7 @@ from hutch.guest.initrd import choose_modules, render_initrd
 from hutch.host.doctor.packages import REQUIREMENTS
 from hutch.images.kernel import Kernel
 from hutch.images.machine import find_firmware
-from package.control import DEBIAN
+from package.control import DEFAULT, DISTRIBUTIONS
 from tests.support.packages import build_package
 
 CHECKOUT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ NEEDED = [name for item in REQUIREMENTS if item.set == "runtime" and not item.op
 PACKAGES = {
     *("systemd", "systemd-sysv", "udev", "dbus", "systemd-resolved", "libnss-resolve", "libnss-myhostname"),
     *("openssh-client", "iputils-ping", "curl", "less", "login", "python3", "strace", "man-db"),
-    *DEBIAN.values(),
+    *DISTRIBUTIONS[DEFAULT].packages(),
     *NEEDED,
 } - NOT_THERE
 OTHERS = {

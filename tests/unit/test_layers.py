@@ -33,7 +33,7 @@ LAYERS = (
     ("spec",),
     ("run", "files", "inboxes", "trees"),
     ("errors",),
-    ("failure", "frozen", "bundled", "libc", "search_path", "texts"),
+    ("failure", "frozen", "libc", "search_path", "texts"),
 )
 RANK = {layer: len(LAYERS) - row for row, layers in enumerate(LAYERS) for layer in layers}
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from hutch.backends.cloud_hypervisor import OLDEST, TRAITS, parse_version
 from hutch.backends.launch import Hardware
-from hutch.bundled import use_bundled
 from hutch.errors import HutchError
 from hutch.files import entries
 from hutch.host.doctor.tools import QEMU, VIRTIOFSD, find_program
@@ -75,7 +74,6 @@ def cloud_hypervisor() -> str | None:
 
 def library() -> str:
     """The directory that qemu.qmp is imported from."""
-    use_bundled()
     spec = importlib.util.find_spec("qemu.qmp")
     assert spec is not None and spec.origin is not None  # hutch depends on it
     return str(Path(spec.origin).parents[2])

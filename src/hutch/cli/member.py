@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from hutch.bundled import use_bundled
 from hutch.cli import LazyGroup, cli, main
 from hutch.cli.common import FOR_ALL, MEMBERS, print_error
 from hutch.cli.streams import finish, make_patient
@@ -124,7 +123,6 @@ def begin(environ: Mapping[str, str]) -> None:
     reset_signals()
     make_patient()
     leave_directory(who)
-    use_bundled()
     for name in BEFORE:
         import_module(name)
     ceiling_of_host()

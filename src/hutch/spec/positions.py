@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hutch.bundled import use_bundled
 from hutch.frozen import dataclass
 from hutch.spec.validation import Path
 
@@ -34,8 +33,7 @@ class Positions:
     """All places of one file, by path."""
 
     def __init__(self, source: str) -> None:
-        use_bundled()
-        # Spares the start-up of `hutch up` for files that are right; and until now, where it is bundled is not known.
+        # Spares the start-up of `hutch up` for files that are right.
         import tree_sitter
         import tree_sitter_toml
 

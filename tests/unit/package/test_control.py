@@ -9,10 +9,13 @@ import pytest
 
 from hutch.host.doctor.packages import REQUIREMENTS
 from package.control import (
-    BUNDLED,
-    DEBIAN,
+    DEFAULT,
+    DISTRIBUTIONS,
     ESSENTIAL,
+    Distribution,
+    bundled,
     depends,
+    distribution_of,
     parse,
     render_bundle,
     render_changelog,
@@ -26,8 +29,14 @@ PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
 WHO = "Ada <ada@example.org>"
 
 
-def test_control() -> None:
-    check_golden("package/control", render_control({**PROJECT, "version": "1.2.3"}, "1.2.3-4", WHO, 5678))
+LOCK = tomllib.loads((TOP / "uv.lock").read_text())
+each_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
+
+
+@each_distribution
+def test_control(distribution: Distribution) -> None:
+    control = render_control({**PROJECT, "version": "1.2.3"}, distribution, f"1.2.3-4{distribution.mark}", WHO, 5678)
+    check_golden(f"package/control{distribution.mark}", control)
 
 
 def test_changelog() -> None:
@@ -42,23 +51,47 @@ def test_metadata_names_what_pip_would_install() -> None:
     assert f"Version: {PROJECT['version']}" in lines
 
 
-def test_every_dependency_is_debians_or_bundled() -> None:
+@each_distribution
+def test_every_dependency_is_the_distributions_or_bundled(distribution: Distribution) -> None:
     names = {parse(dependency)[0] for dependency in PROJECT["dependencies"]}
-    assert names == {*DEBIAN, *BUNDLED}
+    assert names <= {*distribution.modules, *bundled(LOCK, distribution)}
+    assert not {*distribution.modules} & {*bundled(LOCK, distribution)}
 
 
-def test_every_program_is_needed_or_recommended() -> None:
-    needed, recommended = depends(PROJECT["dependencies"])
+def test_what_is_bundled() -> None:
+    debian = ["qemu-qmp", "tree-sitter", "tree-sitter-toml"]
+    assert bundled(LOCK, DISTRIBUTIONS[DEFAULT]) == debian
+    others = {"dnspython", "idna", "pydantic", "pydantic-core", "annotated-types", "typing-extensions"}
+    assert {*debian, *others, "typing-inspection"} == {*bundled(LOCK, DISTRIBUTIONS["ubuntu24.04"])}
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ({"ID": "ubuntu", "VERSION_ID": "24.04"}, "ubuntu24.04"),
+        ({"ID": "debian", "VERSION_ID": "13"}, "debian13"),
+        ({"ID": "debian"}, DEFAULT),
+        ({}, DEFAULT),
+    ],
+)
+def test_a_package_is_for_the_host_that_builds_it(host: dict[str, str], name: str) -> None:
+    assert distribution_of(host) == name
+
+
+@each_distribution
+def test_every_program_is_needed_or_recommended(distribution: Distribution) -> None:
+    needed, recommended = depends(PROJECT["dependencies"], distribution)
     for item in REQUIREMENTS:
         if item.set == "runtime":
             assert set(item.apt) - ESSENTIAL <= {*needed, *(recommended if item.optional else ())}, item.purpose
 
 
-def test_the_bundled_are_those_of_the_lock_file() -> None:
-    lock = tomllib.loads((TOP / "uv.lock").read_text())
-    lines = render_bundle(lock).splitlines()
-    versions = {package["name"]: package["version"] for package in lock["package"] if "version" in package}
-    assert [line.split()[0] for line in lines] == [f"{name}=={versions[name]}" for name in BUNDLED]
+@each_distribution
+def test_the_bundled_are_those_of_the_lock_file(distribution: Distribution) -> None:
+    lines = render_bundle(LOCK, distribution).splitlines()
+    versions = {package["name"]: package["version"] for package in LOCK["package"] if "version" in package}
+    names = bundled(LOCK, distribution)
+    assert [line.split()[0] for line in lines] == [f"{name}=={versions[name]}" for name in names]
     assert all("--hash=sha256:" in line for line in lines)
 
 
