@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from package.control import DISTRIBUTIONS, distribution_of
+from package.control import DEFAULT, DISTRIBUTIONS, distribution_of
 from package.tree import BuildFailed, build
 
 TOP = Path(__file__).resolve().parents[1]
@@ -20,7 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="script/package", description="Build the Debian package of this checkout.")
     parser.add_argument("--output", type=Path, default=TOP / "dist", metavar="DIRECTORY", help="default: dist")
     parser.add_argument("--revision", default="1", help="what stands behind the version of hutch; default: 1")
-    host = distribution_of(platform.freedesktop_os_release())
+    host = this_host()
     parser.add_argument("--for", dest="distribution", choices=DISTRIBUTIONS, default=host, help="default: %(default)s")
     options = parser.parse_args()
     try:
@@ -29,6 +29,14 @@ def main() -> int:
         print(f"script/package: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def this_host() -> str:
+    """The name of the distribution that the package is for unless another one is told."""
+    try:
+        return distribution_of(platform.freedesktop_os_release())
+    except OSError:
+        return DEFAULT
 
 
 def maintainer() -> str:

@@ -18,9 +18,11 @@ from hutch.host.doctor.packages import REQUIREMENTS
 class Distribution:
     """A distribution that a package is for: `name`, which its version ends with but for Debian's, and what it has. Its
     own `modules` of Python are preferred, where they are new enough: it mends them, and all programs share them. What
-    hutch needs beside them it brings along, compiled for these `pythons`."""
+    hutch needs beside them it brings along, compiled for these `pythons`: its own, and those of its next releases, so
+    that a host can be upgraded. Of what is made of it, `codename` says so."""
 
     name: str
+    codename: str
     modules: tuple[str, ...]
     pythons: tuple[tuple[int, int], ...]
 
@@ -37,9 +39,8 @@ DEFAULT = "debian13"
 DISTRIBUTIONS = {
     each.name: each
     for each in (
-        # And the Python of the next Debian, so that a host can be upgraded.
-        Distribution(DEFAULT, ("click", "dnspython", "idna", "pydantic", "rich"), ((3, 13), (3, 14))),
-        Distribution("ubuntu24.04", ("click", "rich"), ((3, 12),)),
+        Distribution(DEFAULT, "trixie", ("click", "dnspython", "idna", "pydantic", "rich"), ((3, 13), (3, 14))),
+        Distribution("ubuntu24.04", "noble", ("click", "rich"), ((3, 12), (3, 13), (3, 14))),
     )
 }
 LIBC = (2, 28)
@@ -58,9 +59,10 @@ DESCRIPTION = """\
 
 
 def distribution_of(os_release: Mapping[str, str]) -> str:
-    """The name of the distribution that a host is, by its os-release; of one that no package is for, the default."""
-    name = f"{os_release.get('ID', '')}{os_release.get('VERSION_ID', '')}"
-    return name if name in DISTRIBUTIONS else DEFAULT
+    """The name of the distribution that a host is, or is made of, by its os-release; where no package is for that, the
+    default."""
+    codename = os_release.get("UBUNTU_CODENAME", os_release.get("VERSION_CODENAME"))
+    return next((each.name for each in DISTRIBUTIONS.values() if each.codename == codename), DEFAULT)
 
 
 def render_control(

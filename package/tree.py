@@ -65,7 +65,7 @@ def build(top: Path, distribution: Distribution, output: Path, revision: str, ma
         tree = Path(scratch) / "tree"
         lay_code(top, tree, render_metadata(project), str(project["version"]))
         lock = tomllib.loads((top / "uv.lock").read_text())
-        bundle(render_bundle(lock, distribution), distribution, tree / MODULES / "hutch/vendor")
+        bundle(render_bundle(lock, distribution), distribution, tree)
         lay_documents(top, tree, str(project["version"]), render_changelog(version, maintainer, epoch))
         size = sum(-(-path.lstat().st_size // 1024) or 1 for path in tree.rglob("*"))
         control = tree / "DEBIAN"
@@ -97,8 +97,9 @@ def lay_code(top: Path, tree: Path, metadata: str, version: str) -> None:
         write(tree / path, content)
 
 
-def bundle(requirements: str, distribution: Distribution, target: Path) -> None:
-    """The packages to bring along, for every Python: what is compiled lies side by side, all else is the same."""
+def bundle(requirements: str, distribution: Distribution, tree: Path) -> None:
+    """The packages to bring along, for every Python: what is compiled lies side by side, all else is the same; and
+    their licences."""
     with tempfile.TemporaryDirectory(prefix="hutch-wheels-") as scratch:
         listed = Path(scratch) / "requirements.txt"
         listed.write_text(requirements)
@@ -108,7 +109,12 @@ def bundle(requirements: str, distribution: Distribution, target: Path) -> None:
             which = ("--python-version", dotted(python), "--python-platform", platform, "--target", str(place))
             strict = ("--no-deps", "--require-hashes", "--only-binary", ":all:", "--link-mode", "copy")
             call(str(Path(sys.executable).with_name("uv")), "pip", "install", "-q", *strict, *which, "-r", str(listed))
-            merge(place, target)
+            merge(place, tree / MODULES / "hutch/vendor")
+            for information in place.glob("*.dist-info"):
+                if not (told := [*information.rglob("LICENSE*")]):
+                    raise BuildFailed(f"{information.name} tells no licence")
+                for path in told:
+                    write(tree / DOC / "licenses" / information.name.partition("-")[0] / path.name, path.read_bytes())
 
 
 def merge(source: Path, target: Path) -> None:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import os as _os
 import sys as _sys
 
-# Packages that a distribution lacks, or has in older versions: hutch's own package for it brings them along. Installed
-# in other ways, hutch has no such directory.
-if _os.path.isdir(_vendor := _os.path.join(_os.path.dirname(__file__), "vendor")):
-    _sys.path.insert(0, _vendor)
+# Packages that a distribution lacks, or has in older versions: hutch's own package for it brings them along. They come
+# first in hutch's own programs, which are isolated, and elsewhere after what is the importing program's own. Installed
+# in other ways, hutch has none.
+_here = _os.path.dirname(__file__)
+if _os.path.isdir(f"{_here}/vendor"):
+    _parent = _os.path.dirname(_here)
+    _is_guest = not _sys.flags.isolated and _parent in _sys.path
+    _sys.path.insert(_sys.path.index(_parent) if _is_guest else 0, f"{_here}/vendor")
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,26 @@ def host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "h", "6.12", "#1", "x86_64")))
     monkeypatch.setattr("hutch.apply.machines.observe_capacity", lambda: Capacity(4 * GIB, 2))
     monkeypatch.setattr(tools, "find_program", lambda name: f"/usr/bin/{name}")
+    answer_as(monkeypatch, "virtiofsd 1.13.2\n")
+
+
+def answer_as(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """Have virtiofsd say this of its version."""
+    done = subprocess.CompletedProcess((), 0, said, "")
+    monkeypatch.setattr("hutch.run.run", lambda argv, **options: done)
+
+
+@pytest.mark.parametrize(("said", "is_old"), [("virtiofsd 1.10.0", True), ("virtiofsd 1.13.0", False), ("", False)])
+def test_a_virtiofsd_that_is_too_old(monkeypatch: pytest.MonkeyPatch, said: str, is_old: bool) -> None:
+    """It would end with its options, and the machine with it."""
+    answer_as(monkeypatch, said)
+    check_machines([(FILE, "box", workspace())])
+    if not is_old:
+        check_machines([(FILE, "web", VM)])
+        return
+    with pytest.raises(HutchError, match="web: this host cannot run virtual machines yet") as caught:
+        check_machines([(FILE, "web", VM)])
+    assert caught.value.details.endswith("virtiofsd is 1.10, older than 1.13")
 
 
 def test_all_is_well() -> None:
