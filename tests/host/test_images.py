@@ -171,8 +171,8 @@ def test_a_tree_that_another_has_replaced_is_not_unpacked(tmp_path: Path) -> Non
 
 def test_the_options_of_the_hosts_cgroups_are_told_or_read(tmp_path: Path) -> None:
     """A build is told them: where it runs, process 1 is not the host's. The mount here only says what it is given."""
-    script = Path(cgroup.__file__).parents[1] / "storage" / "cgroup2.sh"
-    (tmp_path / "mount").write_text('#!/bin/sh\necho "$4"\n')
+    script = Path(cgroup.__file__).parents[1] / "storage" / "sys.sh"
+    (tmp_path / "mount").write_text('#!/bin/sh\n[ "$2" != cgroup2 ] || echo "$4"\necho "$2" >>"$0.order"\n')
     (tmp_path / "mount").chmod(0o755)
 
     def given(*words: str) -> set[str]:
@@ -182,7 +182,9 @@ def test_the_options_of_the_hosts_cgroups_are_told_or_read(tmp_path: Path) -> No
 
     assert given("rw,nsdelegate,memory_recursiveprot") == {"nsdelegate", "memory_recursiveprot"}
     assert given("rw,seclabel,nsdelegate") == {"nsdelegate"}
+    (tmp_path / "mount.order").unlink()
     assert given() == set(cgroup.find_flags(observe_mountinfo()))
+    assert (tmp_path / "mount.order").read_text().split() == ["tmpfs", "sysfs", "cgroup2"]
 
 
 def test_a_tree_that_is_not_there_is_said(make_instance: MakeInstance) -> None:

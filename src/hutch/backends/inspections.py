@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from hutch.backends.identity import guest_uid
 from hutch.backends.launch import Step, Surroundings
-from hutch.backends.nspawn import LAYERS, kernel_file_systems, render_owner_map, root_steps, sandboxed
+from hutch.backends.nspawn import LAYERS, render_owner_map, root_steps, sandboxed, sys_step
 from hutch.backends.share import OVERLAY, bind_step, private_layer, render_layer_map, sources
 from hutch.spec import names
 from hutch.spec.model import Mount, WorkspaceSpec
@@ -95,7 +95,7 @@ def _throw_away(
     steps = (
         Step(("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", WORK), "mount a tmpfs at /mnt"),
         Step(("mkdir", *points), "make mount points"),
-        *kernel_file_systems(host),
+        sys_step(host),
         *root_steps(name, throw_away, host, WORK),
         *(show for show, _, _ in shows),
     )

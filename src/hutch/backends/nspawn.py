@@ -100,7 +100,7 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
         files=tuple(files),
         prepare=(
             root_steps(name, workspace, host, runtime),  # the longest, so it begins first
-            kernel_file_systems(host),
+            (sys_step(host),),
             (port.make(),),
             *((step,) for step in share_mounts(name, inner, host, shares)),
             *(mount.steps for mount in hot_mounts),
@@ -123,13 +123,9 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     )
 
 
-def kernel_file_systems(host: Surroundings) -> tuple[Step, ...]:
-    """A chain for a /sys that shows the router namespace's interfaces, read-only so that nspawn does not wait for udev;
-    and in it the cgroup2 hierarchy, which every kind of host has."""
-    return (
-        Step(("mount", "-t", "sysfs", "-o", "ro,nosuid,nodev,noexec", "sysfs", "/sys"), "mount /sys"),
-        Step(("sh", f"{host.package}/host/storage/cgroup2.sh"), "mount cgroup2"),
-    )
+def sys_step(host: Surroundings) -> Step:
+    """Mount a /sys that shows the router namespace's interfaces, with the cgroup2 hierarchy."""
+    return Step(("sh", f"{host.package}/host/storage/sys.sh"), "mount /sys")
 
 
 def bound_counts(*, nesting: bool) -> Step:

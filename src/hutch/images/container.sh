@@ -7,9 +7,7 @@
 set -eu
 base=$1 options=$2 tree=$3 source=$4 identity=$5 copy=$6
 shift 6
-# nspawn looks interfaces up in /sys, which must be of this network namespace; it waits for udev unless it is read-only.
-mount -t sysfs -o ro,nosuid,nodev,noexec sysfs /sys
-sh "${0%/*}/../host/storage/cgroup2.sh" "$options"
+sh "${0%/*}/../host/storage/sys.sh" "$options"
 # nspawn's own files (locks by machine name, mount points) end with this namespace too.
 mkdir -p /run/systemd/nspawn
 mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run/systemd/nspawn

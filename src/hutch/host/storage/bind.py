@@ -5,9 +5,10 @@
 A share's path may lead through a directory that some guest can write; a symbolic link put there must not
 lead root elsewhere. So every component is opened with O_NOFOLLOW, and the mount is made from the
 descriptor. TARGET "=" mounts the source over itself, "=?" unless what lies there is nosuid,nodev already, or a
-file that nobody but its owner can reach. TARGET is made for a file, where it is absent. With a UID, the source is
-that user's own: what was looked at before may be another one by now; and it is opened with their rights, but for "=",
-which shows nobody anything and is there for users who are gone too. It imports next to nothing and becomes mount(8).
+file that nobody but its owner can reach; OPTIONS are then of the kernel's own. TARGET is made for a file, where it is
+absent. With a UID, the source is that user's own: what was looked at before may be another one by now; and it is
+opened with their rights, but for "=", which shows nobody anything and is there for users who are gone too. It imports
+next to nothing, and becomes mount(8) where there is a target.
 """
 
 import os
@@ -77,6 +78,21 @@ def is_guarded(source: str, descriptor: int) -> bool:
     return stat.S_ISREG(os.fstat(descriptor).st_mode) and is_out_of_reach(source)
 
 
+def guard(source: str, descriptor: int, options: str) -> None:
+    """Mount what a descriptor pins over itself, with options out of ATTRIBUTES."""
+    # A program that is run by its path finds nothing else of hutch's.
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)).removesuffix("/hutch/host/storage"))
+    # Spares the start-up of `hutch start` where nothing is to be guarded.
+    from hutch.host.storage.mount_calls import ATTRIBUTES, cloned, put, set_attributes
+
+    try:
+        tree = cloned(descriptor)
+        set_attributes(tree, sum(ATTRIBUTES[option] for option in options.split(",")))
+        put(tree, descriptor)
+    except OSError as error:
+        sys.exit(f"{source} cannot be mounted over itself: {error.strerror}")
+
+
 def main() -> None:
     source, target, options, *uid = sys.argv[1:]
     try:
@@ -87,24 +103,25 @@ def main() -> None:
             sys.exit(f"{source} belongs to uid {owner}, not to uid {uid[0]}, who shares it")
         if target == "=?" and is_guarded(source, descriptor):
             return
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        if target.startswith("="):
+            here = ""
+        elif stat.S_ISDIR(os.fstat(descriptor).st_mode):
             os.fchdir(descriptor)  # "." is that very directory, whatever its path leads to by now
             here = "."
         else:
             os.set_inheritable(descriptor, True)
             here = f"/proc/self/fd/{descriptor}"
-            if not target.startswith("="):
-                os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
     except KeyError:
         sys.exit(f"{source}: this host has no user {uid[0]}, who shares it")
     except OSError as error:
         sys.exit(
             f"{source}: {error.strerror} (a share must be a directory or a file, by a path without symbolic links)"
         )
-    os.execvp(
-        "mount",
-        ["mount", "--no-canonicalize", "--bind", "-o", options, here, here if target in ("=", "=?") else target],
-    )
+    if not here:
+        guard(source, descriptor, options)
+        return
+    os.execvp("mount", ["mount", "--no-canonicalize", "--bind", "-o", options, here, target])
 
 
 if __name__ == "__main__":
