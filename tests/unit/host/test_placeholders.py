@@ -47,6 +47,25 @@ def test_the_last_workspace_takes_them_away(note: Path, checkout: Path) -> None:
     assert os.listdir(checkout) == []
 
 
+def test_what_another_holds_is_found_there(note: Path, checkout: Path) -> None:
+    ensure(note, "web", checkout / ".idea")
+    (checkout / ".vscode").mkdir()
+    found = {f"{checkout}/.idea": "", f"{checkout}/.vscode": ""}
+    assert ensure_placeholders(note, "lab", found, os.getuid(), os.getgid())
+    assert held_by(note) == {f"{checkout}/.idea": ["lab", "web"]}
+    remove_placeholders(note, "web")
+    assert (checkout / ".idea").is_dir()
+    remove_placeholders(note, "lab")
+    assert os.listdir(checkout) == [".vscode"]
+
+
+def test_what_has_gone_is_not_in_the_way_of_the_rest(note: Path, checkout: Path) -> None:
+    found = {f"{checkout}/gone": "", f"{checkout}/.idea": "directory"}
+    assert not ensure_placeholders(note, "web", found, os.getuid(), os.getgid())
+    assert os.listdir(checkout) == [".idea"]
+    assert held_by(note) == {f"{checkout}/.idea": ["web"]}
+
+
 def test_what_was_there_before_stays(note: Path, checkout: Path) -> None:
     (checkout / ".idea").mkdir()
     ensure(note, "web", checkout / ".idea")

@@ -32,23 +32,30 @@ Note = dict[str, list[str]]
 """Path -> the workspaces that it is held for."""
 
 
-def ensure_placeholders(file: Path, workspace: str, wanted: Mapping[str, str], uid: int, gid: int) -> None:
-    """Hold the paths for a workspace, each by a "directory" or a file of CONTENTS, the owner's. Those that others hold
-    already are held for this one too; all else that is there is left alone. OSError where one cannot be made."""
+def ensure_placeholders(file: Path, workspace: str, wanted: Mapping[str, str], uid: int, gid: int) -> bool:
+    """Hold the paths for a workspace, each by a "directory" or a file of CONTENTS, the owner's, or by "" where
+    something was there: what is held for others is held for this one too, and all else left alone. Returns whether
+    nothing of that has gone since. OSError where one cannot be made."""
+    held = held_by(file)
+    if not any(wanted.values()) and all(workspace in held[path] for path in wanted.keys() & held.keys()):
+        return True  # most looks are such, and wait for nobody
     with _noted(file) as note:
-        for path in wanted:
-            if os.path.lexists(path):
-                if path in note:
-                    note[path] = sorted({*note[path], workspace})
-                continue
-            note[path] = [workspace]
-        _write(file, note)
+        there = {path for path in wanted if os.path.lexists(path)}
+        before = {path: list(names) for path, names in note.items()}
+        for path, kind in wanted.items():
+            if path in there and path in note:
+                note[path] = sorted({*note[path], workspace})
+            elif path not in there and kind:
+                note[path] = [workspace]
+        if note != before:
+            _write(file, note)
         for path, kind in wanted.items():
             directory, name = os.path.split(path)
             if kind in CONTENTS:
                 make_file_inside(Path(directory), (name,), uid, gid, CONTENTS[kind])
-            else:
+            elif kind:
                 make_inside(Path(directory), (name,), uid, gid)
+    return all(kind or path in there for path, kind in wanted.items())
 
 
 def held_by(file: Path) -> Note:

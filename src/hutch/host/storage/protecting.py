@@ -15,25 +15,23 @@ comes to the guest too: see protection_watch.
 from __future__ import annotations
 
 import os
-import struct
 import sys
 from pathlib import Path
 
 from hutch.failure import HutchError
 from hutch.files import kept_open
+from hutch.host.storage.mount_calls import MOUNT_ATTR_RDONLY, cloned, put, set_attributes
 from hutch.host.storage.placeholders import ensure_placeholders
 from hutch.host.storage.protected import find_protected
-from hutch.libc import call
 
 TYPE_CHECKING = False  # it runs while a workspace starts
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
-AT_EMPTY_PATH, AT_RECURSIVE, OPEN_TREE_CLONE = 0x1000, 0x8000, 1
-MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
-MOUNT_ATTR_RDONLY = 0x1
-MS_PRIVATE, MS_SHARED = 1 << 18, 1 << 20
+MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 18, 1 << 19, 1 << 20
+LOOKS = 3
+"""The looks at a directory in which something vanishes, such as what another workspace has held. Then it is taken as it
+was: what a guest can have come and go must not be in the way of the rest."""
 ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Way = tuple[str, ...]
@@ -52,10 +50,12 @@ class Share:
 
     def hold(self) -> list[Way]:
         """The ways to what is protected; where nothing is, placeholders are made. OSError and HutchError."""
-        found = find_protected(self.source, self.more, is_default=self._is_default)
-        if absent := {path: hold for path, hold in found.items() if hold}:
-            ensure_placeholders(self._note, self._workspace, absent, *self._owner)
-        return [tuple(path.removeprefix(f"{self.source}/").split("/")) for path in found]
+        looks = 0
+        while True:
+            found = find_protected(self.source, self.more, is_default=self._is_default)
+            looks += 1
+            if ensure_placeholders(self._note, self._workspace, found, *self._owner) or looks == LOOKS:
+                return [tuple(path.removeprefix(f"{self.source}/").split("/")) for path in found]
 
 
 def steps_of(ways: Iterable[Way]) -> Iterator[tuple[Way, bool]]:
@@ -77,34 +77,20 @@ def opened_at(place: str, way: Way) -> int:
     return current
 
 
-def cloned(descriptor: int, *, is_readonly: bool = False, is_whole: bool = False) -> int:
-    """A mount of what a descriptor pins, which is mounted nowhere yet; the `whole` tree of mounts there, or one that
-    has nothing to do with others."""
-    flags = AT_EMPTY_PATH | OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if is_whole else 0)
-    tree = call("syscall", SYS_OPEN_TREE, descriptor, b"", flags)
-    if not is_whole:
-        set_attributes(tree, MOUNT_ATTR_RDONLY if is_readonly else 0, MS_PRIVATE)
+def apart(descriptor: int, *, is_readonly: bool = False) -> int:
+    """A mount of what a descriptor pins, which is mounted nowhere yet and has nothing to do with others."""
+    tree = cloned(descriptor)
+    set_attributes(tree, MOUNT_ATTR_RDONLY if is_readonly else 0, MS_PRIVATE)
     return tree
-
-
-def set_attributes(mount: int, flags: int, propagation: int, *, is_recursive: bool = False) -> None:
-    """See mount_setattr(2)."""
-    attributes = struct.pack("QQQQ", flags, 0, propagation, 0)
-    how = AT_EMPTY_PATH | (AT_RECURSIVE if is_recursive else 0)
-    call("syscall", SYS_MOUNT_SETATTR, mount, b"", how, attributes, len(attributes))
-
-
-def put(tree: int, descriptor: int) -> None:
-    """Mount a tree on what a descriptor pins."""
-    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
-    call("syscall", SYS_MOVE_MOUNT, tree, b"", descriptor, b"", flags)
 
 
 def protect(place: str, ways: Iterable[Way]) -> None:
     """Mount what these ways lead to from `place` read-only, and the directories on them over themselves; and let copies
-    of `place` have what is mounted there later."""
+    of `place` have what is mounted there later. What it is a copy of gets none of that: placeholders are made there."""
+    with kept_open(os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as top:
+        set_attributes(top, 0, MS_SLAVE, is_recursive=True)
     for way, is_readonly in steps_of(ways):
-        with kept_open(opened_at(place, way)) as entry, kept_open(cloned(entry, is_readonly=is_readonly)) as tree:
+        with kept_open(opened_at(place, way)) as entry, kept_open(apart(entry, is_readonly=is_readonly)) as tree:
             put(tree, entry)
     with kept_open(os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as top:
         set_attributes(top, 0, MS_SHARED, is_recursive=True)

@@ -22,13 +22,15 @@ import sys
 
 from hutch.failure import HutchError
 from hutch.files import kept_open
+from hutch.host.storage.mount_calls import cloned, put
 from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
-from hutch.host.storage.protecting import Share, Way, cloned, opened_at, put, steps_of
+from hutch.host.storage.protecting import Share, Way, apart, opened_at, steps_of
 from hutch.libc import call
 from hutch.trees.cursor import SUPERFLUOUS, way_to
 
 MNT_DETACH = 2
 STAGE = "stage"
+AGAIN = 100  # milliseconds until another look, where something changed during one
 
 
 def renew(share: Share) -> None:
@@ -48,7 +50,7 @@ def mount_pair(place: str, way: Way, *, is_readonly: bool) -> None:
     os.makedirs(stage, exist_ok=True)
     with (
         kept_open(os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as top,
-        kept_open(cloned(top)) as alone,
+        kept_open(apart(top)) as alone,
         kept_open(os.open(stage, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as at,
     ):
         put(alone, at)
@@ -56,8 +58,8 @@ def mount_pair(place: str, way: Way, *, is_readonly: bool) -> None:
             with (
                 kept_open(opened_at(place, way)) as entry,
                 kept_open(opened_at(stage, way)) as staged,
-                kept_open(cloned(entry, is_readonly=is_readonly)) as lower,
-                kept_open(cloned(entry, is_readonly=is_readonly)) as upper,
+                kept_open(apart(entry, is_readonly=is_readonly)) as lower,
+                kept_open(apart(entry, is_readonly=is_readonly)) as upper,
             ):
                 put(lower, staged)
                 put(upper, lower)
@@ -73,24 +75,33 @@ def watch(shares: list[Share], pid: int) -> None:
         poll.register(process, select.POLLIN)
         poll.register(mounts, select.POLLPRI)
         while True:
+            timeout = None
             for share in shares:
-                if why := try_to_renew(share):
-                    signal.pidfd_send_signal(process, signal.SIGKILL)  # it fails, so it is started anew
-                    sys.exit(why)
-            if process in (descriptor for descriptor, _ in poll.poll()):
+                try:
+                    if why := try_to_renew(share):
+                        signal.pidfd_send_signal(process, signal.SIGKILL)  # it fails, so it is started anew
+                        sys.exit(why)
+                except Changing:
+                    timeout = AGAIN
+            if process in (descriptor for descriptor, _ in poll.poll(timeout)):
                 return
 
 
+class Changing(Exception):
+    """Something changed during a look, so there has to be another one: what is protected has not been seen to the
+    end."""
+
+
 def try_to_renew(share: Share) -> str:
-    """Renew a share's protection. Returns why that is not possible, "" otherwise. Where something changes meanwhile, so
-    do the mounts, and there is another look."""
+    """Renew a share's protection. Returns why that is not possible, "" otherwise. Raises Changing."""
     try:
         renew(share)
     except HutchError as error:
         return f"{error.brief}: {error.resolution}"
     except OSError as error:
-        if error.errno not in SUPERFLUOUS:
-            return f"protected paths in {share.source} cannot be mounted again: {error}"
+        if error.errno in SUPERFLUOUS:
+            raise Changing from error
+        return f"protected paths in {share.source} cannot be mounted again: {error}"
     return ""
 
 
