@@ -12,6 +12,7 @@ from hutch.frozen import dataclass
 from hutch.host.doctor.abilities import Abilities
 from hutch.host.doctor.entry import Entrance
 from hutch.host.doctor.packages import INSTALL, Manager, Requirement
+from hutch.host.doctor.tools import TOO_OLD
 from hutch.spec.ceiling import POLICY_FILE
 from hutch.spec.member import GROUP
 from hutch.spec.record import Freshness, waiting_words
@@ -69,6 +70,8 @@ def is_broken(findings: list[Finding]) -> bool:
 def check_packages(found: Abilities) -> Iterator[Finding]:
     if not found.missing:
         yield Finding("packages", "ok", "all programs are there")
+    if found.old_virtiofsd:
+        yield Finding("virtiofsd", "warning", TOO_OLD.format(found.old_virtiofsd), "install a newer one")
     for item in found.missing:
         what = f"nothing here {item.purpose}" if not item.optional else f"optional: nothing here {item.purpose}"
         name, do = item.proof[0].rpartition("/")[2], install(item, found.manager)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hutch.backends import alternatives, backends_of, check_named, is_machine
 from hutch.errors import HutchError, Problem
-from hutch.host.doctor.tools import MACHINE_TOOLS, check_tools, check_virtiofsd
+from hutch.host.doctor.tools import MACHINE_TOOLS, TOO_OLD, check_tools, old_virtiofsd
 from hutch.host.hardware.capacity import check_host, observe_capacity
 from hutch.host.hardware.vsock import DEVICE, has_vsock
 from hutch.spec.model import WorkspaceSpec
@@ -87,7 +87,8 @@ def check_machines(starting: Iterable[Starting]) -> None:
         for problem in check_host({name: workspace}, capacity.memory, capacity.cpus)
     )
     check_tools(MACHINE_TOOLS, f"{names}: this host cannot run virtual machines yet")
-    check_virtiofsd(f"{names}: this host cannot run virtual machines yet")
+    if old := old_virtiofsd():
+        raise HutchError(f"{names}: {TOO_OLD.format(old)}", resolution='install a newer one, or type = "container"')
     # Spares the start-up of `hutch up` for containers.
     from hutch.images.machine import find_firmware
 

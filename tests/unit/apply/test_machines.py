@@ -59,9 +59,8 @@ def test_a_virtiofsd_that_is_too_old(monkeypatch: pytest.MonkeyPatch, said: str,
     if not is_old:
         check_machines([(FILE, "web", VM)])
         return
-    with pytest.raises(HutchError, match="web: this host cannot run virtual machines yet") as caught:
+    with pytest.raises(HutchError, match=r"web: virtiofsd 1\.10 is older than 1\.13, which"):
         check_machines([(FILE, "web", VM)])
-    assert caught.value.details.endswith("virtiofsd is 1.10, older than 1.13")
 
 
 def test_all_is_well() -> None:

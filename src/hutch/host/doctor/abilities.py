@@ -12,7 +12,7 @@ from hutch.errors import HutchError
 from hutch.files import kept_open
 from hutch.frozen import dataclass
 from hutch.host.doctor.packages import REQUIREMENTS, Manager, Requirement
-from hutch.host.doctor.tools import find_manager, find_program
+from hutch.host.doctor.tools import find_manager, find_program, old_virtiofsd
 from hutch.host.hardware.accelerator import recall_accelerator
 from hutch.host.services.cgroup import find_mount, open_root
 from hutch.host.storage.mountinfo import observe_mountinfo
@@ -44,7 +44,7 @@ class Abilities:
     manager. `features` are parts of the kernel, None where it takes root to know. `unlimited` says why no quota can
     limit a home in `state`; `kvm` why no machine runs under KVM: "" for one that has, None where none has been tried.
     `lists_tasks` is that the kernel logs all processes of a cgroup that has no memory left; `watchers` how many inotify
-    instances root may have, None where the kernel does not say."""
+    instances root may have, None where the kernel does not say; `old_virtiofsd` its version where it is too old."""
 
     is_root: bool
     missing: tuple[Requirement, ...]
@@ -57,6 +57,7 @@ class Abilities:
     has_kvm_device: bool
     lists_tasks: bool
     watchers: int | None
+    old_virtiofsd: str
 
 
 def observe_abilities(layout: Layout) -> Abilities:
@@ -74,6 +75,7 @@ def observe_abilities(layout: Layout) -> Abilities:
         has_kvm_device=os.path.exists(KVM),
         lists_tasks=read("/proc/sys/vm/oom_dump_tasks") != "0",
         watchers=int(read("/proc/sys/fs/inotify/max_user_instances") or 0) or None,
+        old_virtiofsd=old_virtiofsd(),
     )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 QEMU = "qemu-system-x86_64"
 VIRTIOFSD = "/usr/lib*/virtiofsd"  # no distribution has it on anybody's PATH
 OLDEST_VIRTIOFSD = (1, 13)
+TOO_OLD = f"virtiofsd {{}} is older than {'.'.join(map(str, OLDEST_VIRTIOFSD))}, which virtual machines need"
 MACHINE_TOOLS = (QEMU, VIRTIOFSD, "bwrap", "setpriv", "systemd-notify", "mkfs.erofs", "mkfs.ext4")
 """The tools that virtual machines need on the host, by the names in hutch.host.doctor.packages."""
 
@@ -29,19 +30,15 @@ def find_program(name: str) -> str | None:
     return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
 
 
-def check_virtiofsd(brief: str) -> None:
-    """Raise a HutchError that says `brief` where virtiofsd is older than what machines need: it translates no ids."""
+def old_virtiofsd() -> str:
+    """The version of virtiofsd where it is older than machines need, since it translates no ids; "" otherwise."""
     # Spares the start-up of `hutch start` for containers.
     from hutch.run import run
 
     program = find_program(VIRTIOFSD)
     said = run([program, "--version"], check=False).stdout if program else ""
     found = re.search(r"([0-9]+)\.([0-9]+)", said)
-    if found and (int(found[1]), int(found[2])) < OLDEST_VIRTIOFSD:
-        least = ".".join(map(str, OLDEST_VIRTIOFSD))
-        raise HutchError(
-            brief, details=f"{program} is {found[0]}, older than {least}", resolution='type = "container" runs here'
-        )
+    return found[0] if found and (int(found[1]), int(found[2])) < OLDEST_VIRTIOFSD else ""
 
 
 def find_manager() -> Manager | None:
