@@ -4,6 +4,7 @@ somebody takes it away.
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 from tests.support.world import World
@@ -15,7 +16,8 @@ SECONDS = 600.0
 
 PROTECTED = """
 cd /srv/it
-for each in .git/commondir .idea; do
+[ -w .git/HEAD ] || exit 4
+for each in .git/commondir .git/config .idea; do
     [ -e "$each" ] && [ ! -w "$each" ] || exit 3
 done
 """
@@ -33,6 +35,9 @@ def test_what_protects_it_stays(world: World) -> None:
         def is_protected(name: str) -> bool:
             return not instance.inside(name, "sh", "-c", PROTECTED, root=True, check=False).returncode
 
+        def looks() -> list[tuple[int, int]]:
+            return [(found.st_ino, found.st_ctime_ns) for found in map(os.stat, held)]
+
         def pids() -> list[int]:
             return [instance.status(name)["pid"] for name in ("web", "beside")]
 
@@ -40,9 +45,9 @@ def test_what_protects_it_stays(world: World) -> None:
         instance.hutch("up", timeout=SECONDS)
         for first, second in (("web", "beside"), ("beside", "web")):
             instance.hutch("restart", second, timeout=SECONDS)  # so that it comes upon what the first one has made
-            before = [path.stat().st_ino for path in held], instance.status(second)["pid"]
+            before = looks(), instance.status(second)["pid"]
             instance.hutch("stop", first, timeout=SECONDS)
-            assert ([path.stat().st_ino for path in held], instance.status(second)["pid"]) == before
+            assert (looks(), instance.status(second)["pid"]) == before
             assert is_protected(second)
             instance.hutch("start", first, timeout=SECONDS)
         running = pids()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from hutch.host.storage import placeholders
 from hutch.host.storage.placeholders import ensure_placeholders, held_by, remove_placeholders
 
 
@@ -59,11 +61,36 @@ def test_what_another_holds_is_found_there(note: Path, checkout: Path) -> None:
     assert os.listdir(checkout) == [".vscode"]
 
 
-def test_what_has_gone_is_not_in_the_way_of_the_rest(note: Path, checkout: Path) -> None:
-    found = {f"{checkout}/gone": "", f"{checkout}/.idea": "directory"}
+@pytest.mark.parametrize("gone", [{"gone": ""}, {"gone/hooks": "directory"}, {"gone/self": "itself"}], ids=str)
+def test_what_has_gone_is_not_in_the_way_of_the_rest(note: Path, checkout: Path, gone: dict[str, str]) -> None:
+    found = {f"{checkout}/{path}": kind for path, kind in {**gone, ".idea": "directory"}.items()}
     assert not ensure_placeholders(note, "web", found, os.getuid(), os.getgid())
     assert os.listdir(checkout) == [".idea"]
-    assert held_by(note) == {f"{checkout}/.idea": ["web"]}
+    assert held_by(note)[f"{checkout}/.idea"] == ["web"]
+
+
+@pytest.mark.parametrize("error", [FileExistsError(errno.EEXIST, "it"), IsADirectoryError(errno.EISDIR, "it")])
+def test_what_has_come_is_not_in_the_way(
+    note: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(placeholders, "make_file_inside", refuse)
+    found = {f"{checkout}/self": "itself", f"{checkout}/x": "directory"}
+    assert not ensure_placeholders(note, "web", found, os.getuid(), os.getgid())
+    assert os.listdir(checkout) == ["x"]
+
+
+def test_one_that_is_made_again_is_held_for_all(note: Path, checkout: Path) -> None:
+    ensure(note, "web", checkout / ".idea")
+    (checkout / ".idea").rmdir()
+    ensure(note, "lab", checkout / ".idea")
+    assert held_by(note) == {f"{checkout}/.idea": ["lab", "web"]}
+
+
+def test_what_another_has_just_taken_away_is_missed(note: Path, checkout: Path) -> None:
+    assert not ensure_placeholders(note, "lab", {f"{checkout}/.idea": ""}, os.getuid(), os.getgid())
 
 
 def test_what_was_there_before_stays(note: Path, checkout: Path) -> None:

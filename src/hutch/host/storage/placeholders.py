@@ -9,6 +9,7 @@ with the last of them, if it is still empty. git sees no empty directories.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from hutch.files import kept_open, read_or_none, reopen_regular, write_atomic
 from hutch.trees.changing import make_file_inside, make_inside
-from hutch.trees.cursor import opened, pinned
+from hutch.trees.cursor import SUPERFLUOUS, opened, pinned
 
 TYPE_CHECKING = False  # programs that start with a workspace use it
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 CONTENTS = {"file": b"", "itself": b".\n"}  # of files, by their kinds
 LONGEST = 2  # bytes of these
+IN_THE_WAY = (*SUPERFLUOUS, errno.EEXIST, errno.EISDIR)
+"""The errors where something has gone or come that was not so at the look."""
 
 Note = dict[str, list[str]]
 """Path -> the workspaces that it is held for."""
@@ -35,9 +38,10 @@ Note = dict[str, list[str]]
 def ensure_placeholders(file: Path, workspace: str, wanted: Mapping[str, str], uid: int, gid: int) -> bool:
     """Hold the paths for a workspace, each by a "directory" or a file of CONTENTS, the owner's, or by "" where
     something was there: what is held for others is held for this one too, and all else left alone. Returns whether
-    nothing of that has gone since. OSError where one cannot be made."""
+    nothing there has changed since the look. OSError where one cannot be made for another reason."""
     held = held_by(file)
-    if not any(wanted.values()) and all(workspace in held[path] for path in wanted.keys() & held.keys()):
+    is_held = all(workspace in held[path] for path in wanted.keys() & held.keys())
+    if is_held and not any(wanted.values()) and all(map(os.path.lexists, wanted)):
         return True  # most looks are such, and wait for nobody
     with _noted(file) as note:
         there = {path for path in wanted if os.path.lexists(path)}
@@ -46,16 +50,26 @@ def ensure_placeholders(file: Path, workspace: str, wanted: Mapping[str, str], u
             if path in there and path in note:
                 note[path] = sorted({*note[path], workspace})
             elif path not in there and kind:
-                note[path] = [workspace]
+                note[path] = sorted({*note.get(path, ()), workspace})
         if note != before:
             _write(file, note)
-        for path, kind in wanted.items():
-            directory, name = os.path.split(path)
-            if kind in CONTENTS:
-                make_file_inside(Path(directory), (name,), uid, gid, CONTENTS[kind])
-            elif kind:
-                make_inside(Path(directory), (name,), uid, gid)
-    return all(kind or path in there for path, kind in wanted.items())
+        made = [path in there if not kind else _make(path, kind, uid, gid) for path, kind in wanted.items()]
+    return all(made)
+
+
+def _make(path: str, kind: str, uid: int, gid: int) -> bool:
+    """Make a placeholder; returns whether nobody was in the way: a guest can be, and must not be for all others."""
+    directory, name = os.path.split(path)
+    try:
+        if kind in CONTENTS:
+            make_file_inside(Path(directory), (name,), uid, gid, CONTENTS[kind])
+        else:
+            make_inside(Path(directory), (name,), uid, gid)
+    except OSError as error:
+        if error.errno not in IN_THE_WAY:
+            raise
+        return False
+    return True
 
 
 def held_by(file: Path) -> Note:

@@ -33,14 +33,27 @@ STAGE = "stage"
 AGAIN = 100  # milliseconds until another look, where something changed during one
 
 
+class Changing(Exception):
+    """Something changed during a look, so there has to be another one: what is protected has not been seen to the
+    end."""
+
+
 def renew(share: Share) -> None:
-    """Mount what is missing of a share's protection. Raises OSError and HutchError."""
+    """Mount what is missing of a share's protection. Raises Changing once the rest is there; OSError, HutchError."""
     points = {point for _, _, point, _, _ in parse_mountinfo(observe_mountinfo())}
     if share.place not in points:  # it was taken away from the guest
         return
+    changed = None
     for way, is_readonly in steps_of(share.hold()):
         if "/".join((share.place, *way)) not in points:
-            mount_pair(share.place, way, is_readonly=is_readonly)
+            try:
+                mount_pair(share.place, way, is_readonly=is_readonly)
+            except OSError as error:
+                if error.errno not in SUPERFLUOUS:
+                    raise
+                changed = error
+    if changed is not None:
+        raise Changing from changed
 
 
 def mount_pair(place: str, way: Way, *, is_readonly: bool) -> None:
@@ -71,25 +84,23 @@ def mount_pair(place: str, way: Way, *, is_readonly: bool) -> None:
 
 def watch(shares: list[Share], pid: int) -> None:
     with kept_open(os.pidfd_open(pid)) as process, open("/proc/self/mountinfo", "rb") as mounts:
-        poll = select.poll()
+        end, poll = select.poll(), select.poll()
+        end.register(process, select.POLLIN)
         poll.register(process, select.POLLIN)
         poll.register(mounts, select.POLLPRI)
         while True:
-            timeout = None
+            is_changing = False
             for share in shares:
                 try:
                     if why := try_to_renew(share):
                         signal.pidfd_send_signal(process, signal.SIGKILL)  # it fails, so it is started anew
                         sys.exit(why)
                 except Changing:
-                    timeout = AGAIN
-            if process in (descriptor for descriptor, _ in poll.poll(timeout)):
+                    is_changing = True
+            # A look that mounts something is a change of the mounts itself.
+            found = end.poll(AGAIN) if is_changing else poll.poll()
+            if process in (descriptor for descriptor, _ in found):
                 return
-
-
-class Changing(Exception):
-    """Something changed during a look, so there has to be another one: what is protected has not been seen to the
-    end."""
 
 
 def try_to_renew(share: Share) -> str:
