@@ -56,7 +56,7 @@ class Checkout:
 
     def clear(self) -> None:
         """Remove what attacks have left, which may be the guest's own."""
-        subprocess.run(["rm", "-rf", "e", "x", "hard"], cwd=self.top, check=True, timeout=10)
+        subprocess.run(["rm", "-rf", "e", "x", "hard", ".git/worktrees/odd"], cwd=self.top, check=True, timeout=10)
 
     def state(self) -> str:
         """All that the host would run, as text."""
@@ -159,8 +159,11 @@ def test_nothing_of_the_guests_runs_on_the_host(checkouts: tuple[Instance, Check
 
 
 def test_what_the_host_replaces_is_protected_again(checkouts: tuple[Instance, Checkout, Checkout]) -> None:
-    """git puts a new file in the place of its configuration, whose mount goes with the old one."""
+    """git puts a new file in the place of its configuration, whose mount goes with the old one. What the guest writes
+    where hutch looks for more to protect is not in the way of that."""
     instance, shop, _ = checkouts
+    odd = f"{TARGET}/.git/worktrees/odd"
+    instance.inside("web", "sh", "-c", f"mkdir {odd}; printf '../../../lib/a\\0/.git\\n' > {odd}/gitdir", root=True)
     shop.git("config hutch.seen yes")
     write = f"cd {TARGET} && echo EVIL >> .git/config"
     awaited = f"for i in $(seq 50); do [ -w {TARGET}/.git/config ] || break; sleep 0.1; done"
@@ -169,6 +172,7 @@ def test_what_the_host_replaces_is_protected_again(checkouts: tuple[Instance, Ch
     assert (found.returncode, found.stderr.count("Read-only file system")) == (2, 2), found.stderr
     assert "EVIL" not in shop.sh("cat .git/config")
     assert instance.ssh("web", f"git -C {TARGET} config hutch.seen").stdout == "yes\n"
+    shop.clear()
 
 
 def test_they_are_listed(checkouts: tuple[Instance, Checkout, Checkout]) -> None:

@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -114,29 +114,34 @@ def make_file_inside(
     with _descended(home, parents, uid, gid) as parent:
         if _is_there(parent, name):
             return False
-        put_file(parent, name, uid, gid, content, mode)
+        with _unnamed(parent, uid, gid, content, mode) as file:
+            try:
+                os.link(way_to(file), name, dst_dir_fd=parent, follow_symlinks=True)
+            except FileExistsError:  # it has come meanwhile
+                return False
         return True
 
 
 def put_file(parent: int, name: str, uid: int, gid: int, content: bytes, mode: int) -> None:
-    """Put a file in a directory, all of it at once, in the place of what has that name. The file is new, and has
-    nobody else's links: it has no name until all is in it."""
-    descriptor = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=parent)
-    with kept_open(descriptor):
+    """Put a new file in a directory, all of it at once, in the place of what has that name."""
+    aside = f".{name[:200]}.{os.urandom(6).hex()}"
+    with _unnamed(parent, uid, gid, content, mode) as file:
+        os.link(way_to(file), aside, dst_dir_fd=parent, follow_symlinks=True)
+    try:
+        os.rename(aside, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except OSError:
+        os.unlink(aside, dir_fd=parent)
+        raise
+
+
+@contextmanager
+def _unnamed(parent: int, uid: int, gid: int, content: bytes, mode: int) -> Iterator[int]:
+    """A new file that has nobody else's links: it has no name until all is in it."""
+    with kept_open(os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=parent)) as descriptor:
         write_all(descriptor, content)
         os.fchown(descriptor, uid, gid)
         os.fchmod(descriptor, mode)
-        if not _is_there(parent, name):
-            with suppress(FileExistsError):
-                os.link(way_to(descriptor), name, dst_dir_fd=parent, follow_symlinks=True)
-                return
-        aside = f".{name[:200]}.{os.urandom(6).hex()}"
-        os.link(way_to(descriptor), aside, dst_dir_fd=parent, follow_symlinks=True)
-        try:
-            os.rename(aside, name, src_dir_fd=parent, dst_dir_fd=parent)
-        except OSError:
-            os.unlink(aside, dir_fd=parent)
-            raise
+        yield descriptor
 
 
 def _is_there(parent: int, name: str) -> bool:

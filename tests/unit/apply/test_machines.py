@@ -59,7 +59,7 @@ def test_a_virtiofsd_that_is_too_old(monkeypatch: pytest.MonkeyPatch, said: str,
     if not is_old:
         check_machines([(FILE, "web", VM)])
         return
-    with pytest.raises(HutchError, match=r"web: virtiofsd 1\.10 is older than 1\.13, which"):
+    with pytest.raises(HutchError, match=r"web: /\S+ 1\.10 is older than 1\.13, which"):
         check_machines([(FILE, "web", VM)])
 
 

@@ -117,7 +117,9 @@ def test_what_is_slower_or_less_but_works() -> None:
     for known in (None, "no /dev/kvm"):
         missing = found(kvm=known, has_kvm_device=False)["KVM"]
         assert "there is no /dev/kvm" in missing.means and "enable virtualisation" in missing.do
-    assert found(old_virtiofsd="1.10")["virtiofsd"].means.startswith("virtiofsd 1.10 is older than 1.13")
+    assert found(old_virtiofsd="/x/virtiofsd 1.10")["virtiofsd"].means.startswith(
+        "/x/virtiofsd 1.10 is older than 1.13"
+    )
     assert found(unlimited="no quotas")["limit of homes"].do == "no quotas"
     assert "homes in /var/lib/hutch may" in found(unlimited="no quotas")["limit of homes"].means
     assert [item.name for item in examine(replace(GOOD, lists_tasks=True)) if "oom_dump_tasks" in item.do] == [
@@ -259,7 +261,8 @@ def test_looking_needs_no_root(monkeypatch: pytest.MonkeyPatch, layout: Layout) 
         raise HutchError(f"{argv[0]} is not installed")
 
     monkeypatch.setattr(abilities, "run", nothing)
-    monkeypatch.setattr(abilities, "old_virtiofsd", lambda: "")
+    monkeypatch.setattr("hutch.run.run", nothing)
+    monkeypatch.setattr("hutch.host.doctor.tools.find_program", lambda name: f"/{name}")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     seen = abilities.observe_abilities(layout)
     assert (seen.is_root, seen.features["idmapped mounts"], seen.features["nf_tables"]) == (False, None, None)

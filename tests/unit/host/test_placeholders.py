@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from hutch.host.storage import placeholders
 from hutch.host.storage.placeholders import ensure_placeholders, held_by, remove_placeholders
 
 
@@ -69,17 +67,24 @@ def test_what_has_gone_is_not_in_the_way_of_the_rest(note: Path, checkout: Path,
     assert held_by(note)[f"{checkout}/.idea"] == ["web"]
 
 
-@pytest.mark.parametrize("error", [FileExistsError(errno.EEXIST, "it"), IsADirectoryError(errno.EISDIR, "it")])
+@pytest.mark.parametrize("name", ["a file", "a directory"])
 def test_what_has_come_is_not_in_the_way(
-    note: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+    note: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    def refuse(*arguments: object) -> None:
-        raise error
+    """Nor is it changed, nor held: it is the host's."""
+    found = {f"{checkout}/a file": "itself", f"{checkout}/a directory": "directory", f"{checkout}/x": "directory"}
+    link, mkdir = os.link, os.mkdir
 
-    monkeypatch.setattr(placeholders, "make_file_inside", refuse)
-    found = {f"{checkout}/self": "itself", f"{checkout}/x": "directory"}
+    def come(path: str) -> str:
+        if path == name:
+            (checkout / name).write_text("host's")
+        return path
+
+    monkeypatch.setattr(os, "link", lambda source, path, **options: link(source, come(path), **options))
+    monkeypatch.setattr(os, "mkdir", lambda path, *mode, **options: mkdir(come(path), *mode, **options))
     assert not ensure_placeholders(note, "web", found, os.getuid(), os.getgid())
-    assert os.listdir(checkout) == ["x"]
+    assert (checkout / name).read_text() == "host's"
+    assert held_by(note) == {path: ["web"] for path in found if not path.endswith(name)}
 
 
 def test_one_that_is_made_again_is_held_for_all(note: Path, checkout: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -53,6 +54,11 @@ def test_a_configuration_of_one_line(text: str) -> None:
     assert list(parse_config(text)) == ([("a.b", "c")] if text else [])
 
 
+def test_a_value_ends_with_a_nul() -> None:
+    """To git, which follows what comes before it."""
+    assert list(parse_config('[a]\nb = "c\0d"\n[e]\nf=1')) == [("a.b", "c"), ("e.f", "1")]
+
+
 def make_git_directory(git: Path, config: str = "[core]\n\tbare = false\n") -> None:
     for name in ("objects", "refs", "hooks"):
         (git / name).mkdir(parents=True)
@@ -95,6 +101,8 @@ def test_a_list_of_the_users(top: Path) -> None:
     assert found(top, "a/b/c", "Makefile") == {**NAMES, **GIT, "a/b": "directory", "Makefile": "directory"}
     assert found(top, "a", is_default=False) == {"a": ""}
     assert found(top, ".git") == {**NAMES, ".git": ""}  # what is in it needs nothing of its own
+    (top / "f").touch()
+    assert found(top, "f/b/c", is_default=False) == {"f": ""}  # while it stays, nothing comes there
 
 
 def test_what_the_configuration_names(top: Path) -> None:
@@ -130,6 +138,31 @@ def test_links_and_what_they_lead_to(top: Path) -> None:
     assert found(top) == {**NAMES, **GIT, ".idea": "", "editor": "directory", "scripts/hook": ""} | {".idea": ""}
     (top / "editor").symlink_to(".idea")  # a loop
     assert found(top)["editor"] == ""
+
+
+def test_a_link_that_goes_is_looked_for_again(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is among what was found, and so it is missed."""
+    (top / ".idea").symlink_to("editor")
+
+    def gone(path: str) -> str:
+        raise FileNotFoundError(errno.ENOENT, path)
+
+    monkeypatch.setattr(os, "readlink", gone)
+    assert found(top)[".idea"] == ""
+
+
+def test_names_that_nothing_can_have(top: Path) -> None:
+    """To git a path ends with its NUL; and no name is longer than 255 bytes."""
+    (top / ".git/config").write_text(f"[include] path = {'a' * 300}/b\n[core] hooksPath = hooks\0/x\n")
+    own = top / ".git/worktrees/x"
+    own.mkdir(parents=True)
+    (own / "gitdir").write_bytes(b"../../../tree/.git\0b/.git\n")
+    (own / "commondir").write_bytes(b"../..\0\n")
+    (top / "tree").mkdir()
+    (top / "tree/.git").write_bytes(b"gitdir: ../.git/worktrees/x\0y\n")
+    theirs = {".git/worktrees/x/commondir": "", ".git/worktrees/x/gitdir": "", "tree/.git": ""}
+    assert found(top) == {**NAMES, **GIT, "hooks": "directory", "tree/hooks": "directory", **theirs}
+    assert found(top / "tree") == {**NAMES, ".git": "", "hooks": "directory"}
 
 
 def test_submodules(top: Path) -> None:

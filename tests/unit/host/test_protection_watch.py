@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+from contextlib import nullcontext
 
 import pytest
 
 from hutch.failure import HutchError
 from hutch.host.storage import protecting, protection_watch
 from hutch.host.storage.protecting import LOOKS, Share, Way
-from hutch.host.storage.protection_watch import AGAIN, Changing, renew, try_to_renew, watch
+from hutch.host.storage.protection_watch import AGAIN, Changing, is_renewed, renew, watch
 
 SHARE = Share("/place", "/source", "1000", "1000", "/note", "web", "default")
 
@@ -25,36 +27,73 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
 
 def test_what_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, None)
-    assert try_to_renew(SHARE) == ""
+    assert is_renewed(SHARE)
 
 
 def test_what_changes_meanwhile_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
-    with pytest.raises(Changing):
-        try_to_renew(SHARE)
+    assert not is_renewed(SHARE)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EPERM, "no"), HutchError("no", resolution="do")])
 def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     fail_with(monkeypatch, error)
-    assert "no" in try_to_renew(SHARE)
+    with pytest.raises(SystemExit, match="no"):
+        is_renewed(SHARE)
 
 
-def test_the_rest_is_mounted_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest can have what sorts before it come and go."""
-    mounted: list[Way] = []
+@pytest.mark.parametrize("error", [ValueError("embedded null byte"), OSError(errno.EPERM, "no"), MemoryError()])
+def test_whatever_ends_the_watch_ends_the_guest(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    ended: list[int] = []
+    fail_with(monkeypatch, error)
+    monkeypatch.setattr("signal.pidfd_send_signal", lambda process, number: ended.append(number))
+    with pytest.raises((type(error), SystemExit)):
+        watch([SHARE], os.getpid())
+    assert ended == [signal.SIGKILL]
+
+
+TOP = "20 1 0:1 / / rw - ext4 x rw\n30 20 0:1 /source /place rw - ext4 x rw\n"
+A = "31 30 0:1 /source/.a /place/.a rw - ext4 x rw\n"
+X = "32 31 0:1 /source/.a/x /place/.a/x ro - ext4 x rw\n"
+GIT = "33 30 0:1 /source/.git /place/.git ro - ext4 x rw\n"
+OVER = "34 31 0:1 /source/.a /place/.a rw - ext4 x rw\n"  # it hides what is mounted in the one below
+WRITABLE = "33 30 0:1 /source/.git /place/.git rw - ext4 x rw\n"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "failing", "mounted"),
+    [
+        ("", None, ""),
+        (TOP + A + X + GIT, None, ""),
+        (TOP, None, ".a .a/x .git"),
+        (TOP + A + GIT, ".a/x", ""),
+        (TOP, ".a/x", ".a .git"),
+        (TOP, ".a", ".git"),  # .a/x would be hidden by .a later
+        (TOP + A + X + OVER + GIT, None, ".a/x"),
+        (TOP + GIT + X.replace("31 ", "30 ", 1), None, ".a .a/x"),
+        (TOP + A + X + WRITABLE, None, ".git"),
+    ],
+    ids="taken away|all there|nothing there|a file vanishes|a new one vanishes|a directory vanishes|hidden|without its"
+    " directory|writable".split("|"),
+)
+def test_what_is_missing_is_mounted(
+    monkeypatch: pytest.MonkeyPatch, mounts: str, failing: str | None, mounted: str
+) -> None:
+    """A guest can have what sorts before the rest come and go."""
+    found: list[str] = []
 
     def mount_pair(place: str, way: Way, *, is_readonly: bool) -> None:
-        if way == (".a", "x"):
+        assert is_readonly == (way != (".a",))
+        if "/".join(way) == failing:
             raise FileNotFoundError(errno.ENOENT, "it")
-        mounted.append(way)
+        found.append("/".join(way))
 
     monkeypatch.setattr(protection_watch, "mount_pair", mount_pair)
-    monkeypatch.setattr(protection_watch, "parse_mountinfo", lambda text: [("", "", "/place", "", "")])
-    monkeypatch.setattr(SHARE, "hold", lambda: [(".a", "x"), (".git", "config")])
-    with pytest.raises(Changing):
+    monkeypatch.setattr(protection_watch, "observe_mountinfo", lambda: mounts)
+    monkeypatch.setattr(SHARE, "hold", lambda: [(".a", "x"), (".git",)])
+    with pytest.raises(Changing) if failing else nullcontext():
         renew(SHARE)
-    assert mounted == [(".a",), (".git",), (".git", "config")]
+    assert " ".join(found) == mounted
 
 
 def test_a_look_comes_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,14 +111,12 @@ def test_a_look_comes_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
             waited.append((self.count, timeout))
             return [(process, 1)] if timeout is None else []
 
-    def look(share: Share) -> str:
-        if next(looks):
-            raise Changing
-        return ""
+    def look(share: Share) -> bool:
+        return not next(looks)
 
     monkeypatch.setattr("select.poll", Poll)
     monkeypatch.setattr(os, "pidfd_open", lambda pid: process)
-    monkeypatch.setattr(protection_watch, "try_to_renew", look)
+    monkeypatch.setattr(protection_watch, "is_renewed", look)
     watch([SHARE], os.getpid())
     assert waited == [(1, AGAIN), (2, None)]
 

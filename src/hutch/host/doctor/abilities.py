@@ -44,7 +44,8 @@ class Abilities:
     manager. `features` are parts of the kernel, None where it takes root to know. `unlimited` says why no quota can
     limit a home in `state`; `kvm` why no machine runs under KVM: "" for one that has, None where none has been tried.
     `lists_tasks` is that the kernel logs all processes of a cgroup that has no memory left; `watchers` how many inotify
-    instances root may have, None where the kernel does not say; `old_virtiofsd` its version where it is too old."""
+    instances root may have, None where the kernel does not say; `old_virtiofsd` its path and version
+    where it is too old."""
 
     is_root: bool
     missing: tuple[Requirement, ...]

@@ -6,6 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hutch.errors import HutchError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 QEMU = "qemu-system-x86_64"
 VIRTIOFSD = "/usr/lib*/virtiofsd"  # no distribution has it on anybody's PATH
 OLDEST_VIRTIOFSD = (1, 13)
-TOO_OLD = f"virtiofsd {{}} is older than {'.'.join(map(str, OLDEST_VIRTIOFSD))}, which virtual machines need"
+TOO_OLD = f"{{}} is older than {'.'.join(map(str, OLDEST_VIRTIOFSD))}, which virtual machines need"
 MACHINE_TOOLS = (QEMU, VIRTIOFSD, "bwrap", "setpriv", "systemd-notify", "mkfs.erofs", "mkfs.ext4")
 """The tools that virtual machines need on the host, by the names in hutch.host.doctor.packages."""
 
@@ -31,14 +32,17 @@ def find_program(name: str) -> str | None:
 
 
 def old_virtiofsd() -> str:
-    """The version of virtiofsd where it is older than machines need, since it translates no ids; "" otherwise."""
+    """The path and version of a virtiofsd that is older than machines need, since it translates no ids; "" otherwise,
+    and for one that does not run."""
     # Spares the start-up of `hutch start` for containers.
     from hutch.run import run
 
-    program = find_program(VIRTIOFSD)
-    said = run([program, "--version"], check=False).stdout if program else ""
+    program, said = find_program(VIRTIOFSD), ""
+    with suppress(HutchError, OSError):
+        said = run([program, "--version"], check=False).stdout if program else ""
     found = re.search(r"([0-9]+)\.([0-9]+)", said)
-    return found[0] if found and (int(found[1]), int(found[2])) < OLDEST_VIRTIOFSD else ""
+    is_old = found and (int(found[1]), int(found[2])) < OLDEST_VIRTIOFSD
+    return f"{program} {found[0]}" if found and is_old else ""
 
 
 def find_manager() -> Manager | None:

@@ -36,7 +36,7 @@ def parse_config(text: str) -> Iterator[tuple[str, str]]:
 
 def _value(rest: str, lines: Iterator[str]) -> str:
     """A value from what follows the "=", and from further lines where one ends with a backslash. Blanks around it do
-    not count, unless they are in quotes; nor does a comment."""
+    not count, unless they are in quotes; nor does a comment. What follows a NUL is not seen by git, either."""
     value, kept, is_quoted = "", 0, False
     letters = iter(rest)
     while letter := next(letters, ""):
@@ -54,4 +54,4 @@ def _value(rest: str, lines: Iterator[str]) -> str:
         elif value or is_quoted or not letter.isspace():
             value += letter
             kept = len(value) if is_quoted or not letter.isspace() else kept
-    return value[:kept]
+    return value[:kept].partition("\0")[0]

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 CONTENTS = {"file": b"", "itself": b".\n"}  # of files, by their kinds
 LONGEST = 2  # bytes of these
-IN_THE_WAY = (*SUPERFLUOUS, errno.EEXIST, errno.EISDIR)
-"""The errors where something has gone or come that was not so at the look."""
-
 Note = dict[str, list[str]]
 """Path -> the workspaces that it is held for."""
 
@@ -53,8 +50,12 @@ def ensure_placeholders(file: Path, workspace: str, wanted: Mapping[str, str], u
                 note[path] = sorted({*note.get(path, ()), workspace})
         if note != before:
             _write(file, note)
-        made = [path in there if not kind else _make(path, kind, uid, gid) for path, kind in wanted.items()]
-    return all(made)
+        made = {path: path in there if not kind else _make(path, kind, uid, gid) for path, kind in wanted.items()}
+        for path in (path for path in note.keys() - before.keys() if not made[path]):
+            del note[path]  # what comes there later is not ours
+        if not all(made.values()):
+            _write(file, note)
+    return all(made.values())
 
 
 def _make(path: str, kind: str, uid: int, gid: int) -> bool:
@@ -62,11 +63,10 @@ def _make(path: str, kind: str, uid: int, gid: int) -> bool:
     directory, name = os.path.split(path)
     try:
         if kind in CONTENTS:
-            make_file_inside(Path(directory), (name,), uid, gid, CONTENTS[kind])
-        else:
-            make_inside(Path(directory), (name,), uid, gid)
+            return make_file_inside(Path(directory), (name,), uid, gid, CONTENTS[kind])
+        make_inside(Path(directory), (name,), uid, gid)
     except OSError as error:
-        if error.errno not in IN_THE_WAY:
+        if error.errno not in (*SUPERFLUOUS, errno.EEXIST):
             raise
         return False
     return True

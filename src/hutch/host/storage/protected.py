@@ -18,7 +18,7 @@ from contextlib import suppress
 from hutch.failure import HutchError
 from hutch.files import kept_open, reopen_regular
 from hutch.host.storage.git_config import parse_config
-from hutch.trees.cursor import way_to
+from hutch.trees.cursor import SUPERFLUOUS, way_to
 
 TYPE_CHECKING = False  # programs that start with a workspace use it
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ NAMES = (".vscode", ".idea", ".envrc", "hutch.toml")  # at the top of a checkout
 MOST = 2048  # paths of one directory
 LARGEST = 1 << 20  # bytes of a file that is read
 MOST_LOOKED = 20_000  # entries of directories; a guest can make as many as it likes
+LONGEST = 255  # bytes of a name
 DEEPEST = 40  # links, includes, and modules in modules
 WORDS = 4  # of a value, that may be a program and its arguments
 RUN = re.compile(
@@ -95,24 +96,25 @@ class _Look:
 
     def add(self, path: str, hold: Hold = "", depth: int = 0) -> None:
         """Note a path, if it is in the directory; and where a link leads from it, that too. Of a path that is not there
-        the first part is held that is missing."""
+        the first part is held that is missing, or that is no directory."""
         path = posixpath.normpath(path)
         if not path.startswith(f"{self.source}/") or depth > DEEPEST:
             return
         parts = path.removeprefix(f"{self.source}/").split("/")
+        if any(len(os.fsencode(part)) > LONGEST for part in parts):
+            return
         current, mode = self.source, 0
         for index, part in enumerate(parts):
-            current = f"{current}/{part}"
-            try:
-                mode = os.lstat(current).st_mode
-            except (FileNotFoundError, NotADirectoryError):
-                if hold:
-                    self._note(current, hold if index == len(parts) - 1 else "directory")
-                return
+            current, rest = f"{current}/{part}", parts[index + 1 :]
+            mode = _mode_of(current)
             if stat.S_ISLNK(mode):
                 self._note(current, "")
-                target = posixpath.join(posixpath.dirname(current), os.readlink(current))
-                self.add(posixpath.join(target, *parts[index + 1 :]), hold, depth + 1)
+                if target := _target_of(current):
+                    self.add(posixpath.join(posixpath.dirname(current), target, *rest), hold, depth + 1)
+                return
+            if not mode or (rest and not stat.S_ISDIR(mode)):
+                if hold:  # where a file stays, nothing comes
+                    self._note(current, "" if mode else "directory" if rest else hold)
                 return
         self._note(current, "")
         if stat.S_ISDIR(mode):  # a hook is often a link to a script of the working tree
@@ -283,6 +285,24 @@ class _Look:
             return path
 
 
+def _mode_of(path: str) -> int:
+    """The mode of what a path leads to, or of a link; 0 where nothing is."""
+    try:
+        return os.lstat(path).st_mode
+    except OSError as error:
+        if error.errno not in SUPERFLUOUS:
+            raise
+        return 0
+
+
+def _target_of(link: str) -> str:
+    """Where a link leads; "" where it is no link any more, for which there will be another look."""
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
 def _all_above(path: str) -> Iterator[str]:
     while (path := posixpath.dirname(path)) != "/":
         yield path
@@ -299,8 +319,8 @@ def _top_of(common: str, otherwise: str) -> str:
 
 
 def _pointer(text: str) -> str:
-    """The path that a file of git's holds."""
-    return text.strip("\r\n").strip()
+    """The path that a file of git's holds, which to git ends with a NUL."""
+    return text.partition("\0")[0].strip("\r\n").strip()
 
 
 def is_open_to(uid: int, found: os.stat_result) -> bool:

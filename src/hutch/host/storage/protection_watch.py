@@ -5,8 +5,8 @@
 Whoever on the host puts another file in the place of a protected one, as git and editors do, takes its mount away: the
 kernel detaches what is mounted on a name that is renamed onto or removed, in all namespaces. This runs beside the guest
 for as long as the process PID lives, hears of each change of the mounts, and mounts what is missing; submodules,
-worktrees and the like that have come since are then protected too. Where it cannot, it ends PID. SHARES is JSON: lists
-of the arguments of `protecting`.
+worktrees and the like that have come since are then protected too. Where it cannot, or fails itself, it ends PID.
+SHARES is JSON: lists of the arguments of `protecting`.
 
 The guest's mounts are slaves of those at the place of the share, so they get it as well. A mount that comes that way is
 not locked there, but what lies on it is: so each is two, one on the other, and nobody gets at the lower one.
@@ -14,16 +14,19 @@ not locked there, but what lies on it is: so each is two, one on the other, and 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
 import signal
+import stat
 import sys
+from contextlib import suppress
 
 from hutch.failure import HutchError
 from hutch.files import kept_open
 from hutch.host.storage.mount_calls import cloned, put
-from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
+from hutch.host.storage.mountinfo import Tree, observe_mountinfo
 from hutch.host.storage.protecting import Share, Way, apart, opened_at, steps_of
 from hutch.libc import call
 from hutch.trees.cursor import SUPERFLUOUS, way_to
@@ -39,21 +42,29 @@ class Changing(Exception):
 
 
 def renew(share: Share) -> None:
-    """Mount what is missing of a share's protection. Raises Changing once the rest is there; OSError, HutchError."""
-    points = {point for _, _, point, _, _ in parse_mountinfo(observe_mountinfo())}
-    if share.place not in points:  # it was taken away from the guest
+    """Mount what is missing of a share's protection. Raises Changing once the rest is there; OSError, HutchError.
+
+    What counts is what a path finds: a mount of a directory hides those that were mounted in it before. So all in it is
+    mounted anew, and nothing where the directory cannot be."""
+    tree = Tree(observe_mountinfo())
+    if not tree.options(share.place):  # it was taken away from the guest
         return
-    changed = None
+    mounted: set[Way] = set()
+    missed: set[Way] = set()
     for way, is_readonly in steps_of(share.hold()):
-        if "/".join((share.place, *way)) not in points:
+        options = set() if way[:-1] in mounted else tree.options("/".join((share.place, *way)))
+        if way[:-1] in missed:
+            missed.add(way)
+        elif not options or (is_readonly and "ro" not in options):
             try:
                 mount_pair(share.place, way, is_readonly=is_readonly)
+                mounted.add(way)
             except OSError as error:
                 if error.errno not in SUPERFLUOUS:
                     raise
-                changed = error
-    if changed is not None:
-        raise Changing from changed
+                missed.add(way)
+    if missed:
+        raise Changing
 
 
 def mount_pair(place: str, way: Way, *, is_readonly: bool) -> None:
@@ -74,6 +85,8 @@ def mount_pair(place: str, way: Way, *, is_readonly: bool) -> None:
                 kept_open(apart(entry, is_readonly=is_readonly)) as lower,
                 kept_open(apart(entry, is_readonly=is_readonly)) as upper,
             ):
+                if stat.S_IFMT(os.fstat(entry).st_mode) != stat.S_IFMT(os.fstat(staged).st_mode):
+                    raise OSError(errno.ENOENT, "another thing took its place")  # EINVAL, to the kernel
                 put(lower, staged)
                 put(upper, lower)
                 with kept_open(cloned(lower, is_whole=True)) as pair:
@@ -88,32 +101,32 @@ def watch(shares: list[Share], pid: int) -> None:
         end.register(process, select.POLLIN)
         poll.register(process, select.POLLIN)
         poll.register(mounts, select.POLLPRI)
-        while True:
-            is_changing = False
-            for share in shares:
-                try:
-                    if why := try_to_renew(share):
-                        signal.pidfd_send_signal(process, signal.SIGKILL)  # it fails, so it is started anew
-                        sys.exit(why)
-                except Changing:
-                    is_changing = True
-            # A look that mounts something is a change of the mounts itself.
-            found = end.poll(AGAIN) if is_changing else poll.poll()
-            if process in (descriptor for descriptor, _ in found):
-                return
+        try:
+            is_over = False
+            while not is_over:
+                renewed = [is_renewed(share) for share in shares]
+                # A look that mounts something is a change of the mounts itself.
+                found = poll.poll() if all(renewed) else end.poll(AGAIN)
+                is_over = process in (descriptor for descriptor, _ in found)
+        except BaseException:  # of whatever kind: a guest that could end this by what it writes would be rid of it
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)  # it fails, so it is started anew
+            raise
 
 
-def try_to_renew(share: Share) -> str:
-    """Renew a share's protection. Returns why that is not possible, "" otherwise. Raises Changing."""
+def is_renewed(share: Share) -> bool:
+    """Renew a share's protection; False where there has to be another look. Exits where it cannot be renewed."""
     try:
         renew(share)
+    except Changing:
+        return False
     except HutchError as error:
-        return f"{error.brief}: {error.resolution}"
+        sys.exit(f"{error.brief}: {error.resolution}")
     except OSError as error:
         if error.errno in SUPERFLUOUS:
-            raise Changing from error
-        return f"protected paths in {share.source} cannot be mounted again: {error}"
-    return ""
+            return False
+        sys.exit(f"protected paths in {share.source} cannot be mounted again: {error}")
+    return True
 
 
 def main(shares: str, pid: str) -> None:
