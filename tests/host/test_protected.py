@@ -11,6 +11,7 @@ import pytest
 
 from tests.host.instance import Instance
 from tests.host.opening import open_instance
+from tests.host.processes import ended, kill_processes, main_of
 from tests.support.world import World
 
 pytestmark = pytest.mark.vm(slow=True)
@@ -56,7 +57,8 @@ class Checkout:
 
     def clear(self) -> None:
         """Remove what attacks have left, which may be the guest's own."""
-        subprocess.run(["rm", "-rf", "e", "x", "hard", ".git/worktrees/odd"], cwd=self.top, check=True, timeout=10)
+        left = ("e", "x", "hard", ".git/worktrees/odd", ".git/modules/evil")
+        subprocess.run(["rm", "-rf", *left], cwd=self.top, check=True, timeout=10)
 
     def state(self) -> str:
         """All that the host would run, as text."""
@@ -162,17 +164,25 @@ def test_what_the_host_replaces_is_protected_again(checkouts: tuple[Instance, Ch
     """git puts a new file in the place of its configuration, whose mount goes with the old one. What the guest writes
     where hutch looks for more to protect is not in the way of that."""
     instance, shop, _ = checkouts
-    odd = f"{TARGET}/.git/worktrees/odd"
-    instance.inside("web", "sh", "-c", f"mkdir {odd}; printf '../../../lib/a\\0/.git\\n' > {odd}/gitdir", root=True)
-    shop.git("config hutch.seen yes")
+    odd, evil = f"{TARGET}/.git/worktrees/odd", f"{TARGET}/.git/modules/evil"
+    script = f"mkdir {odd} {evil}; printf '../../../lib/a\\0/.git\\n' > {odd}/gitdir"
+    script += f"; printf '[include]\\npath = config\\npath = config\\n' > {evil}/config"
+    instance.inside("web", "sh", "-c", script, root=True)
+    try:
+        shop.git("config hutch.seen yes")
+        check_protected_again(instance)
+        assert "EVIL" not in shop.sh("cat .git/config")
+        assert instance.ssh("web", f"git -C {TARGET} config hutch.seen").stdout == "yes\n"
+    finally:
+        shop.clear()
+
+
+def check_protected_again(instance: Instance) -> None:
     write = f"cd {TARGET} && echo EVIL >> .git/config"
     awaited = f"for i in $(seq 50); do [ -w {TARGET}/.git/config ] || break; sleep 0.1; done"
     script = f"{awaited}; {write}; umount {TARGET}/.git/config; {write}"
     found = instance.inside("web", "sh", "-c", script, root=True, check=False)
     assert (found.returncode, found.stderr.count("Read-only file system")) == (2, 2), found.stderr
-    assert "EVIL" not in shop.sh("cat .git/config")
-    assert instance.ssh("web", f"git -C {TARGET} config hutch.seen").stdout == "yes\n"
-    shop.clear()
 
 
 def test_they_are_listed(checkouts: tuple[Instance, Checkout, Checkout]) -> None:
@@ -183,6 +193,16 @@ def test_they_are_listed(checkouts: tuple[Instance, Checkout, Checkout]) -> None
     )
     assert f"{worktree.top}/.git" in found
     assert f"{shop.top}/.git/hooks" in instance.hutch("status", "web").stdout
+
+
+def test_the_guest_ends_with_what_keeps_them_protected(checkouts: tuple[Instance, Checkout, Checkout]) -> None:
+    """And begins anew, with another."""
+    instance, _, _ = checkouts
+    guest = os.pidfd_open(main_of(instance, "web").pid)
+    assert kill_processes(lambda command: "protection_watch" in " ".join(command)) == 1
+    ended(guest)
+    instance.up()
+    assert f"{TARGET}/.git/config" in instance.inside("web", "cat", "/proc/self/mounts").stdout
 
 
 def test_the_checkout_stays_clean(checkouts: tuple[Instance, Checkout, Checkout]) -> None:

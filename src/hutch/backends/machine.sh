@@ -48,7 +48,7 @@ run() { # the machine, and what serves it, until it has ended
   following=$!
   apart post_start "$main" >/dev/null 2>&1 &
   apart shrink >/dev/null 2>&1 &
-  [ -z "$watches" ] || { apart watch "$main" >"$vm/log" 2>&1 & watching=$!; }
+  [ -z "$watches" ] || { apart keep_watch >"$vm/log" 2>&1 & watching=$!; }
   await "$machine"
   code=$awaited
   rm -f "$runtime/cid"

@@ -22,7 +22,7 @@ surround() {
   aside bind &
   echo ready >"$runtime/ready"
   trap - EXIT
-  [ -z "$watches" ] || aside watch "$main" &
+  [ -z "$watches" ] || aside keep_watch &
   aside relay <"$runtime/said"
 }
 

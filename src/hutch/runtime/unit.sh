@@ -140,6 +140,16 @@ all_ended() { # PID...: chains that run side by side
   [ -z "$failed" ] || exit 1
 }
 
+keep_watch() { # of what protects shared directories, which must not end before the guest does, however that comes about
+  watch "$main" &
+  trap 'kill -KILL "$!"; exit' TERM
+  code=0
+  wait "$!" || code=$?
+  [ "$code" != 0 ] && [ -d "/proc/$main" ] || return 0
+  note reason "what keeps the protected paths of its shared directories has ended: code $code"
+  kill -KILL "$main"
+}
+
 # What a console says goes to the journal: so many bytes and lines in a while, and no more. The rest is dropped here, where
 # it costs the workspace its own time: the journal would drop it too, but in time that is everybody's. It is one process
 # that needs no other: a guest that has taken all which its slice may have is not to end it, nor to get past it.

@@ -98,11 +98,17 @@ def make_owned(path: Path, uid: int, gid: int) -> None:
         os.fsync(current)
 
 
-def make_inside(home: Path, parts: tuple[str, ...], uid: int, gid: int) -> None:
-    """Make directories below the home, as far as they are absent. The guest may write there at this very moment, so
-    only the directories made here change hands."""
-    with _descended(home, parts, uid, gid):
-        pass
+def make_inside(home: Path, parts: tuple[str, ...], uid: int, gid: int) -> bool:
+    """Make directories below the home, as far as they are absent; returns whether the last one was. The guest may write
+    there at this very moment, so only the directories made here change hands."""
+    *parents, name = parts
+    with _descended(home, parents, uid, gid) as parent:
+        try:
+            os.close(os.open(name, DIRECTORY, dir_fd=parent))
+        except FileNotFoundError:
+            os.close(_make_below(parent, name, 0o755, uid, gid))
+            return True
+        return False
 
 
 def make_file_inside(

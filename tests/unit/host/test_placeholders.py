@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hutch.files import write_atomic
+from hutch.host.storage import placeholders
 from hutch.host.storage.placeholders import ensure_placeholders, held_by, remove_placeholders
 
 
@@ -85,6 +87,27 @@ def test_what_has_come_is_not_in_the_way(
     assert not ensure_placeholders(note, "web", found, os.getuid(), os.getgid())
     assert (checkout / name).read_text() == "host's"
     assert held_by(note) == {path: ["web"] for path in found if not path.endswith(name)}
+
+
+def test_a_directory_that_comes_meanwhile_is_not_ours(
+    note: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the note written again for what has only vanished."""
+    written: list[bytes] = []
+
+    def write(file: Path, content: bytes, mode: int) -> None:
+        written.append(content)
+        write_atomic(file, content, mode=mode)
+        (checkout / ".idea").mkdir(exist_ok=True)
+
+    monkeypatch.setattr(placeholders, "write_atomic", write)
+    ensure(note, "web", checkout / ".vscode")
+    (checkout / ".idea").rmdir()
+    ensure(note, "web", checkout / ".vscode", checkout / ".idea")
+    assert held_by(note) == {f"{checkout}/.vscode": ["web"]}
+    assert len(written) == 3
+    assert not ensure_placeholders(note, "web", {f"{checkout}/gone": ""}, os.getuid(), os.getgid())
+    assert len(written) == 3
 
 
 def test_one_that_is_made_again_is_held_for_all(note: Path, checkout: Path) -> None:

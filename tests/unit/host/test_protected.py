@@ -237,9 +237,82 @@ def test_too_much_to_look_through(top: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(HutchError, match=r"more than 3 paths to protect"):
         found(top)
     monkeypatch.undo()
+    monkeypatch.setattr(protected, "MOST_SECONDS", 0.0)
+    with pytest.raises(HutchError, match=r"takes more than 0 s of a processor"):
+        found(top)
+    monkeypatch.undo()
     (top / ".git/config").write_text("#" * protected.LARGEST)
     with pytest.raises(HutchError, match=r"larger than 1 MiB"):
         found(top)
+
+
+def test_the_directories_on_the_way_count(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them is a mount."""
+    (top / "a/b/c").mkdir(parents=True)
+    monkeypatch.setattr(protected, "MOST", 3)
+    assert found(top, "a/b/c", is_default=False) == {"a/b/c": ""}
+    monkeypatch.setattr(protected, "MOST", 2)
+    with pytest.raises(HutchError, match=r"more than 2 paths to protect"):
+        found(top, "a/b/c", is_default=False)
+
+
+def test_a_path_that_is_too_deep(top: Path) -> None:
+    """Or too long, which nothing opens by its path."""
+    parts = ["d"] * protected.DEEPEST_PATH
+    (top / Path(*parts)).mkdir(parents=True)
+    assert found(top, "/".join(parts), is_default=False)
+    with pytest.raises(HutchError, match=r"more than 64 directories deep"):
+        found(top, "/".join((*parts, "x")), is_default=False)
+    long = ["l" * 250] * 17
+    at = os.open(top, os.O_PATH)
+    for part in long:
+        os.mkdir(part, dir_fd=at)
+        inner = os.open(part, os.O_PATH, dir_fd=at)
+        os.close(at)
+        at = inner
+    os.symlink("x", "link", dir_fd=at)
+    os.close(at)
+    assert len("/".join(long)) > protected.LONGEST_PATH
+    (top / ".git/config").write_text(f"[core] hooksPath = {'/'.join(long)}/hooks\n")
+    assert found(top) == {**NAMES, **GIT}
+    (top / long[0]).rename(top / ".git/modules")
+    assert found(top) == {**NAMES, **GIT}
+
+
+def test_a_file_that_includes_itself(top: Path) -> None:
+    """By any way, as often as it likes. Each doubles what there is to read."""
+    make_git_directory(top / ".git/modules/evil", "[include]\npath = config\npath = ../evil/config\npath = other\n" * 2)
+    (top / ".git/modules/evil/other").write_text("[include]\npath = config\npath = other\n[core]\nhooksPath = mine\n")
+    assert found(top)[".git/modules/evil/mine"] == "directory"
+
+
+def test_a_long_row_of_includes(top: Path) -> None:
+    for number in range(2000):
+        (top / f".git/{number}").write_text(f"[include]\npath = {number + 1}\n")
+    (top / ".git/config").write_text("[include]\npath = 0\n")
+    assert found(top)[".git/2000"] == "file"
+
+
+def test_many_working_trees_with_many_variables(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each variable counts in each tree."""
+    (top / ".git/config").write_text("[a]\nb = c/d\n" * 1000)
+    for number in range(100):
+        own = top / f".git/worktrees/{number}"
+        own.mkdir(parents=True)
+        (own / "gitdir").write_text(f"../../../{number}/.git\n")
+        (top / str(number)).mkdir()
+    monkeypatch.setattr(protected, "MOST_SECONDS", 0.02)
+    with pytest.raises(HutchError, match="of a processor to look through"):
+        found(top)
+
+
+@pytest.mark.parametrize("file", ["worktrees/odd/gitdir", "modules/odd/config"])
+def test_a_tree_with_a_git_directory_of_its_own_is_another(top: Path, file: str) -> None:
+    """What says so may be the guest's, and old: all of .git would be read-only for everybody who shares it."""
+    (top / f".git/{file}").parent.mkdir(parents=True)
+    is_module = file.startswith("modules")
+    (top / f".git/{file}").write_text("[core]\nworktree = ../../..\n" if is_module else "../../../.git\n")
+    assert ".git" not in found(top)
 
 
 def test_nothing_that_waits_is_opened(top: Path) -> None:

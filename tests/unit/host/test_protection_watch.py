@@ -1,55 +1,65 @@
-"""What is looked at once more, and what the watch makes of a look that fails."""
+"""What is mounted again, what is looked at once more, and what the watch makes of a look that fails."""
 
 from __future__ import annotations
 
 import errno
 import os
-import signal
-from contextlib import nullcontext
 
 import pytest
 
 from hutch.failure import HutchError
 from hutch.host.storage import protecting, protection_watch
 from hutch.host.storage.protecting import LOOKS, Share, Way
-from hutch.host.storage.protection_watch import AGAIN, Changing, is_renewed, renew, watch
+from hutch.host.storage.protection_watch import AGAIN, Watched, mount_missing, watch
 
 SHARE = Share("/place", "/source", "1000", "1000", "/note", "web", "default")
 
 
-def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
-    def renew(share: Share) -> None:
-        if error is not None:
-            raise error
+@pytest.fixture
+def mounts(monkeypatch: pytest.MonkeyPatch) -> list[list[Way]]:
+    """The ways whose mounts were asked for, by each call."""
+    called: list[list[Way]] = []
 
-    monkeypatch.setattr(protection_watch, "renew", renew)
+    def mount_missing(place: str, ways: list[Way]) -> bool:
+        called.append(ways)
+        return ("vanishing",) not in ways
+
+    monkeypatch.setattr(protection_watch, "mount_missing", mount_missing)
+    return called
 
 
-def test_what_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_with(monkeypatch, None)
-    assert is_renewed(SHARE)
+def look_with(monkeypatch: pytest.MonkeyPatch, found: Exception | list[Way]) -> None:
+    def hold() -> list[Way]:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(SHARE, "hold", hold)
 
 
-def test_what_changes_meanwhile_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_with(monkeypatch, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
-    assert not is_renewed(SHARE)
+def test_what_was_protected_comes_before_a_look(monkeypatch: pytest.MonkeyPatch, mounts: list[list[Way]]) -> None:
+    """That follows what the guest writes: however it ends, this has been mounted."""
+    watched = Watched(SHARE)
+    look_with(monkeypatch, [("a",)])
+    assert watched.is_renewed()
+    look_with(monkeypatch, [("vanishing",)])
+    assert not watched.is_renewed()
+    look_with(monkeypatch, RecursionError())
+    with pytest.raises(RecursionError):
+        watched.is_renewed()
+    assert mounts == [[], [("a",)], [("a",)], [("vanishing",)], [("vanishing",)]]
+
+
+def test_what_changes_meanwhile_is_looked_at_again(monkeypatch: pytest.MonkeyPatch, mounts: list[list[Way]]) -> None:
+    look_with(monkeypatch, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    assert not Watched(SHARE).is_renewed()
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EPERM, "no"), HutchError("no", resolution="do")])
-def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    fail_with(monkeypatch, error)
+def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch, mounts: list[list[Way]], error: Exception) -> None:
+    look_with(monkeypatch, error)
     with pytest.raises(SystemExit, match="no"):
-        is_renewed(SHARE)
-
-
-@pytest.mark.parametrize("error", [ValueError("embedded null byte"), OSError(errno.EPERM, "no"), MemoryError()])
-def test_whatever_ends_the_watch_ends_the_guest(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    ended: list[int] = []
-    fail_with(monkeypatch, error)
-    monkeypatch.setattr("signal.pidfd_send_signal", lambda process, number: ended.append(number))
-    with pytest.raises((type(error), SystemExit)):
-        watch([SHARE], os.getpid())
-    assert ended == [signal.SIGKILL]
+        Watched(SHARE).is_renewed()
 
 
 TOP = "20 1 0:1 / / rw - ext4 x rw\n30 20 0:1 /source /place rw - ext4 x rw\n"
@@ -90,9 +100,7 @@ def test_what_is_missing_is_mounted(
 
     monkeypatch.setattr(protection_watch, "mount_pair", mount_pair)
     monkeypatch.setattr(protection_watch, "observe_mountinfo", lambda: mounts)
-    monkeypatch.setattr(SHARE, "hold", lambda: [(".a", "x"), (".git",)])
-    with pytest.raises(Changing) if failing else nullcontext():
-        renew(SHARE)
+    assert mount_missing("/place", [(".a", "x"), (".git",)]) is not bool(failing)
     assert " ".join(found) == mounted
 
 
@@ -111,12 +119,12 @@ def test_a_look_comes_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
             waited.append((self.count, timeout))
             return [(process, 1)] if timeout is None else []
 
-    def look(share: Share) -> bool:
+    def look(watched: Watched) -> bool:
         return not next(looks)
 
     monkeypatch.setattr("select.poll", Poll)
     monkeypatch.setattr(os, "pidfd_open", lambda pid: process)
-    monkeypatch.setattr(protection_watch, "is_renewed", look)
+    monkeypatch.setattr(Watched, "is_renewed", look)
     watch([SHARE], os.getpid())
     assert waited == [(1, AGAIN), (2, None)]
 

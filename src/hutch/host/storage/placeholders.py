@@ -51,9 +51,10 @@ def ensure_placeholders(file: Path, workspace: str, wanted: Mapping[str, str], u
         if note != before:
             _write(file, note)
         made = {path: path in there if not kind else _make(path, kind, uid, gid) for path, kind in wanted.items()}
-        for path in (path for path in note.keys() - before.keys() if not made[path]):
+        failed = [path for path in note.keys() - before.keys() if not made[path]]
+        for path in failed:
             del note[path]  # what comes there later is not ours
-        if not all(made.values()):
+        if failed:
             _write(file, note)
     return all(made.values())
 
@@ -64,12 +65,11 @@ def _make(path: str, kind: str, uid: int, gid: int) -> bool:
     try:
         if kind in CONTENTS:
             return make_file_inside(Path(directory), (name,), uid, gid, CONTENTS[kind])
-        make_inside(Path(directory), (name,), uid, gid)
+        return make_inside(Path(directory), (name,), uid, gid)
     except OSError as error:
         if error.errno not in (*SUPERFLUOUS, errno.EEXIST):
             raise
         return False
-    return True
 
 
 def held_by(file: Path) -> Note:

@@ -13,6 +13,7 @@ import posixpath
 import pwd
 import re
 import stat
+import time
 from contextlib import suppress
 
 from hutch.failure import HutchError
@@ -30,11 +31,14 @@ if TYPE_CHECKING:
     Hold = Literal["", "directory", "file", "itself"]
 
 NAMES = (".vscode", ".idea", ".envrc", "hutch.toml")  # at the top of a checkout
-MOST = 2048  # paths of one directory
+MOST = 4096  # paths of one directory, with those that lead to them: each is a mount
 LARGEST = 1 << 20  # bytes of a file that is read
-MOST_LOOKED = 20_000  # entries of directories; a guest can make as many as it likes
+MOST_LOOKED = 20_000  # entries of directories, and files; a guest can make as many as it likes
+MOST_SECONDS = 2.0  # of a processor: the whole of a large checkout takes a tenth
 LONGEST = 255  # bytes of a name
-DEEPEST = 40  # links, includes, and modules in modules
+LONGEST_PATH = 4095
+DEEPEST_PATH = 64  # directories
+DEEPEST = 40  # links, and modules in modules
 WORDS = 4  # of a value, that may be a program and its arguments
 RUN = re.compile(
     r"core\.(fsmonitor|sshcommand|editor|pager|askpass|gitproxy)|(alias|pager)\..*|sequence\.editor|diff\.external"
@@ -55,9 +59,10 @@ def find_protected(source: str, more: Sequence[str] = (), *, is_default: bool = 
     if is_default:
         look.look_around()
     found: dict[str, Hold] = {}
-    for path in sorted(look.found):
-        if not any(above in found for above in _above(path, source)):
-            found[path] = look.found[path]
+    outer = ""
+    for path in sorted(look.found, key=lambda path: path.split("/")):  # what is in a directory follows that at once
+        if not (outer and path.startswith(f"{outer}/")):
+            found[path], outer = look.found[path], path
     return found
 
 
@@ -75,12 +80,6 @@ def is_git_directory(path: str) -> bool:
     return os.path.lexists(f"{path}/HEAD") and all(os.path.isdir(f"{path}/{name}") for name in ("objects", "refs"))
 
 
-def _above(path: str, top: str) -> Iterator[str]:
-    """The directories between a path and one that it is in."""
-    while len(path := posixpath.dirname(path)) > len(top):
-        yield path
-
-
 PARTS = frozenset(("objects", "refs", "logs", "hooks", "info", "lfs", "modules", "worktrees"))
 """Directories in git directories that hold no submodule of the level above."""
 
@@ -91,14 +90,16 @@ class _Look:
     def __init__(self, source: str) -> None:
         self.source, self._real = source, os.path.realpath(source)
         self.found: dict[str, Hold] = {}
+        self._around: set[str] = set()  # the directories on the way to what is found
         self._seen: set[str] = set()
-        self._left = MOST_LOOKED
+        self._left, self._until = MOST_LOOKED, time.thread_time() + MOST_SECONDS
 
     def add(self, path: str, hold: Hold = "", depth: int = 0) -> None:
         """Note a path, if it is in the directory; and where a link leads from it, that too. Of a path that is not there
         the first part is held that is missing, or that is no directory."""
+        self._spend(0)
         path = posixpath.normpath(path)
-        if not path.startswith(f"{self.source}/") or depth > DEEPEST:
+        if not path.startswith(f"{self.source}/") or depth > DEEPEST or len(os.fsencode(path)) > LONGEST_PATH:
             return
         parts = path.removeprefix(f"{self.source}/").split("/")
         if any(len(os.fsencode(part)) > LONGEST for part in parts):
@@ -124,8 +125,20 @@ class _Look:
 
     def _note(self, path: str, hold: Hold) -> None:
         self.found.setdefault(path, hold)
-        if len(self.found) > MOST:
-            raise self._too_much(f"has more than {MOST} paths to protect")
+        if path.removeprefix(self.source).count("/") > DEEPEST_PATH:
+            raise self._too_much(f"has paths to protect that lie more than {DEEPEST_PATH} directories deep")
+        while (path := posixpath.dirname(path)) != self.source and path not in self._around:
+            self._around.add(path)
+        if len(self.found) + len(self._around) > MOST:
+            raise self._too_much(f"has more than {MOST} paths to protect, and directories on the way to them")
+
+    def _spend(self, count: int) -> None:
+        """Count what is looked at, by a guest's choice: it may not make a look of root's last."""
+        self._left -= count
+        if self._left < 0:
+            raise self._too_much(f"has more than {MOST_LOOKED} files to look through for protected ones")
+        if time.thread_time() > self._until:
+            raise self._too_much(f"takes more than {MOST_SECONDS:g} s of a processor to look through")
 
     def _too_much(self, what: str) -> HutchError:
         way = "share a part of it; or protect_default = false, and list the read-only paths in `protect`"
@@ -137,10 +150,9 @@ class _Look:
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
-                    self._left -= 1
-                    if self._left < 0:
-                        raise self._too_much(f"has more than {MOST_LOOKED} files to look through for protected ones")
-                    found.append(entry)
+                    self._spend(1)
+                    if len(os.fsencode(entry.path)) <= LONGEST_PATH:
+                        found.append(entry)
         except OSError:
             return []
         return found
@@ -185,13 +197,13 @@ class _Look:
         # A bare one is left alone: with such a file, git does not take it for bare any more.
         self.add(f"{git}/commondir", "itself" if git != top else "")
         self.add(f"{git}/gitdir")
-        variables = list(self._configuration(f"{common}/config", 0))
+        variables = list(self._configuration(f"{common}/config"))
         own = _is_true(variables, SHARED_EXTENSION)
         for place in dict.fromkeys((git, common)):
             self.add(f"{place}/config.worktree", "file" if own else "")
             self.add(f"{place}/hooks", "directory")
         if own:
-            variables += self._configuration(f"{git}/config.worktree", 0)
+            variables += self._configuration(f"{git}/config.worktree")
         self._values(variables, top)
         if common != git:
             self._git_directory(common, _top_of(common, top), depth + 1)
@@ -202,36 +214,45 @@ class _Look:
             )
             inner = posixpath.normpath(posixpath.join(module, worktree)) if worktree else module
             if worktree:
-                for name in (".git", *NAMES):
-                    self.add(f"{inner}/{name}")
+                self._working_tree(inner)
             self._git_directory(module, inner, depth + 1)
         for place in self._directories(f"{git}/worktrees"):
             for file in ("commondir", "gitdir", "config.worktree"):
                 self.add(f"{place}/{file}", "file" if own and file == "config.worktree" else "")
             if pointer := _pointer(self._read(f"{place}/gitdir")):
-                self._worktree(posixpath.dirname(posixpath.normpath(posixpath.join(place, pointer))), variables)
+                tree = posixpath.dirname(posixpath.normpath(posixpath.join(place, pointer)))
+                self._working_tree(tree)
+                if os.path.isdir(tree):  # git goes there by the same configuration
+                    self._values(variables, tree)
 
-    def _worktree(self, top: str, variables: Iterable[tuple[str, str]]) -> None:
-        """Note what lies in another working tree of the same git directory, by whose configuration git goes there."""
+    def _working_tree(self, top: str) -> None:
+        """Note what lies in a working tree that a git directory elsewhere says it has. Where there is a git directory,
+        as the main tree's, another cloned there since, that is wrong: all of it would be read-only."""
         for name in (".git", *NAMES):
-            self.add(f"{top}/{name}")
-        if os.path.isdir(top):
-            self._values(variables, top)
+            if name != ".git" or not is_git_directory(f"{top}/.git"):
+                self.add(f"{top}/{name}")
 
-    def _configuration(self, file: str, depth: int) -> Iterator[tuple[str, str]]:
-        """The variables of a configuration file and of those that it includes, all of which are noted."""
-        self.add(file, "file")
-        for key, value in self._read_config(file):
-            yield key, value
-            is_include = key == "include.path" or (key.startswith("includeif.") and key.endswith(".path"))
-            if is_include and depth < DEEPEST:
-                included = posixpath.join(posixpath.dirname(file), self._expanded(value))
-                yield from self._configuration(posixpath.normpath(included), depth + 1)
+    def _configuration(self, file: str) -> Iterator[tuple[str, str]]:
+        """The variables of a configuration file and of those that it includes, all of which are noted; each file
+        once."""
+        files, seen = [file], set[str]()
+        while files:
+            file = files.pop()
+            if file in seen:
+                continue
+            seen.add(file)
+            self.add(file, "file")
+            for key, value in self._read_config(file):
+                yield key, value
+                if key == "include.path" or (key.startswith("includeif.") and key.endswith(".path")):
+                    included = posixpath.join(posixpath.dirname(file), self._expanded(value))
+                    files.append(posixpath.normpath(included))
 
     def _read(self, path: str) -> str:
         """The text of a file, "" where there is none that can be read. A link leads git anywhere, so outside of the
         directory it is a file that the owner of the directory may read. The kernel's own files, which have no size, are
         not read: that may have effects."""
+        self._spend(1)
         try:
             with kept_open(os.open(path, os.O_PATH | os.O_CLOEXEC)) as pin:
                 found, is_inside = os.fstat(pin), os.readlink(way_to(pin)).startswith(f"{self._real}/")
@@ -266,6 +287,7 @@ class _Look:
         """Note the directory of hooks, the programs of the working tree that git would run, and each file there that
         the first words of a value lead to: they may be a command."""
         for key, value in variables:
+            self._spend(0)
             if key in ("core.hookspath", "init.templatedir"):
                 self.add(posixpath.join(top, self._expanded(value)), "directory")
                 continue
