@@ -16,7 +16,7 @@ from hutch.apply.allowing import find_allowance, refuse_above
 from hutch.apply.building import recipes_for
 from hutch.apply.inspecting import Findings, inspect, unbuilt_images, with_findings
 from hutch.apply.machines import check_machines
-from hutch.apply.membership import check_own, check_taking, own_of
+from hutch.apply.membership import check_own, check_taking, own_of, refuse_others
 from hutch.apply.ownership import check_ownership, former_paths, origin_of, orphans
 from hutch.apply.reconcile import with_uplink
 from hutch.apply.serving import ejected_routes
@@ -105,8 +105,12 @@ def make_plan(
     if not is_root:
         return replace(found, notes=(*found.notes, NOT_ROOT))
     showing = [a.workspace for a in found.actions if (a.starts or a.shows) and a.workspace in wanted]
-    with as_caller():
-        check_shares((config.file, name, wanted[name]) for name in showing)
+    try:
+        with as_caller():
+            check_shares((config.file, name, wanted[name]) for name in showing)
+    except HutchError:  # of the home, perhaps, that somebody else has just been given for a workspace of that name
+        refuse_others(layout, showing)
+        raise
     missing = unbuilt_images(layout, found.wanted) if unbuilt is None else unbuilt
     return with_findings(found, seen, missing, facts.records)
 
