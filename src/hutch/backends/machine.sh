@@ -16,7 +16,7 @@ begin() {
     left=$((left - 1))
     echo "the guest rebooted before it was ready: it starts once more"
     # shellcheck disable=SC2086 # pids
-    wait $hearing $servers || :
+    wait $hearing $servers $watching || :
     (cd "$runtime/noted" && rm -f hearing machine broken forced outcome)
     rm -f "$runtime/sockets/"* # a monitor that was killed leaves its own
     [ -n "$is_asked" ] || { run && outcome; }

@@ -141,13 +141,20 @@ all_ended() { # PID...: chains that run side by side
 }
 
 keep_watch() { # of what protects shared directories, which must not end before the guest does, however that comes about
+  keeper=''
+  trap '[ ! -d "/proc/$main" ] || kill -KILL "$main"' EXIT
+  trap 'trap - EXIT; [ -z "$keeper" ] || kill -KILL "$keeper"; exit' TERM
   watch "$main" &
-  trap 'kill -KILL "$!"; exit' TERM
+  keeper=$!
+  { echo -900 >/proc/self/oom_score_adj; } 2>/dev/null || : # of the two, where memory is short, it is not this one that goes
   code=0
-  wait "$!" || code=$?
-  [ "$code" != 0 ] && [ -d "/proc/$main" ] || return 0
+  wait "$keeper" || code=$?
+  if [ "$code" = 0 ] || [ ! -d "/proc/$main" ]; then
+    trap - EXIT
+    return
+  fi
   note reason "what keeps the protected paths of its shared directories has ended: code $code"
-  kill -KILL "$main"
+  exit 1
 }
 
 # What a console says goes to the journal: so many bytes and lines in a while, and no more. The rest is dropped here, where

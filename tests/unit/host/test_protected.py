@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import signal
 import stat
@@ -301,18 +302,43 @@ def test_many_working_trees_with_many_variables(top: Path, monkeypatch: pytest.M
         own.mkdir(parents=True)
         (own / "gitdir").write_text(f"../../../{number}/.git\n")
         (top / str(number)).mkdir()
-    monkeypatch.setattr(protected, "MOST_SECONDS", 0.02)
+    ticks = itertools.count()
+    monkeypatch.setattr("time.thread_time", lambda: next(ticks))
+    monkeypatch.setattr(protected, "MOST_SECONDS", 10_000)
     with pytest.raises(HutchError, match="of a processor to look through"):
+        found(top)
+    (top / ".git/config").write_text("[a]\nb = c/d\n" * 10)
+    found(top)
+    assert next(ticks) < 20_000
+
+
+def test_a_long_name_of_a_section(top: Path) -> None:
+    """It is in the key of each variable, so a file of less than a mebibyte has gigabytes of them."""
+    make_git_directory(top / ".git/modules/evil", f'[a "{"s" * 500_000}"]\n' + "b=c\n" * 130_000)
+    with pytest.raises(HutchError, match="more than 16 MiB of variables"):
         found(top)
 
 
 @pytest.mark.parametrize("file", ["worktrees/odd/gitdir", "modules/odd/config"])
-def test_a_tree_with_a_git_directory_of_its_own_is_another(top: Path, file: str) -> None:
+def test_a_tree_with_a_git_directory_of_its_own(top: Path, file: str) -> None:
     """What says so may be the guest's, and old: all of .git would be read-only for everybody who shares it."""
     (top / f".git/{file}").parent.mkdir(parents=True)
     is_module = file.startswith("modules")
-    (top / f".git/{file}").write_text("[core]\nworktree = ../../..\n" if is_module else "../../../.git\n")
+
+    def say(tree: str) -> None:
+        text = f"[core]\nworktree = ../../../{tree}\n" if is_module else f"../../../{tree}/.git\n"
+        (top / f".git/{file}").write_text(text)
+
+    say(".")
     assert ".git" not in found(top)
+    say("sub")
+    make_git_directory(top / "sub/.git")
+    seen = found(top)
+    assert {"sub/.git/config", "sub/.git/hooks"} <= seen.keys()
+    assert not {"sub", "sub/.git"} & seen.keys()
+    (top / "sub/.git").rename(top / "elsewhere")
+    (top / "sub/.git").symlink_to("../elsewhere")
+    assert found(top)["sub/.git"] == ""
 
 
 def test_nothing_that_waits_is_opened(top: Path) -> None:
@@ -401,3 +427,11 @@ def test_the_paths_of_a_workspace(top: Path) -> None:
         f"{top}/{name}" for name in {**NAMES, **GIT, "x": ""}
     )
     assert protected_paths(workspace(mounts=mounts, protect_default=False)) == []
+
+
+def test_what_is_closed_to_the_caller_is_not_listed(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "closed", path)
+
+    monkeypatch.setattr(os, "lstat", refuse)
+    assert protected_paths(workspace(mounts=(Mount(str(top), "/a"),))) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,8 @@ def mounts(monkeypatch: pytest.MonkeyPatch) -> list[list[Way]]:
     """The ways whose mounts were asked for, by each call."""
     called: list[list[Way]] = []
 
-    def mount_missing(place: str, ways: list[Way]) -> bool:
+    def mount_missing(place: str, ways: list[Way], *, files_only: bool = False) -> bool:
+        assert files_only == (len(called) % 2 == 0)
         called.append(ways)
         return ("vanishing",) not in ways
 
@@ -102,6 +104,18 @@ def test_what_is_missing_is_mounted(
     monkeypatch.setattr(protection_watch, "observe_mountinfo", lambda: mounts)
     assert mount_missing("/place", [(".a", "x"), (".git",)]) is not bool(failing)
     assert " ".join(found) == mounted
+
+
+def test_a_directory_waits_for_the_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where the host has made one of a file, a part of it may be protected, and all else must be open to work."""
+    found: list[str] = []
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".a").mkdir()
+    (tmp_path / ".a/x").symlink_to(tmp_path)
+    monkeypatch.setattr(protection_watch, "mount_pair", lambda place, way, **how: found.append("/".join(way)))
+    monkeypatch.setattr(protection_watch, "observe_mountinfo", lambda: TOP.replace("/place", str(tmp_path)))
+    assert mount_missing(str(tmp_path), [(".a", "x"), (".git",)], files_only=True)
+    assert found == [".a", ".a/x"]
 
 
 def test_a_look_comes_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ NAMES = (".vscode", ".idea", ".envrc", "hutch.toml")  # at the top of a checkout
 MOST = 4096  # paths of one directory, with those that lead to them: each is a mount
 LARGEST = 1 << 20  # bytes of a file that is read
 MOST_LOOKED = 20_000  # entries of directories, and files; a guest can make as many as it likes
+MOST_LETTERS = 1 << 24  # of all variables: a section of a megabyte is in the name of each that stands in it
 MOST_SECONDS = 2.0  # of a processor: the whole of a large checkout takes a tenth
 LONGEST = 255  # bytes of a name
 LONGEST_PATH = 4095
@@ -71,7 +72,7 @@ def protected_paths(workspace: WorkspaceSpec) -> list[str]:
     found: set[str] = set()
     for mount in workspace.mounts if workspace.engine == "local" else ():
         if mount.is_writable and os.path.isdir(mount.source):
-            with suppress(HutchError):  # it does not start
+            with suppress(HutchError, OSError):  # it does not start; or there is what is closed to the caller
                 found |= find_protected(mount.source, workspace.protect, is_default=workspace.protect_default).keys()
     return sorted(found)
 
@@ -92,12 +93,13 @@ class _Look:
         self.found: dict[str, Hold] = {}
         self._around: set[str] = set()  # the directories on the way to what is found
         self._seen: set[str] = set()
-        self._left, self._until = MOST_LOOKED, time.thread_time() + MOST_SECONDS
+        self._left, self._letters = MOST_LOOKED, MOST_LETTERS
+        self._until = time.thread_time() + MOST_SECONDS
 
     def add(self, path: str, hold: Hold = "", depth: int = 0) -> None:
         """Note a path, if it is in the directory; and where a link leads from it, that too. Of a path that is not there
         the first part is held that is missing, or that is no directory."""
-        self._spend(0)
+        self._spend()
         path = posixpath.normpath(path)
         if not path.startswith(f"{self.source}/") or depth > DEEPEST or len(os.fsencode(path)) > LONGEST_PATH:
             return
@@ -132,11 +134,14 @@ class _Look:
         if len(self.found) + len(self._around) > MOST:
             raise self._too_much(f"has more than {MOST} paths to protect, and directories on the way to them")
 
-    def _spend(self, count: int) -> None:
-        """Count what is looked at, by a guest's choice: it may not make a look of root's last."""
-        self._left -= count
+    def _spend(self, files: int = 0, letters: int = 0) -> None:
+        """Count what is looked at, by a guest's choice: it may not make a look of root's last, nor fill the memory."""
+        self._left -= files
+        self._letters -= letters
         if self._left < 0:
             raise self._too_much(f"has more than {MOST_LOOKED} files to look through for protected ones")
+        if self._letters < 0:
+            raise self._too_much(f"is configured by more than {MOST_LETTERS >> 20} MiB of variables")
         if time.thread_time() > self._until:
             raise self._too_much(f"takes more than {MOST_SECONDS:g} s of a processor to look through")
 
@@ -214,23 +219,27 @@ class _Look:
             )
             inner = posixpath.normpath(posixpath.join(module, worktree)) if worktree else module
             if worktree:
-                self._working_tree(inner)
+                self._working_tree(inner, depth)
             self._git_directory(module, inner, depth + 1)
         for place in self._directories(f"{git}/worktrees"):
             for file in ("commondir", "gitdir", "config.worktree"):
                 self.add(f"{place}/{file}", "file" if own and file == "config.worktree" else "")
             if pointer := _pointer(self._read(f"{place}/gitdir")):
                 tree = posixpath.dirname(posixpath.normpath(posixpath.join(place, pointer)))
-                self._working_tree(tree)
+                self._working_tree(tree, depth)
                 if os.path.isdir(tree):  # git goes there by the same configuration
                     self._values(variables, tree)
 
-    def _working_tree(self, top: str) -> None:
-        """Note what lies in a working tree that a git directory elsewhere says it has. Where there is a git directory,
-        as the main tree's, another cloned there since, that is wrong: all of it would be read-only."""
-        for name in (".git", *NAMES):
-            if name != ".git" or not is_git_directory(f"{top}/.git"):
-                self.add(f"{top}/{name}")
+    def _working_tree(self, top: str, depth: int) -> None:
+        """Note what lies in a working tree that a git directory elsewhere says it has. It may have one of its own, as
+        the main tree has, or what was cloned there since: work goes on in that, so it is looked through."""
+        for name in NAMES:
+            self.add(f"{top}/{name}")
+        git = f"{top}/.git"
+        if is_git_directory(git) and not os.path.islink(git):
+            self._git_directory(git, top, depth + 1)
+        else:
+            self.add(git)
 
     def _configuration(self, file: str) -> Iterator[tuple[str, str]]:
         """The variables of a configuration file and of those that it includes, all of which are noted; each file
@@ -272,7 +281,9 @@ class _Look:
         text = self._read(file)
         if len(text) >= LARGEST:
             raise self._too_much(f"is configured by {file}, which is larger than 1 MiB")
-        return parse_config(text)
+        for key, value in parse_config(text):
+            self._spend(letters=len(key) + len(value))
+            yield key, value
 
     def _modules(self, place: str, depth: int = 0) -> Iterator[str]:
         """The git directories of submodules, whose names may have slashes."""
@@ -287,7 +298,7 @@ class _Look:
         """Note the directory of hooks, the programs of the working tree that git would run, and each file there that
         the first words of a value lead to: they may be a command."""
         for key, value in variables:
-            self._spend(0)
+            self._spend()
             if key in ("core.hookspath", "init.templatedir"):
                 self.add(posixpath.join(top, self._expanded(value)), "directory")
                 continue

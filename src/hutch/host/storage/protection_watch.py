@@ -50,10 +50,10 @@ class Watched:
         """Mount what is missing of the share's protection; False where something changes meanwhile, so that there has
         to be another look. Exits where it cannot be.
 
-        What was protected before comes first: it takes a look at what the guest writes to know of more, and that may
-        last, fail, or be led astray."""
+        The files that the last look found come first: to find more, hutch follows what the guest writes, and that may
+        last, fail, or lead astray. A directory may have come to be one in which only a part is protected."""
         try:
-            mount_missing(self._share.place, self._ways)
+            mount_missing(self._share.place, self._ways, files_only=True)
             self._ways = self._share.hold()
             return mount_missing(self._share.place, self._ways)
         except HutchError as error:
@@ -64,8 +64,9 @@ class Watched:
             sys.exit(f"protected paths in {self._share.source} cannot be mounted again: {error}")
 
 
-def mount_missing(place: str, ways: Iterable[Way]) -> bool:
-    """Mount what is missing at the place of a share; returns whether all is there then. OSError.
+def mount_missing(place: str, ways: Iterable[Way], *, files_only: bool = False) -> bool:
+    """Mount what is missing at the place of a share; returns whether all is there then. OSError. `files_only` leaves
+    out the directories that would be read-only.
 
     What counts is what a path finds: a mount of a directory hides those that were mounted in it before. So all in it is
     mounted anew, and nothing where the directory cannot be."""
@@ -75,7 +76,10 @@ def mount_missing(place: str, ways: Iterable[Way]) -> bool:
     mounted: set[Way] = set()
     missed: set[Way] = set()
     for way, is_readonly in steps_of(ways):
-        options = set() if way[:-1] in mounted else tree.options("/".join((place, *way)))
+        path = "/".join((place, *way))
+        options = set() if way[:-1] in mounted else tree.options(path)
+        if files_only and is_readonly and os.path.isdir(path) and not os.path.islink(path):
+            continue
         if way[:-1] in missed:
             missed.add(way)
         elif not options or (is_readonly and "ro" not in options):
