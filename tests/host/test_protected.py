@@ -57,7 +57,7 @@ class Checkout:
 
     def clear(self) -> None:
         """Remove what attacks have left, which may be the guest's own."""
-        left = ("e", "x", "hard", ".git/worktrees/odd", ".git/modules/evil")
+        left = ("e", "x", "hard", ".git/worktrees/odd", ".git/modules/evil", ".git/config~")
         subprocess.run(["rm", "-rf", *left], cwd=self.top, check=True, timeout=10)
 
     def state(self) -> str:
@@ -85,6 +85,7 @@ def checkouts(world: World, images: Path, workspace_type: str) -> Iterator[tuple
 
 
 FILES = ".git/config lib/included lib/post.sh lib/part/.git"
+RENAMED = "mv .git/config .git/config~; { cat .git/config~; echo '[hutch] seen = yes'; } > .git/config"
 ALL = f"{FILES} .git/hooks .githooks .vscode .envrc Makefile .git/commondir"
 ATTACKS = {
     "write": f"for f in {FILES} .git/hooks/post-commit .git/commondir; do echo EVIL >> $f; done",
@@ -160,16 +161,18 @@ def test_nothing_of_the_guests_runs_on_the_host(checkouts: tuple[Instance, Check
     assert not (shop.top / "owned").exists()
 
 
-def test_what_the_host_replaces_is_protected_again(checkouts: tuple[Instance, Checkout, Checkout]) -> None:
-    """git puts a new file in the place of its configuration, whose mount goes with the old one. What the guest writes
-    where hutch looks for more to protect is not in the way of that."""
+@pytest.mark.parametrize("way", ["git config hutch.seen yes", RENAMED], ids=["replaced", "renamed"])
+def test_what_the_host_replaces_is_protected_again(way: str, checkouts: tuple[Instance, Checkout, Checkout]) -> None:
+    """git puts a new file in the place of its configuration, whose mount goes with the old one; an editor that keeps a
+    copy renames the old one, whose mount goes along. What the guest writes where hutch looks for more to protect is not
+    in the way of that."""
     instance, shop, _ = checkouts
     odd, evil = f"{TARGET}/.git/worktrees/odd", f"{TARGET}/.git/modules/evil"
     script = f"mkdir {odd} {evil}; printf '../../../lib/a\\0/.git\\n' > {odd}/gitdir"
     script += f"; printf '[include]\\npath = config\\npath = config\\n' > {evil}/config"
     instance.inside("web", "sh", "-c", script, root=True)
     try:
-        shop.git("config hutch.seen yes")
+        shop.sh(way)
         check_protected_again(instance)
         assert "EVIL" not in shop.sh("cat .git/config")
         assert instance.ssh("web", f"git -C {TARGET} config hutch.seen").stdout == "yes\n"

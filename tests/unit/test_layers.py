@@ -33,7 +33,7 @@ LAYERS = (
     ("spec",),
     ("run", "files", "inboxes", "trees"),
     ("errors",),
-    ("failure", "frozen", "libc", "search_path", "texts"),
+    ("failure", "frozen", "inotify", "libc", "search_path", "texts"),
 )
 RANK = {layer: len(LAYERS) - row for row, layers in enumerate(LAYERS) for layer in layers}
 
@@ -53,6 +53,7 @@ IMPURE_LAYERS = frozenset(
         "images",
         "state",
         "audit",
+        "inotify",
         "libc",
     }
 )

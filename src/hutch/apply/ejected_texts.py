@@ -44,7 +44,7 @@ PROGRAMS = (
     *("host/storage/placeholders.py", "host/storage/protection_watch.py", "host/storage/mount_calls.py"),
     *("seccomp/install.py", "seccomp/filters.py"),
     *("runtime/pre_exec.py", "runtime/steps.py", "host/services/cgroup.py", "host/storage/sys.sh"),
-    *("trees/changing.py", "trees/cursor.py", "failure.py", "files.py", "libc.py", "search_path.py"),
+    *("trees/changing.py", "trees/cursor.py", "failure.py", "files.py", "inotify.py", "libc.py", "search_path.py"),
     *("runtime/hear.py", "host/services/listen.py", "host/hardware/tap.py", "host/hardware/context_id.py"),
     *("host/storage/disk.py", "backends/cloud_hypervisor_calls.py"),
 )

@@ -10,7 +10,6 @@ import errno
 import os
 import select
 import stat
-import struct
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,14 +18,23 @@ from pathlib import Path
 from hutch.audit.chain import LONGEST_LINE, Line, read_line
 from hutch.audit.reading import files_of, recorded_names
 from hutch.errors import HutchError
-from hutch.libc import call
+from hutch.inotify import (
+    ATTRIB,
+    CREATE,
+    DELETE,
+    DELETE_SELF,
+    IGNORED,
+    MODIFY,
+    MOVE_SELF,
+    MOVED_FROM,
+    MOVED_TO,
+    OVERFLOW,
+    Inotify,
+)
 from hutch.spec.names import Layout, is_name
 
-CHANGES = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800  # MODIFY, ATTRIB, MOVED_*, CREATE, DELETE, *_SELF
-FLAGS = 0x80000 | 0x800  # IN_CLOEXEC, IN_NONBLOCK
-IGNORED, OVERFLOW = 0x8000, 0x4000
-EVENT = struct.Struct("iIII")
 CHUNK = 1 << 16
+CHANGES = MODIFY | ATTRIB | MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | MOVE_SELF
 PAUSE = 1.0
 """Seconds between two times that what others have told is folded in."""
 
@@ -48,43 +56,22 @@ def _bounds_told() -> Iterator[None]:
         ) from error
 
 
-class Watch:
-    """Waits for changes in directories; see inotify(7)."""
+class Watch(Inotify):
+    """Waits for changes in the directories of records."""
 
     def __init__(self) -> None:
         with _bounds_told():
-            self._descriptor = call("inotify_init1", FLAGS)
+            super().__init__(CHANGES)
 
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-    def add(self, directory: Path) -> int | None:
+    def add_present(self, directory: Path) -> int | None:
         """Watch a directory too: the number by which it is told; None where it is not there, or closed."""
         try:
             with _bounds_told():
-                return call("inotify_add_watch", self._descriptor, os.fsencode(directory), CHANGES)
+                return self.add(directory)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                 return None
             raise
-
-    def remove(self, number: int) -> None:
-        """Watch a directory no more."""
-        with suppress(OSError):  # it is gone
-            call("inotify_rm_watch", self._descriptor, number)
-
-    def read(self) -> Iterator[tuple[int, int, str]]:
-        """(number, mask, name) of each change so far."""
-        with suppress(BlockingIOError):
-            data = os.read(self._descriptor, CHUNK)
-            while data:
-                number, mask, _, length = EVENT.unpack_from(data)
-                name = data[EVENT.size : EVENT.size + length].rstrip(b"\0")
-                yield number, mask, os.fsdecode(name)
-                data = data[EVENT.size + length :]
 
 
 class _Tail:
@@ -213,16 +200,16 @@ class Follower:
         if self._waiting is not None:
             self.watch.remove(self._waiting)
         self._waiting, above = None, self._layout.audits
-        self._records = self.watch.add(above)
+        self._records = self.watch.add_present(above)
         while self._records is None and self._waiting is None and above != above.parent:
             above = above.parent
-            self._waiting = self.watch.add(above)
+            self._waiting = self.watch.add_present(above)
         if self._fold is None or self._records is None:
             return
-        self.watch.add(self._layout.audits / "inbox")  # which tells of new ones
+        self.watch.add_present(self._layout.audits / "inbox")  # which tells of new ones
         with suppress(OSError):
             for name in filter(is_name, os.listdir(self._layout.audits / "inbox")):
-                if self._is_wanted(name) and (number := self.watch.add(self._layout.inboxes(name))) is not None:
+                if self._is_wanted(name) and (number := self.watch.add_present(self._layout.inboxes(name))) is not None:
                     self._inboxes[number] = name
 
     @property

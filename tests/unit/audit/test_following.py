@@ -195,8 +195,8 @@ def test_it_ends_when_nobody_reads_on(layout: Layout) -> None:
 def test_a_watch_says_what_happens(tmp_path: Path) -> None:
     watch = Watch()
     try:
-        number = watch.add(tmp_path)
-        assert watch.add(tmp_path / "absent") is None
+        number = watch.add_present(tmp_path)
+        assert watch.add_present(tmp_path / "absent") is None
         assert list(watch.read()) == []
         (tmp_path / "a").touch()
         assert {(found, name) for found, _, name in watch.read()} == {(number, "a")}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from hutch.failure import HutchError
 from hutch.host.storage import protecting, protection_watch
 from hutch.host.storage.protecting import LOOKS, Share, Way
-from hutch.host.storage.protection_watch import AGAIN, Watched, mount_missing, watch
+from hutch.host.storage.protection_watch import AGAIN, SELDOM, Names, Watched, await_change, mount_missing, watch
+from hutch.inotify import Inotify
 
 SHARE = Share("/place", "/source", "1000", "1000", "/note", "web", "default")
 
@@ -41,7 +44,7 @@ def look_with(monkeypatch: pytest.MonkeyPatch, found: Exception | list[Way]) -> 
 
 def test_what_was_protected_comes_before_a_look(monkeypatch: pytest.MonkeyPatch, mounts: list[list[Way]]) -> None:
     """That follows what the guest writes: however it ends, this has been mounted."""
-    watched = Watched(SHARE)
+    watched = Watched(SHARE, Names())
     look_with(monkeypatch, [("a",)])
     assert watched.is_renewed()
     look_with(monkeypatch, [("vanishing",)])
@@ -54,14 +57,14 @@ def test_what_was_protected_comes_before_a_look(monkeypatch: pytest.MonkeyPatch,
 
 def test_what_changes_meanwhile_is_looked_at_again(monkeypatch: pytest.MonkeyPatch, mounts: list[list[Way]]) -> None:
     look_with(monkeypatch, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
-    assert not Watched(SHARE).is_renewed()
+    assert not Watched(SHARE, Names()).is_renewed()
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EPERM, "no"), HutchError("no", resolution="do")])
 def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch, mounts: list[list[Way]], error: Exception) -> None:
     look_with(monkeypatch, error)
     with pytest.raises(SystemExit, match="no"):
-        Watched(SHARE).is_renewed()
+        Watched(SHARE, Names()).is_renewed()
 
 
 TOP = "20 1 0:1 / / rw - ext4 x rw\n30 20 0:1 /source /place rw - ext4 x rw\n"
@@ -140,7 +143,62 @@ def test_a_look_comes_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pidfd_open", lambda pid: process)
     monkeypatch.setattr(Watched, "is_renewed", look)
     watch([SHARE], os.getpid())
-    assert waited == [(1, AGAIN), (2, None)]
+    assert waited == [(1, AGAIN), (3, None)]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git/config").touch()
+    return tmp_path
+
+
+def test_a_name_that_comes_or_goes_is_told_of(place: Path) -> None:
+    """All others are the guest's daily work."""
+    names = Names()
+    names.follow(str(place), [(".git", "config"), (".envrc",), ("gone", "x")])
+    assert names.patience is None
+    (place / ".git/index").touch()
+    (place / ".git/config").write_text("[a]")
+    assert not names.has_changed()
+    for change in (
+        lambda: (place / ".git/config").rename(place / ".git/config~"),
+        (place / ".git/config").touch,
+        lambda: (place / ".git/config~").rename(place / ".git/config"),
+        (place / ".envrc").mkdir,
+        lambda: (place / ".git").rename(place / "elsewhere"),
+    ):
+        change()
+        assert names.has_changed()
+        assert not names.has_changed()
+
+
+def test_it_waits_for_those_only(place: Path) -> None:
+    names, poll = Names(), select.poll()
+    names.follow(str(place), [(".git", "config")])
+    assert names.told is not None
+    poll.register(names.told, select.POLLIN)
+    (place / ".git/index").touch()
+    timer = threading.Timer(0.05, (place / ".git/config").unlink)
+    timer.start()
+    assert await_change(poll, names) == {names.told.fileno()}
+    timer.join()
+    assert not (place / ".git/config").exists()
+
+
+@pytest.mark.parametrize(("call", "error"), [("__init__", errno.EMFILE), ("add", errno.ENOSPC)])
+def test_where_the_kernel_tells_of_no_more(monkeypatch: pytest.MonkeyPatch, place: Path, call: str, error: int) -> None:
+    """It looks now and then."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(Inotify, call, refuse)
+    names = Names()
+    names.follow(str(place), [(".git", "config")])
+    assert (names.patience, names.has_changed()) == (SELDOM, False)
+    names.patience = 1
+    assert await_change(select.poll(), names) == set()
 
 
 @pytest.mark.parametrize("tries", [1, 2, LOOKS + 1])

@@ -3,10 +3,11 @@
     main(SHARES, PID)
 
 Whoever on the host puts another file in the place of a protected one, as git and editors do, takes its mount away: the
-kernel detaches what is mounted on a name that is renamed onto or removed, in all namespaces. This runs beside the guest
-for as long as the process PID lives, hears of each change of the mounts, and mounts what is missing; submodules,
-worktrees and the like that have come since are then protected too. Where it cannot, it fails, and whoever runs it ends
-PID: see runtime/unit.sh. SHARES is JSON: lists of the arguments of `protecting`.
+kernel detaches what is mounted on a name that is renamed onto or removed, in all namespaces. Whoever renames one away
+takes its mount along. This runs beside the guest for as long as the process PID lives, hears of each change of the
+mounts and of these names, and mounts what is missing; submodules, worktrees and the like that have come since are then
+protected too. Where it cannot, it fails, and whoever runs it ends PID: see runtime/unit.sh. SHARES is JSON: lists of
+the arguments of `protecting`.
 
 The guest's mounts are slaves of those at the place of the share, so they get it as well. A mount that comes that way is
 not locked there, but what lies on it is: so each is two, one on the other, and nobody gets at the lower one.
@@ -20,6 +21,7 @@ import os
 import select
 import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from hutch.failure import HutchError
@@ -27,6 +29,7 @@ from hutch.files import kept_open
 from hutch.host.storage.mount_calls import cloned, put
 from hutch.host.storage.mountinfo import Tree, observe_mountinfo
 from hutch.host.storage.protecting import Share, Way, apart, opened_at, steps_of
+from hutch.inotify import CREATE, DELETE, MOVED_FROM, MOVED_TO, ONLYDIR, OVERFLOW, Inotify
 from hutch.libc import call
 from hutch.trees.cursor import SUPERFLUOUS, mount_of, way_to
 
@@ -37,13 +40,48 @@ if TYPE_CHECKING:
 MNT_DETACH = 2
 STAGE = "stage"
 AGAIN = 100  # milliseconds until another look, where something changed during one
+SELDOM = 1000  # where names may change without a word
+
+
+class Names:
+    """The names on the ways to what is protected. It hears of each that comes or goes, as long as the kernel tells of
+    so many directories."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, set[str]] = {}
+        self.told: Inotify | None = None
+        with suppress(OSError):  # the user has no more of them: containers have some ten each
+            self.told = Inotify(CREATE | DELETE | MOVED_FROM | MOVED_TO | ONLYDIR)
+        self.patience = SELDOM if self.told is None else None
+
+    def follow(self, place: str, ways: Iterable[Way]) -> None:
+        """Hear of these names from now on. What is there no more stays noted: it costs a look at most."""
+        if self.told is None:
+            return
+        inside: dict[Way, set[str]] = {}
+        for way, _ in steps_of(ways):
+            inside.setdefault(way[:-1], set()).add(way[-1])
+        for directory, names in inside.items():
+            try:
+                with kept_open(opened_at(place, directory)) as descriptor:
+                    self._names.setdefault(self.told.add(way_to(descriptor)), set()).update(names)
+            except OSError as error:
+                if error.errno not in (*SUPERFLUOUS, errno.ENOSPC):
+                    raise
+                if error.errno == errno.ENOSPC:
+                    self.patience = SELDOM
+
+    def has_changed(self) -> bool:
+        """Whether what has been told since the last time is about one of them."""
+        events = list(self.told.read()) if self.told is not None else ()
+        return any(mask & OVERFLOW or name in self._names.get(number, ()) for number, mask, name in events)
 
 
 class Watched:
     """A share, and the ways to what was protected of it when it was last looked at."""
 
-    def __init__(self, share: Share) -> None:
-        self._share = share
+    def __init__(self, share: Share, names: Names) -> None:
+        self._share, self._names = share, names
         self._ways: list[Way] = []
 
     def is_renewed(self) -> bool:
@@ -55,6 +93,7 @@ class Watched:
         try:
             mount_missing(self._share.place, self._ways, files_only=True)
             self._ways = self._share.hold()
+            self._names.follow(self._share.place, self._ways)
             return mount_missing(self._share.place, self._ways)
         except HutchError as error:
             sys.exit(f"{error.brief}: {error.resolution}")
@@ -132,18 +171,28 @@ def _refuse_detached(entry: int, place: str, way: Way) -> None:
 
 
 def watch(shares: list[Share], pid: int) -> None:
-    watched = list(map(Watched, shares))
+    names = Names()
+    watched = [Watched(share, names) for share in shares]
     with kept_open(os.pidfd_open(pid)) as process, open("/proc/self/mountinfo", "rb") as mounts:
         end, poll = select.poll(), select.poll()
         end.register(process, select.POLLIN)
         poll.register(process, select.POLLIN)
         poll.register(mounts, select.POLLPRI)
-        is_over = False
-        while not is_over:
+        if names.told is not None:
+            poll.register(names.told, select.POLLIN)
+        found: set[int] = set()
+        while process not in found:
             renewed = [each.is_renewed() for each in watched]
             # A look that mounts something is a change of the mounts itself.
-            found = poll.poll() if all(renewed) else end.poll(AGAIN)
-            is_over = process in (descriptor for descriptor, _ in found)
+            found = await_change(poll, names) if all(renewed) else {each for each, _ in end.poll(AGAIN)}
+
+
+def await_change(poll: select.poll, names: Names) -> set[int]:
+    """Wait until there has to be another look; returns the descriptors that say so."""
+    while True:
+        found = {each for each, _ in poll.poll(names.patience)}
+        if names.told is None or found != {names.told.fileno()} or names.has_changed():
+            return found
 
 
 def main(shares: str, pid: str) -> None:
