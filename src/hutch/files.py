@@ -74,10 +74,11 @@ def kept_open(descriptor: int) -> Iterator[int]:
 
 
 @contextmanager
-def held(lock: Path) -> Iterator[None]:
-    """Hold a lock of root's, a file of its own. Children do not inherit it. Raises OSError if that takes too long."""
+def held(lock: Path, seconds: float | None = None) -> Iterator[None]:
+    """Hold a lock of root's, a file of its own. Children do not inherit it. Raises OSError after so many seconds,
+    TURN without a number."""
     with kept_open(os.open(lock, os.O_RDONLY | os.O_CREAT | READABLE, 0o600)) as descriptor:
-        lock_within(descriptor, TURN)
+        lock_within(descriptor, TURN if seconds is None else seconds)
         yield
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
-from hutch.host.storage.protected import protected_paths
+from hutch.host.storage.protected import list_protected, protected_paths
 from hutch.spec.names import Layout
 from hutch.spec.record import Record
 from hutch.state import read_network, read_records
@@ -16,9 +17,10 @@ def look(layout: Layout, records: Mapping[str, Record], entries: Iterable[dict[s
     """The entries with damage among their warnings, as far as the caller may see it, and with `protected`: paths on the
     host that the workspace cannot change, though it is shown what is around them to be written."""
     damages = find_damages(layout)
+    find = cache(list_protected)  # which lasts, and many workspaces may share one checkout
     return [
         {**entry, "warnings": [*entry["warnings"], *damages.get(entry["name"], ())]}
-        | {"protected": protected_paths(records[entry["name"]].effective) if entry["name"] in records else []}
+        | {"protected": protected_paths(records[entry["name"]].effective, find) if entry["name"] in records else []}
         for entry in entries
     ]
 

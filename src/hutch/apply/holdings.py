@@ -30,7 +30,7 @@ SIGNS = (
 """Files of the state directory that tell that it is hutch's, whole or damaged."""
 STATE_FILES = (
     *("lock", "network.json*", "journal.json", "repairs.json", "known_hosts", "ssh-proxy", "ages.json"),
-    *("accelerator.json", "placeholders.json"),
+    *("accelerator.json", "placeholders.json", "placeholders.lock"),
 )
 COUNT_SECONDS = 2.0  # for the size of one kept home
 WORKSPACE = frozenset(("workspace.json", "workspace.json.copy", "home", "root", "ssh", "unit"))

@@ -20,9 +20,9 @@ surround() {
   echo 1 >"$group/machine/payload/cgroup.freeze"
   is_there || echo "$main" >"$group/machine/cgroup.procs"
   aside bind &
+  [ -z "$watches" ] || aside keep_watch &
   echo ready >"$runtime/ready"
   trap - EXIT
-  [ -z "$watches" ] || aside keep_watch &
   aside relay <"$runtime/said"
 }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
-from hutch.files import write_atomic
+from hutch.files import held, write_atomic
 from hutch.host.storage import placeholders
 from hutch.host.storage.placeholders import ensure_placeholders, held_by, remove_placeholders
 
@@ -138,6 +139,19 @@ def test_what_is_not_empty_any_more_stays(note: Path, checkout: Path) -> None:
     remove_placeholders(note, "web")
     assert sorted(os.listdir(checkout)) == [".idea", ".vscode", "inc"]
     assert not note.exists()
+
+
+def test_nobody_else_holds_the_lock(note: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody may open the directory of the note, and what can be opened can be locked."""
+    directory = os.open(note.parent, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    ensure(note, "web", checkout / ".idea")
+    os.close(directory)
+    lock = note.with_suffix(".lock")
+    assert lock.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(placeholders, "PATIENCE", 0.0)
+    with held(lock), pytest.raises(TimeoutError):
+        ensure(note, "web", checkout / ".vscode")
 
 
 def test_a_damaged_note_removes_nothing(note: Path, checkout: Path) -> None:

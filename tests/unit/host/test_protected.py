@@ -9,6 +9,7 @@ import os
 import signal
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,28 @@ def test_working_trees_within_a_checkout(top: Path) -> None:
     assert seen[".worktrees/x/.husky"] == seen[".husky"] == "directory"
 
 
+def test_other_places_are_not_looked_at(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest names them: one may wait for a server for ever."""
+    elsewhere = "/net/evil"
+    make_git_directory(top / ".git/modules/x", f"[core] worktree = {elsewhere}\n[a] b = {elsewhere}/c\n")
+    own = top / ".git/worktrees/x"
+    own.mkdir(parents=True)
+    (own / "gitdir").write_text(f"{elsewhere}/.git\n")
+    asked: list[str] = []
+
+    def recorded(ask: Callable[..., object]) -> Callable[..., object]:
+        def recording(path: str, *more: object, **named: object) -> object:
+            asked.append(str(path))
+            return ask(path, *more, **named)
+
+        return recording
+
+    for name in ("stat", "lstat", "open", "scandir"):
+        monkeypatch.setattr(os, name, recorded(getattr(os, name)))
+    assert {".git/modules/x/config", ".git/worktrees/x/gitdir"} <= found(top).keys()
+    assert [path for path in asked if path.startswith("/net")] == []
+
+
 def test_a_part_of_a_checkout(top: Path) -> None:
     (top / "src").mkdir()
     (top / ".git/config").write_text("[core] hooksPath = src/hooks\n")
@@ -242,9 +265,14 @@ def test_too_much_to_look_through(top: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(HutchError, match=r"takes more than 0 s of a processor"):
         found(top)
     monkeypatch.undo()
-    (top / ".git/config").write_text("#" * protected.LARGEST)
-    with pytest.raises(HutchError, match=r"larger than 1 MiB"):
-        found(top)
+    for letter in ("#", "\N{EURO SIGN}"):  # bytes count: what is not read might be a variable
+        (top / ".git/config").write_text(f"#{letter * protected.LARGEST}"[: protected.LARGEST])
+        with open(top / ".git/config", "ab") as file:
+            file.truncate(protected.LARGEST)
+        assert found(top)
+        (top / ".git/config").write_bytes((top / ".git/config").read_bytes() + b"#")
+        with pytest.raises(HutchError, match=r"larger than 1 MiB"):
+            found(top)
 
 
 def test_the_directories_on_the_way_count(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ with the last of them, if it is still empty. git sees no empty directories.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import stat
@@ -18,7 +17,7 @@ import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hutch.files import kept_open, read_or_none, reopen_regular, write_atomic
+from hutch.files import held, kept_open, read_or_none, reopen_regular, write_atomic
 from hutch.trees.changing import make_file_inside, make_inside
 from hutch.trees.cursor import SUPERFLUOUS, opened, pinned
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 CONTENTS = {"file": b"", "itself": b".\n"}  # of files, by their kinds
 LONGEST = 2  # bytes of these
+PATIENCE = 30.0  # seconds; whoever holds the lock writes to a disk, and may be one of many workspaces that start
 Note = dict[str, list[str]]
 """Path -> the workspaces that it is held for."""
 
@@ -122,9 +122,9 @@ def _write(file: Path, note: Note) -> None:
 
 @contextmanager
 def _noted(file: Path) -> Iterator[Note]:
-    """The note, which nobody else reads or writes meanwhile."""
-    with kept_open(os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
-        fcntl.flock(directory, fcntl.LOCK_EX)
+    """The note, which nobody else reads or writes meanwhile. Its lock is a file that root alone opens: what others may
+    open, they may lock for ever. OSError where somebody holds it for too long."""
+    with held(file.with_suffix(".lock"), PATIENCE):
         yield held_by(file)
 
 

@@ -23,7 +23,7 @@ from hutch.trees.cursor import SUPERFLUOUS, way_to
 
 TYPE_CHECKING = False  # programs that start with a workspace use it
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Literal
 
     from hutch.spec.model import WorkspaceSpec
@@ -44,7 +44,10 @@ WORDS = 4  # of a value, that may be a program and its arguments
 RUN = re.compile(
     r"core\.(fsmonitor|sshcommand|editor|pager|askpass|gitproxy)|(alias|pager)\..*|sequence\.editor|diff\.external"
     r"|gpg(\..*)?\.program|credential(\..*)?\.helper|filter\..*\.(clean|smudge|process)|merge\..*\.driver"
-    r"|diff\..*\.(command|textconv)|(diff|merge)tool\..*\.cmd"
+    r"|diff\..*\.(command|textconv)|(difftool|mergetool|browser|man|guitool)\..*\.(cmd|path)"
+    r"|(hook|tar)\..*\.command|trailer\..*\.(cmd|command)|interactive\.difffilter|core\.alternaterefscommand"
+    r"|gpg\.ssh\.defaultkeycommand|submodule\..*\.update|remote\..*\.(uploadpack|receivepack)|imap\.tunnel"
+    r"|sendemail\.(.*\.)?(tocmd|cccmd|headercmd|sendmailcmd|smtpserver)|instaweb\.httpd"
 )
 """The variables whose values are commands, see git-config(1)."""
 SHARED_EXTENSION = ("extensions.worktreeconfig", ("true", "yes", "on", "1"))
@@ -67,13 +70,22 @@ def find_protected(source: str, more: Sequence[str] = (), *, is_default: bool = 
     return found
 
 
-def protected_paths(workspace: WorkspaceSpec) -> list[str]:
-    """The paths on the host that the workspace cannot change, though it is shown what is around them to be written."""
+def list_protected(source: str, more: tuple[str, ...], is_default: bool) -> frozenset[str]:
+    """The paths that `find_protected` finds, for somebody to read."""
+    with suppress(HutchError, OSError, UnicodeError):  # it does not start; or there is what is closed to the caller
+        return frozenset(find_protected(source, more, is_default=is_default))
+    return frozenset()
+
+
+def protected_paths(
+    workspace: WorkspaceSpec, find: Callable[[str, tuple[str, ...], bool], frozenset[str]] = list_protected
+) -> list[str]:
+    """The paths on the host that the workspace cannot change, though it is shown what is around them to be written.
+    `find` is `list_protected`, or what remembers that."""
     found: set[str] = set()
     for mount in workspace.mounts if workspace.engine == "local" else ():
         if mount.is_writable and os.path.isdir(mount.source):
-            with suppress(HutchError, OSError):  # it does not start; or there is what is closed to the caller
-                found |= find_protected(mount.source, workspace.protect, is_default=workspace.protect_default).keys()
+            found |= find(mount.source, workspace.protect, workspace.protect_default)
     return sorted(found)
 
 
@@ -226,13 +238,16 @@ class _Look:
                 self.add(f"{place}/{file}", "file" if own and file == "config.worktree" else "")
             if pointer := _pointer(self._read(f"{place}/gitdir")):
                 tree = posixpath.dirname(posixpath.normpath(posixpath.join(place, pointer)))
-                self._working_tree(tree, depth)
-                if os.path.isdir(tree):  # git goes there by the same configuration
+                if self._working_tree(tree, depth):  # git goes there by the same configuration
                     self._values(variables, tree)
 
-    def _working_tree(self, top: str, depth: int) -> None:
-        """Note what lies in a working tree that a git directory elsewhere says it has. It may have one of its own, as
-        the main tree has, or what was cloned there since: work goes on in that, so it is looked through."""
+    def _working_tree(self, top: str, depth: int) -> bool:
+        """Note what lies in a working tree that a git directory elsewhere says it has; returns whether it is there. It
+        may have one of its own, as the main tree has, or what was cloned there since: work goes on in that, so it is
+        looked through. Trees out of reach are left alone: a guest names what it likes, such as what waits for a
+        server."""
+        if not (f"{top}/".startswith(f"{self.source}/") or self.source.startswith(f"{top}/")):
+            return False
         for name in NAMES:
             self.add(f"{top}/{name}")
         git = f"{top}/.git"
@@ -240,6 +255,7 @@ class _Look:
             self._git_directory(git, top, depth + 1)
         else:
             self.add(git)
+        return os.path.isdir(top)
 
     def _configuration(self, file: str) -> Iterator[tuple[str, str]]:
         """The variables of a configuration file and of those that it includes, all of which are noted; each file
@@ -268,7 +284,7 @@ class _Look:
                 if not found.st_size or not (is_inside or is_open_to(os.stat(self.source).st_uid, found)):
                     return ""
                 with kept_open(reopen_regular(pin)) as file:
-                    return os.read(file, LARGEST).decode("utf-8", "surrogateescape")
+                    return os.fsdecode(os.read(file, LARGEST + 1))
         except BlockingIOError as error:
             raise HutchError(
                 f"{path} cannot be read, so the protected paths of {self.source} are not known",
@@ -279,7 +295,7 @@ class _Look:
 
     def _read_config(self, file: str) -> Iterator[tuple[str, str]]:
         text = self._read(file)
-        if len(text) >= LARGEST:
+        if len(os.fsencode(text)) > LARGEST:
             raise self._too_much(f"is configured by {file}, which is larger than 1 MiB")
         for key, value in parse_config(text):
             self._spend(letters=len(key) + len(value))
@@ -303,9 +319,9 @@ class _Look:
                 self.add(posixpath.join(top, self._expanded(value)), "directory")
                 continue
             for index, word in enumerate(value.removeprefix("!").split()[:WORDS]):
-                path = posixpath.join(top, self._expanded(word.strip("'\"")))
+                path = posixpath.normpath(posixpath.join(top, self._expanded(word.strip("'\""))))
                 is_program = index == 0 and RUN.fullmatch(key)
-                if "/" in word and (is_program or os.path.isfile(path)):
+                if "/" in word and path.startswith(f"{self.source}/") and (is_program or os.path.isfile(path)):
                     self.add(path, "directory" if is_program else "")
 
     def _expanded(self, path: str) -> str:
