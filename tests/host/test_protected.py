@@ -68,7 +68,8 @@ class Checkout:
         held += (
             " .githooks lib/included .git/commondir .git/worktrees/worktree/commondir .git/worktrees/worktree/gitdir"
         )
-        return self.sh(f"find {held} | sort | xargs stat -c '%n %F %i %s'; cat .git/config lib/included lib/post.sh")
+        texts = ".git/config .gitmodules lib/included lib/post.sh"
+        return self.sh(f"find {held} | sort | xargs stat -c '%n %F %i %s'; cat {texts}")
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +85,16 @@ def checkouts(world: World, images: Path, workspace_type: str) -> Iterator[tuple
         yield instance, shop, worktree
 
 
+HELD = (".vscode", ".idea", ".cursor", ".envrc", "hutch.toml", ".husky", ".github/hooks", ".claude/settings.json")
 FILES = ".git/config lib/included lib/post.sh lib/part/.git"
 RENAMED = "mv .git/config .git/config~; { cat .git/config~; echo '[hutch] seen = yes'; } > .git/config"
 ALL = f"{FILES} .git/hooks .githooks .vscode .envrc Makefile .git/commondir"
 ATTACKS = {
     "write": f"for f in {FILES} .git/hooks/post-commit .git/commondir; do echo EVIL >> $f; done",
     "make": "for d in .git/hooks .githooks .vscode .idea Makefile; do echo EVIL > $d/pre-commit; mkdir $d/x; done",
-    "make what is absent": "for f in .envrc hutch.toml Makefile .vscode .idea; do echo EVIL > $f; done",
+    "make what is absent": "for f in .envrc hutch.toml Makefile .vscode .idea .husky .github/hooks .husky/pre-commit"
+    " .github/hooks/x .claude/settings.json .claude/settings.local.json .gitmodules; do echo EVIL > $f; done;"
+    " mv --no-copy .claude x; mv --no-copy .github x; rm -rf .claude .github",
     "truncate": f"truncate --size=0 {FILES}",
     "mode and owner": "chmod -R 777 .git/hooks .git/config .githooks; chown -R root .githooks .git/config",
     "delete": f"rm -rf {ALL}",
@@ -123,7 +127,7 @@ def test_a_guest_cannot_change_what_the_host_runs(attack: str, checkouts: tuple[
     assert shop.state() == before, said
     assert worktree.sh("cat .git") == status
     for top in (shop.top, worktree.top):
-        for path in (".vscode", ".idea", ".envrc", "hutch.toml", "Makefile"):
+        for path in (*HELD, "Makefile"):
             assert os.listdir(top / path) == [], said
     assert "EVIL" not in shop.sh(f"grep -r EVIL {ALL} || true")
     shop.clear()
@@ -213,9 +217,8 @@ def test_the_checkout_stays_clean(checkouts: tuple[Instance, Checkout, Checkout]
     instance, shop, worktree = checkouts
     for top in (shop, worktree):
         changed = {line.strip() for line in top.git("status --porcelain").splitlines()}
-        assert changed <= {"?? evil", "M .gitmodules"}
+        assert changed <= {"?? evil"}
     instance.hutch("stop", "web")
-    assert not [
-        path for top in (shop.top, worktree.top) for path in (".vscode", ".envrc", "Makefile") if (top / path).exists()
-    ]
+    for top in (shop, worktree):
+        assert not {".vscode", ".envrc", ".github", ".claude", "Makefile"} & set(os.listdir(top.top))
     assert not (instance.state / "placeholders.json").exists()

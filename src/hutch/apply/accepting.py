@@ -103,7 +103,8 @@ def check_parts(config: Config) -> None:
         for index, mount in enumerate(workspace.mounts)
         if mount.is_writable and real_path(mount.source) != config.checkout
     ]
-    protected = find_protected(config.checkout) if parts else ()
+    found = find_protected(config.checkout) if parts else {}
+    protected = [path for path, hold in found.items() if hold != "way"]
     refuse_files(
         [
             (config.file, Problem("holds files that host tools run", key, value, PARTS_HINT))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hutch.spec.crosscheck import Draft
 
 GIT = ".git"
-HOST_RUNS = frozenset({GIT, ".vscode", ".idea", ".envrc"})
+HOST_RUNS = frozenset({GIT, ".vscode", ".idea", ".cursor", ".envrc", ".husky"})
 """The names by which the host's own tools run what they find there."""
 FREE = frozenset(
     """

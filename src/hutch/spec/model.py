@@ -180,8 +180,8 @@ class WorkspaceSpec:
         default=(),
     )
     protect_default: bool = key(
-        "keep read-only the files that make the host run something: git's hooks and configuration, .vscode, .idea,"
-        " .envrc and hutch.toml of a checkout",
+        "keep read-only the files that make the host run something: git's hooks and configuration, and what"
+        " editors, agents, direnv, husky and hutch take commands from in a checkout",
         default=True,
     )
     egress: Annotated[str | tuple[str, ...], Egress()] = key("its network access", weight="live", default="internet")

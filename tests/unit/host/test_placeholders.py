@@ -62,6 +62,27 @@ def test_what_another_holds_is_found_there(note: Path, checkout: Path) -> None:
     assert os.listdir(checkout) == [".vscode"]
 
 
+def test_a_way_stays_for_the_last(note: Path, checkout: Path) -> None:
+    """The second workspace finds that it is there."""
+    way, hooks = f"{checkout}/.github", f"{checkout}/.github/hooks"
+    mine = os.getuid(), os.getgid()
+    assert ensure_placeholders(note, "web", {way: "way", hooks: "directory"}, *mine)
+    assert ensure_placeholders(note, "lab", {hooks: ""}, *mine)
+    assert held_by(note) == {way: ["lab", "web"], hooks: ["lab", "web"]}
+    remove_placeholders(note, "web")
+    assert os.path.isdir(hooks)
+    remove_placeholders(note, "lab")
+    assert (os.listdir(checkout), note.exists()) == ([], False)
+
+
+def test_a_way_that_is_used_stays(note: Path, checkout: Path) -> None:
+    way, hooks = f"{checkout}/.github", f"{checkout}/.github/hooks"
+    ensure_placeholders(note, "web", {way: "way", hooks: "directory"}, os.getuid(), os.getgid())
+    (checkout / ".github/workflows").mkdir()
+    remove_placeholders(note, "web")
+    assert os.listdir(checkout / ".github") == ["workflows"]
+
+
 @pytest.mark.parametrize("gone", [{"gone": ""}, {"gone/hooks": "directory"}, {"gone/self": "itself"}], ids=str)
 def test_what_has_gone_is_not_in_the_way_of_the_rest(note: Path, checkout: Path, gone: dict[str, str]) -> None:
     found = {f"{checkout}/{path}": kind for path, kind in {**gone, ".idea": "directory"}.items()}

@@ -75,16 +75,25 @@ def top(tmp_path: Path) -> Path:
 
 
 def found(source: Path, *more: str, is_default: bool = True) -> dict[str, str]:
+    """What is protected, without the ways to it."""
+    return {path: hold for path, hold in all_found(source, *more, is_default=is_default).items() if hold != "way"}
+
+
+def all_found(source: Path, *more: str, is_default: bool = True) -> dict[str, str]:
     paths = find_protected(str(source), more, is_default=is_default)
     return {path.removeprefix(f"{source}/"): hold for path, hold in paths.items()}
 
 
-NAMES = dict.fromkeys((".vscode", ".idea", ".envrc", "hutch.toml"), "directory")
+NAMES = dict.fromkeys((
+    ".vscode", ".idea", ".cursor", ".envrc", "hutch.toml", ".husky", ".github/hooks", ".claude/settings.json",
+    ".claude/settings.local.json",
+), "directory")  # fmt: skip
+WAYS = {".github": "way", ".claude": "way"}
 GIT = {".git/config": "", ".git/hooks": "", ".git/commondir": "itself"}
 
 
 def test_a_checkout(top: Path) -> None:
-    assert found(top) == {**NAMES, **GIT}
+    assert all_found(top) == {**NAMES, **WAYS, **GIT}
     (top / ".envrc").touch()
     (top / ".vscode").mkdir()
     (top / ".git/hooks").rmdir()
@@ -95,16 +104,38 @@ def test_a_directory_that_is_no_checkout(tmp_path: Path) -> None:
     (tmp_path / ".envrc").touch()
     assert found(tmp_path) == {".envrc": ""}
     assert found(tmp_path, is_default=False) == {}
-    assert found(tmp_path, "a/b", ".envrc") == {"a": "directory", ".envrc": ""}
+    assert all_found(tmp_path, "a/b", ".envrc") == {"a": "way", "a/b": "directory", ".envrc": ""}
 
 
 def test_a_list_of_the_users(top: Path) -> None:
     (top / "a").mkdir()
-    assert found(top, "a/b/c", "Makefile") == {**NAMES, **GIT, "a/b": "directory", "Makefile": "directory"}
+    assert found(top, "a/b/c", "Makefile") == {**NAMES, **GIT, "a/b/c": "directory", "Makefile": "directory"}
     assert found(top, "a", is_default=False) == {"a": ""}
     assert found(top, ".git") == {**NAMES, ".git": ""}  # what is in it needs nothing of its own
     (top / "f").touch()
     assert found(top, "f/b/c", is_default=False) == {"f": ""}  # while it stays, nothing comes there
+
+
+def test_what_git_reads_where_it_is(top: Path) -> None:
+    """git and git-lfs do not bear a directory in the place of these files."""
+    for name in (".gitattributes", ".gitmodules", ".lfsconfig"):
+        (top / name).touch()
+    assert found(top) == {**NAMES, **GIT, ".gitattributes": "", ".gitmodules": "", ".lfsconfig": ""}
+
+
+def test_a_way_that_is_there(top: Path) -> None:
+    (top / ".github").mkdir()
+    (top / ".claude").touch()
+    claude = (".claude/settings.json", ".claude/settings.local.json")
+    others = {name: hold for name, hold in NAMES.items() if name not in claude}
+    assert all_found(top) == {**others, **GIT, ".claude": ""}  # while the file stays, nothing comes there
+
+
+@pytest.mark.parametrize("words", [("a", "a/b"), ("a/b", "a")])
+def test_what_is_protected_is_not_just_a_way(top: Path, words: tuple[str, str]) -> None:
+    assert all_found(top, *words, is_default=False) == {"a": "directory"}
+    (top / ".git/config").write_text("[core] hooksPath = .claude\n")
+    assert all_found(top)[".claude"] == "directory"
 
 
 def test_what_the_configuration_names(top: Path) -> None:
@@ -218,7 +249,7 @@ def test_working_trees_within_a_checkout(top: Path) -> None:
     seen = found(top)
     assert seen[".git/worktrees/x/config.worktree"] == "file"
     assert seen[".worktrees/x/.git"] == seen[".worktrees/x/.vscode"] == ""
-    assert seen[".worktrees/x/.husky"] == seen[".husky"] == "directory"
+    assert seen[".worktrees/x/.husky/_"] == seen[".husky"] == "directory"
 
 
 def test_other_places_are_not_looked_at(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,20 +33,21 @@ Note = dict[str, list[str]]
 
 
 def ensure_placeholders(file: Path, workspace: str, wanted: Mapping[str, str], uid: int, gid: int) -> bool:
-    """Hold the paths for a workspace, each by a "directory" or a file of CONTENTS, the owner's, or by "" where
-    something was there: what is held for others is held for this one too, and all else left alone. Returns whether
-    nothing there has changed since the look. OSError where one cannot be made for another reason."""
+    """Hold the paths for a workspace, each by a "directory" (a "way" to others is one) or a file of CONTENTS, the
+    owner's, or by "" where something was there: what is held for others, or leads here and is, is held for this one
+    too, and all else left alone. Returns whether nothing there has changed since the look. OSError where one cannot be
+    made for another reason."""
     held = held_by(file)
-    is_held = all(workspace in held[path] for path in wanted.keys() & held.keys())
+    around = {str(parent) for path in wanted for parent in Path(path).parents}
+    is_held = all(workspace in held[path] for path in (wanted.keys() | around) & held.keys())
     if is_held and not any(wanted.values()) and all(map(os.path.lexists, wanted)):
         return True  # most looks are such, and wait for nobody
     with _noted(file) as note:
-        there = {path for path in wanted if os.path.lexists(path)}
+        concerned = wanted.keys() | (around & note.keys())
+        there = {path for path in concerned if os.path.lexists(path)}
         before = {path: list(names) for path, names in note.items()}
-        for path, kind in wanted.items():
-            if path in there and path in note:
-                note[path] = sorted({*note[path], workspace})
-            elif path not in there and kind:
+        for path in sorted(concerned):
+            if path in note if path in there else wanted.get(path):
                 note[path] = sorted({*note.get(path, ()), workspace})
         if note != before:
             _write(file, note)
@@ -86,7 +87,7 @@ def remove_placeholders(file: Path, workspace: str) -> None:
     if not file.exists():
         return
     with _noted(file) as note:
-        for path, names in list(note.items()):
+        for path, names in sorted(note.items(), reverse=True):  # what is in a directory goes before that
             others = [name for name in names if name != workspace]
             if others != names and not others:
                 with suppress(OSError):

@@ -28,9 +28,15 @@ if TYPE_CHECKING:
 
     from hutch.spec.model import WorkspaceSpec
 
-    Hold = Literal["", "directory", "file", "itself"]
+    Hold = Literal["", "way", "directory", "file", "itself"]
 
-NAMES = (".vscode", ".idea", ".envrc", "hutch.toml")  # at the top of a checkout
+NAMES = (
+    ".vscode", ".idea", ".cursor", ".envrc", "hutch.toml", ".husky", ".github/hooks",
+    ".claude/settings.json", ".claude/settings.local.json",
+)  # fmt: skip
+"""At the top of a checkout: what editors, direnv, hutch, husky and the host's own agents take commands from."""
+FILES = (".gitattributes", ".gitmodules", ".lfsconfig")
+"""The same, where they are there: git and git-lfs do not bear a directory in their place."""
 MOST = 4096  # paths of one directory, with those that lead to them: each is a mount
 LARGEST = 1 << 20  # bytes of a file that is read
 MOST_LOOKED = 20_000  # entries of directories, and files; a guest can make as many as it likes
@@ -55,8 +61,9 @@ SHARED_EXTENSION = ("extensions.worktreeconfig", ("true", "yes", "on", "1"))
 
 def find_protected(source: str, more: Sequence[str] = (), *, is_default: bool = True) -> dict[str, Hold]:
     """Path on the host -> what is to be made there where nothing is, "" for what is there; those that lie in other ones
-    are left out. A file that leads to "itself" tells git what it takes for granted without. `more` are paths in the
-    directory `source`. HutchError where there are too many."""
+    are left out. A file that leads to "itself" tells git what it takes for granted without; a "way" is a directory that
+    leads to another path, and is not protected. `more` are paths in the directory `source`. HutchError where there are
+    too many."""
     look = _Look(source)
     for entry in more:
         look.add(f"{source}/{entry}", "directory")
@@ -66,14 +73,16 @@ def find_protected(source: str, more: Sequence[str] = (), *, is_default: bool = 
     outer = ""
     for path in sorted(look.found, key=lambda path: path.split("/")):  # what is in a directory follows that at once
         if not (outer and path.startswith(f"{outer}/")):
-            found[path], outer = look.found[path], path
+            found[path] = look.found[path]
+            outer = outer if found[path] == "way" else path
     return found
 
 
 def list_protected(source: str, more: tuple[str, ...], is_default: bool) -> frozenset[str]:
     """The paths that `find_protected` finds, for somebody to read."""
     with suppress(HutchError, OSError, UnicodeError):  # it does not start; or there is what is closed to the caller
-        return frozenset(find_protected(source, more, is_default=is_default))
+        found = find_protected(source, more, is_default=is_default)
+        return frozenset(path for path, hold in found.items() if hold != "way")
     return frozenset()
 
 
@@ -109,8 +118,8 @@ class _Look:
         self._until = time.thread_time() + MOST_SECONDS
 
     def add(self, path: str, hold: Hold = "", depth: int = 0) -> None:
-        """Note a path, if it is in the directory; and where a link leads from it, that too. Of a path that is not there
-        the first part is held that is missing, or that is no directory."""
+        """Note a path, if it is in the directory; and where a link leads from it, that too. A path that is not there is
+        held, with the directories that lead to it; where a file is in its way, that."""
         self._spend()
         path = posixpath.normpath(path)
         if not path.startswith(f"{self.source}/") or depth > DEEPEST or len(os.fsencode(path)) > LONGEST_PATH:
@@ -128,8 +137,10 @@ class _Look:
                     self.add(posixpath.join(posixpath.dirname(current), target, *rest), hold, depth + 1)
                 return
             if not mode or (rest and not stat.S_ISDIR(mode)):
-                if hold:  # where a file stays, nothing comes
-                    self._note(current, "" if mode else "directory" if rest else hold)
+                if hold and mode:  # where a file stays, nothing comes
+                    self._note(current, "")
+                elif hold:
+                    self._hold(current, rest, hold)
                 return
         self._note(current, "")
         if stat.S_ISDIR(mode):  # a hook is often a link to a script of the working tree
@@ -137,8 +148,16 @@ class _Look:
                 if entry.is_symlink():
                     self.add(entry.path, depth=depth + 1)
 
+    def _hold(self, path: str, rest: list[str], hold: Hold) -> None:
+        """Note what leads from a path that is not there to the last of the `rest`, which is held."""
+        for name in rest:
+            self._note(path, "way")
+            path = f"{path}/{name}"
+        self._note(path, hold)
+
     def _note(self, path: str, hold: Hold) -> None:
-        self.found.setdefault(path, hold)
+        if self.found.get(path, "way") == "way":  # what is protected is not just a way to something
+            self.found[path] = hold
         if path.removeprefix(self.source).count("/") > DEEPEST_PATH:
             raise self._too_much(f"has paths to protect that lie more than {DEEPEST_PATH} directories deep")
         while (path := posixpath.dirname(path)) != self.source and path not in self._around:
@@ -179,8 +198,7 @@ class _Look:
 
     def look_around(self) -> None:
         """Note what git and editors run of this directory, be it a checkout, a part of one, or a git directory."""
-        for name in NAMES:
-            self.add(f"{self.source}/{name}")
+        self._names(self.source)
         tops = [self.source, *_all_above(self.source)]
         for top in tops:
             if os.path.lexists(f"{top}/.git"):
@@ -189,9 +207,12 @@ class _Look:
             if is_git_directory(top):
                 self._git_directory(top, top)
 
+    def _names(self, top: str, hold: Hold = "") -> None:
+        for name in (*NAMES, *FILES):
+            self.add(f"{top}/{name}", hold if name in NAMES else "")
+
     def _checkout(self, top: str) -> None:
-        for name in NAMES:
-            self.add(f"{top}/{name}", "directory")
+        self._names(top, "directory")
         git = f"{top}/.git"
         if os.path.isdir(git):
             if os.path.islink(git):
@@ -248,8 +269,7 @@ class _Look:
         server."""
         if not (f"{top}/".startswith(f"{self.source}/") or self.source.startswith(f"{top}/")):
             return False
-        for name in NAMES:
-            self.add(f"{top}/{name}")
+        self._names(top)
         git = f"{top}/.git"
         if is_git_directory(git) and not os.path.islink(git):
             self._git_directory(git, top, depth + 1)

@@ -55,7 +55,8 @@ class Share:
             found = find_protected(self.source, self.more, is_default=self._is_default)
             looks += 1
             if ensure_placeholders(self._note, self._workspace, found, *self._owner) or looks == LOOKS:
-                return [tuple(path.removeprefix(f"{self.source}/").split("/")) for path in found]
+                protected = (path for path, hold in found.items() if hold != "way")
+                return [tuple(path.removeprefix(f"{self.source}/").split("/")) for path in protected]
 
 
 def steps_of(ways: Iterable[Way]) -> Iterator[tuple[Way, bool]]:
