@@ -6,6 +6,7 @@ import errno
 import fcntl
 import itertools
 import os
+import pwd
 import signal
 import stat
 import threading
@@ -254,7 +255,12 @@ def test_working_trees_within_a_checkout(top: Path) -> None:
 
 def test_other_places_are_not_looked_at(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest names them: one may wait for a server for ever."""
-    elsewhere = "/net/evil"
+    net = top.parent / "net"
+    (net / "evil").mkdir(parents=True)
+    mounts = f"1 0 0:1 / {top.parent} rw - autofs x rw\n2 1 0:2 / {net} rw - nfs x rw\n"
+    monkeypatch.setattr(protected, "observe_mountinfo", lambda: mounts)
+    elsewhere = f"{net}/evil"
+    (top / ".vscode").symlink_to(f"{top.parent}/unknown/x")
     make_git_directory(top / ".git/modules/x", f"[core] worktree = {elsewhere}\n[a] b = {elsewhere}/c\n")
     own = top / ".git/worktrees/x"
     own.mkdir(parents=True)
@@ -271,7 +277,56 @@ def test_other_places_are_not_looked_at(top: Path, monkeypatch: pytest.MonkeyPat
     for name in ("stat", "lstat", "open", "scandir"):
         monkeypatch.setattr(os, name, recorded(getattr(os, name)))
     assert {".git/modules/x/config", ".git/worktrees/x/gitdir"} <= found(top).keys()
-    assert [path for path in asked if path.startswith("/net")] == []
+    assert [path for path in asked if path.startswith((str(net), f"{top.parent}/unknown"))] == []
+
+
+@pytest.mark.parametrize("path", ["/{top}/x/y", "{top}/../way/x/y", "~alice/top/x/y", "~/top/x/y", "{top}/z/../x/y"])
+def test_it_goes_as_the_kernel_does(top: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    account = pwd.struct_passwd(("alice", "x", top.stat().st_uid, 0, "", str(top.parent), "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: account)
+    (top.parent / "way").symlink_to(top)
+    for name in ("x", "z"):
+        (top / name).mkdir()
+    (top / ".git/config").write_text(f"[include] path = {path.format(top=top)}\n")
+    assert found(top) == {**NAMES, **GIT, "x/y": "file"} | ({"z": ""} if "z" in path else {})
+
+
+@pytest.mark.parametrize(
+    ("path", "held"),
+    [
+        ("a/../b", {"a": "", "b": "file"}),  # a link in the place of `a` would lead elsewhere
+        ("a/b/../../c", {"a/b": "", "c": "file"}),
+        ("a/d/../../c/d", {"a/d/f": "", "c/d": "file"}),  # something in it is protected: it stays what it is
+        ("link/../c", {"link": "", "a/b": "", "a/c": "file"}),
+        ("gone/../c", {"gone": "file"}),  # from which nothing leads on
+    ],
+)
+def test_what_two_dots_leave(top: Path, path: str, held: dict[str, str]) -> None:
+    (top / "a/b").mkdir(parents=True)
+    (top / "a/d").mkdir()
+    (top / "link").symlink_to("a/b")
+    if "a/d/f" in held:
+        (top / "a/d/f").write_text("[core] hooksPath = /x\n")
+    more = "[include] path = ../a/d/f\n" if "a/d/f" in held else ""
+    (top / ".git/config").write_text(f"[include] path = {top}/{path}\n{more}")
+    assert found(top) == {**NAMES, **GIT, **held}
+
+
+def test_a_file_is_read_once_by_whatever_path(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (top / ".git/config").write_text("[include] path = ./config\n path = hooks/../config\n path = ../.git//config\n")
+    monkeypatch.setattr(protected, "MOST_LOOKED", 40)
+    assert found(top) == {**NAMES, **GIT}
+
+
+def test_a_worktree_by_a_link_from_elsewhere(top: Path) -> None:
+    """As its path was when somebody made it."""
+    (top.parent / "way").symlink_to(top)
+    own = top / ".git/worktrees/x"
+    own.mkdir(parents=True)
+    (own / "gitdir").write_text(f"{top.parent}/way/tree/.git\n")
+    (top / "tree").mkdir()
+    (top / "tree/.git").write_text(f"gitdir: {top.parent}/way/.git/worktrees/x\n")
+    assert found(top)["tree/.git"] == ""
 
 
 def test_a_part_of_a_checkout(top: Path) -> None:

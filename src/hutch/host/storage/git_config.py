@@ -1,4 +1,5 @@
-"""A git configuration file as data. Pure: nothing of git's runs, and nothing is looked up."""
+"""git's files as data: its configuration, and what leads from one place to another. Pure: nothing of git's runs, and
+nothing is looked up."""
 
 from __future__ import annotations
 
@@ -6,11 +7,20 @@ import re
 
 TYPE_CHECKING = False  # programs that start with a workspace use it
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SECTION = re.compile(r'\s*\[\s*([A-Za-z0-9.-]+)(?:\s+"((?:[^"\\]|\\.)*)")?\s*\]')
 KEY = re.compile(r"\s*([A-Za-z][A-Za-z0-9-]*)[ \t]*")
 ESCAPES = {"n": "\n", "t": "\t", "b": "\b"}
+COMMANDS = re.compile(
+    r"core\.(fsmonitor|sshcommand|editor|pager|askpass|gitproxy)|(alias|pager)\..*|sequence\.editor|diff\.external"
+    r"|gpg(\..*)?\.program|credential(\..*)?\.helper|filter\..*\.(clean|smudge|process)|merge\..*\.driver"
+    r"|diff\..*\.(command|textconv)|(difftool|mergetool|browser|man|guitool)\..*\.(cmd|path)"
+    r"|(hook|tar)\..*\.command|trailer\..*\.(cmd|command)|interactive\.difffilter|core\.alternaterefscommand"
+    r"|gpg\.ssh\.defaultkeycommand|submodule\..*\.update|remote\..*\.(uploadpack|receivepack)|imap\.tunnel"
+    r"|sendemail\.(.*\.)?(tocmd|cccmd|headercmd|sendmailcmd|smtpserver)|instaweb\.httpd"
+)
+"""The variables whose values are commands, see git-config(1)."""
 
 
 def parse_config(text: str) -> Iterator[tuple[str, str]]:
@@ -55,3 +65,15 @@ def _value(rest: str, lines: Iterator[str]) -> str:
             value += letter
             kept = len(value) if is_quoted or not letter.isspace() else kept
     return value[:kept].partition("\0")[0]
+
+
+def has_own_configurations(variables: Iterable[tuple[str, str]]) -> bool:
+    """Whether each worktree has a configuration of its own, by the variables of them all."""
+    return any(
+        key == "extensions.worktreeconfig" and value.lower() in ("true", "yes", "on", "1") for key, value in variables
+    )
+
+
+def pointer_in(text: str) -> str:
+    """The path that a file of git's holds, which to git ends with a NUL."""
+    return text.partition("\0")[0].strip("\r\n").strip()

@@ -8,17 +8,18 @@ opened; and what is told are paths in the shared directory only.
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import pwd
-import re
 import stat
 import time
 from contextlib import suppress
 
 from hutch.failure import HutchError
 from hutch.files import kept_open, reopen_regular
-from hutch.host.storage.git_config import parse_config
+from hutch.host.storage.git_config import COMMANDS, has_own_configurations, parse_config, pointer_in
+from hutch.host.storage.mountinfo import is_below, observe_mountinfo, parse_mountinfo
 from hutch.trees.cursor import SUPERFLUOUS, way_to
 
 TYPE_CHECKING = False  # programs that start with a workspace use it
@@ -47,16 +48,6 @@ LONGEST_PATH = 4095
 DEEPEST_PATH = 64  # directories
 DEEPEST = 40  # links, and modules in modules
 WORDS = 4  # of a value, that may be a program and its arguments
-RUN = re.compile(
-    r"core\.(fsmonitor|sshcommand|editor|pager|askpass|gitproxy)|(alias|pager)\..*|sequence\.editor|diff\.external"
-    r"|gpg(\..*)?\.program|credential(\..*)?\.helper|filter\..*\.(clean|smudge|process)|merge\..*\.driver"
-    r"|diff\..*\.(command|textconv)|(difftool|mergetool|browser|man|guitool)\..*\.(cmd|path)"
-    r"|(hook|tar)\..*\.command|trailer\..*\.(cmd|command)|interactive\.difffilter|core\.alternaterefscommand"
-    r"|gpg\.ssh\.defaultkeycommand|submodule\..*\.update|remote\..*\.(uploadpack|receivepack)|imap\.tunnel"
-    r"|sendemail\.(.*\.)?(tocmd|cccmd|headercmd|sendmailcmd|smtpserver)|instaweb\.httpd"
-)
-"""The variables whose values are commands, see git-config(1)."""
-SHARED_EXTENSION = ("extensions.worktreeconfig", ("true", "yes", "on", "1"))
 
 
 def find_protected(source: str, more: Sequence[str] = (), *, is_default: bool = True) -> dict[str, Hold]:
@@ -69,6 +60,7 @@ def find_protected(source: str, more: Sequence[str] = (), *, is_default: bool = 
         look.add(f"{source}/{entry}", "directory")
     if is_default:
         look.look_around()
+    look.hold_passed()
     found: dict[str, Hold] = {}
     outer = ""
     for path in sorted(look.found, key=lambda path: path.split("/")):  # what is in a directory follows that at once
@@ -113,43 +105,92 @@ class _Look:
         self.source, self._real = source, os.path.realpath(source)
         self.found: dict[str, Hold] = {}
         self._around: set[str] = set()  # the directories on the way to what is found
+        self._passed: set[str] = set()  # the directories that a path leaves by ".."
+        self._mounts: dict[str, str] = {}  # place -> type
         self._seen: set[str] = set()
         self._left, self._letters = MOST_LOOKED, MOST_LETTERS
         self._until = time.thread_time() + MOST_SECONDS
 
     def add(self, path: str, hold: Hold = "", depth: int = 0) -> None:
-        """Note a path, if it is in the directory; and where a link leads from it, that too. A path that is not there is
-        held, with the directories that lead to it; where a file is in its way, that."""
-        self._spend()
-        path = posixpath.normpath(path)
-        if not path.startswith(f"{self.source}/") or depth > DEEPEST or len(os.fsencode(path)) > LONGEST_PATH:
+        """Note a path, if it leads into the directory; and where a link leads from it, that too. A path that is not
+        there is held, with the directories that lead to it; where a file is in its way, that."""
+        at, mode, rest = self._walk(path)
+        if depth > DEEPEST or not self._is_inside(at):
             return
-        parts = path.removeprefix(f"{self.source}/").split("/")
-        if any(len(os.fsencode(part)) > LONGEST for part in parts):
+        if rest or not mode:
+            if hold and mode:  # where a file stays, nothing comes
+                self._note(at, "")
+            elif hold:
+                self._hold(at, rest, hold)
             return
-        current, mode = self.source, 0
-        for index, part in enumerate(parts):
-            current, rest = f"{current}/{part}", parts[index + 1 :]
-            mode = _mode_of(current)
-            if stat.S_ISLNK(mode):
-                self._note(current, "")
-                if target := _target_of(current):
-                    self.add(posixpath.join(posixpath.dirname(current), target, *rest), hold, depth + 1)
-                return
-            if not mode or (rest and not stat.S_ISDIR(mode)):
-                if hold and mode:  # where a file stays, nothing comes
-                    self._note(current, "")
-                elif hold:
-                    self._hold(current, rest, hold)
-                return
-        self._note(current, "")
+        self._note(at, "")
         if stat.S_ISDIR(mode):  # a hook is often a link to a script of the working tree
-            for entry in self._entries(current):
+            for entry in self._entries(at):
                 if entry.is_symlink():
                     self.add(entry.path, depth=depth + 1)
 
+    def hold_passed(self) -> None:
+        """Note the directories that a path leaves by "..", unless something in them is protected: a link in the place
+        of one would lead elsewhere."""
+        for path in sorted(self._passed, reverse=True):  # what is in a directory comes before that
+            if path not in self._around:
+                self._note(path, "")
+
+    def _walk(self, path: str, *, is_noted: bool = True) -> tuple[str, int, list[str]]:
+        """Go an absolute path as the kernel does, the links that `is_noted` notes in the directory included. Returns
+        where it ends, the mode of what is there, which is 0 for nothing, and the names that would follow."""
+        self._spend()
+        at, mode, rest, links = "/", stat.S_IFDIR, _names_of(path), 0
+        while rest and stat.S_ISDIR(mode):
+            if (name := rest.pop()) == "..":
+                if is_noted and self._is_inside(at):
+                    self._passed.add(at)
+                at = posixpath.dirname(self._real if at == self.source else at)
+                continue
+            above, at = at, posixpath.join(at, name)
+            at = self.source if at == self._real else at
+            mode = self._mode_of(at)
+            if stat.S_ISLNK(mode):
+                if is_noted and self._is_inside(at):
+                    self._note(at, "")
+                target, links = _target_of(at), links + 1
+                if not target or links > DEEPEST:
+                    break
+                at, mode = "/" if target.startswith("/") else above, stat.S_IFDIR
+                rest += _names_of(target)
+        return at, mode, rest[::-1]
+
+    def _led(self, place: str, path: str) -> str:
+        """Where a path in a file of git's leads from the directory that it counts from; what leads there is noted."""
+        at, _, rest = self._walk(posixpath.join(place, path))
+        return posixpath.join(at, *rest)
+
+    def _is_inside(self, path: str) -> bool:
+        return path.startswith(f"{self.source}/")
+
+    def _mode_of(self, path: str) -> int:
+        """The mode of what is at a path, links not followed; 0 where nothing is. Nothing is taken to be on file systems
+        that are not on the way to the directory: a guest names what it likes, such as what waits for a server."""
+        if path == self.source:
+            return stat.S_IFDIR
+        if not self._is_inside(path) and not is_below(self._real, path):
+            self._mounts = self._mounts or {mount[2]: mount[-1] for mount in parse_mountinfo(observe_mountinfo())}
+            if path in self._mounts or self._mounts.get(posixpath.dirname(path)) == "autofs":
+                return 0
+        try:
+            return os.lstat(path).st_mode
+        except OSError as error:
+            if self._is_inside(path) and error.errno not in (*SUPERFLUOUS, errno.ENAMETOOLONG):
+                raise
+            return 0
+
     def _hold(self, path: str, rest: list[str], hold: Hold) -> None:
         """Note what leads from a path that is not there to the last of the `rest`, which is held."""
+        whole = posixpath.join(path, *rest)
+        if len(os.fsencode(whole)) > LONGEST_PATH or any(len(os.fsencode(n)) > LONGEST for n in whole.split("/")):
+            return
+        if ".." in rest:  # nothing is led on from a file
+            rest, hold = [], "file"
         for name in rest:
             self._note(path, "way")
             path = f"{path}/{name}"
@@ -221,7 +262,7 @@ class _Look:
             return
         self.add(git)
         if (text := self._read(git)).startswith("gitdir:"):
-            self._git_directory(posixpath.normpath(posixpath.join(top, _pointer(text[len("gitdir:") :]))), top)
+            self._git_directory(self._led(top, pointer_in(text[len("gitdir:") :])), top)
 
     def _git_directory(self, git: str, top: str, depth: int = 0) -> None:
         """Note what is in a git directory, of the working tree `top`; and in the one that its worktrees have in
@@ -230,13 +271,13 @@ class _Look:
             return
         self._seen.add(git)
         common = git
-        if pointer := _pointer(self._read(f"{git}/commondir")):
-            common = posixpath.normpath(posixpath.join(git, pointer))
+        if pointer := pointer_in(self._read(f"{git}/commondir")):
+            common = self._led(git, pointer)
         # A bare one is left alone: with such a file, git does not take it for bare any more.
         self.add(f"{git}/commondir", "itself" if git != top else "")
         self.add(f"{git}/gitdir")
         variables = list(self._configuration(f"{common}/config"))
-        own = _is_true(variables, SHARED_EXTENSION)
+        own = has_own_configurations(variables)
         for place in dict.fromkeys((git, common)):
             self.add(f"{place}/config.worktree", "file" if own else "")
             self.add(f"{place}/hooks", "directory")
@@ -250,15 +291,15 @@ class _Look:
             worktree = next(
                 (value for key, value in self._read_config(f"{module}/config") if key == "core.worktree"), ""
             )
-            inner = posixpath.normpath(posixpath.join(module, worktree)) if worktree else module
+            inner = self._led(module, worktree) if worktree else module
             if worktree:
                 self._working_tree(inner, depth)
             self._git_directory(module, inner, depth + 1)
         for place in self._directories(f"{git}/worktrees"):
             for file in ("commondir", "gitdir", "config.worktree"):
                 self.add(f"{place}/{file}", "file" if own and file == "config.worktree" else "")
-            if pointer := _pointer(self._read(f"{place}/gitdir")):
-                tree = posixpath.dirname(posixpath.normpath(posixpath.join(place, pointer)))
+            if pointer := pointer_in(self._read(f"{place}/gitdir")):
+                tree = self._led(place, posixpath.dirname(pointer))
                 if self._working_tree(tree, depth):  # git goes there by the same configuration
                     self._values(variables, tree)
 
@@ -279,19 +320,18 @@ class _Look:
 
     def _configuration(self, file: str) -> Iterator[tuple[str, str]]:
         """The variables of a configuration file and of those that it includes, all of which are noted; each file
-        once."""
+        once, by whatever path."""
         files, seen = [file], set[str]()
         while files:
             file = files.pop()
-            if file in seen:
+            if (place := self._led("/", file)) in seen:
                 continue
-            seen.add(file)
+            seen.add(place)
             self.add(file, "file")
             for key, value in self._read_config(file):
                 yield key, value
                 if key == "include.path" or (key.startswith("includeif.") and key.endswith(".path")):
-                    included = posixpath.join(posixpath.dirname(file), self._expanded(value))
-                    files.append(posixpath.normpath(included))
+                    files.append(posixpath.join(posixpath.dirname(file), self._expanded(value)))
 
     def _read(self, path: str) -> str:
         """The text of a file, "" where there is none that can be read. A link leads git anywhere, so outside of the
@@ -339,29 +379,27 @@ class _Look:
                 self.add(posixpath.join(top, self._expanded(value)), "directory")
                 continue
             for index, word in enumerate(value.removeprefix("!").split()[:WORDS]):
-                path = posixpath.normpath(posixpath.join(top, self._expanded(word.strip("'\""))))
-                is_program = index == 0 and RUN.fullmatch(key)
-                if "/" in word and path.startswith(f"{self.source}/") and (is_program or os.path.isfile(path)):
-                    self.add(path, "directory" if is_program else "")
+                path = posixpath.join(top, self._expanded(word.strip("'\"")))
+                if "/" in word and index == 0 and COMMANDS.fullmatch(key):
+                    self.add(path, "directory")
+                elif "/" in word and stat.S_ISREG(self._walk(path, is_noted=False)[1]):
+                    self.add(path)
 
     def _expanded(self, path: str) -> str:
-        """A path whose "~" is the home of whoever owns the directory, as git on the host would have it."""
-        if not path.startswith("~/"):
+        """A path whose "~", or "~NAME", is the home of whoever owns the directory, as git on the host would have it."""
+        if not path.startswith("~"):
             return path
         try:
-            return posixpath.join(pwd.getpwuid(os.stat(self.source).st_uid).pw_dir, path[2:])
+            owner = pwd.getpwuid(os.stat(self.source).st_uid)
         except (KeyError, OSError):
             return path
+        user, _, rest = path[1:].partition("/")
+        return posixpath.join(owner.pw_dir, rest) if user in ("", owner.pw_name) else path
 
 
-def _mode_of(path: str) -> int:
-    """The mode of what a path leads to, or of a link; 0 where nothing is."""
-    try:
-        return os.lstat(path).st_mode
-    except OSError as error:
-        if error.errno not in SUPERFLUOUS:
-            raise
-        return 0
+def _names_of(path: str) -> list[str]:
+    """The names of a path, the last one first."""
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
 def _target_of(link: str) -> str:
@@ -377,19 +415,9 @@ def _all_above(path: str) -> Iterator[str]:
         yield path
 
 
-def _is_true(variables: Iterable[tuple[str, str]], wanted: tuple[str, Sequence[str]]) -> bool:
-    name, words = wanted
-    return any(key == name and value.lower() in words for key, value in variables)
-
-
 def _top_of(common: str, otherwise: str) -> str:
     """The main working tree, whose git directory others have in common."""
     return posixpath.dirname(common) if posixpath.basename(common) == ".git" else otherwise
-
-
-def _pointer(text: str) -> str:
-    """The path that a file of git's holds, which to git ends with a NUL."""
-    return text.partition("\0")[0].strip("\r\n").strip()
 
 
 def is_open_to(uid: int, found: os.stat_result) -> bool:
