@@ -250,7 +250,46 @@ def test_working_trees_within_a_checkout(top: Path) -> None:
     seen = found(top)
     assert seen[".git/worktrees/x/config.worktree"] == "file"
     assert seen[".worktrees/x/.git"] == seen[".worktrees/x/.vscode"] == ""
-    assert seen[".worktrees/x/.husky/_"] == seen[".husky"] == "directory"
+    assert seen[".worktrees/x/.husky"] == seen[".husky"] == "directory"
+
+
+@pytest.mark.parametrize("value", [".husky/sub/x", ".github/hooks/x/y", ".gitattributes/x", ".worktrees/x/.envrc/y"])
+def test_what_was_made_for_one_look_changes_nothing_for_the_next(top: Path, value: str) -> None:
+    """Else what is protected would be other paths as soon as a workspace runs, or another one starts."""
+    (top / ".git/config").write_text(f"[core] hooksPath = {value}\n")
+    own = top / ".git/worktrees/x"
+    own.mkdir(parents=True)
+    (own / "gitdir").write_text(f"{top}/.worktrees/x/.git\n")
+    (top / ".worktrees/x").mkdir(parents=True)
+    first = all_found(top)
+    for path, hold in first.items():
+        if hold in ("way", "directory"):
+            (top / path).mkdir(parents=True, exist_ok=True)
+        elif hold:
+            (top / path).touch()
+    second = all_found(top)
+    assert {path for path, hold in first.items() if hold != "way"} == second.keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        ("front/.husky/_", "front/.husky"),
+        ("front/.husky/_/", "front/.husky"),
+        ("{top}/front/.husky/_", "front/.husky"),
+        ("_", "_"),
+        ("front/../_", "_"),
+        ("front/_/hooks", "front/_/hooks"),
+        ("front/link/_", "_"),
+    ],
+)
+def test_the_scripts_that_huskys_hooks_run(top: Path, value: str, held: str) -> None:
+    (top / "front").mkdir()
+    (top / "front/link").symlink_to(top)
+    (top / ".git/config").write_text(f"[core] hooksPath = {value.format(top=top)}\n")
+    seen = found(top)
+    assert seen[held] == "directory"
+    assert ("front" in seen) == (".." in value)
 
 
 def test_other_places_are_not_looked_at(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ NAMES = (
 )  # fmt: skip
 """At the top of a checkout: what editors, direnv, hutch, husky and the host's own agents take commands from."""
 FILES = (".gitattributes", ".gitmodules", ".lfsconfig")
-"""The same, where they are there: git and git-lfs do not bear a directory in their place."""
+"""The same, where they are there: a directory in the place of one would be in the way of git or git-lfs."""
 MOST = 4096  # paths of one directory, with those that lead to them: each is a mount
 LARGEST = 1 << 20  # bytes of a file that is read
 MOST_LOOKED = 20_000  # entries of directories, and files; a guest can make as many as it likes
@@ -60,7 +60,7 @@ def find_protected(source: str, more: Sequence[str] = (), *, is_default: bool = 
         look.add(f"{source}/{entry}", "directory")
     if is_default:
         look.look_around()
-    look.hold_passed()
+    look.finish()
     found: dict[str, Hold] = {}
     outer = ""
     for path in sorted(look.found, key=lambda path: path.split("/")):  # what is in a directory follows that at once
@@ -106,6 +106,7 @@ class _Look:
         self.found: dict[str, Hold] = {}
         self._around: set[str] = set()  # the directories on the way to what is found
         self._passed: set[str] = set()  # the directories that a path leaves by ".."
+        self._absent: set[str] = set()  # what would be protected if it were there
         self._mounts: dict[str, str] = {}  # place -> type
         self._seen: set[str] = set()
         self._left, self._letters = MOST_LOOKED, MOST_LETTERS
@@ -122,6 +123,8 @@ class _Look:
                 self._note(at, "")
             elif hold:
                 self._hold(at, rest, hold)
+            else:
+                self._absent.add(posixpath.join(at, *rest))
             return
         self._note(at, "")
         if stat.S_ISDIR(mode):  # a hook is often a link to a script of the working tree
@@ -129,9 +132,13 @@ class _Look:
                 if entry.is_symlink():
                     self.add(entry.path, depth=depth + 1)
 
-    def hold_passed(self) -> None:
-        """Note the directories that a path leaves by "..", unless something in them is protected: a link in the place
-        of one would lead elsewhere."""
+    def finish(self) -> None:
+        """Note what only the whole look tells. A way that would be protected if it were there is made, so the next look
+        protects it, and so does this one. The directories that a path leaves by ".." are held, unless something in them
+        is protected: a link in the place of one would lead elsewhere."""
+        for path in self._absent:
+            if self.found.get(path) == "way":
+                self.found[path] = "directory"
         for path in sorted(self._passed, reverse=True):  # what is in a directory comes before that
             if path not in self._around:
                 self._note(path, "")
@@ -376,7 +383,12 @@ class _Look:
         for key, value in variables:
             self._spend()
             if key in ("core.hookspath", "init.templatedir"):
-                self.add(posixpath.join(top, self._expanded(value)), "directory")
+                path = posixpath.join(top, self._expanded(value)).rstrip("/")
+                self.add(path, "directory")
+                if posixpath.basename(path) == "_":  # husky's hooks, which run the scripts beside it
+                    above = self._led("/", posixpath.dirname(path))
+                    if not is_below(top, above):
+                        self.add(above, "directory")
                 continue
             for index, word in enumerate(value.removeprefix("!").split()[:WORDS]):
                 path = posixpath.join(top, self._expanded(word.strip("'\"")))
