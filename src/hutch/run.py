@@ -109,6 +109,7 @@ class Gathering:
     def __init__(self, commands: Sequence[Sequence[str]]) -> None:
         self.commands = commands
         self.running: list[subprocess.Popen[bytes]] = []
+        self.gathered: list[str] = []
         try:
             for argv in commands:  # one that is missing leaves none of those before it behind
                 self.running.append(start(argv, stdout=PIPE, stderr=PIPE))
@@ -117,9 +118,9 @@ class Gathering:
             raise
 
     def outputs(self, timeout: float = 30.0) -> list[str]:
-        """The standard output of each command. Raises CommandFailed for one that fails or overruns."""
-        outputs = []
-        for argv, process in zip(self.commands, self.running, strict=True):
+        """The standard output of each command, again when it is asked for again. Raises CommandFailed for one that
+        fails or overruns."""
+        for argv, process in zip(self.commands[len(self.gathered) :], self.running[len(self.gathered) :], strict=True):
             try:
                 output, errors = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired as error:
@@ -127,8 +128,8 @@ class Gathering:
             if process.returncode != 0:
                 reason = describe(process.returncode)
                 raise CommandFailed(argv, reason, errors.decode("utf-8", "replace"), process.returncode)
-            outputs.append(output.decode("utf-8", "replace"))
-        return outputs
+            self.gathered.append(output.decode("utf-8", "replace"))
+        return self.gathered
 
     def close(self) -> None:
         for process in self.running:

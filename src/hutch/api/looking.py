@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, closing, suppress
 from functools import cache
 from typing import Any
 
+from hutch.errors import HutchError
+from hutch.host.network import namespace
 from hutch.host.storage.protected import list_protected, protected_paths
 from hutch.spec.names import Layout
 from hutch.spec.record import Record
@@ -29,8 +32,13 @@ def find_damages(layout: Layout) -> dict[str, list[str]]:
     """The damage on the host, in words, by workspace: differences to the state that hutch left. Only root can look."""
     if os.geteuid() != 0:
         return {}
-    # Spares the start-up of `hutch status` without root.
-    from hutch.apply.inspecting import warnings_of
-
     record = read_network(layout)
-    return warnings_of(layout, record.network if record else None, read_records(layout))
+    looking, applied = None, record.network if record else None
+    with ExitStack() as begun:
+        if applied is not None:
+            with suppress(HutchError):  # the look that is taken later says why there is none
+                looking = begun.enter_context(closing(namespace.look(layout)))
+        # Spares the start-up of `hutch status` without root; with root, the look goes on meanwhile.
+        from hutch.apply.inspecting import warnings_of
+
+        return warnings_of(layout, applied, read_records(layout), looking)

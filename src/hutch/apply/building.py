@@ -6,25 +6,27 @@ import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
+from hutch.apply.inspecting import missing_of
 from hutch.apply.reconcile import first_network, leave_builds, reconcile_network, reconcile_user_views, with_uplink
 from hutch.backends import is_machine
 from hutch.backends.port import Port
 from hutch.errors import HutchError
 from hutch.files import write_atomic
 from hutch.host.services.lock import lock
-from hutch.images.build import BuilderNetwork
-from hutch.images.cache import collect_leftovers, ensure_image, locked, prepare_directory, whole_image
 from hutch.images.progress import WAITING, BuildProgress, reporter
 from hutch.images.recipe import Recipe, make_recipe
-from hutch.images.record import Image, image_ids
-from hutch.images.source import observe_fingerprint
+from hutch.images.record import Image, image_ids, whole_image
 from hutch.runtime.control import Listener
 from hutch.spec import names
 from hutch.spec.model import Network, WorkspaceSpec
 from hutch.spec.names import Layout
 from hutch.spec.record import Record
 from hutch.state import make_directory, read_network, read_records
+
+if TYPE_CHECKING:
+    from hutch.images.build import BuilderNetwork
 
 
 def recipes_for(layout: Layout, records: Mapping[str, Record]) -> Callable[[str, WorkspaceSpec], Recipe]:
@@ -37,7 +39,12 @@ def recipes_for(layout: Layout, records: Mapping[str, Record]) -> Callable[[str,
     def plain(image: str, packages: tuple[str, ...], setup: str) -> tuple[Recipe, list[str]]:
         """The recipe in its first edition, and its editions in the cache."""
         scheme, _, path = image.partition(":")
-        fingerprint = observe_fingerprint(path, layout) if scheme == "rootfs" else ""
+        fingerprint = ""
+        if scheme == "rootfs":
+            # Spares the start-up of `hutch up` where nobody brings a tree.
+            from hutch.images.source import observe_fingerprint
+
+            fingerprint = observe_fingerprint(path, layout)
         recipe = make_recipe(image, packages, setup, fingerprint=fingerprint)
         return recipe, [id for id in cached if recipe.edition_of(id)]
 
@@ -57,6 +64,9 @@ def ensure_images(
 ) -> bool:
     """Build the images of workspaces, by name, and what machines boot of them, where they are not in the cache; returns
     whether any was. The host's lock is not held meanwhile."""
+    # Spares the start-up of `hutch up` where all images are there.
+    from hutch.images.cache import collect_leftovers
+
     users: dict[Recipe, list[str]] = {}
     machines: set[Recipe] = set()
     recipe_for = recipes_for(layout, read_records(layout))
@@ -85,6 +95,9 @@ def make_image(
 ) -> Image:
     """Build an image unless it is in the cache, with a place in the network if it wants one. For `before` see
     ensure_image."""
+    # Spares the start-up of `hutch up` where all images are there.
+    from hutch.images.cache import ensure_image, locked, prepare_directory
+
     report = reporter(progress, recipe.id)
     if not recipe.wants_network:
         return ensure_image(recipe, layout, progress=report, before=before)
@@ -108,18 +121,6 @@ def ask_for_updates(layout: Layout, listen: Listener) -> None:
             reconcile_user_views(layout, read_records(layout))
 
 
-def missing_of(layout: Layout, image: str, boots_machine: bool) -> str:
-    """The part that a start of a workspace lacks in the cache, in words; "" for nothing."""
-    if not whole_image(layout, image):
-        return image
-    if not boots_machine:
-        return ""
-    # Spares the start-up of `hutch up` for containers.
-    from hutch.images.machine import observe_machine
-
-    return "" if observe_machine(layout, image) else f"boot data of {image}"
-
-
 @contextmanager
 def named(users: list[str]) -> Iterator[None]:
     """Say in an error of a build which workspaces wanted the image."""
@@ -136,6 +137,9 @@ def builder_network(layout: Layout, network: Network, file: str) -> Iterator[Bui
 
     The caller holds the images' lock "network".
     """
+    # Spares the start-up of `hutch up` where all images are there.
+    from hutch.images.build import BuilderNetwork
+
     with lock(layout), first_network(layout):
         record = read_network(layout)
         network = record.network if record else with_uplink(layout, network, None)

@@ -12,9 +12,8 @@ from typing import Any
 
 from hutch.errors import HutchError, UsageError
 from hutch.files import TEMPORARY, entries
-from hutch.images.cache import SCRATCH
-from hutch.images.kernel import DIRECTORY as KERNELS
 from hutch.images.recipe import is_id
+from hutch.images.record import KERNELS, SCRATCH
 from hutch.spec import member
 from hutch.spec.names import Layout, is_name
 from hutch.spec.record import Record, iso

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import field, replace
 
-from hutch.apply.building import missing_of
 from hutch.apply.membership import own_of
 from hutch.apply.serving import endpoints_of, in_force, known, missing_services, own_keys, peers_of
 from hutch.apply.starting import unlimited_home
@@ -25,11 +23,12 @@ from hutch.host.network import router
 from hutch.host.network.firewall import Endpoint
 from hutch.host.network.foreign_firewalls import check_foreign_firewalls
 from hutch.host.network.listening import find_deaf
-from hutch.host.network.namespace import look
 from hutch.host.services.units import awaits_a_start, different_units
 from hutch.host.storage import shares
 from hutch.host.storage.mountinfo import observe_mountinfo, parse_mountinfo
+from hutch.images.record import whole_image
 from hutch.plan.actions import Change, Plan, Repair, Wanted
+from hutch.run import Gathering
 from hutch.runtime.control import is_forgotten, unlimited_launch
 from hutch.runtime.observe import observe, read_launch
 from hutch.spec import names
@@ -55,17 +54,18 @@ class Findings:
     deaf: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def inspect(layout: Layout, applied: Network | None, records: Mapping[str, Record]) -> Findings:
-    """Compare the host with the records. Nothing can be damaged before a first `up` has set the network up. Raises
-    HutchError when the host cannot be looked at."""
+def inspect(
+    layout: Layout, applied: Network | None, records: Mapping[str, Record], looking: Gathering | None = None
+) -> Findings:
+    """Compare the host with the records, by a look that has been begun or by a new one. Nothing can be damaged before a
+    first `up` has set the network up. Raises HutchError when the host cannot be looked at."""
     named = known(layout, records if applied is not None else elsewhere(records))
     lost = lost_keys(layout, named)
     trust = tuple(wrong_trust(layout, named, lost)) if named else ()
     serving = in_force(layout, records) if applied is not None else {}
     if applied is None or not serving:
         return Findings(trust, lost=lost)
-    with closing(look(layout)) as looking:
-        host, facts = router.observe_all(layout, applied, looking)
+    host, facts = router.observe_all(layout, applied, looking)
     there: tuple[Repair, ...] = ()
     if not is_bare(layout, serving):
         there = (*wrong_network(layout, applied, serving, host, facts), *wrong_homes(layout, serving))
@@ -222,8 +222,22 @@ def has_lost_tree(layout: Layout, name: str, pid: int) -> bool:
         text = observe_mountinfo(pid)
     except OSError:  # it has just ended
         return False
+    if DELETED not in text:  # which spares `hutch status` most of its time
+        return False
     lower = str(layout.runtime(name) / "lower")
     return any(point == lower and directory.endswith(DELETED) for _, directory, point, _, _ in parse_mountinfo(text))
+
+
+def missing_of(layout: Layout, id: str, boots_machine: bool) -> str:
+    """The part of an image that a start lacks in the cache, in words; "" for nothing."""
+    if not whole_image(layout, id):
+        return id
+    if not boots_machine:
+        return ""
+    # Spares the start-up of `hutch up` for containers.
+    from hutch.images.machine import observe_machine
+
+    return "" if observe_machine(layout, id) else f"boot data of {id}"
 
 
 def unbuilt_images(layout: Layout, wanted: Mapping[str, Wanted]) -> dict[str, str]:
@@ -252,16 +266,19 @@ def with_findings(plan: Plan, seen: Findings, unbuilt: Mapping[str, str], record
     return replace(plan, actions=tuple(actions), repairs=tuple(repairs), notes=notes)
 
 
-def warnings_of(layout: Layout, applied: Network | None, records: Mapping[str, Record]) -> dict[str, list[str]]:
-    """Warnings, in words, by workspace. Those about all of them are given with each."""
+def warnings_of(
+    layout: Layout, applied: Network | None, records: Mapping[str, Record], looking: Gathering | None = None
+) -> dict[str, list[str]]:
+    """Warnings, in words, by workspace; those about all of them are given with each. The look at the host's network is
+    one that has been begun, or a new one."""
     there = present(records)
     targets = {name: Wanted(record.wanted, record.image) for name, record in there.items()}
     try:
-        seen, unbuilt = inspect(layout, applied, records), unbuilt_images(layout, targets)
+        seen, unbuilt = inspect(layout, applied, records, looking), unbuilt_images(layout, targets)
     except (HutchError, OSError) as error:  # status is there for when things are broken
         why = f"the host cannot be looked at: {error.brief if isinstance(error, HutchError) else error}"
         return {name: [why] for name in there}
-    told = {}
+    told, guards = {}, shares.kept_guards(layout)
     for name in there:
         runs = has_processes(observe(layout, name).state)
         limits = unlimited_launch(layout, read_launch(layout.launch(name))) if runs else ""
@@ -274,6 +291,6 @@ def warnings_of(layout: Layout, applied: Network | None, records: Mapping[str, R
             *filter(None, [unlimited_home(layout, there[name]), limits]),
             *seen.deaf.get(name, ()),
             *seen.obstacles,
-            *shares.kept_guards(layout),
+            *guards,
         ]
     return told

@@ -31,6 +31,7 @@ from hutch.host.network.listening import check_ports
 from hutch.host.services.units import has_systemd, observe_ejected
 from hutch.plan.actions import Change, Plan, Repair, Wanted
 from hutch.plan.decide import Facts, Ownership, decide
+from hutch.run import Gathering
 from hutch.runtime.observe import observe
 from hutch.spec.field_types import Invalid
 from hutch.spec.member import concerned
@@ -47,6 +48,12 @@ Checked = dict[str, tuple[object, tuple[str, ...]]]
 """engine -> (the workspaces that its servers were asked about, its notes): one command asks once."""
 Looked = dict[tuple[str, bool], tuple[str, ...]]
 """(workspace, whether a root that is kept goes too) -> the git work that goes with its root, in words."""
+
+
+class TakesLong(Exception):
+    """A plan needs a look that may take long, and must not be taken now."""
+
+
 NO_GROUP = (
     "the group hutch no longer sees and enters every workspace, and the copy of root's key that it had opens none; "
     'share_with = ["@hutch"], in [defaults] or in a workspace, lets its members in again'
@@ -66,24 +73,28 @@ def make_plan(
     checked: Checked | None = None,
     looked: Looked | None = None,
     is_draft: bool = False,
+    looking: Gathering | None = None,
 ) -> Plan:
     """The plan for the named workspaces of a file, or for all of them. `unbuilt` says of workspaces what is missing of
     their images: looked for unless given. `checked` is what an earlier plan of the same command was told by servers:
     each start looks again at what it needs. `looked` is the same of looks for git work in roots, which only root can
-    take. A draft is not carried out, and tells of no repairs of the host where none of its workspaces runs."""
+    take. A draft is not carried out, and tells of no repairs of the host where none of its workspaces runs. With
+    `looking`, a look at the host's network that has been begun, the plan is made in haste: where git work has to be
+    looked for, TakesLong is raised."""
     is_root = os.geteuid() == 0
     check_sockets(layout, config)
     if not is_root and not names:
         names = own_names(layout, config)
     facts = observe_facts(layout, config, *(everything(layout) if is_root else seen_by_caller(layout, config, names)))
     if is_root:
-        facts = replace(facts, unsaved_of=looker(layout, facts.records, {} if looked is None else looked))
+        unsaved_of = not_now if looking else looker(layout, facts.records, {} if looked is None else looked)
+        facts = replace(facts, unsaved_of=unsaved_of)
     seen = Findings()
     if is_root:
         if any(is_local(workspace) for workspace in config.workspaces.values()):
             check_network(layout, facts.network, facts.applied)
         if not is_draft or any(has_processes(facts.observe(name).state) for name in config.select(names)):
-            seen = inspect(layout, facts.applied, facts.records)
+            seen = inspect(layout, facts.applied, facts.records, looking)
         seen = replace(seen, repairs=(*seen.repairs, *half_moved(facts.records, config.select(names))))
     ownership = decide_ownership(config, facts, config.select(names), adopt=adopt, prune=prune)
     facts = replace(facts, broken={**seen.broken, **broken_elsewhere(layout, facts, config.select(names))})
@@ -113,6 +124,11 @@ def make_plan(
         raise
     missing = unbuilt_images(layout, found.wanted) if unbuilt is None else unbuilt
     return with_findings(found, seen, missing, facts.records)
+
+
+def not_now(name: str, deletes: bool) -> tuple[str, ...]:
+    """A look for git work that is not taken."""
+    raise TakesLong
 
 
 def looker(layout: Layout, records: Mapping[str, Record], looked: Looked) -> Callable[[str, bool], tuple[str, ...]]:

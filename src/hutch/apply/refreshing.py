@@ -14,11 +14,11 @@ from hutch.errors import HutchError, troubles_told
 from hutch.frozen import dataclass
 from hutch.host.services.lock import lock
 from hutch.images import machine as machines
-from hutch.images.cache import collect_leftovers, remove_image, whole_image
+from hutch.images.cache import collect_leftovers, remove_image
 from hutch.images.kernel import ensure_kernel
 from hutch.images.progress import BuildProgress, Meter, reporter
 from hutch.images.recipe import Recipe
-from hutch.images.record import image_ids
+from hutch.images.record import image_ids, whole_image
 from hutch.plan.turning import no_network
 from hutch.runtime.control import Listener
 from hutch.spec.model import Network

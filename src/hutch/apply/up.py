@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol
@@ -15,27 +16,30 @@ from hutch.apply.live import apply_live
 from hutch.apply.machines import check_new_machines
 from hutch.apply.membership import declared_by, make_sources
 from hutch.apply.ownership import origin_of
+from hutch.apply.planning import TakesLong
 from hutch.apply.recovery import recover
 from hutch.apply.removal import mark_removed
 from hutch.apply.starting import StartsFailed, execute
 from hutch.apply.vanishing import refuse_unsaved
 from hutch.backends import is_machine
 from hutch.backends.share import private_layers
-from hutch.engines import wanted_by_engine
+from hutch.engines import elsewhere, wanted_by_engine
 from hutch.errors import HutchError, Unmet
 from hutch.host.identity.ssh import owner_of
-from hutch.host.services.lock import lock
+from hutch.host.network.namespace import look
+from hutch.host.services.lock import lock, lock_if_free
 from hutch.host.services.units import observe_ejected
 from hutch.host.storage.shares import kept_guards
 from hutch.images.progress import BuildProgress
 from hutch.plan.actions import Action, Plan
 from hutch.plan.decide import noted
 from hutch.plan.resolve import allocate_uids
+from hutch.run import Gathering
 from hutch.runtime.control import Listener
 from hutch.spec.model import Config
 from hutch.spec.names import UID_COUNT, Layout
 from hutch.spec.record import Record, is_local, writable_paths
-from hutch.state import ensure_copy, read_records, write_record
+from hutch.state import ensure_copy, read_records, unfinished, write_record
 from hutch.trees.changing import give
 from hutch.trees.cursor import opened
 from hutch.trees.removing import remove_tree
@@ -48,7 +52,9 @@ ATTEMPTS = 5
 class Make(Protocol):
     """A function that makes the plan, as planning.make_plan does."""
 
-    def __call__(self, unbuilt: Mapping[str, str] | None, *, is_draft: bool = False) -> Plan: ...
+    def __call__(
+        self, unbuilt: Mapping[str, str] | None, *, is_draft: bool = False, looking: Gathering | None = None
+    ) -> Plan: ...
 
 
 def up(
@@ -66,6 +72,8 @@ def up(
     where that is known; `progress` is told (image, stage, fraction) while one is built, and (workspace, stage,
     fraction) while one is moved. `members` are those of a cluster that workspaces are to be moved to, by name. Without
     `force`, no git work is lost with a root."""
+    if (done := at_once(layout, config, make, listen, progress)) is not None:
+        return done
     allowed: set[str] = set()
     unbuilt: dict[str, str] = {}
     for _ in range(ATTEMPTS):
@@ -98,6 +106,29 @@ def up(
     )
 
 
+def at_once(layout: Layout, config: Config, make: Make, listen: Listener, progress: BuildProgress) -> Plan | None:
+    """The plan, carried out, where it can be without giving the lock away again: nobody else has that, and nothing has
+    to be built, asked, moved, recovered or looked for at length. So it is made once, and the host looked at once. None
+    for every other, with nothing done."""
+    with lock_if_free(layout) as is_held:
+        records = read_records(layout) if is_held and unfinished(layout) is None else None
+        if records is None or any(record.moving for record in records.values()):
+            return None
+        if elsewhere(records) or not all(map(is_local, config.workspaces.values())):
+            return None
+        with reconcile.first_network(layout), closing(look(layout)) as looking:
+            recover(layout, listen)
+            try:
+                plan = make(None, looking=looking)
+            except TakesLong:
+                return None
+            if plan.disturbed or unbuilt_images(layout, plan.wanted):
+                return None
+            make_sources(plan)
+            apply_plan(layout, plan, listen, progress, looking=looking)
+            return plan
+
+
 def supply_elsewhere(layout: Layout, plan: Plan, progress: BuildProgress) -> None:
     """Bring the images of workspaces that are to start elsewhere there."""
     starting = {a.workspace: a.wanted for a in plan.actions if a.starts and a.wanted is not None and plan.start}
@@ -121,8 +152,10 @@ def apply_plan(
     listen: Listener,
     progress: BuildProgress = lambda *words: None,
     members: Mapping[str, str] = MappingProxyType({}),
+    looking: Gathering | None = None,
 ) -> None:
-    """Carry out the plan. The caller holds the lock; images are there already. Moves come last, one by one."""
+    """Carry out the plan. The caller holds the lock; images are there already. Moves come last, one by one. By
+    `looking` the plan was made, with the lock held."""
     records = read_records(layout)
     for name in records:  # before anything changes: a copy is not waited for, so a power cut may have torn it
         ensure_copy(layout.record(name))
@@ -147,7 +180,8 @@ def apply_plan(
         _write_down(layout, plan, records, uids, listen)
         live = [action.workspace for action in plan.actions if action.action == "live"]
         if live or not (plan.start and any(action.starts for action in plan.actions)):
-            reconcile.reconcile_host(layout, plan.network, plan.file, records)
+            is_as_seen = all(action.action == "no change" for action in plan.actions)
+            reconcile.reconcile_host(layout, plan.network, plan.file, records, looking if is_as_seen else None)
         if live:
             if failures := apply_live(layout, plan.network, records, live, listen):
                 unmet.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import asdict, field, is_dataclass
+from functools import cache
 from types import NoneType
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
@@ -233,12 +234,18 @@ def decode_launch(content: bytes) -> Launch | None:
     return launch if zlib.crc32(json.dumps(found).encode()) == checksum else None
 
 
+@cache
+def hints_of(kind: Any) -> dict[str, Any]:
+    """The types of a class's fields. To look them up takes longer than all the rest of reading a Launch."""
+    return get_type_hints(kind)
+
+
 def rebuild(kind: Any, value: Any) -> Any:
     """A value of the type `kind` from its JSON. ValueError or TypeError where it is none."""
     if is_dataclass(kind):
         if type(value) is not dict:
             raise ValueError(f"{value!r} is no table")
-        hints = get_type_hints(kind)
+        hints = hints_of(cast(Any, kind))
         return cast(Any, kind)(**{name: rebuild(hints.get(name, NoneType), item) for name, item in value.items()})
     inner = get_args(kind)
     if not inner:

@@ -25,7 +25,7 @@ from hutch.images.build import BuilderNetwork, Workshop, check_host, make_tree
 from hutch.images.contain import end_contained
 from hutch.images.progress import WAITING, Meter, Progress, no_progress
 from hutch.images.recipe import Recipe, is_id
-from hutch.images.record import Image, Sources, observe_image, render_image
+from hutch.images.record import SCRATCH, Image, Sources, render_image, whole_image
 from hutch.run import PIPE, CommandFailed, describe, run, start
 from hutch.spec.names import Layout
 from hutch.spec.record import iso
@@ -34,18 +34,8 @@ from hutch.trees.removing import remove_tree
 
 T = TypeVar("T")
 
-SCRATCH = ".build-"
 CHUNK = 1 << 20
 PATIENCE = 3600.0  # seconds that one waits for builds of others
-
-
-def whole_image(layout: Layout, id: str) -> Image | None:
-    """An image with its tree and a record that can be read; None where it has to be made."""
-    try:
-        image = observe_image(layout, id)
-    except HutchError:
-        return None
-    return image if image is not None and image.root.is_dir() else None
 
 
 def ensure_image(

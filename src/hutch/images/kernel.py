@@ -31,6 +31,7 @@ from hutch.images.build import SCRIPTS, keyring_options, last_lines, run_mmdebst
 from hutch.images.cache import ensure, locked
 from hutch.images.progress import Meter
 from hutch.images.recipe import DISTRIBUTIONS
+from hutch.images.record import KERNELS
 from hutch.libc import call
 from hutch.run import CommandFailed, run
 from hutch.spec.names import Layout
@@ -49,7 +50,6 @@ FOREIGN = "debian:trixie"
 """The distribution whose kernel boots the trees that hutch did not bootstrap."""
 
 TOOLS = "busybox-static"
-DIRECTORY = "kernels"
 FETCHING = "fetching the kernel"
 LIST = "kernel.json"
 """The name of the list in a kernel's directory: the files of its packages, whose names tell their versions, and the
@@ -96,7 +96,7 @@ def kernel_id(image: str) -> str:
 def observe_kernel(layout: Layout, image: str) -> Kernel | None:
     """The kernel for an image; None when it is not in the cache."""
     id = kernel_id(image)
-    directory = layout.images / DIRECTORY / id
+    directory = layout.images / KERNELS / id
     made_from = read_list(directory)
     if made_from is None:
         return None
@@ -126,7 +126,7 @@ def ensure_kernel(image: str, layout: Layout, meter: Meter, *, anew: bool = Fals
     if not anew and (found := observe_kernel(layout, image)) is not None:
         return found
     id = kernel_id(image)
-    target, done = layout.images / DIRECTORY / id, False
+    target, done = layout.images / KERNELS / id, False
 
     def make(scratch: Path) -> None:
         nonlocal done
@@ -154,7 +154,7 @@ def replace_directory(made: Path, target: Path) -> None:
 def remove_unused_kernels(layout: Layout) -> tuple[str, ...]:
     """Remove the kernels that no machine of an image in the cache boots; returns their ids. May be called again."""
     removed = []
-    directory = layout.images / DIRECTORY
+    directory = layout.images / KERNELS
     for entry in sorted(directory.iterdir()) if directory.is_dir() else ():
         try:
             with locked(layout, entry.name, wait=False):

@@ -22,10 +22,10 @@ from hutch.guest.initrd import INIT, MODULES, UNITS, choose_modules, choose_node
 from hutch.host.doctor.tools import check_tools
 from hutch.images import kernel as kernels
 from hutch.images.build import SCRIPTS, Workshop, last_lines, pack_tree
-from hutch.images.cache import ensure, locked, make_open, whole_image
+from hutch.images.cache import ensure, locked, make_open
 from hutch.images.kernel import LIST, Kernel, ensure_kernel, read_list, render_list, replace_directory
 from hutch.images.progress import PUBLISHING, Meter, Progress, no_progress
-from hutch.images.record import observe_images
+from hutch.images.record import observe_images, whole_image
 from hutch.run import CommandFailed, run
 from hutch.spec.names import Layout
 from hutch.trees.removing import remove_tree

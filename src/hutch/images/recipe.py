@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -90,8 +89,7 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        text = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _sha256(json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=True))
 
     @property
     def id(self) -> str:
@@ -147,7 +145,14 @@ def adaptation() -> dict[str, str]:
 def base_digest() -> str:
     """The digest of all that hutch itself puts into every image."""
     base = [BASE_VERSION, BASE_PACKAGES, adaptation()]
-    return hashlib.sha256(json.dumps(base).encode()).hexdigest()
+    return _sha256(json.dumps(base))
+
+
+def _sha256(text: str) -> str:
+    # Spares the start-up of `hutch status`.
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_id(text: str) -> bool:

@@ -15,6 +15,8 @@ from hutch.spec.names import Layout
 from hutch.spec.record import ImageFacts
 
 DAMAGED = "damaged"
+SCRATCH, KERNELS = ".build-", "kernels"
+"""The beginning of the names of images that are being made, and the directory of kernels, both beside the images."""
 FORMAT = 1
 Sources = tuple[tuple[str, str], ...]
 """The archives of packages, or the path, that an image was made from; each with its date, ISO 8601 in UTC."""
@@ -77,6 +79,15 @@ def observe_image(layout: Layout, id: str) -> Image | None:
             details=str(error),
             resolution=f"`hutch up` writes it anew where a workspace uses the image; `hutch image rm {id}` removes it",
         ) from error
+
+
+def whole_image(layout: Layout, id: str) -> Image | None:
+    """An image with its tree and a record that can be read; None where it has to be made."""
+    try:
+        image = observe_image(layout, id)
+    except HutchError:
+        return None
+    return image if image is not None and image.root.is_dir() else None
 
 
 def render_image(recipe: Recipe, created: str, size: int, digest: str = "", sources: Sources = ()) -> bytes:

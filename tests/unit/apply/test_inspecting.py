@@ -191,7 +191,7 @@ def test_an_image_without_its_tree_is_none(layout: Layout) -> None:
 
 def test_each_image_is_looked_at_once(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("hutch.apply.building.whole_image", lambda layout, id: asked.append(id))
+    monkeypatch.setattr("hutch.apply.inspecting.whole_image", lambda layout, id: asked.append(id))
     wanted = {f"w{number}": Wanted(workspace(), f"image-{number % 2}") for number in range(6)}
     assert unbuilt_images(layout, wanted).keys() == wanted.keys()
     assert sorted(asked) == ["image-0", "image-1"]

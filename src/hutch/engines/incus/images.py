@@ -27,11 +27,11 @@ from hutch.engines.incus.owner import owner_of
 from hutch.errors import HutchError
 from hutch.host.doctor.tools import check_tools
 from hutch.images.build import Workshop, last_lines, pack_tree
-from hutch.images.cache import ensure, whole_image
+from hutch.images.cache import ensure
 from hutch.images.contain import run_contained
 from hutch.images.progress import Meter, Progress, no_progress
 from hutch.images.recipe import is_id
-from hutch.images.record import Image
+from hutch.images.record import Image, whole_image
 from hutch.run import CommandFailed
 
 if TYPE_CHECKING:

@@ -135,8 +135,9 @@ def ensure_user_views(
         }
         content = encode(WORKSPACE, {**asdict(record), **more})
         _ensure_file(layout.user_view(record.name), content, Access(seen_by, READ))
+    shown = {layout.user_view(name) for name in records}
     for path in entries(layout.user_views):
-        if path not in {layout.user_view(name) for name in records}:
+        if path not in shown:
             path.unlink(missing_ok=True)
 
 

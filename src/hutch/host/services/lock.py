@@ -71,6 +71,22 @@ def lock(layout: Layout, *, patience: float = 600.0) -> Iterator[None]:
 
 
 @contextmanager
+def lock_if_free(layout: Layout) -> Iterator[bool]:
+    """Hold that lock where nobody else does; whether it is held."""
+    make_directory(layout.state)
+    descriptor = os.open(layout.lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        is_held = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_held = False
+        yield is_held
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def host_lock(*, patience: float = 600.0) -> Iterator[None]:
     """Hold the one lock of all hutches of this host. Whoever holds another one takes this one last; whoever holds it
     already may take it again."""
