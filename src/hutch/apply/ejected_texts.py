@@ -40,13 +40,13 @@ PYTHON = "/usr/bin/python3"
 library goes along."""
 PROGRAMS = (
     *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/hot_mount.py"),
-    *("host/storage/protecting.py", "host/storage/protected.py", "host/storage/git_config.py"),
-    *("host/storage/placeholders.py", "host/storage/protection_watch.py", "host/storage/mount_calls.py"),
+    *("host/storage/protecting.py", "host/storage/protected.py", "host/storage/guest_paths.py"),
+    *("host/storage/git_config.py", "host/storage/placeholders.py", "host/storage/protection_watch.py"),
+    *("host/storage/mount_calls.py", "host/storage/disk.py", "backends/cloud_hypervisor_calls.py"),
     *("seccomp/install.py", "seccomp/filters.py"),
     *("runtime/pre_exec.py", "runtime/steps.py", "host/services/cgroup.py", "host/storage/sys.sh"),
     *("trees/changing.py", "trees/cursor.py", "failure.py", "files.py", "inotify.py", "libc.py", "search_path.py"),
     *("runtime/hear.py", "host/services/listen.py", "host/hardware/tap.py", "host/hardware/context_id.py"),
-    *("host/storage/disk.py", "backends/cloud_hypervisor_calls.py"),
 )
 PACKAGES = tuple(
     f"{package}__init__.py"

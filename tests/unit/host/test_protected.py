@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import HutchError
-from hutch.host.storage import protected
+from hutch.host.storage import guest_paths
 from hutch.host.storage.git_config import parse_config
-from hutch.host.storage.protected import find_protected, is_open_to, protected_paths
+from hutch.host.storage.guest_paths import is_open_to
+from hutch.host.storage.protected import find_protected, protected_paths
 from hutch.spec.model import Mount
 from tests.unit.facts import workspace
 
@@ -297,7 +298,7 @@ def test_other_places_are_not_looked_at(top: Path, monkeypatch: pytest.MonkeyPat
     net = top.parent / "net"
     (net / "evil").mkdir(parents=True)
     mounts = f"1 0 0:1 / {top.parent} rw - autofs x rw\n2 1 0:2 / {net} rw - nfs x rw\n"
-    monkeypatch.setattr(protected, "observe_mountinfo", lambda: mounts)
+    monkeypatch.setattr(guest_paths, "observe_mountinfo", lambda: mounts)
     elsewhere = f"{net}/evil"
     (top / ".vscode").symlink_to(f"{top.parent}/unknown/x")
     make_git_directory(top / ".git/modules/x", f"[core] worktree = {elsewhere}\n[a] b = {elsewhere}/c\n")
@@ -353,7 +354,7 @@ def test_what_two_dots_leave(top: Path, path: str, held: dict[str, str]) -> None
 
 def test_a_file_is_read_once_by_whatever_path(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (top / ".git/config").write_text("[include] path = ./config\n path = hooks/../config\n path = ../.git//config\n")
-    monkeypatch.setattr(protected, "MOST_LOOKED", 40)
+    monkeypatch.setattr(guest_paths, "MOST_LOOKED", 40)
     assert found(top) == {**NAMES, **GIT}
 
 
@@ -377,23 +378,23 @@ def test_a_part_of_a_checkout(top: Path) -> None:
 def test_too_much_to_look_through(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
         (top / f".git/modules/{number}").mkdir(parents=True)
-    monkeypatch.setattr(protected, "MOST_LOOKED", 3)
+    monkeypatch.setattr(guest_paths, "MOST_LOOKED", 3)
     with pytest.raises(HutchError, match=r"more than 3 files to look through") as caught:
         found(top)
     assert "protect_default = false" in caught.value.resolution
     monkeypatch.undo()
-    monkeypatch.setattr(protected, "MOST", 3)
+    monkeypatch.setattr(guest_paths, "MOST", 3)
     with pytest.raises(HutchError, match=r"more than 3 paths to protect"):
         found(top)
     monkeypatch.undo()
-    monkeypatch.setattr(protected, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(guest_paths, "MOST_SECONDS", 0.0)
     with pytest.raises(HutchError, match=r"takes more than 0 s of a processor"):
         found(top)
     monkeypatch.undo()
     for letter in ("#", "\N{EURO SIGN}"):  # bytes count: what is not read might be a variable
-        (top / ".git/config").write_text(f"#{letter * protected.LARGEST}"[: protected.LARGEST])
+        (top / ".git/config").write_text(f"#{letter * guest_paths.LARGEST}"[: guest_paths.LARGEST])
         with open(top / ".git/config", "ab") as file:
-            file.truncate(protected.LARGEST)
+            file.truncate(guest_paths.LARGEST)
         assert found(top)
         (top / ".git/config").write_bytes((top / ".git/config").read_bytes() + b"#")
         with pytest.raises(HutchError, match=r"larger than 1 MiB"):
@@ -403,16 +404,16 @@ def test_too_much_to_look_through(top: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_directories_on_the_way_count(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them is a mount."""
     (top / "a/b/c").mkdir(parents=True)
-    monkeypatch.setattr(protected, "MOST", 3)
+    monkeypatch.setattr(guest_paths, "MOST", 3)
     assert found(top, "a/b/c", is_default=False) == {"a/b/c": ""}
-    monkeypatch.setattr(protected, "MOST", 2)
+    monkeypatch.setattr(guest_paths, "MOST", 2)
     with pytest.raises(HutchError, match=r"more than 2 paths to protect"):
         found(top, "a/b/c", is_default=False)
 
 
 def test_a_path_that_is_too_deep(top: Path) -> None:
     """Or too long, which nothing opens by its path."""
-    parts = ["d"] * protected.DEEPEST_PATH
+    parts = ["d"] * guest_paths.DEEPEST_PATH
     (top / Path(*parts)).mkdir(parents=True)
     assert found(top, "/".join(parts), is_default=False)
     with pytest.raises(HutchError, match=r"more than 64 directories deep"):
@@ -426,7 +427,7 @@ def test_a_path_that_is_too_deep(top: Path) -> None:
         at = inner
     os.symlink("x", "link", dir_fd=at)
     os.close(at)
-    assert len("/".join(long)) > protected.LONGEST_PATH
+    assert len("/".join(long)) > guest_paths.LONGEST_PATH
     (top / ".git/config").write_text(f"[core] hooksPath = {'/'.join(long)}/hooks\n")
     assert found(top) == {**NAMES, **GIT}
     (top / long[0]).rename(top / ".git/modules")
@@ -457,7 +458,7 @@ def test_many_working_trees_with_many_variables(top: Path, monkeypatch: pytest.M
         (top / str(number)).mkdir()
     ticks = itertools.count()
     monkeypatch.setattr("time.thread_time", lambda: next(ticks))
-    monkeypatch.setattr(protected, "MOST_SECONDS", 10_000)
+    monkeypatch.setattr(guest_paths, "MOST_SECONDS", 10_000)
     with pytest.raises(HutchError, match="of a processor to look through"):
         found(top)
     (top / ".git/config").write_text("[a]\nb = c/d\n" * 10)
@@ -547,9 +548,9 @@ def test_a_link_is_followed_to_what_the_owner_may_read(
     for target, is_told in ((tmp_path / "elsewhere", False), (top / "config", True)):
         config.unlink()
         config.symlink_to(target)
-        monkeypatch.setattr(protected, "is_open_to", lambda uid, found: True)
+        monkeypatch.setattr(guest_paths, "is_open_to", lambda uid, found: True)
         assert "mine" in found(top)
-        monkeypatch.setattr(protected, "is_open_to", lambda uid, found: False)
+        monkeypatch.setattr(guest_paths, "is_open_to", lambda uid, found: False)
         assert ("mine" in found(top)) is is_told
 
 

@@ -1,0 +1,228 @@
+"""The walk of the paths that a guest names in a shared directory: they are gone as the kernel goes them, what is passed
+in the directory is noted, and what is elsewhere is not told.
+
+Whoever asks may be root, and a guest writes as much as it likes, so a look is bounded; what is read are regular files
+of a bounded size, outside of the directory those that its owner may read; nothing else is opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import pwd
+import stat
+import time
+
+from hutch.failure import HutchError
+from hutch.files import kept_open, reopen_regular
+from hutch.host.storage.mountinfo import is_below, observe_mountinfo, parse_mountinfo
+from hutch.trees.cursor import SUPERFLUOUS, way_to
+
+TYPE_CHECKING = False  # programs that start with a workspace use it
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Hold = Literal["", "way", "directory", "file", "itself"]
+
+MOST = 4096  # paths of one directory, with those that lead to them: each is a mount
+LARGEST = 1 << 20  # bytes of a file that is read
+MOST_LOOKED = 20_000  # entries of directories, and files; a guest can make as many as it likes
+MOST_LETTERS = 1 << 24  # of all variables: a section of a megabyte is in the name of each that stands in it
+MOST_SECONDS = 2.0  # of a processor: the whole of a large checkout takes a tenth
+LONGEST = 255  # bytes of a name
+LONGEST_PATH = 4095
+DEEPEST_PATH = 64  # directories
+DEEPEST = 40  # links, and modules in modules
+
+
+class Paths:
+    """The paths of one look at a directory; `found` are those that are to be protected in it, and how each is held."""
+
+    def __init__(self, source: str) -> None:
+        self.source, self._real = source, os.path.realpath(source)
+        self.found: dict[str, Hold] = {}
+        self._around: set[str] = set()  # the directories on the way to what is found
+        self._passed: set[str] = set()  # the directories that a path leaves by ".."
+        self._absent: set[str] = set()  # what would be protected if it were there
+        self._mounts: dict[str, str] = {}  # place -> type
+        self._left, self._letters = MOST_LOOKED, MOST_LETTERS
+        self._until = time.thread_time() + MOST_SECONDS
+
+    def add(self, path: str, hold: Hold = "", depth: int = 0) -> None:
+        """Note a path, if it leads into the directory; and where a link leads from it, that too. A path that is not
+        there is held, with the directories that lead to it; where a file is in its way, that."""
+        at, mode, rest = self.walk(path)
+        if depth > DEEPEST or not self.is_inside(at):
+            return
+        if rest or not mode:
+            if hold and mode:  # where a file stays, nothing comes
+                self._note(at, "")
+            elif hold:
+                self._hold(at, rest, hold)
+            else:
+                self._absent.add(posixpath.join(at, *rest))
+            return
+        self._note(at, "")
+        if stat.S_ISDIR(mode):  # a hook is often a link to a script of the working tree
+            for entry in self.entries(at):
+                if entry.is_symlink():
+                    self.add(entry.path, depth=depth + 1)
+
+    def finish(self) -> None:
+        """Note what only the whole look tells. A way that would be protected if it were there is made, so the next look
+        protects it, and so does this one. The directories that a path leaves by ".." are held, unless something in them
+        is protected: a link in the place of one would lead elsewhere."""
+        for path in self._absent:
+            if self.found.get(path) == "way":
+                self.found[path] = "directory"
+        for path in sorted(self._passed, reverse=True):  # what is in a directory comes before that
+            if path not in self._around:
+                self._note(path, "")
+
+    def walk(self, path: str, *, is_noted: bool = True) -> tuple[str, int, list[str]]:
+        """Go an absolute path as the kernel does, the links that `is_noted` notes in the directory included. Returns
+        where it ends, the mode of what is there, which is 0 for nothing, and the names that would follow."""
+        self.spend()
+        at, mode, rest, links = "/", stat.S_IFDIR, names_of(path), 0
+        while rest and stat.S_ISDIR(mode):
+            if (name := rest.pop()) == "..":
+                if is_noted and self.is_inside(at):
+                    self._passed.add(at)
+                at = posixpath.dirname(self._real if at == self.source else at)
+                continue
+            above, at = at, posixpath.join(at, name)
+            at = self.source if at == self._real else at
+            mode = self.mode_of(at)
+            if stat.S_ISLNK(mode):
+                if is_noted and self.is_inside(at):
+                    self._note(at, "")
+                target, links = _target_of(at), links + 1
+                if not target or links > DEEPEST:
+                    break
+                at, mode = "/" if target.startswith("/") else above, stat.S_IFDIR
+                rest += names_of(target)
+        return at, mode, rest[::-1]
+
+    def led(self, place: str, path: str) -> str:
+        """Where a path in a file of git's leads from the directory that it counts from; what leads there is noted."""
+        at, _, rest = self.walk(posixpath.join(place, path))
+        return posixpath.join(at, *rest)
+
+    def is_inside(self, path: str) -> bool:
+        return path.startswith(f"{self.source}/")
+
+    def mode_of(self, path: str) -> int:
+        """The mode of what is at a path, links not followed; 0 where nothing is. Nothing is taken to be on file systems
+        that are not on the way to the directory: a guest names what it likes, such as what waits for a server."""
+        if path == self.source:
+            return stat.S_IFDIR
+        if not self.is_inside(path) and not is_below(self._real, path):
+            self._mounts = self._mounts or {mount[2]: mount[-1] for mount in parse_mountinfo(observe_mountinfo())}
+            if path in self._mounts or self._mounts.get(posixpath.dirname(path)) == "autofs":
+                return 0
+        try:
+            return os.lstat(path).st_mode
+        except OSError as error:
+            if self.is_inside(path) and error.errno not in (*SUPERFLUOUS, errno.ENAMETOOLONG):
+                raise
+            return 0
+
+    def _hold(self, path: str, rest: list[str], hold: Hold) -> None:
+        """Note what leads from a path that is not there to the last of the `rest`, which is held."""
+        whole = posixpath.join(path, *rest)
+        if len(os.fsencode(whole)) > LONGEST_PATH or any(len(os.fsencode(n)) > LONGEST for n in whole.split("/")):
+            return
+        if ".." in rest:  # nothing is led on from a file
+            rest, hold = [], "file"
+        for name in rest:
+            self._note(path, "way")
+            path = f"{path}/{name}"
+        self._note(path, hold)
+
+    def _note(self, path: str, hold: Hold) -> None:
+        if self.found.get(path, "way") == "way":  # what is protected is not just a way to something
+            self.found[path] = hold
+        if path.removeprefix(self.source).count("/") > DEEPEST_PATH:
+            raise self.too_much(f"has paths to protect that lie more than {DEEPEST_PATH} directories deep")
+        while (path := posixpath.dirname(path)) != self.source and path not in self._around:
+            self._around.add(path)
+        if len(self.found) + len(self._around) > MOST:
+            raise self.too_much(f"has more than {MOST} paths to protect, and directories on the way to them")
+
+    def spend(self, files: int = 0, letters: int = 0) -> None:
+        """Count what is looked at, by a guest's choice: it may not make a look of root's last, nor fill the memory."""
+        self._left -= files
+        self._letters -= letters
+        if self._left < 0:
+            raise self.too_much(f"has more than {MOST_LOOKED} files to look through for protected ones")
+        if self._letters < 0:
+            raise self.too_much(f"is configured by more than {MOST_LETTERS >> 20} MiB of variables")
+        if time.thread_time() > self._until:
+            raise self.too_much(f"takes more than {MOST_SECONDS:g} s of a processor to look through")
+
+    def too_much(self, what: str) -> HutchError:
+        way = "share a part of it; or protect_default = false, and list the read-only paths in `protect`"
+        return HutchError(f"{self.source} {what}", resolution=way)
+
+    def entries(self, directory: str) -> list[os.DirEntry[str]]:
+        """The entries of a directory, none where it cannot be read."""
+        found = []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    self.spend(1)
+                    if len(os.fsencode(entry.path)) <= LONGEST_PATH:
+                        found.append(entry)
+        except OSError:
+            return []
+        return found
+
+    def directories(self, directory: str) -> list[str]:
+        return sorted(entry.path for entry in self.entries(directory) if entry.is_dir(follow_symlinks=False))
+
+    def read(self, path: str) -> str:
+        """The text of a file, "" where there is none that can be read. A link leads git anywhere, so outside of the
+        directory it is a file that the owner of the directory may read. The kernel's own files, which have no size, are
+        not read: that may have effects."""
+        self.spend(1)
+        try:
+            with kept_open(os.open(path, os.O_PATH | os.O_CLOEXEC)) as pin:
+                found, is_inside = os.fstat(pin), os.readlink(way_to(pin)).startswith(f"{self._real}/")
+                if not found.st_size or not (is_inside or is_open_to(os.stat(self.source).st_uid, found)):
+                    return ""
+                with kept_open(reopen_regular(pin)) as file:
+                    return os.fsdecode(os.read(file, LARGEST + 1))
+        except BlockingIOError as error:
+            raise HutchError(
+                f"{path} cannot be read, so the protected paths of {self.source} are not known",
+                details="somebody has a lease on it (see `lslocks`)",
+            ) from error
+        except OSError:
+            return ""
+
+
+def names_of(path: str) -> list[str]:
+    """The names of a path, the last one first."""
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
+
+
+def _target_of(link: str) -> str:
+    """Where a link leads; "" where it is no link any more, for which there will be another look."""
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
+def is_open_to(uid: int, found: os.stat_result) -> bool:
+    """Whether a user may read a file, by its owner and mode. The directories above it do not count: who closes one to
+    its owner for a while must not hide what is in it."""
+    if uid in (0, found.st_uid) or found.st_mode & stat.S_IROTH:
+        return True
+    try:
+        account = pwd.getpwuid(uid)
+        groups = os.getgrouplist(account.pw_name, account.pw_gid)
+    except KeyError:
+        return False
+    return bool(found.st_mode & stat.S_IRGRP) and found.st_gid in groups
