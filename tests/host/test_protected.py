@@ -18,6 +18,8 @@ pytestmark = pytest.mark.vm(slow=True)
 
 SETTINGS = ("-c", "user.name=Alice", "-c", "user.email=alice@example.org", "-c", "protocol.file.allow=always")
 TARGET = "/srv/shop"
+PART = ".git/worktrees/worktree/modules/lib/part"
+"""The git directory of the submodule in the linked worktree."""
 
 
 class Checkout:
@@ -52,6 +54,7 @@ class Checkout:
         self.sh("echo '[core]' > lib/included")
         for words in ("add .", "commit --quiet -m first", "worktree add --quiet ../worktree -b other"):
             self.git(words)
+        self.git("-C ../worktree submodule --quiet update --init")
         self.git("config core.hooksPath .githooks")
         self.git("config include.path ../lib/included")
 
@@ -67,6 +70,7 @@ class Checkout:
         )
         held += (
             " .githooks lib/included .git/commondir .git/worktrees/worktree/commondir .git/worktrees/worktree/gitdir"
+            f" {PART}/config {PART}/hooks"
         )
         texts = ".git/config .gitmodules lib/included lib/post.sh"
         return self.sh(f"find {held} | sort | xargs stat -c '%n %F %i %s'; cat {texts}")
@@ -86,12 +90,13 @@ def checkouts(world: World, images: Path, workspace_type: str) -> Iterator[tuple
 
 
 HELD = (".vscode", ".idea", ".cursor", ".envrc", "hutch.toml", ".husky", ".github/hooks", ".claude/settings.json")
-FILES = ".git/config lib/included lib/post.sh lib/part/.git"
+FILES = f".git/config lib/included lib/post.sh lib/part/.git {PART}/config"
 RENAMED = "mv .git/config .git/config~; { cat .git/config~; echo '[hutch] seen = yes'; } > .git/config"
-ALL = f"{FILES} .git/hooks .githooks .vscode .envrc Makefile .git/commondir"
+ALL = f"{FILES} .git/hooks {PART}/hooks .githooks .vscode .envrc Makefile .git/commondir"
 ATTACKS = {
     "write": f"for f in {FILES} .git/hooks/post-commit .git/commondir; do echo EVIL >> $f; done",
-    "make": "for d in .git/hooks .githooks .vscode .idea Makefile; do echo EVIL > $d/pre-commit; mkdir $d/x; done",
+    "make": f"for d in .git/hooks {PART}/hooks .githooks .vscode .idea Makefile; do"
+    " echo EVIL > $d/pre-commit; mkdir $d/x; done",
     "make what is absent": "for f in .envrc hutch.toml Makefile .vscode .idea .husky .github/hooks .husky/pre-commit"
     " .github/hooks/x .claude/settings.json .claude/settings.local.json .gitmodules; do echo EVIL > $f; done;"
     " mv --no-copy .claude x; mv --no-copy .github x; rm -rf .claude .github",
@@ -99,7 +104,7 @@ ATTACKS = {
     "mode and owner": "chmod -R 777 .git/hooks .git/config .githooks; chown -R root .githooks .git/config",
     "delete": f"rm -rf {ALL}",
     "rename": f"for f in {ALL}; do mv $f x; done",
-    "rename a parent": "for d in .git lib .git/modules .git/modules/lib/part .git/worktrees lib/part; do"
+    "rename a parent": f"for d in .git lib .git/modules .git/modules/lib/part .git/worktrees {PART} lib/part; do"
     " mv --no-copy $d x; mv --no-copy $d ${d%/*}/x; done",
     "rename onto": f"for f in {ALL}; do echo EVIL > e; mv -fT e $f; done",
     "exchange": "mkdir -p e/hooks; mv --exchange e .git; mv --exchange e/hooks .git/hooks",

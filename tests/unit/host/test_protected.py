@@ -175,6 +175,12 @@ def test_links_and_what_they_lead_to(top: Path) -> None:
     assert found(top)["editor"] == ""
 
 
+def test_where_a_link_leads_nothing_is_made(top: Path) -> None:
+    """What another branch has there would be run: git takes an empty file for no hook, and bears no directory."""
+    (top / ".git/hooks/pre-push").symlink_to("../../scripts/hook")
+    assert all_found(top) == {**NAMES, **WAYS, **GIT, "scripts": "way", "scripts/hook": "file"}
+
+
 def test_a_link_that_goes_is_looked_for_again(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is among what was found, and so it is missed."""
     (top / ".idea").symlink_to("editor")
@@ -229,6 +235,45 @@ def test_a_worktree_and_the_directory_that_it_has_in_common(top: Path, tmp_path:
     assert found(own) == {"commondir": "", "gitdir": ""}
 
 
+def make_worktree(top: Path, name: str, tree: Path) -> Path:
+    """Make a linked working tree as `git worktree add` does; returns its git directory."""
+    own = top / ".git/worktrees" / name
+    own.mkdir(parents=True)
+    (own / "commondir").write_text("../..\n")
+    (own / "gitdir").write_text(f"{tree}/.git\n")
+    tree.mkdir(parents=True)
+    (tree / ".git").write_text(f"gitdir: {own}\n")
+    return own
+
+
+def test_each_working_tree_has_a_configuration_of_its_own(top: Path) -> None:
+    (top / ".git/config").write_text("[extensions] worktreeConfig = true\n")
+    (top / ".git/config.worktree").write_text("[core] hooksPath = mine\n")
+    own = make_worktree(top, "x", top / "x")
+    (own / "config.worktree").write_text("[core] hooksPath = theirs\n[include] path = more\n")
+    seen = found(top)
+    assert {path: hold for path, hold in seen.items() if path.endswith(("mine", "theirs", "more"))} == {
+        "mine": "directory", "x/theirs": "directory", ".git/worktrees/x/more": "file",
+    }  # fmt: skip
+    assert seen[".git/worktrees/x/config.worktree"] == ""
+    (top / ".git/config").write_text("")
+    assert not {"mine", "x/theirs"} & found(top).keys()
+
+
+@pytest.mark.parametrize("is_below", [False, True], ids=["beside", "below"])
+def test_submodules_of_a_linked_working_tree(top: Path, is_below: bool) -> None:
+    """git keeps what it makes there apart from the main tree's, and the directory that is shared may be either."""
+    tree = (top if is_below else top.parent) / "x"
+    own = make_worktree(top, "x", tree)
+    make_git_directory(own / "modules/one", f"[core] worktree = {tree}/one\n hooksPath = hooks\n")
+    (tree / "one").mkdir()
+    (tree / "one/.git").write_text(f"gitdir: {own}/modules/one\n")
+    seen = found(top)
+    one = ".git/worktrees/x/modules/one"
+    assert seen[f"{one}/config"] == seen[f"{one}/hooks"] == ""
+    assert {f"{tree}/one/.git", f"{tree}/one/hooks"} <= find_protected(str(tree)).keys()
+
+
 def test_a_submodule_is_known_by_its_configuration(top: Path) -> None:
     """A guest may take away what else tells of it."""
     make_git_directory(top / ".git/modules/libs/one", "[core] worktree = ../../../../libs/one\n")
@@ -277,6 +322,7 @@ def test_what_was_made_for_one_look_changes_nothing_for_the_next(top: Path, valu
     [
         ("front/.husky/_", "front/.husky"),
         ("front/.husky/_/", "front/.husky"),
+        ("front/.husky/_/.", "front/.husky"),
         ("{top}/front/.husky/_", "front/.husky"),
         ("_", "_"),
         ("front/../_", "_"),
@@ -291,6 +337,20 @@ def test_the_scripts_that_huskys_hooks_run(top: Path, value: str, held: str) -> 
     seen = found(top)
     assert seen[held] == "directory"
     assert ("front" in seen) == (".." in value)
+
+
+@pytest.mark.parametrize("file", ["config", "config.worktree"])
+def test_what_is_around_a_working_tree_is_not_held(top: Path, file: str) -> None:
+    """As if it were husky's: nobody could work there, nor in the trees beside it."""
+    (top / ".git/config").write_text("[extensions] worktreeConfig = true\n")
+    with open(top / ".git" / file, "a", encoding="utf-8") as config:
+        config.write("[core] hooksPath = _\n[init] templateDir = x/_\n")
+    make_worktree(top, "x", top / "trees/x")
+    (top / "x").mkdir()
+    seen = found(top)
+    assert seen["_"] == seen["x/_"] == "directory"
+    assert not {"x", "trees", "trees/x"} & seen.keys()
+    assert ("trees/x/_" in seen) == (file == "config")
 
 
 def test_other_places_are_not_looked_at(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,6 +530,17 @@ def test_a_long_name_of_a_section(top: Path) -> None:
     """It is in the key of each variable, so a file of less than a mebibyte has gigabytes of them."""
     make_git_directory(top / ".git/modules/evil", f'[a "{"s" * 500_000}"]\n' + "b=c\n" * 130_000)
     with pytest.raises(HutchError, match="more than 16 MiB of variables"):
+        found(top)
+
+
+def test_what_is_not_there_takes_little_memory(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest makes as many git directories as it likes."""
+    (top / ".git/config").write_text(f"[a]\nb = {'c' * 4000}\n")
+    for number in range(100):
+        (top / f".git/worktrees/{number}").mkdir(parents=True)
+    assert found(top)
+    monkeypatch.setattr(guest_paths, "MOST_LETTERS", 5000)
+    with pytest.raises(HutchError, match="MiB of variables and paths"):
         found(top)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MOST = 4096  # paths of one directory, with those that lead to them: each is a mount
 LARGEST = 1 << 20  # bytes of a file that is read
 MOST_LOOKED = 20_000  # entries of directories, and files; a guest can make as many as it likes
-MOST_LETTERS = 1 << 24  # of all variables: a section of a megabyte is in the name of each that stands in it
+MOST_LETTERS = 1 << 24  # of all variables, in each of which is the name of its section, and of paths that are kept
 MOST_SECONDS = 2.0  # of a processor: the whole of a large checkout takes a tenth
 LONGEST = 255  # bytes of a name
 LONGEST_PATH = 4095
@@ -60,14 +60,15 @@ class Paths:
                 self._note(at, "")
             elif hold:
                 self._hold(at, rest, hold)
-            else:
-                self._absent.add(posixpath.join(at, *rest))
+            elif not is_too_long(whole := posixpath.join(at, *rest)):
+                self.spend(letters=len(whole))
+                self._absent.add(whole)
             return
         self._note(at, "")
-        if stat.S_ISDIR(mode):  # a hook is often a link to a script of the working tree
+        if stat.S_ISDIR(mode):  # a hook is often a link to a script of the working tree, which a branch may not have
             for entry in self.entries(at):
                 if entry.is_symlink():
-                    self.add(entry.path, depth=depth + 1)
+                    self.add(entry.path, "file", depth + 1)
 
     def finish(self) -> None:
         """Note what only the whole look tells. A way that would be protected if it were there is made, so the next look
@@ -130,8 +131,7 @@ class Paths:
 
     def _hold(self, path: str, rest: list[str], hold: Hold) -> None:
         """Note what leads from a path that is not there to the last of the `rest`, which is held."""
-        whole = posixpath.join(path, *rest)
-        if len(os.fsencode(whole)) > LONGEST_PATH or any(len(os.fsencode(n)) > LONGEST for n in whole.split("/")):
+        if is_too_long(posixpath.join(path, *rest)):
             return
         if ".." in rest:  # nothing is led on from a file
             rest, hold = [], "file"
@@ -157,7 +157,7 @@ class Paths:
         if self._left < 0:
             raise self.too_much(f"has more than {MOST_LOOKED} files to look through for protected ones")
         if self._letters < 0:
-            raise self.too_much(f"is configured by more than {MOST_LETTERS >> 20} MiB of variables")
+            raise self.too_much(f"is configured by more than {MOST_LETTERS >> 20} MiB of variables and paths")
         if time.thread_time() > self._until:
             raise self.too_much(f"takes more than {MOST_SECONDS:g} s of a processor to look through")
 
@@ -205,6 +205,11 @@ class Paths:
 def names_of(path: str) -> list[str]:
     """The names of a path, the last one first."""
     return [name for name in reversed(path.split("/")) if name not in ("", ".")]
+
+
+def is_too_long(path: str) -> bool:
+    """Whether nothing can be made there."""
+    return len(os.fsencode(path)) > LONGEST_PATH or any(len(os.fsencode(name)) > LONGEST for name in path.split("/"))
 
 
 def _target_of(link: str) -> str:

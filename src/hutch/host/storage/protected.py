@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from hutch.failure import HutchError
 from hutch.host.storage.git_config import COMMANDS, has_own_configurations, parse_config, pointer_in
-from hutch.host.storage.guest_paths import DEEPEST, LARGEST, Paths
+from hutch.host.storage.guest_paths import DEEPEST, LARGEST, Paths, names_of
 from hutch.host.storage.mountinfo import is_below
 
 TYPE_CHECKING = False  # programs that start with a workspace use it
@@ -128,17 +128,25 @@ class _Look(Paths):
         # A bare one is left alone: with such a file, git does not take it for bare any more.
         self.add(f"{git}/commondir", "itself" if git != top else "")
         self.add(f"{git}/gitdir")
-        variables = list(self._configuration(f"{common}/config"))
-        own = has_own_configurations(variables)
-        for place in dict.fromkeys((git, common)):
-            self.add(f"{place}/config.worktree", "file" if own else "")
-            self.add(f"{place}/hooks", "directory")
-        if own:
-            variables += self._configuration(f"{git}/config.worktree")
-        self._values(variables, top)
-        if common != git:
+        self.add(f"{git}/hooks", "directory")
+        shared = list(self._configuration(f"{common}/config"))
+        self._values([*shared, *self._own_configuration(git, shared)], top)
+        self._submodules(git, depth)
+        if common == git:
+            self._worktrees(git, shared, depth)
+        else:
             self._git_directory(common, _top_of(common, top), depth + 1)
-            return
+
+    def _own_configuration(self, git: str, shared: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The variables that only one working tree has, which are beside those that it has in common with others."""
+        own = f"{git}/config.worktree"
+        if has_own_configurations(shared):
+            return list(self._configuration(own))
+        self.add(own)
+        return []
+
+    def _submodules(self, git: str, depth: int) -> None:
+        """Note what is in the git directories of submodules, of which each working tree has its own."""
         for module in self._modules(f"{git}/modules"):
             worktree = next(
                 (value for key, value in self._read_config(f"{module}/config") if key == "core.worktree"), ""
@@ -147,12 +155,17 @@ class _Look(Paths):
             if worktree:
                 self._working_tree(inner, depth)
             self._git_directory(module, inner, depth + 1)
+
+    def _worktrees(self, git: str, shared: Sequence[tuple[str, str]], depth: int) -> None:
+        """Note what the other working trees of a git directory are known by, and what lies in those within reach."""
         for place in self.directories(f"{git}/worktrees"):
-            for file in ("commondir", "gitdir", "config.worktree"):
-                self.add(f"{place}/{file}", "file" if own and file == "config.worktree" else "")
+            self.add(f"{place}/commondir")
+            self.add(f"{place}/gitdir")
+            variables = [*shared, *self._own_configuration(place, shared)]
+            self._submodules(place, depth)
             if pointer := pointer_in(self.read(f"{place}/gitdir")):
                 tree = self.led(place, posixpath.dirname(pointer))
-                if self._working_tree(tree, depth):  # git goes there by the same configuration
+                if self._working_tree(tree, depth):
                     self._values(variables, tree)
 
     def _working_tree(self, top: str, depth: int) -> bool:
@@ -208,12 +221,13 @@ class _Look(Paths):
         for key, value in variables:
             self.spend()
             if key in ("core.hookspath", "init.templatedir"):
-                path = posixpath.join(top, self._expanded(value)).rstrip("/")
+                path = posixpath.join(top, self._expanded(value))
                 self.add(path, "directory")
-                if posixpath.basename(path) == "_":  # husky's hooks, which run the scripts beside it
-                    above = self.led("/", posixpath.dirname(path))
-                    if not is_below(top, above):
-                        self.add(above, "directory")
+                last, *above = names_of(path) or [""]
+                if key == "core.hookspath" and last == "_":  # husky's hooks, which run the scripts beside it
+                    place = self.led("/", "/".join(reversed(above)))
+                    if not is_below(top, place):
+                        self.add(place, "directory")
                 continue
             for index, word in enumerate(value.removeprefix("!").split()[:WORDS]):
                 path = posixpath.join(top, self._expanded(word.strip("'\"")))
