@@ -10,7 +10,7 @@ import pwd
 import signal
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from hutch.host.storage.git_config import parse_config
 from hutch.host.storage.guest_paths import is_open_to
 from hutch.host.storage.protected import find_protected, protected_paths
 from hutch.spec.model import Mount
+from hutch.trees.cursor import open_strictly
 from tests.unit.facts import workspace
 
 CONFIG = r"""
@@ -353,31 +354,86 @@ def test_what_is_around_a_working_tree_is_not_held(top: Path, file: str) -> None
     assert ("trees/x/_" in seen) == (file == "config")
 
 
-def test_other_places_are_not_looked_at(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest names them: one may wait for a server for ever."""
-    net = top.parent / "net"
-    (net / "evil").mkdir(parents=True)
-    mounts = f"1 0 0:1 / {top.parent} rw - autofs x rw\n2 1 0:2 / {net} rw - nfs x rw\n"
-    monkeypatch.setattr(guest_paths, "observe_mountinfo", lambda: mounts)
-    elsewhere = f"{net}/evil"
-    (top / ".vscode").symlink_to(f"{top.parent}/unknown/x")
-    make_git_directory(top / ".git/modules/x", f"[core] worktree = {elsewhere}\n[a] b = {elsewhere}/c\n")
-    own = top / ".git/worktrees/x"
-    own.mkdir(parents=True)
-    (own / "gitdir").write_text(f"{elsewhere}/.git\n")
+@pytest.fixture
+def net(top: Path) -> Iterator[Path]:
+    """A directory that is taken for a server's. Afterwards, nobody has asked for it or what is in it, by any path."""
+    place = top.parent / "net"
+    (place / "evil").mkdir(parents=True)
+    mounts = f"1 0 0:1 / {top.parent} rw - autofs x rw\n2 1 0:2 / {place} rw - nfs4 x rw\n"
     asked: list[str] = []
 
-    def recorded(ask: Callable[..., object]) -> Callable[..., object]:
-        def recording(path: str, *more: object, **named: object) -> object:
-            asked.append(str(path))
+    def recorded(ask: Callable[..., object], *, is_following: bool) -> Callable[..., object]:
+        def recording(path: object, *more: object, **named: object) -> object:
+            if isinstance(path, str):
+                asked.append(f"{path}/." if is_following else path)
             return ask(path, *more, **named)
 
         return recording
 
-    for name in ("stat", "lstat", "open", "scandir"):
-        monkeypatch.setattr(os, name, recorded(getattr(os, name)))
-    assert {".git/modules/x/config", ".git/worktrees/x/gitdir"} <= found(top).keys()
-    assert [path for path in asked if path.startswith((str(net), f"{top.parent}/unknown"))] == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guest_paths, "observe_mountinfo", lambda: mounts)
+        patch.setattr(guest_paths, "open_strictly", recorded(open_strictly, is_following=True))
+        for name in ("stat", "lstat", "open", "scandir"):
+            patch.setattr(os, name, recorded(getattr(os, name), is_following=name != "lstat"))
+        yield place
+    real = {os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in asked}
+    assert str(top / ".git") in real
+    assert [path for path in real if path.startswith((str(place), f"{top.parent}/unknown"))] == []
+
+
+def test_what_may_not_answer_is_not_asked(top: Path, net: Path) -> None:
+    """A guest names it in what git reads, by links, and in the place of what hutch looks for."""
+    (top / ".vscode").symlink_to(f"{top.parent}/unknown/x")
+    (top / ".git/hooks/pre-push").symlink_to(net / "evil")
+    (top / ".git/config").write_text(f"[core] hooksPath = {net}/evil\n[a] b = {net}/evil/c\n")
+    make_git_directory(top / ".git/modules/x", f"[core] worktree = {net}/evil\n")
+    make_git_directory(top / ".git/modules/y", "[core] worktree = ../../../y\n")
+    (top / "y").symlink_to(net / "evil")
+    for part in ("objects", "refs"):
+        (top / ".git/modules/z" / part).mkdir(parents=True)
+    (top / ".git/modules/z/HEAD").symlink_to(net / "evil")
+    (top / ".git/modules/w").symlink_to(net / "evil")
+    own = make_worktree(top, "in", top / "in")
+    (own / "modules").symlink_to(net / "evil")
+    own = top / ".git/worktrees/out"
+    own.mkdir()
+    (own / "gitdir").write_text(f"{net}/evil/.git\n")
+    (top / "link").mkdir()
+    (top / "link/.git").symlink_to(net / "evil")
+    own = top / ".git/worktrees/link"
+    own.mkdir()
+    (own / "gitdir").write_text(f"{top}/link/.git\n")
+    seen = found(top)
+    assert {".git/modules/x/config", ".git/worktrees/out/gitdir", ".vscode", "y", "link/.git"} <= seen.keys()
+
+
+@pytest.mark.parametrize("file", ["config", "commondir", "config.worktree", "worktrees/x/gitdir", "modules/x/config"])
+def test_what_git_would_read_where_nothing_may_answer(top: Path, net: Path, file: str) -> None:
+    """It would name what is to be protected, so nothing is left open on the quiet."""
+    at = top / ".git" / file
+    at.parent.mkdir(parents=True, exist_ok=True)
+    if file == "config.worktree":
+        (top / ".git/config").write_text(f"[extensions] worktreeConfig = true\n[include] path = {net}/evil/config\n")
+    else:
+        at.unlink(missing_ok=True)
+        at.symlink_to(net / "evil/file")
+    with pytest.raises(HutchError, match=rf"leads to {net}, a file system that may not answer \(nfs4\)") as caught:
+        found(top)
+    assert "protect_default = false" in caught.value.resolution
+
+
+@pytest.mark.parametrize("type", ["ext4", "nfs4"])
+def test_a_repository_on_another_disk(top: Path, monkeypatch: pytest.MonkeyPatch, type: str) -> None:
+    """Its configuration counts for the working tree that is shared."""
+    monkeypatch.setattr(guest_paths, "observe_mountinfo", lambda: f"1 0 0:1 / {top} rw - {type} x rw\n")
+    (top / ".git/config").write_text("[core] hooksPath = .githooks\n")
+    tree = top.parent / "tree"
+    make_worktree(top, "x", tree)
+    if type == "ext4":
+        assert found(tree) == {**NAMES, ".git": "", ".githooks": "directory"}
+    else:
+        with pytest.raises(HutchError, match="may not answer"):
+            found(tree)
 
 
 @pytest.mark.parametrize("path", ["/{top}/x/y", "{top}/../way/x/y", "~alice/top/x/y", "~/top/x/y", "{top}/z/../x/y"])
@@ -639,11 +695,13 @@ def test_whose_a_file_is_to_read(reader: int, uid: int, mode: int, is_open: bool
     assert is_open_to(reader, os.stat_result((stat.S_IFREG | mode, 1, 1, 1, uid, 0, 1, 0, 0, 0))) is is_open
 
 
-def test_the_files_of_the_kernel_are_not_read(top: Path) -> None:
-    for name in ("config", "commondir"):
-        (top / ".git" / name).unlink(missing_ok=True)
-        (top / ".git" / name).symlink_to("/proc/self/environ")
-    assert found(top).keys() == {*NAMES, *GIT}
+@pytest.mark.parametrize("name", ["config", "commondir"])
+def test_the_files_of_the_kernel_are_not_read(top: Path, name: str) -> None:
+    """That may have effects; and of /proc, git would see another part."""
+    (top / ".git" / name).unlink(missing_ok=True)
+    (top / ".git" / name).symlink_to("/proc/self/environ")
+    with pytest.raises(HutchError, match=r"leads to /proc, a file system that may not answer \(proc\)"):
+        found(top)
 
 
 def test_the_paths_of_a_workspace(top: Path) -> None:

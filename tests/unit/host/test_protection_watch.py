@@ -121,6 +121,21 @@ def test_a_directory_waits_for_the_look(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert found == [".a", ".a/x"]
 
 
+def test_no_link_is_followed_in_the_place_of_what_was_protected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It may lead to a file system that does not answer, and nothing would be mounted again meanwhile."""
+    (tmp_path / "a").symlink_to(tmp_path)
+    (tmp_path / ".git").symlink_to(tmp_path)
+    found: list[str] = []
+    monkeypatch.setattr(protection_watch, "mount_pair", lambda place, way, **how: found.append("/".join(way)))
+    monkeypatch.setattr(protection_watch, "observe_mountinfo", lambda: TOP.replace("/place", str(tmp_path)))
+    with monkeypatch.context() as patch:
+        patch.delattr(os, "stat")  # it follows links
+        mount_missing(str(tmp_path), [("a", "x"), (".git",)], files_only=True)
+    assert found == [".git", "a", "a/x"]
+
+
 def test_a_look_comes_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until then only the end of the process counts: mounts change by the look itself."""
     process, looks, waited = os.pidfd_open(os.getpid()), iter((True, False)), []

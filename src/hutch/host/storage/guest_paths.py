@@ -2,7 +2,8 @@
 in the directory is noted, and what is elsewhere is not told.
 
 Whoever asks may be root, and a guest writes as much as it likes, so a look is bounded; what is read are regular files
-of a bounded size, outside of the directory those that its owner may read; nothing else is opened.
+of a bounded size, outside of the directory those that its owner may read; nothing else is opened. No path is asked for
+as a whole: what leads to a file system that may not answer would make the look wait for ever.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import time
 from hutch.failure import HutchError
 from hutch.files import kept_open, reopen_regular
 from hutch.host.storage.mountinfo import is_below, observe_mountinfo, parse_mountinfo
-from hutch.trees.cursor import SUPERFLUOUS, way_to
+from hutch.trees.cursor import PINNED, SUPERFLUOUS, open_strictly
 
 TYPE_CHECKING = False  # programs that start with a workspace use it
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Literal
 
     Hold = Literal["", "way", "directory", "file", "itself"]
@@ -34,6 +36,13 @@ LONGEST = 255  # bytes of a name
 LONGEST_PATH = 4095
 DEEPEST_PATH = 64  # directories
 DEEPEST = 40  # links, and modules in modules
+ANSWERING = frozenset((
+    "bcachefs", "btrfs", "devtmpfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs", "nilfs2",
+    "ntfs3", "overlay", "ramfs", "reiserfs", "rootfs", "squashfs", "tmpfs", "udf", "vfat", "xfs", "zfs",
+))  # fmt: skip
+"""The types of file systems that wait for no server and no program. /proc is not among them: git would find other
+files there, and some have effects."""
+WITHOUT = "share a part of it; or protect_default = false, and list the read-only paths in `protect`"
 
 
 class Paths:
@@ -66,9 +75,8 @@ class Paths:
             return
         self._note(at, "")
         if stat.S_ISDIR(mode):  # a hook is often a link to a script of the working tree, which a branch may not have
-            for entry in self.entries(at):
-                if entry.is_symlink():
-                    self.add(entry.path, "file", depth + 1)
+            for link in self.links(at):
+                self.add(link, "file", depth + 1)
 
     def finish(self) -> None:
         """Note what only the whole look tells. A way that would be protected if it were there is made, so the next look
@@ -114,20 +122,33 @@ class Paths:
         return path.startswith(f"{self.source}/")
 
     def mode_of(self, path: str) -> int:
-        """The mode of what is at a path, links not followed; 0 where nothing is. Nothing is taken to be on file systems
-        that are not on the way to the directory: a guest names what it likes, such as what waits for a server."""
+        """The mode of what is at a path, links not followed; 0 where nothing is, or what may not answer."""
         if path == self.source:
             return stat.S_IFDIR
-        if not self.is_inside(path) and not is_below(self._real, path):
-            self._mounts = self._mounts or {mount[2]: mount[-1] for mount in parse_mountinfo(observe_mountinfo())}
-            if path in self._mounts or self._mounts.get(posixpath.dirname(path)) == "autofs":
-                return 0
+        if self._silent_type(path):
+            return 0
         try:
             return os.lstat(path).st_mode
         except OSError as error:
             if self.is_inside(path) and error.errno not in (*SUPERFLUOUS, errno.ENAMETOOLONG):
                 raise
             return 0
+
+    def is_directory(self, path: str) -> bool:
+        """Whether a path leads to a directory. What it leads through is not noted."""
+        _, mode, rest = self.walk(path, is_noted=False)
+        return stat.S_ISDIR(mode) and not rest
+
+    def _silent_type(self, path: str) -> str:
+        """The type of the file system that begins at a path, where it is not asked since it may not answer; "" for all
+        else. A guest names what it likes, such as what waits for a server; but on the way to the directory and in it,
+        whoever shares that has asked before. What an automounter has mounted nothing on yet waits for that."""
+        if self.is_inside(path) or is_below(self._real, path):
+            return ""
+        self._mounts = self._mounts or {mount[2]: mount[-1] for mount in parse_mountinfo(observe_mountinfo())}
+        if (type := self._mounts.get(path)) is None:
+            return "autofs" if self._mounts.get(posixpath.dirname(path)) == "autofs" else ""
+        return "" if type in ANSWERING else type
 
     def _hold(self, path: str, rest: list[str], hold: Hold) -> None:
         """Note what leads from a path that is not there to the last of the `rest`, which is held."""
@@ -162,34 +183,51 @@ class Paths:
             raise self.too_much(f"takes more than {MOST_SECONDS:g} s of a processor to look through")
 
     def too_much(self, what: str) -> HutchError:
-        way = "share a part of it; or protect_default = false, and list the read-only paths in `protect`"
-        return HutchError(f"{self.source} {what}", resolution=way)
+        return HutchError(f"{self.source} {what}", resolution=WITHOUT)
 
-    def entries(self, directory: str) -> list[os.DirEntry[str]]:
-        """The entries of a directory, none where it cannot be read."""
+    def links(self, directory: str) -> list[str]:
+        """The symbolic links in a directory, none where it cannot be read."""
+        return self._entries(directory, os.DirEntry.is_symlink)
+
+    def directories(self, directory: str) -> list[str]:
+        """The directories in the one that a path leads to, in order, and as it leads to them; what leads there is
+        noted."""
+        at, mode, rest = self.walk(directory)
+        is_wanted = stat.S_ISDIR(mode) and not rest
+        return sorted(self._entries(at, lambda entry: entry.is_dir(follow_symlinks=False))) if is_wanted else []
+
+    def _entries(self, directory: str, is_wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+        """Paths in a directory that is none by a link."""
         found = []
         try:
-            with os.scandir(directory) as entries:
+            with kept_open(open_strictly(self._real_path(directory))) as top, os.scandir(top) as entries:
                 for entry in entries:
                     self.spend(1)
-                    if len(os.fsencode(entry.path)) <= LONGEST_PATH:
-                        found.append(entry)
+                    path = posixpath.join(directory, entry.name)
+                    if len(os.fsencode(path)) <= LONGEST_PATH and is_wanted(entry):
+                        found.append(path)
         except OSError:
             return []
         return found
 
-    def directories(self, directory: str) -> list[str]:
-        return sorted(entry.path for entry in self.entries(directory) if entry.is_dir(follow_symlinks=False))
+    def _real_path(self, path: str) -> str:
+        """What a walk has led to, by a path without links: its directory may be given by one with links."""
+        return self._real + path[len(self.source) :] if is_below(path, self.source) else path
 
     def read(self, path: str) -> str:
         """The text of a file, "" where there is none that can be read. A link leads git anywhere, so outside of the
-        directory it is a file that the owner of the directory may read. The kernel's own files, which have no size, are
-        not read: that may have effects."""
+        directory it is a file that the owner of the directory may read. HutchError where git would ask what may not
+        answer."""
         self.spend(1)
+        at, mode, rest = self.walk(path, is_noted=False)
+        if not mode and (type := self._silent_type(at)):
+            what = f"{path} leads to {at}, a file system that may not answer ({type}): what git would run is not known"
+            raise HutchError(what, resolution=WITHOUT)
+        if rest or not stat.S_ISREG(mode):
+            return ""
         try:
-            with kept_open(os.open(path, os.O_PATH | os.O_CLOEXEC)) as pin:
-                found, is_inside = os.fstat(pin), os.readlink(way_to(pin)).startswith(f"{self._real}/")
-                if not found.st_size or not (is_inside or is_open_to(os.stat(self.source).st_uid, found)):
+            with kept_open(open_strictly(self._real_path(at), flags=PINNED)) as pin:
+                if not (self.is_inside(at) or is_open_to(os.stat(self.source).st_uid, os.fstat(pin))):
                     return ""
                 with kept_open(reopen_regular(pin)) as file:
                     return os.fsdecode(os.read(file, LARGEST + 1))

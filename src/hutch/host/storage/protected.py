@@ -74,8 +74,10 @@ def protected_paths(
     return sorted(found)
 
 
-def is_git_directory(path: str) -> bool:
-    return os.path.lexists(f"{path}/HEAD") and all(os.path.isdir(f"{path}/{name}") for name in ("objects", "refs"))
+def has_repository(top: str) -> bool:
+    """Whether a directory is the top of a checkout, or a git directory itself."""
+    look = _Look(top)
+    return bool(look.mode_of(f"{top}/.git")) or look.is_git_directory(top)
 
 
 PARTS = frozenset(("objects", "refs", "logs", "hooks", "info", "lfs", "modules", "worktrees"))
@@ -94,11 +96,16 @@ class _Look(Paths):
         self._names(self.source)
         tops = [self.source, *_all_above(self.source)]
         for top in tops:
-            if os.path.lexists(f"{top}/.git"):
+            if self.mode_of(f"{top}/.git"):
                 self._checkout(top)
         for top in tops:
-            if is_git_directory(top):
+            if self.is_git_directory(top):
                 self._git_directory(top, top)
+
+    def is_git_directory(self, path: str) -> bool:
+        return bool(self.mode_of(f"{path}/HEAD")) and all(
+            self.is_directory(f"{path}/{name}") for name in ("objects", "refs")
+        )
 
     def _names(self, top: str, hold: Hold = "") -> None:
         for name in (*NAMES, *FILES):
@@ -107,10 +114,9 @@ class _Look(Paths):
     def _checkout(self, top: str) -> None:
         self._names(top, "directory")
         git = f"{top}/.git"
-        if os.path.isdir(git):
-            if os.path.islink(git):
-                self.add(git)
-            self._git_directory(os.path.realpath(git), top)
+        at, mode, rest = self.walk(git)
+        if stat.S_ISDIR(mode) and not rest:
+            self._git_directory(at, top)
             return
         self.add(git)
         if (text := self.read(git)).startswith("gitdir:"):
@@ -177,11 +183,11 @@ class _Look(Paths):
             return False
         self._names(top)
         git = f"{top}/.git"
-        if is_git_directory(git) and not os.path.islink(git):
+        if stat.S_ISDIR(self.mode_of(git)) and self.is_git_directory(git):
             self._git_directory(git, top, depth + 1)
         else:
             self.add(git)
-        return os.path.isdir(top)
+        return self.is_directory(top)
 
     def _configuration(self, file: str) -> Iterator[tuple[str, str]]:
         """The variables of a configuration file and of those that it includes, all of which are noted; each file
@@ -210,7 +216,7 @@ class _Look(Paths):
         """The git directories of submodules, whose names may have slashes."""
         for path in self.directories(place):
             # Of a git directory whose other parts somebody has taken away, the configuration is there: it is protected.
-            if os.path.lexists(f"{path}/config") or is_git_directory(path):
+            if self.mode_of(f"{path}/config") or self.is_git_directory(path):
                 yield path
             if depth < DEEPEST and posixpath.basename(path) not in PARTS:
                 yield from self._modules(path, depth + 1)

@@ -117,7 +117,7 @@ def mount_missing(place: str, ways: Iterable[Way], *, files_only: bool = False) 
     for way, is_readonly in steps_of(ways):
         path = "/".join((place, *way))
         options = set() if way[:-1] in mounted else tree.options(path)
-        if files_only and is_readonly and os.path.isdir(path) and not os.path.islink(path):
+        if files_only and is_readonly and is_directory(place, way):
             continue
         if way[:-1] in missed:
             missed.add(way)
@@ -130,6 +130,17 @@ def mount_missing(place: str, ways: Iterable[Way], *, files_only: bool = False) 
                     raise
                 missed.add(way)
     return not missed
+
+
+def is_directory(place: str, way: Way) -> bool:
+    """Whether a way ends at a directory. A path may lead elsewhere by now, to what does not answer."""
+    try:
+        with kept_open(opened_at(place, way)) as entry:
+            return stat.S_ISDIR(os.fstat(entry).st_mode)
+    except OSError as error:
+        if error.errno not in SUPERFLUOUS:
+            raise
+        return False
 
 
 def mount_pair(place: str, way: Way, *, is_readonly: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hutch.errors import Problem
 from hutch.host.storage.bind import is_file
-from hutch.host.storage.protected import find_protected, is_git_directory
+from hutch.host.storage.protected import find_protected, has_repository
 from hutch.host.storage.shares import check_directory, mount_points, waits_for_mount
 from hutch.spec.model import Mount, WorkspaceSpec
 from hutch.spec.names import NIX_STORE
@@ -68,7 +68,7 @@ def protected_around(source: str, workspace: WorkspaceSpec) -> str:
     if not workspace.protect_default:
         return ""
     for top in map(str, Path(source).parents):
-        if top != "/" and (os.path.lexists(f"{top}/.git") or is_git_directory(top)):
+        if top != "/" and has_repository(top):
             found = find_protected(top)
             for path in (source, *map(str, Path(source).parents)):
                 if path in found and not found[path]:
