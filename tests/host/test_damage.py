@@ -110,25 +110,56 @@ BOTH = (
 )
 
 
+ALONE = ("router", "bridge", "bridge-down", "port-off", "uplink")
+"""Without one of these, others cannot be asked for."""
+TOGETHER = {
+    "links": ("way-in", "way-out", "port-open", "port-down", "uplink-down"),
+    "rules": ("router-rules", "host-rules", "forwarding"),
+    "services": ("resolver-host", "resolver-router", "watch"),
+    "files": ("names", "known-hosts", "drop-in", "guard", "closed", "key", "host-key"),
+}
+
+
+@pytest.mark.parametrize("damages", TOGETHER.values(), ids=TOGETHER)
+def test_all_damages_of_a_kind_are_named_and_repaired(victim: Victim, damages: tuple[str, ...]) -> None:
+    check_named_and_repaired(victim, *damages)
+
+
 @pytest.mark.parametrize(
-    "damage", [pytest.param(name, marks=[pytest.mark.vm(slow=True)] if name in BOTH else []) for name in DAMAGES]
+    "damage",
+    [
+        pytest.param(
+            name,
+            marks=[
+                *([] if name in ALONE else [pytest.mark.slow]),
+                *([pytest.mark.vm(slow=True)] if name in BOTH else []),
+            ],
+        )
+        for name in DAMAGES
+    ],
 )
 def test_damage_is_named_and_repaired(victim: Victim, damage: str) -> None:
-    instance, (what, harm) = victim.instance, DAMAGES[damage]
+    check_named_and_repaired(victim, damage)
+
+
+def check_named_and_repaired(victim: Victim, *damages: str) -> None:
+    instance = victim.instance
     before = instance.status("web")
     assert before["warnings"] == []
-    harm(victim)
+    for damage in damages:
+        DAMAGES[damage][1](victim)
+    named = {DAMAGES[damage][0] for damage in damages}
 
     warnings = instance.status("web")["warnings"]
-    assert any(warning.startswith(f"{what}: ") for warning in warnings), warnings
+    assert named <= {warning.partition(": ")[0] for warning in warnings}, warnings
     checked = instance.hutch("plan", "--check", "--json", check=False)
     assert checked.returncode == 3
     plan = json.loads(checked.stdout)
     assert [action["action"] for action in plan["actions"]] == ["no change"]
-    assert what in [repair["what"] for repair in plan["repairs"]], plan
+    assert named <= {repair["what"] for repair in plan["repairs"]}, plan
 
     said = instance.up().stderr
-    assert f"{what}: " in said
+    assert all(f"{what}: " in said for what in named), said
     assert_as_declared(instance, victim.golden)
     assert "internet" in instance.ssh("web", "curl --silent --max-time 10 http://public.example/").stdout
     after = instance.status("web")

@@ -231,7 +231,7 @@ def test_a_rule_that_is_added_by_hand_stops_traffic(siege: Siege) -> None:
     assert siege.closed()
 
 
-@pytest.mark.parametrize("effects", range(4))
+@pytest.mark.parametrize("effects", [1, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 2, 3))])
 def test_a_command_that_is_killed_while_it_loads_rules_leaves_them_watched(siege: Siege, effects: int) -> None:
     """So many effects after it began to load them. They are those that were noted, or traffic stops; and one that is
     added by hand stops it."""

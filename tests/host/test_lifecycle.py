@@ -247,7 +247,9 @@ def test_a_guest_that_reboots_comes_back_clean(shared: Instance, name: str, work
     shared.ssh(name)
 
 
-@pytest.mark.parametrize("verb", ["start", "stop", "restart", "up", "rm"])
+@pytest.mark.parametrize(
+    "verb", ["up", "rm", *(pytest.param(verb, marks=pytest.mark.slow) for verb in ("start", "stop", "restart"))]
+)
 def test_one_that_is_about_to_come_back_obeys(shared: Instance, name: str, workspace_type: str, verb: str) -> None:
     """A command comes between the end and the next start, which is two seconds later."""
     shared.declare(workspace_type, **{name: ""})

@@ -54,6 +54,7 @@ def dpkg(debian: Instance, *arguments: str, frontend: str = "noninteractive") ->
     return result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_the_same_source_gives_the_same_bytes(built: list[Path], tmp_path: Path) -> None:
     umask = os.umask(0o077)
     try:

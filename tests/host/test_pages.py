@@ -106,11 +106,13 @@ def test_run(instance: Instance, begin: Callable[[Instance], Begin]) -> None:
         shutil.rmtree(config)
 
 
+@pytest.mark.slow
 def test_host(instance: Instance, begin: Callable[[Instance], Begin]) -> None:
     """A host on which somebody turns forwarding off."""
     check_page(DOCS / "host.md", Story(instance, begin(instance)))
 
 
+@pytest.mark.slow
 def test_recovery(make_instance: MakeInstance, images: Path, begin: Callable[[Instance], Begin]) -> None:
     """On a disk that is soon full."""
     instance = make_instance(with_images=False)

@@ -260,7 +260,10 @@ def test_with_its_runner_a_service_ends_in_order(start: Start, tmp_path: Path) -
     assert (service.how, service.runner) == ([], 0)
 
 
-@pytest.mark.parametrize("lost", ["status.json", "launch.json", "machine.log", "notify", "runner.lock"])
+OTHER_FILES = ("status.json", "launch.json", "machine.log", "notify")
+
+
+@pytest.mark.parametrize("lost", ["runner.lock", *(pytest.param(file, marks=pytest.mark.slow) for file in OTHER_FILES)])
 def test_a_runner_that_does_not_react_is_killed(start: Start, lost: str) -> None:
     """It is found by its place, whatever became of the files."""
     service = start(f"{DEAF}setsid sleep 4324 & {READY}{STAY * 9}")

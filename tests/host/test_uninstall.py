@@ -110,8 +110,15 @@ def declare(instance: Instance, workspace_type: str) -> None:
     instance.declare(workspace_type, web=mount, **({"other": ""} if workspace_type == "container" else {}))
 
 
-@pytest.mark.parametrize("pattern", ["network.json*", "workspaces/*/workspace.json*"])
-@pytest.mark.parametrize("content", [None, b"damaged"], ids=["gone", "damaged"])
+@pytest.mark.parametrize(
+    ("pattern", "content"),
+    [
+        pytest.param("network.json*", None, marks=pytest.mark.slow),
+        ("network.json*", b"damaged"),
+        ("workspaces/*/workspace.json*", None),
+        pytest.param("workspaces/*/workspace.json*", b"damaged", marks=pytest.mark.slow),
+    ],
+)
 def test_a_state_directory_that_has_lost_something_is_not_gone(
     make_instance: MakeInstance, pattern: str, content: bytes | None
 ) -> None:

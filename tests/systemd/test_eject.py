@@ -303,6 +303,7 @@ def open_one_more(views: Path, name: str) -> None:
     views.write_text(json.dumps(told))
 
 
+@pytest.mark.slow
 def test_a_workspace_whose_egress_proxy_does_not_serve_does_not_start(world: World) -> None:
     with open_instance(world) as instance:
         instance.declare("container", web='egress = ["listed.example"]')
