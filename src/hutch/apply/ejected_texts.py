@@ -46,7 +46,7 @@ PROGRAMS = (
     *("seccomp/install.py", "seccomp/filters.py"),
     *("runtime/pre_exec.py", "runtime/steps.py", "host/services/cgroup.py", "host/storage/sys.sh"),
     *("trees/changing.py", "trees/cursor.py", "failure.py", "files.py", "inotify.py", "libc.py", "search_path.py"),
-    *("runtime/hear.py", "host/services/listen.py", "host/hardware/tap.py", "host/hardware/context_id.py"),
+    *("texts.py", "runtime/hear.py", "host/services/listen.py", "host/hardware/tap.py", "host/hardware/context_id.py"),
 )
 PACKAGES = tuple(
     f"{package}__init__.py"

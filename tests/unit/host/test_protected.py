@@ -10,7 +10,6 @@ import pwd
 import signal
 import stat
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,10 @@ from hutch.errors import HutchError
 from hutch.host.storage import guest_paths
 from hutch.host.storage.git_config import parse_config
 from hutch.host.storage.guest_paths import is_open_to
-from hutch.host.storage.protected import find_protected, protected_paths
+from hutch.host.storage.protected import checkouts_around, find_protected, protected_paths
 from hutch.spec.model import Mount
-from hutch.trees.cursor import open_strictly
 from tests.unit.facts import workspace
+from tests.unit.host.checkouts import GIT, NAMES, WAYS, all_found, found, make_git_directory, make_worktree
 
 CONFIG = r"""
 ; a comment
@@ -62,37 +61,6 @@ def test_a_configuration_of_one_line(text: str) -> None:
 def test_a_value_ends_with_a_nul() -> None:
     """To git, which follows what comes before it."""
     assert list(parse_config('[a]\nb = "c\0d"\n[e]\nf=1')) == [("a.b", "c"), ("e.f", "1")]
-
-
-def make_git_directory(git: Path, config: str = "[core]\n\tbare = false\n") -> None:
-    for name in ("objects", "refs", "hooks"):
-        (git / name).mkdir(parents=True)
-    (git / "HEAD").write_text("ref: refs/heads/main\n")
-    (git / "config").write_text(config)
-
-
-@pytest.fixture
-def top(tmp_path: Path) -> Path:
-    make_git_directory(tmp_path / "top/.git")
-    return tmp_path / "top"
-
-
-def found(source: Path, *more: str, is_default: bool = True) -> dict[str, str]:
-    """What is protected, without the ways to it."""
-    return {path: hold for path, hold in all_found(source, *more, is_default=is_default).items() if hold != "way"}
-
-
-def all_found(source: Path, *more: str, is_default: bool = True) -> dict[str, str]:
-    paths = find_protected(str(source), more, is_default=is_default)
-    return {path.removeprefix(f"{source}/"): hold for path, hold in paths.items()}
-
-
-NAMES = dict.fromkeys((
-    ".vscode", ".idea", ".cursor", ".envrc", "hutch.toml", ".husky", ".github/hooks", ".claude/settings.json",
-    ".claude/settings.local.json",
-), "directory")  # fmt: skip
-WAYS = {".github": "way", ".claude": "way"}
-GIT = {".git/config": "", ".git/hooks": "", ".git/commondir": "itself"}
 
 
 def test_a_checkout(top: Path) -> None:
@@ -236,17 +204,6 @@ def test_a_worktree_and_the_directory_that_it_has_in_common(top: Path, tmp_path:
     assert found(own) == {"commondir": "", "gitdir": ""}
 
 
-def make_worktree(top: Path, name: str, tree: Path) -> Path:
-    """Make a linked working tree as `git worktree add` does; returns its git directory."""
-    own = top / ".git/worktrees" / name
-    own.mkdir(parents=True)
-    (own / "commondir").write_text("../..\n")
-    (own / "gitdir").write_text(f"{tree}/.git\n")
-    tree.mkdir(parents=True)
-    (tree / ".git").write_text(f"gitdir: {own}\n")
-    return own
-
-
 def test_each_working_tree_has_a_configuration_of_its_own(top: Path) -> None:
     (top / ".git/config").write_text("[extensions] worktreeConfig = true\n")
     (top / ".git/config.worktree").write_text("[core] hooksPath = mine\n")
@@ -352,88 +309,6 @@ def test_what_is_around_a_working_tree_is_not_held(top: Path, file: str) -> None
     assert seen["_"] == seen["x/_"] == "directory"
     assert not {"x", "trees", "trees/x"} & seen.keys()
     assert ("trees/x/_" in seen) == (file == "config")
-
-
-@pytest.fixture
-def net(top: Path) -> Iterator[Path]:
-    """A directory that is taken for a server's. Afterwards, nobody has asked for it or what is in it, by any path."""
-    place = top.parent / "net"
-    (place / "evil").mkdir(parents=True)
-    mounts = f"1 0 0:1 / {top.parent} rw - autofs x rw\n2 1 0:2 / {place} rw - nfs4 x rw\n"
-    asked: list[str] = []
-
-    def recorded(ask: Callable[..., object], *, is_following: bool) -> Callable[..., object]:
-        def recording(path: object, *more: object, **named: object) -> object:
-            if isinstance(path, str):
-                asked.append(f"{path}/." if is_following else path)
-            return ask(path, *more, **named)
-
-        return recording
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guest_paths, "observe_mountinfo", lambda: mounts)
-        patch.setattr(guest_paths, "open_strictly", recorded(open_strictly, is_following=True))
-        for name in ("stat", "lstat", "open", "scandir"):
-            patch.setattr(os, name, recorded(getattr(os, name), is_following=name != "lstat"))
-        yield place
-    real = {os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in asked}
-    assert str(top / ".git") in real
-    assert [path for path in real if path.startswith((str(place), f"{top.parent}/unknown"))] == []
-
-
-def test_what_may_not_answer_is_not_asked(top: Path, net: Path) -> None:
-    """A guest names it in what git reads, by links, and in the place of what hutch looks for."""
-    (top / ".vscode").symlink_to(f"{top.parent}/unknown/x")
-    (top / ".git/hooks/pre-push").symlink_to(net / "evil")
-    (top / ".git/config").write_text(f"[core] hooksPath = {net}/evil\n[a] b = {net}/evil/c\n")
-    make_git_directory(top / ".git/modules/x", f"[core] worktree = {net}/evil\n")
-    make_git_directory(top / ".git/modules/y", "[core] worktree = ../../../y\n")
-    (top / "y").symlink_to(net / "evil")
-    for part in ("objects", "refs"):
-        (top / ".git/modules/z" / part).mkdir(parents=True)
-    (top / ".git/modules/z/HEAD").symlink_to(net / "evil")
-    (top / ".git/modules/w").symlink_to(net / "evil")
-    own = make_worktree(top, "in", top / "in")
-    (own / "modules").symlink_to(net / "evil")
-    own = top / ".git/worktrees/out"
-    own.mkdir()
-    (own / "gitdir").write_text(f"{net}/evil/.git\n")
-    (top / "link").mkdir()
-    (top / "link/.git").symlink_to(net / "evil")
-    own = top / ".git/worktrees/link"
-    own.mkdir()
-    (own / "gitdir").write_text(f"{top}/link/.git\n")
-    seen = found(top)
-    assert {".git/modules/x/config", ".git/worktrees/out/gitdir", ".vscode", "y", "link/.git"} <= seen.keys()
-
-
-@pytest.mark.parametrize("file", ["config", "commondir", "config.worktree", "worktrees/x/gitdir", "modules/x/config"])
-def test_what_git_would_read_where_nothing_may_answer(top: Path, net: Path, file: str) -> None:
-    """It would name what is to be protected, so nothing is left open on the quiet."""
-    at = top / ".git" / file
-    at.parent.mkdir(parents=True, exist_ok=True)
-    if file == "config.worktree":
-        (top / ".git/config").write_text(f"[extensions] worktreeConfig = true\n[include] path = {net}/evil/config\n")
-    else:
-        at.unlink(missing_ok=True)
-        at.symlink_to(net / "evil/file")
-    with pytest.raises(HutchError, match=rf"leads to {net}, a file system that may not answer \(nfs4\)") as caught:
-        found(top)
-    assert "protect_default = false" in caught.value.resolution
-
-
-@pytest.mark.parametrize("type", ["ext4", "nfs4"])
-def test_a_repository_on_another_disk(top: Path, monkeypatch: pytest.MonkeyPatch, type: str) -> None:
-    """Its configuration counts for the working tree that is shared."""
-    monkeypatch.setattr(guest_paths, "observe_mountinfo", lambda: f"1 0 0:1 / {top} rw - {type} x rw\n")
-    (top / ".git/config").write_text("[core] hooksPath = .githooks\n")
-    tree = top.parent / "tree"
-    make_worktree(top, "x", tree)
-    if type == "ext4":
-        assert found(tree) == {**NAMES, ".git": "", ".githooks": "directory"}
-    else:
-        with pytest.raises(HutchError, match="may not answer"):
-            found(tree)
 
 
 @pytest.mark.parametrize("path", ["/{top}/x/y", "{top}/../way/x/y", "~alice/top/x/y", "~/top/x/y", "{top}/z/../x/y"])
@@ -695,15 +570,6 @@ def test_whose_a_file_is_to_read(reader: int, uid: int, mode: int, is_open: bool
     assert is_open_to(reader, os.stat_result((stat.S_IFREG | mode, 1, 1, 1, uid, 0, 1, 0, 0, 0))) is is_open
 
 
-@pytest.mark.parametrize("name", ["config", "commondir"])
-def test_the_files_of_the_kernel_are_not_read(top: Path, name: str) -> None:
-    """That may have effects; and of /proc, git would see another part."""
-    (top / ".git" / name).unlink(missing_ok=True)
-    (top / ".git" / name).symlink_to("/proc/self/environ")
-    with pytest.raises(HutchError, match=r"leads to /proc, a file system that may not answer \(proc\)"):
-        found(top)
-
-
 def test_the_paths_of_a_workspace(top: Path) -> None:
     mounts = (Mount(str(top), "/a"), Mount(str(top), "/b", mode="readonly"), Mount("/gone", "/c"))
     assert protected_paths(workspace(mounts=mounts, protect=("x",))) == sorted(
@@ -718,3 +584,40 @@ def test_what_is_closed_to_the_caller_is_not_listed(top: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "lstat", refuse)
     assert protected_paths(workspace(mounts=(Mount(str(top), "/a"),))) == []
+
+
+@pytest.mark.parametrize("name", ["lstat", "scandir", "read"])
+def test_what_is_closed_to_root_is_told(top: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As on NFS: neither passed over, nor a traceback. What is around a share is none of its own."""
+
+    def refuse(path: object, *more: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(HutchError, match=r"cannot be looked at \(Permission denied\): the protected paths of"):
+        found(top)
+    if name == "lstat":
+        assert checkouts_around(f"{top}/src") == []
+
+
+@pytest.mark.parametrize("closed", [".git/modules/closed/", ".git/worktrees/closed/", ".claude/"])
+def test_what_is_closed_to_the_caller_hides_nothing_else(
+    top: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    """From who lists it; and root is not told that it is all."""
+    for name in ("closed", "open"):
+        make_git_directory(top / ".git/modules" / name)
+        make_worktree(top, name, top / name)
+    (top / ".claude").mkdir()
+    look_at = os.lstat
+
+    def refuse(path: str) -> os.stat_result:
+        if closed in path:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return look_at(path)
+
+    monkeypatch.setattr(os, "lstat", refuse)
+    listed = protected_paths(workspace(mounts=(Mount(str(top), "/a"),)))
+    assert {f"{top}/.git/modules/open/config", f"{top}/.git/worktrees/open/gitdir"} <= set(listed)
+    with pytest.raises(HutchError, match="cannot be looked at"):
+        found(top)

@@ -2,8 +2,9 @@
 in the directory is noted, and what is elsewhere is not told.
 
 Whoever asks may be root, and a guest writes as much as it likes, so a look is bounded; what is read are regular files
-of a bounded size, outside of the directory those that its owner may read; nothing else is opened. No path is asked for
-as a whole: what leads to a file system that may not answer would make the look wait for ever.
+of a bounded size, outside of the directory those that its owner may read, and directories; nothing else is opened. Only
+what a walk has led to is asked for as a whole: what leads to a file system that may not answer would make the look wait
+for ever.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from hutch.failure import HutchError
 from hutch.files import kept_open, reopen_regular
 from hutch.host.storage.mountinfo import is_below, observe_mountinfo, parse_mountinfo
+from hutch.texts import printable
 from hutch.trees.cursor import PINNED, SUPERFLUOUS, open_strictly
 
 TYPE_CHECKING = False  # programs that start with a workspace use it
@@ -37,24 +39,28 @@ LONGEST_PATH = 4095
 DEEPEST_PATH = 64  # directories
 DEEPEST = 40  # links, and modules in modules
 ANSWERING = frozenset((
-    "bcachefs", "btrfs", "devtmpfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs", "nilfs2",
-    "ntfs3", "overlay", "ramfs", "reiserfs", "rootfs", "squashfs", "tmpfs", "udf", "vfat", "xfs", "zfs",
+    "bcachefs", "btrfs", "devtmpfs", "ecryptfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfs", "hfsplus",
+    "iso9660", "jfs", "msdos", "nilfs2", "ntfs3", "overlay", "ramfs", "reiserfs", "rootfs", "squashfs", "tmpfs", "udf",
+    "vfat", "xfs", "zfs",
 ))  # fmt: skip
-"""The types of file systems that wait for no server and no program. /proc is not among them: git would find other
-files there, and some have effects."""
+"""The types of file systems that wait for no server and no program, unless they lie over one that does. /proc is not
+among them: git would find other files there, and some have effects."""
+NOWHERE = "/dev/null"  # in which nothing can be
+GONE = (*SUPERFLUOUS, errno.ENAMETOOLONG)
 WITHOUT = "share a part of it; or protect_default = false, and list the read-only paths in `protect`"
 
 
 class Paths:
-    """The paths of one look at a directory; `found` are those that are to be protected in it, and how each is held."""
+    """The paths of one look at a directory; `found` are those that are to be protected in it, and how each is held.
+    What cannot be looked at is passed over where the look `is_lenient`: not by root, who protects what is there."""
 
-    def __init__(self, source: str) -> None:
-        self.source, self._real = source, os.path.realpath(source)
+    def __init__(self, source: str, *, is_lenient: bool = False) -> None:
+        self.source, self._real, self._is_lenient = source, os.path.realpath(source), is_lenient
         self.found: dict[str, Hold] = {}
         self._around: set[str] = set()  # the directories on the way to what is found
         self._passed: set[str] = set()  # the directories that a path leaves by ".."
         self._absent: set[str] = set()  # what would be protected if it were there
-        self._mounts: dict[str, str] = {}  # place -> type
+        self._mounts: dict[str, str] = {}  # place -> type, "" for one that answers
         self._left, self._letters = MOST_LOOKED, MOST_LETTERS
         self._until = time.thread_time() + MOST_SECONDS
 
@@ -114,15 +120,18 @@ class Paths:
         return at, mode, rest[::-1]
 
     def led(self, place: str, path: str) -> str:
-        """Where a path in a file of git's leads from the directory that it counts from; what leads there is noted."""
-        at, _, rest = self.walk(posixpath.join(place, path))
-        return posixpath.join(at, *rest)
+        """Where a path in a file of git's leads from the directory that it counts from; what leads there is noted. Too
+        many links lead nowhere."""
+        at, mode, rest = self.walk(posixpath.join(place, path))
+        return NOWHERE if stat.S_ISLNK(mode) else posixpath.join(at, *rest)
 
     def is_inside(self, path: str) -> bool:
         return path.startswith(f"{self.source}/")
 
     def mode_of(self, path: str) -> int:
-        """The mode of what is at a path, links not followed; 0 where nothing is, or what may not answer."""
+        """The mode of what is at a path, links not followed; 0 where nothing is, or what may not answer. The directory
+        of the path is one that a walk has led to. HutchError where something in the shared directory cannot be looked
+        at."""
         if path == self.source:
             return stat.S_IFDIR
         if self._silent_type(path):
@@ -130,8 +139,7 @@ class Paths:
         try:
             return os.lstat(path).st_mode
         except OSError as error:
-            if self.is_inside(path) and error.errno not in (*SUPERFLUOUS, errno.ENAMETOOLONG):
-                raise
+            self._refuse_closed(path, error)
             return 0
 
     def is_directory(self, path: str) -> bool:
@@ -139,16 +147,37 @@ class Paths:
         _, mode, rest = self.walk(path, is_noted=False)
         return stat.S_ISDIR(mode) and not rest
 
+    def may_be_directory(self, path: str) -> bool:
+        """The same, or whether it leads to what is not asked."""
+        at, mode, _ = self.walk(path, is_noted=False)
+        return self.is_directory(path) or bool(not mode and self._silent_type(at))
+
     def _silent_type(self, path: str) -> str:
         """The type of the file system that begins at a path, where it is not asked since it may not answer; "" for all
         else. A guest names what it likes, such as what waits for a server; but on the way to the directory and in it,
         whoever shares that has asked before. What an automounter has mounted nothing on yet waits for that."""
         if self.is_inside(path) or is_below(self._real, path):
             return ""
-        self._mounts = self._mounts or {mount[2]: mount[-1] for mount in parse_mountinfo(observe_mountinfo())}
-        if (type := self._mounts.get(path)) is None:
-            return "autofs" if self._mounts.get(posixpath.dirname(path)) == "autofs" else ""
-        return "" if type in ANSWERING else type
+        self._mounts = self._mounts or _types(observe_mountinfo(), self._real)
+        place = path
+        while place not in self._mounts and place != "/":
+            place = posixpath.dirname(place)
+        type = self._mounts.get(place, "")
+        return type if place == path or type == "autofs" else ""
+
+    def _refuse_silent(self, path: str, at: str, mode: int) -> None:
+        """Raise HutchError where what git would read, by a path that has led to `at`, may not answer."""
+        if not mode and (type := self._silent_type(at)):
+            raise self._unknown(path, f"leads to {printable(at, 200)}, a file system that may not answer ({type})")
+
+    def _refuse_closed(self, path: str, error: OSError) -> None:
+        """Raise HutchError where something in the directory is there, and the kernel does not let it be looked at."""
+        if self.is_inside(path) and not self._is_lenient and error.errno not in GONE:
+            raise self._unknown(path, f"cannot be looked at ({error.strerror})") from error
+
+    def _unknown(self, path: str, why: str, resolution: str = WITHOUT) -> HutchError:
+        what = f"{printable(path, 200)} {why}: the protected paths of {self.source} are not known"
+        return HutchError(what, resolution=resolution)
 
     def _hold(self, path: str, rest: list[str], hold: Hold) -> None:
         """Note what leads from a path that is not there to the last of the `rest`, which is held."""
@@ -191,8 +220,9 @@ class Paths:
 
     def directories(self, directory: str) -> list[str]:
         """The directories in the one that a path leads to, in order, and as it leads to them; what leads there is
-        noted."""
+        noted. HutchError where that may not answer."""
         at, mode, rest = self.walk(directory)
+        self._refuse_silent(directory, at, mode)
         is_wanted = stat.S_ISDIR(mode) and not rest
         return sorted(self._entries(at, lambda entry: entry.is_dir(follow_symlinks=False))) if is_wanted else []
 
@@ -206,7 +236,8 @@ class Paths:
                     path = posixpath.join(directory, entry.name)
                     if len(os.fsencode(path)) <= LONGEST_PATH and is_wanted(entry):
                         found.append(path)
-        except OSError:
+        except OSError as error:
+            self._refuse_closed(directory, error)
             return []
         return found
 
@@ -216,27 +247,25 @@ class Paths:
 
     def read(self, path: str) -> str:
         """The text of a file, "" where there is none that can be read. A link leads git anywhere, so outside of the
-        directory it is a file that the owner of the directory may read. HutchError where git would ask what may not
-        answer."""
+        directory it is a file that the owner of the directory may read; and one of no size is none, as those of the
+        kernel are, which have effects. HutchError where git would ask what may not answer."""
         self.spend(1)
         at, mode, rest = self.walk(path, is_noted=False)
-        if not mode and (type := self._silent_type(at)):
-            what = f"{path} leads to {at}, a file system that may not answer ({type}): what git would run is not known"
-            raise HutchError(what, resolution=WITHOUT)
+        self._refuse_silent(path, at, mode)
         if rest or not stat.S_ISREG(mode):
             return ""
         try:
             with kept_open(open_strictly(self._real_path(at), flags=PINNED)) as pin:
-                if not (self.is_inside(at) or is_open_to(os.stat(self.source).st_uid, os.fstat(pin))):
+                found, owner = os.fstat(pin), os.stat(self.source).st_uid
+                if not found.st_size or not (self.is_inside(at) or is_open_to(owner, found)):
                     return ""
                 with kept_open(reopen_regular(pin)) as file:
                     return os.fsdecode(os.read(file, LARGEST + 1))
         except BlockingIOError as error:
-            raise HutchError(
-                f"{path} cannot be read, so the protected paths of {self.source} are not known",
-                details="somebody has a lease on it (see `lslocks`)",
-            ) from error
-        except OSError:
+            hint = "end the lease that somebody has on it: see `lslocks`"
+            raise self._unknown(path, "cannot be read", hint) from error
+        except OSError as error:
+            self._refuse_closed(at, error)
             return ""
 
 
@@ -248,6 +277,20 @@ def names_of(path: str) -> list[str]:
 def is_too_long(path: str) -> bool:
     """Whether nothing can be made there."""
     return len(os.fsencode(path)) > LONGEST_PATH or any(len(os.fsencode(name)) > LONGEST for name in path.split("/"))
+
+
+def _types(mountinfo: str, source: str) -> dict[str, str]:
+    """Mount point -> type of a file system that may not answer, "" for one that does. Of two at one place it is the one
+    that may not, whichever a path finds: but for an automounter on which something is mounted. What the directory lies
+    on has answered, wherever it is mounted as well: as hutch mounts shared directories over themselves."""
+    mounts = list(parse_mountinfo(mountinfo))
+    own = {place: device for device, _, place, _, type in mounts if is_below(source, place) and type != "autofs"}
+    answered = set(own.values())
+    types: dict[str, str] = {}
+    for device, _, place, _, type in mounts:
+        if types.get(place, "autofs") in ("autofs", ""):
+            types[place] = "" if type in ANSWERING or device in answered else type
+    return types
 
 
 def _target_of(link: str) -> str:

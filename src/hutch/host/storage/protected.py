@@ -16,6 +16,7 @@ from hutch.failure import HutchError
 from hutch.host.storage.git_config import COMMANDS, has_own_configurations, parse_config, pointer_in
 from hutch.host.storage.guest_paths import DEEPEST, LARGEST, Paths, names_of
 from hutch.host.storage.mountinfo import is_below
+from hutch.texts import printable
 
 TYPE_CHECKING = False  # programs that start with a workspace use it
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ FILES = (".gitattributes", ".gitmodules", ".lfsconfig")
 WORDS = 4  # of a value, that may be a program and its arguments
 
 
-def find_protected(source: str, more: Sequence[str] = (), *, is_default: bool = True) -> dict[str, Hold]:
+def find_protected(
+    source: str, more: Sequence[str] = (), *, is_default: bool = True, is_lenient: bool = False
+) -> dict[str, Hold]:
     """Path on the host -> what is to be made there where nothing is, "" for what is there; those that lie in other ones
     are left out. A file that leads to "itself" tells git what it takes for granted without; a "way" is a directory that
     leads to another path, and is not protected. `more` are paths in the directory `source`. HutchError where there are
-    too many."""
-    look = _Look(source)
+    too many; or where one cannot be looked at, unless the look `is_lenient`."""
+    look = _Look(source, is_lenient=is_lenient)
     for entry in more:
         look.add(f"{source}/{entry}", "directory")
     if is_default:
@@ -55,9 +58,9 @@ def find_protected(source: str, more: Sequence[str] = (), *, is_default: bool = 
 
 
 def list_protected(source: str, more: tuple[str, ...], is_default: bool) -> frozenset[str]:
-    """The paths that `find_protected` finds, for somebody to read."""
-    with suppress(HutchError, OSError, UnicodeError):  # it does not start; or there is what is closed to the caller
-        found = find_protected(source, more, is_default=is_default)
+    """The paths that `find_protected` finds, for somebody to read: without those that are closed to the caller."""
+    with suppress(HutchError, OSError, UnicodeError):  # it does not start
+        found = find_protected(source, more, is_default=is_default, is_lenient=True)
         return frozenset(path for path, hold in found.items() if hold != "way")
     return frozenset()
 
@@ -74,10 +77,10 @@ def protected_paths(
     return sorted(found)
 
 
-def has_repository(top: str) -> bool:
-    """Whether a directory is the top of a checkout, or a git directory itself."""
-    look = _Look(top)
-    return bool(look.mode_of(f"{top}/.git")) or look.is_git_directory(top)
+def checkouts_around(source: str) -> list[str]:
+    """The directories above a file or directory that are the top of a checkout, or a git directory themselves."""
+    look = _Look(source)
+    return [top for top in _all_above(source) if look.mode_of(f"{top}/.git") or look.is_git_directory(top)]
 
 
 PARTS = frozenset(("objects", "refs", "logs", "hooks", "info", "lfs", "modules", "worktrees"))
@@ -87,8 +90,8 @@ PARTS = frozenset(("objects", "refs", "logs", "hooks", "info", "lfs", "modules",
 class _Look(Paths):
     """What git would follow of a shared directory, as deep as it goes."""
 
-    def __init__(self, source: str) -> None:
-        super().__init__(source)
+    def __init__(self, source: str, *, is_lenient: bool = False) -> None:
+        super().__init__(source, is_lenient=is_lenient)
         self._seen: set[str] = set()  # git directories
 
     def look_around(self) -> None:
@@ -104,7 +107,7 @@ class _Look(Paths):
 
     def is_git_directory(self, path: str) -> bool:
         return bool(self.mode_of(f"{path}/HEAD")) and all(
-            self.is_directory(f"{path}/{name}") for name in ("objects", "refs")
+            self.may_be_directory(f"{path}/{name}") for name in ("objects", "refs")
         )
 
     def _names(self, top: str, hold: Hold = "") -> None:
@@ -182,12 +185,12 @@ class _Look(Paths):
         if not (f"{top}/".startswith(f"{self.source}/") or self.source.startswith(f"{top}/")):
             return False
         self._names(top)
-        git = f"{top}/.git"
-        if stat.S_ISDIR(self.mode_of(git)) and self.is_git_directory(git):
+        git, is_there = f"{top}/.git", self.is_directory(top)
+        if is_there and stat.S_ISDIR(self.mode_of(git)) and self.is_git_directory(git):
             self._git_directory(git, top, depth + 1)
         else:
             self.add(git)
-        return self.is_directory(top)
+        return is_there
 
     def _configuration(self, file: str) -> Iterator[tuple[str, str]]:
         """The variables of a configuration file and of those that it includes, all of which are noted; each file
@@ -207,7 +210,7 @@ class _Look(Paths):
     def _read_config(self, file: str) -> Iterator[tuple[str, str]]:
         text = self.read(file)
         if len(os.fsencode(text)) > LARGEST:
-            raise self.too_much(f"is configured by {file}, which is larger than 1 MiB")
+            raise self.too_much(f"is configured by {printable(file, 200)}, which is larger than 1 MiB")
         for key, value in parse_config(text):
             self.spend(letters=len(key) + len(value))
             yield key, value

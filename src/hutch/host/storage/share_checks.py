@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hutch.errors import Problem
 from hutch.host.storage.bind import is_file
-from hutch.host.storage.protected import find_protected, has_repository
+from hutch.host.storage.protected import checkouts_around, find_protected
 from hutch.host.storage.shares import check_directory, mount_points, waits_for_mount
 from hutch.spec.model import Mount, WorkspaceSpec
 from hutch.spec.names import NIX_STORE
@@ -67,10 +67,9 @@ def protected_around(source: str, workspace: WorkspaceSpec) -> str:
     """The path that is protected and that a source is or lies in, as seen from the checkout around it; "" for none."""
     if not workspace.protect_default:
         return ""
-    for top in map(str, Path(source).parents):
-        if top != "/" and has_repository(top):
-            found = find_protected(top)
-            for path in (source, *map(str, Path(source).parents)):
-                if path in found and not found[path]:
-                    return path
+    for top in checkouts_around(source):
+        found = find_protected(top)
+        for path in (source, *map(str, Path(source).parents)):
+            if path in found and not found[path]:
+                return path
     return ""
