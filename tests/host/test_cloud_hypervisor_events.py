@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.backends.machine import PLACE
+from hutch.backends import cloud_hypervisor
 from hutch.runtime.units import LIBRARY
 
 
@@ -43,7 +43,7 @@ class Follower:
         self.machine = subprocess.Popen(["sleep", "60"])
         (self.noted / "machine").write_text(str(self.machine.pid))
         script = directory / "script"
-        dialect = (PLACE / "cloud_hypervisor.sh").read_text()
+        dialect = Path(cloud_hypervisor.__file__).with_suffix(".sh").read_text()
         script.write_text(f"set -eu\nruntime={directory} vm={directory}/vm\n{dialect}\n{LIBRARY.read_text()}")
         with open(events, "rb") as reading:
             self.process = subprocess.Popen(["sh", script, "follow"], stdin=reading)

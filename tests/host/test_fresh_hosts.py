@@ -30,7 +30,7 @@ hutch plan
 printf '[workspaces.web]\ntype = "vm"\nmemroy = "1GiB"\n' >wrong.toml
 if hutch -f wrong.toml plan 2>said; then exit 1; fi
 grep 'wrong.toml:3' said
-python3 -I -c 'import hutch.egress.proxy, hutch.apply.hardware; print(hutch.apply.hardware.library())'
+python3 -I -c 'import hutch.egress.proxy, hutch.apply.hardware; print(hutch.apply.hardware.library("qemu.qmp"))'
 python3 -I -c 'import importlib, hutch.cli.member as m; [importlib.import_module(name) for name in m.BEFORE]'
 hutch schema >/dev/null
 hutch doctor >doctor || :

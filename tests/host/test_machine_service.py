@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from hutch.backends import machine
 from hutch.backends.launch import Helper, Step
 from hutch.backends.machine import dialect, hear_command, listening, pipes_step
 from tests.support.service import NAME, QUICK, Service, make_launch, own_surroundings
@@ -29,6 +30,9 @@ EVENT = (
     'printf \'{\\n  "timestamp": {\\n    "secs": 0,\\n    "nanos": 7\\n  },\\n'
     '  "source": "%s",\\n  "event": "%s",\\n  "properties": %s\\n}\\n\\n\' '
 )
+
+
+BACKENDS = Path(machine.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Player:
         place = f"{host.layout.runtime(NAME)}/vm"
         launch = make_launch(
             host.layout,
-            dialect(self.monitor.name.replace("-", "_")),
+            dialect(BACKENDS / f"{self.monitor.name.replace('-', '_')}.sh"),
             f"cd {place}; {script}",
             backend=self.monitor.name,
             directories=(place,),

@@ -133,8 +133,10 @@ def test_it_comes_and_goes(debian: Instance, built: list[Path]) -> None:
     assert "hutch" in run(debian, "hutch", "completion", "bash").stdout
     lines = "from hutch.spec.positions import Positions as P; print(P('\\na = 1').find(('a',)).line)"
     assert run(debian, "python3", "-c", lines).stdout == "2\n"  # by tree-sitter, which lies beside hutch
-    machines = "import sys; from hutch.apply.hardware import library; sys.path.append(library()); import qemu.qmp as q"
-    assert run(debian, "python3", "-c", f"{machines}; print(q.__file__)").stdout.startswith(f"{MODULES}/vendor/qemu")
+    machines = "import sys; from hutch.apply.hardware import library; sys.path.append(library('qemu.qmp'))"
+    assert run(debian, "python3", "-c", f"{machines}; import qemu.qmp as q; print(q.__file__)").stdout.startswith(
+        f"{MODULES}/vendor/qemu"
+    )
 
     run(debian, "mkdir", "-p", HOME)
     run(debian, "touch", f"{HOME}/precious")

@@ -35,11 +35,12 @@ def make_launch(directory: Path, program: str, host: Surroundings, **keys: Any) 
         accelerator="kvm",
         tsc_khz=None,
         kvm_gid=4242,
-        qemu="/usr/bin/qemu-system-x86_64",
+        hypervisors={
+            "qemu": {"program": "/usr/bin/qemu-system-x86_64", "library": ""},
+            "cloud-hypervisor": {"program": program},
+        },
         virtiofsd="",
-        library="",
         has_vsock=False,
-        cloud_hypervisor=program,
         slowness=1,
     )
     declared = workspace(type="vm", disk=1 << 26, home=str(host.layout.home("web")), **keys)

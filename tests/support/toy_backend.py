@@ -1,13 +1,9 @@
-"""A backend that only tests have: a shell that says that it is ready, and sleeps. It shows what a new one has to bring.
-
-Run as a program, it is a hutch that has this backend too.
-"""
+"""A backend that only tests have: a shell that says that it is ready, and sleeps. It shows what a new one has to bring:
+this file, and a line of the registry."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 from hutch.backends.launch import File, Launch, Limits, Surroundings
 from hutch.backends.port import port_of
@@ -15,8 +11,6 @@ from hutch.backends.traits import Traits
 from hutch.errors import Problem
 from hutch.spec.model import WorkspaceSpec
 
-LINE = ("local", "container", "tests.support.toy_backend")
-"""What the registry says of it."""
 TRAITS = Traits(name="toy", rank=1, program="sh", console="console-getty.service")
 DIALECT = "begin() { make_ready; connect; note shown yes; launch; }\n"
 SCRIPT = "trap 'exit 0' TERM; systemd-notify --ready; echo a toy is ready; sleep infinity & wait"
@@ -50,13 +44,3 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
         limits=Limits(memory=workspace.memory),
         unit=layout.unit(name),
     )
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).parents[2])  # nothing beside this file is to be imported by its bare name
-
-    from hutch import backends
-    from hutch.cli import main
-
-    backends.BACKENDS = (*backends.BACKENDS, LINE)
-    sys.exit(main())

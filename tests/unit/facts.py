@@ -38,11 +38,12 @@ HARDWARE = Hardware(
     accelerator="kvm",
     tsc_khz=None,
     kvm_gid=104,
-    qemu="/usr/bin/qemu-system-x86_64",
+    hypervisors={
+        "qemu": {"program": "/usr/bin/qemu-system-x86_64", "library": "/usr/lib/python3/dist-packages"},
+        "cloud-hypervisor": {"program": "/usr/local/bin/cloud-hypervisor"},
+    },
     virtiofsd="/usr/libexec/virtiofsd",
-    library="/usr/lib/python3/dist-packages",
     has_vsock=False,
-    cloud_hypervisor="/usr/local/bin/cloud-hypervisor",
 )
 """A host that can do all there is for machines."""
 

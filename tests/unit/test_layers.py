@@ -294,7 +294,6 @@ KINDS = frozenset({"container", "vm", "nspawn", "qemu", "cloud-hypervisor"})
 VMM_WORDS = ("qemu", "qmp", "cloud-hypervisor")
 COMPARING: dict[str, str] = {}
 NAMING = {
-    "apply/hardware.py": "finds on this host what machines are made of, the QMP library among it",
     "guest/initrd.py": "names a module of the guest's kernel",
     "host/doctor/tools.py": "names the programs that hutch needs",
     "host/hardware/accelerator.py": "tries KVM with a guest that is no workspace",

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hutch.backends import is_machine
+from hutch.backends import backends_of, is_machine
 from hutch.backends.launch import Launch
 from hutch.frozen import dataclass
 from hutch.host.network import egress_proxy, firewall, router, ruleset
@@ -42,8 +42,7 @@ PROGRAMS = (
     *("host/storage/bind.py", "host/storage/unbind.py", "host/storage/mountinfo.py", "host/storage/hot_mount.py"),
     *("host/storage/protecting.py", "host/storage/protected.py", "host/storage/guest_paths.py"),
     *("host/storage/git_config.py", "host/storage/placeholders.py", "host/storage/protection_watch.py"),
-    *("host/storage/mount_calls.py", "host/storage/disk.py", "backends/cloud_hypervisor_calls.py"),
-    *("seccomp/install.py", "seccomp/filters.py"),
+    *("host/storage/mount_calls.py", "host/storage/disk.py", "seccomp/install.py", "seccomp/filters.py"),
     *("runtime/pre_exec.py", "runtime/steps.py", "host/services/cgroup.py", "host/storage/sys.sh"),
     *("trees/changing.py", "trees/cursor.py", "failure.py", "files.py", "inotify.py", "libc.py", "search_path.py"),
     *("texts.py", "runtime/hear.py", "host/services/listen.py", "host/hardware/tap.py", "host/hardware/context_id.py"),
@@ -58,10 +57,20 @@ PACKAGES = tuple(
 EGRESS_PROGRAMS = (
     *(f"egress/{name}.py" for name in ("__main__", "answers", "front", "journal", "keeper", "known", "nflog", "proxy")),
     *(f"egress/{name}.py" for name in ("reasons", "record", "sets", "telling", "upstream", "views")),
-    *(f"spec/{name}.py" for name in ("decisions", "entries", "field_types", "model", "names", "policy", "ranges")),
+    *(
+        f"spec/{name}.py"
+        for name in ("decisions", "entries", "field_types", "kinds", "model", "names", "policy", "ranges")
+    ),
     *("spec/record.py", "spec/values.py", "errors.py", "frozen.py", "inboxes.py"),
 )
 """Those of the egress proxy, for a workspace whose traffic is watched."""
+
+
+def modules_of(workspace: WorkspaceSpec) -> tuple[str, ...]:
+    """Those that only what may run the workspace needs."""
+    return tuple(module for backend in backends_of(workspace) for module in backend.TRAITS.modules)
+
+
 DNSPYTHON = "dns"
 """The name of dnspython's package, beside hutch's."""
 PARTS = (

@@ -22,6 +22,7 @@ from hutch.apply.ejected_texts import (
     PROGRAMS,
     PYTHON,
     Ejection,
+    modules_of,
     render_files,
     render_units,
 )
@@ -70,7 +71,6 @@ STOP_SECONDS = 120.0  # seconds for all units; the deadline of a machine that is
 NEEDED = (
     *("seccomp.install", "runtime.pre_exec", "host.storage.hot_mount", "host.storage.unbind", "trees.changing"),
     *("runtime.hear", "host.services.listen", "host.hardware.tap", "host.hardware.context_id", "host.storage.disk"),
-    "backends.cloud_hypervisor_calls",
 )
 TRY = "import sys; sys.path.insert(0, sys.argv[1])"
 
@@ -277,12 +277,12 @@ def _copy(layout: Layout, record: Record, target: Ejected) -> None:
     held = {path.parent for path in public_key_files(layout, record.wanted)}
     for directory in sorted(held):
         run([*archive, str(directory), str(target.keys / directory.name)])
-    _copy_programs(target, is_watched=policy_of(record.wanted).is_watched)
+    _copy_programs(target, modules_of(record.wanted), is_watched=policy_of(record.wanted).is_watched)
 
 
-def _copy_programs(target: Ejected, *, is_watched: bool) -> None:
+def _copy_programs(target: Ejected, modules: tuple[str, ...], *, is_watched: bool) -> None:
     """Copy what its scripts and services run of hutch's, and try it with the host's Python."""
-    programs = (*PROGRAMS, *(EGRESS_PROGRAMS if is_watched else ()))
+    programs = (*PROGRAMS, *modules, *(EGRESS_PROGRAMS if is_watched else ()))
     if is_watched:
         make_directory(target.programs.parent)
         run(["cp", "--recursive", "--", str(find_dnspython()), str(target.programs.with_name(DNSPYTHON))])
@@ -292,7 +292,8 @@ def _copy_programs(target: Ejected, *, is_watched: bool) -> None:
         shutil.copyfile(PACKAGE / program, target.programs / program)
     for package in PACKAGES:
         (target.programs / package).touch()
-    tried = ", ".join(f"hutch.{name}" for name in NEEDED)
+    needed = (*NEEDED, *(module.removesuffix(".py").replace("/", ".") for module in modules))
+    tried = ", ".join(f"hutch.{name}" for name in needed)
     run([PYTHON, "-I", "-S", "-c", f"{TRY}; import {tried}", str(target.programs.parent)])
     if is_watched:
         run(trial(target, _programs_of_egress(target)))

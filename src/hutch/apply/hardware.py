@@ -6,11 +6,11 @@ import functools
 import importlib.util
 from pathlib import Path
 
-from hutch.backends.cloud_hypervisor import OLDEST, TRAITS, parse_version
+from hutch.backends import backends_named
 from hutch.backends.launch import Hardware
 from hutch.errors import HutchError
 from hutch.files import entries
-from hutch.host.doctor.tools import QEMU, VIRTIOFSD, find_program
+from hutch.host.doctor.tools import VIRTIOFSD, find_program
 from hutch.host.hardware.accelerator import Accelerator, observe_accelerator, observe_slowness
 from hutch.host.hardware.vsock import has_vsock
 from hutch.images.machine import Machine, observe_machine
@@ -53,27 +53,37 @@ def hardware_of(layout: Layout, image: str, accelerator: Accelerator, *, with_vs
         accelerator=accelerator.name,
         tsc_khz=accelerator.tsc_khz,
         kvm_gid=accelerator.gid,
-        qemu=find_program(QEMU) or QEMU,
         virtiofsd=find_program(VIRTIOFSD) or "virtiofsd",
-        library=library(),
         has_vsock=with_vsock and has_vsock(),
-        cloud_hypervisor=cloud_hypervisor(),
+        hypervisors=find_hypervisors(),
         slowness=observe_slowness(),
     )
 
 
 @functools.cache
-def cloud_hypervisor() -> str | None:
-    """The program, where one that is new enough is installed."""
-    program = find_program(TRAITS.program)
-    if program is None:
-        return None
-    said = parse_version(run([program, "--version"], check=False).stdout)
-    return program if said is not None and said >= OLDEST else None
+def find_hypervisors() -> dict[str, dict[str, str]]:
+    """What each hypervisor of the registry finds of its own on this host, by their names: once for each command."""
+    return {backend.TRAITS.name: backend.TRAITS.find(ThisHost()) for backend in backends_named("local", "vm")}
 
 
-def library() -> str:
-    """The directory that qemu.qmp is imported from."""
-    spec = importlib.util.find_spec("qemu.qmp")
-    assert spec is not None and spec.origin is not None  # hutch depends on it
-    return str(Path(spec.origin).parents[2])
+class ThisHost:
+    """This host, as hypervisors ask it."""
+
+    def program(self, name: str) -> str | None:
+        return find_program(name)
+
+    def said(self, *command: str) -> str:
+        try:
+            return run(command, check=False).stdout
+        except (HutchError, OSError):
+            return ""
+
+    def library(self, package: str) -> str:
+        return library(package)
+
+
+def library(package: str) -> str:
+    """The directory that a package is imported from which hutch depends on."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return str(Path(spec.origin).parents[package.count(".") + 1])

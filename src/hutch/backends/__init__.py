@@ -1,7 +1,8 @@
 """Pure: workspace -> Launch, or an Instance where a server runs it. One file for each backend: its traits, its problems
 (`check`), and its `launch` or `render`.
 
-The registry: adding a backend touches its own file and one line here. Nobody else asks for a type or a hypervisor.
+Adding a backend touches its own file and one line of the registry, spec/kinds. Nobody else asks for a type or a
+hypervisor.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from hutch.backends.traits import Traits
 from hutch.errors import Problem
-from hutch.spec import names
+from hutch.spec import kinds, names
 from hutch.spec.model import Network, Weight, WorkspaceSpec, declared_weight, has_effect
 
 if TYPE_CHECKING:
@@ -36,13 +37,6 @@ class HostBackend(Backend, Protocol):
         """The Launch that makes the workspace run."""
 
 
-BACKENDS: tuple[tuple[str, str, str], ...] = (
-    ("local", "container", "hutch.backends.nspawn"),
-    ("local", "vm", "hutch.backends.qemu"),
-    ("local", "vm", "hutch.backends.cloud_hypervisor"),
-    ("incus", "container", "hutch.backends.incus"),
-)
-"""(engine, type, module); a module is imported only for workspaces of its kind."""
 UNSUPPORTED = "not supported yet"
 FOREIGN = Traits("")
 """The traits of a workspace that no backend here runs: this host has nothing to do for it."""
@@ -51,11 +45,15 @@ FOREIGN = Traits("")
 def backends_of(workspace: WorkspaceSpec) -> list[Backend]:
     """The backends that the workspace leaves to choose from, the highest rank first: all of its kind, or the one that
     it names."""
-    kind = (workspace.engine, workspace.type)
-    found = [cast(Backend, import_module(module)) for *of, module in BACKENDS if tuple(of) == kind]
-    if has_effect("hypervisor", workspace.type) and workspace.hypervisor != "auto":
-        found = [backend for backend in found if backend.TRAITS.name == workspace.hypervisor]
+    is_named = has_effect("hypervisor", workspace.type) and workspace.hypervisor != "auto"
+    found = backends_named(workspace.engine, workspace.type, workspace.hypervisor if is_named else None)
     return sorted(found, key=lambda backend: backend.TRAITS.rank, reverse=True)
+
+
+def backends_named(engine: str, type: str, name: str | None = None) -> list[Backend]:
+    """The backends of a kind, or the one of a name among them."""
+    modules = (module for *kind, of, module in kinds.BACKENDS if kind == [engine, type] and name in (None, of))
+    return [cast(Backend, import_module(module)) for module in modules]
 
 
 def choose(workspace: WorkspaceSpec, hardware: Hardware | None = None) -> Backend | None:

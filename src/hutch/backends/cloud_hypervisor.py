@@ -9,35 +9,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from hutch.backends import machine
-from hutch.backends.identity import identify
 from hutch.backends.jail import jailed
-from hutch.backends.launch import REBOOT, File, Hardware, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import File, Hardware, Launch, Step, Surroundings
 from hutch.backends.machine import (
-    TASKS,
-    dialect,
-    disk_cleanup,
+    Monitor,
+    credentials_of,
     disk_path,
-    disk_steps,
     hear_command,
     left_of,
-    memory_limit,
+    machine_launch,
     memory_of,
-    pipes_step,
     render_shares,
-    sandbox,
-    share_mounts,
-    share_servers,
     tap_command,
 )
-from hutch.backends.machined import forget_step, register_step
-from hutch.backends.port import port_of
-from hutch.backends.share import release_steps, share_places, share_tags
-from hutch.backends.traits import Traits
+from hutch.backends.share import share_tags
+from hutch.backends.traits import Host, Traits
 from hutch.errors import Problem
 from hutch.guest.boot import kernel_arguments
-from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
+from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET
 from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, WorkspaceSpec
 from hutch.spec.programs import own_program
 
@@ -45,11 +37,19 @@ OLDEST = 52
 """The first cloud-hypervisor that does what is asked of it: `image_type` of disks, and a network device by descriptor
 from another network namespace."""
 VERSION = re.compile(r"cloud-hypervisor v?([0-9]{1,6})[.]", re.ASCII)
+CALLS = "hutch.backends.cloud_hypervisor_calls"
+
+
+def find(host: Host) -> dict[str, str]:
+    """Its program, where one that is new enough is installed."""
+    program = host.program("cloud-hypervisor")
+    version = parse_version(host.said(program, "--version")) if program else None
+    return {"program": program} if program and version is not None and version >= OLDEST else {}
 
 
 def lacks(hardware: Hardware | None) -> Iterable[str]:
     """Sentences: what this host lacks for cloud-hypervisor."""
-    if hardware is None or hardware.cloud_hypervisor is None:
+    if hardware is None or not hardware.hypervisors.get("cloud-hypervisor"):
         yield f"cloud-hypervisor {OLDEST} or newer is not installed"
     if hardware is None or hardware.accelerator != "kvm":
         yield "cloud-hypervisor needs KVM, and no guest runs under KVM on this host"
@@ -64,6 +64,8 @@ TRAITS = Traits(
     memory=MACHINE_MEMORY,
     needs_kvm=True,
     sizes={"processors": ("--cpus", r"boot=(\d+)"), "MiB": ("--memory", r"size=(\d+)M,.*")},
+    modules=("backends/cloud_hypervisor_calls.py",),
+    find=find,
     lacks=lacks,
 )
 EVENTS, TAP = 3, 4  # descriptors: the pipe that its events go to, and the device
@@ -90,59 +92,30 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     """Everything that makes the machine run."""
     hardware = host.hardware
     assert hardware is not None
-    layout, runtime = host.layout, str(host.layout.runtime(name))
-    credentials = render_credentials(
-        identify(name, workspace, host.network.subnet, host.keys, "Name=eth0", host.decisions)
-    ) | {NOTIFY_SOCKET: f"vsock-stream:2:{READY_PORT}\n"}
+    runtime = str(host.layout.runtime(name))
+    credentials = credentials_of(name, workspace, host) | {NOTIFY_SOCKET: f"vsock-stream:2:{READY_PORT}\n"}
     files = [File(f"{runtime}/archive/credentials/{key}", text) for key, text in credentials.items()]
     files.append(File(f"{runtime}/archive/shares", render_shares(workspace, host)))
-    port = port_of(name, workspace, layout, host.network)
-    files.append(File(f"{runtime}/port", port.render_batch()))
-    shares = share_places(workspace, runtime)
-    return Launch(
-        workspace=name,
-        backend="cloud-hypervisor",
-        unit=layout.unit(name),
-        network_namespace=str(layout.namespace_path),
-        cgroup=layout.cgroup(name),
-        runtime=runtime,
-        dialect=dialect("cloud_hypervisor"),
-        directories=(f"{runtime}/vm", f"{runtime}/archive/credentials", f"{runtime}/sockets", *shares),
+    monitor = Monitor(
+        name=TRAITS.name,
+        dialect=Path(__file__).with_suffix(".sh"),
         files=tuple(files),
-        prepare=(
-            (port.make(),),
-            archive_steps(name, host),
-            (sockets_step(f"{runtime}/sockets", host.uid_base),),
-            *share_mounts(name, workspace, host, shares),
-            *disk_steps(name, workspace, host),
-            (pipes_step(f"{runtime}/vm", host.uid_base, "events"),),
-        ),
-        connect=port.connect(f"{runtime}/port"),
-        helpers=share_servers(workspace, host, hardware.virtiofsd, runtime),
+        directories=(f"{runtime}/archive/credentials", f"{runtime}/sockets"),
+        prepare=(archive_steps(name, host), (sockets_step(f"{runtime}/sockets", host.uid_base),)),
+        pipes=("events",),
         argv=machine_argv(name, workspace, host, hardware),
         commands={
             "hear": hear_command(host, name, "socket", f"{runtime}/sockets", f"vm_{READY_PORT}"),
             "ask": calls_command(name, host, "end"),
         },
-        sandbox=sandbox(with_vsock=False),
-        post_start=(register_step(layout.machine(name), host.machine_id),) if host.has_machined else (),
-        cleanup=(
-            *port.cleanup(),
-            *release_steps(name, workspace, host),
-            *disk_cleanup(name, workspace, host),
-            *((forget_step(layout.machine(name)),) if host.has_machined else ()),
-        ),
-        restart_codes=(REBOOT,),
-        limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),
-        memory=memory_of(workspace, host),
         balloon=balloon_step(name, workspace, host),
-        facts={"hypervisor": "cloud-hypervisor", "accelerator": hardware.accelerator},
     )
+    return machine_launch(name, workspace, host, monitor)
 
 
 def calls_command(name: str, host: Surroundings, *words: str) -> tuple[str, ...]:
     """The command that sends a request to a running machine."""
-    program = own_program("hutch.backends.cloud_hypervisor_calls", host.python, host.package)
+    program = own_program(CALLS, host.python, host.package)
     return (*program, f"{host.layout.runtime(name)}/sockets", *words)
 
 
@@ -175,10 +148,10 @@ def sockets_step(place: str, uid: int) -> Step:
 
 def machine_argv(name: str, workspace: WorkspaceSpec, host: Surroundings, hardware: Hardware) -> tuple[str, ...]:
     """The main process's command: the machine in its jail, with the one network device that was opened for it."""
-    assert hardware.cloud_hypervisor is not None
     runtime = str(host.layout.runtime(name))
     disk = disk_path(name, workspace, host)
-    files = ["--ro-bind", hardware.cloud_hypervisor, "/cloud-hypervisor", "--proc", "/proc"]
+    program = hardware.program_of(TRAITS.name)
+    files = ["--ro-bind", program, "/cloud-hypervisor", "--proc", "/proc"]
     files += ["--ro-bind", hardware.kernel, "/kernel", "--ro-bind", hardware.initrd, "/initrd"]
     files += ["--ro-bind", hardware.root, "/root.erofs", "--ro-bind", f"{runtime}/vm", "/vm"]
     files += ["--bind", f"{runtime}/sockets", "/sockets", "--dev-bind", "/dev/kvm", "/dev/kvm"]

@@ -13,6 +13,7 @@ from functools import cache
 from types import NoneType
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
+from hutch.failure import HutchError
 from hutch.frozen import dataclass
 from hutch.spec.model import Network
 from hutch.spec.names import Layout
@@ -26,9 +27,9 @@ REBOOT = 133
 class Hardware:
     """The files and programs of virtual machines on this host. `kernel`, `initrd`, `root` and `firmware` are files of
     the image cache and of the host; `accelerator` is "kvm" or "tcg", `tsc_khz` the rate of the host's time stamp
-    counter for the latter, `kvm_gid` the group that may use the former; `qemu`, `virtiofsd` and `library` (where
-    qemu.qmp lies) are paths, and so is `cloud_hypervisor`, if a version that can be used is installed: see
-    backends/cloud_hypervisor. `slowness` is how many times as long as usual a start may take here."""
+    counter for the latter, `kvm_gid` the group that may use the former; `virtiofsd` is a path. `hypervisors` has, for
+    each by its name, what it has found here: see Traits. `slowness` is how many times as long as usual a start may take
+    here."""
 
     kernel: str
     initrd: str
@@ -37,12 +38,18 @@ class Hardware:
     accelerator: str
     tsc_khz: int | None
     kvm_gid: int | None
-    qemu: str
     virtiofsd: str
-    library: str
     has_vsock: bool
-    cloud_hypervisor: str | None = None
+    hypervisors: dict[str, dict[str, str]]
     slowness: int = 1
+
+    def program_of(self, hypervisor: str) -> str:
+        """The program of a hypervisor. HutchError where it is not there, or not any more."""
+        if program := self.hypervisors.get(hypervisor, {}).get("program"):
+            return program
+        raise HutchError(
+            f"{hypervisor} is not installed, or is too old", resolution="`hutch doctor` says what is there"
+        )
 
 
 @dataclass(frozen=True)

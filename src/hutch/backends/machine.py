@@ -1,4 +1,4 @@
-"""The parts that all virtual machines share, whichever monitor runs them: size, shares, disk, and problems.
+"""What all virtual machines share, whichever monitor runs them: their Launch, size, shares, disk, and problems.
 
 A share is an idmapped bind mount on which the owner's files belong to the workspace's own uid; a virtiofsd serves it as
 that uid. What the host has for machines is host/hardware/capacity's.
@@ -9,16 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from hutch.backends.identity import guest_uid
+from hutch.backends.identity import guest_uid, identify
 from hutch.backends.jail import jailed
-from hutch.backends.launch import Hardware, Helper, Step, Surroundings
-from hutch.backends.share import STORE, bind_step, mount_steps, share_places, share_tags, sources, store_step
+from hutch.backends.launch import REBOOT, File, Hardware, Helper, Launch, Limits, Step, Surroundings
+from hutch.backends.machined import forget_step, register_step
+from hutch.backends.port import port_of
+from hutch.backends.share import (
+    STORE,
+    bind_step,
+    mount_steps,
+    release_steps,
+    share_places,
+    share_tags,
+    sources,
+    store_step,
+)
 from hutch.errors import Problem
+from hutch.frozen import dataclass
+from hutch.guest.credentials import render_credentials
 from hutch.spec import names
 from hutch.spec.model import MACHINE_MEMORY, MOST_MACHINE_CPUS, WorkspaceSpec
 from hutch.spec.programs import own_program
 
-PLACE = Path(__file__).parent
+COMMON = Path(__file__).with_suffix(".sh")
 CONSOLE_UNIT = "serial-getty@ttyS0.service"
 FILE = "file"  # the name of a shared file in the directory that is served
 DISK = 8 << 30  # bytes of a kept root that the file says nothing of; it is sparse
@@ -38,6 +51,73 @@ def check(prefix: str, workspace: WorkspaceSpec) -> Iterable[Problem]:
         yield Problem("is too little for a VM", f"{prefix}.memory", hint=f"at least {LEAST_MEMORY >> 20}MiB")
     if workspace.vcpus is not None and workspace.vcpus > MOST_MACHINE_CPUS:
         yield Problem("is more than a VM can have", f"{prefix}.vcpus", hint=f"1 to {MOST_MACHINE_CPUS}")
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What one hypervisor brings to the Launch of a machine. `name` is that of its traits; `dialect` are the functions
+    of a shell that machine.sh asks for. `files` and `directories` are there before the chains of `prepare` run; `pipes`
+    are made below the machine's directory, "log" beside them. `argv`, `commands` and `balloon` are a Launch's."""
+
+    name: str
+    dialect: Path
+    files: tuple[File, ...]
+    prepare: tuple[tuple[Step, ...], ...]
+    pipes: tuple[str, ...]
+    argv: tuple[str, ...]
+    commands: dict[str, tuple[str, ...]]
+    directories: tuple[str, ...] = ()
+    balloon: Step | None = None
+    has_vsock: bool = False
+
+
+def machine_launch(name: str, workspace: WorkspaceSpec, host: Surroundings, monitor: Monitor) -> Launch:
+    """The Launch of a machine: everything that makes it run."""
+    hardware = host.hardware
+    assert hardware is not None
+    layout, runtime = host.layout, str(host.layout.runtime(name))
+    port = port_of(name, workspace, layout, host.network)
+    shares = share_places(workspace, runtime)
+    return Launch(
+        workspace=name,
+        backend=monitor.name,
+        unit=layout.unit(name),
+        network_namespace=str(layout.namespace_path),
+        cgroup=layout.cgroup(name),
+        runtime=runtime,
+        dialect=dialect(monitor.dialect),
+        directories=(f"{runtime}/vm", *monitor.directories, *shares),
+        files=(*monitor.files, File(f"{runtime}/port", port.render_batch())),
+        prepare=(
+            (port.make(),),
+            *monitor.prepare,
+            *share_mounts(name, workspace, host, shares),
+            *disk_steps(name, workspace, host),
+            (pipes_step(f"{runtime}/vm", host.uid_base, *monitor.pipes),),
+        ),
+        connect=port.connect(f"{runtime}/port"),
+        helpers=share_servers(workspace, host, hardware.virtiofsd, runtime),
+        argv=monitor.argv,
+        commands=monitor.commands,
+        sandbox=sandbox(with_vsock=monitor.has_vsock),
+        post_start=(register_step(layout.machine(name), host.machine_id),) if host.has_machined else (),
+        cleanup=(
+            *port.cleanup(),
+            *release_steps(name, workspace, host),
+            *disk_cleanup(name, workspace, host),
+            *((forget_step(layout.machine(name)),) if host.has_machined else ()),
+        ),
+        restart_codes=(REBOOT,),
+        limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),
+        memory=memory_of(workspace, host),
+        balloon=monitor.balloon,
+        facts={"hypervisor": monitor.name, "accelerator": hardware.accelerator},
+    )
+
+
+def credentials_of(name: str, workspace: WorkspaceSpec, host: Surroundings) -> dict[str, str]:
+    """What the guest is told of itself, beside its host key."""
+    return render_credentials(identify(name, workspace, host.network.subnet, host.keys, "Name=eth0", host.decisions))
 
 
 def memory_of(workspace: WorkspaceSpec, host: Surroundings) -> int:
@@ -75,9 +155,9 @@ def sandbox(*, with_vsock: bool) -> tuple[str, ...]:
     )
 
 
-def dialect(name: str) -> str:
-    """Shell functions for machines, and for the monitor of that name."""
-    return "".join((PLACE / f"{part}.sh").read_text(encoding="utf-8") for part in ("machine", name))
+def dialect(own: Path) -> str:
+    """Shell functions for machines, and those of a monitor's own."""
+    return "".join(part.read_text(encoding="utf-8") for part in (COMMON, own))
 
 
 def pipes_step(directory: str, uid: int, *links: str) -> Step:

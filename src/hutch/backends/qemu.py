@@ -8,46 +8,48 @@ which the owner's files belong to that uid, so nothing that a guest makes is any
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 
 from hutch.backends import machine
-from hutch.backends.identity import identify
 from hutch.backends.jail import jailed
-from hutch.backends.launch import REBOOT, File, Hardware, Launch, Limits, Step, Surroundings
+from hutch.backends.launch import File, Hardware, Launch, Step, Surroundings
 from hutch.backends.machine import (
-    TASKS,
-    dialect,
-    disk_cleanup,
+    Monitor,
+    credentials_of,
     disk_path,
-    disk_steps,
     hear_command,
     left_of,
     listening,
-    memory_limit,
+    machine_launch,
     memory_of,
-    pipes_step,
     render_shares,
-    sandbox,
-    share_mounts,
-    share_servers,
     tap_command,
 )
-from hutch.backends.machined import forget_step, register_step
-from hutch.backends.port import port_of
-from hutch.backends.share import release_steps, share_places, share_tags
-from hutch.backends.traits import Traits
+from hutch.backends.share import share_tags
+from hutch.backends.traits import Host, Traits
 from hutch.errors import Problem
 from hutch.guest.boot import MICROVM, kernel_arguments
-from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET, render_credentials
+from hutch.guest.credentials import HOST_KEY, NOTIFY_SOCKET
 from hutch.spec.model import MACHINE_CPUS, MACHINE_MEMORY, WorkspaceSpec
 from hutch.spec.programs import own_program
 
+PROGRAM = "qemu-system-x86_64"
+
+
+def find(host: Host) -> dict[str, str]:
+    """Its program, and where qemu.qmp is imported from. Where it is not installed, what starts it says so."""
+    return {"program": host.program(PROGRAM) or PROGRAM, "library": host.library("qemu.qmp")}
+
+
 TRAITS = Traits(
     name="qemu",
-    program="qemu-system-x86_64",
+    program=PROGRAM,
     console=machine.CONSOLE_UNIT,
     is_machine=True,
     memory=MACHINE_MEMORY,
     sizes={"processors": ("-smp", r"(\d+)"), "MiB": ("-m", r"(\d+)M")},
+    find=find,
 )
 CONSOLE, CONTROL, TAP, VSOCK = 3, 4, 5, 6  # descriptors
 EMULATED = "qemu64,+rdrand,+rdtscp,+arat,-svm"
@@ -68,56 +70,31 @@ def launch(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Launch:
     hardware = host.hardware
     assert hardware is not None
     layout, runtime = host.layout, str(host.layout.runtime(name))
-    credentials = render_credentials(
-        identify(name, workspace, host.network.subnet, host.keys, "Name=eth0", host.decisions)
-    )
+    credentials = credentials_of(name, workspace, host)
     files = [File(f"{runtime}/vm/{key}", text, host.uid_base) for key, text in credentials.items()]
     files.append(File(f"{runtime}/vm/shares", render_shares(workspace, host), host.uid_base))
-    port = port_of(name, workspace, layout, host.network)
-    files.append(File(f"{runtime}/port", port.render_batch()))
-    shares = share_places(workspace, runtime)
     told, sources = (*credentials, HOST_KEY), ["port", f"{runtime}/vm/port.out"]
     if has_vsock(workspace, hardware):
         told = (*told, NOTIFY_SOCKET)
         sources += ["vsock", str(layout.cid(name)), f"{runtime}/vm/{NOTIFY_SOCKET}", str(host.uid_base)]
-    key = f"{runtime}/vm/{HOST_KEY}"
     owned = ("install", "-m", "400", "-o", str(host.uid_base), "-g", str(host.uid_base))
-    return Launch(
-        workspace=name,
-        backend="qemu",
-        unit=layout.unit(name),
-        network_namespace=str(layout.namespace_path),
-        cgroup=layout.cgroup(name),
-        runtime=runtime,
-        dialect=dialect("qemu"),
-        directories=(f"{runtime}/vm", *shares),
+    key = (*owned, str(layout.host_key(name)), f"{runtime}/vm/{HOST_KEY}")
+    monitor = Monitor(
+        name=TRAITS.name,
+        dialect=Path(__file__).with_suffix(".sh"),
         files=tuple(files),
-        prepare=(
-            (port.make(),),
-            (Step((*owned, str(layout.host_key(name)), key), "hand in the host key"),),
-            *share_mounts(name, workspace, host, shares),
-            *disk_steps(name, workspace, host),
-            (pipes_step(f"{runtime}/vm", host.uid_base, *PIPES),),
-        ),
-        connect=port.connect(f"{runtime}/port"),
-        helpers=share_servers(workspace, host, hardware.virtiofsd, runtime),
+        prepare=((Step(key, "hand in the host key"),),),
+        pipes=PIPES,
         argv=qemu_argv(name, workspace, host, hardware, told),
         commands={"hear": hear_command(host, name, *sources)},
-        sandbox=sandbox(with_vsock=has_vsock(workspace, hardware)),
-        post_start=(register_step(layout.machine(name), host.machine_id),) if host.has_machined else (),
-        cleanup=(
-            *port.cleanup(),
-            *release_steps(name, workspace, host),
-            *disk_cleanup(name, workspace, host),
-            *((forget_step(layout.machine(name)),) if host.has_machined else ()),
-        ),
-        restart_codes=(REBOOT,),
-        limits=Limits(memory=memory_limit(workspace, host, hardware), tasks=TASKS),
-        memory=memory_of(workspace, host),
         balloon=balloon_step(name, workspace, host),
-        facts={"hypervisor": "qemu", "accelerator": hardware.accelerator},
-        start_seconds=(60.0 if hardware.accelerator == "kvm" else 180.0) * hardware.slowness,
-        stop_seconds=15.0 if hardware.accelerator == "kvm" else 30.0,  # on any host: a guest may just ignore it
+        has_vsock=has_vsock(workspace, hardware),
+    )
+    has_kvm = hardware.accelerator == "kvm"
+    return replace(
+        machine_launch(name, workspace, host, monitor),
+        start_seconds=(60.0 if has_kvm else 180.0) * hardware.slowness,
+        stop_seconds=15.0 if has_kvm else 30.0,  # on any host: a guest may just ignore it
     )
 
 
@@ -127,7 +104,7 @@ def balloon_step(name: str, workspace: WorkspaceSpec, host: Surroundings) -> Ste
     if size is None or host.hardware is None:
         return None
     program = own_program("hutch.backends.qemu_monitor", host.python, host.package, needs_others=True)
-    told = (f"{host.layout.runtime(name)}/control", host.hardware.library, str(size))
+    told = (f"{host.layout.runtime(name)}/control", host.hardware.hypervisors[TRAITS.name]["library"], str(size))
     return Step((*program, *told), f"leave it {size >> 20} MiB of its memory", may_fail=True)
 
 
@@ -152,7 +129,7 @@ def qemu_argv(
         files += ["--dev-bind", "/dev/kvm", "/dev/kvm"]
     groups = str(hardware.kvm_gid) if hardware.accelerator == "kvm" and hardware.kvm_gid is not None else ""
     command = (
-        hardware.qemu,
+        hardware.program_of(TRAITS.name),
         *machine_options(workspace, hardware, memory_of(workspace, host) >> 20),
         *device_options(workspace, disk is not None, has_vsock(workspace, hardware)),
         *(word for key in credentials for word in ("-fw_cfg", f"name=opt/io.systemd.credentials/{key},file=/vm/{key}")),

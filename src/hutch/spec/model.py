@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from hutch.errors import UsageError
 from hutch.frozen import dataclass
 from hutch.spec import values
 from hutch.spec.entries import Destination, Egress, EnvironmentTable, PublicKey, Published
 from hutch.spec.entries import Publish as Publish
+from hutch.spec.kinds import hypervisors
 
 Weight = Literal["live", "restart", "recreate"]
+if TYPE_CHECKING:  # the names are the registry's, which a type checker does not read
+    Hypervisor = str
+else:
+    Hypervisor = Literal["auto", *hypervisors()]
 
 MACHINE_CPUS, MACHINE_MEMORY = 2, 1 << 30  # defaults of a virtual machine; memory in bytes
 MOST_MACHINE_CPUS = 255  # the most that a processor's number allows, without hardware that QEMU's microvm lacks
@@ -121,9 +126,7 @@ class WorkspaceSpec:
     engine: Literal["local", "incus"] = key(
         "who runs it: this host, or an Incus server, see [engines.incus]", weight="recreate", default="local"
     )
-    hypervisor: Literal["auto", "qemu", "cloud-hypervisor"] = key(
-        "the virtual machine monitor", only="vm", default="auto"
-    )
+    hypervisor: Hypervisor = key("the virtual machine monitor", only="vm", default="auto")
     image: Annotated[str, values.ImageReference()] = key(
         "guest operating system (oci and nix: not supported yet)", default="debian:trixie"
     )

@@ -21,11 +21,12 @@ from hutch.apply.ejected_texts import (
     PYTHON,
     REMOVAL_LIBRARY,
     Ejection,
+    modules_of,
     render_files,
     render_units,
 )
 from hutch.apply.ejecting import check, recover_ejected, subject_home
-from hutch.backends import is_machine, launch_of
+from hutch.backends import is_machine, launch_of, qemu
 from hutch.backends.machine import dialect
 from hutch.backends.nspawn import DIALECT, NEST
 from hutch.errors import HutchError, UsageError
@@ -91,7 +92,10 @@ def subject(name: str, declared: WorkspaceSpec, layout: Layout = LAYOUT) -> Ejec
 
 def texts(of: Ejection) -> dict[str, str]:
     same = {path.read_text(): "all" for path in (LIBRARY, NETWORK_LIBRARY, REMOVAL_LIBRARY)}
-    same |= {DIALECT.read_text(): "all containers", dialect("qemu"): "all machines of QEMU"}
+    same |= {
+        DIALECT.read_text(): "all containers",
+        dialect(Path(qemu.__file__).with_suffix(".sh")): "all machines of QEMU",
+    }
     found = {}
     for path, text in render_files(of).items():
         content = text.content
@@ -119,7 +123,11 @@ def test_nothing_leads_back_to_hutch(name: str, declared: WorkspaceSpec) -> None
             assert f"{place}/" not in text and not text.endswith(place) and f"{place} " not in text, title
 
 
-@pytest.mark.parametrize("programs", [PROGRAMS, (*PROGRAMS, *EGRESS_PROGRAMS)], ids=["all", "watched"])
+@pytest.mark.parametrize(
+    "programs",
+    [PROGRAMS, (*PROGRAMS, *EGRESS_PROGRAMS), (*PROGRAMS, *modules_of(workspace(type="vm")))],
+    ids=["all", "watched", "machines"],
+)
 def test_programs_need_nothing_else_of_hutch(programs: Sequence[str]) -> None:
     modules = [program for program in programs if program.endswith(".py")]
     known = {f"hutch.{program.removesuffix('.py').replace('/', '.')}" for program in (*modules, *PACKAGES)}
@@ -143,9 +151,8 @@ def test_all_that_it_runs_of_ours_goes_along(name: str, declared: WorkspaceSpec)
     for title, text in texts(found).items():
         modules = re.findall(r"from (hutch[.\w]*) import main", text)
         paths = re.findall(rf"{re.escape(str(found.layout.programs))}/([\w/]+[.]py)", text)
-        assert {*paths, *(f"{module.replace('.', '/')}.py".removeprefix("hutch/") for module in modules)} <= {
-            *PROGRAMS
-        }, title
+        runs = {*paths, *(f"{module.replace('.', '/')}.py".removeprefix("hutch/") for module in modules)}
+        assert runs <= {*PROGRAMS, *modules_of(found.workspace)}, title
 
 
 def test_programs_are_where_they_are_looked_for() -> None:

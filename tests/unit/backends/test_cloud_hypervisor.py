@@ -161,16 +161,17 @@ def wants(hypervisor: str, **keys: Any) -> WorkspaceSpec:
     return workspace(type="vm", hypervisor=hypervisor, **keys)
 
 
+ONLY_QEMU = {"qemu": HARDWARE.hypervisors["qemu"], "cloud-hypervisor": {}}
 CHOICES: dict[str, tuple[WorkspaceSpec, Hardware, str]] = {
     "installed, with KVM": (wants("auto"), HARDWARE, "cloud-hypervisor"),
-    "not installed": (wants("auto"), replace(HARDWARE, cloud_hypervisor=None), "qemu"),
+    "not installed": (wants("auto"), replace(HARDWARE, hypervisors=ONLY_QEMU), "qemu"),
     "without KVM": (wants("auto"), replace(HARDWARE, accelerator="tcg", tsc_khz=2_000_000), "qemu"),
     "an image that cannot tell": (wants("auto", image="debian:bookworm"), HARDWARE, "qemu"),
     "QEMU by name": (wants("qemu"), HARDWARE, "qemu"),
     "by name": (wants("cloud-hypervisor"), HARDWARE, "cloud-hypervisor"),
     "by name, though it is not there": (
         wants("cloud-hypervisor"),
-        replace(HARDWARE, cloud_hypervisor=None),
+        replace(HARDWARE, hypervisors=ONLY_QEMU),
         "cloud-hypervisor",
     ),
 }
@@ -188,14 +189,14 @@ def test_what_is_chosen_is_launched(
     declared: WorkspaceSpec, hardware: Hardware, chosen: str, has_machined: bool
 ) -> None:
     """On systemd hosts as elsewhere."""
-    if chosen != "cloud-hypervisor" or hardware.cloud_hypervisor is not None:
+    if chosen != "cloud-hypervisor" or hardware.hypervisors.get("cloud-hypervisor"):
         host = surroundings(hardware=hardware, has_machined=has_machined)
         found = launch_of("web", declared, host)
         assert (found.backend, found.facts["hypervisor"]) == (chosen, chosen)
 
 
 def test_what_is_named_and_cannot_run_is_refused() -> None:
-    poor = replace(HARDWARE, cloud_hypervisor=None, accelerator="tcg")
+    poor = replace(HARDWARE, hypervisors=ONLY_QEMU, accelerator="tcg")
     problems = list(check_named("web", wants("cloud-hypervisor"), poor))
     assert [problem.key for problem in problems] == ["workspaces.web.hypervisor"] * 2
     assert all(problem.hint for problem in problems)

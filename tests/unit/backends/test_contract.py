@@ -16,11 +16,12 @@ from hutch.backends.launch import Surroundings, decode_launch, encode_launch
 from hutch.backends.traits import Traits
 from hutch.plan.actions import Wanted
 from hutch.plan.planner import Standing, plan_one
+from hutch.spec import kinds
 from hutch.spec.model import WorkspaceSpec
-from tests.support import toy_backend
+from tests.support import toys
 from tests.unit.facts import HARDWARE, LAYOUT, NETWORK, surroundings, workspace
 
-DIFFERENT = ("name", "rank", "program", "sizes", "lacks", "needs_kvm")
+DIFFERENT = ("name", "rank", "program", "sizes", "modules", "find", "lacks", "needs_kvm")
 """Traits that nobody asks for before it is known which backend it is."""
 CHANGES = {"vcpus": 3, "memory": 3 << 30, "disk": 3 << 30, "egress": "none"}
 
@@ -34,7 +35,7 @@ class Case:
     declares: dict[str, Any]
     refuses: dict[str, Any]
     refused: str
-    lines: tuple[tuple[str, str, str], ...] = field(default=())
+    lines: tuple[tuple[str, str, str, str], ...] = field(default=())
 
 
 CLOUD_HYPERVISOR = {"type": "vm", "hypervisor": "cloud-hypervisor"}
@@ -42,7 +43,8 @@ CASES = (
     Case("nspawn", {}, {"disk": 1 << 30, "persist": "all"}, "disk"),
     Case("qemu", {"type": "vm", "hypervisor": "qemu"}, {"memory": 64 << 20}, "memory"),
     Case("cloud-hypervisor", CLOUD_HYPERVISOR, {"image": "debian:bookworm"}, "hypervisor"),
-    Case("toy", {}, {"nesting": True}, "nesting", (toy_backend.LINE,)),
+    Case("toy", {}, {"nesting": True}, "nesting", (toys.CONTAINER,)),
+    Case("toy-machine", {"type": "vm", "hypervisor": "toy-machine"}, {"memory": 64 << 20}, "memory", (toys.MACHINE,)),
 )
 ELSEWHERE = (Case("incus", {"engine": "incus", "home": None}, {"egress": "none"}, "egress"),)
 """Those by which a server runs a workspace: they render an Instance where the others make a Launch."""
@@ -60,7 +62,7 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cas
 
 def registered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Case:
     assert isinstance(request.param, Case)
-    monkeypatch.setattr(backends, "BACKENDS", (*backends.BACKENDS, *request.param.lines))
+    monkeypatch.setattr(kinds, "BACKENDS", (*kinds.BACKENDS, *request.param.lines))
     return request.param
 
 
@@ -69,12 +71,16 @@ def declared(case: Case, **keys: Any) -> WorkspaceSpec:
 
 
 def host(case: Case) -> Surroundings:
-    return surroundings(hardware=HARDWARE if traits_of(declared(case)).is_machine else None)
+    found = {**HARDWARE.hypervisors, "toy-machine": {"program": "/usr/bin/sh"}}
+    hardware = replace(HARDWARE, hypervisors=found)
+    return surroundings(hardware=hardware if traits_of(declared(case)).is_machine else None)
 
 
 def test_each_of_the_registry_has_a_case() -> None:
-    found = [cast(Backend, import_module(module)).TRAITS.name for *_, module in backends.BACKENDS]
-    assert sorted([*found, "toy"]) == sorted(case.name for case in (*CASES, *ELSEWHERE))
+    lines = (*kinds.BACKENDS, *toys.LINES)
+    assert sorted(name for *_, name, _ in lines) == sorted(case.name for case in (*CASES, *ELSEWHERE))
+    for *_, name, module in lines:
+        assert cast(Backend, import_module(module)).TRAITS.name == name
 
 
 def test_it_is_chosen(any_case: Case) -> None:
@@ -93,7 +99,7 @@ def test_those_of_one_type_agree_in_what_is_asked_before_one_is_chosen() -> None
 
 
 def test_where_it_refuses_the_next_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "BACKENDS", (*backends.BACKENDS, toy_backend.LINE))
+    monkeypatch.setattr(kinds, "BACKENDS", (*kinds.BACKENDS, toys.CONTAINER))
     assert traits_of(workspace()).name == "toy"
     assert traits_of(workspace(nesting=True)).name == "nspawn"
     assert traits_of(workspace(type="vm")).name == "cloud-hypervisor"
@@ -104,7 +110,7 @@ def test_where_it_refuses_the_next_one_is_taken(monkeypatch: pytest.MonkeyPatch)
 
 def test_it_refuses_what_it_cannot_do_by_its_key(any_case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [*check("web", declared(any_case), NETWORK)] == []
-    monkeypatch.setattr(backends, "BACKENDS", any_case.lines or backends.BACKENDS)  # nobody else to take it
+    monkeypatch.setattr(kinds, "BACKENDS", any_case.lines or kinds.BACKENDS)  # nobody else to take it
     (problem,) = check("web", declared(any_case, **any_case.refuses), NETWORK)
     assert problem.key == f"workspaces.web.{any_case.refused}"
     assert problem.message and problem.hint

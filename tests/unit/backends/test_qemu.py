@@ -24,9 +24,10 @@ HARDWARE = Hardware(
     accelerator="tcg",
     tsc_khz=2_600_000,
     kvm_gid=None,
-    qemu="/usr/bin/qemu-system-x86_64",
+    hypervisors={
+        "qemu": {"program": "/usr/bin/qemu-system-x86_64", "library": "/usr/lib/python3/dist-packages"},
+    },
     virtiofsd="/usr/libexec/virtiofsd",
-    library="/usr/lib/python3/dist-packages",
     has_vsock=False,
 )
 EVERYTHING = everything(type="vm", vcpus=4, disk=16 << 30)

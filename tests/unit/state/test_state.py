@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hutch.errors import HutchError
 from hutch.spec.entries import Publish
+from hutch.spec.kinds import hypervisors
 from hutch.spec.model import WORKSPACE_KEYS, Idle, Mount, Network, WorkspaceSpec
 from hutch.spec.names import Layout
 from hutch.spec.record import Booted, Decision, NetworkRecord, Place, Record
@@ -69,7 +70,7 @@ MOUNTS = st.builds(Mount, words, words, st.sampled_from(["readonly", "writable",
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "type": st.sampled_from(["container", "vm"]),
     "engine": st.sampled_from(["local", "incus"]),
-    "hypervisor": st.sampled_from(["auto", "qemu", "cloud-hypervisor"]),
+    "hypervisor": st.sampled_from(["auto", *hypervisors()]),
     "image": words,
     "packages": some,
     "setup": words,
